@@ -1,0 +1,60 @@
+# Two commands do everything, set-up included:
+#
+#   make run     boot the SVE guest on a real arm64 KVM (in an emulated host where this is no arm64)
+#   make test    lint, type-check, and test: on this machine and inside the emulated host
+#
+# Either leaves .venv/bin/pyvmm ready.  Nothing is installed outside .venv, build/ and the cache
+# (~/.cache/pyvmm, `pyvmm host rm --all` empties it).  A target's file is complete or absent.
+
+PYTHON	?= python3
+VENV	:= .venv
+BIN	:= $(VENV)/bin
+TOOLS	:= build/tools
+GCC	:= $(CURDIR)/$(TOOLS)/aarch64-linux-gnu-gcc
+
+.PHONY: run test lint test-here test-kvm guests venv dev wheel clean
+.DELETE_ON_ERROR:
+
+run: guests
+	$(BIN)/pyvmm run --sve-vls=128,256 sve-vls
+
+test: lint test-here test-kvm
+
+lint: dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# Units anywhere, and the pyvmm command as a user types it.
+test-here: dev guests $(TOOLS)/dtc
+	$(BIN)/python -m pytest -m "not kvm"
+
+# What needs /dev/kvm: here on arm64, else inside the emulated host.
+test-kvm: dev guests
+	$(BIN)/python -m tests.in_host
+
+guests: $(TOOLS)/aarch64-linux-gnu-gcc
+	@$(MAKE) --no-print-directory -s -C guests CC=$(GCC) PYTHON=$(CURDIR)/$(BIN)/python
+
+venv: $(VENV)/.ready
+
+dev: $(VENV)/.dev
+
+$(VENV)/.ready: pyproject.toml setup.py scripts/make_venv.py
+	@$(PYTHON) scripts/make_venv.py $(VENV)
+
+# The tools of `make test`, into the same environment.
+$(VENV)/.dev: $(VENV)/.ready
+	@echo "installing what the tests need ..."
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 && $(BIN)/python -m pip install -q -e '.[dev]' \
+		|| $(PYTHON) scripts/make_venv.py $(VENV) dev
+	@touch $@
+
+$(TOOLS)/%: $(VENV)/.ready
+	@$(BIN)/python -m pyvmm.host.tools $(TOOLS) $*
+
+wheel: guests dev
+	$(BIN)/python -m pip wheel --no-deps -w dist .
+
+clean:
+	rm -rf build dist $(VENV) pyvmm/guests *.egg-info

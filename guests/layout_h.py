@@ -1,0 +1,51 @@
+"""Write the guests' layout.h: pyvmm's guest physical map, as C and assembler see it.
+
+Usage: python3 layout_h.py ../pyvmm/layout.py > layout.h
+
+The map is loaded by its path and not as pyvmm.layout: the guests are built before pyvmm's
+dependencies are installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+# What a guest needs of the map, as (name in C, expression on the layout module, meaning).
+DEFINITIONS = (
+    ("UART_BASE", lambda m: m.UART.base, "16550A, the console"),
+    ("UART_SPI", lambda m: m.UART.spi, ""),
+    ("EXIT_BASE", lambda m: m.EXIT.base, "a 32-bit write of N ends the VM with code N"),
+    ("GICD_BASE", lambda m: m.GICD.base, "GICv3 distributor"),
+    ("GICR_SIZE", lambda m: m.GICR_SIZE, "RD_base and SGI_base frames of one vCPU"),
+    ("GICR_END", lambda m: m.gicr(1).end, "redistributors end here, in vCPU order"),
+    ("PPI_TIMER_VIRT", lambda m: m.PPI_TIMER_VIRT, "virtual timer"),
+    ("RAM_BASE", lambda m: m.RAM_BASE, ""),
+    ("KERNEL_OFFSET", lambda m: m.KERNEL_OFFSET, "where the guests are linked, from RAM_BASE"),
+    ("DTB_ALIGN", lambda m: m.DTB_ALIGN, "no device tree lies below this offset into RAM"),
+)
+
+
+def load_layout(path: Path) -> ModuleType:
+    """The layout module at ``path``, outside its package."""
+    spec = importlib.util.spec_from_file_location("layout", path)
+    if spec is None or spec.loader is None:
+        raise SystemExit(f"{path}: not a Python module")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def header(layout: ModuleType) -> str:
+    """The text of layout.h."""
+    lines = ["/* Generated from pyvmm/layout.py by layout_h.py. */", "#pragma once", ""]
+    for name, value, meaning in DEFINITIONS:
+        comment = f"  /* {meaning} */" if meaning else ""
+        lines.append(f"#define {name:<16}{value(layout):#010x}{comment}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(header(load_layout(Path(sys.argv[1]))))

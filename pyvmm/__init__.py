@@ -1,0 +1,59 @@
+"""A lightweight virtual machine monitor for KVM on arm64, with exact SVE vector lengths.
+
+    from pathlib import Path
+    from pyvmm import Config, Machine, SveRequest
+
+    config = Config(image=Path("guest.elf"), vcpus=2, sve=SveRequest(vls=frozenset({128, 256})))
+    with Machine(config) as vm:
+        code = vm.run()
+
+The names below load their modules when first used, so that importing pyvmm costs nothing and
+works on any machine; only making a Machine needs an arm64 /dev/kvm.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyvmm.config import Config, SveRequest
+    from pyvmm.errors import (
+        GuestError,
+        HostError,
+        ImageError,
+        KvmError,
+        TimeoutExpired,
+        UsageError,
+        VmmError,
+    )
+    from pyvmm.machine import Machine
+
+__version__ = "0.1.0"
+
+__all__ = (
+    "Config",
+    "GuestError",
+    "HostError",
+    "ImageError",
+    "KvmError",
+    "Machine",
+    "SveRequest",
+    "TimeoutExpired",
+    "UsageError",
+    "VmmError",
+)
+
+_HOMES = {
+    "Config": "pyvmm.config",
+    "SveRequest": "pyvmm.config",
+    "Machine": "pyvmm.machine",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(_HOMES.get(name, "pyvmm.errors")), name)
+    globals()[name] = value
+    return value

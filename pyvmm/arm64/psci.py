@@ -1,0 +1,77 @@
+"""The Power State Coordination Interface, as a guest calls it.  Source: Arm DEN 0022.
+
+KVM itself answers PSCI (a vCPU with the PSCI_0_2 feature); what concerns the whole machine,
+SYSTEM_OFF and SYSTEM_RESET, it reports as an exit.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from pyvmm.arm64.bits import Bits, bits
+
+_SMC32 = 0x8400_0000
+_SMC64 = 0xC400_0000
+
+
+class Function(IntEnum):
+    """What a guest puts in W0; a name with 64 takes 64-bit arguments."""
+
+    PSCI_VERSION = _SMC32 + 0
+    CPU_SUSPEND = _SMC32 + 1
+    CPU_OFF = _SMC32 + 2
+    CPU_ON = _SMC32 + 3
+    AFFINITY_INFO = _SMC32 + 4
+    MIGRATE = _SMC32 + 5
+    MIGRATE_INFO_TYPE = _SMC32 + 6
+    MIGRATE_INFO_UP_CPU = _SMC32 + 7
+    SYSTEM_OFF = _SMC32 + 8
+    SYSTEM_RESET = _SMC32 + 9
+    PSCI_FEATURES = _SMC32 + 10
+    SYSTEM_SUSPEND = _SMC32 + 14
+    SYSTEM_RESET2 = _SMC32 + 18
+    SYSTEM_OFF2 = _SMC32 + 21
+    CPU_SUSPEND_64 = _SMC64 + 1
+    CPU_ON_64 = _SMC64 + 3
+    AFFINITY_INFO_64 = _SMC64 + 4
+    MIGRATE_64 = _SMC64 + 5
+    MIGRATE_INFO_UP_CPU_64 = _SMC64 + 7
+    SYSTEM_SUSPEND_64 = _SMC64 + 14
+    SYSTEM_RESET2_64 = _SMC64 + 18
+    SYSTEM_OFF2_64 = _SMC64 + 21
+
+
+class Return(IntEnum):
+    """What the guest finds in X0, as a signed number."""
+
+    SUCCESS = 0
+    NOT_SUPPORTED = -1
+    INVALID_PARAMETERS = -2
+    DENIED = -3
+    ALREADY_ON = -4
+    ON_PENDING = -5
+    INTERNAL_FAILURE = -6
+    NOT_PRESENT = -7
+    DISABLED = -8
+    INVALID_ADDRESS = -9
+
+
+class AffinityState(IntEnum):
+    """What AFFINITY_INFO returns besides errors."""
+
+    ON = 0
+    OFF = 1
+    ON_PENDING = 2
+
+
+class Version(Bits):
+    """What PSCI_VERSION returns, and KVM keeps as a register of its own."""
+
+    MAJOR = bits(31, 16, "major")
+    MINOR = bits(15, 0, "minor")
+
+
+V0_2 = Version.of(MAJOR=0, MINOR=2)
+V1_0 = Version.of(MAJOR=1, MINOR=0)
+V1_1 = Version.of(MAJOR=1, MINOR=1)
+V1_3 = Version.of(MAJOR=1, MINOR=3)

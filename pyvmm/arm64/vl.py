@@ -1,0 +1,240 @@
+"""Sets of SVE vector lengths: reading one, KVM's rule for one, and the words when it is broken.
+
+A vector length is a multiple of 128 bits from 128 to 2048, and always given in bits here.
+A host has some of them, 128 always. KVM gives a vCPU a set that holds *every* length the host
+has up to the set's largest, and none the host lacks. So the legal sets of a host are the
+prefixes of its own: as many as it has lengths.
+
+Source: Linux arch/arm64/kvm/guest.c, set_sve_vls(); Arm ARM DDI 0487, "SVE vector length".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from pyvmm.config import SveRequest
+from pyvmm.errors import HostError, UsageError
+
+VlSet = frozenset[int]
+
+QUADWORD = 128  # bits: the shortest length, and the step between lengths
+LONGEST = 2048  # bits: the architecture's limit
+LENGTHS = frozenset(range(QUADWORD, LONGEST + 1, QUADWORD))
+NO_SVE: VlSet = frozenset()
+
+_DECIMAL = re.compile(r"0|[1-9][0-9]{0,8}")
+
+
+class TextError(UsageError):
+    """Lengths written in a way that makes sense on no machine; ``meant`` is the best guess."""
+
+    def __init__(self, option: str, text: str, reason: str, *, meant: Iterable[int] = ()) -> None:
+        self.meant = LENGTHS.intersection(meant)
+        super().__init__(
+            f"{option}={text}: {reason}",
+            hint="lengths are in bits, each a multiple of 128 up to 2048: --sve-vls=128,256",
+        )
+
+    def on(self, host: VlSet) -> TextError:
+        """The same error, its hint now naming what this host can give."""
+        self.hint = advice(self.meant, host)
+        return self
+
+
+def parse(text: str, *, option: str = "--sve-vls") -> VlSet:
+    """Read a set such as ``128,256``.
+
+    Raises: TextError, for text that is wrong whatever the host has.
+    """
+    items = [item.strip() for item in text.split(",")]
+    numbers = [int(item) for item in items if _DECIMAL.fullmatch(item)]
+    known = frozenset(numbers)
+    reason = (
+        _malformed(items)
+        or _other_unit(known, option)
+        or _out_of_range(numbers)
+        or _repeated(numbers)
+    )
+    if reason:
+        raise TextError(option, text, reason, meant=_meant(known))
+    return known
+
+
+def parse_max(text: str, *, option: str = "--sve-max-vl") -> int:
+    """Read one length: the upper bound of a set.
+
+    Raises: TextError, as for parse().
+    """
+    if "," in text:
+        raise TextError(option, text, "takes one length; --sve-vls takes a list")
+    (limit,) = parse(text, option=option)
+    return limit
+
+
+def show(vls: Iterable[int]) -> str:
+    """A set as ``--sve-vls`` takes it: ``128,256``."""
+    return ",".join(map(str, sorted(vls)))
+
+
+def up_to(host: VlSet, limit: int) -> VlSet:
+    """Every length of the host that is not above ``limit``."""
+    return frozenset(length for length in host if length <= limit)
+
+
+def is_legal(vls: VlSet, host: VlSet) -> bool:
+    """Whether KVM on a host with those lengths accepts the set."""
+    return bool(vls) and vls == up_to(host, max(vls))
+
+
+def legal_sets(host: VlSet) -> list[VlSet]:
+    """Every set KVM accepts on a host with those lengths, smallest first."""
+    return [up_to(host, limit) for limit in sorted(host)]
+
+
+def nearest(asked: VlSet, host: VlSet) -> list[VlSet]:
+    """The legal sets closest to one that is not, smallest first; at most three.
+
+    They are the largest that holds nothing unasked, the largest that goes no further than
+    the longest length asked for, and the smallest that goes at least that far. Where nothing
+    usable was asked: the smallest and the largest there are.
+    """
+    legal = legal_sets(host)
+    if not asked:
+        return [*legal[:1], *legal[1:][-1:]]
+    inside = [vls for vls in legal if vls <= asked]
+    shorter = [vls for vls in legal if max(vls) <= max(asked)]
+    longer = [vls for vls in legal if max(vls) >= max(asked)]
+    chosen = {*inside[-1:], *shorter[-1:], *longer[:1]}
+    return sorted(chosen, key=len)
+
+
+def advice(asked: VlSet, host: VlSet) -> str:
+    """What to write instead of ``asked`` on this host, ready to paste."""
+    if not host:
+        return "this host has no SVE: leave the option out"
+    choices = " or ".join(f"--sve-vls={show(vls)}" for vls in nearest(asked, host))
+    return f"this host (which has {show(host)}) can give {choices}"
+
+
+def check(asked: VlSet, host: VlSet) -> None:
+    """Make sure that KVM on a host with those lengths accepts the set.
+
+    Raises: HostError, in the words of KVM's rule, with the nearest sets that would work.
+    """
+    if is_legal(asked, host):
+        return
+    reasons = []
+    if lacking := asked - host:
+        reasons.append(f"the host does not have {_words(lacking)}")
+    if skipped := up_to(host, max(asked, default=0)) - asked:
+        reasons.append(
+            "KVM wants every length the host has below the largest asked for, "
+            f"and {_words(skipped)} {'is' if len(skipped) == 1 else 'are'} left out"
+        )
+    raise HostError(f"--sve-vls={show(asked)}: {'; '.join(reasons)}", hint=advice(asked, host))
+
+
+def choose(request: SveRequest, host: VlSet) -> VlSet:
+    """The lengths a machine gets on a host with those lengths; the empty set is no SVE.
+
+    Raises: HostError, where the host cannot give what was asked.
+    """
+    if request.off:
+        return NO_SVE
+    if not host:
+        if wanted := request.wanted:
+            raise HostError(
+                f"{wanted}: this host has no SVE",
+                hint=f"leave {wanted.partition('=')[0]} out; or run where there is SVE "
+                "(an emulated host has it: --host emulated --host-cpu max)",
+            )
+        return NO_SVE
+    if request.vls is not None:
+        check(request.vls, host)
+        return request.vls
+    if request.max_vl is not None:
+        return up_to(host, request.max_vl)
+    return host
+
+
+def _malformed(items: list[str]) -> str | None:
+    """Why some item is not a decimal number at all."""
+    if items == [""]:
+        return "the set is empty, and SVE has 128 bits at least"
+    for index, item in enumerate(items):
+        if not item:
+            return "a length is missing " + (
+                "after the last comma" if index == len(items) - 1 else f"at place {index + 1}"
+            )
+        if item.startswith("-") and _DECIMAL.fullmatch(item[1:]):
+            return f"{item} is negative"
+        if re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}", item):
+            return f"{item} is hexadecimal; write {int(item, 16)}"
+        if re.fullmatch(r"[0-9]+(\s+[0-9]+)+", item):
+            return f"{item!r} needs commas between its lengths"
+        if not _DECIMAL.fullmatch(item):
+            return f"{item!r} is not a vector length in bits"
+    return None
+
+
+def _other_unit(numbers: VlSet, option: str) -> str | None:
+    """Which unit numbers that are no bit lengths would make sense in."""
+    readings = []
+    if quadwords := _from_quadwords(numbers):
+        readings.append(("kvmtool's old 128-bit units", quadwords))
+    if from_bytes := _from_bytes(numbers):
+        readings.append(("bytes, as prctl and vlset take them,", from_bytes))
+    if not readings:
+        return None
+    likely = ", or ".join(f"{unit} and would be {option}={show(vls)}" for unit, vls in readings)
+    return (
+        f"lengths are in bits; {'this looks' if len(numbers) == 1 else 'these look'} like {likely}"
+    )
+
+
+def _out_of_range(numbers: list[int]) -> str | None:
+    """Why some number is no length SVE can have."""
+    for number in numbers:
+        if number > LONGEST:
+            return f"{number} is longer than SVE's longest, 2048 bits"
+        if number not in LENGTHS:
+            return f"{number} is not a multiple of 128" if number else "0 is not a vector length"
+    return None
+
+
+def _repeated(numbers: list[int]) -> str | None:
+    """Which number stands there more than once."""
+    for number in numbers:
+        if numbers.count(number) > 1:
+            return f"{number} is given {'twice' if numbers.count(number) == 2 else 'repeatedly'}"
+    return None
+
+
+def _meant(numbers: VlSet) -> VlSet:
+    """What somebody who wrote those numbers may want, in bits."""
+    in_bits = frozenset(min(number, LONGEST) for number in numbers)
+    return (_from_quadwords(numbers) | _from_bytes(numbers)) or in_bits
+
+
+def _from_quadwords(numbers: VlSet) -> VlSet:
+    """The bits of numbers that can be 128-bit units; none of those is a length in bits."""
+    vls = frozenset(number * QUADWORD for number in numbers)
+    return vls if vls <= LENGTHS else NO_SVE
+
+
+def _from_bytes(numbers: VlSet) -> VlSet:
+    """The bits of numbers that can be bytes, unless they say as much in bits.
+
+    128 and 256 are lengths in either unit: bytes are only meant where no number is a length
+    in bits, or where 16 bytes stand among them (the one length no SVE machine is without).
+    """
+    vls = frozenset(number * 8 for number in numbers)
+    in_bits = numbers & LENGTHS
+    return vls if vls <= LENGTHS and (not in_bits or 16 in numbers) else NO_SVE
+
+
+def _words(vls: Iterable[int]) -> str:
+    """``256``, ``256 and 384`` or ``128, 256 and 384``."""
+    *head, last = map(str, sorted(vls))
+    return f"{', '.join(head)} and {last}" if head else last

@@ -1,0 +1,206 @@
+"""The device tree of a pyvmm machine, made from a plain description of it.
+
+Nodes and properties are those lkvm gives its guests (kvmtool, arm/fdt.c), as the bindings in
+Linux's Documentation/devicetree/bindings have them; addresses and interrupts are layout.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pyvmm import layout
+from pyvmm.boot import fdt
+from pyvmm.devices.device import Device
+from pyvmm.devices.exit import ExitRegister
+from pyvmm.devices.pl031 import Pl031
+from pyvmm.devices.uart8250 import Uart8250
+from pyvmm.errors import UsageError
+
+# How nodes refer to each other
+PHANDLE_GIC = 1
+PHANDLE_CLOCK = 2
+PHANDLE_ITS = 3
+
+# Interrupt specifiers.  Source: Linux, include/dt-bindings/interrupt-controller/{arm-gic,irq}.h
+GIC_SPI = 0
+GIC_PPI = 1
+IRQ_TYPE_EDGE_RISING = 1
+IRQ_TYPE_LEVEL_HIGH = 4
+
+APB_CLOCK_HZ = 24_000_000  # what the PL031's bus would run at; nothing depends on it
+
+# The affinity fields of MPIDR_EL1.  Source: Arm DDI 0487, MPIDR_EL1
+MPIDR_AFFINITY = 0xFF_00FF_FFFF
+
+# Linux copies no more of bootargs than this, NUL included.
+# Source: arch/arm64/include/uapi/asm/setup.h, COMMAND_LINE_SIZE
+COMMAND_LINE_SIZE = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineDescription:
+    """What a guest is to know of its machine."""
+
+    ram_size: int
+    mpidrs: tuple[int, ...]  # MPIDR_EL1 of every vCPU, the one that boots first
+    ram_base: int = layout.RAM_BASE
+    bootargs: str = ""
+    initrd: tuple[int, int] | None = None  # its addresses, from and to
+    kaslr_seed: int | None = None
+    uarts: int = layout.UART_COUNT
+    rtc: bool = True
+    exit_register: bool = True
+    pmu: bool = False
+    its: bool = False
+
+
+def machine_tree(machine: MachineDescription) -> dict[str, fdt.Property | fdt.Node]:
+    """The device tree of ``machine`` as nested dicts."""
+    uarts = [layout.uart(index) for index in range(machine.uarts)]
+    tree: dict[str, fdt.Property | fdt.Node] = {
+        "compatible": "linux,dummy-virt",
+        "model": "pyvmm",
+        "interrupt-parent": PHANDLE_GIC,
+        "#address-cells": 2,
+        "#size-cells": 2,
+        "chosen": _chosen(machine),
+        "aliases": {f"serial{n}": "/" + _path(Uart8250, uart) for n, uart in enumerate(uarts)},
+        f"memory@{machine.ram_base:x}": {
+            "device_type": "memory",
+            "reg": fdt.u64(machine.ram_base, machine.ram_size),
+        },
+        "cpus": _cpus(machine.mpidrs),
+        # KVM's PSCI is 1.0 or later and 0.2 goes along with that; by HVC since no EL3 is there
+        "psci": {"compatible": ("arm,psci-1.0", "arm,psci-0.2"), "method": "hvc"},
+        "timer": _timer(),
+        f"intc@{layout.GICD.base:x}": _gic(machine),
+    }
+    if machine.pmu:
+        tree["pmu"] = {
+            "compatible": "arm,armv8-pmuv3",
+            "interrupts": (GIC_PPI, layout.PPI_PMU, IRQ_TYPE_LEVEL_HIGH),
+        }
+    for uart in uarts:
+        tree[_path(Uart8250, uart)] = device_node(Uart8250, uart)
+    if machine.rtc:
+        tree["apb-pclk"] = _clock()
+        tree[_path(Pl031, layout.RTC)] = device_node(
+            Pl031, layout.RTC, {"clocks": PHANDLE_CLOCK, "clock-names": "apb_pclk"}
+        )
+    if machine.exit_register:
+        tree[_path(ExitRegister, layout.EXIT)] = device_node(ExitRegister, layout.EXIT)
+    return tree
+
+
+def machine_dtb(machine: MachineDescription) -> bytes:
+    """The device tree blob of ``machine``, to be written to guest memory.
+
+    Raises:
+        UsageError: the kernel command line is too long, or no text that a device tree can hold.
+    """
+    length = len(machine.bootargs.encode())
+    if length >= COMMAND_LINE_SIZE:
+        raise UsageError(
+            f"the kernel command line has {length} bytes, the limit is {COMMAND_LINE_SIZE - 1}"
+        )
+    if "\0" in machine.bootargs:
+        raise UsageError("the kernel command line has a NUL in it")
+    blob = fdt.build(machine_tree(machine), boot_cpuid=machine.mpidrs[0] & MPIDR_AFFINITY)
+    if len(blob) > layout.DTB_SIZE:
+        raise UsageError(
+            f"the device tree needs {len(blob)} bytes, there is room for {layout.DTB_SIZE}"
+        )
+    return blob
+
+
+def device_node(
+    device: type[Device], region: layout.Region, extra: Mapping[str, fdt.Property] | None = None
+) -> dict[str, fdt.Property]:
+    """The node of a device at a region: what it says of itself, and where it is."""
+    node: dict[str, fdt.Property] = {
+        "compatible": device.compatible,
+        "reg": fdt.u64(region.base, region.size),
+    }
+    if region.spi is not None:
+        node["interrupts"] = (GIC_SPI, region.spi, IRQ_TYPE_LEVEL_HIGH)
+    return node | dict(device.properties) | dict(extra or {})
+
+
+def _path(device: type[Device], region: layout.Region) -> str:
+    return f"{device.node_name}@{region.base:x}"
+
+
+def _chosen(machine: MachineDescription) -> dict[str, fdt.Property]:
+    chosen: dict[str, fdt.Property] = {"bootargs": machine.bootargs}
+    if machine.uarts:
+        chosen["stdout-path"] = "/" + _path(Uart8250, layout.uart(0))
+    if machine.initrd is not None:
+        start, end = machine.initrd
+        chosen["linux,initrd-start"] = fdt.u64(start)
+        chosen["linux,initrd-end"] = fdt.u64(end)
+    if machine.kaslr_seed is not None:
+        chosen["kaslr-seed"] = fdt.u64(machine.kaslr_seed)
+    return chosen
+
+
+def _cpus(mpidrs: tuple[int, ...]) -> dict[str, fdt.Property | fdt.Node]:
+    affinities = [mpidr & MPIDR_AFFINITY for mpidr in mpidrs]
+    cells = 2 if any(affinity >> 32 for affinity in affinities) else 1
+    cpus: dict[str, fdt.Property | fdt.Node] = {"#address-cells": cells, "#size-cells": 0}
+    for affinity in affinities:
+        cpus[f"cpu@{affinity:x}"] = {
+            "device_type": "cpu",
+            "compatible": "arm,arm-v8",
+            "enable-method": "psci",
+            "reg": fdt.u64(affinity) if cells == 2 else affinity,
+        }
+    return cpus
+
+
+def _timer() -> dict[str, fdt.Property]:
+    ppis = (
+        layout.PPI_TIMER_SECURE,
+        layout.PPI_TIMER_PHYS,
+        layout.PPI_TIMER_VIRT,
+        layout.PPI_TIMER_HYP,
+    )
+    return {
+        "compatible": "arm,armv8-timer",
+        "interrupts": tuple(c for ppi in ppis for c in (GIC_PPI, ppi, IRQ_TYPE_LEVEL_HIGH)),
+        "always-on": None,
+    }
+
+
+def _gic(machine: MachineDescription) -> dict[str, fdt.Property | fdt.Node]:
+    vcpus = len(machine.mpidrs)
+    gicr, its = layout.gicr(vcpus), layout.its(vcpus)
+    gic: dict[str, fdt.Property | fdt.Node] = {
+        "compatible": "arm,gic-v3",
+        "#interrupt-cells": 3,
+        "interrupt-controller": None,
+        "reg": fdt.u64(layout.GICD.base, layout.GICD.size, gicr.base, gicr.size),
+        "phandle": PHANDLE_GIC,
+        "#address-cells": 2,
+        "#size-cells": 2,
+        "ranges": None,
+    }
+    if machine.its:
+        gic[f"msi-controller@{its.base:x}"] = {
+            "compatible": "arm,gic-v3-its",
+            "msi-controller": None,
+            "#msi-cells": 1,
+            "reg": fdt.u64(its.base, its.size),
+            "phandle": PHANDLE_ITS,
+        }
+    return gic
+
+
+def _clock() -> dict[str, fdt.Property]:
+    return {
+        "compatible": "fixed-clock",
+        "#clock-cells": 0,
+        "clock-frequency": APB_CLOCK_HZ,
+        "clock-output-names": "apb_pclk",
+        "phandle": PHANDLE_CLOCK,
+    }

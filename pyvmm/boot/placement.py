@@ -1,0 +1,85 @@
+"""Where things go in guest RAM, and what to say when they do not fit.
+
+     RAM_BASE                  +---------------------------+
+     + text_offset or 0x80000  | image                     |  an ELF: where it is linked
+                               |                           |
+                               | initrd                    |  just below the device tree
+     2 MiB aligned             | device tree, 64 KiB       |
+     + min(RAM, 256 MiB)       +---------------------------+
+                               | the rest of RAM           |
+
+Source: kvmtool, arm/kvm.c, whose guests find things there; where it gives up because something
+does not fit below 256 MiB, the end of all RAM is tried instead of that of the first 256 MiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from pyvmm import layout
+from pyvmm.errors import ImageError
+from pyvmm.memory import GuestMemory
+
+PAGE = 4 * layout.KIB
+PLAUSIBLE_RAM = 1 << 40  # an image that asks for more is damaged, or linked for elsewhere
+
+Range = tuple[int, int]  # guest physical [start, end)
+
+
+class Placed(NamedTuple):
+    """Where an image went: its entry point, and what it takes up."""
+
+    entry: int
+    ranges: tuple[Range, ...]
+
+
+def check_in_ram(what: str, start: int, length: int, memory: GuestMemory) -> None:
+    """Raise an ImageError that says what to do unless all of ``what`` is in RAM."""
+    if memory.contains(start, length):
+        return
+    end = start + length
+    if start >= memory.base and end - memory.base <= PLAUSIBLE_RAM:
+        hint = f"use -m {_ram_for(end, memory)}M or more"
+    else:
+        hint = f"link it to run at {memory.base + layout.KERNEL_OFFSET:#x}"
+    raise ImageError(
+        f"{what} is at {start:#x} to {end:#x}, outside RAM "
+        f"({memory.base:#x} to {memory.end:#x}, {memory.size // layout.MIB} MiB)",
+        hint=hint,
+    )
+
+
+def place_dtb(image: Iterable[Range], initrd_size: int, memory: GuestMemory) -> tuple[int, Range]:
+    """Find room for the device tree and, below it, ``initrd_size`` bytes of initrd.
+
+    Returns:
+        The address of the device tree, and the range of the initrd.
+
+    Raises:
+        ImageError: there is none that the image does not take up.
+    """
+    image = list(image)
+    for limit in (min(memory.end, memory.base + layout.DTB_BELOW), memory.end):
+        dtb = (limit - layout.DTB_SIZE) // layout.DTB_ALIGN * layout.DTB_ALIGN
+        initrd = (dtb - initrd_size) // PAGE * PAGE
+        wanted = [(dtb, dtb + layout.DTB_SIZE), (initrd, initrd + initrd_size)]
+        if min(dtb, initrd) >= memory.base and not _overlap(wanted, image):
+            return dtb, wanted[1]
+    first, last = min(start for start, _ in image), max(end for _, end in image)
+    raise ImageError(
+        f"{memory.size // layout.MIB} MiB of RAM are not enough: beside the image "
+        f"({first:#x} to {last:#x}) there is no room for {layout.DTB_SIZE // layout.KIB} KiB of "
+        f"device tree" + (f" and {initrd_size:#x} bytes of initrd" if initrd_size else ""),
+        hint=f"use -m {_ram_for(last + initrd_size, memory)}M or more",
+    )
+
+
+def _overlap(some: list[Range], others: list[Range]) -> bool:
+    return any(a < d and c < b for a, b in some for c, d in others)
+
+
+def _ram_for(end: int, memory: GuestMemory) -> int:
+    """MiB of RAM in which everything up to ``end`` and then the device tree have room."""
+    step = layout.DTB_ALIGN
+    return (-(-(end - memory.base) // step) * step + step) // layout.MIB

@@ -1,0 +1,175 @@
+"""The ``pyvmm`` command: finds the verb, and turns every error into words and an exit code.
+
+A verb's module is imported when the verb is used, so that each starts as fast as it can.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import click
+
+from pyvmm.errors import EXIT_FAILED, EXIT_OK, EXIT_SIGNAL, EXIT_USAGE, VmmError
+
+BUG_HINT = "this is a bug in pyvmm, not in what you did; `pyvmm --debug ...` shows the traceback"
+SIGINT = 2
+SIGPIPE = 13
+
+
+class Verb(NamedTuple):
+    """Where a verb lives, and its line in ``pyvmm --help``."""
+
+    module: str
+    summary: str
+
+
+VERBS = {
+    "run": Verb("pyvmm.commands.run", "Boot a guest and attach its console."),
+    "doctor": Verb("pyvmm.commands.doctor", "Show what this machine has and lacks."),
+    "host": Verb("pyvmm.commands.host", "Manage the emulated arm64 hosts."),
+    "version": Verb("pyvmm.commands.version", "Show pyvmm's version."),
+}
+
+
+@dataclass(slots=True)
+class Invocation:
+    """What every command can ask of the command line it was started with."""
+
+    arguments: list[str]
+    debug: bool = field(default=False)
+
+
+class Verbs(click.Group):
+    """A group whose commands are imported when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs, in the order people meet them."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a verb's module and take the command from it."""
+        if cmd_name not in VERBS:
+            return None
+        command = getattr(importlib.import_module(VERBS[cmd_name].module), cmd_name)
+        return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs without importing them.
+
+        kvm-unit-tests takes a program for an lkvm by the first four words of the heading.
+        """
+        with formatter.section("The most commonly used pyvmm commands are"):
+            formatter.write_dl([(name, verb.summary) for name, verb in VERBS.items()])
+
+
+def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from pyvmm import __version__
+
+        click.echo(f"pyvmm {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=Verbs,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "auto_envvar_prefix": "PYVMM",
+        "show_default": True,
+    },
+    epilog="Every option of a verb is also an environment variable: PYVMM_RUN_MEM=512 is run's "
+    "--mem 512. Exit codes: 0 well; 1 the guest or a verdict failed; 2 usage; 3 the host lacks "
+    "something; 124 timeout; 128+n signal n; else the guest's own.",
+)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version,
+    help="Show pyvmm's version.",
+)  # fmt: skip
+@click.pass_obj
+def pyvmm(invocation: Invocation, debug: bool) -> None:
+    """Run arm64 virtual machines on KVM, with exactly the SVE vector lengths you ask for."""
+    invocation.debug = debug
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (by default this process's) and return its exit code."""
+    _keep_standard_descriptors()
+    invocation = Invocation(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        code = pyvmm.main(
+            invocation.arguments, prog_name="pyvmm", standalone_mode=False, obj=invocation
+        )
+        sys.stdout.flush()
+    except SystemExit as end:
+        return _code_of(end)
+    except BaseException as error:
+        if invocation.debug:
+            traceback.print_exc()
+        return report(error)
+    return code if isinstance(code, int) else EXIT_OK
+
+
+def report(error: BaseException) -> int:
+    """Tell the user about an error on stderr, and return the exit code it stands for."""
+    match error:
+        case VmmError():
+            say(error.message, error.hint)
+            return error.exit_code
+        case click.exceptions.NoArgsIsHelpError():
+            click.echo(error.format_message(), err=True)
+            return EXIT_USAGE
+        case click.UsageError():
+            command = error.ctx.command_path if error.ctx else "pyvmm"
+            say(error.format_message(), f"`{command} --help` shows what it takes")
+            return EXIT_USAGE
+        case click.ClickException():
+            say(error.format_message())
+            return EXIT_USAGE
+        case click.Abort() | KeyboardInterrupt():
+            return EXIT_SIGNAL + SIGINT
+        case OSError(errno=errno.EPIPE):
+            _let_stdout_go()
+            return EXIT_SIGNAL + SIGPIPE
+        case _:
+            say(f"unexpected {type(error).__name__}: {error}", BUG_HINT)
+            return EXIT_FAILED
+
+
+def say(message: str, hint: str | None = None) -> None:
+    """Print one message, and what to do about it, on stderr."""
+    text = f"pyvmm: {message}" + (f"\n  hint: {hint}" if hint else "")
+    click.echo(text, err=True)
+
+
+def _code_of(end: SystemExit) -> int:
+    if isinstance(end.code, str):
+        say(end.code)
+        return EXIT_FAILED
+    return end.code or EXIT_OK
+
+
+def _let_stdout_go() -> None:
+    """Keep Python from complaining about a closed stdout once more at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+def _keep_standard_descriptors() -> None:
+    """Open /dev/null where stdin, stdout or stderr is closed.
+
+    Otherwise the next file opened, /dev/kvm say, would take its number and the guest's output.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number free: this one

@@ -1,0 +1,103 @@
+"""The options that say where a command runs, for every command that needs arm64 KVM."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
+import click
+
+from pyvmm import host
+from pyvmm.cli import Invocation
+from pyvmm.host.settings import (
+    DEFAULT_CPU,
+    DEFAULT_KERNEL,
+    DEFAULT_QEMU,
+    KERNEL_SUITES,
+    KINDS,
+    QEMU_SUITES,
+    HostSettings,
+)
+
+_Result = TypeVar("_Result")
+
+_OPTIONS = (
+    click.option(
+        "--host",
+        type=click.Choice(KINDS),
+        default="auto",
+        envvar="PYVMM_HOST",
+        help="Where to run: on this machine's KVM, in an emulated arm64 host, or what there is.",
+    ),
+    click.option(
+        "--host-kernel",
+        metavar="|".join((*KERNEL_SUITES, "PATH")),
+        default=DEFAULT_KERNEL,
+        envvar="PYVMM_HOST_KERNEL",
+        help="The emulated host's kernel.",
+    ),
+    click.option(
+        "--host-qemu",
+        metavar="|".join((*QEMU_SUITES, "PATH")),
+        default=DEFAULT_QEMU,
+        envvar="PYVMM_HOST_QEMU",
+        help="The QEMU that emulates it.",
+    ),
+    click.option(
+        "--host-cpu",
+        metavar="CPU",
+        default=DEFAULT_CPU,
+        envvar="PYVMM_HOST_CPU",
+        help="The CPU it emulates, as QEMU's -cpu takes it; max,sve384=off lacks one length.",
+    ),
+)
+
+
+def host_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
+    """Give a command the four options; it gets them as one ``where: HostSettings``."""
+
+    @functools.wraps(command)
+    def with_settings(
+        *args: object,
+        host: str,
+        host_kernel: str,
+        host_qemu: str,
+        host_cpu: str,
+        **options: object,
+    ) -> _Result:
+        settings = HostSettings(kind=host, kernel=host_kernel, qemu=host_qemu, cpu=host_cpu)
+        return command(*args, where=settings, **options)
+
+    wrapped: Callable[..., _Result] = with_settings
+    for option in reversed(_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def emulated_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
+    """Give a command the three options of an emulated host, as one ``settings: HostSettings``."""
+
+    @functools.wraps(command)
+    def with_settings(
+        *args: object, host_kernel: str, host_qemu: str, host_cpu: str, **options: object
+    ) -> _Result:
+        settings = HostSettings(kernel=host_kernel, qemu=host_qemu, cpu=host_cpu)
+        return command(*args, settings=settings, **options)
+
+    wrapped: Callable[..., _Result] = with_settings
+    for option in reversed(_OPTIONS[1:]):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def run_here_or_forward(where: HostSettings) -> None:
+    """Return if this machine's own KVM is meant; else run the command line in its host and end.
+
+    Raises: HostError, where neither is possible.
+    """
+    if host.is_local(where):
+        return
+    invocation = click.get_current_context().find_object(Invocation)
+    arguments = invocation.arguments if invocation else []
+    raise SystemExit(host.forward(where, ["pyvmm", *arguments]))

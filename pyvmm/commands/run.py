@@ -1,0 +1,279 @@
+"""``pyvmm run``: boot a guest and attach its console."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyvmm import host
+from pyvmm.arm64 import vl
+from pyvmm.cli import Invocation
+from pyvmm.commands._hostopts import host_options, run_here_or_forward
+from pyvmm.commands._lkvm import refuse_lkvm_options
+from pyvmm.config import Config, SveRequest
+from pyvmm.console import KEYS_HELP, Input, Key, Output, Terminal
+from pyvmm.errors import EXIT_SIGNAL, HostError, ImageError, UsageError
+from pyvmm.host.settings import HostSettings
+from pyvmm.kvm import sve
+from pyvmm.kvm.exits import Exit
+from pyvmm.kvm.system import System
+from pyvmm.layout import RAM_BASE
+from pyvmm.loop import Loop
+from pyvmm.machine import Machine, Unclaimed
+from pyvmm.units import parse_size, show_size
+
+GUESTS = Path(__file__).parents[1] / "guests"
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+IRQCHIPS = ("gicv2", "gicv2m", "gicv3", "gicv3-its")
+STDIN, STDOUT = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What ``run`` does beside running: show, dump, trace."""
+
+    verbose: bool
+    dump_dtb: Path | None
+    debug_mmio: bool
+
+
+@click.command(
+    epilog="Ctrl-A x stops the guest, Ctrl-A Ctrl-A sends a Ctrl-A, Ctrl-A h shows the keys. "
+    "Exit codes: 0 the guest switched itself off; N it wrote N to the exit register; 1 it failed; "
+    "2 usage; 3 the host lacks something; 124 --timeout; 128+n signal n."
+)
+@click.argument("image", required=False)
+@click.option("-k", "--kernel", metavar="IMAGE", help="The image, if not given as IMAGE.")
+@click.option("-c", "--cpus", type=int, show_default="the host's", help="vCPUs.")
+@click.option(
+    "-m", "--mem", metavar="SIZE", show_default="64M x (cpus + 3)",
+    help="Guest memory in MiB, or with a suffix B K M G T P.",
+)  # fmt: skip
+@click.option("-p", "--params", default="", metavar="TEXT", help="Kernel command line.")
+@click.option("-i", "--initrd", type=click.Path(path_type=Path), help="Initial RAM disk.")
+@click.option("--name", metavar="NAME", show_default="guest-PID", help="The guest's name.")
+@click.option("--sve", is_flag=True, help="Require SVE, at the host's full set.")
+@click.option("--sve-vls", metavar="BITS,...", help="Exactly these SVE vector lengths, as 128,256.")
+@click.option("--sve-max-vl", metavar="BITS", help="Every vector length of the host up to this.")
+@click.option("--no-sve", is_flag=True, help="Hide SVE from the guest.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="End the guest after that time.")
+@click.option("-v", "--verbose", is_flag=True, help="Show on stderr what the machine is made of.")
+@click.option(
+    "--dump-dtb", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Write the device tree blob there.",
+)  # fmt: skip
+@click.option("--debug-mmio", is_flag=True, help="Show on stderr accesses no device answers.")
+@click.option(
+    "--console", type=click.Choice(["serial", "virtio", "hv"]), default="serial",
+    help="The guest's console; only serial yet.",
+)  # fmt: skip
+@click.option(
+    "--irqchip", type=click.Choice(IRQCHIPS), default="gicv3",
+    help="The interrupt controller; only gicv3 yet.",
+)  # fmt: skip
+@click.option(
+    "-n", "--network", is_flag=False, flag_value="mode=user", metavar="mode=none",
+    help="The network; only none yet.",
+)  # fmt: skip
+@click.option("--nodefaults", is_flag=True, help="Start the command line with --params alone.")
+@click.option(
+    "--loglevel", type=click.Choice(["error", "warning", "info", "debug"]), default="warning",
+    help="From info on, as --verbose.",
+)  # fmt: skip
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@refuse_lkvm_options
+@host_options
+@click.pass_obj
+def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
+    """Boot a guest and attach its console.
+
+    IMAGE is an AArch64 ELF, an arm64 Linux Image or a flat binary; or the name of a guest that
+    comes with pyvmm, as sve-vls.
+    """
+    invocation.debug |= options["debug"]
+    _refuse_what_is_missing(options)
+    try:
+        config = _config(options)
+    except vl.TextError as error:
+        raise _with_advice(error, where) from None
+    run_here_or_forward(where)
+    extras = Extras(
+        verbose=options["verbose"] or options["loglevel"] in ("info", "debug"),
+        dump_dtb=options["dump_dtb"],
+        debug_mmio=options["debug_mmio"],
+    )
+    return _run(config, extras)
+
+
+def _refuse_what_is_missing(options: dict[str, Any]) -> None:
+    """Refuse values of lkvm's that pyvmm cannot give yet."""
+    if options["console"] != "serial":
+        raise UsageError(f"--console {options['console']}: there are no virtio devices yet")
+    if options["irqchip"] != "gicv3":
+        raise UsageError(f"--irqchip {options['irqchip']}: guests have a GICv3 without ITS yet")
+    network = options["network"]
+    if network is not None and network.split(",")[0] not in ("none", "mode=none"):
+        raise UsageError(
+            f"--network {network}: there are no virtio devices yet",
+            hint="leave it out, or say --network mode=none",
+        )
+
+
+def _config(options: dict[str, Any]) -> Config:
+    """The machine the options describe."""
+    vls, max_vl = options["sve_vls"], options["sve_max_vl"]
+    named = {} if options["name"] is None else {"name": options["name"]}
+    return Config(
+        image=find_image(_one_image(options["image"], options["kernel"])),
+        vcpus=options["cpus"],
+        memory=_memory(options["mem"]),
+        sve=SveRequest(
+            required=options["sve"],
+            off=options["no_sve"],
+            vls=None if vls is None else vl.parse(vls),
+            max_vl=None if max_vl is None else vl.parse_max(max_vl),
+        ),
+        params=options["params"],
+        nodefaults=options["nodefaults"],
+        initrd=options["initrd"],
+        timeout_s=options["timeout"],
+        **named,
+    )
+
+
+def _memory(text: str | None) -> int | None:
+    if text is not None and "@" in text:
+        raise UsageError(f"-m {text}: RAM is always at {RAM_BASE:#x} yet", hint="leave @ADDR out")
+    return None if text is None else parse_size(text)
+
+
+def _one_image(argument: str | None, option: str | None) -> str:
+    if argument is not None and option is not None:
+        raise UsageError(f"two images, {argument} and -k {option}: give one")
+    name = argument if option is None else option
+    if name is None:
+        raise UsageError("no image to boot", hint=f"pyvmm run IMAGE; {_bundled_hint()}")
+    return name
+
+
+def find_image(name: str) -> Path:
+    """The file of that name, or the guest of that name that comes with pyvmm."""
+    bundled = GUESTS / name
+    return bundled if name in bundled_guests() and not Path(name).exists() else Path(name)
+
+
+def bundled_guests() -> list[str]:
+    """The names of the guests that come with pyvmm."""
+    return sorted(path.name for path in GUESTS.glob("*") if path.is_file())
+
+
+def _bundled_hint() -> str:
+    return f"guests that come with pyvmm: {', '.join(bundled_guests()) or 'none was built'}"
+
+
+def _with_advice(error: vl.TextError, where: HostSettings) -> UsageError:
+    """The error, with sets that the host the guest would run on can give; or run it there."""
+    with contextlib.suppress(HostError):  # without a host the text is no less wrong
+        run_here_or_forward(where)
+        with System.open() as system:
+            return error.on(sve.host_vector_lengths(system))
+    return error
+
+
+def _run(config: Config, extras: Extras) -> int:
+    """Run a machine on this process's terminal; what the guest printed is out on return."""
+    with Output(STDOUT) as output:
+        code = _attach(config, extras, output)
+    if output.error is None:
+        return code
+    if output.error.errno in (errno.EPIPE, errno.EIO):  # the reader has gone: nothing to tell
+        return EXIT_SIGNAL + signal.SIGPIPE
+    raise HostError(f"cannot write what the guest prints: {output.error.strerror}")
+
+
+def _attach(config: Config, extras: Extras, output: Output) -> int:
+    """Make the machine, connect console, keys and signals to it, and run it."""
+    on_unclaimed = _show_unclaimed if extras.debug_mmio else None
+    with Loop() as loop, _machine(config, output, on_unclaimed) as machine:
+        if extras.dump_dtb is not None:
+            _write_dtb(extras.dump_dtb, machine.dtb)
+        if extras.verbose:
+            for line in describe(machine):
+                click.echo(f"pyvmm: {line}", err=True)
+        output.on_gone = machine.stop
+        for number in ENDING:
+            loop.on_signal(number, functools.partial(machine.stop, EXIT_SIGNAL + number))
+        with Terminal(STDIN) as terminal:
+            _connect(terminal, Input(loop, machine.send, _keys(machine), STDIN), machine, loop)
+            return machine.run(loop)
+
+
+def _machine(config: Config, output: Output, on_unclaimed: Unclaimed | None) -> Machine:
+    try:
+        return Machine(config, output.write, on_end=output.release, on_unclaimed=on_unclaimed)
+    except ImageError as error:
+        if config.image.exists():
+            raise
+        # The words by which kvm-unit-tests knows that all but the image was fine.
+        raise ImageError(
+            f"Fatal: Unable to open kernel {config.image}", hint=_bundled_hint()
+        ) from error
+
+
+def _connect(terminal: Terminal, keyboard: Input, machine: Machine, loop: Loop) -> None:
+    """Carry input while the terminal is ours: not in the background, again after a stop."""
+
+    def attach() -> None:
+        terminal.enter_raw_mode()
+        if terminal.usable:
+            keyboard.start()
+        else:
+            keyboard.pause()
+
+    machine.on_room(keyboard.resume)
+    loop.on_signal(signal.SIGCONT, attach)
+    attach()
+
+
+def _keys(machine: Machine) -> Callable[[Key], None]:
+    def on_key(key: Key) -> None:
+        if key is Key.STOP:
+            machine.stop()
+        else:
+            click.echo(KEYS_HELP, err=True, nl=False)
+
+    return on_key
+
+
+def _write_dtb(path: Path, blob: bytes) -> None:
+    try:
+        path.write_bytes(blob)
+    except OSError as error:
+        raise UsageError(f"--dump-dtb {path}: {error.strerror}") from error
+
+
+def _show_unclaimed(vcpu: int, access: Exit) -> None:
+    click.echo(f"pyvmm: no device answers vCPU {vcpu}: {access}", err=True)
+
+
+def describe(machine: Machine) -> Iterator[str]:
+    """What the machine is made of and where it runs, a line each."""
+    plan, image = machine.plan, machine.image
+    yield f"host    {host.describe_inside() or 'this machine'}, Linux {os.uname().release}"
+    yield f"image   {machine.config.image} ({image.kind}), entry {image.entry:#x}"
+    yield f"memory  {show_size(plan.memory)} at {RAM_BASE:#x}, {plan.ipa_bits}-bit addresses"
+    yield f"vcpus   {plan.vcpus}"
+    yield "gic     GICv3"
+    if machine.vls:
+        yield f"sve     {vl.show(machine.vls)} bits, as KVM reads it back from every vCPU"
+    else:
+        yield f"sve     {'off, by --no-sve' if machine.config.sve.off else 'the host has none'}"

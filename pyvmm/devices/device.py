@@ -1,0 +1,181 @@
+"""Devices declared as the tables of their data sheets.
+
+    class Pl031(Device):
+        DR = Reg(0x000, "seconds now", ro=True)
+        LR = Reg(0x008, "set the clock, seconds")
+
+        @LR.write
+        def _(self, value: int) -> None:
+            ...
+
+A register without handlers keeps what is written to it. ``rtc.LR`` is a device's value of it, an
+attribute like any other; ``Pl031.LR`` is the declaration, with ``offset``, ``meaning`` and the
+rest, from which emulation, traces and explanations are made.
+
+Width rules, for accesses of 1, 2, 4 or 8 bytes:
+
+- a read gives the bytes from its address on, within the one register there; what is beyond is 0;
+- a write must be at a register's own address: one narrower than the register writes 0 to the
+  rest of it, of one wider the surplus is ignored;
+- where there is no register, or none for such an access, reads are 0 and writes ignored.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import Any, ClassVar, Self, TypeVar, overload
+
+# The level of an interrupt line: called with True to raise it, with False to lower it.
+Irq = Callable[[bool], None]
+
+Reader = Callable[[Any], int]
+Writer = Callable[[Any, int], None]
+_R = TypeVar("_R", bound=Reader)
+_W = TypeVar("_W", bound=Writer)
+
+_MASK = {length: (1 << 8 * length) - 1 for length in (1, 2, 4, 8)}
+
+
+class Reg:
+    """One register: where it is, what it means, what may be done to it.
+
+    ``bank`` is for registers that share an offset with others: a register of bank 1 takes the
+    place of the one of bank 0 at its offset while bank 1 is selected (`Device.select_bank`).
+    """
+
+    def __init__(
+        self,
+        offset: int,
+        meaning: str,
+        *,
+        ro: bool = False,
+        wo: bool = False,
+        reset: int = 0,
+        bank: int = 0,
+    ) -> None:
+        self.offset = offset
+        self.meaning = meaning
+        self.readable = not wo
+        self.writable = not ro
+        self.reset = reset
+        self.bank = bank
+        self.name = ""
+        self.reader: Reader | None = None
+        self.writer: Writer | None = None
+
+    def read(self, handler: _R) -> _R:
+        """Decorate the method that gives the value when the guest reads."""
+        self.reader = handler
+        return handler
+
+    def write(self, handler: _W) -> _W:
+        """Decorate the method that takes the value when the guest writes."""
+        self.writer = handler
+        return handler
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, device: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, device: Device, owner: type) -> int: ...
+    def __get__(self, device: Device | None, owner: type) -> Self | int:
+        # Without __set__ the device's own attribute comes first, at the speed of any attribute:
+        # this is only called before there is one. The overloads tell mypy which is which.
+        if device is not None:
+            raise AttributeError(f"{self.name} has no value yet")
+        return self
+
+    def __repr__(self) -> str:
+        return f"<{self.name} at {self.offset:#05x}: {self.meaning}>"
+
+
+class Device:
+    """The base of devices: registers behind a lock, and what a device tree says of them.
+
+    Handlers run with ``lock`` held, one at a time; other threads take it to touch the state.
+    """
+
+    registers: ClassVar[tuple[Reg, ...]] = ()
+    register_size: ClassVar[int] = 4  # bytes
+
+    node_name: ClassVar[str]
+    compatible: ClassVar[tuple[str, ...]]
+    properties: ClassVar[Mapping[str, int | str]] = {}  # beyond compatible, reg and interrupts
+
+    _banks: ClassVar[list[tuple[dict[int, Reader], dict[int, Writer]]]] = [({}, {})]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.registers += tuple(reg for reg in vars(cls).values() if isinstance(reg, Reg))
+        cls._banks = [_tables(cls, bank) for bank in range(1 + max(r.bank for r in cls.registers))]
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.values = {reg.name: reg.reset for reg in self.registers}
+        self._register_mask = _MASK[self.register_size]
+        self.select_bank(0)
+
+    @property
+    def values(self) -> dict[str, int]:
+        """The value of every register, by name; what a write-only one was last told too."""
+        return {reg.name: getattr(self, reg.name) for reg in self.registers}
+
+    @values.setter
+    def values(self, values: Mapping[str, int]) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def select_bank(self, bank: int) -> None:
+        """Show the registers of that bank, and those of bank 0 where it has none."""
+        self._readers, self._writers = self._banks[bank]
+
+    def mmio_read(self, offset: int, length: int) -> int:
+        """Answer a guest's read of ``length`` bytes at ``offset`` from the device's base."""
+        with self.lock:
+            reader = self._readers.get(offset)
+            if reader is not None:
+                return reader(self) & _MASK[length]
+            start = offset & -self.register_size
+            reader = self._readers.get(start)
+            return reader(self) >> 8 * (offset - start) & _MASK[length] if reader else 0
+
+    def mmio_write(self, offset: int, length: int, value: int) -> None:
+        """Carry out a guest's write of ``length`` bytes at ``offset`` from the device's base."""
+        with self.lock:
+            writer = self._writers.get(offset)
+            if writer is not None:
+                writer(self, value & _MASK[length] & self._register_mask)
+
+
+def _tables(device: type[Device], bank: int) -> tuple[dict[int, Reader], dict[int, Writer]]:
+    """What to call by offset when that bank is selected.
+
+    Raises:
+        TypeError: two registers claim the same access.
+    """
+    readers: dict[int, Reader] = {}
+    writers: dict[int, Writer] = {}
+    for level in {0, bank}:
+        here = [reg for reg in device.registers if reg.bank == level]
+        readable = {reg.offset: reg.reader or _keeper(reg)[0] for reg in here if reg.readable}
+        writable = {reg.offset: reg.writer or _keeper(reg)[1] for reg in here if reg.writable}
+        claims = sum(reg.readable + reg.writable for reg in here)
+        if claims != len(readable) + len(writable):
+            raise TypeError(f"{device.__name__}: two registers of bank {level} share an offset")
+        readers |= readable
+        writers |= writable
+    return readers, writers
+
+
+def _keeper(reg: Reg) -> tuple[Reader, Writer]:
+    """Handlers of a register that just keeps its value."""
+    name = reg.name
+
+    def write(device: Device, value: int) -> None:
+        setattr(device, name, value)
+
+    return attrgetter(name), write

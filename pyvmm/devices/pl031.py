@@ -1,0 +1,137 @@
+"""The PL031 real-time clock.
+
+Source: Arm PrimeCell Real Time Clock (PL031) Technical Reference Manual, DDI 0224C, chapter 3;
+Linux binds it by the identification registers (drivers/rtc/rtc-pl031.c).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+from pyvmm.devices.device import Device, Irq, Reg
+
+SECONDS = 0xFFFF_FFFF  # the counter is 32 bits wide
+ALARM = 0x1  # the one bit of the interrupt registers
+
+
+class Pl031(Device):
+    """A clock in seconds that starts at the host's time, with an alarm.
+
+    The alarm is a comparison with the running clock, for which somebody must wait: whoever runs
+    the machine calls `tick` at the time `next_alarm` gives, and asks again after ``on_rearm``.
+    ``clock`` gives seconds since 1970; its fraction is that of the guest's clock too.
+    """
+
+    node_name = "rtc"
+    compatible = ("arm,pl031", "arm,primecell")
+
+    DR = Reg(0x000, "seconds now", ro=True)
+    MR = Reg(0x004, "the alarm is when DR becomes this")
+    LR = Reg(0x008, "set the clock, seconds")
+    CR = Reg(0x00C, "bit 0: running; cannot be stopped", ro=True, reset=1)
+    IMSC = Reg(0x010, "bit 0: the alarm interrupts")
+    RIS = Reg(0x014, "bit 0: the alarm has gone off", ro=True)
+    MIS = Reg(0x018, "bit 0: the interrupt is raised", ro=True)
+    ICR = Reg(0x01C, "writing bit 0 clears the alarm", wo=True)
+    # Part 0x031, designer 0x41 (Arm), revision 0.  Source: DDI 0224C, 3.3.9 and 3.3.10
+    PERIPHID0 = Reg(0xFE0, "part number, bits 7:0", ro=True, reset=0x31)
+    PERIPHID1 = Reg(0xFE4, "designer 3:0, part number 11:8", ro=True, reset=0x10)
+    PERIPHID2 = Reg(0xFE8, "revision, designer 7:4", ro=True, reset=0x04)
+    PERIPHID3 = Reg(0xFEC, "configuration", ro=True, reset=0x00)
+    PCELLID0 = Reg(0xFF0, "PrimeCell identification", ro=True, reset=0x0D)
+    PCELLID1 = Reg(0xFF4, "PrimeCell identification", ro=True, reset=0xF0)
+    PCELLID2 = Reg(0xFF8, "PrimeCell identification", ro=True, reset=0x05)
+    PCELLID3 = Reg(0xFFC, "PrimeCell identification", ro=True, reset=0xB1)
+
+    def __init__(self, irq: Irq, *, clock: Callable[[], float] = time.time) -> None:
+        super().__init__()
+        self.irq = irq
+        self.clock = clock
+        self.on_rearm: Callable[[], None] | None = None
+        self.offset = 0  # of the guest's clock from the host's, seconds
+        self.alarm_at = 0  # the host's time of the next match
+        self._raised = False
+        self._set_alarm()
+        self._rearmed = False  # on_rearm is to be called
+
+    def mmio_write(self, offset: int, length: int, value: int) -> None:
+        """Carry out a guest's write; it may change when the alarm is due."""
+        super().mmio_write(offset, length, value)
+        if self._rearmed:
+            self._rearmed = False
+            if self.on_rearm is not None:
+                self.on_rearm()
+
+    def next_alarm(self) -> float | None:
+        """When, by ``clock``, `tick` is wanted; None while no interrupt can come of it."""
+        with self.lock:
+            return self.alarm_at if self.IMSC and not self.RIS else None
+
+    def tick(self) -> None:
+        """Let the alarm go off if it is time."""
+        with self.lock:
+            self._match()
+
+    @DR.read
+    def _(self) -> int:
+        return (math.floor(self.clock()) + self.offset) & SECONDS
+
+    @MR.write
+    def _(self, value: int) -> None:
+        self._match()
+        self.MR = value
+        self._set_alarm()
+
+    @LR.write
+    def _(self, value: int) -> None:
+        self._match()
+        self.LR = value
+        self.offset = value - math.floor(self.clock())
+        self._set_alarm()
+
+    @IMSC.write
+    def _(self, value: int) -> None:
+        self.IMSC = value & ALARM
+        self._rearmed = True
+        self._match()
+
+    @RIS.read
+    def _(self) -> int:
+        self._match()
+        return self.RIS
+
+    @MIS.read
+    def _(self) -> int:
+        self._match()
+        return self.RIS & self.IMSC
+
+    @ICR.write
+    def _(self, value: int) -> None:
+        self._match()
+        if value & ALARM:
+            self.RIS = 0
+            self._rearmed = True
+            self._update()
+
+    def _set_alarm(self) -> None:
+        """Find out when the clock will match; a match of this very second counts."""
+        second = math.floor(self.clock())
+        self.alarm_at = second + ((self.MR - second - self.offset) & SECONDS)
+        self._rearmed = True
+        self._match()
+
+    def _match(self) -> None:
+        """Set RIS if the clock has matched since it was last looked at."""
+        if self.clock() >= self.alarm_at:
+            self.RIS = ALARM
+            self.alarm_at += SECONDS + 1  # when it has gone round once
+        self._update()
+
+    def _update(self) -> None:
+        """Make the interrupt line follow the state."""
+        raised = bool(self.RIS & self.IMSC)
+        if raised != self._raised:
+            self._raised = raised
+            self.irq(raised)

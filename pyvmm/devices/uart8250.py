@@ -1,0 +1,310 @@
+"""A 16550A serial port, as Linux's 8250 driver and earlycon know it.
+
+Source: Texas Instruments PC16550D data sheet (SNLS378C), section 8; what Linux's autoconfig()
+probes is in drivers/tty/serial/8250/8250_port.c.
+
+The line is infinitely fast: what is transmitted is gone at once, so that THRE and TEMT are always
+set, and four character times without a new character have always passed. Word length, parity and
+divisor are kept and have no effect: a guest that sets none still gets all 8 bits.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import ClassVar
+
+from pyvmm.devices.device import Device, Irq, Reg
+
+FIFO_DEPTH = 16
+CLOCK_HZ = 1_843_200  # of the baud rate generator: divisor 1 is 115,200 baud
+
+# Interrupt enable (IER)
+IER_RDI = 0x01  # received data
+IER_THRI = 0x02  # transmitter holding register empty
+IER_RLSI = 0x04  # receiver line status
+IER_MSI = 0x08  # modem status
+
+# Interrupt identification (IIR)
+IIR_NO_INT = 0x01
+IIR_MSI = 0x00
+IIR_THRI = 0x02
+IIR_RDI = 0x04
+IIR_RLSI = 0x06
+IIR_RX_TIMEOUT = 0x0C  # data below the trigger level has waited for four character times
+IIR_FIFO_ENABLED = 0xC0
+
+# FIFO control (FCR)
+FCR_ENABLE_FIFO = 0x01
+FCR_CLEAR_RCVR = 0x02
+FCR_TRIGGER = (1, 4, 8, 14)  # characters, by FCR bits 7:6
+
+# Line control (LCR)
+LCR_SBC = 0x40  # send a break
+LCR_DLAB = 0x80  # offsets 0 and 1 are the divisor
+
+# Modem control (MCR), and the inputs (MSR) that loop-back connects its outputs to
+MCR_LOOP = 0x10
+LOOPED = (
+    (0x01, 0x20),
+    (0x02, 0x10),
+    (0x04, 0x40),
+    (0x08, 0x80),
+)  # DTR-DSR RTS-CTS OUT1-RI OUT2-DCD
+
+# Line status (LSR)
+LSR_DR = 0x01  # data ready
+LSR_OE = 0x02  # overrun
+LSR_PE = 0x04
+LSR_FE = 0x08
+LSR_BI = 0x10  # break
+LSR_THRE = 0x20
+LSR_TEMT = 0x40
+LSR_FIFO_ERROR = 0x80
+LSR_IDLE = LSR_THRE | LSR_TEMT
+LSR_OF_CHARACTER = LSR_PE | LSR_FE | LSR_BI
+
+# Modem status (MSR): 0xF0 are the inputs, 0x0F which of them changed
+MSR_RI = 0x40
+MSR_CONNECTED = 0xB0  # DCD, DSR and CTS: the other end is always there
+MSR_DELTA = 0x0F
+
+
+class Uart8250(Device):
+    """One port: ``output`` gets what the guest transmits, `receive` takes what it is to get.
+
+    ``irq`` is called whenever the interrupt line changes. ``output`` may block: the vCPU that
+    transmits then waits, while the other side of the port goes on. ``on_room``, when set, is
+    called after `receive` could not take everything and there is room again.
+
+    Host input waits on the *line*, up to 16 bytes of it, until the guest looks for input: until it
+    enables the receive interrupt or reads LSR or RBR. What a guest finds when it clears its FIFO
+    before it ever looked, as most do first of all, is thus not lost but yet to arrive.
+    """
+
+    register_size = 1
+
+    node_name = "serial"
+    compatible = ("ns16550a",)
+    properties: ClassVar = {"clock-frequency": CLOCK_HZ}
+
+    RBR = Reg(0, "received character", ro=True)
+    THR = Reg(0, "character to transmit", wo=True)
+    IER = Reg(1, "interrupts enabled: 0 received data, 1 THR empty, 2 line status, 3 modem status")
+    IIR = Reg(2, "bits 3:0 the interrupt pending, 7:6 FIFOs enabled", ro=True, reset=IIR_NO_INT)
+    FCR = Reg(2, "0 FIFOs enabled, 1 clear the receiver's, 7:6 trigger level", wo=True)
+    LCR = Reg(3, "line control: 6 break, 7 offsets 0 and 1 are the divisor latch")
+    MCR = Reg(4, "modem control: 0 DTR, 1 RTS, 2 OUT1, 3 OUT2, 4 loop-back")
+    LSR = Reg(5, "line status", ro=True, reset=LSR_IDLE)
+    MSR = Reg(6, "modem status: 7:4 DCD RI DSR CTS, 3:0 changed", ro=True, reset=MSR_CONNECTED)
+    SCR = Reg(7, "scratch")
+    # Not 0: Linux's earlycon divides by what it finds here.
+    DLL = Reg(0, "divisor latch, low byte", bank=1, reset=1)
+    DLM = Reg(1, "divisor latch, high byte", bank=1)
+
+    def __init__(self, irq: Irq, output: Callable[[bytes], None]) -> None:
+        super().__init__()
+        self.irq = irq
+        self.output = output
+        self.on_room: Callable[[], None] | None = None
+        # A character is its byte, and above that the LSR bits it arrived with.
+        self.fifo: deque[int] = deque()  # arrived: LSR.DR shows the guest that there is something
+        self.line: deque[int] = deque()  # on the way
+        self.thr_emptied = False  # the THRI interrupt's condition: an event, not THRE itself
+        self._raised = False
+        self._starved = False  # receive() left something with its caller
+        self._room_due = False  # on_room is to be called
+        self._sent: deque[int] = deque()  # by the guest, not yet output
+        self._output_lock = threading.Lock()  # held from taking _sent until it is out: keeps order
+
+    def mmio_read(self, offset: int, length: int) -> int:
+        """Answer a guest's read; it may make room for input."""
+        value = super().mmio_read(offset, length)
+        if self._room_due:
+            self._tell_room()
+        return value
+
+    def mmio_write(self, offset: int, length: int, value: int) -> None:
+        """Carry out a guest's write; what it transmits is output before this returns."""
+        super().mmio_write(offset, length, value)
+        if self._sent:
+            self._transmit()
+        if self._room_due:
+            self._tell_room()
+
+    def receive(self, data: bytes) -> int:
+        """Put host input on the line; returns how many bytes of it there was room for."""
+        taken = 0
+        with self.lock:
+            self._starved = self._room_due = False  # whoever waited for room is here now
+            while taken < len(data) and (room := FIFO_DEPTH - len(self.line)) > 0:
+                part = data[taken : taken + room]
+                self.line.extend(part)
+                taken += len(part)
+                self._update()
+            self._starved = taken < len(data)
+        return taken
+
+    def receive_break(self) -> bool:
+        """Put a break on the line; returns whether there was room for it."""
+        with self.lock:
+            room = len(self.line) < FIFO_DEPTH
+            if room:
+                self.line.append(LSR_BI << 8)
+                self._update()
+        return room
+
+    @RBR.read
+    def _(self) -> int:
+        self._arrive()
+        if not self.fifo:
+            return 0
+        character = self.fifo.popleft()
+        self._reveal()
+        self._update()
+        return character & 0xFF
+
+    @THR.write
+    def _(self, value: int) -> None:
+        if self.MCR & MCR_LOOP:
+            self._loop_back(value)
+        else:
+            self._sent.append(value)
+        self.thr_emptied = True
+        self._update()
+
+    @IER.write
+    def _(self, value: int) -> None:
+        if value & ~self.IER & IER_THRI:
+            self.thr_emptied = True  # enabling it while THR is empty interrupts at once
+        self.IER = value & 0x0F
+        self._update()
+
+    @IIR.read
+    def _(self) -> int:
+        pending = self._pending()
+        if pending == IIR_THRI:
+            self.thr_emptied = False
+            self._update()
+        return pending | (IIR_FIFO_ENABLED if self.FCR & FCR_ENABLE_FIFO else 0)
+
+    @FCR.write
+    def _(self, value: int) -> None:
+        # Without bit 0 the others are not programmed; nothing looks at what they were before.
+        kept = value & 0xC9 if value & FCR_ENABLE_FIFO else 0
+        switched = (kept ^ self.FCR) & FCR_ENABLE_FIFO
+        if switched or (kept and value & FCR_CLEAR_RCVR):
+            self.fifo.clear()
+            self.LSR &= ~LSR_OF_CHARACTER
+        self.FCR = kept
+        self._update()
+
+    @LCR.write
+    def _(self, value: int) -> None:
+        if value & ~self.LCR & LCR_SBC and self.MCR & MCR_LOOP:
+            self._loop_back(LSR_BI << 8)
+        self.LCR = value
+        self.select_bank(1 if value & LCR_DLAB else 0)
+        self._update()
+
+    @MCR.write
+    def _(self, value: int) -> None:
+        self.MCR = value & 0x1F
+        inputs = MSR_CONNECTED
+        if value & MCR_LOOP:
+            inputs = sum(seen for driven, seen in LOOPED if value & driven)
+        changed = (self.MSR ^ inputs) & 0xF0
+        if inputs & MSR_RI:
+            changed &= ~MSR_RI  # only the end of a ring counts as a change
+        self.MSR = inputs | changed >> 4 | self.MSR & MSR_DELTA
+        self._update()
+
+    @LSR.read
+    def _(self) -> int:
+        self._arrive()
+        status = self.LSR
+        if status != LSR_IDLE:
+            self.LSR = LSR_IDLE  # reading clears the errors
+            self._update()
+        if self.fifo:
+            errors = status & LSR_OF_CHARACTER or any(entry >> 8 for entry in self.fifo)
+            status |= LSR_DR
+            if errors and self.FCR & FCR_ENABLE_FIFO:
+                status |= LSR_FIFO_ERROR
+        return status
+
+    @MSR.read
+    def _(self) -> int:
+        status = self.MSR
+        self.MSR = status & ~MSR_DELTA
+        self._update()
+        return status
+
+    def _depth(self) -> int:
+        return FIFO_DEPTH if self.FCR & FCR_ENABLE_FIFO else 1
+
+    def _arrive(self) -> None:
+        """Let characters on the line arrive, as far as the FIFO has room; loop-back cuts it off."""
+        if not self.line or self.MCR & MCR_LOOP:
+            return
+        while self.line and len(self.fifo) < self._depth():
+            self.fifo.append(self.line.popleft())
+            if self._starved:
+                self._starved, self._room_due = False, True
+        self._reveal()
+
+    def _loop_back(self, character: int) -> None:
+        """Let the receiver have what the transmitter sends."""
+        if len(self.fifo) >= self._depth():
+            self.LSR |= LSR_OE
+            if self.FCR & FCR_ENABLE_FIFO:
+                return  # the character in the shift register is lost
+            self.fifo.clear()  # without FIFOs, the one that was not read in time
+        self.fifo.append(character)
+        self._reveal()
+
+    def _reveal(self) -> None:
+        """Show in LSR what the first character in the FIFO arrived with."""
+        if self.fifo and self.fifo[0] > 0xFF:
+            self.LSR |= self.fifo[0] >> 8
+            self.fifo[0] &= 0xFF
+
+    def _pending(self) -> int:
+        """The pending interrupt of highest priority, as IIR shows it."""
+        enabled = self.IER
+        if enabled & IER_RLSI and self.LSR & (LSR_OE | LSR_OF_CHARACTER):
+            return IIR_RLSI
+        if enabled & IER_RDI and self.fifo:
+            at_trigger = len(self.fifo) >= FCR_TRIGGER[self.FCR >> 6]
+            return IIR_RDI if at_trigger or not self.FCR & FCR_ENABLE_FIFO else IIR_RX_TIMEOUT
+        if enabled & IER_THRI and self.thr_emptied:
+            return IIR_THRI
+        if enabled & IER_MSI and self.MSR & MSR_DELTA:
+            return IIR_MSI
+        return IIR_NO_INT
+
+    def _update(self) -> None:
+        """Make the interrupt line follow the state."""
+        if self.IER & (IER_RDI | IER_RLSI):
+            self._arrive()
+        raised = self.IER != 0 and self._pending() != IIR_NO_INT
+        if raised != self._raised:
+            self._raised = raised
+            self.irq(raised)
+
+    def _transmit(self) -> None:
+        """Output what the guest has sent, without holding up the receiving side."""
+        with self._output_lock:
+            data = bytearray()
+            while self._sent:
+                data.append(self._sent.popleft())
+            if data:
+                self.output(bytes(data))
+
+    def _tell_room(self) -> None:
+        """Call on_room, once, without the lock: it will want to call receive."""
+        with self.lock:
+            due, self._room_due = self._room_due, False
+        if due and self.on_room is not None:
+            self.on_room()

@@ -1,0 +1,76 @@
+"""Every deliberate error of pyvmm, and the exit code each one ends a command with.
+
+    VmmError                1    the guest, or a verdict, failed
+     +- UsageError          2    what was asked makes no sense on any machine
+     |   +- ImageError      2    the image cannot be booted
+     +- HostError           3    this machine (or the emulated host) lacks something
+     |   +- KvmError        3    the kernel refused an ioctl
+     +- GuestError          1    the guest did something no machine can go on from
+     +- TimeoutExpired    124    --timeout ran out
+
+A message says what failed and on which object; ``hint`` says what to do next.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+from typing import ClassVar
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_HOST = 3
+EXIT_TIMEOUT = 124
+EXIT_SIGNAL = 128  # plus the signal's number
+
+
+class VmmError(Exception):
+    """The base of every deliberate error: a message, and a hint at what to do next."""
+
+    exit_code: ClassVar[int] = EXIT_FAILED
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UsageError(VmmError):
+    """What was asked makes no sense on any machine."""
+
+    exit_code = EXIT_USAGE
+
+
+class ImageError(UsageError):
+    """The image cannot be booted: missing, damaged, for another machine, or misplaced."""
+
+
+class HostError(VmmError):
+    """The machine the command runs on lacks something."""
+
+    exit_code = EXIT_HOST
+
+
+class KvmError(HostError):
+    """An ioctl the kernel refused: its name, its arguments, the errno, and a hint."""
+
+    def __init__(self, ioctl: str, arguments: str, errno: int, *, hint: str | None = None) -> None:
+        self.ioctl = ioctl
+        self.arguments = arguments
+        self.errno = errno
+        name = _errno.errorcode.get(errno, str(errno))
+        super().__init__(f"{ioctl}({arguments}): {os.strerror(errno)} [{name}]", hint=hint)
+
+
+class GuestError(VmmError):
+    """The guest did something from which the machine cannot go on."""
+
+
+class TimeoutExpired(VmmError):
+    """The time given with --timeout ran out before the guest ended."""
+
+    exit_code = EXIT_TIMEOUT

@@ -1,0 +1,173 @@
+"""Inside the emulated host: process 1, a fork server with pyvmm loaded.
+
+It waits for a client on each virtio-serial port, forks one session for it (session.py), and
+powers the machine off when nobody has used it for a while.  It is started by init.sh at a cold
+boot and is part of the saved machine: a warm start resumes in its loop.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import importlib
+import os
+import pkgutil
+import select
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+import pyvmm
+from pyvmm.host.session import serve
+
+READY: Final = "pyvmm-agent: ready"
+IDLE_FILE: Final = Path("/run/pyvmm/idle_s")  # written by sessions: how long to stay unused
+IDLE_S: Final = 900.0
+DEVICE: Final = Path("/dev/kvm")
+PORT_NAME: Final = "pyvmm."
+
+# Loaded beside every module of pyvmm: a forked command then starts in about 30 ms, not seconds.
+PRELOAD: Final = (
+    "rich.console", "rich.table", "rich.text", "elftools.elf.elffile", "runpy", "json", "shutil",
+    "selectors", "tempfile", "subprocess", "termios", "tty",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Serve until the machine has been idle long enough; never returns."""
+    _preload()
+    if DEVICE.exists():  # commands run as the user, whom no group inside knows
+        DEVICE.chmod(0o666)
+    wakeup = _wakeup_pipe()
+    agent = Agent(wakeup)
+    print(READY, flush=True)
+    agent.run()
+    _power_off()
+
+
+class Agent:
+    """The ports, and the session each busy one has."""
+
+    def __init__(self, wakeup: int) -> None:
+        self._wakeup = wakeup
+        self._ports = [os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+                       for path in _port_devices()]  # fmt: skip
+        self._sessions: dict[int, int] = {}  # process -> port
+        self._last_use = time.monotonic()
+        for port in self._ports:
+            _notify(port)
+
+    def run(self) -> None:
+        """Start a session on every port a client connects to, until idle too long."""
+        while True:
+            self._start_sessions()
+            left = self._last_use + _idle_s() - time.monotonic()
+            if left <= 0 and not self._sessions:
+                return
+            ready, _, _ = select.select([self._wakeup], [], [], None if self._sessions else left)
+            if ready:
+                os.read(self._wakeup, 4096)
+            self._reap()
+
+    def _start_sessions(self) -> None:
+        busy = set(self._sessions.values())
+        for port in self._ports:
+            if port not in busy and _connected(port):
+                process = os.fork()
+                if process == 0:
+                    _run_session(port)
+                self._sessions[process] = port
+
+    def _reap(self) -> None:
+        """Bury sessions and orphans; a finished session's port is watched again."""
+        while True:
+            try:
+                process, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if process == 0:
+                return
+            port = self._sessions.pop(process, None)
+            if port is not None:
+                self._last_use = time.monotonic()
+                _notify(port)
+
+
+def _run_session(port: int) -> None:
+    """In the forked process: serve one client and end."""
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGIO, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    flags = fcntl.fcntl(port, fcntl.F_GETFL)
+    fcntl.fcntl(port, fcntl.F_SETFL, flags & ~os.O_ASYNC)
+    try:
+        serve(port)
+    except BaseException as error:
+        print(f"pyvmm-agent: session ended: {error!r}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(0)
+
+
+def _preload() -> None:
+    for module in pkgutil.walk_packages(pyvmm.__path__, "pyvmm."):
+        if not module.name.endswith(("._build", "__main__")):
+            _import(module.name)
+    for name in PRELOAD:
+        _import(name)
+    _import("pyvmm.kvm._kvm")
+    gc.collect()
+    gc.freeze()
+
+
+def _import(name: str) -> None:
+    """Import ahead of use; a module that cannot be is an error for the command that wants it."""
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        print(f"pyvmm-agent: {name}: {error}", flush=True)
+
+
+def _wakeup_pipe() -> int:
+    """Have SIGIO (a client came) and SIGCHLD (a session ended) wake the loop."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in (signal.SIGIO, signal.SIGCHLD):
+        signal.signal(number, lambda *_: None)
+    return reader
+
+
+def _notify(port: int) -> None:
+    """Ask for SIGIO when a client connects: an unconnected port polls as readable for ever."""
+    fcntl.fcntl(port, fcntl.F_SETOWN, os.getpid())
+    flags = fcntl.fcntl(port, fcntl.F_GETFL)
+    fcntl.fcntl(port, fcntl.F_SETFL, flags | os.O_ASYNC)
+
+
+def _connected(port: int) -> bool:
+    poll = select.poll()
+    poll.register(port, select.POLLIN)
+    return not any(event & select.POLLHUP for _, event in poll.poll(0))
+
+
+def _port_devices() -> list[Path]:
+    names = sorted(Path("/sys/class/virtio-ports").glob("*/name"))
+    return [Path("/dev") / n.parent.name for n in names
+            if n.read_text().startswith(PORT_NAME)]  # fmt: skip
+
+
+def _idle_s() -> float:
+    try:
+        return float(IDLE_FILE.read_text())
+    except (OSError, ValueError):
+        return IDLE_S
+
+
+def _power_off() -> None:
+    os.sync()
+    os.execv("/usr/bin/busybox", ["busybox", "poweroff", "-f"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Inside the emulated host: becoming the user's command, in a fork of the agent.
+
+`pyvmm ...` and `python3 -m MODULE ...` run in the forked interpreter, where everything is
+loaded already; any other command is executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib
+import io
+import os
+import random
+import runpy
+import signal
+import sys
+import termios
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NoReturn, TextIO
+
+ENTRY: Final = ("pyvmm.cli", "main")
+NOT_FOUND: Final = 127
+NOT_EXECUTABLE: Final = 126
+PATH: Final = "/usr/bin:/usr/sbin"
+LIBRARY: Final = "/run/pyvmm/lib"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a client asks for: a command and the surroundings it is to see."""
+
+    argv: list[str]
+    cwd: str
+    uid: int
+    gid: int
+    groups: list[int]
+    umask: int
+    environment: dict[str, str]
+    start_id: str  # of this start of the machine
+    now_ns: int
+    entropy: str  # hexadecimal
+    idle_s: float
+    terminal: list[int] = field(default_factory=list)  # which of 0, 1, 2 are on a terminal
+    raw_input: bool = False  # the client reads its terminal in raw mode
+    window: list[int] = field(default_factory=lambda: [24, 80])  # rows, columns
+
+
+def run_command(request: Request, fds: list[int], slave: int) -> NoReturn:
+    """Become the command in this freshly forked process."""
+    code = 1
+    try:
+        _take_place(request, fds, slave)
+        code = _start(request)
+    except SystemExit as end:
+        code = _code(end)
+    except OSError as error:
+        print(f"pyvmm: {error.filename or request.argv[0]}: {error.strerror}", file=sys.stderr)
+        missing = isinstance(error, FileNotFoundError)
+        code = NOT_FOUND if missing else NOT_EXECUTABLE
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(code)
+
+
+def _take_place(request: Request, fds: list[int], slave: int) -> None:
+    """Take on the user's identity, directory, environment and standard streams."""
+    signal.set_wakeup_fd(-1)
+    for caught in (signal.SIGCHLD, signal.SIGIO):
+        signal.signal(caught, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.setsid()
+    if slave >= 0:
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    for number, fd in enumerate(fds):
+        os.dup2(fd, number)
+    _close_the_rest()
+    _reopen_streams()
+    os.umask(request.umask)
+    runtime = _runtime_dir(request.uid, request.gid)
+    own = {"PATH": PATH, "TMPDIR": "/run/tmp", "XDG_RUNTIME_DIR": runtime, "LANG": "C.UTF-8"}
+    os.environ.clear()
+    os.environ.update({**request.environment, **own})
+    os.setgroups(request.groups)
+    os.setresgid(request.gid, request.gid, request.gid)
+    os.setresuid(request.uid, request.uid, request.uid)
+    os.chdir(request.cwd)
+    random.seed()
+
+
+def _close_the_rest() -> None:
+    os.closerange(3, 256)
+
+
+def _runtime_dir(uid: int, gid: int) -> str:
+    path = Path("/run/user") / str(uid)
+    if not path.exists():
+        path.mkdir(mode=0o700)
+        os.chown(path, uid, gid)
+    return str(path)
+
+
+def _reopen_streams() -> None:
+    """Standard streams as a new interpreter would have them on these descriptors."""
+    sys.stdin = _stream(0, "r", line_buffering=False)
+    sys.stdout = _stream(1, "w", line_buffering=os.isatty(1))
+    sys.stderr = _stream(2, "w", line_buffering=True)
+
+
+def _stream(fd: int, mode: str, *, line_buffering: bool) -> TextIO:
+    raw = os.fdopen(fd, f"{mode}b", closefd=False)
+    errors = "backslashreplace" if fd == 2 else "strict"
+    return io.TextIOWrapper(raw, encoding="utf-8", errors=errors, line_buffering=line_buffering)
+
+
+def _start(request: Request) -> int:
+    """Run or execute the command; returns its exit code where it ran in this interpreter."""
+    argv = request.argv
+    paths = request.environment.get("PYTHONPATH", "").split(os.pathsep)
+    if argv[0] == "pyvmm":
+        sys.argv = list(argv)
+        module = importlib.import_module(ENTRY[0])
+        result = getattr(module, ENTRY[1])()
+        return int(result or 0)
+    if argv[0] == "python3" and len(argv) > 2 and argv[1] == "-m":
+        sys.argv = [argv[2], *argv[3:]]
+        sys.path += [p for p in paths if p]
+        runpy.run_module(argv[2], run_name="__main__", alter_sys=True)
+        return 0
+    os.environ["PYTHONPATH"] = os.pathsep.join([LIBRARY, *(p for p in paths if p)])
+    os.execvp(argv[0], argv)
+
+
+def _code(end: SystemExit) -> int:
+    """The exit code of a SystemExit, as the interpreter would make it."""
+    if end.code is None:
+        return 0
+    if isinstance(end.code, int):
+        return end.code & 0xFF
+    print(end.code, file=sys.stderr)
+    return 1

@@ -1,0 +1,82 @@
+"""The KVM extension for arm64, compiled with a cross compiler and kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+from pyvmm.errors import HostError
+from pyvmm.host.debian import Suite
+from pyvmm.host.dirs import cache_dir, cached
+from pyvmm.host.payload import EXTENSION, PACKAGE
+from pyvmm.host.progress import Progress
+from pyvmm.host.tools import TOOLS_SUITE, cross, trees_dir
+
+BUILDER: Final = "pyvmm.kvm._build"
+HEADERS: Final = "libpython3.11-dev:arm64"
+
+
+def build(progress: Progress) -> Path:
+    """Return the extension (a file), compiled when its sources changed.
+
+    Raises:
+        HostError: the compiler cannot be had, or refuses.
+    """
+    cffi = importlib.util.find_spec("cffi")
+    if cffi is None or cffi.origin is None:
+        raise HostError("cffi is not installed", hint="pip install cffi")
+    sources = b"".join(p.read_bytes() for p in sorted((PACKAGE / "kvm").glob("*.[pch]*")))
+    version = Path(cffi.origin).read_bytes()
+    key = hashlib.sha256(sources + version).hexdigest()[:16]
+    path = cache_dir() / "extensions" / key
+    path.parent.mkdir(exist_ok=True)
+
+    def compile_into(into: Path) -> None:
+        source = into / "_kvm.c"
+        _write_c_source(source)
+        include = _python_headers(progress)
+        cross("gcc", progress).run(
+            ["-shared", "-fPIC", "-O2", "-Wall", "-Wl,--build-id=none",
+             "-include", "string.h", "-DPy_LIMITED_API=0x030b0000",
+             f"-I{include}", f"-I{include.parent}", "-o", str(into / EXTENSION), str(source)]
+        )  # fmt: skip
+
+    if not path.is_dir():
+        with progress.step("compiling the KVM extension for arm64"):
+            cached(path, compile_into)
+    return path / EXTENSION
+
+
+def _write_c_source(out: Path) -> None:
+    """Have the extension's own builder write its C, in a process of its own: host knows no KVM."""
+    done = subprocess.run(
+        [sys.executable, "-m", BUILDER, str(out)],
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise HostError(f"python -m {BUILDER}: {done.stderr.strip()[-2000:]}")
+
+
+def _python_headers(progress: Progress) -> Path:
+    """The directory of Python.h for arm64's Python 3.11."""
+
+    def build(into: Path) -> None:
+        source = Suite(TOOLS_SUITE)
+        wanted = [p for p in source.closure([HEADERS]) if p.name == "libpython3.11-dev"]
+        source.unpack(wanted, into, progress)
+        for archive in into.rglob("*.a"):
+            archive.unlink()
+
+    path = trees_dir() / f"python-headers-{TOOLS_SUITE}"
+    if not path.is_dir():
+        with progress.step("getting Python's headers for arm64"):
+            cached(path, build)
+    return path / "usr/include/python3.11"

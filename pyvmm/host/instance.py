@@ -1,0 +1,40 @@
+"""The emulated host of one set of settings: found running, started from its saved state, or made.
+
+This module is on the way of every command, so it loads the makers only when there is something
+to make.
+"""
+
+from __future__ import annotations
+
+from pyvmm.host import saved
+from pyvmm.host.dirs import locked, runtime_dir
+from pyvmm.host.progress import Progress
+from pyvmm.host.running import Running, running_at
+from pyvmm.host.settings import HostSettings
+
+
+class Instance:
+    """The emulated host of one set of settings."""
+
+    def __init__(self, settings: HostSettings, progress: Progress) -> None:
+        self.settings = settings
+        self.name = saved.key(settings)
+        self.sockets = runtime_dir() / self.name
+        self._progress = progress
+
+    def ensure(self) -> Running:
+        """Return the running host, started (and made, the first time) when it is not there.
+
+        Raises:
+            HostError: something it is made of cannot be had, or QEMU does not start.
+        """
+        running = running_at(self.sockets)
+        if running is not None:
+            return running
+        with locked(runtime_dir() / f"{self.name}.start"):
+            running = running_at(self.sockets)
+            if running is not None:
+                return running
+            from pyvmm.host import start
+
+            return start.start(self.settings, self.sockets, self._progress)

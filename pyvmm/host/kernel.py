@@ -1,0 +1,167 @@
+"""The emulated host's kernel: a Debian arm64 kernel, and the modules its root needs."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+
+from pyvmm.errors import HostError, UsageError
+from pyvmm.host.debian import Suite
+from pyvmm.host.dirs import cached
+from pyvmm.host.progress import Progress
+from pyvmm.host.settings import KERNEL_SUITES
+from pyvmm.host.tools import trees_dir
+
+# The full flavour: the cloud one has no 9p, through which the user's files are seen.
+PACKAGE: Final = "linux-image-arm64:arm64"
+PARTS: Final = re.compile(r"linux-(image|binary|modules|base)-\d.*-arm64$")
+MODULES: Final = ("virtio_mmio", "virtio_blk", "virtio_console", "erofs", "9p", "9pnet_virtio")
+ARM64_MAGIC: Final = (0x38, b"ARM\x64")  # Source: Documentation/arch/arm64/booting.rst
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A bootable Image, and its modules in the order to insert them (name -> bytes of the .ko)."""
+
+    image: Path
+    release: str
+    root: Path | None
+
+    def modules(self) -> dict[str, bytes]:
+        """Read the modules the emulated host's root needs, dependencies first."""
+        return {} if self.root is None else _Modules(self.root).closure(MODULES)
+
+
+def find(choice: str, progress: Progress) -> Kernel:
+    """Return the kernel of that version (a name of KERNEL_SUITES), or the one at that path.
+
+    A path is an uncompressed arm64 Image that has everything built in, or a directory into which
+    a kernel package was unpacked (its Image and modules are found inside).
+    """
+    if choice in KERNEL_SUITES:
+        return _in_tree(_debian_tree(choice, progress))
+    path = Path(choice).resolve()
+    if path.is_dir():
+        return _in_tree(path)
+    with path.open("rb") as file:
+        head = file.read(64)
+    offset, magic = ARM64_MAGIC
+    if head[offset : offset + 4] != magic:
+        raise UsageError(
+            f"--host-kernel {choice}: not an uncompressed arm64 Image",
+            hint="Debian's vmlinuz and arch/arm64/boot/Image are; a vmlinuz.gz wants gunzip first",
+        )
+    return Kernel(path, path.name, None)
+
+
+def _debian_tree(version: str, progress: Progress) -> Path:
+    suite = KERNEL_SUITES[version]
+
+    def build(into: Path) -> None:
+        source = Suite(suite)
+        parts = [p for p in source.closure([PACKAGE]) if PARTS.match(p.name)]
+        source.unpack(parts, into, progress)
+        _strip(into)
+        (into / ".packages").write_text("".join(f"{p.spec}\n" for p in parts))
+
+    path = trees_dir() / f"linux-{version}-{suite}"
+    if path.is_dir():
+        return path
+    with progress.step(f"getting Linux {version} for arm64 from Debian {suite}"):
+        return cached(path, build)
+
+
+def _strip(tree: Path) -> None:
+    """Drop what the emulated host never loads: device trees of boards, drivers, documentation."""
+    for useless in [*tree.glob("usr/lib/linux-image-*"), *tree.glob("usr/share")]:
+        shutil.rmtree(useless, ignore_errors=True)
+    for modules in _module_dirs(tree):
+        for kept_out in ("kernel/sound", "kernel/drivers/gpu", "kernel/drivers/media",
+                         "kernel/drivers/net", "kernel/drivers/infiniband",
+                         "kernel/drivers/staging", "kernel/drivers/usb"):  # fmt: skip
+            shutil.rmtree(modules / kept_out, ignore_errors=True)
+
+
+def _module_dirs(tree: Path) -> list[Path]:
+    return [
+        d for base in ("lib/modules", "usr/lib/modules") for d in sorted(tree.glob(f"{base}/*"))
+    ]
+
+
+def _in_tree(tree: Path) -> Kernel:
+    """Find the Image and the modules in an unpacked kernel package."""
+    directories = _module_dirs(tree)
+    images = [*tree.glob("boot/vmlinuz-*"), *(d / "vmlinuz" for d in directories)]
+    image = next((i for i in images if i.is_file()), None)
+    if image is None or not directories:
+        raise HostError(
+            f"{tree} holds no kernel with its modules",
+            hint="it wants boot/vmlinuz-* and lib/modules/*, as dpkg-deb -x of a package leaves",
+        )
+    return Kernel(image, directories[0].name, directories[0])
+
+
+class _Modules:
+    """The loadable modules of one kernel, by name."""
+
+    def __init__(self, root: Path) -> None:
+        self._files = {
+            f.name.split(".ko")[0].replace("-", "_"): f for f in root.glob("kernel/**/*.ko*")
+        }
+        builtin = root / "modules.builtin"
+        lines = builtin.read_text().split() if builtin.exists() else []
+        self._builtin = {Path(line).stem.replace("-", "_") for line in lines}
+
+    def closure(self, names: tuple[str, ...]) -> dict[str, bytes]:
+        """Return the named modules and those they depend on, dependencies first."""
+        found: dict[str, bytes] = {}
+
+        def visit(name: str, *, optional: bool = False) -> None:
+            if name in found or name in self._builtin:
+                return
+            file = self._files.get(name) or self._files.get(f"{name}_generic")
+            if file is None:
+                if optional:
+                    return
+                raise HostError(f"the kernel has no module {name}")
+            content = _read_module(file)
+            for dependency, soft in _dependencies(content, file):
+                visit(dependency, optional=soft)
+            found[file.name.split(".ko")[0].replace("-", "_")] = content
+
+        for name in names:
+            visit(name)
+        return found
+
+
+def _read_module(file: Path) -> bytes:
+    content = file.read_bytes()
+    if file.suffix == ".xz":
+        return lzma.decompress(content)
+    if file.suffix == ".ko":
+        return content
+    raise HostError(f"{file}: pyvmm reads .ko and .ko.xz modules only")
+
+
+def _dependencies(module: bytes, file: Path) -> Iterator[tuple[str, bool]]:
+    """Yield what a module's .modinfo asks to have loaded first, and whether it can do without."""
+    try:
+        section = ELFFile(io.BytesIO(module)).get_section_by_name(".modinfo")
+    except ELFError as error:
+        raise HostError(f"{file}: {error}") from error
+    for entry in section.data().split(b"\0") if section else ():
+        key, _, value = entry.decode(errors="replace").partition("=")
+        if key == "depends" and value:
+            yield from ((name.replace("-", "_"), False) for name in value.split(","))
+        elif key == "softdep" and value.startswith("pre:"):
+            before = value.removeprefix("pre:").split("post:")[0]
+            yield from ((name.replace("-", "_"), True) for name in before.split())

@@ -1,0 +1,67 @@
+"""What a long step says while it runs: a line on stderr, with a moving figure on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+REFRESH_S = 0.2
+
+
+class Progress:
+    """Announces steps; quiet when asked, plain lines on anything but a terminal."""
+
+    def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._quiet = quiet
+        self._terminal = self._stream.isatty()
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        """Announce one step, and on success how long it took."""
+        started = time.monotonic()
+        self._line(f"pyvmm: {what} ...")
+        yield
+        self._line(f"pyvmm: {what}: done in {time.monotonic() - started:.1f} s")
+
+    @contextmanager
+    def watch(self, directory: Path, total: int) -> Iterator[None]:
+        """Show how much of ``total`` bytes has arrived in ``directory``."""
+        if self._quiet or not self._terminal:
+            self._line(f"pyvmm:   downloading {total / 1e6:.1f} MB")
+            yield
+            return
+        stop = threading.Event()
+        thread = threading.Thread(target=self._follow, args=(directory, total, stop), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            self._stream.write("\r\033[K")
+
+    def _follow(self, directory: Path, total: int, stop: threading.Event) -> None:
+        while not stop.wait(REFRESH_S):
+            arrived = sum(_size(f) for f in directory.rglob("*"))
+            percent = min(100, 100 * arrived // max(total, 1))
+            self._stream.write(
+                f"\r\033[Kpyvmm:   {arrived / 1e6:.1f} of {total / 1e6:.1f} MB ({percent} %)"
+            )
+            self._stream.flush()
+
+    def _line(self, text: str) -> None:
+        if not self._quiet:
+            print(text, file=self._stream, flush=True)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # apt has renamed it meanwhile
+        return 0

@@ -1,0 +1,195 @@
+"""The emulated host's QEMU: its command line, a cold boot, the save, a warm start."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from qemu.qmp import QMPClient, QMPError
+
+from pyvmm.errors import HostError
+from pyvmm.host import saved
+from pyvmm.host.running import last_words
+from pyvmm.host.tools import Tool
+from pyvmm.host.wire import PORTS
+
+MAX_CPUS: Final = 4  # more make TCG slower as a whole
+COLD_BOOT_S: Final = 180.0
+CONVERSATION_S: Final = 60.0
+BOOT_ARGUMENTS: Final = (
+    "console=ttyAMA0 panic=-1 quiet cryptomgr.notests norandmaps transparent_hugepage=madvise"
+)
+# What a CPU wants beside the user's choice: fast pointer authentication, and no SME, under which
+# QEMU 7.2 aborts (aarch64_sve_narrow_vq).  Versions and CPUs that lack a property reject it.
+CPU_EXTRAS: Final = {"pauth-impdef": "on", "sme": "off"}
+CPUS_WITH_EXTRAS: Final = ("max",)
+
+
+@dataclass(frozen=True, slots=True)
+class QemuPlan:
+    """One emulated host: the program, what it models, and the files it needs."""
+
+    tool: Tool
+    version: str
+    cpu: str
+    kernel: Path
+    usr: Path  # the erofs image of /usr
+
+    @property
+    def cpu_argument(self) -> str:
+        """The -cpu argument, with what pyvmm adds to it."""
+        model, *properties = self.cpu.split(",")
+        if model not in CPUS_WITH_EXTRAS or version_tuple(self.version) < (6,):
+            return self.cpu
+        given = {p.partition("=")[0] for p in properties}
+        extras = [f"{k}={v}" for k, v in CPU_EXTRAS.items() if k not in given]
+        if version_tuple(self.version) < (7, 1):
+            extras = [e for e in extras if not e.startswith("sme")]
+        return ",".join([self.cpu, *extras])
+
+    def machine(self, memory: Path, sockets: Path, *, keep_memory: bool) -> list[str]:
+        """The arguments both kinds of start share; the saved state fits no others.
+
+        ``memory`` is the file of the host's RAM: written by a cold boot that is to be saved
+        (``keep_memory``), a private copy-on-write view of it otherwise.
+        """
+        share = "on" if keep_memory else "off"
+        size = saved.memory_size()
+        arguments = [
+            "-M", "virt,virtualization=on,gic-version=3,memory-backend=mem",
+            "-cpu", self.cpu_argument,
+            "-smp", str(min(os.cpu_count() or 1, MAX_CPUS)), "-m", f"size={size}B",
+            "-accel", "tcg,thread=multi",
+            "-object", f"memory-backend-file,id=mem,size={size},mem-path={memory},share={share}",
+            "-nographic", "-no-reboot", "-nodefaults", "-nic", "none", "-no-user-config",
+            "-serial", f"file:{sockets / 'console.log'}", "-monitor", "none",
+            "-qmp", f"unix:{sockets / 'qmp'},server=on,wait=off",
+            "-drive", f"if=none,id=usr,read-only=on,format=raw,file={self.usr}",
+            "-device", "virtio-blk-device,drive=usr",
+            "-device", f"virtio-serial-device,id=vs,max_ports={PORTS + 1}",
+            "-fsdev", "local,id=user,path=/,security_model=none,multidevs=remap",
+            "-device", "virtio-9p-device,fsdev=user,mount_tag=user",
+        ]  # fmt: skip
+        for port in range(1, PORTS + 1):
+            arguments += [
+                "-chardev", f"socket,id=c{port},path={sockets / f'p{port}'},server=on,wait=off",
+                "-device", f"virtserialport,bus=vs.0,chardev=c{port},name=pyvmm.{port},nr={port}",
+            ]  # fmt: skip
+        return arguments
+
+
+def version_tuple(version: str) -> tuple[int, ...]:
+    """A QEMU version as numbers: 7.2.22 is (7, 2, 22)."""
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def launch(tool: Tool, arguments: Sequence[str], sockets: Path, inherit: Sequence[int]) -> int:
+    """Start QEMU in a session of its own and return its process id; it outlives this command."""
+    with (sockets / "qemu.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*tool.command, *arguments],
+            env={**os.environ, **tool.environment},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            start_new_session=True,
+            pass_fds=inherit,
+        )
+    (sockets / "command").write_text(shlex.join([*tool.command, *arguments]) + "\n")
+    (sockets / "pid").write_text(f"{process.pid}\n")
+    process.returncode = 0  # it is nobody's child once this command ends: no warning about it
+    return process.pid
+
+
+def wait_for_line(sockets: Path, marker: str, pid: int, timeout_s: float) -> None:
+    """Wait until the host's serial console shows ``marker``.
+
+    Raises:
+        HostError: QEMU ended first, or it took too long; the message has the last lines.
+    """
+    console = sockets / "console.log"
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if console.exists() and marker in console.read_text(errors="replace"):
+            return
+        if ended(pid):
+            raise HostError(f"the emulated host ended while it booted: {last_words(sockets)}")
+        time.sleep(0.02)
+    raise HostError(f"the emulated host did not boot in {timeout_s:.0f} s: {last_words(sockets)}")
+
+
+def ended(pid: int) -> bool:
+    """Whether that process is gone; it is reaped where it is a child of this one."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return not Path(f"/proc/{pid}").exists()
+
+
+def save(sockets: Path, state: Path) -> None:
+    """Save the running host's state (its RAM is in its file already) and end it.
+
+    Raises:
+        HostError: QEMU refused, or it took too long.
+    """
+
+    async def conversation(client: QMPClient) -> None:
+        await client.execute("migrate-set-parameters", {"max-bandwidth": 1 << 40})
+        await client.execute("migrate", {"uri": f"exec:cat > {shlex.quote(str(state))}"})
+        while (answer := await _migration(client))["status"] != "completed":
+            if answer["status"] in ("failed", "cancelled"):
+                raise HostError(f"saving the emulated host: {answer.get('error-desc', 'failed')}")
+            await asyncio.sleep(0.01)
+        await client.execute("quit")
+
+    _converse(sockets, conversation)
+
+
+def restore(sockets: Path, state: Path) -> None:
+    """Have a QEMU started with ``-incoming defer`` read the saved state and go on.
+
+    Raises:
+        HostError: QEMU refused, or it took too long.
+    """
+
+    async def conversation(client: QMPClient) -> None:
+        await client.execute("migrate-incoming", {"uri": f"exec:cat {shlex.quote(str(state))}"})
+
+    _converse(sockets, conversation)
+
+
+def _converse(sockets: Path, conversation: Callable[[QMPClient], Awaitable[None]]) -> None:
+    """Hold a conversation with QEMU in which RAM stays in its file (x-ignore-shared)."""
+    capability = {"capability": "x-ignore-shared", "state": True}
+
+    async def whole() -> None:
+        client = QMPClient("pyvmm")
+        await client.connect(str(sockets / "qmp"))
+        try:
+            await client.execute("migrate-set-capabilities", {"capabilities": [capability]})
+            await conversation(client)
+        finally:
+            with contextlib.suppress(QMPError):  # after "quit" there is nobody to part from
+                await client.disconnect()
+
+    try:
+        asyncio.run(asyncio.wait_for(whole(), CONVERSATION_S))
+    except (OSError, TimeoutError, QMPError) as error:
+        raise HostError(
+            f"QEMU does not do as told: {error!r} ({last_words(sockets)})",
+            hint="pyvmm host rm, then run the command again",
+        ) from error
+
+
+async def _migration(client: QMPClient) -> dict[str, Any]:
+    answer = await client.execute("query-migrate")
+    return answer if isinstance(answer, dict) else {}

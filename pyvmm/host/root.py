@@ -1,0 +1,166 @@
+"""The emulated host's root: a read-only erofs with arm64 Python and pyvmm's dependencies.
+
+Python and what it links come from Debian's arm64 packages.  Pure-Python dependencies are copied
+from the environment pyvmm itself runs in, so both sides run the same versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+from pyvmm.host.debian import Suite
+from pyvmm.host.dirs import cache_dir, cached
+from pyvmm.host.progress import Progress
+from pyvmm.host.tools import TOOLS_SUITE, Tool, erofs, python311, trees_dir
+
+PACKAGES: Final = tuple(
+    f"{name}:arm64" for name in ("python3.11", "python3-cffi-backend", "busybox-static")
+)
+# Dependencies of python3.11 that only maintainer scripts, or modules nobody here imports, want.
+NOT_NEEDED: Final = re.compile(
+    r"(dpkg|tar|media-types|readline-common|python3(-minimal)?|libpython3-stdlib|debconf"
+    r"|libtirpc.*|libnsl2|libk.*|libgssapi.*|libdb5.3|libsqlite3-0|libcom-err2|gcc-12-base)$"
+)
+NATIVE_HELPERS: Final = re.compile(r"lib(acl1|md0|pcre2-8-0|selinux1|zstd1)$")  # dpkg's own
+DISTRIBUTION: Final = "pyvmm-arm64"
+COMPILED: Final = frozenset({"cffi"})  # its arm64 backend is Debian's; the rest is build-time
+
+# Where the user's files are shown inside, a directory must exist to be mounted over.
+MOUNTPOINTS: Final = tuple(f"usr/{name}" for name in ("src", "local", "share"))
+# What `pyvmm host shell` and `host exec` find beside Python, all of it busybox.
+APPLETS: Final = tuple(
+    """ash awk cat chmod chown clear cmp cp cut date dd df diff dmesg du echo env false find free
+    grep gunzip gzip head hexdump hostname id insmod kill killall less ln ls lsmod md5sum mkdir
+    mknod modprobe more mount mv nproc od pidof ps pwd readlink realpath rm rmdir rmmod sed seq
+    setsid sh sha256sum sleep sort stat strings stty sync tail tar taskset tee test time timeout
+    top touch tr true tty umount uname uniq uptime usleep vi wc which xargs xxd yes""".split()  # noqa: SIM905 - a table, one word an applet
+)
+SITE: Final = "usr/lib/python3/dist-packages"
+
+
+def image(progress: Progress) -> Path:
+    """Return the erofs image of /usr (a file), made when it is not in the cache yet."""
+    base = _python_tree(progress)
+    dependencies = _dependencies(DISTRIBUTION)
+    names = sorted(f"{d.metadata['Name']}=={d.version}" for d in dependencies)
+    recipe = [Path(__file__).read_text(), (base / ".packages").read_text(), *names]
+    key = hashlib.sha256("\n".join(recipe).encode())
+    path = cache_dir() / "roots" / key.hexdigest()[:16]
+    path.parent.mkdir(exist_ok=True)
+
+    def build(into: Path) -> None:
+        root = into / "root"
+        shutil.copytree(base, root, symlinks=True)
+        for distribution in dependencies:
+            _copy_distribution(distribution, root / SITE)
+        _add_links(root / "usr/bin")
+        compile_python(root, "/", progress)
+        erofs(progress).run(["--all-root", str(into / "usr.erofs"), str(root / "usr")])
+        shutil.rmtree(root)
+
+    if not path.is_dir():
+        with progress.step("making the emulated host's root"):
+            cached(path, build)
+    return path / "usr.erofs"
+
+
+def busybox(progress: Progress) -> Path:
+    """A static arm64 busybox."""
+    return _python_tree(progress) / "usr/bin/busybox"
+
+
+def compile_python(root: Path, prefix: str, progress: Progress) -> None:
+    """Write .pyc files that Python 3.11 trusts without looking at the sources' times."""
+    compiler: Tool = python311(progress)
+    compiler.run(
+        ["-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash",
+         "-s", str(root), "-p", prefix, str(root)]
+    )  # fmt: skip
+
+
+def _python_tree(progress: Progress) -> Path:
+    def build(into: Path) -> None:
+        source = Suite(TOOLS_SUITE)
+        wanted = [
+            p
+            for p in source.closure(PACKAGES)
+            if not NOT_NEEDED.match(p.name)
+            and not (p.arch != "arm64" and NATIVE_HELPERS.match(p.name))
+        ]
+        wanted = [p for p in wanted if p.arch == "arm64" or p.name.startswith("python")]
+        source.unpack(wanted, into, progress)
+        _arrange(into)
+        (into / ".packages").write_text("".join(f"{p.spec}\n" for p in wanted))
+
+    path = trees_dir() / f"python-arm64-{TOOLS_SUITE}"
+    if path.is_dir():
+        return path
+    with progress.step("getting Python for arm64"):
+        return cached(path, build)
+
+
+def _arrange(tree: Path) -> None:
+    """Merge /lib, /bin and /sbin into /usr as Debian's installer would, and drop what is unused."""
+    for name in ("bin", "sbin", "lib"):
+        merged = tree / "usr" / name
+        merged.mkdir(parents=True, exist_ok=True)
+        if (tree / name).is_dir():
+            shutil.copytree(tree / name, merged, symlinks=True, dirs_exist_ok=True)
+            shutil.rmtree(tree / name)
+        (tree / name).symlink_to(f"usr/{name}")
+    for useless in ("etc", "var", "usr/share", "usr/lib/python3.11/__phello__",
+                    "usr/lib/python3.11/lib2to3", "usr/lib/python3.11/pydoc_data",
+                    "usr/lib/python3.11/distutils"):  # fmt: skip
+        shutil.rmtree(tree / useless, ignore_errors=True)
+    for gconv in tree.glob("usr/lib/*/gconv"):
+        shutil.rmtree(gconv)
+    for directory in (*MOUNTPOINTS, SITE):
+        (tree / directory).mkdir(parents=True, exist_ok=True)
+
+
+def _add_links(programs: Path) -> None:
+    """Name Python and busybox as people call them."""
+    (programs / "python3").unlink(missing_ok=True)
+    (programs / "python3").symlink_to("python3.11")
+    for applet in APPLETS:
+        if not (programs / applet).exists():
+            (programs / applet).symlink_to("busybox")
+
+
+def _dependencies(name: str) -> list[metadata.Distribution]:
+    """Return the installed pure-Python run-time dependencies of a distribution, all levels."""
+    found: dict[str, metadata.Distribution] = {}
+
+    def visit(requirement: str) -> None:
+        if ";" in requirement and "extra ==" in requirement:
+            return
+        match = re.match(r"[A-Za-z0-9._-]+", requirement)
+        wanted = re.sub(r"[-_.]+", "-", match[0]).lower() if match else ""
+        if not wanted or wanted in COMPILED or wanted in found:
+            return
+        try:
+            distribution = metadata.distribution(wanted)
+        except metadata.PackageNotFoundError:
+            return  # its marker does not hold here
+        found[wanted] = distribution
+        for below in distribution.requires or ():
+            visit(below)
+
+    for requirement in metadata.distribution(name).requires or ():
+        visit(requirement)
+    return [found[key] for key in sorted(found)]
+
+
+def _copy_distribution(distribution: metadata.Distribution, site: Path) -> None:
+    """Copy a distribution's Python files."""
+    for file in distribution.files or ():
+        if file.suffix != ".py" or ".." in file.parts:
+            continue
+        target = site / Path(*file.parts)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(str(file.locate())), target)

@@ -1,0 +1,101 @@
+"""Emulated hosts that run: finding and stopping them.
+
+A running host has a directory of sockets in the runtime directory, and QEMU holds the lock
+`alive` there for as long as it lives, however it ends: no process id can be mistaken for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pyvmm.errors import HostError
+from pyvmm.host.dirs import runtime_dir, try_lock
+from pyvmm.host.wire import PORTS
+
+STOP_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A host that runs: its directory of sockets and what it was started with."""
+
+    path: Path
+    start_id: str
+    pid: int
+    facts: dict[str, Any]
+
+    @property
+    def description(self) -> str:
+        """The host in a few words: what every result obtained in it says."""
+        facts = self.facts
+        return f"QEMU {facts['qemu']} (TCG), -cpu {facts['settings']['cpu']}"
+
+
+def running_at(sockets: Path) -> Running | None:
+    """The host whose sockets are there, if it is alive and up."""
+    try:
+        about = json.loads((sockets / "about.json").read_text())
+    except (OSError, ValueError):
+        return None
+    lock = try_lock(sockets / "alive")
+    if lock is not None:
+        os.close(lock)
+        return None
+    return Running(sockets, about["start_id"], about["pid"], about)
+
+
+def all_running() -> Iterator[Running]:
+    """Every host of this user that runs."""
+    for path in sorted(runtime_dir().glob("*/about.json")):
+        running = running_at(path.parent)
+        if running is not None:
+            yield running
+
+
+def stop(running: Running) -> None:
+    """End a running host and wait until it is gone."""
+    end(running.pid)
+    deadline = time.monotonic() + STOP_S
+    while running_at(running.path) is not None:
+        if time.monotonic() > deadline:
+            raise HostError(f"the emulated host (process {running.pid}) does not end")
+        time.sleep(0.01)
+    shutil.rmtree(running.path, ignore_errors=True)
+
+
+def end(pid: int) -> None:
+    """Ask a QEMU to end; it does so at once, its saved state being elsewhere."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+
+
+def sessions(running: Running) -> int:
+    """How many commands a host runs at this moment."""
+    busy = 0
+    for number in range(1, PORTS + 1):
+        lock = try_lock(running.path / f"p{number}.lock")
+        if lock is None:
+            busy += 1
+        else:
+            os.close(lock)
+    return busy
+
+
+def last_words(sockets: Path) -> str:
+    """What QEMU, or else the host's console, said last."""
+    for name in ("qemu.log", "console.log"):
+        file = sockets / name
+        lines = file.read_text(errors="replace").split("\n") if file.exists() else []
+        said = [line.strip() for line in lines if line.strip()]
+        if said:
+            return " / ".join(said[-3:])
+    return "it said nothing"

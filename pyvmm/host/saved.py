@@ -1,0 +1,91 @@
+"""Saved hosts: the RAM and devices of an emulated host after its cold boot, in the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from pyvmm.host import payload
+from pyvmm.host.dirs import cache_dir, runtime_dir
+from pyvmm.host.running import all_running, running_at, sessions, stop
+from pyvmm.host.settings import HostSettings
+
+RECIPE: Final = 1  # raised when a saved host made by older code must not be used
+KEEP: Final = 8  # saved hosts; the least recently used go
+MAX_MEMORY: Final = 4 << 30
+INIT: Final = Path(__file__).with_name("init.sh")
+
+
+def key(settings: HostSettings) -> str:
+    """A name for a host: what it models, and a hash of all it depends on."""
+    parts = [
+        str(RECIPE), settings.kernel, settings.qemu, settings.cpu, payload.fingerprint(),
+        str(memory_size()), str(os.cpu_count()), str(os.getuid()), str(cache_dir()),
+    ]  # fmt: skip
+    for path in (settings.kernel, settings.qemu):
+        if os.sep in path:
+            status = Path(path).stat()
+            parts.append(f"{Path(path).resolve()} {status.st_mtime_ns} {status.st_size}")
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return f"{Path(settings.kernel).name[:12]}-{Path(settings.qemu).name[:8]}-{digest[:10]}"
+
+
+def memory_size() -> int:
+    """An emulated host's RAM in bytes: 4 GiB, or half of this machine's where that is less."""
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(MAX_MEMORY, physical // 2 >> 20 << 20)
+
+
+def directory(name: str) -> Path:
+    """Where the saved host of that name is, or will be."""
+    return cache_dir() / "hosts" / name
+
+
+def facts(path: Path) -> dict[str, Any] | None:
+    """What a saved host was made of, or None where it is not there."""
+    try:
+        found: dict[str, Any] = json.loads((path / "facts.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def everyone() -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every saved host in the cache, with its facts."""
+    for path in sorted((cache_dir() / "hosts").glob("[!.]*")):
+        found = facts(path)
+        if found is not None:
+            yield path, found
+
+
+def prune(newest: Path, settings: HostSettings) -> None:
+    """Remove what a new saved host replaces: older ones of the same settings, or too many in all.
+
+    A host still running older code is ended unless it is in use.
+    """
+    wanted = asdict(settings)
+    for running in all_running():
+        outdated = running.facts.get("settings") == wanted and running.path.name != newest.name
+        if outdated and sessions(running) == 0:
+            stop(running)
+    others = [(path, found) for path, found in everyone()
+              if path != newest and running_at(runtime_dir() / path.name) is None]  # fmt: skip
+    others.sort(key=lambda item: item[0].stat().st_mtime, reverse=True)
+    for number, (path, found) in enumerate(others):
+        if found.get("settings") == wanted or number >= KEEP - 1:
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a saved host: out of sight first, so that none is ever half there."""
+    doomed = path.with_name(f".{path.name}.gone-{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)

@@ -1,0 +1,327 @@
+"""Inside the emulated host: one client's session, from its greeting to the command's exit code.
+
+A session is a process of its own.  It forks the command, and carries standard input, output,
+error, a terminal where the client has one, signals and the exit code between it and the port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import select
+import signal
+import struct
+import termios
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pyvmm.host import share
+from pyvmm.host.command import Request, run_command
+from pyvmm.host.wire import (
+    LENGTH,
+    MAGIC,
+    MAX_REQUEST,
+    NONCE_SIZE,
+    Frame,
+    FrameReader,
+    Synchroniser,
+    WireError,
+    pack,
+)
+
+STATE: Final = Path("/run/pyvmm")
+CHUNK: Final = 1 << 16
+HIGH_WATER: Final = 1 << 20  # bytes queued for a client before its command is left to wait
+PIPE_SIZE: Final = 1 << 20
+GRACE_S: Final = 2.0  # between asking an abandoned command to end and killing it
+GREETING_S: Final = 10.0
+
+
+class ClientGone(Exception):
+    """The client closed its connection."""
+
+
+def serve(port: int) -> None:
+    """Serve the client on ``port``: its greeting, its command, the exit code."""
+    try:
+        request, rest = _greeting(port)
+        _prepare(request)
+        session = Session(port, request)
+    except ClientGone:
+        return
+    session.run(rest)
+
+
+@dataclass(slots=True)
+class _Child:
+    """The command's process and this side of its file descriptors."""
+
+    process: int
+    outputs: dict[int, Frame] = field(default_factory=dict)
+    stdin: int | None = None
+    terminal: int | None = None
+
+
+class Session:
+    """Carries bytes between one command and one client."""
+
+    def __init__(self, port: int, request: Request) -> None:
+        self._port = port
+        self._frames = FrameReader()
+        self._to_client = bytearray()
+        self._to_child = bytearray()
+        self._input_ended = False
+        self._wakeup, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self._child = _spawn(request)
+
+    def run(self, rest: bytes) -> None:
+        """Carry until the command has ended and the client has its exit code."""
+        try:
+            self._take(rest)
+            code = None
+            while code is None:
+                self._turn(None)
+                code = self._exit_code()
+            self._drain()
+            self._send(Frame.EXIT, bytes([code]))
+            self._flush()
+        except (ClientGone, WireError):
+            self._abandon()
+
+    def _turn(self, timeout_ms: int | None) -> bool:
+        """Wait for something to do and do it; False where nothing came in time."""
+        poll = select.poll()
+        poll.register(self._port, select.POLLIN | (select.POLLOUT if self._to_client else 0))
+        poll.register(self._wakeup, select.POLLIN)
+        if len(self._to_client) < HIGH_WATER:
+            for fd in self._child.outputs:
+                poll.register(fd, select.POLLIN)
+        sink = self._sink()
+        if sink is not None and self._to_child:
+            current = select.POLLIN if sink in self._child.outputs else 0
+            poll.register(sink, select.POLLOUT | current)
+        events = dict(poll.poll(timeout_ms))
+        self._serve_port(events.get(self._port, 0))
+        if self._wakeup in events:
+            os.read(self._wakeup, 4096)
+        for fd in [fd for fd in self._child.outputs if events.get(fd, 0) & ~select.POLLOUT]:
+            self._from_child(fd)
+        if sink is not None and events.get(sink, 0) & (select.POLLOUT | select.POLLERR):
+            self._feed_child(sink)
+        return bool(events)
+
+    def _serve_port(self, event: int) -> None:
+        if event & select.POLLHUP:
+            raise ClientGone
+        if event & select.POLLIN:
+            self._take(_read(self._port))
+        if event & select.POLLOUT:
+            self._write_port()
+
+    def _take(self, data: bytes) -> None:
+        for kind, payload in self._frames.feed(data):
+            if kind is Frame.STDIN:
+                self._to_child += payload
+            elif kind is Frame.EOF:
+                self._input_ended = True
+                self._close_input_when_done()
+            elif kind is Frame.SIGNAL:
+                self._signal(payload[0])
+            elif kind is Frame.RESIZE and self._child.terminal is not None:
+                _resize(self._child.terminal, *struct.unpack("<HH", payload))
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.process, number)
+
+    def _sink(self) -> int | None:
+        return self._child.terminal if self._child.stdin is None else self._child.stdin
+
+    def _feed_child(self, sink: int) -> None:
+        try:
+            written = os.write(sink, self._to_child[:CHUNK])
+        except BlockingIOError:
+            return
+        except OSError:  # the command closed its standard input: what comes is discarded
+            written = len(self._to_child)
+            self._input_ended = True
+        del self._to_child[:written]
+        self._send(Frame.CREDIT, LENGTH.pack(written))
+        self._close_input_when_done()
+
+    def _close_input_when_done(self) -> None:
+        if self._input_ended and not self._to_child and self._child.stdin is not None:
+            os.close(self._child.stdin)
+            self._child.stdin = None
+
+    def _from_child(self, fd: int) -> bool:
+        """Take what the command wrote; False at the end or when there is nothing."""
+        try:
+            data = os.read(fd, CHUNK)
+        except BlockingIOError:
+            return False
+        except OSError:  # a terminal whose last user has gone
+            data = b""
+        if not data:
+            del self._child.outputs[fd]
+            return False
+        self._send(self._child.outputs[fd], data)
+        return True
+
+    def _exit_code(self) -> int | None:
+        process, status = os.waitpid(self._child.process, os.WNOHANG | os.WUNTRACED)
+        if process == 0:
+            return None
+        if os.WIFSTOPPED(status):
+            self._send(Frame.STOPPED, b"")
+            return None
+        if os.WIFSIGNALED(status):
+            return 128 + os.WTERMSIG(status)
+        return os.WEXITSTATUS(status)
+
+    def _drain(self) -> None:
+        """Send what the ended command had written; a child it left behind does not hold us."""
+        for fd in list(self._child.outputs):
+            while self._from_child(fd):
+                if len(self._to_client) >= HIGH_WATER:
+                    self._flush()
+
+    def _send(self, kind: Frame, payload: bytes) -> None:
+        self._to_client += pack(kind, payload)
+        self._write_port()
+
+    def _write_port(self) -> None:
+        while self._to_client:
+            try:
+                written = os.write(self._port, self._to_client[: 1 << 18])
+            except BlockingIOError:
+                return
+            except OSError as error:
+                raise ClientGone from error
+            if written == 0:
+                return
+            del self._to_client[:written]
+
+    def _flush(self) -> None:
+        while self._to_client:
+            poll = select.poll()
+            poll.register(self._port, select.POLLOUT)
+            if any(event & select.POLLHUP for _, event in poll.poll()):
+                raise ClientGone
+            self._write_port()
+
+    def _abandon(self) -> None:
+        """End a command whose client has gone: politely, then not."""
+        self._signal(signal.SIGHUP)
+        deadline = time.monotonic() + GRACE_S
+        while time.monotonic() < deadline:
+            if os.waitpid(self._child.process, os.WNOHANG)[0]:
+                break
+            time.sleep(0.02)
+        self._signal(signal.SIGKILL)
+
+
+def _greeting(port: int) -> tuple[Request, bytes]:
+    """Wait for a client's greeting; return its request and what came after it."""
+    deadline = time.monotonic() + GREETING_S
+    finder = Synchroniser(MAGIC)
+    found = finder.feed(b"")
+    while True:
+        if found is not None:
+            answer = _parse_greeting(found)
+            if answer is not None:
+                nonce, request, rest = answer
+                os.write(port, MAGIC + nonce)
+                return request, rest
+        poll = select.poll()
+        poll.register(port, select.POLLIN)
+        events = poll.poll(max(0, int((deadline - time.monotonic()) * 1000)))
+        if not events or events[0][1] & select.POLLHUP:
+            raise ClientGone
+        data = _read(port)
+        found = finder.feed(data) if found is None else found + data
+
+
+def _parse_greeting(data: bytes) -> tuple[bytes, Request, bytes] | None:
+    start = NONCE_SIZE + LENGTH.size
+    if len(data) < start:
+        return None
+    (length,) = LENGTH.unpack_from(data, NONCE_SIZE)
+    if length > MAX_REQUEST:
+        raise WireError(f"a request of {length} bytes")
+    if len(data) < start + length:
+        return None
+    fields: dict[str, Any] = json.loads(data[start : start + length])
+    return data[:NONCE_SIZE], Request(**fields), data[start + length :]
+
+
+def _read(port: int) -> bytes:
+    try:
+        return os.read(port, CHUNK)
+    except BlockingIOError:
+        return b""
+
+
+def _prepare(request: Request) -> None:
+    """Once a start of the machine: the clock, randomness, the user's files."""
+    (STATE / "idle_s").write_text(str(request.idle_s))
+    with (STATE / "setup.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = STATE / "started"
+        if done.exists() and done.read_text() == request.start_id:
+            return
+        share.set_clock(request.now_ns)
+        share.reseed(bytes.fromhex(request.entropy))
+        share.mount_user_files()
+        done.write_text(request.start_id)
+
+
+def _spawn(request: Request) -> _Child:
+    """Fork the command with pipes, or a terminal for those of 0, 1, 2 the client has on one."""
+    child = _Child(0)
+    theirs: list[int] = []
+    slave = -1
+    if request.terminal:
+        child.terminal, slave = pty.openpty()
+        _resize(child.terminal, *request.window)
+        if not request.raw_input:
+            _plain_output(slave)
+        child.outputs[child.terminal] = Frame.TTY
+        os.set_blocking(child.terminal, False)
+    for number, kind in ((0, None), (1, Frame.OUT), (2, Frame.ERR)):
+        if number in request.terminal:
+            theirs.append(slave)
+            continue
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        ours = writer if kind is None else reader
+        os.set_blocking(ours, False)
+        if kind is None:
+            child.stdin = ours
+        else:
+            child.outputs[ours] = kind
+        theirs.append(reader if kind is None else writer)
+    child.process = os.fork()
+    if child.process == 0:
+        run_command(request, theirs, slave)
+    for fd in {*theirs} - {-1}:
+        os.close(fd)
+    return child
+
+
+def _resize(terminal: int, rows: int, columns: int) -> None:
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+def _plain_output(slave: int) -> None:
+    """Leave newlines alone: the client's own terminal, not in raw mode, maps them."""
+    attributes = termios.tcgetattr(slave)
+    attributes[1] &= ~termios.OPOST
+    termios.tcsetattr(slave, termios.TCSANOW, attributes)

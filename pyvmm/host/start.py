@@ -1,0 +1,177 @@
+"""Starting an emulated host: a cold boot that is saved once, warm starts from then on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from pyvmm.errors import HostError
+from pyvmm.host import extension, kernel, payload, qemu, root, saved, tools
+from pyvmm.host.cpio import CpioWriter
+from pyvmm.host.dirs import cached, try_lock
+from pyvmm.host.progress import Progress
+from pyvmm.host.running import Running, end, last_words
+from pyvmm.host.settings import HostSettings
+from pyvmm.host.wire import PORTS
+
+READY: Final = "pyvmm-agent: ready"
+SOCKETS_S: Final = 20.0
+LIBRARY: Final = "payload/lib"  # in the initramfs; init.sh moves it to /run/pyvmm/lib
+
+
+def start(settings: HostSettings, sockets: Path, progress: Progress) -> Running:
+    """Start the host from its saved state, which a cold boot makes the first time.
+
+    The caller holds the host's start lock.
+
+    Raises:
+        HostError: something it is made of cannot be had, or QEMU does not start.
+    """
+    return Starter(settings, sockets, progress).start()
+
+
+class Starter:
+    """What one start of one host needs at hand."""
+
+    def __init__(self, settings: HostSettings, sockets: Path, progress: Progress) -> None:
+        self._settings = settings
+        self._sockets = sockets
+        self._progress = progress
+        self._directory = saved.directory(sockets.name)
+        self._plan = _plan(settings, saved.facts(self._directory), progress)
+
+    def start(self) -> Running:
+        """Make the saved state where there is none, and start from it."""
+        if not self._directory.is_dir():
+            self._directory.parent.mkdir(exist_ok=True)
+            with self._progress.step(f"booting the emulated host once ({self._settings.label})"):
+                cached(self._directory, self._cold_boot)
+            saved.prune(self._directory, self._settings)
+        os.utime(self._directory)
+        return self._warm_start()
+
+    def _cold_boot(self, into: Path) -> None:
+        """Boot the host, wait for its agent, save it, and say what it is made of."""
+        plan, sockets = self._plan, self._sockets
+        found = kernel.find(self._settings.kernel, self._progress)
+        initrd = into / "initrd"
+        with initrd.open("wb") as file:
+            _write_initrd(CpioWriter(file), found, self._progress)
+        with _fresh(sockets) as alive:
+            arguments = plan.machine(into / "memory", sockets, keep_memory=True)
+            arguments += ["-kernel", str(plan.kernel), "-initrd", str(initrd),
+                          "-append", f"{qemu.BOOT_ARGUMENTS} rdinit=/init"]  # fmt: skip
+            pid = qemu.launch(plan.tool, arguments, sockets, [alive])
+            try:
+                qemu.wait_for_line(sockets, READY, pid, qemu.COLD_BOOT_S)
+                qemu.save(sockets, into / "state")
+            finally:
+                end(pid)
+        initrd.unlink()
+        facts = {
+            "settings": asdict(self._settings), "qemu": plan.version, "cpu": plan.cpu_argument,
+            "usr": str(plan.usr),
+            "kernel": found.release, "image": str(found.image), "memory": saved.memory_size(),
+            "payload": payload.fingerprint(),
+        }  # fmt: skip
+        (into / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+    def _warm_start(self) -> Running:
+        """Start QEMU from the saved state."""
+        plan, directory, sockets = self._plan, self._directory, self._sockets
+        start_id = os.urandom(8).hex()
+        with _fresh(sockets) as alive:
+            arguments = plan.machine(directory / "memory", sockets, keep_memory=False)
+            pid = qemu.launch(plan.tool, [*arguments, "-incoming", "defer"], sockets, [alive])
+            try:
+                _wait_for_sockets(sockets, pid)
+                qemu.restore(sockets, directory / "state")
+            except BaseException:
+                end(pid)
+                raise
+            about = {
+                **(saved.facts(directory) or {}),
+                "pid": pid,
+                "start_id": start_id,
+                "started": time.time(),
+            }
+            _write_whole(sockets / "about.json", json.dumps(about, indent=1) + "\n")
+        return Running(sockets, start_id, pid, about)
+
+
+def _plan(
+    settings: HostSettings, facts: dict[str, Any] | None, progress: Progress
+) -> qemu.QemuPlan:
+    """Have what QEMU needs: what a saved host was made with, or what a new one is made of."""
+    tool = tools.qemu(settings.qemu, progress)
+    if facts is not None:
+        files = Path(facts["image"]), Path(facts["usr"])
+        return qemu.QemuPlan(tool, facts["qemu"], settings.cpu, *files)
+    found = kernel.find(settings.kernel, progress)
+    version = tools.qemu_version(tool)
+    return qemu.QemuPlan(tool, version, settings.cpu, found.image, root.image(progress))
+
+
+@contextmanager
+def _fresh(sockets: Path) -> Iterator[int]:
+    """An empty directory of sockets, and the lock QEMU is to hold for as long as it lives."""
+    shutil.rmtree(sockets, ignore_errors=True)
+    sockets.mkdir(mode=0o700)
+    alive = try_lock(sockets / "alive")
+    if alive is None:
+        raise HostError(f"{sockets} is in use", hint="pyvmm host stop --all")
+    try:
+        yield alive
+    finally:
+        os.close(alive)
+
+
+def _write_initrd(archive: CpioWriter, found: kernel.Kernel, progress: Progress) -> None:
+    modules = found.modules()
+    archive.device("dev/console", 5, 1)
+    archive.file("init", saved.INIT.read_bytes(), 0o755)
+    archive.file("busybox", root.busybox(progress).read_bytes(), 0o755)
+    archive.file("modules/order", "".join(f"{name}\n" for name in modules).encode())
+    for name, content in modules.items():
+        archive.file(f"modules/{name}.ko", content)
+    _write_payload(archive, progress)
+    archive.close()
+
+
+def _write_payload(archive: CpioWriter, progress: Progress) -> None:
+    """Put pyvmm, compiled, into the initramfs."""
+    built = extension.build(progress)
+    with tempfile.TemporaryDirectory(prefix="pyvmm-") as scratch:
+        copy = Path(scratch)
+        for path in payload.files():
+            (copy / path).parent.mkdir(parents=True, exist_ok=True)
+            (copy / path).write_bytes((payload.PACKAGE / path).read_bytes())
+        root.compile_python(copy, "/run/pyvmm/lib/pyvmm", progress)
+        for path in sorted(p for p in copy.rglob("*") if p.is_file()):
+            archive.file(f"{LIBRARY}/pyvmm/{path.relative_to(copy)}", path.read_bytes())
+    archive.file(f"{LIBRARY}/pyvmm/kvm/{payload.EXTENSION}", built.read_bytes(), 0o755)
+
+
+def _wait_for_sockets(sockets: Path, pid: int) -> None:
+    """Wait until QEMU listens on its last socket: it makes them in order."""
+    deadline = time.monotonic() + SOCKETS_S
+    while not (sockets / f"p{PORTS}").exists():
+        if qemu.ended(pid):
+            raise HostError(f"QEMU ended at once: {last_words(sockets)}")
+        if time.monotonic() > deadline:
+            raise HostError(f"QEMU does not come up: {last_words(sockets)}")
+        time.sleep(0.002)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    partial = path.with_suffix(".tmp")
+    partial.write_text(text)
+    partial.rename(path)

@@ -1,0 +1,226 @@
+"""The programs an emulated host is made with: found on this machine, or unpacked privately.
+
+Each tool that is not on PATH comes from Debian as a *tree*: the package and its libraries,
+unpacked in the cache, run through its own dynamic loader or library path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from pyvmm.errors import HostError
+from pyvmm.host.debian import Suite
+from pyvmm.host.dirs import cache_dir, cached
+from pyvmm.host.progress import Progress
+from pyvmm.host.settings import QEMU_SUITES
+
+TOOLS_SUITE: Final = "bookworm"
+PYTHON: Final[tuple[int, int]] = (sys.version_info.major, sys.version_info.minor)
+
+# What a closure drags in for maintainer scripts and user interfaces; no tool here loads it.
+NOT_NEEDED: Final = frozenset({
+    "adduser", "debconf", "dpkg", "gcc-12-base", "ipxe-qemu", "iso-codes", "libpam-modules",
+    "libpam-modules-bin", "passwd", "perl-base", "seabios", "sensible-utils",
+    "shared-mime-info", "tar", "ucf",
+})  # fmt: skip
+SANITIZERS: Final = ("asan8", "atomic1", "gomp1", "hwasan0", "itm1", "lsan0", "stdc++6", "tsan2")
+CROSS_NOT_NEEDED: Final = frozenset(f"lib{name}-arm64-cross" for name in SANITIZERS)
+
+LOADERS: Final = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64.so.1"}
+TRIPLETS: Final = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A program to run: what to put before its arguments, and what to add to the environment."""
+
+    command: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def run(self, arguments: Sequence[str], *, cwd: Path | None = None) -> str:
+        """Run the tool to its end and return its output.
+
+        Raises:
+            HostError: it failed; the message has what it said.
+        """
+        done = subprocess.run(
+            [*self.command, *arguments],
+            cwd=cwd,
+            env={**os.environ, **self.environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise HostError(f"{Path(self.command[-1]).name}: {done.stderr.strip()[-2000:]}")
+        return done.stdout
+
+
+def tree(
+    name: str,
+    suite: str,
+    packages: Sequence[str],
+    progress: Progress,
+    *,
+    drop: frozenset[str] = NOT_NEEDED,
+) -> Path:
+    """Return a directory with ``packages`` of that Debian suite unpacked, dependencies included."""
+
+    def build(into: Path) -> None:
+        source = Suite(suite)
+        wanted = [p for p in source.closure(packages) if p.name not in drop]
+        source.unpack(wanted, into, progress)
+        (into / ".packages").write_text("".join(f"{p.spec}\n" for p in wanted))
+
+    recipe = hashlib.sha256(" ".join([*packages, *sorted(drop)]).encode()).hexdigest()
+    path = trees_dir() / f"{name}-{suite}-{recipe[:8]}"
+    if path.is_dir():
+        return path
+    with progress.step(f"getting {name} from Debian {suite}"):
+        return cached(path, build)
+
+
+def trees_dir() -> Path:
+    """Where unpacked packages are kept."""
+    path = cache_dir() / "trees"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+def _library_path(root: Path, *directories: str) -> str:
+    """Where a tree keeps its libraries, for a loader; ``directories`` are looked through too."""
+    triplet = TRIPLETS[platform.machine()]
+    found = [root / base / triplet for base in directories]
+    found += sorted({library.parent for library in found[-1].glob("*/*.so.*")})
+    return ":".join(map(str, found))
+
+
+def _through_loader(root: Path, program: str, *arguments: str) -> tuple[str, ...]:
+    """Return the command that runs a tree's program with the tree's own C library."""
+    name = LOADERS[platform.machine()]
+    loader = next((p for p in sorted(root.glob(f"**/{name}")) if p.exists()), None)
+    if loader is None:
+        raise HostError(f"{root} holds no {name}", hint="pyvmm host rm --all")
+    path = _library_path(root, "lib", "usr/lib")
+    return (str(loader), "--library-path", path, str(root / program), *arguments)
+
+
+def qemu(choice: str, progress: Progress) -> Tool:
+    """The qemu-system-aarch64 of that version (a name of QEMU_SUITES), or at that path."""
+    if choice not in QEMU_SUITES:
+        return Tool((str(Path(choice).resolve()),))
+    root = tree(f"qemu-{choice}", QEMU_SUITES[choice], ["qemu-system-arm"], progress)
+    firmware = ("-L", str(root / "usr/share/qemu"))
+    return Tool(
+        _through_loader(root, "usr/bin/qemu-system-aarch64", *firmware),
+        # the module caches of this machine are for its own libraries
+        {"GIO_MODULE_DIR": "/nonexistent", "QEMU_MODULE_DIR": str(root / "usr/lib/qemu")},
+    )
+
+
+def qemu_version(tool: Tool) -> str:
+    """The version QEMU says it has, for example 7.2.22.
+
+    Raises:
+        HostError: the program is not QEMU for aarch64.
+    """
+    try:
+        said = tool.run(["--version"])
+    except OSError as error:
+        raise HostError(f"{tool.command[-1]}: {error.strerror}") from error
+    match = re.search(r"QEMU emulator version (\S+)", said)
+    if match is None:
+        raise HostError(f"{tool.command[-1]} is not a qemu-system-aarch64")
+    return match[1]
+
+
+def cross(program: str, progress: Progress) -> Tool:
+    """A program of the aarch64 toolchain (gcc, objcopy, ...), with C library and kernel headers."""
+    if platform.machine() == "aarch64" and (native := shutil.which(program)):
+        return Tool((native,))
+    name = f"aarch64-linux-gnu-{program}"
+    installed = shutil.which(name)
+    if installed and Path("/usr/aarch64-linux-gnu/include/linux/kvm.h").exists():
+        return Tool((installed,))
+    root = _cross_tree(progress)
+    command = [str(root / "usr/bin" / name)]
+    if program == "gcc":
+        # An unpacked gcc finds its own parts beside itself, but not the C library's; its linker
+        # scripts name absolute paths, which --sysroot moves into the tree.
+        target = root / "usr/aarch64-linux-gnu"
+        command += [f"--sysroot={root}", f"-B{target}/lib/", "-isystem", f"{target}/include"]
+    # By the environment, not a loader: gcc starts programs of its own.
+    return Tool(tuple(command), {"LD_LIBRARY_PATH": _library_path(root, "usr/lib")})
+
+
+def _cross_tree(progress: Progress) -> Path:
+    packages = ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross", "linux-libc-dev-arm64-cross"]
+    drop = NOT_NEEDED | CROSS_NOT_NEEDED | {"libc6"}  # this machine's C library serves gcc
+    return tree("cross-gcc", TOOLS_SUITE, packages, progress, drop=drop)
+
+
+def erofs(progress: Progress) -> Tool:
+    """mkfs.erofs."""
+    return _small_tool("mkfs.erofs", "erofs-utils", progress)
+
+
+def dtc(progress: Progress) -> Tool:
+    """The device tree compiler: the tests' judge of pyvmm's device trees."""
+    return _small_tool("dtc", "device-tree-compiler", progress)
+
+
+def _small_tool(program: str, package: str, progress: Progress) -> Tool:
+    installed = shutil.which(program)
+    if installed:
+        return Tool((installed,))
+    root = tree(package, TOOLS_SUITE, [package], progress)
+    return Tool(_through_loader(root, f"usr/bin/{program}"))
+
+
+def python311(progress: Progress) -> Tool:
+    """A Python 3.11 of this machine's kind: .pyc files load only where the version is the same."""
+    if PYTHON == (3, 11):
+        return Tool((sys.executable,))
+    root = tree("python3.11", TOOLS_SUITE, ["python3.11"], progress)
+    command = _through_loader(root, "usr/bin/python3.11")
+    return Tool(command, {"PYTHONHOME": str(root / "usr")})
+
+
+def write_wrapper(tool: Tool, path: Path) -> None:
+    """Write a shell script that is the tool, for make and for tests."""
+    words = [f"{name}={shlex.quote(value)}" for name, value in tool.environment.items()]
+    command = shlex.join(tool.command)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(f'#!/bin/sh\n{" ".join(["exec env", *words])} {command} "$@"\n')
+    partial.chmod(0o755)
+    partial.rename(path)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write wrappers: ``python -m pyvmm.host.tools DIRECTORY PROGRAM...``."""
+    directory, *programs = arguments
+    progress = Progress()
+    for name in programs:
+        program = name.removeprefix("aarch64-linux-gnu-")
+        tool = dtc(progress) if name == "dtc" else cross(program, progress)
+        write_wrapper(tool, Path(directory) / name)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except HostError as error:
+        sys.exit(f"pyvmm: {error}\n  hint: {error.hint}")

@@ -1,0 +1,97 @@
+"""The command channel's frames: one session is one connection to one virtio-serial port.
+
+A session begins with a greeting, which also resynchronises a port on which an earlier client
+died in the middle of something:
+
+    client   MAGIC, 16 random bytes, length (u32), a JSON request
+    agent    MAGIC, the same 16 bytes
+
+Each side discards what comes before that.  Then both send frames: type (u8), length of the
+payload (u32, little endian), payload.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Final
+
+MAGIC: Final = b"\x00\xffPYVMM\x01"
+NONCE_SIZE: Final = 16
+HEADER: Final = struct.Struct("<BI")
+LENGTH: Final = struct.Struct("<I")
+MAX_PAYLOAD: Final = 1 << 16
+MAX_REQUEST: Final = 1 << 20
+# How much standard input may be on its way unread: signals must never wait behind a full pipe.
+STDIN_WINDOW: Final = 1 << 18
+PORTS: Final = 15  # sessions at a time; QEMU keeps port 0 for a console
+
+
+class Frame(IntEnum):
+    """Frame types, and what each one carries."""
+
+    STDIN = 1  # client: bytes for the command's standard input (or its terminal)
+    EOF = 2  # client: the end of it
+    SIGNAL = 3  # client: u8, a signal for the command
+    RESIZE = 4  # client: u16 rows, u16 columns
+    OUT = 16  # agent: bytes of standard output
+    ERR = 17  # agent: bytes of standard error
+    TTY = 18  # agent: bytes of the command's terminal
+    CREDIT = 19  # agent: u32, that many bytes of STDIN were taken
+    STOPPED = 20  # agent: the command was stopped (as by ^Z)
+    EXIT = 21  # agent: u8, the command's exit code; the last frame
+
+
+def pack(kind: Frame, payload: bytes = b"") -> bytes:
+    """Return one frame (several where the payload is longer than a frame may be)."""
+    if len(payload) <= MAX_PAYLOAD:
+        return HEADER.pack(kind, len(payload)) + payload
+    pieces = (payload[i : i + MAX_PAYLOAD] for i in range(0, len(payload), MAX_PAYLOAD))
+    return b"".join(HEADER.pack(kind, len(piece)) + piece for piece in pieces)
+
+
+class WireError(Exception):
+    """What came over the channel is not a frame."""
+
+
+class FrameReader:
+    """Takes bytes as they come and gives whole frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[tuple[Frame, bytes]]:
+        """Yield the frames that ``data`` completes.
+
+        Raises:
+            WireError: the stream is damaged.
+        """
+        self._buffer += data
+        while len(self._buffer) >= HEADER.size:
+            kind, length = HEADER.unpack_from(self._buffer)
+            if length > MAX_PAYLOAD or kind not in Frame._value2member_map_:
+                raise WireError(f"frame of type {kind}, {length} bytes")
+            end = HEADER.size + length
+            if len(self._buffer) < end:
+                return
+            payload = bytes(self._buffer[HEADER.size : end])
+            del self._buffer[:end]
+            yield Frame(kind), payload
+
+
+class Synchroniser:
+    """Discards a stream up to and including a marker."""
+
+    def __init__(self, marker: bytes) -> None:
+        self._marker = marker
+        self._buffer = b""
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Return what follows the marker once it has come, None before."""
+        self._buffer += data
+        at = self._buffer.find(self._marker)
+        if at >= 0:
+            return self._buffer[at + len(self._marker) :]
+        self._buffer = self._buffer[-(len(self._marker) - 1) :]
+        return None

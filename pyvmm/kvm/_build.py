@@ -1,0 +1,154 @@
+"""Build the C extension pyvmm.kvm._kvm, for arm64 only: cffi in API mode, one abi3 module.
+
+setup.py takes `extension()`.  On another architecture `python -m pyvmm.kvm._build OUT.c` writes
+the C file for a cross compiler; that needs neither the extension nor arm64 headers.
+
+The C file begins with static assertions, made from pyvmm's own tables, that every constant, ioctl
+number, structure size and member offset agrees with the kernel's headers.  Where they disagree,
+nothing is built.  What the oldest supported headers (Linux 6.1) lack is asserted where it exists.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from enum import EnumMeta
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from cffi import FFI
+
+from pyvmm.kvm import caps, exits, ioctls, regs, structs, uapi
+from pyvmm.kvm.ioctls import Ioctl
+from pyvmm.kvm.structs import Struct
+
+if TYPE_CHECKING:
+    from setuptools import Extension
+
+MODULE = "pyvmm.kvm._kvm"
+LIMITED_API = "0x030b0000"  # Python 3.11
+
+INCLUDES = """
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#include <linux/kvm.h>
+"""
+
+DECLARATIONS = """
+int pyvmm_ioctl(int fd, unsigned long request, unsigned long argument);
+int pyvmm_ioctl_at(int fd, unsigned long request, void *argument);
+int pyvmm_one_reg(int fd, unsigned long request, uint64_t id, void *value);
+int pyvmm_irq_line(int vm, uint32_t irq, int level);
+
+struct pyvmm_vcpu {
+    int thread;
+    struct kvm_run *run;
+    uint32_t reason;
+    uint32_t length;
+    uint32_t is_write;
+    uint64_t address;
+    uint64_t data;
+    ...;
+};
+int pyvmm_vcpu_open(struct pyvmm_vcpu *vcpu, int fd, size_t size);
+void pyvmm_vcpu_close(struct pyvmm_vcpu *vcpu);
+int pyvmm_run(struct pyvmm_vcpu *vcpu);
+void pyvmm_set_mmio_data(struct pyvmm_vcpu *vcpu, uint64_t value);
+void pyvmm_kick(struct pyvmm_vcpu *vcpu);
+int pyvmm_coalesced_pop(struct pyvmm_vcpu *vcpu);
+"""
+
+
+def constants() -> Iterator[tuple[str, int]]:
+    """Every constant of the kernel's that pyvmm holds, by its name in C."""
+    for cls, prefix in {caps.Cap: caps.C_PREFIX, **uapi.C_PREFIX}.items():
+        members = cls.__members__ if isinstance(cls, EnumMeta) else vars(cls)
+        for name, value in members.items():
+            if not name.startswith("_"):
+                yield prefix + name, value
+    yield "KVM_API_VERSION", uapi.API_VERSION
+    yield from regs.C_NAMES.items()
+
+
+def newer() -> frozenset[str]:
+    """The names in C that the oldest supported headers lack."""
+    return caps.NEWER | uapi.NEWER | regs.NEWER
+
+
+def static_asserts() -> Iterator[str]:
+    """Lines of C that compile only where pyvmm's tables and the kernel's headers agree."""
+    for name, value in constants():
+        yield from _guarded(name if name in newer() else "", f"{name} == {value:#x}", name)
+    for item in vars(ioctls).values():
+        if isinstance(item, Ioctl):
+            condition = f"{item.name} == {item.number:#x}"
+            yield from _guarded(item.name if item.newer else "", condition, item.name)
+    for item in (*vars(structs).values(), *exits.PARTS.values()):
+        if isinstance(item, Struct):
+            yield from _struct_asserts(item)
+
+
+def _struct_asserts(item: Struct) -> Iterator[str]:
+    if not item.at:
+        condition = f"sizeof({item.ctype}) == {item.size}"
+        yield from _guarded(item.newer, condition, f"size of {item.ctype}")
+    if not item.ctype.startswith("struct "):
+        return
+    for member in item.members:
+        if not member.is_padding:
+            place = f"offsetof({item.ctype}, {member.path})"
+            what = f"{item.ctype}.{member.path}"
+            yield from _guarded(item.newer, f"{place} == {member.offset}", f"offset of {what}")
+            size = member.length * structs.code_size(member.code)
+            condition = f"sizeof((({item.ctype} *)0)->{member.path}) == {size}"
+            yield from _guarded(item.newer, condition, f"size of {what}")
+
+
+def _guarded(macro: str, condition: str, what: str) -> Iterator[str]:
+    if macro:
+        yield f"#ifdef {macro}"
+    yield f'_Static_assert({condition}, "{what}: pyvmm and the kernel\'s headers differ");'
+    if macro:
+        yield "#endif"
+
+
+def builder() -> FFI:
+    """The declarations and the C source, ready to be written or compiled."""
+    ffi = FFI()
+    ffi.cdef(DECLARATIONS)
+    body = Path(__file__).with_name("run.c").read_text(encoding="utf-8")
+    source = "\n".join((INCLUDES, *static_asserts(), body))
+    ffi.set_source(MODULE, source, py_limited_api=True)
+    return ffi
+
+
+def extension() -> Extension:
+    """The extension for setuptools."""
+    ext = cast("Extension", builder().distutils_extension())
+    ext.define_macros.append(("Py_LIMITED_API", LIMITED_API))
+    ext.py_limited_api = True
+    return ext
+
+
+def emit_c_source(path: Path) -> None:
+    """Write the extension's C file.
+
+    Compile it with Python's headers of any architecture:
+    ``-shared -fPIC -O2 -DPy_LIMITED_API=0x030b0000 -I<python include> -o _kvm.abi3.so``.
+    """
+    builder().emit_c_code(str(path))
+
+
+if __name__ == "__main__":
+    emit_c_source(Path(sys.argv[1]))

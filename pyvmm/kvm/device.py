@@ -1,0 +1,92 @@
+"""Device attributes, and the devices that KVM_CREATE_DEVICE makes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from types import TracebackType
+from typing import Self
+
+from pyvmm.errors import KvmError
+from pyvmm.kvm import ioctls, structs
+from pyvmm.kvm.ioctls import Ioctl
+from pyvmm.kvm.native import address
+from pyvmm.kvm.structs import words
+
+_ABSENT = (errno.ENXIO, errno.ENODEV, errno.ENOTTY)
+
+
+class Fd:
+    """A file descriptor of KVM's, closed on leaving a ``with`` block or by close()."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def close(self) -> None:
+        """Close the file descriptor; a second call does nothing."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class AttributeFd(Fd):
+    """A VM, vCPU or device: something with attributes by group and number.
+
+    Source: Documentation/virt/kvm/devices/.
+    """
+
+    def has_attr(self, group: int, attr: int) -> bool:
+        """Whether this kernel knows the attribute here (KVM_HAS_DEVICE_ATTR)."""
+        try:
+            ioctls.HAS_DEVICE_ATTR.write(self.fd, group=group, attr=attr)
+        except KvmError as error:
+            if error.errno in _ABSENT:
+                return False
+            raise
+        return True
+
+    def get_attr(self, group: int, attr: int, value: int = 0) -> int:
+        """Read an attribute of up to 64 bits (KVM_GET_DEVICE_ATTR).
+
+        ``value`` goes in where the kernel reads before it writes, as for a redistributor region.
+        """
+        buffer = bytearray(value.to_bytes(8, "little"))
+        self._attr(ioctls.GET_DEVICE_ATTR, group, attr, buffer)
+        return int.from_bytes(buffer, "little")
+
+    def set_attr(self, group: int, attr: int, value: int | bytes | None = None) -> None:
+        """Write an attribute, or do what it stands for (KVM_SET_DEVICE_ATTR).
+
+        An int is a number of up to 64 bits, bytes are a structure, None is an attribute without
+        a value.
+        """
+        data = value.to_bytes(8, "little") if isinstance(value, int) else value
+        buffer = None if data is None else bytearray(data)
+        self._attr(ioctls.SET_DEVICE_ATTR, group, attr, buffer)
+
+    def _attr(self, ioctl: Ioctl, group: int, attr: int, buffer: bytearray | None) -> None:
+        where = 0 if buffer is None else address(buffer)
+        packed = structs.DEVICE_ATTR.pack({"group": group, "attr": attr, "addr": where})
+        shown: dict[str, int] = {"group": group, "attr": attr}
+        if buffer is not None and ioctl is ioctls.SET_DEVICE_ATTR:
+            shown["value"] = int.from_bytes(buffer, "little")
+        ioctl.at(self.fd, packed, words(shown))
+
+
+class Device(AttributeFd):
+    """A device in the kernel, made by Vm.create_device; ``type`` is its DeviceType."""
+
+    def __init__(self, fd: int, type_: int) -> None:
+        super().__init__(fd)
+        self.type = type_

@@ -1,0 +1,137 @@
+"""The ioctls of KVM on arm64: a table, and what makes a call of each line of it.
+
+An Ioctl raises KvmError with its name, its arguments in words, the errno and a hint.  A call
+interrupted by a signal is made again: none of them may end early but KVM_RUN, which is not made
+here (vcpu.py: a kick is defined by its EINTR).
+"""
+
+from __future__ import annotations
+
+from pyvmm.errors import KvmError
+from pyvmm.kvm import structs
+from pyvmm.kvm.hints import hint
+from pyvmm.kvm.native import native
+from pyvmm.kvm.structs import Struct, Value, words
+
+_KVMIO = 0xAE
+_DIRECTIONS = {"": 0, "w": 1, "r": 2, "wr": 3}  # _IOC_WRITE: the kernel reads the structure
+
+
+class Ioctl:
+    """One ioctl: its name, its number, and the structure it takes.
+
+    ``newer`` is set on one that the oldest supported headers (Linux 6.1) lack.
+    """
+
+    __slots__ = ("name", "newer", "number", "struct")
+
+    def __init__(
+        self, name: str, number: int, direction: str, struct: Struct | None, newer: bool
+    ) -> None:
+        size = struct.size if struct else 0
+        self.name = name
+        self.number = _DIRECTIONS[direction] << 30 | size << 16 | _KVMIO << 8 | number
+        self.struct = struct
+        self.newer = newer
+
+    def __call__(self, fd: int, argument: int = 0, arguments: str = "") -> int:
+        """Make a call that takes a number; ``arguments`` is that number in words."""
+        result: int = native().lib.pyvmm_ioctl(fd, self.number, argument)
+        if result < 0:
+            raise self.error(-result, arguments)
+        return result
+
+    def at(self, fd: int, buffer: bytearray, arguments: str) -> int:
+        """Make a call that takes the address of ``buffer``, which the kernel may write to."""
+        ffi, lib = native()
+        result: int = lib.pyvmm_ioctl_at(fd, self.number, ffi.from_buffer(buffer))
+        if result < 0:
+            raise self.error(-result, arguments)
+        return result
+
+    def write(self, fd: int, /, **values: Value) -> int:
+        """Make a call that takes the structure, with these members."""
+        return self.at(fd, self._struct.pack(values), words(values))
+
+    def read(self, fd: int, /, **values: Value) -> dict[str, int]:
+        """Make a call that fills in the structure, and return its single members."""
+        buffer = self._struct.pack(values)
+        self.at(fd, buffer, words(values))
+        return self._struct.unpack(buffer)
+
+    def error(self, errno: int, arguments: str) -> KvmError:
+        """What a refusal of this ioctl is raised as."""
+        return KvmError(self.name, arguments, errno, hint=hint(self.name, errno))
+
+    @property
+    def _struct(self) -> Struct:
+        if self.struct is None:
+            raise TypeError(f"{self.name} takes no structure")
+        return self.struct
+
+
+def io(
+    name: str,
+    number: int,
+    direction: str = "",
+    struct: Struct | None = None,
+    *,
+    newer: bool = False,
+) -> Ioctl:
+    """A line of the table: ``direction`` is the header's, "w" where user space writes."""
+    return Ioctl(name, number, direction, struct, newer)
+
+
+# /dev/kvm, in the order of linux/kvm.h.
+GET_API_VERSION = io("KVM_GET_API_VERSION", 0x00)
+CREATE_VM = io("KVM_CREATE_VM", 0x01)
+CHECK_EXTENSION = io("KVM_CHECK_EXTENSION", 0x03)  # also on a VM
+GET_VCPU_MMAP_SIZE = io("KVM_GET_VCPU_MMAP_SIZE", 0x04)
+
+# A VM.
+CREATE_VCPU = io("KVM_CREATE_VCPU", 0x41)
+GET_DIRTY_LOG = io("KVM_GET_DIRTY_LOG", 0x42, "w", structs.DIRTY_LOG)
+SET_USER_MEMORY_REGION = io(
+    "KVM_SET_USER_MEMORY_REGION", 0x46, "w", structs.USERSPACE_MEMORY_REGION
+)
+IRQ_LINE = io("KVM_IRQ_LINE", 0x61, "w", structs.IRQ_LEVEL)
+REGISTER_COALESCED_MMIO = io("KVM_REGISTER_COALESCED_MMIO", 0x67, "w", structs.COALESCED_MMIO_ZONE)
+UNREGISTER_COALESCED_MMIO = io(
+    "KVM_UNREGISTER_COALESCED_MMIO", 0x68, "w", structs.COALESCED_MMIO_ZONE
+)
+SET_GSI_ROUTING = io("KVM_SET_GSI_ROUTING", 0x6A, "w", structs.IRQ_ROUTING)
+IRQFD = io("KVM_IRQFD", 0x76, "w", structs.IRQFD)
+IOEVENTFD = io("KVM_IOEVENTFD", 0x79, "w", structs.IOEVENTFD)
+ENABLE_CAP = io("KVM_ENABLE_CAP", 0xA3, "w", structs.ENABLE_CAP)
+SIGNAL_MSI = io("KVM_SIGNAL_MSI", 0xA5, "w", structs.MSI)
+ARM_SET_DEVICE_ADDR = io("KVM_ARM_SET_DEVICE_ADDR", 0xAB, "w", structs.ARM_DEVICE_ADDR)
+ARM_PREFERRED_TARGET = io("KVM_ARM_PREFERRED_TARGET", 0xAF, "r", structs.VCPU_INIT)
+ARM_MTE_COPY_TAGS = io("KVM_ARM_MTE_COPY_TAGS", 0xB4, "r", structs.ARM_COPY_MTE_TAGS)
+ARM_SET_COUNTER_OFFSET = io(
+    "KVM_ARM_SET_COUNTER_OFFSET", 0xB5, "w", structs.ARM_COUNTER_OFFSET, newer=True
+)
+ARM_GET_REG_WRITABLE_MASKS = io(
+    "KVM_ARM_GET_REG_WRITABLE_MASKS", 0xB6, "r", structs.REG_MASK_RANGE, newer=True
+)
+CLEAR_DIRTY_LOG = io("KVM_CLEAR_DIRTY_LOG", 0xC0, "wr", structs.CLEAR_DIRTY_LOG)
+RESET_DIRTY_RINGS = io("KVM_RESET_DIRTY_RINGS", 0xC7)
+GET_STATS_FD = io("KVM_GET_STATS_FD", 0xCE)  # also on a vCPU
+CREATE_DEVICE = io("KVM_CREATE_DEVICE", 0xE0, "wr", structs.CREATE_DEVICE)
+
+# A device, a VM or a vCPU.
+SET_DEVICE_ATTR = io("KVM_SET_DEVICE_ATTR", 0xE1, "w", structs.DEVICE_ATTR)
+GET_DEVICE_ATTR = io("KVM_GET_DEVICE_ATTR", 0xE2, "w", structs.DEVICE_ATTR)
+HAS_DEVICE_ATTR = io("KVM_HAS_DEVICE_ATTR", 0xE3, "w", structs.DEVICE_ATTR)
+
+# A vCPU.
+RUN = io("KVM_RUN", 0x80)
+GET_MP_STATE = io("KVM_GET_MP_STATE", 0x98, "r", structs.MP_STATE)
+SET_MP_STATE = io("KVM_SET_MP_STATE", 0x99, "w", structs.MP_STATE)
+SET_GUEST_DEBUG = io("KVM_SET_GUEST_DEBUG", 0x9B, "w", structs.GUEST_DEBUG)
+GET_VCPU_EVENTS = io("KVM_GET_VCPU_EVENTS", 0x9F, "r", structs.VCPU_EVENTS)
+SET_VCPU_EVENTS = io("KVM_SET_VCPU_EVENTS", 0xA0, "w", structs.VCPU_EVENTS)
+GET_ONE_REG = io("KVM_GET_ONE_REG", 0xAB, "w", structs.ONE_REG)
+SET_ONE_REG = io("KVM_SET_ONE_REG", 0xAC, "w", structs.ONE_REG)
+ARM_VCPU_INIT = io("KVM_ARM_VCPU_INIT", 0xAE, "w", structs.VCPU_INIT)
+GET_REG_LIST = io("KVM_GET_REG_LIST", 0xB0, "wr", structs.REG_LIST)
+ARM_VCPU_FINALIZE = io("KVM_ARM_VCPU_FINALIZE", 0xC2, "w", structs.INT)

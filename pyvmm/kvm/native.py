@@ -1,0 +1,49 @@
+"""The C extension, loaded when it is first needed: it exists on arm64 only."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyvmm.errors import HostError
+
+if TYPE_CHECKING:
+    from cffi import FFI
+
+    from pyvmm.kvm._kvm import Lib
+
+
+class Native(NamedTuple):
+    """The extension's two halves: cffi's and the compiled functions."""
+
+    ffi: FFI
+    lib: Lib
+
+
+@functools.cache
+def native() -> Native:
+    """The extension.
+
+    Raises HostError on a machine that has none.
+    """
+    try:
+        from pyvmm.kvm import _kvm
+    except ImportError as error:
+        machine = os.uname().machine
+        if machine != "aarch64":
+            raise HostError(
+                f"KVM for arm64 needs an arm64 machine, and this one is {machine}",
+                hint="--host emulated runs the command on an emulated arm64 machine",
+            ) from error
+        raise HostError(
+            f"pyvmm's extension for KVM cannot be loaded: {error}",
+            hint="install pyvmm anew with a C compiler: pip install --force-reinstall pyvmm-arm64",
+        ) from error
+    return Native(_kvm.ffi, _kvm.lib)
+
+
+def address(buffer: bytearray) -> int:
+    """Where ``buffer`` lies in this process; valid until it is resized or freed."""
+    ffi = native().ffi
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer)))

@@ -1,0 +1,251 @@
+"""The registers of KVM_GET_ONE_REG and KVM_SET_ONE_REG: 64-bit ids, and their names.
+
+    63     56 55  52 51          32 31     16 15                    0
+    +--------+------+--------------+---------+-----------------------+
+    | 0x60   | size |      0       |  group  | which, by the group   |
+    +--------+------+--------------+---------+-----------------------+
+
+Size is log2 of the bytes.  Source: Documentation/virt/kvm/api.rst, KVM_SET_ONE_REG, arm64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+ARM64 = 0x6000_0000_0000_0000
+_SIZE_SHIFT = 52
+_GROUP_SHIFT = 16
+_GROUP_MASK = 0xFFFF << _GROUP_SHIFT
+
+U8, U16, U32, U64, U128, U256, U512, U1024, U2048 = (n << _SIZE_SHIFT for n in range(9))
+
+CORE = 0x10 << _GROUP_SHIFT
+DEMUX = 0x11 << _GROUP_SHIFT
+SYSREG = 0x13 << _GROUP_SHIFT
+FW = 0x14 << _GROUP_SHIFT
+SVE = 0x15 << _GROUP_SHIFT
+FW_FEAT_BMAP = 0x16 << _GROUP_SHIFT
+
+
+def size(reg_id: int) -> int:
+    """How many bytes the register has."""
+    return 1 << (reg_id >> _SIZE_SHIFT & 0xF)
+
+
+def group(reg_id: int) -> int:
+    """The register's group: CORE, SYSREG, SVE, ..."""
+    return reg_id & _GROUP_MASK
+
+
+def core(offset: int, size_bits: int = U64) -> int:
+    """The member of struct kvm_regs at that byte offset."""
+    return ARM64 | size_bits | CORE | offset // 4
+
+
+def sysreg(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
+    """The AArch64 system register with that encoding."""
+    return ARM64 | U64 | SYSREG | encoding(op0, op1, crn, crm, op2)
+
+
+def encoding(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
+    """A system register's 16-bit encoding: also the GIC's CPU_SYSREGS attribute number."""
+    return op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
+
+
+def fields(reg_id: int) -> tuple[int, int, int, int, int]:
+    """The op0, op1, CRn, CRm and op2 of a system register's id or encoding."""
+    return (
+        reg_id >> 14 & 3,
+        reg_id >> 11 & 7,
+        reg_id >> 7 & 15,
+        reg_id >> 3 & 15,
+        reg_id & 7,
+    )
+
+
+def fw(number: int) -> int:
+    """A pseudo-register of KVM as firmware: its PSCI version, its workarounds."""
+    return ARM64 | U64 | FW | number
+
+
+def bmap(number: int) -> int:
+    """A bitmap of hypercall services that the guest may use."""
+    return ARM64 | U64 | FW_FEAT_BMAP | number
+
+
+def ccsidr(selector: int) -> int:
+    """CCSIDR_EL1 as CSSELR_EL1 holding ``selector`` would show it."""
+    return ARM64 | U32 | DEMUX | selector
+
+
+# struct kvm_regs (asm/kvm.h): user_pt_regs, then what EL1 adds, then the FP state.
+def X(number: int) -> int:
+    """General-purpose register X0 to X30."""
+    return core(number * 8)
+
+
+SP_EL0 = core(248)
+PC = core(256)
+PSTATE = core(264)
+SP_EL1 = core(272)
+ELR_EL1 = core(280)
+SPSR_EL1, SPSR_ABT, SPSR_UND, SPSR_IRQ, SPSR_FIQ = (core(288 + 8 * n) for n in range(5))
+
+
+def V(number: int) -> int:
+    """FP/SIMD register V0 to V31; on a vCPU with SVE it is the low part of Z instead."""
+    return core(336 + number * 16, U128)
+
+
+FPSR = core(848, U32)
+FPCR = core(852, U32)
+
+
+# SVE.  A slice holds 2048 bits of a Z register; every vector length of today fits in slice 0.
+def Z(number: int, slice_: int = 0) -> int:
+    """SVE vector register Z0 to Z31."""
+    return ARM64 | U2048 | SVE | number << 5 | slice_
+
+
+def P(number: int, slice_: int = 0) -> int:
+    """SVE predicate register P0 to P15."""
+    return ARM64 | U256 | SVE | 0x400 | number << 5 | slice_
+
+
+def FFR(slice_: int = 0) -> int:
+    """The SVE first-fault register."""
+    return ARM64 | U256 | SVE | 0x600 | slice_
+
+
+SVE_VLS = ARM64 | U512 | SVE | 0xFFFF  # bit n: (n + 1) * 128 bits
+
+# Timers.  TIMER_CVAL and TIMER_CNT have each other's encoding, by a mistake that became ABI.
+TIMER_CTL = sysreg(3, 3, 14, 3, 1)
+TIMER_CVAL = sysreg(3, 3, 14, 0, 2)
+TIMER_CNT = sysreg(3, 3, 14, 3, 2)
+PTIMER_CTL = sysreg(3, 3, 14, 2, 1)
+PTIMER_CVAL = sysreg(3, 3, 14, 2, 2)
+PTIMER_CNT = sysreg(3, 3, 14, 0, 1)
+
+PSCI_VERSION = fw(0)
+SMCCC_ARCH_WORKAROUND_1 = fw(1)
+SMCCC_ARCH_WORKAROUND_2 = fw(2)
+SMCCC_ARCH_WORKAROUND_3 = fw(3)
+STD_BMAP = bmap(0)
+STD_HYP_BMAP = bmap(1)
+VENDOR_HYP_BMAP = bmap(2)
+VENDOR_HYP_BMAP_2 = bmap(3)
+
+_FIXED = {
+    **{f"X{n}": X(n) for n in range(31)},
+    "SP_EL0": SP_EL0,
+    "PC": PC,
+    "PSTATE": PSTATE,
+    "SP_EL1": SP_EL1,
+    "ELR_EL1": ELR_EL1,
+    "SPSR_EL1": SPSR_EL1,
+    "SPSR_ABT": SPSR_ABT,
+    "SPSR_UND": SPSR_UND,
+    "SPSR_IRQ": SPSR_IRQ,
+    "SPSR_FIQ": SPSR_FIQ,
+    **{f"V{n}": V(n) for n in range(32)},
+    "FPSR": FPSR,
+    "FPCR": FPCR,
+    **{f"Z{n}": Z(n) for n in range(32)},
+    **{f"P{n}": P(n) for n in range(16)},
+    "FFR": FFR(),
+    "SVE_VLS": SVE_VLS,
+    "TIMER_CTL": TIMER_CTL,
+    "TIMER_CVAL": TIMER_CVAL,
+    "TIMER_CNT": TIMER_CNT,
+    "PTIMER_CTL": PTIMER_CTL,
+    "PTIMER_CVAL": PTIMER_CVAL,
+    "PTIMER_CNT": PTIMER_CNT,
+    "PSCI_VERSION": PSCI_VERSION,
+    "SMCCC_ARCH_WORKAROUND_1": SMCCC_ARCH_WORKAROUND_1,
+    "SMCCC_ARCH_WORKAROUND_2": SMCCC_ARCH_WORKAROUND_2,
+    "SMCCC_ARCH_WORKAROUND_3": SMCCC_ARCH_WORKAROUND_3,
+    "STD_BMAP": STD_BMAP,
+    "STD_HYP_BMAP": STD_HYP_BMAP,
+    "VENDOR_HYP_BMAP": VENDOR_HYP_BMAP,
+    "VENDOR_HYP_BMAP_2": VENDOR_HYP_BMAP_2,
+    **{f"CCSIDR{n}": ccsidr(n) for n in range(14)},
+}
+_NAMES = {reg_id: name for name, reg_id in _FIXED.items()}
+
+# The names in C of what is above, for _build.py to check.
+C_NAMES = {
+    **{f"KVM_REG_SIZE_U{8 << n}": n << _SIZE_SHIFT for n in range(9)},
+    "KVM_REG_ARM64": ARM64,
+    "KVM_REG_ARM_CORE": CORE,
+    "KVM_REG_ARM_DEMUX": DEMUX,
+    "KVM_REG_ARM64_SYSREG": SYSREG,
+    "KVM_REG_ARM_FW": FW,
+    "KVM_REG_ARM64_SVE": SVE,
+    "KVM_REG_ARM_FW_FEAT_BMAP": FW_FEAT_BMAP,
+    "KVM_REG_ARM64_SVE_VLS": SVE_VLS,
+    **{
+        f"KVM_REG_ARM_{name}": _FIXED[name]
+        for name in _FIXED
+        if name.startswith(("TIMER", "PTIMER", "PSCI", "SMCCC", "STD", "VENDOR"))
+    },
+    **{f"KVM_REG_ARM64_SVE_ZREG({n}, 0)": Z(n) for n in (0, 1, 31)},
+    **{f"KVM_REG_ARM64_SVE_PREG({n}, 0)": P(n) for n in (0, 1, 15)},
+    "KVM_REG_ARM64_SVE_FFR(0)": FFR(),
+    "KVM_REG_ARM64_SVE_ZREG(3, 5)": Z(3, 5),
+    "ARM64_SYS_REG(3, 7, 15, 14, 5)": sysreg(3, 7, 15, 14, 5),
+    **{
+        f"KVM_REG_ARM_CORE_REG({member})": reg_id & 0xFFFF
+        for member, reg_id in {
+            "regs.regs[0]": X(0),
+            "regs.regs[30]": X(30),
+            "regs.sp": SP_EL0,
+            "regs.pc": PC,
+            "regs.pstate": PSTATE,
+            "sp_el1": SP_EL1,
+            "elr_el1": ELR_EL1,
+            "spsr[KVM_SPSR_EL1]": SPSR_EL1,
+            "spsr[KVM_SPSR_ABT]": SPSR_ABT,
+            "spsr[KVM_SPSR_UND]": SPSR_UND,
+            "spsr[KVM_SPSR_IRQ]": SPSR_IRQ,
+            "spsr[KVM_SPSR_FIQ]": SPSR_FIQ,
+            "fp_regs.vregs[0]": V(0),
+            "fp_regs.vregs[31]": V(31),
+            "fp_regs.fpsr": FPSR,
+            "fp_regs.fpcr": FPCR,
+        }.items()
+    },
+}
+NEWER = frozenset({"KVM_REG_ARM_VENDOR_HYP_BMAP_2"})  # not in the headers of Linux 6.1
+
+
+def name(reg_id: int, sysregs: Mapping[int, str] | None = None) -> str:
+    """The register's name, or something unique that says what it is.
+
+    ``sysregs`` gives system registers their names, by encoding; without one they are shown as an
+    assembler takes them, S3_0_C1_C0_0.
+    """
+    if reg_id in _NAMES:
+        return _NAMES[reg_id]
+    if reg_id == sysreg(*fields(reg_id)):
+        known = sysregs.get(reg_id & 0xFFFF) if sysregs else None
+        return known or "S{}_{}_C{}_C{}_{}".format(*fields(reg_id))
+    return f"{reg_id:#x}"
+
+
+def lookup(text: str, sysregs: Mapping[str, int] | None = None) -> int:
+    """The id of the register with that name; ``name`` turned around.
+
+    ``sysregs`` gives system registers' encodings by name.  Raises KeyError for an unknown name.
+    """
+    if text in _FIXED:
+        return _FIXED[text]
+    if sysregs and text in sysregs:
+        return ARM64 | U64 | SYSREG | sysregs[text]
+    if text.startswith("0x"):
+        return int(text, 16)
+    parts = text.replace("C", "").removeprefix("S").split("_")
+    if text.startswith("S") and len(parts) == 5 and all(part.isdecimal() for part in parts):
+        op0, op1, crn, crm, op2 = map(int, parts)
+        return sysreg(op0, op1, crn, crm, op2)
+    raise KeyError(text)

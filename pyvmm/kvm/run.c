@@ -1,0 +1,176 @@
+/*
+ * The calls that need C: ioctls with the GIL released and errno in the result, KVM_RUN, and the
+ * kick that ends one.  Mechanism only.  _build.py puts the includes, and assertions that
+ * pyvmm's tables agree with the kernel's headers, above this file.
+ */
+
+/* Make an ioctl again when a signal interrupts it; the result, or -errno. */
+static int pyvmm_ioctl(int fd, unsigned long request, unsigned long argument)
+{
+	int result;
+
+	do {
+		result = ioctl(fd, request, argument);
+	} while (result < 0 && errno == EINTR);
+	return result < 0 ? -errno : result;
+}
+
+static int pyvmm_ioctl_at(int fd, unsigned long request, void *argument)
+{
+	return pyvmm_ioctl(fd, request, (unsigned long)argument);
+}
+
+static int pyvmm_one_reg(int fd, unsigned long request, uint64_t id, void *value)
+{
+	struct kvm_one_reg reg = { .id = id, .addr = (uintptr_t)value };
+
+	return pyvmm_ioctl(fd, request, (unsigned long)&reg);
+}
+
+static int pyvmm_irq_line(int vm, uint32_t irq, int level)
+{
+	struct kvm_irq_level line = { .irq = irq, .level = level };
+
+	return pyvmm_ioctl(vm, KVM_IRQ_LINE, (unsigned long)&line);
+}
+
+/* A vCPU's fd and shared pages; below them what the last exit, or ring entry, said. */
+struct pyvmm_vcpu {
+	int fd;
+	pid_t thread; /* which thread is in KVM_RUN, 0 for none; written by that thread only */
+	struct kvm_run *run;
+	size_t size;
+
+	uint32_t reason;
+	uint32_t length;
+	uint32_t is_write;
+	uint64_t address;
+	uint64_t data;
+};
+
+#define PYVMM_KICK SIGRTMIN /* as in kvmtool */
+
+static void pyvmm_kicked(int signal)
+{
+	(void)signal; /* its delivery is all: KVM_RUN returns EINTR */
+}
+
+static int pyvmm_vcpu_open(struct pyvmm_vcpu *vcpu, int fd, size_t size)
+{
+	struct sigaction action = { .sa_handler = pyvmm_kicked }; /* no SA_RESTART */
+	void *run;
+
+	if (sigaction(PYVMM_KICK, &action, NULL) < 0)
+		return -errno;
+	run = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (run == MAP_FAILED)
+		return -errno;
+	*vcpu = (struct pyvmm_vcpu){ .fd = fd, .run = run, .size = size };
+	return 0;
+}
+
+static void pyvmm_vcpu_close(struct pyvmm_vcpu *vcpu)
+{
+	munmap(vcpu->run, vcpu->size);
+	vcpu->run = NULL;
+}
+
+/* The kernel's answer to a read, or the value written, is in memory order: little endian. */
+static uint64_t pyvmm_little_endian(const uint8_t *data, uint32_t length)
+{
+	uint64_t value = 0;
+
+	memcpy(&value, data, length < sizeof(value) ? length : sizeof(value));
+	return value;
+}
+
+static void pyvmm_unblock_kick(void)
+{
+	static _Thread_local int done;
+	sigset_t kick;
+
+	if (done)
+		return;
+	sigemptyset(&kick);
+	sigaddset(&kick, PYVMM_KICK);
+	pthread_sigmask(SIG_UNBLOCK, &kick, NULL);
+	done = 1;
+}
+
+/*
+ * KVM_RUN once: 0, or -errno; -EINTR when kicked, and then the kick is used up.
+ *
+ * No kick is lost.  The kicker sets immediate_exit, then looks whether a thread is in KVM_RUN and
+ * signals it; this side names its thread, then enters KVM_RUN, which looks at immediate_exit.
+ * Each side writes before it reads, with a full barrier between: one of them sees the other.  A
+ * signal that comes too early, before the system call, finds immediate_exit already set.
+ */
+static int pyvmm_run(struct pyvmm_vcpu *vcpu)
+{
+	struct kvm_run *run = vcpu->run;
+	int error;
+
+	if (!run)
+		return -EBADF; /* closed */
+	pyvmm_unblock_kick();
+	__atomic_store_n(&vcpu->thread, (pid_t)syscall(SYS_gettid), __ATOMIC_SEQ_CST);
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	error = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? errno : 0;
+	__atomic_store_n(&vcpu->thread, 0, __ATOMIC_SEQ_CST);
+	if (error == EINTR)
+		__atomic_exchange_n(&run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+	if (error)
+		return -error;
+
+	vcpu->reason = run->exit_reason;
+	if (run->exit_reason == KVM_EXIT_MMIO) {
+		vcpu->address = run->mmio.phys_addr;
+		vcpu->length = run->mmio.len;
+		vcpu->is_write = run->mmio.is_write;
+		vcpu->data = run->mmio.is_write ?
+			pyvmm_little_endian(run->mmio.data, run->mmio.len) : 0;
+	}
+	return 0;
+}
+
+/* Answer an MMIO read: KVM takes as many bytes as the access has. */
+static void pyvmm_set_mmio_data(struct pyvmm_vcpu *vcpu, uint64_t value)
+{
+	if (vcpu->run)
+		memcpy(vcpu->run->mmio.data, &value, sizeof(value));
+}
+
+/* From any thread, while the pages are mapped.  A thread id that is gone gets no signal. */
+static void pyvmm_kick(struct pyvmm_vcpu *vcpu)
+{
+	pid_t thread;
+
+	__atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+	thread = __atomic_load_n(&vcpu->thread, __ATOMIC_SEQ_CST);
+	if (thread)
+		syscall(SYS_tgkill, getpid(), thread, PYVMM_KICK);
+}
+
+/* Take one entry of the VM's ring of coalesced writes: 1, or 0 when there is none. */
+static int pyvmm_coalesced_pop(struct pyvmm_vcpu *vcpu)
+{
+	size_t page = sysconf(_SC_PAGESIZE);
+	struct kvm_coalesced_mmio_ring *ring;
+	const struct kvm_coalesced_mmio *entry;
+	uint32_t entries, first;
+
+	if (!vcpu->run)
+		return 0;
+	ring = (void *)((char *)vcpu->run + KVM_COALESCED_MMIO_PAGE_OFFSET * page);
+	entries = (page - sizeof(*ring)) / sizeof(ring->coalesced_mmio[0]);
+	first = ring->first;
+	entry = &ring->coalesced_mmio[first];
+	if (first == __atomic_load_n(&ring->last, __ATOMIC_ACQUIRE))
+		return 0;
+	vcpu->address = entry->phys_addr;
+	vcpu->length = entry->len;
+	vcpu->data = pyvmm_little_endian(entry->data, entry->len);
+	__atomic_store_n(&ring->first, (first + 1) % entries, __ATOMIC_RELEASE);
+	return 1;
+}

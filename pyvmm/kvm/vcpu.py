@@ -1,0 +1,239 @@
+"""A virtual CPU: its registers, and running it."""
+
+from __future__ import annotations
+
+import errno
+import struct
+import threading
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+from pyvmm.errors import KvmError
+from pyvmm.kvm import ioctls, regs, structs
+from pyvmm.kvm.device import AttributeFd
+from pyvmm.kvm.exits import UNION_OFFSET, UNION_SIZE, Exit, decode
+from pyvmm.kvm.hints import hint
+from pyvmm.kvm.native import native
+from pyvmm.kvm.uapi import ExitReason, MpState, VcpuFeature
+
+if TYPE_CHECKING:
+    from pyvmm.kvm._kvm import VcpuState
+
+
+class VcpuEvents(NamedTuple):
+    """Exceptions that wait to be taken; ``ext_dabt_pending`` can only be set."""
+
+    serror_pending: bool = False
+    serror_has_esr: bool = False
+    serror_esr: int = 0
+    ext_dabt_pending: bool = False
+
+
+class Vcpu(AttributeFd):
+    """A virtual CPU, made by Vm.create_vcpu.
+
+    Any thread may run it, one at a time, and only kick() may be called from another thread
+    meanwhile: KVM makes every other ioctl wait until KVM_RUN returns.
+    """
+
+    def __init__(self, fd: int, vcpu_id: int, mmap_size: int) -> None:
+        super().__init__(fd)
+        self.id = vcpu_id
+        self._ffi, self._lib = native()
+        self._state = cast("VcpuState", self._ffi.new("struct pyvmm_vcpu *"))
+        self._open_lock = threading.Lock()  # a kick must not meet pages that are gone
+        error = self._lib.pyvmm_vcpu_open(self._state, fd, mmap_size)
+        if error:
+            super().close()
+            raise KvmError("mmap", f"vcpu {vcpu_id}, {mmap_size} bytes", -error)
+        shared = self._ffi.cast("char *", self._state.run)
+        self._union = memoryview(self._ffi.buffer(shared + UNION_OFFSET, UNION_SIZE))
+
+    def close(self) -> None:
+        """Close the vCPU; no thread may be running it."""
+        with self._open_lock:
+            if self.fd < 0:
+                return
+            if self._state.thread:
+                raise RuntimeError(f"vCPU {self.id} is running: kick it and join its thread")
+            self._lib.pyvmm_vcpu_close(self._state)
+            super().close()
+
+    # Before the first run
+
+    def init(self, target: int, features: Iterable[int]) -> None:
+        """Reset the vCPU, with these VcpuFeature numbers (KVM_ARM_VCPU_INIT).
+
+        ``target`` is Vm.preferred_target().  Again with the same features: reset anew.
+        """
+        chosen = sorted(set(features))
+        bitmap = sum(1 << feature for feature in chosen)
+        packed = structs.VCPU_INIT.pack(
+            {"target": target, "features": [bitmap >> 32 * n & 0xFFFF_FFFF for n in range(7)]}
+        )
+        names = " ".join(_feature(feature) for feature in chosen)
+        ioctls.ARM_VCPU_INIT.at(
+            self.fd, packed, f"vcpu {self.id}, target={target}, features=[{names}]"
+        )
+
+    def finalize(self, feature: int) -> None:
+        """Fix what can be chosen about a feature, which is SVE (KVM_ARM_VCPU_FINALIZE)."""
+        packed = structs.INT.pack({"value": feature})
+        ioctls.ARM_VCPU_FINALIZE.at(self.fd, packed, f"vcpu {self.id}, {_feature(feature)}")
+
+    # Registers
+
+    def get_one_reg(self, reg_id: int) -> int:
+        """Read a register of any size, as a number with the register's own bit order."""
+        buffer = bytearray(regs.size(reg_id))
+        error = self._lib.pyvmm_one_reg(
+            self.fd, ioctls.GET_ONE_REG.number, reg_id, self._ffi.from_buffer(buffer)
+        )
+        if error:
+            raise ioctls.GET_ONE_REG.error(-error, f"vcpu {self.id}, {regs.name(reg_id)}")
+        return int.from_bytes(buffer, "little")
+
+    def set_one_reg(self, reg_id: int, value: int) -> None:
+        """Write a register of any size.
+
+        Raises OverflowError for a value that is negative or too wide for the register.
+        """
+        error = self._lib.pyvmm_one_reg(
+            self.fd,
+            ioctls.SET_ONE_REG.number,
+            reg_id,
+            value.to_bytes(regs.size(reg_id), "little"),
+        )
+        if error:
+            raise ioctls.SET_ONE_REG.error(
+                -error, f"vcpu {self.id}, {regs.name(reg_id)}, {value:#x}"
+            )
+
+    def get_reg_list(self) -> list[int]:
+        """The ids of all registers that make up the vCPU's state."""
+        count = 0
+        while True:
+            buffer = bytearray(8 + count * 8)
+            struct.pack_into("<Q", buffer, 0, count)
+            try:
+                ioctls.GET_REG_LIST.at(self.fd, buffer, f"vcpu {self.id}, n={count}")
+            except KvmError as error:
+                if error.errno != errno.E2BIG:
+                    raise
+            (needed,) = struct.unpack_from("<Q", buffer)
+            if needed <= count:
+                return list(struct.unpack_from(f"<{needed}Q", buffer, 8))
+            count = needed
+
+    # Running
+
+    def run(self) -> Exit:
+        """Run the guest until it needs something, or a kick() or a signal comes.
+
+        A vCPU whose last exit was an MMIO read must have its answer (set_mmio_data) first.
+        """
+        state = self._state
+        error = self._lib.pyvmm_run(state)
+        if error:
+            if error == -errno.EINTR:
+                return Exit(ExitReason.INTR)
+            raise self._run_error(-error)
+        reason = state.reason
+        if reason == ExitReason.MMIO:
+            return Exit(
+                ExitReason.MMIO,
+                state.address,
+                state.length,
+                state.is_write != 0,
+                state.data,
+            )
+        return decode(reason, self._union)
+
+    def kick(self) -> None:
+        """Make a running vCPU's run() return INTR; one that is not running returns so next time.
+
+        Safe from any thread, at any time, also after close().  Several kicks before run() returns
+        count as one.  A run() right after a kick completes the last exit, executes nothing, and
+        returns INTR: so a snapshot finds an MMIO access done.
+        Source: Documentation/virt/kvm/api.rst, immediate_exit (KVM_CAP_IMMEDIATE_EXIT).
+        """
+        with self._open_lock:
+            if self.fd >= 0:
+                self._lib.pyvmm_kick(self._state)
+
+    def set_mmio_data(self, value: int) -> None:
+        """Answer an MMIO read; bits above the access's length do not count."""
+        self._lib.pyvmm_set_mmio_data(self._state, value & 0xFFFF_FFFF_FFFF_FFFF)
+
+    def coalesced_mmio(self) -> list[Exit]:
+        """Take the writes that wait in the VM's ring, oldest first; one thread at a time."""
+        writes = []
+        state = self._state
+        while self._lib.pyvmm_coalesced_pop(state):
+            writes.append(Exit(ExitReason.MMIO, state.address, state.length, True, state.data))
+        return writes
+
+    # State besides registers
+
+    def get_mp_state(self) -> int:
+        """Whether the vCPU is on: an MpState."""
+        return MpState(ioctls.GET_MP_STATE.read(self.fd)["mp_state"])
+
+    def set_mp_state(self, mp_state: int) -> None:
+        """Switch the vCPU on or off."""
+        ioctls.SET_MP_STATE.write(self.fd, mp_state=mp_state)
+
+    def get_vcpu_events(self) -> VcpuEvents:
+        """The exceptions that wait to be taken."""
+        reply = ioctls.GET_VCPU_EVENTS.read(self.fd)
+        return VcpuEvents(
+            serror_pending=bool(reply["serror_pending"]),
+            serror_has_esr=bool(reply["serror_has_esr"]),
+            serror_esr=reply["serror_esr"],
+            ext_dabt_pending=bool(reply["ext_dabt_pending"]),
+        )
+
+    def set_vcpu_events(self, events: VcpuEvents) -> None:
+        """Make exceptions wait to be taken; a syndrome needs ARM_INJECT_SERROR_ESR."""
+        ioctls.SET_VCPU_EVENTS.write(
+            self.fd,
+            serror_pending=int(events.serror_pending),
+            serror_has_esr=int(events.serror_has_esr),
+            serror_esr=events.serror_esr,
+            ext_dabt_pending=int(events.ext_dabt_pending),
+        )
+
+    def set_guest_debug(
+        self,
+        control: int,
+        *,
+        breakpoints: Sequence[tuple[int, int]] = (),
+        watchpoints: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        """Single-step, or stop at break- and watchpoints; ``control`` is GuestDebug bits.
+
+        A breakpoint is a pair for DBGBCR and DBGBVR, a watchpoint one for DBGWCR and DBGWVR.
+        ``control`` 0 ends it.
+        """
+        ioctls.SET_GUEST_DEBUG.write(
+            self.fd,
+            control=control,
+            dbg_bcr=[bcr for bcr, _ in breakpoints],
+            dbg_bvr=[bvr for _, bvr in breakpoints],
+            dbg_wcr=[wcr for wcr, _ in watchpoints],
+            dbg_wvr=[wvr for _, wvr in watchpoints],
+        )
+
+    def get_stats_fd(self) -> int:
+        """A file descriptor of the vCPU's binary statistics; the caller closes it."""
+        return ioctls.GET_STATS_FD(self.fd)
+
+    def _run_error(self, error: int) -> KvmError:
+        return KvmError("KVM_RUN", f"vcpu {self.id}", error, hint=hint("KVM_RUN", error))
+
+
+def _feature(number: int) -> str:
+    try:
+        return VcpuFeature(number).name
+    except ValueError:
+        return str(number)

@@ -1,0 +1,97 @@
+"""The GICv3 in the kernel."""
+
+from __future__ import annotations
+
+from pyvmm.kvm.device import Device
+from pyvmm.kvm.uapi import DeviceType, VgicAddr, VgicCtrl, VgicField, VgicGroup
+from pyvmm.kvm.vm import Vm
+
+
+class Vgic:
+    """A VM's GICv3, placed and initialised step by step or, with create(), at once.
+
+    The order is the kernel's: every vCPU exists; the device is made; addresses and the number of
+    interrupts are set; init(); then vCPUs run.  A register is read and written only while no vCPU
+    runs.  Source: Documentation/virt/kvm/devices/arm-vgic-v3.rst.
+    """
+
+    def __init__(self, vm: Vm) -> None:
+        self.device: Device = vm.create_device(DeviceType.ARM_VGIC_V3)
+
+    @classmethod
+    def create(cls, vm: Vm, *, distributor: int, redistributors: int, nr_irqs: int) -> Vgic:
+        """A GIC ready to run, for a VM whose vCPUs are all created.
+
+        ``redistributors`` is where the first vCPU's lies; each takes 128 KiB, in vCPU order.
+        ``nr_irqs`` counts INTIDs, private ones included: 64 to 1024, a multiple of 32.
+        """
+        vgic = cls(vm)
+        try:
+            vgic.place(distributor, redistributors)
+            vgic.set_nr_irqs(nr_irqs)
+            vgic.init()
+        except BaseException:
+            vgic.close()
+            raise
+        return vgic
+
+    def close(self) -> None:
+        """Close the file descriptor; the GIC stays with its VM."""
+        self.device.close()
+
+    def place(self, distributor: int, redistributors: int) -> None:
+        """Choose the guest physical addresses, multiples of 64 KiB."""
+        self.device.set_attr(VgicGroup.ADDR, VgicAddr.V3_ADDR_TYPE_DIST, distributor)
+        self.device.set_attr(VgicGroup.ADDR, VgicAddr.V3_ADDR_TYPE_REDIST, redistributors)
+
+    def set_nr_irqs(self, nr_irqs: int) -> None:
+        """Choose how many INTIDs there are."""
+        self.device.set_attr(VgicGroup.NR_IRQS, 0, nr_irqs)
+
+    def init(self) -> None:
+        """Fix the vCPUs, addresses and interrupts."""
+        self.device.set_attr(VgicGroup.CTRL, VgicCtrl.VGIC_CTRL_INIT)
+
+    def save_pending_tables(self) -> None:
+        """Write pending LPIs to the tables in guest memory."""
+        self.device.set_attr(VgicGroup.CTRL, VgicCtrl.VGIC_SAVE_PENDING_TABLES)
+
+    # Registers; ``mpidr`` is the vCPU's MPIDR_EL1.
+
+    def get_dist_reg(self, offset: int) -> int:
+        """Read 32 bits of the distributor."""
+        return self.device.get_attr(VgicGroup.DIST_REGS, offset)
+
+    def set_dist_reg(self, offset: int, value: int) -> None:
+        """Write 32 bits of the distributor, as user space may, not as a guest would."""
+        self.device.set_attr(VgicGroup.DIST_REGS, offset, value)
+
+    def get_redist_reg(self, mpidr: int, offset: int) -> int:
+        """Read 32 bits of a vCPU's redistributor."""
+        return self.device.get_attr(VgicGroup.REDIST_REGS, affinity(mpidr) | offset)
+
+    def set_redist_reg(self, mpidr: int, offset: int, value: int) -> None:
+        """Write 32 bits of a vCPU's redistributor."""
+        self.device.set_attr(VgicGroup.REDIST_REGS, affinity(mpidr) | offset, value)
+
+    def get_cpu_sysreg(self, mpidr: int, encoding: int) -> int:
+        """Read an ICC_*_EL1 register of a vCPU; ``encoding`` is regs.encoding()'s."""
+        return self.device.get_attr(VgicGroup.CPU_SYSREGS, affinity(mpidr) | encoding)
+
+    def set_cpu_sysreg(self, mpidr: int, encoding: int, value: int) -> None:
+        """Write an ICC_*_EL1 register of a vCPU."""
+        self.device.set_attr(VgicGroup.CPU_SYSREGS, affinity(mpidr) | encoding, value)
+
+    def get_line_level(self, mpidr: int, intid: int) -> int:
+        """The input lines of 32 interrupts from ``intid``, a multiple of 32; bit n is the nth."""
+        return self.device.get_attr(VgicGroup.LEVEL_INFO, affinity(mpidr) | intid)
+
+    def set_line_level(self, mpidr: int, intid: int, lines: int) -> None:
+        """Set the input lines of 32 interrupts."""
+        self.device.set_attr(VgicGroup.LEVEL_INFO, affinity(mpidr) | intid, lines)
+
+
+def affinity(mpidr: int) -> int:
+    """An MPIDR_EL1 value as the upper half of a GIC attribute number: Aff3.Aff2.Aff1.Aff0."""
+    aff3 = mpidr >> 32 & 0xFF
+    return (aff3 << 24 | mpidr & 0x00FF_FFFF) << VgicField.V3_MPIDR_SHIFT

@@ -1,0 +1,110 @@
+"""The guest physical map: one table, at lkvm's addresses.
+
+     0x0000_0000  +-----------------------------+
+                  | PCI I/O space (reserved)    |  64 KiB
+     0x0100_0000  +-----------------------------+
+                  | four ns16550a UARTs         |  0x1000 apart, SPI 0 to 3, level
+     0x0101_0000  +-----------------------------+
+                  | PL031 real-time clock       |  SPI 223, level
+     0x0102_0000  +-----------------------------+
+                  | pvtime                      |  64 bytes a vCPU
+     0x0103_0000  +-----------------------------+
+                  | exit register               |  a 32-bit write of N ends the VM with code N
+     0x0200_0000  +-----------------------------+
+                  | CFI flash (reserved)        |  16 MiB
+     0x0300_0000  +-----------------------------+
+                  | virtio-mmio                 |  0x200 apart, SPI 4 up, edge
+                  +-----------------------------+
+                  | GICv3 ITS                   |  128 KiB, just below the redistributors
+                  | GICv3 redistributors        |  128 KiB a vCPU, just below the distributor
+     0x3fff_0000  +-----------------------------+
+                  | GICv3 distributor           |  64 KiB
+     0x4000_0000  +-----------------------------+
+                  | PCI ECAM (reserved)         |  256 MiB, then 32-bit PCI MMIO
+     0x8000_0000  +-----------------------------+
+                  | RAM                         |  up to the host's IPA limit
+                  +-----------------------------+
+
+Source: kvmtool, arm/include/arm-common/kvm-arch.h, whose map guests built for lkvm expect;
+the exit register is pyvmm's own, in a hole of that map.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+class Region(NamedTuple):
+    """One range of guest physical addresses; ``spi`` is its first shared interrupt, if any."""
+
+    name: str
+    base: int
+    size: int
+    spi: int | None = None
+
+    @property
+    def end(self) -> int:
+        """The first address after the region."""
+        return self.base + self.size
+
+
+PCI_IO = Region("pci-io", 0x0000_0000, 64 * KIB)
+UART = Region("uart", 0x0100_0000, 0x1000, spi=0)  # the first of UART_COUNT
+RTC = Region("rtc", 0x0101_0000, 0x1000, spi=223)
+PVTIME = Region("pvtime", 0x0102_0000, 64 * KIB)
+EXIT = Region("exit", 0x0103_0000, 0x1000)
+FLASH = Region("flash", 0x0200_0000, 16 * MIB)
+VIRTIO = Region("virtio", 0x0300_0000, 0x200, spi=4)  # the first of VIRTIO_COUNT
+GICD = Region("gicd", 0x3FFF_0000, 64 * KIB)
+PCI_ECAM = Region("pci-ecam", 0x4000_0000, 256 * MIB)
+
+UART_COUNT = 4
+VIRTIO_COUNT = 64
+GICR_SIZE = 128 * KIB  # RD_base and SGI_base frames of one vCPU
+ITS_SIZE = 128 * KIB
+NR_IRQS = 256  # INTIDs the GIC implements: 16 SGIs, 16 PPIs, SPI 0 to 223
+
+RAM_BASE = 0x8000_0000
+KERNEL_OFFSET = 0x8_0000  # where an image without an arm64 header goes, from RAM_BASE
+DTB_SIZE = 64 * KIB
+DTB_ALIGN = 2 * MIB
+DTB_BELOW = 256 * MIB  # DTB and initrd lie below this much RAM, or its end
+
+# Private peripheral interrupts of the generic timer.
+# Source: Arm BSA (DEN0094), table "PPI assignments"; what lkvm and Linux's virt boards use.
+PPI_TIMER_SECURE = 13
+PPI_TIMER_PHYS = 14
+PPI_TIMER_VIRT = 11
+PPI_TIMER_HYP = 10
+PPI_PMU = 7
+
+
+def uart(index: int) -> Region:
+    """The UART of that index (0 is the console)."""
+    return Region(f"uart{index}", UART.base + index * UART.size, UART.size, spi=index)
+
+
+def virtio(index: int) -> Region:
+    """The virtio-mmio slot of that index."""
+    spi = 4 + index
+    return Region(f"virtio{index}", VIRTIO.base + index * VIRTIO.size, VIRTIO.size, spi=spi)
+
+
+def gicr(vcpus: int) -> Region:
+    """The redistributors of ``vcpus`` vCPUs, in vCPU order."""
+    size = vcpus * GICR_SIZE
+    return Region("gicr", GICD.base - size, size)
+
+
+def its(vcpus: int) -> Region:
+    """The interrupt translation service of a machine with ``vcpus`` vCPUs."""
+    return Region("its", gicr(vcpus).base - ITS_SIZE, ITS_SIZE)
+
+
+def ipa_bits(ram_size: int) -> int:
+    """How many guest physical address bits a machine with that much RAM needs (at least 32)."""
+    return max(32, (RAM_BASE + ram_size - 1).bit_length())

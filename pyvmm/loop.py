@@ -1,0 +1,153 @@
+"""One thread that waits for files, timers, signals and other threads, and calls back.
+
+Everything of a machine that is not a vCPU happens in such a loop: input for the guest, the
+end of the run, a timeout, SIGTERM. Callbacks run one at a time, in the loop's thread; only
+``call`` and ``stop`` may be used from others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import os
+import selectors
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import NamedTuple, Self
+
+Callback = Callable[[], None]
+
+
+class Timer(NamedTuple):
+    """A callback that is due at a moment of the monotonic clock."""
+
+    due: float
+    order: int  # keeps two timers of one instant in the order they were set
+    callback: Callback
+
+
+class Loop:
+    """A selectors loop with timers, signals, and a door for other threads.
+
+    A context manager: leaving it restores the signal handlers it replaced.
+    """
+
+    def __init__(self) -> None:
+        # poll(2), not epoll(7): stdin may be a plain file or /dev/null, which epoll refuses.
+        self._selector = selectors.PollSelector()
+        self._timers: list[Timer] = []
+        self._timer_order = itertools.count()
+        self._calls: deque[Callback] = deque()
+        self._stopping = False
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._undo = contextlib.ExitStack()
+        self._signals: dict[int, Callback] = {}
+        self.watch(self._wake, self._run_calls)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back the signal handlers and the loop's own descriptors; idempotent."""
+        self._undo.close()
+        if self._wake >= 0:
+            self._selector.close()
+            os.close(self._wake)
+            self._wake = -1
+
+    def watch(self, fd: int, callback: Callback) -> None:
+        """Call back whenever ``fd`` can be read, or has ended."""
+        self._selector.register(fd, selectors.EVENT_READ, callback)
+
+    def unwatch(self, fd: int) -> None:
+        """Forget ``fd``; one that is not watched is fine."""
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(fd)
+
+    def after(self, delay_s: float, callback: Callback) -> Timer:
+        """Call back once, ``delay_s`` seconds from now, unless cancelled before."""
+        timer = Timer(time.monotonic() + max(0.0, delay_s), next(self._timer_order), callback)
+        heapq.heappush(self._timers, timer)
+        return timer
+
+    def cancel(self, timer: Timer) -> None:
+        """Forget a timer; one that has gone off is fine."""
+        with contextlib.suppress(ValueError):
+            self._timers.remove(timer)
+            heapq.heapify(self._timers)
+
+    def call(self, callback: Callback) -> None:
+        """Call back soon, in the loop's thread; safe from any thread."""
+        self._calls.append(callback)
+        os.eventfd_write(self._wake, 1)
+
+    def on_signal(self, signum: int, callback: Callback) -> None:
+        """Call back when the process gets that signal, instead of what it does by default.
+
+        Raises: ValueError, outside the main thread (Python's own rule).
+        """
+        if not self._signals:
+            self._open_signal_pipe()
+        previous = signal.signal(signum, _ignore)
+        self._undo.callback(signal.signal, signum, previous)
+        self._signals[signum] = callback
+
+    def run(self) -> None:
+        """Wait and call back until ``stop``; what a callback raises comes out here."""
+        while not self._stopping:
+            for key, _ in self._selector.select(self._next_timeout_s()):
+                if key.fd in self._selector.get_map():  # not if a callback before just unwatched it
+                    key.data()
+            self._run_timers()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Make ``run`` return after the callbacks of this round; safe from any thread."""
+        self._stopping = True
+        os.eventfd_write(self._wake, 1)
+
+    def _run_calls(self) -> None:
+        os.eventfd_read(self._wake)
+        for _ in range(len(self._calls)):  # what these add waits for the next round
+            self._calls.popleft()()
+
+    def _next_timeout_s(self) -> float | None:
+        return max(0.0, self._timers[0].due - time.monotonic()) if self._timers else None
+
+    def _run_timers(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0].due <= now:
+            heapq.heappop(self._timers).callback()
+
+    def _open_signal_pipe(self) -> None:
+        """Let Python's C-level handler write each signal's number into a pipe of ours.
+
+        Without it a signal that arrives just before poll(2) would wait for the next event.
+        """
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._undo.callback(os.close, reader)
+        self._undo.callback(os.close, writer)
+        previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self._undo.callback(signal.set_wakeup_fd, previous)
+        self.watch(reader, lambda: self._run_signals(reader))
+
+    def _run_signals(self, reader: int) -> None:
+        for signum in os.read(reader, 64):
+            if callback := self._signals.get(signum):
+                callback()
+
+
+def _ignore(signum: int, frame: FrameType | None) -> None:
+    """Stand in for the default action: the number travels through the pipe."""

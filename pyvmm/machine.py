@@ -1,0 +1,252 @@
+"""A virtual machine: a Config becomes hardware, the hardware runs, and the run has an end.
+
+    with Machine(Config(image=Path("guest.elf"), vcpus=2)) as vm:
+        code = vm.run()
+
+``run`` returns the guest's exit code: 0 for a power-off or a reset, N for a write of N to the
+exit register. Everything else a guest can end with is an error, raised.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from pyvmm.arm64.vl import VlSet
+from pyvmm.board import Board, Hooks, build
+from pyvmm.boot.image import LoadedImage
+from pyvmm.config import Config
+from pyvmm.errors import EXIT_OK, GuestError, TimeoutExpired, VmmError
+from pyvmm.kvm import regs
+from pyvmm.kvm.exits import Exit
+from pyvmm.kvm.system import System
+from pyvmm.kvm.uapi import ExitReason, SystemEvent
+from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.limits import Plan
+from pyvmm.loop import Loop, Timer
+from pyvmm.memory import GuestMemory
+from pyvmm.runner import Runner
+
+KVM = "/dev/kvm"
+STDOUT = 1
+
+# What an access that no device answers was; only with Machine(on_unclaimed=...).
+Unclaimed = Callable[[int, Exit], None]
+
+
+def write_to_stdout(data: bytes) -> None:
+    """Where the console of a machine goes when nobody says otherwise."""
+    while data:
+        data = data[os.write(STDOUT, data) :]
+
+
+def _do_nothing() -> None:
+    """Stands for a callback nobody gave."""
+
+
+class Machine:
+    """A virtual machine; a context manager that takes it apart again.
+
+    Making it does everything but running it, so that whatever cannot work is refused before the
+    guest's first instruction. All methods are safe from any thread but a vCPU's; there only
+    ``stop`` is.
+
+    Raises:
+        HostError: the host's KVM cannot give what the Config asks.
+        ImageError: the image cannot be booted.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        output: Callable[[bytes], None] = write_to_stdout,
+        *,
+        on_end: Callable[[], None] = _do_nothing,
+        on_unclaimed: Unclaimed | None = None,
+        kvm: str = KVM,
+    ) -> None:
+        """Make the machine.
+
+        ``output`` gets what the guest writes to its console, ``on_unclaimed`` an access that no
+        device answers; both in the vCPU's thread. ``on_end`` is called when the run has an
+        outcome, and must let go an ``output`` that waits.
+        """
+        self.config = config
+        self._on_unclaimed = on_unclaimed
+        with ExitStack() as undo:
+            system = undo.enter_context(System.open(kvm))
+            hooks = Hooks(output=output, on_exit=lambda code: self._runner.end(code))
+            self.board: Board = build(system, config, hooks, undo)
+            self._bus = self.board.bus
+            self._runner = Runner(self.board.vcpus, self._step, on_end)
+            undo.callback(self._runner.close)
+            self._undo = undo.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the run, if there is one, and give everything back; idempotent."""
+        self._undo.close()
+
+    @property
+    def plan(self) -> Plan:
+        """What the Config came to on this host: vCPUs, memory, address bits, vector lengths."""
+        return self.board.plan
+
+    @property
+    def vls(self) -> VlSet:
+        """The SVE vector lengths of every vCPU in bits, as KVM reads them back; empty: no SVE."""
+        return self.board.plan.vls
+
+    @property
+    def image(self) -> LoadedImage:
+        """What was loaded, and where."""
+        return self.board.image
+
+    @property
+    def dtb(self) -> bytes:
+        """The device tree blob the guest gets."""
+        return self.board.dtb
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The guest's RAM."""
+        return self.board.memory
+
+    @property
+    def vcpus(self) -> tuple[Vcpu, ...]:
+        """The vCPUs; theirs are the registers, while they are paused or have ended."""
+        return tuple(self.board.vcpus)
+
+    @property
+    def ended_fd(self) -> int:
+        """A descriptor that can be read when no vCPU runs any more and ``result`` is there."""
+        return self._runner.ended_fd
+
+    def send(self, data: bytes) -> int:
+        """Type on the guest's console; returns how many bytes there was room for."""
+        return self.board.uarts[0].receive(data)
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        """Say what to call, in a vCPU's thread, when ``send`` has room again after it had none."""
+        self.board.uarts[0].on_room = callback
+
+    def start(self) -> None:
+        """Let the vCPUs go; returns at once."""
+        self._runner.start()
+
+    def pause(self) -> None:
+        """Stop the guest between two instructions; returns when every vCPU is parked.
+
+        A vCPU whose output nobody takes parks when that has gone out.
+        """
+        self._runner.pause()
+
+    def resume(self) -> None:
+        """Let a paused guest go on."""
+        self._runner.resume()
+
+    def stop(self, outcome: int | VmmError = EXIT_OK) -> None:
+        """End the run with that exit code or error, unless it has ended with another before."""
+        self._runner.end(outcome)
+
+    def result(self) -> int:
+        """The exit code of a run that has ended; raises the error that ended it instead."""
+        return self._runner.result()
+
+    def run(self, loop: Loop | None = None) -> int:
+        """Run the guest to its end, and everything around it in ``loop``, in this thread.
+
+        Raises:
+            GuestError: the guest did what no machine can go on from.
+            TimeoutExpired: the Config's time ran out first.
+        """
+        if loop is None:
+            with Loop() as own:
+                return self.run(own)
+        clock = _Clock(self, loop)
+        loop.watch(self.ended_fd, loop.stop)
+        if self.config.timeout_s is not None:
+            loop.after(self.config.timeout_s, self._time_out)
+        self.start()
+        try:
+            loop.run()
+        finally:
+            clock.stop()
+            loop.unwatch(self.ended_fd)
+        return self.result()
+
+    def _time_out(self) -> None:
+        self.stop(TimeoutExpired(f"the guest did not end within {self.config.timeout_s:g} s"))
+
+    def _step(self, vcpu: Vcpu) -> None:
+        """Run a vCPU to its next exit and deal with that; in the vCPU's thread."""
+        leave = vcpu.run()
+        if leave.reason == ExitReason.MMIO:
+            if self._on_unclaimed is not None and self._bus.find(leave.address) is None:
+                self._on_unclaimed(vcpu.id, leave)
+            if leave.is_write:
+                self._bus.write(leave.address, leave.length, leave.data)
+            else:
+                vcpu.set_mmio_data(self._bus.read(leave.address, leave.length))
+        elif leave.reason != ExitReason.INTR:
+            self._runner.end(_outcome(vcpu, leave))
+
+
+class _Clock:
+    """Makes the real-time clock's alarm go off in time."""
+
+    def __init__(self, machine: Machine, loop: Loop) -> None:
+        self._rtc = machine.board.rtc
+        self._loop = loop
+        self._timer: Timer | None = None
+        self._rtc.on_rearm = lambda: loop.call(self._set)
+
+    def stop(self) -> None:
+        """Leave the loop alone from now on."""
+        self._rtc.on_rearm = None
+
+    def _set(self) -> None:
+        if self._timer is not None:
+            self._loop.cancel(self._timer)
+            self._timer = None
+        due = self._rtc.next_alarm()
+        if due is not None:
+            self._timer = self._loop.after(due - time.time(), self._go_off)
+
+    def _go_off(self) -> None:
+        self._rtc.tick()
+        self._set()
+
+
+def _outcome(vcpu: Vcpu, leave: Exit) -> int | VmmError:
+    """What an exit that is not the guest's daily business means for the run."""
+    if leave.reason == ExitReason.SYSTEM_EVENT and leave.type in (
+        SystemEvent.SHUTDOWN,
+        SystemEvent.RESET,
+    ):
+        return EXIT_OK
+    where = f"vCPU {vcpu.id} at PC {vcpu.get_one_reg(regs.PC):#x}"
+    if leave.reason == ExitReason.SYSTEM_EVENT and leave.type == SystemEvent.CRASH:
+        return GuestError(f"the guest says it has crashed ({where})")
+    if leave.reason == ExitReason.ARM_NISV:
+        address, iss = leave.fields["fault_ipa"], leave.fields["esr_iss"]
+        return GuestError(
+            f"{where} accessed guest address {address:#x}, where there is no RAM, with an "
+            f"instruction that no device can answer (ISS {iss:#x})",
+            hint="devices take single loads and stores of one general-purpose register",
+        )
+    return GuestError(f"{where} left KVM_RUN for a reason pyvmm has no answer to: {leave}")

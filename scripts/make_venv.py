@@ -1,0 +1,103 @@
+#!/usr/bin/env python3
+"""Make .venv with pyvmm in it, on a machine that may have nothing but python3 and apt.
+
+Usage: make_venv.py VENV [EXTRA...].  Uses the standard library alone, and pyvmm's own private apt
+where Python comes without pip (Debian's python3 without python3-venv).  VENV/.ready is written
+last: without it, the next call starts over.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+OLDEST = (3, 11)
+
+
+def main() -> int:
+    """Make the environment, or say what is missing and how to get it."""
+    venv, extras = Path(sys.argv[1]).absolute(), sys.argv[2:]
+    if sys.version_info < OLDEST:
+        return _refuse(f"Python {platform.python_version()} is too old: pyvmm needs 3.11",
+                       "make PYTHON=python3.11 run, or apt-get install python3.11")  # fmt: skip
+    lacking = _lacking_for_the_extension()
+    if lacking:
+        return _refuse(f"building the KVM extension needs {', '.join(lacking)}",
+                       f"apt-get install {' '.join(lacking)}")  # fmt: skip
+    started = time.monotonic()
+    print(f"making {venv.name} (Python {platform.python_version()}) ...", flush=True)
+    shutil.rmtree(venv, ignore_errors=True)
+    pip = _make(venv)
+    what = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
+    print(f"installing pyvmm and what it needs{' to be tested' if extras else ''} ...", flush=True)
+    quiet = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    done = subprocess.run([*pip, "install", "-q", "-e", what], env=quiet)
+    if done.returncode:
+        return _refuse("pip could not install what pyvmm needs",
+                       "check that this machine reaches its Python package index")  # fmt: skip
+    (venv / ".ready").touch()
+    print(f"{venv.name} is ready after {time.monotonic() - started:.0f} s", flush=True)
+    return 0
+
+
+def _make(venv: Path) -> list[str]:
+    """Make the bare environment; returns the command that is its pip."""
+    python = str(venv / "bin/python")
+    if importlib.util.find_spec("ensurepip") is not None:
+        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+        return [python, "-m", "pip"]
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    wheel = _pip_wheel()
+    return [python, f"{wheel}/pip"]
+
+
+def _pip_wheel() -> Path:
+    """Debian's own pip, as a wheel: from the system, or unpacked privately."""
+    from pyvmm.host.progress import Progress
+    from pyvmm.host.tools import TOOLS_SUITE, tree
+
+    pattern = "usr/share/python-wheels/pip-*.whl"
+    found = sorted(Path("/").glob(pattern))
+    if not found:
+        root = tree("pip", TOOLS_SUITE, ["python3-pip-whl"], Progress())
+        found = sorted(root.glob(pattern))
+    return found[-1]
+
+
+def _lacking_for_the_extension() -> list[str]:
+    """Packages the C extension wants and this machine lacks (arm64 only: x86 has no extension)."""
+    if not sysconfig.get_platform().endswith("-aarch64"):
+        return []
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    wanted = {
+        "gcc": shutil.which("gcc") is not None,
+        "libc6-dev": Path("/usr/include/linux/kvm.h").exists(),
+        "python3-dev": headers.exists(),
+    }
+    return [package for package, there in wanted.items() if not there]
+
+
+def _refuse(what: str, remedy: str) -> int:
+    prefix = "" if os.geteuid() == 0 or not remedy.startswith("apt-get") else "sudo "
+    print(f"pyvmm: {what}\n  hint: {prefix}{remedy}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:  # a plain line, with the traceback for who wants it
+        if os.environ.get("PYVMM_DEBUG"):
+            raise
+        sys.exit(_refuse(f"{error}", getattr(error, "hint", "") or "PYVMM_DEBUG=1 shows more"))

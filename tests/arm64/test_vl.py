@@ -1,0 +1,304 @@
+"""SVE vector-length sets, against a model of the kernel's own rule."""
+
+from __future__ import annotations
+
+from itertools import chain, combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm.arm64 import vl
+from pyvmm.config import SveRequest
+from pyvmm.errors import HostError, UsageError
+
+FULL_512 = frozenset({128, 256, 384, 512})
+POWERS_512 = frozenset({128, 256, 512})
+EVERY_SET_TO_512 = [
+    frozenset(combination)
+    for combination in chain.from_iterable(combinations(sorted(FULL_512), n) for n in range(5))
+]
+
+
+def kernel_accepts(asked: frozenset[int], host: frozenset[int]) -> bool:
+    """set_sve_vls() of arch/arm64/kvm/guest.c, line by line: vq is a length in quadwords."""
+    max_vq = 0
+    for vq in range(1, 17):
+        if vq * 128 in asked:
+            max_vq = vq
+    if max_vq > max(host, default=0) // 128:
+        return False
+    for vq in range(1, max_vq + 1):
+        if (vq * 128 in asked) != (vq * 128 in host):
+            return False
+    return max_vq != 0
+
+
+lengths = st.sampled_from(sorted(vl.LENGTHS))
+sets = st.frozensets(lengths)
+hosts = st.frozensets(lengths).map(lambda some: some | {128})  # 128 is never missing
+
+
+@given(asked=sets, host=hosts)
+def test_is_legal_says_what_the_kernel_says(asked: frozenset[int], host: frozenset[int]) -> None:
+    assert vl.is_legal(asked, host) == kernel_accepts(asked, host)
+
+
+@given(host=st.sampled_from([s for s in EVERY_SET_TO_512 if 128 in s]))
+def test_legal_sets_are_all_the_kernel_accepts(host: frozenset[int]) -> None:
+    accepted = [asked for asked in EVERY_SET_TO_512 if kernel_accepts(asked, host)]
+
+    assert vl.legal_sets(host) == sorted(accepted, key=len)
+
+
+@given(host=hosts, limit=lengths)
+def test_up_to_is_legal_for_every_limit(host: frozenset[int], limit: int) -> None:
+    assert kernel_accepts(vl.up_to(host, limit), host)
+
+
+@given(asked=sets, host=hosts)
+def test_nearest_sets_are_legal_few_and_different(
+    asked: frozenset[int], host: frozenset[int]
+) -> None:
+    near = vl.nearest(asked, host)
+
+    assert 1 <= len(near) <= 3
+    assert len(set(near)) == len(near)
+    assert all(kernel_accepts(vls, host) for vls in near)
+
+
+@given(asked=sets, host=hosts)
+def test_nearest_to_a_legal_set_holds_it(asked: frozenset[int], host: frozenset[int]) -> None:
+    legal = vl.up_to(host, max(asked, default=128))
+
+    assert vl.nearest(legal, host) == [legal]
+
+
+@given(vls=sets.filter(bool))
+def test_show_and_parse_are_inverse(vls: frozenset[int]) -> None:
+    assert vl.parse(vl.show(vls)) == vls
+
+
+@given(text=st.text(alphabet="0123456789,-x a\u0663", max_size=20))
+def test_parse_gives_a_set_of_lengths_or_a_text_error(text: str) -> None:
+    try:
+        vls = vl.parse(text)
+    except vl.TextError as error:
+        assert error.exit_code == 2
+        assert text in error.message
+        assert error.meant <= vl.LENGTHS
+    else:
+        assert vls
+        assert vls <= vl.LENGTHS
+
+
+@pytest.mark.parametrize("text", ["128,256", "256,128", " 128 , 256 "])
+def test_parse_takes_any_order_and_spaces_at_the_commas(text: str) -> None:
+    assert vl.parse(text) == {128, 256}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "the set is empty"),
+        ("  ", "the set is empty"),
+        ("0", "0 is not a vector length"),
+        ("100", "100 is not a multiple of 128"),
+        ("-128", "-128 is negative"),
+        ("128,-256", "-256 is negative"),
+        ("4096", "4096 is longer than SVE's longest, 2048 bits"),
+        ("128,128", "128 is given twice"),
+        ("128,128,128", "128 is given repeatedly"),
+        ("128,", "a length is missing after the last comma"),
+        (",128", "a length is missing at place 1"),
+        ("128,,256", "a length is missing at place 2"),
+        ("max", "'max' is not a vector length in bits"),
+        ("128bit", "'128bit' is not a vector length in bits"),
+        ("0x80", "0x80 is hexadecimal; write 128"),
+        ("128 256", "'128 256' needs commas"),
+        ("0128", "'0128' is not a vector length in bits"),
+        ("+128", "'+128' is not a vector length in bits"),
+        ("1_28", "'1_28' is not a vector length in bits"),
+        ("\u0661\u0662\u0668", "is not a vector length in bits"),
+        ("9" * 5000, "is not a vector length in bits"),
+    ],
+)
+def test_parse_refuses_what_no_machine_has(text: str, words: str) -> None:
+    with pytest.raises(vl.TextError) as caught:
+        vl.parse(text)
+
+    assert words in caught.value.message
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "unit", "in_bits"),
+    [
+        ("1,2", "kvmtool's old 128-bit units", "--sve-vls=128,256"),
+        ("4", "kvmtool's old 128-bit units", "--sve-vls=512"),
+        ("16", "kvmtool's old 128-bit units", "--sve-vls=2048"),
+        ("16", "bytes, as prctl and vlset take them", "--sve-vls=128"),
+        ("16,32", "bytes, as prctl and vlset take them", "--sve-vls=128,256"),
+        ("64", "bytes, as prctl and vlset take them", "--sve-vls=512"),
+        ("16,256", "bytes, as prctl and vlset take them", "--sve-vls=128,2048"),
+    ],
+)
+def test_parse_knows_other_units_when_it_sees_them(text: str, unit: str, in_bits: str) -> None:
+    with pytest.raises(vl.TextError) as caught:
+        vl.parse(text)
+
+    assert unit in caught.value.message
+    assert in_bits in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["128,1", "128,192", "128,100", "3,20"])
+def test_parse_does_not_guess_a_unit_that_does_not_fit(text: str) -> None:
+    with pytest.raises(vl.TextError, match="is not a multiple of 128"):
+        vl.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "choices"),
+    [
+        ("1,2", "--sve-vls=128,256"),
+        ("16,32", "--sve-vls=128,256"),
+        ("", "--sve-vls=128 or --sve-vls=128,256,384,512"),
+        ("4096", "--sve-vls=128,256,384,512"),
+        ("16", "--sve-vls=128 or --sve-vls=128,256,384,512"),
+        ("128,", "--sve-vls=128"),
+    ],
+)
+def test_text_error_on_a_host_names_sets_to_paste(text: str, choices: str) -> None:
+    with pytest.raises(vl.TextError) as caught:
+        vl.parse(text)
+
+    error = caught.value.on(FULL_512)
+
+    assert error.hint == f"this host (which has 128,256,384,512) can give {choices}"
+
+
+def test_text_error_on_a_host_without_sve_says_so() -> None:
+    error = vl.TextError("--sve-vls", "x", "wrong").on(frozenset())
+
+    assert error.hint is not None
+    assert "no SVE" in error.hint
+
+
+def test_parse_max_takes_one_length() -> None:
+    assert vl.parse_max("384") == 384
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("128,256", "takes one length"), ("2", "--sve-max-vl=256"), ("64", "--sve-max-vl=512")],
+)
+def test_parse_max_refuses_in_its_own_name(text: str, words: str) -> None:
+    with pytest.raises(vl.TextError) as caught:
+        vl.parse_max(text)
+
+    assert caught.value.message.startswith(f"--sve-max-vl={text}: ")
+    assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("asked", "host", "reason", "choices"),
+    [
+        (
+            {128, 512},
+            FULL_512,
+            "256 and 384 are left out",
+            "--sve-vls=128 or --sve-vls=128,256,384,512",
+        ),
+        ({256}, FULL_512, "128 is left out", "--sve-vls=128,256"),
+        (
+            {128, 256, 384},
+            POWERS_512,
+            "the host does not have 384",
+            "--sve-vls=128,256 or --sve-vls=128,256,512",
+        ),
+        ({128, 2048}, {128}, "the host does not have 2048", "--sve-vls=128"),
+    ],
+)
+def test_check_says_why_and_what_would_work(
+    asked: set[int], host: set[int], reason: str, choices: str
+) -> None:
+    with pytest.raises(HostError) as caught:
+        vl.check(frozenset(asked), frozenset(host))
+
+    assert reason in caught.value.message
+    assert caught.value.hint is not None
+    assert caught.value.hint.endswith(f"can give {choices}")
+    assert caught.value.exit_code == 3
+
+
+@given(asked=sets.filter(bool), host=hosts)
+def test_check_refuses_exactly_what_the_kernel_refuses(
+    asked: frozenset[int], host: frozenset[int]
+) -> None:
+    try:
+        vl.check(asked, host)
+        accepted = True
+    except HostError:
+        accepted = False
+
+    assert accepted == kernel_accepts(asked, host)
+
+
+@pytest.mark.parametrize(
+    ("request_", "chosen"),
+    [
+        (SveRequest(), FULL_512),
+        (SveRequest(required=True), FULL_512),
+        (SveRequest(vls=frozenset({128, 256})), {128, 256}),
+        (SveRequest(required=True, vls=frozenset({128})), {128}),
+        (SveRequest(max_vl=384), {128, 256, 384}),
+        (SveRequest(max_vl=2048), FULL_512),
+        (SveRequest(off=True), set()),
+    ],
+)
+def test_choose_gives_what_was_asked(request_: SveRequest, chosen: set[int]) -> None:
+    assert vl.choose(request_, FULL_512) == chosen
+
+
+def test_choose_takes_a_length_the_host_lacks_as_an_upper_bound() -> None:
+    assert vl.choose(SveRequest(max_vl=384), POWERS_512) == {128, 256}
+
+
+def test_choose_without_sve_on_the_host_gives_none_by_default() -> None:
+    assert vl.choose(SveRequest(), frozenset()) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("request_", "option"),
+    [
+        (SveRequest(required=True), "--sve"),
+        (SveRequest(vls=frozenset({128})), "--sve-vls=128"),
+        (SveRequest(max_vl=128), "--sve-max-vl=128"),
+    ],
+)
+def test_choose_without_sve_on_the_host_refuses_to_leave_it_out(
+    request_: SveRequest, option: str
+) -> None:
+    with pytest.raises(HostError) as caught:
+        vl.choose(request_, frozenset())
+
+    assert caught.value.message == f"{option}: this host has no SVE"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"off": True, "required": True}, ("--no-sve", "--sve ")),
+        ({"off": True, "vls": frozenset({128, 256})}, ("--no-sve", "--sve-vls=128,256")),
+        ({"off": True, "max_vl": 256}, ("--no-sve", "--sve-max-vl=256")),
+        ({"vls": frozenset({128}), "max_vl": 256}, ("--sve-vls", "--sve-max-vl")),
+        ({"vls": frozenset()}, ("--sve-vls",)),
+    ],
+)
+def test_request_that_contradicts_itself_names_both_options(
+    options: dict[str, object], named: tuple[str, ...]
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        SveRequest(**options)  # type: ignore[arg-type]
+
+    assert all(name in caught.value.message for name in named)

@@ -1,0 +1,61 @@
+"""ELF files made by hand, for what no linker would make."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+EHDR = struct.Struct("<4sBBBB8x2HI3QI6H")
+PHDR = struct.Struct("<2I6Q")
+
+ET_EXEC, ET_DYN = 2, 3
+EM_AARCH64 = 183
+PT_LOAD, PT_DYNAMIC, PT_INTERP = 1, 2, 3
+
+BASE = 0x8008_0000
+CODE = bytes(range(64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phdr:
+    """A program header; physical addresses are the virtual ones unless given."""
+
+    data: bytes = CODE
+    vaddr: int = BASE
+    paddr: int | None = None
+    memsz: int | None = None
+    filesz: int | None = None
+    type: int = PT_LOAD
+    align: int = 0x1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Elf:
+    """An ELF; the defaults make one that boots."""
+
+    phdrs: tuple[Phdr, ...] = (Phdr(),)
+    entry: int = BASE
+    type: int = ET_EXEC
+    machine: int = EM_AARCH64
+    phentsize: int = PHDR.size
+    phnum: int | None = None
+
+    def build(self) -> bytes:
+        """The bytes of the file: header, program headers, then the data of each."""
+        phnum = len(self.phdrs) if self.phnum is None else self.phnum
+        out = EHDR.pack(
+            b"\x7fELF", 2, 1, 1, 0, self.type, self.machine, 1, self.entry,
+            EHDR.size, 0, 0, EHDR.size, self.phentsize, phnum, 64, 0, 0,
+        )  # fmt: skip
+        offset = len(out) + PHDR.size * len(self.phdrs)
+        for phdr in self.phdrs:
+            size = len(phdr.data)
+            out += PHDR.pack(
+                phdr.type, 7, offset, phdr.vaddr,
+                phdr.vaddr if phdr.paddr is None else phdr.paddr,
+                size if phdr.filesz is None else phdr.filesz,
+                size if phdr.memsz is None else phdr.memsz,
+                phdr.align,
+            )  # fmt: skip
+            offset += size
+        return out + b"".join(phdr.data for phdr in self.phdrs)

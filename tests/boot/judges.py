@@ -1,0 +1,73 @@
+"""The judges of device trees: dtc, and libfdt by ctypes; neither shares code with pyvmm."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from pathlib import Path
+
+# A tree as libfdt reads it: properties are bytes, children are trees.
+Tree = dict[str, "bytes | Tree"]
+
+
+def run_dtc(dtc: Path, blob: bytes, output: str = "dts") -> tuple[bytes, str]:
+    """What dtc makes of a blob, and its warnings."""
+    libraries = ":".join(str(found.parent) for found in _libfdt(dtc))
+    done = subprocess.run(
+        [dtc, "-I", "dtb", "-O", output],
+        input=blob,
+        capture_output=True,
+        check=True,
+        env={**os.environ, "LD_LIBRARY_PATH": libraries},
+    )
+    return done.stdout, done.stderr.decode()
+
+
+def _libfdt(dtc: Path) -> list[Path]:
+    """libfdt beside dtc: it comes with it, also where both are only unpacked somewhere."""
+    return sorted(dtc.resolve().parent.parent.glob("lib*/**/libfdt.so.1"))
+
+
+class Libfdt:
+    """As much of libfdt as it takes to check a blob and read all of it."""
+
+    def __init__(self, dtc: Path) -> None:
+        found = _libfdt(dtc)
+        self.library = ctypes.CDLL(str(found[0]) if found else "libfdt.so.1")
+        for name in ("fdt_get_name", "fdt_getprop_by_offset"):
+            getattr(self.library, name).restype = ctypes.c_void_p
+
+    def check(self, blob: bytes) -> int:
+        """fdt_check_full(): 0, or libfdt's error."""
+        error: int = self.library.fdt_check_full(blob, len(blob))
+        return error
+
+    def reservations(self, blob: bytes) -> list[tuple[int, int]]:
+        """The memory reservation block."""
+        found = []
+        for index in range(self.library.fdt_num_mem_rsv(blob)):
+            address, size = ctypes.c_uint64(), ctypes.c_uint64()
+            self.library.fdt_get_mem_rsv(blob, index, ctypes.byref(address), ctypes.byref(size))
+            found.append((address.value, size.value))
+        return found
+
+    def tree(self, blob: bytes, node: int = 0) -> Tree:
+        """All properties and children of a node."""
+        tree: Tree = {}
+        data = ctypes.create_string_buffer(blob, len(blob))
+        prop = self.library.fdt_first_property_offset(data, node)
+        while prop >= 0:
+            name, length = ctypes.c_char_p(), ctypes.c_int()
+            value = self.library.fdt_getprop_by_offset(
+                data, prop, ctypes.byref(name), ctypes.byref(length)
+            )
+            assert name.value is not None
+            tree[name.value.decode()] = ctypes.string_at(value, length.value)
+            prop = self.library.fdt_next_property_offset(data, prop)
+        child = self.library.fdt_first_subnode(data, node)
+        while child >= 0:
+            address = self.library.fdt_get_name(data, child, None)
+            tree[ctypes.string_at(address).decode()] = self.tree(blob, child)
+            child = self.library.fdt_next_subnode(data, child)
+        return tree

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm.boot.elf import load_elf
+from pyvmm.errors import ImageError
+from pyvmm.memory import GuestMemory
+from tests.boot.elves import BASE, CODE, ET_DYN, PT_DYNAMIC, PT_INTERP, Elf, Phdr
+
+RAM = 0x8000_0000
+SIZE = 0x10_0000
+
+
+@pytest.fixture
+def memory() -> Iterator[GuestMemory]:
+    with GuestMemory(RAM, SIZE) as memory:
+        yield memory
+
+
+def load(elf: Elf | bytes, memory: GuestMemory) -> tuple[int, tuple[tuple[int, int], ...]]:
+    data = elf.build() if isinstance(elf, Elf) else elf
+    return load_elf(io.BytesIO(data), "it.elf", memory)
+
+
+def test_segment_goes_to_its_address(memory: GuestMemory) -> None:
+    entry, ranges = load(Elf(entry=BASE + 8), memory)
+
+    assert memory.read(BASE, len(CODE)) == CODE
+    assert entry == BASE + 8
+    assert ranges == ((BASE, BASE + len(CODE)),)
+
+
+def test_every_segment_is_loaded(memory: GuestMemory) -> None:
+    phdrs = tuple(Phdr(vaddr=BASE + n * 0x1000, data=bytes([n]) * 32) for n in range(1, 9))
+
+    load(Elf(phdrs=phdrs, entry=BASE + 0x1000), memory)
+
+    for n in range(1, 9):
+        assert memory.read(BASE + n * 0x1000, 33) == bytes([n]) * 32 + b"\0"
+
+
+def test_bss_is_zero_whatever_was_there(memory: GuestMemory) -> None:
+    memory.write(RAM, b"\xff" * SIZE)
+
+    _, ranges = load(Elf(phdrs=(Phdr(memsz=0x5000),)), memory)
+
+    assert ranges == ((BASE, BASE + 0x5000),)
+    assert memory.read(BASE + len(CODE), 0x5000 - len(CODE)) == bytes(0x5000 - len(CODE))
+    assert memory.read(BASE + 0x5000, 4) == b"\xff" * 4
+
+
+def test_segment_goes_to_its_physical_address_and_the_entry_with_it(memory: GuestMemory) -> None:
+    virtual = 0xFFFF_8000_0008_0000
+
+    entry, _ = load(Elf(phdrs=(Phdr(vaddr=virtual, paddr=BASE),), entry=virtual + 4), memory)
+
+    assert memory.read(BASE, len(CODE)) == CODE
+    assert entry == BASE + 4
+
+
+def test_static_pie_is_placed(memory: GuestMemory) -> None:
+    phdrs = (Phdr(vaddr=0), Phdr(vaddr=0x2000, data=b"data"), Phdr(type=PT_DYNAMIC))
+
+    entry, _ = load(Elf(phdrs=phdrs, entry=0x10, type=ET_DYN), memory)
+
+    assert entry == RAM + 0x8_0000 + 0x10
+    assert memory.read(RAM + 0x8_2000, 4) == b"data"
+
+
+def test_static_pie_is_aligned_as_it_asks(memory: GuestMemory) -> None:
+    entry, _ = load(Elf(phdrs=(Phdr(vaddr=0, align=0x9_0000),), entry=0, type=ET_DYN), memory)
+
+    assert entry % 0x9_0000 == 0
+
+
+def test_empty_segment_is_nowhere(memory: GuestMemory) -> None:
+    _, ranges = load(Elf(phdrs=(Phdr(), Phdr(vaddr=0, data=b""))), memory)
+
+    assert len(ranges) == 1
+
+
+GOOD = Elf()
+TWO = (Phdr(), Phdr(vaddr=BASE + 0x20))
+
+
+@pytest.mark.parametrize(
+    ("elf", "message", "hint"),
+    [
+        (replace(GOOD, machine=62), "an ELF for x86-64, not AArch64", None),
+        (replace(GOOD, machine=3), "an ELF for 32-bit x86, not AArch64", None),
+        (replace(GOOD, machine=40), "an ELF for 32-bit Arm, not AArch64", None),
+        (replace(GOOD, machine=0x1234), "an ELF for 4660, not AArch64", None),
+        (replace(GOOD, type=1), "not an executable but a relocatable object", None),
+        (replace(GOOD, type=4), "not an executable but a core dump", None),
+        (replace(GOOD, type=0xFE00), "not an executable but", None),
+        (replace(GOOD, phdrs=()), "0 program headers", None),
+        (replace(GOOD, phnum=0xFFFF), "65535 program headers", None),
+        (replace(GOOD, phentsize=8), "program headers of 8 bytes", None),
+        (replace(GOOD, phdrs=(Phdr(type=PT_DYNAMIC),)), "no loadable segment", None),
+        (replace(GOOD, phdrs=TWO), "0x80080000 to 0x80080040 overlaps", None),
+        (
+            replace(GOOD, phdrs=(Phdr(vaddr=0x40_0000),), entry=0x40_0000),
+            "at 0x400000 to 0x400040, outside RAM (0x80000000 to 0x80100000, 1 MiB)",
+            "link it to run at 0x80080000",
+        ),
+        (
+            replace(GOOD, phdrs=(Phdr(memsz=0x40_0000),)),
+            "at 0x80080000 to 0x80480000, outside RAM",
+            "use -m 8M or more",
+        ),
+        (replace(GOOD, phdrs=(Phdr(vaddr=0xFFFF_FFFF_FFFF_FFF0),)), "outside RAM", "link it"),
+        (replace(GOOD, phdrs=(Phdr(memsz=0x10),)), "has 0x40 bytes in the file", None),
+        (
+            replace(GOOD, phdrs=(Phdr(filesz=0x1000, memsz=0x1000),)),
+            "truncated: the segment at 0x80080000 to 0x80081000 ends at byte 0x1078",
+            None,
+        ),
+        (replace(GOOD, entry=BASE + 0x40), "entry point 0x80080040 is in none", None),
+        (replace(GOOD, entry=0), "entry point 0x0 is in none", None),
+        (replace(GOOD, entry=BASE + 2), "entry point 0x80080002 is not a multiple of 4", None),
+        (
+            replace(GOOD, phdrs=(Phdr(), Phdr(type=PT_INTERP, data=b"/lib/ld.so\0"))),
+            "dynamically linked",
+            "-static",
+        ),
+    ],
+)
+def test_elf_that_cannot_boot_is_refused(
+    memory: GuestMemory, elf: Elf, message: str, hint: str | None
+) -> None:
+    with pytest.raises(ImageError, match=re.escape(message)) as caught:
+        load(elf, memory)
+
+    assert "it.elf" in caught.value.message
+    assert hint is None or hint in (caught.value.hint or "")
+    assert memory.read(RAM, SIZE) == bytes(SIZE)
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [(4, 1, "32-bit"), (5, 2, "AArch64|big-endian"), (4, 7, "damaged"), (5, 7, "damaged")],
+)
+def test_identification_is_checked(
+    memory: GuestMemory, position: int, value: int, message: str
+) -> None:
+    data = bytearray(GOOD.build())
+    data[position] = value
+
+    with pytest.raises(ImageError, match=message):
+        load(bytes(data), memory)
+
+
+def test_big_endian_aarch64_is_named(memory: GuestMemory) -> None:
+    data = bytearray(GOOD.build())
+    data[5] = 2
+    data[16:20] = b"\0\x02\0\xb7"
+
+    with pytest.raises(ImageError, match="big-endian"):
+        load(bytes(data), memory)
+
+
+def test_elf_truncated_anywhere_is_refused(memory: GuestMemory) -> None:
+    whole = Elf(phdrs=(Phdr(), Phdr(vaddr=BASE + 0x1000))).build()
+
+    for length in range(4, len(whole)):
+        with pytest.raises(ImageError, match=r"truncated|damaged"):
+            load(whole[:length], memory)
+
+
+def test_elf_without_its_section_headers_is_refused(memory: GuestMemory) -> None:
+    data = bytearray(GOOD.build())
+    data[40:48] = len(data).to_bytes(8, "little")  # e_shoff
+    data[60:62] = b"\x05\0"  # e_shnum
+    data[58:60] = b"\x40\0"  # e_shentsize
+
+    with pytest.raises(ImageError, match="truncated: its section headers end at byte"):
+        load(bytes(data), memory)
+
+
+@st.composite
+def mutations(draw: st.DrawFn) -> bytes:
+    """A valid ELF with some of its bytes and numbers replaced, perhaps cut or extended."""
+    data = bytearray(Elf(phdrs=(Phdr(), Phdr(vaddr=BASE + 0x1000, memsz=0x800))).build())
+    numbers = st.sampled_from([0, 1, 0x7FFF, 0xFFFF, 1 << 31, 1 << 63, (1 << 64) - 1, RAM, SIZE])
+    for _ in range(draw(st.integers(1, 4))):
+        size = draw(st.sampled_from([1, 2, 4, 8]))
+        position = draw(st.integers(4, 0xB0 - size))
+        value = draw(st.one_of(numbers, st.integers(0, (1 << 64) - 1)))
+        data[position : position + size] = (value % (1 << 8 * size)).to_bytes(size, "little")
+    return bytes(data[: draw(st.integers(4, len(data)))]) + draw(st.binary(max_size=8))
+
+
+@given(mutations())
+def test_damaged_elf_is_loaded_inside_ram_or_refused(data: bytes) -> None:
+    with GuestMemory(RAM, SIZE) as memory:
+        try:
+            entry, ranges = load(data, memory)
+        except ImageError as error:
+            assert "\n" not in error.message
+        else:
+            assert any(start <= entry < end for start, end in ranges)
+            assert all(memory.contains(start, end - start) for start, end in ranges)
+
+
+@given(st.binary(max_size=200))
+def test_garbage_behind_the_magic_is_refused(data: bytes) -> None:
+    with GuestMemory(RAM, SIZE) as memory, pytest.raises(ImageError):
+        load(b"\x7fELF" + data, memory)

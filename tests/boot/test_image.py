@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm import layout
+from pyvmm.boot.image import load_image
+from pyvmm.boot.placement import place_dtb
+from pyvmm.errors import ImageError
+from pyvmm.layout import MIB, RAM_BASE
+from pyvmm.memory import GuestMemory
+from tests.boot.elves import BASE, CODE, Elf
+
+FLAT = RAM_BASE + layout.KERNEL_OFFSET
+
+
+@pytest.fixture
+def memory() -> Iterator[GuestMemory]:
+    with GuestMemory(RAM_BASE, 16 * MIB) as memory:
+        yield memory
+
+
+def linux(text_offset: int = 0, image_size: int = 0x20_0000, length: int = 0x1000) -> bytes:
+    """A file with the header of an arm64 Linux Image."""
+    header = struct.pack(
+        "<2I6Q4sI", 0x9100_5A4D, 1, text_offset, image_size, 0xA, 0, 0, 0, b"ARM\x64", 0
+    )
+    return header + bytes(range(1, 256)) * 16 + bytes(length)
+
+
+def test_elf_is_recognised(tmp_path: Path, memory: GuestMemory) -> None:
+    path = tmp_path / "guest"
+    path.write_bytes(Elf().build())
+
+    image = load_image(path, memory)
+
+    assert (image.kind, image.entry) == ("ELF", BASE)
+    assert memory.read(BASE, len(CODE)) == CODE
+
+
+def test_flat_binary_goes_to_the_kernel_offset(tmp_path: Path, memory: GuestMemory) -> None:
+    path = tmp_path / "guest.flat"
+    path.write_bytes(b"\x1f\x20\x03\xd5" * 8)
+
+    image = load_image(path, memory)
+
+    assert (image.kind, image.entry) == ("flat binary", FLAT)
+    assert image.ranges == ((FLAT, FLAT + 32),)
+    assert memory.read(FLAT, 33) == b"\x1f\x20\x03\xd5" * 8 + b"\0"
+
+
+def test_one_byte_is_a_flat_binary(tmp_path: Path, memory: GuestMemory) -> None:
+    path = tmp_path / "guest.flat"
+    path.write_bytes(b"\xd5")
+
+    assert load_image(path, memory).kind == "flat binary"
+
+
+@pytest.mark.parametrize("text_offset", [0, 0x8_0000, 0x20_0000])
+def test_linux_image_goes_where_its_header_says(
+    tmp_path: Path, memory: GuestMemory, text_offset: int
+) -> None:
+    path = tmp_path / "Image"
+    path.write_bytes(linux(text_offset))
+
+    image = load_image(path, memory)
+
+    start = RAM_BASE + text_offset
+    assert (image.kind, image.entry) == ("Linux Image", start)
+    assert image.ranges == ((start, start + 0x20_0000),)
+    assert memory.read(start, 0x1000) == linux(text_offset)[:0x1000]
+
+
+def test_linux_image_of_unknown_size_goes_to_the_kernel_offset(
+    tmp_path: Path, memory: GuestMemory
+) -> None:
+    path = tmp_path / "Image"
+    path.write_bytes(linux(text_offset=0, image_size=0))
+
+    assert load_image(path, memory).entry == FLAT
+
+
+@pytest.mark.parametrize(
+    ("text_offset", "image_size"),
+    [(1 << 63, 0x1000), (0, 1 << 63), ((1 << 64) - 1, (1 << 64) - 1), (0, 17 * MIB)],
+)
+def test_linux_image_that_does_not_fit_is_refused(
+    tmp_path: Path, memory: GuestMemory, text_offset: int, image_size: int
+) -> None:
+    path = tmp_path / "Image"
+    path.write_bytes(linux(text_offset, image_size))
+
+    with pytest.raises(ImageError, match=r"outside RAM \(0x80000000 to 0x81000000, 16 MiB\)"):
+        load_image(path, memory)
+
+
+def test_initrd_lies_just_below_the_device_tree(tmp_path: Path, memory: GuestMemory) -> None:
+    path, initrd = tmp_path / "Image", tmp_path / "initrd"
+    path.write_bytes(linux())
+    initrd.write_bytes(b"cpio" * 1000)
+
+    image = load_image(path, memory, initrd=initrd)
+
+    assert image.dtb == RAM_BASE + 14 * MIB
+    assert image.initrd == (image.dtb - 4096, image.dtb - 96)
+    assert memory.read(image.initrd[0], 4000) == b"cpio" * 1000
+
+
+# Files that are no image
+
+
+def test_missing_file_has_the_words_kvmtools_users_look_for(memory: GuestMemory) -> None:
+    with pytest.raises(ImageError, match=r"^Unable to open kernel no/such: No such file"):
+        load_image("no/such", memory)
+
+
+def test_missing_initrd_is_named(tmp_path: Path, memory: GuestMemory) -> None:
+    path = tmp_path / "Image"
+    path.write_bytes(linux())
+
+    with pytest.raises(ImageError, match=r"^Unable to open initrd no/such: No such file"):
+        load_image(path, memory, initrd="no/such")
+
+
+def test_directory_is_refused(tmp_path: Path, memory: GuestMemory) -> None:
+    with pytest.raises(ImageError, match="it is a directory"):
+        load_image(tmp_path, memory)
+
+
+def test_empty_file_is_refused(tmp_path: Path, memory: GuestMemory) -> None:
+    path = tmp_path / "empty"
+    path.touch()
+
+    with pytest.raises(ImageError, match="it is empty"):
+        load_image(path, memory)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_file_is_refused(tmp_path: Path, memory: GuestMemory) -> None:
+    path = tmp_path / "secret"
+    path.write_bytes(b"x")
+    path.chmod(0)
+
+    with pytest.raises(ImageError, match="Permission denied"):
+        load_image(path, memory)
+
+
+def test_file_the_kernel_does_not_let_read_is_refused(
+    memory: GuestMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+
+    with pytest.raises(ImageError, match="Unable to open kernel secret: Permission denied"):
+        load_image("secret", memory)
+
+
+def test_fifo_is_refused_and_not_waited_for(tmp_path: Path, memory: GuestMemory) -> None:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+
+    with pytest.raises(ImageError, match="not a regular file"):
+        load_image(path, memory)
+
+
+def test_socket_is_refused(tmp_path: Path, memory: GuestMemory) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+
+        with pytest.raises(ImageError, match="Unable to open kernel"):
+            load_image(path, memory)
+
+
+@pytest.mark.parametrize("path", ["nul\0name", "x" * 5000])
+def test_impossible_name_is_refused(memory: GuestMemory, path: str) -> None:
+    with pytest.raises(ImageError, match="Unable to open kernel"):
+        load_image(path, memory)
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (b"\x1f\x8b\x08", "gzip"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"\xfd7zXZ\0", "xz"),
+        (b"MZ\0\0zimg", "EFI zboot"),
+        (b"MZ".ljust(0x202, b"\0") + b"HdrS", "Linux kernel for x86"),
+    ],
+)
+def test_what_would_run_as_garbage_is_refused_by_name(
+    tmp_path: Path, memory: GuestMemory, head: bytes, message: str
+) -> None:
+    path = tmp_path / "vmlinuz"
+    path.write_bytes(head + bytes(1000))
+
+    with pytest.raises(ImageError, match=message):
+        load_image(path, memory)
+
+
+def test_image_larger_than_ram_is_refused_without_reading_it(
+    tmp_path: Path, memory: GuestMemory
+) -> None:
+    path = tmp_path / "huge"
+    path.touch()
+    os.truncate(path, 1 << 40)
+
+    with pytest.raises(ImageError, match=r"0x80080000 to 0x10080080000, outside RAM"):
+        load_image(path, memory)
+
+
+def test_hint_tells_how_much_ram_is_enough(tmp_path: Path, memory: GuestMemory) -> None:
+    path = tmp_path / "large"
+    path.touch()
+    os.truncate(path, 20 * MIB)
+    with pytest.raises(ImageError) as caught:
+        load_image(path, memory)
+
+    assert caught.value.hint == "use -m 24M or more"
+    with GuestMemory(RAM_BASE, 24 * MIB) as enough:
+        load_image(path, enough)
+
+
+def test_initrd_larger_than_ram_is_refused(tmp_path: Path, memory: GuestMemory) -> None:
+    path, initrd = tmp_path / "Image", tmp_path / "initrd"
+    path.write_bytes(linux())
+    initrd.touch()
+    os.truncate(initrd, 1 << 40)
+
+    with pytest.raises(ImageError, match=r"no room for 64 KiB of device tree and 0x10000000000"):
+        load_image(path, memory, initrd=initrd)
+
+
+# Where device tree and initrd go
+
+
+@pytest.mark.parametrize(
+    ("ram", "dtb"),
+    [(4, 2), (16, 14), (255, 254), (256, 254), (257, 254), (1024, 254)],
+)
+def test_device_tree_lies_at_the_end_of_the_first_256_mib(ram: int, dtb: int) -> None:
+    with GuestMemory(RAM_BASE, ram * MIB) as memory:
+        address, _ = place_dtb([(FLAT, FLAT + 0x1000)], 0, memory)
+
+    assert address == RAM_BASE + dtb * MIB
+
+
+def test_device_tree_lies_before_the_image_when_ram_is_tiny() -> None:
+    with GuestMemory(RAM_BASE, 1 * MIB) as memory:
+        address, _ = place_dtb([(FLAT, FLAT + 0x1000)], 0, memory)
+
+    assert address == RAM_BASE
+
+
+def test_device_tree_lies_at_the_end_of_ram_when_the_image_takes_the_first_256_mib() -> None:
+    with GuestMemory(RAM_BASE, 512 * MIB) as memory:
+        address, initrd = place_dtb([(FLAT, FLAT + 300 * MIB)], MIB, memory)
+
+    assert address == RAM_BASE + 510 * MIB
+    assert initrd == (address - MIB, address)
+
+
+@given(
+    ram=st.integers(1, 400),
+    start=st.integers(0, 400 * 256),
+    length=st.integers(1, 400 * 256),
+    initrd_size=st.integers(0, 400 * MIB),
+)
+def test_places_never_overlap_and_lie_in_ram(
+    ram: int, start: int, length: int, initrd_size: int
+) -> None:
+    image = (RAM_BASE + start * 4096, RAM_BASE + (start + length) * 4096)
+    with GuestMemory(RAM_BASE, ram * MIB) as memory:
+        try:
+            dtb, initrd = place_dtb([image], initrd_size, memory)
+        except ImageError as error:
+            assert error.hint is not None
+            return
+
+    tree = (dtb, dtb + layout.DTB_SIZE)
+    assert dtb % layout.DTB_ALIGN == 0
+    assert initrd[1] - initrd[0] == initrd_size
+    for one, other in ((image, tree), (image, initrd), (tree, initrd)):
+        assert one[1] <= other[0] or other[1] <= one[0]
+    for first, last in (tree, initrd):
+        assert first >= RAM_BASE
+        assert last <= RAM_BASE + ram * MIB

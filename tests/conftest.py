@@ -1,0 +1,54 @@
+"""Fixtures of all tests: the tools that judge, and the command under test."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyvmm.host import why_not_local
+
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = ROOT / "build/tools"  # wrappers that `make test` writes
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs KVM where there is none, and say how to run it."""
+    reason = why_not_local()
+    if reason is None:
+        return
+    skip = pytest.mark.skip(reason=f"{reason}; `make test-kvm` runs it in the emulated host")
+    for item in items:
+        if item.get_closest_marker("kvm"):
+            item.add_marker(skip)
+
+
+def _tool(name: str) -> Path:
+    wrapper = TOOLS / name
+    found = str(wrapper) if wrapper.exists() else shutil.which(name)
+    if found is None:
+        pytest.fail(f"no {name}: `make {wrapper.relative_to(ROOT)}` gets it")
+    return Path(found)
+
+
+@pytest.fixture(scope="session")
+def dtc() -> Path:
+    """The device tree compiler."""
+    return _tool("dtc")
+
+
+@pytest.fixture(scope="session")
+def cross_gcc() -> Path:
+    """A compiler for arm64, with the C library's and the kernel's headers."""
+    return _tool("aarch64-linux-gnu-gcc")
+
+
+@pytest.fixture(scope="session")
+def pyvmm_cmd() -> list[str]:
+    """The command a user types."""
+    command = Path(sys.executable).with_name("pyvmm")
+    if not command.exists():
+        pytest.fail(f"{command} is missing: make venv")
+    return [str(command)]

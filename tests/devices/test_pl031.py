@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm.devices.pl031 import Pl031
+
+DR, MR, LR, CR, IMSC, RIS, MIS, ICR = range(0, 0x20, 4)
+
+
+class Clocked:
+    """A PL031 whose time the test sets."""
+
+    def __init__(self, now: float = 1_000_000.25) -> None:
+        self.now = now
+        self.levels: list[bool] = []
+        self.rearmed = 0
+        self.rtc = Pl031(self.levels.append, clock=lambda: self.now)
+        self.rtc.on_rearm = self.count
+
+    def count(self) -> None:
+        self.rearmed += 1
+
+    def read(self, offset: int) -> int:
+        return self.rtc.mmio_read(offset, 4)
+
+    def write(self, offset: int, value: int) -> None:
+        self.rtc.mmio_write(offset, 4, value)
+
+
+@pytest.fixture
+def clocked() -> Clocked:
+    return Clocked()
+
+
+def test_clock_starts_at_the_host_time(clocked: Clocked) -> None:
+    assert clocked.read(DR) == 1_000_000
+
+
+def test_clock_runs(clocked: Clocked) -> None:
+    clocked.now += 60
+
+    assert clocked.read(DR) == 1_000_060
+
+
+def test_write_to_load_register_moves_the_clock(clocked: Clocked) -> None:
+    clocked.write(LR, 5_000)
+    clocked.now += 60
+
+    assert clocked.read(DR) == 5_060
+    assert clocked.read(LR) == 5_000
+
+
+def test_clock_wraps_at_32_bits(clocked: Clocked) -> None:
+    clocked.write(LR, 0xFFFF_FFFF)
+    clocked.now += 2
+
+    assert clocked.read(DR) == 1
+
+
+def test_clock_is_running_and_cannot_be_stopped(clocked: Clocked) -> None:
+    clocked.write(CR, 0)
+    clocked.now += 1
+
+    assert clocked.read(CR) == 1
+    assert clocked.read(DR) == 1_000_001
+
+
+def test_linux_finds_the_identification_of_a_pl031(clocked: Clocked) -> None:
+    peripheral = [clocked.read(offset) for offset in range(0xFE0, 0xFF0, 4)]
+    cell = [clocked.read(offset) for offset in range(0xFF0, 0x1000, 4)]
+
+    # amba_device_try_add(), and the amba_id of drivers/rtc/rtc-pl031.c
+    assert int.from_bytes(bytes(cell), "little") == 0xB105_F00D
+    assert int.from_bytes(bytes(peripheral), "little") & 0x000F_FFFF == 0x0004_1031
+
+
+def test_linux_alarm_interrupts_at_its_second(clocked: Clocked) -> None:
+    clocked.write(MR, 1_000_010)
+    clocked.write(ICR, 1)
+    clocked.write(IMSC, 1)
+    due = clocked.rtc.next_alarm()
+
+    clocked.now = 1_000_009.99
+    clocked.rtc.tick()
+    early = list(clocked.levels)
+    assert due is not None
+    clocked.now = due
+    clocked.rtc.tick()
+
+    assert due == 1_000_010
+    assert early == []
+    assert clocked.levels == [True]
+    assert (clocked.read(RIS), clocked.read(MIS)) == (1, 1)
+
+
+def test_clearing_lowers_the_interrupt_for_good(clocked: Clocked) -> None:
+    clocked.write(MR, 1_000_001)
+    clocked.write(IMSC, 1)
+    clocked.now += 5
+    clocked.rtc.tick()
+
+    clocked.write(ICR, 1)
+    clocked.rtc.tick()
+
+    assert clocked.levels == [True, False]
+    assert clocked.read(RIS) == 0
+
+
+def test_masked_alarm_goes_off_without_an_interrupt(clocked: Clocked) -> None:
+    clocked.write(MR, 1_000_001)
+    clocked.now += 5
+
+    assert clocked.read(RIS) == 1
+    assert clocked.read(MIS) == 0
+    assert clocked.levels == []
+
+
+def test_unmasking_an_alarm_that_went_off_interrupts(clocked: Clocked) -> None:
+    clocked.write(MR, 1_000_001)
+    clocked.now += 5
+
+    clocked.write(IMSC, 1)
+
+    assert clocked.levels == [True]
+
+
+def test_masking_lowers_the_interrupt(clocked: Clocked) -> None:
+    clocked.write(MR, 1_000_000)
+    clocked.write(IMSC, 1)
+
+    clocked.write(IMSC, 0)
+
+    assert clocked.levels == [True, False]
+
+
+def test_alarm_of_this_very_second_goes_off(clocked: Clocked) -> None:
+    clocked.write(IMSC, 1)
+
+    clocked.write(MR, 1_000_000)
+
+    assert clocked.levels == [True]
+
+
+def test_alarm_in_the_past_waits_for_the_clock_to_go_round(clocked: Clocked) -> None:
+    clocked.write(IMSC, 1)
+
+    clocked.write(MR, 999_999)
+
+    assert clocked.levels == []
+    assert clocked.rtc.next_alarm() == 999_999 + (1 << 32)
+
+
+def test_setting_the_clock_moves_the_alarm(clocked: Clocked) -> None:
+    clocked.write(MR, 2_000)
+    clocked.write(IMSC, 1)
+
+    clocked.write(LR, 1_990)
+
+    assert clocked.rtc.next_alarm() == 1_000_010
+
+
+def test_nobody_needs_to_wait_without_a_possible_interrupt(clocked: Clocked) -> None:
+    masked = clocked.rtc.next_alarm()
+    clocked.write(MR, 1_000_000)
+    clocked.write(IMSC, 1)
+
+    assert masked is None
+    assert clocked.rtc.next_alarm() is None
+
+
+@pytest.mark.parametrize(("offset", "value"), [(MR, 5), (LR, 5), (IMSC, 1), (ICR, 1)])
+def test_write_that_may_move_the_alarm_says_so(clocked: Clocked, offset: int, value: int) -> None:
+    clocked.write(offset, value)
+
+    assert clocked.rearmed == 1
+
+
+def test_other_accesses_do_not_say_so(clocked: Clocked) -> None:
+    clocked.write(CR, 1)
+    clocked.read(DR)
+
+    assert clocked.rearmed == 0
+
+
+@given(
+    now=st.floats(1, 2**32 - 1),
+    load=st.integers(1, 2**32 - 1),  # at 0 the alarm of reset goes off
+    match=st.integers(0, 2**32 - 1),
+)
+def test_clock_shows_the_match_when_the_alarm_is_due(now: float, load: int, match: int) -> None:
+    clocked = Clocked(now)
+    clocked.write(LR, load)
+    clocked.write(MR, match)
+    clocked.write(IMSC, 1)
+
+    due = clocked.rtc.next_alarm()
+    if due is not None:
+        clocked.now = due
+        clocked.rtc.tick()
+
+    assert clocked.levels == [True]
+    assert clocked.read(DR) == match

@@ -1,0 +1,620 @@
+"""The 16550A against the data sheet's rules and against what Linux's driver does with it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm.devices.uart8250 import FIFO_DEPTH, Uart8250
+
+RBR = THR = DLL = 0
+IER = DLM = 1
+IIR = FCR = EFR = 2
+LCR, MCR, LSR, MSR, SCR = 3, 4, 5, 6, 7
+
+NO_INT, THRI, RDI, RLSI, TIMEOUT, MSI = 0x01, 0x02, 0x04, 0x06, 0x0C, 0x00
+
+
+class Port:
+    """A UART with its surroundings: what it sent, its interrupt line, its calls for input."""
+
+    def __init__(self) -> None:
+        self.sent = bytearray()
+        self.levels: list[bool] = []
+        self.rooms = 0
+        self.uart = Uart8250(self.levels.append, self.sent.extend)
+        self.uart.on_room = self.room
+
+    def room(self) -> None:
+        self.rooms += 1
+
+    @property
+    def raised(self) -> bool:
+        return bool(self.levels) and self.levels[-1]
+
+    def read(self, offset: int) -> int:
+        return self.uart.mmio_read(offset, 1)
+
+    def write(self, offset: int, value: int) -> None:
+        self.uart.mmio_write(offset, 1, value)
+
+    def read_all(self) -> bytes:
+        """Input as a polling guest reads it."""
+        data = bytearray()
+        while self.read(LSR) & 0x01:
+            data.append(self.read(RBR))
+        return bytes(data)
+
+
+@pytest.fixture
+def port() -> Port:
+    return Port()
+
+
+# Transmitting
+
+
+def test_transmitted_bytes_are_output_in_order(port: Port) -> None:
+    for byte in b"hello":
+        port.write(THR, byte)
+
+    assert port.sent == b"hello"
+
+
+def test_all_eight_bits_are_transmitted_before_anything_is_set_up(port: Port) -> None:
+    port.write(THR, 0xFF)
+
+    assert port.sent == b"\xff"
+
+
+def test_transmitter_is_always_empty(port: Port) -> None:
+    port.write(THR, 0x41)
+
+    assert port.read(LSR) == 0x60
+
+
+def test_divisor_writes_are_not_transmitted(port: Port) -> None:
+    port.write(LCR, 0x83)
+    port.write(DLL, 0x0C)
+    port.write(DLM, 0x01)
+    divisor = (port.read(DLL), port.read(DLM))
+    port.write(LCR, 0x03)
+
+    assert divisor == (0x0C, 0x01)
+    assert port.sent == b""
+    assert port.read(IER) == 0
+
+
+def test_thr_interrupt_comes_with_enabling_and_goes_with_reading_iir(port: Port) -> None:
+    port.write(IER, 0x02)
+    raised = port.raised
+    iir = port.read(IIR)
+
+    assert raised
+    assert iir == THRI
+    assert not port.raised
+    assert port.read(IIR) == NO_INT
+
+
+def test_thr_interrupt_comes_again_after_transmitting(port: Port) -> None:
+    port.write(IER, 0x02)
+    port.read(IIR)
+
+    port.write(THR, 0x41)
+
+    assert port.raised
+    assert port.read(IIR) == THRI
+
+
+def test_slow_output_does_not_hold_up_input(port: Port) -> None:
+    entered, release = threading.Event(), threading.Event()
+
+    def slow(data: bytes) -> None:
+        entered.set()
+        release.wait(10)
+
+    port.uart.output = slow
+    vcpu = threading.Thread(target=port.write, args=(THR, 0x41))
+
+    vcpu.start()
+    assert entered.wait(10)
+    taken = port.uart.receive(b"x")
+    got = port.read_all()
+    release.set()
+    vcpu.join(10)
+
+    assert (taken, got) == (1, b"x")
+
+
+def test_bytes_of_two_vcpus_all_come_out(port: Port) -> None:
+    def send(byte: int) -> None:
+        for _ in range(500):
+            port.write(THR, byte)
+
+    vcpus = [threading.Thread(target=send, args=(byte,)) for byte in b"ab"]
+
+    for vcpu in vcpus:
+        vcpu.start()
+    for vcpu in vcpus:
+        vcpu.join()
+
+    assert sorted(port.sent) == sorted(b"a" * 500 + b"b" * 500)
+
+
+# Receiving
+
+
+def test_received_bytes_are_read_in_order(port: Port) -> None:
+    port.write(FCR, 0x01)
+    port.uart.receive(b"hello")
+
+    assert port.read_all() == b"hello"
+    assert port.read(LSR) == 0x60
+    assert port.read(RBR) == 0
+
+
+def test_received_bytes_are_read_without_fifos_too(port: Port) -> None:
+    port.uart.receive(b"hello")
+
+    assert port.read_all() == b"hello"
+
+
+def test_receive_takes_what_there_is_room_for(port: Port) -> None:
+    assert port.uart.receive(bytes(FIFO_DEPTH - 1)) == FIFO_DEPTH - 1
+    assert port.uart.receive(b"ab") == 1
+    assert port.uart.receive(b"b") == 0
+
+
+def test_room_is_announced_once_when_something_was_left_behind(port: Port) -> None:
+    port.uart.receive(bytes(FIFO_DEPTH + 4))
+    before = port.rooms
+
+    port.read(LSR)
+    port.read(LSR)
+
+    assert (before, port.rooms) == (0, 1)
+
+
+def test_room_is_not_announced_when_all_was_taken(port: Port) -> None:
+    port.uart.receive(bytes(FIFO_DEPTH))
+
+    port.read_all()
+
+    assert port.rooms == 0
+
+
+def test_clearing_the_fifo_loses_nothing_the_guest_has_not_looked_at(port: Port) -> None:
+    port.uart.receive(b"early")
+
+    port.write(FCR, 0x07)
+
+    assert port.read_all() == b"early"
+
+
+def test_clearing_the_fifo_discards_what_has_arrived(port: Port) -> None:
+    port.write(FCR, 0x01)
+    port.uart.receive(b"old")
+    port.read(LSR)
+
+    port.write(FCR, 0x03)
+
+    assert port.read_all() == b""
+
+
+@pytest.mark.parametrize("fcr", [0x00, 0x02])
+def test_switching_the_fifos_off_discards_what_has_arrived(port: Port, fcr: int) -> None:
+    port.write(FCR, 0x01)
+    port.uart.receive(b"old")
+    port.read(LSR)
+
+    port.write(FCR, fcr)
+
+    assert port.read_all() == b""
+
+
+def test_clear_bit_without_the_enable_bit_does_nothing(port: Port) -> None:
+    port.uart.receive(b"x")
+    port.read(LSR)
+
+    port.write(FCR, 0x02)
+
+    assert port.read_all() == b"x"
+
+
+@pytest.mark.parametrize(
+    ("fcr", "waiting", "iir"),
+    [
+        (0x00, 1, RDI),
+        (0x01, 1, 0xC0 | RDI),
+        (0x41, 3, 0xC0 | TIMEOUT),
+        (0x41, 4, 0xC0 | RDI),
+        (0x81, 7, 0xC0 | TIMEOUT),
+        (0x81, 8, 0xC0 | RDI),
+        (0xC1, 13, 0xC0 | TIMEOUT),
+        (0xC1, 16, 0xC0 | RDI),
+    ],
+)
+def test_receive_interrupt_says_whether_the_trigger_is_reached(
+    port: Port, fcr: int, waiting: int, iir: int
+) -> None:
+    port.write(FCR, fcr)
+    port.write(IER, 0x01)
+
+    port.uart.receive(bytes(waiting))
+
+    assert port.raised
+    assert port.read(IIR) == iir
+
+
+def test_receive_interrupt_goes_with_the_last_byte(port: Port) -> None:
+    port.write(FCR, 0x01)
+    port.write(IER, 0x01)
+    port.uart.receive(b"ab")
+
+    port.read(RBR)
+    after_one = port.raised
+    port.read(RBR)
+
+    assert after_one
+    assert port.levels == [True, False]
+
+
+def test_enabling_the_receive_interrupt_finds_input_already_there(port: Port) -> None:
+    port.uart.receive(b"x")
+
+    port.write(IER, 0x01)
+
+    assert port.raised
+
+
+def test_disabling_the_interrupt_lowers_the_line(port: Port) -> None:
+    port.write(IER, 0x01)
+    port.uart.receive(b"x")
+
+    port.write(IER, 0x00)
+
+    assert port.levels == [True, False]
+
+
+# Line status
+
+
+def test_break_is_a_zero_byte_with_its_bit_set(port: Port) -> None:
+    port.write(FCR, 0x01)
+
+    port.uart.receive_break()
+    lsr = port.read(LSR)
+
+    assert lsr == 0x60 | 0x80 | 0x10 | 0x01
+    assert port.read(LSR) == 0x61
+    assert port.read(RBR) == 0
+
+
+def test_break_is_shown_when_it_is_next_to_be_read(port: Port) -> None:
+    port.write(FCR, 0x01)
+    port.uart.receive(b"a")
+    port.uart.receive_break()
+
+    before = port.read(LSR)
+    port.read(RBR)
+    after = port.read(LSR)
+
+    assert before == 0x60 | 0x80 | 0x01
+    assert after == 0x60 | 0x80 | 0x10 | 0x01
+
+
+def test_break_interrupts_before_its_byte_does(port: Port) -> None:
+    port.write(FCR, 0x01)
+    port.write(IER, 0x05)
+
+    port.uart.receive_break()
+    first = port.read(IIR)
+    port.read(LSR)
+    second = port.read(IIR)
+
+    assert (first, second) == (0xC0 | RLSI, 0xC0 | RDI)
+
+
+def test_break_needs_room(port: Port) -> None:
+    port.uart.receive(bytes(FIFO_DEPTH))
+
+    assert not port.uart.receive_break()
+
+
+# Modem control and loop-back
+
+
+def test_other_end_is_always_there(port: Port) -> None:
+    assert port.read(MSR) == 0xB0
+
+
+@pytest.mark.parametrize(
+    ("mcr", "msr"), [(0x11, 0x20), (0x12, 0x10), (0x14, 0x40), (0x18, 0x80), (0x1A, 0x90)]
+)
+def test_loop_back_connects_each_output_to_an_input(port: Port, mcr: int, msr: int) -> None:
+    port.write(MCR, mcr)
+
+    assert port.read(MSR) & 0xF0 == msr
+
+
+def test_modem_inputs_interrupt_when_they_change(port: Port) -> None:
+    port.write(IER, 0x08)
+
+    port.write(MCR, 0x10)
+    iir, msr = port.read(IIR), port.read(MSR)
+
+    assert iir == MSI
+    assert msr == 0x0B  # DCD, DSR and CTS went
+    assert port.read(MSR) == 0x00
+    assert port.levels == [True, False]
+
+
+def test_only_the_end_of_a_ring_counts(port: Port) -> None:
+    port.write(MCR, 0x10)
+    port.read(MSR)
+
+    port.write(MCR, 0x14)
+    begin = port.read(MSR)
+    port.write(MCR, 0x10)
+    end = port.read(MSR)
+
+    assert (begin, end) == (0x40, 0x04)
+
+
+def test_loop_back_returns_what_is_transmitted(port: Port) -> None:
+    port.write(FCR, 0x01)
+    port.write(MCR, 0x10)
+
+    port.write(THR, 0x41)
+
+    assert port.read_all() == b"A"
+    assert port.sent == b""
+
+
+def test_loop_back_keeps_the_first_sixteen_and_reports_overrun(port: Port) -> None:
+    port.write(FCR, 0x01)
+    port.write(MCR, 0x10)
+
+    for byte in range(20):
+        port.write(THR, byte)
+
+    assert port.read(LSR) == 0x63
+    assert port.read_all() == bytes(range(16))
+
+
+def test_loop_back_without_fifos_keeps_the_last_one(port: Port) -> None:
+    port.write(MCR, 0x10)
+
+    for byte in b"ab":
+        port.write(THR, byte)
+
+    assert port.read(LSR) == 0x63
+    assert port.read_all() == b"b"
+
+
+def test_loop_back_holds_up_input_and_loses_none(port: Port) -> None:
+    port.write(MCR, 0x10)
+    port.uart.receive(b"later")
+    during = port.read_all()
+
+    port.write(MCR, 0x00)
+
+    assert (during, port.read_all()) == (b"", b"later")
+
+
+def test_break_loops_back(port: Port) -> None:
+    port.write(MCR, 0x10)
+
+    port.write(LCR, 0x43)
+
+    assert port.read(LSR) & 0x11 == 0x11
+
+
+# Registers
+
+
+@pytest.mark.parametrize(("offset", "mask"), [(IER, 0x0F), (LCR, 0xFF), (MCR, 0x1F), (SCR, 0xFF)])
+def test_register_keeps_the_bits_it_has(port: Port, offset: int, mask: int) -> None:
+    port.write(offset, 0xFF if offset != LCR else 0x7F)
+
+    assert port.read(offset) == mask & (0xFF if offset != LCR else 0x7F)
+
+
+def test_divisor_is_never_zero_at_first(port: Port) -> None:
+    port.write(LCR, 0x80)
+
+    assert (port.read(DLL), port.read(DLM)) == (1, 0)
+
+
+def test_wide_access_touches_one_register(port: Port) -> None:
+    port.uart.mmio_write(THR, 4, 0x0F0F_0F41)
+
+    assert port.sent == b"A"
+    assert port.read(IER) == 0
+    assert port.uart.mmio_read(LSR, 4) == 0x60
+
+
+# Linux
+
+
+def test_linux_autoconfig_finds_a_16550a(port: Port) -> None:
+    """The probes of autoconfig() and autoconfig_16550a(), in their order, and what they want."""
+    port.write(IER, 0x00)
+    assert port.read(IER) & 0x0F == 0x00
+    port.write(IER, 0x0F)
+    assert port.read(IER) & 0x0F == 0x0F, "there is a UART"
+    port.write(IER, 0x00)
+
+    port.write(MCR, 0x10 | 0x0A)
+    assert port.read(MSR) & 0xF0 == 0x90, "it loops back"
+    port.write(MCR, 0x00)
+
+    port.write(LCR, 0xBF)
+    port.write(EFR, 0x00)
+    port.write(LCR, 0x00)
+    port.write(FCR, 0x01)
+    assert port.read(IIR) >> 6 == 3, "it has working FIFOs"
+
+    for lcr in (0x80, 0xBF):
+        port.write(LCR, lcr)
+        assert port.read(EFR) != 0, "it has no EFR"
+
+    port.write(LCR, 0x00)
+    mcr = port.read(MCR)
+    port.write(LCR, 0xE0)
+    assert not (port.read(EFR) ^ mcr) & 0x10
+    port.write(LCR, 0x00)
+    port.write(MCR, mcr ^ 0x10)
+    port.write(LCR, 0xE0)
+    assert not (port.read(EFR) ^ mcr) & 0x10, "it is no National Semiconductor SuperIO"
+    port.write(LCR, 0x00)
+    port.write(MCR, mcr)
+
+    for lcr in (0x00, 0x80):
+        port.write(LCR, lcr)
+        port.write(FCR, 0x21)
+        assert port.read(IIR) >> 5 == 6, "it has no 64-byte FIFO"
+        port.write(FCR, 0x01)
+    port.write(LCR, 0x00)
+
+    port.write(IER, 0x40)
+    assert not port.read(IER) & 0x40, "it is no XScale"
+    assert size_fifo(port) == 16
+    assert port.sent == b""
+
+
+def size_fifo(port: Port) -> int:
+    """Linux's count of the bytes that come back of 256 sent in loop-back."""
+    port.write(FCR, 0x07)
+    port.write(MCR, 0x10)
+    port.write(LCR, 0x80)
+    port.write(DLL, 0x01)
+    port.write(DLM, 0x00)
+    port.write(LCR, 0x03)
+    for byte in range(256):
+        port.write(THR, byte)
+    count = 0
+    while count < 256 and port.read(LSR) & 0x01:
+        port.read(RBR)
+        count += 1
+    port.write(FCR, 0x00)
+    port.write(MCR, 0x00)
+    port.write(LCR, 0x00)
+    return count
+
+
+def test_linux_startup_finds_no_transmitter_bugs(port: Port) -> None:
+    """serial8250_do_startup(): the tests that would set UART_BUG_THRE and UART_BUG_TXEN."""
+    port.write(IER, 0x02)
+    first = port.read(IIR)
+    port.write(IER, 0x00)
+    port.write(IER, 0x02)
+    second = port.read(IIR)
+    port.write(IER, 0x00)
+    assert not first & NO_INT
+    assert not second & NO_INT, "THRE is asserted again"
+
+    port.write(IER, 0x02)
+    lsr, iir = port.read(LSR), port.read(IIR)
+    port.write(IER, 0x00)
+
+    assert lsr & 0x40
+    assert not iir & NO_INT
+
+
+# Whatever host and guest do, in whatever order
+
+STEPS = st.lists(
+    st.one_of(
+        st.binary(max_size=40),  # the host offers input
+        st.sampled_from([LSR, IIR, MSR, RBR]),  # the guest reads
+        st.tuples(st.sampled_from([IER, SCR, THR]), st.integers(0, 255)),  # the guest writes
+        st.tuples(st.just(LCR), st.sampled_from([0x03, 0x13])),
+        st.tuples(st.just(MCR), st.sampled_from([0x00, 0x0B])),
+    ),
+    max_size=60,
+)
+
+
+@given(fcr=st.sampled_from([0x00, 0x01, 0x81]), steps=STEPS)
+def test_no_input_is_lost_or_reordered(
+    fcr: int, steps: list[bytes | int | tuple[int, int]]
+) -> None:
+    port = Port()
+    port.write(FCR, fcr)
+    given_: bytearray = bytearray()
+    got = bytearray()
+    sent = bytearray()
+
+    for step in steps:
+        match step:
+            case bytes(data):
+                given_ += data[: port.uart.receive(data)]
+            case (offset, value):
+                port.write(offset, value)
+                sent += bytes([value]) if offset == THR else b""
+            case int(offset) if offset != RBR:
+                port.read(offset)
+            case _:
+                got += bytes([port.read(RBR)]) if port.read(LSR) & 0x01 else b""
+        assert all(a != b for a, b in zip(port.levels, port.levels[1:], strict=False))
+        assert port.raised == (not port.uart._pending() & NO_INT)
+
+    assert got + port.read_all() == given_
+    assert port.sent == sent
+
+
+@given(
+    st.binary(max_size=400),
+    st.lists(st.integers(1, 50), min_size=1),
+    st.sampled_from([0x00, 0x01, 0xC1]),
+)
+def test_interrupt_driven_guest_gets_all_that_the_host_has(
+    data: bytes, chunks: list[int], fcr: int
+) -> None:
+    """The host offers more only when told of room, the guest reads only when interrupted."""
+    port = Port()
+    port.write(FCR, fcr)
+    port.write(IER, 0x01)
+    waiting = deque(data)
+    got = bytearray()
+    told = 0
+
+    def offer() -> None:
+        for _ in range(port.uart.receive(bytes(waiting))):
+            waiting.popleft()
+
+    offer()
+    turn = 0
+    while port.raised:
+        for _ in range(chunks[turn % len(chunks)]):
+            if port.read(LSR) & 0x01:
+                got.append(port.read(RBR))
+        turn += 1
+        if port.rooms > told:
+            told = port.rooms
+            offer()
+
+    assert got == data
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 255), st.booleans()), max_size=80))
+def test_no_sequence_of_accesses_breaks_the_line_level(
+    steps: list[tuple[int, int, bool]],
+) -> None:
+    port = Port()
+
+    for offset, value, is_write in steps:
+        if is_write:
+            port.write(offset, value)
+        else:
+            assert 0 <= port.read(offset) <= 0xFF
+        port.uart.receive(b"x")
+
+    assert port.raised == (not port.uart._pending() & NO_INT)
+    assert len(port.uart.fifo) <= FIFO_DEPTH
+    assert len(port.uart.line) <= FIFO_DEPTH

@@ -1,0 +1,178 @@
+"""Tiny guests for the tests of KVM, and the least machine that runs one."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from pyvmm.kvm import regs
+from pyvmm.kvm.exits import Exit
+from pyvmm.kvm.system import System
+from pyvmm.kvm.uapi import VcpuFeature
+from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.kvm.vgic import Vgic
+from pyvmm.kvm.vm import Vm
+from pyvmm.memory import GuestMemory
+
+RAM_BASE = 0x8000_0000
+RAM_SIZE = 0x20_0000
+PAGE_SIZE = 0x1000
+MMIO = 0x100_0000  # nothing is there: an access exits
+DISTRIBUTOR = 0x3FFF_0000
+REDISTRIBUTORS = 0x3F00_0000
+EXITS_AT = 20  # the register that TAKE_INTERRUPTS and CALL expect MMIO in
+
+# Each line is an instruction's word and its source; test_guest.py has an assembler judge them.
+PROGRAMS = {
+    "spin": """
+        14000000  b .
+    """,
+    "wait": """
+        d503207f  wfi
+        14000000  b .
+    """,
+    "count": """
+        91000400  add x0, x0, #1
+        17ffffff  b .-4
+    """,
+    "five_adds": """
+        91000400  add x0, x0, #1
+        91000400  add x0, x0, #1
+        91000400  add x0, x0, #1
+        91000400  add x0, x0, #1
+        91000400  add x0, x0, #1
+        14000000  b .
+    """,
+    "break": """
+        91000400  add x0, x0, #1
+        d42000e0  brk #7
+        14000000  b .
+    """,
+    "store_then_load": """
+        b9000001  str w1, [x0]
+        b9400402  ldr w2, [x0, #4]
+        39402003  ldrb w3, [x0, #8]
+        f9400804  ldr x4, [x0, #16]
+        79003004  strh w4, [x0, #24]
+        14000000  b .
+    """,
+    "bytes_then_load": """
+        39000001  strb w1, [x0]
+        39000402  strb w2, [x0, #1]
+        f9000403  str x3, [x0, #8]
+        b94000a4  ldr w4, [x5]
+        14000000  b .
+    """,
+    "store_twice_then_load": """
+        b9000001  str w1, [x0]
+        b9000041  str w1, [x2]
+        b94000a4  ldr w4, [x5]
+        14000000  b .-12
+    """,
+    "call": """
+        d4000002  hvc #0
+        f9000280  str x0, [x20]
+        14000000  b .
+    """,
+    "take_interrupts": """
+        d538cc00  mrs x0, S3_0_C12_C12_0
+        d10ffc01  sub x1, x0, #1023
+        b4ffffc1  cbz x1, .-8
+        d518cc20  msr S3_0_C12_C12_1, x0
+        b9000280  str w0, [x20]
+        17fffffb  b .-20
+    """,
+    "undecodable": """
+        a9000001  stp x1, x0, [x0]
+        14000000  b .
+    """,
+}
+
+
+def code(program: str) -> bytes:
+    """A program's machine code."""
+    lines = PROGRAMS[program].strip().splitlines()
+    return b"".join(int(line.split()[0], 16).to_bytes(4, "little") for line in lines)
+
+
+@dataclass
+class Guest:
+    """A VM with RAM at RAM_BASE, and vCPUs about to run a program at its beginning."""
+
+    system: System
+    vm: Vm
+    memory: GuestMemory
+    vcpus: list[Vcpu] = field(default_factory=list)
+    gic: Vgic | None = None
+
+    @property
+    def vcpu(self) -> Vcpu:
+        """The first vCPU."""
+        return self.vcpus[0]
+
+    def set(self, **values: int) -> None:
+        """Set general registers of the first vCPU: set(x0=1)."""
+        for name, value in values.items():
+            self.vcpu.set_one_reg(regs.lookup(name.upper()), value)
+
+    def x(self, number: int) -> int:
+        """A general register of the first vCPU."""
+        return self.vcpu.get_one_reg(regs.X(number))
+
+    @property
+    def pc(self) -> int:
+        """Where the first vCPU is, from the start of the program."""
+        return self.vcpu.get_one_reg(regs.PC) - RAM_BASE
+
+
+@contextlib.contextmanager
+def guest(
+    program: str,
+    *,
+    features: Iterable[int] = (VcpuFeature.PSCI_0_2,),
+    vcpus: int = 1,
+    gic: bool = False,
+    memory_flags: int = 0,
+) -> Iterator[Guest]:
+    """Run the body with a guest; vCPUs beyond the first are off until PSCI CPU_ON."""
+    with contextlib.ExitStack() as stack:
+        system = stack.enter_context(System.open())
+        vm = stack.enter_context(system.create_vm())
+        memory = stack.enter_context(GuestMemory(RAM_BASE, RAM_SIZE))
+        memory.write(RAM_BASE, code(program))
+        vm.set_user_memory_region(0, RAM_BASE, RAM_SIZE, memory.host_address, memory_flags)
+        made = Guest(system, vm, memory)
+        for number in range(vcpus):
+            vcpu = stack.enter_context(vm.create_vcpu(number))
+            off = (VcpuFeature.POWER_OFF,) if number else ()
+            vcpu.init(vm.preferred_target(), (*features, *off))
+            made.vcpus.append(vcpu)
+        made.vcpu.set_one_reg(regs.PC, RAM_BASE)
+        if gic:
+            made.gic = Vgic.create(
+                vm, distributor=DISTRIBUTOR, redistributors=REDISTRIBUTORS, nr_irqs=64
+            )
+            stack.enter_context(contextlib.closing(made.gic))
+        yield made
+
+
+@contextlib.contextmanager
+def running(vcpu: Vcpu) -> Iterator[Callable[[], Exit]]:
+    """Run a vCPU in a thread of its own; what is yielded joins it and gives the exit."""
+    exits: list[Exit] = []
+    thread = threading.Thread(target=lambda: exits.append(vcpu.run()))
+    thread.start()
+
+    def join() -> Exit:
+        thread.join(30)
+        assert not thread.is_alive(), "the vCPU did not return"
+        return exits[0]
+
+    try:
+        yield join
+    finally:
+        while thread.is_alive():
+            vcpu.kick()
+            thread.join(0.05)

@@ -1,0 +1,71 @@
+"""What a Config refuses by itself, and lkvm's defaults."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pyvmm.config import Config, default_memory, default_vcpus
+from pyvmm.errors import UsageError
+from pyvmm.layout import MIB
+
+IMAGE = Path("guest")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"vcpus": 0}, "-c 0"),
+        ({"vcpus": -1}, "-c -1"),
+        ({"memory": 0}, "-m 0"),
+        ({"memory": 4095}, "4095 bytes is not a whole number"),
+        ({"timeout_s": 0.0}, "--timeout 0"),
+        ({"timeout_s": -1.0}, "--timeout -1"),
+        ({"timeout_s": float("nan")}, "--timeout nan"),
+        ({"timeout_s": float("inf")}, "--timeout inf"),
+        ({"params": "a\0b"}, "NUL"),
+    ],
+)
+def test_config_refuses_what_no_machine_can_be(options: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Config(image=IMAGE, **options)  # type: ignore[arg-type]
+
+    assert words in caught.value.message
+
+
+def test_bootargs_start_as_lkvms_do() -> None:
+    config = Config(image=IMAGE, params="quiet")
+
+    assert config.bootargs == " console=ttyS0 root=/dev/vda rw quiet"
+
+
+def test_bootargs_without_defaults_are_the_users_alone() -> None:
+    config = Config(image=IMAGE, params="quiet", nodefaults=True)
+
+    assert config.bootargs == "quiet"
+
+
+def test_name_defaults_to_the_process() -> None:
+    assert Config(image=IMAGE).name == f"guest-{os.getpid()}"
+
+
+def test_default_vcpus_are_the_online_cpus_within_the_limit() -> None:
+    online = os.sysconf("SC_NPROCESSORS_ONLN")
+
+    assert default_vcpus(512) == min(online, 512)
+    assert default_vcpus(1) == 1
+
+
+def test_default_memory_grows_with_the_vcpus() -> None:
+    assert default_memory(1) == 256 * MIB
+
+
+def test_default_memory_stays_within_four_fifths_of_the_host() -> None:
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    size = default_memory(1_000_000)
+
+    assert host * 3 // 4 < size <= host * 4 // 5
+    assert size % MIB == 0

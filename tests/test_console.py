@@ -1,0 +1,380 @@
+"""The console, on real terminals and pipes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import pty
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from pyvmm.console import Escapes, Input, Key, Output, Terminal
+from pyvmm.loop import Loop
+
+ENOUGH_S = 5.0  # for anything that should happen at all
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """A pseudo-terminal: the end a person sits at, and the end the program has."""
+    person, program = pty.openpty()
+    yield person, program
+    os.close(person)
+    os.close(program)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """A pipe: its reading and its writing end."""
+    reader, writer = os.pipe()
+    yield reader, writer
+    for fd in (reader, writer):
+        try:
+            os.close(fd)
+        except OSError:  # the test closed it
+            continue
+
+
+def repeat(times: int, action: Callable[[], object]) -> threading.Thread:
+    """A started thread that does something so many times, as a busy guest would."""
+
+    def work() -> None:
+        for _ in range(times):
+            action()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def wait_until(condition: Callable[[], bool]) -> bool:
+    """Whether it comes true in good time."""
+    deadline = time.monotonic() + ENOUGH_S
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def test_terminal_is_raw_within_and_restored_after(terminal: tuple[int, int]) -> None:
+    _, program = terminal
+    before = termios.tcgetattr(program)
+
+    with Terminal(program):
+        during = termios.tcgetattr(program)
+
+    assert before[3] & termios.ICANON
+    assert not during[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
+    assert not during[0] & (termios.ICRNL | termios.IXON)
+    assert during[1] & termios.OPOST
+    assert termios.tcgetattr(program) == before
+
+
+def test_terminal_is_restored_after_an_error(terminal: tuple[int, int]) -> None:
+    _, program = terminal
+    before = termios.tcgetattr(program)
+
+    with pytest.raises(KeyboardInterrupt), Terminal(program):
+        raise KeyboardInterrupt
+
+    assert termios.tcgetattr(program) == before
+
+
+def test_terminal_entered_again_keeps_the_first_state_to_restore(
+    terminal: tuple[int, int],
+) -> None:
+    _, program = terminal
+    before = termios.tcgetattr(program)
+
+    with Terminal(program) as raw:
+        raw.enter_raw_mode()
+
+    assert termios.tcgetattr(program) == before
+
+
+def test_terminal_that_hung_up_is_left_quietly() -> None:
+    person, program = pty.openpty()
+
+    with Terminal(program):
+        os.close(person)
+
+    os.close(program)
+
+
+def test_terminal_on_a_pipe_does_nothing(pipe: tuple[int, int]) -> None:
+    with Terminal(pipe[0]) as none:
+        assert none.usable
+
+
+def test_output_writes_a_line_as_soon_as_it_ends(pipe: tuple[int, int]) -> None:
+    with Output(pipe[1]) as output:
+        for byte in b"hello\n":
+            output.write(bytes([byte]))
+
+        assert os.read(pipe[0], 100) == b"hello\n"
+
+
+def test_output_shows_a_prompt_without_newline(pipe: tuple[int, int]) -> None:
+    with Output(pipe[1]) as output:
+        output.write(b"login: ")
+
+        assert os.read(pipe[0], 100) == b"login: "
+
+
+def test_output_gathers_bytes_into_few_writes(pipe: tuple[int, int]) -> None:
+    with Output(pipe[1]) as output:
+        output.GATHER_S = ENOUGH_S
+        for _ in range(100):
+            output.write(b".")
+        output.write(b"\n")
+
+        assert os.read(pipe[0], 200) == b"." * 100 + b"\n"
+
+
+def test_output_is_all_out_after_close(pipe: tuple[int, int]) -> None:
+    with Output(pipe[1]) as output:
+        output.write(b"a\nb\nlast words")
+
+    assert os.read(pipe[0], 100) == b"a\nb\nlast words"
+
+
+def test_output_holds_up_the_guest_when_nobody_reads_and_loses_nothing(
+    pipe: tuple[int, int],
+) -> None:
+    total = 4 * Output.ROOM
+    line = b"x" * 1023 + b"\n"
+    with Output(pipe[1]) as output:
+        guest = repeat(total // len(line), lambda: output.write(line))
+        guest.join(0.2)
+        held_up = guest.is_alive()
+        received = 0
+        while received < total:
+            received += len(os.read(pipe[0], 1 << 16))
+        guest.join(ENOUGH_S)
+
+    assert held_up
+    assert not guest.is_alive()
+    assert received == total
+
+
+def test_released_output_holds_nobody_up_and_still_loses_nothing(pipe: tuple[int, int]) -> None:
+    output = Output(pipe[1])
+    total = 500 * 4096
+    guest = repeat(500, lambda: output.write(b"x" * 4096))
+    guest.join(0.2)
+    held_up = guest.is_alive()
+
+    output.release()
+    guest.join(ENOUGH_S)
+    gone_on = not guest.is_alive()
+    received = 0
+    while received < total:
+        received += len(os.read(pipe[0], 1 << 16))
+    output.close()
+
+    assert held_up
+    assert gone_on
+    assert received == total
+
+
+def test_output_that_cannot_be_written_gives_up_after_the_grace(pipe: tuple[int, int]) -> None:
+    output = Output(pipe[1])
+    output.write(b"x" * Output.ROOM)
+    started = time.monotonic()
+
+    output.close(grace_s=0.1)
+
+    assert time.monotonic() - started < ENOUGH_S
+    os.close(pipe[0])
+    output.close()
+
+
+def test_closed_output_says_why_and_then_swallows(pipe: tuple[int, int]) -> None:
+    told = []
+    os.close(pipe[0])
+
+    with Output(pipe[1]) as output:
+        output.on_gone = lambda: told.append("gone")
+        output.write(b"one\n")
+        assert wait_until(lambda: bool(told))
+        output.write(b"two\n")
+
+    assert isinstance(output.error, BrokenPipeError)
+    assert told == ["gone"]
+
+
+def test_closed_output_holds_nobody_up(pipe: tuple[int, int]) -> None:
+    with Output(pipe[1]) as output:
+        guest = repeat(500, lambda: output.write(b"x" * 4096))
+        guest.join(0.1)
+        os.close(pipe[0])
+        guest.join(ENOUGH_S)
+
+    assert not guest.is_alive()
+
+
+def test_full_disk_is_an_error_of_the_output() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+
+    with Output(full) as output:
+        output.write(b"one\n")
+
+    os.close(full)
+    assert output.error is not None
+    assert output.error.errno == errno.ENOSPC
+
+
+def test_output_on_a_non_blocking_descriptor_waits_for_room(pipe: tuple[int, int]) -> None:
+    os.set_blocking(pipe[1], False)
+    fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, 4096)
+    total = 64 << 10
+    with Output(pipe[1]) as output:
+        output.write(b"x" * total)
+        received = 0
+        while received < total:
+            received += len(os.read(pipe[0], 4096))
+
+    assert received == total
+
+
+@pytest.mark.parametrize(
+    ("pieces", "guest", "keys"),
+    [
+        ([b"plain"], b"plain", []),
+        ([b"\x01x"], b"", [Key.STOP]),
+        ([b"a\x01", b"xb"], b"ab", [Key.STOP]),
+        ([b"\x01\x01"], b"\x01", []),
+        ([b"\x01\x01x"], b"\x01x", []),
+        ([b"\x01h\x01x"], b"", [Key.HELP, Key.STOP]),
+        ([b"\x01q"], b"q", []),
+        ([b"\x03\x1a\x1c"], b"\x03\x1a\x1c", []),
+        ([bytes(range(2, 256))], bytes(range(2, 256)), []),
+    ],
+)
+def test_escapes_take_pyvmms_keys_and_pass_the_rest(
+    pieces: list[bytes], guest: bytes, keys: list[Key]
+) -> None:
+    escapes = Escapes()
+
+    parts = [escapes.split(piece) for piece in pieces]
+
+    assert b"".join(part for part, _ in parts) == guest
+    assert [key for _, found in parts for key in found] == keys
+
+
+class Guest:
+    """Takes input until its FIFO is full, as a UART does."""
+
+    def __init__(self, depth: int = 16) -> None:
+        self.depth = depth
+        self.fifo = b""
+        self.received = b""
+
+    def receive(self, data: bytes) -> int:
+        taken = data[: self.depth - len(self.fifo)]
+        self.fifo += taken
+        return len(taken)
+
+    def read(self) -> None:
+        self.received += self.fifo
+        self.fifo = b""
+
+
+def test_input_reaches_the_guest_no_faster_than_it_reads(pipe: tuple[int, int]) -> None:
+    guest = Guest()
+    sent = bytes(range(2, 250)) * 1000
+    sender = repeat(1, lambda: os.write(pipe[1], sent))
+    with Loop() as loop:
+        typed = Input(loop, guest.receive, lambda key: None, fd=pipe[0])
+        typed.start()
+
+        def read_fifo() -> None:
+            guest.read()
+            typed.resume()
+            if len(guest.received) == len(sent):
+                loop.stop()
+            else:
+                loop.call(read_fifo)
+
+        loop.call(read_fifo)
+        loop.after(ENOUGH_S * 4, loop.stop)
+        loop.run()
+    sender.join(ENOUGH_S)
+
+    assert guest.received == sent
+
+
+def test_keys_work_while_the_guest_takes_no_input(terminal: tuple[int, int]) -> None:
+    person, program = terminal
+    keys = []
+    with Loop() as loop, Terminal(program):
+
+        def on_key(key: Key) -> None:
+            keys.append(key)
+            loop.stop()
+
+        Input(loop, lambda data: 0, on_key, fd=program).start()
+        os.write(person, b"is anybody there?" * 10 + b"\x01x")
+        loop.after(ENOUGH_S, loop.stop)
+        loop.run()
+
+    assert keys == [Key.STOP]
+
+
+def test_input_reads_ahead_of_a_stuck_guest_only_so_far(pipe: tuple[int, int]) -> None:
+    os.set_blocking(pipe[1], False)
+    fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, 1 << 20)
+    os.write(pipe[1], b"x" * (200 << 10))
+    with Loop() as loop:
+        Input(loop, lambda data: 0, lambda key: None, fd=pipe[0]).start()
+        loop.after(0.2, loop.stop)
+        loop.run()
+
+    left = 0
+    os.set_blocking(pipe[0], False)
+    while True:
+        try:
+            left += len(os.read(pipe[0], 1 << 20))
+        except BlockingIOError:
+            break
+    assert 100 << 10 < left < 200 << 10
+
+
+@pytest.mark.parametrize("ending", ["eof", "null"])
+def test_end_of_input_is_not_the_end_of_the_run(pipe: tuple[int, int], ending: str) -> None:
+    guest = Guest()
+    fd = os.open(os.devnull, os.O_RDONLY) if ending == "null" else pipe[0]
+    os.write(pipe[1], b"" if ending == "null" else b"last")
+    os.close(pipe[1])
+    rounds = []
+    with Loop() as loop:
+        Input(loop, guest.receive, lambda key: None, fd=fd).start()
+        for moment in range(5):
+            loop.after(0.01 * moment, lambda: rounds.append("alive"))
+        loop.after(0.1, loop.stop)
+        loop.run()
+    if ending == "null":
+        os.close(fd)
+
+    assert len(rounds) == 5
+    assert guest.fifo == (b"" if ending == "null" else b"last")
+
+
+def test_terminal_that_hangs_up_ends_the_input(terminal: tuple[int, int]) -> None:
+    person, program = pty.openpty()
+    with Loop() as loop:
+        Input(loop, lambda data: len(data), lambda key: None, fd=program).start()
+        os.close(person)
+        started = time.process_time()
+        loop.after(0.2, loop.stop)
+        loop.run()
+        used = time.process_time() - started
+    os.close(program)
+
+    assert used < 0.1  # it does not spin on a descriptor that is always ready

@@ -1,0 +1,151 @@
+"""The import directions of DESIGN.md, proved by walking every module's syntax tree.
+
+An import inside a function counts like any other: it only happens later.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "pyvmm"
+
+# The rooms of the house, lowest first: each imports only from those above its line in this list.
+ROOMS = (
+    # the bottom: errors, the guest's map, guest RAM, what was asked for
+    "errors", "layout", "units", "config", "memory",
+    # no KVM
+    "arm64", "devices", "boot",
+    # nothing but KVM
+    "kvm",
+    # a Config becomes a machine, and runs
+    "limits", "runner", "loop", "console", "board", "machine",
+    "snapshot", "repro",
+    "host",
+    # words in, words out
+    "cli", "commands",
+)  # fmt: skip
+
+# Beyond the order: who must not even reach whom, through whatever is between.
+APART = {
+    "arm64": {"kvm"},
+    "devices": {"kvm"},
+    "boot": {"kvm"},
+    "host": {"kvm"},
+    "kvm": {"units", "config", "arm64", "devices", "boot"},
+    "repro": {"snapshot"},
+}
+
+# Packages that only some rooms may know.
+RESERVED = {
+    "click": {"cli", "commands"},
+    "rich": {"cli", "commands"},
+    "cffi": {"kvm"},
+    "elftools": {"boot"},
+    "qemu": {"host"},
+}
+
+# pyvmm/__init__.py is the library's face: it names what lies behind it, and loads it on use.
+FACE = "pyvmm"
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Every module of the package by its dotted name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = ast.parse(path.read_text(encoding="utf-8"), path)
+    return found
+
+
+def imports(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+
+
+@cache
+def imported(module: str) -> frozenset[str]:
+    """The modules that a module imports, `from package import module` included."""
+    names = set()
+    for node in imports(modules()[module]):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        else:
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                names.add(submodule if submodule in modules() else str(node.module))
+    return frozenset(names)
+
+
+@cache
+def reached(module: str) -> frozenset[str]:
+    """The modules of pyvmm that a module imports, and those that they do."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        for name in imported(waiting.pop()) & modules().keys() - {FACE} - found:
+            found.add(name)
+            waiting.append(name)
+    return frozenset(found)
+
+
+def room(module: str) -> str:
+    return module.split(".")[1]
+
+
+MODULES = sorted(modules().keys() - {FACE})
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_is_in_a_known_room(module: str) -> None:
+    assert room(module) in ROOMS
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module: str) -> None:
+    here = ROOMS.index(room(module))
+
+    up = {name for name in imported(module) & set(MODULES) if ROOMS.index(room(name)) > here}
+
+    assert not up
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_rooms_that_lie_apart_do_not_reach_each_other(module: str) -> None:
+    apart = APART.get(room(module), set())
+
+    assert not {name for name in reached(module) if room(name) in apart}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_is_in_no_import_cycle(module: str) -> None:
+    assert module not in reached(module)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_reserved_packages_are_imported_only_where_they_belong(module: str) -> None:
+    packages = {name.split(".")[0] for name in imported(module)}
+
+    misplaced = {name for name in packages if room(module) not in RESERVED.get(name, ROOMS)}
+
+    assert not misplaced
+
+
+@pytest.mark.parametrize("module", [FACE, *MODULES])
+def test_imports_are_absolute_and_by_name(module: str) -> None:
+    for node in imports(modules()[module]):
+        assert not (isinstance(node, ast.ImportFrom) and node.level), ast.unparse(node)
+        assert "*" not in {alias.name for alias in node.names}, ast.unparse(node)
+
+
+def test_face_imports_nothing_of_pyvmm_when_it_is_imported() -> None:
+    at_once = [node for node in modules()[FACE].body if isinstance(node, ast.Import | ast.ImportFrom)]
+
+    assert not [node for node in at_once if "pyvmm" in ast.unparse(node)]

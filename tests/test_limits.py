@@ -1,0 +1,95 @@
+"""What a host refuses, decided without one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pyvmm import layout
+from pyvmm.config import Config, SveRequest
+from pyvmm.errors import HostError
+from pyvmm.layout import GIB, MIB
+from pyvmm.limits import HostLimits, most_memory, plan, room_for_vcpus
+
+HOST = HostLimits(max_vcpus=512, ipa_bits=40, vls=frozenset({128, 256, 512}))
+
+
+def config(**options: object) -> Config:
+    return Config(image=Path("guest"), **options)  # type: ignore[arg-type]
+
+
+def test_plan_keeps_what_was_asked() -> None:
+    asked = config(vcpus=3, memory=512 * MIB, sve=SveRequest(vls=frozenset({128})))
+
+    made = plan(asked, HOST)
+
+    assert (made.vcpus, made.memory, made.vls) == (3, 512 * MIB, {128})
+
+
+def test_plan_leaves_nothing_open() -> None:
+    made = plan(config(), HOST)
+
+    assert made.vcpus >= 1
+    assert made.memory >= 256 * MIB or made.memory % MIB == 0
+    assert made.vls == {128, 256, 512}
+
+
+def test_plan_takes_no_more_address_bits_than_the_ram_needs() -> None:
+    assert plan(config(memory=2 * GIB), HOST).ipa_bits == 32
+    assert plan(config(memory=2 * GIB + MIB), HOST).ipa_bits == 33
+
+
+def test_default_vcpus_stay_within_the_host() -> None:
+    host = HostLimits(max_vcpus=1, ipa_bits=40, vls=frozenset())
+
+    assert plan(config(), host).vcpus == 1
+
+
+def test_too_many_vcpus_are_refused_with_the_limit() -> None:
+    with pytest.raises(HostError) as caught:
+        plan(config(vcpus=100_000), HOST)
+
+    assert "-c 100000" in caught.value.message
+    assert "at most 512" in caught.value.message
+    assert caught.value.exit_code == 3
+
+
+def test_redistributors_limit_the_vcpus_where_the_host_does_not() -> None:
+    host = HostLimits(max_vcpus=1_000_000, ipa_bits=40, vls=frozenset())
+
+    with pytest.raises(HostError, match=f"at most {room_for_vcpus()} vCPUs"):
+        plan(config(vcpus=1_000_000), host)
+
+
+def test_every_vcpu_there_is_room_for_stays_clear_of_the_devices() -> None:
+    vcpus = room_for_vcpus()
+
+    assert layout.its(vcpus).base >= layout.virtio(layout.VIRTIO_COUNT - 1).end
+    assert layout.its(vcpus + 1).base < layout.virtio(layout.VIRTIO_COUNT - 1).end
+
+
+def test_too_much_memory_is_refused_with_bits_and_the_most_possible() -> None:
+    with pytest.raises(HostError) as caught:
+        plan(config(memory=1 << 40), HOST)
+
+    assert "1 TiB of RAM needs 41 guest physical address bits" in caught.value.message
+    assert "this host has 40" in caught.value.message
+    assert caught.value.hint is not None
+    assert "-m 1022G" in caught.value.hint
+
+
+def test_the_most_memory_is_just_accepted() -> None:
+    most = most_memory(HOST.ipa_bits)
+
+    assert plan(config(memory=most), HOST).ipa_bits == 40
+    with pytest.raises(HostError):
+        plan(config(memory=most + 4096), HOST)
+
+
+def test_an_illegal_set_is_refused_with_the_nearest() -> None:
+    with pytest.raises(HostError) as caught:
+        plan(config(sve=SveRequest(vls=frozenset({128, 512}))), HOST)
+
+    assert caught.value.hint is not None
+    assert "--sve-vls=128,256,512" in caught.value.hint

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm.errors import HostError, UsageError
+from pyvmm.memory import HUGE_PAGE, GuestMemory
+
+BASE = 0x8000_0000
+SIZE = 0x40_0000
+
+
+@pytest.fixture
+def memory() -> Iterator[GuestMemory]:
+    with GuestMemory(BASE, SIZE) as memory:
+        yield memory
+
+
+def test_memory_starts_zero(memory: GuestMemory) -> None:
+    assert memory.read(BASE, SIZE) == bytes(SIZE)
+
+
+def test_host_address_is_aligned_to_a_huge_page(memory: GuestMemory) -> None:
+    assert memory.host_address % HUGE_PAGE == 0
+
+
+def test_host_address_is_where_the_bytes_are(memory: GuestMemory) -> None:
+    memory.write(BASE + 5, b"here")
+
+    assert ctypes.string_at(memory.host_address + 5, 4) == b"here"
+
+
+def test_write_at_the_last_byte_is_read_back(memory: GuestMemory) -> None:
+    memory.write(memory.end - 1, b"\x42")
+
+    assert memory.read(memory.end - 1, 1) == b"\x42"
+
+
+def test_view_is_the_memory_itself(memory: GuestMemory) -> None:
+    with memory.view(BASE, 4) as view:
+        view[:] = b"view"
+
+    assert memory.read(BASE, 4) == b"view"
+
+
+@pytest.mark.parametrize(
+    ("gpa", "length"),
+    [
+        (BASE - 1, 1),
+        (BASE - 1, 2),
+        (BASE + SIZE - 1, 2),
+        (BASE + SIZE, 1),
+        (BASE, SIZE + 1),
+        (BASE + 8, -1),
+        (0, 1),
+        (-8, 4),
+        (1 << 64, 1),
+        (BASE, 1 << 64),
+    ],
+)
+def test_access_outside_is_refused(memory: GuestMemory, gpa: int, length: int) -> None:
+    with pytest.raises(GuestMemory.OutOfRange, match=f"{gpa:#x}".lstrip("-")):
+        memory.view(gpa, length)
+
+
+def test_write_across_the_end_changes_nothing(memory: GuestMemory) -> None:
+    with pytest.raises(GuestMemory.OutOfRange):
+        memory.write(memory.end - 2, b"abc")
+
+    assert memory.read(memory.end - 2, 2) == bytes(2)
+
+
+@given(st.data())
+def test_any_sequence_of_accesses_behaves_as_a_byte_array(data: st.DataObject) -> None:
+    size = 0x4000
+    model = bytearray(size)
+    near = st.integers(BASE - 0x1100, BASE + size + 0x1100)
+    steps = data.draw(st.lists(st.tuples(near, st.integers(0, 0x2100), st.booleans())))
+
+    with GuestMemory(BASE, size) as memory:
+        for gpa, length, zero in steps:
+            inside = gpa >= BASE and gpa + length <= BASE + size
+            fill = bytes(length) if zero else bytes([0xA5]) * length
+            try:
+                if zero:
+                    memory.zero(gpa, length)
+                else:
+                    memory.write(gpa, fill)
+            except GuestMemory.OutOfRange:
+                assert not inside
+            else:
+                assert inside
+                model[gpa - BASE : gpa - BASE + length] = fill
+            assert memory.read(BASE, size) == model
+
+
+@pytest.mark.parametrize("size", [0, -4096, 4095, 1])
+def test_size_of_no_whole_pages_is_refused(size: int) -> None:
+    with pytest.raises(UsageError, match="whole pages"):
+        GuestMemory(BASE, size)
+
+
+@pytest.mark.parametrize("size", [1 << 62, 1 << 63, 1 << 80])
+def test_more_than_the_host_has_is_refused_with_numbers(size: int) -> None:
+    with pytest.raises(HostError, match=f"{size >> 20} MiB") as caught:
+        GuestMemory(BASE, size)
+
+    assert caught.value.hint is not None
+    assert "of memory" in caught.value.hint
+
+
+def test_close_twice_is_harmless() -> None:
+    memory = GuestMemory(BASE, SIZE)
+
+    memory.close()
+    memory.close()
+
+
+def test_close_with_a_view_in_use_is_refused() -> None:
+    memory = GuestMemory(BASE, SIZE)
+    view = memory.view(BASE, 1)
+
+    with pytest.raises(BufferError):
+        memory.close()
+
+    view.release()
+    memory.close()
