@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-# What a guest needs of the map, as (name in C, expression on the layout module, meaning).
-DEFINITIONS = (
+# What a guest needs of the map, as (name in C, its value in the layout module, meaning).
+DEFINITIONS: tuple[tuple[str, Callable[[Any], int], str], ...] = (
     ("UART_BASE", lambda m: m.UART.base, "16550A, the console"),
     ("UART_SPI", lambda m: m.UART.spi, ""),
     ("EXIT_BASE", lambda m: m.EXIT.base, "a 32-bit write of N ends the VM with code N"),

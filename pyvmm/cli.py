@@ -5,9 +5,9 @@ A verb's module is imported when the verb is used, so that each starts as fast a
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -19,8 +19,6 @@ import click
 from pyvmm.errors import EXIT_FAILED, EXIT_OK, EXIT_SIGNAL, EXIT_USAGE, VmmError
 
 BUG_HINT = "this is a bug in pyvmm, not in what you did; `pyvmm --debug ...` shows the traceback"
-SIGINT = 2
-SIGPIPE = 13
 
 
 class Verb(NamedTuple):
@@ -59,6 +57,14 @@ class Verbs(click.Group):
             return None
         command = getattr(importlib.import_module(VERBS[cmd_name].module), cmd_name)
         return command if isinstance(command, click.Command) else None
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the verb; a reader that went away ends it as SIGPIPE would, not as click does."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            _let_stdout_go()
+            raise SystemExit(EXIT_SIGNAL + signal.SIGPIPE) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs without importing them.
@@ -128,16 +134,16 @@ def report(error: BaseException) -> int:
             return EXIT_USAGE
         case click.UsageError():
             command = error.ctx.command_path if error.ctx else "pyvmm"
-            say(error.format_message(), f"`{command} --help` shows what it takes")
+            say(error.format_message(), f"`{command} --help` shows what there is")
             return EXIT_USAGE
         case click.ClickException():
             say(error.format_message())
             return EXIT_USAGE
         case click.Abort() | KeyboardInterrupt():
-            return EXIT_SIGNAL + SIGINT
-        case OSError(errno=errno.EPIPE):
+            return EXIT_SIGNAL + signal.SIGINT
+        case BrokenPipeError():  # from the last flush
             _let_stdout_go()
-            return EXIT_SIGNAL + SIGPIPE
+            return EXIT_SIGNAL + signal.SIGPIPE
         case _:
             say(f"unexpected {type(error).__name__}: {error}", BUG_HINT)
             return EXIT_FAILED
@@ -159,7 +165,7 @@ def _code_of(end: SystemExit) -> int:
 def _let_stdout_go() -> None:
     """Keep Python from complaining about a closed stdout once more at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
+    os.dup2(null, sys.stdout.fileno())
     os.close(null)
 
 

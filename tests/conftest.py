@@ -29,7 +29,7 @@ def _tool(name: str) -> Path:
     wrapper = TOOLS / name
     found = str(wrapper) if wrapper.exists() else shutil.which(name)
     if found is None:
-        pytest.fail(f"no {name}: `make {wrapper.relative_to(ROOT)}` gets it")
+        pytest.fail(f"no {name}: `make test-tools` gets it")
     return Path(found)
 
 

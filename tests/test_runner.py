@@ -148,9 +148,7 @@ def test_error_in_a_thread_ends_the_run_and_comes_out(make: Make, error: BaseExc
         runner.result()
 
 
-def test_pause_parks_every_vcpu_and_resume_lets_it_go_on(
-    make: Make, vcpus: list[FakeVcpu]
-) -> None:
+def test_pause_parks_every_vcpu_and_resume_lets_it_go_on(make: Make, vcpus: list[FakeVcpu]) -> None:
     runner = make()
     runner.start()
     for vcpu in vcpus:
@@ -225,9 +223,7 @@ def test_end_before_start_runs_nothing(make: Make, vcpus: list[FakeVcpu]) -> Non
     assert [vcpu.runs for vcpu in vcpus] == [0, 0, 0]
 
 
-def test_thread_that_cannot_start_ends_the_run(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_thread_that_cannot_start_ends_the_run(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     start = threading.Thread.start
 
     def fail_on_the_second(thread: threading.Thread) -> None:

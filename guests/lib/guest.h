@@ -1,16 +1,21 @@
 /* The guests' runtime: an EL1 with caches on, a console, parameters, vCPUs and interrupts. */
 #pragma once
 
+#include "layout.h"
+
+#define MAX_CPUS		512		/* KVM_MAX_VCPUS on arm64 */
+#define STACK_SIZE		2048		/* of each */
+
+#ifndef __ASSEMBLER__
+
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#include "layout.h"
 #include "sysreg.h"
 
 #define ARRAY_SIZE(a)		(sizeof(a) / sizeof((a)[0]))
-#define MAX_CPUS		512		/* KVM_MAX_VCPUS on arm64 */
 
 /* A guest is its main(): what it returns goes to the exit register. */
 int main(void);
@@ -83,3 +88,5 @@ void gic_send_sgi_to_others(uint32_t intid);
 
 /* A guest's own handler; INTIDs from 1020 up are the GIC's special ones.  The default panics. */
 void irq(uint32_t intid);
+
+#endif

@@ -1,6 +1,6 @@
 /* Entry of every vCPU, and the exception vectors. */
 
-#include "layout.h"
+#include "guest.h"
 
 /*
  * An identity map in a table of four 1 GiB blocks (T0SZ=32 starts at level 1): devices in the
@@ -23,9 +23,6 @@
 
 /* The bits that are RES1 in Armv8.0, SA, and the three switches: M, C, I */
 #define SCTLR		(0x30d00800 | 1 << 3 | 1 << 0 | 1 << 2 | 1 << 12)
-
-#define STACK_SIZE	2048
-#define MAX_CPUS	512
 
 	.section .text.entry, "ax"
 

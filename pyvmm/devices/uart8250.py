@@ -137,7 +137,6 @@ class Uart8250(Device):
         """Put host input on the line; returns how many bytes of it there was room for."""
         taken = 0
         with self.lock:
-            self._starved = self._room_due = False  # whoever waited for room is here now
             while taken < len(data) and (room := FIFO_DEPTH - len(self.line)) > 0:
                 part = data[taken : taken + room]
                 self.line.extend(part)

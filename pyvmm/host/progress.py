@@ -21,6 +21,10 @@ class Progress:
         self._quiet = quiet
         self._terminal = self._stream.isatty()
 
+    def say(self, text: str) -> None:
+        """Print a remark."""
+        self._line(f"pyvmm: {text}")
+
     @contextmanager
     def step(self, what: str) -> Iterator[None]:
         """Announce one step, and on success how long it took."""

@@ -178,12 +178,13 @@ def _converse(sockets: Path, conversation: Callable[[QMPClient], Awaitable[None]
             await client.execute("migrate-set-capabilities", {"capabilities": [capability]})
             await conversation(client)
         finally:
-            with contextlib.suppress(QMPError):  # after "quit" there is nobody to part from
+            # After "quit" there may be nobody left to part from.
+            with contextlib.suppress(QMPError, EOFError, OSError):
                 await client.disconnect()
 
     try:
         asyncio.run(asyncio.wait_for(whole(), CONVERSATION_S))
-    except (OSError, TimeoutError, QMPError) as error:
+    except (OSError, EOFError, TimeoutError, QMPError) as error:
         raise HostError(
             f"QEMU does not do as told: {error!r} ({last_words(sockets)})",
             hint="pyvmm host rm, then run the command again",

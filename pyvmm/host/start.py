@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -46,7 +49,12 @@ class Starter:
         self._sockets = sockets
         self._progress = progress
         self._directory = saved.directory(sockets.name)
-        self._plan = _plan(settings, saved.facts(self._directory), progress)
+        self._facts = saved.facts(self._directory)
+        if self._directory.is_dir() and not _intact(self._directory, self._facts):
+            progress.say(f"{self._directory} is damaged: making it again")
+            saved.remove(self._directory)
+            self._facts = None
+        self._plan = _plan(settings, self._facts, progress)
 
     def start(self) -> Running:
         """Make the saved state where there is none, and start from it."""
@@ -78,9 +86,9 @@ class Starter:
         initrd.unlink()
         facts = {
             "settings": asdict(self._settings), "qemu": plan.version, "cpu": plan.cpu_argument,
-            "usr": str(plan.usr),
-            "kernel": found.release, "image": str(found.image), "memory": saved.memory_size(),
-            "payload": payload.fingerprint(),
+            "usr": str(plan.usr), "kernel": found.release, "image": str(found.image),
+            "memory": saved.memory_size(),
+            "payload": payload.fingerprint(), "state_sha256": _sha256(into / "state"),
         }  # fmt: skip
         (into / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
 
@@ -120,9 +128,26 @@ def _plan(
     return qemu.QemuPlan(tool, version, settings.cpu, found.image, root.image(progress))
 
 
+def _intact(directory: Path, facts: dict[str, Any] | None) -> bool:
+    """Whether a saved host is what its cold boot left."""
+    if facts is None:
+        return False
+    try:
+        whole = (directory / "memory").stat().st_size == int(facts["memory"])
+        return whole and _sha256(directory / "state") == str(facts["state_sha256"])
+    except (OSError, KeyError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 @contextmanager
 def _fresh(sockets: Path) -> Iterator[int]:
     """An empty directory of sockets, and the lock QEMU is to hold for as long as it lives."""
+    if sockets.is_dir():
+        _end_orphan(sockets)
     shutil.rmtree(sockets, ignore_errors=True)
     sockets.mkdir(mode=0o700)
     alive = try_lock(sockets / "alive")
@@ -132,6 +157,16 @@ def _fresh(sockets: Path) -> Iterator[int]:
         yield alive
     finally:
         os.close(alive)
+
+
+def _end_orphan(sockets: Path) -> None:
+    """End a QEMU whose starter was killed before it was up; the caller holds the start lock."""
+    lock = try_lock(sockets / "alive")
+    if lock is not None:
+        os.close(lock)
+        return
+    with contextlib.suppress(OSError, ValueError):
+        os.kill(int((sockets / "pid").read_text()), signal.SIGKILL)
 
 
 def _write_initrd(archive: CpioWriter, found: kernel.Kernel, progress: Progress) -> None:

@@ -201,9 +201,12 @@ def write_wrapper(tool: Tool, path: Path) -> None:
     """Write a shell script that is the tool, for make and for tests."""
     words = [f"{name}={shlex.quote(value)}" for name, value in tool.environment.items()]
     command = shlex.join(tool.command)
+    script = f'#!/bin/sh\n{" ".join(["exec env", *words])} {command} "$@"\n'
+    if path.exists() and path.read_text() == script:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(f'#!/bin/sh\n{" ".join(["exec env", *words])} {command} "$@"\n')
+    partial.write_text(script)
     partial.chmod(0o755)
     partial.rename(path)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -13,28 +13,28 @@ Tree = dict[str, "bytes | Tree"]
 
 def run_dtc(dtc: Path, blob: bytes, output: str = "dts") -> tuple[bytes, str]:
     """What dtc makes of a blob, and its warnings."""
-    libraries = ":".join(str(found.parent) for found in _libfdt(dtc))
     done = subprocess.run(
-        [dtc, "-I", "dtb", "-O", output],
-        input=blob,
-        capture_output=True,
-        check=True,
-        env={**os.environ, "LD_LIBRARY_PATH": libraries},
+        [dtc, "-I", "dtb", "-O", output], input=blob, capture_output=True, check=True
     )
     return done.stdout, done.stderr.decode()
 
 
-def _libfdt(dtc: Path) -> list[Path]:
-    """libfdt beside dtc: it comes with it, also where both are only unpacked somewhere."""
-    return sorted(dtc.resolve().parent.parent.glob("lib*/**/libfdt.so.1"))
+def _libfdt(dtc: Path) -> str:
+    """The libfdt that dtc runs with: the system's, or that of a wrapper which names its place."""
+    content = dtc.read_bytes()
+    if content.startswith(b"#!"):
+        for directory in re.findall(r"/[^\s:]+", content.decode()):
+            library = Path(directory) / "libfdt.so.1"
+            if library.exists():
+                return str(library)
+    return "libfdt.so.1"
 
 
 class Libfdt:
     """As much of libfdt as it takes to check a blob and read all of it."""
 
     def __init__(self, dtc: Path) -> None:
-        found = _libfdt(dtc)
-        self.library = ctypes.CDLL(str(found[0]) if found else "libfdt.so.1")
+        self.library = ctypes.CDLL(_libfdt(dtc))
         for name in ("fdt_get_name", "fdt_getprop_by_offset"):
             getattr(self.library, name).restype = ctypes.c_void_p
 

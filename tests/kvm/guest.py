@@ -69,7 +69,7 @@ PROGRAMS = {
         b9000001  str w1, [x0]
         b9000041  str w1, [x2]
         b94000a4  ldr w4, [x5]
-        14000000  b .-12
+        17fffffd  b .-12
     """,
     "call": """
         d4000002  hvc #0

@@ -17,9 +17,7 @@ def test_words_are_what_an_assembler_makes_of_the_source(
     source = tmp_path / "guest.s"
     source.write_text("\n".join(lines) + "\n")
 
-    subprocess.run(
-        [str(cross_gcc), "-c", "-o", str(tmp_path / "guest.o"), str(source)], check=True
-    )
+    subprocess.run([str(cross_gcc), "-c", "-o", str(tmp_path / "guest.o"), str(source)], check=True)
 
     with (tmp_path / "guest.o").open("rb") as file:
         assert ELFFile(file).get_section_by_name(".text").data() == code(program)

@@ -1,0 +1,191 @@
+"""What ``pyvmm doctor`` finds out about a machine, gathered without a word of output."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pyvmm import host
+from pyvmm.board import read_limits
+from pyvmm.errors import HostError, KvmError, VmmError
+from pyvmm.kvm.caps import Cap
+from pyvmm.kvm.system import System
+from pyvmm.kvm.uapi import DeviceType
+from pyvmm.limits import most_memory
+from pyvmm.units import show_size
+
+Value = str | int | bool | list[int] | None
+
+DEVICE = Path("/dev/kvm")
+MIDR = Path("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1")
+DEVICE_TREE = Path("/sys/firmware/devicetree/base")
+BOARD = Path("/sys/class/dmi/id/product_name")
+
+# Who made a CPU: MIDR_EL1 bits 31:24.  Source: Linux arch/arm64/include/asm/cputype.h
+IMPLEMENTERS = {
+    0x00: "software (QEMU)",
+    0x41: "Arm",
+    0x46: "Fujitsu",
+    0x48: "HiSilicon",
+    0x4E: "NVIDIA",
+    0x51: "Qualcomm",
+    0x61: "Apple",
+    0x6D: "Microsoft",
+    0xC0: "Ampere",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One thing about a machine; with ``lack``, what is missing, and how to get it.
+
+    ``shown`` is the value for people, where that is not the value itself. ``fatal`` says that
+    no VM can run without it.
+    """
+
+    topic: str
+    name: str
+    value: Value
+    lack: str = ""
+    remedy: str = ""
+    fatal: bool = False
+    shown: str = ""
+
+    @property
+    def key(self) -> str:
+        """The name as JSON has it; capabilities keep theirs."""
+        if self.name.isupper():
+            return self.name
+        return re.sub("[^a-z0-9]+", "_", self.name.lower()).strip("_")
+
+    @classmethod
+    def of_error(cls, topic: str, name: str, error: VmmError, *, fatal: bool = True) -> Fact:
+        """The fact that something failed."""
+        return cls(topic, name, None, error.message, error.hint or "", fatal)
+
+    def as_json(self) -> dict[str, Any]:
+        """The fact as it travels between processes."""
+        return asdict(self)
+
+
+def machine_facts(topic: str = "machine") -> Iterator[Fact]:
+    """The computer and its kernel, whatever they are."""
+    yield Fact(topic, "architecture", platform.machine())
+    yield Fact(topic, "kind", _kind_of_machine())
+    yield Fact(topic, "processor", _cpu())
+    yield Fact(topic, "CPUs online", os.sysconf("SC_NPROCESSORS_ONLN"))
+    page = os.sysconf("SC_PAGE_SIZE")
+    memory = os.sysconf("SC_PHYS_PAGES") * page
+    yield Fact(topic, "memory", memory, shown=f"{memory >> 20} MiB")
+    yield Fact(topic, "page size", page, shown=show_size(page))
+    yield Fact(topic, "kernel", f"Linux {platform.release()}")
+
+
+def kvm_facts() -> Iterator[Fact]:
+    """This machine's KVM, by asking it; the first fatal lack is the last fact."""
+    if platform.machine() != host.ARM64:
+        yield Fact(
+            "kvm",
+            "arm64 guests",
+            False,
+            f"{platform.machine()} runs no arm64 guests",
+            "leave --host local out: pyvmm then uses an emulated arm64 host",
+            fatal=True,
+        )
+        return
+    try:
+        with System.open(str(DEVICE)) as system:
+            yield Fact("kvm", "device", str(DEVICE))
+            yield Fact("kvm", "API version", system.get_api_version())
+            yield from _limits(system)
+            yield from _gics(system)
+            yield from _capabilities(system)
+    except HostError as error:
+        yield Fact.of_error("kvm", "device", error)
+
+
+def _limits(system: System) -> Iterator[Fact]:
+    limits = read_limits(system)
+    yield Fact("kvm", "vCPUs at most", limits.max_vcpus)
+    yield Fact("kvm", "vCPUs recommended", system.check_extension(Cap.NR_VCPUS))
+    yield Fact("kvm", "guest physical address bits", limits.ipa_bits)
+    memory = most_memory(limits.ipa_bits)
+    yield Fact("kvm", "guest RAM at most", memory, shown=f"{memory >> 30} GiB")
+    if limits.vls:
+        yield Fact("kvm", "SVE vector lengths", sorted(limits.vls))
+    else:
+        yield Fact(
+            "kvm",
+            "SVE vector lengths",
+            [],
+            "the host has no SVE (or its kernel was started with arm64.nosve)",
+            "an emulated host has it: --host emulated --host-cpu max",
+        )
+
+
+def _gics(system: System) -> Iterator[Fact]:
+    """Which interrupt controllers can be made, by making each in a VM of its own."""
+    found = {}
+    for kind in (DeviceType.ARM_VGIC_V2, DeviceType.ARM_VGIC_V3, DeviceType.ARM_VGIC_ITS):
+        try:
+            with system.create_vm() as vm, vm.create_device(kind):
+                found[kind] = True
+        except KvmError:
+            found[kind] = False
+    yield Fact("kvm", "GICv2", found[DeviceType.ARM_VGIC_V2])
+    if found[DeviceType.ARM_VGIC_V3]:
+        yield Fact("kvm", "GICv3", True)
+    else:
+        yield Fact(
+            "kvm",
+            "GICv3",
+            False,
+            "this machine's interrupt controller is no GICv3, which pyvmm's guests need",
+            "run with --host emulated",
+            fatal=True,
+        )
+    yield Fact("kvm", "GICv3 ITS", found[DeviceType.ARM_VGIC_ITS])
+
+
+def _capabilities(system: System) -> Iterator[Fact]:
+    """What KVM answers for a VM, capability by capability."""
+    with system.create_vm() as vm:
+        for cap in Cap:
+            yield Fact("capabilities", cap.name, vm.check_extension(cap))
+
+
+def _kind_of_machine() -> str:
+    """Whether this is hardware, as far as it can be told."""
+    if inside := host.describe_inside():
+        return f"emulated: {inside}"
+    compatible = _text(DEVICE_TREE / "compatible")
+    if "linux,dummy-virt" in compatible:
+        return "a virtual machine"
+    return _text(DEVICE_TREE / "model") or _text(BOARD) or "unknown"
+
+
+def _cpu() -> str:
+    """The CPU's name, or on arm64 its maker and numbers."""
+    midr = _text(MIDR)
+    if midr:
+        number = int(midr, 16)
+        maker = IMPLEMENTERS.get(number >> 24 & 0xFF, f"implementer {number >> 24 & 0xFF:#04x}")
+        return f"{maker}, part {number >> 4 & 0xFFF:#05x}, MIDR_EL1 {number:#010x}"
+    for line in _text(Path("/proc/cpuinfo")).splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == "model name":
+            return value.strip()
+    return "unknown"
+
+
+def _text(path: Path) -> str:
+    """A small file's text without the NULs of a device tree; empty if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").replace("\0", " ").strip()
+    except OSError:
+        return ""

@@ -1,0 +1,142 @@
+"""``pyvmm doctor``: what this machine has and lacks, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from pyvmm import host
+from pyvmm.commands._facts import Fact, kvm_facts, machine_facts
+from pyvmm.commands._hostopts import host_options, run_here_or_forward
+from pyvmm.commands._outer import outer_facts
+from pyvmm.errors import EXIT_HOST, EXIT_OK, VmmError
+from pyvmm.host.settings import HostSettings
+
+SCHEMA = 1
+OUTER_VARIABLE = "PYVMM_DOCTOR_OUTER"  # facts of the outer machine, on their way inside
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@host_options
+def doctor(where: HostSettings, as_json: bool) -> int:
+    """Show what this machine has and lacks.
+
+    Where commands run in an emulated host, it is asked too (and made, the first time). Exits
+    with 0 when VMs can run, with 3 when they cannot.
+    """
+    facts = _gather(where)
+    if as_json:
+        click.echo(json.dumps(document(facts), indent=2))
+    else:
+        show(facts)
+    return EXIT_HOST if any(fact.fatal for fact in facts) else EXIT_OK
+
+
+def document(facts: Iterable[Fact]) -> dict[str, Any]:
+    """The JSON document: each topic's names and values, and apart from them what is lacking."""
+    facts = list(facts)
+    topics: dict[str, dict[str, Any]] = {}
+    for fact in facts:
+        topics.setdefault(fact.topic, {})[fact.key] = fact.value
+    lacks = [
+        {
+            "topic": fact.topic,
+            "name": fact.key,
+            "what": fact.lack,
+            "remedy": fact.remedy or None,
+            "fatal": fact.fatal,
+        }
+        for fact in facts
+        if fact.lack
+    ]
+    return {
+        "schema": SCHEMA,
+        "vms_can_run": not any(fact.fatal for fact in facts),
+        **topics,
+        "lacks": lacks,
+    }
+
+
+def show(facts: Iterable[Fact]) -> None:
+    """Print the facts as tables."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    facts = list(facts)
+    for topic in dict.fromkeys(fact.topic for fact in facts):
+        chosen = [fact for fact in facts if fact.topic == topic]
+        console.print(f"[bold]{topic}[/]")
+        if topic == "capabilities":
+            _show_capabilities(console, chosen)
+        else:
+            _show_topic(console, chosen)
+    if any(fact.fatal for fact in facts):
+        console.print("[red]VMs cannot run here.[/]")
+    else:
+        console.print("[green]VMs can run here.[/]")
+
+
+def _gather(where: HostSettings) -> list[Fact]:
+    """The facts about where VMs would run; from outside an emulated host, run this inside."""
+    inside = host.describe_inside() is not None
+    if inside or where.kind == "local" or host.is_local(where):
+        return [*_handed_in(), *machine_facts(), *kvm_facts()]
+    outer = list(outer_facts())
+    os.environ[OUTER_VARIABLE] = json.dumps([fact.as_json() for fact in outer])
+    try:
+        run_here_or_forward(where)
+    except VmmError as error:
+        return [*outer, Fact.of_error("kvm", "emulated host", error)]
+    raise AssertionError("a command that is not local was not forwarded")
+
+
+def _handed_in() -> list[Fact]:
+    return [Fact(**fact) for fact in json.loads(os.environ.get(OUTER_VARIABLE, "[]"))]
+
+
+def _show_topic(console: Any, facts: list[Fact]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for fact in facts:
+        value = Text(fact.shown or _words(fact.value))
+        if fact.lack:
+            value = Text(fact.lack, style="red" if fact.fatal else "yellow")
+            if fact.remedy:
+                value.append(f"\n{fact.remedy}", style="default")
+        table.add_row(fact.name, value)
+    console.print(table)
+
+
+def _show_capabilities(console: Any, facts: list[Fact]) -> None:
+    """The capabilities KVM has with their values, then the names of the others."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    has = [
+        fact.name if fact.value == 1 else f"{fact.name}={fact.value}"
+        for fact in facts
+        if fact.value
+    ]
+    lacks = [fact.name for fact in facts if not fact.value]
+    console.print(Padding(Text("  ".join(has)), (0, 2)))
+    if lacks:
+        console.print(Padding(Text("without:  " + "  ".join(lacks), style="dim"), (0, 2)))
+
+
+def _words(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value)

@@ -1,0 +1,198 @@
+"""The guests on a real KVM: this machine's, or the emulated host's."""
+
+from __future__ import annotations
+
+import random
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.guests.conftest import flat_image
+
+# The first command may have to make and boot the emulated host.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture
+def run(pyvmm_cmd: list[str], built: Path) -> Run:
+    """Run a guest with `pyvmm run OPTIONS` to its end."""
+
+    def run_guest(
+        name: str, *options: str, stdin: bytes = b""
+    ) -> subprocess.CompletedProcess[bytes]:
+        command = [*pyvmm_cmd, "run", *options, str(built / name)]
+        return subprocess.run(command, input=stdin, capture_output=True)
+
+    return run_guest
+
+
+def test_hello_prints_one_line_and_switches_off(run: Run) -> None:
+    done = run("hello", "-c", "1")
+
+    assert done.stdout == b"Hello from EL1 on vCPU 0, MPIDR_EL1=0x80000000\n", done.stderr
+    assert done.returncode == 0
+
+
+def test_flat_form_runs_as_the_elf_file_does(
+    built: Path, pyvmm_cmd: list[str], tmp_path: Path
+) -> None:
+    flat = tmp_path / "hello.bin"
+    flat.write_bytes(flat_image(built / "hello"))
+
+    done = subprocess.run([*pyvmm_cmd, "run", str(flat)], capture_output=True)
+
+    assert done.stdout.startswith(b"Hello from EL1"), done.stderr
+    assert done.returncode == 0
+
+
+def test_exit_code_is_the_one_of_the_command_line(run: Run) -> None:
+    done = run("exit", "-p", "console=ttyS0 exit=42")
+
+    assert (done.stdout, done.returncode) == (b"", 42), done.stderr
+
+
+def test_exit_without_parameters_is_success(run: Run) -> None:
+    done = run("exit")
+
+    assert (done.stdout, done.returncode) == (b"", 0), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("params", "syndrome"),
+    [
+        pytest.param("undef", r"\(EC=0x0\)", id="undefined-instruction"),
+        pytest.param("read=0x40000000", r"\(EC=0x25\) .* FAR_EL1=0x40000000", id="data-abort"),
+    ],
+)
+def test_exception_is_reported_and_fails(run: Run, params: str, syndrome: str) -> None:
+    done = run("exit", "-p", params)
+
+    report = rf"vCPU 0: unexpected exception: ESR_EL1=0x\w+ {syndrome}"
+    assert re.match(report, done.stdout.decode()), (done.stdout, done.stderr)
+    assert done.returncode == 1
+
+
+def test_address_without_a_device_reads_as_zero(run: Run) -> None:
+    done = run("exit", "-p", "read=0x03ffff00")
+
+    assert (done.stdout, done.returncode) == (b"0x00000000\n", 0), done.stderr
+
+
+def test_reset_ends_the_machine(run: Run) -> None:
+    done = run("exit", "-p", "reset")
+
+    assert (done.stdout, done.returncode) == (b"", 0), done.stderr
+
+
+@pytest.mark.parametrize("params", ["spin", "spin=busy"])
+def test_guest_that_never_ends_is_ended_by_the_timeout(run: Run, params: str) -> None:
+    done = run("exit", "--timeout", "2", "-p", params)
+
+    assert (done.stdout, done.returncode) == (b"spinning\n", 124), done.stderr
+
+
+def test_flood_arrives_whole_and_in_order(run: Run) -> None:
+    size = 3_000
+    lines = b"".join(b"%015d %047d\n" % (at, 0) for at in range(0, size, 64))
+
+    done = run("exit", "-p", f"flood={size}")
+
+    assert (done.stdout, done.returncode) == (lines[:size], 0), done.stderr
+
+
+@pytest.mark.parametrize("vcpus", [1, 3])
+def test_sve_vls_sees_exactly_the_set_asked_for(run: Run, vcpus: int) -> None:
+    done = run("sve-vls", "--sve-vls=128,256", "-c", str(vcpus))
+
+    identification, lengths = done.stdout.decode().splitlines()
+    assert lengths == "SVE vector lengths: 128 256", done.stderr
+    assert re.fullmatch(
+        rf"ID_AA64PFR0_EL1=0x\w+ ID_AA64ZFR0_EL1=0x\w+ MIDR_EL1=0x\w+ vCPUs={vcpus}",
+        identification,
+    )
+    assert done.returncode == 0
+
+
+def test_sve_vls_without_sve_says_so(run: Run) -> None:
+    done = run("sve-vls", "--no-sve", "-c", "2")
+
+    assert done.stdout.decode().splitlines()[1:] == ["SVE: not implemented"], done.stderr
+    assert b" ID_AA64ZFR0_EL1=0x0 " in done.stdout
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("bank", "report"),
+    [
+        ("z", "vCPU 1: VL 256: z31 byte 31: "),
+        ("p", "vCPU 1: VL 256: p15 byte 3: "),
+        ("ffr", "vCPU 1: VL 256: ffr byte 3: "),
+    ],
+    ids=["z", "p", "ffr"],
+)
+def test_sve_vls_catches_one_wrong_byte(run: Run, bank: str, report: str) -> None:
+    done = run("sve-vls", "--sve-vls=128,256", "-c", "2", "-p", f"break={bank}")
+
+    lines = done.stdout.decode().splitlines()
+    assert lines[0].startswith(report), done.stderr
+    assert re.fullmatch(r"expected 0x(\w\w), got 0x(?!\1)\w\w", lines[0][len(report) :])
+    assert [line for line in lines if line.startswith("vCPU")] == lines[:1]
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("vcpus", [1, 3, 18])  # 18: the 17th is the first with another Aff1
+def test_smp_reports_every_vcpu_in_order(run: Run, vcpus: int) -> None:
+    done = run("smp", "-c", str(vcpus))
+
+    mpidrs = [1 << 31 | (i >> 4) << 8 | i & 0xF for i in range(vcpus)]
+    up = [f"vCPU {i}: MPIDR {mpidr:#x} up" for i, mpidr in enumerate(mpidrs)]
+    again = [f"vCPU {vcpus - 1}: off and up again"] if vcpus > 1 else []
+    expected = [*up, *again, f"{vcpus} vCPUs"]
+    assert done.stdout.decode().splitlines() == expected, done.stderr
+    assert done.returncode == 0
+
+
+def test_timer_ticks_ten_times_and_never_early(run: Run) -> None:
+    done = run("timer")
+
+    report = r"10 ticks of 10 ms in (\d+)\.\d{3} ms: (\d+) counts at (\d+) Hz\n"
+    match = re.fullmatch(report, done.stdout.decode())
+    assert match, (done.stdout, done.stderr)
+    ms, counts, frequency = (int(group) for group in match.groups())
+    assert ms >= 100
+    assert counts >= frequency // 10
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("end", [b"quit\n", b"\x04"], ids=["quit", "EOT"])
+def test_echo_returns_each_line_until_the_end(run: Run, end: bytes) -> None:
+    done = run("echo", stdin=b"one\nnot quit\n" + end + b"more\n")
+
+    *echoed, summary = done.stdout.decode().splitlines()
+    assert echoed == ["one", "not quit"], done.stderr
+    assert re.fullmatch(r"echo: 13 bytes, 2 lines, [1-9]\d* interrupts", summary)
+    assert done.returncode == 0
+
+
+def test_echo_ends_in_the_middle_of_a_line(run: Run) -> None:
+    done = run("echo", stdin=b"one\ntwo\x04")
+
+    assert done.stdout.startswith(b"one\ntwo\necho: 7 bytes, 1 lines, "), done.stderr
+    assert done.returncode == 0
+
+
+def test_echo_loses_nothing_of_much_input(run: Run) -> None:
+    rng = random.Random(1)
+    lengths = [rng.randrange(400) for _ in range(20)]  # longer and shorter than its line buffer
+    text = b"".join(bytes(rng.choices(range(0x20, 0x7F), k=n)) + b"\n" for n in lengths)
+
+    done = run("echo", stdin=text + b"quit\n")
+
+    assert done.stdout[: len(text)] == text, done.stderr
+    assert done.stdout[len(text) :].startswith(b"echo: %d bytes, 20 lines, " % len(text))
+    assert done.returncode == 0

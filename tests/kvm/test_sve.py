@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from pyvmm.errors import KvmError
+from pyvmm.kvm import sve
+from pyvmm.kvm.caps import Cap
+from pyvmm.kvm.system import System
+from pyvmm.kvm.uapi import VcpuFeature
+from tests.kvm.guest import guest
+
+pytestmark = pytest.mark.kvm
+
+FEATURES = (VcpuFeature.PSCI_0_2, VcpuFeature.SVE)
+
+
+@pytest.fixture
+def host() -> list[int]:
+    """The host's vector lengths, shortest first."""
+    with System.open() as system:
+        lengths = sorted(sve.host_vector_lengths(system))
+    if not lengths:
+        pytest.skip("this host has no SVE")
+    return lengths
+
+
+def test_host_vector_lengths_are_there_exactly_with_the_capability() -> None:
+    with System.open() as system:
+        assert bool(sve.host_vector_lengths(system)) == system.has(Cap.ARM_SVE)
+
+
+def test_new_vcpu_has_the_host_s_lengths(host: list[int]) -> None:
+    with guest("spin", features=FEATURES) as made:
+        assert sorted(sve.read_vls(made.vcpu)) == host
+    assert host[0] == 128
+
+
+def test_every_beginning_of_the_host_s_lengths_can_be_chosen(host: list[int]) -> None:
+    for count in range(1, len(host) + 1):
+        with guest("spin", features=FEATURES) as made:
+            sve.write_vls(made.vcpu, host[:count])
+            made.vcpu.finalize(VcpuFeature.SVE)
+
+            assert sorted(sve.read_vls(made.vcpu)) == host[:count]
+
+
+def test_set_with_a_gap_or_none_is_refused_and_changes_nothing(host: list[int]) -> None:
+    longer = max(host) + 128
+    with guest("spin", features=FEATURES) as made:
+        for lengths in (set(), {longer}, {*host, longer}, set(host[1:])):
+            with pytest.raises(KvmError, match="SVE_VLS") as caught:
+                sve.write_vls(made.vcpu, lengths)
+            assert caught.value.errno == errno.EINVAL
+
+        assert sorted(sve.read_vls(made.vcpu)) == host
+
+
+@pytest.mark.parametrize("length", [0, -128, 100, 64, 513 * 128])
+def test_number_that_is_no_vector_length_is_refused(length: int) -> None:
+    with guest("spin", features=FEATURES) as made:
+        with pytest.raises(ValueError, match=f"^{length} is not a multiple of 128"):
+            sve.write_vls(made.vcpu, [length])

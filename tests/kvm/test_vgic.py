@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from pyvmm.errors import KvmError
+from pyvmm.kvm import regs
+from pyvmm.kvm.uapi import DeviceType, VgicAddr, VgicGroup
+from pyvmm.kvm.vgic import Vgic, affinity
+from tests.kvm.guest import DISTRIBUTOR, REDISTRIBUTORS, guest
+
+GICD_TYPER, GICD_IIDR = 0x4, 0x8  # Arm IHI 0069, 12.9
+GICR_TYPER_HIGH, GICR_WAKER = 0xC, 0x14
+
+
+def test_affinity_packs_the_four_levels() -> None:
+    assert affinity(0x80_8001_0203) == 0x8001_0203_0000_0000
+
+
+@pytest.mark.kvm
+def test_gic_has_the_interrupts_and_redistributors_asked_for() -> None:
+    with guest("spin", gic=True, vcpus=3) as made:
+        assert made.gic is not None
+        mpidrs = [vcpu.get_one_reg(regs.sysreg(3, 0, 0, 0, 5)) for vcpu in made.vcpus]
+
+        it_lines = made.gic.get_dist_reg(GICD_TYPER) & 0x1F
+        affinities = [made.gic.get_redist_reg(mpidr, GICR_TYPER_HIGH) for mpidr in mpidrs]
+
+        assert (it_lines + 1) * 32 == 64
+        assert affinities == [0, 1, 2]
+
+
+@pytest.mark.kvm
+def test_registers_can_be_written_and_read_back() -> None:
+    with guest("spin", gic=True) as made:
+        assert made.gic is not None
+        pmr = regs.encoding(3, 0, 4, 6, 0)
+
+        made.gic.set_dist_reg(0x104, 0x1234)
+        made.gic.set_cpu_sysreg(0, pmr, 0xF0)
+        made.gic.set_redist_reg(0, GICR_WAKER, 0)
+        made.gic.set_line_level(0, 32, 0xF0F0)
+
+        assert made.gic.get_dist_reg(0x104) == 0x1234
+        assert made.gic.get_cpu_sysreg(0, pmr) == 0xF0
+        assert made.gic.get_redist_reg(0, GICR_WAKER) == 0
+        assert made.gic.get_line_level(0, 32) == 0xF0F0
+
+
+@pytest.mark.kvm
+def test_registers_before_init_are_refused() -> None:
+    with guest("spin") as made:
+        gic = Vgic(made.vm)
+        gic.place(DISTRIBUTOR, REDISTRIBUTORS)
+
+        with pytest.raises(KvmError) as caught:
+            gic.get_dist_reg(0)
+
+        assert caught.value.errno == errno.EBUSY
+        gic.close()
+
+
+@pytest.mark.kvm
+def test_registers_of_a_vcpu_that_is_not_there_are_refused() -> None:
+    with guest("spin", gic=True) as made, pytest.raises(KvmError, match="EINVAL"):
+        assert made.gic is not None
+        made.gic.get_redist_reg(9, GICR_WAKER)
+
+
+@pytest.mark.kvm
+def test_second_gic_is_refused() -> None:
+    with guest("spin", gic=True) as made, pytest.raises(KvmError) as caught:
+        Vgic(made.vm)
+
+    assert caught.value.hint == "the VM has an interrupt controller already"
+
+
+@pytest.mark.kvm
+def test_run_with_a_gic_that_has_no_place_says_so() -> None:
+    with guest("spin") as made:
+        gic = Vgic(made.vm)
+
+        with pytest.raises(KvmError, match="KVM_RUN") as caught:
+            made.vcpu.run()
+
+        assert caught.value.errno == errno.ENXIO
+        assert caught.value.hint == "the GIC has no addresses, or was not initialised"
+        gic.close()
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize(("where", "error"), [(0x1234, errno.EINVAL), (1 << 48, errno.E2BIG)])
+def test_distributor_at_an_impossible_place_is_refused(where: int, error: int) -> None:
+    with guest("spin") as made, made.vm.create_device(DeviceType.ARM_VGIC_V3) as gic:
+        with pytest.raises(KvmError, match=f"value={where:#x}") as caught:
+            gic.set_attr(VgicGroup.ADDR, VgicAddr.V3_ADDR_TYPE_DIST, where)
+
+    assert caught.value.errno == error
+
+
+@pytest.mark.kvm
+def test_address_can_be_read_back_and_set_only_once() -> None:
+    with guest("spin", gic=True) as made:
+        assert made.gic is not None
+        device = made.gic.device
+
+        assert device.get_attr(VgicGroup.ADDR, VgicAddr.V3_ADDR_TYPE_DIST) == DISTRIBUTOR
+        with pytest.raises(KvmError, match="EEXIST"):
+            device.set_attr(VgicGroup.ADDR, VgicAddr.V3_ADDR_TYPE_DIST, DISTRIBUTOR)
+        assert device.has_attr(VgicGroup.CTRL, 0)
+        assert not device.has_attr(77, 0)
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("nr_irqs", [32, 65, 1056])
+def test_number_of_interrupts_out_of_range_is_refused(nr_irqs: int) -> None:
+    with guest("spin") as made, pytest.raises(KvmError, match="KVM_SET_DEVICE_ATTR") as caught:
+        Vgic.create(
+            made.vm, distributor=DISTRIBUTOR, redistributors=REDISTRIBUTORS, nr_irqs=nr_irqs
+        )
+
+    assert caught.value.errno == errno.EINVAL

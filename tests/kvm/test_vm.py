@@ -1,0 +1,465 @@
+"""A VM's memory and interrupts."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+from collections.abc import Iterator
+
+import pytest
+
+from pyvmm.errors import KvmError
+from pyvmm.kvm import regs
+from pyvmm.kvm.caps import Cap
+from pyvmm.kvm.system import System
+from pyvmm.kvm.uapi import (
+    DeviceType,
+    DirtyLogFlag,
+    ExitReason,
+    IoeventfdFlag,
+    IrqfdFlag,
+    MemoryFlag,
+    VgicAddr,
+    VgicCtrl,
+    VgicGroup,
+    VmGroup,
+)
+from pyvmm.kvm.vm import IrqchipRoute, MsiRoute, dirty_pages, ppi, spi
+from tests.kvm.guest import EXITS_AT, MMIO, PAGE_SIZE, RAM_BASE, RAM_SIZE, Guest, guest, running
+
+GICD_IGROUPR, GICD_ISENABLER, GICD_ICFGR = 0x80, 0x100, 0xC00  # Arm IHI 0069, table 12-25
+GICD_ISPENDR, GICD_CTLR = 0x200, 0
+GICR_SGI = 0x1_0000  # a redistributor's second frame has the same for private interrupts
+ICC_PMR_EL1 = regs.encoding(3, 0, 4, 6, 0)
+ICC_IGRPEN1_EL1 = regs.encoding(3, 0, 12, 12, 7)
+ENABLE_GROUP_1 = 0b10
+
+
+def test_spi_and_ppi_make_the_kernel_s_numbers() -> None:
+    """Source: Documentation/virt/kvm/api.rst, KVM_IRQ_LINE, arm64."""
+    assert spi(0) == 0x0100_0020
+    assert spi(223) == 0x0100_00FF
+    assert ppi(0, 11) == 0x0200_001B
+    assert ppi(0x1FE, 7) == 0x12FE_0017
+
+
+def test_dirty_pages_are_the_set_bits_in_order() -> None:
+    assert list(dirty_pages(bytes([0b1000_0001, 0, 0b10]))) == [0, 7, 17]
+    assert list(dirty_pages(bytes(8))) == []
+
+
+@contextlib.contextmanager
+def eventfd() -> Iterator[int]:
+    fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def taken(fd: int) -> int:
+    """The count of an eventfd, which becomes 0."""
+    return os.eventfd_read(fd) if select.select([fd], [], [], 0)[0] else 0
+
+
+def enable_interrupts(made: Guest, intid: int) -> None:
+    """Let the first vCPU take one interrupt, as the guest's own GIC driver would."""
+    assert made.gic is not None
+    mpidr, bit = 0, 1 << intid % 32
+    made.gic.set_dist_reg(GICD_CTLR, ENABLE_GROUP_1)
+    made.gic.set_cpu_sysreg(mpidr, ICC_PMR_EL1, 0xF0)
+    made.gic.set_cpu_sysreg(mpidr, ICC_IGRPEN1_EL1, 1)
+    if intid < 32:
+        made.gic.set_redist_reg(mpidr, GICR_SGI + GICD_IGROUPR, bit)
+        made.gic.set_redist_reg(mpidr, GICR_SGI + GICD_ISENABLER, bit)
+    else:
+        made.gic.set_dist_reg(GICD_IGROUPR + intid // 32 * 4, bit)
+        made.gic.set_dist_reg(GICD_ISENABLER + intid // 32 * 4, bit)
+    made.set(**{f"x{EXITS_AT}": MMIO})
+
+
+def make_edge(made: Guest, intid: int) -> None:
+    """Configure an interrupt as edge-triggered."""
+    assert made.gic is not None
+    made.gic.set_dist_reg(GICD_ICFGR + intid // 16 * 4, 0b10 << intid % 16 * 2)
+
+
+# Memory
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize(
+    ("slot", "where", "error"),
+    [
+        (1, RAM_BASE + RAM_SIZE - PAGE_SIZE, errno.EEXIST),
+        (1, RAM_BASE + RAM_SIZE + 0x100, errno.EINVAL),
+        (40_000, RAM_BASE + RAM_SIZE, errno.EINVAL),
+        (1, 1 << 40, errno.EFAULT),
+    ],
+)
+def test_memory_slot_that_cannot_be_is_refused(slot: int, where: int, error: int) -> None:
+    with guest("spin") as made, pytest.raises(KvmError) as caught:
+        made.vm.set_user_memory_region(
+            slot, where, 2 * PAGE_SIZE, made.memory.host_address + RAM_SIZE - 2 * PAGE_SIZE
+        )
+
+    assert caught.value.errno == error
+    assert f"slot={slot if slot < 10 else hex(slot)}, flags=0, guest_phys_addr={where:#x}" in str(
+        caught.value
+    )
+
+
+@pytest.mark.kvm
+def test_memory_slot_goes_with_size_0() -> None:
+    with guest("spin") as made:
+        made.vm.set_user_memory_region(0, RAM_BASE, 0, made.memory.host_address)
+
+        made.vm.set_user_memory_region(5, RAM_BASE, RAM_SIZE, made.memory.host_address)
+
+
+@pytest.mark.kvm
+def test_write_to_a_read_only_slot_is_mmio() -> None:
+    with guest("store_then_load") as made:
+        page = RAM_BASE + RAM_SIZE
+        made.memory.write(RAM_BASE + PAGE_SIZE, b"\x11\x22\x33\x44" * 8)
+        made.vm.set_user_memory_region(
+            1, page, PAGE_SIZE, made.memory.host_address + PAGE_SIZE, MemoryFlag.READONLY
+        )
+        made.set(x0=page, x1=0xABCD)
+
+        written = made.vcpu.run()
+        second = made.vcpu.run()
+
+        assert (written.address, written.data) == (page, 0xABCD)
+        assert made.x(2) == 0x4433_2211
+        assert (second.address, second.data) == (page + 24, 0x2211)
+
+
+@pytest.mark.kvm
+def test_dirty_log_has_exactly_the_pages_written() -> None:
+    with guest("store_twice_then_load", memory_flags=MemoryFlag.LOG_DIRTY_PAGES) as made:
+        pages = RAM_SIZE // PAGE_SIZE
+        made.set(x0=RAM_BASE + 16 * PAGE_SIZE, x2=RAM_BASE + 20 * PAGE_SIZE, x5=MMIO)
+
+        before = made.vm.get_dirty_log(0, pages)
+        made.vcpu.run()
+        first = made.vm.get_dirty_log(0, pages)
+        made.set(x0=RAM_BASE + 21 * PAGE_SIZE, x2=RAM_BASE + (pages - 1) * PAGE_SIZE)
+        made.vcpu.run()
+        second = made.vm.get_dirty_log(0, pages)
+
+        assert len(first) == pages // 8
+        assert [list(dirty_pages(log)) for log in (before, first, second)] == [
+            [],
+            [16, 20],
+            [21, pages - 1],
+        ]
+
+
+@pytest.mark.kvm
+def test_dirty_log_with_manual_protect_stays_until_cleared() -> None:
+    with guest("store_twice_then_load") as made:
+        pages = RAM_SIZE // PAGE_SIZE
+        made.vm.enable_cap(Cap.MANUAL_DIRTY_LOG_PROTECT2, DirtyLogFlag.MANUAL_PROTECT_ENABLE)
+        made.vm.set_user_memory_region(
+            0, RAM_BASE, RAM_SIZE, made.memory.host_address, MemoryFlag.LOG_DIRTY_PAGES
+        )
+        made.set(x0=RAM_BASE + 16 * PAGE_SIZE, x2=RAM_BASE + 80 * PAGE_SIZE, x5=MMIO)
+        made.vcpu.run()
+
+        twice = [list(dirty_pages(made.vm.get_dirty_log(0, pages))) for _ in range(2)]
+        made.vm.clear_dirty_log(0, 64, 64, (1 << 80 - 64).to_bytes(8, "little"))
+        after = list(dirty_pages(made.vm.get_dirty_log(0, pages)))
+
+        assert twice == [[16, 80], [16, 80]]
+        assert after == [16]
+
+
+@pytest.mark.kvm
+def test_dirty_log_of_a_slot_without_one_is_refused() -> None:
+    with guest("spin") as made, pytest.raises(KvmError) as caught:
+        made.vm.get_dirty_log(0, 512)
+
+    assert caught.value.errno == errno.ENOENT
+    assert caught.value.hint == "the slot has no KVM_MEM_LOG_DIRTY_PAGES"
+
+
+@pytest.mark.kvm
+def test_clear_dirty_log_wants_a_bitmap_as_long_as_its_pages() -> None:
+    with guest("spin") as made, pytest.raises(ValueError, match="too short for 128 pages"):
+        made.vm.clear_dirty_log(0, 0, 128, bytes(8))
+
+
+@pytest.mark.kvm
+def test_enable_cap_that_cannot_be_names_it() -> None:
+    with guest("spin") as made, pytest.raises(KvmError, match=r"cap=ARM_SVE, args=\[1]") as caught:
+        made.vm.enable_cap(Cap.ARM_SVE, 1)
+
+    assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.kvm
+def test_coalesced_writes_wait_in_order_until_the_next_exit() -> None:
+    with guest("bytes_then_load") as made:
+        made.vm.register_coalesced_mmio(MMIO, 0x100)
+        made.set(x0=MMIO, x1=0x141, x2=0x142, x3=0x1234_5678_9ABC_DEF0, x5=MMIO + 0x200)
+
+        exit_ = made.vcpu.run()
+        waiting = made.vcpu.coalesced_mmio()
+
+        assert (exit_.address, exit_.is_write) == (MMIO + 0x200, False)
+        assert [(item.address, item.length, item.data) for item in waiting] == [
+            (MMIO, 1, 0x41),
+            (MMIO + 1, 1, 0x42),
+            (MMIO + 8, 8, 0x1234_5678_9ABC_DEF0),
+        ]
+        assert made.vcpu.coalesced_mmio() == []
+
+
+@pytest.mark.kvm
+def test_unregistered_coalesced_range_exits_again() -> None:
+    with guest("bytes_then_load") as made:
+        made.vm.register_coalesced_mmio(MMIO, 0x100)
+        made.vm.unregister_coalesced_mmio(MMIO, 0x100)
+        made.set(x0=MMIO, x1=0x41)
+
+        assert made.vcpu.run().address == MMIO
+
+
+# eventfds
+
+
+@pytest.mark.kvm
+def test_ioeventfd_takes_the_matching_write_and_no_other() -> None:
+    with guest("store_twice_then_load") as made, eventfd() as fd:
+        made.vm.ioeventfd(fd, MMIO, 4, datamatch=7)
+        made.set(x0=MMIO, x1=7, x2=MMIO, x5=MMIO + 8)
+
+        matching = made.vcpu.run()
+        count = taken(fd)
+        made.set(x1=8)
+        other = made.vcpu.run()
+
+        assert (matching.address, count) == (MMIO + 8, 2)
+        assert (other.address, other.is_write, other.data, taken(fd)) == (MMIO, True, 8, 0)
+
+
+@pytest.mark.kvm
+def test_ioeventfd_without_datamatch_takes_any_value_until_deassigned() -> None:
+    with guest("store_twice_then_load") as made, eventfd() as fd:
+        made.vm.ioeventfd(fd, MMIO, 4)
+        made.set(x0=MMIO, x1=123, x2=MMIO, x5=MMIO + 8)
+
+        made.vcpu.run()
+        count = taken(fd)
+        made.vm.ioeventfd(fd, MMIO, 4, flags=IoeventfdFlag.DEASSIGN)
+        after = made.vcpu.run()
+
+        assert (count, after.address, after.data) == (2, MMIO, 123)
+
+
+@pytest.mark.kvm
+def test_ioeventfd_at_the_same_address_twice_is_refused() -> None:
+    with guest("spin") as made, eventfd() as first, eventfd() as second:
+        made.vm.ioeventfd(first, MMIO, 4)
+
+        with pytest.raises(KvmError, match="EEXIST"):
+            made.vm.ioeventfd(second, MMIO, 4)
+
+
+@pytest.mark.kvm
+def test_irqfd_raises_an_edge_interrupt() -> None:
+    with guest("take_interrupts", gic=True) as made, eventfd() as fd:
+        enable_interrupts(made, 32 + 5)
+        make_edge(made, 32 + 5)
+        made.vm.irqfd(fd, 5)
+        os.eventfd_write(fd, 1)
+
+        taken_ = made.vcpu.run()
+
+        assert (taken_.address, taken_.data) == (MMIO, 37)
+
+
+@pytest.mark.kvm
+def test_irqfd_with_resample_tells_when_the_guest_is_done() -> None:
+    with guest("take_interrupts", gic=True) as made, eventfd() as fd, eventfd() as resample:
+        enable_interrupts(made, 32 + 6)
+        made.vm.irqfd(fd, 6, resample_fd=resample)
+        os.eventfd_write(fd, 1)
+        before = taken(resample)
+
+        exit_ = made.vcpu.run()
+        made.vcpu.kick()
+        made.vcpu.run()
+
+        assert (before, exit_.data, taken(resample)) == (0, 38, 1)
+
+
+@pytest.mark.kvm
+def test_irqfd_deassigned_raises_nothing() -> None:
+    with guest("take_interrupts", gic=True) as made, eventfd() as fd:
+        enable_interrupts(made, 32 + 5)
+        make_edge(made, 32 + 5)
+        made.vm.irqfd(fd, 5)
+        made.vm.irqfd(fd, 5, flags=IrqfdFlag.DEASSIGN)
+        os.eventfd_write(fd, 1)
+
+        with running(made.vcpu) as join:
+            made.vcpu.kick()
+            assert join().reason == ExitReason.INTR
+
+
+@pytest.mark.kvm
+def test_irqfd_before_the_gic_is_refused() -> None:
+    with guest("spin") as made, eventfd() as fd, pytest.raises(KvmError) as caught:
+        made.vm.irqfd(fd, 0)
+
+    assert (caught.value.errno, caught.value.hint) == (errno.EAGAIN, "create the GIC first")
+
+
+@pytest.mark.kvm
+def test_gsi_routing_moves_a_gsi_to_another_pin() -> None:
+    with guest("take_interrupts", gic=True) as made, eventfd() as fd:
+        enable_interrupts(made, 32 + 9)
+        make_edge(made, 32 + 9)
+        made.vm.set_gsi_routing(
+            [IrqchipRoute(gsi=5, pin=9), MsiRoute(gsi=6, address=0x800_0040, data=3, devid=4)]
+        )
+        made.vm.irqfd(fd, 5)
+        os.eventfd_write(fd, 1)
+
+        assert made.vcpu.run().data == 41
+
+
+# Lines and messages
+
+
+@pytest.mark.kvm
+def test_irq_line_raises_a_shared_interrupt() -> None:
+    with guest("take_interrupts", gic=True) as made:
+        enable_interrupts(made, 32 + 3)
+
+        made.vm.irq_line(spi(3), True)
+
+        assert made.vcpu.run().data == 35
+
+
+@pytest.mark.kvm
+def test_irq_line_raises_a_private_interrupt() -> None:
+    with guest("take_interrupts", gic=True) as made:
+        enable_interrupts(made, 16 + 8)
+
+        made.vm.irq_line(ppi(0, 8), True)
+
+        assert made.vcpu.run().data == 24
+
+
+@pytest.mark.kvm
+def test_irq_line_level_can_be_seen_and_lowered() -> None:
+    with guest("spin", gic=True) as made:
+        assert made.gic is not None
+
+        levels = []
+        for level in (True, False):
+            made.vm.irq_line(spi(3), level)
+            levels.append(made.gic.get_line_level(0, 32))
+
+        assert levels == [1 << 3, 0]
+
+
+@pytest.mark.kvm
+def test_irq_line_before_the_gic_is_refused() -> None:
+    with guest("spin") as made, pytest.raises(KvmError) as caught:
+        made.vm.irq_line(spi(0), True)
+
+    assert str(caught.value).startswith("KVM_IRQ_LINE(irq=0x1000020, level=1): ")
+    assert caught.value.errno == errno.ENXIO
+
+
+@pytest.mark.kvm
+def test_irq_line_beyond_the_gic_s_interrupts_is_refused() -> None:
+    with guest("spin", gic=True) as made, pytest.raises(KvmError) as caught:
+        made.vm.irq_line(spi(32), True)
+
+    assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.kvm
+def test_signal_msi_without_an_its_is_refused() -> None:
+    with guest("spin", gic=True) as made, pytest.raises(KvmError, match="KVM_SIGNAL_MSI") as caught:
+        made.vm.signal_msi(0x800_0040, 1, devid=0)
+
+    assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.kvm
+def test_signal_msi_with_an_its_needs_it_enabled() -> None:
+    with guest("spin", gic=True) as made, made.vm.create_device(DeviceType.ARM_VGIC_ITS) as its:
+        its.set_attr(VgicGroup.ADDR, VgicAddr.ITS_ADDR_TYPE, 0x800_0000)
+        its.set_attr(VgicGroup.CTRL, VgicCtrl.VGIC_CTRL_INIT)
+
+        with pytest.raises(KvmError) as caught:
+            made.vm.signal_msi(0x801_0040, 1, devid=0)
+
+        assert caught.value.errno == errno.EBUSY
+        assert made.vm.has(Cap.MSI_DEVID)
+
+
+# What guests may see
+
+
+@pytest.mark.kvm
+def test_counter_offset_works_where_the_capability_is() -> None:
+    with guest("spin") as made:
+        if made.vm.has(Cap.COUNTER_OFFSET):
+            made.vm.set_counter_offset(1 << 20)
+        else:
+            with pytest.raises(KvmError) as caught:
+                made.vm.set_counter_offset(1 << 20)
+            assert caught.value.hint is not None
+
+
+@pytest.mark.kvm
+def test_writable_masks_where_the_capability_is() -> None:
+    with guest("spin") as made:
+        if made.vm.has(Cap.ARM_SUPPORTED_REG_MASK_RANGES):
+            masks = made.vm.get_reg_writable_masks()
+            assert masks[regs.sysreg(3, 0, 0, 6, 0)]
+        else:
+            with pytest.raises(KvmError) as caught:
+                made.vm.get_reg_writable_masks()
+            assert caught.value.hint is not None
+
+
+@pytest.mark.kvm
+def test_vm_attributes_where_the_capability_is() -> None:
+    with guest("spin") as made:
+        assert made.vm.has_attr(VmGroup.SMCCC_CTRL, 0) == made.vm.has(Cap.VM_ATTRIBUTES)
+
+
+@pytest.mark.kvm
+def test_stats_can_be_opened() -> None:
+    with guest("spin") as made:
+        for fd in (made.vm.get_stats_fd(), made.vcpu.get_stats_fd()):
+            assert len(os.pread(fd, 24, 0)) == 24  # struct kvm_stats_header
+            os.close(fd)
+
+
+@pytest.mark.kvm
+def test_vm_is_gone_when_its_descriptors_are_closed() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+
+    for _ in range(3):
+        with guest("spin", gic=True, vcpus=3):
+            pass
+
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.kvm
+def test_create_vcpu_twice_is_refused() -> None:
+    with System.open() as system, system.create_vm() as vm, vm.create_vcpu(0):
+        with pytest.raises(KvmError, match=r"KVM_CREATE_VCPU\(id=0\).*EEXIST"):
+            vm.create_vcpu(0)

@@ -1,0 +1,304 @@
+"""Machines from the outside: made of a Config, run on a real KVM, ended in every way."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm import layout
+from pyvmm.arm64 import vl
+from pyvmm.config import Config, SveRequest
+from pyvmm.errors import GuestError, HostError, ImageError, TimeoutExpired
+from pyvmm.kvm import regs, sve
+from pyvmm.kvm.caps import Cap
+from pyvmm.kvm.exits import Exit
+from pyvmm.kvm.system import System
+from pyvmm.layout import MIB
+from pyvmm.machine import Machine
+from tests import programs
+
+pytestmark = pytest.mark.kvm
+
+SYSTEM_OFF = 0x8400_0008  # PSCI.  Source: Arm DEN 0022
+SYSTEM_RESET = 0x8400_0009
+
+Boot = Callable[..., Machine]
+
+
+class Screen:
+    """Remembers what a guest prints."""
+
+    def __init__(self) -> None:
+        self.text = b""
+
+    def write(self, data: bytes) -> None:
+        self.text += data
+
+
+@pytest.fixture
+def screen() -> Screen:
+    return Screen()
+
+
+@pytest.fixture
+def boot(tmp_path: Path, screen: Screen) -> Iterator[Boot]:
+    """Make a machine about to run a program; X1 and X2 as given, 10 s at most."""
+    with ExitStack() as stack:
+
+        def make(program: str, x1: int = 0, x2: int = 0, **options: Any) -> Machine:
+            hooks = {name: options.pop(name) for name in ("on_unclaimed",) if name in options}
+            output = options.pop("output", screen.write)
+            image = programs.write(program, tmp_path)
+            shape = {"vcpus": 1, "memory": 16 * MIB, "timeout_s": 10.0} | options
+            machine = Machine(Config(image=image, **shape), output, **hooks)
+            stack.enter_context(machine)
+            machine.vcpus[0].set_one_reg(regs.X(1), x1)
+            machine.vcpus[0].set_one_reg(regs.X(2), x2)
+            return machine
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def host_vls() -> frozenset[int]:
+    """The host's vector lengths; a test that needs some is left out where there are none."""
+    with System.open() as system:
+        lengths = sve.host_vector_lengths(system)
+    if not lengths:
+        pytest.skip("the host has no SVE")
+    return lengths
+
+
+@pytest.mark.parametrize(("written", "code"), [(0, 0), (7, 7), (255, 255), (0x1_02, 2)])
+def test_exit_register_ends_the_run_with_the_guests_code(
+    boot: Boot, written: int, code: int
+) -> None:
+    machine = boot("store", x1=written, x2=layout.EXIT.base)
+
+    assert machine.run() == code
+
+
+@pytest.mark.parametrize("function", [SYSTEM_OFF, SYSTEM_RESET])
+def test_psci_off_and_reset_end_the_run_well(boot: Boot, function: int) -> None:
+    machine = boot("call")
+    machine.vcpus[0].set_one_reg(regs.X(0), function)
+
+    assert machine.run() == 0
+
+
+def test_boot_cpu_finds_the_device_tree_in_x0(boot: Boot) -> None:
+    machine = boot("spin")
+
+    address = machine.vcpus[0].get_one_reg(regs.X(0))
+
+    assert address == machine.image.dtb
+    assert machine.memory.read(address, 4) == bytes.fromhex("d00dfeed")
+    assert machine.memory.read(address, len(machine.dtb)) == machine.dtb
+
+
+def test_console_carries_both_ways_and_loses_nothing(boot: Boot, screen: Screen) -> None:
+    machine = boot("echo", x2=layout.UART.base)
+    typed = bytes(range(1, 101))
+    left = bytearray(typed)
+    room = threading.Event()
+    machine.on_room(room.set)
+    machine.start()
+
+    while left:
+        del left[: machine.send(bytes(left))]
+        assert not left or room.wait(10)
+        room.clear()
+    deadline = time.monotonic() + 10
+    while len(screen.text) < len(typed) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+    assert screen.text == typed
+
+
+def test_access_no_device_answers_reads_zero_and_is_told(boot: Boot) -> None:
+    told: list[tuple[int, Exit]] = []
+    machine = boot(
+        "load",
+        x1=99,
+        x2=layout.EXIT.base,
+        on_unclaimed=lambda vcpu, access: told.append((vcpu, access)),
+    )
+    machine.vcpus[0].set_one_reg(regs.X(3), layout.FLASH.base)
+
+    assert machine.run() == 0
+    assert [(vcpu, access.address, access.length) for vcpu, access in told] == [
+        (0, layout.FLASH.base, 4)
+    ]
+
+
+def test_access_that_cannot_be_decoded_is_the_guests_failure(boot: Boot) -> None:
+    machine = boot("undecodable", x2=layout.UART.base)
+
+    with pytest.raises(GuestError) as caught:
+        machine.run()
+
+    assert f"{layout.UART.base:#x}" in caught.value.message
+    assert f"{machine.image.entry:#x}" in caught.value.message
+    assert caught.value.exit_code == 1
+
+
+def test_timeout_ends_a_guest_that_does_not(boot: Boot) -> None:
+    machine = boot("spin", timeout_s=0.3)
+
+    with pytest.raises(TimeoutExpired, match=r"within 0\.3 s"):
+        machine.run()
+
+
+def test_stop_from_another_thread_ends_the_run(boot: Boot) -> None:
+    machine = boot("spin")
+    threading.Timer(0.2, machine.stop, (5,)).start()
+
+    assert machine.run() == 5
+
+
+def test_close_ends_a_running_guest(boot: Boot) -> None:
+    machine = boot("spin", vcpus=2)
+    machine.start()
+    before = threading.active_count()
+
+    machine.close()
+    machine.close()
+
+    assert threading.active_count() == before - 2
+
+
+def test_error_in_the_output_ends_the_run_and_comes_out(boot: Boot) -> None:
+    def output(data: bytes) -> None:
+        raise ValueError("no paper")
+
+    machine = boot("flood", x1=65, x2=layout.UART.base, output=output)
+
+    with pytest.raises(ValueError, match="no paper"):
+        machine.run()
+
+
+def test_pause_stops_the_guest_and_resume_lets_it_go_on(boot: Boot) -> None:
+    machine = boot("count")
+    counter = machine.vcpus[0].get_one_reg
+    machine.start()
+    time.sleep(0.1)
+
+    machine.pause()
+    first = counter(regs.X(1))
+    time.sleep(0.1)
+    still = counter(regs.X(1))
+    machine.resume()
+    time.sleep(0.1)
+    machine.pause()
+    later = counter(regs.X(1))
+
+    assert 0 < first == still < later
+
+
+@pytest.mark.parametrize("vcpus", [1, 2, 3, 8, 17])
+def test_every_vcpu_is_there_and_only_the_first_is_on(boot: Boot, vcpus: int) -> None:
+    machine = boot("store", x2=layout.EXIT.base, vcpus=vcpus)
+
+    states = [vcpu.get_mp_state() for vcpu in machine.vcpus]
+
+    assert states == [0] + [5] * (vcpus - 1)
+    assert machine.dtb.count(b"arm,arm-v8\0") == vcpus
+    assert machine.run() == 0
+
+
+def test_most_vcpus_the_host_gives_all_work_and_one_more_is_refused(boot: Boot) -> None:
+    with System.open() as system:
+        most = min(system.check_extension(Cap.MAX_VCPUS), 64)  # all 512 take their time
+        limit = system.check_extension(Cap.MAX_VCPUS)
+
+    assert boot("store", x2=layout.EXIT.base, vcpus=most).run() == 0
+    with pytest.raises(HostError, match=f"at most {limit} vCPUs"):
+        boot("store", vcpus=limit + 1)
+
+
+@pytest.mark.parametrize("mib", [4, 64, 255, 1024])
+def test_memory_is_as_large_as_asked(boot: Boot, mib: int) -> None:
+    machine = boot("store", x2=layout.EXIT.base, memory=mib * MIB)
+
+    assert machine.memory.size == mib * MIB
+    assert machine.run() == 0
+
+
+def test_memory_beyond_the_address_limit_is_refused(boot: Boot) -> None:
+    with System.open() as system:
+        bits = system.check_extension(Cap.ARM_VM_IPA_SIZE)
+
+    with pytest.raises(HostError, match=f"this host has {bits}"):
+        boot("store", memory=1 << bits)
+
+
+def test_memory_the_host_does_not_have_is_refused(boot: Boot) -> None:
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    with pytest.raises(HostError, match="cannot map"):
+        boot("store", memory=64 * physical // MIB * MIB)
+
+
+def test_host_that_refuses_is_found_before_an_image_that_is_missing(tmp_path: Path) -> None:
+    nothing = tmp_path / "nothing"
+
+    with pytest.raises(HostError, match="vCPUs"):
+        Machine(Config(image=nothing, vcpus=100_000))
+    with pytest.raises(ImageError, match="nothing"):
+        Machine(Config(image=nothing, vcpus=1, memory=16 * MIB))
+
+
+def test_refused_machine_leaves_nothing_open(boot: Boot) -> None:
+    boot("store").close()  # what is opened once and for all is open now
+    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    for options in ({"vcpus": 100_000}, {"memory": 1 << 60}, {"initrd": Path("/nonexistent")}):
+        with pytest.raises((HostError, ImageError)):
+            boot("store", **options)
+
+    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_every_vcpu_gets_each_legal_set_and_the_guest_sees_it(
+    boot: Boot, host_vls: frozenset[int]
+) -> None:
+    for asked in vl.legal_sets(host_vls):
+        machine = boot("quadwords", x2=layout.EXIT.base, vcpus=3, sve=SveRequest(vls=asked))
+
+        assert [sve.read_vls(vcpu) for vcpu in machine.vcpus] == [asked] * 3
+        assert machine.vls == asked
+        assert machine.run() == max(asked) // 128
+        machine.close()
+
+
+def test_illegal_sets_are_refused_with_sets_that_work(boot: Boot, host_vls: frozenset[int]) -> None:
+    legal = vl.legal_sets(host_vls)
+    without_first = [vls - {128} for vls in legal if vls - {128}]
+    too_long = [host_vls | {length} for length in vl.LENGTHS - host_vls]
+
+    for asked in [*without_first, *too_long]:
+        with pytest.raises(HostError) as caught:
+            boot("quadwords", sve=SveRequest(vls=asked))
+
+        assert caught.value.hint is not None
+        assert "--sve-vls=" in caught.value.hint
+
+
+def test_sve_is_on_at_the_hosts_full_set_by_default(boot: Boot, host_vls: frozenset[int]) -> None:
+    assert boot("spin").vls == host_vls
+
+
+def test_sve_can_be_bounded_and_switched_off(boot: Boot, host_vls: frozenset[int]) -> None:
+    bounded = boot("spin", sve=SveRequest(max_vl=256))
+    off = boot("spin", sve=SveRequest(off=True))
+
+    assert bounded.vls == {length for length in host_vls if length <= 256}
+    assert off.vls == frozenset()
+    assert regs.SVE_VLS not in off.vcpus[0].get_reg_list()

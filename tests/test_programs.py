@@ -1,0 +1,26 @@
+"""The tiny guests are what they say they are."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from elftools.elf.elffile import ELFFile
+
+from tests.programs import PROGRAMS, source, words
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_words_are_what_an_assembler_makes_of_the_source(
+    program: str, cross_gcc: Path, tmp_path: Path
+) -> None:
+    path, made = tmp_path / "guest.s", tmp_path / "guest.o"
+    path.write_text(source(program))
+
+    subprocess.run([cross_gcc, "-march=armv8.2-a+sve", "-c", "-o", made, path], check=True)
+
+    with made.open("rb") as file:
+        text = ELFFile(file).get_section_by_name(".text")
+        assert text is not None
+        assert text.data() == words(program)
