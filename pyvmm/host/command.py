@@ -130,6 +130,7 @@ def _start(request: Request) -> int:
         return int(result or 0)
     if argv[0] == "python3" and len(argv) > 2 and argv[1] == "-m":
         sys.argv = [argv[2], *argv[3:]]
+        sys.path[:0] = [request.cwd]
         sys.path += [p for p in paths if p]
         runpy.run_module(argv[2], run_name="__main__", alter_sys=True)
         return 0
