@@ -34,6 +34,10 @@ from pyvmm.memory import GuestMemory
 # Source: Linux, Documentation/arch/arm64/booting.rst, "CPU mode"
 BOOT_PSTATE = 0x3C5
 
+# A memory slot has fewer than 2^31 pages, which may be of 4 KiB.
+# Source: Linux, include/linux/kvm_host.h, KVM_MEM_MAX_NR_PAGES
+SLOT_SIZE = 4 << 40
+
 MPIDR_EL1 = regs.sysreg(3, 0, 0, 0, 5)
 
 Output = Callable[[bytes], None]
@@ -82,7 +86,7 @@ def build(system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Boar
     decided = plan(config, read_limits(system))
     vm = undo.enter_context(system.create_vm(decided.ipa_bits))
     memory = undo.enter_context(GuestMemory(layout.RAM_BASE, decided.memory))
-    vm.set_user_memory_region(0, memory.base, memory.size, memory.host_address)
+    _give_memory(vm, memory)
     if system.has(Cap.ARM_NISV_TO_USER):
         vm.enable_cap(Cap.ARM_NISV_TO_USER)  # an access we cannot decode comes to us, with facts
     vcpus = _make_vcpus(system, vm, decided, undo)
@@ -112,6 +116,13 @@ def build(system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Boar
         rtc=rtc,
         bus=_make_bus(uarts, rtc, ExitRegister(hooks.on_exit)),
     )
+
+
+def _give_memory(vm: Vm, memory: GuestMemory) -> None:
+    """Make RAM the VM's, in as many slots as KVM's limit on one of them asks."""
+    for slot, start in enumerate(range(0, memory.size, SLOT_SIZE)):
+        size = min(SLOT_SIZE, memory.size - start)
+        vm.set_user_memory_region(slot, memory.base + start, size, memory.host_address + start)
 
 
 def _make_vcpus(system: System, vm: Vm, decided: Plan, undo: ExitStack) -> list[Vcpu]:
