@@ -103,6 +103,19 @@ class GuestMemory:
         with memoryview(data).cast("B") as source:
             self.view(gpa, len(source))[:] = source
 
+    def load(self, gpa: int, length: int, fd: int, offset: int) -> int:
+        """Read ``length`` bytes at ``offset`` of a file into the guest; returns how many came.
+
+        This, and not write(), is for code: the kernel copies straight into RAM.  Under QEMU 7.2
+        a copy made with SVE stores, as glibc's memcpy is, leaves old translations of the pages'
+        code alive (probe_access() tells the translator of the first byte only).
+        """
+        done = 0
+        with self.view(gpa, length) as view:
+            while done < length and (came := os.preadv(fd, [view[done:]], offset + done)):
+                done += came
+        return done
+
     def zero(self, gpa: int, length: int) -> None:
         """Make ``length`` bytes zero; whole pages go back to the host instead of being written."""
         if not self.contains(gpa, length):

@@ -24,7 +24,7 @@ def test_plan_keeps_what_was_asked() -> None:
 
     made = plan(asked, HOST)
 
-    assert (made.vcpus, made.memory, made.vls) == (3, 512 * MIB, {128})
+    assert (made.vcpus, made.memory, made.vls) == (3, 512 * MIB, frozenset({128}))
 
 
 def test_plan_leaves_nothing_open() -> None:

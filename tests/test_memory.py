@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -142,3 +143,34 @@ def test_close_with_a_view_in_use_is_refused() -> None:
 
     view.release()
     memory.close()
+
+
+def test_load_copies_a_part_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "image"
+    file.write_bytes(bytes(range(200)))
+
+    with GuestMemory(BASE, SIZE) as memory, file.open("rb") as opened:
+        came = memory.load(BASE + 5, 100, opened.fileno(), 50)
+
+        assert came == 100
+        assert memory.read(BASE, 110) == bytes(5) + bytes(range(50, 150)) + bytes(5)
+
+
+def test_load_tells_of_a_file_that_is_too_short(tmp_path: Path) -> None:
+    file = tmp_path / "image"
+    file.write_bytes(b"short")
+
+    with GuestMemory(BASE, SIZE) as memory, file.open("rb") as opened:
+        assert memory.load(BASE, 100, opened.fileno(), 2) == 3
+
+
+def test_load_outside_ram_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "image"
+    file.write_bytes(bytes(100))
+
+    with (
+        GuestMemory(BASE, SIZE) as memory,
+        file.open("rb") as opened,
+        pytest.raises(GuestMemory.OutOfRange),
+    ):
+        memory.load(BASE + SIZE - 50, 100, opened.fileno(), 0)

@@ -180,8 +180,7 @@ def _entry(entry: int, segments: list[Segment], name: str) -> int:
 
 
 def _load(segment: Segment, file: BinaryIO, name: str, memory: GuestMemory) -> None:
-    with memory.view(segment.start, segment.filesz) as view:
-        file.seek(segment.offset)
-        if file.readinto(view) != segment.filesz:  # type: ignore[attr-defined]
-            raise ImageError(f"{name} became shorter while it was loaded")
+    came = memory.load(segment.start, segment.filesz, file.fileno(), segment.offset)
+    if came != segment.filesz:
+        raise ImageError(f"{name} became shorter while it was loaded")
     memory.zero(segment.start + segment.filesz, segment.memsz - segment.filesz)

@@ -134,9 +134,7 @@ def _load_at(file: BinaryIO, name: str, memory: GuestMemory, address: int, room:
     size = _size(file)
     room = max(size, room)
     check_in_ram(name, address, room, memory)
-    file.seek(0)
-    with memory.view(address, size) as view:
-        if file.readinto(view) != size:  # type: ignore[attr-defined]
-            raise ImageError(f"{name} became shorter while it was loaded")
+    if memory.load(address, size, file.fileno(), 0) != size:
+        raise ImageError(f"{name} became shorter while it was loaded")
     memory.zero(address + size, room - size)
     return Placed(address, ((address, address + room),))

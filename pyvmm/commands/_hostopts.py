@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TypeVar
 
 import click
@@ -91,13 +92,15 @@ def emulated_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
     return wrapped
 
 
-def run_here_or_forward(where: HostSettings) -> None:
+def run_here_or_forward(where: HostSettings, files: Iterable[Path] = ()) -> None:
     """Return if this machine's own KVM is meant; else run the command line in its host and end.
 
-    Raises: HostError, where neither is possible.
+    ``files`` are those the command is to read or write.
+
+    Raises: HostError, where neither is possible, or the emulated host does not see the files.
     """
     if host.is_local(where):
         return
     invocation = click.get_current_context().find_object(Invocation)
     arguments = invocation.arguments if invocation else []
-    raise SystemExit(host.forward(where, ["pyvmm", *arguments]))
+    raise SystemExit(host.forward(where, ["pyvmm", *arguments], files))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,14 @@ from pyvmm.host import forward
 from pyvmm.host.dirs import cache_dir
 from pyvmm.host.instance import Instance
 from pyvmm.host.progress import Progress
-from pyvmm.host.running import Running, all_running, running_at, sessions, stop
+from pyvmm.host.running import (
+    Running,
+    all_running,
+    end_orphans,
+    running_at,
+    sessions,
+    stop,
+)
 from pyvmm.host.saved import everyone, remove
 from pyvmm.host.settings import HostSettings
 
@@ -55,6 +62,7 @@ def start(settings: HostSettings) -> None:
 def stop_command(settings: HostSettings, everything: bool) -> None:
     """Stop a running host; commands running in it end with an error."""
     if everything:
+        end_orphans()
         chosen = list(all_running())
     else:
         found = running_at(Instance(settings, Progress()).sockets)
@@ -114,22 +122,22 @@ def rm(settings: HostSettings, everything: bool) -> None:
     if everything:
         for running in all_running():
             stop(running)
-        removed = _size(cache_dir())
-        shutil.rmtree(cache_dir())
-        click.echo(f"{cache_dir()}: removed {removed / 1e6:.0f} MB", err=True)
+        end_orphans()
+        cache = cache_dir()
+        removed = _size(cache)
+        shutil.rmtree(cache)
+        click.echo(f"{cache}: removed {removed / 1e6:.0f} MB", err=True)
         return
     instance = Instance(settings, Progress())
     found = running_at(instance.sockets)
     if found:
         stop(found)
-    for path, facts in everyone():
-        if facts.get("settings") == _as_dict(settings):
-            remove(path)
-            click.echo(f"{path.name}: removed", err=True)
-
-
-def _as_dict(settings: HostSettings) -> dict[str, Any]:
-    return dataclasses.asdict(settings)
+    chosen = [path for path, facts in everyone() if facts.get("settings") == asdict(settings)]
+    for path in chosen:
+        remove(path)
+        click.echo(f"{path.name}: removed", err=True)
+    if not chosen:
+        click.echo("no such host is saved", err=True)
 
 
 def _title(running: Running) -> str:
@@ -143,10 +151,10 @@ def _row(
     """One host as ``status --json`` gives it."""
     row: dict[str, Any] = {
         "name": name,
-        "kernel": facts["kernel"],
-        "qemu": facts["qemu"],
-        "cpu": facts["cpu"],
-        "memory_bytes": facts["memory"],
+        "kernel": facts.get("kernel"),
+        "qemu": facts.get("qemu"),
+        "cpu": facts.get("cpu"),
+        "memory_bytes": facts.get("memory"),
         "saved": str(saved) if saved else None,
         "saved_bytes": _size(saved) if saved else 0,
         "running": running is not None,

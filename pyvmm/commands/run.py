@@ -53,9 +53,9 @@ class Extras:
 )
 @click.argument("image", required=False)
 @click.option("-k", "--kernel", metavar="IMAGE", help="The image, if not given as IMAGE.")
-@click.option("-c", "--cpus", type=int, show_default="the host's", help="vCPUs.")
+@click.option("-c", "--cpus", type=int, show_default="CPUs online", help="vCPUs.")
 @click.option(
-    "-m", "--mem", metavar="SIZE", show_default="64M x (cpus + 3)",
+    "-m", "--mem", metavar="SIZE", show_default="64M for each vCPU and 3 more",
     help="Guest memory in MiB, or with a suffix B K M G T P.",
 )  # fmt: skip
 @click.option("-p", "--params", default="", metavar="TEXT", help="Kernel command line.")
@@ -105,7 +105,7 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
         config = _config(options)
     except vl.TextError as error:
         raise _with_advice(error, where) from None
-    run_here_or_forward(where)
+    run_here_or_forward(where, _users_files(config, options["dump_dtb"]))
     extras = Extras(
         verbose=options["verbose"] or options["loglevel"] in ("info", "debug"),
         dump_dtb=options["dump_dtb"],
@@ -169,6 +169,13 @@ def find_image(name: str) -> Path:
     """The file of that name, or the guest of that name that comes with pyvmm."""
     bundled = GUESTS / name
     return bundled if name in bundled_guests() and not Path(name).exists() else Path(name)
+
+
+def _users_files(config: Config, dump_dtb: Path | None) -> list[Path]:
+    """The files of the user's that a run reads or writes."""
+    inputs = [path for path in (config.image, config.initrd) if path is not None and path.exists()]
+    outputs = [] if dump_dtb is None else [dump_dtb]
+    return [path for path in (*inputs, *outputs) if path.parent != GUESTS]
 
 
 def bundled_guests() -> list[str]:
@@ -268,7 +275,9 @@ def _show_unclaimed(vcpu: int, access: Exit) -> None:
 def describe(machine: Machine) -> Iterator[str]:
     """What the machine is made of and where it runs, a line each."""
     plan, image = machine.plan, machine.image
-    yield f"host    {host.describe_inside() or 'this machine'}, Linux {os.uname().release}"
+    inside = host.describe_inside()
+    where = f"emulated: {inside}" if inside else "this machine"
+    yield f"host    {where}, Linux {os.uname().release}"
     yield f"image   {machine.config.image} ({image.kind}), entry {image.entry:#x}"
     yield f"memory  {show_size(plan.memory)} at {RAM_BASE:#x}, {plan.ipa_bits}-bit addresses"
     yield f"vcpus   {plan.vcpus}"

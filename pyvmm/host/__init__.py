@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -62,15 +63,26 @@ def is_local(settings: HostSettings) -> bool:
     return settings.kind == "auto" and reason is None and not settings.customised
 
 
-def forward(settings: HostSettings, argv: list[str]) -> int:
+def forward(settings: HostSettings, argv: list[str], files: Iterable[Path] = ()) -> int:
     """Run a command line in the emulated host of these settings and return its exit code.
 
+    ``files`` are those the command is to read or write.
+
     Raises:
-        HostError: the host cannot be made or started, or ended in the middle of the command.
+        HostError: the host cannot be made or started, ended in the middle of the command, or
+            does not see the files or the current directory.
     """
-    from pyvmm.host import client
+    from pyvmm.host import client, running, share
+    from pyvmm.host.connection import Unreachable
     from pyvmm.host.instance import Instance
     from pyvmm.host.progress import Progress
 
-    running = Instance(settings, Progress()).ensure()
-    return client.run(running, argv, running.description)
+    share.refuse_hidden(files)
+    instance = Instance(settings, Progress())
+    found = instance.ensure()
+    try:
+        return client.run(found, argv, found.description)
+    except Unreachable:  # it was just being stopped, or had been idle long enough
+        running.wait_for_end(found)
+    found = instance.ensure()
+    return client.run(found, argv, found.description)

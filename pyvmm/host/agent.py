@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 import pyvmm
+from pyvmm.host import clock
 from pyvmm.host.session import serve
 
 READY: Final = "pyvmm-agent: ready"
@@ -42,6 +43,7 @@ def main() -> None:
         DEVICE.chmod(0o666)
     wakeup = _wakeup_pipe()
     agent = Agent(wakeup)
+    clock.leave_timers()
     print(READY, flush=True)
     agent.run()
     _power_off()

@@ -7,8 +7,8 @@ input and sends signals.  Either may wait without holding up the other.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
-import json
 import os
 import select
 import signal
@@ -19,32 +19,17 @@ import termios
 import threading
 import time
 import tty
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from pyvmm.errors import EXIT_SIGNAL, HostError
+from pyvmm.errors import EXIT_SIGNAL, HostError, UsageError
 from pyvmm.host.command import Request
-from pyvmm.host.dirs import try_lock
-from pyvmm.host.running import Running, last_words
-from pyvmm.host.share import hidden
-from pyvmm.host.wire import (
-    LENGTH,
-    MAGIC,
-    NONCE_SIZE,
-    PORTS,
-    STDIN_WINDOW,
-    Frame,
-    FrameReader,
-    Synchroniser,
-    WireError,
-    pack,
-)
+from pyvmm.host.connection import connected, ended_in_the_middle, greet
+from pyvmm.host.running import Running
+from pyvmm.host.wire import CHUNK, LENGTH, STDIN_WINDOW, Frame, FrameReader, WireError, pack
 
-GREETING_S: Final = 30.0
-PORT_WAIT_S: Final = 60.0
-CHUNK: Final = 1 << 16
 IDLE_VARIABLE: Final = "PYVMM_HOST_IDLE"
 IDLE_S: Final = 900.0
 # Of the user's environment, what a command inside may see.
@@ -60,52 +45,15 @@ def run(running: Running, argv: list[str], inside: str) -> int:
     ``inside`` describes the host to the command (PYVMM_INSIDE).
 
     Raises:
-        HostError: the host ended in the middle of it, or the command would not see its files.
+        Unreachable: the host ended before it had the command.
+        HostError: the host ended in the middle of it.
     """
-    cwd = Path.cwd()
-    if hidden(cwd):
-        raise HostError(
-            f"the emulated host has its own {Path(*cwd.parts[:2])}: it does not see {cwd}",
-            hint="run pyvmm from another directory",
-        )
-    with _free_port(running) as number, _connected(running, number) as connection:
+    with connected(running) as connection:
         return _Session(running, connection, argv, inside).run()
 
 
-@contextlib.contextmanager
-def _free_port(running: Running) -> Iterator[int]:
-    """Take a port no other client uses, and give it back afterwards."""
-    deadline = time.monotonic() + PORT_WAIT_S
-    while time.monotonic() < deadline:
-        for number in range(1, PORTS + 1):
-            lock = try_lock(running.path / f"p{number}.lock")
-            if lock is not None:
-                try:
-                    yield number
-                finally:
-                    os.close(lock)
-                return
-        time.sleep(0.05)
-    raise HostError(f"all {PORTS} sessions of the emulated host are in use",
-                    hint="wait for one to end")  # fmt: skip
-
-
-@contextlib.contextmanager
-def _connected(running: Running, number: int) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        try:
-            connection.connect(str(running.path / f"p{number}"))
-        except OSError as error:
-            raise _host_gone(running) from error
-        yield connection
-
-
-def _host_gone(running: Running) -> HostError:
-    return HostError(
-        f"the emulated host ended in the middle of the command (process {running.pid}: "
-        f"{last_words(running.path)})",
-        hint="run the command again: it starts a new one",
-    )
+class _OutputError(Exception):
+    """Standard output, error or the terminal takes nothing any more."""
 
 
 class _Session:
@@ -117,48 +65,24 @@ class _Session:
         self._running = running
         self._connection = connection
         self._terminals = [fd for fd in (0, 1, 2) if _is_terminal(fd)]
+        self._terminal = _RawTerminal(0 in self._terminals)
         self._request = _request(running, argv, inside, self._terminals)
         self._frames = FrameReader()
         self._send_lock = threading.Lock()
-        self._credit = threading.Semaphore(0)
         self._wakeup, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._window = STDIN_WINDOW
+        self._window = STDIN_WINDOW  # the sending thread's own
+        self._credits: deque[int] = deque()  # on their way to it
         self._tty_out = next((fd for fd in (1, 2, 0) if fd in self._terminals), 1)
 
     def run(self) -> int:
-        rest = self._greet()
-        with _signals(self._wake), _raw_terminal(0 in self._terminals) as terminal:
-            self._terminal = terminal
+        rest = greet(self._running, self._connection, self._request)
+        with _signals(self._wake), self._terminal:
             sender = threading.Thread(target=self._carry_input, daemon=True)
             sender.start()
             try:
                 return self._carry_output(rest)
-            except BrokenPipeError:
-                _discard_stdout()
-                return EXIT_SIGNAL + signal.SIGPIPE
-
-    def _greet(self) -> bytes:
-        nonce = os.urandom(NONCE_SIZE)
-        body = json.dumps(asdict(self._request)).encode()
-        self._connection.settimeout(GREETING_S)
-        finder = Synchroniser(MAGIC + nonce)
-        try:
-            self._connection.sendall(MAGIC + nonce + LENGTH.pack(len(body)) + body)
-            while True:
-                data = self._connection.recv(CHUNK)
-                if not data:
-                    raise _host_gone(self._running)
-                rest = finder.feed(data)
-                if rest is not None:
-                    self._connection.settimeout(None)
-                    return rest
-        except TimeoutError as error:
-            raise HostError(
-                f"the emulated host does not answer ({last_words(self._running.path)})",
-                hint="pyvmm host stop, then run the command again",
-            ) from error
-        except OSError as error:
-            raise _host_gone(self._running) from error
+            except _OutputError as error:
+                return self._give_up(error.args[0])
 
     def _carry_output(self, data: bytes) -> int:
         while True:
@@ -168,12 +92,10 @@ class _Session:
                         return payload[0]
                     self._handle(kind, payload)
                 data = self._connection.recv(CHUNK)
-            except (WireError, ConnectionError) as error:
-                if isinstance(error, BrokenPipeError):
-                    raise
-                raise _host_gone(self._running) from error
+            except (WireError, OSError) as error:
+                raise ended_in_the_middle(self._running) from error
             if not data:
-                raise _host_gone(self._running)
+                raise ended_in_the_middle(self._running)
 
     def _handle(self, kind: Frame, payload: bytes) -> None:
         if kind is Frame.OUT:
@@ -183,17 +105,29 @@ class _Session:
         elif kind is Frame.TTY:
             _write_all(self._tty_out, payload)
         elif kind is Frame.CREDIT:
-            self._window += LENGTH.unpack(payload)[0]
-            os.write(self._wake, b"\0")
+            self._credits.append(LENGTH.unpack(payload)[0])
+            with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
+                os.write(self._wake, b"\0")
         elif kind is Frame.STOPPED:
             self._stop_with_the_command()
 
     def _stop_with_the_command(self) -> None:
-        """^Z was typed inside: stop here too, and go on together."""
+        """^Z was typed inside: stop this process group, as the terminal would, and go on together.
+
+        Where no shell could bring the group back, the kernel does not stop it.
+        """
         with self._terminal.cooked():
-            os.kill(os.getpid(), signal.SIGSTOP)
-        self._send(Frame.RESIZE, _window())
+            os.killpg(0, signal.SIGTSTP)
         self._send(Frame.SIGNAL, bytes([signal.SIGCONT]))
+
+    def _give_up(self, reason: int) -> int:
+        """End without the rest of the output: a signal's exit code, where it stands for one."""
+        _discard_stdout()
+        if reason == errno.EPIPE:
+            return EXIT_SIGNAL + signal.SIGPIPE
+        if reason == errno.EIO:  # the terminal hung up
+            return EXIT_SIGNAL + signal.SIGHUP
+        raise HostError(f"cannot write what the command prints: {os.strerror(reason)}")
 
     def _carry_input(self) -> None:
         """Send standard input and signals until the session is over."""
@@ -202,11 +136,13 @@ class _Session:
             while True:
                 poll = select.poll()
                 poll.register(self._wakeup, select.POLLIN)
-                if reading and self._window > 0:
+                if reading and self._window > 0 and self._terminal.usable:
                     poll.register(0, select.POLLIN)
                 events = dict(poll.poll())
                 if self._wakeup in events:
                     self._forward_signals(os.read(self._wakeup, 256))
+                    while self._credits:
+                        self._window += self._credits.popleft()
                 if 0 in events:
                     reading = self._forward_input()
         except OSError:
@@ -214,7 +150,9 @@ class _Session:
 
     def _forward_signals(self, numbers: bytes) -> None:
         for number in numbers:
-            if number == signal.SIGWINCH:
+            if number == signal.SIGCONT:  # perhaps in the foreground now
+                self._terminal.enter()
+            if number in (signal.SIGCONT, signal.SIGWINCH):
                 self._send(Frame.RESIZE, _window())
             elif number:
                 self._send(Frame.SIGNAL, bytes([number]))
@@ -244,14 +182,29 @@ class _RawTerminal:
     def __init__(self, wanted: bool) -> None:
         self._saved = termios.tcgetattr(0) if wanted else None
 
+    def __enter__(self) -> None:
+        self.enter()
+
+    def __exit__(self, *error: object) -> None:
+        self.leave()
+
+    @property
+    def usable(self) -> bool:
+        """Whether touching standard input cannot stop this process: a background job must not."""
+        try:
+            return self._saved is None or os.tcgetpgrp(0) == os.getpgrp()
+        except OSError:  # not the terminal that controls this process, or it has gone
+            return True
+
     def enter(self) -> None:
-        if self._saved is not None:
-            tty.setraw(0, termios.TCSADRAIN)
+        if self._saved is not None and self.usable:
+            with contextlib.suppress(termios.error):  # the terminal is gone
+                tty.setraw(0, termios.TCSANOW)
 
     def leave(self) -> None:
-        if self._saved is not None:
-            with contextlib.suppress(termios.error):  # the terminal is gone
-                termios.tcsetattr(0, termios.TCSADRAIN, self._saved)
+        if self._saved is not None and self.usable:
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(0, termios.TCSANOW, self._saved)
 
     @contextlib.contextmanager
     def cooked(self) -> Iterator[None]:
@@ -263,20 +216,14 @@ class _RawTerminal:
 
 
 @contextlib.contextmanager
-def _raw_terminal(wanted: bool) -> Iterator[_RawTerminal]:
-    terminal = _RawTerminal(wanted)
-    terminal.enter()
-    try:
-        yield terminal
-    finally:
-        terminal.leave()
-
-
-@contextlib.contextmanager
 def _signals(wake: int) -> Iterator[None]:
-    """Have signals written to ``wake`` as bytes, for the sending thread."""
+    """Have signals written to ``wake`` as bytes, for the sending thread.
+
+    What the caller has this process ignore (as nohup does) stays ignored.
+    """
     before = {number: signal.signal(number, lambda *_: None)
-              for number in (*FORWARDED, signal.SIGWINCH)}  # fmt: skip
+              for number in (*FORWARDED, signal.SIGWINCH, signal.SIGCONT)
+              if signal.getsignal(number) is not signal.SIG_IGN}  # fmt: skip
     old = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
     try:
         yield
@@ -294,10 +241,20 @@ def _request(running: Running, argv: list[str], inside: str, terminals: list[int
     return Request(
         argv=argv, cwd=str(Path.cwd()), uid=os.getuid(), gid=os.getgid(), groups=os.getgroups(),
         umask=umask, environment=environment, start_id=running.start_id, now_ns=time.time_ns(),
-        entropy=os.urandom(32).hex(), idle_s=float(os.environ.get(IDLE_VARIABLE, IDLE_S)),
+        entropy=os.urandom(32).hex(), idle_s=_idle_s(),
         terminal=terminals, raw_input=0 in terminals,
         window=list(struct.unpack("<HH", _window())),
     )  # fmt: skip
+
+
+def _idle_s() -> float:
+    """How long the host is to stay without a command."""
+    text = os.environ.get(IDLE_VARIABLE)
+    with contextlib.suppress(ValueError):
+        seconds = IDLE_S if text is None else float(text)
+        if 0 <= seconds < float("inf"):
+            return seconds
+    raise UsageError(f"{IDLE_VARIABLE}={text}: not a time in seconds")
 
 
 def _window() -> bytes:
@@ -326,6 +283,8 @@ def _write_all(fd: int, data: bytes) -> None:
             view = view[os.write(fd, view) :]
         except BlockingIOError:
             select.select([], [fd], [])
+        except OSError as error:
+            raise _OutputError(error.errno) from error
 
 
 def _discard_stdout() -> None:

@@ -24,6 +24,7 @@ from typing import Final, NoReturn, TextIO
 ENTRY: Final = ("pyvmm.cli", "main")
 NOT_FOUND: Final = 127
 NOT_EXECUTABLE: Final = 126
+INTERRUPTED: Final = 128 + signal.SIGINT
 PATH: Final = "/usr/bin:/usr/sbin"
 LIBRARY: Final = "/run/pyvmm/lib"
 
@@ -60,6 +61,8 @@ def run_command(request: Request, fds: list[int], slave: int) -> NoReturn:
         print(f"pyvmm: {error.filename or request.argv[0]}: {error.strerror}", file=sys.stderr)
         missing = isinstance(error, FileNotFoundError)
         code = NOT_FOUND if missing else NOT_EXECUTABLE
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     except BaseException:
         traceback.print_exc()
     finally:

@@ -71,7 +71,7 @@ class Suite:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.path = cache_dir() / "apt" / name
+        self.path = cache_dir("apt", name)
         self._config = self.path / "apt.conf"
         self._ready = False
 

@@ -19,10 +19,14 @@ from pathlib import Path
 from pyvmm.errors import HostError
 
 
-def cache_dir() -> Path:
-    """What can be made again: packages, tools, kernels, saved hosts (XDG_CACHE_HOME/pyvmm)."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return _made(Path(base) / "pyvmm")
+def cache_dir(*below: str) -> Path:
+    """What can be made again: packages, tools, kernels, saved hosts (XDG_CACHE_HOME/pyvmm).
+
+    Raises:
+        HostError: the directory cannot be made.
+    """
+    base = _xdg("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return _made(base.joinpath("pyvmm", *below))
 
 
 def runtime_dir() -> Path:
@@ -31,9 +35,15 @@ def runtime_dir() -> Path:
     Raises:
         HostError: the directory belongs to somebody else or others can write to it.
     """
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    path = Path(base) / "pyvmm" if base and Path(base).is_dir() else _tmp_runtime_dir()
+    base = _xdg("XDG_RUNTIME_DIR")
+    path = base / "pyvmm" if base and base.is_dir() else _tmp_runtime_dir()
     return _made(path, private=True)
+
+
+def _xdg(variable: str) -> Path | None:
+    """The directory a variable names; a relative one does not count, as XDG has it."""
+    path = Path(os.environ.get(variable, ""))
+    return path if path.is_absolute() else None
 
 
 def _tmp_runtime_dir() -> Path:
@@ -87,25 +97,30 @@ def cached(path: Path, build: Callable[[Path], None]) -> Path:
     """
     if path.is_dir():
         return path
-    with locked(path.parent / f".{path.name}.lock"):
-        if path.is_dir():
-            return path
-        for stale in path.parent.glob(f".{path.name}.tmp-*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
-        try:
-            build(made)
-            _flush(made)
-            made.chmod(0o755)
-            made.rename(path)
-        except OSError as error:
-            raise HostError(
-                f"cannot fill the cache at {path}: {error.strerror or error}",
-                hint=f"free some space, or set XDG_CACHE_HOME (now {path.parent.parent})",
-            ) from error
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
+    try:
+        with locked(path.parent / f".{path.name}.lock"):
+            if not path.is_dir():
+                _make(path, build)
+    except OSError as error:
+        raise HostError(
+            f"cannot fill the cache at {path}: {error.strerror or error}",
+            hint="free some space there, or set XDG_CACHE_HOME to another directory",
+        ) from error
     return path
+
+
+def _make(path: Path, build: Callable[[Path], None]) -> None:
+    """Build beside the final place and rename; the caller holds the lock."""
+    for stale in path.parent.glob(f".{path.name}.tmp-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
+    try:
+        build(made)
+        _flush(made)
+        made.chmod(0o755)
+        made.rename(path)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def _flush(directory: Path) -> None:

@@ -33,8 +33,7 @@ def build(progress: Progress) -> Path:
     sources = b"".join(p.read_bytes() for p in sorted((PACKAGE / "kvm").glob("*.[pch]*")))
     version = Path(cffi.origin).read_bytes()
     key = hashlib.sha256(sources + version).hexdigest()[:16]
-    path = cache_dir() / "extensions" / key
-    path.parent.mkdir(exist_ok=True)
+    path = cache_dir("extensions") / key
 
     def compile_into(into: Path) -> None:
         source = into / "_kvm.c"

@@ -6,11 +6,18 @@ to make.
 
 from __future__ import annotations
 
+import os
+from typing import Final
+
+from pyvmm.errors import HostError
 from pyvmm.host import saved
 from pyvmm.host.dirs import locked, runtime_dir
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, running_at
 from pyvmm.host.settings import HostSettings
+from pyvmm.host.wire import PORTS
+
+LONGEST_SOCKET: Final = 107  # Source: unix(7), sun_path with its final NUL
 
 
 class Instance:
@@ -21,9 +28,16 @@ class Instance:
         self.name = saved.key(settings)
         self.sockets = runtime_dir() / self.name
         self._progress = progress
+        if len(os.fsencode(self.sockets / f"p{PORTS}")) > LONGEST_SOCKET:
+            raise HostError(
+                f"{self.sockets} is too long a path for sockets",
+                hint="set XDG_RUNTIME_DIR to a directory with a shorter one",
+            )
 
     def ensure(self) -> Running:
         """Return the running host, started (and made, the first time) when it is not there.
+
+        Where somebody else is just starting it, that is waited for.
 
         Raises:
             HostError: something it is made of cannot be had, or QEMU does not start.

@@ -68,22 +68,29 @@ class QemuPlan:
             "-cpu", self.cpu_argument,
             "-smp", str(min(os.cpu_count() or 1, MAX_CPUS)), "-m", f"size={size}B",
             "-accel", "tcg,thread=multi",
-            "-object", f"memory-backend-file,id=mem,size={size},mem-path={memory},share={share}",
+            "-object",
+            f"memory-backend-file,id=mem,size={size},mem-path={_option(memory)},share={share}",
             "-nographic", "-no-reboot", "-nodefaults", "-nic", "none", "-no-user-config",
             "-serial", f"file:{sockets / 'console.log'}", "-monitor", "none",
-            "-qmp", f"unix:{sockets / 'qmp'},server=on,wait=off",
-            "-drive", f"if=none,id=usr,read-only=on,format=raw,file={self.usr}",
+            "-qmp", f"unix:{_option(sockets / 'qmp')},server=on,wait=off",
+            "-drive", f"if=none,id=usr,read-only=on,format=raw,file={_option(self.usr)}",
             "-device", "virtio-blk-device,drive=usr",
             "-device", f"virtio-serial-device,id=vs,max_ports={PORTS + 1}",
             "-fsdev", "local,id=user,path=/,security_model=none,multidevs=remap",
             "-device", "virtio-9p-device,fsdev=user,mount_tag=user",
         ]  # fmt: skip
         for port in range(1, PORTS + 1):
+            path = _option(sockets / f"p{port}")
             arguments += [
-                "-chardev", f"socket,id=c{port},path={sockets / f'p{port}'},server=on,wait=off",
+                "-chardev", f"socket,id=c{port},path={path},server=on,wait=off",
                 "-device", f"virtserialport,bus=vs.0,chardev=c{port},name=pyvmm.{port},nr={port}",
             ]  # fmt: skip
         return arguments
+
+
+def _option(path: Path) -> str:
+    """A path inside one of QEMU's options, where a comma is doubled."""
+    return str(path).replace(",", ",,")
 
 
 def version_tuple(version: str) -> tuple[int, ...]:

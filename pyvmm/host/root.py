@@ -50,8 +50,7 @@ def image(progress: Progress) -> Path:
     names = sorted(f"{d.metadata['Name']}=={d.version}" for d in dependencies)
     recipe = [Path(__file__).read_text(), (base / ".packages").read_text(), *names]
     key = hashlib.sha256("\n".join(recipe).encode())
-    path = cache_dir() / "roots" / key.hexdigest()[:16]
-    path.parent.mkdir(exist_ok=True)
+    path = cache_dir("roots") / key.hexdigest()[:16]
 
     def build(into: Path) -> None:
         root = into / "root"

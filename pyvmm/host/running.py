@@ -44,13 +44,22 @@ def running_at(sockets: Path) -> Running | None:
     """The host whose sockets are there, if it is alive and up."""
     try:
         about = json.loads((sockets / "about.json").read_text())
-    except (OSError, ValueError):
+        found = Running(sockets, about["start_id"], about["pid"], about)
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    lock = try_lock(sockets / "alive")
-    if lock is not None:
-        os.close(lock)
-        return None
-    return Running(sockets, about["start_id"], about["pid"], about)
+    return found if _is_alive(sockets) else None
+
+
+def _is_alive(sockets: Path) -> bool:
+    """Whether a QEMU holds the lock there."""
+    try:
+        lock = try_lock(sockets / "alive")
+    except FileNotFoundError:  # it is being removed
+        return False
+    if lock is None:
+        return True
+    os.close(lock)
+    return False
 
 
 def all_running() -> Iterator[Running]:
@@ -64,12 +73,45 @@ def all_running() -> Iterator[Running]:
 def stop(running: Running) -> None:
     """End a running host and wait until it is gone."""
     end(running.pid)
-    deadline = time.monotonic() + STOP_S
-    while running_at(running.path) is not None:
-        if time.monotonic() > deadline:
-            raise HostError(f"the emulated host (process {running.pid}) does not end")
-        time.sleep(0.01)
+    wait_for_end(running)
     shutil.rmtree(running.path, ignore_errors=True)
+
+
+def wait_for_end(running: Running) -> None:
+    """Wait until a host that is ending has ended.
+
+    Raises:
+        HostError: it does not.
+    """
+    deadline = time.monotonic() + STOP_S
+    while (found := running_at(running.path)) is not None and found.start_id == running.start_id:
+        if time.monotonic() > deadline:
+            raise HostError(
+                f"the emulated host (process {running.pid}) does not end",
+                hint=f"kill -9 {running.pid}",
+            )
+        time.sleep(0.01)
+
+
+def end_orphans() -> None:
+    """End every QEMU whose starter was killed before it was up: no command can use it."""
+    for alive in runtime_dir().glob("*/alive"):
+        sockets = alive.parent
+        start = try_lock(sockets.with_name(f"{sockets.name}.start"))
+        if start is None:  # it is being started just now
+            continue
+        try:
+            if running_at(sockets) is None:
+                end_orphan(sockets)
+        finally:
+            os.close(start)
+
+
+def end_orphan(sockets: Path) -> None:
+    """End a QEMU that is alive but not up; the caller holds the start lock."""
+    if _is_alive(sockets):
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int((sockets / "pid").read_text()), signal.SIGKILL)
 
 
 def end(pid: int) -> None:

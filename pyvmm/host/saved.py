@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyvmm.host import payload
-from pyvmm.host.dirs import cache_dir, runtime_dir
+from pyvmm.host.dirs import cache_dir, runtime_dir, try_lock
 from pyvmm.host.running import all_running, running_at, sessions, stop
 from pyvmm.host.settings import HostSettings
 
@@ -45,24 +45,22 @@ def memory_size() -> int:
 
 def directory(name: str) -> Path:
     """Where the saved host of that name is, or will be."""
-    return cache_dir() / "hosts" / name
+    return cache_dir("hosts") / name
 
 
 def facts(path: Path) -> dict[str, Any] | None:
-    """What a saved host was made of, or None where it is not there."""
+    """What a saved host was made of, or None where it is not there or cannot be read."""
     try:
-        found: dict[str, Any] = json.loads((path / "facts.json").read_text())
+        found = json.loads((path / "facts.json").read_text())
     except (OSError, ValueError):
         return None
-    return found
+    return found if isinstance(found, dict) else None
 
 
 def everyone() -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every saved host in the cache, with its facts."""
-    for path in sorted((cache_dir() / "hosts").glob("[!.]*")):
-        found = facts(path)
-        if found is not None:
-            yield path, found
+    """Every saved host in the cache, with its facts (none where it is damaged)."""
+    for path in sorted(cache_dir("hosts").glob("[!.]*")):
+        yield path, facts(path) or {}
 
 
 def prune(newest: Path, settings: HostSettings) -> None:
@@ -81,6 +79,18 @@ def prune(newest: Path, settings: HostSettings) -> None:
     for number, (path, found) in enumerate(others):
         if found.get("settings") == wanted or number >= KEEP - 1:
             remove(path)
+    _sweep(newest.parent)
+
+
+def _sweep(hosts: Path) -> None:
+    """Remove what a removal or a cold boot that was killed left."""
+    for leftover in hosts.glob(".*.gone-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in hosts.glob(".*.tmp-*"):
+        lock = try_lock(hosts / f"{leftover.name.partition('.tmp-')[0]}.lock")
+        if lock is not None:  # nobody is making that host
+            shutil.rmtree(leftover, ignore_errors=True)
+            os.close(lock)
 
 
 def remove(path: Path) -> None:

@@ -20,9 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from pyvmm.host import share
+from pyvmm.errors import EXIT_HOST
+from pyvmm.host import clock, share
 from pyvmm.host.command import Request, run_command
 from pyvmm.host.wire import (
+    CHUNK,
+    HELLO,
     LENGTH,
     MAGIC,
     MAX_REQUEST,
@@ -35,7 +38,6 @@ from pyvmm.host.wire import (
 )
 
 STATE: Final = Path("/run/pyvmm")
-CHUNK: Final = 1 << 16
 HIGH_WATER: Final = 1 << 20  # bytes queued for a client before its command is left to wait
 PIPE_SIZE: Final = 1 << 20
 GRACE_S: Final = 2.0  # between asking an abandoned command to end and killing it
@@ -49,12 +51,17 @@ class ClientGone(Exception):
 def serve(port: int) -> None:
     """Serve the client on ``port``: its greeting, its command, the exit code."""
     try:
+        _say(port, HELLO)
         request, rest = _greeting(port)
-        _prepare(request)
-        session = Session(port, request)
     except ClientGone:
         return
-    session.run(rest)
+    try:
+        _prepare(request)
+    except OSError as error:
+        text = f"pyvmm: the emulated host cannot be made ready: {error}\n".encode()
+        os.write(port, pack(Frame.ERR, text) + pack(Frame.EXIT, bytes([EXIT_HOST])))
+        return
+    Session(port, request).run(rest)
 
 
 @dataclass(slots=True)
@@ -63,7 +70,7 @@ class _Child:
 
     process: int
     outputs: dict[int, Frame] = field(default_factory=dict)
-    stdin: int | None = None
+    stdin: int | None = None  # a pipe, or the terminal; None once it is closed
     terminal: int | None = None
 
 
@@ -103,7 +110,7 @@ class Session:
         if len(self._to_client) < HIGH_WATER:
             for fd in self._child.outputs:
                 poll.register(fd, select.POLLIN)
-        sink = self._sink()
+        sink = self._child.stdin
         if sink is not None and self._to_child:
             current = select.POLLIN if sink in self._child.outputs else 0
             poll.register(sink, select.POLLOUT | current)
@@ -127,7 +134,7 @@ class Session:
 
     def _take(self, data: bytes) -> None:
         for kind, payload in self._frames.feed(data):
-            if kind is Frame.STDIN:
+            if kind is Frame.STDIN and self._child.stdin is not None:
                 self._to_child += payload
             elif kind is Frame.EOF:
                 self._input_ended = True
@@ -138,11 +145,11 @@ class Session:
                 _resize(self._child.terminal, *struct.unpack("<HH", payload))
 
     def _signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError):
+        try:
             os.killpg(self._child.process, number)
-
-    def _sink(self) -> int | None:
-        return self._child.terminal if self._child.stdin is None else self._child.stdin
+        except ProcessLookupError:  # it has no group of its own yet, or has ended
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._child.process, number)
 
     def _feed_child(self, sink: int) -> None:
         try:
@@ -157,23 +164,25 @@ class Session:
         self._close_input_when_done()
 
     def _close_input_when_done(self) -> None:
-        if self._input_ended and not self._to_child and self._child.stdin is not None:
-            os.close(self._child.stdin)
+        stdin = self._child.stdin
+        if self._input_ended and not self._to_child and stdin is not None:
+            if stdin != self._child.terminal:
+                os.close(stdin)
             self._child.stdin = None
 
-    def _from_child(self, fd: int) -> bool:
-        """Take what the command wrote; False at the end or when there is nothing."""
+    def _from_child(self, fd: int) -> int:
+        """Take what the command wrote; 0 bytes at the end or when there is nothing."""
         try:
             data = os.read(fd, CHUNK)
         except BlockingIOError:
-            return False
+            return 0
         except OSError:  # a terminal whose last user has gone
             data = b""
-        if not data:
+        if data:
+            self._send(self._child.outputs[fd], data)
+        else:
             del self._child.outputs[fd]
-            return False
-        self._send(self._child.outputs[fd], data)
-        return True
+        return len(data)
 
     def _exit_code(self) -> int | None:
         process, status = os.waitpid(self._child.process, os.WNOHANG | os.WUNTRACED)
@@ -189,7 +198,9 @@ class Session:
     def _drain(self) -> None:
         """Send what the ended command had written; a child it left behind does not hold us."""
         for fd in list(self._child.outputs):
-            while self._from_child(fd):
+            left = PIPE_SIZE
+            while left > 0 and (taken := self._from_child(fd)):
+                left -= taken
                 if len(self._to_client) >= HIGH_WATER:
                     self._flush()
 
@@ -238,7 +249,7 @@ def _greeting(port: int) -> tuple[Request, bytes]:
             answer = _parse_greeting(found)
             if answer is not None:
                 nonce, request, rest = answer
-                os.write(port, MAGIC + nonce)
+                _say(port, MAGIC + nonce)
                 return request, rest
         poll = select.poll()
         poll.register(port, select.POLLIN)
@@ -247,6 +258,19 @@ def _greeting(port: int) -> tuple[Request, bytes]:
             raise ClientGone
         data = _read(port)
         found = finder.feed(data) if found is None else found + data
+
+
+def _say(port: int, marker: bytes) -> None:
+    """Write a marker, whole, to a client that may not be reading yet."""
+    deadline = time.monotonic() + GREETING_S
+    while marker:
+        poll = select.poll()
+        poll.register(port, select.POLLOUT)
+        events = poll.poll(max(0, int((deadline - time.monotonic()) * 1000)))
+        if not events or events[0][1] & select.POLLHUP:
+            raise ClientGone
+        with contextlib.suppress(BlockingIOError):
+            marker = marker[os.write(port, marker) :]
 
 
 def _parse_greeting(data: bytes) -> tuple[bytes, Request, bytes] | None:
@@ -270,17 +294,17 @@ def _read(port: int) -> bytes:
 
 
 def _prepare(request: Request) -> None:
-    """Once a start of the machine: the clock, randomness, the user's files."""
+    """Show the user's files; before, once a start of the machine, set clock and randomness."""
     (STATE / "idle_s").write_text(str(request.idle_s))
     with (STATE / "setup.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = STATE / "started"
-        if done.exists() and done.read_text() == request.start_id:
-            return
-        share.set_clock(request.now_ns)
-        share.reseed(bytes.fromhex(request.entropy))
-        share.mount_user_files()
-        done.write_text(request.start_id)
+        if not done.exists() or done.read_text() != request.start_id:
+            clock.set_right(request.now_ns)
+            share.reseed(bytes.fromhex(request.entropy))
+            share.mount_user_files()
+            done.write_text(request.start_id)
+        share.show_top_level()
 
 
 def _spawn(request: Request) -> _Child:
@@ -298,6 +322,8 @@ def _spawn(request: Request) -> _Child:
     for number, kind in ((0, None), (1, Frame.OUT), (2, Frame.ERR)):
         if number in request.terminal:
             theirs.append(slave)
+            if kind is None:
+                child.stdin = child.terminal
             continue
         reader, writer = os.pipe2(os.O_CLOEXEC)
         fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, PIPE_SIZE)

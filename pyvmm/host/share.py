@@ -1,4 +1,4 @@
-"""Inside the emulated host: the user's files at their own paths, the time, and fresh randomness.
+"""Inside the emulated host: the user's files at their own paths, and fresh randomness.
 
 The user's file tree comes through QEMU's 9p at /run/pyvmm/user; every real directory at its top
 is then bound at its own path, but for those that make up the emulated host itself.
@@ -9,10 +9,13 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import stat
 import struct
-import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
+
+from pyvmm.errors import HostError
 
 MOUNT_TAG: Final = "user"
 USER_ROOT: Final = Path("/run/pyvmm/user")
@@ -36,22 +39,58 @@ def hidden(path: Path) -> bool:
     return not (parts[0] == "usr" and len(parts) > 1 and parts[1] in SHARED_USR)
 
 
+def refuse_hidden(files: Iterable[Path]) -> None:
+    """Make sure that a command in the emulated host sees those files, and where it is started.
+
+    Raises:
+        HostError: it has its own files there.
+    """
+    try:
+        cwd = Path.cwd()
+    except FileNotFoundError as error:
+        raise HostError("the current directory does not exist any more") from error
+    if hidden(cwd):
+        raise _unseen(cwd, "run pyvmm from another directory")
+    for file in files:
+        real = Path(os.path.realpath(file))
+        if hidden(real) and not _is_special(real):
+            raise _unseen(real, "use a copy in another directory")
+
+
+def _is_special(path: Path) -> bool:
+    """Whether that is something like /dev/null, which the emulated host has as well."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _unseen(path: Path, hint: str) -> HostError:
+    return HostError(
+        f"the emulated host has its own {Path(*path.parts[:2])}: it does not see {path}", hint=hint
+    )
+
+
 def mount_user_files() -> None:
-    """Mount the user's file tree and bind its directories at their own paths."""
+    """Mount the user's file tree and bind three of its directories of /usr."""
     USER_ROOT.mkdir(parents=True, exist_ok=True)
     _mount(MOUNT_TAG, USER_ROOT, "9p", 0, OPTIONS)
-    for source in USER_ROOT.iterdir():
-        if source.name not in OWN and source.is_dir() and not source.is_symlink():
-            _bind(source, Path("/") / source.name)
     for name in SHARED_USR:
         if (USER_ROOT / "usr" / name).is_dir():
-            _bind(USER_ROOT / "usr" / name, Path("/usr") / name)
+            _mount(str(USER_ROOT / "usr" / name), Path("/usr") / name, None, MS_BIND, None)
 
 
-def _bind(source: Path, target: Path) -> None:
-    if not target.exists():
-        target.mkdir()
-    _mount(str(source), target, None, MS_BIND, None)
+def show_top_level(root: Path = Path("/")) -> None:
+    """Have what is at the top of the user's file tree at its own path; again, for what is new."""
+    for source in USER_ROOT.iterdir():
+        target = root / source.name
+        if source.name in OWN or os.path.lexists(target):
+            continue
+        if source.is_dir() and not source.is_symlink():
+            target.mkdir()
+            _mount(str(source), target, None, MS_BIND, None)
+        else:
+            target.symlink_to(source)
 
 
 def _mount(source: str, target: Path, kind: str | None, flags: int, data: str | None) -> None:
@@ -61,11 +100,6 @@ def _mount(source: str, target: Path, kind: str | None, flags: int, data: str | 
     if libc.mount(*words, flags, None if data is None else data.encode()):
         error = ctypes.get_errno()
         raise OSError(error, f"mount {source} on {target}: {os.strerror(error)}")
-
-
-def set_clock(now_ns: int) -> None:
-    """Set the real-time clock, which a restored host resumes at the time of the save."""
-    time.clock_settime_ns(time.CLOCK_REALTIME, now_ns)
 
 
 def reseed(entropy: bytes) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -16,12 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from pyvmm.errors import HostError
+from pyvmm.errors import EXIT_SIGNAL, HostError
 from pyvmm.host import extension, kernel, payload, qemu, root, saved, tools
 from pyvmm.host.cpio import CpioWriter
 from pyvmm.host.dirs import cached, try_lock
 from pyvmm.host.progress import Progress
-from pyvmm.host.running import Running, end, last_words
+from pyvmm.host.running import Running, end, end_orphan, last_words
 from pyvmm.host.settings import HostSettings
 from pyvmm.host.wire import PORTS
 
@@ -38,7 +37,26 @@ def start(settings: HostSettings, sockets: Path, progress: Progress) -> Running:
     Raises:
         HostError: something it is made of cannot be had, or QEMU does not start.
     """
-    return Starter(settings, sockets, progress).start()
+    with _signals_unwind():
+        return Starter(settings, sockets, progress).start()
+
+
+@contextmanager
+def _signals_unwind() -> Iterator[None]:
+    """Have signals that would end this process raise: no QEMU or temporary directory is left."""
+
+    def unwind(number: int, frame: object) -> None:
+        raise SystemExit(EXIT_SIGNAL + number)
+
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, unwind)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Starter:
@@ -59,7 +77,6 @@ class Starter:
     def start(self) -> Running:
         """Make the saved state where there is none, and start from it."""
         if not self._directory.is_dir():
-            self._directory.parent.mkdir(exist_ok=True)
             with self._progress.step(f"booting the emulated host once ({self._settings.label})"):
                 cached(self._directory, self._cold_boot)
             saved.prune(self._directory, self._settings)
@@ -102,16 +119,16 @@ class Starter:
             try:
                 _wait_for_sockets(sockets, pid)
                 qemu.restore(sockets, directory / "state")
+                about = {
+                    **(saved.facts(directory) or {}),
+                    "pid": pid,
+                    "start_id": start_id,
+                    "started": time.time(),
+                }
+                _write_whole(sockets / "about.json", json.dumps(about, indent=1) + "\n")
             except BaseException:
                 end(pid)
                 raise
-            about = {
-                **(saved.facts(directory) or {}),
-                "pid": pid,
-                "start_id": start_id,
-                "started": time.time(),
-            }
-            _write_whole(sockets / "about.json", json.dumps(about, indent=1) + "\n")
         return Running(sockets, start_id, pid, about)
 
 
@@ -133,8 +150,8 @@ def _intact(directory: Path, facts: dict[str, Any] | None) -> bool:
     if facts is None:
         return False
     try:
-        whole = (directory / "memory").stat().st_size == int(facts["memory"])
-        return whole and _sha256(directory / "state") == str(facts["state_sha256"])
+        size, state = (directory / "memory").stat().st_size, _sha256(directory / "state")
+        return (size, state) == (facts["memory"], facts["state_sha256"])
     except (OSError, KeyError):
         return False
 
@@ -147,7 +164,7 @@ def _sha256(path: Path) -> str:
 def _fresh(sockets: Path) -> Iterator[int]:
     """An empty directory of sockets, and the lock QEMU is to hold for as long as it lives."""
     if sockets.is_dir():
-        _end_orphan(sockets)
+        end_orphan(sockets)
     shutil.rmtree(sockets, ignore_errors=True)
     sockets.mkdir(mode=0o700)
     alive = try_lock(sockets / "alive")
@@ -157,16 +174,6 @@ def _fresh(sockets: Path) -> Iterator[int]:
         yield alive
     finally:
         os.close(alive)
-
-
-def _end_orphan(sockets: Path) -> None:
-    """End a QEMU whose starter was killed before it was up; the caller holds the start lock."""
-    lock = try_lock(sockets / "alive")
-    if lock is not None:
-        os.close(lock)
-        return
-    with contextlib.suppress(OSError, ValueError):
-        os.kill(int((sockets / "pid").read_text()), signal.SIGKILL)
 
 
 def _write_initrd(archive: CpioWriter, found: kernel.Kernel, progress: Progress) -> None:

@@ -93,9 +93,7 @@ def tree(
 
 def trees_dir() -> Path:
     """Where unpacked packages are kept."""
-    path = cache_dir() / "trees"
-    path.mkdir(exist_ok=True)
-    return path
+    return cache_dir("trees")
 
 
 def _library_path(root: Path, *directories: str) -> str:

@@ -3,6 +3,7 @@
 A session begins with a greeting, which also resynchronises a port on which an earlier client
 died in the middle of something:
 
+    agent    HELLO, once a new session is there for the client that connected
     client   MAGIC, 16 random bytes, length (u32), a JSON request
     agent    MAGIC, the same 16 bytes
 
@@ -18,6 +19,8 @@ from enum import IntEnum
 from typing import Final
 
 MAGIC: Final = b"\x00\xffPYVMM\x01"
+HELLO: Final = b"\x00\xffPYVMM hello"
+CHUNK: Final = 1 << 16  # bytes to read at once
 NONCE_SIZE: Final = 16
 HEADER: Final = struct.Struct("<BI")
 LENGTH: Final = struct.Struct("<I")

@@ -39,7 +39,7 @@ class Cap(IntEnum):
     ARM_EL1_32BIT = 93  # v3.11: the CPUs run 32-bit code at EL1
     ENABLE_CAP_VM = 98
     IOEVENTFD_NO_LENGTH = 100
-    VM_ATTRIBUTES = 101  # v6.4
+    VM_ATTRIBUTES = 101  # never on arm64, whose VMs have attributes since v6.4
     ARM_PSCI_0_2 = 102  # v3.16
     CHECK_EXTENSION_VM = 105
     MULTI_ADDRESS_SPACE = 118

@@ -13,7 +13,8 @@ from pyvmm.kvm.ioctls import Ioctl
 from pyvmm.kvm.native import address
 from pyvmm.kvm.structs import words
 
-_ABSENT = (errno.ENXIO, errno.ENODEV, errno.ENOTTY)
+# A VM without attributes, before Linux 6.4, says EINVAL to the ioctl itself.
+_ABSENT = (errno.ENXIO, errno.ENODEV, errno.ENOTTY, errno.EINVAL)
 
 
 class Fd:

@@ -69,7 +69,9 @@ HINTS: dict[tuple[str, int], str] = {
     ("KVM_IRQ_LINE", errno.EBUSY): "initialise the GIC first",
     ("KVM_IRQ_LINE", errno.EINVAL): "no such interrupt, or no such vCPU: SPIs are INTID 32 up to "
     "the GIC's NR_IRQS, PPIs 16 to 31",
+    ("KVM_SIGNAL_MSI", errno.ENODEV): "the VM has no ITS",
     ("KVM_SIGNAL_MSI", errno.EINVAL): "the VM has no ITS at that address",
+    ("KVM_SIGNAL_MSI", errno.EBUSY): "the guest has not enabled the ITS",
     ("KVM_GET_DIRTY_LOG", errno.ENOENT): "the slot has no KVM_MEM_LOG_DIRTY_PAGES",
     ("KVM_CLEAR_DIRTY_LOG", errno.ENOENT): "the slot has no KVM_MEM_LOG_DIRTY_PAGES",
     ("KVM_CLEAR_DIRTY_LOG", errno.EINVAL): "pages go by 64, inside the slot",

@@ -143,9 +143,12 @@ static void pyvmm_set_mmio_data(struct pyvmm_vcpu *vcpu, uint64_t value)
 /* From any thread, while the pages are mapped.  A thread id that is gone gets no signal. */
 static void pyvmm_kick(struct pyvmm_vcpu *vcpu)
 {
+	struct kvm_run *run = vcpu->run;
 	pid_t thread;
 
-	__atomic_store_n(&vcpu->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+	if (!run)
+		return;
+	__atomic_store_n(&run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	thread = __atomic_load_n(&vcpu->thread, __ATOMIC_SEQ_CST);
 	if (thread)

@@ -41,7 +41,8 @@ class Vcpu(AttributeFd):
         self.id = vcpu_id
         self._ffi, self._lib = native()
         self._state = cast("VcpuState", self._ffi.new("struct pyvmm_vcpu *"))
-        self._open_lock = threading.Lock()  # a kick must not meet pages that are gone
+        # A kick must not meet pages that are gone; reentrant, for a kick by a signal handler.
+        self._open_lock = threading.RLock()
         error = self._lib.pyvmm_vcpu_open(self._state, fd, mmap_size)
         if error:
             super().close()

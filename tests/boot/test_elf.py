@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import io
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -26,7 +26,9 @@ def memory() -> Iterator[GuestMemory]:
 
 def load(elf: Elf | bytes, memory: GuestMemory) -> tuple[int, tuple[tuple[int, int], ...]]:
     data = elf.build() if isinstance(elf, Elf) else elf
-    return load_elf(io.BytesIO(data), "it.elf", memory)
+    with tempfile.TemporaryFile(buffering=0) as file:
+        file.write(data)
+        return load_elf(file, "it.elf", memory)
 
 
 def test_segment_goes_to_its_address(memory: GuestMemory) -> None:

@@ -20,4 +20,6 @@ def test_words_are_what_an_assembler_makes_of_the_source(
     subprocess.run([str(cross_gcc), "-c", "-o", str(tmp_path / "guest.o"), str(source)], check=True)
 
     with (tmp_path / "guest.o").open("rb") as file:
-        assert ELFFile(file).get_section_by_name(".text").data() == code(program)
+        text = ELFFile(file).get_section_by_name(".text")
+        assert text is not None
+        assert text.data() == code(program)

@@ -148,9 +148,9 @@ def test_undecodable_access_is_an_exit_where_that_is_enabled() -> None:
 
 
 def test_run_with_a_pmu_that_was_not_initialised_is_refused() -> None:
-    with guest("spin", features=(VcpuFeature.PSCI_0_2, VcpuFeature.PMU_V3), gic=True) as made:
-        with pytest.raises(KvmError) as caught:
-            made.vcpu.run()
+    features = (VcpuFeature.PSCI_0_2, VcpuFeature.PMU_V3)
+    with guest("spin", features=features, gic=True) as made, pytest.raises(KvmError) as caught:
+        made.vcpu.run()
 
     assert caught.value.errno == errno.EINVAL
 
@@ -160,9 +160,7 @@ def test_run_with_a_pmu_that_was_not_initialised_is_refused() -> None:
 
 def test_kick_ends_a_run_of_a_guest_that_spins() -> None:
     with guest("count") as made, running(made.vcpu) as join:
-        while not made.vcpu._state.thread:
-            time.sleep(0.001)
-        time.sleep(0.05)
+        time.sleep(0.1)  # long enough to be in the guest
 
         kicked_at = time.monotonic()
         made.vcpu.kick()
@@ -287,7 +285,7 @@ def test_kick_reaches_a_thread_that_blocked_every_signal() -> None:
         exits = []
 
         def run() -> None:
-            signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
             exits.append(made.vcpu.run())
 
         thread = threading.Thread(target=run)

@@ -31,6 +31,21 @@ def test_host_vector_lengths_are_there_exactly_with_the_capability() -> None:
         assert bool(sve.host_vector_lengths(system)) == system.has(Cap.ARM_SVE)
 
 
+def test_init_with_sve_where_the_host_has_none_says_so() -> None:
+    with guest("spin") as made:
+        if made.system.has(Cap.ARM_SVE):
+            pytest.skip("this host has SVE")
+        with (
+            made.system.create_vm() as vm,
+            vm.create_vcpu(0) as vcpu,
+            pytest.raises(KvmError, match=r"features=\[PSCI_0_2 SVE]") as caught,
+        ):
+            vcpu.init(vm.preferred_target(), FEATURES)
+
+    assert caught.value.errno == errno.EINVAL
+    assert "the host lacks one of these features" in (caught.value.hint or "")
+
+
 def test_new_vcpu_has_the_host_s_lengths(host: list[int]) -> None:
     with guest("spin", features=FEATURES) as made:
         assert sorted(sve.read_vls(made.vcpu)) == host
@@ -59,6 +74,6 @@ def test_set_with_a_gap_or_none_is_refused_and_changes_nothing(host: list[int]) 
 
 @pytest.mark.parametrize("length", [0, -128, 100, 64, 513 * 128])
 def test_number_that_is_no_vector_length_is_refused(length: int) -> None:
-    with guest("spin", features=FEATURES) as made:
-        with pytest.raises(ValueError, match=f"^{length} is not a multiple of 128"):
-            sve.write_vls(made.vcpu, [length])
+    refusal = pytest.raises(ValueError, match=f"^{length} is not a multiple of 128")
+    with guest("spin", features=FEATURES) as made, refusal:
+        sve.write_vls(made.vcpu, [length])

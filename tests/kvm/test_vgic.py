@@ -40,6 +40,7 @@ def test_registers_can_be_written_and_read_back() -> None:
         made.gic.set_dist_reg(0x104, 0x1234)
         made.gic.set_cpu_sysreg(0, pmr, 0xF0)
         made.gic.set_redist_reg(0, GICR_WAKER, 0)
+        made.gic.set_dist_reg(0xC08, 0)  # level-triggered: only such a line has a level
         made.gic.set_line_level(0, 32, 0xF0F0)
 
         assert made.gic.get_dist_reg(0x104) == 0x1234
@@ -92,9 +93,12 @@ def test_run_with_a_gic_that_has_no_place_says_so() -> None:
 @pytest.mark.kvm
 @pytest.mark.parametrize(("where", "error"), [(0x1234, errno.EINVAL), (1 << 48, errno.E2BIG)])
 def test_distributor_at_an_impossible_place_is_refused(where: int, error: int) -> None:
-    with guest("spin") as made, made.vm.create_device(DeviceType.ARM_VGIC_V3) as gic:
-        with pytest.raises(KvmError, match=f"value={where:#x}") as caught:
-            gic.set_attr(VgicGroup.ADDR, VgicAddr.V3_ADDR_TYPE_DIST, where)
+    with (
+        guest("spin") as made,
+        made.vm.create_device(DeviceType.ARM_VGIC_V3) as gic,
+        pytest.raises(KvmError, match=f"value={where:#x}") as caught,
+    ):
+        gic.set_attr(VgicGroup.ADDR, VgicAddr.V3_ADDR_TYPE_DIST, where)
 
     assert caught.value.errno == error
 

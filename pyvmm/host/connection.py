@@ -1,0 +1,139 @@
+"""The client's way to a session in an emulated host: a free port, and somebody who answers.
+
+A port's session may still be busy ending what an earlier client left behind.  So a client says
+nothing before a new session has said hello; where none does, the next port is tried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Final
+
+from pyvmm.errors import HostError
+from pyvmm.host.command import Request
+from pyvmm.host.dirs import try_lock
+from pyvmm.host.running import Running, last_words
+from pyvmm.host.wire import CHUNK, HELLO, LENGTH, MAGIC, NONCE_SIZE, PORTS, Synchroniser
+
+HELLO_S: Final = 0.5  # usually 30 ms
+ANSWER_S: Final = 30.0
+PORT_WAIT_S: Final = 60.0
+
+
+class Unreachable(HostError):
+    """The host ended before it was given the command: another one can be started for it."""
+
+
+@contextlib.contextmanager
+def connected(running: Running) -> Iterator[socket.socket]:
+    """A connection to a session that waits for a request, on a port no other client uses.
+
+    Raises:
+        Unreachable: the host has ended, or ends just now.
+        HostError: every port is in use, or nobody answers.
+    """
+    deadline = time.monotonic() + PORT_WAIT_S
+    patience_s = HELLO_S
+    while (left_s := deadline - time.monotonic()) > 0:
+        for number in range(1, PORTS + 1):
+            with _port(running, number) as connection:
+                if connection is None:
+                    continue
+                if _said_hello(running, connection, min(patience_s, left_s)):
+                    yield connection
+                    return
+                patience_s *= 2  # the host may be slow
+        time.sleep(0.05)
+    if patience_s > HELLO_S:
+        raise _no_answer(running)
+    raise HostError(
+        f"all {PORTS} sessions of the emulated host are in use", hint="wait for one to end"
+    )
+
+
+def greet(running: Running, connection: socket.socket, request: Request) -> bytes:
+    """Hand a session the request; returns what came of its output together with the answer.
+
+    Raises:
+        HostError: the host ended, or does not answer.
+    """
+    nonce = os.urandom(NONCE_SIZE)
+    body = json.dumps(asdict(request)).encode()
+    finder = Synchroniser(MAGIC + nonce)
+    connection.settimeout(ANSWER_S)
+    try:
+        connection.sendall(MAGIC + nonce + LENGTH.pack(len(body)) + body)
+        while data := connection.recv(CHUNK):
+            rest = finder.feed(data)
+            if rest is not None:
+                connection.settimeout(None)
+                return rest
+    except TimeoutError as error:
+        raise _no_answer(running) from error
+    except OSError as error:
+        raise ended_in_the_middle(running) from error
+    raise ended_in_the_middle(running)
+
+
+def ended_in_the_middle(running: Running) -> HostError:
+    """What to say when the connection breaks while a command runs."""
+    return HostError(
+        f"the emulated host ended in the middle of the command (process {running.pid}: "
+        f"{last_words(running.path)})",
+        hint="run the command again: it starts a new one",
+    )
+
+
+@contextlib.contextmanager
+def _port(running: Running, number: int) -> Iterator[socket.socket | None]:
+    """A connection to one port, or None where another client has it."""
+    path = running.path / f"p{number}"
+    with contextlib.ExitStack() as stack:
+        try:
+            lock = try_lock(path.with_suffix(".lock"))
+            if lock is not None:
+                stack.callback(os.close, lock)
+                connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+                connection.connect(str(path))
+        except OSError as error:
+            raise _unreachable(running) from error
+        yield None if lock is None else connection
+
+
+def _said_hello(running: Running, connection: socket.socket, timeout_s: float) -> bool:
+    """Whether a session is there, and waits for a request."""
+    finder = Synchroniser(HELLO)
+    deadline = time.monotonic() + timeout_s
+    while (left := deadline - time.monotonic()) > 0:
+        connection.settimeout(left)
+        try:
+            data = connection.recv(CHUNK)
+        except TimeoutError:
+            break
+        except OSError as error:
+            raise _unreachable(running) from error
+        if not data:
+            raise _unreachable(running)
+        if finder.feed(data) is not None:
+            return True
+    return False
+
+
+def _unreachable(running: Running) -> Unreachable:
+    return Unreachable(
+        f"the emulated host has ended (process {running.pid}: {last_words(running.path)})",
+        hint="run the command again: it starts a new one",
+    )
+
+
+def _no_answer(running: Running) -> HostError:
+    return HostError(
+        f"the emulated host does not answer ({last_words(running.path)})",
+        hint="pyvmm host stop, then run the command again",
+    )

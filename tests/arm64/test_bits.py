@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from enum import IntEnum
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm.arm64.bits import Bits, bit, bits
+
+
+class Class(IntEnum):
+    SVC64 = 0x15
+    DABT = 0x25
+
+
+class Esr(Bits):
+    EC = bits(31, 26, "exception class", Class)
+    IL = bit(25, "the instruction was 32 bits long")
+    ISS = bits(24, 0, "syndrome")
+
+
+class Esr2(Esr):
+    ISS2 = bits(36, 32, "more syndrome")
+
+
+def test_fields_are_attributes_with_named_values() -> None:
+    esr = Esr(0x5600_0007)
+
+    assert esr.EC is Class.SVC64
+    assert (esr.IL, esr.ISS) == (1, 7)
+
+
+def test_reserved_value_stays_a_number() -> None:
+    assert Esr(0x3F << 26).EC == 0x3F
+    assert not isinstance(Esr(0x3F << 26).EC, Class)
+
+
+def test_str_shows_the_number_and_every_field() -> None:
+    assert str(Esr(0x5600_0007)) == f"{Esr(0x5600_0007)}" == "0x56000007 (EC=SVC64 IL=1 ISS=0x7)"
+    assert repr(Esr(5)) == "Esr(0x5)"
+    assert f"{Esr(5):#06x}" == "0x0005"
+
+
+def test_of_builds_from_fields_and_is_an_int() -> None:
+    assert Esr.of(EC=Class.SVC64, IL=1, ISS=7) == 0x5600_0007
+
+
+def test_replace_changes_only_the_named_field() -> None:
+    assert Esr(0x5600_0007).replace(ISS=0) == 0x5600_0000
+
+
+@pytest.mark.parametrize("value", [0x40, -1])
+def test_value_that_does_not_fit_names_the_field(value: int) -> None:
+    with pytest.raises(ValueError, match=r"^EC=-?0x\w+ does not fit bits 31:26$"):
+        Esr.of(EC=value)
+
+
+def test_unknown_field_is_refused() -> None:
+    with pytest.raises(TypeError, match="Esr has no field XX"):
+        Esr.of(XX=1)
+
+
+def test_subclass_has_the_fields_of_its_base_too() -> None:
+    assert [field.name for field in Esr2.fields()] == ["EC", "IL", "ISS", "ISS2"]
+    assert Esr2(3 << 32).ISS2 == 3
+
+
+def test_field_of_the_class_tells_its_mask_and_meaning() -> None:
+    assert Esr.EC.mask == 0xFC00_0000
+    assert Esr.IL.meaning == "the instruction was 32 bits long"
+
+
+def test_backward_field_is_refused() -> None:
+    with pytest.raises(ValueError, match="bits 3 to 5 are no field"):
+        bits(3, 5, "")
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_fields_put_together_are_the_register(value: int) -> None:
+    esr = Esr(value)
+
+    assert Esr.of(EC=esr.EC, IL=esr.IL, ISS=esr.ISS) == value

@@ -1,0 +1,100 @@
+"""Names and encodings of system registers, judged by an assembler and by KVM's own list."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from elftools.elf.elffile import ELFFile
+
+from pyvmm.arm64 import sysregs
+
+# What Arm's architecture has and some assembler (binutils 2.40) does not, or not by that name.
+NEWER_THAN_BINUTILS = {
+    "ID_AA64PFR2_EL1",
+    "ID_AA64FPFR0_EL1",
+    "ID_AA64DFR2_EL1",
+    "ID_AA64ISAR3_EL1",
+    "ID_AA64MMFR3_EL1",
+    "ID_AA64MMFR4_EL1",
+    "SCTLR2_EL1",
+    "SCTLR2_EL2",
+    "TCR2_EL1",
+    "TCR2_EL2",
+    "PIRE0_EL1",
+    "PIRE0_EL2",
+    "PIR_EL1",
+    "PIR_EL2",
+    "POR_EL0",
+    "POR_EL1",
+    "POR_EL2",
+    "HDFGRTR2_EL2",
+    "HDFGWTR2_EL2",
+    "HFGRTR2_EL2",
+    "HFGWTR2_EL2",
+    "HFGITR2_EL2",
+}
+
+
+def words(gcc: Path, where: Path, instructions: list[str]) -> list[int]:
+    """The machine code of instructions."""
+    source, obj = where / "regs.s", where / "regs.o"
+    source.write_text(".arch armv8.8-a+sve2+sme+memtag+pauth\n" + "\n".join(instructions) + "\n")
+    subprocess.run([str(gcc), "-c", "-o", str(obj), str(source)], check=True)
+    with obj.open("rb") as file:
+        text = ELFFile(file).get_section_by_name(".text")
+        assert text is not None
+        data = text.data()
+    return [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4)]
+
+
+def generic(encoding: int) -> str:
+    """The name any assembler takes for an encoding."""
+    op0, op1, crn = encoding >> 14, encoding >> 11 & 7, encoding >> 7 & 15
+    return f"S{op0}_{op1}_C{crn}_C{encoding >> 3 & 15}_{encoding & 7}"
+
+
+def test_encodings_are_the_assembler_s(cross_gcc: Path, tmp_path: Path) -> None:
+    names = [name for name in sysregs.ENCODINGS if name not in NEWER_THAN_BINUTILS]
+    # PMSWINC_EL0 is write-only, the rest can be read.
+    reads = [f"msr {name}, x0" if name == "PMSWINC_EL0" else f"mrs x0, {name}" for name in names]
+    raw = [
+        instruction.replace(name, generic(sysregs.ENCODINGS[name]))
+        for name, instruction in zip(names, reads, strict=True)
+    ]
+
+    assert words(cross_gcc, tmp_path, reads) == words(cross_gcc, tmp_path, raw)
+
+
+def test_no_two_names_have_one_encoding() -> None:
+    assert len(sysregs.NAMES) == len(sysregs.ENCODINGS)
+
+
+def test_fields_of_id_registers_read_well() -> None:
+    pfr0 = sysregs.IdAa64Pfr0(0x1_0111_0011)
+
+    assert pfr0.SVE is sysregs.Implemented.YES
+    assert sysregs.IdAa64Mmfr0(5).PARange is sysregs.PaRange.BITS_48
+
+
+@pytest.mark.kvm
+def test_every_register_kvm_lists_has_a_name_or_is_unallocated() -> None:
+    from pyvmm.kvm import regs
+    from pyvmm.kvm.uapi import VcpuFeature
+    from tests.kvm.guest import guest
+
+    features = (VcpuFeature.PSCI_0_2, VcpuFeature.PMU_V3, VcpuFeature.SVE)
+    with guest("spin", features=features) as made:
+        made.vcpu.finalize(VcpuFeature.SVE)
+        listed = [reg for reg in made.vcpu.get_reg_list() if regs.group(reg) == regs.SYSREG]
+
+    shown = {regs.name(reg, sysregs.NAMES): regs.fields(reg) for reg in listed}
+    # The space of ID registers, op0 3, op1 0, CRn 0, is listed whole.
+    unnamed = [
+        name
+        for name, fields in shown.items()
+        if name.startswith(("S2_", "S3_")) and fields[:3] != (3, 0, 0)
+    ]
+
+    assert unnamed == []

@@ -1,0 +1,312 @@
+"""`pyvmm run`: what it refuses before anything runs, and the console as a user has it."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pyvmm import cli, layout
+from pyvmm.commands._lkvm import ALREADY_SO, REFUSED, Refused
+from pyvmm.commands.run import GUESTS, bundled_guests, find_image
+from tests import programs
+
+Capture = pytest.CaptureFixture[str]
+
+ENOUGH_S = 30.0  # an interpreter in an emulated host takes its time to start
+
+
+@pytest.fixture(autouse=True)
+def never_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a test that should be refused from starting an emulated host instead."""
+    monkeypatch.setenv("PYVMM_HOST", "local")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-c", "0"], "-c 0: a machine needs at least 1 vCPU"),
+        (["-c", "-3"], "-c -3: a machine needs at least 1 vCPU"),
+        (["-m", "0"], "-m 0: a machine needs memory"),
+        (["-m", "4095B"], "is not a whole number of 4 KiB pages"),
+        (["-m", "lots"], "'lots' is not a size"),
+        (["-m", "512M@2G"], "RAM is always at 0x80000000"),
+        (["--timeout", "0"], "--timeout 0"),
+        (["--timeout", "nan"], "--timeout nan"),
+        (["--no-sve", "--sve"], "--no-sve and --sve contradict each other"),
+        (["--no-sve", "--sve-vls=128"], "--no-sve and --sve-vls=128 contradict each other"),
+        (["--no-sve", "--sve-max-vl=256"], "--no-sve and --sve-max-vl=256 contradict"),
+        (["--sve-vls=128", "--sve-max-vl=256"], "--sve-vls and --sve-max-vl both"),
+        (["--sve-max-vl=100"], "--sve-max-vl=100: 100 is not a multiple of 128"),
+        (["-k", "other"], "two images, image and -k other"),
+        (["--console", "virtio"], "--console virtio: there are no virtio devices yet"),
+        (["--irqchip", "gicv2"], "--irqchip gicv2: guests have a GICv3"),
+        (["--network", "mode=user"], "--network mode=user: there are no virtio devices yet"),
+        (["--host-cpu", "max, sve=off"], "not a CPU QEMU could know"),
+    ],
+)
+def test_mistake_is_refused_in_one_message(
+    arguments: list[str], words: str, capsys: Capture
+) -> None:
+    code = cli.main(["run", *arguments, "image"])
+    message, *hint = capsys.readouterr().err.splitlines()
+
+    assert code == 2
+    assert message.startswith("pyvmm: ")
+    assert words in message
+    assert len(hint) <= 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "100", "-128", "1,2", "16,32", "128,128", "4096", "128,"]
+)
+@pytest.mark.parametrize("form", ["one word", "two words"])
+def test_bad_vector_lengths_are_refused_in_either_spelling(
+    text: str, form: str, capsys: Capture
+) -> None:
+    option = [f"--sve-vls={text}"] if form == "one word" else ["--sve-vls", text]
+
+    code = cli.main(["run", *option, "image"])
+
+    assert code == 2
+    assert capsys.readouterr().err.startswith(f"pyvmm: --sve-vls={text}: ")
+
+
+@pytest.mark.parametrize("refused", REFUSED, ids=lambda refused: refused.names[-1])
+def test_options_of_lkvms_that_are_missing_are_refused_by_name(
+    refused: Refused, capsys: Capture
+) -> None:
+    for name in refused.names:
+        code = cli.main(["run", name, *(["1"] if refused.takes_value else []), "image"])
+
+        assert code == 2
+        assert capsys.readouterr().err == f"pyvmm: {refused.names[-1]}: {refused.reason}\n"
+
+
+def test_options_with_nothing_to_do_are_taken(capsys: Capture) -> None:
+    code = cli.main(["run", *ALREADY_SO, "-c", "0", "image"])
+
+    assert code == 2
+    assert "-c 0" in capsys.readouterr().err
+
+
+def test_kvm_unit_tests_command_line_is_understood(capsys: Capture) -> None:
+    line = "--kernel F.flat --cpus 0 --params x --nodefaults --network mode=none --loglevel=warning"
+
+    code = cli.main(["run", *line.split(), "--mem", "256", "--irqchip=gicv3", "--initrd", "E"])
+
+    assert code == 2
+    assert "-c 0" in capsys.readouterr().err  # the only thing wrong with it
+
+
+def test_environment_stands_for_options(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("PYVMM_RUN_MEM", "plenty")
+
+    code = cli.main(["run", "image"])
+
+    assert code == 2
+    assert "'plenty' is not a size" in capsys.readouterr().err
+
+
+def test_no_image_names_the_guests_there_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "hello").touch()
+    (tmp_path / "timer").touch()
+    monkeypatch.setattr("pyvmm.commands.run.GUESTS", tmp_path)
+
+    code = cli.main(["run"])
+
+    assert code == 2
+    assert "hello, timer" in capsys.readouterr().err
+
+
+def test_bundled_guest_is_found_by_name_unless_a_file_has_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    guests, here = tmp_path / "guests", tmp_path / "here"
+    guests.mkdir()
+    here.mkdir()
+    (guests / "hello").touch()
+    monkeypatch.setattr("pyvmm.commands.run.GUESTS", guests)
+    monkeypatch.chdir(here)
+
+    assert bundled_guests() == ["hello"]
+    assert find_image("hello") == guests / "hello"
+    assert find_image("./hello") == Path("hello")
+    assert find_image("../guests/hello") == Path("../guests/hello")
+    (here / "hello").touch()
+    assert find_image("hello") == Path("hello")
+
+
+def test_guests_directory_is_the_packages() -> None:
+    assert Path(cli.__file__).parent / "guests" == GUESTS
+
+
+@dataclass
+class Session:
+    """A `pyvmm run` of its own, and what it said."""
+
+    process: subprocess.Popen[bytes]
+    person: int  # our end of its terminal
+    program: int  # its end, to look at the modes
+    seen: bytes = b""
+    before: list[object] = field(default_factory=list)
+
+    def wait_for(self, words: bytes) -> bool:
+        """Whether it prints that in good time."""
+        deadline = time.monotonic() + ENOUGH_S
+        while words not in self.seen and time.monotonic() < deadline:
+            if select.select([self.person], [], [], 0.1)[0]:
+                self.seen += os.read(self.person, 4096)
+        return words in self.seen
+
+    def end(self) -> int:
+        """Its exit code."""
+        return self.process.wait(ENOUGH_S)
+
+
+Start = Callable[..., Session]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start `pyvmm run` on a terminal of its own."""
+    sessions = []
+
+    def starter(*arguments: str) -> Session:
+        person, program = pty.openpty()
+        before = termios.tcgetattr(program)
+        process = subprocess.Popen(
+            [sys.executable, "-c", "import sys; from pyvmm.cli import main; sys.exit(main())",
+             "run", *arguments],
+            stdin=program, stdout=program, stderr=program, start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYVMM_HOST": "auto"},
+        )  # fmt: skip
+        sessions.append(Session(process, person, program, before=before))
+        return sessions[-1]
+
+    yield starter
+    for session in sessions:
+        session.process.kill()
+        session.process.wait()
+        os.close(session.person)
+        os.close(session.program)
+
+
+@pytest.fixture
+def spinning(tmp_path: Path) -> str:
+    """A guest that never ends."""
+    return str(programs.write("spin", tmp_path))
+
+
+@pytest.mark.kvm
+def test_keys_stop_the_guest_and_the_terminal_is_restored(start: Start, spinning: str) -> None:
+    session = start("-v", "-c1", "-m16", spinning)
+    assert session.wait_for(b"sve  ")
+    assert session.wait_for(b"\n")
+    time.sleep(1)
+    raw = termios.tcgetattr(session.program)
+
+    os.write(session.person, b"\x01h")
+    helped = session.wait_for(b"stop the guest")
+    os.write(session.person, b"\x03\x01x")
+
+    assert helped
+    assert not raw[3] & termios.ICANON
+    assert session.end() == 0
+    assert termios.tcgetattr(session.program) == session.before
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_signal_ends_the_guest_and_the_terminal_is_restored(
+    start: Start, spinning: str, number: signal.Signals
+) -> None:
+    session = start("-v", "-c2", "-m16", spinning)
+    assert session.wait_for(b"sve  ")
+    time.sleep(1)
+
+    session.process.send_signal(number)
+
+    assert session.end() == 128 + number
+    assert termios.tcgetattr(session.program) == session.before
+
+
+@pytest.mark.kvm
+def test_verbose_says_what_the_machine_is_made_of(start: Start, spinning: str) -> None:
+    session = start("-v", "-c3", "-m64", "--timeout", "0.1", spinning)
+
+    assert session.end() == 124
+    session.wait_for(b"did not end")
+    said = session.seen.decode()
+    assert re.search(r"image +\S+spin \(flat binary\), entry 0x80080000", said)
+    assert re.search(r"memory +64 MiB at 0x80000000", said)
+    assert re.search(r"vcpus +3\b", said)
+    assert "did not end within 0.1 s" in said
+
+
+@pytest.mark.kvm
+def test_missing_kernel_has_the_words_kvm_unit_tests_looks_for(capsys: Capture) -> None:
+    code = cli.main(["run", "-c1", "-m64", "_NO_FILE_4Uhere_"])
+
+    assert code == 2
+    assert "Fatal: Unable to open kernel _NO_FILE_4Uhere_" in capsys.readouterr().err
+
+
+@pytest.mark.kvm
+def test_bad_vector_lengths_come_with_sets_of_this_host(capsys: Capture) -> None:
+    cli.main(["run", "--sve-vls=1", "image"])
+
+    hint = capsys.readouterr().err.splitlines()[1]
+    assert hint.endswith(("can give --sve-vls=128", "leave the option out"))
+
+
+@pytest.mark.kvm
+def test_dump_dtb_writes_what_the_guest_gets(tmp_path: Path) -> None:
+    image, blob = programs.write("spin", tmp_path), tmp_path / "dtb"
+
+    cli.main(["run", "-c1", "-m16", "--timeout=0.1", f"--dump-dtb={blob}", str(image)])
+
+    assert blob.read_bytes()[:4] == bytes.fromhex("d00dfeed")
+
+
+@pytest.mark.kvm
+def test_output_reaches_a_pipe_and_a_reader_that_leaves_ends_the_guest(
+    tmp_path: Path,
+) -> None:
+    image = tmp_path / "flood"
+    # mov w1, #'y'; movz x2, #0x100, lsl #16 (the UART); then the program itself
+    start_code = (0x52800F21, 0xD2A02002)
+    image.write_bytes(
+        b"".join(word.to_bytes(4, "little") for word in start_code) + programs.words("flood")
+    )
+    assert layout.UART.base == 0x100 << 16
+
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; from pyvmm.cli import main; sys.exit(main())",
+         "run", "-c1", "-m16", "--timeout=20", str(image)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYVMM_HOST": "auto"},
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        said = process.stdout.read(100)
+        process.stdout.close()
+        code = process.wait(ENOUGH_S)
+        complaints = process.stderr.read()
+
+    assert said == b"y" * 100
+    assert code == 141
+    assert complaints == b""

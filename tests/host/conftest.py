@@ -1,0 +1,88 @@
+"""Fixtures of the emulated host's unit tests: directories of their own, and the command channel."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.host.running import Running
+
+ROOT = Path(__file__).resolve().parents[2]
+ENOUGH_S = 20.0  # for anything that should happen at all
+
+
+def wait_for(condition: Any, what: str = "it") -> None:
+    """Wait until a condition comes true."""
+    deadline = time.monotonic() + ENOUGH_S
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} does not happen"
+        time.sleep(0.01)
+
+
+def python(code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
+    """Start an interpreter that runs some code; its output is a pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True, **options
+    )
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test touches the cache or the hosts of whoever runs it; where it has them instead."""
+    own = tmp_path_factory.mktemp("own")
+    (own / "runtime").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(own / "cache"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(own / "runtime"))
+    return own
+
+
+class Channel:
+    """Both halves of the command channel on this machine; commands run in it as this user."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.running = Running(directory, "start", 0, {})
+        self._agent = subprocess.Popen(
+            [sys.executable, "-m", "tests.host.agent", str(directory)], cwd=ROOT
+        )
+        wait_for((directory / "ready").exists, "the agent's start")
+
+    def command(self, *argv: str) -> list[str]:
+        """The client, as a command line to start."""
+        # Not by PYTHONPATH or the current directory: those belong to what is tested.
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import tests.host.client as client"
+        run = f"{code}; sys.exit(client.main())"
+        return [sys.executable, "-c", run, str(self.directory), *argv]
+
+    def run(self, *argv: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+        """Run a command through the channel, to its end."""
+        options.setdefault("stdin", None if "input" in options else subprocess.DEVNULL)
+        return subprocess.run(self.command(*argv), capture_output=True, timeout=ENOUGH_S, **options)
+
+    def start(self, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Start a command through the channel; its output is a pipe."""
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+        return subprocess.Popen(self.command(*argv), **{**streams, **options})
+
+    def end(self) -> None:
+        """End the agent; commands it serves end when their clients do."""
+        self._agent.kill()
+        self._agent.wait()
+
+
+@pytest.fixture(scope="session")
+def channel() -> Iterator[Channel]:
+    """The command channel."""
+    directory = Path(tempfile.mkdtemp(prefix="pyvmm-test-"))  # short: sockets have short paths
+    made = Channel(directory)
+    yield made
+    made.end()
+    shutil.rmtree(directory)

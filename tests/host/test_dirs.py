@@ -1,0 +1,212 @@
+"""The cache: what is in it is complete or absent, whatever happens while it is made."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from pyvmm.errors import HostError
+from pyvmm.host import dirs
+from pyvmm.host.dirs import cache_dir, cached, locked, runtime_dir, try_lock
+from tests.host.conftest import python, wait_for
+
+# Builds slowly, saying so in a log: argv is the place and the log.
+BUILDER = """
+import sys, time
+from pathlib import Path
+from pyvmm.host.dirs import cached
+
+def build(into):
+    (into / "half").touch()
+    with open(sys.argv[2], "a") as log:
+        log.write("building\\n")
+    time.sleep(float(sys.argv[3]))
+    (into / "whole").touch()
+
+cached(Path(sys.argv[1]), build)
+"""
+
+
+def fill(into: Path) -> None:
+    (into / "whole").touch()
+
+
+def contents(directory: Path) -> list[str]:
+    return sorted(p.name for p in directory.iterdir() if not p.name.endswith(".lock"))
+
+
+def test_build_happens_once(tmp_path: Path) -> None:
+    def fail(into: Path) -> None:
+        raise AssertionError("built again")
+
+    made = cached(tmp_path / "tree", fill)
+    again = cached(tmp_path / "tree", fail)
+
+    assert made == again == tmp_path / "tree"
+    assert contents(made) == ["whole"]
+    assert made.stat().st_mode & 0o777 == 0o755
+
+
+def test_build_that_raises_leaves_nothing(tmp_path: Path) -> None:
+    def fail(into: Path) -> None:
+        (into / "half").touch()
+        raise HostError("no such package")
+
+    with pytest.raises(HostError, match="no such package"):
+        cached(tmp_path / "tree", fail)
+
+    assert contents(tmp_path) == []
+
+
+def test_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(into: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cached(tmp_path / "tree", interrupt)
+
+    assert contents(tmp_path) == []
+
+
+def test_killed_build_does_not_look_complete_and_is_cleaned_up_by_the_next(tmp_path: Path) -> None:
+    place, log = tmp_path / "cache/tree", tmp_path / "log"
+    with python(BUILDER, str(place), str(log), "60") as builder:
+        wait_for(log.exists)
+        builder.kill()
+    left = contents(place.parent)
+    assert not place.exists()
+    assert len(left) == 1
+    assert left[0].startswith(".tree.tmp-")
+
+    cached(place, fill)
+
+    assert contents(place.parent) == ["tree"]
+    assert contents(place) == ["whole"]
+
+
+def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
+    place, log = tmp_path / "cache/tree", tmp_path / "log"
+
+    builders = [python(BUILDER, str(place), str(log), "0.3") for _ in range(2)]
+    codes = []
+    for builder in builders:
+        with builder:
+            codes.append(builder.wait())
+
+    assert codes == [0, 0]
+    assert log.read_text() == "building\n"
+    assert contents(place) == ["half", "whole"]
+
+
+def test_full_disk_is_a_host_error_that_names_the_place(tmp_path: Path) -> None:
+    def overflow(into: Path) -> None:
+        Path("/dev/full").write_bytes(b"x")
+
+    with pytest.raises(HostError) as caught:
+        cached(tmp_path / "tree", overflow)
+
+    assert caught.value.message == (
+        f"cannot fill the cache at {tmp_path}/tree: {os.strerror(errno.ENOSPC)}"
+    )
+    assert "XDG_CACHE_HOME" in (caught.value.hint or "")
+    assert contents(tmp_path) == []
+
+
+def test_cache_that_cannot_be_made_is_a_host_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+
+    with pytest.raises(HostError, match=r"cannot make .*/file/pyvmm: Not a directory"):
+        cache_dir()
+
+
+@pytest.mark.parametrize("value", ["", "relative/cache"])
+def test_cache_falls_back_where_the_variable_names_no_absolute_directory(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", value)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    assert cache_dir("trees") == tmp_path / ".cache/pyvmm/trees"
+
+
+def test_runtime_directory_is_the_users_alone(own: Path) -> None:
+    path = runtime_dir()
+
+    assert path == own / "runtime/pyvmm"
+    assert path.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("value", ["", "/nowhere/at/all", "runtime"])
+def test_runtime_directory_falls_back_to_tmp(
+    value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", value)
+    monkeypatch.setattr(dirs, "_tmp_runtime_dir", lambda: tmp_path / "tmp-pyvmm")
+
+    assert runtime_dir() == tmp_path / "tmp-pyvmm"
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o755])
+def test_runtime_directory_open_to_others_is_refused(mode: int) -> None:
+    runtime_dir().chmod(mode)
+
+    with pytest.raises(HostError, match="not a directory of yours alone"):
+        runtime_dir()
+
+
+def test_runtime_directory_of_somebody_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = runtime_dir().stat().st_uid
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+
+    with pytest.raises(HostError, match="not a directory of yours alone"):
+        runtime_dir()
+
+
+def test_runtime_directory_that_is_a_link_is_refused(own: Path, tmp_path: Path) -> None:
+    (own / "runtime/pyvmm").symlink_to(tmp_path)
+    tmp_path.chmod(0o700)
+
+    with pytest.raises(HostError, match="not a directory of yours alone"):
+        runtime_dir()
+
+
+def test_lock_is_waited_for(tmp_path: Path) -> None:
+    order = []
+
+    def wait() -> None:
+        with locked(tmp_path / "lock"):
+            order.append("second")
+
+    with locked(tmp_path / "lock"):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        thread.join(0.1)
+        order.append("first")
+    thread.join()
+
+    assert order == ["first", "second"]
+
+
+def test_lock_somebody_has_is_not_given(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from pyvmm.host.dirs import try_lock\n"
+    code += "try_lock(Path(sys.argv[1])); print('mine', flush=True); time.sleep(60)"
+    with python(code, str(tmp_path / "lock")) as owner:
+        assert owner.stdout is not None
+        owner.stdout.readline()
+
+        assert try_lock(tmp_path / "lock") is None
+
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+    lock = try_lock(tmp_path / "lock")
+    assert lock is not None
+    os.close(lock)

@@ -1,0 +1,108 @@
+"""The command channel's frames, however the bytes arrive."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm.host.wire import (
+    HEADER,
+    MAX_PAYLOAD,
+    Frame,
+    FrameReader,
+    Synchroniser,
+    WireError,
+    pack,
+)
+
+FRAMES = st.lists(st.tuples(st.sampled_from(Frame), st.binary(max_size=300)), max_size=8)
+CUTS = st.lists(st.integers(1, 50), min_size=1, max_size=20)
+
+
+def pieces(data: bytes, lengths: list[int]) -> list[bytes]:
+    """Cut data into pieces of these lengths, over and over."""
+    found = []
+    while data:
+        for length in lengths:
+            found.append(data[:length])
+            data = data[length:]
+    return found
+
+
+@given(FRAMES, CUTS)
+def test_frames_come_out_as_they_went_in_however_cut(
+    frames: list[tuple[Frame, bytes]], cuts: list[int]
+) -> None:
+    stream = b"".join(pack(kind, payload) for kind, payload in frames)
+    reader = FrameReader()
+
+    read = [frame for piece in pieces(stream, cuts) for frame in reader.feed(piece)]
+
+    assert read == frames
+
+
+def test_payload_longer_than_a_frame_is_split() -> None:
+    payload = bytes(range(256)) * 1000
+
+    frames = list(FrameReader().feed(pack(Frame.OUT, payload)))
+
+    assert {kind for kind, _ in frames} == {Frame.OUT}
+    assert max(len(piece) for _, piece in frames) == MAX_PAYLOAD
+    assert b"".join(piece for _, piece in frames) == payload
+
+
+def test_incomplete_frame_waits_for_its_rest() -> None:
+    reader = FrameReader()
+
+    assert list(reader.feed(pack(Frame.ERR, b"words")[:-1])) == []
+    assert list(reader.feed(b"s")) == [(Frame.ERR, b"words")]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [HEADER.pack(99, 0), HEADER.pack(0, 5), HEADER.pack(Frame.OUT, MAX_PAYLOAD + 1)],
+    ids=["unknown type", "no type", "too long"],
+)
+def test_damaged_stream_is_an_error_after_what_was_whole(header: bytes) -> None:
+    frames = FrameReader().feed(pack(Frame.OUT, b"fine") + header)
+
+    assert next(frames) == (Frame.OUT, b"fine")
+    with pytest.raises(WireError):
+        next(frames)
+
+
+@given(st.binary(max_size=100), st.binary(max_size=100), CUTS)
+def test_synchroniser_gives_what_follows_the_marker_however_cut(
+    stale: bytes, rest: bytes, cuts: list[int]
+) -> None:
+    marker = b"\x00\xffMARK\x01" + b"nonce"
+    finder = Synchroniser(marker)
+    found: bytes | None = None
+
+    for piece in pieces(stale + marker + rest, cuts):
+        found = finder.feed(piece) if found is None else found + piece
+
+    before, _, after = (stale + marker + rest).partition(marker)
+    assert found == after
+    assert before + marker + after == stale + marker + rest
+
+
+@pytest.mark.parametrize("split", range(1, 12))
+def test_synchroniser_finds_a_marker_split_anywhere_after_a_false_start(split: int) -> None:
+    marker = b"\x00\xffMARK\x01nonce"
+    stream = marker[:-1] + marker + b"rest"  # almost the marker, then the marker
+    finder = Synchroniser(marker)
+    at = len(marker) - 1 + split
+
+    assert finder.feed(stream[:at]) is None
+    assert finder.feed(stream[at:]) == b"rest"
+
+
+def test_synchroniser_forgets_what_it_discarded() -> None:
+    finder = Synchroniser(b"marker")
+
+    for _ in range(1000):
+        finder.feed(b"x" * 1000)
+
+    assert len(finder._buffer) < len(b"marker")
