@@ -32,6 +32,7 @@ from pyvmm.host.wire import CHUNK, LENGTH, STDIN_WINDOW, Frame, FrameReader, Wir
 
 IDLE_VARIABLE: Final = "PYVMM_HOST_IDLE"
 IDLE_S: Final = 900.0
+BACKGROUND_MS: Final = 300  # not every shell tells a job that it is in the foreground again
 # Of the user's environment, what a command inside may see.
 PASSED_ON: Final = ("TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "HOME",
                     "USER", "TZ", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")  # fmt: skip
@@ -108,17 +109,6 @@ class _Session:
             self._credits.append(LENGTH.unpack(payload)[0])
             with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
                 os.write(self._wake, b"\0")
-        elif kind is Frame.STOPPED:
-            self._stop_with_the_command()
-
-    def _stop_with_the_command(self) -> None:
-        """^Z was typed inside: stop this process group, as the terminal would, and go on together.
-
-        Where no shell could bring the group back, the kernel does not stop it.
-        """
-        with self._terminal.cooked():
-            os.killpg(0, signal.SIGTSTP)
-        self._send(Frame.SIGNAL, bytes([signal.SIGCONT]))
 
     def _give_up(self, reason: int) -> int:
         """End without the rest of the output: a signal's exit code, where it stands for one."""
@@ -134,11 +124,12 @@ class _Session:
         reading = True
         try:
             while True:
+                ours = self._terminal.take()
                 poll = select.poll()
                 poll.register(self._wakeup, select.POLLIN)
-                if reading and self._window > 0 and self._terminal.usable:
+                if reading and self._window > 0 and ours:
                     poll.register(0, select.POLLIN)
-                events = dict(poll.poll())
+                events = dict(poll.poll(None if ours else BACKGROUND_MS))
                 if self._wakeup in events:
                     self._forward_signals(os.read(self._wakeup, 256))
                     while self._credits:
@@ -150,8 +141,8 @@ class _Session:
 
     def _forward_signals(self, numbers: bytes) -> None:
         for number in numbers:
-            if number == signal.SIGCONT:  # perhaps in the foreground now
-                self._terminal.enter()
+            if number == signal.SIGCONT:  # a shell has had the terminal meanwhile
+                self._terminal.lose()
             if number in (signal.SIGCONT, signal.SIGWINCH):
                 self._send(Frame.RESIZE, _window())
             elif number:
@@ -177,42 +168,42 @@ class _Session:
 
 
 class _RawTerminal:
-    """The user's terminal in raw mode, or nothing where standard input is none."""
+    """The user's terminal in raw mode, or nothing where standard input is none.
+
+    A background job does not touch it: that would stop the job.
+    """
 
     def __init__(self, wanted: bool) -> None:
         self._saved = termios.tcgetattr(0) if wanted else None
+        self._taken = False
 
     def __enter__(self) -> None:
-        self.enter()
+        self.take()
 
     def __exit__(self, *error: object) -> None:
-        self.leave()
-
-    @property
-    def usable(self) -> bool:
-        """Whether touching standard input cannot stop this process: a background job must not."""
-        try:
-            return self._saved is None or os.tcgetpgrp(0) == os.getpgrp()
-        except OSError:  # not the terminal that controls this process, or it has gone
-            return True
-
-    def enter(self) -> None:
-        if self._saved is not None and self.usable:
+        if self._saved is not None and self._usable():
             with contextlib.suppress(termios.error):  # the terminal is gone
-                tty.setraw(0, termios.TCSANOW)
-
-    def leave(self) -> None:
-        if self._saved is not None and self.usable:
-            with contextlib.suppress(termios.error):
                 termios.tcsetattr(0, termios.TCSANOW, self._saved)
 
-    @contextlib.contextmanager
-    def cooked(self) -> Iterator[None]:
-        self.leave()
+    def take(self) -> bool:
+        """Enter raw mode where that is not done yet; False in the background."""
+        if self._saved is None or self._taken:
+            return True
+        if self._usable():
+            self._taken = True
+            with contextlib.suppress(termios.error):
+                tty.setraw(0, termios.TCSANOW)
+        return self._taken
+
+    def lose(self) -> None:
+        """Raw mode wants to be entered again: this process was stopped for a while."""
+        self._taken = False
+
+    def _usable(self) -> bool:
         try:
-            yield
-        finally:
-            self.enter()
+            return os.tcgetpgrp(0) == os.getpgrp()
+        except OSError:  # not the terminal that controls this process, or it has gone
+            return True
 
 
 @contextlib.contextmanager

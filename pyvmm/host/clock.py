@@ -4,9 +4,10 @@ QEMU (5.2 to 11 alike) does not save the timers of EL2, and a VHE kernel's own t
 one: after a restore the register says when, but nothing goes off.  A CPU that then waits for its
 next tick waits for ever, and with it whatever needs an RCU grace period, a mount for one.
 
-Linux programs the timer anew, on every CPU that has a pending CLOCK_REALTIME timer, when the
-clock is set past that timer (kernel/time/hrtimer.c, clock_was_set).  So one such timer is left
-on each CPU before the save, and the clock is set past it, then right, after the restore.
+Linux programs the timer anew, on every *other* CPU that has a pending CLOCK_REALTIME timer, when
+the clock is set past that timer (kernel/time/hrtimer.c, clock_was_set).  So one such timer is
+left on each CPU before the save; after the restore the clock is set past them from one CPU, then
+from a second for the first one's sake, and then right.  An emulated host has two CPUs at least.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ def leave_timers() -> None:
 
 def set_right(now_ns: int) -> None:
     """Set the real-time clock of a restored host and wake its timers; returns when all work."""
-    saved_ns = time.clock_gettime_ns(time.CLOCK_REALTIME)
-    past_all = max(saved_ns, now_ns) + 2 * AHEAD_S * 1_000_000_000
-    time.clock_settime_ns(time.CLOCK_REALTIME, past_all)
-    time.clock_settime_ns(time.CLOCK_REALTIME, now_ns)
+    began_ns = time.monotonic_ns()
+    past_all = max(time.time_ns(), now_ns) + 2 * AHEAD_S * 1_000_000_000
+    for _ in _every_cpu():
+        time.clock_settime_ns(time.CLOCK_REALTIME, past_all)
+        time.clock_settime_ns(time.CLOCK_REALTIME, now_ns + time.monotonic_ns() - began_ns)
     for _ in _every_cpu():
         time.sleep(CHECK_S)
 

@@ -7,6 +7,7 @@ nothing before a new session has said hello; where none does, the next port is t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -40,16 +41,18 @@ def connected(running: Running) -> Iterator[socket.socket]:
     """
     deadline = time.monotonic() + PORT_WAIT_S
     patience_s = HELLO_S
-    while (left_s := deadline - time.monotonic()) > 0:
-        for number in range(1, PORTS + 1):
-            with _port(running, number) as connection:
-                if connection is None:
-                    continue
+    for number in itertools.cycle(range(1, PORTS + 1)):
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            break
+        with _port(running, number) as connection:
+            if connection is not None:
                 if _said_hello(running, connection, min(patience_s, left_s)):
                     yield connection
                     return
                 patience_s *= 2  # the host may be slow
-        time.sleep(0.05)
+        if number == PORTS:
+            time.sleep(0.05)
     if patience_s > HELLO_S:
         raise _no_answer(running)
     raise HostError(

@@ -124,10 +124,12 @@ class _Modules:
     def closure(self, names: tuple[str, ...]) -> dict[str, bytes]:
         """Return the named modules and those they depend on, dependencies first."""
         found: dict[str, bytes] = {}
+        seen = set(self._builtin)
 
         def visit(name: str, *, optional: bool = False) -> None:
-            if name in found or name in self._builtin:
+            if name in seen:
                 return
+            seen.add(name)
             file = self._files.get(name) or self._files.get(f"{name}_generic")
             if file is None:
                 if optional:

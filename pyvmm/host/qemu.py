@@ -21,7 +21,6 @@ from pyvmm.host.running import last_words
 from pyvmm.host.tools import Tool
 from pyvmm.host.wire import PORTS
 
-MAX_CPUS: Final = 4  # more make TCG slower as a whole
 COLD_BOOT_S: Final = 180.0
 CONVERSATION_S: Final = 60.0
 BOOT_ARGUMENTS: Final = (
@@ -66,7 +65,7 @@ class QemuPlan:
         arguments = [
             "-M", "virt,virtualization=on,gic-version=3,memory-backend=mem",
             "-cpu", self.cpu_argument,
-            "-smp", str(min(os.cpu_count() or 1, MAX_CPUS)), "-m", f"size={size}B",
+            "-smp", str(saved.cpus()), "-m", f"size={size}B",
             "-accel", "tcg,thread=multi",
             "-object",
             f"memory-backend-file,id=mem,size={size},mem-path={_option(memory)},share={share}",

@@ -20,6 +20,7 @@ from pyvmm.host.settings import HostSettings
 RECIPE: Final = 1  # raised when a saved host made by older code must not be used
 KEEP: Final = 8  # saved hosts; the least recently used go
 MAX_MEMORY: Final = 4 << 30
+MAX_CPUS: Final = 4  # more make TCG slower as a whole
 INIT: Final = Path(__file__).with_name("init.sh")
 
 
@@ -27,7 +28,7 @@ def key(settings: HostSettings) -> str:
     """A name for a host: what it models, and a hash of all it depends on."""
     parts = [
         str(RECIPE), settings.kernel, settings.qemu, settings.cpu, payload.fingerprint(),
-        str(memory_size()), str(os.cpu_count()), str(os.getuid()), str(cache_dir()),
+        str(memory_size()), str(cpus()), str(os.getuid()), str(cache_dir()),
     ]  # fmt: skip
     for path in (settings.kernel, settings.qemu):
         if os.sep in path:
@@ -41,6 +42,11 @@ def memory_size() -> int:
     """An emulated host's RAM in bytes: 4 GiB, or half of this machine's where that is less."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(MAX_MEMORY, physical // 2 >> 20 << 20)
+
+
+def cpus() -> int:
+    """How many CPUs an emulated host has: this machine's, but two at least (see clock.py)."""
+    return max(2, min(os.cpu_count() or 1, MAX_CPUS))
 
 
 def directory(name: str) -> Path:

@@ -185,11 +185,8 @@ class Session:
         return len(data)
 
     def _exit_code(self) -> int | None:
-        process, status = os.waitpid(self._child.process, os.WNOHANG | os.WUNTRACED)
+        process, status = os.waitpid(self._child.process, os.WNOHANG)
         if process == 0:
-            return None
-        if os.WIFSTOPPED(status):
-            self._send(Frame.STOPPED, b"")
             return None
         if os.WIFSIGNALED(status):
             return 128 + os.WTERMSIG(status)

@@ -42,8 +42,7 @@ class Frame(IntEnum):
     ERR = 17  # agent: bytes of standard error
     TTY = 18  # agent: bytes of the command's terminal
     CREDIT = 19  # agent: u32, that many bytes of STDIN were taken
-    STOPPED = 20  # agent: the command was stopped (as by ^Z)
-    EXIT = 21  # agent: u8, the command's exit code; the last frame
+    EXIT = 20  # agent: u8, the command's exit code; the last frame
 
 
 def pack(kind: Frame, payload: bytes = b"") -> bytes:

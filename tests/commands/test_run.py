@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
-import termios
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,10 +17,9 @@ from pyvmm import cli, layout
 from pyvmm.commands._lkvm import ALREADY_SO, REFUSED, Refused
 from pyvmm.commands.run import GUESTS, bundled_guests, find_image
 from tests import programs
+from tests.terminal import ENOUGH_S, Terminal
 
 Capture = pytest.CaptureFixture[str]
-
-ENOUGH_S = 30.0  # an interpreter in an emulated host takes its time to start
 
 
 @pytest.fixture(autouse=True)
@@ -154,55 +149,20 @@ def test_guests_directory_is_the_packages() -> None:
     assert Path(cli.__file__).parent / "guests" == GUESTS
 
 
-@dataclass
-class Session:
-    """A `pyvmm run` of its own, and what it said."""
-
-    process: subprocess.Popen[bytes]
-    person: int  # our end of its terminal
-    program: int  # its end, to look at the modes
-    seen: bytes = b""
-    before: list[object] = field(default_factory=list)
-
-    def wait_for(self, words: bytes) -> bool:
-        """Whether it prints that in good time."""
-        deadline = time.monotonic() + ENOUGH_S
-        while words not in self.seen and time.monotonic() < deadline:
-            if select.select([self.person], [], [], 0.1)[0]:
-                self.seen += os.read(self.person, 4096)
-        return words in self.seen
-
-    def end(self) -> int:
-        """Its exit code."""
-        return self.process.wait(ENOUGH_S)
+PYVMM = [sys.executable, "-P", "-c", "import sys; from pyvmm.cli import main; sys.exit(main())"]
 
 
-Start = Callable[..., Session]
+def environment() -> dict[str, str]:
+    """What a pyvmm of its own needs to be the one under test."""
+    under_test = str(Path(cli.__file__).parents[1])  # before any other pyvmm on the path
+    path = os.pathsep.join([under_test, *sys.path])
+    return {**os.environ, "PYTHONPATH": path, "PYVMM_HOST": "auto"}
 
 
 @pytest.fixture
-def start() -> Iterator[Start]:
-    """Start `pyvmm run` on a terminal of its own."""
-    sessions = []
-
-    def starter(*arguments: str) -> Session:
-        person, program = pty.openpty()
-        before = termios.tcgetattr(program)
-        process = subprocess.Popen(
-            [sys.executable, "-c", "import sys; from pyvmm.cli import main; sys.exit(main())",
-             "run", *arguments],
-            stdin=program, stdout=program, stderr=program, start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYVMM_HOST": "auto"},
-        )  # fmt: skip
-        sessions.append(Session(process, person, program, before=before))
-        return sessions[-1]
-
-    yield starter
-    for session in sessions:
-        session.process.kill()
-        session.process.wait()
-        os.close(session.person)
-        os.close(session.program)
+def terminal() -> Iterator[Terminal]:
+    with Terminal() as made:
+        yield made
 
 
 @pytest.fixture
@@ -212,48 +172,54 @@ def spinning(tmp_path: Path) -> str:
 
 
 @pytest.mark.kvm
-def test_keys_stop_the_guest_and_the_terminal_is_restored(start: Start, spinning: str) -> None:
-    session = start("-v", "-c1", "-m16", spinning)
-    assert session.wait_for(b"sve  ")
-    assert session.wait_for(b"\n")
-    time.sleep(1)
-    raw = termios.tcgetattr(session.program)
+def test_keys_stop_the_guest_and_the_terminal_is_restored(
+    terminal: Terminal, spinning: str
+) -> None:
+    before = terminal.mode
+    process = terminal.start([*PYVMM, "run", "-v", "-c1", "-m16", spinning], env=environment())
+    terminal.expect(b"sve  ")
+    wait_for_raw_mode(terminal)
 
-    os.write(session.person, b"\x01h")
-    helped = session.wait_for(b"stop the guest")
-    os.write(session.person, b"\x03\x01x")
+    terminal.type(b"\x01h")
+    terminal.expect(b"stop the guest")
+    terminal.type(b"\x03\x01x")
 
-    assert helped
-    assert not raw[3] & termios.ICANON
-    assert session.end() == 0
-    assert termios.tcgetattr(session.program) == session.before
+    assert terminal.wait(process) == 0
+    assert terminal.mode == before
 
 
 @pytest.mark.kvm
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_signal_ends_the_guest_and_the_terminal_is_restored(
-    start: Start, spinning: str, number: signal.Signals
+    terminal: Terminal, spinning: str, number: signal.Signals
 ) -> None:
-    session = start("-v", "-c2", "-m16", spinning)
-    assert session.wait_for(b"sve  ")
-    time.sleep(1)
+    before = terminal.mode
+    process = terminal.start([*PYVMM, "run", "-v", "-c2", "-m16", spinning], env=environment())
+    terminal.expect(b"sve  ")
+    wait_for_raw_mode(terminal)
 
-    session.process.send_signal(number)
+    process.send_signal(number)
 
-    assert session.end() == 128 + number
-    assert termios.tcgetattr(session.program) == session.before
+    assert terminal.wait(process) == 128 + number
+    assert terminal.mode == before
+
+
+def wait_for_raw_mode(terminal: Terminal) -> None:
+    deadline = time.monotonic() + ENOUGH_S
+    while not terminal.is_raw:
+        assert time.monotonic() < deadline, "the terminal is not in raw mode"
+        time.sleep(0.01)
 
 
 @pytest.mark.kvm
-def test_verbose_says_what_the_machine_is_made_of(start: Start, spinning: str) -> None:
-    session = start("-v", "-c3", "-m64", "--timeout", "0.1", spinning)
+def test_verbose_says_what_the_machine_is_made_of(spinning: str, capfd: Capture) -> None:
+    code = cli.main(["run", "-v", "-c3", "-m64", "--timeout", "0.1", spinning])
+    said = capfd.readouterr().err
 
-    assert session.end() == 124
-    session.wait_for(b"did not end")
-    said = session.seen.decode()
-    assert re.search(r"image +\S+spin \(flat binary\), entry 0x80080000", said)
+    assert code == 124
+    assert re.search(r"image +\S+spin \(flat binary\), entry 0x80080000\n", said)
     assert re.search(r"memory +64 MiB at 0x80000000", said)
-    assert re.search(r"vcpus +3\b", said)
+    assert re.search(r"vcpus +3\n", said)
     assert "did not end within 0.1 s" in said
 
 
@@ -295,11 +261,12 @@ def test_output_reaches_a_pipe_and_a_reader_that_leaves_ends_the_guest(
     assert layout.UART.base == 0x100 << 16
 
     with subprocess.Popen(
-        [sys.executable, "-c", "import sys; from pyvmm.cli import main; sys.exit(main())",
-         "run", "-c1", "-m16", "--timeout=20", str(image)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYVMM_HOST": "auto"},
-    ) as process:  # fmt: skip
+        [*PYVMM, "run", "-c1", "-m16", "--timeout=20", str(image)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         said = process.stdout.read(100)

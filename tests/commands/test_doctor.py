@@ -1,0 +1,156 @@
+"""`pyvmm doctor`: facts, lacks with their remedies, and the verdict."""
+
+from __future__ import annotations
+
+import json
+import platform
+
+import pytest
+
+from pyvmm import cli, host
+from pyvmm.commands import doctor
+from pyvmm.commands._facts import Fact, kvm_facts, machine_facts
+from pyvmm.commands._outer import outer_facts
+from pyvmm.errors import HostError
+from pyvmm.kvm.caps import Cap
+
+Capture = pytest.CaptureFixture[str]
+
+FINE = Fact("kvm", "SVE vector lengths", [128, 256])
+LACKING = Fact("kvm", "GICv2", False, "no GICv2 here", "get one")
+FATAL = Fact("kvm", "device", None, "no /dev/kvm", "modprobe something", fatal=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("SVE vector lengths", "sve_vector_lengths"),
+        ("qemu-system-aarch64", "qemu_system_aarch64"),
+        ("ARM_SVE", "ARM_SVE"),
+    ],
+)
+def test_fact_has_a_key_for_programs(name: str, key: str) -> None:
+    assert Fact("topic", name, 1).key == key
+
+
+def test_document_has_values_by_topic_and_lacks_with_their_remedies() -> None:
+    document = doctor.document([FINE, LACKING])
+
+    assert document == {
+        "schema": 1,
+        "vms_can_run": True,
+        "kvm": {"sve_vector_lengths": [128, 256], "gicv2": False},
+        "lacks": [
+            {
+                "topic": "kvm",
+                "name": "gicv2",
+                "what": "no GICv2 here",
+                "remedy": "get one",
+                "fatal": False,
+            }
+        ],
+    }
+
+
+def test_fatal_lack_means_that_no_vm_can_run() -> None:
+    assert doctor.document([FINE, FATAL])["vms_can_run"] is False
+
+
+def test_facts_survive_the_way_into_an_emulated_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = [FINE, LACKING, FATAL]
+    monkeypatch.setenv(doctor.OUTER_VARIABLE, json.dumps([fact.as_json() for fact in facts]))
+
+    assert doctor._handed_in() == facts
+
+
+def test_table_shows_values_and_remedies(capsys: Capture) -> None:
+    doctor.show([FINE, LACKING, FATAL, Fact("capabilities", "ARM_SVE", 1)])
+    shown = capsys.readouterr().out
+
+    for words in ("128,256", "no GICv2 here", "get one", "modprobe something", "ARM_SVE"):
+        assert words in shown
+    assert "VMs cannot run here" in shown
+    assert "\x1b" not in shown  # no colours where nobody sees them
+
+
+def test_machine_facts_are_the_kernels_own() -> None:
+    facts = {fact.key: fact.value for fact in machine_facts()}
+
+    assert facts["architecture"] == platform.machine()
+    assert facts["kernel"] == f"Linux {platform.release()}"
+    assert facts["page_size"] in (4096, 16384, 65536)
+
+
+def test_outer_facts_name_what_is_missing_and_where_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+
+    lacks = {fact.name: fact.remedy for fact in outer_facts() if fact.lack}
+
+    assert lacks["apt-get"] == "apt-get install apt"
+    assert lacks["qemu-system-aarch64"] == "apt-get install qemu-system-arm"
+
+
+def test_machine_of_another_architecture_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+
+    (fact,) = kvm_facts()
+
+    assert fact.fatal
+    assert "riscv64 runs no arm64 guests" in fact.lack
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_machine_without_kvm_gets_a_diagnosis_and_code_3(
+    form: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    monkeypatch.delenv(host.INSIDE_VARIABLE, raising=False)
+
+    code = cli.main(["doctor", "--host", "local", *form])
+    said = capsys.readouterr()
+
+    assert code == 3
+    assert "riscv64 runs no arm64 guests" in said.out
+    assert said.err == ""
+
+
+def test_emulated_host_that_cannot_be_made_is_a_lack(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def refuse(*_: object) -> int:
+        raise HostError("no mirror", hint="configure apt")
+
+    monkeypatch.setattr(host, "is_local", lambda where: False)
+    monkeypatch.setattr(host, "forward", refuse)
+    monkeypatch.delenv(host.INSIDE_VARIABLE, raising=False)
+    monkeypatch.setenv(doctor.OUTER_VARIABLE, "[]")  # restored after the test
+
+    code = cli.main(["doctor", "--host", "emulated", "--json"])
+    document = json.loads(capsys.readouterr().out)
+
+    assert code == 3
+    assert document["lacks"][-1] == {
+        "topic": "kvm",
+        "name": "emulated_host",
+        "what": "no mirror",
+        "remedy": "configure apt",
+        "fatal": True,
+    }
+    assert "outside" in document
+
+
+@pytest.mark.kvm
+def test_machine_with_kvm_is_asked_for_everything(capsys: Capture) -> None:
+    code = cli.main(["doctor", "--json"])
+    document = json.loads(capsys.readouterr().out)
+
+    assert code == 0
+    assert document["vms_can_run"] is True
+    assert document["kvm"]["api_version"] == 12
+    assert document["kvm"]["gicv3"] is True
+    assert document["kvm"]["guest_physical_address_bits"] >= 32
+    assert document["capabilities"].keys() == {cap.name for cap in Cap}
+    has_sve = document["capabilities"]["ARM_SVE"] > 0
+    assert bool(document["kvm"]["sve_vector_lengths"]) == has_sve

@@ -1,0 +1,233 @@
+"""Finding a session: free ports, sessions that are busy ending, hosts that are gone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyvmm.errors import HostError
+from pyvmm.host import connection
+from pyvmm.host.command import Request
+from pyvmm.host.connection import Unreachable, connected, greet
+from pyvmm.host.dirs import try_lock
+from pyvmm.host.running import Running
+from pyvmm.host.wire import HELLO, MAGIC, NONCE_SIZE, PORTS
+
+REQUEST = Request(
+    argv=["true"], cwd="/", uid=0, gid=0, groups=[], umask=0, environment={}, start_id="",
+    now_ns=0, entropy="", idle_s=0,
+)  # fmt: skip
+
+Answer = Callable[[socket.socket], None]
+
+
+@pytest.fixture
+def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    """A host without ports, whose clients are impatient."""
+    monkeypatch.setattr(connection, "HELLO_S", 0.1)
+    monkeypatch.setattr(connection, "ANSWER_S", 0.2)
+    monkeypatch.setattr(connection, "PORT_WAIT_S", 0.5)
+    path = Path(tempfile.mkdtemp(prefix="pyvmm-test-"))
+    yield Running(path, "start", 77, {})
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def port(running: Running) -> Iterator[Callable[[int, Answer], None]]:
+    """A way to have somebody at a port."""
+    listeners: list[socket.socket] = []
+    threads: list[threading.Thread] = []
+
+    def serve(listener: socket.socket, answer: Answer) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            with client:
+                answer(client)
+
+    def add(number: int, answer: Answer) -> None:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(running.path / f"p{number}"))
+        listener.listen()
+        thread = threading.Thread(target=serve, args=(listener, answer))
+        thread.start()
+        listeners.append(listener)
+        threads.append(thread)
+
+    yield add
+    for listener in listeners:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+    for thread in threads:
+        thread.join()
+
+
+def hello(client: socket.socket) -> None:
+    client.sendall(b"stale" + HELLO)
+    client.recv(1)
+
+
+def silence(client: socket.socket) -> None:
+    client.recv(1)
+
+
+def test_first_free_port_is_taken_and_given_back(
+    running: Running, port: Callable[[int, Answer], None]
+) -> None:
+    port(1, hello)
+
+    for _ in range(2):
+        with connected(running) as made:
+            assert made.getpeername() == str(running.path / "p1")
+            assert try_lock(running.path / "p1.lock") is None
+
+
+def test_port_another_client_has_is_passed_over(
+    running: Running, port: Callable[[int, Answer], None]
+) -> None:
+    port(2, hello)
+    lock = try_lock(running.path / "p1.lock")
+    assert lock is not None
+
+    with connected(running) as made:
+        assert made.getpeername() == str(running.path / "p2")
+
+    os.close(lock)
+
+
+def test_port_whose_session_is_busy_ending_is_passed_over(
+    running: Running, port: Callable[[int, Answer], None]
+) -> None:
+    port(1, silence)
+    port(2, hello)
+
+    with connected(running) as made:
+        assert made.getpeername() == str(running.path / "p2")
+        lock = try_lock(running.path / "p1.lock")
+        assert lock is not None
+        os.close(lock)
+
+
+def test_host_with_every_port_in_use_says_so(running: Running) -> None:
+    locks = [try_lock(running.path / f"p{number}.lock") for number in range(1, PORTS + 1)]
+
+    with pytest.raises(HostError, match=f"all {PORTS} sessions .* are in use"), connected(running):
+        pass
+
+    for lock in locks:
+        assert lock is not None
+        os.close(lock)
+
+
+def test_port_that_becomes_free_is_waited_for(
+    running: Running, port: Callable[[int, Answer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "PORT_WAIT_S", 20)
+    port(1, hello)
+    locks = [try_lock(running.path / f"p{number}.lock") for number in range(1, PORTS + 1)]
+    timer = threading.Timer(0.2, lambda: os.close(locks[0] or 0))
+    timer.start()
+
+    with connected(running) as made:
+        assert made.getpeername() == str(running.path / "p1")
+
+    timer.join()
+    for lock in locks[1:]:
+        assert lock is not None
+        os.close(lock)
+
+
+def test_host_that_does_not_answer_is_an_error_with_its_last_words(
+    running: Running, port: Callable[[int, Answer], None]
+) -> None:
+    (running.path / "console.log").write_text("Kernel panic - not syncing\n")
+    for number in range(1, PORTS + 1):
+        port(number, silence)
+
+    refusal = pytest.raises(HostError, match=r"does not answer \(Kernel panic")
+    with refusal as caught, connected(running):
+        pass
+
+    assert not isinstance(caught.value, Unreachable)
+
+
+def test_host_whose_directory_is_gone_can_be_replaced(running: Running) -> None:
+    gone = Running(running.path / "gone", "start", 77, {})
+
+    with pytest.raises(Unreachable, match="process 77"), connected(gone):
+        pass
+
+
+def test_host_that_left_its_sockets_behind_can_be_replaced(
+    running: Running,
+) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(running.path / "p1"))
+
+    with pytest.raises(Unreachable), connected(running):
+        pass
+
+
+@pytest.mark.parametrize("last", [b"", HELLO[:-1]])
+def test_host_that_ends_before_its_hello_can_be_replaced(
+    last: bytes, running: Running, port: Callable[[int, Answer], None]
+) -> None:
+    port(1, lambda client: client.sendall(last))
+
+    with pytest.raises(Unreachable), connected(running):
+        pass
+
+
+def greeting(answer: Callable[[socket.socket, bytes], None]) -> Answer:
+    """A session that says hello, and answers the nonce it gets as told."""
+
+    def serve(client: socket.socket) -> None:
+        client.sendall(HELLO)
+        data = client.recv(65536)
+        assert data.startswith(MAGIC)
+        answer(client, data[len(MAGIC) : len(MAGIC) + NONCE_SIZE])
+
+    return serve
+
+
+def test_answer_is_found_behind_what_is_stale(
+    running: Running, port: Callable[[int, Answer], None]
+) -> None:
+    stale = b"stale" + MAGIC + bytes(NONCE_SIZE) + MAGIC[:-1]
+    port(1, greeting(lambda client, nonce: client.sendall(stale + MAGIC + nonce + b"rest")))
+
+    with connected(running) as made:
+        assert greet(running, made, REQUEST) == b"rest"
+        assert made.gettimeout() is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda client, nonce: None, "ended in the middle of the command"),
+        (lambda client, nonce: client.sendall(MAGIC), "ended in the middle of the command"),
+        (lambda client, nonce: client.recv(1), "does not answer"),
+    ],
+    ids=["ends", "ends half way", "hangs"],
+)
+def test_command_that_may_have_begun_is_not_given_to_another_host(
+    answer: Callable[[socket.socket, bytes], None],
+    words: str,
+    running: Running,
+    port: Callable[[int, Answer], None],
+) -> None:
+    port(1, greeting(answer))
+
+    with connected(running) as made, pytest.raises(HostError, match=words) as caught:
+        greet(running, made, REQUEST)
+
+    assert not isinstance(caught.value, Unreachable)

@@ -1,0 +1,196 @@
+"""The private apt, with programs of the test's own in place of apt and dpkg."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pyvmm.errors import HostError
+from pyvmm.host import debian
+from pyvmm.host.debian import Package, Suite, mirror
+from pyvmm.host.progress import Progress
+
+QUIET = Progress(quiet=True)
+URIS = """\
+Reading package lists...
+Building dependency tree...
+The following NEW packages will be installed:
+  gcc-12-base libc6
+'http://deb.example/debian/pool/main/g/g.deb' gcc-12-base_12.2.0-14_arm64.deb 37544 SHA256:aa
+'http://deb.example/debian/pool/main/p/perl.deb' libfoo++1_1%3a5.36+dfsg-7~deb12u1_amd64.deb 12 X:1
+'http://deb.example/debian/pool/main/t/tz.deb' tzdata_2024a_all.deb 250 SHA256:bb
+"""
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH that holds nothing but what a test writes into it, and a shell's own needs."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    for name in ("sh", "cat", "touch", "basename"):
+        found = next(p for d in ("/bin", "/usr/bin") if (p := Path(d) / name).exists())
+        (directory / name).symlink_to(found)
+    monkeypatch.setenv("PATH", str(directory))
+    monkeypatch.setattr(debian, "KEYRING", tmp_path / "keyring.gpg")
+    monkeypatch.delenv(debian.MIRROR_VARIABLE, raising=False)
+    (tmp_path / "keyring.gpg").touch()
+    program(directory, "dpkg", "echo amd64")
+    program(directory, "dpkg-deb", 'touch "$3/unpacked-$(basename "$2")"')
+    program(directory, "apt-get", "echo http://deb.example/debian/")
+    return directory
+
+
+def program(directory: Path, name: str, script: str) -> None:
+    """Write a program."""
+    path = directory / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def apt(directory: Path, tmp_path: Path, **verbs: str) -> Path:
+    """An apt-get with a script for each verb; returns the log of its command lines."""
+    log = tmp_path / "apt.log"
+    cases = "\n".join(f'*" {verb} "*) {script} ;;' for verb, script in verbs.items())
+    program(directory, "apt-get", f'echo "$*" >>{log}\ncase " $* " in\n{cases}\nesac')
+    return log
+
+
+INDEX = "echo http://deb.example/debian"
+
+
+def test_package_is_named_as_apt_takes_it() -> None:
+    assert Package("libc6", "arm64", "2.36-9", 1).spec == "libc6:arm64=2.36-9"
+
+
+@pytest.mark.usefixtures("programs")
+def test_uris_become_packages_and_other_lines_nothing() -> None:
+    packages = [p for line in URIS.splitlines() if (p := debian._parse_uri(line))]
+
+    assert packages == [
+        Package("gcc-12-base", "arm64", "12.2.0-14", 37544),
+        Package("libfoo++1", "amd64", "1:5.36+dfsg-7~deb12u1", 12),
+        Package("tzdata", "amd64", "2024a", 250),  # for all: this machine's will do
+    ]
+
+
+def test_mirror_is_the_first_debian_one_of_this_machine(programs: Path) -> None:
+    sites = "http://apt.example/tools http://security.example/debian-security http://a.example"
+    program(programs, "apt-get", f"echo {sites}; echo https://b.example/mirrors/debian/")
+
+    assert mirror() == "https://b.example/mirrors/debian/"
+
+
+def test_mirror_that_is_not_there_is_an_error_with_a_way_out(programs: Path) -> None:
+    program(programs, "apt-get", "echo http://archive.example/ubuntu")
+
+    with pytest.raises(HostError) as caught:
+        mirror()
+
+    assert caught.value.message == "this machine's apt names no Debian mirror"
+    assert debian.MIRROR_VARIABLE in (caught.value.hint or "")
+
+
+@pytest.mark.usefixtures("programs")
+def test_mirror_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(debian.MIRROR_VARIABLE, "http://mine.example/debian")
+
+    assert mirror() == "http://mine.example/debian"
+
+
+@pytest.mark.parametrize("missing", ["apt-get", "dpkg", "dpkg-deb"])
+def test_machine_without_debians_tools_is_told_what_to_install(
+    missing: str, programs: Path
+) -> None:
+    (programs / missing).unlink()
+
+    with pytest.raises(HostError) as caught:
+        Suite("bookworm").closure(["qemu-system-arm"])
+
+    assert f"{missing} is missing" in caught.value.message
+    assert "apt and dpkg" in (caught.value.hint or "")
+
+
+@pytest.mark.usefixtures("programs")
+def test_machine_without_the_keyring_is_told_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "keyring.gpg").unlink()
+
+    with pytest.raises(HostError) as caught:
+        Suite("bookworm").closure(["qemu-system-arm"])
+
+    assert caught.value.hint == "apt-get install debian-archive-keyring"
+
+
+def test_closure_asks_apt_for_an_empty_system_of_that_suite(programs: Path, tmp_path: Path) -> None:
+    uris = tmp_path / "uris"
+    uris.write_text(URIS)
+    log = apt(programs, tmp_path, indextargets=INDEX, install=f"cat {uris}")
+    suite = Suite("trixie")
+
+    packages = suite.closure(["qemu-system-arm"])
+
+    assert [p.name for p in packages] == ["gcc-12-base", "libfoo++1", "tzdata"]
+    assert "APT::Install-Recommends=false --print-uris qemu-system-arm" in log.read_text()
+    assert (suite.path / "status").read_text() == ""
+    assert (suite.path / "sources.list").read_text() == (
+        f"deb [signed-by={tmp_path}/keyring.gpg] http://deb.example/debian trixie main\n"
+    )
+    assert f'Dir::State "{suite.path}/state";' in (suite.path / "apt.conf").read_text()
+
+
+def test_lists_are_fetched_once_for_several_packages(programs: Path, tmp_path: Path) -> None:
+    log = apt(programs, tmp_path, indextargets=INDEX)
+
+    for _ in range(2):
+        Suite("trixie").closure(["qemu-system-arm"])
+
+    assert log.read_text().count("update") == 1
+
+
+def test_lists_are_fetched_again_from_another_mirror(
+    programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = apt(programs, tmp_path, indextargets=INDEX)
+    Suite("trixie").closure(["qemu-system-arm"])
+    stamp = Suite("trixie").path / "updated"
+    os.utime(stamp, (stamp.stat().st_mtime - 5, stamp.stat().st_mtime - 5))
+
+    monkeypatch.setenv(debian.MIRROR_VARIABLE, "http://other.example/debian")
+    Suite("trixie").closure(["qemu-system-arm"])
+
+    assert log.read_text().count("update") == 2
+
+
+def test_what_apt_says_is_the_error(programs: Path, tmp_path: Path) -> None:
+    said = "echo 'W: hashes' >&2; echo 'E: Could not resolve deb.example' >&2; exit 100"
+    apt(programs, tmp_path, indextargets=INDEX, update=said)
+
+    with pytest.raises(HostError) as caught:
+        Suite("trixie").closure(["qemu-system-arm"])
+
+    assert caught.value.message == "apt-get -q update ...: Could not resolve deb.example"
+    assert "apt-get update" in (caught.value.hint or "")
+
+
+def test_lists_that_did_not_come_are_fetched_again(programs: Path, tmp_path: Path) -> None:
+    apt(programs, tmp_path, indextargets=INDEX, update="exit 100")
+    with pytest.raises(HostError, match="no reason given"):
+        Suite("trixie").closure(["qemu-system-arm"])
+
+    log = apt(programs, tmp_path, indextargets=INDEX)
+    Suite("trixie").closure(["qemu-system-arm"])
+
+    assert log.read_text().count("update") == 2
+
+
+def test_packages_are_downloaded_unpacked_and_not_kept(programs: Path, tmp_path: Path) -> None:
+    log = apt(programs, tmp_path, indextargets=INDEX, download="touch a.deb b.deb")
+    into = tmp_path / "tree"
+
+    Suite("trixie").unpack(
+        [Package("a", "arm64", "1", 5), Package("b", "all", "2", 5)], into, QUIET
+    )
+
+    assert "download a:arm64=1 b:all=2" in log.read_text()
+    assert sorted(p.name for p in into.iterdir()) == ["unpacked-a.deb", "unpacked-b.deb"]

@@ -1,0 +1,141 @@
+"""The host of one set of settings: found running, or started by one of those who want it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyvmm import host
+from pyvmm.errors import HostError
+from pyvmm.host import client, instance, running, start
+from pyvmm.host.connection import Unreachable
+from pyvmm.host.dirs import runtime_dir
+from pyvmm.host.instance import Instance
+from pyvmm.host.progress import Progress
+from pyvmm.host.running import Running
+from pyvmm.host.settings import HostSettings
+
+QUIET = Progress(quiet=True)
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The starts of a host that takes a while to be up."""
+    made: list[str] = []
+    up: list[Running] = []
+
+    def begin(settings: HostSettings, sockets: Path, progress: Progress) -> Running:
+        made.append(sockets.name)
+        time.sleep(0.2)
+        up.append(Running(sockets, "id", 1, {}))
+        return up[-1]
+
+    monkeypatch.setattr(start, "start", begin)
+    monkeypatch.setattr(instance, "running_at", lambda sockets: up[-1] if up else None)
+    return made
+
+
+def test_host_that_runs_is_not_started(starts: list[str]) -> None:
+    first = Instance(HostSettings(), QUIET).ensure()
+    second = Instance(HostSettings(), QUIET).ensure()
+
+    assert first == second
+    assert len(starts) == 1
+
+
+def test_two_who_want_it_at_once_start_one(starts: list[str]) -> None:
+    threads = [threading.Thread(target=Instance(HostSettings(), QUIET).ensure) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(starts) == 1
+
+
+def test_runtime_directory_with_too_long_a_path_is_refused(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = own / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
+
+    with pytest.raises(HostError, match="too long a path for sockets") as caught:
+        Instance(HostSettings(), QUIET)
+
+    assert "XDG_RUNTIME_DIR" in (caught.value.hint or "")
+
+
+@pytest.fixture
+def outcomes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
+    """A way to have commands end as told; gives what happened meanwhile."""
+
+    def install(*results: int | HostError) -> list[str]:
+        events: list[str] = []
+        left = list(results)
+        found = Running(
+            runtime_dir() / "host", "id", 1, {"qemu": "7.2", "settings": {"cpu": "max"}}
+        )
+
+        def ensure(self: Instance) -> Running:
+            events.append("start")
+            return found
+
+        def run(where: Running, argv: list[str], inside: str) -> int:
+            events.append("run")
+            result = left.pop(0)
+            if isinstance(result, HostError):
+                raise result
+            return result
+
+        monkeypatch.setattr(Instance, "ensure", ensure)
+        monkeypatch.setattr(client, "run", run)
+        monkeypatch.setattr(running, "wait_for_end", lambda gone: events.append("wait"))
+        return events
+
+    return install
+
+
+def test_command_is_given_to_a_new_host_where_the_old_one_ended_before_it_had_it(
+    outcomes: Callable[..., list[str]],
+) -> None:
+    events = outcomes(Unreachable("gone"), 7)
+
+    code = host.forward(HostSettings(), ["true"])
+
+    assert code == 7
+    assert events == ["start", "run", "wait", "start", "run"]
+
+
+@pytest.mark.parametrize("error", [Unreachable("gone again"), HostError("no answer")])
+def test_command_is_given_to_a_host_twice_at_most(
+    error: HostError, outcomes: Callable[..., list[str]]
+) -> None:
+    outcomes(Unreachable("gone"), error)
+
+    with pytest.raises(type(error), match=error.message):
+        host.forward(HostSettings(), ["true"])
+
+
+def test_command_that_had_begun_is_not_run_again(outcomes: Callable[..., list[str]]) -> None:
+    events = outcomes(HostError("ended in the middle"))
+
+    with pytest.raises(HostError, match="in the middle"):
+        host.forward(HostSettings(), ["true"])
+
+    assert events == ["start", "run"]
+
+
+def test_nothing_is_started_for_files_it_would_not_see(
+    outcomes: Callable[..., list[str]],
+) -> None:
+    events = outcomes()
+
+    with pytest.raises(HostError, match="does not see /etc/image"):
+        host.forward(HostSettings(), ["pyvmm", "run"], [Path("/etc/image")])
+
+    assert events == []

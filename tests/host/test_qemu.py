@@ -1,0 +1,168 @@
+"""The emulated host's QEMU: what is on its command line, and how its end is noticed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from pyvmm.errors import HostError
+from pyvmm.host import qemu, saved
+from pyvmm.host.qemu import QemuPlan
+from pyvmm.host.tools import Tool
+from pyvmm.host.wire import PORTS
+from tests.host.conftest import wait_for
+
+HERE = Path("/cache/host")
+
+
+def plan(cpu: str = "max", version: str = "7.2.22", usr: str = "/cache/usr.erofs") -> QemuPlan:
+    return QemuPlan(Tool(("qemu",)), version, cpu, Path("/cache/Image"), Path(usr))
+
+
+def option(arguments: list[str], name: str) -> list[str]:
+    """The values given for an option."""
+    return [value for flag, value in pairwise(arguments) if flag == name]
+
+
+@pytest.mark.parametrize(
+    ("cpu", "version", "argument"),
+    [
+        ("max", "7.2.22", "max,pauth-impdef=on,sme=off"),
+        ("max,sve384=off", "10.0.13", "max,sve384=off,pauth-impdef=on,sme=off"),
+        ("max,sme=on", "7.2.22", "max,sme=on,pauth-impdef=on"),
+        ("max,pauth-impdef=off,sme=on", "7.2.22", "max,pauth-impdef=off,sme=on"),
+        ("max", "7.0.0", "max,pauth-impdef=on"),  # knows no SME
+        ("max,sve2048=on", "5.2.0", "max,sve2048=on"),  # knows neither
+        ("cortex-a57", "7.2.22", "cortex-a57"),
+        ("max", "11.0.0-rc1", "max,pauth-impdef=on,sme=off"),
+    ],
+)
+def test_cpu_gets_what_its_version_knows_and_the_user_did_not_choose(
+    cpu: str, version: str, argument: str
+) -> None:
+    assert plan(cpu, version).cpu_argument == argument
+
+
+@pytest.mark.parametrize(("keep_memory", "share"), [(True, "on"), (False, "off")])
+def test_memory_is_written_by_the_boot_that_is_saved_only(keep_memory: bool, share: str) -> None:
+    arguments = plan().machine(HERE / "memory", HERE / "run", keep_memory=keep_memory)
+
+    (memory,) = option(arguments, "-object")
+    size = saved.memory_size()
+    assert memory == (
+        f"memory-backend-file,id=mem,size={size},mem-path=/cache/host/memory,share={share}"
+    )
+
+
+def test_both_kinds_of_start_differ_in_nothing_else() -> None:
+    cold = plan().machine(HERE / "memory", HERE / "run", keep_memory=True)
+    warm = plan().machine(HERE / "memory", HERE / "run", keep_memory=False)
+
+    different = [pair for pair in zip(cold, warm, strict=True) if pair[0] != pair[1]]
+    assert len(different) == 1
+
+
+def test_machine_has_el2_a_gicv3_and_no_network() -> None:
+    arguments = plan().machine(HERE / "memory", HERE / "run", keep_memory=False)
+
+    assert option(arguments, "-M") == ["virt,virtualization=on,gic-version=3,memory-backend=mem"]
+    assert option(arguments, "-nic") == ["none"]
+    assert int(option(arguments, "-smp")[0]) <= min(os.cpu_count() or 1, 4)
+
+
+def test_every_session_has_a_port_of_its_own() -> None:
+    arguments = plan().machine(HERE / "memory", HERE / "run", keep_memory=False)
+
+    chardevs = [c for c in option(arguments, "-chardev") if c.startswith("socket,")]
+    ports = [d for d in option(arguments, "-device") if d.startswith("virtserialport,")]
+    assert len(chardevs) == len(ports) == PORTS
+    assert f"path=/cache/host/run/p{PORTS}," in chardevs[-1]
+    assert ports[-1].endswith(f"name=pyvmm.{PORTS},nr={PORTS}")
+
+
+def test_commas_in_paths_are_doubled_where_qemu_splits_at_them() -> None:
+    odd = Path("/my,files")
+
+    arguments = plan(usr="/my,files/usr.erofs").machine(odd / "m", odd / "run", keep_memory=False)
+
+    assert "mem-path=/my,,files/m,share=off" in option(arguments, "-object")[0]
+    assert "file=/my,,files/usr.erofs" in option(arguments, "-drive")[0]
+    assert option(arguments, "-qmp") == ["unix:/my,,files/run/qmp,server=on,wait=off"]
+    assert "path=/my,,files/run/p1,server=on" in option(arguments, "-chardev")[0]
+    assert option(arguments, "-serial") == ["file:/my,files/run/console.log"]  # taken whole
+
+
+def test_version_is_a_tuple_of_its_numbers() -> None:
+    assert qemu.version_tuple("7.2.22") == (7, 2, 22)
+    assert qemu.version_tuple("10.0.13") > qemu.version_tuple("7.2.22")
+
+
+def sockets(tmp_path: Path) -> Path:
+    path = tmp_path / "run"
+    path.mkdir()
+    return path
+
+
+def program(code: str) -> Tool:
+    return Tool((sys.executable, "-c", f"import sys, time; {code}"), {"MARK": "here"})
+
+
+def test_launched_program_has_the_lock_the_environment_and_a_log(tmp_path: Path) -> None:
+    run = sockets(tmp_path)
+    reader, writer = os.pipe()
+    code = "import os; os.write(int(sys.argv[1]), os.environ['MARK'].encode()); sys.exit('words')"
+
+    pid = qemu.launch(program(code), [str(writer)], run, [writer])
+
+    wait_for(lambda: qemu.ended(pid), "its end")
+    assert os.read(reader, 10) == b"here"
+    assert (run / "qemu.log").read_text() == "words\n"
+    assert (run / "pid").read_text() == f"{pid}\n"
+    assert "MARK" in (run / "command").read_text()
+    os.close(reader)
+    os.close(writer)
+
+
+def test_line_on_the_console_is_waited_for(tmp_path: Path) -> None:
+    run = sockets(tmp_path)
+    code = f"time.sleep(0.2); open('{run}/console.log', 'w').write('x ready y'); time.sleep(5)"
+
+    pid = qemu.launch(program(code), [], run, [])
+
+    qemu.wait_for_line(run, "ready", pid, 10)
+    assert not qemu.ended(pid)
+    os.kill(pid, 9)
+    wait_for(lambda: qemu.ended(pid), "its end")
+
+
+def test_program_that_ends_while_it_boots_is_quoted(tmp_path: Path) -> None:
+    run = sockets(tmp_path)
+
+    pid = qemu.launch(program("sys.exit('unable to find CPU model')"), [], run, [])
+
+    with pytest.raises(HostError, match="ended while it booted: unable to find CPU model"):
+        qemu.wait_for_line(run, "ready", pid, 10)
+
+
+def test_boot_that_hangs_is_given_up(tmp_path: Path) -> None:
+    run = sockets(tmp_path)
+    pid = qemu.launch(program("print('Panic!', flush=True); time.sleep(5)"), [], run, [])
+    wait_for((run / "qemu.log").read_text, "its output")
+
+    with pytest.raises(HostError, match=r"did not boot in 0 s: Panic!"):
+        qemu.wait_for_line(run, "ready", pid, 0.1)
+
+    os.kill(pid, 9)
+    wait_for(lambda: qemu.ended(pid), "its end")
+
+
+def test_qemu_nobody_can_talk_to_is_an_error(tmp_path: Path) -> None:
+    run = sockets(tmp_path)
+    (run / "qemu.log").write_text("qemu: bad luck\n")
+
+    with pytest.raises(HostError, match=r"QEMU does not do as told: .*bad luck"):
+        qemu.restore(run, tmp_path / "state")

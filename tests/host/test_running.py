@@ -1,0 +1,187 @@
+"""Hosts that run: told by a lock that QEMU holds for as long as it lives."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pyvmm.errors import HostError
+from pyvmm.host import running
+from pyvmm.host.dirs import runtime_dir, try_lock
+from pyvmm.host.running import Running, all_running, last_words, running_at
+from tests.host.conftest import python
+
+# In place of QEMU: holds the lock argv[1]/alive, inherited as QEMU does, and does nothing else.
+HOST = """
+import sys, time, signal
+from pathlib import Path
+from pyvmm.host.dirs import try_lock
+if "stubborn" in sys.argv:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+lock = try_lock(Path(sys.argv[1]) / "alive")
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+@contextmanager
+def host(name: str, *how: str, about: bool = True) -> Iterator[subprocess.Popen[str]]:
+    """A process that has the directory of that name as a host has it."""
+    sockets = runtime_dir() / name
+    sockets.mkdir()
+    with python(HOST, str(sockets), *how) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (sockets / "pid").write_text(f"{process.pid}\n")
+        if about:
+            facts = {
+                "pid": process.pid,
+                "start_id": "abc",
+                "qemu": "7.2",
+                "settings": {"cpu": "max"},
+            }
+            (sockets / "about.json").write_text(json.dumps(facts))
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def found(name: str) -> Running:
+    at = running_at(runtime_dir() / name)
+    assert at is not None
+    return at
+
+
+def test_host_runs_while_its_lock_is_held_and_no_longer() -> None:
+    with host("one") as process:
+        assert found("one").pid == process.pid
+        assert found("one").description == "QEMU 7.2 (TCG), -cpu max"
+
+        process.kill()
+        process.wait()
+
+        assert running_at(runtime_dir() / "one") is None
+
+
+def test_host_is_not_running_before_it_is_up() -> None:
+    with host("one", about=False):
+        assert running_at(runtime_dir() / "one") is None
+
+
+def test_directory_left_behind_is_not_a_host() -> None:
+    sockets = runtime_dir() / "stale"
+    sockets.mkdir()
+    (sockets / "about.json").write_text(json.dumps({"pid": os.getpid(), "start_id": "abc"}))
+
+    assert running_at(sockets) is None
+    assert running_at(runtime_dir() / "nothing") is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"pid": 1}'])
+def test_garbled_description_is_no_host(text: str) -> None:
+    with host("one"):
+        (runtime_dir() / "one/about.json").write_text(text)
+
+        assert running_at(runtime_dir() / "one") is None
+
+
+def test_host_whose_directory_is_just_being_removed_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sockets = runtime_dir() / "going"
+    monkeypatch.setattr(json, "loads", lambda text: {"pid": 1, "start_id": "abc"})
+    sockets.mkdir()
+    (sockets / "about.json").touch()
+    read_text = Path.read_text
+
+    def read_and_lose(path: Path) -> str:
+        text = read_text(path)
+        path.unlink()
+        path.parent.rmdir()
+        return text
+
+    monkeypatch.setattr(Path, "read_text", read_and_lose)
+
+    assert running_at(sockets) is None
+
+
+def test_all_running_are_those_alive() -> None:
+    with host("a"), host("b"), host("c") as gone:
+        gone.kill()
+        gone.wait()
+
+        assert [r.path.name for r in all_running()] == ["a", "b"]
+
+
+def test_stopped_host_is_gone_with_its_directory() -> None:
+    with host("one") as process:
+        running.stop(found("one"))
+
+        assert process.wait(1) == -15
+        assert not (runtime_dir() / "one").exists()
+
+
+def test_host_that_does_not_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "STOP_S", 0.2)
+    with host("one", "stubborn") as process:
+        with pytest.raises(HostError, match=f"process {process.pid}.* does not end") as caught:
+            running.stop(found("one"))
+
+        assert caught.value.hint == f"kill -9 {process.pid}"
+
+
+def test_end_of_a_host_is_not_waited_for_once_another_has_its_place() -> None:
+    with host("one"):
+        earlier = Running(runtime_dir() / "one", "another start", 1, {})
+
+        running.wait_for_end(earlier)
+
+
+def test_sessions_are_the_ports_in_use() -> None:
+    with host("one"):
+        locks = [try_lock(runtime_dir() / "one" / f"p{n}.lock") for n in (1, 4)]
+
+        assert running.sessions(found("one")) == 2
+
+        for lock in locks:
+            assert lock is not None
+            os.close(lock)
+        assert running.sessions(found("one")) == 0
+
+
+def test_orphans_are_ended_and_hosts_are_not() -> None:
+    with host("up") as up, host("orphan", "stubborn", about=False) as orphan:
+        running.end_orphans()
+
+        assert orphan.wait(5) == -9
+        assert up.poll() is None
+
+
+def test_host_that_is_just_being_started_is_no_orphan() -> None:
+    with host("starting", about=False) as starting:
+        lock = try_lock(runtime_dir() / "starting.start")
+        assert lock is not None
+
+        running.end_orphans()
+
+        with pytest.raises(subprocess.TimeoutExpired):
+            starting.wait(0.2)
+        os.close(lock)
+
+
+def test_last_words_are_qemus_or_else_the_consoles(tmp_path: Path) -> None:
+    assert last_words(tmp_path) == "it said nothing"
+
+    (tmp_path / "console.log").write_bytes(b"[    0.0] booting\r\n\xff\n\nKernel panic\n")
+    (tmp_path / "qemu.log").write_text("\n")
+    assert last_words(tmp_path) == "[    0.0] booting / \ufffd / Kernel panic"
+
+    (tmp_path / "qemu.log").write_text("1\n2\n3\n4\n")
+    assert last_words(tmp_path) == "2 / 3 / 4"

@@ -1,0 +1,216 @@
+"""Saved hosts: when another one is made, and which ones are removed."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from pyvmm.host import payload, saved
+from pyvmm.host.dirs import runtime_dir, try_lock
+from pyvmm.host.running import Running
+from pyvmm.host.settings import HostSettings
+
+DEFAULT = HostSettings()
+
+
+@pytest.fixture(autouse=True)
+def code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyvmm itself does not change during a test."""
+    monkeypatch.setattr(payload, "fingerprint", lambda: "as it is")
+
+
+def save(name: str, age: int, settings: HostSettings = DEFAULT) -> Path:
+    """A saved host, last used so long ago."""
+    path = saved.directory(name)
+    path.mkdir()
+    (path / "facts.json").write_text(json.dumps({"settings": asdict(settings)}))
+    os.utime(path, (1_000_000 - age, 1_000_000 - age))
+    return path
+
+
+def names() -> list[str]:
+    return sorted(path.name for path, _ in saved.everyone())
+
+
+def other(number: int) -> HostSettings:
+    return HostSettings(cpu=f"max,sve-max-vq={number}")
+
+
+def test_key_is_the_same_for_the_same() -> None:
+    assert saved.key(DEFAULT) == saved.key(HostSettings())
+
+
+def test_key_begins_with_what_people_know(tmp_path: Path) -> None:
+    image = tmp_path / "my-kernel-image"
+    image.touch()
+
+    assert saved.key(HostSettings(kernel="6.12", qemu="10")).startswith("6.12-10-")
+    assert saved.key(HostSettings(kernel=str(image))).startswith("my-kernel-im-7.2-")
+
+
+@pytest.mark.parametrize("change", [{"kernel": "5.10"}, {"qemu": "10"}, {"cpu": "max"}])
+def test_key_changes_with_the_settings(change: dict[str, str]) -> None:
+    assert saved.key(replace(DEFAULT, **change)) != saved.key(DEFAULT)
+
+
+def test_key_is_not_about_where_a_command_runs() -> None:
+    assert saved.key(HostSettings(kind="emulated")) == saved.key(DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("target", "value"),
+    [
+        ("pyvmm.host.payload.fingerprint", lambda: "changed"),
+        ("pyvmm.host.saved.RECIPE", saved.RECIPE + 1),
+        ("pyvmm.host.saved.memory_size", lambda: 1 << 30),
+        ("os.cpu_count", lambda: 77),
+        ("os.getuid", lambda: 12345),
+    ],
+    ids=["code", "recipe", "memory", "cpus", "user"],
+)
+def test_key_changes_with_what_the_host_is_made_of(
+    target: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = saved.key(DEFAULT)
+
+    monkeypatch.setattr(target, value)
+
+    assert saved.key(DEFAULT) != before
+
+
+def test_key_changes_with_the_cache(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = saved.key(DEFAULT)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(own / "another"))
+
+    assert saved.key(DEFAULT) != before
+
+
+def test_key_changes_with_the_kernel_at_a_path(tmp_path: Path) -> None:
+    image = tmp_path / "Image"
+    image.write_bytes(b"one")
+    before = saved.key(HostSettings(kernel=str(image)))
+
+    image.write_bytes(b"another")
+
+    assert saved.key(HostSettings(kernel=str(image))) != before
+
+
+def test_memory_is_at_most_four_gib_and_half_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def machine(gib: int) -> None:
+        sizes = {"SC_PHYS_PAGES": gib << 18, "SC_PAGE_SIZE": 4096}
+        monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+
+    machine(64)
+    assert saved.memory_size() == 4 << 30
+    machine(3)
+    assert saved.memory_size() == 3 << 29
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "3"])
+def test_facts_that_cannot_be_read_are_none(text: str | None) -> None:
+    path = save("6.1", 0)
+    (path / "facts.json").unlink()
+    if text is not None:
+        (path / "facts.json").write_text(text)
+
+    assert saved.facts(path) is None
+    assert list(saved.everyone()) == [(path, {})]
+
+
+def test_prune_replaces_older_hosts_of_the_same_settings() -> None:
+    save("old", 50)
+    newest = save("new", 0)
+    save("other", 100, other(1))
+
+    saved.prune(newest, DEFAULT)
+
+    assert names() == ["new", "other"]
+
+
+def test_prune_keeps_the_most_recently_used() -> None:
+    newest = save("new", 0)
+    for number in range(1, 12):
+        save(f"other{number:02}", 10 * number, other(number))
+
+    saved.prune(newest, DEFAULT)
+
+    assert len(names()) == saved.KEEP
+    assert names() == ["new", *(f"other{n:02}" for n in range(1, saved.KEEP))]
+
+
+def test_prune_removes_damaged_hosts_like_others_and_never_stumbles() -> None:
+    newest = save("new", 0)
+    damaged = save("damaged", 1000, other(1))
+    (damaged / "facts.json").write_text("[]")
+    for number in range(2, 11):
+        save(f"other{number:02}", 10 * number, other(number))
+
+    saved.prune(newest, DEFAULT)
+
+    assert "damaged" not in names()
+
+
+@pytest.mark.parametrize(("busy", "left"), [(0, ["new"]), (1, ["new", "old"])])
+def test_prune_ends_a_host_of_older_code_but_never_one_in_use(
+    busy: int, left: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = save("new", 0)
+    old = Running(runtime_dir() / "old", "id", 1, {"settings": asdict(DEFAULT)})
+    save("old", 50)
+    alive = [old]
+    monkeypatch.setattr(saved, "all_running", lambda: list(alive))
+    monkeypatch.setattr(saved, "sessions", lambda running: busy)
+    monkeypatch.setattr(saved, "stop", alive.remove)
+    monkeypatch.setattr(
+        saved, "running_at", lambda path: old if old in alive and path == old.path else None
+    )
+
+    saved.prune(newest, DEFAULT)
+
+    assert names() == left
+    assert bool(alive) == bool(busy)
+
+
+def test_prune_leaves_running_hosts_of_other_settings_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    newest = save("new", 0)
+    kept = Running(runtime_dir() / "kept", "id", 1, {"settings": asdict(other(1))})
+    stopped: list[Running] = []
+    monkeypatch.setattr(saved, "all_running", lambda: [kept])
+    monkeypatch.setattr(saved, "stop", stopped.append)
+
+    saved.prune(newest, DEFAULT)
+
+    assert stopped == []
+
+
+def test_prune_sweeps_up_what_was_killed_half_way() -> None:
+    newest = save("new", 0)
+    hosts = newest.parent
+    for leftover in (".gone1.gone-77", ".dead.tmp-abc", ".busy.tmp-abc"):
+        (hosts / leftover).mkdir()
+        (hosts / leftover / "memory").touch()
+    lock = try_lock(hosts / ".busy.lock")  # somebody is making that one
+    assert lock is not None
+
+    saved.prune(newest, DEFAULT)
+
+    os.close(lock)
+    assert sorted(p.name for p in hosts.iterdir() if p.is_dir()) == [".busy.tmp-abc", "new"]
+
+
+def test_removed_host_is_gone_and_removing_it_again_is_no_error() -> None:
+    path = save("6.1", 0)
+
+    saved.remove(path)
+    saved.remove(path)
+
+    assert list(path.parent.iterdir()) == []

@@ -1,0 +1,201 @@
+"""Starting a host: a saved one is checked before it is used, and nothing is left half way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.errors import HostError
+from pyvmm.host import qemu, saved, start, tools
+from pyvmm.host.dirs import runtime_dir, try_lock
+from pyvmm.host.progress import Progress
+from pyvmm.host.running import Running, running_at
+from pyvmm.host.settings import HostSettings
+from pyvmm.host.wire import PORTS
+from tests.host.conftest import python, wait_for
+
+QUIET = Progress(quiet=True)
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> dict[str, Any]:
+    """What belongs to the saved host in tmp_path."""
+    (tmp_path / "memory").write_bytes(b"m" * 100)
+    (tmp_path / "state").write_bytes(b"state")
+    return {"memory": 100, "state_sha256": hashlib.sha256(b"state").hexdigest()}
+
+
+def test_saved_host_is_intact_as_its_boot_left_it(tmp_path: Path, facts: dict[str, Any]) -> None:
+    assert start._intact(tmp_path, facts)
+
+
+@pytest.mark.parametrize("file", ["memory", "state"])
+@pytest.mark.parametrize("change", ["missing", "shorter", "longer"])
+def test_saved_host_with_a_damaged_file_is_not(
+    file: str, change: str, tmp_path: Path, facts: dict[str, Any]
+) -> None:
+    content = (tmp_path / file).read_bytes()
+    (tmp_path / file).unlink()
+    if change != "missing":
+        (tmp_path / file).write_bytes(content[:-1] if change == "shorter" else content + b"x")
+
+    assert not start._intact(tmp_path, facts)
+
+
+def test_saved_host_with_another_state_of_the_same_size_is_not(
+    tmp_path: Path, facts: dict[str, Any]
+) -> None:
+    (tmp_path / "state").write_bytes(b"stale")
+
+    assert not start._intact(tmp_path, facts)
+
+
+@pytest.mark.parametrize(
+    "change", [{"memory": None}, {"memory": "100"}, {"state_sha256": 3}, {"memory": 99}]
+)
+def test_saved_host_with_garbled_facts_is_not(
+    change: dict[str, Any], tmp_path: Path, facts: dict[str, Any]
+) -> None:
+    assert not start._intact(tmp_path, facts | change)
+
+
+def test_saved_host_without_facts_is_not(tmp_path: Path, facts: dict[str, Any]) -> None:
+    del facts["state_sha256"]
+
+    assert not start._intact(tmp_path, facts)
+    assert not start._intact(tmp_path, None)
+
+
+def test_fresh_directory_of_sockets_is_empty_private_and_locked() -> None:
+    sockets = runtime_dir() / "host"
+    sockets.mkdir()
+    (sockets / "p1").touch()
+
+    with start._fresh(sockets):
+        assert [p.name for p in sockets.iterdir()] == ["alive"]
+        assert sockets.stat().st_mode & 0o777 == 0o700
+        assert try_lock(sockets / "alive") is None
+
+    lock = try_lock(sockets / "alive")
+    assert lock is not None
+    os.close(lock)
+
+
+def test_qemu_left_by_a_killed_start_is_ended_by_the_next() -> None:
+    sockets = runtime_dir() / "host"
+    sockets.mkdir()
+    code = "import sys, time; from pathlib import Path; from pyvmm.host.dirs import try_lock\n"
+    code += "lock = try_lock(Path(sys.argv[1])); print(flush=True); time.sleep(60)"
+    with python(code, str(sockets / "alive")) as orphan:
+        assert orphan.stdout is not None
+        orphan.stdout.readline()
+        (sockets / "pid").write_text(f"{orphan.pid}\n")
+
+        with start._fresh(sockets):
+            assert orphan.wait(5) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_in_the_middle_of_a_start_undoes_it(number: signal.Signals) -> None:
+    code = """
+import time
+from pyvmm.host import start
+try:
+    with start._signals_unwind():
+        print("starting", flush=True)
+        time.sleep(60)
+finally:
+    print("undone", flush=True)
+"""
+    with python(code) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(number)
+
+        assert process.stdout.readline() == "undone\n"
+        assert process.wait(5) == 128 + number
+
+
+def test_signal_that_is_ignored_stays_so_during_a_start() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with start._signals_unwind():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+class Fake:
+    """A saved host whose QEMU is a script of the test's."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+        self.sockets = runtime_dir() / "host"
+        directory = saved.directory("host")
+        directory.mkdir()
+        (directory / "memory").write_bytes(b"memory")
+        (directory / "state").write_bytes(b"state")
+        digest = hashlib.sha256(b"state").hexdigest()
+        facts = {"memory": 6, "state_sha256": digest, "image": "i", "usr": "u", "qemu": "7.2"}
+        (directory / "facts.json").write_text(json.dumps(facts))
+        tool = tools.Tool(("sh", "-c", script))
+        monkeypatch.setattr(tools, "qemu", lambda choice, progress: tool)
+
+    def start(self) -> Running:
+        return start.start(HostSettings(), self.sockets, QUIET)
+
+    def has_ended(self) -> bool:
+        return qemu.ended(int((self.sockets / "pid").read_text()))
+
+
+def make_sockets(sockets: Path) -> str:
+    return f"touch {sockets}/p{PORTS}; exec sleep 60"
+
+
+def test_start_that_fails_leaves_no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake(monkeypatch, make_sockets(runtime_dir() / "host"))
+
+    with pytest.raises(HostError, match="QEMU does not do as told"):
+        fake.start()
+
+    wait_for(fake.has_ended, "QEMU's end")
+    assert not (fake.sockets / "about.json").exists()
+
+
+def test_start_interrupted_at_its_last_step_leaves_no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(path: Path, text: str) -> None:
+        raise KeyboardInterrupt
+
+    fake = Fake(monkeypatch, make_sockets(runtime_dir() / "host"))
+    monkeypatch.setattr(qemu, "restore", lambda sockets, state: None)
+    monkeypatch.setattr(start, "_write_whole", interrupt)
+
+    with pytest.raises(KeyboardInterrupt):
+        fake.start()
+
+    wait_for(fake.has_ended, "QEMU's end")
+
+
+def test_qemu_that_ends_at_once_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake(monkeypatch, "echo 'qemu: cannot set up guest memory' >&2; exit 1")
+
+    with pytest.raises(HostError, match="ended at once: qemu: cannot set up guest memory"):
+        fake.start()
+
+
+def test_started_host_is_found_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = Fake(monkeypatch, make_sockets(runtime_dir() / "host"))
+    monkeypatch.setattr(qemu, "restore", lambda sockets, state: None)
+
+    made = fake.start()
+
+    assert running_at(fake.sockets) == made
+    assert made.facts["qemu"] == "7.2"
+    os.kill(made.pid, signal.SIGKILL)
+    wait_for(lambda: qemu.ended(made.pid), "QEMU's end")

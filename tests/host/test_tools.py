@@ -1,0 +1,142 @@
+"""The programs a host is made with: running them, and wrappers that stand for them."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyvmm.errors import HostError
+from pyvmm.host import tools
+from pyvmm.host.debian import Package, Suite
+from pyvmm.host.progress import Progress
+from pyvmm.host.tools import Tool, write_wrapper
+
+QUIET = Progress(quiet=True)
+SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ.get('MARK')]))"
+
+
+def test_tool_runs_with_its_environment() -> None:
+    tool = Tool((sys.executable, "-c", SHOW), {"MARK": "here"})
+
+    assert tool.run(["a b"]) == '[["a b"], "here"]\n'
+
+
+def test_tool_that_fails_is_an_error_with_what_it_said() -> None:
+    tool = Tool((sys.executable, "-c", "import sys; sys.exit('out of luck')"))
+
+    with pytest.raises(HostError, match=r"out of luck$"):
+        tool.run([])
+
+
+def test_wrapper_is_the_tool_whatever_its_words(tmp_path: Path) -> None:
+    odd = """it's "here" $HOME `x` \\ """
+    tool = Tool((sys.executable, "-c", SHOW, odd), {"MARK": odd})
+
+    write_wrapper(tool, tmp_path / "deep/my tool")
+
+    done = subprocess.run([tmp_path / "deep/my tool", "a b", "", "*"], capture_output=True)
+    assert done.stdout == (tool.run(["a b", "", "*"])).encode()
+
+
+def test_wrapper_passes_the_exit_code_on(tmp_path: Path) -> None:
+    write_wrapper(Tool((sys.executable, "-c", "raise SystemExit(7)")), tmp_path / "tool")
+
+    assert subprocess.run([tmp_path / "tool"]).returncode == 7
+
+
+def test_wrapper_that_would_not_change_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "tool"
+    write_wrapper(Tool(("true",)), path)
+    before = path.stat()
+
+    write_wrapper(Tool(("true",)), path)
+    same = path.stat()
+    write_wrapper(Tool(("false",)), path)
+
+    assert (same.st_ino, same.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert path.stat().st_ino != before.st_ino
+    assert [p.name for p in tmp_path.iterdir()] == ["tool"]
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [
+        ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\nCopyright", "7.2.22"),
+        ("QEMU emulator version 11.1.3\n", "11.1.3"),
+    ],
+)
+def test_qemus_version_is_what_it_says(said: str, version: str) -> None:
+    assert tools.qemu_version(Tool(("echo", said))) == version
+
+
+def test_program_that_is_no_qemu_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="is not a qemu-system-aarch64"):
+        tools.qemu_version(Tool(("echo",)))
+    with pytest.raises(HostError, match="nothing: No such file"):
+        tools.qemu_version(Tool((str(tmp_path / "nothing"),)))
+
+
+def test_qemu_at_a_path_is_run_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "qemu").touch()
+    monkeypatch.chdir(tmp_path)
+
+    assert tools.qemu("./qemu", QUIET).command == (str(tmp_path / "qemu"),)
+
+
+class FakeSuite(Suite):
+    """A suite whose packages are three empty directories."""
+
+    def closure(self, names: object, *, recommends: bool = False) -> list[Package]:
+        return [Package(name, "amd64", "1", 1) for name in ("wanted", "library", "debconf")]
+
+    def unpack(self, packages: object, into: Path, progress: Progress) -> None:
+        assert isinstance(packages, list)
+        for package in packages:
+            (into / package.name).mkdir()
+
+
+def test_tree_holds_the_packages_but_for_those_nobody_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tools, "Suite", FakeSuite)
+
+    made = tools.tree("qemu", "bookworm", ["qemu-system-arm"], QUIET)
+
+    assert sorted(p.name for p in made.iterdir()) == [".packages", "library", "wanted"]
+    assert (made / ".packages").read_text() == "wanted:amd64=1\nlibrary:amd64=1\n"
+
+
+def test_tree_with_another_recipe_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tools, "Suite", FakeSuite)
+
+    one = tools.tree("qemu", "bookworm", ["a"], QUIET)
+
+    assert tools.tree("qemu", "bookworm", ["a"], QUIET) == one
+    assert tools.tree("qemu", "trixie", ["a"], QUIET) != one
+    assert tools.tree("qemu", "bookworm", ["a", "b"], QUIET) != one
+    assert tools.tree("qemu", "bookworm", ["a"], QUIET, drop=frozenset()) != one
+
+
+def test_trees_program_runs_through_the_trees_own_loader(tmp_path: Path) -> None:
+    triplet, loader = tools.TRIPLETS[platform.machine()], tools.LOADERS[platform.machine()]
+    libraries = tmp_path / "usr/lib" / triplet
+    libraries.mkdir(parents=True)
+    for file in (libraries / loader, libraries / "libc.so.6"):
+        file.touch()
+
+    command = tools._through_loader(tmp_path, "usr/bin/dtc", "-q")
+
+    path = f"{tmp_path}/lib/{triplet}:{libraries}"
+    program = str(tmp_path / "usr/bin/dtc")
+    assert command == (str(libraries / loader), "--library-path", path, program, "-q")
+
+
+def test_tree_without_a_loader_is_damaged(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="holds no ld-linux") as caught:
+        tools._through_loader(tmp_path, "usr/bin/dtc")
+
+    assert caught.value.hint == "pyvmm host rm --all"
