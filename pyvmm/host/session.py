@@ -52,16 +52,16 @@ def serve(port: int) -> None:
     """Serve the client on ``port``: its greeting, its command, the exit code."""
     try:
         _say(port, HELLO)
-        request, rest = _greeting(port)
+        nonce, request, rest = _greeting(port)
+        problem = _prepare(request)
+        _say(port, MAGIC + nonce)
+        if problem is None:
+            Session(port, request).run(rest)
+        else:
+            text = f"pyvmm: the emulated host cannot be made ready: {problem}\n".encode()
+            _say(port, pack(Frame.ERR, text) + pack(Frame.EXIT, bytes([EXIT_HOST])))
     except ClientGone:
         return
-    try:
-        _prepare(request)
-    except OSError as error:
-        text = f"pyvmm: the emulated host cannot be made ready: {error}\n".encode()
-        os.write(port, pack(Frame.ERR, text) + pack(Frame.EXIT, bytes([EXIT_HOST])))
-        return
-    Session(port, request).run(rest)
 
 
 @dataclass(slots=True)
@@ -236,18 +236,16 @@ class Session:
         self._signal(signal.SIGKILL)
 
 
-def _greeting(port: int) -> tuple[Request, bytes]:
-    """Wait for a client's greeting; return its request and what came after it."""
+def _greeting(port: int) -> tuple[bytes, Request, bytes]:
+    """Wait for a client's greeting; return its nonce, its request and what came after it."""
     deadline = time.monotonic() + GREETING_S
     finder = Synchroniser(MAGIC)
     found = finder.feed(b"")
     while True:
         if found is not None:
-            answer = _parse_greeting(found)
-            if answer is not None:
-                nonce, request, rest = answer
-                _say(port, MAGIC + nonce)
-                return request, rest
+            greeting = _parse_greeting(found)
+            if greeting is not None:
+                return greeting
         poll = select.poll()
         poll.register(port, select.POLLIN)
         events = poll.poll(max(0, int((deadline - time.monotonic()) * 1000)))
@@ -290,18 +288,26 @@ def _read(port: int) -> bytes:
         return b""
 
 
-def _prepare(request: Request) -> None:
-    """Show the user's files; before, once a start of the machine, set clock and randomness."""
-    (STATE / "idle_s").write_text(str(request.idle_s))
-    with (STATE / "setup.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = STATE / "started"
-        if not done.exists() or done.read_text() != request.start_id:
-            clock.set_right(request.now_ns)
-            share.reseed(bytes.fromhex(request.entropy))
-            share.mount_user_files()
-            done.write_text(request.start_id)
-        share.show_top_level()
+def _prepare(request: Request) -> OSError | None:
+    """Show the user's files; before, once a start of the machine, set clock and randomness.
+
+    The client has no answer until this is done: a host that hangs in here is one that does not
+    answer.
+    """
+    try:
+        (STATE / "idle_s").write_text(str(request.idle_s))
+        with (STATE / "setup.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            done = STATE / "started"
+            if not done.exists() or done.read_text() != request.start_id:
+                clock.set_right(request.now_ns)
+                share.reseed(bytes.fromhex(request.entropy))
+                share.mount_user_files()
+                done.write_text(request.start_id)
+            share.show_top_level()
+    except OSError as error:
+        return error
+    return None
 
 
 def _spawn(request: Request) -> _Child:

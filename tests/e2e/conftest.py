@@ -1,0 +1,117 @@
+"""The pyvmm command as a user types it, with emulated hosts of the tests' own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.host import HostSettings, is_local
+
+ENOUGH_S = 60.0  # for anything that should happen at all, once a host is there
+FIRST_S = 600.0  # for what may have to make a host
+
+Done = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="package", autouse=True)
+def own_runtime_directory() -> Iterator[None]:
+    """Hosts are killed here: not those of whoever runs the tests."""
+    directory = tempfile.mkdtemp(prefix="pyvmm-e2e-")  # short: sockets have short paths
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", directory)
+        yield
+        subprocess.run(["pyvmm", "host", "stop", "--all"], capture_output=True)
+    shutil.rmtree(directory)
+
+
+class Pyvmm:
+    """The command; every call is a process of its own."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.command = command
+
+    def __call__(self, *arguments: str, **options: Any) -> Done:
+        """Run it to its end; output is text."""
+        options.setdefault("stdin", None if "input" in options else subprocess.DEVNULL)
+        options.setdefault("timeout", ENOUGH_S)
+        return subprocess.run(
+            [*self.command, *arguments], text=True, **{"capture_output": True, **options}
+        )
+
+    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
+        """Start it; its output is a pipe."""
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+        return subprocess.Popen([*self.command, *arguments], **{**streams, **options})
+
+    def hosts(self) -> list[dict[str, Any]]:
+        """The hosts that run, as `host status --json` has them."""
+        document = json.loads(self("host", "status", "--json").stdout)
+        return [host for host in document["hosts"] if host["running"]]
+
+
+@pytest.fixture(scope="session")
+def pyvmm(pyvmm_cmd: list[str]) -> Pyvmm:
+    """The command under test."""
+    return Pyvmm(pyvmm_cmd)
+
+
+@pytest.fixture(scope="package")
+def emulated(own_runtime_directory: None, pyvmm: Pyvmm) -> None:
+    """The default emulated host runs; not for machines that run guests themselves."""
+    if is_local(HostSettings()):
+        pytest.skip("commands run on this machine's own KVM")
+    done = pyvmm("host", "start", timeout=FIRST_S)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def nothing_left(pyvmm: Pyvmm) -> Iterator[None]:
+    """After the test, the host runs no command and has no process but those it starts with."""
+    before = processes(pyvmm)
+    yield
+    deadline = time.monotonic() + 10
+    while (left := processes(pyvmm)) != before:
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.1)
+
+
+def processes(pyvmm: Pyvmm) -> list[str]:
+    """What runs in the default host, but for its kernel and this question."""
+    script = "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null && echo; done"
+    lines = pyvmm("host", "exec", "--", "sh", "-c", script).stdout.split("\n")
+    return sorted(line for line in lines if line.strip())
+
+
+def message(done: Done) -> str:
+    """What it said, having made sure that it is one message, a hint perhaps, and no traceback."""
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith("pyvmm: "), done.stderr
+    assert all(line.startswith("  hint: ") for line in rest), done.stderr
+    assert len(rest) <= 1, done.stderr
+    assert done.stdout == ""
+    return done.stderr
+
+
+def wait_for(condition: Any, what: str) -> None:
+    """Wait until a condition comes true."""
+    deadline = time.monotonic() + ENOUGH_S
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} does not happen"
+        time.sleep(0.02)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process runs; one that only waits to be buried does not."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"

@@ -1,0 +1,170 @@
+"""How a run ends, as its exit code says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.e2e.conftest import ENOUGH_S, FIRST_S, Pyvmm, message
+from tests.terminal import Terminal
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(FIRST_S), pytest.mark.usefixtures("emulated")]
+
+SPIN = ("run", "exit", "-p", "spin")
+
+
+@pytest.mark.parametrize(("params", "code"), [("", 0), ("exit=1", 1), ("exit=42", 42)])
+def test_guest_chooses_the_exit_code(params: str, code: int, pyvmm: Pyvmm) -> None:
+    done = pyvmm("run", "exit", "-p", params)
+
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", code)
+
+
+def test_timeout_is_124_and_one_message(pyvmm: Pyvmm) -> None:
+    started = time.monotonic()
+
+    done = pyvmm(*SPIN, "--timeout", "1")
+
+    assert done.returncode == 124
+    assert done.stdout == "spinning\n"
+    assert done.stderr.startswith("pyvmm: ")
+    assert len(done.stderr.splitlines()) <= 2
+    assert 1 <= time.monotonic() - started < 10
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_signal_in_the_middle_of_a_run_is_128_and_its_number(
+    number: signal.Signals, pyvmm: Pyvmm
+) -> None:
+    with pyvmm.start(*SPIN, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"spinning\n"
+
+        process.send_signal(number)
+
+        assert process.wait(ENOUGH_S) == 128 + number
+        assert process.stdout.read() == process.stderr.read() == b""
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_busy_guest_ends_as_well(pyvmm: Pyvmm) -> None:
+    with pyvmm.start("run", "exit", "-p", "spin=busy") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"spinning\n"
+
+        process.terminate()
+
+        assert process.wait(ENOUGH_S) == 143
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("delay_s", [0.15, 0.2, 0.25, 0.3, 0.4])
+def test_signal_during_the_start_of_a_run_is_not_lost(delay_s: float, pyvmm: Pyvmm) -> None:
+    with pyvmm.start(*SPIN) as process:
+        time.sleep(delay_s)
+
+        process.terminate()
+
+        assert process.wait(ENOUGH_S) in (143, -signal.SIGTERM)  # -15: before it was in charge
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_killed_client_leaves_no_guest(pyvmm: Pyvmm) -> None:
+    with pyvmm.start(*SPIN) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"spinning\n"
+
+        process.kill()
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_reader_that_goes_away_ends_the_run_quietly(pyvmm: Pyvmm) -> None:
+    command = " ".join([*pyvmm.command, "run exit -p flood=100000"])
+    script = f'{{ {command}; echo "code $?" >&2; }} | head -n 1'
+
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=ENOUGH_S)
+
+    assert done.stdout == f"{0:015} {0:047}\n"
+    assert done.stderr == "code 141\n"
+
+
+def test_command_line_mistake_is_2(pyvmm: Pyvmm) -> None:
+    done = pyvmm("run", "--no-such-option")
+
+    assert done.returncode == 2
+    assert "--no-such-option" in message(done)
+
+
+def test_local_kvm_that_cannot_be_is_3_and_says_why(pyvmm: Pyvmm) -> None:
+    done = pyvmm("run", "hello", "--host", "local")
+
+    assert done.returncode == 3
+    assert os.uname().machine in message(done) or "/dev/kvm" in done.stderr
+    assert "hint: " in done.stderr
+
+
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize(
+    ("keys", "code"), [(b"\x01x", 0), (None, 143)], ids=["ctrl-a x", "SIGTERM"]
+)
+def test_terminal_is_raw_during_a_run_and_as_before_afterwards(
+    keys: bytes | None, code: int, pyvmm: Pyvmm
+) -> None:
+    with Terminal() as terminal:
+        before = terminal.mode
+        process = terminal.start([*pyvmm.command, *SPIN])
+        terminal.expect(b"spinning\r\n")
+        assert terminal.is_raw
+
+        if keys is None:
+            process.terminate()
+        else:
+            terminal.type(keys)
+
+        assert terminal.wait(process) == code
+        assert terminal.mode == before
+
+
+def test_terminal_is_as_before_after_a_guest_that_ended_itself(pyvmm: Pyvmm) -> None:
+    with Terminal() as terminal:
+        before = terminal.mode
+
+        process = terminal.start([*pyvmm.command, "run", "echo"])
+        terminal.type(b"words\rquit\r")
+
+        terminal.expect(b"words")
+        terminal.expect(b"echo: ")
+        assert terminal.wait(process) == 0
+        assert terminal.mode == before
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_interrupt_key_is_the_guests(pyvmm: Pyvmm) -> None:
+    with Terminal() as terminal:
+        process = terminal.start([*pyvmm.command, *SPIN])
+        terminal.expect(b"spinning\r\n")
+
+        terminal.type(b"\x03\x1a\x1c")  # ^C ^Z ^\: a guest has uses for them
+        terminal.type(b"\x01h")
+
+        terminal.expect(b"stop the guest")
+        assert process.poll() is None
+        terminal.type(b"\x01x")
+        assert terminal.wait(process) == 0
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_closed_terminal_ends_the_run(pyvmm: Pyvmm) -> None:
+    with Terminal() as terminal:
+        process = terminal.start([*pyvmm.command, *SPIN])
+        terminal.expect(b"spinning\r\n")
+
+        terminal.hang_up()
+
+        assert process.wait(ENOUGH_S) == 129
