@@ -41,7 +41,7 @@ def main() -> int:
         os.execv(sys.executable, [sys.executable, *PYTEST[1:], *arguments])
     os.environ["PYTHONPATH"] = sysconfig.get_path("purelib")
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    return forward(settings, [*PYTEST, *arguments])
+    return forward(settings, [*PYTEST, "-p", "no:hypothesispytest", *arguments])
 
 
 if __name__ == "__main__":
