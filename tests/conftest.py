@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 
-from pyvmm.host import why_not_local
+from pyvmm.host import extension, why_not_local
+from pyvmm.host.progress import Progress
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "build/tools"  # wrappers that `make test` writes
@@ -43,6 +46,14 @@ def dtc() -> Path:
 def cross_gcc() -> Path:
     """A compiler for arm64, with the C library's and the kernel's headers."""
     return _tool("aarch64-linux-gnu-gcc")
+
+
+@pytest.fixture(scope="session")
+def python_headers() -> Path:
+    """The directory of Python.h for arm64."""
+    if platform.machine() == "aarch64":
+        return Path(sysconfig.get_path("include"))
+    return extension.python_headers(Progress(quiet=True))
 
 
 @pytest.fixture(scope="session")

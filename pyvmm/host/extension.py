@@ -38,7 +38,7 @@ def build(progress: Progress) -> Path:
     def compile_into(into: Path) -> None:
         source = into / "_kvm.c"
         _write_c_source(source)
-        include = _python_headers(progress)
+        include = python_headers(progress)
         cross("gcc", progress).run(
             ["-shared", "-fPIC", "-O2", "-Wall", "-Wl,--build-id=none",
              "-include", "string.h", "-DPy_LIMITED_API=0x030b0000",
@@ -64,7 +64,7 @@ def _write_c_source(out: Path) -> None:
         raise HostError(f"python -m {BUILDER}: {done.stderr.strip()[-2000:]}")
 
 
-def _python_headers(progress: Progress) -> Path:
+def python_headers(progress: Progress) -> Path:
     """The directory of Python.h for arm64's Python 3.11."""
 
     def build(into: Path) -> None:

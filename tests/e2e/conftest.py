@@ -15,7 +15,7 @@ import pytest
 
 from pyvmm.host import HostSettings, is_local
 
-ENOUGH_S = 60.0  # for anything that should happen at all, once a host is there
+ENOUGH_S = 120.0  # for anything that should happen at all, once a host is there
 FIRST_S = 600.0  # for what may have to make a host
 
 Done = subprocess.CompletedProcess[str]

@@ -115,7 +115,7 @@ def test_image_with_a_bundled_guests_name_is_the_users_own(pyvmm: Pyvmm, tmp_pat
         (("-c", "100000"), 3, "100000"),
         (("-c", "1.5"), 2, "not a valid integer"),
         (("-m", "0"), 2, "needs memory"),
-        (("-m", "1T"), 3, "1T"),
+        (("-m", "1T"), 3, "1048576 MiB of guest memory"),
         (("-m", "-5"), 2, "-5"),
         (("-m", "lots"), 2, "lots"),
         (("--timeout", "0"), 2, "above 0"),

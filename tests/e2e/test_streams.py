@@ -14,7 +14,7 @@ from tests.e2e.conftest import ENOUGH_S, FIRST_S, Pyvmm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(FIRST_S), pytest.mark.usefixtures("emulated")]
 
-SIZE = 100_000  # bytes of input
+SIZE = 10_000  # bytes of input; an emulated UART takes some 5 kB a second
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_closed_standard_input_is_an_empty_one(pyvmm: Pyvmm) -> None:
 
 
 def test_flood_is_whole_and_in_order(pyvmm: Pyvmm) -> None:
-    size = 200_000
+    size = 20_000
 
     done = pyvmm("run", "exit", "-p", f"flood={size}")
 
@@ -103,7 +103,7 @@ def test_verbose_goes_to_standard_error(pyvmm: Pyvmm) -> None:
     done = pyvmm("run", "hello", "--verbose")
 
     assert done.stdout.startswith("Hello from EL1")
-    assert re.search(r"^pyvmm: host    QEMU [\d.]+ \(TCG\), -cpu max", done.stderr, re.MULTILINE)
+    assert re.search(r"^pyvmm: host .*QEMU [\d.]+ \(TCG\), -cpu max", done.stderr, re.MULTILINE)
     assert "128,256,512,1024,2048 bits" in done.stderr
 
 

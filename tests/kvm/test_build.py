@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -125,7 +124,7 @@ def test_union_of_kvm_run_is_where_exits_say(cross_gcc: Path, tmp_path: Path) ->
 
 
 def test_c_source_compiles_to_an_extension_without_warnings(
-    cross_gcc: Path, tmp_path: Path
+    cross_gcc: Path, python_headers: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "_kvm.c"
 
@@ -133,7 +132,11 @@ def test_c_source_compiles_to_an_extension_without_warnings(
     result = subprocess.run(
         [
             *(str(cross_gcc), "-Wall", "-Wextra", "-O2", "-fPIC", "-c"),
-            *(f"-DPy_LIMITED_API={_build.LIMITED_API}", f"-I{sysconfig.get_path('include')}"),
+            *(
+                f"-DPy_LIMITED_API={_build.LIMITED_API}",
+                f"-I{python_headers}",
+                f"-I{python_headers.parent}",
+            ),
             *("-o", str(tmp_path / "_kvm.o"), str(source)),
         ],
         capture_output=True,

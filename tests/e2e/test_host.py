@@ -1,0 +1,209 @@
+"""`pyvmm host`: hosts found, started, shown, entered, stopped and removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import ENOUGH_S, FIRST_S, Pyvmm, is_alive, message, wait_for
+from tests.terminal import Terminal
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(FIRST_S), pytest.mark.usefixtures("emulated")]
+
+OTHER = ("--host-cpu", "max,sve-max-vq=1")
+
+
+def test_start_says_what_runs(pyvmm: Pyvmm) -> None:
+    pyvmm("host", "start")
+
+    done = pyvmm("host", "start")
+
+    assert (done.stdout, done.returncode) == ("", 0)
+    assert done.stderr.startswith("emulated host 6.1-7.2-")
+    assert done.stderr.endswith(": was running\n")
+
+
+def test_status_as_json_is_complete(pyvmm: Pyvmm) -> None:
+    document = json.loads(pyvmm("host", "status", "--json").stdout)
+
+    assert document["schema"] == 1
+    assert Path(document["cache"]).is_dir()
+    (running,) = (host for host in document["hosts"] if host["running"])
+    assert running["name"].startswith("6.1-7.2-")
+    assert running["kernel"].startswith("6.1.")
+    assert running["qemu"].startswith("7.2")
+    assert running["cpu"].startswith("max,sve2048=on")
+    assert running["memory_bytes"] % (1 << 20) == 0
+    assert Path(running["saved"]).is_dir()
+    assert 10 << 20 < running["saved_bytes"] < 2 << 30
+    assert is_alive(running["pid"])
+    assert running["sessions"] == 0
+    assert running["uptime_s"] >= 0
+    assert running["rss_bytes"] > 10 << 20
+    idle = [host for host in document["hosts"] if not host["running"]]
+    assert all(host["saved"] and "pid" not in host for host in idle)
+
+
+def test_status_counts_the_commands_that_run(pyvmm: Pyvmm) -> None:
+    with pyvmm.start("host", "exec", "--", "sh", "-c", "echo up; exec sleep 60") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+
+        assert pyvmm.hosts()[0]["sessions"] == 1
+
+        process.terminate()
+    assert pyvmm.hosts()[0]["sessions"] == 0
+
+
+def test_status_for_people_is_a_line_a_host(pyvmm: Pyvmm) -> None:
+    done = pyvmm("host", "status")
+
+    count = len(json.loads(pyvmm("host", "status", "--json").stdout)["hosts"])
+    assert len(done.stdout.splitlines()) == count
+    assert "running, process " in done.stdout
+
+
+def test_exec_is_the_user_where_the_user_is(pyvmm: Pyvmm, tmp_path: Path) -> None:
+    script = 'id -u; id -g; pwd; umask; uname -m; echo "$HOME $TERM $PYVMM_X:$SECRET"; echo >made'
+    environment = {**os.environ, "HOME": "/home/me", "TERM": "vt52", "PYVMM_X": "x", "SECRET": "s"}
+
+    done = pyvmm(
+        "host", "exec", "--", "sh", "-c", script, cwd=tmp_path, umask=0o027, env=environment
+    )
+
+    assert done.stdout.splitlines() == [
+        str(os.getuid()), str(os.getgid()), str(tmp_path), "0027", "aarch64", "/home/me vt52 x:"
+    ]  # fmt: skip
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "made").stat().st_uid == os.getuid()
+
+
+def test_exec_has_the_users_groups_and_kvm(pyvmm: Pyvmm) -> None:
+    done = pyvmm("host", "exec", "--", "sh", "-c", "id -G; ls -l /dev/kvm")
+
+    groups, device = done.stdout.splitlines()
+    assert set(map(int, groups.split())) == {os.getgid(), *os.getgroups()}
+    assert device.startswith("crw-rw-rw-")
+
+
+@pytest.mark.parametrize(
+    ("script", "code"), [("exit 0", 0), ("exit 77", 77), ("kill -KILL $$", 137)]
+)
+def test_exec_ends_with_the_commands_exit_code(script: str, code: int, pyvmm: Pyvmm) -> None:
+    assert pyvmm("host", "exec", "--", "sh", "-c", script).returncode == code
+
+
+def test_exec_of_what_is_not_there_is_127(pyvmm: Pyvmm) -> None:
+    done = pyvmm("host", "exec", "no-such-program")
+
+    assert "no-such-program: No such file" in message(done)
+    assert done.returncode == 127
+
+
+def test_exec_carries_input_and_output(pyvmm: Pyvmm) -> None:
+    data = os.urandom(300_000)
+
+    done = subprocess.run(
+        [*pyvmm.command, "host", "exec", "cat"], input=data, capture_output=True, timeout=ENOUGH_S
+    )
+
+    assert done.stdout == data
+
+
+def test_exec_has_python_with_pyvmm(pyvmm: Pyvmm) -> None:
+    code = "import os, pyvmm, platform; print(platform.machine(), os.path.exists('/dev/kvm'))"
+
+    done = pyvmm("host", "exec", "--", "python3", "-c", code)
+
+    assert (done.stdout, done.stderr) == ("aarch64 True\n", "")
+
+
+def test_two_hosts_started_from_one_state_differ_in_randomness_and_have_the_time(
+    pyvmm: Pyvmm,
+) -> None:
+    code = "import os, time; print(os.urandom(8).hex(), hash('x'), time.time())"
+    seen = []
+    for _ in range(2):
+        pyvmm("host", "stop")
+        seen.append(pyvmm("host", "exec", "--", "python3", "-c", code).stdout.split())
+        assert abs(float(seen[-1][2]) - time.time()) < 30
+
+    assert seen[0][0] != seen[1][0]
+    assert seen[0][1] != seen[1][1]
+
+
+def test_shell_is_a_terminal_in_the_host(pyvmm: Pyvmm, tmp_path: Path) -> None:
+    with Terminal() as terminal:
+        before = terminal.mode
+        process = terminal.start([*pyvmm.command, "host", "shell"], cwd=tmp_path)
+
+        terminal.type(b"stty size; uname -m; pwd; exit 5\r")
+
+        terminal.expect(b"24 80\r\naarch64\r\n" + str(tmp_path).encode())
+        assert terminal.wait(process) == 5
+        assert terminal.mode == before
+
+
+def test_hosts_with_other_cpus_run_side_by_side_and_stop_one_by_one(pyvmm: Pyvmm) -> None:
+    pyvmm("host", "start")
+    pyvmm("host", "start", *OTHER, timeout=FIRST_S)
+
+    cpus = sorted(host["cpu"].partition(",pauth")[0] for host in pyvmm.hosts())
+    lengths = pyvmm("run", "sve-vls", "-c", "1", *OTHER).stdout.splitlines()[-1]
+    default = pyvmm("run", "sve-vls", "-c", "1").stdout.splitlines()[-1]
+    stopped = pyvmm("host", "stop", *OTHER)
+    left = pyvmm.hosts()
+
+    assert cpus == ["max,sve-max-vq=1", "max,sve2048=on"]
+    assert lengths == "SVE vector lengths: 128"
+    assert default == "SVE vector lengths: 128 256 512 1024 2048"
+    assert stopped.stderr.endswith(": stopped\n")
+    assert [host["cpu"].partition(",pauth")[0] for host in left] == ["max,sve2048=on"]
+
+
+def test_stop_ends_the_process_and_a_second_one_finds_nothing(pyvmm: Pyvmm) -> None:
+    pyvmm("host", "start")
+    process = pyvmm.hosts()[0]["pid"]
+
+    done = pyvmm("host", "stop", "--all")
+
+    assert done.returncode == 0
+    wait_for(lambda: not is_alive(process), "the host's end")
+    assert pyvmm.hosts() == []
+    again = pyvmm("host", "stop")
+    assert (again.stderr, again.returncode) == ("no such host is running\n", 0)
+
+
+def test_host_nobody_uses_ends_by_itself(pyvmm: Pyvmm) -> None:
+    pyvmm("host", "stop")
+
+    pyvmm("host", "exec", "true", env={**os.environ, "PYVMM_HOST_IDLE": "1"})
+
+    wait_for(lambda: pyvmm.hosts() == [], "the host's end")
+
+
+def test_removed_host_is_made_again(pyvmm: Pyvmm) -> None:
+    pyvmm("host", "start", *OTHER, timeout=FIRST_S)
+
+    done = pyvmm("host", "rm", *OTHER)
+
+    assert done.returncode == 0
+    assert done.stderr.endswith(": removed\n")
+    document = json.loads(pyvmm("host", "status", "--json").stdout)
+    assert not any("sve-max-vq=1," in host["cpu"] for host in document["hosts"])
+    again = pyvmm("host", "rm", *OTHER)
+    assert (again.stderr, again.returncode) == ("no such host is saved\n", 0)
+
+
+def test_cpu_qemu_does_not_know_is_told_in_its_words(pyvmm: Pyvmm) -> None:
+    done = pyvmm("host", "start", "--host-cpu", "z80")
+
+    assert done.returncode == 3
+    assert "z80" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not any(host["cpu"].startswith("z80") for host in pyvmm.hosts())

@@ -1,0 +1,70 @@
+"""Every kernel with every kind of host: `make test-matrix`, some twenty minutes."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import time
+
+import pytest
+
+from pyvmm.host.settings import KERNEL_SUITES
+from tests.e2e import vls
+from tests.e2e.conftest import FIRST_S, Pyvmm
+
+HOUR_S = 3600
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(HOUR_S)]
+
+HOSTS = {
+    "1 quadword": vls.ONE,
+    "2 quadwords": vls.TWO,
+    "4 quadwords": vls.FOUR,
+    "16 quadwords": vls.SIXTEEN,
+    "a hole": vls.HOLE,
+    "no SVE": vls.NONE,
+}
+
+
+@pytest.mark.parametrize("kernel", KERNEL_SUITES)
+@pytest.mark.parametrize("host", HOSTS.values(), ids=HOSTS)
+def test_host_gives_every_legal_set_and_refuses_every_other(
+    kernel: str, host: vls.Host, pyvmm: Pyvmm
+) -> None:
+    where = ("--host-kernel", kernel)
+    started = time.monotonic()
+    pyvmm("host", "start", "--host-cpu", host.cpu, *where, timeout=FIRST_S)
+    up = time.monotonic()
+
+    try:
+        legal = vls.check_legal(pyvmm, host, *where)
+        illegal = vls.check_illegal(pyvmm, host, *where)
+    finally:
+        pyvmm("host", "rm", "--host-cpu", host.cpu, *where)
+
+    print(f"\nLinux {kernel}, -cpu {host.cpu}: {legal} legal sets run, {illegal} others refused; "
+          f"host {up - started:.0f} s, sets {time.monotonic() - up:.0f} s")  # fmt: skip
+
+
+def test_much_output_is_whole_and_in_order(pyvmm: Pyvmm) -> None:
+    size = 200_000
+
+    done = pyvmm("run", "exit", "-p", f"flood={size}", timeout=FIRST_S)
+
+    lines = "".join(f"{at:015} {0:047}\n" for at in range(0, size, 64))
+    assert done.stdout == lines[:size]
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_much_input_comes_back_exactly(pyvmm: Pyvmm) -> None:
+    text = b"".join(b"%099d\n" % n for n in range(1_000))
+
+    done = subprocess.run(
+        [*pyvmm.command, "run", "echo"],
+        input=text + b"quit\n",
+        capture_output=True,
+        timeout=FIRST_S,
+    )
+
+    sent, back = (hashlib.sha256(data).digest() for data in (text, done.stdout[: len(text)]))
+    assert back == sent
+    assert done.returncode == 0

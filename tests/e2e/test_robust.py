@@ -1,0 +1,168 @@
+"""What goes wrong around a run, and commands that come at the same time."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import ENOUGH_S, FIRST_S, Pyvmm, is_alive, wait_for
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(FIRST_S), pytest.mark.usefixtures("emulated")]
+
+UNSAVED = ("--host-cpu", "max,sve-max-vq=2")  # removed before and after
+
+
+def saved_dirs(pyvmm: Pyvmm) -> list[str]:
+    cache = Path(json.loads(pyvmm("host", "status", "--json").stdout)["cache"])
+    return sorted(str(p) for p in (cache / "hosts").glob(".*.tmp-*"))
+
+
+def test_killed_host_is_a_clear_error_and_the_next_command_works(pyvmm: Pyvmm) -> None:
+    with pyvmm.start("run", "exit", "-p", "spin", stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        (host,) = pyvmm.hosts()
+
+        os.kill(host["pid"], signal.SIGKILL)
+
+        assert process.wait(ENOUGH_S) == 3
+        first, *rest = process.stderr.read().decode().splitlines()
+        assert re.fullmatch(
+            rf"pyvmm: the emulated host ended in the middle of the command "
+            rf"\(process {host['pid']}: .*\)", first
+        )  # fmt: skip
+        assert rest == ["  hint: run the command again: it starts a new one"]
+    assert pyvmm("run", "hello").returncode == 0
+    assert pyvmm.hosts()[0]["pid"] != host["pid"]
+
+
+def test_host_killed_between_commands_is_started_anew_without_a_word(pyvmm: Pyvmm) -> None:
+    pyvmm("host", "start")
+    os.kill(pyvmm.hosts()[0]["pid"], signal.SIGKILL)
+
+    done = pyvmm("run", "exit", "-p", "exit=5")
+
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 5)
+
+
+def test_host_stopped_in_the_middle_of_a_command_is_the_same_error(pyvmm: Pyvmm) -> None:
+    with pyvmm.start("host", "exec", "--", "sh", "-c", "echo up; exec sleep 60") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+
+        pyvmm("host", "stop")
+
+        assert process.wait(ENOUGH_S) == 3
+
+
+def test_commands_at_the_same_time_share_one_host(pyvmm: Pyvmm) -> None:
+    runs = [pyvmm.start("run", "sve-vls", "-c", "1", f"--sve-max-vl={n}") for n in (128, 256, 512)]
+
+    outputs = [run.communicate(timeout=ENOUGH_S)[0].decode().splitlines()[-1] for run in runs]
+
+    assert outputs == [
+        "SVE vector lengths: 128", "SVE vector lengths: 128 256", "SVE vector lengths: 128 256 512"
+    ]  # fmt: skip
+    assert len(pyvmm.hosts()) == 1
+
+
+def test_commands_at_the_same_time_from_cold_start_one_host(pyvmm: Pyvmm) -> None:
+    pyvmm("host", "stop", "--all")
+
+    runs = [pyvmm.start("run", "exit", "-p", f"exit={n}") for n in (11, 12, 13)]
+    codes = [run.communicate(timeout=ENOUGH_S) and run.returncode for run in runs]
+
+    assert codes == [11, 12, 13]
+    assert len(pyvmm.hosts()) == 1
+    assert pyvmm.hosts()[0]["sessions"] == 0
+
+
+def test_command_while_the_host_is_being_stopped_gets_a_new_one(pyvmm: Pyvmm) -> None:
+    for _ in range(4):
+        pyvmm("host", "start")
+        with pyvmm.start("host", "stop", stderr=subprocess.DEVNULL) as stop:
+            done = pyvmm("host", "exec", "echo", "there")
+            stop.wait(ENOUGH_S)
+
+        # It had the host before it was stopped, or got another; nothing in between.
+        assert (done.stdout, done.returncode) == ("there\n", 0) or "in the middle" in done.stderr
+
+
+def test_port_of_a_client_that_was_just_killed_is_no_trap(pyvmm: Pyvmm) -> None:
+    for delay_s in (0.1, 0.15, 0.2, 0.3):
+        with pyvmm.start("host", "exec", "--", "sleep", "60") as process:
+            time.sleep(delay_s)
+            process.kill()
+        started = time.monotonic()
+
+        done = pyvmm("host", "exec", "echo", "there")
+
+        assert done.stdout == "there\n", done.stderr
+        assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_making_of_a_host_that_is_cut_off_leaves_nothing_that_looks_complete(
+    number: signal.Signals, pyvmm: Pyvmm
+) -> None:
+    pyvmm("host", "rm", *UNSAVED)
+    runtime = Path(os.environ["XDG_RUNTIME_DIR"]) / "pyvmm"
+    before = set(runtime.glob("*/pid"))
+    with pyvmm.start("host", "start", *UNSAVED, stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: set(runtime.glob("*/pid")) - before, "the cold boot")
+        (pid,) = set(runtime.glob("*/pid")) - before
+        wait_for(pid.read_text, "its process")
+        qemu = int(pid.read_text())
+
+        process.send_signal(number)
+
+        code = process.wait(ENOUGH_S)
+
+    if number == signal.SIGKILL:
+        assert is_alive(qemu)
+        pyvmm("host", "stop", "--all")
+    else:
+        assert code == 128 + number
+        assert saved_dirs(pyvmm) == []
+    wait_for(lambda: not is_alive(qemu), "QEMU's end")
+    document = json.loads(pyvmm("host", "status", "--json").stdout)
+    assert not any("sve-max-vq=2," in host["cpu"] for host in document["hosts"])
+
+
+def test_damaged_saved_host_is_made_again(pyvmm: Pyvmm) -> None:
+    pyvmm("host", "stop", "--all")
+    document = json.loads(pyvmm("host", "status", "--json").stdout)
+    name = newest(document)
+    state = Path(document["cache"]) / "hosts" / name / "state"
+    state.write_bytes(state.read_bytes()[:-1] + b"?")
+
+    done = pyvmm("run", "exit", "-p", "exit=9", timeout=FIRST_S)
+
+    assert done.returncode == 9
+    assert "is damaged: making it again" in done.stderr
+
+
+def newest(document: dict[str, list[dict[str, str]]]) -> str:
+    """The name of the default host that was used last."""
+    default = [host for host in document["hosts"] if host["cpu"].startswith("max,sve2048=on")
+               and host["name"].startswith("6.1-7.2-")]  # fmt: skip
+    return max(default, key=lambda host: Path(host["saved"]).stat().st_mtime)["name"]
+
+
+def test_runtime_directory_with_a_comma_and_a_space_works(pyvmm: Pyvmm, tmp_path: Path) -> None:
+    odd = Path(os.environ["XDG_RUNTIME_DIR"]) / "a, b"
+    odd.mkdir(mode=0o700)
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(odd)}
+
+    done = pyvmm("run", "exit", "-p", "exit=6", env=environment)
+    pyvmm("host", "stop", "--all", env=environment)
+
+    assert (done.stderr, done.returncode) == ("", 6)
