@@ -6,6 +6,8 @@ the GIC's INIT, registers last.
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ from pyvmm.devices.bus import Bus
 from pyvmm.devices.exit import ExitRegister
 from pyvmm.devices.pl031 import Pl031
 from pyvmm.devices.uart8250 import Uart8250
+from pyvmm.devices.virtio.console import VirtioConsole
+from pyvmm.devices.virtio.device import VirtioDevice
+from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.errors import HostError
 from pyvmm.kvm import regs, sve
 from pyvmm.kvm.caps import Cap
@@ -45,6 +50,7 @@ class Hooks:
 
     on_exit: Callable[[int], None]
     output: Output  # the console's
+    log: Callable[[str], None]  # a line about a guest's driver that is broken
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,6 +66,8 @@ class Board:
     dtb: bytes
     uarts: list[Uart8250]
     rtc: Pl031
+    console: Uart8250 | VirtioConsole
+    virtio: list[VirtioMmio]  # by slot
     bus: Bus
 
 
@@ -100,6 +108,11 @@ def build(system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Boar
     memory.write(image.dtb, dtb)
     _set_boot_registers(vcpus[0], image)
     uarts, rtc = _make_devices(vm, hooks.output)
+    console: Uart8250 | VirtioConsole = uarts[0]
+    virtio = []
+    if config.console == "virtio":
+        console = VirtioConsole(memory, hooks.output, hooks.log)
+        virtio.append(_plug_in(console, 0, vm, config, undo))
     return Board(
         plan=decided,
         vm=vm,
@@ -110,7 +123,9 @@ def build(system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Boar
         dtb=dtb,
         uarts=uarts,
         rtc=rtc,
-        bus=_make_bus(uarts, rtc, ExitRegister(hooks.on_exit)),
+        console=console,
+        virtio=virtio,
+        bus=_make_bus(uarts, rtc, ExitRegister(hooks.on_exit), virtio),
     )
 
 
@@ -152,6 +167,7 @@ def _describe(config: Config, memory: GuestMemory, vcpus: list[Vcpu], image: Loa
             mpidrs=tuple(vcpu.get_one_reg(MPIDR_EL1) for vcpu in vcpus),
             bootargs=config.bootargs,
             initrd=image.initrd,
+            virtio=int(config.console == "virtio"),
         )
     )
 
@@ -178,8 +194,26 @@ def _make_devices(vm: Vm, output: Output) -> tuple[list[Uart8250], Pl031]:
     return uarts, Pl031(line(layout.RTC.spi))
 
 
-def _make_bus(uarts: list[Uart8250], rtc: Pl031, exit_register: ExitRegister) -> Bus:
+def _plug_in(
+    device: VirtioDevice, slot: int, vm: Vm, config: Config, undo: ExitStack
+) -> VirtioMmio:
+    """Put a virtio device into a slot, with an irqfd for its interrupt."""
+    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    undo.callback(os.close, fd)
+    spi_number = layout.virtio(slot).spi
+    assert spi_number is not None
+    vm.irqfd(fd, spi_number)
+    undo.callback(device.stop)  # it holds views of guest RAM
+    pulse = functools.partial(os.eventfd_write, fd, 1)
+    return VirtioMmio(device, pulse, legacy=config.virtio_transport == "mmio-legacy")
+
+
+def _make_bus(
+    uarts: list[Uart8250], rtc: Pl031, exit_register: ExitRegister, virtio: list[VirtioMmio]
+) -> Bus:
     bus = Bus()
+    for slot, transport in enumerate(virtio):
+        bus.add(layout.virtio(slot), transport)
     for index, uart in enumerate(uarts):
         bus.add(layout.uart(index), uart)
     bus.add(layout.RTC, rtc)

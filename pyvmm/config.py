@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from pyvmm.errors import UsageError
 from pyvmm.layout import MIB
@@ -16,6 +17,9 @@ from pyvmm.units import show_size
 
 DEFAULT_BOOTARGS = " console=ttyS0 root=/dev/vda rw "  # what lkvm starts a command line with
 PAGE = 4096
+
+Console = Literal["serial", "virtio"]
+Transport = Literal["mmio", "mmio-legacy"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +74,8 @@ class Config:
     initrd: Path | None = None
     name: str = field(default_factory=lambda: f"guest-{os.getpid()}")
     timeout_s: float | None = None
+    console: Console = "serial"
+    virtio_transport: Transport = "mmio"
 
     def __post_init__(self) -> None:
         if self.vcpus is not None and self.vcpus < 1:

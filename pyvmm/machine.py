@@ -16,15 +16,18 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
+from pyvmm import layout
 from pyvmm.arm64.vl import VlSet
 from pyvmm.board import Board, Hooks, build
 from pyvmm.boot.image import LoadedImage
 from pyvmm.config import Config
+from pyvmm.devices.virtio.console import VirtioConsole
+from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.errors import EXIT_OK, GuestError, TimeoutExpired, VmmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.system import System
-from pyvmm.kvm.uapi import ExitReason, SystemEvent
+from pyvmm.kvm.uapi import ExitReason, IoeventfdFlag, SystemEvent
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.limits import Plan
 from pyvmm.loop import Loop, Timer
@@ -44,7 +47,7 @@ def write_to_stdout(data: bytes) -> None:
         data = data[os.write(STDOUT, data) :]
 
 
-def _do_nothing() -> None:
+def _do_nothing(*_: object) -> None:
     """Stands for a callback nobody gave."""
 
 
@@ -67,22 +70,25 @@ class Machine:
         *,
         on_end: Callable[[], None] = _do_nothing,
         on_unclaimed: Unclaimed | None = None,
+        log: Callable[[str], None] = _do_nothing,
         kvm: str = KVM,
     ) -> None:
         """Make the machine.
 
         ``output`` gets what the guest writes to its console, ``on_unclaimed`` an access that no
-        device answers; both in the vCPU's thread. ``on_end`` is called when the run has an
-        outcome, and must let go an ``output`` that waits.
+        device answers, ``log`` a line about a driver of the guest's that is broken; all in the
+        vCPU's thread. ``on_end`` is called when the run has an outcome, and must let go an
+        ``output`` that waits.
         """
         self.config = config
         self._on_unclaimed = on_unclaimed
         with ExitStack() as undo:
             system = undo.enter_context(System.open(kvm))
-            hooks = Hooks(output=output, on_exit=lambda code: self._runner.end(code))
+            hooks = Hooks(output=output, on_exit=lambda code: self._runner.end(code), log=log)
             self.board: Board = build(system, config, hooks, undo)
             self._bus = self.board.bus
-            self._runner = Runner(self.board.vcpus, self._step, on_end)
+            self._on_end = on_end
+            self._runner = Runner(self.board.vcpus, self._step, self._ended)
             undo.callback(self._runner.close)
             self._undo = undo.pop_all()
 
@@ -138,11 +144,16 @@ class Machine:
 
     def send(self, data: bytes) -> int:
         """Type on the guest's console; returns how many bytes there was room for."""
-        return self.board.uarts[0].receive(data)
+        return self.board.console.receive(data)
 
     def on_room(self, callback: Callable[[], None]) -> None:
-        """Say what to call, in a vCPU's thread, when ``send`` has room again after it had none."""
-        self.board.uarts[0].on_room = callback
+        """Say what to call, from any thread, when ``send`` has room again after it had none."""
+        self.board.console.on_room = callback
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Tell the guest the size of its console's terminal; a serial line has no way to."""
+        if isinstance(self.board.console, VirtioConsole):
+            self.board.console.resize(columns, rows)
 
     def start(self) -> None:
         """Let the vCPUs go; returns at once."""
@@ -178,6 +189,7 @@ class Machine:
             with Loop() as own:
                 return self.run(own)
         clock = _Clock(self, loop)
+        kicks = _Kicks(self.board, loop)
         loop.watch(self.ended_fd, loop.stop)
         if self.config.timeout_s is not None:
             loop.after(self.config.timeout_s, self._time_out)
@@ -186,8 +198,15 @@ class Machine:
             loop.run()
         finally:
             clock.stop()
+            kicks.stop()
             loop.unwatch(self.ended_fd)
         return self.result()
+
+    def _ended(self) -> None:
+        """The run has an outcome: let go of whatever a vCPU's thread may be busy with."""
+        for transport in self.board.virtio:
+            transport.device.stop()
+        self._on_end()
 
     def _time_out(self) -> None:
         self.stop(TimeoutExpired(f"the guest did not end within {self.config.timeout_s:g} s"))
@@ -230,6 +249,42 @@ class _Clock:
     def _go_off(self) -> None:
         self._rtc.tick()
         self._set()
+
+
+class _Kicks:
+    """Lets a loop carry the kicks of virtio queues, without an exit of the vCPU that kicks.
+
+    Before and after, and for queues served by exits, QueueNotify is a register like any other.
+    """
+
+    def __init__(self, board: Board, loop: Loop) -> None:
+        self._vm = board.vm
+        self._loop = loop
+        self._kicks: list[tuple[int, int, int]] = []  # eventfd, address of QueueNotify, queue
+        for slot, transport in enumerate(board.virtio):
+            address = layout.virtio(slot).base + VirtioMmio.QueueNotify.offset
+            for queue, spec in enumerate(transport.device.queue_specs):
+                if not spec.by_exit:
+                    self._carry(transport, address, queue)
+
+    def stop(self) -> None:
+        """Leave the loop alone from now on."""
+        for fd, address, queue in self._kicks:
+            self._vm.ioeventfd(fd, address, 4, datamatch=queue, flags=IoeventfdFlag.DEASSIGN)
+            self._loop.unwatch(fd)
+            os.close(fd)
+        self._kicks.clear()
+
+    def _carry(self, transport: VirtioMmio, address: int, queue: int) -> None:
+        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._kicks.append((fd, address, queue))
+        self._vm.ioeventfd(fd, address, 4, datamatch=queue)
+
+        def kicked() -> None:
+            os.eventfd_read(fd)
+            transport.kick(queue)
+
+        self._loop.watch(fd, kicked)
 
 
 def _outcome(vcpu: Vcpu, leave: Exit) -> int | VmmError:

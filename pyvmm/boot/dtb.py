@@ -15,6 +15,7 @@ from pyvmm.devices.device import Device
 from pyvmm.devices.exit import ExitRegister
 from pyvmm.devices.pl031 import Pl031
 from pyvmm.devices.uart8250 import Uart8250
+from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.errors import UsageError
 
 # How nodes refer to each other
@@ -51,6 +52,7 @@ class MachineDescription:
     uarts: int = layout.UART_COUNT
     rtc: bool = True
     exit_register: bool = True
+    virtio: int = 0  # devices, in the first slots
     pmu: bool = False
     its: bool = False
 
@@ -88,6 +90,8 @@ def machine_tree(machine: MachineDescription) -> dict[str, fdt.Property | fdt.No
         tree[_path(Pl031, layout.RTC)] = device_node(
             Pl031, layout.RTC, {"clocks": PHANDLE_CLOCK, "clock-names": "apb_pclk"}
         )
+    for slot in map(layout.virtio, range(machine.virtio)):
+        tree[_path(VirtioMmio, slot)] = device_node(VirtioMmio, slot)
     if machine.exit_register:
         tree[_path(ExitRegister, layout.EXIT)] = device_node(ExitRegister, layout.EXIT)
     return tree
@@ -123,7 +127,8 @@ def device_node(
         "reg": fdt.u64(region.base, region.size),
     }
     if region.spi is not None:
-        node["interrupts"] = (GIC_SPI, region.spi, IRQ_TYPE_LEVEL_HIGH)
+        trigger = IRQ_TYPE_EDGE_RISING if device.edge_triggered else IRQ_TYPE_LEVEL_HIGH
+        node["interrupts"] = (GIC_SPI, region.spi, trigger)
     return node | dict(device.properties) | dict(extra or {})
 
 

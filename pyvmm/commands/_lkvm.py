@@ -23,7 +23,7 @@ class Refused(NamedTuple):
     reason: str
 
 
-NO_VIRTIO = "there are no virtio devices yet"
+NO_VIRTIO = "the only virtio device yet is the console"
 NO_PCI = "there is no PCI yet"
 NO_FIRMWARE = "guests start at their entry point, without firmware"
 
@@ -33,7 +33,6 @@ REFUSED = (
     Refused(("--rng",), False, NO_VIRTIO),
     Refused(("--balloon",), False, NO_VIRTIO),
     Refused(("--vsock",), True, NO_VIRTIO),
-    Refused(("--virtio-transport",), True, NO_VIRTIO),
     Refused(("--force-pci",), False, NO_PCI),
     Refused(("-f", "--firmware"), True, NO_FIRMWARE),
     Refused(("-F", "--flash"), True, NO_FIRMWARE),

@@ -18,7 +18,7 @@ from pyvmm import host
 from pyvmm.arm64 import vl
 from pyvmm.cli import Invocation
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
-from pyvmm.commands._lkvm import refuse_lkvm_options
+from pyvmm.commands._lkvm import NO_PCI, refuse_lkvm_options
 from pyvmm.config import Config, SveRequest
 from pyvmm.console import KEYS_HELP, Input, Key, Output, Terminal
 from pyvmm.errors import EXIT_SIGNAL, HostError, ImageError, UsageError
@@ -74,7 +74,11 @@ class Extras:
 @click.option("--debug-mmio", is_flag=True, help="Show on stderr accesses no device answers.")
 @click.option(
     "--console", type=click.Choice(["serial", "virtio", "hv"]), default="serial",
-    help="The guest's console; only serial yet.",
+    help="The guest's console: the first UART, or a virtio console.",
+)  # fmt: skip
+@click.option(
+    "--virtio-transport", type=click.Choice(["pci", "pci-legacy", "mmio", "mmio-legacy"]),
+    default="mmio", help="How the guest sees virtio devices; only by MMIO yet.",
 )  # fmt: skip
 @click.option(
     "--irqchip", type=click.Choice(IRQCHIPS), default="gicv3",
@@ -116,14 +120,16 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
 
 def _refuse_what_is_missing(options: dict[str, Any]) -> None:
     """Refuse values of lkvm's that pyvmm cannot give yet."""
-    if options["console"] != "serial":
-        raise UsageError(f"--console {options['console']}: there are no virtio devices yet")
+    if options["console"] == "hv":
+        raise UsageError("--console hv: that is PowerPC's; here it is serial or virtio")
+    if options["virtio_transport"] not in ("mmio", "mmio-legacy"):
+        raise UsageError(f"--virtio-transport {options['virtio_transport']}: {NO_PCI}")
     if options["irqchip"] != "gicv3":
         raise UsageError(f"--irqchip {options['irqchip']}: guests have a GICv3 without ITS yet")
     network = options["network"]
     if network is not None and network.split(",")[0] not in ("none", "mode=none"):
         raise UsageError(
-            f"--network {network}: there are no virtio devices yet",
+            f"--network {network}: there is no virtio network device yet",
             hint="leave it out, or say --network mode=none",
         )
 
@@ -146,6 +152,8 @@ def _config(options: dict[str, Any]) -> Config:
         nodefaults=options["nodefaults"],
         initrd=options["initrd"],
         timeout_s=options["timeout"],
+        console=options["console"],
+        virtio_transport=options["virtio_transport"],
         **named,
     )
 
@@ -219,7 +227,9 @@ def _attach(config: Config, extras: Extras, output: Output) -> int:
 
 def _machine(config: Config, output: Output, on_unclaimed: Unclaimed | None) -> Machine:
     try:
-        return Machine(config, output.write, on_end=output.release, on_unclaimed=on_unclaimed)
+        return Machine(
+            config, output.write, on_end=output.release, on_unclaimed=on_unclaimed, log=_log
+        )
     except ImageError as error:
         if config.image.exists():
             raise
@@ -239,8 +249,14 @@ def _connect(terminal: Terminal, keyboard: Input, machine: Machine, loop: Loop) 
         else:
             keyboard.pause()
 
+    def resize() -> None:
+        with contextlib.suppress(OSError):  # no terminal: its size stays unknown
+            machine.resize(*os.get_terminal_size(STDIN))
+
     machine.on_room(keyboard.resume)
     loop.on_signal(signal.SIGCONT, attach)
+    loop.on_signal(signal.SIGWINCH, resize)
+    resize()
     attach()
 
 
@@ -259,6 +275,10 @@ def _write_dtb(path: Path, blob: bytes) -> None:
         path.write_bytes(blob)
     except OSError as error:
         raise UsageError(f"--dump-dtb {path}: {error.strerror}") from error
+
+
+def _log(line: str) -> None:
+    click.echo(f"pyvmm: {line}", err=True)
 
 
 def _show_unclaimed(vcpu: int, access: Exit) -> None:
