@@ -74,10 +74,10 @@ class VirtioConsole(VirtioDevice):
 
     def notify(self, queue: Virtqueue) -> None:
         """The driver has put buffers into a queue."""
-        if queue is self.transmitq:
-            self._transmit()
-        else:
+        if queue is self.receiveq:
             self._offer_room()
+        elif self.has_work(queue):
+            self._transmit()
 
     @emerg_wr.write
     def _(self, value: int) -> None:

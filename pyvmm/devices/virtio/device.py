@@ -171,13 +171,20 @@ class VirtioDevice:
     def pop(self, queue: Virtqueue) -> Chain | None:
         """Take a queue's next chain, if the device is live; if there is none, ask for a kick.
 
-        Takes the lock, as `push` does.
+        Takes the lock, as `has_work` and `push` do.
         """
         chain = None
         with self.guard():
             if self.live:
                 chain = self.next_chain(queue)
         return chain
+
+    def has_work(self, queue: Virtqueue) -> bool:
+        """Whether `pop` would find a chain; a look at the rings alone."""
+        found = False
+        with self.guard():
+            found = self.live and queue.has_chains()
+        return found
 
     def next_chain(self, queue: Virtqueue) -> Chain | None:
         """A live queue's next chain; if there is none, ask for a kick. In `guard`."""

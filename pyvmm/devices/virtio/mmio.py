@@ -174,8 +174,8 @@ class VirtioMmio(Device):
 
     @QueuePFN.read
     def _(self) -> int:
-        ready = self.queue is not None and self.queue.ready
-        return self.queue.desc // self.GuestPageSize if ready and self.queue else 0
+        queue = self.queue
+        return queue.desc // (self.GuestPageSize or 1) if queue is not None and queue.ready else 0
 
     @QueuePFN.write
     def _(self, value: int) -> None:
