@@ -54,7 +54,7 @@ class VirtioConsole(VirtioDevice):
     def receive(self, data: bytes) -> int:
         """Put input into the guest's buffers; returns how many bytes there was room for."""
         taken = 0
-        with self.guard():
+        with self.guard:
             while taken < len(data) and (chain := self._next_input()) is not None:
                 written = chain.write(data[taken : taken + chain.writable_size])
                 self.receiveq.push(chain, written)
@@ -76,7 +76,7 @@ class VirtioConsole(VirtioDevice):
         """The driver has put buffers into a queue."""
         if queue is self.receiveq:
             self._offer_room()
-        elif self.has_work(queue):
+        else:
             self._transmit()
 
     @emerg_wr.write
@@ -95,7 +95,7 @@ class VirtioConsole(VirtioDevice):
     def _offer_room(self) -> None:
         """Ask for input again, if some was left behind and there is room now."""
         due = False
-        with self.guard():
+        with self.guard:
             due = self._starved and self.live and self.receiveq.has_chains()
             self._starved = self._starved and not due
         if due and self.on_room is not None:

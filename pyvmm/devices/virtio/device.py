@@ -15,11 +15,11 @@ Source: OASIS Virtual I/O Device (VIRTIO) 1.2, chapters 2, 3 and 6; linux/virtio
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self, overload
 
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
@@ -108,8 +108,9 @@ class ConfigField:
 class VirtioDevice:
     """The base of virtio devices: status, negotiation, queues, and what a broken driver leads to.
 
-    ``lock`` guards everything, guest memory in the queues included. Hooks say whether they run
-    with it. ``log`` gets one line for a driver that breaks the rules.
+    ``lock`` guards everything, guest memory in the queues included; ``guard`` is the lock and an
+    end to the device where a queue turns out to break the rules. Hooks say whether they run with
+    it. ``log`` gets one line for a driver that breaks the rules.
     """
 
     device_id: ClassVar[int]
@@ -124,6 +125,7 @@ class VirtioDevice:
 
     def __init__(self, memory: GuestMemory, log: Callable[[str], None]) -> None:
         self.lock = threading.Lock()
+        self.guard = Guard(self)
         self.log = log
         self.legacy = False  # set by the transport
         self.interrupt: Callable[[int], None] = _nobody_listens  # set by the transport
@@ -159,22 +161,13 @@ class VirtioDevice:
         """Whether a feature was negotiated."""
         return bool(self.driver_features >> feature.bit & 1)
 
-    @contextlib.contextmanager
-    def guard(self) -> Iterator[None]:
-        """Hold the lock, and stop the device where a queue turns out to break the rules."""
-        with self.lock:
-            try:
-                yield
-            except QueueError as error:
-                self.fail(error.message)
-
     def pop(self, queue: Virtqueue) -> Chain | None:
         """Take a queue's next chain, if the device is live; if there is none, ask for a kick.
 
         Takes the lock, as `has_work` and `push` do.
         """
         chain = None
-        with self.guard():
+        with self.guard:
             if self.live:
                 chain = self.next_chain(queue)
         return chain
@@ -182,16 +175,13 @@ class VirtioDevice:
     def has_work(self, queue: Virtqueue) -> bool:
         """Whether `pop` would find a chain; a look at the rings alone."""
         found = False
-        with self.guard():
+        with self.guard:
             found = self.live and queue.has_chains()
         return found
 
     def next_chain(self, queue: Virtqueue) -> Chain | None:
-        """A live queue's next chain; if there is none, ask for a kick. In `guard`."""
-        chain = queue.pop()
-        if chain is None and queue.enable_kicks():
-            chain = queue.pop()
-        return chain
+        """A live queue's next chain; if there is none, ask for a kick. In ``guard``."""
+        return queue.pop() if queue.waiting or queue.enable_kicks() else None
 
     def push(self, queue: Virtqueue, chain: Chain, written: int) -> None:
         """Give a chain back, and interrupt the driver if it wants that."""
@@ -267,8 +257,8 @@ class VirtioDevice:
         self.status |= new
         if new & STATUS_DRIVER_OK and self.live:
             self.activate()
-            for queue in self.queues:  # what lies in it came before anybody looked
-                self.defer(functools.partial(self.notify, queue))
+            for queue in self.queues:
+                self.defer(functools.partial(self._look_into, queue))
 
     def reset(self) -> None:
         """Begin anew; what is being worked on is dropped."""
@@ -302,6 +292,11 @@ class VirtioDevice:
                 return
             action()
 
+    def _look_into(self, queue: Virtqueue) -> None:
+        """Serve what was put into a queue before it was live; without the lock."""
+        if self.has_work(queue):
+            self.notify(queue)
+
     def _acceptable(self) -> bool:
         """Whether the driver accepts only what is offered, and what it must."""
         must = 0 if self.legacy else 1 << VERSION_1.bit
@@ -313,6 +308,32 @@ class VirtioDevice:
         if self._complaints <= COMPLAINTS:
             last = "; no more is said of it" if self._complaints == COMPLAINTS else ""
             self.log(f"{self.name}: the guest's driver is broken, its device stops: {what}{last}")
+
+
+class Guard:
+    """Holds a device's lock, and stops the device on a QueueError, which goes no further."""
+
+    __slots__ = ("_device",)
+
+    def __init__(self, device: VirtioDevice) -> None:
+        self._device = device
+
+    def __enter__(self) -> None:
+        self._device.lock.acquire()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        try:
+            if isinstance(error, QueueError):
+                self._device.fail(error.message)
+                return True
+            return False
+        finally:
+            self._device.lock.release()
 
 
 def _nobody_listens(reasons: int) -> None:

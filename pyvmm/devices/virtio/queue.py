@@ -84,6 +84,9 @@ class Chain:
     def pieces(self, most: int) -> Iterator[bytes]:
         """Copy what is readable out of the guest, at most ``most`` bytes at a time."""
         for view in self.readable:
+            if len(view) <= most:
+                yield bytes(view)
+                continue
             for start in range(0, len(view), most):
                 yield bytes(view[start : start + most])
 
@@ -165,7 +168,7 @@ class Virtqueue:
             view.release()
         self.last_avail = 0  # the entry of the available ring to take next
         self.used_idx = 0
-        self._waiting = 0  # entries from last_avail on that are known to be there
+        self.waiting = 0  # entries from last_avail on that are known to be there
         self._signalled = 0  # used_idx when the need of an interrupt was last looked at
 
     def pop(self) -> Chain | None:
@@ -174,12 +177,12 @@ class Virtqueue:
         Raises:
             QueueError: the ring or the chain breaks the rules.
         """
-        if not self._waiting and not self.has_chains():
+        if not self.waiting and not self.has_chains():
             return None
         head = self._avail[RING + self.last_avail % self.size]
         chain = self._walk(head)
         self.last_avail = (self.last_avail + 1) & INDEX
-        self._waiting -= 1
+        self.waiting -= 1
         return chain
 
     def has_chains(self) -> bool:
@@ -193,8 +196,9 @@ class Virtqueue:
         waiting = (self._avail[IDX] - self.last_avail) & INDEX
         if waiting > self.size:
             raise self._error(f"has {waiting} chains available in a ring of {self.size}")
-        self._fence()  # the entries are read after the index that vouches for them
-        self._waiting = waiting
+        if waiting:
+            self._fence()  # the entries are read after the index that vouches for them
+        self.waiting = waiting
         return waiting > 0
 
     def push(self, chain: Chain, written: int) -> None:
