@@ -82,7 +82,7 @@ class Machine:
             hooks = Hooks(output=output, on_exit=lambda code: self._runner.end(code))
             self.board: Board = build(system, config, hooks, undo)
             self._bus = self.board.bus
-            self._runner = Runner(self.board.vcpus, self._step, on_end)
+            self._runner = Runner(self.board.vcpus, self._step, on_end, config.vcpu_affinity)
             undo.callback(self._runner.close)
             self._undo = undo.pop_all()
 
