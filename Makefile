@@ -12,7 +12,7 @@ BIN	:= $(VENV)/bin
 TOOLS	:= build/tools
 GCC	:= $(CURDIR)/$(TOOLS)/aarch64-linux-gnu-gcc
 
-.PHONY: run test lint test-here test-kvm guests tools test-tools venv dev wheel clean
+.PHONY: run test lint test-here test-kvm test-matrix guests tools test-tools venv dev wheel clean
 .DELETE_ON_ERROR:
 
 run: guests
@@ -27,7 +27,11 @@ lint: dev
 
 # Units anywhere, and the pyvmm command as a user types it.
 test-here: dev guests test-tools
-	$(BIN)/python -m pytest -m "not kvm"
+	$(BIN)/python -m pytest -m "not kvm and not matrix"
+
+# The same things on every kernel there is: takes its time.
+test-matrix: dev guests test-tools
+	$(BIN)/python -m pytest -m "matrix and not kvm"
 
 # What needs /dev/kvm: here on arm64, else inside the emulated host.
 test-kvm: dev guests

@@ -16,23 +16,22 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-from pyvmm import layout
 from pyvmm.arm64.vl import VlSet
 from pyvmm.board import Board, Hooks, build
 from pyvmm.boot.image import LoadedImage
 from pyvmm.config import Config
 from pyvmm.devices.virtio.console import VirtioConsole
-from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.errors import EXIT_OK, GuestError, TimeoutExpired, VmmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.system import System
-from pyvmm.kvm.uapi import ExitReason, IoeventfdFlag, SystemEvent
+from pyvmm.kvm.uapi import ExitReason, SystemEvent
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.limits import Plan
 from pyvmm.loop import Loop, Timer
 from pyvmm.memory import GuestMemory
 from pyvmm.runner import Runner
+from pyvmm.virtio import Kicks
 
 KVM = "/dev/kvm"
 STDOUT = 1
@@ -88,7 +87,7 @@ class Machine:
             self.board: Board = build(system, config, hooks, undo)
             self._bus = self.board.bus
             self._on_end = on_end
-            self._runner = Runner(self.board.vcpus, self._step, self._ended)
+            self._runner = Runner(self.board.vcpus, self._step, self._ended, config.vcpu_affinity)
             undo.callback(self._runner.close)
             self._undo = undo.pop_all()
 
@@ -189,7 +188,7 @@ class Machine:
             with Loop() as own:
                 return self.run(own)
         clock = _Clock(self, loop)
-        kicks = _Kicks(self.board, loop)
+        kicks = Kicks(self.board.vm, self.board.virtio, loop)
         loop.watch(self.ended_fd, loop.stop)
         if self.config.timeout_s is not None:
             loop.after(self.config.timeout_s, self._time_out)
@@ -249,42 +248,6 @@ class _Clock:
     def _go_off(self) -> None:
         self._rtc.tick()
         self._set()
-
-
-class _Kicks:
-    """Lets a loop carry the kicks of virtio queues, without an exit of the vCPU that kicks.
-
-    Before and after, and for queues served by exits, QueueNotify is a register like any other.
-    """
-
-    def __init__(self, board: Board, loop: Loop) -> None:
-        self._vm = board.vm
-        self._loop = loop
-        self._kicks: list[tuple[int, int, int]] = []  # eventfd, address of QueueNotify, queue
-        for slot, transport in enumerate(board.virtio):
-            address = layout.virtio(slot).base + VirtioMmio.QueueNotify.offset
-            for queue, spec in enumerate(transport.device.queue_specs):
-                if not spec.by_exit:
-                    self._carry(transport, address, queue)
-
-    def stop(self) -> None:
-        """Leave the loop alone from now on."""
-        for fd, address, queue in self._kicks:
-            self._vm.ioeventfd(fd, address, 4, datamatch=queue, flags=IoeventfdFlag.DEASSIGN)
-            self._loop.unwatch(fd)
-            os.close(fd)
-        self._kicks.clear()
-
-    def _carry(self, transport: VirtioMmio, address: int, queue: int) -> None:
-        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._kicks.append((fd, address, queue))
-        self._vm.ioeventfd(fd, address, 4, datamatch=queue)
-
-        def kicked() -> None:
-            os.eventfd_read(fd)
-            transport.kick(queue)
-
-        self._loop.watch(fd, kicked)
 
 
 def _outcome(vcpu: Vcpu, leave: Exit) -> int | VmmError:

@@ -17,6 +17,7 @@ import click
 from pyvmm import host
 from pyvmm.arm64 import vl
 from pyvmm.cli import Invocation
+from pyvmm.commands._armopts import arm_config, arm_options
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._lkvm import NO_PCI, refuse_lkvm_options
 from pyvmm.config import Config, SveRequest
@@ -26,14 +27,12 @@ from pyvmm.host.settings import HostSettings
 from pyvmm.kvm import sve
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.system import System
-from pyvmm.layout import RAM_BASE
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine, Unclaimed
-from pyvmm.units import parse_size, show_size
+from pyvmm.units import show_size
 
 GUESTS = Path(__file__).parents[1] / "guests"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-IRQCHIPS = ("gicv2", "gicv2m", "gicv3", "gicv3-its")
 STDIN, STDOUT = 0, 1
 
 
@@ -54,10 +53,6 @@ class Extras:
 @click.argument("image", required=False)
 @click.option("-k", "--kernel", metavar="IMAGE", help="The image, if not given as IMAGE.")
 @click.option("-c", "--cpus", type=int, show_default="the host's", help="vCPUs.")
-@click.option(
-    "-m", "--mem", metavar="SIZE", show_default="64M x (cpus + 3)",
-    help="Guest memory in MiB, or with a suffix B K M G T P.",
-)  # fmt: skip
 @click.option("-p", "--params", default="", metavar="TEXT", help="Kernel command line.")
 @click.option("-i", "--initrd", type=click.Path(path_type=Path), help="Initial RAM disk.")
 @click.option("--name", metavar="NAME", show_default="guest-PID", help="The guest's name.")
@@ -81,10 +76,6 @@ class Extras:
     default="mmio", help="How the guest sees virtio devices; only by MMIO yet.",
 )  # fmt: skip
 @click.option(
-    "--irqchip", type=click.Choice(IRQCHIPS), default="gicv3",
-    help="The interrupt controller; only gicv3 yet.",
-)  # fmt: skip
-@click.option(
     "-n", "--network", is_flag=False, flag_value="mode=user", metavar="mode=none",
     help="The network; only none yet.",
 )  # fmt: skip
@@ -94,6 +85,7 @@ class Extras:
     help="From info on, as --verbose.",
 )  # fmt: skip
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@arm_options
 @refuse_lkvm_options
 @host_options
 @click.pass_obj
@@ -124,8 +116,6 @@ def _refuse_what_is_missing(options: dict[str, Any]) -> None:
         raise UsageError("--console hv: that is PowerPC's; here it is serial or virtio")
     if options["virtio_transport"] not in ("mmio", "mmio-legacy"):
         raise UsageError(f"--virtio-transport {options['virtio_transport']}: {NO_PCI}")
-    if options["irqchip"] != "gicv3":
-        raise UsageError(f"--irqchip {options['irqchip']}: guests have a GICv3 without ITS yet")
     network = options["network"]
     if network is not None and network.split(",")[0] not in ("none", "mode=none"):
         raise UsageError(
@@ -141,7 +131,6 @@ def _config(options: dict[str, Any]) -> Config:
     return Config(
         image=find_image(_one_image(options["image"], options["kernel"])),
         vcpus=options["cpus"],
-        memory=_memory(options["mem"]),
         sve=SveRequest(
             required=options["sve"],
             off=options["no_sve"],
@@ -150,18 +139,13 @@ def _config(options: dict[str, Any]) -> Config:
         ),
         params=options["params"],
         nodefaults=options["nodefaults"],
+        console=options["console"],
         initrd=options["initrd"],
         timeout_s=options["timeout"],
-        console=options["console"],
         virtio_transport=options["virtio_transport"],
+        **arm_config(options),
         **named,
     )
-
-
-def _memory(text: str | None) -> int | None:
-    if text is not None and "@" in text:
-        raise UsageError(f"-m {text}: RAM is always at {RAM_BASE:#x} yet", hint="leave @ADDR out")
-    return None if text is None else parse_size(text)
 
 
 def _one_image(argument: str | None, option: str | None) -> str:
@@ -289,10 +273,13 @@ def describe(machine: Machine) -> Iterator[str]:
     """What the machine is made of and where it runs, a line each."""
     plan, image = machine.plan, machine.image
     yield f"host    {host.describe_inside() or 'this machine'}, Linux {os.uname().release}"
-    yield f"image   {machine.config.image} ({image.kind}), entry {image.entry:#x}"
-    yield f"memory  {show_size(plan.memory)} at {RAM_BASE:#x}, {plan.ipa_bits}-bit addresses"
+    kind = " in ".join((image.kind, *reversed(image.wrappings)))
+    yield f"image   {machine.config.image} ({kind}), entry {image.entry:#x}"
+    base = machine.memory.base
+    yield f"memory  {show_size(plan.memory)} at {base:#x}, {plan.ipa_bits}-bit addresses"
     yield f"vcpus   {plan.vcpus}"
-    yield "gic     GICv3"
+    yield f"cpu     {', '.join(sorted(feature.value for feature in plan.features)) or 'plain'}"
+    yield f"gic     {machine.board.irqchip.name}"
     if machine.vls:
         yield f"sve     {vl.show(machine.vls)} bits, as KVM reads it back from every vCPU"
     else:
