@@ -14,15 +14,18 @@ static char input[VIRTQ_SIZE][BUFFER_SIZE], output[VIRTQ_SIZE][BUFFER_SIZE];
 static struct virtq receiveq, transmitq;
 static uint32_t free_slots;			/* of transmitq, a bit each */
 static uint32_t interrupts;
-static bool resized;				/* a configuration interrupt came */
+static uint32_t config_changes;			/* interrupts that told of one */
+static uint32_t size;				/* of the terminal: rows, columns */
 
 void irq(uint32_t intid)
 {
 	if (intid != SPI(VIRTIO_SPI))
 		panic("spurious interrupt %u\n", intid);
 	interrupts++;
-	if (virtio_acknowledge(VIRTIO_BASE) & VIRTIO_INT_CONFIG)
-		resized = true;
+	if (virtio_acknowledge(VIRTIO_BASE) & VIRTIO_INT_CONFIG) {
+		size = readl(VIRTIO_BASE + CONFIG_COLS);
+		config_changes++;
+	}
 }
 
 /* Interrupts are masked but while they are taken: WFI wakes for a masked one, so none is missed. */
@@ -168,12 +171,13 @@ static void drain(uint64_t size)
 /* Offer a chain that is a loop: the device stops, says so by an interrupt, and can be reset. */
 static void break_rules(void)
 {
-	resized = false;
+	uint32_t before = config_changes;
+
 	transmitq.desc[0].next = 0;
 	virtq_add(&transmitq, 0, output[0], 1, false);
 	transmitq.desc[0].flags = 1;
 	virtq_kick(&transmitq, 1);
-	while (!resized)
+	while (config_changes == before)
 		wait_for_interrupt();
 	print("the device %s\n", virtio_needs_reset(VIRTIO_BASE) ? "needs a reset" : "goes on");
 	start();
@@ -182,8 +186,6 @@ static void break_rules(void)
 
 static void show_size(void)
 {
-	uint32_t size = readl(VIRTIO_BASE + CONFIG_COLS);
-
 	console_print("%u columns, %u rows\n", size & 0xffff, size >> 16);
 }
 
@@ -208,10 +210,11 @@ int main(void)
 	} else if (param("break")) {
 		break_rules();
 	} else if (param("resize")) {
-		show_size();
-		while (!resized)
-			wait_for_interrupt();
-		show_size();
+		for (uint32_t seen = 0; seen < 2; seen++) {
+			while (config_changes == seen)
+				wait_for_interrupt();
+			show_size();
+		}
 	} else {
 		console_print("virtio-console: ready\n");
 		echo();

@@ -146,7 +146,7 @@ class VirtioDevice:
         """The driver is ready; with the lock."""
 
     def deactivate(self) -> None:
-        """A reset: forget what came of the driver; with the lock, during a `notify` too."""
+        """A reset, or the end: forget the driver; with the lock, and maybe during a `notify`."""
 
     @property
     def live(self) -> bool:
@@ -223,6 +223,7 @@ class VirtioDevice:
             self.stopped = True
             for queue in self.queues:
                 queue.disable()
+            self.deactivate()
 
     # For a transport: with the lock, but for run_deferred
 

@@ -109,7 +109,9 @@ class VirtioMmio(Device):
         if offset < CONFIG:
             return super().mmio_read(offset, length)
         with self.lock:
-            return self.device.read_config(offset - CONFIG, length)
+            value = self.device.read_config(offset - CONFIG, length)
+        self.device.run_deferred()
+        return value
 
     def mmio_write(self, offset: int, length: int, value: int) -> None:
         """Carry out a guest's write; what the device has to do for it is done on return."""

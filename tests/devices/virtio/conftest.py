@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -24,7 +24,8 @@ class Rig:
         self.lines: list[str] = []
         self.interrupts = 0
         self.rooms = 0
-        self.console = VirtioConsole(memory, self.sent.extend, self.lines.append)
+        self.timers: list[Callable[[], None]] = []
+        self.console = VirtioConsole(memory, self.sent.extend, self.lines.append, self.later)
         self.console.on_room = self.room
         self.mmio = VirtioMmio(self.console, self.interrupt, legacy=legacy)
         self.driver = Driver(self.mmio, memory)
@@ -34,6 +35,17 @@ class Rig:
 
     def room(self) -> None:
         self.rooms += 1
+
+    def later(self, delay_s: float, action: Callable[[], None]) -> Callable[[], None]:
+        assert delay_s > 0
+        self.timers.append(action)
+        return lambda: self.timers.remove(action)
+
+    def pass_time(self) -> None:
+        """Let the timers go off that are set now."""
+        for action in self.timers[:]:
+            self.timers.remove(action)
+            action()
 
     @property
     def receiveq(self) -> Ring:

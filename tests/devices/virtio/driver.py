@@ -18,6 +18,8 @@ NEXT, WRITE, INDIRECT = 1, 2, 4
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 0x40, 0x80
 F_INDIRECT, F_EVENT_IDX, F_VERSION_1 = 1 << 28, 1 << 29, 1 << 32
 
+INT_USED, INT_CONFIG = 1, 2
+
 PAGE = 4096
 
 
@@ -231,6 +233,12 @@ class Driver:
         self.negotiate(wanted)
         self.rings = [self.make_ring(index, size) for index in range(queues)]
         self.add_status(DRIVER_OK)
+        self.look_at_config()
+
+    def look_at_config(self) -> None:
+        """Read the configuration, if it is said to have changed."""
+        if self.acknowledge() & INT_CONFIG:
+            self.mmio.mmio_read(0x100, 4)
 
     def kick(self, index: int) -> None:
         self.write(0x050, index)

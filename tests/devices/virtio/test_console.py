@@ -8,6 +8,7 @@ import threading
 
 import pytest
 
+from pyvmm.devices.virtio.console import after
 from pyvmm.layout import MIB
 from tests.devices.virtio.conftest import RECEIVEQ, TRANSMITQ, Rig
 from tests.devices.virtio.driver import (
@@ -66,10 +67,11 @@ def test_output_in_an_indirect_table_is_output(any_rig: Rig) -> None:
 
 def test_used_buffers_interrupt(any_rig: Rig) -> None:
     any_rig.driver.start()
+    before = any_rig.interrupts
 
     any_rig.send(b"x")
 
-    assert any_rig.interrupts == 1
+    assert any_rig.interrupts == before + 1
     assert any_rig.driver.acknowledge() == USED
     assert any_rig.driver.read(0x060) == 0
 
@@ -217,8 +219,84 @@ def test_input_before_the_driver_is_ready_stays_with_its_sender(rig: Rig) -> Non
     rig.give_room(16)
     before = rig.rooms
     rig.driver.add_status(DRIVER_OK)
+    rig.driver.look_at_config()
 
     assert (before, rig.rooms) == (0, 1)
+
+
+def test_input_waits_until_the_driver_has_looked_at_the_size(any_rig: Rig) -> None:
+    driver = any_rig.driver
+    driver.negotiate()
+    driver.rings = [driver.make_ring(0), driver.make_ring(1)]
+    driver.add_status(DRIVER_OK)
+    any_rig.give_room(16)
+
+    early = any_rig.console.receive(b"in")
+    rooms = any_rig.rooms
+    driver.look_at_config()
+
+    assert (early, rooms) == (0, 0)
+    assert any_rig.rooms == 1
+    assert any_rig.console.receive(b"in") == 2
+    assert any_rig.timers == []
+
+
+def test_driver_that_never_looks_at_the_size_gets_input_after_a_while(rig: Rig) -> None:
+    start_without_looking(rig)
+
+    early = rig.console.receive(b"in")
+    rig.pass_time()
+
+    assert early == 0
+    assert rig.rooms == 1
+    assert rig.console.receive(b"in") == 2
+
+
+def test_driver_that_is_busy_with_output_is_given_more_time_but_not_for_ever(rig: Rig) -> None:
+    start_without_looking(rig)
+    rig.console.receive(b"in")
+
+    waits = 0
+    while not rig.rooms:
+        rig.send(b"boot log")
+        rig.pass_time()
+        waits += 1
+
+    assert 2 < waits < 20
+    assert rig.timers == []
+
+
+def start_without_looking(rig: Rig) -> None:
+    rig.driver.negotiate()
+    rig.driver.rings = [rig.driver.make_ring(0), rig.driver.make_ring(1)]
+    rig.driver.add_status(DRIVER_OK)
+    rig.give_room(16)
+
+
+@pytest.mark.parametrize("end", ["reset", "stop"])
+def test_nobody_waits_for_a_driver_that_has_gone(rig: Rig, end: str) -> None:
+    start_without_looking(rig)
+
+    rig.driver.reset() if end == "reset" else rig.console.stop()
+
+    assert rig.timers == []
+
+
+def test_driver_without_the_size_feature_gets_input_at_once(rig: Rig) -> None:
+    rig.driver.start(wanted=F_EVENT_IDX)
+    rig.give_room(16)
+
+    assert rig.console.receive(b"in") == 2
+    assert rig.timers == []
+
+
+def test_wait_for_a_driver_ends_by_itself_in_real_time() -> None:
+    gone_off = threading.Event()
+
+    cancel = after(0.01, gone_off.set)
+
+    assert gone_off.wait(10)
+    cancel()
 
 
 def test_input_beyond_the_buffers_stays_and_room_is_announced_once(any_rig: Rig) -> None:
@@ -347,6 +425,14 @@ def test_size_changed_early_does_not_interrupt(rig: Rig) -> None:
 
     assert rig.interrupts == 0
     assert rig.driver.read(0x0FC) != generation
+
+
+def test_size_is_announced_to_a_driver_that_starts(rig: Rig) -> None:
+    rig.console.resize(80, 25)
+
+    start_without_looking(rig)
+
+    assert rig.driver.acknowledge() & CONFIG
 
 
 def test_driver_cannot_change_the_size(rig: Rig) -> None:
