@@ -30,8 +30,8 @@ test-here: dev guests test-tools
 	$(BIN)/python -m pytest -m "not kvm and not matrix"
 
 # Every kernel with every kind of host, which takes a while: not a part of `make test`.
-test-matrix: dev guests
-	$(BIN)/python -m pytest -m matrix -s
+test-matrix: dev guests test-tools
+	$(BIN)/python -m pytest -m "matrix and not kvm" -s
 
 # What needs /dev/kvm: here on arm64, else inside the emulated host.
 test-kvm: dev guests

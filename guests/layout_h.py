@@ -19,6 +19,8 @@ from typing import Any
 DEFINITIONS: tuple[tuple[str, Callable[[Any], int], str], ...] = (
     ("UART_BASE", lambda m: m.UART.base, "16550A, the console"),
     ("UART_SPI", lambda m: m.UART.spi, ""),
+    ("VIRTIO_BASE", lambda m: m.virtio(0).base, "the first virtio-mmio device"),
+    ("VIRTIO_SPI", lambda m: m.virtio(0).spi, "its interrupt, an edge"),
     ("EXIT_BASE", lambda m: m.EXIT.base, "a 32-bit write of N ends the VM with code N"),
     ("GICD_BASE", lambda m: m.GICD.base, "GICv3 distributor"),
     ("GICR_SIZE", lambda m: m.GICR_SIZE, "RD_base and SGI_base frames of one vCPU"),

@@ -6,39 +6,48 @@ the GIC's INIT, registers last.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from pyvmm import layout
-from pyvmm.arm64 import vl
+from pyvmm.boot.cmdline import command_line
 from pyvmm.boot.dtb import MachineDescription, machine_dtb
 from pyvmm.boot.image import LoadedImage, load_image
+from pyvmm.boot.linux import check_cpu
 from pyvmm.config import Config
 from pyvmm.devices.bus import Bus
 from pyvmm.devices.exit import ExitRegister
 from pyvmm.devices.pl031 import Pl031
 from pyvmm.devices.uart8250 import Uart8250
-from pyvmm.errors import HostError
+from pyvmm.devices.virtio.console import VirtioConsole
+from pyvmm.devices.virtio.mmio import VirtioMmio
+from pyvmm.irqchip import Irqchip, make_irqchip
 from pyvmm.kvm import regs, sve
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.system import System
-from pyvmm.kvm.uapi import VcpuFeature
 from pyvmm.kvm.vcpu import Vcpu
-from pyvmm.kvm.vgic import Vgic
 from pyvmm.kvm.vm import Vm, spi
-from pyvmm.limits import DEFAULT_IPA_BITS, HostLimits, Plan, plan
+from pyvmm.limits import DEFAULT_IPA_BITS, Feature, HostLimits, Plan, plan
 from pyvmm.memory import GuestMemory
-
-# PSTATE a boot CPU starts with: EL1h, and D, A, I and F masked.
-# Source: Linux, Documentation/arch/arm64/booting.rst, "CPU mode"
-BOOT_PSTATE = 0x3C5
+from pyvmm.vcpus import (
+    give_pvtime,
+    host_features,
+    init_pmus,
+    make_vcpus,
+    online_cpus,
+    set_boot_registers,
+)
+from pyvmm.virtio import plug_in
 
 # A memory slot has fewer than 2^31 pages, which may be of 4 KiB.
 # Source: Linux, include/linux/kvm_host.h, KVM_MEM_MAX_NR_PAGES
 SLOT_SIZE = 4 << 40
 
 MPIDR_EL1 = regs.sysreg(3, 0, 0, 0, 5)
+ID_AA64MMFR0_EL1 = regs.sysreg(3, 0, 0, 7, 0)
+RNG_SEED = 64  # bytes of the guest's first entropy: a ChaCha key and then some
 
 Output = Callable[[bytes], None]
 
@@ -49,6 +58,7 @@ class Hooks:
 
     on_exit: Callable[[int], None]
     output: Output  # the console's
+    log: Callable[[str], None]  # a line about a guest's driver that is broken
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,12 +68,15 @@ class Board:
     plan: Plan
     vm: Vm
     memory: GuestMemory
+    pvtime: GuestMemory | None
     vcpus: list[Vcpu]
-    gic: Vgic
+    irqchip: Irqchip
     image: LoadedImage
     dtb: bytes
     uarts: list[Uart8250]
     rtc: Pl031
+    console: Uart8250 | VirtioConsole
+    virtio: list[VirtioMmio]  # by slot
     bus: Bus
 
 
@@ -73,6 +86,8 @@ def read_limits(system: System) -> HostLimits:
         max_vcpus=system.check_extension(Cap.MAX_VCPUS),
         ipa_bits=system.check_extension(Cap.ARM_VM_IPA_SIZE) or DEFAULT_IPA_BITS,
         vls=sve.host_vector_lengths(system),
+        features=host_features(system),
+        cpus=online_cpus(),
     )
 
 
@@ -85,93 +100,89 @@ def build(system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Boar
     """
     decided = plan(config, read_limits(system))
     vm = undo.enter_context(system.create_vm(decided.ipa_bits))
-    memory = undo.enter_context(GuestMemory(layout.RAM_BASE, decided.memory))
-    _give_memory(vm, memory)
-    if system.has(Cap.ARM_NISV_TO_USER):
-        vm.enable_cap(Cap.ARM_NISV_TO_USER)  # an access we cannot decode comes to us, with facts
-    vcpus = _make_vcpus(system, vm, decided, undo)
-    gic = Vgic.create(
-        vm,
-        distributor=layout.GICD.base,
-        redistributors=layout.gicr(len(vcpus)).base,
-        nr_irqs=layout.NR_IRQS,
+    memory = undo.enter_context(
+        GuestMemory(config.ram_base, decided.memory, huge_pages=config.hugetlbfs)
     )
-    undo.callback(gic.close)
+    free_slot = _give_memory(vm, memory)
+    _enable_capabilities(system, vm, decided)
+    vcpus = make_vcpus(vm, decided, undo)
+    irqchip = make_irqchip(vm, config, len(vcpus), undo)
+    init_pmus(vcpus, decided)
+    pvtime = give_pvtime(vm, vcpus, decided, free_slot, undo)
     # The image comes after all that a host can refuse: who asks whether this host can do
     # something, as kvm-unit-tests does, asks with an image that does not exist.
-    image = load_image(config.image, memory, initrd=config.initrd)
-    dtb = _describe(config, memory, vcpus, image)
+    image = load_image(config.image, memory, initrd=config.initrd, aarch32=config.cpu.aarch32)
+    if image.linux is not None:
+        check_cpu(image.linux, vcpus[0].get_one_reg(ID_AA64MMFR0_EL1), str(config.image))
+    dtb = machine_dtb(_description(config, memory, vcpus, irqchip, image))
     memory.write(image.dtb, dtb)
-    _set_boot_registers(vcpus[0], image)
+    set_boot_registers(vcpus[0], image, decided)
     uarts, rtc = _make_devices(vm, hooks.output)
+    console: Uart8250 | VirtioConsole = uarts[0]
+    virtio = []
+    if config.console == "virtio":
+        console = VirtioConsole(memory, hooks.output, hooks.log)
+        virtio.append(plug_in(console, 0, vm, undo, config.virtio_transport))
     return Board(
         plan=decided,
         vm=vm,
         memory=memory,
+        pvtime=pvtime,
         vcpus=vcpus,
-        gic=gic,
+        irqchip=irqchip,
         image=image,
         dtb=dtb,
         uarts=uarts,
         rtc=rtc,
-        bus=_make_bus(uarts, rtc, ExitRegister(hooks.on_exit)),
+        console=console,
+        virtio=virtio,
+        bus=_make_bus(uarts, rtc, ExitRegister(hooks.on_exit), virtio),
     )
 
 
-def _give_memory(vm: Vm, memory: GuestMemory) -> None:
-    """Make RAM the VM's, in as many slots as KVM's limit on one of them asks."""
-    for slot, start in enumerate(range(0, memory.size, SLOT_SIZE)):
+def _enable_capabilities(system: System, vm: Vm, decided: Plan) -> None:
+    """Switch on what a VM has only when it is asked for, before its first vCPU."""
+    if system.has(Cap.ARM_NISV_TO_USER):
+        vm.enable_cap(Cap.ARM_NISV_TO_USER)  # an access we cannot decode comes to us, with facts
+    if Feature.MTE in decided.features:
+        vm.enable_cap(Cap.ARM_MTE)
+
+
+def _give_memory(vm: Vm, memory: GuestMemory) -> int:
+    """Make RAM the VM's, in as many slots as KVM's limit on one of them asks.
+
+    Returns:
+        The first slot that is free.
+    """
+    starts = range(0, memory.size, SLOT_SIZE)
+    for slot, start in enumerate(starts):
         size = min(SLOT_SIZE, memory.size - start)
         vm.set_user_memory_region(slot, memory.base + start, size, memory.host_address + start)
+    return len(starts)
 
 
-def _make_vcpus(system: System, vm: Vm, decided: Plan, undo: ExitStack) -> list[Vcpu]:
-    """Every vCPU, with the same features and the same vector lengths; all but the first off."""
-    features = {VcpuFeature.PSCI_0_2}
-    if system.has(Cap.ARM_PTRAUTH_ADDRESS) and system.has(Cap.ARM_PTRAUTH_GENERIC):
-        features |= {VcpuFeature.PTRAUTH_ADDRESS, VcpuFeature.PTRAUTH_GENERIC}
-    if decided.vls:
-        features.add(VcpuFeature.SVE)
-    target = vm.preferred_target()
-    vcpus = []
-    for number in range(decided.vcpus):
-        vcpu = undo.enter_context(vm.create_vcpu(number))
-        vcpu.init(target, features | {VcpuFeature.POWER_OFF} if number else features)
-        if decided.vls:
-            _give_vector_lengths(vcpu, decided.vls)
-        vcpus.append(vcpu)
-    return vcpus
-
-
-def _give_vector_lengths(vcpu: Vcpu, vls: vl.VlSet) -> None:
-    """Give a vCPU exactly that set, and make sure that KVM took it as it was meant."""
-    sve.write_vls(vcpu, vls)
-    vcpu.finalize(VcpuFeature.SVE)
-    taken = sve.read_vls(vcpu)
-    if taken != vls:
-        raise HostError(
-            f"vCPU {vcpu.id} was given the vector lengths {vl.show(vls)}, "
-            f"but KVM reads back {vl.show(taken) or 'none'}"
-        )
-
-
-def _describe(config: Config, memory: GuestMemory, vcpus: list[Vcpu], image: LoadedImage) -> bytes:
-    """The device tree."""
-    return machine_dtb(
-        MachineDescription(
-            ram_size=memory.size,
-            mpidrs=tuple(vcpu.get_one_reg(MPIDR_EL1) for vcpu in vcpus),
-            bootargs=config.bootargs,
-            initrd=image.initrd,
-        )
+def _description(
+    config: Config, memory: GuestMemory, vcpus: list[Vcpu], irqchip: Irqchip, image: LoadedImage
+) -> MachineDescription:
+    """What the device tree says."""
+    return MachineDescription(
+        ram_base=memory.base,
+        ram_size=memory.size,
+        mpidrs=tuple(vcpu.get_one_reg(MPIDR_EL1) for vcpu in vcpus),
+        bootargs=command_line(
+            config.params, console=config.console, defaults=not config.nodefaults
+        ),
+        initrd=image.initrd,
+        kaslr_seed=config.kaslr_seed,
+        rng_seed=os.urandom(RNG_SEED),
+        timer_hz=config.timer_hz,
+        pmu=config.cpu.pmu,
+        gicv2=irqchip.name == "gicv2",
+        its=irqchip.its is not None,
+        nested=config.cpu.nested,
+        aarch32=config.cpu.aarch32,
+        virtio=int(config.console == "virtio"),
     )
-
-
-def _set_boot_registers(vcpu: Vcpu, image: LoadedImage) -> None:
-    """Point the boot CPU at the image, and X0 at the device tree."""
-    vcpu.set_one_reg(regs.PC, image.entry)
-    vcpu.set_one_reg(regs.X(0), image.dtb)
-    vcpu.set_one_reg(regs.PSTATE, BOOT_PSTATE)
 
 
 def _make_devices(vm: Vm, output: Output) -> tuple[list[Uart8250], Pl031]:
@@ -189,8 +200,12 @@ def _make_devices(vm: Vm, output: Output) -> tuple[list[Uart8250], Pl031]:
     return uarts, Pl031(line(layout.RTC.spi))
 
 
-def _make_bus(uarts: list[Uart8250], rtc: Pl031, exit_register: ExitRegister) -> Bus:
+def _make_bus(
+    uarts: list[Uart8250], rtc: Pl031, exit_register: ExitRegister, virtio: list[VirtioMmio]
+) -> Bus:
     bus = Bus()
+    for slot, transport in enumerate(virtio):
+        bus.add(layout.virtio(slot), transport)
     for index, uart in enumerate(uarts):
         bus.add(layout.uart(index), uart)
     bus.add(layout.RTC, rtc)

@@ -11,11 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyvmm.errors import UsageError
-from pyvmm.layout import MIB
+from pyvmm.layout import MIB, RAM_BASE
 from pyvmm.units import show_size
 
-DEFAULT_BOOTARGS = " console=ttyS0 root=/dev/vda rw "  # what lkvm starts a command line with
 PAGE = 4096
+RAM_ALIGN = 2 * MIB  # the arm64 boot protocol's.  Source: Documentation/arch/arm64/booting.rst
+CONSOLES = ("serial", "virtio", "hv")
+TRANSPORTS = ("mmio", "mmio-legacy")
+IRQCHIPS = ("gicv3", "gicv3-its", "gicv2")
+UINT64 = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +56,37 @@ class SveRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CpuRequest:
+    """What is asked of the vCPUs beside SVE.
+
+    ``mte`` and ``pvtime`` are given where the host has them, unless False; the others are an
+    error where it has not.
+
+    Raises: UsageError, when two requests contradict each other.
+    """
+
+    pmu: bool = False
+    nested: bool = False  # the guest starts in EL2
+    e2h0: bool = False  # an EL2 without VHE
+    aarch32: bool = False  # the guest starts in 32-bit state
+    mte: bool = True
+    pvtime: bool = True
+
+    def __post_init__(self) -> None:
+        if self.e2h0 and not self.nested:
+            raise UsageError("--e2h0 is about the guest's EL2; give --nested too")
+        if self.aarch32 and self.nested:
+            raise UsageError("--aarch32 and --nested contradict each other: EL2 is 64-bit")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """One machine: what it boots, how large it is, and how long it may take.
 
-    ``vcpus`` and ``memory`` (bytes) left as None take lkvm's defaults, see default_vcpus()
-    and default_memory().
+    ``vcpus``, ``memory`` (bytes) and ``irqchip`` left as None take lkvm's defaults: see
+    default_vcpus() and default_memory(), and the best GIC the host has. ``vcpu_affinity`` are the
+    host's CPUs that vCPUs may run on, ``hugetlbfs`` where guest RAM comes from, if not None.
+    ``kaslr_seed`` and ``timer_hz`` go to the device tree, if not None.
 
     Raises: UsageError, for what makes no sense on any machine.
     """
@@ -64,10 +94,19 @@ class Config:
     image: Path
     vcpus: int | None = None
     memory: int | None = None
+    ram_base: int = RAM_BASE
     sve: SveRequest = field(default_factory=SveRequest)
+    cpu: CpuRequest = field(default_factory=CpuRequest)
+    irqchip: str | None = None
     params: str = ""
     nodefaults: bool = False
+    console: str = "serial"
+    virtio_transport: str = "mmio"
     initrd: Path | None = None
+    kaslr_seed: int | None = None
+    timer_hz: int | None = None
+    vcpu_affinity: frozenset[int] | None = None
+    hugetlbfs: Path | None = None
     name: str = field(default_factory=lambda: f"guest-{os.getpid()}")
     timeout_s: float | None = None
 
@@ -78,15 +117,36 @@ class Config:
             raise UsageError(f"-m {self.memory}: a machine needs memory")
         if self.memory is not None and self.memory % PAGE:
             raise UsageError(f"-m: {show_size(self.memory)} is not a whole number of 4 KiB pages")
+        if self.ram_base < RAM_BASE or self.ram_base % RAM_ALIGN:
+            raise UsageError(
+                f"-m SIZE@{self.ram_base:#x}: RAM starts at {RAM_BASE:#x} or higher, "
+                f"at a multiple of {show_size(RAM_ALIGN)}"
+            )
         if self.timeout_s is not None and not 0 < self.timeout_s < float("inf"):
             raise UsageError(f"--timeout {self.timeout_s:g}: needs a time above 0 s")
         if "\0" in self.params:
             raise UsageError("--params: a kernel command line cannot hold a NUL")
+        self._check_choices()
 
-    @property
-    def bootargs(self) -> str:
-        """The kernel command line: lkvm's defaults, then ``params``."""
-        return self.params if self.nodefaults else DEFAULT_BOOTARGS + self.params
+    def _check_choices(self) -> None:
+        if self.console not in CONSOLES:
+            raise UsageError(f"--console {self.console}: not one of {', '.join(CONSOLES)}")
+        if self.virtio_transport not in TRANSPORTS:
+            raise UsageError(
+                f"--virtio-transport {self.virtio_transport}: not one of {', '.join(TRANSPORTS)}"
+            )
+        if self.irqchip is not None and self.irqchip not in IRQCHIPS:
+            raise UsageError(f"--irqchip {self.irqchip}: not one of {', '.join(IRQCHIPS)}")
+        if self.kaslr_seed is not None and not 0 <= self.kaslr_seed <= UINT64:
+            raise UsageError(f"--kaslr-seed {self.kaslr_seed:#x}: needs a number of 64 bits")
+        if self.timer_hz is not None and not 0 < self.timer_hz < 1 << 32:
+            raise UsageError(
+                f"--override-bad-firmware-cntfrq {self.timer_hz}: needs a frequency in Hz"
+            )
+        if self.cpu.aarch32 and self.sve.wanted:
+            raise UsageError(
+                f"--aarch32 and {self.sve.wanted} contradict each other: SVE is 64-bit"
+            )
 
 
 def default_vcpus(limit: int) -> int:

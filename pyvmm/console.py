@@ -233,7 +233,7 @@ class Input:
     """
 
     CHUNK = 4096  # bytes read at once
-    OFFER = 256  # bytes offered at once; a UART takes 16
+    OFFER = 4096  # bytes offered at once; a UART takes 16, a virtio buffer of Linux's all of them
     BACKLOG = 64 << 10  # bytes read ahead of the guest, so that a stuck one can still be stopped
 
     def __init__(

@@ -16,9 +16,10 @@
                   | virtio-mmio                 |  0x200 apart, SPI 4 up, edge
                   +-----------------------------+
                   | GICv3 ITS                   |  128 KiB, just below the redistributors
-                  | GICv3 redistributors        |  128 KiB a vCPU, just below the distributor
+                  | GICv3 redistributors        |  128 KiB a vCPU, just below the distributor;
+                  |                             |  a GICv2's CPU interface at 0x3ffd_0000 instead
      0x3fff_0000  +-----------------------------+
-                  | GICv3 distributor           |  64 KiB
+                  | GIC distributor             |  64 KiB
      0x4000_0000  +-----------------------------+
                   | PCI ECAM (reserved)         |  256 MiB, then 32-bit PCI MMIO
      0x8000_0000  +-----------------------------+
@@ -55,31 +56,37 @@ class Region(NamedTuple):
 PCI_IO = Region("pci-io", 0x0000_0000, 64 * KIB)
 UART = Region("uart", 0x0100_0000, 0x1000, spi=0)  # the first of UART_COUNT
 RTC = Region("rtc", 0x0101_0000, 0x1000, spi=223)
-PVTIME = Region("pvtime", 0x0102_0000, 64 * KIB)
+PVTIME = Region("pvtime", 0x0102_0000, 64 * KIB)  # PVTIME_SIZE a vCPU
 EXIT = Region("exit", 0x0103_0000, 0x1000)
 FLASH = Region("flash", 0x0200_0000, 16 * MIB)
 VIRTIO = Region("virtio", 0x0300_0000, 0x200, spi=4)  # the first of VIRTIO_COUNT
 GICD = Region("gicd", 0x3FFF_0000, 64 * KIB)
+GICC = Region("gicc", 0x3FFD_0000, 8 * KIB)  # of a GICv2, in the room of 128 KiB lkvm leaves it
 PCI_ECAM = Region("pci-ecam", 0x4000_0000, 256 * MIB)
 
 UART_COUNT = 4
 VIRTIO_COUNT = 64
+PVTIME_SIZE = 64
 GICR_SIZE = 128 * KIB  # RD_base and SGI_base frames of one vCPU
 ITS_SIZE = 128 * KIB
 NR_IRQS = 256  # INTIDs the GIC implements: 16 SGIs, 16 PPIs, SPI 0 to 223
 
 RAM_BASE = 0x8000_0000
-KERNEL_OFFSET = 0x8_0000  # where an image without an arm64 header goes, from RAM_BASE
+KERNEL_OFFSET = 0x8_0000  # where an image without an arm64 header goes, from the start of RAM
+KERNEL_OFFSET_32 = 0x8000  # where a 32-bit image goes
 DTB_SIZE = 64 * KIB
 DTB_ALIGN = 2 * MIB
 DTB_BELOW = 256 * MIB  # DTB and initrd lie below this much RAM, or its end
 
-# Private peripheral interrupts of the generic timer.
+# Private peripheral interrupts.
 # Source: Arm BSA (DEN0094), table "PPI assignments"; what lkvm and Linux's virt boards use.
+FIRST_PPI = 16  # the INTID of PPI 0.  Source: GICv3 architecture (Arm IHI 0069), table 2-1
 PPI_TIMER_SECURE = 13
 PPI_TIMER_PHYS = 14
 PPI_TIMER_VIRT = 11
 PPI_TIMER_HYP = 10
+PPI_TIMER_HYP_VIRT = 12
+PPI_GIC_MAINTENANCE = 9
 PPI_PMU = 7
 
 
@@ -105,6 +112,6 @@ def its(vcpus: int) -> Region:
     return Region("its", gicr(vcpus).base - ITS_SIZE, ITS_SIZE)
 
 
-def ipa_bits(ram_size: int) -> int:
-    """How many guest physical address bits a machine with that much RAM needs (at least 32)."""
-    return max(32, (RAM_BASE + ram_size - 1).bit_length())
+def ipa_bits(ram_size: int, ram_base: int = RAM_BASE) -> int:
+    """How many guest physical address bits a machine with that RAM needs (at least 32)."""
+    return max(32, (ram_base + ram_size - 1).bit_length())

@@ -3,23 +3,60 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
 
 from pyvmm import layout
 from pyvmm.arm64 import vl
-from pyvmm.config import Config, default_memory, default_vcpus
+from pyvmm.config import Config, CpuRequest, default_memory, default_vcpus
 from pyvmm.errors import HostError
-from pyvmm.units import show_size
+from pyvmm.units import show_cpulist, show_size
 
 DEFAULT_IPA_BITS = 40  # what KVM offers where it has no KVM_CAP_ARM_VM_IPA_SIZE
+GICV2_VCPUS = 8  # a GICv2 names CPUs by bits of a byte.  Source: Arm IHI 0048, GICD_ITARGETSR
+
+
+class Feature(Enum):
+    """What a host's KVM may be able to give vCPUs."""
+
+    PAUTH = "pointer authentication"
+    PMU = "performance monitor"
+    MTE = "memory tags"
+    PVTIME = "stolen time"
+    EL2 = "EL2"
+    E2H0 = "EL2 without VHE"
+    AARCH32 = "32-bit state in EL1"
+
+
+class Ask(NamedTuple):
+    """An option that asks for a feature, by its name in CpuRequest, and why a host may lack it."""
+
+    option: str
+    feature: Feature
+    reason: str
+
+
+ASKS = {
+    "pmu": Ask("--pmu", Feature.PMU, "its kernel drives no PMU"),
+    "nested": Ask("--nested", Feature.EL2, "that takes Linux v6.16 with kvm-arm.mode=nested, "
+                  "and a CPU with FEAT_NV2"),
+    "e2h0": Ask("--e2h0", Feature.E2H0, "that takes a CPU with FEAT_E2H0"),
+    "aarch32": Ask("--aarch32", Feature.AARCH32, "its CPUs are 64-bit only there"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostLimits:
-    """What KVM on a host offers one VM; ``vls`` is its SVE vector lengths in bits."""
+    """What KVM on a host offers one VM; ``vls`` is its SVE vector lengths in bits.
+
+    ``cpus`` are the CPUs that are online, none where that is unknown.
+    """
 
     max_vcpus: int
     ipa_bits: int
     vls: vl.VlSet
+    features: frozenset[Feature] = frozenset()
+    cpus: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +67,7 @@ class Plan:
     memory: int
     ipa_bits: int
     vls: vl.VlSet
+    features: frozenset[Feature] = frozenset()
 
 
 def plan(config: Config, host: HostLimits) -> Plan:
@@ -37,10 +75,17 @@ def plan(config: Config, host: HostLimits) -> Plan:
 
     Raises: HostError, naming the limit and what would be within it.
     """
-    vls = vl.choose(config.sve, host.vls)
-    vcpus = _vcpus(config, min(host.max_vcpus, room_for_vcpus()))
+    vls = frozenset() if config.cpu.aarch32 else vl.choose(config.sve, host.vls)
+    vcpus = _vcpus(config, min(host.max_vcpus, _most_vcpus(config)))
     memory = default_memory(vcpus) if config.memory is None else config.memory
-    return Plan(vcpus=vcpus, memory=memory, ipa_bits=_ipa_bits(memory, host), vls=vls)
+    _check_affinity(config, host)
+    return Plan(
+        vcpus=vcpus,
+        memory=memory,
+        ipa_bits=_ipa_bits(config, memory, host),
+        vls=vls,
+        features=_features(config, host.features),
+    )
 
 
 def room_for_vcpus() -> int:
@@ -49,9 +94,13 @@ def room_for_vcpus() -> int:
     return (layout.GICD.base - floor) // layout.GICR_SIZE
 
 
-def most_memory(ipa_bits: int) -> int:
+def most_memory(ipa_bits: int, ram_base: int = layout.RAM_BASE) -> int:
     """The most RAM a guest with that many physical address bits can have, in bytes."""
-    return max(0, (1 << ipa_bits) - layout.RAM_BASE)
+    return max(0, (1 << ipa_bits) - ram_base)
+
+
+def _most_vcpus(config: Config) -> int:
+    return GICV2_VCPUS if config.irqchip == "gicv2" else room_for_vcpus()
 
 
 def _vcpus(config: Config, limit: int) -> int:
@@ -59,19 +108,55 @@ def _vcpus(config: Config, limit: int) -> int:
         return default_vcpus(limit)
     if config.vcpus > limit:
         raise HostError(
-            f"-c {config.vcpus}: this host gives one VM at most {limit} vCPUs",
+            f"-c {config.vcpus}: this host gives one VM at most {limit} vCPUs"
+            + (" with a GICv2" if limit == _most_vcpus(config) == GICV2_VCPUS else ""),
             hint=f"use -c {limit} or less",
         )
     return config.vcpus
 
 
-def _ipa_bits(memory: int, host: HostLimits) -> int:
-    needed = layout.ipa_bits(memory)
+def _ipa_bits(config: Config, memory: int, host: HostLimits) -> int:
+    needed = layout.ipa_bits(memory, config.ram_base)
     if needed > host.ipa_bits:
-        most = most_memory(host.ipa_bits)
+        most = most_memory(host.ipa_bits, config.ram_base)
+        enough = f"use -m {most >> 30}G or less" if most >> 30 else "let RAM start lower"
         raise HostError(
             f"-m: {show_size(memory)} of RAM needs {needed} guest physical address bits, "
             f"and this host has {host.ipa_bits}",
-            hint=f"use -m {most >> 30}G or less (RAM starts at {layout.RAM_BASE:#x})",
+            hint=f"{enough} (RAM starts at {config.ram_base:#x})",
         )
     return needed
+
+
+def _check_affinity(config: Config, host: HostLimits) -> None:
+    asked = config.vcpu_affinity
+    if asked is not None and host.cpus and not asked <= host.cpus:
+        raise HostError(
+            f"--vcpu-affinity {show_cpulist(asked)}: this host has no CPU "
+            f"{show_cpulist(asked - host.cpus)}",
+            hint=f"online are {show_cpulist(host.cpus)}",
+        )
+
+
+def _features(config: Config, has: frozenset[Feature]) -> frozenset[Feature]:
+    """What the vCPUs get of what the host has."""
+    wanted = _wanted(config.cpu)
+    for ask in wanted:
+        if ask.feature not in has:
+            raise HostError(
+                f"{ask.option}: this host's KVM gives guests no {ask.feature.value}: {ask.reason}"
+            )
+    given = {ask.feature for ask in wanted}
+    if config.cpu.aarch32:  # KVM has these for 64-bit guests
+        return frozenset(given)
+    given |= {Feature.PAUTH} & has
+    if config.cpu.pvtime:
+        given |= {Feature.PVTIME} & has
+    # Huge pages of hugetlbfs hold tags from Linux v6.13 on only; before, they cannot be mapped.
+    if config.cpu.mte and config.hugetlbfs is None:
+        given |= {Feature.MTE} & has
+    return frozenset(given)
+
+
+def _wanted(request: CpuRequest) -> list[Ask]:
+    return [ask for name, ask in ASKS.items() if getattr(request, name)]

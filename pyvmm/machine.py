@@ -20,6 +20,7 @@ from pyvmm.arm64.vl import VlSet
 from pyvmm.board import Board, Hooks, build
 from pyvmm.boot.image import LoadedImage
 from pyvmm.config import Config
+from pyvmm.devices.virtio.console import VirtioConsole
 from pyvmm.errors import EXIT_OK, GuestError, TimeoutExpired, VmmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.exits import Exit
@@ -30,6 +31,7 @@ from pyvmm.limits import Plan
 from pyvmm.loop import Loop, Timer
 from pyvmm.memory import GuestMemory
 from pyvmm.runner import Runner
+from pyvmm.virtio import Kicks
 
 KVM = "/dev/kvm"
 STDOUT = 1
@@ -44,7 +46,7 @@ def write_to_stdout(data: bytes) -> None:
         data = data[os.write(STDOUT, data) :]
 
 
-def _do_nothing() -> None:
+def _do_nothing(*_: object) -> None:
     """Stands for a callback nobody gave."""
 
 
@@ -67,22 +69,25 @@ class Machine:
         *,
         on_end: Callable[[], None] = _do_nothing,
         on_unclaimed: Unclaimed | None = None,
+        log: Callable[[str], None] = _do_nothing,
         kvm: str = KVM,
     ) -> None:
         """Make the machine.
 
         ``output`` gets what the guest writes to its console, ``on_unclaimed`` an access that no
-        device answers; both in the vCPU's thread. ``on_end`` is called when the run has an
-        outcome, and must let go an ``output`` that waits.
+        device answers, ``log`` a line about a driver of the guest's that is broken; all in the
+        vCPU's thread. ``on_end`` is called when the run has an outcome, and must let go an
+        ``output`` that waits.
         """
         self.config = config
         self._on_unclaimed = on_unclaimed
         with ExitStack() as undo:
             system = undo.enter_context(System.open(kvm))
-            hooks = Hooks(output=output, on_exit=lambda code: self._runner.end(code))
+            hooks = Hooks(output=output, on_exit=lambda code: self._runner.end(code), log=log)
             self.board: Board = build(system, config, hooks, undo)
             self._bus = self.board.bus
-            self._runner = Runner(self.board.vcpus, self._step, on_end)
+            self._on_end = on_end
+            self._runner = Runner(self.board.vcpus, self._step, self._ended, config.vcpu_affinity)
             undo.callback(self._runner.close)
             self._undo = undo.pop_all()
 
@@ -138,11 +143,16 @@ class Machine:
 
     def send(self, data: bytes) -> int:
         """Type on the guest's console; returns how many bytes there was room for."""
-        return self.board.uarts[0].receive(data)
+        return self.board.console.receive(data)
 
     def on_room(self, callback: Callable[[], None]) -> None:
-        """Say what to call, in a vCPU's thread, when ``send`` has room again after it had none."""
-        self.board.uarts[0].on_room = callback
+        """Say what to call, from any thread, when ``send`` has room again after it had none."""
+        self.board.console.on_room = callback
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Tell the guest the size of its console's terminal; a serial line has no way to."""
+        if isinstance(self.board.console, VirtioConsole):
+            self.board.console.resize(columns, rows)
 
     def start(self) -> None:
         """Let the vCPUs go; returns at once."""
@@ -178,6 +188,7 @@ class Machine:
             with Loop() as own:
                 return self.run(own)
         clock = _Clock(self, loop)
+        kicks = Kicks(self.board.vm, self.board.virtio, loop)
         loop.watch(self.ended_fd, loop.stop)
         if self.config.timeout_s is not None:
             loop.after(self.config.timeout_s, self._time_out)
@@ -186,8 +197,15 @@ class Machine:
             loop.run()
         finally:
             clock.stop()
+            kicks.stop()
             loop.unwatch(self.ended_fd)
         return self.result()
+
+    def _ended(self) -> None:
+        """The run has an outcome: let go of whatever a vCPU's thread may be busy with."""
+        for transport in self.board.virtio:
+            transport.device.stop()
+        self._on_end()
 
     def _time_out(self) -> None:
         self.stop(TimeoutExpired(f"the guest did not end within {self.config.timeout_s:g} s"))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import io
 import mmap
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
+from pyvmm import hugetlbfs
 from pyvmm.errors import GuestError, HostError, UsageError
 from pyvmm.layout import MIB
 
@@ -40,8 +42,10 @@ class GuestMemory:
 
     OutOfRange = OutOfRange
 
-    def __init__(self, base: int, size: int) -> None:
+    def __init__(self, base: int, size: int, *, huge_pages: Path | None = None) -> None:
         """Map ``size`` bytes for the guest physical addresses from ``base``.
+
+        With ``huge_pages``, the mount point of a hugetlbfs, all of it is pages from there.
 
         Raises:
             UsageError: ``base`` or ``size`` is not a whole number of host pages.
@@ -55,13 +59,19 @@ class GuestMemory:
         self.base = base
         self.size = size
         self.end = base + size
-        self._mapping = _map(size + HUGE_PAGE)  # room to align: mmap takes no address
-        start = _address(self._mapping)
-        self.host_address = (start + HUGE_PAGE - 1) & -HUGE_PAGE
-        self._offset = self.host_address - start
+        self._reserved = huge_pages is not None
+        if huge_pages is None:
+            self._mapping = _map(size + HUGE_PAGE)  # room to align: mmap takes no address
+            start = _address(self._mapping)
+            self.host_address = (start + HUGE_PAGE - 1) & -HUGE_PAGE
+            self._offset = self.host_address - start
+        else:
+            self._mapping = hugetlbfs.map_pages(huge_pages, size)
+            self.host_address, self._offset = _address(self._mapping), 0
         self._ram = memoryview(self._mapping)[self._offset : self._offset + size]
-        with contextlib.suppress(OSError):  # no transparent huge pages: slower, not wrong
-            self._mapping.madvise(mmap.MADV_HUGEPAGE, self._offset, size)
+        if not self._reserved:
+            with contextlib.suppress(OSError):  # no transparent huge pages: slower, not wrong
+                self._mapping.madvise(mmap.MADV_HUGEPAGE, self._offset, size)
 
     def __enter__(self) -> Self:
         return self
@@ -116,11 +126,25 @@ class GuestMemory:
                 done += came
         return done
 
+    def load_from(self, gpa: int, length: int, file: BinaryIO, offset: int) -> int:
+        """Like load(), from any kind of file; one without a descriptor is copied to one first."""
+        try:
+            return self.load(gpa, length, file.fileno(), offset)
+        except io.UnsupportedOperation:
+            pass
+        file.seek(offset)
+        with os.fdopen(os.memfd_create("image", os.MFD_CLOEXEC), "wb", buffering=0) as copy:
+            length = copy.write(file.read(length))
+            return self.load(gpa, length, copy.fileno(), 0)
+
     def zero(self, gpa: int, length: int) -> None:
         """Make ``length`` bytes zero; whole pages go back to the host instead of being written."""
         if not self.contains(gpa, length):
             raise OutOfRange(gpa, length, self)
         end = gpa + length
+        if self._reserved:  # those pages are the guest's for good
+            self._clear(gpa, length)
+            return
         first_page = min(-(-gpa // mmap.PAGESIZE) * mmap.PAGESIZE, end)
         last_page = max(end // mmap.PAGESIZE * mmap.PAGESIZE, first_page)
         self.write(gpa, bytes(first_page - gpa))
@@ -129,6 +153,10 @@ class GuestMemory:
             start = self._offset + first_page - self.base
             self._mapping.madvise(mmap.MADV_DONTNEED, start, last_page - first_page)
         self.write(last_page, bytes(end - last_page))
+
+    def _clear(self, gpa: int, length: int) -> None:
+        for start in range(gpa, gpa + length, MIB):
+            self.write(start, bytes(min(MIB, gpa + length - start)))
 
 
 def _map(length: int) -> mmap.mmap:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from pyvmm.errors import HostError
+from pyvmm.units import show_cpulist
 
 Outcome = int | BaseException
 
@@ -38,16 +39,22 @@ class Runner(Generic[V]):
 
     ``step`` runs a vCPU once and handles its exit, in the vCPU's thread; what it raises is the
     outcome. ``on_end`` is called when there is one, and must let go whatever a step may wait
-    for; ``ended_fd`` becomes readable when the last thread has left.
+    for; ``ended_fd`` becomes readable when the last thread has left. ``cpus`` are the host's
+    CPUs that the threads may run on, all of them if None.
     """
 
     def __init__(
-        self, vcpus: Sequence[V], step: Callable[[V], None], on_end: Callable[[], None]
+        self,
+        vcpus: Sequence[V],
+        step: Callable[[V], None],
+        on_end: Callable[[], None],
+        cpus: frozenset[int] | None = None,
     ) -> None:
         self.ended_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._vcpus = vcpus
         self._step = step
         self._on_end = on_end
+        self._cpus = cpus
         self._threads = [
             threading.Thread(target=self._work, args=(vcpu,), name=f"vcpu{vcpu.id}")
             for vcpu in vcpus
@@ -140,12 +147,25 @@ class Runner(Generic[V]):
     def _work(self, vcpu: V) -> None:
         """A vCPU's thread."""
         try:
+            self._stay_on_cpus()
             while self._going or self._may_go_on():
                 self._step(vcpu)
         except BaseException as error:  # also a bug of ours: it must end the VM, not hang it
             self.end(error)
         finally:
             self._leave()
+
+    def _stay_on_cpus(self) -> None:
+        """Bind the calling thread to the CPUs it may run on."""
+        if self._cpus is None:
+            return
+        try:
+            os.sched_setaffinity(0, self._cpus)  # 0 is the thread, not the process
+        except OSError as error:
+            raise HostError(
+                f"vCPUs cannot run on CPU {show_cpulist(self._cpus)}: {error.strerror}",
+                hint="taskset -p $$ shows the CPUs that this shell's programs may run on",
+            ) from error
 
     def _may_go_on(self) -> bool:
         """Park while paused; False when the run is over."""

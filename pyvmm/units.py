@@ -1,14 +1,17 @@
-"""Sizes as people write and read them."""
+"""Sizes, addresses and lists of CPUs as people write and read them."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from pyvmm.errors import UsageError
 from pyvmm.layout import MIB
 
 _SHIFT = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 _SIZE = re.compile(r"([0-9]{1,19})([BKMGTP]?)", re.IGNORECASE)
+_NUMBER = re.compile(r"0x[0-9a-f]{1,32}|[0-9]{1,32}", re.IGNORECASE)
+_CPUS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5})(?::([1-9][0-9]{0,4}))?)?")
 
 
 def parse_size(text: str) -> int:
@@ -32,3 +35,55 @@ def show_size(size: int) -> str:
         if size and size % (1 << _SHIFT[suffix]) == 0:
             return f"{size >> _SHIFT[suffix]} {suffix}iB"
     return f"{size} bytes"
+
+
+def parse_number(text: str, what: str) -> int:
+    """Read a number, in hexadecimal after 0x; ``what`` says in a message what it was to be.
+
+    Raises: UsageError.
+    """
+    match = _NUMBER.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is not {what}", hint="write a number: 4096, 0x1000")
+    return int(match[0], 0) if match[0][:2].lower() == "0x" else int(match[0])
+
+
+def parse_memory(text: str) -> tuple[int, int | None]:
+    """Read SIZE or SIZE@ADDR; an address is in bytes, or has a suffix as sizes do.
+
+    Raises: UsageError.
+    """
+    size, at, address = text.partition("@")
+    if not at:
+        return parse_size(size), None
+    if address[-1:].upper() in _SHIFT and not address.lower().startswith("0x"):
+        return parse_size(size), parse_size(address)
+    return parse_size(size), parse_number(address, "an address")
+
+
+def parse_cpulist(text: str) -> frozenset[int]:
+    """Read a list of CPUs as the kernel writes them: ``0-3,8,16-30:2``.
+
+    Raises: UsageError.  Source: Documentation/admin-guide/cputopology.rst.
+    """
+    cpus: set[int] = set()
+    for part in text.strip().split(","):
+        match = _CPUS.fullmatch(part.strip())
+        if match is None:
+            raise UsageError(f"{text!r} is not a list of CPUs", hint="write 0-3,8 or 0-14:2")
+        first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
+        if last < first:
+            raise UsageError(f"{text!r} is not a list of CPUs: {part} goes backwards")
+        cpus.update(range(first, last + 1, step))
+    return frozenset(cpus)
+
+
+def show_cpulist(cpus: Iterable[int]) -> str:
+    """A list of CPUs with ranges: ``0-3,8``."""
+    parts: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if parts and cpu == parts[-1][-1] + 1:
+            parts[-1] = [parts[-1][0], cpu]
+        else:
+            parts.append([cpu])
+    return ",".join("-".join(map(str, part)) for part in parts)

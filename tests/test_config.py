@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.config import Config, default_memory, default_vcpus
+from pyvmm.config import Config, CpuRequest, SveRequest, default_memory, default_vcpus
 from pyvmm.errors import UsageError
 from pyvmm.layout import MIB
 
@@ -26,6 +26,16 @@ IMAGE = Path("guest")
         ({"timeout_s": float("nan")}, "--timeout nan"),
         ({"timeout_s": float("inf")}, "--timeout inf"),
         ({"params": "a\0b"}, "NUL"),
+        ({"ram_base": 0x4000_0000}, "RAM starts at 0x80000000 or higher"),
+        ({"ram_base": 0x8010_0000}, "at a multiple of 2 MiB"),
+        ({"console": "vga"}, "--console vga: not one of serial, virtio, hv"),
+        ({"irqchip": "apic"}, "--irqchip apic: not one of gicv3, gicv3-its, gicv2"),
+        ({"kaslr_seed": 1 << 64}, "--kaslr-seed 0x10000000000000000: needs a number of 64 bits"),
+        ({"timer_hz": 0}, "--override-bad-firmware-cntfrq 0: needs a frequency"),
+        (
+            {"cpu": CpuRequest(aarch32=True), "sve": SveRequest(max_vl=256)},
+            "--aarch32 and --sve-max-vl=256 contradict",
+        ),
     ],
 )
 def test_config_refuses_what_no_machine_can_be(options: dict[str, object], words: str) -> None:
@@ -35,16 +45,13 @@ def test_config_refuses_what_no_machine_can_be(options: dict[str, object], words
     assert words in caught.value.message
 
 
-def test_bootargs_start_as_lkvms_do() -> None:
-    config = Config(image=IMAGE, params="quiet")
-
-    assert config.bootargs == " console=ttyS0 root=/dev/vda rw quiet"
-
-
-def test_bootargs_without_defaults_are_the_users_alone() -> None:
-    config = Config(image=IMAGE, params="quiet", nodefaults=True)
-
-    assert config.bootargs == "quiet"
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [({"e2h0": True}, "give --nested too"), ({"aarch32": True, "nested": True}, "contradict")],
+)
+def test_cpu_request_refuses_what_contradicts_itself(request_: dict[str, bool], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        CpuRequest(**request_)
 
 
 def test_name_defaults_to_the_process() -> None:

@@ -17,13 +17,13 @@ PACKAGE = Path(__file__).parent.parent / "pyvmm"
 # The rooms of the house, lowest first: each imports only from those above its line in this list.
 ROOMS = (
     # the bottom: errors, the guest's map, guest RAM, what was asked for
-    "errors", "layout", "units", "config", "memory",
+    "errors", "layout", "units", "config", "hugetlbfs", "memory",
     # no KVM
     "arm64", "devices", "boot",
     # nothing but KVM
     "kvm",
     # a Config becomes a machine, and runs
-    "limits", "runner", "loop", "console", "board", "machine",
+    "limits", "runner", "loop", "console", "vcpus", "irqchip", "virtio", "board", "machine",
     "snapshot", "repro",
     "host",
     # words in, words out

@@ -22,6 +22,8 @@
 #define ISENABLER		0x0100
 #define ICENABLER		0x0180
 #define IPRIORITYR		0x0400
+#define ICFGR			0x0c00		/* 2 bits an INTID */
+#define ICFGR_EDGE		2u
 
 #define PRIORITIES		0xa0a0a0a0
 #define PMR_ALL			0xf0
@@ -107,6 +109,13 @@ void gic_enable(uint32_t intid)
 	else
 		writeq(cpu_mpidr(cpu_index()), GICD_BASE + GICD_IROUTER + 8 * (uintptr_t)intid);
 	writel(1u << intid % 32, frame + ISENABLER + intid / 32 * 4);
+}
+
+void gic_set_edge(uint32_t intid)
+{
+	uintptr_t icfgr = GICD_BASE + ICFGR + intid / 16 * 4;
+
+	writel(readl(icfgr) | ICFGR_EDGE << intid % 16 * 2, icfgr);
 }
 
 void gic_send_sgi(uint32_t intid, unsigned int index)

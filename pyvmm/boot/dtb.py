@@ -15,6 +15,7 @@ from pyvmm.devices.device import Device
 from pyvmm.devices.exit import ExitRegister
 from pyvmm.devices.pl031 import Pl031
 from pyvmm.devices.uart8250 import Uart8250
+from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.errors import UsageError
 
 # How nodes refer to each other
@@ -48,11 +49,17 @@ class MachineDescription:
     bootargs: str = ""
     initrd: tuple[int, int] | None = None  # its addresses, from and to
     kaslr_seed: int | None = None
+    rng_seed: bytes = b""
+    timer_hz: int | None = None  # in place of the CNTFRQ_EL0 that firmware got wrong
     uarts: int = layout.UART_COUNT
     rtc: bool = True
     exit_register: bool = True
+    virtio: int = 0  # devices, in the first slots
     pmu: bool = False
+    gicv2: bool = False
     its: bool = False
+    nested: bool = False  # the guest starts in EL2
+    aarch32: bool = False  # the guest starts in 32-bit state
 
 
 def machine_tree(machine: MachineDescription) -> dict[str, fdt.Property | fdt.Node]:
@@ -70,16 +77,20 @@ def machine_tree(machine: MachineDescription) -> dict[str, fdt.Property | fdt.No
             "device_type": "memory",
             "reg": fdt.u64(machine.ram_base, machine.ram_size),
         },
-        "cpus": _cpus(machine.mpidrs),
-        # KVM's PSCI is 1.0 or later and 0.2 goes along with that; by HVC since no EL3 is there
-        "psci": {"compatible": ("arm,psci-1.0", "arm,psci-0.2"), "method": "hvc"},
-        "timer": _timer(),
+        "cpus": _cpus(machine),
+        # KVM's PSCI is 1.0 or later and 0.2 goes along with that; by HVC since no EL3 is there,
+        # but a guest in EL2 takes its HVCs itself
+        "psci": {
+            "compatible": ("arm,psci-1.0", "arm,psci-0.2"),
+            "method": "smc" if machine.nested else "hvc",
+        },
+        "timer": _timer(machine),
         f"intc@{layout.GICD.base:x}": _gic(machine),
     }
     if machine.pmu:
         tree["pmu"] = {
             "compatible": "arm,armv8-pmuv3",
-            "interrupts": (GIC_PPI, layout.PPI_PMU, IRQ_TYPE_LEVEL_HIGH),
+            "interrupts": _ppi(machine, layout.PPI_PMU),
         }
     for uart in uarts:
         tree[_path(Uart8250, uart)] = device_node(Uart8250, uart)
@@ -88,6 +99,8 @@ def machine_tree(machine: MachineDescription) -> dict[str, fdt.Property | fdt.No
         tree[_path(Pl031, layout.RTC)] = device_node(
             Pl031, layout.RTC, {"clocks": PHANDLE_CLOCK, "clock-names": "apb_pclk"}
         )
+    for slot in map(layout.virtio, range(machine.virtio)):
+        tree[_path(VirtioMmio, slot)] = device_node(VirtioMmio, slot)
     if machine.exit_register:
         tree[_path(ExitRegister, layout.EXIT)] = device_node(ExitRegister, layout.EXIT)
     return tree
@@ -123,7 +136,8 @@ def device_node(
         "reg": fdt.u64(region.base, region.size),
     }
     if region.spi is not None:
-        node["interrupts"] = (GIC_SPI, region.spi, IRQ_TYPE_LEVEL_HIGH)
+        trigger = IRQ_TYPE_EDGE_RISING if device.edge_triggered else IRQ_TYPE_LEVEL_HIGH
+        node["interrupts"] = (GIC_SPI, region.spi, trigger)
     return node | dict(device.properties) | dict(extra or {})
 
 
@@ -141,11 +155,21 @@ def _chosen(machine: MachineDescription) -> dict[str, fdt.Property]:
         chosen["linux,initrd-end"] = fdt.u64(end)
     if machine.kaslr_seed is not None:
         chosen["kaslr-seed"] = fdt.u64(machine.kaslr_seed)
+    if machine.rng_seed:
+        chosen["rng-seed"] = machine.rng_seed
     return chosen
 
 
-def _cpus(mpidrs: tuple[int, ...]) -> dict[str, fdt.Property | fdt.Node]:
-    affinities = [mpidr & MPIDR_AFFINITY for mpidr in mpidrs]
+def _ppi(machine: MachineDescription, *ppis: int) -> tuple[int, ...]:
+    """The specifiers of private interrupts, level-triggered."""
+    flags = IRQ_TYPE_LEVEL_HIGH
+    if machine.gicv2:  # its binding also says which CPUs have the interrupt, in bits 15:8
+        flags |= (1 << len(machine.mpidrs)) - 1 << 8
+    return tuple(cell for ppi in ppis for cell in (GIC_PPI, ppi, flags))
+
+
+def _cpus(machine: MachineDescription) -> dict[str, fdt.Property | fdt.Node]:
+    affinities = [mpidr & MPIDR_AFFINITY for mpidr in machine.mpidrs]
     cells = 2 if any(affinity >> 32 for affinity in affinities) else 1
     cpus: dict[str, fdt.Property | fdt.Node] = {"#address-cells": cells, "#size-cells": 0}
     for affinity in affinities:
@@ -158,34 +182,42 @@ def _cpus(mpidrs: tuple[int, ...]) -> dict[str, fdt.Property | fdt.Node]:
     return cpus
 
 
-def _timer() -> dict[str, fdt.Property]:
-    ppis = (
+def _timer(machine: MachineDescription) -> dict[str, fdt.Property]:
+    ppis = [
         layout.PPI_TIMER_SECURE,
         layout.PPI_TIMER_PHYS,
         layout.PPI_TIMER_VIRT,
         layout.PPI_TIMER_HYP,
-    )
-    return {
-        "compatible": "arm,armv8-timer",
-        "interrupts": tuple(c for ppi in ppis for c in (GIC_PPI, ppi, IRQ_TYPE_LEVEL_HIGH)),
+    ]
+    if machine.nested:
+        ppis.append(layout.PPI_TIMER_HYP_VIRT)
+    timer: dict[str, fdt.Property] = {
+        "compatible": "arm,armv7-timer" if machine.aarch32 else "arm,armv8-timer",
+        "interrupts": _ppi(machine, *ppis),
         "always-on": None,
     }
+    if machine.timer_hz is not None:
+        timer["clock-frequency"] = machine.timer_hz
+    return timer
 
 
 def _gic(machine: MachineDescription) -> dict[str, fdt.Property | fdt.Node]:
     vcpus = len(machine.mpidrs)
-    gicr, its = layout.gicr(vcpus), layout.its(vcpus)
+    other = layout.GICC if machine.gicv2 else layout.gicr(vcpus)
     gic: dict[str, fdt.Property | fdt.Node] = {
-        "compatible": "arm,gic-v3",
+        "compatible": "arm,cortex-a15-gic" if machine.gicv2 else "arm,gic-v3",
         "#interrupt-cells": 3,
         "interrupt-controller": None,
-        "reg": fdt.u64(layout.GICD.base, layout.GICD.size, gicr.base, gicr.size),
+        "reg": fdt.u64(layout.GICD.base, layout.GICD.size, other.base, other.size),
         "phandle": PHANDLE_GIC,
         "#address-cells": 2,
         "#size-cells": 2,
         "ranges": None,
     }
+    if machine.nested:
+        gic["interrupts"] = _ppi(machine, layout.PPI_GIC_MAINTENANCE)
     if machine.its:
+        its = layout.its(vcpus)
         gic[f"msi-controller@{its.base:x}"] = {
             "compatible": "arm,gic-v3-its",
             "msi-controller": None,

@@ -180,7 +180,7 @@ def _entry(entry: int, segments: list[Segment], name: str) -> int:
 
 
 def _load(segment: Segment, file: BinaryIO, name: str, memory: GuestMemory) -> None:
-    came = memory.load(segment.start, segment.filesz, file.fileno(), segment.offset)
+    came = memory.load_from(segment.start, segment.filesz, file, segment.offset)
     if came != segment.filesz:
         raise ImageError(f"{name} became shorter while it was loaded")
     memory.zero(segment.start + segment.filesz, segment.memsz - segment.filesz)

@@ -1,13 +1,15 @@
 """Putting an image into guest memory, with places for a device tree and an initrd.
 
-What an image is, its content says: an ELF, an arm64 Linux Image, or else a flat binary. All start
-alike: at their entry point, with the device tree's address in X0.
+What an image is, its content says: an ELF, an arm64 Linux Image, or else a flat binary; each also
+packed (see wrapping.py). All start alike: at their entry point, with the device tree's address in
+X0; but a 32-bit image starts as 32-bit Arm kernels do, with that address in R2.
 
-Source: Linux, Documentation/arch/arm64/booting.rst.
+Source: Linux, Documentation/arch/arm64/booting.rst and arch/arm/booting.rst.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import struct
@@ -16,66 +18,108 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pyvmm import layout
+from pyvmm.boot import linux
+from pyvmm.boot.linux import LinuxHeader
 from pyvmm.boot.placement import Placed, Range, check_in_ram, place_dtb
+from pyvmm.boot.wrapping import unwrap
 from pyvmm.errors import ImageError
 from pyvmm.memory import GuestMemory
 
 ELF_MAGIC = b"\x7fELF"
-LINUX_MAGIC = b"ARM\x64"  # at offset 56
 HEAD = 0x206  # bytes, enough of a file to recognise it
 
-# What does not boot as it is: (offset, magic, what it is, what to do)
-UNBOOTABLE = (
-    (0, b"\x1f\x8b", "compressed (gzip)", "gunzip"),
-    (0, b"\x28\xb5\x2f\xfd", "compressed (zstd)", "unzstd"),
-    (0, b"\xfd7zXZ\x00", "compressed (xz)", "unxz"),
-    (0, b"BZh", "compressed (bzip2)", "bunzip2"),
-    (0, b"\x04\x22\x4d\x18", "compressed (lz4)", "unlz4"),
-    (0, b"\x02\x21\x4c\x18", "compressed (lz4)", "unlz4"),
+ZIMAGE_MAGIC = (0x24, b"\x18\x28\x6f\x01")  # 32-bit Arm Linux's, little-endian
+
+# What would only run as garbage: (offset, magic, what it is)
+FOREIGN = (
+    (0x202, b"HdrS", "a Linux kernel for x86"),
+    (0x38, b"RSC\x05", "a Linux kernel for RISC-V"),
 )
+# A program for EFI: MZ, and where its PE header is.  Source: Microsoft, PE Format
+DOS_MAGIC = b"MZ"
+PE_OFFSET = 0x3C
+PE_MACHINES = {0xAA64: "AArch64", 0x8664: "x86-64", 0x14C: "32-bit x86", 0x5064: "RISC-V",
+               0x6264: "LoongArch", 0x1C2: "32-bit Arm"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedImage:
     """An image in guest memory, ready to start."""
 
-    kind: str  # "ELF", "Linux Image" or "flat binary"
+    kind: str  # "ELF", "Linux Image", "zImage" or "flat binary"
     entry: int
     ranges: tuple[Range, ...]  # what the image takes up
     dtb: int  # where the device tree is to be written: layout.DTB_SIZE bytes are free there
     initrd: Range | None = None
+    wrappings: tuple[str, ...] = ()  # what it was packed in, the outermost first
+    linux: LinuxHeader | None = None
 
 
 def load_image(
-    path: str | Path, memory: GuestMemory, *, initrd: str | Path | None = None
+    path: str | Path,
+    memory: GuestMemory,
+    *,
+    initrd: str | Path | None = None,
+    aarch32: bool = False,
 ) -> LoadedImage:
     """Load the image at ``path``, and the initrd if there is one, into guest memory.
 
     Raises:
         ImageError: one of them cannot be opened, is nothing that boots, or does not fit.
     """
+    name = str(path)
     with _open(path, "kernel") as file:
-        head = file.read(HEAD)
-        _refuse_unbootable(head, str(path))
-        if head.startswith(ELF_MAGIC):
-            # Only here, since pyelftools takes longer to import than all else to load.
-            from pyvmm.boot.elf import load_elf
-
-            kind, placed = "ELF", load_elf(file, str(path), memory)
-        elif head[56:60] == LINUX_MAGIC:
-            kind, placed = "Linux Image", _load_linux(file, head, str(path), memory)
-        else:
-            kind, placed = (
-                "flat binary",
-                _load_at(file, str(path), memory, memory.base + layout.KERNEL_OFFSET),
-            )
+        unpacked, wrappings = unwrap(file, name, memory.size)
+        place = _place32 if aarch32 else _place
+        kind, placed, header = place(unpacked, name, memory)
+    room = None
     if initrd is None:
         dtb, _ = place_dtb(placed.ranges, 0, memory)
-        return LoadedImage(kind, placed.entry, placed.ranges, dtb)
-    with _open(initrd, "initrd") as file:
-        dtb, room = place_dtb(placed.ranges, _size(file), memory)
-        _load_at(file, str(initrd), memory, room[0])
-    return LoadedImage(kind, placed.entry, placed.ranges, dtb, room)
+    else:
+        with _open(initrd, "initrd") as file:
+            dtb, room = place_dtb(placed.ranges, _size(file), memory)
+            _load_at(file, str(initrd), memory, room[0])
+    return LoadedImage(kind, placed.entry, placed.ranges, dtb, room, wrappings, header)
+
+
+def _place(
+    file: BinaryIO, name: str, memory: GuestMemory
+) -> tuple[str, Placed, LinuxHeader | None]:
+    """Load what is not packed any more to where it belongs, and say what it is."""
+    head = _head(file)
+    if head.startswith(ELF_MAGIC):
+        # Only here, since pyelftools takes longer to import than all else to load.
+        from pyvmm.boot.elf import load_elf
+
+        return "ELF", load_elf(file, name, memory), None
+    if linux.is_linux(head):
+        header = linux.read_header(head, name)
+        start = memory.base + header.text_offset
+        return "Linux Image", _load_at(file, name, memory, start, header.image_size), header
+    _refuse_foreign(head, name)
+    if head.startswith(ZIMAGE_MAGIC[1], ZIMAGE_MAGIC[0]):
+        raise ImageError(f"{name} is a 32-bit Arm zImage", hint="--aarch32 boots it")
+    placed = _load_at(file, name, memory, memory.base + layout.KERNEL_OFFSET)
+    return "flat binary", placed, None
+
+
+def _place32(file: BinaryIO, name: str, memory: GuestMemory) -> tuple[str, Placed, None]:
+    """Load a 32-bit image, which is a zImage or a flat binary."""
+    head = _head(file)
+    if head.startswith(ELF_MAGIC) or linux.is_linux(head):
+        what = "an ELF" if head.startswith(ELF_MAGIC) else "an arm64 Linux Image"
+        raise ImageError(
+            f"{name} is {what}; --aarch32 boots a zImage or a flat binary",
+            hint="leave --aarch32 out, or take arch/arm/boot/zImage",
+        )
+    _refuse_foreign(head, name)
+    kind = "zImage" if head.startswith(ZIMAGE_MAGIC[1], ZIMAGE_MAGIC[0]) else "flat binary"
+    return kind, _load_at(file, name, memory, memory.base + layout.KERNEL_OFFSET_32), None
+
+
+def _head(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read(HEAD)
 
 
 def _open(path: str | Path, what: str) -> BinaryIO:
@@ -102,31 +146,23 @@ def _open(path: str | Path, what: str) -> BinaryIO:
 
 
 def _size(file: BinaryIO) -> int:
-    return os.fstat(file.fileno()).st_size
+    return file.seek(0, io.SEEK_END)
 
 
-def _refuse_unbootable(head: bytes, name: str) -> None:
+def _refuse_foreign(head: bytes, name: str) -> None:
     """Refuse what would only be run as garbage."""
-    for offset, magic, what, tool in UNBOOTABLE:
+    for offset, magic, what in FOREIGN:
         if head.startswith(magic, offset):
+            raise ImageError(f"{name} is {what}, not AArch64")
+    if head.startswith(DOS_MAGIC) and len(head) >= PE_OFFSET + 4:
+        (offset,) = struct.unpack_from("<I", head, PE_OFFSET)
+        if head.startswith(b"PE\0\0", offset) and len(head) >= offset + 6:
+            (machine,) = struct.unpack_from("<H", head, offset + 4)
             raise ImageError(
-                f"{name} is {what}: compressed images are not supported yet", hint=f"{tool} it"
+                f"{name} is an EFI program for {PE_MACHINES.get(machine, hex(machine))} "
+                f"without the magic of an arm64 Linux Image",
+                hint="guests start without firmware; an Image has ARM\\x64 at byte 56",
             )
-    if head.startswith(b"MZ") and head.startswith(b"zimg", 4):
-        raise ImageError(
-            f"{name} is an EFI zboot image: compressed images are not supported yet",
-            hint="take the Image it was made from (arch/arm64/boot/Image)",
-        )
-    if head.startswith(b"HdrS", 0x202):
-        raise ImageError(f"{name} is a Linux kernel for x86, not AArch64")
-
-
-def _load_linux(file: BinaryIO, head: bytes, name: str, memory: GuestMemory) -> Placed:
-    """Load an arm64 Linux Image to where, and with the room after it that, its header asks for."""
-    text_offset, image_size = struct.unpack_from("<QQ", head, 8)
-    if image_size == 0:  # before Linux v3.17 the header did not say
-        text_offset = layout.KERNEL_OFFSET
-    return _load_at(file, name, memory, memory.base + text_offset, image_size)
 
 
 def _load_at(file: BinaryIO, name: str, memory: GuestMemory, address: int, room: int = 0) -> Placed:
@@ -134,7 +170,7 @@ def _load_at(file: BinaryIO, name: str, memory: GuestMemory, address: int, room:
     size = _size(file)
     room = max(size, room)
     check_in_ram(name, address, room, memory)
-    if memory.load(address, size, file.fileno(), 0) != size:
+    if memory.load_from(address, size, file, 0) != size:
         raise ImageError(f"{name} became shorter while it was loaded")
     memory.zero(address + size, room - size)
     return Placed(address, ((address, address + room),))

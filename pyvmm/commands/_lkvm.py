@@ -23,7 +23,7 @@ class Refused(NamedTuple):
     reason: str
 
 
-NO_VIRTIO = "there are no virtio devices yet"
+NO_VIRTIO = "the only virtio device yet is the console"
 NO_PCI = "there is no PCI yet"
 NO_FIRMWARE = "guests start at their entry point, without firmware"
 
@@ -33,27 +33,18 @@ REFUSED = (
     Refused(("--rng",), False, NO_VIRTIO),
     Refused(("--balloon",), False, NO_VIRTIO),
     Refused(("--vsock",), True, NO_VIRTIO),
-    Refused(("--virtio-transport",), True, NO_VIRTIO),
     Refused(("--force-pci",), False, NO_PCI),
     Refused(("-f", "--firmware"), True, NO_FIRMWARE),
     Refused(("-F", "--flash"), True, NO_FIRMWARE),
     Refused(("--firmware-address",), True, NO_FIRMWARE),
     Refused(("--tty",), True, "only the first UART is connected yet"),
-    Refused(("--hugetlbfs",), True, "guest RAM uses transparent huge pages"),
-    Refused(("--pmu",), False, "guests have no PMU yet"),
-    Refused(("--vcpu-affinity",), True, "run pyvmm under taskset instead"),
-    Refused(("--kaslr-seed",), True, "the device tree has no seed yet"),
-    Refused(("--aarch32",), False, "guests are AArch64"),
-    Refused(("--nested",), False, "guests have no EL2 yet"),
-    Refused(("--e2h0",), False, "guests have no EL2 yet"),
-    Refused(("--override-bad-firmware-cntfrq",), True, "guests see the host's CNTFRQ_EL0"),
     Refused(("--debug-single-step",), False, "there is no single-stepping yet"),
     Refused(("--debug-ioport",), False, "arm64 has no I/O ports"),
     Refused(("--debug-iodelay",), True, "I/O cannot be delayed yet"),
 )
 
 # Nothing to do: pyvmm never has what they switch off.
-ALREADY_SO = ("--no-dhcp", "--disable-mte", "--no-pvtime")
+ALREADY_SO = ("--no-dhcp",)
 
 
 def refuse_lkvm_options(command: _Command) -> _Command:

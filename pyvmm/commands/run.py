@@ -17,8 +17,9 @@ import click
 from pyvmm import host
 from pyvmm.arm64 import vl
 from pyvmm.cli import Invocation
+from pyvmm.commands._armopts import arm_config, arm_options
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
-from pyvmm.commands._lkvm import refuse_lkvm_options
+from pyvmm.commands._lkvm import NO_PCI, refuse_lkvm_options
 from pyvmm.config import Config, SveRequest
 from pyvmm.console import KEYS_HELP, Input, Key, Output, Terminal
 from pyvmm.errors import EXIT_SIGNAL, HostError, ImageError, UsageError
@@ -26,14 +27,12 @@ from pyvmm.host.settings import HostSettings
 from pyvmm.kvm import sve
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.system import System
-from pyvmm.layout import RAM_BASE
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine, Unclaimed
-from pyvmm.units import parse_size, show_size
+from pyvmm.units import show_size
 
 GUESTS = Path(__file__).parents[1] / "guests"
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-IRQCHIPS = ("gicv2", "gicv2m", "gicv3", "gicv3-its")
 STDIN, STDOUT = 0, 1
 
 
@@ -54,10 +53,6 @@ class Extras:
 @click.argument("image", required=False)
 @click.option("-k", "--kernel", metavar="IMAGE", help="The image, if not given as IMAGE.")
 @click.option("-c", "--cpus", type=int, show_default="CPUs online", help="vCPUs.")
-@click.option(
-    "-m", "--mem", metavar="SIZE", show_default="64M for each vCPU and 3 more",
-    help="Guest memory in MiB, or with a suffix B K M G T P.",
-)  # fmt: skip
 @click.option("-p", "--params", default="", metavar="TEXT", help="Kernel command line.")
 @click.option("-i", "--initrd", type=click.Path(path_type=Path), help="Initial RAM disk.")
 @click.option("--name", metavar="NAME", show_default="guest-PID", help="The guest's name.")
@@ -74,11 +69,11 @@ class Extras:
 @click.option("--debug-mmio", is_flag=True, help="Show on stderr accesses no device answers.")
 @click.option(
     "--console", type=click.Choice(["serial", "virtio", "hv"]), default="serial",
-    help="The guest's console; only serial yet.",
+    help="The guest's console: the first UART, or a virtio console.",
 )  # fmt: skip
 @click.option(
-    "--irqchip", type=click.Choice(IRQCHIPS), default="gicv3",
-    help="The interrupt controller; only gicv3 yet.",
+    "--virtio-transport", type=click.Choice(["pci", "pci-legacy", "mmio", "mmio-legacy"]),
+    default="mmio", help="How the guest sees virtio devices; only by MMIO yet.",
 )  # fmt: skip
 @click.option(
     "-n", "--network", is_flag=False, flag_value="mode=user", metavar="mode=none",
@@ -90,6 +85,7 @@ class Extras:
     help="From info on, as --verbose.",
 )  # fmt: skip
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@arm_options
 @refuse_lkvm_options
 @host_options
 @click.pass_obj
@@ -116,14 +112,14 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
 
 def _refuse_what_is_missing(options: dict[str, Any]) -> None:
     """Refuse values of lkvm's that pyvmm cannot give yet."""
-    if options["console"] != "serial":
-        raise UsageError(f"--console {options['console']}: there are no virtio devices yet")
-    if options["irqchip"] != "gicv3":
-        raise UsageError(f"--irqchip {options['irqchip']}: guests have a GICv3 without ITS yet")
+    if options["console"] == "hv":
+        raise UsageError("--console hv: that is PowerPC's; here it is serial or virtio")
+    if options["virtio_transport"] not in ("mmio", "mmio-legacy"):
+        raise UsageError(f"--virtio-transport {options['virtio_transport']}: {NO_PCI}")
     network = options["network"]
     if network is not None and network.split(",")[0] not in ("none", "mode=none"):
         raise UsageError(
-            f"--network {network}: there are no virtio devices yet",
+            f"--network {network}: there is no virtio network device yet",
             hint="leave it out, or say --network mode=none",
         )
 
@@ -135,7 +131,6 @@ def _config(options: dict[str, Any]) -> Config:
     return Config(
         image=find_image(_one_image(options["image"], options["kernel"])),
         vcpus=options["cpus"],
-        memory=_memory(options["mem"]),
         sve=SveRequest(
             required=options["sve"],
             off=options["no_sve"],
@@ -144,16 +139,13 @@ def _config(options: dict[str, Any]) -> Config:
         ),
         params=options["params"],
         nodefaults=options["nodefaults"],
+        console=options["console"],
         initrd=options["initrd"],
         timeout_s=options["timeout"],
+        virtio_transport=options["virtio_transport"],
+        **arm_config(options),
         **named,
     )
-
-
-def _memory(text: str | None) -> int | None:
-    if text is not None and "@" in text:
-        raise UsageError(f"-m {text}: RAM is always at {RAM_BASE:#x} yet", hint="leave @ADDR out")
-    return None if text is None else parse_size(text)
 
 
 def _one_image(argument: str | None, option: str | None) -> str:
@@ -226,7 +218,9 @@ def _attach(config: Config, extras: Extras, output: Output) -> int:
 
 def _machine(config: Config, output: Output, on_unclaimed: Unclaimed | None) -> Machine:
     try:
-        return Machine(config, output.write, on_end=output.release, on_unclaimed=on_unclaimed)
+        return Machine(
+            config, output.write, on_end=output.release, on_unclaimed=on_unclaimed, log=_log
+        )
     except ImageError as error:
         if config.image.exists():
             raise
@@ -246,8 +240,14 @@ def _connect(terminal: Terminal, keyboard: Input, machine: Machine, loop: Loop) 
         else:
             keyboard.pause()
 
+    def resize() -> None:
+        with contextlib.suppress(OSError):  # no terminal: its size stays unknown
+            machine.resize(*os.get_terminal_size(STDIN))
+
     machine.on_room(keyboard.resume)
     loop.on_signal(signal.SIGCONT, attach)
+    loop.on_signal(signal.SIGWINCH, resize)
+    resize()
     attach()
 
 
@@ -268,6 +268,10 @@ def _write_dtb(path: Path, blob: bytes) -> None:
         raise UsageError(f"--dump-dtb {path}: {error.strerror}") from error
 
 
+def _log(line: str) -> None:
+    click.echo(f"pyvmm: {line}", err=True)
+
+
 def _show_unclaimed(vcpu: int, access: Exit) -> None:
     click.echo(f"pyvmm: no device answers vCPU {vcpu}: {access}", err=True)
 
@@ -278,10 +282,13 @@ def describe(machine: Machine) -> Iterator[str]:
     inside = host.describe_inside()
     where = f"emulated: {inside}" if inside else "this machine"
     yield f"host    {where}, Linux {os.uname().release}"
-    yield f"image   {machine.config.image} ({image.kind}), entry {image.entry:#x}"
-    yield f"memory  {show_size(plan.memory)} at {RAM_BASE:#x}, {plan.ipa_bits}-bit addresses"
+    kind = " in ".join((image.kind, *reversed(image.wrappings)))
+    yield f"image   {machine.config.image} ({kind}), entry {image.entry:#x}"
+    base = machine.memory.base
+    yield f"memory  {show_size(plan.memory)} at {base:#x}, {plan.ipa_bits}-bit addresses"
     yield f"vcpus   {plan.vcpus}"
-    yield "gic     GICv3"
+    yield f"cpu     {', '.join(sorted(feature.value for feature in plan.features)) or 'plain'}"
+    yield f"gic     {machine.board.irqchip.name}"
     if machine.vls:
         yield f"sve     {vl.show(machine.vls)} bits, as KVM reads it back from every vCPU"
     else:

@@ -104,7 +104,8 @@ class Device:
 
     node_name: ClassVar[str]
     compatible: ClassVar[tuple[str, ...]]
-    properties: ClassVar[Mapping[str, int | str]] = {}  # beyond compatible, reg and interrupts
+    properties: ClassVar[Mapping[str, int | str | None]] = {}  # beyond the three it always has
+    edge_triggered: ClassVar[bool] = False  # the interrupt is an edge, not a level
 
     _banks: ClassVar[list[tuple[dict[int, Reader], dict[int, Writer]]]] = [({}, {})]
 

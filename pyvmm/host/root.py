@@ -19,7 +19,7 @@ from pyvmm.host.progress import Progress
 from pyvmm.host.tools import TOOLS_SUITE, Tool, erofs, python311, trees_dir
 
 PACKAGES: Final = tuple(
-    f"{name}:arm64" for name in ("python3.11", "python3-cffi-backend", "busybox-static")
+    f"{name}:arm64" for name in ("python3.11", "python3-cffi-backend", "busybox-static", "libzstd1")
 )
 # Dependencies of python3.11 that only maintainer scripts, or modules nobody here imports, want.
 NOT_NEEDED: Final = re.compile(
@@ -96,7 +96,8 @@ def _python_tree(progress: Progress) -> Path:
         _arrange(into)
         (into / ".packages").write_text("".join(f"{p.spec}\n" for p in wanted))
 
-    path = trees_dir() / f"python-arm64-{TOOLS_SUITE}"
+    recipe = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:8]
+    path = trees_dir() / f"python-arm64-{TOOLS_SUITE}-{recipe}"
     if path.is_dir():
         return path
     with progress.step("getting Python for arm64"):

@@ -78,6 +78,7 @@ def constants() -> Iterator[tuple[str, int]]:
             if not name.startswith("_"):
                 yield prefix + name, value
     yield "KVM_API_VERSION", uapi.API_VERSION
+    yield "KVM_CREATE_DEVICE_TEST", uapi.CREATE_DEVICE_TEST
     yield from regs.C_NAMES.items()
 
 

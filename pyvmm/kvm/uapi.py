@@ -10,6 +10,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 API_VERSION = 12
+CREATE_DEVICE_TEST = 1  # a flag of KVM_CREATE_DEVICE: only say whether it would work
 
 
 class ExitReason(IntEnum):

@@ -14,7 +14,7 @@ from pyvmm.kvm.device import AttributeFd
 from pyvmm.kvm.exits import UNION_OFFSET, UNION_SIZE, Exit, decode
 from pyvmm.kvm.hints import hint
 from pyvmm.kvm.native import native
-from pyvmm.kvm.uapi import ExitReason, MpState, VcpuFeature
+from pyvmm.kvm.uapi import ExitReason, MpState, PmuAttr, PvtimeAttr, VcpuFeature, VcpuGroup
 
 if TYPE_CHECKING:
     from pyvmm.kvm._kvm import VcpuState
@@ -81,6 +81,21 @@ class Vcpu(AttributeFd):
         """Fix what can be chosen about a feature, which is SVE (KVM_ARM_VCPU_FINALIZE)."""
         packed = structs.INT.pack({"value": feature})
         ioctls.ARM_VCPU_FINALIZE.at(self.fd, packed, f"vcpu {self.id}, {_feature(feature)}")
+
+    def init_pmu(self, intid: int) -> None:
+        """Give the PMU its private interrupt and make it ready; after the GIC's init.
+
+        Source: Documentation/virt/kvm/devices/vcpu.rst, KVM_ARM_VCPU_PMU_V3_CTRL.
+        """
+        self.set_attr(VcpuGroup.PMU_V3_CTRL, PmuAttr.IRQ, intid)
+        self.set_attr(VcpuGroup.PMU_V3_CTRL, PmuAttr.INIT)
+
+    def set_pvtime(self, guest_phys_addr: int) -> None:
+        """Choose where the guest reads how much time the vCPU was kept waiting: 64 bytes of RAM.
+
+        Source: Documentation/virt/kvm/devices/vcpu.rst, KVM_ARM_VCPU_PVTIME_CTRL.
+        """
+        self.set_attr(VcpuGroup.PVTIME_CTRL, PvtimeAttr.IPA, guest_phys_addr)
 
     # Registers
 

@@ -1,4 +1,4 @@
-"""The GICv3 in the kernel."""
+"""The interrupt controllers in the kernel: a GICv3, its ITS, or a GICv2."""
 
 from __future__ import annotations
 
@@ -19,16 +19,27 @@ class Vgic:
         self.device: Device = vm.create_device(DeviceType.ARM_VGIC_V3)
 
     @classmethod
-    def create(cls, vm: Vm, *, distributor: int, redistributors: int, nr_irqs: int) -> Vgic:
+    def create(
+        cls,
+        vm: Vm,
+        *,
+        distributor: int,
+        redistributors: int,
+        nr_irqs: int,
+        maintenance_irq: int | None = None,
+    ) -> Vgic:
         """A GIC ready to run, for a VM whose vCPUs are all created.
 
         ``redistributors`` is where the first vCPU's lies; each takes 128 KiB, in vCPU order.
         ``nr_irqs`` counts INTIDs, private ones included: 64 to 1024, a multiple of 32.
+        ``maintenance_irq`` is for guests in EL2, see set_maintenance_irq().
         """
         vgic = cls(vm)
         try:
             vgic.place(distributor, redistributors)
             vgic.set_nr_irqs(nr_irqs)
+            if maintenance_irq is not None:
+                vgic.set_maintenance_irq(maintenance_irq)
             vgic.init()
         except BaseException:
             vgic.close()
@@ -43,6 +54,10 @@ class Vgic:
         """Choose the guest physical addresses, multiples of 64 KiB."""
         self.device.set_attr(VgicGroup.ADDR, VgicAddr.V3_ADDR_TYPE_DIST, distributor)
         self.device.set_attr(VgicGroup.ADDR, VgicAddr.V3_ADDR_TYPE_REDIST, redistributors)
+
+    def set_maintenance_irq(self, intid: int) -> None:
+        """Choose the private interrupt by which a guest hypervisor's own GIC calls for it."""
+        self.device.set_attr(VgicGroup.MAINT_IRQ, 0, intid)
 
     def set_nr_irqs(self, nr_irqs: int) -> None:
         """Choose how many INTIDs there are."""
@@ -89,6 +104,61 @@ class Vgic:
     def set_line_level(self, mpidr: int, intid: int, lines: int) -> None:
         """Set the input lines of 32 interrupts."""
         self.device.set_attr(VgicGroup.LEVEL_INFO, affinity(mpidr) | intid, lines)
+
+
+class VgicV2:
+    """A VM's GICv2, which hosts with a GICv2, or a GICv3 that can be one, can give.
+
+    Source: Documentation/virt/kvm/devices/arm-vgic.rst.
+    """
+
+    def __init__(self, vm: Vm) -> None:
+        self.device: Device = vm.create_device(DeviceType.ARM_VGIC_V2)
+
+    @classmethod
+    def create(cls, vm: Vm, *, distributor: int, cpu_interface: int, nr_irqs: int) -> VgicV2:
+        """A GIC ready to run, for a VM whose vCPUs (at most 8) are all created."""
+        vgic = cls(vm)
+        try:
+            set_attr = vgic.device.set_attr
+            set_attr(VgicGroup.ADDR, VgicAddr.V2_ADDR_TYPE_DIST, distributor)
+            set_attr(VgicGroup.ADDR, VgicAddr.V2_ADDR_TYPE_CPU, cpu_interface)
+            set_attr(VgicGroup.NR_IRQS, 0, nr_irqs)
+            set_attr(VgicGroup.CTRL, VgicCtrl.VGIC_CTRL_INIT)
+        except BaseException:
+            vgic.close()
+            raise
+        return vgic
+
+    def close(self) -> None:
+        """Close the file descriptor; the GIC stays with its VM."""
+        self.device.close()
+
+
+class Its:
+    """The interrupt translation service of a VM with a GICv3.
+
+    Source: Documentation/virt/kvm/devices/arm-vgic-its.rst.
+    """
+
+    def __init__(self, vm: Vm) -> None:
+        self.device: Device = vm.create_device(DeviceType.ARM_VGIC_ITS)
+
+    @classmethod
+    def create(cls, vm: Vm, *, base: int) -> Its:
+        """An ITS ready to run, at a multiple of 64 KiB; the GICv3 is there before it."""
+        its = cls(vm)
+        try:
+            its.device.set_attr(VgicGroup.ADDR, VgicAddr.ITS_ADDR_TYPE, base)
+            its.device.set_attr(VgicGroup.CTRL, VgicCtrl.VGIC_CTRL_INIT)
+        except BaseException:
+            its.close()
+            raise
+        return its
+
+    def close(self) -> None:
+        """Close the file descriptor; the ITS stays with its VM."""
+        self.device.close()
 
 
 def affinity(mpidr: int) -> int:

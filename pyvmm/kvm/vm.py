@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from pyvmm.errors import KvmError
 from pyvmm.kvm import ioctls, regs, structs
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.device import AttributeFd, Device
 from pyvmm.kvm.native import address, native
 from pyvmm.kvm.structs import words
 from pyvmm.kvm.uapi import (
+    CREATE_DEVICE_TEST,
     DeviceType,
     FeatureId,
     IoeventfdFlag,
@@ -186,6 +189,16 @@ class Vm(AttributeFd):
         known = DeviceType(type_) if type_ in DeviceType.__members__.values() else type_
         reply = ioctls.CREATE_DEVICE.read(self.fd, type=known, flags=flags)
         return Device(reply["fd"], type_)
+
+    def has_device(self, type_: int) -> bool:
+        """Whether create_device would make that DeviceType, without making it."""
+        try:
+            ioctls.CREATE_DEVICE.read(self.fd, type=type_, flags=CREATE_DEVICE_TEST)
+        except KvmError as error:
+            if error.errno in (errno.ENODEV, errno.EINVAL):
+                return False
+            raise
+        return True
 
     # Interrupts
 

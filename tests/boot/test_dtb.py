@@ -23,6 +23,7 @@ FULL = MachineDescription(
     kaslr_seed=0x0123_4567_89AB_CDEF,
     pmu=True,
     its=True,
+    virtio=3,
 )
 BARE = replace(PLAIN, uarts=0, rtc=False, exit_register=False)
 
@@ -131,6 +132,18 @@ def test_device_interrupts_by_its_spi_level_high(
 
     assert device["compatible"] == compatible
     assert cells(device, "interrupts") == (0, spi, 4)
+
+
+def test_virtio_devices_lie_in_their_slots_and_interrupt_by_an_edge(libfdt: Libfdt) -> None:
+    tree = libfdt.tree(machine_dtb(FULL))
+
+    slots = [name for name in tree if name.startswith("virtio@")]
+    third = node(tree, "virtio@3000400")
+    assert slots == ["virtio@3000000", "virtio@3000200", "virtio@3000400"]
+    assert third["compatible"] == b"virtio,mmio\0"
+    assert wide(third, "reg") == (layout.virtio(2).base, 0x200)
+    assert cells(third, "interrupts") == (0, 6, 1)
+    assert third["dma-coherent"] == b""
 
 
 def test_serial_has_the_clock_of_a_pc(libfdt: Libfdt) -> None:

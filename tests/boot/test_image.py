@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import os
 import socket
 import struct
@@ -7,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyvmm import layout
@@ -17,6 +18,7 @@ from pyvmm.errors import ImageError
 from pyvmm.layout import MIB, RAM_BASE
 from pyvmm.memory import GuestMemory
 from tests.boot.elves import BASE, CODE, Elf
+from tests.boot.packing import zboot, zstd_compress
 
 FLAT = RAM_BASE + layout.KERNEL_OFFSET
 
@@ -89,7 +91,7 @@ def test_linux_image_of_unknown_size_goes_to_the_kernel_offset(
 
 @pytest.mark.parametrize(
     ("text_offset", "image_size"),
-    [(1 << 63, 0x1000), (0, 1 << 63), ((1 << 64) - 1, (1 << 64) - 1), (0, 17 * MIB)],
+    [(1 << 63, 0x1000), (0, 1 << 63), ((1 << 64) - 4096, (1 << 64) - 1), (0, 17 * MIB)],
 )
 def test_linux_image_that_does_not_fit_is_refused(
     tmp_path: Path, memory: GuestMemory, text_offset: int, image_size: int
@@ -187,14 +189,22 @@ def test_impossible_name_is_refused(memory: GuestMemory, path: str) -> None:
         load_image(path, memory)
 
 
+def pe(machine: int) -> bytes:
+    """The head of a program for EFI."""
+    dos = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40)
+    return dos + b"PE\0\0" + struct.pack("<H", machine)
+
+
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        (b"\x1f\x8b\x08", "gzip"),
-        (b"\x28\xb5\x2f\xfd", "zstd"),
-        (b"\xfd7zXZ\0", "xz"),
-        (b"MZ\0\0zimg", "EFI zboot"),
-        (b"MZ".ljust(0x202, b"\0") + b"HdrS", "Linux kernel for x86"),
+        (b"\xfd7zXZ\0", "compressed with xz; pyvmm unpacks gzip and zstd"),
+        (b"BZh", "compressed with bzip2"),
+        (b"MZ".ljust(0x202, b"\0") + b"HdrS", "a Linux kernel for x86, not AArch64"),
+        (bytes(0x38) + b"RSC\x05", "a Linux kernel for RISC-V, not AArch64"),
+        (bytes(0x24) + b"\x18\x28\x6f\x01", "a 32-bit Arm zImage"),
+        (pe(0xAA64), "an EFI program for AArch64 without the magic of an arm64 Linux Image"),
+        (pe(0x8664), "an EFI program for x86-64"),
     ],
 )
 def test_what_would_run_as_garbage_is_refused_by_name(
@@ -205,6 +215,82 @@ def test_what_would_run_as_garbage_is_refused_by_name(
 
     with pytest.raises(ImageError, match=message):
         load_image(path, memory)
+
+
+def test_linux_image_whose_magic_is_wrong_is_refused(tmp_path: Path, memory: GuestMemory) -> None:
+    path = tmp_path / "Image"
+    image = bytearray(pe(0xAA64).ljust(0x1000, b"\0"))
+    image[56:60] = b"ARM!"
+    path.write_bytes(image)
+
+    with pytest.raises(ImageError, match="without the magic of an arm64 Linux Image"):
+        load_image(path, memory)
+
+
+def test_linux_image_no_kernel_is_linked_like_is_refused(
+    tmp_path: Path, memory: GuestMemory
+) -> None:
+    path = tmp_path / "Image"
+    path.write_bytes(linux(text_offset=0x8_0010))
+
+    with pytest.raises(ImageError, match="text_offset is 0x80010, which is not a multiple"):
+        load_image(path, memory)
+
+
+def test_linux_image_starts_where_ram_does(tmp_path: Path) -> None:
+    path = tmp_path / "Image"
+    path.write_bytes(linux())
+
+    with GuestMemory(0x1_0000_0000, 16 * MIB) as memory:
+        image = load_image(path, memory)
+
+    assert image.entry == 0x1_0000_0000
+    assert image.dtb == 0x1_0000_0000 + 14 * MIB
+
+
+def test_packed_images_are_unpacked(tmp_path: Path, memory: GuestMemory) -> None:
+    path = tmp_path / "vmlinuz.gz"
+    path.write_bytes(gzip.compress(Elf().build()))
+
+    image = load_image(path, memory)
+
+    assert (image.kind, image.wrappings, image.entry) == ("ELF", ("gzip",), BASE)
+    assert memory.read(BASE, len(CODE)) == CODE
+
+
+# 32-bit images
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (bytes(0x24) + b"\x18\x28\x6f\x01" + bytes(100), "zImage"),
+        (b"\x00\x00\xa0\xe1" * 40, "flat binary"),
+    ],
+)
+def test_32_bit_image_goes_where_32_bit_kernels_do(
+    tmp_path: Path, memory: GuestMemory, content: bytes, kind: str
+) -> None:
+    path = tmp_path / "zImage"
+    path.write_bytes(content)
+
+    image = load_image(path, memory, aarch32=True)
+
+    assert (image.kind, image.entry) == (kind, RAM_BASE + 0x8000)
+    assert memory.read(image.entry, len(content)) == content
+
+
+@pytest.mark.parametrize(
+    ("content", "what"), [(linux(), "an arm64 Linux Image"), (Elf().build(), "an ELF")]
+)
+def test_64_bit_image_is_refused_as_a_32_bit_one(
+    tmp_path: Path, memory: GuestMemory, content: bytes, what: str
+) -> None:
+    path = tmp_path / "Image"
+    path.write_bytes(content)
+
+    with pytest.raises(ImageError, match=f"is {what}; --aarch32 boots a zImage"):
+        load_image(path, memory, aarch32=True)
 
 
 def test_image_larger_than_ram_is_refused_without_reading_it(
@@ -294,3 +380,60 @@ def test_places_never_overlap_and_lie_in_ram(
     for first, last in (tree, initrd):
         assert first >= RAM_BASE
         assert last <= RAM_BASE + ram * MIB
+
+
+# Mutations of what boots: either it is refused in words, or it lies wholly in RAM.
+
+VALID = {
+    "Image": linux(),
+    "ELF": Elf().build(),
+    "gzip": gzip.compress(linux(), 1),
+    "zboot": zboot(b"gzip", gzip.compress(linux(), 1)),
+    "zboot-zstd": zboot(b"zstd", zstd_compress(linux())),
+    "zstd": zstd_compress(linux()),
+}
+MUTATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("set"), st.integers(0, 255), st.integers(0, 255)),
+        st.tuples(st.just("word"), st.integers(0, 40), st.integers(0, (1 << 64) - 1)),
+        st.tuples(st.just("cut"), st.integers(0, 6000), st.just(0)),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def mutated(image: bytes, mutations: list[tuple[str, int, int]]) -> bytes:
+    """The image with bytes and words of its head changed, and its end cut off."""
+    data = bytearray(image)
+    for kind, where, value in mutations:
+        if kind == "cut":
+            del data[where:]
+        elif kind == "set" and where < len(data):
+            data[where] = value
+        elif kind == "word" and 8 * where + 8 <= len(data):
+            struct.pack_into("<Q", data, 8 * where, value)
+    return bytes(data)
+
+
+@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(name=st.sampled_from(sorted(VALID)), mutations=MUTATIONS, aarch32=st.booleans())
+def test_mutated_image_is_refused_in_words_or_lies_in_ram(
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    mutations: list[tuple[str, int, int]],
+    aarch32: bool,
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "mutated"
+    path.write_bytes(mutated(VALID[name], mutations))
+
+    with GuestMemory(RAM_BASE, 16 * MIB) as memory:
+        try:
+            image = load_image(path, memory, aarch32=aarch32)
+        except ImageError as error:
+            assert error.message
+            return
+
+    for start, end in image.ranges:
+        assert RAM_BASE <= start <= end <= RAM_BASE + 16 * MIB
+    assert any(start <= image.entry < end for start, end in image.ranges)

@@ -14,7 +14,7 @@ from elftools.elf.elffile import ELFFile
 from pyvmm import layout
 from tests.guests.conftest import GUESTS, flat_image, loadable
 
-NAMES = ("hello", "exit", "sve-vls", "smp", "timer", "echo")
+NAMES = ("hello", "exit", "sve-vls", "smp", "timer", "echo", "virtio-console")
 LOAD_ADDRESS = layout.RAM_BASE + layout.KERNEL_OFFSET
 
 
@@ -109,6 +109,8 @@ def test_layout_header_agrees_with_the_map() -> None:
     assert {name: int(value, 16) for name, value in header.items()} == {
         "UART_BASE": layout.uart(0).base,
         "UART_SPI": layout.uart(0).spi,
+        "VIRTIO_BASE": layout.virtio(0).base,
+        "VIRTIO_SPI": layout.virtio(0).spi,
         "EXIT_BASE": layout.EXIT.base,
         "GICD_BASE": layout.GICD.base,
         "GICR_SIZE": layout.gicr(1).size,

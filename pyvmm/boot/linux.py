@@ -1,0 +1,94 @@
+"""The header of an arm64 Linux Image: where it wants to be, and what CPU it wants.
+
+Source: Linux, Documentation/arch/arm64/booting.rst, "Call the kernel image".
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+from pyvmm.arm64.bits import Bits, bit, bits
+from pyvmm.arm64.sysregs import IdAa64Mmfr0
+from pyvmm.errors import HostError, ImageError
+from pyvmm.layout import KERNEL_OFFSET, KIB
+
+MAGIC = b"ARM\x64"
+MAGIC_OFFSET = 56
+PAGE = 4 * KIB  # the kernel's code is linked to a page, wherever that is
+_HEADER = struct.Struct("<8xQQQ")  # two instructions, text_offset, image_size, flags
+
+
+class PageSize(IntEnum):
+    """The granule the kernel was built for."""
+
+    UNSPECIFIED = 0
+    KIB_4 = 1
+    KIB_16 = 2
+    KIB_64 = 3
+
+
+class Flags(Bits):
+    """What the kernel says of itself."""
+
+    PLACEMENT = bit(3, "may lie anywhere in memory, not only near the start of RAM")
+    PAGE_SIZE = bits(2, 1, "page size", PageSize)
+    BIG_ENDIAN = bit(0, "runs big-endian")
+
+
+class LinuxHeader(NamedTuple):
+    """Where a kernel goes from the start of RAM, and how much it needs from there on."""
+
+    text_offset: int
+    image_size: int
+    flags: Flags
+
+
+def is_linux(head: bytes) -> bool:
+    """Whether that is the beginning of an arm64 Linux Image."""
+    return head.startswith(MAGIC, MAGIC_OFFSET)
+
+
+def read_header(head: bytes, name: str) -> LinuxHeader:
+    """Read the header of the Image called ``name``.
+
+    Raises:
+        ImageError: no kernel can lie where it says.
+    """
+    text_offset, image_size, flags = _HEADER.unpack_from(head)
+    if image_size == 0:  # before Linux v3.17 the header did not say
+        text_offset = KERNEL_OFFSET
+    if text_offset % PAGE:
+        raise ImageError(
+            f"{name} is damaged: its text_offset is {text_offset:#x}, which is not a multiple "
+            f"of {PAGE:#x}"
+        )
+    return LinuxHeader(text_offset, image_size, Flags(flags))
+
+
+def check_cpu(header: LinuxHeader, id_aa64mmfr0: int, name: str) -> None:
+    """Refuse a kernel that would stop, without a word, on a CPU with that ID_AA64MMFR0_EL1.
+
+    Raises:
+        HostError: the CPU lacks the kernel's page size or byte order.
+    """
+    mmfr0 = IdAa64Mmfr0(id_aa64mmfr0)
+    has = {
+        PageSize.KIB_4: mmfr0.TGran4 != 0xF,
+        PageSize.KIB_16: mmfr0.TGran16 != 0,
+        PageSize.KIB_64: mmfr0.TGran64 != 0xF,
+    }
+    wanted = header.flags.PAGE_SIZE
+    if not has.get(PageSize(wanted), True):
+        sizes = [_kib(size) for size, there in has.items() if there]
+        raise HostError(
+            f"{name} was built for pages of {_kib(PageSize(wanted))} KiB, "
+            f"this CPU has {' and '.join(sizes)} KiB"
+        )
+    if header.flags.BIG_ENDIAN and not mmfr0.BigEnd:
+        raise HostError(f"{name} is big-endian, and this CPU is little-endian only")
+
+
+def _kib(size: PageSize) -> str:
+    return size.name.removeprefix("KIB_")

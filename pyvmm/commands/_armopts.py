@@ -1,0 +1,82 @@
+"""lkvm's options for what only arm64 machines have, as one part of a Config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from pyvmm.config import IRQCHIPS, CpuRequest
+from pyvmm.errors import UsageError
+from pyvmm.units import parse_cpulist, parse_memory, parse_number
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option(
+        "-m", "--mem", metavar="SIZE[@ADDR]", show_default="64M for each vCPU and 3 more",
+        help="Guest memory in MiB, or with a suffix B K M G T P; and where it starts.",
+    ),
+    click.option(
+        "--irqchip", metavar="|".join(IRQCHIPS), show_default="the best the host has",
+        help="The interrupt controller.",
+    ),
+    click.option("--pmu", is_flag=True, help="Give the guest a performance monitor."),
+    click.option("--disable-mte", is_flag=True, help="Hide memory tagging from the guest."),
+    click.option("--no-pvtime", is_flag=True, help="Do not tell the guest of stolen time."),
+    click.option("--nested", is_flag=True, help="Start the guest in EL2, to be a hypervisor."),
+    click.option("--e2h0", is_flag=True, help="With --nested: an EL2 without VHE."),
+    click.option("--aarch32", is_flag=True, help="Start the guest in 32-bit state."),
+    click.option("--kaslr-seed", metavar="N", help="Let Linux lie at an address made from N."),
+    click.option(
+        "--vcpu-affinity", metavar="LIST", help="The host's CPUs to run vCPUs on, as 0-3,8."
+    ),
+    click.option(
+        "--hugetlbfs", metavar="DIR", type=click.Path(path_type=Path),
+        help="Take guest memory from that hugetlbfs.",
+    ),
+    click.option(
+        "--override-bad-firmware-cntfrq", metavar="HZ",
+        help="The timers' frequency, where firmware set CNTFRQ_EL0 wrong.",
+    ),
+)  # fmt: skip
+
+
+def arm_options(command: _Command) -> _Command:
+    """Give a command the options; arm_config() makes of them what Config takes."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def arm_config(options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of Config that the options describe.
+
+    Raises: UsageError, for what cannot be read.
+    """
+    if options["irqchip"] == "gicv2m":
+        raise UsageError(
+            "--irqchip gicv2m: messages to a GICv2 need PCI, which pyvmm has not",
+            hint="use --irqchip gicv2",
+        )
+    config: dict[str, Any] = {
+        "irqchip": options["irqchip"],
+        "hugetlbfs": options["hugetlbfs"],
+        "cpu": CpuRequest(
+            **{name: options[name] for name in ("pmu", "nested", "e2h0", "aarch32")},
+            mte=not options["disable_mte"],
+            pvtime=not options["no_pvtime"],
+        ),
+    }
+    if options["mem"] is not None:
+        config["memory"], base = parse_memory(options["mem"])
+        config |= {} if base is None else {"ram_base": base}
+    if options["vcpu_affinity"] is not None:
+        config["vcpu_affinity"] = parse_cpulist(options["vcpu_affinity"])
+    if options["kaslr_seed"] is not None:
+        config["kaslr_seed"] = parse_number(options["kaslr_seed"], "a seed")
+    if options["override_bad_firmware_cntfrq"] is not None:
+        config["timer_hz"] = parse_number(options["override_bad_firmware_cntfrq"], "a frequency")
+    return config

@@ -1,0 +1,236 @@
+"""The virtio-mmio transport, modern (version 2) and legacy (version 1).
+
+Source: OASIS Virtual I/O Device (VIRTIO) 1.2, 4.2.2 (registers) and 4.2.4 (legacy interface);
+linux/virtio_mmio.h. The interrupt is an edge, as lkvm's is: pulsed at every event.
+
+Fields and rings of a legacy device have the guest's own byte order: pyvmm's guests are
+little-endian, like the modern interface.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ClassVar
+
+from pyvmm.devices.device import Device, Reg, Writer
+from pyvmm.devices.virtio.device import VirtioDevice
+from pyvmm.devices.virtio.queue import DESC_AREA, DRIVER_AREA, QueueError, Virtqueue
+
+MAGIC = int.from_bytes(b"virt", "little")
+VENDOR = int.from_bytes(b"pyvm", "little")
+CONFIG = 0x100  # where the configuration space begins
+NO_REGION = 0xFFFF_FFFF  # length and base of a shared memory region that is not there: 64 ones
+
+# Register banks: what only one of the versions has
+MODERN, LEGACY = 1, 2
+VERSIONS = {MODERN: 2, LEGACY: 1}
+
+
+def _half(area: str, shift: int) -> Writer:
+    """The handler of one half of an address of the selected queue."""
+
+    def write(transport: VirtioMmio, value: int) -> None:
+        queue = transport.queue_to_place()
+        if queue is not None:
+            other = 0xFFFF_FFFF << (32 - shift)
+            setattr(queue, area, getattr(queue, area) & other | value << shift)
+
+    return write
+
+
+class VirtioMmio(Device):
+    """Shows a virtio device to the guest; ``irq`` pulses its interrupt.
+
+    Kicks arrive as writes of QueueNotify, or, where somebody else watches that register, as calls
+    of `kick`.
+    """
+
+    node_name = "virtio"
+    compatible = ("virtio,mmio",)
+    properties: ClassVar = {"dma-coherent": None}
+    edge_triggered = True
+
+    MagicValue = Reg(0x000, "'virt'", ro=True, reset=MAGIC)
+    Version = Reg(0x004, "2, or 1 for the legacy interface", ro=True)
+    DeviceID = Reg(0x008, "what kind of device", ro=True)
+    VendorID = Reg(0x00C, "'pyvm'", ro=True, reset=VENDOR)
+    DeviceFeatures = Reg(0x010, "32 bits of what the device offers", ro=True)
+    DeviceFeaturesSel = Reg(0x014, "which 32 bits", wo=True)
+    DriverFeatures = Reg(0x020, "32 bits of what the driver accepts", wo=True)
+    DriverFeaturesSel = Reg(0x024, "which 32 bits", wo=True)
+    GuestPageSize = Reg(0x028, "the unit of QueuePFN", wo=True, bank=LEGACY)
+    QueueSel = Reg(0x030, "which queue the next registers are of", wo=True)
+    QueueNumMax = Reg(0x034, "the largest size; 0: no such queue", ro=True)
+    QueueNum = Reg(0x038, "the size the driver chose", wo=True)
+    QueueAlign = Reg(0x03C, "alignment of the used ring", wo=True, bank=LEGACY)
+    QueuePFN = Reg(0x040, "page number of the queue; 0: none", bank=LEGACY)
+    QueueReady = Reg(0x044, "1: the queue may be used", bank=MODERN)
+    QueueNotify = Reg(0x050, "the index of a queue with new buffers", wo=True)
+    InterruptStatus = Reg(0x060, "0 used buffers, 1 configuration change", ro=True)
+    InterruptACK = Reg(0x064, "clears bits of InterruptStatus", wo=True)
+    Status = Reg(0x070, "the device status; writing 0 resets")
+    QueueDescLow = Reg(0x080, "descriptor table, address bits 31:0", wo=True, bank=MODERN)
+    QueueDescHigh = Reg(0x084, "descriptor table, address bits 63:32", wo=True, bank=MODERN)
+    QueueDriverLow = Reg(0x090, "available ring, address bits 31:0", wo=True, bank=MODERN)
+    QueueDriverHigh = Reg(0x094, "available ring, address bits 63:32", wo=True, bank=MODERN)
+    QueueDeviceLow = Reg(0x0A0, "used ring, address bits 31:0", wo=True, bank=MODERN)
+    QueueDeviceHigh = Reg(0x0A4, "used ring, address bits 63:32", wo=True, bank=MODERN)
+    SHMSel = Reg(0x0AC, "which shared memory region", wo=True, bank=MODERN)
+    SHMLenLow = Reg(0x0B0, "its length, bits 31:0", ro=True, reset=NO_REGION, bank=MODERN)
+    SHMLenHigh = Reg(0x0B4, "its length, bits 63:32", ro=True, reset=NO_REGION, bank=MODERN)
+    SHMBaseLow = Reg(0x0B8, "its address, bits 31:0", ro=True, reset=NO_REGION, bank=MODERN)
+    SHMBaseHigh = Reg(0x0BC, "its address, bits 63:32", ro=True, reset=NO_REGION, bank=MODERN)
+    ConfigGeneration = Reg(0x0FC, "changes with the configuration", ro=True, bank=MODERN)
+
+    QueueDescLow.write(_half("desc", 0))
+    QueueDescHigh.write(_half("desc", 32))
+    QueueDriverLow.write(_half("driver", 0))
+    QueueDriverHigh.write(_half("driver", 32))
+    QueueDeviceLow.write(_half("device", 0))
+    QueueDeviceHigh.write(_half("device", 32))
+
+    def __init__(
+        self, device: VirtioDevice, irq: Callable[[], None], *, legacy: bool = False
+    ) -> None:
+        super().__init__()
+        self.lock = device.lock
+        self.device = device
+        self.irq = irq
+        bank = LEGACY if legacy else MODERN
+        self.select_bank(bank)
+        self.Version = VERSIONS[bank]
+        self.DeviceID = device.device_id
+        device.legacy = legacy
+        device.interrupt = self._interrupt
+
+    def mmio_read(self, offset: int, length: int) -> int:
+        """Answer a guest's read of a register or of the device's configuration."""
+        if offset < CONFIG:
+            return super().mmio_read(offset, length)
+        with self.lock:
+            value = self.device.read_config(offset - CONFIG, length)
+        self.device.run_deferred()
+        return value
+
+    def mmio_write(self, offset: int, length: int, value: int) -> None:
+        """Carry out a guest's write; what the device has to do for it is done on return."""
+        if offset < CONFIG:
+            super().mmio_write(offset, length, value)
+        else:
+            with self.lock:
+                self.device.write_config(offset - CONFIG, length, value)
+        self.device.run_deferred()
+
+    def kick(self, index: int) -> None:
+        """Let the device look at a queue; from any thread. One that does not exist is fine."""
+        queues = self.device.queues
+        if index < len(queues) and queues[index].ready:
+            self.device.notify(queues[index])
+
+    @property
+    def queue(self) -> Virtqueue | None:
+        """The selected queue, if there is one of that number."""
+        queues = self.device.queues
+        return queues[self.QueueSel] if self.QueueSel < len(queues) else None
+
+    def queue_to_place(self) -> Virtqueue | None:
+        """The selected queue, to change its size or place; the device fails if it is in use."""
+        queue = self.queue
+        if queue is not None and queue.ready:
+            self.device.fail(f"{queue.name} is moved while it is in use")
+            return None
+        return queue
+
+    @DeviceFeatures.read
+    def _(self) -> int:
+        return self.device.offered >> 32 * min(self.DeviceFeaturesSel, 2) & 0xFFFF_FFFF
+
+    @DriverFeatures.write
+    def _(self, value: int) -> None:
+        self.device.write_features(self.DriverFeaturesSel, value)
+
+    @QueueNumMax.read
+    def _(self) -> int:
+        return self.queue.max_size if self.queue is not None else 0
+
+    @QueueNum.write
+    def _(self, value: int) -> None:
+        queue = self.queue_to_place()
+        if queue is not None:
+            queue.size = value
+
+    @QueueReady.read
+    def _(self) -> int:
+        return int(self.queue is not None and self.queue.ready)
+
+    @QueueReady.write
+    def _(self, value: int) -> None:
+        queue = self.queue
+        if queue is None or bool(value & 1) == queue.ready:
+            return
+        if queue.ready:
+            queue.disable()
+        else:
+            self._enable(queue)
+
+    @QueuePFN.read
+    def _(self) -> int:
+        queue = self.queue
+        return queue.desc // (self.GuestPageSize or 1) if queue is not None and queue.ready else 0
+
+    @QueuePFN.write
+    def _(self, value: int) -> None:
+        queue = self.queue if value == 0 else self.queue_to_place()
+        if queue is None:
+            return
+        if value == 0:
+            queue.disable()
+            return
+        align = self.QueueAlign
+        if align == 0 or align & (align - 1) or self.GuestPageSize == 0:
+            self.device.fail(f"{queue.name} has QueueAlign {align}, pages of {self.GuestPageSize}")
+            return
+        # Source: VIRTIO 1.2, 2.7.2
+        queue.desc = value * self.GuestPageSize
+        queue.driver = queue.desc + DESC_AREA.size(queue.size)
+        queue.device = queue.driver + DRIVER_AREA.size(queue.size) + align - 1 & -align
+        self._enable(queue)
+
+    @QueueNotify.write
+    def _(self, value: int) -> None:
+        self.device.defer(functools.partial(self.kick, value))
+
+    @InterruptACK.write
+    def _(self, value: int) -> None:
+        self.InterruptStatus &= ~value
+
+    @Status.read
+    def _(self) -> int:
+        return self.device.status
+
+    @Status.write
+    def _(self, value: int) -> None:
+        self.device.write_status(value)
+        if value == 0:
+            self.InterruptStatus = self.QueueSel = 0
+            self.DeviceFeaturesSel = self.DriverFeaturesSel = 0
+
+    @ConfigGeneration.read
+    def _(self) -> int:
+        return self.device.config_generation
+
+    def _enable(self, queue: Virtqueue) -> None:
+        try:
+            queue.enable()
+        except QueueError as error:
+            self.device.fail(error.message)
+
+    def _interrupt(self, reasons: int) -> None:
+        """Interrupt the guest; with the lock.
+
+        Always a new edge: a driver that has not acknowledged the last one may look at its queues
+        before it does, and would miss what comes in between.
+        """
+        self.InterruptStatus |= reasons
+        self.irq()

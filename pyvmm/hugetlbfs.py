@@ -1,0 +1,77 @@
+"""Guest RAM from a hugetlbfs mount: pages of its size, reserved when they are mapped.
+
+Source: Linux, Documentation/admin-guide/mm/hugetlbpage.rst.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from pathlib import Path
+
+from pyvmm.errors import HostError, UsageError
+from pyvmm.units import show_size
+
+MOUNTS = Path("/proc/self/mountinfo")
+POOLS = Path("/sys/kernel/mm/hugepages")
+
+
+def page_size(directory: Path) -> int:
+    """The page size of the hugetlbfs that is mounted at ``directory``, in bytes.
+
+    Raises:
+        UsageError: there is none.
+    """
+    try:
+        device = os.stat(directory).st_dev  # noqa: PTH116 - follows links as open() does
+        size = os.statvfs(directory).f_bsize
+    except OSError as error:
+        raise UsageError(f"--hugetlbfs {directory}: {error.strerror}") from error
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines():
+        fields, _, after = line.partition(" - ")
+        if fields.split()[2] == number and after.split()[0] == "hugetlbfs":
+            return size
+    raise UsageError(
+        f"--hugetlbfs {directory}: that is no hugetlbfs",
+        hint=f"mount -t hugetlbfs none {directory}",
+    )
+
+
+def map_pages(directory: Path, size: int) -> mmap.mmap:
+    """A private mapping of ``size`` bytes of huge pages; it needs no file any more.
+
+    Raises:
+        UsageError: ``directory`` is no hugetlbfs, or ``size`` not a whole number of its pages.
+        HostError: not enough pages are free, or the file system cannot be used.
+    """
+    page = page_size(directory)
+    if size % page:
+        raise UsageError(
+            f"-m: {show_size(size)} is not a whole number of the {show_size(page)} pages "
+            f"of {directory}"
+        )
+    try:
+        with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+            file.truncate(size)
+            return mmap.mmap(file.fileno(), size, flags=mmap.MAP_PRIVATE)
+    except OSError as error:
+        raise HostError(
+            f"--hugetlbfs {directory}: cannot map {size // page} pages of {show_size(page)}: "
+            f"{error.strerror}",
+            hint=_pool(page),
+        ) from error
+
+
+def _pool(page: int) -> str:
+    """How many pages there are, and how to have more."""
+    pool = POOLS / f"hugepages-{page >> 10}kB"
+    try:
+        total, free, reserved = (
+            int((pool / name).read_text()) for name in ("nr_hugepages", "free_hugepages",
+                                                        "resv_hugepages")
+        )  # fmt: skip
+    except OSError:
+        return f"{pool} cannot be read"
+    return f"{free - reserved} of {total} pages are free; write more to {pool}/nr_hugepages"

@@ -1,0 +1,78 @@
+"""The interrupt controller of a machine: what was asked for, or the best the host has."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from pyvmm import layout
+from pyvmm.config import Config
+from pyvmm.errors import HostError
+from pyvmm.kvm.uapi import DeviceType
+from pyvmm.kvm.vgic import Its, Vgic, VgicV2
+from pyvmm.kvm.vm import Vm
+
+# What each choice of --irqchip needs in the kernel.  An ITS is there only when asked for: no
+# device sends it messages yet, and a guest spends memory and time on one.
+NEEDS = {
+    "gicv3": (DeviceType.ARM_VGIC_V3,),
+    "gicv3-its": (DeviceType.ARM_VGIC_V3, DeviceType.ARM_VGIC_ITS),
+    "gicv2": (DeviceType.ARM_VGIC_V2,),
+}
+BY_DEFAULT = ("gicv3", "gicv2")  # the best first
+
+
+@dataclass(frozen=True, slots=True)
+class Irqchip:
+    """The interrupt controller; ``name`` is how --irqchip calls it."""
+
+    name: str
+    gic: Vgic | VgicV2
+    its: Its | None = None
+
+
+def make_irqchip(vm: Vm, config: Config, vcpus: int, undo: ExitStack) -> Irqchip:
+    """Make the interrupt controller of a VM with that many vCPUs, which exist.
+
+    Raises:
+        HostError: the host's KVM has none that was asked for.
+    """
+    name = _choose(vm, config)
+    if name == "gicv2":
+        v2 = VgicV2.create(
+            vm,
+            distributor=layout.GICD.base,
+            cpu_interface=layout.GICC.base,
+            nr_irqs=layout.NR_IRQS,
+        )
+        undo.callback(v2.close)
+        return Irqchip(name, v2)
+    gic = Vgic.create(
+        vm,
+        distributor=layout.GICD.base,
+        redistributors=layout.gicr(vcpus).base,
+        nr_irqs=layout.NR_IRQS,
+        maintenance_irq=layout.FIRST_PPI + layout.PPI_GIC_MAINTENANCE
+        if config.cpu.nested
+        else None,
+    )
+    undo.callback(gic.close)
+    if name == "gicv3":
+        return Irqchip(name, gic)
+    its = Its.create(vm, base=layout.its(vcpus).base)
+    undo.callback(its.close)
+    return Irqchip(name, gic, its)
+
+
+def _choose(vm: Vm, config: Config) -> str:
+    """The name of the interrupt controller that the machine gets."""
+    asked = BY_DEFAULT if config.irqchip is None else (config.irqchip,)
+    for name in asked:
+        if all(vm.has_device(device) for device in NEEDS[name]):
+            return name
+    words = f"--irqchip {config.irqchip}: " if config.irqchip else ""
+    has = [name for name, needs in NEEDS.items() if all(map(vm.has_device, needs))]
+    raise HostError(
+        f"{words}Failed to create virtual GIC: this host's KVM has no {' and no '.join(asked)}",
+        hint=f"it has {', '.join(has)}" if has else "it has none: see dmesg | grep -i vgic",
+    )

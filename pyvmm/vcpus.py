@@ -1,0 +1,135 @@
+"""The vCPUs of a machine: their features, their vector lengths, and how the first one starts.
+
+Source: Linux, Documentation/virt/kvm/api.rst, KVM_ARM_VCPU_INIT, and virt/kvm/devices/vcpu.rst.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from pyvmm import layout
+from pyvmm.arm64 import vl
+from pyvmm.boot.image import LoadedImage
+from pyvmm.errors import HostError
+from pyvmm.kvm import regs, sve
+from pyvmm.kvm.caps import Cap
+from pyvmm.kvm.system import System
+from pyvmm.kvm.uapi import VcpuFeature
+from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.kvm.vm import Vm
+from pyvmm.limits import Feature, Plan
+from pyvmm.memory import GuestMemory
+from pyvmm.units import parse_cpulist
+
+# The capabilities by which KVM says that it has a feature, all of them
+CAPS: dict[Feature, tuple[Cap, ...]] = {
+    Feature.PAUTH: (Cap.ARM_PTRAUTH_ADDRESS, Cap.ARM_PTRAUTH_GENERIC),
+    Feature.PMU: (Cap.ARM_PMU_V3,),
+    Feature.MTE: (Cap.ARM_MTE,),
+    Feature.PVTIME: (Cap.STEAL_TIME,),
+    Feature.EL2: (Cap.ARM_EL2,),
+    Feature.E2H0: (Cap.ARM_EL2_E2H0,),
+    Feature.AARCH32: (Cap.ARM_EL1_32BIT,),
+}
+# What a vCPU is initialised with to have it; MTE and stolen time are switched on elsewhere
+INIT: dict[Feature, tuple[VcpuFeature, ...]] = {
+    Feature.PAUTH: (VcpuFeature.PTRAUTH_ADDRESS, VcpuFeature.PTRAUTH_GENERIC),
+    Feature.PMU: (VcpuFeature.PMU_V3,),
+    Feature.EL2: (VcpuFeature.HAS_EL2,),
+    Feature.E2H0: (VcpuFeature.HAS_EL2_E2H0,),
+    Feature.AARCH32: (VcpuFeature.EL1_32BIT,),
+}
+
+# PSTATE a boot CPU starts with: D, A, I and F masked, and EL1h, EL2h or 32-bit Supervisor mode.
+# Source: Linux, Documentation/arch/arm64/booting.rst, "CPU mode"; arch/arm/booting.rst, 5.
+BOOT_PSTATE = 0x3C5
+BOOT_PSTATE_EL2 = 0x3C9
+BOOT_PSTATE_32 = 0xD3
+# R1 of a 32-bit kernel that finds its machine in the device tree.  Source: as above
+NO_MACHINE_TYPE = 0xFFFF_FFFF
+
+ONLINE = Path("/sys/devices/system/cpu/online")
+
+
+def host_features(system: System) -> frozenset[Feature]:
+    """What the host's KVM can give vCPUs."""
+    return frozenset(
+        feature for feature, caps in CAPS.items() if all(system.has(cap) for cap in caps)
+    )
+
+
+def online_cpus() -> frozenset[int]:
+    """The CPUs of this machine that are online; none where the kernel does not say."""
+    try:
+        return parse_cpulist(ONLINE.read_text(encoding="ascii"))
+    except OSError:
+        return frozenset()
+
+
+def make_vcpus(vm: Vm, decided: Plan, undo: ExitStack) -> list[Vcpu]:
+    """Every vCPU, with the same features and the same vector lengths; all but the first off."""
+    features = {VcpuFeature.PSCI_0_2}
+    for feature in decided.features:
+        features.update(INIT.get(feature, ()))
+    if decided.vls:
+        features.add(VcpuFeature.SVE)
+    target = vm.preferred_target()
+    vcpus = []
+    for number in range(decided.vcpus):
+        vcpu = undo.enter_context(vm.create_vcpu(number))
+        vcpu.init(target, features | {VcpuFeature.POWER_OFF} if number else features)
+        if decided.vls:
+            _give_vector_lengths(vcpu, decided.vls)
+        vcpus.append(vcpu)
+    return vcpus
+
+
+def _give_vector_lengths(vcpu: Vcpu, vls: vl.VlSet) -> None:
+    """Give a vCPU exactly that set, and make sure that KVM took it as it was meant."""
+    sve.write_vls(vcpu, vls)
+    vcpu.finalize(VcpuFeature.SVE)
+    taken = sve.read_vls(vcpu)
+    if taken != vls:
+        raise HostError(
+            f"vCPU {vcpu.id} was given the vector lengths {vl.show(vls)}, "
+            f"but KVM reads back {vl.show(taken) or 'none'}"
+        )
+
+
+def init_pmus(vcpus: list[Vcpu], decided: Plan) -> None:
+    """Make the PMUs ready, if there are any; after the interrupt controller."""
+    if Feature.PMU in decided.features:
+        for vcpu in vcpus:
+            vcpu.init_pmu(layout.FIRST_PPI + layout.PPI_PMU)
+
+
+def give_pvtime(
+    vm: Vm, vcpus: list[Vcpu], decided: Plan, slot: int, undo: ExitStack
+) -> GuestMemory | None:
+    """Let the guest read how long each vCPU was kept waiting, in memory of that slot.
+
+    Source: Arm DEN 0057, "Paravirtualized time".
+    """
+    if Feature.PVTIME not in decided.features:
+        return None
+    region = layout.PVTIME
+    memory = undo.enter_context(GuestMemory(region.base, region.size))
+    vm.set_user_memory_region(slot, memory.base, memory.size, memory.host_address)
+    for vcpu in vcpus:
+        vcpu.set_pvtime(region.base + vcpu.id * layout.PVTIME_SIZE)
+    return memory
+
+
+def set_boot_registers(vcpu: Vcpu, image: LoadedImage, decided: Plan) -> None:
+    """Point the boot CPU at the image, and tell it where the device tree is."""
+    vcpu.set_one_reg(regs.PC, image.entry)
+    if Feature.AARCH32 in decided.features:
+        vcpu.set_one_reg(regs.X(0), 0)
+        vcpu.set_one_reg(regs.X(1), NO_MACHINE_TYPE)
+        vcpu.set_one_reg(regs.X(2), image.dtb)
+        vcpu.set_one_reg(regs.PSTATE, BOOT_PSTATE_32)
+        return
+    vcpu.set_one_reg(regs.X(0), image.dtb)
+    el2 = Feature.EL2 in decided.features
+    vcpu.set_one_reg(regs.PSTATE, BOOT_PSTATE_EL2 if el2 else BOOT_PSTATE)

@@ -1,0 +1,20 @@
+"""Kernel command lines, as lkvm's users know them."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyvmm.boot.cmdline import command_line
+
+
+@pytest.mark.parametrize(
+    ("console", "device"), [("serial", "ttyS0"), ("virtio", "hvc0"), ("hv", "hvc0")]
+)
+def test_command_line_starts_as_lkvms_does(console: str, device: str) -> None:
+    line = command_line("quiet", console=console)
+
+    assert line == f" console={device} root=/dev/vda rw quiet"
+
+
+def test_command_line_without_defaults_is_the_users_alone() -> None:
+    assert command_line("quiet", console="virtio", defaults=False) == "quiet"

@@ -1,0 +1,75 @@
+"""Headers of arm64 Linux Images."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from pyvmm.arm64.sysregs import IdAa64Mmfr0
+from pyvmm.boot.linux import Flags, LinuxHeader, PageSize, check_cpu, read_header
+from pyvmm.errors import HostError, ImageError
+
+ONLY_4_KIB = IdAa64Mmfr0.of(TGran4=0, TGran64=0xF, TGran16=0)
+ONLY_64_KIB = IdAa64Mmfr0.of(TGran4=0xF, TGran64=0, TGran16=0)
+EVERYTHING = IdAa64Mmfr0.of(TGran4=1, TGran64=0, TGran16=2, BigEnd=1)
+
+
+def head(text_offset: int, image_size: int, flags: int) -> bytes:
+    return struct.pack("<8xQQQ24x4s4x", text_offset, image_size, flags, b"ARM\x64")
+
+
+def header(**flags: int) -> LinuxHeader:
+    return LinuxHeader(0, 0x1000, Flags.of(**flags))
+
+
+def test_header_is_read() -> None:
+    read = read_header(head(0x8_0000, 0x123_0000, 0b1010), "Image")
+
+    assert (read.text_offset, read.image_size) == (0x8_0000, 0x123_0000)
+    assert read.flags.PAGE_SIZE is PageSize.KIB_4
+    assert read.flags.PLACEMENT
+    assert not read.flags.BIG_ENDIAN
+
+
+def test_header_without_a_size_has_the_old_offset() -> None:
+    assert read_header(head(0, 0, 0), "Image").text_offset == 0x8_0000
+
+
+@pytest.mark.parametrize("text_offset", [1, 0x800, 0x8_0004, (1 << 64) - 1])
+def test_text_offset_within_a_page_is_refused(text_offset: int) -> None:
+    with pytest.raises(ImageError, match=f"text_offset is {text_offset:#x}"):
+        read_header(head(text_offset, 0x1000, 0), "Image")
+
+
+@pytest.mark.parametrize(
+    ("size", "cpu"),
+    [
+        (PageSize.UNSPECIFIED, ONLY_4_KIB),
+        (PageSize.KIB_4, ONLY_4_KIB),
+        (PageSize.KIB_64, ONLY_64_KIB),
+        (PageSize.KIB_16, EVERYTHING),
+    ],
+)
+def test_kernel_the_cpu_can_run_is_taken(size: PageSize, cpu: int) -> None:
+    check_cpu(header(PAGE_SIZE=size), cpu, "Image")
+
+
+@pytest.mark.parametrize(
+    ("size", "cpu", "words"),
+    [
+        (PageSize.KIB_16, ONLY_4_KIB, "for pages of 16 KiB, this CPU has 4 KiB"),
+        (PageSize.KIB_64, ONLY_4_KIB, "for pages of 64 KiB, this CPU has 4 KiB"),
+        (PageSize.KIB_4, ONLY_64_KIB, "for pages of 4 KiB, this CPU has 64 KiB"),
+    ],
+)
+def test_page_size_the_cpu_lacks_is_refused(size: PageSize, cpu: int, words: str) -> None:
+    with pytest.raises(HostError, match=words):
+        check_cpu(header(PAGE_SIZE=size), cpu, "Image")
+
+
+def test_big_endian_kernel_needs_a_cpu_of_both_orders() -> None:
+    check_cpu(header(BIG_ENDIAN=1), EVERYTHING, "Image")
+
+    with pytest.raises(HostError, match="big-endian"):
+        check_cpu(header(BIG_ENDIAN=1), ONLY_4_KIB, "Image")

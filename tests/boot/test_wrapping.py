@@ -1,0 +1,152 @@
+"""Wrappings of images, and what pretends to be one."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import subprocess
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm.boot import zstd
+from pyvmm.boot.wrapping import unwrap
+from pyvmm.errors import HostError, ImageError
+from pyvmm.layout import MIB
+from tests.boot.packing import zboot, zstd_compress
+
+IMAGE = bytes(range(256)) * 2000
+LIMIT = 16 * MIB
+PACK = {"gzip": gzip.compress, "zstd": zstd_compress}
+
+
+def unwrapped(packed: bytes, limit: int = LIMIT) -> tuple[bytes, tuple[str, ...]]:
+    file, wrappings = unwrap(io.BytesIO(packed), "Image", limit)
+    file.seek(0)
+    return file.read(), wrappings
+
+
+def test_image_that_is_not_packed_stays_as_it_is() -> None:
+    assert unwrapped(IMAGE) == (IMAGE, ())
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_packed_image_is_unpacked(kind: str) -> None:
+    assert unwrapped(PACK[kind](IMAGE)) == (IMAGE, (kind,))
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_zboot_payload_is_unpacked(kind: str) -> None:
+    image = zboot(kind.encode(), PACK[kind](IMAGE) + b"size")
+
+    assert unwrapped(image) == (IMAGE, (f"EFI zboot, {kind}",))
+
+
+def test_zboot_of_older_kernels_calls_zstd_otherwise() -> None:
+    assert unwrapped(zboot(b"zstd22", zstd_compress(IMAGE)))[0] == IMAGE
+
+
+def test_two_wrappings_are_taken_off_and_three_are_not() -> None:
+    twice = gzip.compress(zboot(b"gzip", gzip.compress(IMAGE)))
+
+    assert unwrapped(twice) == (IMAGE, ("gzip", "EFI zboot, gzip"))
+    with pytest.raises(ImageError, match="packed more than 2 times"):
+        unwrapped(gzip.compress(twice))
+
+
+@given(data=st.binary(min_size=1, max_size=5000), copies=st.integers(1, 2000))
+@pytest.mark.parametrize("kind", PACK)
+def test_unpacking_undoes_packing(kind: str, data: bytes, copies: int) -> None:
+    image = b"\0" + data * copies  # no magic of any wrapping starts with that
+
+    assert unwrapped(PACK[kind](image))[0] == image
+
+
+@pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 1, 3 << 20])
+@pytest.mark.parametrize("kind", PACK)
+def test_image_of_whole_chunks_comes_out_whole(kind: str, size: int) -> None:
+    assert len(unwrapped(PACK[kind](bytes(size)))[0]) == size
+
+
+@pytest.mark.parametrize("kind", PACK)
+def test_bomb_is_stopped_at_the_limit(kind: str) -> None:
+    bomb = PACK[kind](bytes(64 * MIB))
+
+    with pytest.raises(ImageError, match=r"unpacks to more than the 16 MiB of RAM"):
+        unwrapped(bomb)
+
+
+@pytest.mark.parametrize("kind", PACK)
+@pytest.mark.parametrize("cut", [3, 20, 200, -1])
+def test_truncated_image_is_refused(kind: str, cut: int) -> None:
+    packed = PACK[kind](os.urandom(5000))
+
+    with pytest.raises(ImageError, match="truncated or damaged"):
+        unwrapped(packed[:cut] if cut != 3 else packed[:4])
+
+
+def test_damaged_checksum_is_found() -> None:
+    packed = bytearray(gzip.compress(IMAGE))
+    packed[-6] ^= 1
+
+    with pytest.raises(ImageError, match="incorrect data check"):
+        unwrapped(bytes(packed))
+
+
+def test_damaged_zstd_is_named_by_its_library() -> None:
+    packed = bytearray(zstd_compress(os.urandom(5000)))
+    packed[5] ^= 0xFF
+
+    with pytest.raises(ImageError, match=r"Image \(zstd\) is truncated or damaged"):
+        unwrapped(bytes(packed))
+
+
+def test_packed_nothing_is_refused() -> None:
+    with pytest.raises(ImageError, match="holds nothing"):
+        unwrapped(gzip.compress(b""))
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (zboot(b"lzma", b"x"), "packed with 'lzma'; pyvmm unpacks gzip and zstd"),
+        (zboot(b"\xff\xfe", b"x"), "pyvmm unpacks gzip and zstd"),
+        (zboot(b"gzip", b"x", offset=0), "0x1 bytes of payload at 0x0, the file has 0x1001"),
+        (zboot(b"gzip", b"x", offset=0xFFFF_FFFF), "payload at 0xffffffff"),
+        (zboot(b"gzip", b"x", size=0xFFFF_FFFF), "0xffffffff bytes of payload"),
+        (zboot(b"gzip", gzip.compress(IMAGE)[:50]), "it ends in the middle"),
+        (zboot(b"gzip", b"")[:40], "truncated: an EFI zboot image of 40 bytes"),
+        (zboot(b"zstd", gzip.compress(IMAGE)), "truncated or damaged: Unknown frame"),
+        (b"\x04\x22\x4d\x18" + bytes(100), "compressed with lz4"),
+    ],
+)
+def test_what_cannot_be_unpacked_is_refused_by_name(image: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        unwrapped(image)
+
+
+def test_machine_without_libzstd_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zstd, "LIBRARY", "libnone.so.1")
+
+    with pytest.raises(HostError) as caught:
+        unwrapped(zstd_compress(IMAGE))
+
+    assert "libzstd1" in (caught.value.hint or "")
+
+
+def test_gzip_of_the_program_of_that_name_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "Image"
+    path.write_bytes(IMAGE)
+    subprocess.run(["gzip", "-9", path], check=True)
+
+    assert unwrapped((tmp_path / "Image.gz").read_bytes())[0] == IMAGE
+
+
+@given(noise=st.binary(max_size=300), magic=st.sampled_from([b"\x1f\x8b\x08", zstd.MAGIC]))
+def test_noise_behind_a_magic_is_refused_in_words(noise: bytes, magic: bytes) -> None:
+    with pytest.raises(ImageError):
+        unwrapped(magic + noise + zlib.crc32(noise).to_bytes(4, "big"), limit=MIB)

@@ -1,0 +1,114 @@
+"""Linux guests: Debian's kernels come up, see what they were given, and end."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pyvmm.host.settings import KERNEL_SUITES
+from tests import linux
+from tests.linux import PROMPT, Session
+
+# The first command may have to fetch kernels, and to make and boot the emulated host.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+EARLYCON = "earlycon=uart8250,mmio,0x1000000"
+
+Boot = Callable[..., Session]
+
+
+@pytest.fixture(scope="module")
+def initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("linux") / "initrd"
+    path.write_bytes(linux.initramfs())
+    return path
+
+
+@pytest.fixture
+def boot(pyvmm_cmd: list[str], initrd: Path) -> Boot:
+    """Boot a kernel to its shell's prompt."""
+
+    def boot_kernel(image: Path, *options: str, params: str = "quiet") -> Session:
+        command = [*pyvmm_cmd, "run", "-i", str(initrd), "-m", "256", *options]
+        return Session([*command, f"-p{params}", str(image)])
+
+    return boot_kernel
+
+
+def test_linux_reaches_its_shell_with_sve_and_switches_off(boot: Boot) -> None:
+    with boot(linux.image("6.1"), "-c", "2", "--sve", "--pmu", params=EARLYCON) as guest:
+        log = guest.wait_for(PROMPT).decode()
+
+        assert "Machine model: pyvmm" in log
+        assert "printk: bootconsole [uart8250] enabled" in log
+        assert "arm-pv: using stolen time PV" in log
+        assert "init: 6.1." in log
+        assert "on 2 CPUs" in log
+        assert guest.shell("grep -cw sve /proc/cpuinfo") == "2"
+        assert guest.shell("cat /proc/cmdline") == f"console=ttyS0 root=/dev/vda rw {EARLYCON}"
+        assert "armv8_pmuv3" in guest.shell("ls /sys/bus/event_source/devices")
+        guest.type(b"poweroff -f\n")
+        assert guest.end() == 0
+
+
+def test_linux_without_sve_sees_none_and_resets(boot: Boot, tmp_path: Path) -> None:
+    packed = tmp_path / "Image.gz"
+    packed.write_bytes(gzip.compress(linux.image("6.1").read_bytes(), 1))
+
+    with boot(packed, "-c", "1", "--no-sve", "--irqchip=gicv3-its", "-m", "256@4G") as guest:
+        guest.wait_for(PROMPT)
+
+        assert guest.shell("grep -cw sve /proc/cpuinfo") == "0"
+        assert "100000000-10fffffff : System RAM" in guest.shell("cat /proc/iomem")
+        assert "ITS@" in guest.shell("dmesg | grep ITS")
+        guest.type(b"reboot -f\n")
+        assert guest.end() == 0
+
+
+def zboot(kind: bytes, payload: bytes) -> bytes:
+    """An EFI zboot image around packed data."""
+    return (
+        struct.pack("<4s4sII8x32s", b"MZ\0\0", b"zimg", 64, len(payload), kind).ljust(64, b"\0")
+        + payload
+    )
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("vcpus", [1, 4])
+@pytest.mark.parametrize("version", KERNEL_SUITES)
+def test_linux_comes_up(boot: Boot, version: str, vcpus: int) -> None:
+    with boot(linux.image(version), "-c", str(vcpus)) as guest:
+        guest.wait_for(PROMPT)
+
+        assert guest.shell("uname -r").startswith(version)
+        assert guest.shell("nproc") == str(vcpus)
+        assert guest.shell("grep -cw sve /proc/cpuinfo") == str(vcpus)
+        guest.type(b"poweroff -f\n")
+        assert guest.end() == 0
+
+
+@pytest.mark.matrix
+def test_kaslr_seed_moves_the_kernel(boot: Boot) -> None:
+    places = []
+    for options in ([], ["--kaslr-seed", "1"], ["--kaslr-seed=0x123456789abcdef"]):
+        with boot(linux.image("6.1"), "-c", "1", *options) as guest:
+            guest.wait_for(PROMPT)
+            places.append(guest.shell("grep ' _text$' /proc/kallsyms"))
+
+    assert len(set(places)) == 3
+
+
+@pytest.mark.matrix
+def test_zboot_image_comes_up(boot: Boot, tmp_path: Path) -> None:
+    packed = gzip.compress(linux.image("6.12").read_bytes(), 1)
+    image = tmp_path / "vmlinuz.efi"
+    image.write_bytes(zboot(b"gzip", packed))
+
+    with boot(image, "-c", "1") as guest:
+        guest.wait_for(PROMPT)
+
+        assert guest.shell("uname -r").startswith("6.12")

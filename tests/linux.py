@@ -1,0 +1,104 @@
+"""Debian's arm64 kernels with a small initramfs: a guest that ends in a busybox shell.
+
+The shell reads the console; what it is told to do there, a test types.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import subprocess
+import time
+from pathlib import Path
+from typing import Self
+
+from pyvmm.host import kernel, root
+from pyvmm.host.cpio import CpioWriter
+from pyvmm.host.progress import Progress
+
+INIT = b"""#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+echo "init: $(uname -r) on $(nproc) CPUs"
+exec sh </dev/console >/dev/console 2>&1
+"""
+
+
+def image(version: str) -> Path:
+    """The kernel of a Debian suite: 5.10, 6.1, 6.12 or 7.2."""
+    return kernel.find(version, Progress()).image
+
+
+def initramfs(init: bytes = INIT, files: dict[str, bytes] | None = None) -> bytes:
+    """An initramfs of busybox, ``init`` and more files (programs all of them), by their paths."""
+    archive = io.BytesIO()
+    writer = CpioWriter(archive)
+    for directory in ("dev", "proc", "sys"):
+        writer.directory(directory)
+    writer.device("dev/console", 5, 1)
+    writer.file("bin/busybox", root.busybox(Progress()).read_bytes(), 0o755)
+    writer.file("init", init, 0o755)
+    for path, content in (files or {}).items():
+        writer.file(path, content, 0o755)
+    writer.close()
+    return archive.getvalue()
+
+
+PROMPT = b"/ # "
+
+
+class Session:
+    """A guest in a process of its own, typed to as an impatient person would not."""
+
+    def __init__(self, command: list[str]) -> None:
+        self.output = b""
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def wait_for(self, text: bytes, timeout_s: float = 120.0) -> bytes:
+        """Read until ``text`` comes, and return what came up to there."""
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + timeout_s
+        while (found := self.output.find(text)) < 0:
+            left = deadline - time.monotonic()
+            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, left))
+            data = os.read(self._process.stdout.fileno(), 1 << 16) if ready else b""
+            assert data, (text, self.output[-2000:], self._words())
+            self.output += data
+        end = found + len(text)
+        self.output, taken = self.output[end:], self.output[:end]
+        return taken
+
+    def type(self, text: bytes) -> None:
+        """Type that."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(text)
+        self._process.stdin.flush()
+
+    def shell(self, command: str) -> str:
+        """What a command prints in the guest's shell, which waits at its prompt."""
+        self.type(command.encode() + b"\n")
+        printed = self.wait_for(PROMPT).decode().replace("\r", "")
+        return printed.removesuffix(PROMPT.decode()).partition("\n")[2].strip()
+
+    def end(self, timeout_s: float = 60.0) -> int:
+        """Wait for the end and return the exit code."""
+        out, _ = self._process.communicate(timeout=timeout_s)
+        self.output += out
+        return self._process.returncode
+
+    def _words(self) -> bytes:
+        """What pyvmm said, once it has ended."""
+        self._process.kill()
+        return self._process.communicate()[1]
