@@ -76,7 +76,8 @@ class Fact:
 def machine_facts(topic: str = "machine") -> Iterator[Fact]:
     """The computer and its kernel, whatever they are."""
     yield Fact(topic, "architecture", platform.machine())
-    yield Fact(topic, "kind", _kind_of_machine())
+    if kind := _kind_of_machine():
+        yield Fact(topic, "kind", kind)
     yield Fact(topic, "processor", _cpu())
     yield Fact(topic, "CPUs online", os.sysconf("SC_NPROCESSORS_ONLN"))
     page = os.sysconf("SC_PAGE_SIZE")
@@ -160,13 +161,13 @@ def _capabilities(system: System) -> Iterator[Fact]:
 
 
 def _kind_of_machine() -> str:
-    """Whether this is hardware, as far as it can be told."""
+    """Whether this is hardware, as far as it can be told; empty where it cannot."""
     if inside := host.describe_inside():
         return f"emulated: {inside}"
     compatible = _text(DEVICE_TREE / "compatible")
     if "linux,dummy-virt" in compatible:
         return "a virtual machine"
-    return _text(DEVICE_TREE / "model") or _text(BOARD) or "unknown"
+    return _text(DEVICE_TREE / "model") or _text(BOARD)
 
 
 def _cpu() -> str:

@@ -12,9 +12,9 @@ from pyvmm.host.tools import TOOLS_SUITE
 
 TOPIC = "outside"
 
-# Programs that an emulated host is made and run with, and what of Debian has each.
+# Programs that an emulated host is made with, and what of Debian has each.  Its QEMU is not
+# among them: that is always the cache's own (or --host-qemu's), since a saved host fits one build.
 PROGRAMS = {
-    "qemu-system-aarch64": "qemu-system-arm",
     "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
     "mkfs.erofs": "erofs-utils",
 }

@@ -10,6 +10,7 @@ from pyvmm.kvm.system import System
 from pyvmm.kvm.uapi import VcpuFeature
 from pyvmm.kvm.vcpu import Vcpu
 
+MIN_IPA_BITS = 32  # a VM of this size every host can make
 QUADWORD = 128  # bits; the unit of a vector length
 MAX_BITS = 512 * QUADWORD  # as far as KVM_REG_ARM64_SVE_VLS reaches
 
@@ -43,6 +44,6 @@ def host_vector_lengths(system: System) -> frozenset[int]:
     """
     if not system.has(Cap.ARM_SVE):
         return frozenset()
-    with system.create_vm() as vm, vm.create_vcpu(0) as vcpu:
+    with system.create_vm(MIN_IPA_BITS) as vm, vm.create_vcpu(0) as vcpu:
         vcpu.init(vm.preferred_target(), [VcpuFeature.SVE])
         return read_vls(vcpu)

@@ -22,13 +22,13 @@ Done = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="package", autouse=True)
-def own_runtime_directory() -> Iterator[None]:
+def own_runtime_directory(pyvmm_cmd: list[str]) -> Iterator[None]:
     """Hosts are killed here: not those of whoever runs the tests."""
     directory = tempfile.mkdtemp(prefix="pyvmm-e2e-")  # short: sockets have short paths
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", directory)
         yield
-        subprocess.run(["pyvmm", "host", "stop", "--all"], capture_output=True)
+        subprocess.run([*pyvmm_cmd, "host", "stop", "--all"], capture_output=True)
     shutil.rmtree(directory)
 
 
