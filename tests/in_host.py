@@ -13,7 +13,9 @@ from pathlib import Path
 
 from pyvmm.host import HostSettings, forward, is_local
 
+# hypothesis's plugin, a part of it that is not pure Python, stays out.
 PYTEST = ["python3", "-m", "pytest", "-m", "kvm", "-p", "no:cacheprovider"]
+PYTEST += ["-p", "no:hypothesispytest"]
 
 
 MARK = "pytest.mark.kvm"

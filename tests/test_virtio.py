@@ -1,0 +1,165 @@
+"""virtio devices on a real machine: kicks with and without a loop, and every way to its end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pyvmm
+from pyvmm.config import Config
+from pyvmm.devices.virtio.mmio import VirtioMmio
+from pyvmm.layout import MIB
+from pyvmm.machine import Machine
+
+pytestmark = pytest.mark.kvm
+
+GUEST = Path(pyvmm.__file__).parent / "guests/virtio-console"
+EOT = b"\x04"
+
+Make = Callable[..., Machine]
+
+
+class Screen:
+    """Takes what a guest prints, once it is on."""
+
+    def __init__(self) -> None:
+        self.text = b""
+        self.lines: list[str] = []
+        self.on = threading.Event()
+        self.on.set()
+        self.entered = threading.Event()
+
+    def write(self, data: bytes) -> None:
+        self.entered.set()
+        self.on.wait()
+        self.text += data
+
+    def wait_for(self, text: bytes) -> bool:
+        deadline = time.monotonic() + 30
+        while text not in self.text and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return text in self.text
+
+
+@pytest.fixture
+def screen() -> Screen:
+    return Screen()
+
+
+@pytest.fixture
+def make(screen: Screen) -> Iterator[Make]:
+    with ExitStack() as stack:
+
+        def machine(params: str = "", **options: Any) -> Machine:
+            config = Config(
+                image=GUEST, params=params, console="virtio", vcpus=1, memory=16 * MIB, **options
+            )
+            made = Machine(config, screen.write, on_end=screen.on.set, log=screen.lines.append)
+            return stack.enter_context(made)
+
+        yield machine
+
+
+def type_all(machine: Machine, data: bytes) -> None:
+    """Type in a thread of its own, waiting for room."""
+    room = threading.Event()
+    machine.on_room(room.set)
+
+    def work() -> None:
+        left = data
+        while left:
+            room.clear()
+            taken = machine.send(left)
+            left = left[taken:]
+            if not taken and not room.wait(30):
+                return
+
+    threading.Thread(target=work).start()
+
+
+def test_console_works_in_a_loop(make: Make, screen: Screen) -> None:
+    machine = make(timeout_s=30.0)
+
+    type_all(machine, b"hello\n" + EOT)
+
+    assert machine.run() == 0
+    assert b"ready\nhello\necho: 6 bytes" in screen.text
+
+
+def test_console_works_without_a_loop(make: Make, screen: Screen) -> None:
+    machine = make()
+    type_all(machine, b"x" * 100_000 + EOT)
+
+    machine.start()
+
+    assert screen.wait_for(b"echo: 100000 bytes")
+    assert screen.text.count(b"x") == 100_000
+
+
+def test_kick_by_the_loop_leaves_the_vcpu_alone(make: Make, screen: Screen) -> None:
+    machine = make("drain=200000", timeout_s=30.0)
+    console = machine.board.virtio[0]
+    writes = []
+    write = console.mmio_write
+
+    def counted(offset: int, length: int, value: int) -> None:
+        writes.append((offset, value))
+        write(offset, length, value)
+
+    console.mmio_write = counted  # type: ignore[method-assign]
+    type_all(machine, bytes(200_000))
+
+    assert machine.run() == 0
+    assert (VirtioMmio.QueueNotify.offset, 0) not in writes
+    assert (VirtioMmio.QueueNotify.offset, 1) in writes
+
+
+def test_stop_ends_a_guest_whose_output_nobody_takes(make: Make, screen: Screen) -> None:
+    machine = make(f"flood={256 * MIB}")
+    screen.on.clear()
+    machine.start()
+    assert screen.entered.wait(30)
+
+    machine.stop(5)
+    machine.close()
+
+    assert machine.result() == 5
+    assert len(screen.text) < MIB
+
+
+def test_error_in_the_output_ends_the_run_and_gives_the_memory_back(make: Make) -> None:
+    def output(data: bytes) -> None:
+        raise ValueError("no paper")
+
+    machine = make(timeout_s=30.0)
+    console = machine.board.console
+    console.output = output
+
+    with pytest.raises(ValueError, match="no paper"):
+        machine.run()
+    machine.close()
+
+
+def test_size_of_the_terminal_reaches_the_guest(make: Make, screen: Screen) -> None:
+    machine = make("resize")
+    machine.resize(80, 25)
+    machine.start()
+    assert screen.wait_for(b"80 columns, 25 rows\n")
+
+    machine.resize(132, 43)
+
+    assert screen.wait_for(b"132 columns, 43 rows\n")
+
+
+def test_broken_driver_is_logged_in_one_line(make: Make, screen: Screen) -> None:
+    machine = make("break", timeout_s=30.0)
+
+    assert machine.run() == 0
+    assert len(screen.lines) == 1
+    assert b"and works again" in screen.text
