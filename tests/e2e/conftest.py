@@ -72,19 +72,24 @@ def emulated(own_runtime_directory: None, pyvmm: Pyvmm) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture(scope="package")
+def at_rest(emulated: None, pyvmm: Pyvmm) -> list[str]:
+    """What runs in a host nobody uses."""
+    return processes(pyvmm)
+
+
 @pytest.fixture
-def nothing_left(pyvmm: Pyvmm) -> Iterator[None]:
+def nothing_left(at_rest: list[str], pyvmm: Pyvmm) -> Iterator[None]:
     """After the test, the host runs no command and has no process but those it starts with."""
-    before = processes(pyvmm)
     yield
     deadline = time.monotonic() + 10
-    while (left := processes(pyvmm)) != before:
+    while (left := processes(pyvmm)) != at_rest:
         assert time.monotonic() < deadline, f"left behind: {left}"
         time.sleep(0.1)
 
 
 def processes(pyvmm: Pyvmm) -> list[str]:
-    """What runs in the default host, but for its kernel and this question."""
+    """What runs in the default host, but for its kernel; this question is always the same."""
     script = "for p in /proc/[0-9]*; do tr '\\0' ' ' <$p/cmdline 2>/dev/null && echo; done"
     lines = pyvmm("host", "exec", "--", "sh", "-c", script).stdout.split("\n")
     return sorted(line for line in lines if line.strip())

@@ -37,7 +37,7 @@ def test_timeout_is_124_and_one_message(pyvmm: Pyvmm) -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_in_the_middle_of_a_run_is_128_and_its_number(
     number: signal.Signals, pyvmm: Pyvmm
 ) -> None:
@@ -64,7 +64,7 @@ def test_busy_guest_ends_as_well(pyvmm: Pyvmm) -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
-@pytest.mark.parametrize("delay_s", [0.15, 0.2, 0.25, 0.3, 0.4])
+@pytest.mark.parametrize("delay_s", [0.15, 0.2, 0.3])
 def test_signal_during_the_start_of_a_run_is_not_lost(delay_s: float, pyvmm: Pyvmm) -> None:
     with pyvmm.start(*SPIN) as process:
         time.sleep(delay_s)

@@ -187,17 +187,20 @@ def test_host_nobody_uses_ends_by_itself(pyvmm: Pyvmm) -> None:
     wait_for(lambda: pyvmm.hosts() == [], "the host's end")
 
 
-def test_removed_host_is_made_again(pyvmm: Pyvmm) -> None:
-    pyvmm("host", "start", *OTHER, timeout=FIRST_S)
+def test_removed_host_is_stopped_and_made_again(pyvmm: Pyvmm) -> None:
+    pyvmm("host", "start")
+    (host,) = pyvmm.hosts()
 
-    done = pyvmm("host", "rm", *OTHER)
+    done = pyvmm("host", "rm")
+    twice = pyvmm("host", "rm")
 
-    assert done.returncode == 0
-    assert done.stderr.endswith(": removed\n")
-    document = json.loads(pyvmm("host", "status", "--json").stdout)
-    assert not any("sve-max-vq=1," in host["cpu"] for host in document["hosts"])
-    again = pyvmm("host", "rm", *OTHER)
-    assert (again.stderr, again.returncode) == ("no such host is saved\n", 0)
+    assert (done.stderr, done.returncode) == (f"{host['name']}: removed\n", 0)
+    assert (twice.stderr, twice.returncode) == ("no such host is saved\n", 0)
+    assert not is_alive(host["pid"])
+    assert not Path(host["saved"]).exists()
+    again = pyvmm("run", "exit", "-p", "exit=8", timeout=FIRST_S)
+    assert "booting the emulated host once" in again.stderr
+    assert again.returncode == 8
 
 
 def test_cpu_qemu_does_not_know_is_told_in_its_words(pyvmm: Pyvmm) -> None:

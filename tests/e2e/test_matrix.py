@@ -38,6 +38,7 @@ def test_host_gives_every_legal_set_and_refuses_every_other(
     try:
         legal = vls.check_legal(pyvmm, host, *where)
         illegal = vls.check_illegal(pyvmm, host, *where)
+        illegal += vls.check_nonsense(pyvmm, host, *where)
     finally:
         pyvmm("host", "rm", "--host-cpu", host.cpu, *where)
 

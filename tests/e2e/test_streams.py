@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 import subprocess
@@ -14,7 +13,7 @@ from tests.e2e.conftest import ENOUGH_S, FIRST_S, Pyvmm
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(FIRST_S), pytest.mark.usefixtures("emulated")]
 
-SIZE = 10_000  # bytes of input; an emulated UART takes some 5 kB a second
+SIZE = 3_000  # bytes of input: a UART of an emulated host is slow
 
 
 @pytest.fixture(scope="module")
@@ -29,34 +28,24 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def check(output: bytes, typed: Path) -> None:
-    """Make sure that everything came back, byte by byte, and nothing else."""
-    sent = typed.read_bytes().removesuffix(b"quit\n")
-    assert hashlib.sha256(output[: len(sent)]).digest() == hashlib.sha256(sent).digest()
-    summary = rb"echo: %d bytes, %d lines, \d+ interrupts\n" % (len(sent), sent.count(b"\n"))
-    assert re.fullmatch(summary, output[len(sent) :])
-
-
 def test_input_from_a_file_comes_back_exactly(typed: Path, pyvmm: Pyvmm) -> None:
     with typed.open("rb") as file:
         done = subprocess.run(
             [*pyvmm.command, "run", "echo"], stdin=file, capture_output=True, timeout=ENOUGH_S
         )
 
-    check(done.stdout, typed)
+    sent = typed.read_bytes().removesuffix(b"quit\n")
+    summary = rb"echo: %d bytes, %d lines, \d+ interrupts\n" % (len(sent), sent.count(b"\n"))
+    assert done.stdout[: len(sent)] == sent
+    assert re.fullmatch(summary, done.stdout[len(sent) :])
     assert (done.stderr, done.returncode) == (b"", 0)
 
 
-def test_input_from_a_pipe_comes_back_exactly(typed: Path, pyvmm: Pyvmm) -> None:
-    done = subprocess.run(
-        [*pyvmm.command, "run", "echo"],
-        input=typed.read_bytes(),
-        capture_output=True,
-        timeout=ENOUGH_S,
-    )
+def test_input_from_a_pipe_comes_back_exactly(pyvmm: Pyvmm) -> None:
+    done = pyvmm("run", "echo", input="one\ntwo\nquit\nthree\n")
 
-    check(done.stdout, typed)
-    assert (done.stderr, done.returncode) == (b"", 0)
+    assert done.stdout.startswith("one\ntwo\necho: 8 bytes, 2 lines, ")
+    assert (done.stderr, done.returncode) == ("", 0)
 
 
 def test_input_that_is_empty_is_no_end_of_the_guest(pyvmm: Pyvmm) -> None:
@@ -74,7 +63,7 @@ def test_closed_standard_input_is_an_empty_one(pyvmm: Pyvmm) -> None:
 
 
 def test_flood_is_whole_and_in_order(pyvmm: Pyvmm) -> None:
-    size = 20_000
+    size = 10_000
 
     done = pyvmm("run", "exit", "-p", f"flood={size}")
 

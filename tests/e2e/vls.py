@@ -75,8 +75,21 @@ def check_legal(pyvmm: Pyvmm, host: Host, *options: str) -> int:
 NO_SVE = "SVE: not implemented"
 
 
-def check_illegal(pyvmm: Pyvmm, host: Host, *options: str) -> int:
+def check_illegal(pyvmm: Pyvmm, host: Host, *options: str, at_most: int = 99) -> int:
     """Every other set is refused, and the hint's sets are legal; returns how many those were."""
+    where = ("--host-cpu", host.cpu, *options)
+    tried = illegal(host)[:at_most]
+    for lengths in tried:
+        done = pyvmm("run", "sve-vls", f"--sve-vls={show(lengths)}", *where, timeout=FIRST_S)
+
+        assert message(done).startswith(f"pyvmm: --sve-vls={show(lengths)}: "), done
+        assert done.returncode == 3, done
+        check_hint(done.stderr, host)
+    return len(tried)
+
+
+def check_nonsense(pyvmm: Pyvmm, host: Host, *options: str) -> int:
+    """So is what is wrong on every machine."""
     where = ("--host-cpu", host.cpu, *options)
     for text, words in NONSENSE.items():
         done = pyvmm("run", "sve-vls", f"--sve-vls={text}", *where, timeout=FIRST_S)
@@ -84,13 +97,7 @@ def check_illegal(pyvmm: Pyvmm, host: Host, *options: str) -> int:
         assert words in message(done), done
         assert done.returncode == 2, done
         check_hint(done.stderr, host)
-    for lengths in illegal(host):
-        done = pyvmm("run", "sve-vls", f"--sve-vls={show(lengths)}", *where, timeout=FIRST_S)
-
-        assert message(done).startswith(f"pyvmm: --sve-vls={show(lengths)}: "), done
-        assert done.returncode == 3, done
-        check_hint(done.stderr, host)
-    return len(NONSENSE) + len(illegal(host))
+    return len(NONSENSE)
 
 
 def check_hint(said: str, host: Host) -> None:

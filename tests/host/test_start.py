@@ -189,6 +189,25 @@ def test_qemu_that_ends_at_once_is_quoted(monkeypatch: pytest.MonkeyPatch) -> No
         fake.start()
 
 
+def test_damaged_host_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = Fake(monkeypatch, make_sockets(runtime_dir() / "host"))
+    (saved.directory("host") / "state").write_bytes(b"stale")
+    boots: list[Path] = []
+    plan = qemu.QemuPlan(tools.qemu("7.2", QUIET), "7.2", "max", Path("i"), Path("u"))
+    monkeypatch.setattr(start, "_plan", lambda *_: plan)
+    monkeypatch.setattr(start.Starter, "_cold_boot", lambda self, into: boots.append(into))
+    monkeypatch.setattr(qemu, "restore", lambda sockets, state: None)
+
+    made = start.start(HostSettings(), fake.sockets, Progress())
+
+    assert len(boots) == 1
+    assert "/hosts/host is damaged: making it again" in capsys.readouterr().err
+    os.kill(made.pid, signal.SIGKILL)
+    wait_for(lambda: qemu.ended(made.pid), "QEMU's end")
+
+
 def test_started_host_is_found_running(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Fake(monkeypatch, make_sockets(runtime_dir() / "host"))
     monkeypatch.setattr(qemu, "restore", lambda sockets, state: None)

@@ -1,0 +1,89 @@
+/*
+ * Behaves as a test of kvm-unit-tests built for kvmtool does: a flat image without a header, whose
+ * console is the first 16550A; it ends by PSCI after the line its runner looks for.
+ *
+ * Prints its command line and its initrd, and "EXIT: STATUS=n" for a command line "status=n".
+ */
+
+typedef unsigned char u8;
+typedef unsigned int u32;
+typedef unsigned long u64;
+
+asm(".section .text.head, \"ax\"\n"
+    ".globl _start\n"
+    "_start:	adrp	x1, stack_top\n"
+    "	add	sp, x1, :lo12:stack_top\n"
+    "	b	run\n");
+
+u8 stack[4096] __attribute__((aligned(16), used));
+asm(".globl stack_top\n.set stack_top, stack + 4096");
+
+static const char *bootargs;
+static u64 initrd_start, initrd_end;
+
+static void put(const char *text, const char *end)
+{
+	for (; end ? text < end : *text; text++)
+		asm volatile("strb %w0, [%1]" : : "r"(*text), "r"(0x01000000ul) : "memory");
+}
+
+static u32 be32(const u8 *p)
+{
+	return (u32)p[0] << 24 | p[1] << 16 | p[2] << 8 | p[3];
+}
+
+static int same(const char *a, const char *b)
+{
+	while (*a && *a == *b)
+		a++, b++;
+	return *a == *b;
+}
+
+/* Only /chosen has properties of these names: the tree's nodes need not be told apart. */
+static void read_fdt(const u8 *fdt)
+{
+	const u8 *p = fdt + be32(fdt + 8);
+	const char *names = (const char *)fdt + be32(fdt + 12);
+
+	for (;;) {
+		u32 token = be32(p);
+
+		p += 4;
+		if (token == 1) {
+			while (*p)
+				p++;
+			p += 4 - ((u64)p & 3);
+		} else if (token == 3) {
+			const char *name = names + be32(p + 4);
+			const u8 *value = p + 8;
+			u64 word = (u64)be32(value) << 32 | be32(value + 4);
+
+			if (same(name, "bootargs"))
+				bootargs = (const char *)value;
+			else if (same(name, "linux,initrd-start"))
+				initrd_start = word;
+			else if (same(name, "linux,initrd-end"))
+				initrd_end = word;
+			p = value + ((be32(p) + 3) & ~3u);
+		} else if (token == 9) {
+			return;
+		}
+	}
+}
+
+__attribute__((used, noreturn)) void run(const u8 *fdt)
+{
+	register u64 function asm("x0") = 0x84000008; /* PSCI SYSTEM_OFF */
+
+	read_fdt(fdt);
+	put("ARGS: ", 0);
+	put(bootargs, 0);
+	put("\nENV: ", 0);
+	put((const char *)initrd_start, (const char *)initrd_end);
+	put("\n\nEXIT: STATUS=", 0);
+	put(bootargs[0] == 's' ? bootargs + 7 : "1", 0);
+	put("\n", 0);
+	asm volatile("hvc #0" : : "r"(function));
+	for (;;)
+		;
+}

@@ -1,0 +1,121 @@
+"""The contract with kvm-unit-tests: its runner for kvmtool finds in pyvmm what it looks for.
+
+Source: kvm-unit-tests, scripts/vmm.bash and scripts/arch-run.bash (TARGET=kvmtool).
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.guests.conftest import flat_image
+
+# The first command may have to make and boot the emulated host.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+SOURCE = Path(__file__).with_name("kut.c")
+NO_FILE = "_NO_FILE_4Uhere_"
+DEFAULTS = ["--nodefaults", "--network", "mode=none", "--loglevel=warning"]
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def flat(cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test's flat image, which runs at 0x80080000."""
+    directory = tmp_path_factory.mktemp("kut")
+    elf = directory / "kut.elf"
+    subprocess.run(
+        [cross_gcc, "-O2", "-Wall", "-Werror", "-ffreestanding", "-fno-pie", "-no-pie", "-static",
+         "-nostdlib", "-mgeneral-regs-only", "-fno-stack-protector", "-mno-outline-atomics",
+         "-fno-asynchronous-unwind-tables", "-Wl,--build-id=none,-N",
+         "-T", SOURCE.with_suffix(".ld"), "-o", elf, SOURCE],
+        check=True,
+    )  # fmt: skip
+    image = directory / "kut.flat"
+    image.write_bytes(flat_image(elf))
+    return image
+
+
+@pytest.fixture
+def runner(pyvmm_cmd: list[str], tmp_path: Path) -> Run:
+    """Run the command line that the runner makes, with stdin from /dev/null."""
+    environment = tmp_path / "env"
+    environment.write_text("KERNEL_VERSION=6\nERRATA_FORCE=y\n")
+
+    def run(
+        image: Path | str, *options: str, cpus: int = 1, before: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        command = [*pyvmm_cmd, "run", *before, "--kernel", str(image), "--cpus", str(cpus)]
+        command += [*options, *DEFAULTS, "--initrd", str(environment)]
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200
+        )
+
+    return run
+
+
+def test_binary_is_recognised_by_its_help(pyvmm_cmd: list[str]) -> None:
+    done = subprocess.run([*pyvmm_cmd, "--help"], capture_output=True, text=True)
+
+    assert "The most commonly used" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--mem", "256", "--irqchip=gicv3"),
+        ("--irqchip=gicv3-its", "--pmu"),
+        ("--no-pvtime", "--disable-mte"),
+    ],
+    ids=" ".join,
+)
+def test_verdict_reaches_stdout_and_the_end_is_well(
+    runner: Run, flat: Path, options: tuple[str, ...]
+) -> None:
+    done = runner(flat, "--params", "status=3", *options)
+
+    assert done.stdout.splitlines() == [
+        "ARGS: status=3", "ENV: KERNEL_VERSION=6", "ERRATA_FORCE=y", "", "", "EXIT: STATUS=3",
+    ]  # fmt: skip
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+def test_several_cpus_without_params(runner: Run, flat: Path) -> None:
+    done = runner(flat, cpus=2)
+
+    assert re.search(r"^ARGS: $", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^EXIT: STATUS=1$", done.stdout, re.MULTILINE)
+    assert done.returncode == 0
+
+
+def test_missing_kernel_says_that_all_else_was_fine(runner: Run) -> None:
+    done = runner(NO_FILE, "--irqchip=gicv3", "--pmu")
+
+    assert f"Fatal: Unable to open kernel {NO_FILE}" in done.stdout + done.stderr
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "before", "reason"),
+    [
+        (("--irqchip=gicv2",), (), "Failed to create virtual GIC"),
+        ((), ("--nested",), "gives guests no EL2"),
+    ],
+    ids=["irqchip", "nested"],
+)
+def test_what_the_host_lacks_skips_the_test_with_a_reason(
+    runner: Run, options: tuple[str, ...], before: tuple[str, ...], reason: str
+) -> None:
+    done = runner(NO_FILE, *options, before=before)
+
+    # The runner skips a test unless those words come, and shows the last line as the reason.
+    assert "Unable to open kernel" not in done.stdout + done.stderr
+    assert reason in done.stderr
+    assert done.returncode == 3
