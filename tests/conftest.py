@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import shutil
 import sys
@@ -12,6 +13,12 @@ import pytest
 
 from pyvmm.host import extension, why_not_local
 from pyvmm.host.progress import Progress
+
+with contextlib.suppress(ImportError):  # the emulated host has no hypothesis
+    from hypothesis import settings
+
+    settings.register_profile("pyvmm", deadline=None)  # timings never decide a test
+    settings.load_profile("pyvmm")
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "build/tools"  # wrappers that `make test` writes

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.host.dirs import cache_dir
 from tests.e2e.conftest import ENOUGH_S, FIRST_S, Pyvmm, is_alive, message, wait_for
 from tests.terminal import Terminal
 
@@ -70,7 +71,8 @@ def test_status_for_people_is_a_line_a_host(pyvmm: Pyvmm) -> None:
 
 def test_exec_is_the_user_where_the_user_is(pyvmm: Pyvmm, tmp_path: Path) -> None:
     script = 'id -u; id -g; pwd; umask; uname -m; echo "$HOME $TERM $PYVMM_X:$SECRET"; echo >made'
-    environment = {**os.environ, "HOME": "/home/me", "TERM": "vt52", "PYVMM_X": "x", "SECRET": "s"}
+    theirs = {"HOME": "/home/me", "TERM": "vt52", "PYVMM_X": "x", "SECRET": "s"}
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache_dir().parent), **theirs}
 
     done = pyvmm(
         "host", "exec", "--", "sh", "-c", script, cwd=tmp_path, umask=0o027, env=environment
