@@ -52,6 +52,14 @@ def test_build_happens_once(tmp_path: Path) -> None:
     assert made.stat().st_mode & 0o777 == 0o755
 
 
+def test_complete_directory_is_the_one_that_was_built_not_a_copy(tmp_path: Path) -> None:
+    built: list[int] = []
+
+    made = cached(tmp_path / "tree", lambda into: built.append(into.stat().st_ino))
+
+    assert [made.stat().st_ino] == built
+
+
 def test_build_that_raises_leaves_nothing(tmp_path: Path) -> None:
     def fail(into: Path) -> None:
         (into / "half").touch()

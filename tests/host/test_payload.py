@@ -31,7 +31,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "content": lambda package: (package / "cli.py").write_text("CLI"),
     "new file": lambda package: (package / "new.py").write_text(""),
     "file less": lambda package: (package / "guests/hello").unlink(),
-    "name": lambda package: (package / "cli.py").rename(package / "tui.py"),
+    "name": lambda package: (package / "cli.py").rename(package / "clj.py"),
     "moved": lambda package: (package / "cli.py").rename(package / "host/cli.py"),
 }
 
