@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import shutil
+import signal
 import sys
 import sysconfig
 from pathlib import Path
@@ -22,6 +23,17 @@ with contextlib.suppress(ImportError):  # the emulated host has no hypothesis
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "build/tools"  # wrappers that `make test` writes
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C mean what it does at a prompt: a shell starts its background jobs deaf to it.
+
+    The commands under test would inherit that, and rightly stay deaf.
+    """
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -70,3 +82,13 @@ def pyvmm_cmd() -> list[str]:
     if not command.exists():
         pytest.fail(f"{command} is missing: make venv")
     return [str(command)]
+
+
+@pytest.fixture
+def own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test touches the cache or the hosts of whoever runs it; where it has them instead."""
+    own = tmp_path_factory.mktemp("own")
+    (own / "runtime").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(own / "cache"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(own / "runtime"))
+    return own

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "pyvmm"
 # The rooms of the house, lowest first: each imports only from those above its line in this list.
 ROOMS = (
     # the bottom: errors, the guest's map, guest RAM, what was asked for
-    "errors", "layout", "units", "config", "hugetlbfs", "memory",
+    "errors", "layout", "dirs", "units", "config", "hugetlbfs", "memory",
     # no KVM
     "arm64", "devices", "boot",
     # nothing but KVM

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 
 from pyvmm.commands._facts import Fact, machine_facts
-from pyvmm.host.dirs import cache_dir
+from pyvmm.dirs import cache_dir
 from pyvmm.host.saved import everyone
 from pyvmm.host.tools import TOOLS_SUITE
 

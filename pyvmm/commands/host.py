@@ -14,8 +14,8 @@ from typing import Any
 import click
 
 from pyvmm.commands._hostopts import emulated_options
+from pyvmm.dirs import cache_dir
 from pyvmm.host import forward
-from pyvmm.host.dirs import cache_dir
 from pyvmm.host.instance import Instance
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import (

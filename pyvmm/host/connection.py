@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Final
 
+from pyvmm.dirs import try_lock
 from pyvmm.errors import HostError
 from pyvmm.host.command import Request
-from pyvmm.host.dirs import try_lock
 from pyvmm.host.running import Running, last_words
 from pyvmm.host.wire import CHUNK, HELLO, LENGTH, MAGIC, NONCE_SIZE, PORTS, Synchroniser
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pyvmm.dirs import cache_dir, locked
 from pyvmm.errors import HostError
-from pyvmm.host.dirs import cache_dir, locked
 from pyvmm.host.progress import Progress
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")

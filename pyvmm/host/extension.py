@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from pyvmm.dirs import cache_dir, cached
 from pyvmm.errors import HostError
 from pyvmm.host.debian import Suite
-from pyvmm.host.dirs import cache_dir, cached
 from pyvmm.host.payload import EXTENSION, PACKAGE
 from pyvmm.host.progress import Progress
 from pyvmm.host.tools import TOOLS_SUITE, cross, trees_dir

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 from typing import Final
 
+from pyvmm.dirs import locked, runtime_dir
 from pyvmm.errors import HostError
 from pyvmm.host import saved
-from pyvmm.host.dirs import locked, runtime_dir
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, running_at
 from pyvmm.host.settings import HostSettings

@@ -14,9 +14,9 @@ from typing import Final
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
+from pyvmm.dirs import cached
 from pyvmm.errors import HostError, UsageError
 from pyvmm.host.debian import Suite
-from pyvmm.host.dirs import cached
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import KERNEL_SUITES
 from pyvmm.host.tools import trees_dir

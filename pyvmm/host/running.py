@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pyvmm.dirs import runtime_dir, try_lock
 from pyvmm.errors import HostError
-from pyvmm.host.dirs import runtime_dir, try_lock
 from pyvmm.host.wire import PORTS
 
 STOP_S: Final = 5.0

@@ -15,10 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from pyvmm.dirs import cached, try_lock
 from pyvmm.errors import EXIT_SIGNAL, HostError
 from pyvmm.host import extension, kernel, payload, qemu, root, saved, tools
 from pyvmm.host.cpio import CpioWriter
-from pyvmm.host.dirs import cached, try_lock
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, end, end_orphan, last_words
 from pyvmm.host.settings import HostSettings

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from pyvmm.dirs import cache_dir, cached
 from pyvmm.errors import HostError
 from pyvmm.host.debian import Suite
-from pyvmm.host.dirs import cache_dir, cached
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import QEMU_SUITES
 

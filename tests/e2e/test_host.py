@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.host.dirs import cache_dir
+from pyvmm.dirs import cache_dir
 from tests.e2e.conftest import ENOUGH_S, FIRST_S, Pyvmm, is_alive, message, wait_for
 from tests.terminal import Terminal
 

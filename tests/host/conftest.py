@@ -35,13 +35,8 @@ def python(code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 
 @pytest.fixture(autouse=True)
-def own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test touches the cache or the hosts of whoever runs it; where it has them instead."""
-    own = tmp_path_factory.mktemp("own")
-    (own / "runtime").mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(own / "cache"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(own / "runtime"))
-    return own
+def own_directories(own: Path) -> None:
+    """Every test here has them."""
 
 
 class Channel:

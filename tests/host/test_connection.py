@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.dirs import try_lock
 from pyvmm.errors import HostError
 from pyvmm.host import connection
 from pyvmm.host.command import Request
 from pyvmm.host.connection import Unreachable, connected, greet
-from pyvmm.host.dirs import try_lock
 from pyvmm.host.running import Running
 from pyvmm.host.wire import HELLO, MAGIC, NONCE_SIZE, PORTS
 

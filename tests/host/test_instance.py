@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from pyvmm import host
+from pyvmm.dirs import runtime_dir
 from pyvmm.errors import HostError
 from pyvmm.host import client, instance, running, start
 from pyvmm.host.connection import Unreachable
-from pyvmm.host.dirs import runtime_dir
 from pyvmm.host.instance import Instance
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running

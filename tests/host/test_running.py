@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.dirs import runtime_dir, try_lock
 from pyvmm.errors import HostError
 from pyvmm.host import running
-from pyvmm.host.dirs import runtime_dir, try_lock
 from pyvmm.host.running import Running, all_running, last_words, running_at
 from tests.host.conftest import python
 
@@ -21,7 +21,7 @@ from tests.host.conftest import python
 HOST = """
 import sys, time, signal
 from pathlib import Path
-from pyvmm.host.dirs import try_lock
+from pyvmm.dirs import try_lock
 if "stubborn" in sys.argv:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 lock = try_lock(Path(sys.argv[1]) / "alive")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.dirs import runtime_dir, try_lock
 from pyvmm.host import payload, saved
-from pyvmm.host.dirs import runtime_dir, try_lock
 from pyvmm.host.running import Running
 from pyvmm.host.settings import HostSettings
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from pyvmm.dirs import runtime_dir, try_lock
 from pyvmm.errors import HostError
 from pyvmm.host import qemu, saved, start, tools
-from pyvmm.host.dirs import runtime_dir, try_lock
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, running_at
 from pyvmm.host.settings import HostSettings
@@ -90,7 +90,7 @@ def test_fresh_directory_of_sockets_is_empty_private_and_locked() -> None:
 def test_qemu_left_by_a_killed_start_is_ended_by_the_next() -> None:
     sockets = runtime_dir() / "host"
     sockets.mkdir()
-    code = "import sys, time; from pathlib import Path; from pyvmm.host.dirs import try_lock\n"
+    code = "import sys, time; from pathlib import Path; from pyvmm.dirs import try_lock\n"
     code += "lock = try_lock(Path(sys.argv[1])); print(flush=True); time.sleep(60)"
     with python(code, str(sockets / "alive")) as orphan:
         assert orphan.stdout is not None

@@ -1,4 +1,4 @@
-"""Directories of the emulated host, and how something in the cache becomes complete.
+"""The cache and runtime directories, and how something in the cache becomes complete.
 
 What is in the cache is complete or absent: it is made in a temporary directory beside its
 final place, under a lock, flushed, and renamed.  A killed download or build leaves only a
@@ -30,7 +30,7 @@ def cache_dir(*below: str) -> Path:
 
 
 def runtime_dir() -> Path:
-    """Sockets and locks of running hosts: XDG_RUNTIME_DIR/pyvmm, else /tmp/pyvmm-UID (0700).
+    """Sockets and locks of what runs: XDG_RUNTIME_DIR/pyvmm, else /tmp/pyvmm-UID (0700).
 
     Raises:
         HostError: the directory belongs to somebody else or others can write to it.

@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm import dirs
+from pyvmm.dirs import cache_dir, cached, locked, runtime_dir, try_lock
 from pyvmm.errors import HostError
-from pyvmm.host import dirs
-from pyvmm.host.dirs import cache_dir, cached, locked, runtime_dir, try_lock
 from tests.host.conftest import python, wait_for
+
+pytestmark = pytest.mark.usefixtures("own")
 
 # Builds slowly, saying so in a log: argv is the place and the log.
 BUILDER = """
 import sys, time
 from pathlib import Path
-from pyvmm.host.dirs import cached
+from pyvmm.dirs import cached
 
 def build(into):
     (into / "half").touch()
@@ -205,7 +207,7 @@ def test_lock_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_lock_somebody_has_is_not_given(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from pyvmm.host.dirs import try_lock\n"
+    code = "import sys, time; from pathlib import Path; from pyvmm.dirs import try_lock\n"
     code += "try_lock(Path(sys.argv[1])); print('mine', flush=True); time.sleep(60)"
     with python(code, str(tmp_path / "lock")) as owner:
         assert owner.stdout is not None
