@@ -128,8 +128,10 @@ static void echo(void)
 		console_write(input[slot], n);
 		bytes += n;
 		give_back(slot);
-		if (param("restart") && !eot)
-			start();
+		if (param("restart") && !eot) {
+			start();	/* input that came up to now is lost with the old rings */
+			console_print("again\n");
+		}
 	}
 	console_print("echo: %lu bytes, %u interrupts\n", bytes, interrupts);
 }

@@ -67,8 +67,8 @@ def test_driver_can_start_over_in_the_middle(command: Command) -> None:
         for piece in pieces:
             guest.stdin.write(piece)
             guest.stdin.flush()
-            while piece != EOT and piece not in output:
-                output += os.read(guest.stdout.fileno(), 4096)
+            while piece != EOT and piece + b"again\n" not in output:
+                output += read_some(guest.stdout.fileno())
         rest, errors = guest.communicate(timeout=60)
 
     assert rest.startswith(b"echo: 13 bytes, "), errors
@@ -149,5 +149,11 @@ def set_size(terminal: int, columns: int, rows: int) -> None:
 def read_until(terminal: int, end: bytes) -> bytes:
     output = b""
     while not output.endswith(end):
-        output += os.read(terminal, 4096)
+        output += read_some(terminal)
     return output
+
+
+def read_some(fd: int) -> bytes:
+    data = os.read(fd, 4096)
+    assert data, "the guest has ended"
+    return data
