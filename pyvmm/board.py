@@ -17,6 +17,7 @@ from pyvmm.boot.dtb import MachineDescription, machine_dtb
 from pyvmm.boot.image import LoadedImage, load_image
 from pyvmm.boot.linux import check_cpu
 from pyvmm.config import Config
+from pyvmm.counts import KernelCounts
 from pyvmm.devices.bus import Bus
 from pyvmm.devices.exit import ExitRegister
 from pyvmm.devices.pl031 import Pl031
@@ -78,6 +79,7 @@ class Board:
     console: Uart8250 | VirtioConsole
     virtio: list[VirtioMmio]  # by slot
     bus: Bus
+    kernel_counts: KernelCounts
 
 
 def read_limits(system: System) -> HostLimits:
@@ -123,6 +125,8 @@ def build(system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Boar
     if config.console == "virtio":
         console = VirtioConsole(memory, hooks.output, hooks.log)
         virtio.append(plug_in(console, 0, vm, undo, config.virtio_transport))
+    kernel_counts = KernelCounts(vcpus, system.has(Cap.BINARY_STATS_FD))
+    undo.callback(kernel_counts.close)
     return Board(
         plan=decided,
         vm=vm,
@@ -137,6 +141,7 @@ def build(system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Boar
         console=console,
         virtio=virtio,
         bus=_make_bus(uarts, rtc, ExitRegister(hooks.on_exit), virtio),
+        kernel_counts=kernel_counts,
     )
 
 

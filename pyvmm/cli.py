@@ -26,10 +26,17 @@ class Verb(NamedTuple):
 
     module: str
     summary: str
+    function: str = ""  # where its name is not the verb's
 
 
 VERBS = {
     "run": Verb("pyvmm.commands.run", "Boot a guest and attach its console."),
+    "list": Verb("pyvmm.commands.list", "Show the VMs that run.", "list_vms"),
+    "stop": Verb("pyvmm.commands.stop", "End VMs."),
+    "pause": Verb("pyvmm.commands.pause", "Stop VMs' vCPUs, and the time they see."),
+    "resume": Verb("pyvmm.commands.pause", "Let paused VMs go on."),
+    "stat": Verb("pyvmm.commands.stat", "Show VMs' exits, by reason and device."),
+    "debug": Verb("pyvmm.commands.debug", "Show VMs' registers, or send a sysrq."),
     "doctor": Verb("pyvmm.commands.doctor", "Show what this machine has and lacks."),
     "host": Verb("pyvmm.commands.host", "Manage the emulated arm64 hosts."),
     "version": Verb("pyvmm.commands.version", "Show pyvmm's version."),
@@ -55,7 +62,8 @@ class Verbs(click.Group):
         """Import a verb's module and take the command from it."""
         if cmd_name not in VERBS:
             return None
-        command = getattr(importlib.import_module(VERBS[cmd_name].module), cmd_name)
+        verb = VERBS[cmd_name]
+        command = getattr(importlib.import_module(verb.module), verb.function or cmd_name)
         return command if isinstance(command, click.Command) else None
 
     def invoke(self, ctx: click.Context) -> object:

@@ -142,10 +142,13 @@ class Output:
             if was_empty or b"\n" in data:
                 self._changed.notify_all()
 
-    def release(self) -> None:
-        """Let nobody wait for room from now on: the run is over, and little more can come."""
+    def let_go(self, hurry: bool = True) -> None:
+        """Let nobody wait for room while vCPUs are to stop: little more can come.
+
+        ``hurry`` False: they run again, and wait again.
+        """
         with self._changed:
-            self._waits = False
+            self._waits = not hurry and self.error is None
             self._changed.notify_all()
 
     def close(self, grace_s: float | None = None) -> None:
@@ -162,7 +165,7 @@ class Output:
                 self._write_all(block)
             except OSError as error:
                 self.error = error
-                self.release()
+                self.let_go()
                 if self.on_gone is not None:
                     self.on_gone()
                 return

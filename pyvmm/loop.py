@@ -71,6 +71,10 @@ class Loop:
         """Call back whenever ``fd`` can be read, or has ended."""
         self._selector.register(fd, selectors.EVENT_READ, callback)
 
+    def watch_room(self, fd: int, callback: Callback) -> None:
+        """Call back whenever ``fd`` can be written, instead of when it can be read."""
+        self._selector.register(fd, selectors.EVENT_WRITE, callback)
+
     def unwatch(self, fd: int) -> None:
         """Forget ``fd``; one that is not watched is fine."""
         with contextlib.suppress(KeyError):

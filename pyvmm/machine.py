@@ -9,9 +9,10 @@ exit register. Everything else a guest can end with is an error, raised.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -20,6 +21,8 @@ from pyvmm.arm64.vl import VlSet
 from pyvmm.board import Board, Hooks, build
 from pyvmm.boot.image import LoadedImage
 from pyvmm.config import Config
+from pyvmm.counts import ExitCounts
+from pyvmm.devices.bus import UNCLAIMED
 from pyvmm.devices.virtio.console import VirtioConsole
 from pyvmm.errors import EXIT_OK, GuestError, TimeoutExpired, VmmError
 from pyvmm.kvm import regs
@@ -67,7 +70,7 @@ class Machine:
         config: Config,
         output: Callable[[bytes], None] = write_to_stdout,
         *,
-        on_end: Callable[[], None] = _do_nothing,
+        let_go: Callable[[bool], None] = _do_nothing,
         on_unclaimed: Unclaimed | None = None,
         log: Callable[[str], None] = _do_nothing,
         kvm: str = KVM,
@@ -76,17 +79,20 @@ class Machine:
 
         ``output`` gets what the guest writes to its console, ``on_unclaimed`` an access that no
         device answers, ``log`` a line about a driver of the guest's that is broken; all in the
-        vCPU's thread. ``on_end`` is called when the run has an outcome, and must let go an
-        ``output`` that waits.
+        vCPU's thread. ``let_go`` is called with True when the vCPUs are to stop, for good or for
+        a pause, and must then let go an ``output`` that waits; with False when they run again.
         """
         self.config = config
+        self.was_reset = False  # the run ended by the guest's wish to start anew
         self._on_unclaimed = on_unclaimed
         with ExitStack() as undo:
             system = undo.enter_context(System.open(kvm))
             hooks = Hooks(output=output, on_exit=lambda code: self._runner.end(code), log=log)
             self.board: Board = build(system, config, hooks, undo)
             self._bus = self.board.bus
-            self._on_end = on_end
+            self._let_go = let_go
+            self._counts = {vcpu.id: ExitCounts() for vcpu in self.board.vcpus}
+            self._virtual_time: int | None = None
             self._runner = Runner(self.board.vcpus, self._step, self._ended, config.vcpu_affinity)
             undo.callback(self._runner.close)
             self._undo = undo.pop_all()
@@ -161,13 +167,47 @@ class Machine:
     def pause(self) -> None:
         """Stop the guest between two instructions; returns when every vCPU is parked.
 
-        A vCPU whose output nobody takes parks when that has gone out.
+        Its virtual counter stops too, so that no time passes for the guest: its timers neither
+        fire late nor all at once afterwards.  The real-time clock goes on.
         """
+        self._let_go(True)
         self._runner.pause()
+        if self._virtual_time is None:
+            self._virtual_time = self.vcpus[0].get_one_reg(regs.TIMER_CNT)
 
     def resume(self) -> None:
         """Let a paused guest go on."""
+        if self._virtual_time is not None:
+            self.vcpus[0].set_one_reg(regs.TIMER_CNT, self._virtual_time)  # it is the whole VM's
+            self._virtual_time = None
+        self._let_go(False)
+        if self._runner.has_ended:  # just now, and nobody is to wait for room any more
+            self._let_go(True)
         self._runner.resume()
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the guest was paused, and not resumed since."""
+        return self._virtual_time is not None
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Have the guest paused meanwhile; one that was stays so."""
+        before = self.is_paused
+        self.pause()
+        try:
+            yield
+        finally:
+            if not before:
+                self.resume()
+
+    def exit_counts(self) -> list[dict[str, int]]:
+        """How often each vCPU left KVM_RUN, by what caused it, as "uart0 read"."""
+        return [self._counts[vcpu.id].by_cause() for vcpu in self.board.vcpus]
+
+    def kernel_counts(self) -> list[dict[str, int]]:
+        """KVM's own statistics of each vCPU by its names; nothing before Linux 5.14."""
+        return self.board.kernel_counts.read()
 
     def stop(self, outcome: int | VmmError = EXIT_OK) -> None:
         """End the run with that exit code or error, unless it has ended with another before."""
@@ -205,7 +245,7 @@ class Machine:
         """The run has an outcome: let go of whatever a vCPU's thread may be busy with."""
         for transport in self.board.virtio:
             transport.device.stop()
-        self._on_end()
+        self._let_go(True)
 
     def _time_out(self) -> None:
         self.stop(TimeoutExpired(f"the guest did not end within {self.config.timeout_s:g} s"))
@@ -213,14 +253,23 @@ class Machine:
     def _step(self, vcpu: Vcpu) -> None:
         """Run a vCPU to its next exit and deal with that; in the vCPU's thread."""
         leave = vcpu.run()
+        counts = self._counts[vcpu.id]
         if leave.reason == ExitReason.MMIO:
-            if self._on_unclaimed is not None and self._bus.find(leave.address) is None:
+            region, device = self._bus.find(leave.address)
+            if region is UNCLAIMED and self._on_unclaimed is not None:
                 self._on_unclaimed(vcpu.id, leave)
+            offset = leave.address - region.base
             if leave.is_write:
-                self._bus.write(leave.address, leave.length, leave.data)
+                counts.writes[region.name] += 1
+                device.mmio_write(offset, leave.length, leave.data)
             else:
-                vcpu.set_mmio_data(self._bus.read(leave.address, leave.length))
-        elif leave.reason != ExitReason.INTR:
+                counts.reads[region.name] += 1
+                vcpu.set_mmio_data(device.mmio_read(offset, leave.length))
+            return
+        counts.others[leave.reason] += 1
+        if leave.reason != ExitReason.INTR:
+            if not self._runner.has_ended:
+                self.was_reset = _is_system_event(leave, SystemEvent.RESET)
             self._runner.end(_outcome(vcpu, leave))
 
 
@@ -250,15 +299,16 @@ class _Clock:
         self._set()
 
 
+def _is_system_event(leave: Exit, *types: SystemEvent) -> bool:
+    return leave.reason == ExitReason.SYSTEM_EVENT and leave.type in types
+
+
 def _outcome(vcpu: Vcpu, leave: Exit) -> int | VmmError:
     """What an exit that is not the guest's daily business means for the run."""
-    if leave.reason == ExitReason.SYSTEM_EVENT and leave.type in (
-        SystemEvent.SHUTDOWN,
-        SystemEvent.RESET,
-    ):
+    if _is_system_event(leave, SystemEvent.SHUTDOWN, SystemEvent.RESET):
         return EXIT_OK
     where = f"vCPU {vcpu.id} at PC {vcpu.get_one_reg(regs.PC):#x}"
-    if leave.reason == ExitReason.SYSTEM_EVENT and leave.type == SystemEvent.CRASH:
+    if _is_system_event(leave, SystemEvent.CRASH):
         return GuestError(f"the guest says it has crashed ({where})")
     if leave.reason == ExitReason.ARM_NISV:
         address, iss = leave.fields["fault_ipa"], leave.fields["esr_iss"]

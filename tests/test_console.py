@@ -170,7 +170,7 @@ def test_released_output_holds_nobody_up_and_still_loses_nothing(pipe: tuple[int
     guest.join(0.2)
     held_up = guest.is_alive()
 
-    output.release()
+    output.let_go()
     guest.join(ENOUGH_S)
     gone_on = not guest.is_alive()
     received = 0

@@ -35,6 +35,11 @@ class Screen:
         self.on.set()
         self.entered = threading.Event()
 
+    def let_go(self, hurry: bool) -> None:
+        """Be on when the guest is to stop."""
+        if hurry:
+            self.on.set()
+
     def write(self, data: bytes) -> None:
         self.entered.set()
         self.on.wait()
@@ -60,7 +65,7 @@ def make(screen: Screen) -> Iterator[Make]:
             config = Config(
                 image=GUEST, params=params, console="virtio", vcpus=1, memory=16 * MIB, **options
             )
-            made = Machine(config, screen.write, on_end=screen.on.set, log=screen.lines.append)
+            made = Machine(config, screen.write, let_go=screen.let_go, log=screen.lines.append)
             return stack.enter_context(made)
 
         yield machine

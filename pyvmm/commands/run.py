@@ -3,46 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
-import os
-import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pyvmm import host
 from pyvmm.arm64 import vl
 from pyvmm.cli import Invocation
 from pyvmm.commands._armopts import arm_config, arm_options
+from pyvmm.commands._attached import Extras, run_attached
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._lkvm import NO_PCI, refuse_lkvm_options
 from pyvmm.config import Config, SveRequest
-from pyvmm.console import KEYS_HELP, Input, Key, Output, Terminal
-from pyvmm.errors import EXIT_SIGNAL, HostError, ImageError, UsageError
+from pyvmm.errors import HostError, ImageError, UsageError
 from pyvmm.host.settings import HostSettings
 from pyvmm.kvm import sve
-from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.system import System
-from pyvmm.loop import Loop
-from pyvmm.machine import Machine, Unclaimed
-from pyvmm.units import show_size
 
 GUESTS = Path(__file__).parents[1] / "guests"
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-STDIN, STDOUT = 0, 1
-
-
-@dataclass(frozen=True, slots=True)
-class Extras:
-    """What ``run`` does beside running: show, dump, trace."""
-
-    verbose: bool
-    dump_dtb: Path | None
-    debug_mmio: bool
 
 
 @click.command(
@@ -84,6 +62,7 @@ class Extras:
     "--loglevel", type=click.Choice(["error", "warning", "info", "debug"]), default="warning",
     help="From info on, as --verbose.",
 )  # fmt: skip
+@click.option("--reboot", is_flag=True, help="Start anew when the guest resets, not end.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @arm_options
 @refuse_lkvm_options
@@ -106,6 +85,7 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
         verbose=options["verbose"] or options["loglevel"] in ("info", "debug"),
         dump_dtb=options["dump_dtb"],
         debug_mmio=options["debug_mmio"],
+        reboot=options["reboot"],
     )
     return _run(config, extras)
 
@@ -189,38 +169,8 @@ def _with_advice(error: vl.TextError, where: HostSettings) -> UsageError:
 
 
 def _run(config: Config, extras: Extras) -> int:
-    """Run a machine on this process's terminal; what the guest printed is out on return."""
-    with Output(STDOUT) as output:
-        code = _attach(config, extras, output)
-    if output.error is None:
-        return code
-    if output.error.errno in (errno.EPIPE, errno.EIO):  # the reader has gone: nothing to tell
-        return EXIT_SIGNAL + signal.SIGPIPE
-    raise HostError(f"cannot write what the guest prints: {output.error.strerror}")
-
-
-def _attach(config: Config, extras: Extras, output: Output) -> int:
-    """Make the machine, connect console, keys and signals to it, and run it."""
-    on_unclaimed = _show_unclaimed if extras.debug_mmio else None
-    with Loop() as loop, _machine(config, output, on_unclaimed) as machine:
-        if extras.dump_dtb is not None:
-            _write_dtb(extras.dump_dtb, machine.dtb)
-        if extras.verbose:
-            for line in describe(machine):
-                click.echo(f"pyvmm: {line}", err=True)
-        output.on_gone = machine.stop
-        for number in ENDING:
-            loop.on_signal(number, functools.partial(machine.stop, EXIT_SIGNAL + number))
-        with Terminal(STDIN) as terminal:
-            _connect(terminal, Input(loop, machine.send, _keys(machine), STDIN), machine, loop)
-            return machine.run(loop)
-
-
-def _machine(config: Config, output: Output, on_unclaimed: Unclaimed | None) -> Machine:
     try:
-        return Machine(
-            config, output.write, on_end=output.release, on_unclaimed=on_unclaimed, log=_log
-        )
+        return run_attached(config, extras)
     except ImageError as error:
         if config.image.exists():
             raise
@@ -228,68 +178,3 @@ def _machine(config: Config, output: Output, on_unclaimed: Unclaimed | None) -> 
         raise ImageError(
             f"Fatal: Unable to open kernel {config.image}", hint=_bundled_hint()
         ) from error
-
-
-def _connect(terminal: Terminal, keyboard: Input, machine: Machine, loop: Loop) -> None:
-    """Carry input while the terminal is ours: not in the background, again after a stop."""
-
-    def attach() -> None:
-        terminal.enter_raw_mode()
-        if terminal.usable:
-            keyboard.start()
-        else:
-            keyboard.pause()
-
-    def resize() -> None:
-        with contextlib.suppress(OSError):  # no terminal: its size stays unknown
-            machine.resize(*os.get_terminal_size(STDIN))
-
-    machine.on_room(keyboard.resume)
-    loop.on_signal(signal.SIGCONT, attach)
-    loop.on_signal(signal.SIGWINCH, resize)
-    resize()
-    attach()
-
-
-def _keys(machine: Machine) -> Callable[[Key], None]:
-    def on_key(key: Key) -> None:
-        if key is Key.STOP:
-            machine.stop()
-        else:
-            click.echo(KEYS_HELP, err=True, nl=False)
-
-    return on_key
-
-
-def _write_dtb(path: Path, blob: bytes) -> None:
-    try:
-        path.write_bytes(blob)
-    except OSError as error:
-        raise UsageError(f"--dump-dtb {path}: {error.strerror}") from error
-
-
-def _log(line: str) -> None:
-    click.echo(f"pyvmm: {line}", err=True)
-
-
-def _show_unclaimed(vcpu: int, access: Exit) -> None:
-    click.echo(f"pyvmm: no device answers vCPU {vcpu}: {access}", err=True)
-
-
-def describe(machine: Machine) -> Iterator[str]:
-    """What the machine is made of and where it runs, a line each."""
-    plan, image = machine.plan, machine.image
-    inside = host.describe_inside()
-    where = f"emulated: {inside}" if inside else "this machine"
-    yield f"host    {where}, Linux {os.uname().release}"
-    kind = " in ".join((image.kind, *reversed(image.wrappings)))
-    yield f"image   {machine.config.image} ({kind}), entry {image.entry:#x}"
-    base = machine.memory.base
-    yield f"memory  {show_size(plan.memory)} at {base:#x}, {plan.ipa_bits}-bit addresses"
-    yield f"vcpus   {plan.vcpus}"
-    yield f"cpu     {', '.join(sorted(feature.value for feature in plan.features)) or 'plain'}"
-    yield f"gic     {machine.board.irqchip.name}"
-    if machine.vls:
-        yield f"sve     {vl.show(machine.vls)} bits, as KVM reads it back from every vCPU"
-    else:
-        yield f"sve     {'off, by --no-sve' if machine.config.sve.off else 'the host has none'}"

@@ -20,16 +20,29 @@ class MmioDevice(Protocol):
         """Carry out a guest's write."""
 
 
+class _Nobody:
+    """Answers where there is no device."""
+
+    def mmio_read(self, offset: int, length: int) -> int:
+        """Zero."""
+        return 0
+
+    def mmio_write(self, offset: int, length: int, value: int) -> None:
+        """Nothing happens."""
+
+
+UNCLAIMED = Region("unclaimed", 0, 0)
+NOBODY: MmioDevice = _Nobody()
+
+
 class Bus:
     """Finds the device of an address and passes the access on, from any thread.
 
     An access belongs to the device that has its first byte; devices do their own locking.
-    What no device claims reads as 0 and ignores writes, as under lkvm, and is counted.
+    What no device claims reads as 0 and ignores writes, as under lkvm.
     """
 
     def __init__(self) -> None:
-        self.unclaimed_reads = 0
-        self.unclaimed_writes = 0
         self._lock = threading.Lock()
         # Devices by address, and the ends of their regions for bisect. Replaced, never changed,
         # so that a lookup sees both as they belong together without a lock.
@@ -56,30 +69,20 @@ class Bus:
             entries = sorted([*self._map[1], (region, device)], key=lambda entry: entry[0].base)
             self._map = [region.end for region, _ in entries], entries
 
-    def find(self, address: int) -> tuple[Region, MmioDevice] | None:
-        """The region and device at that address, if any."""
+    def find(self, address: int) -> tuple[Region, MmioDevice]:
+        """The region and device at that address; UNCLAIMED and NOBODY where there is none."""
         ends, entries = self._map
         index = bisect_right(ends, address)
         if index < len(entries) and entries[index][0].base <= address:
             return entries[index]
-        return None
+        return UNCLAIMED, NOBODY
 
     def read(self, address: int, length: int) -> int:
         """What the guest gets that reads ``length`` bytes, little endian."""
-        found = self.find(address)
-        if found is not None:
-            region, device = found
-            return device.mmio_read(address - region.base, length)
-        with self._lock:
-            self.unclaimed_reads += 1
-        return 0
+        region, device = self.find(address)
+        return device.mmio_read(address - region.base, length)
 
     def write(self, address: int, length: int, value: int) -> None:
         """Carry out a guest's write of ``length`` bytes, little endian."""
-        found = self.find(address)
-        if found is not None:
-            region, device = found
-            device.mmio_write(address - region.base, length, value)
-            return
-        with self._lock:
-            self.unclaimed_writes += 1
+        region, device = self.find(address)
+        device.mmio_write(address - region.base, length, value)

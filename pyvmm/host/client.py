@@ -67,7 +67,7 @@ class _Session:
         self._connection = connection
         self._terminals = [fd for fd in (0, 1, 2) if _is_terminal(fd)]
         self._terminal = _RawTerminal(0 in self._terminals)
-        self._request = _request(running, argv, inside, self._terminals)
+        self._request = request_for(running, argv, inside, self._terminals)
         self._frames = FrameReader()
         self._send_lock = threading.Lock()
         self._wakeup, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -224,7 +224,8 @@ def _signals(wake: int) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _request(running: Running, argv: list[str], inside: str, terminals: list[int]) -> Request:
+def request_for(running: Running, argv: list[str], inside: str, terminals: list[int]) -> Request:
+    """What asks the host to run ``argv`` as if it ran here, now."""
     environment = {k: v for k, v in os.environ.items() if k in PASSED_ON or k.startswith("PYVMM_")}
     environment["PYVMM_INSIDE"] = inside
     umask = os.umask(0o077)

@@ -42,7 +42,7 @@ def test_write_reaches_the_device_with_an_offset() -> None:
     assert device.seen == [(0xFF, 1, 0xAB)]
 
 
-def test_unclaimed_access_reads_zero_and_is_counted() -> None:
+def test_unclaimed_access_reads_zero_and_reaches_nobody() -> None:
     bus, device = Bus(), Recorder()
     bus.add(Region("it", 0x1000, 0x100), device)
 
@@ -51,7 +51,6 @@ def test_unclaimed_access_reads_zero_and_is_counted() -> None:
     bus.write(0x9000, 4, 1)
 
     assert value == 0
-    assert (bus.unclaimed_reads, bus.unclaimed_writes) == (1, 2)
     assert device.seen == []
 
 

@@ -189,7 +189,7 @@ def test_interrupted_module_says_nothing_and_ends_as_by_the_signal(
 @contextmanager
 def session(channel: Channel, *argv: str) -> Iterator[socket.socket]:
     """A session by hand, after its greeting."""
-    request = client._request(channel.running, list(argv), "a test", [])
+    request = client.request_for(channel.running, list(argv), "a test", [])
     with connected(channel.running) as connection:
         assert greet(channel.running, connection, request) == b""
         connection.settimeout(ENOUGH_S)
@@ -206,7 +206,7 @@ def frames(connection: socket.socket) -> list[tuple[Frame, bytes]]:
 
 def test_signal_that_comes_with_the_greeting_is_not_lost(channel: Channel) -> None:
     with connected(channel.running) as connection:
-        request = client._request(channel.running, ["sleep", "60"], "a test", [])
+        request = client.request_for(channel.running, ["sleep", "60"], "a test", [])
         send = connection.sendall
         terminate = pack(Frame.SIGNAL, bytes([signal.SIGTERM]))
 

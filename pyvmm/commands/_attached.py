@@ -1,0 +1,190 @@
+"""A machine attached to this process: its terminal, its signals, and its control socket."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from pyvmm import host
+from pyvmm.arm64 import vl
+from pyvmm.config import Config
+from pyvmm.console import KEYS_HELP, Input, Key, Output, Terminal
+from pyvmm.control.server import Server
+from pyvmm.control.service import Service
+from pyvmm.control.sockets import Claim
+from pyvmm.errors import EXIT_SIGNAL, HostError, TimeoutExpired, UsageError
+from pyvmm.kvm.exits import Exit
+from pyvmm.loop import Loop
+from pyvmm.machine import Machine
+from pyvmm.units import show_size
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+STDIN, STDOUT = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What ``run`` does beside running: show, dump, trace, start again."""
+
+    verbose: bool
+    dump_dtb: Path | None
+    debug_mmio: bool
+    reboot: bool
+
+
+def run_attached(config: Config, extras: Extras) -> int:
+    """Run a machine on this process's terminal; what the guest printed is out on return."""
+    with Output(STDOUT) as output:
+        code = Attached(config, extras, output).run()
+    if output.error is None:
+        return code
+    if output.error.errno in (errno.EPIPE, errno.EIO):  # the reader has gone: nothing to tell
+        return EXIT_SIGNAL + signal.SIGPIPE
+    raise HostError(f"cannot write what the guest prints: {output.error.strerror}")
+
+
+class Attached:
+    """One run: a machine, and with --reboot those after it."""
+
+    def __init__(self, config: Config, extras: Extras, output: Output) -> None:
+        self._config = config
+        self._extras = extras
+        self._output = output
+        self._terminal = Terminal(STDIN)
+        self._machine: Machine
+        self._keyboard: Input
+        self._loop: Loop
+
+    def run(self) -> int:
+        """Run to the end; the exit code."""
+        deadline = None
+        if self._config.timeout_s is not None:
+            deadline = time.monotonic() + self._config.timeout_s
+        with contextlib.ExitStack() as undo:
+            self._loop = undo.enter_context(Loop())
+            claim = undo.enter_context(Claim(self._config.name))
+            with self._make() as machine:
+                self._attach(claim, undo)
+                code = machine.run(self._loop)
+            while self._extras.reboot and machine.was_reset:
+                with self._make(_left(self._config, deadline)) as machine:
+                    self._connect()
+                    code = machine.run(self._loop)
+            return code
+
+    def _make(self, config: Config | None = None) -> Machine:
+        """The machine, ready to run; shown and dumped as asked for."""
+        self._machine = Machine(
+            config or self._config,
+            self._output.write,
+            let_go=self._output.let_go,
+            on_unclaimed=_show_unclaimed if self._extras.debug_mmio else None,
+            log=_log,
+        )
+        try:
+            if self._extras.dump_dtb is not None:
+                _write_dtb(self._extras.dump_dtb, self._machine.dtb)
+            if self._extras.verbose:
+                for line in describe(self._machine):
+                    click.echo(f"pyvmm: {line}", err=True)
+        except BaseException:
+            self._machine.close()
+            raise
+        return self._machine
+
+    def _attach(self, claim: Claim, undo: contextlib.ExitStack) -> None:
+        """Connect console, keys, signals and the control socket to the machine of the moment."""
+        service = Service(lambda: self._machine)
+        server = Server(self._loop, claim, service.handlers)
+        undo.callback(server.close)
+        undo.callback(claim.close)  # before: a client that waits for the end finds the name free
+        self._output.on_gone = self._stop
+        for number in ENDING:
+            self._loop.on_signal(number, functools.partial(self._stop, EXIT_SIGNAL + number))
+        undo.enter_context(self._terminal)
+        self._keyboard = Input(self._loop, lambda data: self._machine.send(data), self._on_key)
+        self._loop.on_signal(signal.SIGCONT, self._take_terminal)
+        self._loop.on_signal(signal.SIGWINCH, self._resize)
+        self._connect()
+
+    def _connect(self) -> None:
+        """Tell a new machine of the terminal, and the terminal of the machine."""
+        self._machine.on_room(self._keyboard.resume)
+        self._resize()
+        self._take_terminal()
+        self._keyboard.resume()
+
+    def _take_terminal(self) -> None:
+        """Carry input while the terminal is ours: not in the background, again after a stop."""
+        self._terminal.enter_raw_mode()
+        if self._terminal.usable:
+            self._keyboard.start()
+        else:
+            self._keyboard.pause()
+
+    def _resize(self) -> None:
+        with contextlib.suppress(OSError):  # no terminal: its size stays unknown
+            self._machine.resize(*os.get_terminal_size(STDIN))
+
+    def _stop(self, code: int = 0) -> None:
+        self._machine.stop(code)
+
+    def _on_key(self, key: Key) -> None:
+        if key is Key.STOP:
+            self._stop()
+        else:
+            click.echo(KEYS_HELP, err=True, nl=False)
+
+
+def _left(config: Config, deadline: float | None) -> Config:
+    """The same, with what is left of its time."""
+    if deadline is None:
+        return config
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutExpired(f"the guest did not end within {config.timeout_s:g} s")
+    return dataclasses.replace(config, timeout_s=left_s)
+
+
+def _write_dtb(path: Path, blob: bytes) -> None:
+    try:
+        path.write_bytes(blob)
+    except OSError as error:
+        raise UsageError(f"--dump-dtb {path}: {error.strerror}") from error
+
+
+def _log(line: str) -> None:
+    click.echo(f"pyvmm: {line}", err=True)
+
+
+def _show_unclaimed(vcpu: int, access: Exit) -> None:
+    click.echo(f"pyvmm: no device answers vCPU {vcpu}: {access}", err=True)
+
+
+def describe(machine: Machine) -> Iterator[str]:
+    """What the machine is made of and where it runs, a line each."""
+    plan, image = machine.plan, machine.image
+    inside = host.describe_inside()
+    where = f"emulated: {inside}" if inside else "this machine"
+    yield f"host    {where}, Linux {os.uname().release}"
+    kind = " in ".join((image.kind, *reversed(image.wrappings)))
+    yield f"image   {machine.config.image} ({kind}), entry {image.entry:#x}"
+    base = machine.memory.base
+    yield f"memory  {show_size(plan.memory)} at {base:#x}, {plan.ipa_bits}-bit addresses"
+    yield f"vcpus   {plan.vcpus}"
+    yield f"cpu     {', '.join(sorted(feature.value for feature in plan.features)) or 'plain'}"
+    yield f"gic     {machine.board.irqchip.name}"
+    if machine.vls:
+        yield f"sve     {vl.show(machine.vls)} bits, as KVM reads it back from every vCPU"
+    else:
+        yield f"sve     {'off, by --no-sve' if machine.config.sve.off else 'the host has none'}"

@@ -1,0 +1,146 @@
+"""Running VMs, wherever they run: on this machine, or in any emulated host that is up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from pyvmm import host
+from pyvmm.cli import say
+from pyvmm.control import client
+from pyvmm.control.wire import Message, pack
+from pyvmm.errors import EXIT_FAILED, EXIT_OK, HostError, UsageError
+from pyvmm.host.capture import capture
+from pyvmm.host.running import Running, all_running
+
+SCHEMA = 1
+RELAY = ["python3", "-m", "pyvmm.control.client"]
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where VMs may run: an emulated host, or this machine where that is None."""
+
+    running: Running | None
+
+    @property
+    def name(self) -> str | None:
+        """The emulated host's name."""
+        return self.running.path.name if self.running else None
+
+    @property
+    def label(self) -> str:
+        """How -n NAME says which of two VMs of one name is meant."""
+        return self.name or "local"
+
+    def ask(self, questions: Iterable[Message]) -> list[Message]:
+        """The answers to questions about the VMs there, in order."""
+        if self.running is None:
+            return [client.answer(question) for question in questions]
+        lines = b"".join(map(pack, questions))
+        return [json.loads(line) for line in capture(self.running, RELAY, lines).splitlines()]
+
+
+@dataclass(frozen=True, slots=True)
+class Vm:
+    """A running VM: where, and what it says of itself."""
+
+    place: Place
+    info: Message
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return str(self.info["name"])
+
+    def ask(self, request: Message) -> Message:
+        """Its reply to one request, with its name and place; "ok" says whether it worked."""
+        (reply,) = self.place.ask([{"vm": self.name, "request": request}])
+        return {"name": self.name, "host": self.place.name, **reply}
+
+
+def vm_options(command: _Command) -> _Command:
+    """Give a command lkvm's options that choose VMs, and --json."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        click.option("-n", "--name", metavar="NAME", help="The VM of that name (or HOST/NAME)."),
+        click.option("-a", "--all", "everything", is_flag=True, help="Every VM of yours."),
+    ):
+        command = option(command)
+    return command
+
+
+def everyone() -> list[Vm]:
+    """Every VM of this user's; a place that does not answer is told of on stderr."""
+    return [vm for place in _places() for vm in _vms_at(place)]
+
+
+def chosen(name: str | None, everything: bool) -> list[Vm]:
+    """The VMs that the options -n and -a choose.
+
+    Raises: UsageError, where they choose none, or a name is that of two.
+    """
+    if everything and name is not None:
+        raise UsageError("-a is every VM, and -n one of them; give one")
+    vms = everyone()
+    if everything:
+        return vms
+    running = ", ".join(vm.name for vm in vms) or "none"
+    if name is None:
+        raise UsageError("which VM? give -n NAME, or -a for all", hint=f"running: {running}")
+    found = [vm for vm in vms if name in (vm.name, f"{vm.place.label}/{vm.name}")]
+    if not found:
+        raise UsageError(f"no VM called {name} is running", hint=f"running: {running}")
+    if len(found) > 1:
+        names = " or ".join(f"{vm.place.label}/{vm.name}" for vm in found)
+        raise UsageError(f"{len(found)} VMs are called {name}", hint=f"say which: -n {names}")
+    return found
+
+
+def tell(vms: list[Vm], request: Message, as_json: bool, done: str) -> int:
+    """Send VMs a request, and say that it is done, or print the replies as JSON."""
+    replies = [vm.ask(request) for vm in vms]
+    if as_json:
+        print_json(replies)
+    elif not replies:
+        click.echo("no VM is running", err=True)
+    for reply in replies:
+        if not reply["ok"]:
+            say(f"{reply['name']}: {reply['error']}", reply["hint"])
+        elif not as_json:
+            click.echo(f"{reply['name']}: {done}", err=True)
+    return verdict(replies)
+
+
+def verdict(replies: list[Message]) -> int:
+    """The exit code after these replies."""
+    return EXIT_OK if all(reply["ok"] for reply in replies) else EXIT_FAILED
+
+
+def print_json(vms: list[Message]) -> None:
+    """Print what is asked for about VMs as one document."""
+    click.echo(json.dumps({"schema": SCHEMA, "vms": vms}, indent=2))
+
+
+def _places() -> Iterator[Place]:
+    yield Place(None)
+    if host.describe_inside() is None:
+        for running in all_running():
+            yield Place(running)
+
+
+def _vms_at(place: Place) -> list[Vm]:
+    try:
+        (reply,) = place.ask([{"vm": None}])
+    except HostError as error:
+        if place.running is None:
+            raise
+        say(f"{place.label}: {error.message}", error.hint)
+        return []
+    return [Vm(place, info) for info in reply["vms"]]

@@ -1,0 +1,109 @@
+"""``pyvmm stat``: why VMs leave KVM_RUN, and how often."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+
+import click
+
+from pyvmm.cli import say
+from pyvmm.commands._vms import Vm, chosen, print_json, verdict, vm_options
+from pyvmm.control.wire import Message
+from pyvmm.units import show_size
+
+MIB = 1 << 20
+
+
+@click.command()
+@click.option("-m", "--memory", is_flag=True, help="Guest memory alone.")
+@click.option("--once", is_flag=True, help="Print and end, on a terminal too.")
+@click.option(
+    "--interval", type=click.FloatRange(min=0.1), default=1.0, metavar="SECONDS",
+    help="How often to look, on a terminal.",
+)  # fmt: skip
+@vm_options
+def stat(
+    name: str | None, everything: bool, as_json: bool, memory: bool, once: bool, interval: float
+) -> int:
+    """Show VMs' exits, by reason and device.
+
+    And the memory they use.  Exits to pyvmm are counted by device and direction; under them is
+    what KVM counts of itself, by the names of its statistics.  On a terminal the picture is
+    live, with rates, until Ctrl-C or the VM's end; elsewhere, with --json and with --once it is
+    printed once.
+    """
+    vms = chosen(name, everything)
+    if as_json or once or not sys.stdout.isatty():
+        replies = [vm.ask({"do": "stat"}) for vm in vms]
+        if as_json:
+            print_json(replies)
+        else:
+            _print(replies, memory)
+        return verdict(replies)
+    return _watch(vms, memory, interval)
+
+
+def _print(replies: list[Message], memory: bool) -> None:
+    for reply in replies:
+        if not reply["ok"]:
+            say(f"{reply['name']}: {reply['error']}", reply["hint"])
+            continue
+        for line in lines(reply, None, memory):
+            click.echo(line)
+
+
+def _watch(vms: list[Vm], memory: bool, interval_s: float) -> int:
+    """Show the picture again and again, while any of the VMs lives."""
+    from rich.live import Live
+    from rich.text import Text
+
+    before: dict[str, Message] = {}
+    with Live(auto_refresh=False) as live:
+        while vms:
+            replies = {vm.name: reply for vm in vms if (reply := vm.ask({"do": "stat"}))["ok"]}
+            shown = [
+                line
+                for name, reply in replies.items()
+                for line in lines(reply, before.get(name), memory)
+            ]
+            if shown:  # the last picture stays
+                live.update(Text("\n".join(shown)), refresh=True)
+            before = replies
+            vms = [vm for vm in vms if vm.name in replies]
+            time.sleep(interval_s)
+    return 0
+
+
+def lines(reply: Message, before: Message | None, memory: bool = False) -> Iterator[str]:
+    """The picture of one VM; ``before`` is an earlier reply of it, for the rates."""
+    resident = reply["memory_resident_bytes"] / MIB
+    size = show_size(reply["memory_bytes"])
+    yield (
+        f"{reply['name']}  {reply['state']}, up {reply['uptime_s']:.1f} s, "
+        f"{reply['vcpus']} vCPUs, {size} of memory, {resident:.1f} MiB of it in use"
+    )
+    if memory:
+        return
+    yield from _table("exits to pyvmm", reply, before, "exits")
+    yield from _table("counted by KVM", reply, before, "kvm")
+
+
+def _table(title: str, reply: Message, before: Message | None, key: str) -> Iterator[str]:
+    """Counts that are not zero, the largest first; with rates where there is a before."""
+    counts = {cause: count for cause, count in reply[key].items() if count}
+    if not counts:
+        return
+    width = max(len(title), *map(len, counts))
+    yield f"  {title:{width}}  {sum(counts.values()) if key == 'exits' else '':>12}"
+    for cause, count in sorted(counts.items(), key=lambda item: -item[1]):
+        yield f"    {cause:{width}}  {count:>10}{_rate(reply, before, key, cause)}"
+
+
+def _rate(reply: Message, before: Message | None, key: str, cause: str) -> str:
+    if before is None or reply["uptime_s"] <= before["uptime_s"]:
+        return ""
+    passed_s = reply["uptime_s"] - before["uptime_s"]
+    rate = (reply[key][cause] - before[key].get(cause, 0)) / passed_s
+    return f"  {rate:>10.0f}/s"

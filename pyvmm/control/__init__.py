@@ -1,0 +1,1 @@
+"""Running VMs seen from outside: each has a socket, and answers there."""

@@ -1,0 +1,127 @@
+"""Asking running VMs: the other end of their control sockets.
+
+A question is {"vm": name, "request": {...}}, or {"vm": null} for what all of them are; ``relay``
+answers such lines for whoever is outside an emulated host.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from pyvmm.control.sockets import running
+from pyvmm.control.wire import (
+    MAX_REPLY,
+    Message,
+    WireError,
+    failure,
+    is_trusted,
+    pack,
+    parse,
+)
+from pyvmm.errors import HostError
+
+PATIENCE_S: Final = 10.0  # for a reply
+END_S: Final = 20.0  # for a VM that was told to stop
+CHUNK: Final = 1 << 20
+
+
+class Gone(HostError):
+    """The VM ended before it answered."""
+
+
+def answer(question: Message) -> Message:
+    """The answer to a question about this user's VMs on this machine; never raises VmmError."""
+    name = question.get("vm")
+    if name is None:
+        return {"ok": True, "vms": list(_everyone())}
+    for path in running():
+        if path.stem == name:
+            try:
+                return ask(path, question["request"])
+            except HostError as error:
+                return failure(error.message, error.hint)
+    return failure(f"no VM called {name} is running", "pyvmm list shows those that are")
+
+
+def relay() -> None:
+    """Answer the questions on standard input, a line each."""
+    for line in sys.stdin.buffer:
+        sys.stdout.write(pack(answer(parse(line))).decode())
+        sys.stdout.flush()
+
+
+def _everyone() -> Iterator[Message]:
+    """What every VM is; of one that does not say, its name and why."""
+    for path in running():
+        try:
+            reply = ask(path, {"do": "info"})
+        except Gone:
+            continue
+        except HostError as error:
+            reply = failure(error.message, error.hint)
+        yield reply if reply["ok"] else {**reply, "name": path.stem, "state": "not answering"}
+
+
+def ask(path: Path, request: Message) -> Message:
+    """Send a VM one request; its reply, which may say that it failed.
+
+    After "stop" the VM has ended when this returns.
+
+    Raises:
+        Gone: it ended first.
+        HostError: it does not answer, or is no VM of this user's.
+    """
+    name = path.stem
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(PATIENCE_S)
+        try:
+            connection.connect(str(path))
+            if not is_trusted(connection):
+                raise HostError(f"{path} belongs to somebody else", hint="remove it")
+            connection.sendall(pack(request))
+            reply = parse(_line(connection))
+            if request.get("do") == "stop" and reply.get("ok"):
+                _wait_for_end(connection, name)
+        except TimeoutError as error:
+            raise HostError(
+                f"the VM {name} does not answer", hint="pyvmm list shows its process"
+            ) from error
+        except WireError as error:
+            raise HostError(f"{path} is no VM of pyvmm's: {error}", hint="remove it") from error
+        except (OSError, EOFError) as error:
+            raise Gone(f"the VM {name} has just ended") from error
+    return reply
+
+
+def _line(connection: socket.socket) -> bytes:
+    """What comes up to a newline; all of it in good time."""
+    deadline = time.monotonic() + PATIENCE_S
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        data = connection.recv(CHUNK)
+        if not data:
+            raise EOFError
+        line += data
+        if len(line) > MAX_REPLY:
+            raise WireError("an endless reply")
+    return bytes(line)
+
+
+def _wait_for_end(connection: socket.socket, name: str) -> None:
+    """Wait for the end of the connection, which is the VM's."""
+    connection.settimeout(END_S)
+    try:
+        while connection.recv(CHUNK):
+            pass
+    except TimeoutError as error:
+        raise HostError(f"the VM {name} is stopping, but does not end") from error
+
+
+if __name__ == "__main__":
+    relay()

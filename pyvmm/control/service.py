@@ -1,0 +1,109 @@
+"""What a running VM does when it is asked: the verbs of its control socket."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pyvmm.control.server import Handler
+from pyvmm.control.wire import SCHEMA, Message
+from pyvmm.counts import totals
+from pyvmm.errors import UsageError
+from pyvmm.machine import Machine
+
+
+class Service:
+    """Answers for a VM; ``machine`` gives the one that runs, which a reboot changes."""
+
+    def __init__(self, machine: Callable[[], Machine]) -> None:
+        self._machine = machine
+        self._since = time.monotonic()
+
+    @property
+    def handlers(self) -> dict[str, Handler]:
+        """What can be asked, by name."""
+        return {
+            "info": self.info,
+            "stop": self.stop,
+            "pause": self.pause,
+            "resume": self.resume,
+            "stat": self.stat,
+        }
+
+    def info(self, request: Message) -> Message:
+        """What the VM is."""
+        machine = self._machine()
+        return {
+            "schema": SCHEMA,
+            "name": machine.config.name,
+            "pid": os.getpid(),
+            "state": "paused" if machine.is_paused else "running",
+            "image": str(machine.config.image.absolute()),
+            "vcpus": machine.plan.vcpus,
+            "memory_bytes": machine.plan.memory,
+            "sve_vls": sorted(machine.vls),
+            "uptime_s": round(time.monotonic() - self._since, 3),
+        }
+
+    def stop(self, request: Message) -> Message:
+        """End the VM at once, with exit code 0, as lkvm does."""
+        self._machine().stop()
+        return {}
+
+    def pause(self, request: Message) -> Message:
+        """Stop every vCPU; no time passes for the guest until it is resumed."""
+        machine = self._machine()
+        before = machine.is_paused
+        machine.pause()
+        return {"was_paused": before}
+
+    def resume(self, request: Message) -> Message:
+        """Let the vCPUs go on."""
+        machine = self._machine()
+        before = machine.is_paused
+        machine.resume()
+        return {"was_paused": before}
+
+    def stat(self, request: Message) -> Message:
+        """The exits of every vCPU, as pyvmm and as KVM counts them, and the memory in use."""
+        machine = self._machine()
+        exits, kernel = machine.exit_counts(), machine.kernel_counts()
+        return {
+            **self.info(request),
+            "exits": totals(exits),
+            "exits_by_vcpu": exits,
+            "kvm": totals(kernel),
+            "kvm_by_vcpu": kernel,
+            "memory_resident_bytes": resident(machine.memory.host_address, machine.memory.size),
+        }
+
+
+def vcpu_number(request: Message, machine: Machine) -> int | None:
+    """The vCPU a request is about, or None for all.
+
+    Raises: UsageError, where there is none of that number.
+    """
+    number = request.get("vcpu")
+    if number is None or (isinstance(number, int) and 0 <= number < machine.plan.vcpus):
+        return number
+    raise UsageError(f"there is no vCPU {number}: they are 0 to {machine.plan.vcpus - 1}")
+
+
+def resident(start: int, size: int, maps: Path = Path("/proc/self/smaps")) -> int:
+    """How many bytes of a range of this process's memory are in RAM.
+
+    Source: proc_pid_smaps(5).
+    """
+    found = 0
+    inside = False
+    with maps.open(encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            first = line.split(maxsplit=1)[0]
+            if "-" in first and not first.endswith(":"):
+                low, high = (int(word, 16) for word in first.split("-"))
+                inside = start < high and low < start + size
+            elif inside and first == "Rss:":
+                found += int(line.split()[1]) * 1024
+    return found

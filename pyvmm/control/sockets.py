@@ -1,0 +1,146 @@
+"""The sockets of running VMs: one by each VM's name, in the runtime directory (0700).
+
+A VM holds a lock beside its socket for as long as it lives, however it ends: a dead one is told
+by its lock and never by a process id, which may have another owner by then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from pyvmm.dirs import runtime_dir, try_lock
+from pyvmm.errors import HostError, UsageError
+
+LONGEST: Final = 107  # Source: unix(7), sun_path with its final NUL
+BACKLOG: Final = 16
+PATIENCE_S: Final = 0.5  # others look at a lock for a moment only
+
+
+class Claim:
+    """A VM's name, and the socket it answers at; a context manager that gives both back.
+
+    Raises:
+        UsageError: a VM of that name runs, or the name makes no socket.
+        HostError: something else is there, or the socket cannot be made.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.path = _socket_path(name)
+        self._lock = _take(self.path.with_suffix(".lock"))
+        if self._lock < 0:
+            raise UsageError(
+                f"a VM called {name} is running already",
+                hint="pyvmm list shows it; choose another --name",
+            )
+        try:
+            self.listener = _listen(self.path)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the socket and let the name go; idempotent."""
+        if self._lock >= 0:
+            self.path.unlink(missing_ok=True)
+            self.listener.close()
+            self._unlock()
+
+    def _unlock(self) -> None:
+        self.path.with_suffix(".lock").unlink(missing_ok=True)
+        os.close(self._lock)
+        self._lock = -1
+
+
+def running() -> Iterator[Path]:
+    """The sockets of the VMs that run, by name; those of dead ones are removed."""
+    for path in sorted(_directory().glob("*.sock")):
+        lock = _try(path.with_suffix(".lock"))
+        if lock is None:
+            yield path
+            continue
+        with contextlib.suppress(OSError):
+            _remove_stale(path)
+        path.with_suffix(".lock").unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _directory() -> Path:
+    directory = runtime_dir() / "vms"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return directory
+
+
+def _socket_path(name: str) -> Path:
+    path = _directory() / f"{name}.sock"
+    longest = LONGEST - len(os.fsencode(path)) + len(os.fsencode(name))
+    if len(os.fsencode(name)) > longest:
+        raise UsageError(
+            f"--name {name}: too long for the path of a socket, {longest} bytes fit",
+            hint="choose a shorter one, or set XDG_RUNTIME_DIR to a directory with a shorter path",
+        )
+    return path
+
+
+def _take(path: Path) -> int:
+    """Lock a VM's name, or -1 where its owner lives."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (lock := _try(path)) is None:
+        if time.monotonic() > deadline:
+            return -1
+        time.sleep(0.01)
+    return lock
+
+
+def _try(path: Path) -> int | None:
+    """Lock the file that has that name now: a former owner may just have removed another."""
+    while (lock := try_lock(path)) is not None:
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), path.stat()):
+                return lock
+        os.close(lock)
+    return None
+
+
+def _listen(path: Path) -> socket.socket:
+    """A socket that clients find at ``path``; the caller holds its name."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        _remove_stale(path)
+        listener.bind(os.fsencode(path))
+        path.chmod(0o600)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise HostError(f"cannot make the control socket {path}: {error.strerror}") from error
+    return listener
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a dead VM's socket; nothing else is ever removed."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise HostError(f"{path} is in the way, and is no socket of pyvmm's", hint="remove it")
+    path.unlink()

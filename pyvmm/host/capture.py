@@ -1,0 +1,48 @@
+"""Running a command inside an emulated host for what it prints."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pyvmm.errors import HostError
+from pyvmm.host.client import request_for
+from pyvmm.host.connection import connected, ended_in_the_middle, greet
+from pyvmm.host.running import Running
+from pyvmm.host.wire import CHUNK, STDIN_WINDOW, Frame, FrameReader, WireError, pack
+
+PATIENCE_S: Final = 60.0  # between one piece of output and the next
+
+
+def capture(running: Running, argv: list[str], data: bytes) -> bytes:
+    """What ``argv`` prints in the host that gets ``data`` (256 KiB at most) on standard input.
+
+    Raises:
+        HostError: it fails, with its own words; or the host ended.
+    """
+    if len(data) > STDIN_WINDOW:
+        raise ValueError(f"{len(data)} bytes are more than may be on their way unread")
+    with connected(running) as connection:
+        rest = greet(running, connection, request_for(running, argv, running.description, []))
+        connection.settimeout(PATIENCE_S)
+        frames = FrameReader()
+        streams = {Frame.OUT: bytearray(), Frame.ERR: bytearray()}
+        try:
+            connection.sendall(pack(Frame.STDIN, data) + pack(Frame.EOF))
+            while True:
+                for kind, payload in frames.feed(rest):
+                    if kind is Frame.EXIT:
+                        return _result(argv, payload[0], streams)
+                    if kind in streams:
+                        streams[kind] += payload
+                rest = connection.recv(CHUNK)
+                if not rest:
+                    raise ended_in_the_middle(running)
+        except (WireError, OSError) as error:
+            raise ended_in_the_middle(running) from error
+
+
+def _result(argv: list[str], code: int, streams: dict[Frame, bytearray]) -> bytes:
+    if code:
+        said = streams[Frame.ERR].decode(errors="replace").strip()
+        raise HostError(f"{' '.join(argv)} failed in the emulated host ({code}): {said}")
+    return bytes(streams[Frame.OUT])

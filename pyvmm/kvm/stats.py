@@ -1,0 +1,60 @@
+"""The kernel's own counts of a VM or a vCPU: exits, and why it made them.
+
+A statistics file describes itself: a header, a descriptor for each count, the values.  It can be
+read at any moment, also while the vCPU runs.
+Source: Documentation/virt/kvm/api.rst, KVM_GET_STATS_FD; struct kvm_stats_header and
+kvm_stats_desc, linux/kvm.h.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import NamedTuple
+
+_HEADER = struct.Struct("<6I")  # flags, name_size, num_desc, id_offset, desc_offset, data_offset
+_DESCRIPTOR = struct.Struct("<IhHII")  # flags, exponent, size, offset, bucket_size; then the name
+
+
+class _Layout(NamedTuple):
+    """What a statistics file says of itself."""
+
+    names: tuple[tuple[str, int, int], ...]  # name, first value, values
+    data_offset: int
+    values: int
+
+
+class Stats:
+    """An open statistics file; ``read`` gives every count that is one number, by KVM's name."""
+
+    def __init__(self, fd: int) -> None:
+        """Take over ``fd``, from Vm.get_stats_fd or Vcpu.get_stats_fd."""
+        self.fd = fd
+        self._layout = _describe(fd)
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def read(self) -> dict[str, int]:
+        """Every count now; histograms are left out."""
+        layout = self._layout
+        data = os.pread(self.fd, layout.values * 8, layout.data_offset)
+        values = struct.unpack(f"<{len(data) // 8}Q", data)
+        return {name: values[first] for name, first, count in layout.names if count == 1}
+
+
+def _describe(fd: int) -> _Layout:
+    _, name_size, count, _, descriptors, data_offset = _HEADER.unpack(os.pread(fd, _HEADER.size, 0))
+    size = _DESCRIPTOR.size + name_size
+    table = os.pread(fd, count * size, descriptors)
+    names = []
+    values = 0
+    for start in range(0, len(table), size):
+        _, _, length, offset, _ = _DESCRIPTOR.unpack_from(table, start)
+        name = table[start + _DESCRIPTOR.size : start + size].split(b"\0")[0].decode()
+        names.append((name, offset // 8, length))
+        values = max(values, offset // 8 + length)
+    return _Layout(tuple(names), data_offset, values)
