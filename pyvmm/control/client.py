@@ -6,6 +6,7 @@ answers such lines for whoever is outside an emulated host.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 import time
@@ -80,10 +81,11 @@ def ask(path: Path, request: Message) -> Message:
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(PATIENCE_S)
         try:
-            connection.connect(str(path))
+            _connect(connection, path)
             if not is_trusted(connection):
                 raise HostError(f"{path} belongs to somebody else", hint="remove it")
-            connection.sendall(pack(request))
+            with contextlib.suppress(BrokenPipeError):  # let go at once; it may have said why
+                connection.sendall(pack(request))
             reply = parse(_line(connection))
             if request.get("do") == "stop" and reply.get("ok"):
                 _wait_for_end(connection, name)
@@ -96,6 +98,19 @@ def ask(path: Path, request: Message) -> Message:
         except (OSError, EOFError) as error:
             raise Gone(f"the VM {name} has just ended") from error
     return reply
+
+
+def _connect(connection: socket.socket, path: Path) -> None:
+    """Connect, waiting while the VM has not taken as many clients as may stand in line."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            connection.connect(str(path))
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise TimeoutError from error
+            time.sleep(0.02)
 
 
 def _line(connection: socket.socket) -> bytes:

@@ -72,10 +72,11 @@ class Server:
             connection, _ = self._listener.accept()
         except OSError:  # it has gone again, or there are no descriptors left
             return
-        if len(self._clients) >= CLIENTS or not is_trusted(connection):
-            connection.close()
-            return
         connection.setblocking(False)
+        if len(self._clients) >= CLIENTS or not is_trusted(connection):
+            with contextlib.suppress(OSError), connection:
+                connection.send(pack(failure("too many clients, or not this VM's owner")))
+            return
         self._clients.add(_Client(self._loop, connection, self.answer, self._clients.discard))
 
 

@@ -78,7 +78,7 @@ def running() -> Iterator[Path]:
         if lock is None:
             yield path
             continue
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, HostError):
             _remove_stale(path)
         path.with_suffix(".lock").unlink(missing_ok=True)
         os.close(lock)
@@ -123,9 +123,9 @@ def _try(path: Path) -> int | None:
 
 def _listen(path: Path) -> socket.socket:
     """A socket that clients find at ``path``; the caller holds its name."""
+    _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        _remove_stale(path)
         listener.bind(os.fsencode(path))
         path.chmod(0o600)
         listener.listen(BACKLOG)

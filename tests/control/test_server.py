@@ -1,0 +1,225 @@
+"""The VM's end of a control socket, and what clients can do to it: nothing."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.control import client, server
+from pyvmm.control.server import CLIENTS, Server
+from pyvmm.control.sockets import Claim
+from pyvmm.control.wire import MAX_REQUEST, Message
+from pyvmm.errors import HostError, UsageError
+from pyvmm.loop import Loop
+from tests.host.conftest import wait_for
+
+pytestmark = pytest.mark.usefixtures("own")
+
+
+def refuse(request: Message) -> Message:
+    raise UsageError("no such thing", hint="try another")
+
+
+def fail(request: Message) -> Message:
+    raise ZeroDivisionError("a bug")
+
+
+HANDLERS: dict[str, Callable[[Message], Message]] = {
+    "echo": lambda request: {"said": request.get("say")},
+    "large": lambda request: {"data": "x" * request["size"]},
+    "refuse": refuse,
+    "fail": fail,
+}
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    """A VM's socket, served."""
+    with Claim("it") as claim, Loop() as loop:
+        serving = Server(loop, claim, HANDLERS)
+        thread = threading.Thread(target=loop.run)
+        thread.start()
+        yield claim.path
+        loop.stop()
+        thread.join()
+        serving.close()
+
+
+def connect(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(20)
+    client._connect(connection, path)
+    return connection
+
+
+def replies(connection: socket.socket) -> list[Any]:
+    """Everything until the other end closes."""
+    data = b""
+    while more := connection.recv(1 << 16):
+        data += more
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def test_request_gets_the_handlers_reply(path: Path) -> None:
+    reply = client.ask(path, {"do": "echo", "say": "äöü"})
+
+    assert reply == {"ok": True, "said": "äöü"}
+
+
+def test_one_connection_can_ask_many_things_at_once_and_in_pieces(path: Path) -> None:
+    lines = b"".join(b'{"do": "echo", "say": %d}\n' % n for n in range(50))
+    with connect(path) as connection:
+        connection.sendall(lines[:100])
+        connection.sendall(lines[100:])
+        connection.shutdown(socket.SHUT_WR)
+
+        got = replies(connection)
+
+    assert [reply["said"] for reply in got] == list(range(50))
+
+
+def test_error_of_a_handler_is_the_reply(path: Path) -> None:
+    reply = client.ask(path, {"do": "refuse"})
+
+    assert reply == {"ok": False, "error": "no such thing", "hint": "try another"}
+
+
+def test_bug_in_a_handler_is_the_clients_to_report(path: Path) -> None:
+    reply = client.ask(path, {"do": "fail"})
+
+    assert reply["ok"] is False
+    assert "ZeroDivisionError: a bug" in reply["error"]
+    assert client.ask(path, {"do": "echo"})["ok"]
+
+
+@pytest.mark.parametrize("verb", ["nothing", 3, None, [], {"a": 1}])
+def test_unknown_request_says_which_there_are(verb: object, path: Path) -> None:
+    reply = client.ask(path, {"do": verb})
+
+    assert reply["ok"] is False
+    assert "echo" in reply["hint"]
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"\n", b"rubbish\n", b"[]\n", b'"do"\n', b"\xff\xfe\n", b"{\n", b"[" * 60_000 + b"\n",
+        b"GET / HTTP/1.1\r\n\r\n", b"x" * (MAX_REQUEST + 1), b"1" * 5000 + b"\n",
+    ],
+)  # fmt: skip
+def test_rubbish_is_told_so_and_let_go(rubbish: bytes, path: Path) -> None:
+    with connect(path) as connection:
+        connection.sendall(rubbish)
+
+        (reply,) = replies(connection)
+
+    assert reply["ok"] is False
+    assert "that is no request" in reply["error"]
+    assert client.ask(path, {"do": "echo"})["ok"]
+
+
+def test_large_reply_arrives_at_a_client_that_reads_slowly(path: Path) -> None:
+    size = 8 << 20
+    with connect(path) as connection:
+        connection.sendall(b'{"do": "large", "size": %d}\n' % size)
+        other = client.ask(path, {"do": "echo"})
+        connection.shutdown(socket.SHUT_WR)
+
+        (reply,) = replies(connection)
+
+    assert other["ok"]
+    assert reply["data"] == "x" * size
+
+
+@pytest.mark.parametrize("said", [b"", b'{"do": "ec', b'{"do": "large", "size": 9000000}\n'])
+def test_client_that_hangs_is_let_go(
+    said: bytes, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "PATIENCE_S", 0.2)
+    with connect(path) as connection:
+        connection.sendall(said)
+        other = client.ask(path, {"do": "echo"})
+
+        while connection.recv(1, socket.MSG_PEEK) and len(said) < 12:  # the end comes by itself
+            pass
+
+    assert other["ok"]
+    assert client.ask(path, {"do": "echo"})["ok"]
+
+
+def test_clients_beyond_the_limit_are_refused_and_the_others_served(path: Path) -> None:
+    with ExitStack() as held:
+        for _ in range(CLIENTS):
+            connection = held.enter_context(connect(path))
+            connection.sendall(b'{"do": "echo"}\n')
+            assert connection.recv(100)
+
+        with connect(path) as surplus:
+            (reply,) = replies(surplus)
+
+    assert "too many clients" in reply["error"]
+    wait_for(lambda: client.ask(path, {"do": "echo"})["ok"])
+
+
+def test_client_that_leaves_before_its_reply_harms_nobody(path: Path) -> None:
+    for _ in range(20):
+        with connect(path) as connection:
+            connection.sendall(b'{"do": "large", "size": 9000000}\n')
+
+    assert client.ask(path, {"do": "echo"})["ok"]
+
+
+def test_vm_that_does_not_answer_is_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client, "PATIENCE_S", 0.2)
+    with Claim("it") as claim, pytest.raises(HostError, match="VM it does not answer"):
+        client.ask(claim.path, {"do": "echo"})
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 200 OK\r\n\r\n", b"[]\n"])
+def test_foreign_server_is_told_of(said: bytes) -> None:
+    with Claim("it") as claim:
+
+        def serve() -> None:
+            claim.listener.setblocking(True)
+            connection, _ = claim.listener.accept()
+            connection.recv(100)
+            connection.sendall(said)
+            connection.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(HostError, match="no VM of pyvmm's"):
+            client.ask(claim.path, {"do": "echo"})
+        thread.join()
+
+
+def test_vm_that_ends_before_it_answers_is_gone() -> None:
+    with Claim("it") as claim:
+        claim.listener.close()
+
+        with pytest.raises(client.Gone):
+            client.ask(claim.path, {"do": "echo"})
+
+
+def test_question_about_nobody_in_particular_lists_everybody(path: Path) -> None:
+    reply = client.answer({"vm": None})
+
+    (vm,) = reply["vms"]
+    assert vm["name"] == "it"
+    assert vm["state"] == "not answering"  # these handlers have no "info"
+
+
+def test_question_about_a_vm_that_does_not_run_says_so() -> None:
+    reply = client.answer({"vm": "nobody", "request": {"do": "info"}})
+
+    assert reply["ok"] is False
+    assert "nobody" in reply["error"]
