@@ -53,7 +53,9 @@ def boot(tmp_path: Path, screen: Screen) -> Iterator[Boot]:
     with ExitStack() as stack:
 
         def make(program: str, x1: int = 0, x2: int = 0, **options: Any) -> Machine:
-            hooks = {name: options.pop(name) for name in ("on_unclaimed",) if name in options}
+            hooks = {
+                name: options.pop(name) for name in ("on_unclaimed", "let_go") if name in options
+            }
             output = options.pop("output", screen.write)
             image = programs.write(program, tmp_path)
             shape = {"vcpus": 1, "memory": 16 * MIB, "timeout_s": 10.0} | options
@@ -91,6 +93,7 @@ def test_psci_off_and_reset_end_the_run_well(boot: Boot, function: int) -> None:
     machine.vcpus[0].set_one_reg(regs.X(0), function)
 
     assert machine.run() == 0
+    assert machine.was_reset == (function == SYSTEM_RESET)
 
 
 def test_boot_cpu_finds_the_device_tree_in_x0(boot: Boot) -> None:
@@ -302,3 +305,83 @@ def test_sve_can_be_bounded_and_switched_off(boot: Boot, host_vls: frozenset[int
     assert bounded.vls == {length for length in host_vls if length <= 256}
     assert off.vls == frozenset()
     assert regs.SVE_VLS not in off.vcpus[0].get_reg_list()
+
+
+def virtual_time(machine: Machine) -> int:
+    return machine.vcpus[0].get_one_reg(regs.TIMER_CNT)
+
+
+def test_time_passes_for_a_guest_that_runs_and_none_for_a_paused_one(boot: Boot) -> None:
+    machine = boot("count", vcpus=2)
+    machine.start()
+    times = []
+    for paused_s, running_s in ((0.0, 0.5), (2.0, 0.0)):
+        with machine.paused():
+            times.append(virtual_time(machine))
+            time.sleep(paused_s)
+        time.sleep(running_s)
+    with machine.paused():
+        times.append(virtual_time(machine))
+
+    ran, was_paused = times[1] - times[0], times[2] - times[1]
+
+    assert ran > 0
+    assert 0 <= was_paused < ran
+
+
+def test_guest_paused_for_a_moment_stays_paused_if_it_was(boot: Boot) -> None:
+    machine = boot("count")
+    machine.start()
+    machine.pause()
+
+    with machine.paused():
+        pass
+
+    assert machine.is_paused
+    counted = machine.vcpus[0].get_one_reg(regs.X(1))
+    time.sleep(0.1)
+    assert machine.vcpus[0].get_one_reg(regs.X(1)) == counted
+
+
+def test_pause_does_not_wait_for_a_reader_that_stalls(boot: Boot) -> None:
+    stalled = threading.Event()
+    hurry = threading.Event()
+
+    def output(data: bytes) -> None:
+        stalled.set()
+        hurry.wait(10)
+
+    machine = boot(
+        "flood", x1=ord("x"), x2=layout.UART.base, output=output,
+        let_go=lambda now: hurry.set() if now else hurry.clear(),
+    )  # fmt: skip
+    machine.start()
+    assert stalled.wait(10)
+
+    started = time.monotonic()
+    machine.pause()
+
+    assert time.monotonic() - started < 5
+    assert machine.is_paused
+
+
+def test_exits_are_counted_by_device_and_direction(boot: Boot) -> None:
+    machine = boot("store", x2=0x1234_0000)
+    machine.start()
+    deadline = time.monotonic() + 10
+    while not machine.exit_counts()[0] and time.monotonic() < deadline:
+        time.sleep(0.01)
+    machine.pause()
+
+    assert machine.exit_counts() == [{"INTR": 1, "unclaimed write": 1}]
+
+
+def test_kvm_counts_its_exits_by_its_own_names(boot: Boot) -> None:
+    machine = boot("store", x2=layout.EXIT.base)
+    machine.run()
+
+    with System.open() as system:
+        offered = system.has(Cap.BINARY_STATS_FD)
+    (counts,) = machine.kernel_counts() if offered else ({"exits": 1, "mmio_exit_user": 1},)
+
+    assert counts["exits"] >= counts["mmio_exit_user"] >= 1

@@ -59,6 +59,7 @@ class Attached:
     def __init__(self, config: Config, extras: Extras, output: Output) -> None:
         self._config = config
         self._extras = extras
+        self._reboot = extras.reboot  # until the user wants an end
         self._output = output
         self._terminal = Terminal(STDIN)
         self._machine: Machine
@@ -76,7 +77,7 @@ class Attached:
             with self._make() as machine:
                 self._attach(claim, undo)
                 code = machine.run(self._loop)
-            while self._extras.reboot and machine.was_reset:
+            while self._reboot and machine.was_reset:
                 with self._make(_left(self._config, deadline)) as machine:
                     self._connect()
                     code = machine.run(self._loop)
@@ -104,7 +105,7 @@ class Attached:
 
     def _attach(self, claim: Claim, undo: contextlib.ExitStack) -> None:
         """Connect console, keys, signals and the control socket to the machine of the moment."""
-        service = Service(lambda: self._machine)
+        service = Service(lambda: self._machine, self._stop)
         server = Server(self._loop, claim, service.handlers)
         undo.callback(server.close)
         undo.callback(claim.close)  # before: a client that waits for the end finds the name free
@@ -137,6 +138,7 @@ class Attached:
             self._machine.resize(*os.get_terminal_size(STDIN))
 
     def _stop(self, code: int = 0) -> None:
+        self._reboot = False
         self._machine.stop(code)
 
     def _on_key(self, key: Key) -> None:

@@ -1,0 +1,197 @@
+"""Looking after running VMs, as a user does it from another terminal."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import ENOUGH_S, FIRST_S, Pyvmm, message, wait_for
+from tests.terminal import Terminal
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(FIRST_S),
+    pytest.mark.usefixtures("emulated", "nothing_left"),
+]
+
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start(pyvmm: Pyvmm) -> Iterator[Start]:
+    """Start a VM of that name that waits for ever, and wait until it does."""
+    with ExitStack() as stack:
+
+        def vm(name: str, *options: str, params: str = "spin") -> subprocess.Popen[bytes]:
+            process = pyvmm.start("run", "exit", "--name", name, "-c", "1", "-p", params, *options)
+            stack.enter_context(process)
+            stack.callback(process.terminate)
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"spinning\n"
+            return process
+
+        yield vm
+
+
+def document(pyvmm: Pyvmm, *arguments: str) -> Any:
+    done = pyvmm(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["vms"]
+
+
+def states(pyvmm: Pyvmm) -> dict[str, str]:
+    return {vm["name"]: vm["state"] for vm in document(pyvmm, "list")}
+
+
+def test_list_shows_each_vm_with_what_it_is(pyvmm: Pyvmm, start: Start) -> None:
+    start("one", "--sve-vls=128,256", "-m", "64")
+    start("two", "-c", "2", "--no-sve")
+
+    one, two = document(pyvmm, "list")
+    lines = pyvmm("list").stdout.splitlines()
+
+    assert (one["name"], one["vcpus"], one["sve_vls"]) == ("one", 1, [128, 256])
+    assert (two["name"], two["vcpus"], two["sve_vls"]) == ("two", 2, [])
+    assert one["memory_bytes"] == 64 << 20
+    assert one["host"] == two["host"] != None  # noqa: E711
+    assert [line.split()[:2] for line in lines] == [
+        ["NAME", "STATE"], ["one", "running"], ["two", "running"],
+    ]  # fmt: skip
+
+
+def test_list_starts_no_host(pyvmm: Pyvmm, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    empty = tmp_path / "r"
+    empty.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(empty))
+
+    assert document(pyvmm, "list") == []
+    assert not list(empty.glob("pyvmm/*/about.json"))
+
+
+def test_pause_and_resume_change_the_state_and_nothing_else(pyvmm: Pyvmm, start: Start) -> None:
+    start("one")
+    start("two")
+
+    paused = pyvmm("pause", "-n", "one")
+    between = states(pyvmm)
+    resumed = pyvmm("resume", "-a")
+
+    assert (paused.returncode, paused.stdout, paused.stderr) == (0, "", "one: paused\n")
+    assert between == {"one": "paused", "two": "running"}
+    assert resumed.stderr == "one: resumed\ntwo: resumed\n"
+    assert states(pyvmm) == {"one": "running", "two": "running"}
+
+
+def test_stop_ends_the_vm_with_0_as_under_lkvm_and_waits_for_it(pyvmm: Pyvmm, start: Start) -> None:
+    one, two = start("one"), start("two")
+
+    done = pyvmm("stop", "--name", "one")
+    left = states(pyvmm)
+
+    assert done.returncode == 0
+    assert one.wait(ENOUGH_S) == 0
+    assert left == {"two": "running"}
+    assert two.poll() is None
+
+
+def test_paused_vm_can_be_stopped(pyvmm: Pyvmm, start: Start) -> None:
+    one = start("one")
+    pyvmm("pause", "-a")
+
+    pyvmm("stop", "-a")
+
+    assert one.wait(ENOUGH_S) == 0
+
+
+def test_name_that_runs_is_refused_before_anything_starts(pyvmm: Pyvmm, start: Start) -> None:
+    start("one")
+
+    done = pyvmm("run", "hello", "--name", "one")
+
+    assert done.returncode == 2
+    assert "one is running already" in message(done)
+
+
+def test_killed_vm_is_gone_and_its_name_free(pyvmm: Pyvmm, start: Start) -> None:
+    start("one").kill()
+
+    wait_for(lambda: states(pyvmm) == {}, "the end of the VM")
+
+    assert pyvmm("run", "hello", "--name", "one").returncode == 0
+
+
+def test_stat_counts_exits_by_device(pyvmm: Pyvmm, start: Start) -> None:
+    start("one", "-c", "2")
+
+    (vm,) = document(pyvmm, "stat", "-n", "one")
+    shown = pyvmm("stat", "-n", "one").stdout
+
+    assert vm["exits"]["uart0 write"] >= len("spinning\n")
+    assert (
+        sum(one["uart0 write"] for one in vm["exits_by_vcpu"] if one)
+        == (vm["exits"]["uart0 write"])
+    )
+    assert 0 < vm["memory_resident_bytes"] <= vm["memory_bytes"]
+    assert "uart0 write" in shown
+    assert shown.startswith("one  running, up ")
+
+
+def test_stat_is_live_on_a_terminal_and_ends_with_the_vm(pyvmm: Pyvmm, start: Start) -> None:
+    start("one")
+    with Terminal() as terminal:
+        process = terminal.start([*pyvmm.command, "stat", "-n", "one", "--interval", "0.2"])
+        terminal.expect(b"uart0 write")
+        terminal.expect(b"/s")
+
+        pyvmm("stop", "-a")
+
+        assert terminal.wait(process) == 0
+
+
+@pytest.mark.parametrize("verb", ["stop", "pause", "resume", "stat"])
+def test_verb_without_a_vm_says_which_run(verb: str, pyvmm: Pyvmm, start: Start) -> None:
+    start("one")
+
+    nobody = pyvmm(verb, "-n", "two")
+    none = pyvmm(verb)
+    both = pyvmm(verb, "-a", "-n", "one")
+
+    assert (nobody.returncode, none.returncode, both.returncode) == (2, 2, 2)
+    assert "no VM called two is running" in message(nobody)
+    assert "running: one" in nobody.stderr
+    assert "running: one" in message(none)
+    assert message(both)
+
+
+def test_all_of_nothing_is_done_at_once(pyvmm: Pyvmm) -> None:
+    done = pyvmm("stop", "-a")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "no VM is running\n")
+
+
+def test_reset_ends_the_vm_unless_reboot_is_asked_for(pyvmm: Pyvmm) -> None:
+    once = pyvmm("run", "exit", "-p", "reset", "-v")
+    again = pyvmm("run", "exit", "-p", "reset", "-v", "--reboot", "--timeout", "3")
+
+    boots = [done.stderr.count("pyvmm: image ") for done in (once, again)]
+    assert once.returncode == 0
+    assert boots[0] == 1
+    assert again.returncode == 124
+    assert boots[1] > 1
+
+
+def test_rebooting_vm_can_be_stopped(pyvmm: Pyvmm) -> None:
+    with pyvmm.start("run", "exit", "-p", "reset", "--reboot", "--name", "one") as process:
+        wait_for(lambda: "one" in states(pyvmm), "the start")
+        time.sleep(0.5)
+
+        done = pyvmm("stop", "-n", "one")
+
+        assert done.returncode == 0, done.stderr
+        assert process.wait(ENOUGH_S) == 0
