@@ -1,0 +1,80 @@
+"""Which VMs -n and -a choose, and what is said of them; the VMs are not real."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyvmm.commands import _vms
+from pyvmm.commands._vms import Place, Vm, chosen
+from pyvmm.commands.list import lines as list_lines
+from pyvmm.commands.stat import lines as stat_lines
+from pyvmm.errors import UsageError
+
+HERE = Place(None)
+
+
+class Elsewhere(Place):
+    """An emulated host in name."""
+
+    @property
+    def name(self) -> str:
+        return "6.1-7.2-0123"
+
+
+INFO = {"ok": True, "state": "running", "pid": 7, "vcpus": 2, "memory_bytes": 64 << 20,
+        "sve_vls": [128, 256]}  # fmt: skip
+
+
+def vm(name: str, place: Place = HERE) -> Vm:
+    return Vm(place, {**INFO, "name": name})
+
+
+@pytest.fixture(autouse=True)
+def two_of_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    vms = [vm("one"), vm("two"), vm("two", Elsewhere(None))]
+    monkeypatch.setattr(_vms, "everyone", lambda: vms)
+
+
+def test_name_chooses_the_vm_of_that_name() -> None:
+    assert [found.name for found in chosen("one", False)] == ["one"]
+
+
+def test_name_of_two_vms_is_refused_with_what_tells_them_apart() -> None:
+    with pytest.raises(UsageError, match="2 VMs are called two") as caught:
+        chosen("two", False)
+
+    assert caught.value.hint == "say which: -n local/two or 6.1-7.2-0123/two"
+
+
+@pytest.mark.parametrize("place", ["local", "6.1-7.2-0123"])
+def test_name_with_its_place_chooses_one_of_two(place: str) -> None:
+    (found,) = chosen(f"{place}/two", False)
+
+    assert found.place.label == place
+
+
+def test_list_has_a_row_for_a_vm_that_does_not_answer() -> None:
+    deaf = Vm(HERE, {"ok": False, "name": "deaf", "state": "not answering", "error": "?"})
+
+    shown = list(list_lines([vm("one"), deaf]))
+
+    assert shown == [
+        "NAME  STATE          PID  VCPUS  MEMORY  SVE      HOST",
+        "one   running        7    2      64 MiB  128,256  local",
+        "deaf  not answering                               local",
+    ]
+
+
+def test_stat_shows_counts_largest_first_and_rates_since_the_last_look() -> None:
+    reply = {**INFO, "name": "one", "uptime_s": 10.0, "memory_resident_bytes": 3 << 20,
+             "exits": {"uart0 read": 5, "uart0 write": 300, "INTR": 0}, "kvm": {}}  # fmt: skip
+    before = {**reply, "uptime_s": 8.0, "exits": {"uart0 write": 100}}
+
+    shown = list(stat_lines(reply, before))
+
+    assert shown == [
+        "one  running, up 10.0 s, 2 vCPUs, 64 MiB of memory, 3.0 MiB of it in use",
+        "  exits to pyvmm           305",
+        "    uart0 write            300         100/s",
+        "    uart0 read               5           2/s",
+    ]
