@@ -23,8 +23,8 @@ ROOMS = (
     # nothing but KVM
     "kvm",
     # a Config becomes a machine, and runs
-    "limits", "runner", "loop", "console", "vcpus", "irqchip", "virtio", "board", "machine",
-    "snapshot", "repro",
+    "limits", "runner", "loop", "console", "vcpus", "irqchip", "virtio", "registers",
+    "board", "machine", "snapshot", "repro",
     "host",
     # words in, words out
     "cli", "commands",

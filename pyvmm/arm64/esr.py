@@ -276,7 +276,7 @@ class IabtIss(Bits):
     """An instruction abort."""
 
     PFV = bit(14, "PFAR is valid")
-    SET = bits(12, 11, "synchronous error type", names("UER", UC=2, UEO=3))
+    SET = bits(12, 11, "synchronous error type", names(UC=2, UEO=3))
     FnV = bit(10, "FAR is not valid")
     EA = bit(9, "external abort type")
     S1PTW = bit(7, "stage 2 fault in a stage 1 walk")
@@ -293,7 +293,7 @@ class DabtIss(Bits):
     SF = bit(15, "64-bit register")
     AR = bit(14, "acquire or release")
     VNCR = bit(13, "by VNCR_EL2")
-    SET = bits(12, 11, "synchronous error type", names("UER", UC=2, UEO=3))
+    SET = bits(12, 11, "synchronous error type", names(UC=2, UEO=3))
     FnV = bit(10, "FAR is not valid")
     EA = bit(9, "external abort type")
     CM = bit(8, "cache maintenance or translation")
