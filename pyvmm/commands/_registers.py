@@ -26,10 +26,16 @@ INDENT = "  "
 GROUP = 16  # hex digits of a vector that stand together: 64 bits
 GROUPS = 4  # in a line
 
+# What KVM puts in a register whose reset value is unknown to the architecture.
+# Source: Linux, arch/arm64/kvm/sys_regs.h, reset_unknown()
+NEVER_WRITTEN = 0x1DE7_EC7E_DBAD_C0DE
+
 STACK_POINTERS: dict[int, str] = {
     Mode.EL0t: "SP_EL0", Mode.EL1t: "SP_EL0", Mode.EL1h: "SP_EL1", Mode.EL2t: "SP_EL0",
     Mode.EL2h: "SP_EL2",
 }  # fmt: skip
+
+_NUMBERED = re.compile(r"([A-Z]+)(\d+)((?:_EL\d)?)")
 
 Values = Mapping[str, str]
 
@@ -102,59 +108,57 @@ def _take(registers: dict[str, str], pattern: str) -> dict[str, str]:
 
 
 def _show_section(section: Section, values: Values, vcpu: VcpuRegisters) -> Iterator[str]:
-    """Registers with fields one in a line, the others in a grid, those that are zero by name."""
+    """Registers with fields one in a line, the others in a grid; by name those nobody wrote."""
+    numbers = {name: int(text, 0) for name, text in values.items()}
     first = [name for name in section.always if name in values]
-    names = [*first, *(name for name in values if name not in first)]
-    shown = [name for name in names if name in first or int(values[name], 0)]
+    rest = [name for name in values if name not in first]
+    said = [name for name in rest if numbers[name] not in (0, NEVER_WRITTEN)]
     yield section.title
-    for name in shown:
-        if name in FIELDS or name in first:
-            yield from _line(name, values[name])
-    yield from _grid({name: values[name] for name in shown if name not in {*FIELDS, *first}}, 2)
-    yield from _zeros(name for name in names if name not in shown)
+    for name in (*first, *(name for name in said if name in FIELDS)):
+        yield from _line(name, values[name])
+    yield from _grid({name: values[name] for name in said if name not in FIELDS}, 2)
+    for number, words in ((NEVER_WRITTEN, "never written: "), (0, "zero: ")):
+        yield from _names(words, (name for name in rest if numbers[name] == number))
 
 
 def _line(name: str, text: str) -> Iterator[str]:
-    start = f"{INDENT}{name:{NAME}} {text:{VALUE}} "
-    words = explain(name, int(text, 0))
-    yield from textwrap.wrap(
-        f"{start} {words}".rstrip(),
-        WIDTH,
-        subsequent_indent=" " * (len(start) + 1),
-        break_on_hyphens=False,
-        drop_whitespace=True,
-    )
+    number = int(text, 0)
+    words = "never written" if number == NEVER_WRITTEN else explain(name, number)
+    start = f"{INDENT}{name:{NAME}} {text:{VALUE}}  "
+    yield from _wrap((start + words).rstrip(), len(start))
 
 
 def _grid(values: Values, columns: int, name_width: int = NAME) -> Iterator[str]:
-    cells = iter(f"{name:{name_width}} {text:{VALUE}}" for name, text in values.items())
+    width = max([name_width, *map(len, values)])
+    cells = iter(f"{name:{width}} {text:{VALUE}}" for name, text in values.items())
     while row := list(islice(cells, columns)):
-        yield f"{INDENT}{(INDENT).join(row)}".rstrip()
+        yield f"{INDENT}{INDENT.join(row)}".rstrip()
 
 
-def _zeros(names: Iterable[str]) -> Iterator[str]:
-    """One paragraph with the names of registers that are zero, runs of numbers drawn together."""
-    shown = list(_runs(name for name in names if not name.startswith("S3_")))
+def _names(start: str, names: Iterable[str]) -> Iterator[str]:
+    """One paragraph of names, runs of numbers drawn together, without what has no name."""
+    shown = list(_runs(sorted((n for n in names if not n.startswith("S3_")), key=_in_order)))
     if shown:
-        yield from _paragraph("zero: ", shown)
+        yield from _wrap(f"{INDENT}{start}{' '.join(shown)}", len(INDENT + start))
 
 
-def _paragraph(start: str, words: Iterable[str]) -> Iterator[str]:
-    return iter(
-        textwrap.wrap(
-            f"{INDENT}{start}{' '.join(words)}",
-            WIDTH,
-            subsequent_indent=INDENT + " " * len(start),
-            break_on_hyphens=False,
-        )
+def _wrap(line: str, indent: int) -> list[str]:
+    return textwrap.wrap(
+        line, WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False, break_long_words=False
     )
+
+
+def _in_order(name: str) -> tuple[str, int]:
+    """What has a number stands with its kind, by number."""
+    match = _NUMBERED.fullmatch(name)
+    return (match[1] + match[3], int(match[2])) if match else (name, 0)
 
 
 def _runs(names: Iterable[str]) -> Iterator[str]:
     """Z0 Z1 Z2 as Z0-2."""
     run: list[tuple[str, int, str]] = []
     for name in names:
-        match = re.fullmatch(r"([A-Z]+)(\d+)((?:_EL\d)?)", name)
+        match = _NUMBERED.fullmatch(name)
         item = (match[1], int(match[2]), match[3]) if match else None
         if run and item != (run[-1][0], run[-1][1] + 1, run[-1][2]):
             yield _run(run)
@@ -176,7 +180,8 @@ def _run(run: list[tuple[str, int, str]]) -> str:
 def _show_errors(errors: Mapping[str, str]) -> Iterator[str]:
     if errors:
         yield "could not be read"
-        yield from _paragraph("", (f"{name} [{reason}]" for name, reason in errors.items()))
+        words = " ".join(f"{name} [{reason}]" for name, reason in errors.items())
+        yield from _wrap(INDENT + words, len(INDENT))
 
 
 # The sections that have a shape of their own
@@ -205,7 +210,7 @@ def _show_vectors(section: Section, values: Values, vcpu: VcpuRegisters) -> Iter
     for name in sorted(shown, key=_vector_order):
         if int(shown[name], 0):
             yield from _vector(name, shown[name])
-    yield from _zeros(name for name in sorted(shown, key=_vector_order) if not int(shown[name], 0))
+    yield from _names("zero: ", (name for name in shown if not int(shown[name], 0)))
 
 
 def _lengths(vcpu: VcpuRegisters) -> str:

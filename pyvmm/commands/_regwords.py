@@ -6,16 +6,17 @@ from collections.abc import Callable
 
 from pyvmm.arm64.bits import Bits, Field
 from pyvmm.arm64.cpuid import Ccsidr, Ctr, Dczid, line_bytes
-from pyvmm.arm64.esr import Esr
+from pyvmm.arm64.esr import DabtIss, Esr
 from pyvmm.arm64.explain import explain_esr
 from pyvmm.arm64.fields import decode
 from pyvmm.arm64.pstate import Pstate, Pstate32
 from pyvmm.units import show_size
 
 # Names of zero that say that something is not there, or is as it always was
-NOTHING = frozenset(
-    {"NI", "NONE", "NO_CACHE", "NI_IMPDEF", "UNPREDICTABLE", "IGNR", "STAGE_1", "ASYNC", "NV_NV2"}
-)
+NOTHING = frozenset({
+    "NI", "NONE", "NO_CACHE", "NI_IMPDEF", "UNPREDICTABLE", "IGNR", "STAGE_1", "ASYNC", "NV_NV2",
+    "NC",
+})  # fmt: skip
 PRESENT = "IMP"  # the name of a value that says no more than that the feature is there
 BRANCH_TYPES = ("--", "jc", "-c", "j-")
 
@@ -82,6 +83,8 @@ def esr_words(esr: Esr) -> str:
     """Why the exception was taken, then the fields."""
     iss = esr.iss
     fields = field_words(iss) if iss is not None else [f"ISS={esr.ISS:#x}"] * bool(esr.ISS)
+    if isinstance(iss, DabtIss) and not iss.ISV:
+        fields = [word for word in fields if word != DabtIss.SAS.name + "=BYTE"]
     if esr.ISS2:
         fields.append(f"ISS2={esr.ISS2:#x}")
     words = " ".join([f"EC={Esr.EC.word(esr)}", *["IL"] * esr.IL, *fields])
