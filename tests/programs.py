@@ -54,6 +54,23 @@ PROGRAMS = {
         b9000041  str w1, [x2]
         14000000  b .
     """,
+    # Z5 and P3 at the longest vectors; Z9, P4 and FFR after X4 became ZCR_EL1
+    "vectors": """
+        d2a00663  movz x3, #0x33, lsl #16
+        d5181043  msr cpacr_el1, x3
+        d28001e3  mov x3, #15
+        d5181203  msr S3_0_C1_C2_0, x3
+        d5033fdf  isb
+        2538cb45  dup z5.b, #0x5a
+        2518e3e3  ptrue p3.b
+        d5181204  msr S3_0_C1_C2_0, x4
+        d5033fdf  isb
+        04214009  index z9.b, #0, #1
+        2518e3e4  ptrue p4.b
+        252c9000  setffr
+        b9000041  str w1, [x2]
+        14000000  b .
+    """,
 }
 
 

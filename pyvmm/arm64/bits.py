@@ -11,9 +11,9 @@ str() gives "0x56000007 (EC=SVC64 IL=1 ISS=0x7)".
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import IntEnum
-from typing import Self, overload
+from typing import Self, cast, overload
 
 
 class Field:
@@ -61,6 +61,10 @@ class Field:
             return self.values(value)
         return value
 
+    def word(self, register: int) -> str:
+        """The field's value as people read it: its name, or a number."""
+        return _word(self.get(register))
+
     def put(self, register: int, value: int) -> int:
         """The register with this value in the field.
 
@@ -79,6 +83,12 @@ def bits(hi: int, lo: int, meaning: str, values: type[IntEnum] | None = None) ->
 def bit(number: int, meaning: str, values: type[IntEnum] | None = None) -> Field:
     """Declare a field of one bit."""
     return Field(number, number, meaning, values)
+
+
+def names(*in_order: str, **apart: int) -> type[IntEnum]:
+    """Name a field's values: from 0 up, then those apart, names("IMP", "FP16", NI=0xF)."""
+    make = cast(Callable[[str, dict[str, int]], type[IntEnum]], IntEnum)
+    return make("Values", {name: value for value, name in enumerate(in_order)} | apart)
 
 
 class Bits(int):
@@ -111,7 +121,7 @@ class Bits(int):
         return type(self)(result)
 
     def __str__(self) -> str:
-        shown = " ".join(f"{field.name}={_word(field.get(self))}" for field in self.fields())
+        shown = " ".join(f"{field.name}={field.word(self)}" for field in self.fields())
         return f"{int(self):#x} ({shown})"
 
     def __repr__(self) -> str:

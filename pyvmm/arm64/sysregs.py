@@ -6,10 +6,6 @@ monitor registers that come in numbers are made from their pattern at the end.
 
 from __future__ import annotations
 
-from enum import IntEnum
-
-from pyvmm.arm64.bits import Bits, bit, bits
-
 # name: (op0, op1, CRn, CRm, op2)
 _TABLE: dict[str, tuple[int, int, int, int, int]] = {
     # Debug
@@ -229,85 +225,3 @@ ENCODINGS: dict[str, int] = {
     for name, (op0, op1, crn, crm, op2) in _TABLE.items()
 }
 NAMES: dict[int, str] = {encoding: name for name, encoding in ENCODINGS.items()}
-
-
-class Implemented(IntEnum):
-    """An ID field that only says whether a feature is there."""
-
-    NO = 0
-    YES = 1
-
-
-class PaRange(IntEnum):
-    """ID_AA64MMFR0_EL1.PARange: how many physical address bits."""
-
-    BITS_32 = 0
-    BITS_36 = 1
-    BITS_40 = 2
-    BITS_42 = 3
-    BITS_44 = 4
-    BITS_48 = 5
-    BITS_52 = 6
-    BITS_56 = 7
-
-
-class IdAa64Pfr0(Bits):
-    """Processor features (ID_AA64PFR0_EL1)."""
-
-    CSV3 = bits(63, 60, "speculative use of faulting data")
-    CSV2 = bits(59, 56, "speculative use of out of context branch targets")
-    RME = bits(55, 52, "Realm Management Extension")
-    DIT = bits(51, 48, "data independent timing")
-    AMU = bits(47, 44, "activity monitors")
-    MPAM = bits(43, 40, "MPAM, major version")
-    SEL2 = bits(39, 36, "Secure EL2")
-    SVE = bits(35, 32, "Scalable Vector Extension", Implemented)
-    RAS = bits(31, 28, "RAS extension")
-    GIC = bits(27, 24, "GIC system registers")
-    AdvSIMD = bits(23, 20, "Advanced SIMD; 0xf is none")
-    FP = bits(19, 16, "floating point; 0xf is none")
-    EL3 = bits(15, 12, "EL3")
-    EL2 = bits(11, 8, "EL2")
-    EL1 = bits(7, 4, "EL1; 2 runs AArch32 too")
-    EL0 = bits(3, 0, "EL0; 2 runs AArch32 too")
-
-
-class IdAa64Zfr0(Bits):
-    """SVE features (ID_AA64ZFR0_EL1)."""
-
-    F64MM = bits(59, 56, "FP64 matrix multiplication")
-    F32MM = bits(55, 52, "FP32 matrix multiplication")
-    I8MM = bits(47, 44, "Int8 matrix multiplication")
-    SM4 = bits(43, 40, "SM4")
-    SHA3 = bits(35, 32, "SHA3")
-    BF16 = bits(23, 20, "BFloat16")
-    BitPerm = bits(19, 16, "bit permutation")
-    AES = bits(7, 4, "AES")
-    SVEver = bits(3, 0, "SVE version: 0 is SVE, 1 is SVE2")
-
-
-class IdAa64Mmfr0(Bits):
-    """Memory model features (ID_AA64MMFR0_EL1)."""
-
-    ECV = bits(63, 60, "enhanced counter virtualization")
-    FGT = bits(59, 56, "fine-grained traps")
-    TGran4 = bits(31, 28, "4 KiB pages; 0xf is none")
-    TGran64 = bits(27, 24, "64 KiB pages; 0xf is none")
-    TGran16 = bits(23, 20, "16 KiB pages; 0 is none")
-    BigEnd = bits(11, 8, "both byte orders")
-    ASIDBits = bits(7, 4, "ASID size: 0 is 8 bits, 2 is 16 bits")
-    PARange = bits(3, 0, "physical address size", PaRange)
-
-
-class Zcr(Bits):
-    """SVE control (ZCR_EL1, ZCR_EL2)."""
-
-    LEN = bits(3, 0, "vector length at most (LEN + 1) * 128 bits")
-
-
-class CntCtl(Bits):
-    """A timer's control (CNTV_CTL_EL0, CNTP_CTL_EL0)."""
-
-    ISTATUS = bit(2, "the condition is met")
-    IMASK = bit(1, "the interrupt is masked")
-    ENABLE = bit(0, "the timer runs")

@@ -82,6 +82,14 @@ def up_to(host: VlSet, limit: int) -> VlSet:
     return frozenset(length for length in host if length <= limit)
 
 
+def current(vls: VlSet, *lens: int) -> int:
+    """The length instructions use: the set's longest within LEN of every ZCR_ELx that counts.
+
+    Source: Arm ARM DDI 0487, ZCR_EL1.LEN: what is not implemented selects the next shorter.
+    """
+    return max(up_to(vls, (min(lens) + 1) * QUADWORD), default=min(vls))
+
+
 def is_legal(vls: VlSet, host: VlSet) -> bool:
     """Whether KVM on a host with those lengths accepts the set."""
     return bool(vls) and vls == up_to(host, max(vls))

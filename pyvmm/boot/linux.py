@@ -10,7 +10,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from pyvmm.arm64.bits import Bits, bit, bits
-from pyvmm.arm64.sysregs import IdAa64Mmfr0
+from pyvmm.arm64.idregs import IdAa64Mmfr0
 from pyvmm.errors import HostError, ImageError
 from pyvmm.layout import KERNEL_OFFSET, KIB
 

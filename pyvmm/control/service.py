@@ -11,7 +11,9 @@ from pyvmm.control.server import Handler
 from pyvmm.control.wire import SCHEMA, Message
 from pyvmm.counts import totals
 from pyvmm.errors import UsageError
+from pyvmm.kvm.vgic import Vgic
 from pyvmm.machine import Machine
+from pyvmm.registers import read_registers
 
 
 class Service:
@@ -31,6 +33,7 @@ class Service:
             "pause": self.pause,
             "resume": self.resume,
             "stat": self.stat,
+            "registers": self.registers,
         }
 
     def info(self, request: Message) -> Message:
@@ -79,6 +82,26 @@ class Service:
             "kvm_by_vcpu": kernel,
             "memory_resident_bytes": resident(machine.memory.host_address, machine.memory.size),
         }
+
+    def registers(self, request: Message) -> Message:
+        """Every register of one vCPU, "vcpu", or of all; the VM stands still meanwhile.
+
+        "whole" keeps Z, P and FFR at the longest length the guest could choose.
+        """
+        machine = self._machine()
+        number = vcpu_number(request, machine)
+        whole = request.get("whole") is True
+        gic = machine.board.irqchip.gic
+        with machine.paused():
+            read = [
+                read_registers(
+                    vcpu, machine.vls, gic=gic if isinstance(gic, Vgic) else None, whole=whole
+                )
+                for vcpu in machine.vcpus
+                if number in (None, vcpu.id)
+            ]
+        exits = machine.exit_counts()
+        return {"vcpus": [{**vcpu, "exits": exits[vcpu["vcpu"]]} for vcpu in read]}
 
 
 def vcpu_number(request: Message, machine: Machine) -> int | None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm.arm64.bits import Bits, bit, bits
+from pyvmm.arm64.bits import Bits, bit, bits, names
 
 
 class Class(IntEnum):
@@ -40,6 +40,17 @@ def test_str_shows_the_number_and_every_field() -> None:
     assert str(Esr(0x5600_0007)) == f"{Esr(0x5600_0007)}" == "0x56000007 (EC=SVC64 IL=1 ISS=0x7)"
     assert repr(Esr(5)) == "Esr(0x5)"
     assert f"{Esr(5):#06x}" == "0x0005"
+
+
+def test_names_count_from_zero_and_stand_apart_where_told() -> None:
+    values = names("IMP", "FP16", NI=0xF)
+
+    assert [(value.name, int(value)) for value in values] == [("IMP", 0), ("FP16", 1), ("NI", 15)]
+
+
+@pytest.mark.parametrize(("value", "word"), [(0x15 << 26, "SVC64"), (0x3F << 26, "0x3f")])
+def test_word_of_a_field_is_its_name_or_its_number(value: int, word: str) -> None:
+    assert Esr.EC.word(value) == word
 
 
 def test_of_builds_from_fields_and_is_an_int() -> None:

@@ -1,11 +1,6 @@
 from __future__ import annotations
 
-from pyvmm.arm64.core import PSTATE_AT_RESET, Mode, Pstate, affinity, mpidr
-
-
-def test_pstate_at_reset_is_el1h_with_everything_masked() -> None:
-    assert PSTATE_AT_RESET == 0x3C5
-    assert Pstate(0x3C5).M is Mode.EL1h
+from pyvmm.arm64.core import affinity, mpidr
 
 
 def test_mpidr_puts_16_vcpus_in_a_cluster() -> None:

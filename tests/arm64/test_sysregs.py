@@ -71,13 +71,6 @@ def test_no_two_names_have_one_encoding() -> None:
     assert len(sysregs.NAMES) == len(sysregs.ENCODINGS)
 
 
-def test_fields_of_id_registers_read_well() -> None:
-    pfr0 = sysregs.IdAa64Pfr0(0x1_0111_0011)
-
-    assert pfr0.SVE is sysregs.Implemented.YES
-    assert sysregs.IdAa64Mmfr0(5).PARange is sysregs.PaRange.BITS_48
-
-
 @pytest.mark.kvm
 def test_every_register_kvm_lists_has_a_name_or_is_unallocated() -> None:
     from pyvmm.kvm import regs

@@ -302,3 +302,21 @@ def test_request_that_contradicts_itself_names_both_options(
         SveRequest(**options)  # type: ignore[arg-type]
 
     assert all(name in caught.value.message for name in named)
+
+
+@pytest.mark.parametrize(
+    ("lens", "bits"),
+    [
+        ((0,), 128),
+        ((1,), 256),
+        ((2,), 256),
+        ((3,), 512),
+        ((15,), 512),
+        ((15, 1), 256),
+        ((0, 3), 128),
+    ],
+)
+def test_current_length_is_the_longest_there_is_within_every_len(
+    lens: tuple[int, ...], bits: int
+) -> None:
+    assert vl.current(frozenset({128, 256, 512}), *lens) == bits

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from pyvmm.arm64.sysregs import IdAa64Mmfr0
+from pyvmm.arm64.idregs import IdAa64Mmfr0
 from pyvmm.boot.linux import Flags, LinuxHeader, PageSize, check_cpu, read_header
 from pyvmm.errors import HostError, ImageError
 

@@ -270,8 +270,8 @@ def test_mpidr_is_the_one_arm64_core_computes() -> None:
     assert seen == [mpidr(number) for number in range(18)]
 
 
-def test_pstate_at_reset_is_the_one_arm64_core_says() -> None:
-    from pyvmm.arm64.core import PSTATE_AT_RESET
+def test_pstate_at_reset_is_the_one_arm64_pstate_says() -> None:
+    from pyvmm.arm64.pstate import PSTATE_AT_RESET
 
     with guest("spin") as made:
         assert made.vcpu.get_one_reg(regs.PSTATE) == PSTATE_AT_RESET

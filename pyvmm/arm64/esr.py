@@ -1,0 +1,423 @@
+"""Why an exception was taken: ESR_ELx, and its syndrome (ISS) by exception class.
+
+Classes have the names of Linux, arch/arm64/include/asm/esr.h, fields have Arm's.
+Source: Arm ARM DDI 0487, D23.2 "ESR_EL1, Exception Syndrome Register (EL1)".
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from pyvmm.arm64.bits import Bits, bit, bits, names
+from pyvmm.arm64.fault import FaultStatus
+
+
+class ExceptionClass(IntEnum):
+    """ESR_ELx.EC; LOW is from a lower exception level, CUR from the one that takes it."""
+
+    UNKNOWN = 0x00
+    WFx = 0x01
+    CP15_32 = 0x03
+    CP15_64 = 0x04
+    CP14_MR = 0x05
+    CP14_LS = 0x06
+    FP_ASIMD = 0x07
+    CP10_ID = 0x08
+    PAC = 0x09
+    OTHER = 0x0A
+    CP14_64 = 0x0C
+    BTI = 0x0D
+    ILL = 0x0E
+    SVC32 = 0x11
+    HVC32 = 0x12
+    SMC32 = 0x13
+    SYS128 = 0x14  # not named in Linux
+    SVC64 = 0x15
+    HVC64 = 0x16
+    SMC64 = 0x17
+    SYS64 = 0x18
+    SVE = 0x19
+    ERET = 0x1A
+    FPAC = 0x1C
+    SME = 0x1D
+    GPC = 0x1E  # not named in Linux
+    IMP_DEF = 0x1F
+    IABT_LOW = 0x20
+    IABT_CUR = 0x21
+    PC_ALIGN = 0x22
+    DABT_LOW = 0x24
+    DABT_CUR = 0x25
+    SP_ALIGN = 0x26
+    MOPS = 0x27
+    FP_EXC32 = 0x28
+    FP_EXC64 = 0x2C
+    GCS = 0x2D
+    SERROR = 0x2F
+    BREAKPT_LOW = 0x30
+    BREAKPT_CUR = 0x31
+    SOFTSTP_LOW = 0x32
+    SOFTSTP_CUR = 0x33
+    WATCHPT_LOW = 0x34
+    WATCHPT_CUR = 0x35
+    BKPT32 = 0x38
+    VECTOR32 = 0x3A
+    BRK64 = 0x3C
+    PROFILING = 0x3D  # not named in Linux
+
+
+EC = ExceptionClass
+
+# What a class means, for people; an abort's words say more, see explain.py
+MEANINGS: dict[int, str] = {
+    EC.UNKNOWN: "unknown reason, as for an undefined instruction",
+    EC.WFx: "trapped wait",
+    EC.CP15_32: "trapped MCR or MRC of cp15",
+    EC.CP15_64: "trapped MCRR or MRRC of cp15",
+    EC.CP14_MR: "trapped MCR or MRC of cp14",
+    EC.CP14_LS: "trapped LDC or STC of cp14",
+    EC.FP_ASIMD: "trapped floating point, Advanced SIMD or SVE",
+    EC.CP10_ID: "trapped VMRS of cp10",
+    EC.PAC: "trapped pointer authentication",
+    EC.OTHER: "trapped 64-byte load or store, or buffer synchronization",
+    EC.CP14_64: "trapped MRRC of cp14",
+    EC.BTI: "branch to what is no branch target",
+    EC.ILL: "illegal execution state",
+    EC.SVC32: "SVC in AArch32",
+    EC.HVC32: "HVC in AArch32",
+    EC.SMC32: "SMC in AArch32",
+    EC.SYS128: "trapped MSRR, MRRS or 128-bit system instruction",
+    EC.SVC64: "SVC",
+    EC.HVC64: "HVC",
+    EC.SMC64: "SMC",
+    EC.SYS64: "trapped MSR, MRS or system instruction",
+    EC.SVE: "trapped SVE",
+    EC.ERET: "trapped ERET",
+    EC.FPAC: "failed pointer authentication",
+    EC.SME: "trapped SME",
+    EC.GPC: "granule protection check",
+    EC.IMP_DEF: "IMPLEMENTATION DEFINED exception to EL3",
+    EC.IABT_LOW: "instruction abort, from a lower exception level",
+    EC.IABT_CUR: "instruction abort, from the same exception level",
+    EC.PC_ALIGN: "PC is not aligned",
+    EC.DABT_LOW: "data abort, from a lower exception level",
+    EC.DABT_CUR: "data abort, from the same exception level",
+    EC.SP_ALIGN: "SP is not aligned",
+    EC.MOPS: "memory copy or set in a state it cannot go on from",
+    EC.FP_EXC32: "floating-point exception in AArch32",
+    EC.FP_EXC64: "floating-point exception",
+    EC.GCS: "guarded control stack",
+    EC.SERROR: "SError",
+    EC.BREAKPT_LOW: "breakpoint, from a lower exception level",
+    EC.BREAKPT_CUR: "breakpoint, from the same exception level",
+    EC.SOFTSTP_LOW: "software step, from a lower exception level",
+    EC.SOFTSTP_CUR: "software step, from the same exception level",
+    EC.WATCHPT_LOW: "watchpoint, from a lower exception level",
+    EC.WATCHPT_CUR: "watchpoint, from the same exception level",
+    EC.BKPT32: "BKPT in AArch32",
+    EC.VECTOR32: "vector catch in AArch32",
+    EC.BRK64: "BRK",
+    EC.PROFILING: "profiling exception",
+}
+
+
+class Esr(Bits):
+    """Why an exception was taken (ESR_ELx)."""
+
+    ISS2 = bits(55, 32, "more syndrome")
+    EC = bits(31, 26, "exception class", ExceptionClass)
+    IL = bit(25, "the instruction was 32 bits long")
+    ISS = bits(24, 0, "syndrome, its meaning set by EC")
+
+    @property
+    def iss(self) -> Bits | None:
+        """The syndrome in its fields; None for a class that has none."""
+        layout = SYNDROMES.get(self.EC)
+        return layout(self.ISS) if layout else None
+
+
+class Direction(IntEnum):
+    """Which way a trapped register access goes."""
+
+    WRITE = 0
+    READ = 1
+
+
+class Conditional(Bits):
+    """The condition of a trapped instruction; AArch64 says always."""
+
+    CV = bit(24, "COND is valid")
+    COND = bits(23, 20, "condition")
+
+
+class WfxIss(Conditional):
+    """A trapped wait."""
+
+    RN = bits(9, 5, "register with the timeout")
+    RV = bit(2, "RN is valid")
+    TI = bits(1, 0, "instruction", names("WFI", "WFE", "WFIT", "WFET"))
+
+
+class McrIss(Conditional):
+    """A trapped MCR or MRC."""
+
+    Opc2 = bits(19, 17, "opc2")
+    Opc1 = bits(16, 14, "opc1")
+    CRn = bits(13, 10, "CRn")
+    Rt = bits(9, 5, "register")
+    CRm = bits(4, 1, "CRm")
+    Direction = bit(0, "which way", Direction)
+
+
+class McrrIss(Conditional):
+    """A trapped MCRR or MRRC."""
+
+    Opc1 = bits(19, 16, "opc1")
+    Rt2 = bits(14, 10, "second register")
+    Rt = bits(9, 5, "register")
+    CRm = bits(4, 1, "CRm")
+    Direction = bit(0, "which way", Direction)
+
+
+class LdcIss(Conditional):
+    """A trapped LDC or STC."""
+
+    imm8 = bits(19, 12, "offset")
+    Rn = bits(9, 5, "base register")
+    Offset = bit(4, "the offset is added")
+    AM = bits(3, 1, "addressing mode")
+    Direction = bit(0, "which way", Direction)
+
+
+class CallIss(Bits):
+    """SVC, HVC or SMC."""
+
+    imm16 = bits(15, 0, "the instruction's number")
+
+
+class Smc32Iss(Conditional):
+    """SMC in AArch32."""
+
+    CCKNOWNPASS = bit(19, "it passed its condition")
+
+
+class BrkIss(Bits):
+    """BRK or BKPT."""
+
+    Comment = bits(15, 0, "the instruction's number")
+
+
+class SysIss(Bits):
+    """A trapped MSR, MRS or system instruction."""
+
+    Op0 = bits(21, 20, "op0")
+    Op2 = bits(19, 17, "op2")
+    Op1 = bits(16, 14, "op1")
+    CRn = bits(13, 10, "CRn")
+    Rt = bits(9, 5, "register")
+    CRm = bits(4, 1, "CRm")
+    Direction = bit(0, "which way", Direction)
+
+    @property
+    def encoding(self) -> int:
+        """What is accessed, as sysregs.NAMES numbers it."""
+        return self.Op0 << 14 | self.Op1 << 11 | self.CRn << 7 | self.CRm << 3 | self.Op2
+
+
+class OtherIss(Bits):
+    """What trapped besides."""
+
+    Which = bits(
+        24, 0, "instruction", names("ST64BV", "ST64BV0", "LDST64B", "TSBCSYNC", "PSBCSYNC")
+    )
+
+
+class EretIss(Bits):
+    """A trapped ERET."""
+
+    ERET = bit(1, "with pointer authentication")
+    ERETA = bit(0, "by key B")
+
+
+class BtiIss(Bits):
+    """A branch to what is no branch target."""
+
+    BTYPE = bits(1, 0, "the branch's type")
+
+
+class FpacIss(Bits):
+    """A failed pointer authentication."""
+
+    IorD = bit(1, "key", names("INSTRUCTION", "DATA"))
+    AorB = bit(0, "key", names("A", "B"))
+
+
+class SmeIss(Bits):
+    """A trapped SME instruction."""
+
+    SMTC = bits(
+        2, 0, "why", names("SME_DISABLED", "ILL", "SM_DISABLED", "ZA_DISABLED", "ZT_DISABLED")
+    )
+
+
+class GpcIss(Bits):
+    """A granule protection check."""
+
+    S2PTW = bit(21, "in the stage 2 walk")
+    InD = bit(20, "an instruction fetch")
+    GPCSC = bits(19, 14, "why")
+    VNCR = bit(13, "by VNCR_EL2")
+    CM = bit(8, "cache maintenance")
+    S1PTW = bit(7, "in the stage 1 walk")
+    WnR = bit(6, "a write")
+    xFSC = bits(5, 0, "fault", FaultStatus)
+
+
+class IabtIss(Bits):
+    """An instruction abort."""
+
+    PFV = bit(14, "PFAR is valid")
+    SET = bits(12, 11, "synchronous error type", names(UC=2, UEO=3))
+    FnV = bit(10, "FAR is not valid")
+    EA = bit(9, "external abort type")
+    S1PTW = bit(7, "stage 2 fault in a stage 1 walk")
+    IFSC = bits(5, 0, "fault", FaultStatus)
+
+
+class DabtIss(Bits):
+    """A data abort; SAS to AR are valid with ISV."""
+
+    ISV = bit(24, "what follows, to AR, is valid")
+    SAS = bits(23, 22, "access size", names("BYTE", "HALFWORD", "WORD", "DOUBLEWORD"))
+    SSE = bit(21, "sign extended")
+    SRT = bits(20, 16, "register")
+    SF = bit(15, "64-bit register")
+    AR = bit(14, "acquire or release")
+    VNCR = bit(13, "by VNCR_EL2")
+    SET = bits(12, 11, "synchronous error type", names(UC=2, UEO=3))
+    FnV = bit(10, "FAR is not valid")
+    EA = bit(9, "external abort type")
+    CM = bit(8, "cache maintenance or translation")
+    S1PTW = bit(7, "stage 2 fault in a stage 1 walk")
+    WnR = bit(6, "a write")
+    DFSC = bits(5, 0, "fault", FaultStatus)
+
+
+class MopsIss(Bits):
+    """Memory copy or set."""
+
+    MemInst = bit(24, "a set")
+    isSETG = bit(23, "a set with tags")
+    Options = bits(22, 19, "options")
+    FromEpilogue = bit(18, "in the epilogue")
+    WrongOption = bit(17, "the option is wrong")
+    OptionA = bit(16, "option A")
+    Destreg = bits(14, 10, "destination register")
+    Srcreg = bits(9, 5, "source register")
+    Sizereg = bits(4, 0, "size register")
+
+
+class FpExcIss(Bits):
+    """A floating-point exception."""
+
+    TFV = bit(23, "the flags are valid")
+    VECITR = bits(10, 8, "vector iterations")
+    IDF = bit(7, "input denormal")
+    IXF = bit(4, "inexact")
+    UFF = bit(3, "underflow")
+    OFF = bit(2, "overflow")
+    DZF = bit(1, "division by zero")
+    IOF = bit(0, "invalid operation")
+
+
+_GCS_INSTRUCTION = names(
+    "RET", "GCSPOPM", "RET_KEYA", "RET_KEYB", "GCSSS1", "GCSSS2", "GCSPOPCX", "GCSPOPX"
+)
+
+
+class GcsIss(Bits):
+    """A guarded control stack exception."""
+
+    ExType = bits(23, 20, "why", names("DATA_CHECK", "EXLOCK", "STR"))
+    Raddr = bits(14, 10, "address register")
+    Rn = bits(9, 5, "data register")
+    IT = bits(4, 0, "instruction", _GCS_INSTRUCTION)
+
+
+class SerrorIss(Bits):
+    """An SError."""
+
+    IDS = bit(24, "the rest is IMPLEMENTATION DEFINED")
+    IESB = bit(13, "taken at an implicit error synchronization")
+    AET = bits(12, 10, "error type", names("UC", "UEU", "UEO", "UER", CE=6))
+    EA = bit(9, "external abort type")
+    DFSC = bits(5, 0, "fault; 0x11 is an asynchronous SError")
+
+
+class StatusIss(Bits):
+    """A breakpoint, or BKPT's kin."""
+
+    IFSC = bits(5, 0, "0x22 is debug")
+
+
+class StepIss(Bits):
+    """A software step."""
+
+    ISV = bit(24, "EX is valid")
+    EX = bit(6, "a load-exclusive was stepped")
+    IFSC = bits(5, 0, "0x22 is debug")
+
+
+class WatchIss(Bits):
+    """A watchpoint."""
+
+    WPT = bits(23, 18, "which")
+    WPTV = bit(17, "WPT is valid")
+    WPF = bit(16, "it may be none")
+    FnP = bit(15, "FAR is not precise")
+    VNCR = bit(13, "by VNCR_EL2")
+    FnV = bit(10, "FAR is not valid")
+    CM = bit(8, "cache maintenance")
+    WnR = bit(6, "a write")
+    DFSC = bits(5, 0, "0x22 is debug")
+
+
+SYNDROMES: dict[int, type[Bits]] = {
+    EC.WFx: WfxIss,
+    EC.CP15_32: McrIss,
+    EC.CP15_64: McrrIss,
+    EC.CP14_MR: McrIss,
+    EC.CP14_LS: LdcIss,
+    EC.FP_ASIMD: Conditional,
+    EC.CP10_ID: McrIss,
+    EC.OTHER: OtherIss,
+    EC.CP14_64: McrrIss,
+    EC.BTI: BtiIss,
+    EC.SVC32: CallIss,
+    EC.HVC32: CallIss,
+    EC.SMC32: Smc32Iss,
+    EC.SVC64: CallIss,
+    EC.HVC64: CallIss,
+    EC.SMC64: CallIss,
+    EC.SYS64: SysIss,
+    EC.ERET: EretIss,
+    EC.FPAC: FpacIss,
+    EC.SME: SmeIss,
+    EC.GPC: GpcIss,
+    EC.IABT_LOW: IabtIss,
+    EC.IABT_CUR: IabtIss,
+    EC.DABT_LOW: DabtIss,
+    EC.DABT_CUR: DabtIss,
+    EC.MOPS: MopsIss,
+    EC.FP_EXC32: FpExcIss,
+    EC.FP_EXC64: FpExcIss,
+    EC.GCS: GcsIss,
+    EC.SERROR: SerrorIss,
+    EC.BREAKPT_LOW: StatusIss,
+    EC.BREAKPT_CUR: StatusIss,
+    EC.SOFTSTP_LOW: StepIss,
+    EC.SOFTSTP_CUR: StepIss,
+    EC.WATCHPT_LOW: WatchIss,
+    EC.WATCHPT_CUR: WatchIss,
+    EC.BKPT32: BrkIss,
+    EC.BRK64: BrkIss,
+}

@@ -1,0 +1,157 @@
+"""The registers of what lies around a processor's core: FP, timers, PMU, debug, GIC interface.
+
+Source: Arm ARM DDI 0487, C5.2, D23.3 to D23.8; Arm IHI 0069 (GICv3), 12.2.
+"""
+
+from __future__ import annotations
+
+from pyvmm.arm64.bits import Bits, bit, bits, names
+
+
+class Fpcr(Bits):
+    """How floating point computes (FPCR)."""
+
+    AHP = bit(26, "alternative half precision")
+    DN = bit(25, "NaNs are the default NaN")
+    FZ = bit(24, "denormals are flushed to zero")
+    RMode = bits(23, 22, "rounding", names("RN", "RP", "RM", "RZ"))
+    Stride = bits(21, 20, "AArch32 vectors: stride")
+    FZ16 = bit(19, "half-precision denormals are flushed to zero")
+    Len = bits(18, 16, "AArch32 vectors: length")
+    IDE = bit(15, "input denormals trap")
+    EBF = bit(13, "BFloat16 dot products are extended")
+    IXE = bit(12, "inexact results trap")
+    UFE = bit(11, "underflows trap")
+    OFE = bit(10, "overflows trap")
+    DZE = bit(9, "divisions by zero trap")
+    IOE = bit(8, "invalid operations trap")
+    NEP = bit(2, "scalar results keep the vector's upper elements")
+    AH = bit(1, "alternate handling of denormals")
+    FIZ = bit(0, "input denormals are flushed to zero")
+
+
+class Fpsr(Bits):
+    """What floating point has met (FPSR)."""
+
+    N = bit(31, "AArch32: negative")
+    Z = bit(30, "AArch32: zero")
+    C = bit(29, "AArch32: carry")
+    V = bit(28, "AArch32: overflow")
+    QC = bit(27, "saturated")
+    IDC = bit(7, "input denormal")
+    IXC = bit(4, "inexact")
+    UFC = bit(3, "underflow")
+    OFC = bit(2, "overflow")
+    DZC = bit(1, "division by zero")
+    IOC = bit(0, "invalid operation")
+
+
+class CntCtl(Bits):
+    """A timer's control (CNTV_CTL_EL0, CNTP_CTL_EL0)."""
+
+    ISTATUS = bit(2, "the condition is met")
+    IMASK = bit(1, "the interrupt is masked")
+    ENABLE = bit(0, "the timer runs")
+
+
+class Cntkctl(Bits):
+    """What EL0 has of the timers (CNTKCTL_EL1)."""
+
+    EVNTIS = bit(17, "EVNTI counts from bit 8")
+    EL0PTEN = bit(9, "EL0 has the physical timer")
+    EL0VTEN = bit(8, "EL0 has the virtual timer")
+    EVNTI = bits(7, 4, "which bit of the counter makes events")
+    EVNTDIR = bit(3, "events when it falls")
+    EVNTEN = bit(2, "the counter makes events")
+    EL0VCTEN = bit(1, "EL0 has the virtual counter")
+    EL0PCTEN = bit(0, "EL0 has the physical counter")
+
+
+class Pmcr(Bits):
+    """The performance monitors' control (PMCR_EL0)."""
+
+    FZS = bit(32, "counters freeze when profiling stops")
+    IMP = bits(31, 24, "implementer")
+    IDCODE = bits(23, 16, "identification")
+    N = bits(15, 11, "event counters")
+    FZO = bit(9, "counters freeze on overflow")
+    LP = bit(7, "event counters of 64 bits")
+    LC = bit(6, "the cycle counter has 64 bits")
+    DP = bit(5, "no cycles counted where events are not")
+    X = bit(4, "events are exported")
+    D = bit(3, "one in 64 cycles is counted")
+    C = bit(2, "reset the cycle counter")
+    P = bit(1, "reset the event counters")
+    E = bit(0, "the counters run")
+
+
+class Pmuserenr(Bits):
+    """What EL0 has of the performance monitors (PMUSERENR_EL0)."""
+
+    TID = bit(6, "ID registers are trapped")
+    IR = bit(5, "the instruction counter is only read")
+    UEN = bit(4, "what PMUACR_EL1 says")
+    ER = bit(3, "event counters can be read")
+    CR = bit(2, "the cycle counter can be read")
+    SW = bit(1, "PMSWINC_EL0 can be written")
+    EN = bit(0, "everything")
+
+
+class Mdscr(Bits):
+    """Debug control (MDSCR_EL1)."""
+
+    TDA = bit(21, "breakpoint registers are trapped to an external debugger")
+    MDE = bit(15, "breakpoints and watchpoints")
+    HDE = bit(14, "breakpoints and watchpoints halt")
+    KDE = bit(13, "EL1 is debugged too")
+    TDCC = bit(12, "EL0's debug communication is trapped")
+    SS = bit(0, "software step")
+
+
+class Oslsr(Bits):
+    """The OS lock (OSLSR_EL1)."""
+
+    OSLM1 = bit(3, "there is an OS lock")
+    nTT = bit(2, "OSLAR_EL1 takes 32 bits")
+    OSLK = bit(1, "locked")
+    OSLM0 = bit(0, "the OS lock's model, bit 0")
+
+
+class IccCtlr(Bits):
+    """The CPU interface's control (ICC_CTLR_EL1)."""
+
+    ExtRange = bit(19, "INTIDs 1024 to 8191")
+    RSS = bit(18, "SGIs to Aff0 up to 255")
+    A3V = bit(15, "affinity 3 counts")
+    SEIS = bit(14, "SEIs are generated locally")
+    IDbits = bits(13, 11, "INTID size", names("BITS_16", "BITS_24"))
+    PRIbits = bits(10, 8, "priority bits, less one")
+    PMHE = bit(6, "the priority mask is a hint to the distributor")
+    EOImode = bit(1, "end of interrupt does not deactivate")
+    CBPR = bit(0, "group 1 uses group 0's binary point")
+
+
+class IccSre(Bits):
+    """System register access (ICC_SRE_EL1)."""
+
+    DIB = bit(2, "IRQ bypass is disabled")
+    DFB = bit(1, "FIQ bypass is disabled")
+    SRE = bit(0, "by system registers")
+
+
+class IccIgrpen(Bits):
+    """Whether a group of interrupts is signalled (ICC_IGRPEN0_EL1, ICC_IGRPEN1_EL1)."""
+
+    Enable = bit(0, "signalled")
+
+
+class IccPmr(Bits):
+    """The lowest priority that is not signalled (ICC_PMR_EL1)."""
+
+    Priority = bits(7, 0, "priority")
+
+
+class IccBpr(Bits):
+    """Where priorities split into group and subpriority (ICC_BPR0_EL1, ICC_BPR1_EL1)."""
+
+    BinaryPoint = bits(2, 0, "binary point")

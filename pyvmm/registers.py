@@ -1,0 +1,132 @@
+"""Everything a vCPU holds, read out by name, in a form that travels as JSON.
+
+Values are hexadecimal text with all of a register's digits: a JSON number loses what is beyond
+2^53.  Z, P and FFR are cut to the vector length the guest uses at the moment.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypedDict
+
+from pyvmm.arm64 import sysregs, vl
+from pyvmm.arm64.control import Zcr
+from pyvmm.arm64.pstate import Mode, Pstate
+from pyvmm.errors import KvmError
+from pyvmm.kvm import regs
+from pyvmm.kvm.uapi import MpState
+from pyvmm.kvm.vcpu import Vcpu, VcpuEvents
+from pyvmm.kvm.vgic import Vgic
+
+PREDICATE_SHARE = 8  # a predicate has a bit for each byte of a vector
+VECTORS = frozenset(regs.Z(number) for number in range(32))
+PREDICATES = frozenset({*(regs.P(number) for number in range(16)), regs.FFR()})
+EL2_MODES = (Mode.EL2t, Mode.EL2h)
+MPIDR_EL1 = regs.lookup("MPIDR_EL1", sysregs.ENCODINGS)
+
+# The GIC's CPU interface, which KVM_GET_REG_LIST leaves out.  Of the active priorities every GIC
+# has these two; how many more there are depends on its priority bits.
+ICC_REGISTERS = (
+    "ICC_PMR_EL1", "ICC_CTLR_EL1", "ICC_SRE_EL1", "ICC_IGRPEN0_EL1", "ICC_IGRPEN1_EL1",
+    "ICC_BPR0_EL1", "ICC_BPR1_EL1", "ICC_AP0R0_EL1", "ICC_AP1R0_EL1",
+)  # fmt: skip
+
+
+class PendingEvents(TypedDict):
+    """Exceptions that wait to be taken (KVM_GET_VCPU_EVENTS)."""
+
+    serror_pending: bool
+    serror_has_esr: bool
+    serror_esr: str
+    ext_dabt_pending: bool
+
+
+class VcpuRegisters(TypedDict):
+    """A vCPU's registers, ready for JSON.
+
+    ``vls`` are its vector lengths in bits, none without SVE; ``current_vl`` is what its
+    instructions use, ``shown_vl`` what Z, P and FFR are cut to; 0 without SVE.  ``errors`` names
+    what could not be read, and the errno's name.
+    """
+
+    vcpu: int
+    mp_state: str
+    events: PendingEvents
+    vls: list[int]
+    current_vl: int
+    shown_vl: int
+    registers: dict[str, str]
+    errors: dict[str, str]
+
+
+def read_registers(
+    vcpu: Vcpu, vls: vl.VlSet, *, gic: Vgic | None = None, whole: bool = False
+) -> VcpuRegisters:
+    """Read a vCPU that is parked, whose vector lengths are ``vls``.
+
+    ``gic`` gives the registers of its CPU interface too; then all vCPUs are parked.  ``whole``
+    keeps Z, P and FFR at their longest, also where the guest has chosen a shorter length.
+    """
+    values, errors = _read_all(vcpu, gic)
+    current = _current_vl(vls, values) if vls else 0
+    shown = max(vls, default=0) if whole else current
+    return VcpuRegisters(
+        vcpu=vcpu.id,
+        mp_state=MpState(vcpu.get_mp_state()).name,
+        events=_events(vcpu.get_vcpu_events()),
+        vls=sorted(vls),
+        current_vl=current,
+        shown_vl=shown,
+        registers={name: _text(name, value, shown) for name, value in values.items()},
+        errors=errors,
+    )
+
+
+def _read_all(vcpu: Vcpu, gic: Vgic | None) -> tuple[dict[str, int], dict[str, str]]:
+    """The values by name, and the errno of each register that KVM does not give."""
+    values: dict[str, int] = {}
+    errors: dict[str, str] = {}
+
+    def read(name: str, get: Callable[[int], int], number: int) -> None:
+        try:
+            values[name] = get(number)
+        except KvmError as error:
+            errors[name] = errno.errorcode.get(error.errno, str(error.errno))
+
+    for reg_id in vcpu.get_reg_list():
+        read(regs.name(reg_id, sysregs.NAMES), vcpu.get_one_reg, reg_id)
+    if gic is not None:
+        mpidr = vcpu.get_one_reg(MPIDR_EL1)
+        for name in ICC_REGISTERS:
+            read(name, partial(gic.get_cpu_sysreg, mpidr), sysregs.ENCODINGS[name])
+    return values, errors
+
+
+def _current_vl(vls: vl.VlSet, values: Mapping[str, int]) -> int:
+    """What the guest's instructions use where it stands; EL2's ZCR bounds EL1's as well."""
+    zcrs = {name: Zcr(values[name]).LEN for name in ("ZCR_EL1", "ZCR_EL2") if name in values}
+    if Pstate(values.get("PSTATE", 0)).M in EL2_MODES:
+        zcrs.pop("ZCR_EL1", None)
+    return vl.current(vls, *zcrs.values()) if zcrs else max(vls)
+
+
+def _text(name: str, value: int, vector_bits: int) -> str:
+    """A value as hexadecimal, as wide as the register; Z, P and FFR as wide as the vectors make."""
+    reg_id = regs.lookup(name, sysregs.ENCODINGS)
+    bits = 8 * regs.size(reg_id)
+    if reg_id in VECTORS:
+        bits = vector_bits
+    elif reg_id in PREDICATES:
+        bits = vector_bits // PREDICATE_SHARE
+    return f"{value & (1 << bits) - 1:#0{2 + bits // 4}x}"
+
+
+def _events(events: VcpuEvents) -> PendingEvents:
+    return PendingEvents(
+        serror_pending=events.serror_pending,
+        serror_has_esr=events.serror_has_esr,
+        serror_esr=f"{events.serror_esr:#018x}",
+        ext_dabt_pending=events.ext_dabt_pending,
+    )

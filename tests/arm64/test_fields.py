@@ -1,0 +1,89 @@
+"""The decode tables as a whole: laid out well, named as the encodings are, total."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm.arm64 import sysregs
+from pyvmm.arm64.bits import Bits
+from pyvmm.arm64.esr import MEANINGS, SYNDROMES, ExceptionClass
+from pyvmm.arm64.fields import FIELDS, decode
+from pyvmm.arm64.pstate import Mode32, Pstate, Pstate32
+
+# What KVM has that is no system register of the architecture, or has a name of its own.
+KVM_S_OWN = {
+    "PSTATE", "FPCR", "FPSR", "SPSR_EL1", "SPSR_ABT", "SPSR_UND", "SPSR_IRQ", "SPSR_FIQ",
+    "TIMER_CTL", "PTIMER_CTL", "PSCI_VERSION", *(f"CCSIDR{n}" for n in range(14)),
+}  # fmt: skip
+ISS_BITS = 25
+
+LAYOUTS = {layout.__name__: layout for layout in [*FIELDS.values(), Pstate32]}
+ISS_LAYOUTS = {layout.__name__: layout for layout in SYNDROMES.values()}
+
+
+def check_layout(layout: type[Bits], width: int) -> None:
+    """Fields lie from the top down, apart from each other, within the register."""
+    fields = sorted(layout.fields(), key=lambda field: -field.hi)
+
+    assert fields[0].hi < width
+    assert all(above.lo > below.hi for above, below in pairwise(fields))
+    assert len({field.name for field in fields}) == len(fields)
+
+
+def check_values(layout: type[Bits]) -> None:
+    """Every named value fits its field."""
+    for field in layout.fields():
+        assert max(field.values or [0]) <= field.largest, f"{layout.__name__}.{field.name}"
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_fields_of_a_register_are_apart_and_inside(name: str) -> None:
+    check_layout(LAYOUTS[name], 64)
+    check_values(LAYOUTS[name])
+
+
+@pytest.mark.parametrize("name", ISS_LAYOUTS)
+def test_fields_of_a_syndrome_are_apart_and_inside(name: str) -> None:
+    check_layout(ISS_LAYOUTS[name], ISS_BITS)
+    check_values(ISS_LAYOUTS[name])
+
+
+def test_registers_are_named_as_the_encodings_are() -> None:
+    assert FIELDS.keys() - KVM_S_OWN <= sysregs.ENCODINGS.keys()
+
+
+def test_every_aarch64_id_register_is_decoded() -> None:
+    implementation_defined = {"ID_AA64AFR0_EL1", "ID_AA64AFR1_EL1"}
+    ids = {name for name in sysregs.ENCODINGS if name.startswith("ID_AA64")}
+
+    assert ids - FIELDS.keys() == implementation_defined
+
+
+def test_every_exception_class_has_a_meaning() -> None:
+    assert MEANINGS.keys() == set(ExceptionClass)
+
+
+@given(st.sampled_from(sorted(FIELDS)), st.integers(0, 2**64 - 1))
+def test_any_value_of_any_register_is_decoded_without_loss_of_its_fields(
+    name: str, value: int
+) -> None:
+    decoded = decode(name, value)
+
+    assert decoded == value
+    assert str(decoded).startswith(f"{value:#x} (")
+
+
+def test_register_without_fields_is_not_decoded() -> None:
+    assert decode("TPIDR_EL0", 5) is None
+
+
+def test_pstate_is_decoded_by_its_execution_state() -> None:
+    aarch64, aarch32 = decode("PSTATE", 0x3C5), decode("SPSR_EL1", 0x1D3)
+
+    assert isinstance(aarch64, Pstate)
+    assert isinstance(aarch32, Pstate32)
+    assert aarch32.M is Mode32.Supervisor
