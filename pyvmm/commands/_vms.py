@@ -13,8 +13,9 @@ from pyvmm import host
 from pyvmm.cli import say
 from pyvmm.control import client
 from pyvmm.control.wire import Message, pack
-from pyvmm.errors import EXIT_FAILED, EXIT_OK, HostError, UsageError
+from pyvmm.errors import EXIT_OK, HostError, UsageError
 from pyvmm.host.capture import capture
+from pyvmm.host.connection import Unreachable
 from pyvmm.host.running import Running, all_running
 
 SCHEMA = 1
@@ -120,7 +121,7 @@ def tell(vms: list[Vm], request: Message, as_json: bool, done: str) -> int:
 
 def verdict(replies: list[Message]) -> int:
     """The exit code after these replies."""
-    return EXIT_OK if all(reply["ok"] for reply in replies) else EXIT_FAILED
+    return max((reply["exit_code"] for reply in replies if not reply["ok"]), default=EXIT_OK)
 
 
 def print_json(vms: list[Message]) -> None:
@@ -138,6 +139,8 @@ def _places() -> Iterator[Place]:
 def _vms_at(place: Place) -> list[Vm]:
     try:
         (reply,) = place.ask([{"vm": None}])
+    except Unreachable:  # it has just ended, and what ran in it
+        return []
     except HostError as error:
         if place.running is None:
             raise

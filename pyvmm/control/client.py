@@ -20,11 +20,12 @@ from pyvmm.control.wire import (
     Message,
     WireError,
     failure,
+    failure_of,
     is_trusted,
     pack,
     parse,
 )
-from pyvmm.errors import HostError
+from pyvmm.errors import EXIT_USAGE, HostError
 
 PATIENCE_S: Final = 10.0  # for a reply
 END_S: Final = 20.0  # for a VM that was told to stop
@@ -45,8 +46,8 @@ def answer(question: Message) -> Message:
             try:
                 return ask(path, question["request"])
             except HostError as error:
-                return failure(error.message, error.hint)
-    return failure(f"no VM called {name} is running", "pyvmm list shows those that are")
+                return failure_of(error)
+    return failure(f"no VM called {name} is running", "pyvmm list shows those that are", EXIT_USAGE)
 
 
 def relay() -> None:
@@ -64,7 +65,7 @@ def _everyone() -> Iterator[Message]:
         except Gone:
             continue
         except HostError as error:
-            reply = failure(error.message, error.hint)
+            reply = failure_of(error)
         yield reply if reply["ok"] else {**reply, "name": path.stem, "state": "not answering"}
 
 

@@ -17,6 +17,7 @@ from pyvmm.control.wire import (
     Message,
     WireError,
     failure,
+    failure_of,
     is_trusted,
     pack,
     parse,
@@ -63,7 +64,7 @@ class Server:
         try:
             return {"ok": True, **handler(request)}
         except VmmError as error:
-            return failure(error.message, error.hint)
+            return failure_of(error)
         except Exception as error:  # a bug of ours is the client's to report, not the VM's end
             return failure(f"unexpected {type(error).__name__}: {error}")
 

@@ -1,7 +1,8 @@
 """What goes over a control socket: lines of JSON.
 
 A client sends an object, {"do": "pause"} say, with what that verb takes beside it; it gets one
-back, {"ok": true, ...} or {"ok": false, "error": "...", "hint": null}; and may go on like that.
+back, {"ok": true, ...} or {"ok": false, "error": "...", "hint": null,
+"exit_code": 1}; and may go on like that.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import os
 import socket
 import struct
 from typing import Any, Final
+
+from pyvmm.errors import EXIT_FAILED, VmmError
 
 SCHEMA: Final = 1
 MAX_REQUEST: Final = 64 << 10  # bytes
@@ -42,9 +45,14 @@ def parse(line: bytes) -> Message:
     return message
 
 
-def failure(error: str, hint: str | None = None) -> Message:
-    """The reply that says what went wrong."""
-    return {"ok": False, "error": error, "hint": hint}
+def failure(error: str, hint: str | None = None, exit_code: int = EXIT_FAILED) -> Message:
+    """The reply that says what went wrong, and how a command that it ends is to exit."""
+    return {"ok": False, "error": error, "hint": hint, "exit_code": exit_code}
+
+
+def failure_of(error: VmmError) -> Message:
+    """The reply that an error is."""
+    return failure(error.message, error.hint, error.exit_code)
 
 
 def is_trusted(peer: socket.socket) -> bool:

@@ -88,7 +88,9 @@ def test_one_connection_can_ask_many_things_at_once_and_in_pieces(path: Path) ->
 def test_error_of_a_handler_is_the_reply(path: Path) -> None:
     reply = client.ask(path, {"do": "refuse"})
 
-    assert reply == {"ok": False, "error": "no such thing", "hint": "try another"}
+    assert reply == {
+        "ok": False, "error": "no such thing", "hint": "try another", "exit_code": 2,
+    }  # fmt: skip
 
 
 def test_bug_in_a_handler_is_the_clients_to_report(path: Path) -> None:

@@ -142,6 +142,44 @@ def test_stat_counts_exits_by_device(pyvmm: Pyvmm, start: Start) -> None:
     assert shown.startswith("one  running, up ")
 
 
+def test_debug_shows_the_registers_of_a_vm_that_goes_on(pyvmm: Pyvmm, start: Start) -> None:
+    start("one", "-c", "2", "--sve-vls=128,256")
+
+    (vm,) = document(pyvmm, "debug", "-d", "-n", "one")
+    shown = pyvmm("debug", "-d", "-n", "one", "--vcpu", "0").stdout
+
+    first, second = vm["vcpus"]
+    assert (first["mp_state"], second["mp_state"]) == ("RUNNABLE", "STOPPED")
+    assert 0x8008_0000 <= int(first["registers"]["PC"], 16) < 0x8009_0000
+    assert first["vls"] == [128, 256]
+    assert first["exits"]["uart0 write"] >= len("spinning\n")
+    assert "vCPU 0: RUNNABLE" in shown
+    assert f"PC                {first['registers']['PC']}" in shown
+    assert "SVE=YES" in shown
+    assert states(pyvmm) == {"one": "running"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["-d", "--vcpu", "2"], "there is no vCPU 2: they are 0 to 1"),
+        (["-d", "-s", "t"], "what to do?"),
+        ([], "what to do?"),
+        (["-m", "0"], "no NMI"),
+        (["-s", "ab"], "not one key"),
+    ],
+)
+def test_debug_refuses_what_makes_no_sense(
+    wrong: list[str], words: str, pyvmm: Pyvmm, start: Start
+) -> None:
+    start("one", "-c", "2")
+
+    done = pyvmm("debug", "-n", "one", *wrong)
+
+    assert done.returncode == 2
+    assert words in message(done)
+
+
 def test_stat_is_live_on_a_terminal_and_ends_with_the_vm(pyvmm: Pyvmm, start: Start) -> None:
     start("one")
     with Terminal() as terminal:
