@@ -116,7 +116,7 @@ def _show_section(section: Section, values: Values, vcpu: VcpuRegisters) -> Iter
     yield section.title
     for name in (*first, *(name for name in said if name in FIELDS)):
         yield from _line(name, values[name])
-    yield from _grid({name: values[name] for name in said if name not in FIELDS}, 2)
+    yield from _grid(_together({n: values[n] for n in said if n not in FIELDS}), 2)
     for number, words in ((NEVER_WRITTEN, "never written: "), (0, "zero: ")):
         yield from _names(words, (name for name in rest if numbers[name] == number))
 
@@ -133,6 +133,15 @@ def _grid(values: Values, columns: int, name_width: int = NAME) -> Iterator[str]
     cells = iter(f"{name:{width}} {text:{VALUE}}" for name, text in values.items())
     while row := list(islice(cells, columns)):
         yield f"{INDENT}{INDENT.join(row)}".rstrip()
+
+
+def _together(values: Values) -> Values:
+    """The same with registers of a kind as one where they hold the same: PMEVCNTR0-30_EL0."""
+    return {
+        run: text
+        for text in dict.fromkeys(values.values())
+        for run in _runs(sorted((n for n in values if values[n] == text), key=_in_order))
+    }
 
 
 def _names(start: str, names: Iterable[str]) -> Iterator[str]:

@@ -161,6 +161,15 @@ def test_zero_registers_that_have_numbers_are_drawn_together() -> None:
     ]
 
 
+def test_registers_of_a_kind_that_hold_the_same_are_one_cell() -> None:
+    shown = lines({f"PMEVCNTR{number}_EL0": 0xDE for number in range(31)} | {"PMSELR_EL0": 0x1E})
+
+    assert shown == [
+        "performance monitors",
+        "  PMEVCNTR0-30_EL0  0x00000000000000de  PMSELR_EL0        0x000000000000001e",
+    ]
+
+
 def test_register_nobody_wrote_is_told_apart() -> None:
     shown = lines({"TTBR0_EL1": NEVER_WRITTEN, "TPIDR_EL1": NEVER_WRITTEN, "TPIDR_EL0": 5})
 
@@ -245,14 +254,15 @@ def test_vectors_without_sve_are_v() -> None:
 
 # All of it
 
-EVERYTHING = {
-    **dict.fromkeys(sysregs.ENCODINGS, 81985529216486895),
-    **{f"X{number}": 1 for number in range(31)},
-    **dict.fromkeys(("PC", "PSTATE", "SP_EL0", "SP_EL1", "ELR_EL1", "SPSR_EL1", "SPSR_ABT"), 2),
-    **dict.fromkeys(("TIMER_CTL", "TIMER_CVAL", "TIMER_CNT", "PTIMER_CTL", "CCSIDR0"), 3),
-    **dict.fromkeys(("FPCR", "FPSR", "PSCI_VERSION", "SMCCC_ARCH_WORKAROUND_1", "STD_BMAP"), 4),
-    **dict.fromkeys(("V0", "Z0", "P0", "FFR", "VENDOR_HYP_BMAP_2", "S3_0_C15_C2_0"), 5),
-}
+NAMES = [
+    *sysregs.ENCODINGS,
+    *(f"X{number}" for number in range(31)),
+    *("PC", "PSTATE", "SP_EL0", "SP_EL1", "ELR_EL1", "SPSR_EL1", "SPSR_ABT", "FPCR", "FPSR"),
+    *("V0", "Z0", "P0", "FFR", "TIMER_CTL", "TIMER_CVAL", "TIMER_CNT", "PTIMER_CTL", "CCSIDR0"),
+    *("PSCI_VERSION", "SMCCC_ARCH_WORKAROUND_1", "STD_BMAP", "VENDOR_HYP_BMAP_2"),
+    "S3_0_C15_C2_0",
+]  # fmt: skip
+EVERYTHING = {name: 0x0123_4567_89AB_0000 + number for number, name in enumerate(NAMES)}
 
 
 def test_every_register_is_shown_exactly_once() -> None:
