@@ -92,11 +92,16 @@ def lines(reply: Message, before: Message | None, memory: bool = False) -> Itera
 
 def _table(title: str, reply: Message, before: Message | None, key: str) -> Iterator[str]:
     """Counts that are not zero, the largest first; with rates where there is a before."""
-    counts = {cause: count for cause, count in reply[key].items() if count}
+    counts = {
+        cause: count
+        for cause, count in reply[key].items()
+        if count and not cause.endswith("_ns")  # KVM's times; --json has them
+    }
     if not counts:
         return
     width = max(len(title), *map(len, counts))
-    yield f"  {title:{width}}  {sum(counts.values()) if key == 'exits' else '':>12}"
+    total = sum(counts.values()) if key == "exits" else ""  # one of KVM's counts is the total
+    yield f"  {title:{width}}  {total:>12}".rstrip()
     for cause, count in sorted(counts.items(), key=lambda item: -item[1]):
         yield f"    {cause:{width}}  {count:>10}{_rate(reply, before, key, cause)}"
 
