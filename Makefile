@@ -12,22 +12,30 @@ BIN	:= $(VENV)/bin
 TOOLS	:= build/tools
 GCC	:= $(CURDIR)/$(TOOLS)/aarch64-linux-gnu-gcc
 
-.PHONY: run test lint test-here test-kvm test-matrix guests tools test-tools venv dev wheel clean
+.PHONY: run test lint test-units test-e2e test-kvm test-matrix guests tools test-tools venv dev wheel clean
 .DELETE_ON_ERROR:
 
 run: guests
 	$(BIN)/pyvmm run --sve-vls=128,256 sve-vls
 
-test: lint test-here test-kvm
+# The three parts wait for different things, so they run side by side; each shows its output when
+# it has ended, the longest first to start.
+test: lint guests test-tools
+	@echo "testing: the pyvmm command, KVM inside the emulated host, and units, side by side ..."
+	@$(MAKE) --no-print-directory -j3 --output-sync=target test-e2e test-kvm test-units
 
 lint: dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Units anywhere, and the pyvmm command as a user types it.
-test-here: dev guests test-tools
-	$(BIN)/python -m pytest -m "not kvm and not matrix"
+# What runs anywhere.
+test-units: dev guests test-tools
+	$(BIN)/python -m pytest -m "not kvm and not e2e and not matrix"
+
+# The pyvmm command as a user types it.
+test-e2e: dev guests test-tools
+	$(BIN)/python -m pytest -m "e2e and not kvm and not matrix" --durations=10
 
 # Every kernel with every kind of host, which takes a while: not a part of `make test`.
 test-matrix: dev guests test-tools
