@@ -62,6 +62,12 @@ def dtc() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tmux() -> Path:
+    """The terminal multiplexer: a terminal like any other, which can be looked at."""
+    return _tool("tmux")
+
+
+@pytest.fixture(scope="session")
 def cross_gcc() -> Path:
     """A compiler for arm64, with the C library's and the kernel's headers."""
     return _tool("aarch64-linux-gnu-gcc")

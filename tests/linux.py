@@ -11,19 +11,24 @@ import select
 import subprocess
 import time
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pyvmm.host import kernel, root
 from pyvmm.host.cpio import CpioWriter
 from pyvmm.host.progress import Progress
 
+# The virtio console is a module of Debian's kernels: before it is loaded, nothing is open on it,
+# /dev/console neither.  The shell controls its terminal, so that ^C and a new size reach it.
 INIT = b"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev
+[ ! -d /modules ] || for module in /modules/*; do insmod $module; done
+read -r tty </sys/class/tty/console/active
+exec <"/dev/${tty##* }" >"/dev/${tty##* }" 2>&1
 echo "init: $(uname -r) on $(nproc) CPUs"
-exec sh </dev/console >/dev/console 2>&1
+exec setsid -c sh
 """
 
 
@@ -32,15 +37,22 @@ def image(version: str) -> Path:
     return kernel.find(version, Progress()).image
 
 
-def initramfs(init: bytes = INIT, files: dict[str, bytes] | None = None) -> bytes:
-    """An initramfs of busybox, ``init`` and more files (programs all of them), by their paths."""
+def virtio_modules(version: str) -> dict[str, bytes]:
+    """Files for the initramfs: the console's modules, named in the order they are to be loaded."""
+    modules = kernel.find(version, Progress()).modules()
+    wanted = [item for item in modules.items() if item[0].startswith("virtio")]
+    return {f"modules/{n}-{name}.ko": data for n, (name, data) in enumerate(wanted)}
+
+
+def initramfs(files: dict[str, bytes] | None = None) -> bytes:
+    """An initramfs of busybox, and more files (programs all of them), by their paths."""
     archive = io.BytesIO()
     writer = CpioWriter(archive)
     for directory in ("dev", "proc", "sys"):
         writer.directory(directory)
     writer.device("dev/console", 5, 1)
     writer.file("bin/busybox", root.busybox(Progress()).read_bytes(), 0o755)
-    writer.file("init", init, 0o755)
+    writer.file("init", INIT, 0o755)
     for path, content in (files or {}).items():
         writer.file(path, content, 0o755)
     writer.close()
@@ -53,11 +65,10 @@ PROMPT = b"/ # "
 class Session:
     """A guest in a process of its own, typed to as an impatient person would not."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], **options: Any) -> None:
         self.output = b""
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self._process: subprocess.Popen[bytes] = subprocess.Popen(command, **{**streams, **options})
 
     def __enter__(self) -> Self:
         return self
@@ -86,10 +97,10 @@ class Session:
         self._process.stdin.write(text)
         self._process.stdin.flush()
 
-    def shell(self, command: str) -> str:
+    def shell(self, command: str, timeout_s: float = 120.0) -> str:
         """What a command prints in the guest's shell, which waits at its prompt."""
         self.type(command.encode() + b"\n")
-        printed = self.wait_for(PROMPT).decode().replace("\r", "")
+        printed = self.wait_for(PROMPT, timeout_s).decode().replace("\r", "")
         return printed.removesuffix(PROMPT.decode()).partition("\n")[2].strip()
 
     def end(self, timeout_s: float = 60.0) -> int:

@@ -178,6 +178,11 @@ def dtc(progress: Progress) -> Tool:
     return _small_tool("dtc", "device-tree-compiler", progress)
 
 
+def tmux(progress: Progress) -> Tool:
+    """tmux: the tests' real terminal."""
+    return _small_tool("tmux", "tmux", progress)
+
+
 def _small_tool(program: str, package: str, progress: Progress) -> Tool:
     installed = shutil.which(program)
     if installed:
@@ -213,9 +218,10 @@ def main(arguments: Sequence[str]) -> int:
     """Write wrappers: ``python -m pyvmm.host.tools DIRECTORY PROGRAM...``."""
     directory, *programs = arguments
     progress = Progress()
+    of_tests = {"dtc": dtc, "tmux": tmux}
     for name in programs:
         program = name.removeprefix("aarch64-linux-gnu-")
-        tool = dtc(progress) if name == "dtc" else cross(program, progress)
+        tool = of_tests[name](progress) if name in of_tests else cross(program, progress)
         write_wrapper(tool, Path(directory) / name)
     return 0
 

@@ -1,13 +1,18 @@
-"""The guests, built from scratch."""
+"""The guests, built from scratch; Linux's own tests; hosts of other kernels."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from elftools.elf.elffile import ELFFile
+
+from tests import selftests
 
 GUESTS = Path(__file__).resolve().parents[2] / "guests"
 
@@ -21,6 +26,27 @@ def built(cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out
+
+
+@pytest.fixture(scope="session")
+def fp(cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the kernel's own SVE tests, built."""
+    directory = tmp_path_factory.mktemp("fp")
+    selftests.build_programs(cross_gcc, directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def host(request: pytest.FixtureRequest, pyvmm_cmd: list[str]) -> Iterator[list[str]]:
+    """Options for an emulated host of a kernel (the parameter), which ends with its last test."""
+    where = ["--host-kernel", request.param]
+    directory = tempfile.mkdtemp(prefix="pyvmm-host-")  # short: sockets have short paths
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", directory)  # none of whoever runs the tests is ended
+        subprocess.run([*pyvmm_cmd, "host", "start", *where], check=True)
+        yield ["--host", "emulated", *where]
+        subprocess.run([*pyvmm_cmd, "host", "stop", *where], check=True)
+    shutil.rmtree(directory)
 
 
 def loadable(elf: Any) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,17 @@ class FakeSuite(Suite):
         assert isinstance(packages, list)
         for package in packages:
             (into / package.name).mkdir()
+
+
+def test_main_writes_a_wrapper_for_each_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(shutil, "which", "/opt/bin/{}".format)
+
+    assert tools.main([str(tmp_path), "dtc", "tmux"]) == 0
+
+    found = {path.name: path.read_text().split()[-2] for path in tmp_path.iterdir()}
+    assert found == {"dtc": "/opt/bin/dtc", "tmux": "/opt/bin/tmux"}
 
 
 def test_tree_holds_the_packages_but_for_those_nobody_needs(

@@ -1,0 +1,84 @@
+"""SVE in Linux guests, judged by the kernel's own tests."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import linux, selftests
+from tests.linux import PROMPT, Session
+
+# The first command may have to fetch kernels and their source, and to make the emulated host.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+STRESS_S = 60  # seconds without a word from any of fp-stress's children, so it takes longer
+RESULTS = re.compile(r"^# Totals: pass:(\d+) fail:0 xfail:0 xpass:0 skip:0 error:0$", re.MULTILINE)
+
+Guest = Callable[..., Session]
+
+
+@pytest.fixture
+def initrd(fp: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "initrd"
+    path.write_bytes(linux.initramfs({**linux.virtio_modules("6.1"), **selftests.in_guest(fp)}))
+    return path
+
+
+def test_stress_recipe_of_the_kernel_tree_works_as_written(
+    pyvmm_cmd: list[str], initrd: Path, tmp_path: Path
+) -> None:
+    """Source: tools/testing/selftests/arm64/fp/README, with pyvmm for lkvm."""
+    (tmp_path / "Image").symlink_to(linux.image("6.1"))
+    recipe = "run --console=virtio -pconsole=hvc0 --sve Image"
+    environment = {**os.environ, "PYVMM_RUN_INITRD": str(initrd)}
+
+    with Session([*pyvmm_cmd, *recipe.split()], cwd=tmp_path, env=environment) as guest:
+        guest.wait_for(PROMPT)
+
+        assert guest.shell("grep -cw sve /proc/cpuinfo") == guest.shell("nproc")
+        assert selftests.probed(guest.shell("/fp/sve-probe-vls"))[0] == 128
+        said = guest.shell("timeout 2 /fp/vlset --inherit 16 /fp/sve-test")
+        assert "Vector length:\t128 bits\n" in said
+        assert "no error" in said
+        guest.type(b"\x01x")
+        assert guest.end() == 0
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("host", ["6.1", "7.2"], indirect=True, scope="module")
+def test_guests_and_host_stress_sve_at_other_lengths_side_by_side(
+    host: list[str], pyvmm_cmd: list[str], initrd: Path, fp: Path
+) -> None:
+    run = [*pyvmm_cmd, "run", *host, "--console=virtio", "-m", "256", "-i", str(initrd), "-pquiet"]
+    one = [*run, "-c", "1", "--sve-vls=128,256", str(linux.image("6.1"))]
+    other = [*run, "-c", "2", "--sve-vls=128,256,512", str(linux.image("6.1"))]
+    longest = [str(fp / "vlset"), "--inherit", "--max", str(fp / "sve-test")]
+    with Session(one) as first, Session(other) as second:
+        for guest in (first, second):
+            guest.wait_for(PROMPT, timeout_s=300)
+        beside = subprocess.Popen(
+            [*pyvmm_cmd, "host", "exec", *host[2:], "--", *longest], stdout=subprocess.PIPE
+        )
+        started = time.monotonic()
+
+        for guest in (first, second):
+            guest.type(f"(cd /fp && exec ./fp-stress -t {STRESS_S})\n".encode())
+        said = [guest.wait_for(PROMPT, timeout_s=600).decode() for guest in (first, second)]
+        took = time.monotonic() - started
+        beside.terminate()
+        host_said = beside.communicate()[0].decode()
+
+    print(f"\nhost {host[-1]}: {took:.0f} s")
+    for text in (*said, host_said):
+        print(*re.findall(r"(?:\S+: )?Terminated by .*|# Totals.*", text), sep="\n")
+        assert re.search(r"Terminated by signal 15, no error, iterations=[1-9]\d*", text), text
+        assert "ismatch" not in text
+    # Each of FPSIMD and of the vector lengths that are powers of two, on each vCPU.
+    assert [int(RESULTS.findall(text)[0]) for text in said] == [1 * (1 + 2), 2 * (1 + 3)]
+    assert "Vector length:\t2048 bits\n" in host_said
