@@ -36,7 +36,8 @@ class TextError(UsageError):
         self.meant = LENGTHS.intersection(meant)
         super().__init__(
             f"{_spelled(option, text)}: {reason}",
-            hint="lengths are in bits, each a multiple of 128 up to 2048: --sve-vls=128,256",
+            hint="lengths are in bits, each a multiple of 128 up to 2048: "
+            + _spelled(option and "--sve-vls", "128,256"),
         )
 
     def on(self, host: VlSet) -> TextError:
