@@ -7,7 +7,7 @@ the GIC's INIT, registers last.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -33,6 +33,7 @@ from pyvmm.kvm.vm import Vm, spi
 from pyvmm.limits import DEFAULT_IPA_BITS, Feature, HostLimits, Plan, plan
 from pyvmm.memory import GuestMemory
 from pyvmm.vcpus import (
+    MachineVcpu,
     give_pvtime,
     host_features,
     init_pmus,
@@ -70,7 +71,7 @@ class Board:
     vm: Vm
     memory: GuestMemory
     pvtime: GuestMemory | None
-    vcpus: list[Vcpu]
+    vcpus: list[MachineVcpu]
     irqchip: Irqchip
     image: LoadedImage
     dtb: bytes
@@ -167,7 +168,7 @@ def _give_memory(vm: Vm, memory: GuestMemory) -> int:
 
 
 def _description(
-    config: Config, memory: GuestMemory, vcpus: list[Vcpu], irqchip: Irqchip, image: LoadedImage
+    config: Config, memory: GuestMemory, vcpus: Sequence[Vcpu], irqchip: Irqchip, image: LoadedImage
 ) -> MachineDescription:
     """What the device tree says."""
     return MachineDescription(

@@ -10,9 +10,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
@@ -37,6 +37,7 @@ VERBS = {
     "resume": Verb("pyvmm.commands.pause", "Let paused VMs go on."),
     "stat": Verb("pyvmm.commands.stat", "Show VMs' exits, by reason and device."),
     "debug": Verb("pyvmm.commands.debug", "Show VMs' registers, or send a sysrq."),
+    "sve": Verb("pyvmm.commands.sve", "See and explain SVE vector lengths."),
     "doctor": Verb("pyvmm.commands.doctor", "Show what this machine has and lacks."),
     "host": Verb("pyvmm.commands.host", "Manage the emulated arm64 hosts."),
     "version": Verb("pyvmm.commands.version", "Show pyvmm's version."),
@@ -51,20 +52,40 @@ class Invocation:
     debug: bool = field(default=False)
 
 
-class Verbs(click.Group):
+class LazyGroup(click.Group):
     """A group whose commands are imported when they are used."""
+
+    heading = "Commands"
+
+    def __init__(self, *args: Any, verbs: Mapping[str, Verb], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.verbs = verbs
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The verbs, in the order people meet them."""
-        return list(VERBS)
+        return list(self.verbs)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a verb's module and take the command from it."""
-        if cmd_name not in VERBS:
+        if cmd_name not in self.verbs:
             return None
-        verb = VERBS[cmd_name]
+        verb = self.verbs[cmd_name]
         command = getattr(importlib.import_module(verb.module), verb.function or cmd_name)
         return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs without importing them."""
+        with formatter.section(self.heading):
+            formatter.write_dl([(name, verb.summary) for name, verb in self.verbs.items()])
+
+
+class Verbs(LazyGroup):
+    """pyvmm itself.
+
+    kvm-unit-tests takes a program for an lkvm by the first four words of the heading.
+    """
+
+    heading = "The most commonly used pyvmm commands are"
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the verb; a reader that went away ends it as SIGPIPE would, not as click does."""
@@ -73,14 +94,6 @@ class Verbs(click.Group):
         except BrokenPipeError:
             _let_stdout_go()
             raise SystemExit(EXIT_SIGNAL + signal.SIGPIPE) from None
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the verbs without importing them.
-
-        kvm-unit-tests takes a program for an lkvm by the first four words of the heading.
-        """
-        with formatter.section("The most commonly used pyvmm commands are"):
-            formatter.write_dl([(name, verb.summary) for name, verb in VERBS.items()])
 
 
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
@@ -93,6 +106,7 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
 
 @click.group(
     cls=Verbs,
+    verbs=VERBS,
     context_settings={
         "help_option_names": ["-h", "--help"],
         "auto_envvar_prefix": "PYVMM",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 from pyvmm.kvm.stats import Stats
 from pyvmm.kvm.uapi import ExitReason
@@ -36,7 +37,7 @@ class KernelCounts:
     Its files are opened ahead: a vCPU that runs would keep KVM_GET_STATS_FD waiting.
     """
 
-    def __init__(self, vcpus: list[Vcpu], offered: bool) -> None:
+    def __init__(self, vcpus: Sequence[Vcpu], offered: bool) -> None:
         self._files = [Stats(vcpu.get_stats_fd()) for vcpu in vcpus] if offered else []
 
     def close(self) -> None:

@@ -34,6 +34,7 @@ from pyvmm.limits import Plan
 from pyvmm.loop import Loop, Timer
 from pyvmm.memory import GuestMemory
 from pyvmm.runner import Runner
+from pyvmm.vcpus import MachineVcpu
 from pyvmm.virtio import Kicks
 
 KVM = "/dev/kvm"
@@ -138,8 +139,11 @@ class Machine:
         return self.board.memory
 
     @property
-    def vcpus(self) -> tuple[Vcpu, ...]:
-        """The vCPUs; theirs are the registers, while they are paused or have ended."""
+    def vcpus(self) -> tuple[MachineVcpu, ...]:
+        """The vCPUs; theirs are the registers, while they are paused or have ended.
+
+        By name, as typed values: ``vm.vcpus[0].z[3].s.signed``, see RegisterView.
+        """
         return tuple(self.board.vcpus)
 
     @property

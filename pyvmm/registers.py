@@ -7,23 +7,20 @@ Values are hexadecimal text with all of a register's digits: a JSON number loses
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import TypedDict
 
 from pyvmm.arm64 import sysregs, vl
-from pyvmm.arm64.control import Zcr
-from pyvmm.arm64.pstate import Mode, Pstate
+from pyvmm.arm64.lanes import PREDICATE_SHARE
 from pyvmm.errors import KvmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.uapi import MpState
 from pyvmm.kvm.vcpu import Vcpu, VcpuEvents
 from pyvmm.kvm.vgic import Vgic
 
-PREDICATE_SHARE = 8  # a predicate has a bit for each byte of a vector
 VECTORS = frozenset(regs.Z(number) for number in range(32))
 PREDICATES = frozenset({*(regs.P(number) for number in range(16)), regs.FFR()})
-EL2_MODES = (Mode.EL2t, Mode.EL2h)
 MPIDR_EL1 = regs.lookup("MPIDR_EL1", sysregs.ENCODINGS)
 
 # The GIC's CPU interface, which KVM_GET_REG_LIST leaves out.  Of the active priorities every GIC
@@ -70,7 +67,7 @@ def read_registers(
     keeps Z, P and FFR at their longest, also where the guest has chosen a shorter length.
     """
     values, errors = _read_all(vcpu, gic)
-    current = _current_vl(vls, values) if vls else 0
+    current = vl.in_use(vls, values) if vls else 0
     shown = max(vls, default=0) if whole else current
     return VcpuRegisters(
         vcpu=vcpu.id,
@@ -102,14 +99,6 @@ def _read_all(vcpu: Vcpu, gic: Vgic | None) -> tuple[dict[str, int], dict[str, s
         for name in ICC_REGISTERS:
             read(name, partial(gic.get_cpu_sysreg, mpidr), sysregs.ENCODINGS[name])
     return values, errors
-
-
-def _current_vl(vls: vl.VlSet, values: Mapping[str, int]) -> int:
-    """What the guest's instructions use where it stands; EL2's ZCR bounds EL1's as well."""
-    zcrs = {name: Zcr(values[name]).LEN for name in ("ZCR_EL1", "ZCR_EL2") if name in values}
-    if Pstate(values.get("PSTATE", 0)).M in EL2_MODES:
-        zcrs.pop("ZCR_EL1", None)
-    return vl.current(vls, *zcrs.values()) if zcrs else max(vls)
 
 
 def _text(name: str, value: int, vector_bits: int) -> str:

@@ -5,6 +5,7 @@ Source: Linux, Documentation/virt/kvm/api.rst, KVM_ARM_VCPU_INIT, and virt/kvm/d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pyvmm.kvm.vm import Vm
 from pyvmm.limits import Feature, Plan
 from pyvmm.memory import GuestMemory
 from pyvmm.units import parse_cpulist
+from pyvmm.view import RegisterView
 
 # The capabilities by which KVM says that it has a feature, all of them
 CAPS: dict[Feature, tuple[Cap, ...]] = {
@@ -52,6 +54,10 @@ NO_MACHINE_TYPE = 0xFFFF_FFFF
 ONLINE = Path("/sys/devices/system/cpu/online")
 
 
+class MachineVcpu(Vcpu, RegisterView):
+    """A vCPU of a machine: KVM's, and its registers by name as typed values."""
+
+
 def host_features(system: System) -> frozenset[Feature]:
     """What the host's KVM can give vCPUs."""
     return frozenset(
@@ -67,7 +73,7 @@ def online_cpus() -> frozenset[int]:
         return frozenset()
 
 
-def make_vcpus(vm: Vm, decided: Plan, undo: ExitStack) -> list[Vcpu]:
+def make_vcpus(vm: Vm, decided: Plan, undo: ExitStack) -> list[MachineVcpu]:
     """Every vCPU, with the same features and the same vector lengths; all but the first off."""
     features = {VcpuFeature.PSCI_0_2}
     for feature in decided.features:
@@ -75,9 +81,9 @@ def make_vcpus(vm: Vm, decided: Plan, undo: ExitStack) -> list[Vcpu]:
     if decided.vls:
         features.add(VcpuFeature.SVE)
     target = vm.preferred_target()
-    vcpus = []
+    vcpus: list[MachineVcpu] = []
     for number in range(decided.vcpus):
-        vcpu = undo.enter_context(vm.create_vcpu(number))
+        vcpu = undo.enter_context(vm.create_vcpu(number, MachineVcpu))
         vcpu.init(target, features | {VcpuFeature.POWER_OFF} if number else features)
         if decided.vls:
             _give_vector_lengths(vcpu, decided.vls)
@@ -97,7 +103,7 @@ def _give_vector_lengths(vcpu: Vcpu, vls: vl.VlSet) -> None:
         )
 
 
-def init_pmus(vcpus: list[Vcpu], decided: Plan) -> None:
+def init_pmus(vcpus: Sequence[Vcpu], decided: Plan) -> None:
     """Make the PMUs ready, if there are any; after the interrupt controller."""
     if Feature.PMU in decided.features:
         for vcpu in vcpus:
@@ -105,7 +111,7 @@ def init_pmus(vcpus: list[Vcpu], decided: Plan) -> None:
 
 
 def give_pvtime(
-    vm: Vm, vcpus: list[Vcpu], decided: Plan, slot: int, undo: ExitStack
+    vm: Vm, vcpus: Sequence[Vcpu], decided: Plan, slot: int, undo: ExitStack
 ) -> GuestMemory | None:
     """Let the guest read how long each vCPU was kept waiting, in memory of that slot.
 

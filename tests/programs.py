@@ -71,6 +71,55 @@ PROGRAMS = {
         b9000041  str w1, [x2]
         14000000  b .
     """,
+    # Z0 to Z6 count in lanes of every size, from W5, X6 and by X7 too; P1, and P2 and FFR up to X8;
+    # then Z0 to Z6 and Z31 go to X9, and P1, P2, P15 and FFR to X10
+    "lanes": """
+        d2a00663  movz x3, #0x33, lsl #16
+        d5181043  msr cpacr_el1, x3
+        d28001e3  mov x3, #15
+        d5181203  msr S3_0_C1_C2_0, x3
+        d5033fdf  isb
+        04234200  index z0.b, #-16, #3
+        047940a1  index z1.h, #5, #-7
+        04a344a2  index z2.s, w5, #3
+        04e74cc3  index z3.d, x6, x7
+        2518e3e0  ptrue p0.b
+        6552a024  scvtf z4.h, p0/m, z1.h
+        6594a045  scvtf z5.s, p0/m, z2.s
+        65d6a066  scvtf z6.d, p0/m, z3.d
+        25d8e3e1  ptrue p1.d
+        25681fe2  whilelo p2.h, xzr, x8
+        25289040  wrffr p2.b
+        e5804120  str z0, [x9]
+        e5804521  str z1, [x9, #1, mul vl]
+        e5804922  str z2, [x9, #2, mul vl]
+        e5804d23  str z3, [x9, #3, mul vl]
+        e5805124  str z4, [x9, #4, mul vl]
+        e5805525  str z5, [x9, #5, mul vl]
+        e5805926  str z6, [x9, #6, mul vl]
+        e5805d3f  str z31, [x9, #7, mul vl]
+        e5800141  str p1, [x10]
+        e5800542  str p2, [x10, #1, mul vl]
+        e580094f  str p15, [x10, #2, mul vl]
+        2519f004  rdffr p4.b
+        e5800d44  str p4, [x10, #3, mul vl]
+        b9000041  str w1, [x2]
+        14000000  b .
+    """,
+    # What Z0, Z31, P0, P15 and FFR hold goes to X9 and X10, at the vector length ZCR_EL1 has
+    "stores": """
+        d2a00663  movz x3, #0x33, lsl #16
+        d5181043  msr cpacr_el1, x3
+        d5033fdf  isb
+        2519f004  rdffr p4.b
+        e5804120  str z0, [x9]
+        e580453f  str z31, [x9, #1, mul vl]
+        e5800140  str p0, [x10]
+        e580054f  str p15, [x10, #1, mul vl]
+        e5800944  str p4, [x10, #2, mul vl]
+        b9000041  str w1, [x2]
+        14000000  b .
+    """,
 }
 
 

@@ -17,14 +17,14 @@ PACKAGE = Path(__file__).parent.parent / "pyvmm"
 # The rooms of the house, lowest first: each imports only from those above its line in this list.
 ROOMS = (
     # the bottom: errors, the guest's map, guest RAM, what was asked for
-    "errors", "layout", "dirs", "units", "config", "hugetlbfs", "memory",
+    "errors", "layout", "dirs", "files", "units", "config", "hugetlbfs", "memory",
     # no KVM
-    "arm64", "devices", "boot",
+    "arm64", "probe", "devices", "boot",
     # nothing but KVM
     "kvm",
     # a Config becomes a machine, and runs
-    "limits", "runner", "loop", "console", "vcpus", "irqchip", "virtio", "registers", "counts",
-    "board", "machine", "control", "snapshot", "repro",
+    "limits", "runner", "loop", "console", "view", "vcpus", "irqchip", "virtio", "registers",
+    "counts", "board", "machine", "control", "snapshot", "repro",
     "host",
     # words in, words out
     "cli", "commands",

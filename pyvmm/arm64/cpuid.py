@@ -29,6 +29,23 @@ class Implementer(IntEnum):
     AMPERE = 0xC0
 
 
+# Who made a processor, for people
+MAKERS: dict[int, str] = {
+    Implementer.SOFTWARE: "software (QEMU)",
+    Implementer.ARM: "Arm",
+    Implementer.BRCM: "Broadcom",
+    Implementer.CAVIUM: "Cavium",
+    Implementer.FUJITSU: "Fujitsu",
+    Implementer.HISI: "HiSilicon",
+    Implementer.NVIDIA: "NVIDIA",
+    Implementer.APM: "Applied Micro",
+    Implementer.QCOM: "Qualcomm",
+    Implementer.APPLE: "Apple",
+    Implementer.MICROSOFT: "Microsoft",
+    Implementer.AMPERE: "Ampere",
+}
+
+
 class Midr(Bits):
     """Who made the processor, and which (MIDR_EL1)."""
 
@@ -104,3 +121,10 @@ class Ccsidr(Bits):
 def line_bytes(log2_words: int) -> int:
     """The bytes of a size as CTR_EL0 and DCZID_EL0 give them."""
     return WORD << log2_words
+
+
+def describe(midr_el1: int) -> str:
+    """A processor in words: its maker, and its numbers."""
+    midr = Midr(midr_el1)
+    maker = MAKERS.get(midr.Implementer, f"implementer {midr.Implementer:#04x}")
+    return f"{maker}, part {midr.PartNum:#05x}, MIDR_EL1 {midr_el1:#010x}"

@@ -11,8 +11,10 @@ Source: Linux arch/arm64/kvm/guest.c, set_sve_vls(); Arm ARM DDI 0487, "SVE vect
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from pyvmm.arm64.control import Zcr
+from pyvmm.arm64.pstate import Mode, Pstate
 from pyvmm.config import SveRequest
 from pyvmm.errors import HostError, UsageError
 
@@ -22,6 +24,7 @@ QUADWORD = 128  # bits: the shortest length, and the step between lengths
 LONGEST = 2048  # bits: the architecture's limit
 LENGTHS = frozenset(range(QUADWORD, LONGEST + 1, QUADWORD))
 NO_SVE: VlSet = frozenset()
+EL2_MODES = (Mode.EL2t, Mode.EL2h)
 
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,8}")
 
@@ -32,8 +35,9 @@ class TextError(UsageError):
     def __init__(self, option: str, text: str, reason: str, *, meant: Iterable[int] = ()) -> None:
         self.meant = LENGTHS.intersection(meant)
         super().__init__(
-            f"{option}={text}: {reason}",
-            hint="lengths are in bits, each a multiple of 128 up to 2048: --sve-vls=128,256",
+            f"{_spelled(option, text)}: {reason}",
+            hint="lengths are in bits, each a multiple of 128 up to 2048: "
+            + _spelled(option and "--sve-vls", "128,256"),
         )
 
     def on(self, host: VlSet) -> TextError:
@@ -43,7 +47,7 @@ class TextError(UsageError):
 
 
 def parse(text: str, *, option: str = "--sve-vls") -> VlSet:
-    """Read a set such as ``128,256``.
+    """Read a set such as ``128,256``; an empty ``option`` is a set that stands for itself.
 
     Raises: TextError, for text that is wrong whatever the host has.
     """
@@ -77,6 +81,12 @@ def show(vls: Iterable[int]) -> str:
     return ",".join(map(str, sorted(vls)))
 
 
+def words(vls: Iterable[int]) -> str:
+    """``256``, ``256 and 384`` or ``128, 256 and 384``."""
+    *head, last = map(str, sorted(vls))
+    return f"{', '.join(head)} and {last}" if head else last
+
+
 def up_to(host: VlSet, limit: int) -> VlSet:
     """Every length of the host that is not above ``limit``."""
     return frozenset(length for length in host if length <= limit)
@@ -90,14 +100,32 @@ def current(vls: VlSet, *lens: int) -> int:
     return max(up_to(vls, (min(lens) + 1) * QUADWORD), default=min(vls))
 
 
+def in_use(vls: VlSet, registers: Mapping[str, int]) -> int:
+    """The length a vCPU's instructions use where it stands, by its registers' values by name.
+
+    EL2's ZCR, where there is one, bounds EL1's as well.
+    """
+    zcrs = {name: Zcr(registers[name]).LEN for name in ("ZCR_EL1", "ZCR_EL2") if name in registers}
+    if Pstate(registers.get("PSTATE", 0)).M in EL2_MODES:
+        zcrs.pop("ZCR_EL1", None)
+    return current(vls, *zcrs.values()) if zcrs else max(vls)
+
+
+def by_len(vls: VlSet) -> list[int]:
+    """The length a guest with that set gets for each value of ZCR_EL1.LEN, from 0 to 15."""
+    return [current(vls, length) for length in range(Zcr.LEN.largest + 1)]
+
+
 def is_legal(vls: VlSet, host: VlSet) -> bool:
     """Whether KVM on a host with those lengths accepts the set."""
     return bool(vls) and vls == up_to(host, max(vls))
 
 
-def legal_sets(host: VlSet) -> list[VlSet]:
-    """Every set KVM accepts on a host with those lengths, smallest first."""
-    return [up_to(host, limit) for limit in sorted(host)]
+def legal_sets(*hosts: VlSet) -> list[VlSet]:
+    """Every set KVM accepts on each of these hosts, smallest first."""
+    first, *others = hosts
+    sets = [up_to(first, limit) for limit in sorted(first)]
+    return [vls for vls in sets if all(is_legal(vls, host) for host in others)]
 
 
 def nearest(asked: VlSet, host: VlSet) -> list[VlSet]:
@@ -125,22 +153,30 @@ def advice(asked: VlSet, host: VlSet) -> str:
     return f"this host (which has {show(host)}) can give {choices}"
 
 
+def why_not(asked: VlSet, host: VlSet) -> str:
+    """Why KVM on a host with those lengths refuses the set; empty if it does not."""
+    if is_legal(asked, host):
+        return ""
+    if not host:
+        return "the host has no SVE"
+    reasons = []
+    if lacking := asked - host:
+        reasons.append(f"the host does not have {words(lacking)}")
+    if skipped := up_to(host, max(asked, default=0)) - asked:
+        reasons.append(
+            "KVM wants every length the host has below the largest asked for, "
+            f"and {words(skipped)} {'is' if len(skipped) == 1 else 'are'} left out"
+        )
+    return "; ".join(reasons)
+
+
 def check(asked: VlSet, host: VlSet) -> None:
     """Make sure that KVM on a host with those lengths accepts the set.
 
     Raises: HostError, in the words of KVM's rule, with the nearest sets that would work.
     """
-    if is_legal(asked, host):
-        return
-    reasons = []
-    if lacking := asked - host:
-        reasons.append(f"the host does not have {_words(lacking)}")
-    if skipped := up_to(host, max(asked, default=0)) - asked:
-        reasons.append(
-            "KVM wants every length the host has below the largest asked for, "
-            f"and {_words(skipped)} {'is' if len(skipped) == 1 else 'are'} left out"
-        )
-    raise HostError(f"--sve-vls={show(asked)}: {'; '.join(reasons)}", hint=advice(asked, host))
+    if reason := why_not(asked, host):
+        raise HostError(f"--sve-vls={show(asked)}: {reason}", hint=advice(asked, host))
 
 
 def choose(request: SveRequest, host: VlSet) -> VlSet:
@@ -195,7 +231,9 @@ def _other_unit(numbers: VlSet, option: str) -> str | None:
         readings.append(("bytes, as prctl and vlset take them,", from_bytes))
     if not readings:
         return None
-    likely = ", or ".join(f"{unit} and would be {option}={show(vls)}" for unit, vls in readings)
+    likely = ", or ".join(
+        f"{unit} and would be {_spelled(option, show(vls))}" for unit, vls in readings
+    )
     return (
         f"lengths are in bits; {'this looks' if len(numbers) == 1 else 'these look'} like {likely}"
     )
@@ -242,7 +280,6 @@ def _from_bytes(numbers: VlSet) -> VlSet:
     return vls if vls <= LENGTHS and (not in_bits or 16 in numbers) else NO_SVE
 
 
-def _words(vls: Iterable[int]) -> str:
-    """``256``, ``256 and 384`` or ``128, 256 and 384``."""
-    *head, last = map(str, sorted(vls))
-    return f"{', '.join(head)} and {last}" if head else last
+def _spelled(option: str, text: str) -> str:
+    """A set as it was, or would be, written."""
+    return f"{option}={text}" if option else text or "''"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm import host
+from pyvmm.arm64 import cpuid
 from pyvmm.board import read_limits
 from pyvmm.errors import HostError, KvmError, VmmError
 from pyvmm.kvm.caps import Cap
@@ -25,19 +26,6 @@ DEVICE = Path("/dev/kvm")
 MIDR = Path("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1")
 DEVICE_TREE = Path("/sys/firmware/devicetree/base")
 BOARD = Path("/sys/class/dmi/id/product_name")
-
-# Who made a CPU: MIDR_EL1 bits 31:24.  Source: Linux arch/arm64/include/asm/cputype.h
-IMPLEMENTERS = {
-    0x00: "software (QEMU)",
-    0x41: "Arm",
-    0x46: "Fujitsu",
-    0x48: "HiSilicon",
-    0x4E: "NVIDIA",
-    0x51: "Qualcomm",
-    0x61: "Apple",
-    0x6D: "Microsoft",
-    0xC0: "Ampere",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +64,7 @@ class Fact:
 def machine_facts(topic: str = "machine") -> Iterator[Fact]:
     """The computer and its kernel, whatever they are."""
     yield Fact(topic, "architecture", platform.machine())
-    if kind := _kind_of_machine():
+    if kind := kind_of_machine():
         yield Fact(topic, "kind", kind)
     yield Fact(topic, "processor", _cpu())
     yield Fact(topic, "CPUs online", os.sysconf("SC_NPROCESSORS_ONLN"))
@@ -160,7 +148,7 @@ def _capabilities(system: System) -> Iterator[Fact]:
             yield Fact("capabilities", cap.name, vm.check_extension(cap))
 
 
-def _kind_of_machine() -> str:
+def kind_of_machine() -> str:
     """Whether this is hardware, as far as it can be told; empty where it cannot."""
     if inside := host.describe_inside():
         return f"emulated: {inside}"
@@ -174,9 +162,7 @@ def _cpu() -> str:
     """The CPU's name, or on arm64 its maker and numbers."""
     midr = _text(MIDR)
     if midr:
-        number = int(midr, 16)
-        maker = IMPLEMENTERS.get(number >> 24 & 0xFF, f"implementer {number >> 24 & 0xFF:#04x}")
-        return f"{maker}, part {number >> 4 & 0xFFF:#05x}, MIDR_EL1 {number:#010x}"
+        return cpuid.describe(int(midr, 16))
     for line in _text(Path("/proc/cpuinfo")).splitlines():
         name, _, value = line.partition(":")
         if name.strip() == "model name":

@@ -40,6 +40,7 @@ INCLUDES = """
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #include <linux/kvm.h>
@@ -50,6 +51,7 @@ int pyvmm_ioctl(int fd, unsigned long request, unsigned long argument);
 int pyvmm_ioctl_at(int fd, unsigned long request, void *argument);
 int pyvmm_one_reg(int fd, unsigned long request, uint64_t id, void *value);
 int pyvmm_irq_line(int vm, uint32_t irq, int level);
+int pyvmm_sve_set_vl(unsigned long limit, uint64_t *rdvl);
 
 struct pyvmm_vcpu {
     int thread;

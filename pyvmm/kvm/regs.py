@@ -11,6 +11,7 @@ Size is log2 of the bytes.  Source: Documentation/virt/kvm/api.rst, KVM_SET_ONE_
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 ARM64 = 0x6000_0000_0000_0000
 _SIZE_SHIFT = 52
@@ -25,6 +26,19 @@ SYSREG = 0x13 << _GROUP_SHIFT
 FW = 0x14 << _GROUP_SHIFT
 SVE = 0x15 << _GROUP_SHIFT
 FW_FEAT_BMAP = 0x16 << _GROUP_SHIFT
+
+
+class RegisterFile(Protocol):
+    """What holds registers by their ids: a vCPU, or what was kept of one."""
+
+    def get_one_reg(self, reg_id: int) -> int:
+        """Read a register, as a number with the register's own bit order."""
+
+    def set_one_reg(self, reg_id: int, value: int) -> None:
+        """Write a register."""
+
+    def get_reg_list(self) -> list[int]:
+        """The ids of all registers there are."""
 
 
 def size(reg_id: int) -> int:
@@ -126,6 +140,16 @@ TIMER_CNT = sysreg(3, 3, 14, 3, 2)
 PTIMER_CTL = sysreg(3, 3, 14, 2, 1)
 PTIMER_CVAL = sysreg(3, 3, 14, 2, 2)
 PTIMER_CNT = sysreg(3, 3, 14, 0, 1)
+
+# What they are to Arm.  By these names' encodings KVM would give another of them.
+TIMERS = {
+    "CNTV_CTL_EL0": TIMER_CTL,
+    "CNTV_CVAL_EL0": TIMER_CVAL,
+    "CNTVCT_EL0": TIMER_CNT,
+    "CNTP_CTL_EL0": PTIMER_CTL,
+    "CNTP_CVAL_EL0": PTIMER_CVAL,
+    "CNTPCT_EL0": PTIMER_CNT,
+}
 
 PSCI_VERSION = fw(0)
 SMCCC_ARCH_WORKAROUND_1 = fw(1)
@@ -236,10 +260,13 @@ def name(reg_id: int, sysregs: Mapping[int, str] | None = None) -> str:
 def lookup(text: str, sysregs: Mapping[str, int] | None = None) -> int:
     """The id of the register with that name; ``name`` turned around.
 
-    ``sysregs`` gives system registers' encodings by name.  Raises KeyError for an unknown name.
+    ``sysregs`` gives system registers' encodings by name.  Timers have Arm's names too.
+    Raises KeyError for an unknown name.
     """
     if text in _FIXED:
         return _FIXED[text]
+    if text in TIMERS:
+        return TIMERS[text]
     if sysregs and text in sysregs:
         return ARM64 | U64 | SYSREG | sysregs[text]
     if text.startswith("0x"):

@@ -1,6 +1,6 @@
 /*
- * The calls that need C: ioctls with the GIL released and errno in the result, KVM_RUN, and the
- * kick that ends one.  Mechanism only.  _build.py puts the includes, and assertions that
+ * The calls that need C: ioctls with the GIL released and errno in the result, KVM_RUN, the kick
+ * that ends one, and the instruction RDVL.  Mechanism only.  _build.py puts the includes, and assertions that
  * pyvmm's tables agree with the kernel's headers, above this file.
  */
 
@@ -32,6 +32,22 @@ static int pyvmm_irq_line(int vm, uint32_t irq, int level)
 	struct kvm_irq_level line = { .irq = irq, .level = level };
 
 	return pyvmm_ioctl(vm, KVM_IRQ_LINE, (unsigned long)&line);
+}
+
+/*
+ * Give this thread the host's longest vector length within a limit in bytes: what prctl says it
+ * is now, or -errno (-EINVAL without SVE), and what RDVL says.
+ */
+static int pyvmm_sve_set_vl(unsigned long limit, uint64_t *rdvl)
+{
+	register uint64_t length asm("x0");
+	int result = prctl(PR_SVE_SET_VL, limit, 0, 0, 0);
+
+	if (result < 0)
+		return -errno;
+	asm volatile(".inst 0x04bf5020" : "=r"(length)); /* rdvl x0, #1; not every as has SVE */
+	*rdvl = length;
+	return result & PR_SVE_VL_LEN_MASK;
 }
 
 /* A vCPU's fd and shared pages; below them what the last exit, or ring entry, said. */

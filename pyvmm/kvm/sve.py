@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import threading
 from collections.abc import Iterable
+from typing import NamedTuple
 
+from pyvmm.errors import HostError
 from pyvmm.kvm import regs
 from pyvmm.kvm.caps import Cap
+from pyvmm.kvm.native import native
+from pyvmm.kvm.regs import RegisterFile
 from pyvmm.kvm.system import System
 from pyvmm.kvm.uapi import VcpuFeature
-from pyvmm.kvm.vcpu import Vcpu
 
 MIN_IPA_BITS = 32  # a VM of this size every host can make
 QUADWORD = 128  # bits; the unit of a vector length
-MAX_BITS = 512 * QUADWORD  # as far as KVM_REG_ARM64_SVE_VLS reaches
+MAX_BITS = 512 * QUADWORD  # as far as KVM_REG_ARM64_SVE_VLS reaches, and PR_SVE_SET_VL
 
 
-def read_vls(vcpu: Vcpu) -> frozenset[int]:
+class OwnLengths(NamedTuple):
+    """The vector lengths of the host's own programs, from two witnesses: they are to agree."""
+
+    prctl: frozenset[int]  # what PR_SVE_SET_VL says it gave
+    rdvl: frozenset[int]  # what the instruction RDVL then reads
+
+
+def read_vls(vcpu: RegisterFile) -> frozenset[int]:
     """The vector lengths a vCPU has (with SVE, initialised)."""
     bitmap = vcpu.get_one_reg(regs.SVE_VLS)
     return frozenset(
@@ -23,7 +36,7 @@ def read_vls(vcpu: Vcpu) -> frozenset[int]:
     )
 
 
-def write_vls(vcpu: Vcpu, lengths: Iterable[int]) -> None:
+def write_vls(vcpu: RegisterFile, lengths: Iterable[int]) -> None:
     """Choose a vCPU's vector lengths, after init and before finalize.
 
     KVM takes a set only if it holds every length of the host's up to its own largest.
@@ -47,3 +60,46 @@ def host_vector_lengths(system: System) -> frozenset[int]:
     with system.create_vm(MIN_IPA_BITS) as vm, vm.create_vcpu(0) as vcpu:
         vcpu.init(vm.preferred_target(), [VcpuFeature.SVE])
         return read_vls(vcpu)
+
+
+def own_vector_lengths() -> OwnLengths:
+    """The vector lengths of the host's own programs; none without SVE.
+
+    Tried one after the other by a thread made for it: a vector length is a thread's own.
+    Source: Documentation/arch/arm64/sve.rst, "prctl() extensions".
+    """
+    found: list[OwnLengths | BaseException] = []
+
+    def probe() -> None:
+        try:
+            found.append(_try_lengths())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=probe, name="vector lengths")
+    thread.start()
+    thread.join()
+    (result,) = found
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+def _try_lengths() -> OwnLengths:
+    """Set this thread's vector length to each there is: the kernel goes down to the next."""
+    ffi, lib = native()
+    prctl: set[int] = set()
+    rdvl: set[int] = set()
+    read = ffi.new("uint64_t *")
+    limit = MAX_BITS
+    while limit >= QUADWORD:
+        given = lib.pyvmm_sve_set_vl(limit // 8, read)
+        if given == -errno.EINVAL:  # no SVE
+            break
+        if given < 0:
+            raise HostError(f"prctl(PR_SVE_SET_VL, {limit // 8}): {os.strerror(-given)}")
+        length = given * 8
+        prctl.add(length)
+        rdvl.add(int(read[0]) * 8)
+        limit = min(length, limit) - QUADWORD
+    return OwnLengths(frozenset(prctl), frozenset(rdvl))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, overload
 
 from pyvmm.errors import KvmError
 from pyvmm.kvm import ioctls, regs, structs
@@ -25,6 +25,8 @@ from pyvmm.kvm.uapi import (
     MsiFlag,
 )
 from pyvmm.kvm.vcpu import Vcpu
+
+_Vcpu = TypeVar("_Vcpu", bound=Vcpu)
 
 _FIRST_SPI = 32  # INTIDs.  Source: GICv3 architecture (Arm IHI 0069), table 2-1
 _FIRST_PPI = 16
@@ -174,9 +176,16 @@ class Vm(AttributeFd):
 
     # vCPUs and devices
 
-    def create_vcpu(self, vcpu_id: int) -> Vcpu:
-        """Make a vCPU; all of them come before the GIC is initialised."""
-        return Vcpu(
+    @overload
+    def create_vcpu(self, vcpu_id: int) -> Vcpu: ...
+    @overload
+    def create_vcpu(self, vcpu_id: int, kind: type[_Vcpu]) -> _Vcpu: ...
+    def create_vcpu(self, vcpu_id: int, kind: type[Vcpu] = Vcpu) -> Vcpu:
+        """Make a vCPU; all of them come before the GIC is initialised.
+
+        ``kind`` is the class it is to be of.
+        """
+        return kind(
             ioctls.CREATE_VCPU(self.fd, vcpu_id, f"id={vcpu_id}"), vcpu_id, self.vcpu_mmap_size
         )
 

@@ -320,3 +320,53 @@ def test_current_length_is_the_longest_there_is_within_every_len(
     lens: tuple[int, ...], bits: int
 ) -> None:
     assert vl.current(frozenset({128, 256, 512}), *lens) == bits
+
+
+@pytest.mark.parametrize(
+    ("registers", "bits"),
+    [
+        ({}, 512),
+        ({"ZCR_EL1": 1, "PSTATE": 0x3C5}, 256),
+        ({"ZCR_EL1": 3, "ZCR_EL2": 1, "PSTATE": 0x3C5}, 256),
+        ({"ZCR_EL1": 0, "ZCR_EL2": 1, "PSTATE": 0x3C9}, 256),  # in EL2
+    ],
+)
+def test_length_in_use_heeds_the_exception_level(registers: dict[str, int], bits: int) -> None:
+    assert vl.in_use(FULL_512, registers) == bits
+
+
+@given(host=hosts)
+def test_length_by_len_is_the_longest_within_it(host: frozenset[int]) -> None:
+    by_len = vl.by_len(host)
+
+    assert len(by_len) == 16
+    for len_, bits in enumerate(by_len):
+        assert bits in host
+        assert not [longer for longer in host if bits < longer <= (len_ + 1) * 128]
+
+
+@given(first=hosts, second=hosts)
+def test_sets_of_two_hosts_are_those_that_both_kernels_accept(
+    first: frozenset[int], second: frozenset[int]
+) -> None:
+    common = vl.legal_sets(first, second)
+
+    assert common == sorted(common, key=len)
+    assert frozenset({128}) in common
+    for vls in {*vl.legal_sets(first), *vl.legal_sets(second)}:
+        assert (vls in common) == (kernel_accepts(vls, first) and kernel_accepts(vls, second))
+
+
+def test_host_without_sve_refuses_every_set() -> None:
+    assert vl.why_not(frozenset({128}), frozenset()) == "the host has no SVE"
+    assert vl.legal_sets(FULL_512, frozenset()) == []
+
+
+def test_set_that_stands_for_itself_is_refused_without_an_option() -> None:
+    with pytest.raises(vl.TextError) as caught:
+        vl.parse("16,32", option="")
+
+    assert caught.value.message == (
+        "16,32: lengths are in bits; these look like bytes, as prctl and vlset take them, "
+        "and would be 128,256"
+    )

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ctypes
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,8 @@ from tests.kvm.guest import guest
 pytestmark = pytest.mark.kvm
 
 FEATURES = (VcpuFeature.PSCI_0_2, VcpuFeature.SVE)
+PR_SVE_GET_VL = 51  # Source: linux/prctl.h
+DEFAULT_LENGTH = Path("/proc/sys/abi/sve_default_vector_length")  # bytes
 
 
 @pytest.fixture
@@ -77,3 +81,28 @@ def test_number_that_is_no_vector_length_is_refused(length: int) -> None:
     refusal = pytest.raises(ValueError, match=f"^{length} is not a multiple of 128")
     with guest("spin", features=FEATURES) as made, refusal:
         sve.write_vls(made.vcpu, [length])
+
+
+def test_host_s_own_lengths_are_the_same_by_prctl_and_by_rdvl(host: list[int]) -> None:
+    own = sve.own_vector_lengths()
+
+    assert own.prctl == own.rdvl
+    assert set(host) <= own.prctl
+    assert int(DEFAULT_LENGTH.read_text(encoding="ascii")) * 8 in own.prctl
+
+
+def test_host_without_sve_has_no_lengths_of_its_own() -> None:
+    if DEFAULT_LENGTH.exists():
+        pytest.skip("this host has SVE")
+
+    assert sve.own_vector_lengths() == (frozenset(), frozenset())
+
+
+def test_asking_for_the_host_s_own_lengths_leaves_this_thread_s_alone(host: list[int]) -> None:
+    libc = ctypes.CDLL(None)
+    before = libc.prctl(PR_SVE_GET_VL)
+
+    sve.own_vector_lengths()
+
+    assert before > 0
+    assert libc.prctl(PR_SVE_GET_VL) == before

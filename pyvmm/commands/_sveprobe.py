@@ -1,0 +1,71 @@
+"""Asking this host what it gives guests of SVE, and reading what others answered."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pyvmm import host
+from pyvmm.arm64 import cpuid, vl
+from pyvmm.errors import UsageError
+from pyvmm.probe import Probe
+
+CPUS = Path("/sys/devices/system/cpu")
+MIDR = "cpu[0-9]*/regs/identification/midr_el1"
+
+
+def probe_here() -> Probe:
+    """This host.
+
+    Raises: HostError, where it has no KVM for arm64.
+    """
+    from pyvmm.commands._facts import kind_of_machine
+    from pyvmm.kvm import sve
+    from pyvmm.kvm.system import System
+
+    with System.open() as system:
+        vls = sve.host_vector_lengths(system)
+    own = sve.own_vector_lengths()
+    return Probe(
+        kernel=f"Linux {os.uname().release}",
+        machine=kind_of_machine() or "hardware, as far as can be told",
+        emulated=host.describe_inside() is not None,
+        midrs=tuple(_midrs(CPUS)),
+        vls=vls,
+        prctl=own.prctl,
+        rdvl=own.rdvl,
+    )
+
+
+def read_probes(files: Iterable[Path]) -> dict[str, Probe]:
+    """Saved probes by their files' names, as given.
+
+    Raises: UsageError, for a file that is none, or that is given twice.
+    """
+    probes: dict[str, Probe] = {}
+    for file in files:
+        if str(file) in probes:
+            raise UsageError(f"{file}: the probe is given twice")
+        probes[str(file)] = Probe.read(file)
+    return probes
+
+
+def cpus(probe: Probe) -> list[str]:
+    """The kinds of CPU a host has, in words."""
+    return [cpuid.describe(midr) for midr in probe.midrs]
+
+
+def shown(vls: vl.VlSet) -> str:
+    """A host's lengths, or that it has none."""
+    return vl.show(vls) or "no SVE"
+
+
+def _midrs(cpus: Path) -> Iterator[int]:
+    """The MIDR_EL1 of every kind of CPU, once."""
+    seen = set()
+    for path in sorted(cpus.glob(MIDR)):
+        midr = int(path.read_text(encoding="ascii"), 16)
+        if midr not in seen:
+            seen.add(midr)
+            yield midr

@@ -1,0 +1,24 @@
+"""``pyvmm sve``: the vector lengths of hosts; a file for each of its commands."""
+
+from __future__ import annotations
+
+import click
+
+from pyvmm.cli import LazyGroup, Verb
+
+COMMANDS = {
+    "list": Verb(
+        "pyvmm.commands.sve_list", "Show the vector lengths a host gives guests.", "list_lengths"
+    ),
+    "explain": Verb("pyvmm.commands.sve_explain", "Tell whether a set would work, and why not."),
+    "common": Verb("pyvmm.commands.sve_common", "Show the sets that all of some hosts can give."),
+}
+
+
+@click.group(cls=LazyGroup, verbs=COMMANDS)
+def sve() -> None:
+    """See and explain SVE vector lengths.
+
+    All lengths are in bits. KVM gives a guest a set that holds every length the host has up to
+    the set's longest, and none that the host lacks.
+    """

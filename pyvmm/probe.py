@@ -1,0 +1,224 @@
+"""What a host gives guests of SVE, as data: of this host, or read from a file about another.
+
+The file is JSON; see Probe.document.  Lengths are in bits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from pyvmm.arm64 import vl
+from pyvmm.errors import UsageError
+from pyvmm.files import write_whole
+
+FORMAT = "pyvmm host probe"
+SCHEMA = 1
+LARGEST = 1 << 20  # bytes; a probe has some hundred
+HOW = "`pyvmm sve list --probe FILE` on that host writes one"
+
+
+class Difference(NamedTuple):
+    """A point where KVM's answer is not the host's own; ``known`` tells what can be from a bug."""
+
+    text: str
+    known: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A host's SVE: what KVM gives guests, and the host's own programs, and what the host is.
+
+    ``machine`` is the computer in words, and ``emulated`` whether pyvmm emulates it. ``midrs``
+    are the MIDR_EL1 of every kind of CPU it has. ``prctl`` and ``rdvl`` are what its own
+    programs have, by PR_SVE_SET_VL and by the instruction.
+    """
+
+    kernel: str
+    machine: str
+    emulated: bool
+    midrs: tuple[int, ...]
+    vls: vl.VlSet
+    prctl: vl.VlSet
+    rdvl: vl.VlSet
+
+    def differences(self) -> Iterator[Difference]:
+        """Where KVM's answer and the host's own are not the same, and why that can be."""
+        if self.rdvl != self.prctl:
+            yield Difference(
+                f"RDVL reads {_show(self.rdvl)} where prctl(PR_SVE_SET_VL) gave "
+                f"{_show(self.prctl)}: the instruction and the kernel contradict each other",
+                known=False,
+            )
+        if surplus := self.vls - self.prctl:
+            yield Difference(
+                f"KVM offers {vl.words(surplus)}, which the host's own programs do not have",
+                known=False,
+            )
+        if self.prctl and not self.vls:
+            yield Difference(
+                "the host's own programs have SVE and guests have not: its KVM is without "
+                "(before Linux v5.2, or in protected mode)",
+                known=True,
+            )
+            return
+        longest = max(self.vls, default=0)
+        lacking = self.prctl - self.vls
+        if above := {length for length in lacking if length > longest}:
+            # Source: Linux, sve_setup() in arch/arm64/kernel/fpsimd.c, max_virtualisable_vl;
+            # kvm_arm_init_sve() in arch/arm64/kvm/reset.c
+            yield Difference(
+                f"KVM does not offer {vl.words(above)}: it stops below the shortest length "
+                "that only some of the CPUs have, as a guest may run on any of them (the kernel's "
+                "log then says: SVE vector length for guests limited)",
+                known=True,
+            )
+        if inside := {length for length in lacking if length < longest}:
+            yield Difference(
+                f"KVM does not offer {vl.words(inside)}, though it offers a longer length",
+                known=False,
+            )
+
+    def document(self) -> dict[str, Any]:
+        """The probe as JSON has it."""
+        return {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            "host": {
+                "kernel": self.kernel,
+                "machine": self.machine,
+                "emulated": self.emulated,
+                "midr_el1": [f"{midr:#010x}" for midr in self.midrs],
+            },
+            "sve": {
+                "unit": "bits",
+                "kvm": sorted(self.vls),
+                "prctl": sorted(self.prctl),
+                "rdvl": sorted(self.rdvl),
+            },
+        }
+
+    def write(self, path: Path) -> None:
+        """Save the probe.
+
+        Raises: UsageError.
+        """
+        write_whole(path, (json.dumps(self.document(), indent=2) + "\n").encode())
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a probe that was saved, here or on another machine.
+
+        Raises: UsageError, for a file that is none, is damaged, or is of a newer pyvmm.
+        """
+        return cls.of(_document(path), str(path))
+
+    @classmethod
+    def of(cls, document: object, name: str) -> Self:
+        """The probe in a JSON document; ``name`` is what messages call it.
+
+        Raises: UsageError.
+        """
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise UsageError(f"{name}: this is JSON, but no probe of a host", hint=HOW)
+        schema = document.get("schema")
+        if type(schema) is int and schema > SCHEMA:
+            raise UsageError(
+                f"{name}: a probe of schema {schema}, and this pyvmm reads up to {SCHEMA}",
+                hint="a newer pyvmm wrote it: use that one, or probe the host again with this one",
+            )
+        if schema != SCHEMA:
+            raise _damaged(name, "schema", schema)
+        fields = _Fields(document, name)
+        return cls(
+            kernel=fields.get("host", "kernel", _text),
+            machine=fields.get("host", "machine", _text),
+            emulated=fields.get("host", "emulated", _flag),
+            midrs=fields.get("host", "midr_el1", _midrs),
+            vls=fields.get("sve", "kvm", _lengths),
+            prctl=fields.get("sve", "prctl", _lengths),
+            rdvl=fields.get("sve", "rdvl", _lengths),
+        )
+
+
+class _Fields:
+    """The fields of a document that may hold anything."""
+
+    def __init__(self, document: dict[str, Any], name: str) -> None:
+        self._document = document
+        self._name = name
+
+    def get(self, part: str, key: str, reader: Callable[[Any], Any]) -> Any:
+        """What ``reader`` makes of a field, which says by ValueError or TypeError that it fails."""
+        fields = self._document.get(part)
+        value = fields.get(key) if isinstance(fields, dict) else None
+        try:
+            return reader(value)
+        except (TypeError, ValueError):
+            raise _damaged(self._name, f"{part}.{key}", value) from None
+        except vl.TextError as error:
+            raise UsageError(f"{self._name}: {part}.{key}: {error.message}", hint=HOW) from None
+
+
+def _document(path: Path) -> object:
+    """What JSON there is in a file that may hold anything."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}", hint=HOW) from error
+    if len(data) > LARGEST:
+        raise UsageError(f"{path}: too large to be a probe of a host", hint=HOW)
+    if not data.strip():
+        raise UsageError(f"{path}: the file is empty", hint=HOW)
+    try:
+        document: object = json.loads(data)
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg}, line {error.lineno} column {error.colno}"
+        raise UsageError(f"{path}: not JSON, or not all of it: {reason}", hint=HOW) from None
+    except (ValueError, RecursionError):  # bytes that are no text; brackets without end
+        raise UsageError(f"{path}: not JSON", hint=HOW) from None
+    return document
+
+
+def _damaged(name: str, field: str, value: object) -> UsageError:
+    said = json.dumps(value)
+    short = said if len(said) <= 40 else f"{said[:40]}..."
+    return UsageError(f"{name}: a damaged probe: {field} is {short}", hint=HOW)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise TypeError(value)
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(value)
+    return value
+
+
+def _midrs(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise TypeError(value)
+    return tuple(int(_text(midr), 16) for midr in value)
+
+
+def _lengths(value: Any) -> vl.VlSet:
+    """A list of lengths in bits; one in another unit is told from the numbers, as elsewhere."""
+    if not isinstance(value, list) or not all(type(length) is int for length in value):
+        raise TypeError(value)
+    if not value:
+        return vl.NO_SVE
+    vls = vl.parse(",".join(map(str, value)), option="")
+    if vl.QUADWORD not in vls:
+        raise ValueError(value)
+    return vls
+
+
+def _show(vls: vl.VlSet) -> str:
+    return vl.show(vls) or "nothing"

@@ -1,0 +1,252 @@
+"""A vCPU's registers by name, as typed values; at rest, read and written one by one.
+
+    vcpu.vls                       the vector lengths it has: frozenset({128, 256, 512})
+    vcpu.z[5].s.signed[3]          a lane of Z5, at the longest of them
+    vcpu.p[3].b, vcpu.ffr.b        which lanes are active
+    vcpu.sysreg["ZCR_EL1"].LEN     a system register, with the fields Arm gives it
+    vcpu.reg["PC"], vcpu.reg[...]  any register of KVM_GET_REG_LIST
+    vcpu.z[5] = vcpu.z[5].replace(s={3: -1})
+
+Who holds registers by their ids (regs.RegisterFile) has all this by inheriting RegisterView.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from pyvmm.arm64 import sysregs, vl
+from pyvmm.arm64.fields import decode
+from pyvmm.arm64.lanes import Predicate, Scalable, Vector
+from pyvmm.errors import KvmError, UsageError
+from pyvmm.kvm import regs, sve
+
+Value = int | Scalable | vl.VlSet
+
+S = TypeVar("S", bound=Scalable)
+
+Z_COUNT, P_COUNT, V_COUNT = 32, 16, 32
+ZCRS = ("ZCR_EL1", "ZCR_EL2")
+
+
+class Register(NamedTuple):
+    """One register of KVM_GET_REG_LIST; ``size`` is in bytes.
+
+    ``value`` has the register's fields or lanes, where it has some that are known here.  A
+    register that KVM lists and does not give has None, and the errno's name in ``error``.
+    """
+
+    id: int
+    name: str
+    size: int
+    value: Value | None
+    error: str = ""
+
+
+class Bank(Generic[S]):
+    """The Z or the P registers, by number; ``id_of`` gives the id of a number's slice."""
+
+    def __init__(
+        self, view: RegisterView, kind: type[S], count: int, id_of: Callable[[int, int], int]
+    ) -> None:
+        self._view = view
+        self._kind = kind
+        self._count = count
+        self._id_of = id_of
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> S:
+        return _read(self._view, self._kind, self._slice_of(number))
+
+    def __setitem__(self, number: int, value: S | int) -> None:
+        _write(self._view, self._kind, self._slice_of(number), value)
+
+    def __iter__(self) -> Iterator[S]:
+        return map(self.__getitem__, range(self._count))
+
+    def _slice_of(self, number: int) -> Callable[[int], int]:
+        if not 0 <= number < self._count:
+            raise IndexError(f"there is no register {number}: they are 0 to {self._count - 1}")
+        return partial(self._id_of, number)
+
+
+class Registers(Mapping[str, Any]):
+    """Registers by name: Arm's, or KVM's for what KVM made up, or an id as 0x6030000000100042.
+
+    The names are those of the registers in KVM_GET_REG_LIST, in its order.  A name that nothing
+    has, or nothing on this vCPU, is a KeyError.
+    """
+
+    def __init__(self, view: RegisterView, group: int | None = None) -> None:
+        self._view = view
+        self._group = group
+
+    def __getitem__(self, name: str) -> Any:
+        reg_id = self._id(name)
+        try:
+            return self._view.get_value(reg_id)
+        except KvmError as error:
+            if error.errno == errno.ENOENT:
+                raise KeyError(name) from error
+            raise
+
+    def __setitem__(self, name: str, value: Value) -> None:
+        self._view.set_value(self._id(name), value)
+
+    def __iter__(self) -> Iterator[str]:
+        return (_name(reg_id) for reg_id in self._view.get_reg_list() if self._has(reg_id))
+
+    def __len__(self) -> int:
+        return sum(map(self._has, self._view.get_reg_list()))
+
+    def _id(self, name: str) -> int:
+        reg_id = regs.lookup(name, sysregs.ENCODINGS)
+        if not self._has(reg_id):
+            raise KeyError(name)
+        return reg_id
+
+    def _has(self, reg_id: int) -> bool:
+        return self._group is None or regs.group(reg_id) == self._group
+
+
+class RegisterView(regs.RegisterFile):
+    """Registers by name, as typed values, for a class that holds them by their ids."""
+
+    id: int
+
+    @property
+    def vls(self) -> vl.VlSet:
+        """The vector lengths, in bits; none without SVE.  Set between init and finalize."""
+        try:
+            return sve.read_vls(self)
+        except KvmError as error:
+            if error.errno == errno.ENOENT:
+                return vl.NO_SVE
+            raise
+
+    @vls.setter
+    def vls(self, lengths: vl.VlSet) -> None:
+        sve.write_vls(self, lengths)
+
+    @property
+    def vl_in_use(self) -> int:
+        """The length instructions use where the vCPU stands, by ZCR_ELx.LEN; 0 without SVE."""
+        vls = self.vls
+        held = {name: self.sysreg[name] for name in ZCRS if name in self.sysreg}
+        return vl.in_use(vls, {**held, "PSTATE": self.get_one_reg(regs.PSTATE)}) if vls else 0
+
+    @property
+    def z(self) -> Bank[Vector]:
+        """Z0 to Z31, at the longest vector length."""
+        return Bank(self, Vector, Z_COUNT, regs.Z)
+
+    @property
+    def p(self) -> Bank[Predicate]:
+        """P0 to P15, at the longest vector length."""
+        return Bank(self, Predicate, P_COUNT, regs.P)
+
+    @property
+    def ffr(self) -> Predicate:
+        """The first-fault register, at the longest vector length."""
+        return _read(self, Predicate, regs.FFR)
+
+    @ffr.setter
+    def ffr(self, value: Predicate | int) -> None:
+        _write(self, Predicate, regs.FFR, value)
+
+    @property
+    def sysreg(self) -> Registers:
+        """The system registers, by Arm's names."""
+        return Registers(self, regs.SYSREG)
+
+    @property
+    def reg(self) -> Registers:
+        """Every register, by name."""
+        return Registers(self)
+
+    def registers(self) -> Iterator[Register]:
+        """Every register of KVM_GET_REG_LIST, in its order."""
+        for reg_id in self.get_reg_list():
+            value, error = None, ""
+            try:
+                value = self.get_value(reg_id)
+            except KvmError as refused:
+                error = errno.errorcode.get(refused.errno, str(refused.errno))
+            yield Register(reg_id, _name(reg_id), regs.size(reg_id), value, error)
+
+    def get_value(self, reg_id: int) -> Value:
+        """Read a register by its id: a number, with its fields if it has some, or with lanes."""
+        if reg_id in _SCALABLE:
+            return _read(self, *_SCALABLE[reg_id])
+        if reg_id == regs.SVE_VLS:
+            return sve.read_vls(self)
+        number = self.get_one_reg(reg_id)
+        if reg_id in _VS:
+            return Vector(number, 8 * regs.size(reg_id))
+        fields = decode(_name(reg_id), number)
+        return number if fields is None else fields
+
+    def set_value(self, reg_id: int, value: Value) -> None:
+        """Write a register by its id."""
+        if reg_id in _SCALABLE:
+            _write(self, *_SCALABLE[reg_id], value)
+        elif isinstance(value, frozenset):
+            self.vls = value
+        else:
+            self.set_one_reg(reg_id, int(value))
+
+
+def _read(view: RegisterView, kind: type[S], id_of: Callable[[int], int]) -> S:
+    """A scalable register, put together of its slices."""
+    longest = _longest(view, id_of)
+    value = 0
+    for reg_id, shift, _ in _slices(longest // kind.SHARE, id_of):
+        value |= view.get_one_reg(reg_id) << shift
+    return kind(value, longest)
+
+
+def _write(view: RegisterView, kind: type[S], id_of: Callable[[int], int], value: Value) -> None:
+    longest = _longest(view, id_of)
+    if not isinstance(value, int | kind):
+        raise TypeError(f"{_name(id_of(0))} holds a {kind.__name__}, not a {type(value).__name__}")
+    whole = kind(int(value), longest).value  # does not fit: ValueError
+    for reg_id, shift, bits in _slices(longest // kind.SHARE, id_of):
+        view.set_one_reg(reg_id, whole >> shift & (1 << bits) - 1)
+
+
+def _longest(view: RegisterView, id_of: Callable[[int], int]) -> int:
+    vls = view.vls
+    if not vls:
+        raise UsageError(
+            f"vCPU {view.id} has no SVE, and so no {_name(id_of(0))}",
+            hint="Config(sve=SveRequest(required=True)) insists on SVE",
+        )
+    return max(vls)
+
+
+def _slices(bits: int, id_of: Callable[[int], int]) -> Iterator[tuple[int, int, int]]:
+    """Each slice's id, where it is in the register's bits, and how many bits it has.
+
+    Source: Linux, Documentation/virt/kvm/api.rst, KVM_REG_ARM64_SVE_*: as many as the longest
+    vector length needs.
+    """
+    piece = 8 * regs.size(id_of(0))
+    for number, shift in enumerate(range(0, bits, piece)):
+        yield id_of(number), shift, piece
+
+
+def _name(reg_id: int) -> str:
+    return regs.name(reg_id, sysregs.NAMES)
+
+
+# What each scalable register is, by the id of its first slice, and the ids of the others
+_SCALABLE: dict[int, tuple[type[Scalable], Callable[[int], int]]] = {
+    **{regs.Z(number): (Vector, partial(regs.Z, number)) for number in range(Z_COUNT)},
+    **{regs.P(number): (Predicate, partial(regs.P, number)) for number in range(P_COUNT)},
+    regs.FFR(): (Predicate, regs.FFR),
+}
+_VS = frozenset(regs.V(number) for number in range(V_COUNT))

@@ -1,0 +1,74 @@
+"""Files are whole or as they were."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from pyvmm.errors import UsageError
+from pyvmm.files import write_whole
+
+
+def test_file_is_written_with_the_user_s_usual_mode(tmp_path: Path) -> None:
+    path = tmp_path / "probe.json"
+    mask = os.umask(0o027)
+
+    try:
+        write_whole(path, b"new")
+    finally:
+        os.umask(mask)
+
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_write_that_fails_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "probe.json"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", no_space)
+
+    with pytest.raises(UsageError, match=r"probe\.json: cannot be written: No space left"):
+        write_whole(path, b"new")
+
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_link_stays_a_link_and_its_target_is_replaced(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+
+    write_whole(link, b"new")
+
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+
+    write_whole(pipe, b"new")
+
+    assert os.read(reader, 9) == b"new"
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    os.close(reader)
+
+
+@pytest.mark.parametrize("place", ["missing/probe.json", "."])
+def test_place_where_no_file_can_be_is_told(place: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be written: ") as caught:
+        write_whole(tmp_path / place, b"new")
+
+    assert caught.value.exit_code == 2
