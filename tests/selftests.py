@@ -13,8 +13,8 @@ import tarfile
 from pathlib import Path
 from typing import Final
 
+from pyvmm.dirs import cached
 from pyvmm.host.debian import Suite
-from pyvmm.host.dirs import cached
 from pyvmm.host.progress import Progress
 from pyvmm.host.tools import TOOLS_SUITE, trees_dir
 
