@@ -20,6 +20,7 @@ from pyvmm.arm64.vl import VlSet
 from pyvmm.board import Board, Hooks, build
 from pyvmm.boot.image import LoadedImage
 from pyvmm.config import Config
+from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.devices.virtio.console import VirtioConsole
 from pyvmm.errors import EXIT_OK, GuestError, TimeoutExpired, VmmError
 from pyvmm.kvm import regs
@@ -31,6 +32,7 @@ from pyvmm.limits import Plan
 from pyvmm.loop import Loop, Timer
 from pyvmm.memory import GuestMemory
 from pyvmm.runner import Runner
+from pyvmm.terminals import Terminals
 from pyvmm.virtio import Kicks
 
 KVM = "/dev/kvm"
@@ -55,7 +57,7 @@ class Machine:
 
     Making it does everything but running it, so that whatever cannot work is refused before the
     guest's first instruction. All methods are safe from any thread but a vCPU's; there only
-    ``stop`` is.
+    ``stop`` is. ``terminals`` has the paths of the Config's ttys.
 
     Raises:
         HostError: the host's KVM cannot give what the Config asks.
@@ -83,7 +85,14 @@ class Machine:
         self._on_unclaimed = on_unclaimed
         with ExitStack() as undo:
             system = undo.enter_context(System.open(kvm))
-            hooks = Hooks(output=output, on_exit=lambda code: self._runner.end(code), log=log)
+            self.terminals = undo.enter_context(Terminals(config.ttys))
+            outputs = self.terminals.outputs
+            hooks = Hooks(
+                output=outputs.get(0, output),
+                terminals=outputs,
+                on_exit=lambda code: self._runner.end(code),
+                log=log,
+            )
             self.board: Board = build(system, config, hooks, undo)
             self._bus = self.board.bus
             self._on_end = on_end
@@ -141,18 +150,35 @@ class Machine:
         """A descriptor that can be read when no vCPU runs any more and ``result`` is there."""
         return self._runner.ended_fd
 
-    def send(self, data: bytes) -> int:
-        """Type on the guest's console; returns how many bytes there was room for."""
-        return self.board.console.receive(data)
+    def send(self, data: bytes, terminal: int = 0) -> int:
+        """Type on the guest's console, or UART 1 to 3; returns how many bytes had room."""
+        return self._terminal(terminal).receive(data)
 
-    def on_room(self, callback: Callable[[], None]) -> None:
+    def send_break(self) -> None:
+        """Put a break on the guest's console, as Linux takes for its SysRq key.
+
+        Raises: VmmError, where the console cannot have one, or the guest has left no room.
+        """
+        console = self.board.console
+        if isinstance(console, VirtioConsole):
+            raise VmmError(
+                "a virtio console has no break",
+                hint="use --console serial; or type Ctrl-O, which Linux's hvc takes for one",
+            )
+        if not console.receive_break():
+            raise VmmError("the guest reads nothing from its console: there is no room for a break")
+
+    def on_room(self, callback: Callable[[], None], terminal: int = 0) -> None:
         """Say what to call, from any thread, when ``send`` has room again after it had none."""
-        self.board.console.on_room = callback
+        self._terminal(terminal).on_room = callback
 
     def resize(self, columns: int, rows: int) -> None:
         """Tell the guest the size of its console's terminal; a serial line has no way to."""
         if isinstance(self.board.console, VirtioConsole):
             self.board.console.resize(columns, rows)
+
+    def _terminal(self, number: int) -> Uart8250 | VirtioConsole:
+        return self.board.uarts[number] if number else self.board.console
 
     def start(self) -> None:
         """Let the vCPUs go; returns at once."""
@@ -189,6 +215,7 @@ class Machine:
                 return self.run(own)
         clock = _Clock(self, loop)
         kicks = Kicks(self.board.vm, self.board.virtio, loop)
+        detach = self.terminals.attach(self, loop)
         loop.watch(self.ended_fd, loop.stop)
         if self.config.timeout_s is not None:
             loop.after(self.config.timeout_s, self._time_out)
@@ -198,6 +225,7 @@ class Machine:
         finally:
             clock.stop()
             kicks.stop()
+            detach()
             loop.unwatch(self.ended_fd)
         return self.result()
 
@@ -205,6 +233,7 @@ class Machine:
         """The run has an outcome: let go of whatever a vCPU's thread may be busy with."""
         for transport in self.board.virtio:
             transport.device.stop()
+        self.terminals.release()
         self._on_end()
 
     def _time_out(self) -> None:

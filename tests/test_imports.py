@@ -23,7 +23,8 @@ ROOMS = (
     # nothing but KVM
     "kvm",
     # a Config becomes a machine, and runs
-    "limits", "runner", "loop", "console", "vcpus", "irqchip", "virtio", "board", "machine",
+    "limits", "runner", "loop", "console", "ptys", "terminals", "vcpus", "irqchip", "virtio",
+    "board", "machine",
     "snapshot", "repro",
     "host",
     # words in, words out
