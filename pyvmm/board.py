@@ -7,7 +7,7 @@ the GIC's INIT, registers last.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -60,6 +60,7 @@ class Hooks:
 
     on_exit: Callable[[int], None]
     output: Output  # the console's
+    terminals: Mapping[int, Output]  # the UARTs', by their numbers
     log: Callable[[str], None]  # a line about a guest's driver that is broken
 
 
@@ -120,7 +121,7 @@ def build(system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Boar
     dtb = machine_dtb(_description(config, memory, vcpus, irqchip, image))
     memory.write(image.dtb, dtb)
     set_boot_registers(vcpus[0], image, decided)
-    uarts, rtc = _make_devices(vm, hooks.output)
+    uarts, rtc = _make_devices(vm, {**hooks.terminals, 0: hooks.output})
     console: Uart8250 | VirtioConsole = uarts[0]
     virtio = []
     if config.console == "virtio":
@@ -191,8 +192,8 @@ def _description(
     )
 
 
-def _make_devices(vm: Vm, output: Output) -> tuple[list[Uart8250], Pl031]:
-    """The devices of lkvm's map; only the first UART is connected to anything."""
+def _make_devices(vm: Vm, outputs: Mapping[int, Output]) -> tuple[list[Uart8250], Pl031]:
+    """The devices of lkvm's map; a UART without an output is connected to nothing."""
 
     def line(number: int | None) -> Callable[[bool], None]:
         assert number is not None
@@ -200,7 +201,7 @@ def _make_devices(vm: Vm, output: Output) -> tuple[list[Uart8250], Pl031]:
         return lambda level: vm.irq_line(irq, level)
 
     uarts = [
-        Uart8250(line(layout.uart(index).spi), output if index == 0 else _nowhere)
+        Uart8250(line(layout.uart(index).spi), outputs.get(index, _nowhere))
         for index in range(layout.UART_COUNT)
     ]
     return uarts, Pl031(line(layout.RTC.spi))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyvmm.errors import UsageError
-from pyvmm.layout import MIB, RAM_BASE
+from pyvmm.layout import MIB, RAM_BASE, UART_COUNT
 from pyvmm.units import show_size
 
 PAGE = 4096
@@ -19,6 +19,7 @@ RAM_ALIGN = 2 * MIB  # the arm64 boot protocol's.  Source: Documentation/arch/ar
 CONSOLES = ("serial", "virtio", "hv")
 TRANSPORTS = ("mmio", "mmio-legacy")
 IRQCHIPS = ("gicv3", "gicv3-its", "gicv2")
+TERMINALS = frozenset(range(UART_COUNT))
 UINT64 = (1 << 64) - 1
 
 
@@ -86,7 +87,8 @@ class Config:
     ``vcpus``, ``memory`` (bytes) and ``irqchip`` left as None take lkvm's defaults: see
     default_vcpus() and default_memory(), and the best GIC the host has. ``vcpu_affinity`` are the
     host's CPUs that vCPUs may run on, ``hugetlbfs`` where guest RAM comes from, if not None.
-    ``kaslr_seed`` and ``timer_hz`` go to the device tree, if not None.
+    ``kaslr_seed`` and ``timer_hz`` go to the device tree, if not None. ``ttys`` are the terminals
+    put on pseudo-terminals: 0 is the console, 1 to 3 are the other UARTs.
 
     Raises: UsageError, for what makes no sense on any machine.
     """
@@ -107,6 +109,7 @@ class Config:
     timer_hz: int | None = None
     vcpu_affinity: frozenset[int] | None = None
     hugetlbfs: Path | None = None
+    ttys: frozenset[int] = frozenset()
     name: str = field(default_factory=lambda: f"guest-{os.getpid()}")
     timeout_s: float | None = None
 
@@ -143,6 +146,8 @@ class Config:
             raise UsageError(
                 f"--override-bad-firmware-cntfrq {self.timer_hz}: needs a frequency in Hz"
             )
+        for number in self.ttys - TERMINALS:
+            raise UsageError(f"--tty {number}: a guest has terminals 0 to {max(TERMINALS)}")
         if self.cpu.aarch32 and self.sve.wanted:
             raise UsageError(
                 f"--aarch32 and {self.sve.wanted} contradict each other: SVE is 64-bit"

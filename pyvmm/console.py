@@ -110,6 +110,7 @@ class Output:
 
     def __init__(self, fd: int = 1) -> None:
         self.error: OSError | None = None
+        self.written = 0  # bytes
         self.on_gone: Callable[[], None] | None = None
         self._fd = fd
         self._changed = threading.Condition()
@@ -151,12 +152,17 @@ class Output:
             self._waits = not hurry and self.error is None
             self._changed.notify_all()
 
-    def close(self, grace_s: float | None = None) -> None:
-        """Write what is left, waiting at most ``grace_s`` seconds (None: as long as it takes)."""
+    def close(self, grace_s: float | None = None) -> bool:
+        """Write what is left, waiting at most ``grace_s`` seconds (None: as long as it takes).
+
+        Returns:
+            Whether nothing is left; if not, closing again waits again.
+        """
         with self._changed:
             self._ending = True
             self._changed.notify_all()
         self._thread.join(grace_s)
+        return not self._thread.is_alive()
 
     def _pump(self) -> None:
         """The thread: write whatever comes, until closed and empty."""
@@ -187,7 +193,9 @@ class Output:
         view = memoryview(block)
         while view:
             try:
-                view = view[os.write(self._fd, view) :]
+                written = os.write(self._fd, view)
+                self.written += written
+                view = view[written:]
             except BlockingIOError:  # somebody made our descriptor non-blocking
                 poll = select.poll()
                 poll.register(self._fd, select.POLLOUT)
@@ -202,6 +210,9 @@ class Key(Enum):
 
 
 KEYS = {ord(key.value): key for key in Key}
+
+# The next piece of input, as bytes for the guest and keys for pyvmm.
+Splitter = Callable[[bytes], tuple[bytes, list[Key]]]
 
 
 class Escapes:
@@ -233,6 +244,7 @@ class Input:
 
     ``receive`` takes bytes for the guest and returns how many it accepted; whoever refused
     some calls ``resume`` (from any thread) when there is room. ``on_key`` gets pyvmm's keys.
+    ``split`` tells the one from the other; it is that of Escapes where none is given.
     """
 
     CHUNK = 4096  # bytes read at once
@@ -245,12 +257,13 @@ class Input:
         receive: Callable[[bytes], int],
         on_key: Callable[[Key], None],
         fd: int = 0,
+        split: Splitter | None = None,
     ) -> None:
         self._loop = loop
         self._receive = receive
         self._on_key = on_key
         self._fd = fd
-        self._escapes = Escapes()
+        self._split = split or Escapes().split
         self._backlog = bytearray()
         self._watching = False
         self._ended = False
@@ -282,7 +295,7 @@ class Input:
             self._ended = True
             self.pause()
             return
-        typed, keys = self._escapes.split(data)
+        typed, keys = self._split(data)
         self._backlog += typed
         self._offer()
         for key in keys:

@@ -23,6 +23,7 @@ from pyvmm.boot.image import LoadedImage
 from pyvmm.config import Config
 from pyvmm.counts import ExitCounts
 from pyvmm.devices.bus import UNCLAIMED
+from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.devices.virtio.console import VirtioConsole
 from pyvmm.errors import EXIT_OK, GuestError, TimeoutExpired, VmmError
 from pyvmm.kvm import regs
@@ -34,6 +35,7 @@ from pyvmm.limits import Plan
 from pyvmm.loop import Loop, Timer
 from pyvmm.memory import GuestMemory
 from pyvmm.runner import Runner
+from pyvmm.terminals import Terminals
 from pyvmm.vcpus import MachineVcpu
 from pyvmm.virtio import Kicks
 
@@ -59,7 +61,7 @@ class Machine:
 
     Making it does everything but running it, so that whatever cannot work is refused before the
     guest's first instruction. All methods are safe from any thread but a vCPU's; there only
-    ``stop`` is.
+    ``stop`` is. ``terminals`` has the paths of the Config's ttys.
 
     Raises:
         HostError: the host's KVM cannot give what the Config asks.
@@ -88,7 +90,14 @@ class Machine:
         self._on_unclaimed = on_unclaimed
         with ExitStack() as undo:
             system = undo.enter_context(System.open(kvm))
-            hooks = Hooks(output=output, on_exit=lambda code: self._runner.end(code), log=log)
+            self.terminals = undo.enter_context(Terminals(config.ttys))
+            outputs = self.terminals.outputs
+            hooks = Hooks(
+                output=outputs.get(0, output),
+                terminals=outputs,
+                on_exit=lambda code: self._runner.end(code),
+                log=log,
+            )
             self.board: Board = build(system, config, hooks, undo)
             self._bus = self.board.bus
             self._let_go = let_go
@@ -151,18 +160,35 @@ class Machine:
         """A descriptor that can be read when no vCPU runs any more and ``result`` is there."""
         return self._runner.ended_fd
 
-    def send(self, data: bytes) -> int:
-        """Type on the guest's console; returns how many bytes there was room for."""
-        return self.board.console.receive(data)
+    def send(self, data: bytes, terminal: int = 0) -> int:
+        """Type on the guest's console, or UART 1 to 3; returns how many bytes had room."""
+        return self._terminal(terminal).receive(data)
 
-    def on_room(self, callback: Callable[[], None]) -> None:
+    def send_break(self) -> None:
+        """Put a break on the guest's console, as Linux takes for its SysRq key.
+
+        Raises: VmmError, where the console cannot have one, or the guest has left no room.
+        """
+        console = self.board.console
+        if isinstance(console, VirtioConsole):
+            raise VmmError(
+                "a virtio console has no break",
+                hint="use --console serial; or type Ctrl-O, which Linux's hvc takes for one",
+            )
+        if not console.receive_break():
+            raise VmmError("the guest reads nothing from its console: there is no room for a break")
+
+    def on_room(self, callback: Callable[[], None], terminal: int = 0) -> None:
         """Say what to call, from any thread, when ``send`` has room again after it had none."""
-        self.board.console.on_room = callback
+        self._terminal(terminal).on_room = callback
 
     def resize(self, columns: int, rows: int) -> None:
         """Tell the guest the size of its console's terminal; a serial line has no way to."""
         if isinstance(self.board.console, VirtioConsole):
             self.board.console.resize(columns, rows)
+
+    def _terminal(self, number: int) -> Uart8250 | VirtioConsole:
+        return self.board.uarts[number] if number else self.board.console
 
     def start(self) -> None:
         """Let the vCPUs go; returns at once."""
@@ -174,7 +200,7 @@ class Machine:
         Its virtual counter stops too, so that no time passes for the guest: its timers neither
         fire late nor all at once afterwards.  The real-time clock goes on.
         """
-        self._let_go(True)
+        self._hurry(True)
         self._runner.pause()
         if self._virtual_time is None:
             self._virtual_time = self.vcpus[0].get_one_reg(regs.TIMER_CNT)
@@ -184,9 +210,9 @@ class Machine:
         if self._virtual_time is not None:
             self.vcpus[0].set_one_reg(regs.TIMER_CNT, self._virtual_time)  # it is the whole VM's
             self._virtual_time = None
-        self._let_go(False)
+        self._hurry(False)
         if self._runner.has_ended:  # just now, and nobody is to wait for room any more
-            self._let_go(True)
+            self._hurry(True)
         self._runner.resume()
 
     @property
@@ -233,6 +259,7 @@ class Machine:
                 return self.run(own)
         clock = _Clock(self, loop)
         kicks = Kicks(self.board.vm, self.board.virtio, loop)
+        detach = self.terminals.attach(self, loop)
         loop.watch(self.ended_fd, loop.stop)
         if self.config.timeout_s is not None:
             loop.after(self.config.timeout_s, self._time_out)
@@ -242,6 +269,7 @@ class Machine:
         finally:
             clock.stop()
             kicks.stop()
+            detach()
             loop.unwatch(self.ended_fd)
         return self.result()
 
@@ -249,7 +277,12 @@ class Machine:
         """The run has an outcome: let go of whatever a vCPU's thread may be busy with."""
         for transport in self.board.virtio:
             transport.device.stop()
-        self._let_go(True)
+        self._hurry(True)
+
+    def _hurry(self, hurry: bool) -> None:
+        """Let go whatever vCPUs wait for outside, or let them wait again."""
+        self.terminals.let_go(hurry)
+        self._let_go(hurry)
 
     def _time_out(self) -> None:
         self.stop(TimeoutExpired(f"the guest did not end within {self.config.timeout_s:g} s"))

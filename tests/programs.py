@@ -32,6 +32,11 @@ PROGRAMS = {
         b9000041  str w1, [x2]
         14000000  b .
     """,
+    "load byte": """
+        39400061  ldrb w1, [x3]
+        b9000041  str w1, [x2]
+        14000000  b .
+    """,
     "undecodable": """
         a9000041  stp x1, x0, [x2]
         14000000  b .

@@ -23,8 +23,8 @@ ROOMS = (
     # nothing but KVM
     "kvm",
     # a Config becomes a machine, and runs
-    "limits", "runner", "loop", "console", "view", "vcpus", "irqchip", "virtio", "registers",
-    "counts", "board", "machine", "control", "snapshot", "repro",
+    "limits", "runner", "loop", "console", "ptys", "terminals", "view", "vcpus", "irqchip",
+    "virtio", "registers", "counts", "board", "machine", "control", "snapshot", "repro",
     "host",
     # words in, words out
     "cli", "commands",

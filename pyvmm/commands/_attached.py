@@ -112,6 +112,10 @@ class Attached:
         self._output.on_gone = self._stop
         for number in ENDING:
             self._loop.on_signal(number, functools.partial(self._stop, EXIT_SIGNAL + number))
+        for tty, path in self._machine.terminals.paths.items():
+            _log(f"Assigned terminal {tty} to pty {path}")
+        if 0 in self._config.ttys:  # the console is there: nothing here is the guest's
+            return
         undo.enter_context(self._terminal)
         self._keyboard = Input(self._loop, lambda data: self._machine.send(data), self._on_key)
         self._loop.on_signal(signal.SIGCONT, self._take_terminal)

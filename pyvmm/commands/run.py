@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ GUESTS = Path(__file__).parents[1] / "guests"
     help="The guest's console: the first UART, or a virtio console.",
 )  # fmt: skip
 @click.option(
+    "--tty", "ttys", type=int, multiple=True, metavar="N",
+    help="Put terminal N on a pseudo-terminal: 0 the console, 1-3 the other UARTs; repeatable.",
+)  # fmt: skip
+@click.option(
     "--virtio-transport", type=click.Choice(["pci", "pci-legacy", "mmio", "mmio-legacy"]),
     default="mmio", help="How the guest sees virtio devices; only by MMIO yet.",
 )  # fmt: skip
@@ -80,7 +85,7 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
         config = _config(options)
     except vl.TextError as error:
         raise _with_advice(error, where) from None
-    run_here_or_forward(where, _users_files(config, options["dump_dtb"]))
+    run_here_or_forward(where, _users_files(config, options["dump_dtb"]), config.ttys)
     extras = Extras(
         verbose=options["verbose"] or options["loglevel"] in ("info", "debug"),
         dump_dtb=options["dump_dtb"],
@@ -92,6 +97,8 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
 
 def _refuse_what_is_missing(options: dict[str, Any]) -> None:
     """Refuse values of lkvm's that pyvmm cannot give yet."""
+    if options["reboot"] and options["ttys"]:
+        raise UsageError("--reboot and --tty do not go together yet: a new machine has new ptys")
     if options["console"] == "hv":
         raise UsageError("--console hv: that is PowerPC's; here it is serial or virtio")
     if options["virtio_transport"] not in ("mmio", "mmio-legacy"):
@@ -120,12 +127,20 @@ def _config(options: dict[str, Any]) -> Config:
         params=options["params"],
         nodefaults=options["nodefaults"],
         console=options["console"],
+        ttys=_once_each(options["ttys"]),
         initrd=options["initrd"],
         timeout_s=options["timeout"],
         virtio_transport=options["virtio_transport"],
         **arm_config(options),
         **named,
     )
+
+
+def _once_each(ttys: Sequence[int]) -> frozenset[int]:
+    for number in ttys:
+        if ttys.count(number) > 1:
+            raise UsageError(f"--tty {number}: given twice")
+    return frozenset(ttys)
 
 
 def _one_image(argument: str | None, option: str | None) -> str:

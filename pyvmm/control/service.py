@@ -10,7 +10,7 @@ from pathlib import Path
 from pyvmm.control.server import Handler
 from pyvmm.control.wire import SCHEMA, Message
 from pyvmm.counts import totals
-from pyvmm.errors import UsageError
+from pyvmm.errors import UsageError, VmmError
 from pyvmm.kvm.vgic import Vgic
 from pyvmm.machine import Machine
 from pyvmm.registers import read_registers
@@ -34,6 +34,7 @@ class Service:
             "resume": self.resume,
             "stat": self.stat,
             "registers": self.registers,
+            "sysrq": self.sysrq,
         }
 
     def info(self, request: Message) -> Message:
@@ -102,6 +103,16 @@ class Service:
             ]
         exits = machine.exit_counts()
         return {"vcpus": [{**vcpu, "exits": exits[vcpu["vcpu"]]} for vcpu in read]}
+
+    def sysrq(self, request: Message) -> Message:
+        """Press BREAK and the key "key" on the guest's console, as Linux takes for SysRq."""
+        machine, key = self._machine(), request.get("key")
+        if not isinstance(key, str) or len(key) != 1 or not key.isascii():
+            raise UsageError(f"{str(key)[:40]!r} is no key")
+        machine.send_break()
+        if not machine.send(key.encode()):
+            raise VmmError("the guest took the break, but has no room for the key")
+        return {}
 
 
 def vcpu_number(request: Message, machine: Machine) -> int | None:

@@ -1,0 +1,110 @@
+"""A machine's terminals: on ptys, each UART its own, and a break on the console."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm import layout
+from pyvmm.config import Config
+from pyvmm.errors import VmmError
+from pyvmm.kvm import regs
+from pyvmm.layout import MIB
+from pyvmm.machine import Machine
+from tests import programs
+
+pytestmark = pytest.mark.kvm
+
+LSR = layout.UART.base + 5
+LSR_IDLE, LSR_BI, LSR_DR = 0x60, 0x10, 0x01
+
+Boot = Callable[..., Machine]
+
+
+@pytest.fixture
+def boot(tmp_path: Path) -> Iterator[Boot]:
+    """Make a machine about to run a program; X2 and X3 as given."""
+    with ExitStack() as stack:
+
+        def make(program: str, x2: int, x3: int = 0, **options: Any) -> Machine:
+            image = programs.write(program, tmp_path)
+            config = Config(image=image, vcpus=1, memory=16 * MIB, timeout_s=20.0, **options)
+            machine = stack.enter_context(Machine(config, unexpected))
+            machine.vcpus[0].set_one_reg(regs.X(2), x2)
+            machine.vcpus[0].set_one_reg(regs.X(3), x3)
+            return machine
+
+        yield make
+
+
+def unexpected(data: bytes) -> None:
+    raise AssertionError(f"on the console: {data!r}")
+
+
+@pytest.mark.parametrize("number", range(layout.UART_COUNT))
+def test_uart_echoes_on_its_pty(boot: Boot, number: int) -> None:
+    machine = boot("echo", x2=layout.uart(number).base, ttys=frozenset({number}))
+    terminal = os.open(machine.terminals.paths[number], os.O_RDWR | os.O_NOCTTY)
+    os.write(terminal, b"typed before the start")
+    typed = len(b"typed before the start")
+    shown = b""
+
+    def person() -> None:
+        nonlocal shown
+        while len(shown) < typed and select.select([terminal], [], [], 15)[0]:
+            shown += os.read(terminal, 100)
+        machine.stop(9)
+
+    watching = threading.Thread(target=person)
+    watching.start()
+    code = machine.run()
+    watching.join()
+    os.close(terminal)
+
+    assert shown == b"typed before the start"
+    assert code == 9
+
+
+def test_flood_on_a_pty_that_nobody_reads_keeps_no_machine_from_ending(boot: Boot) -> None:
+    machine = boot("flood", x2=layout.uart(1).base, ttys=frozenset({1}))
+    terminal = os.open(machine.terminals.paths[1], os.O_RDWR | os.O_NOCTTY)
+    threading.Timer(0.5, machine.stop, (5,)).start()
+
+    code = machine.run()
+    machine.close()
+    os.close(terminal)
+
+    assert code == 5
+
+
+def test_break_is_seen_by_the_guest(boot: Boot) -> None:
+    machine = boot("load byte", x2=layout.EXIT.base, x3=LSR)
+
+    machine.send_break()
+
+    assert machine.run() == LSR_IDLE | LSR_BI | LSR_DR
+
+
+def test_break_that_a_guest_leaves_no_room_for_is_an_error(boot: Boot) -> None:
+    machine = boot("spin", x2=0)
+    machine.send(bytes(1000))
+
+    with pytest.raises(VmmError, match="no room for a break"):
+        machine.send_break()
+
+
+def test_virtio_console_has_no_break(boot: Boot) -> None:
+    machine = boot("spin", x2=0, console="virtio")
+
+    with pytest.raises(VmmError, match="a virtio console has no break") as caught:
+        machine.send_break()
+
+    assert caught.value.hint is not None
+    assert "--console serial" in caught.value.hint
