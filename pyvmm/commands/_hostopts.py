@@ -92,10 +92,12 @@ def emulated_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
     return wrapped
 
 
-def run_here_or_forward(where: HostSettings, files: Iterable[Path] = ()) -> None:
+def run_here_or_forward(
+    where: HostSettings, files: Iterable[Path] = (), ttys: Iterable[int] = ()
+) -> None:
     """Return if this machine's own KVM is meant; else run the command line in its host and end.
 
-    ``files`` are those the command is to read or write.
+    ``files`` are those the command is to read or write, ``ttys`` its guest's terminals on ptys.
 
     Raises: HostError, where neither is possible, or the emulated host does not see the files.
     """
@@ -103,4 +105,4 @@ def run_here_or_forward(where: HostSettings, files: Iterable[Path] = ()) -> None
         return
     invocation = click.get_current_context().find_object(Invocation)
     arguments = invocation.arguments if invocation else []
-    raise SystemExit(host.forward(where, ["pyvmm", *arguments], files))
+    raise SystemExit(host.forward(where, ["pyvmm", *arguments], files, ttys))

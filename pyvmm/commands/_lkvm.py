@@ -37,7 +37,6 @@ REFUSED = (
     Refused(("-f", "--firmware"), True, NO_FIRMWARE),
     Refused(("-F", "--flash"), True, NO_FIRMWARE),
     Refused(("--firmware-address",), True, NO_FIRMWARE),
-    Refused(("--tty",), True, "only the first UART is connected yet"),
     Refused(("--debug-single-step",), False, "there is no single-stepping yet"),
     Refused(("--debug-ioport",), False, "arm64 has no I/O ports"),
     Refused(("--debug-iodelay",), True, "I/O cannot be delayed yet"),

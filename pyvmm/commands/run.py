@@ -7,7 +7,7 @@ import errno
 import functools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,10 @@ class Extras:
     help="The guest's console: the first UART, or a virtio console.",
 )  # fmt: skip
 @click.option(
+    "--tty", "ttys", type=int, multiple=True, metavar="N",
+    help="Put terminal N on a pseudo-terminal: 0 the console, 1-3 the other UARTs; repeatable.",
+)  # fmt: skip
+@click.option(
     "--virtio-transport", type=click.Choice(["pci", "pci-legacy", "mmio", "mmio-legacy"]),
     default="mmio", help="How the guest sees virtio devices; only by MMIO yet.",
 )  # fmt: skip
@@ -101,7 +105,7 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
         config = _config(options)
     except vl.TextError as error:
         raise _with_advice(error, where) from None
-    run_here_or_forward(where, _users_files(config, options["dump_dtb"]))
+    run_here_or_forward(where, _users_files(config, options["dump_dtb"]), config.ttys)
     extras = Extras(
         verbose=options["verbose"] or options["loglevel"] in ("info", "debug"),
         dump_dtb=options["dump_dtb"],
@@ -140,12 +144,20 @@ def _config(options: dict[str, Any]) -> Config:
         params=options["params"],
         nodefaults=options["nodefaults"],
         console=options["console"],
+        ttys=_once_each(options["ttys"]),
         initrd=options["initrd"],
         timeout_s=options["timeout"],
         virtio_transport=options["virtio_transport"],
         **arm_config(options),
         **named,
     )
+
+
+def _once_each(ttys: Sequence[int]) -> frozenset[int]:
+    for number in ttys:
+        if ttys.count(number) > 1:
+            raise UsageError(f"--tty {number}: given twice")
+    return frozenset(ttys)
 
 
 def _one_image(argument: str | None, option: str | None) -> str:
@@ -211,6 +223,10 @@ def _attach(config: Config, extras: Extras, output: Output) -> int:
         output.on_gone = machine.stop
         for number in ENDING:
             loop.on_signal(number, functools.partial(machine.stop, EXIT_SIGNAL + number))
+        for tty, path in machine.terminals.paths.items():
+            _log(f"Assigned terminal {tty} to pty {path}")
+        if 0 in config.ttys:  # the console is there: nothing here is the guest's
+            return machine.run(loop)
         with Terminal(STDIN) as terminal:
             _connect(terminal, Input(loop, machine.send, _keys(machine), STDIN), machine, loop)
             return machine.run(loop)

@@ -63,16 +63,20 @@ def is_local(settings: HostSettings) -> bool:
     return settings.kind == "auto" and reason is None and not settings.customised
 
 
-def forward(settings: HostSettings, argv: list[str], files: Iterable[Path] = ()) -> int:
+def forward(
+    settings: HostSettings, argv: list[str], files: Iterable[Path] = (), ttys: Iterable[int] = ()
+) -> int:
     """Run a command line in the emulated host of these settings and return its exit code.
 
-    ``files`` are those the command is to read or write.
+    ``files`` are those the command is to read or write, ``ttys`` the terminals of its guest that
+    are to be on ptys of this machine.
 
     Raises:
         HostError: the host cannot be made or started, ended in the middle of the command, or
             does not see the files or the current directory.
     """
-    from pyvmm.host import client, running, share
+    from pyvmm.host import running, share
+    from pyvmm.host.bridges import run_with_ttys
     from pyvmm.host.connection import Unreachable
     from pyvmm.host.instance import Instance
     from pyvmm.host.progress import Progress
@@ -81,8 +85,8 @@ def forward(settings: HostSettings, argv: list[str], files: Iterable[Path] = ())
     instance = Instance(settings, Progress())
     found = instance.ensure()
     try:
-        return client.run(found, argv, found.description)
+        return run_with_ttys(found, argv, ttys)
     except Unreachable:  # it was just being stopped, or had been idle long enough
         running.wait_for_end(found)
     found = instance.ensure()
-    return client.run(found, argv, found.description)
+    return run_with_ttys(found, argv, ttys)

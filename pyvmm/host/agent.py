@@ -30,6 +30,7 @@ DEVICE: Final = Path("/dev/kvm")
 PORT_NAME: Final = "pyvmm."
 
 # Loaded beside every module of pyvmm: a forked command then starts in about 30 ms, not seconds.
+NOT_PRELOADED: Final = ("._build", "__main__", ".handover")  # runpy warns of what it runs twice
 PRELOAD: Final = (
     "rich.console", "rich.table", "rich.text", "elftools.elf.elffile", "runpy", "json", "shutil",
     "selectors", "tempfile", "subprocess", "termios", "tty",
@@ -114,7 +115,7 @@ def _run_session(port: int) -> None:
 
 def _preload() -> None:
     for module in pkgutil.walk_packages(pyvmm.__path__, "pyvmm."):
-        if not module.name.endswith(("._build", "__main__")):
+        if not module.name.endswith(NOT_PRELOADED):
             _import(module.name)
     for name in PRELOAD:
         _import(name)

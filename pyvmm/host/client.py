@@ -1,7 +1,9 @@
 """Running one command inside an emulated host, from outside: the client's half of a session.
 
-The main thread takes frames and writes standard output and error; a second one reads standard
-input and sends signals.  Either may wait without holding up the other.
+One thread takes frames and writes standard output and error; a second one reads standard input
+and sends signals.  Either may wait without holding up the other.
+
+``run`` carries this process's own streams, ``bridged`` those of a helper's to and from a socket.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import threading
 import time
 import tty
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -40,50 +43,126 @@ FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT
                     signal.SIGUSR1, signal.SIGUSR2)  # fmt: skip
 
 
-def run(running: Running, argv: list[str], inside: str) -> int:
+def run(
+    running: Running, argv: list[str], inside: str, environment: Mapping[str, str] | None = None
+) -> int:
     """Run ``argv`` in the host, as if it ran here; returns its exit code.
 
-    ``inside`` describes the host to the command (PYVMM_INSIDE).
+    ``inside`` describes the host to the command (PYVMM_INSIDE); ``environment`` is what it is to
+    have beside the user's.
 
     Raises:
         Unreachable: the host ended before it had the command.
         HostError: the host ended in the middle of it.
     """
+    terminals = [fd for fd in (0, 1, 2) if _is_terminal(fd)]
+    request = _request(running, argv, inside, terminals)
+    request.environment.update(environment or {})
+    terminal = _RawTerminal(0 in terminals)
     with connected(running) as connection:
-        return _Session(running, connection, argv, inside).run()
+        session = _Session(running, connection, _Streams(terminals=terminals), terminal)
+        rest = session.greet(request)
+        with _signals(session.wake), terminal:
+            try:
+                return session.carry(rest)
+            except _OutputError as error:
+                return _give_up(error.args[0])
+
+
+@contextlib.contextmanager
+def bridged(running: Running, argv: list[str], inside: str, end: socket.socket) -> Iterator[None]:
+    """Meanwhile, run ``argv`` in the host with that socket as its standard input and output.
+
+    When the command ends, the socket is closed; when the context does, so is the command.
+
+    Raises:
+        Unreachable, HostError: the host ended before it had the command.
+    """
+    with connected(running) as connection:
+        streams = _Streams(stdin=end.fileno(), stdout=end.fileno())
+        session = _Session(running, connection, streams, _RawTerminal(False))
+        rest = session.greet(_request(running, argv, inside, []))
+        thread = threading.Thread(target=_bridge, args=(session, rest, end), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            session.hang_up()
+            thread.join()
+
+
+def _bridge(session: _Session, rest: bytes, end: socket.socket) -> None:
+    """The thread of one: whatever ends it, the other end of the socket learns of it."""
+    with end:
+        try:
+            with contextlib.suppress(HostError, _OutputError):
+                session.carry(rest)
+        finally:
+            session.hang_up()
+            session.wait_for_input()
 
 
 class _OutputError(Exception):
     """Standard output, error or the terminal takes nothing any more."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Streams:
+    """The descriptors that are a command's, and which of them are terminals."""
+
+    stdin: int = 0
+    stdout: int = 1
+    stderr: int = 2
+    terminals: Sequence[int] = ()
+
+
 class _Session:
     """One command, its streams, its terminal."""
 
     def __init__(
-        self, running: Running, connection: socket.socket, argv: list[str], inside: str
+        self,
+        running: Running,
+        connection: socket.socket,
+        streams: _Streams,
+        terminal: _RawTerminal,
     ) -> None:
         self._running = running
         self._connection = connection
-        self._terminals = [fd for fd in (0, 1, 2) if _is_terminal(fd)]
-        self._terminal = _RawTerminal(0 in self._terminals)
-        self._request = _request(running, argv, inside, self._terminals)
+        self._streams = streams
+        self._terminal = terminal
         self._frames = FrameReader()
         self._send_lock = threading.Lock()
-        self._wakeup, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wakeup, self.wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._window = STDIN_WINDOW  # the sending thread's own
         self._credits: deque[int] = deque()  # on their way to it
-        self._tty_out = next((fd for fd in (1, 2, 0) if fd in self._terminals), 1)
+        self._tty_out = next((fd for fd in (1, 2, 0) if fd in streams.terminals), 1)
+        self._over = False
+        self._sender = threading.Thread(target=self._carry_input, daemon=True)
 
-    def run(self) -> int:
-        rest = greet(self._running, self._connection, self._request)
-        with _signals(self._wake), self._terminal:
-            sender = threading.Thread(target=self._carry_input, daemon=True)
-            sender.start()
-            try:
-                return self._carry_output(rest)
-            except _OutputError as error:
-                return self._give_up(error.args[0])
+    def greet(self, request: Request) -> bytes:
+        """Hand over the request; returns what came of the output together with the answer."""
+        return greet(self._running, self._connection, request)
+
+    def carry(self, rest: bytes) -> int:
+        """Carry until the command has ended; returns its exit code.
+
+        Raises:
+            HostError: the host ended in the middle of it.
+            _OutputError: nobody takes what it writes.
+        """
+        self._sender.start()
+        return self._carry_output(rest)
+
+    def hang_up(self) -> None:
+        """End the command, if it has not ended, and what carries its streams; from any thread."""
+        self._over = True
+        with contextlib.suppress(OSError):  # not connected any more
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._wake_sender()
+
+    def wait_for_input(self) -> None:
+        """Wait until nothing reads the command's standard input any more, having hung up."""
+        self._sender.join()
 
     def _carry_output(self, data: bytes) -> int:
         while True:
@@ -100,41 +179,35 @@ class _Session:
 
     def _handle(self, kind: Frame, payload: bytes) -> None:
         if kind is Frame.OUT:
-            _write_all(1, payload)
+            _write_all(self._streams.stdout, payload)
         elif kind is Frame.ERR:
-            _write_all(2, payload)
+            _write_all(self._streams.stderr, payload)
         elif kind is Frame.TTY:
             _write_all(self._tty_out, payload)
         elif kind is Frame.CREDIT:
             self._credits.append(LENGTH.unpack(payload)[0])
-            with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
-                os.write(self._wake, b"\0")
+            self._wake_sender()
 
-    def _give_up(self, reason: int) -> int:
-        """End without the rest of the output: a signal's exit code, where it stands for one."""
-        _discard_stdout()
-        if reason == errno.EPIPE:
-            return EXIT_SIGNAL + signal.SIGPIPE
-        if reason == errno.EIO:  # the terminal hung up
-            return EXIT_SIGNAL + signal.SIGHUP
-        raise HostError(f"cannot write what the command prints: {os.strerror(reason)}")
+    def _wake_sender(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
+            os.write(self.wake, b"\0")
 
     def _carry_input(self) -> None:
         """Send standard input and signals until the session is over."""
         reading = True
         try:
-            while True:
+            while not self._over:
                 ours = self._terminal.take()
                 poll = select.poll()
                 poll.register(self._wakeup, select.POLLIN)
                 if reading and self._window > 0 and ours:
-                    poll.register(0, select.POLLIN)
+                    poll.register(self._streams.stdin, select.POLLIN)
                 events = dict(poll.poll(None if ours else BACKGROUND_MS))
                 if self._wakeup in events:
                     self._forward_signals(os.read(self._wakeup, 256))
                     while self._credits:
                         self._window += self._credits.popleft()
-                if 0 in events:
+                if self._streams.stdin in events:
                     reading = self._forward_input()
         except OSError:
             return  # the session is over
@@ -150,13 +223,13 @@ class _Session:
 
     def _forward_input(self) -> bool:
         try:
-            data = os.read(0, min(CHUNK, self._window))
+            data = os.read(self._streams.stdin, min(CHUNK, self._window))
         except OSError:
             data = b""
         if data:
             self._window -= len(data)
             self._send(Frame.STDIN, data)
-        elif 0 in self._terminals:  # a terminal that hung up
+        elif self._streams.stdin in self._streams.terminals:  # a terminal that hung up
             self._send(Frame.SIGNAL, bytes([signal.SIGHUP]))
         else:
             self._send(Frame.EOF)
@@ -276,6 +349,16 @@ def _write_all(fd: int, data: bytes) -> None:
             select.select([], [fd], [])
         except OSError as error:
             raise _OutputError(error.errno) from error
+
+
+def _give_up(reason: int) -> int:
+    """End without the rest of the output: a signal's exit code, where it stands for one."""
+    _discard_stdout()
+    if reason == errno.EPIPE:
+        return EXIT_SIGNAL + signal.SIGPIPE
+    if reason == errno.EIO:  # the terminal hung up
+        return EXIT_SIGNAL + signal.SIGHUP
+    raise HostError(f"cannot write what the command prints: {os.strerror(reason)}")
 
 
 def _discard_stdout() -> None:

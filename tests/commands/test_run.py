@@ -48,6 +48,9 @@ def never_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--console", "hv"], "--console hv: that is PowerPC's"),
         (["--irqchip", "gicv2m"], "--irqchip gicv2m: messages to a GICv2 need PCI"),
         (["--network", "mode=user"], "--network mode=user: there is no virtio network device yet"),
+        (["--tty", "4"], "--tty 4: a guest has terminals 0 to 3"),
+        (["--tty=-1"], "--tty -1: a guest has terminals 0 to 3"),
+        (["--tty", "1", "--tty", "0", "--tty", "1"], "--tty 1: given twice"),
         (["--host-cpu", "max, sve=off"], "not a CPU QEMU could know"),
     ],
 )

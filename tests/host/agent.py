@@ -1,6 +1,6 @@
 """The inner half of the command channel on this machine, in place of the emulated host's agent.
 
-``python -m tests.host.agent DIRECTORY`` listens on the sockets DIRECTORY/p1 ... p3, as QEMU does
+``python -m tests.host.agent DIRECTORY`` listens on the sockets DIRECTORY/p1 ... p5, as QEMU does
 on a host's ports, and serves each client with the real session code.  What is left out is what
 only a freshly started machine wants (clock, randomness, mounts) and what only root may do.
 With a file DIRECTORY/stale, its content is what an earlier client left unread in the port.
@@ -21,7 +21,7 @@ from unittest import mock
 
 from pyvmm.host import command, session
 
-PORTS = 3
+PORTS = 5  # a command with four terminals
 
 
 def main() -> None:

@@ -1,20 +1,26 @@
-"""``python -m tests.host.client DIRECTORY COMMAND...``: run a command through tests.host.agent."""
+"""``python -m tests.host.client DIRECTORY COMMAND...``: run a command through tests.host.agent.
+
+Its guest's terminals whose numbers are in $TTYS are on ptys out here.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 from pyvmm import cli
-from pyvmm.host import client
+from pyvmm.host import bridges
 from pyvmm.host.running import Running
 
 
 def main() -> int:
     """Run it; errors end as the pyvmm command's do."""
-    running = Running(Path(sys.argv[1]), "start", 0, {})
+    facts = {"qemu": "none", "settings": {"cpu": "any"}}
+    running = Running(Path(sys.argv[1]), "start", 0, facts)
+    ttys = map(int, os.environ.get("TTYS", "").split())
     try:
-        return client.run(running, sys.argv[2:], "a test")
+        return bridges.run_with_ttys(running, sys.argv[2:], ttys)
     except BaseException as error:
         return cli.report(error)
 

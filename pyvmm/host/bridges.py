@@ -1,0 +1,46 @@
+"""Ptys of this machine for the terminals of a guest in an emulated host, from outside.
+
+For each terminal a second session runs the module ``handover`` inside.  That gives the command
+there its standard input and output, which lead here, to a pty.  So every terminal has a channel
+of its own, with the flow control that sessions have: none can hold up another.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+from collections.abc import Iterable
+from contextlib import ExitStack
+
+from pyvmm.host import client
+from pyvmm.host.running import Running
+from pyvmm.ptys import Carrier, Pty
+from pyvmm.terminals import OUTER_VARIABLE
+
+HANDOVER = "pyvmm.host.handover"
+
+
+def run_with_ttys(running: Running, argv: list[str], ttys: Iterable[int]) -> int:
+    """Run a command in a host, its guest's terminals of those numbers on ptys of this machine.
+
+    Raises:
+        Unreachable: the host ended before it had the command.
+        HostError: the host ended in the middle of it; or there is no pty left.
+    """
+    with ExitStack() as stack:
+        outer = {number: _bridge(running, stack) for number in sorted(ttys)}
+        environment = {OUTER_VARIABLE: json.dumps(outer)} if outer else {}
+        return client.run(running, argv, running.description, environment)
+
+
+def _bridge(running: Running, stack: ExitStack) -> tuple[str, str]:
+    """Lay one bridge; returns the pty's path and where the handover listens."""
+    name = f"pyvmm-tty-{secrets.token_hex(16)}"
+    pty = Pty()
+    stack.callback(pty.close)
+    guest, end = socket.socketpair()
+    command = ["python3", "-m", HANDOVER, name]
+    stack.enter_context(client.bridged(running, command, running.description, end))
+    stack.enter_context(Carrier(pty, guest))  # closed first, while the bridge still stands
+    return pty.path, name
