@@ -85,7 +85,7 @@ def outcomes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
             events.append("start")
             return found
 
-        def run(where: Running, argv: list[str], inside: str) -> int:
+        def run(where: Running, argv: list[str], *surroundings: object) -> int:
             events.append("run")
             result = left.pop(0)
             if isinstance(result, HostError):

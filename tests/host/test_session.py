@@ -99,7 +99,7 @@ def test_command_sees_the_users_directory_mask_and_chosen_variables(
     done = channel.run("sh", "-c", script, cwd=tmp_path, umask=0o027, env=environment)
 
     assert done.stdout.decode().splitlines() == [
-        str(tmp_path), "0027", str(os.getuid()), "vt52 7 a test:"
+        str(tmp_path), "0027", str(os.getuid()), "vt52 7 QEMU none (TCG), -cpu any:"
     ]  # fmt: skip
 
 
