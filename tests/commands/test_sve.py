@@ -329,7 +329,7 @@ def test_file_that_the_emulated_host_would_not_see_is_refused(
 def test_list_runs_where_the_options_say(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     asked: list[tuple[HostSettings, list[str]]] = []
 
-    def forward(settings: HostSettings, argv: list[str], files: object) -> int:
+    def forward(settings: HostSettings, argv: list[str], *_: object) -> int:
         asked.append((settings, argv))
         return 0
 

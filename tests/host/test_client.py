@@ -286,3 +286,18 @@ def test_terminal_modes_can_be_seen_at_all(terminal: Terminal) -> None:
     terminal.start([sys.executable, "-c", raw])
 
     wait_for(lambda: terminal.is_raw, "raw mode")
+
+
+def test_second_sigterm_gives_up_on_a_command_that_does_not_end(
+    channel: Channel, terminal: Terminal
+) -> None:
+    before = terminal.mode
+    process = terminal.start(channel.command(*shell(f"trap 'echo deaf' TERM; echo ready; {LOOP}")))
+    terminal.expect(b"ready")
+
+    process.terminate()
+    terminal.expect(b"deaf")
+    process.terminate()
+
+    assert terminal.wait(process) == 143
+    assert terminal.mode == before

@@ -1,11 +1,12 @@
-"""A paused Linux guest: no time passes by its clocks, and its timers go on as if nothing was."""
+"""A Linux guest looked after from outside: paused, its registers read, sent a sysrq."""
 
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from tests import linux
 from tests.linux import PROMPT, Session
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+Tell = Callable[..., str]
 
 PAUSE_S = 10.0
 NAME = "paused-linux"
@@ -38,17 +41,41 @@ def real_time(guest: Session) -> int:
     return int(guest.shell("cat /sys/class/rtc/rtc0/since_epoch"))
 
 
-def test_clocks_and_timers_behave_when_a_pause_is_over(
-    guest: Session, pyvmm_cmd: list[str]
-) -> None:
+def test_guest_is_looked_after_from_outside(guest: Session, pyvmm_cmd: list[str]) -> None:
+    def tell(*words: str) -> str:
+        command = [*pyvmm_cmd, *words, "-n", NAME]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    check_that_no_time_passes_in_a_pause(guest, tell)
+    check_that_registers_are_those_of_a_kernel(tell)
+    check_that_a_sysrq_arrives(guest, tell)
+
+
+def check_that_registers_are_those_of_a_kernel(tell: Tell) -> None:
+    (vm,) = json.loads(tell("debug", "-d", "--json"))["vms"]
+
+    for vcpu in vm["vcpus"]:
+        registers = {name: int(value, 16) for name, value in vcpu["registers"].items()}
+        assert registers["VBAR_EL1"] >> 48 == 0xFFFF  # the kernel's half of the addresses
+        assert registers["SCTLR_EL1"] & 1  # the MMU is on
+        assert registers["MPIDR_EL1"] & 0xFF == vcpu["vcpu"]
+
+
+def check_that_a_sysrq_arrives(guest: Session, tell: Tell) -> None:
+    tell("debug", "-s", "h")
+
+    guest.wait_for(b"sysrq: HELP")
+
+
+def check_that_no_time_passes_in_a_pause(guest: Session, tell: Tell) -> None:
     guest.shell(TICKER)
     guest.shell("sleep 3")
     rtc = real_time(guest)
     before, began = uptime(guest), time.monotonic()
 
-    subprocess.run([*pyvmm_cmd, "pause", "-n", NAME], check=True, capture_output=True)
+    tell("pause")
     time.sleep(PAUSE_S)
-    subprocess.run([*pyvmm_cmd, "resume", "-n", NAME], check=True, capture_output=True)
+    tell("resume")
     guest.shell("sleep 3")
     after, passed_s = uptime(guest), time.monotonic() - began
 
