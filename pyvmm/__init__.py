@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pyvmm.arm64.lanes import Predicate, Vector
     from pyvmm.config import Config, SveRequest
     from pyvmm.errors import (
         GuestError,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         VmmError,
     )
     from pyvmm.machine import Machine
+    from pyvmm.probe import Probe
 
 __version__ = "0.1.0"
 
@@ -38,9 +40,12 @@ __all__ = (
     "ImageError",
     "KvmError",
     "Machine",
+    "Predicate",
+    "Probe",
     "SveRequest",
     "TimeoutExpired",
     "UsageError",
+    "Vector",
     "VmmError",
 )
 
@@ -48,6 +53,9 @@ _HOMES = {
     "Config": "pyvmm.config",
     "SveRequest": "pyvmm.config",
     "Machine": "pyvmm.machine",
+    "Predicate": "pyvmm.arm64.lanes",
+    "Probe": "pyvmm.probe",
+    "Vector": "pyvmm.arm64.lanes",
 }
 
 

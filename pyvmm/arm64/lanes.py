@@ -63,7 +63,7 @@ class Lanes(tuple[int, ...]):
         return tuple(struct.unpack(code, lane.to_bytes(size, "little"))[0] for lane in self)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Scalable:
     """What vectors and predicates have in common: ``value``, all bits of it, at length ``vl``.
 
@@ -126,6 +126,9 @@ class Scalable:
     def __str__(self) -> str:
         """The value in hexadecimal, with all its digits."""
         return f"{self.value:#0{2 + self.bits // 4}x}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self}, vl={self.vl})"
 
     def _width(self, suffix: str) -> int:
         if suffix not in LANES:

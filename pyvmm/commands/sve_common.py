@@ -71,4 +71,5 @@ def why_no_more(probes: Mapping[str, Probe], sets: list[vl.VlSet]) -> str:
     apart = min(beyond)
     has = [name for name, probe in probes.items() if apart in probe.vls]
     lacks = [name for name in probes if name not in has]
-    return f"none goes as far as {apart}: in {', '.join(has)}, but not in {', '.join(lacks)}"
+    none = "no longer set" if sets else "no set"
+    return f"{none}: {apart} is in {', '.join(has)}, but not in {', '.join(lacks)}"

@@ -66,10 +66,10 @@ def lines(probe: Probe) -> Iterator[str]:
     yield f"{'kernel':{NAME}} {probe.kernel}"
     for cpu in cpus(probe):
         yield f"{'CPU':{NAME}} {cpu}"
-    yield from _agreement(probe)
-    if not probe.vls:
-        yield f"{'guests':{NAME}} no SVE"
+    if not probe.vls and not probe.prctl:
+        yield f"{'SVE':{NAME}} none, neither for guests nor for the host's own programs"
         return
+    yield from _agreement(probe)
     yield ""
     yield f"{'BITS':>6} {'BYTES':>6} {'QUADWORDS':>10}   SET UP TO IT"
     for length in sorted(probe.vls):

@@ -118,6 +118,7 @@ def test_at_cuts_and_extends() -> None:
 def test_text_has_every_digit() -> None:
     assert str(Vector(0x5A, 128)) == f"0x{'0' * 30}5a"
     assert str(Predicate(1, 128)) == "0x0001"
+    assert repr(Predicate(1, 128)) == "Predicate(0x0001, vl=128)"
 
 
 @pytest.mark.parametrize("vl", [0, -128, 64, 100, 129])

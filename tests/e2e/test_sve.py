@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from tests.e2e import vls
@@ -55,3 +58,37 @@ def test_sve_required_of_a_host_without_it_is_3(pyvmm: Pyvmm) -> None:
 
     assert "this host has no SVE" in message(done)
     assert done.returncode == 3
+
+
+@pytest.mark.usefixtures("emulated")
+def test_probe_of_a_host_answers_for_it_where_there_is_none(
+    pyvmm: Pyvmm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "probe.json"
+    listed = pyvmm("sve", "list", "--json", "--probe", str(file))
+    here = [pyvmm("sve", "explain", text) for text in ("128,256", "128,512", "1,2")]
+    nowhere = tmp_path / "r"
+    nowhere.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(nowhere))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(nowhere))
+
+    there = [pyvmm("sve", "explain", text, "--on", str(file)) for text in ("128,256", "128,512")]
+    common = pyvmm("sve", "common", str(file), "--json")
+
+    assert listed.returncode == 0, listed.stderr
+    document = json.loads(listed.stdout)
+    assert document["sve"]["kvm"] == document["sve"]["rdvl"] == list(vls.POWERS)
+    assert json.loads(file.read_text())["sve"] == document["sve"]
+    assert [done.returncode for done in here] == [0, 1, 2]
+    assert [done.returncode for done in there] == [0, 1]
+    for asked_here, asked_there in zip(here, there, strict=False):
+        assert asked_there.stdout == asked_here.stdout.replace("this host", str(file))
+    assert json.loads(common.stdout)["sets"] == document["sets"]
+    assert not list(nowhere.glob("pyvmm/*"))
+
+
+def test_host_without_sve_lists_none(pyvmm: Pyvmm) -> None:
+    done = pyvmm("sve", "list", "--json", "--host-cpu", vls.NONE.cpu, timeout=FIRST_S)
+
+    assert json.loads(done.stdout)["sets"] == []
+    assert done.returncode == 0
