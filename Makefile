@@ -37,7 +37,8 @@ test-units: dev guests test-tools
 test-e2e: dev guests test-tools
 	$(BIN)/python -m pytest -m "e2e and not kvm and not matrix" --durations=10
 
-# Every kernel with every kind of host, which takes a while: not a part of `make test`.
+# Every kernel with every kind of host, as host and as guest, which takes an hour or more: not a
+# part of `make test`.
 test-matrix: dev guests test-tools
 	$(BIN)/python -m pytest -m "matrix and not kvm" -s
 

@@ -77,7 +77,7 @@ class Session:
         self._process.kill()
         self._process.communicate()
 
-    def wait_for(self, text: bytes, timeout_s: float = 120.0) -> bytes:
+    def wait_for(self, text: bytes, timeout_s: float = 300.0) -> bytes:
         """Read until ``text`` comes, and return what came up to there."""
         assert self._process.stdout is not None
         deadline = time.monotonic() + timeout_s
@@ -97,7 +97,7 @@ class Session:
         self._process.stdin.write(text)
         self._process.stdin.flush()
 
-    def shell(self, command: str, timeout_s: float = 120.0) -> str:
+    def shell(self, command: str, timeout_s: float = 300.0) -> str:
         """What a command prints in the guest's shell, which waits at its prompt."""
         self.type(command.encode() + b"\n")
         printed = self.wait_for(PROMPT, timeout_s).decode().replace("\r", "")

@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
 CONFIGURATION = "set -g status off\nset -g default-terminal screen\nset -s escape-time 0\n"
+ENOUGH_S = 300.0  # for anything that should happen at all, a boot under emulation too
 
 
 class Tmux:
@@ -49,11 +51,19 @@ class Tmux:
         """The lines that show something."""
         return [line for line in self._do("capture-pane", "-p").splitlines() if line]
 
-    def expect(self, line: str, timeout_s: float = 120.0) -> None:
+    def enter(self, prompt: str, *keys: str) -> None:
+        """Type a command once that prompt waits for one: before, a shell does not edit lines."""
+        self._look_until(lambda screen: screen[-1].endswith(prompt), f"prompt {prompt!r}")
+        self.type(*keys, "Enter")
+
+    def expect(self, line: str) -> None:
         """Look until that is the whole of a line."""
-        deadline = time.monotonic() + timeout_s
-        while line not in (screen := self.screen):
-            assert time.monotonic() < deadline, f"no line {line!r} in {screen}"
+        self._look_until(lambda screen: line in screen, f"line {line!r}")
+
+    def _look_until(self, seen: Callable[[list[str]], bool], what: str) -> None:
+        deadline = time.monotonic() + ENOUGH_S
+        while not seen(screen := self.screen or [""]):
+            assert time.monotonic() < deadline, f"no {what} in {screen}"
             time.sleep(0.1)
 
     def _do(self, *words: str) -> str:
