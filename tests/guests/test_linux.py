@@ -84,7 +84,7 @@ def test_kaslr_seed_moves_the_kernel(boot: Boot) -> None:
     for options in ([], ["--kaslr-seed", "1"], ["--kaslr-seed=0x123456789abcdef"]):
         with boot(linux.image("6.1"), "-c", "1", *options) as guest:
             guest.wait_for(PROMPT)
-            places.append(guest.shell("grep ' _text$' /proc/kallsyms"))
+            places.append(guest.shell("grep ' _stext$' /proc/kallsyms"))
 
     assert len(set(places)) == 3
 
