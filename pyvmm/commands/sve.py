@@ -36,4 +36,4 @@ class SveVerbs(click.Group):
 
 @click.group(cls=SveVerbs)
 def sve() -> None:
-    """See and check the SVE vector lengths that guests can have."""
+    """See and check SVE vector lengths."""

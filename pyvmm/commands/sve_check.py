@@ -36,12 +36,12 @@ COLOURS = {Verdict.OK: "green", Verdict.DIFFERS: "red", Verdict.KNOWN: "cyan",
 def check(
     where: HostSettings, pattern: str | None, verbose: bool, as_json: bool, junit: Path | None
 ) -> int:
-    """Hold this kernel's KVM against its documentation, as far as SVE goes.
+    """Hold this kernel's KVM against its documentation.
 
-    Each case does something on VMs of its own, and compares what the kernel did with what the
-    documentation says: ok, differs, known (a difference on purpose, and which kernels have it),
-    or skipped (the host lacks the lengths). PATTERN may hold * and ?. Exits with 1 where
-    something differs, with 3 without SVE or KVM.
+    As far as SVE goes: each case does something on VMs of its own, and compares what the kernel
+    did with what the documentation says: ok, differs, known (a difference on purpose, and which
+    kernels have it), or skipped (the host lacks the lengths). PATTERN may hold * and ?. Exits
+    with 1 where something differs, with 3 without SVE or KVM.
     """
     cases = runner.chosen(pattern)
     if junit and not os.access(junit.parent, os.W_OK):

@@ -143,7 +143,7 @@ def alike(outcomes: Mapping[str, str]) -> str:
         groups.setdefault(word, []).append(name)
     if len(groups) == 1:
         return next(iter(groups))
-    return "; ".join(f"{word}: {_some(names)}" for word, names in groups.items())
+    return "; ".join(f"{word}: {some(names)}" for word, names in groups.items())
 
 
 def each(calls: Mapping[str, Callable[[], object]]) -> str:
@@ -161,6 +161,7 @@ def show(vls: Iterable[int]) -> str:
     return ",".join(map(str, sorted(vls))) or "none"
 
 
-def _some(names: list[str], most: int = 6) -> str:
+def some(names: list[str], most: int = 6) -> str:
+    """The first few names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return " ".join(names[:most]) + more

@@ -45,7 +45,7 @@ def summary(results: Sequence[Result]) -> str:
     """How many of each verdict there are."""
     counts = Counter(result.verdict for result in results)
     words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict)
-    return f"{len(results)} cases: {words}"
+    return f"{len(results)} case{'s' * (len(results) != 1)}: {words}"
 
 
 def document(results: Sequence[Result], where: Where) -> dict[str, Any]:
@@ -128,6 +128,8 @@ def write_whole(path: Path, data: bytes) -> None:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)

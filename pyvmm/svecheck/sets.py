@@ -16,7 +16,7 @@ from pyvmm.kvm import regs, sve
 from pyvmm.kvm.uapi import VcpuFeature
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.svecheck import promises as doc
-from pyvmm.svecheck.bench import Bench, alike, outcome, show
+from pyvmm.svecheck.bench import Bench, alike, outcome, show, some
 from pyvmm.svecheck.case import case
 from pyvmm.svecheck.target import Skip
 
@@ -64,13 +64,7 @@ def _against_the_rule(bench: Bench, sets: Iterable[int]) -> str:
         got = _try(vcpu, bits)
         if got != ("ok" if is_legal(lengths(bits), bench.target.vls) else "EINVAL"):
             wrong[show(lengths(bits))] = got
-    return f"wrong: {alike(wrong)} for {show_some(wrong)}" if wrong else RULE
-
-
-def show_some(sets: Iterable[str]) -> str:
-    """A few of the sets."""
-    few = list(sets)
-    return " and ".join(few[:4]) + (f" and {len(few) - 4} more" if len(few) > 4 else "")
+    return f"wrong: {alike(wrong)} for {some(list(wrong))}" if wrong else RULE
 
 
 @case(doc.INITIAL_SET, lambda target: show(target.own))
@@ -237,7 +231,7 @@ def refused_set_changes_nothing(bench: Bench) -> str:
             _try(vcpu, bits)
         if sve.read_vls(vcpu) != vls:
             changed.append(show(vls))
-    return f"changed {show_some(changed)}" if changed else "unchanged"
+    return f"changed {some(changed)}" if changed else "unchanged"
 
 
 @case(doc.PREFIX_SETS, lambda target: show(up_to(target.vls, 256)))

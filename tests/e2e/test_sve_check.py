@@ -146,7 +146,9 @@ def test_nonsense_is_refused_before_anything_runs(
 
 
 def test_host_without_sve_is_3(pyvmm: Pyvmm) -> None:
-    done = pyvmm("sve", "check", "--host-cpu", vls.NONE.cpu, timeout=FIRST_S)
+    pyvmm("host", "start", "--host-cpu", vls.NONE.cpu, timeout=FIRST_S)
+
+    done = pyvmm("sve", "check", "--host-cpu", vls.NONE.cpu)
 
     assert "this host's KVM has no SVE" in message(done)
     assert done.returncode == 3
