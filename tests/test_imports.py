@@ -25,6 +25,7 @@ ROOMS = (
     # a Config becomes a machine, and runs
     "limits", "runner", "loop", "console", "ptys", "terminals", "view", "vcpus", "irqchip",
     "virtio", "registers", "counts", "board", "machine", "control", "snapshot", "repro",
+    "svecheck",
     "host",
     # words in, words out
     "cli", "commands",

@@ -12,12 +12,15 @@ COMMANDS = {
     ),
     "explain": Verb("pyvmm.commands.sve_explain", "Tell whether a set would work, and why not."),
     "common": Verb("pyvmm.commands.sve_common", "Show the sets that all of some hosts can give."),
+    "check": Verb(
+        "pyvmm.commands.sve_check", "Hold this kernel's KVM against its documentation.", "check"
+    ),
 }
 
 
 @click.group(cls=LazyGroup, verbs=COMMANDS)
 def sve() -> None:
-    """See and explain SVE vector lengths.
+    """See, explain and check SVE vector lengths.
 
     All lengths are in bits. KVM gives a guest a set that holds every length the host has up to
     the set's longest, and none that the host lacks.

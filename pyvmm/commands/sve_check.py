@@ -1,0 +1,96 @@
+"""``pyvmm sve check``: a conformance run of KVM's user space API for SVE."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from pyvmm.arm64 import vl
+from pyvmm.commands._facts import machine_facts
+from pyvmm.commands._hostopts import host_options, run_here_or_forward
+from pyvmm.errors import UsageError
+from pyvmm.host import describe_inside
+from pyvmm.host.settings import HostSettings
+from pyvmm.kvm.system import System
+from pyvmm.svecheck import report, runner
+from pyvmm.svecheck.case import Result, Verdict
+from pyvmm.svecheck.target import Target
+
+COLOURS = {Verdict.OK: "green", Verdict.DIFFERS: "red", Verdict.KNOWN: "cyan",
+           Verdict.SKIPPED: "yellow"}  # fmt: skip
+
+
+@click.command()
+@click.option("-k", "pattern", metavar="PATTERN", help="Only cases with that in their name.")
+@click.option("-v", "--verbose", is_flag=True, help="Show what each case does and who says what.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Write a JUnit file, too.",
+)  # fmt: skip
+@host_options
+def check(
+    where: HostSettings, pattern: str | None, verbose: bool, as_json: bool, junit: Path | None
+) -> int:
+    """Hold this kernel's KVM against its documentation.
+
+    As far as SVE goes: each case does something on VMs of its own, and compares what the kernel
+    did with what the documentation says: ok, differs, known (a difference on purpose, and which
+    kernels have it), or skipped (the host lacks the lengths). PATTERN may hold * and ?. Exits
+    with 1 where something differs, with 3 without SVE or KVM.
+    """
+    cases = runner.chosen(pattern)
+    if junit and not os.access(junit.parent, os.W_OK):
+        raise UsageError(f"--junit {junit}: {junit.parent} is no directory you can write to")
+    run_here_or_forward(where, [junit] if junit else [])
+    with System.open() as system:
+        target = runner.probe(system)
+        facts = obtained(target)
+        if not as_json:
+            for name, value in facts.items():
+                click.echo(f"{name:8}  {value}")
+        results = []
+        for result in runner.run(system, target, cases):
+            results.append(result)
+            if not as_json:
+                show(result, verbose)
+    if as_json:
+        click.echo(json.dumps(report.document(results, facts), indent=2))
+    else:
+        click.echo(report.summary(results))
+    if junit:
+        report.write_whole(junit, report.junit(results, facts))
+    return report.exit_code(results)
+
+
+def obtained(target: Target) -> dict[str, str]:
+    """Where a result comes from: machine, kernel, lengths."""
+    machine = {fact.key: fact for fact in machine_facts()}
+    inside = describe_inside()
+    kind = machine["kind"].value if "kind" in machine else "hardware"
+    return {
+        "host": f"emulated: {inside}" if inside else str(kind),
+        "cpu": str(machine["processor"].value),
+        "kernel": " ".join((os.uname().sysname, os.uname().release, os.uname().version)),
+        "lengths": vl.show(target.vls),
+    }
+
+
+def show(result: Result, verbose: bool) -> None:
+    """Print a case as it ends."""
+    first, *more = report.lines(result, verbose)
+    click.echo(paint(first, result.verdict))
+    for line in more:
+        click.echo(line)
+    sys.stdout.flush()
+
+
+def paint(line: str, verdict: Verdict) -> str:
+    """Colour the verdict, on a terminal whose user has nothing against it."""
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return line
+    return click.style(line[: len(verdict)], fg=COLOURS[verdict]) + line[len(verdict) :]

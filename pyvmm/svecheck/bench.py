@@ -1,0 +1,167 @@
+"""Fresh VMs for one case, guests in them, and outcomes in words."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import io
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from typing import Self
+
+from pyvmm.errors import GuestError, KvmError
+from pyvmm.kvm import regs, sve
+from pyvmm.kvm.system import System
+from pyvmm.kvm.uapi import ExitReason, VcpuFeature
+from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.kvm.vm import Vm
+from pyvmm.layout import RAM_BASE
+from pyvmm.memory import GuestMemory
+from pyvmm.svecheck import ids
+from pyvmm.svecheck.programs import code
+from pyvmm.svecheck.target import Skip, Target
+
+PLAIN = (VcpuFeature.PSCI_0_2,)
+SVE = (VcpuFeature.PSCI_0_2, VcpuFeature.SVE)
+
+RAM_SIZE = 0x20_0000
+REPORT = 0x100_0000  # nothing is there: a guest's write leaves KVM_RUN
+REPORT_REGISTER = 20  # where the programs expect that address
+VECTORS = RAM_BASE + 0x800  # VBAR_EL1 for the program "handler"
+SYNC_FROM_EL1 = 0x200  # the offset of synchronous exceptions with SP_EL1.  Source: DDI 0487, D1.3.1
+PATIENCE_S = 10.0  # for a guest to report
+
+Wrap = Callable[[Vcpu], Vcpu]
+
+
+class Bench:
+    """What a case works with; everything it makes ends with the ``with`` block."""
+
+    def __init__(self, system: System, target: Target, wrap: Wrap = lambda vcpu: vcpu) -> None:
+        self.system = system
+        self.target = target
+        self._wrap = wrap
+        self._undo = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def need_lengths(self, count: int) -> None:
+        """Skip the case where the host has fewer vector lengths."""
+        if len(self.target.vls) < count:
+            raise Skip(f"needs a host with {count} vector lengths or more")
+
+    def vm(self) -> Vm:
+        """A VM without memory."""
+        return self._undo.enter_context(self.system.create_vm(sve.MIN_IPA_BITS))
+
+    def created(self, vm: Vm | None = None, number: int = 0) -> Vcpu:
+        """A vCPU that was only created, in a VM of its own unless one is given."""
+        vcpu = self._undo.enter_context((vm or self.vm()).create_vcpu(number))
+        return self._wrap(vcpu)
+
+    def init(self, vcpu: Vcpu, features: Iterable[int] = SVE) -> None:
+        """Initialise a vCPU, or do it again."""
+        vcpu.init(self.preferred_target, features)
+
+    def vcpu(self, features: Iterable[int] = SVE, vm: Vm | None = None, number: int = 0) -> Vcpu:
+        """A vCPU that was initialised."""
+        vcpu = self.created(vm, number)
+        self.init(vcpu, features)
+        return vcpu
+
+    def final(
+        self, vls: Iterable[int] | None = None, vm: Vm | None = None, number: int = 0
+    ) -> Vcpu:
+        """A vCPU with SVE that was finalized, with the host's lengths unless others are given."""
+        vcpu = self.vcpu(SVE, vm, number)
+        if vls is not None:
+            sve.write_vls(vcpu, vls)
+        vcpu.finalize(VcpuFeature.SVE)
+        return vcpu
+
+    @functools.cached_property
+    def preferred_target(self) -> int:
+        """What INIT takes on this host."""
+        with self.system.create_vm(sve.MIN_IPA_BITS) as vm:
+            return vm.preferred_target()
+
+    def vm_with(self, program: str) -> Vm:
+        """A VM whose memory begins with a program, and has the exception handler in its place."""
+        vm = self.vm()
+        memory = self._undo.enter_context(GuestMemory(RAM_BASE, RAM_SIZE))
+        # Not by write(): see GuestMemory.load about code.
+        for address, name in ((RAM_BASE, program), (VECTORS + SYNC_FROM_EL1, "handler")):
+            words = code(name)
+            memory.load_from(address, len(words), io.BytesIO(words), 0)
+        vm.set_user_memory_region(0, RAM_BASE, RAM_SIZE, memory.host_address)
+        return vm
+
+    def reports(self, vcpu: Vcpu, count: int) -> list[int]:
+        """Run the VM's program from its beginning, until it has reported so often.
+
+        Raises: GuestError, when it does anything else.
+        """
+        vcpu.set_one_reg(regs.PC, RAM_BASE)
+        vcpu.set_one_reg(regs.X(REPORT_REGISTER), REPORT)
+        vcpu.set_one_reg(ids.VBAR_EL1, VECTORS)
+        values: list[int] = []
+        guard = threading.Timer(PATIENCE_S, vcpu.kick)
+        guard.start()
+        try:
+            while len(values) < count:
+                left = vcpu.run()
+                if left.reason != ExitReason.MMIO or left.address != REPORT or not left.is_write:
+                    raise GuestError(f"the guest reported {len(values)} of {count}, then: {left}")
+                values.append(left.data)
+        finally:
+            guard.cancel()
+            guard.join()
+        # Completes the last write, so that the registers are the guest's after it.
+        vcpu.kick()
+        vcpu.run()
+        return values
+
+
+def outcome(call: Callable[[], object]) -> str:
+    """``ok``, or the name of the errno the kernel refused with."""
+    try:
+        call()
+    except KvmError as error:
+        return errno.errorcode.get(error.errno, str(error.errno))
+    return "ok"
+
+
+def alike(outcomes: Mapping[str, str]) -> str:
+    """One outcome where all are the same, else each with what came out so."""
+    groups: dict[str, list[str]] = {}
+    for name, word in outcomes.items():
+        groups.setdefault(word, []).append(name)
+    if len(groups) == 1:
+        return next(iter(groups))
+    return "; ".join(f"{word}: {some(names)}" for word, names in groups.items())
+
+
+def each(calls: Mapping[str, Callable[[], object]]) -> str:
+    """The outcome of all these calls, each made once."""
+    return alike({name: outcome(call) for name, call in calls.items()})
+
+
+def values(vcpu: Vcpu, registers: Mapping[str, int]) -> str:
+    """What all these registers hold."""
+    return alike({name: f"{vcpu.get_one_reg(reg):#x}" for name, reg in registers.items()})
+
+
+def show(vls: Iterable[int]) -> str:
+    """A set of lengths: ``128,256``."""
+    return ",".join(map(str, sorted(vls))) or "none"
+
+
+def some(names: list[str], most: int = 6) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return " ".join(names[:most]) + more

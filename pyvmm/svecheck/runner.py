@@ -1,0 +1,86 @@
+"""Runs cases, each on VMs of its own; whatever one does, the next gets its turn."""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections.abc import Iterable, Iterator
+
+from pyvmm.errors import HostError, UsageError, VmmError
+from pyvmm.kvm.caps import Cap
+from pyvmm.kvm.sve import host_vector_lengths
+from pyvmm.kvm.system import System
+from pyvmm.svecheck import again, guest, registers, reglist, sets, states, vcpus
+from pyvmm.svecheck.bench import Bench, Wrap
+from pyvmm.svecheck.case import Case, Result, Verdict, cases_of
+from pyvmm.svecheck.lengths import own_vls
+from pyvmm.svecheck.target import Skip, Target
+
+SUBJECTS = (states, again, sets, registers, reglist, guest, vcpus)
+CASES = tuple(case for subject in SUBJECTS for case in cases_of(subject))
+
+
+def chosen(pattern: str | None) -> list[Case]:
+    """The cases whose name holds the pattern, which may have ``*`` and ``?``.
+
+    Raises: UsageError, where there are none.
+    """
+    if pattern is None:
+        return list(CASES)
+    found = [case for case in CASES if fnmatch.fnmatchcase(case.name, f"*{pattern}*")]
+    if not found:
+        subjects = ", ".join(dict.fromkeys(case.name.partition("/")[0] for case in CASES))
+        raise UsageError(f"-k {pattern}: no case has that in its name", hint=f"such as {subjects}")
+    return found
+
+
+def probe(system: System) -> Target:
+    """The host under test.
+
+    Raises: HostError, where it has no SVE.
+    """
+    if not system.has(Cap.ARM_SVE):
+        raise HostError(
+            "this host's KVM has no SVE (KVM_CAP_ARM_SVE is 0)",
+            hint="an emulated host has it: --host emulated --host-cpu max",
+        )
+    return Target(host_vector_lengths(system), own_vls())
+
+
+def run(
+    system: System, target: Target, cases: Iterable[Case], wrap: Wrap = lambda vcpu: vcpu
+) -> Iterator[Result]:
+    """Run the cases in turn; ``wrap`` may put something around every vCPU they make."""
+    for case in cases:
+        yield run_case(case, Bench(system, target, wrap))
+
+
+def run_case(case: Case, bench: Bench) -> Result:
+    """Run one case, whatever comes of it."""
+    began = time.monotonic()
+    expected = case.expects(bench.target)
+    skipped = ""
+    try:
+        with bench:
+            got = case.act(bench)
+    except Skip as skip:
+        got, skipped = "", str(skip)
+    except VmmError as error:
+        got = str(error)
+    except Exception as error:  # an answer of the kernel's that the case cannot even read
+        got = f"{type(error).__name__}: {error}"
+    seconds = time.monotonic() - began
+    if skipped:
+        return Result(case, Verdict.SKIPPED, expected, got, skipped, seconds)
+    verdict, why = judge(case, expected, got)
+    return Result(case, verdict, expected, got, why, seconds)
+
+
+def judge(case: Case, expected: str, got: str) -> tuple[Verdict, str]:
+    """The verdict on an outcome; for a known difference, which kernels have it."""
+    if got == expected:
+        return Verdict.OK, ""
+    for known in case.known:
+        if got == known.outcome:
+            return Verdict.KNOWN, known.which
+    return Verdict.DIFFERS, ""

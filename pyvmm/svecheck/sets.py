@@ -1,0 +1,243 @@
+"""Which sets of vector lengths KVM takes, and which it refuses.
+
+The rule is arm64/vl.py's is_legal(): a set holds every length the host has up to its longest.
+vq_present() of Linux 5.2-rc6 (0c529ff789bc, mended by e644fa18e2ff) compared a bit of the set with
+a bool, and so got sets wrong both ways; every single bit is therefore tried on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import combinations
+
+from pyvmm.arm64.vl import QUADWORD, VlSet, is_legal, legal_sets, up_to
+from pyvmm.kvm import regs, sve
+from pyvmm.kvm.uapi import VcpuFeature
+from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.svecheck import promises as doc
+from pyvmm.svecheck.bench import Bench, alike, outcome, show, some
+from pyvmm.svecheck.case import case
+from pyvmm.svecheck.target import Skip
+
+BITS = 512  # of KVM_REG_ARM64_SVE_VLS
+EXHAUSTIVE = 6  # quadwords: every set of so many lengths is tried
+AS_ON_A64FX = frozenset({128, 256, 512})
+RULE = "as the rule has it"
+
+
+def bitmap(vls: Iterable[int]) -> int:
+    """A set as KVM_REG_ARM64_SVE_VLS encodes it."""
+    return sum(1 << length // QUADWORD - 1 for length in vls)
+
+
+def lengths(bits: int) -> VlSet:
+    """And the other way."""
+    found = set()
+    while bits:
+        found.add(bits.bit_length() * QUADWORD)
+        bits ^= 1 << bits.bit_length() - 1
+    return frozenset(found)
+
+
+def _try(vcpu: Vcpu, bits: int) -> str:
+    return outcome(partial(vcpu.set_one_reg, regs.SVE_VLS, bits))
+
+
+def _try_all(bench: Bench, sets: Iterable[int]) -> str:
+    """The outcome of all these sets, tried one after the other; skips the case without any."""
+    vcpu = bench.vcpu()
+    tried = {bits: _try(vcpu, bits) for bits in sets}
+    if not tried:
+        raise Skip("this host has no such sets")
+    words = set(tried.values())
+    if len(words) == 1:
+        return words.pop()
+    return alike({show(lengths(bits)): word for bits, word in tried.items()})
+
+
+def _against_the_rule(bench: Bench, sets: Iterable[int]) -> str:
+    """Whether KVM takes and refuses just what the rule says, and else which sets it gets wrong."""
+    vcpu = bench.vcpu()
+    wrong = {}
+    for bits in sets:
+        got = _try(vcpu, bits)
+        if got != ("ok" if is_legal(lengths(bits), bench.target.vls) else "EINVAL"):
+            wrong[show(lengths(bits))] = got
+    return f"wrong: {alike(wrong)} for {some(list(wrong))}" if wrong else RULE
+
+
+@case(doc.INITIAL_SET, lambda target: show(target.own))
+def initial(bench: Bench) -> str:
+    """INIT, read the set; beside it what programs of this machine have, by prctl"""
+    return show(sve.read_vls(bench.vcpu()))
+
+
+@case(doc.VLS_ENCODING, "as encoded")
+def encoding(bench: Bench) -> str:
+    """Read all 512 bits of the set, and write and read the shortest alone"""
+    vcpu = bench.vcpu()
+    before = vcpu.get_one_reg(regs.SVE_VLS)
+    vcpu.set_one_reg(regs.SVE_VLS, 1)
+    after = vcpu.get_one_reg(regs.SVE_VLS)
+    right = (bitmap(bench.target.vls), 1)
+    return "as encoded" if (before, after) == right else f"{before:#x}, then {after:#x}"
+
+
+@case(doc.PREFIX_SETS, "ok")
+def legal_are_taken(bench: Bench) -> str:
+    """Choose each set that leaves out just the host's longer lengths, on a vCPU of its own"""
+    return _each_legal(bench, lambda vcpu, vls: sve.read_vls(vcpu))
+
+
+@case(doc.PREFIX_SETS, "ok")
+def legal_can_be_finalized(bench: Bench) -> str:
+    """Choose each such set, FINALIZE, read it"""
+
+    def finalize(vcpu: Vcpu, vls: VlSet) -> VlSet:
+        vcpu.finalize(VcpuFeature.SVE)
+        return sve.read_vls(vcpu)
+
+    return _each_legal(bench, finalize)
+
+
+def _each_legal(bench: Bench, then: Callable[[Vcpu, VlSet], VlSet]) -> str:
+    outcomes = {}
+    for vls in legal_sets(bench.target.vls):
+        vcpu = bench.vcpu()
+        word = outcome(partial(sve.write_vls, vcpu, vls))
+        if word == "ok" and (read := then(vcpu, vls)) != vls:
+            word = f"reads {show(read)}"
+        outcomes[show(vls)] = word
+    return alike(outcomes)
+
+
+@case(doc.VLS_WRITABLE, lambda target: show(target.vls))
+def can_grow_again(bench: Bench) -> str:
+    """Choose the shortest length alone, then each longer set, then read it"""
+    bench.need_lengths(2)
+    vcpu = bench.vcpu()
+    for vls in legal_sets(bench.target.vls):
+        sve.write_vls(vcpu, vls)
+    return show(sve.read_vls(vcpu))
+
+
+@case(doc.INVALID_SET, "EINVAL")
+def empty(bench: Bench) -> str:
+    """Choose the empty set"""
+    return _try_all(bench, [0])
+
+
+@case(doc.INVALID_SET, "EINVAL")
+def without_128(bench: Bench) -> str:
+    """Leave 128 out of each set that has more"""
+    bench.need_lengths(2)
+    return _try_all(bench, (bitmap(vls) & ~1 for vls in legal_sets(bench.target.vls)[1:]))
+
+
+@case(doc.INVALID_SET, "EINVAL")
+def without_one_between(bench: Bench) -> str:
+    """Leave one length below the longest out of each set"""
+    bench.need_lengths(2)
+    return _try_all(bench, _gaps(bench.target.vls))
+
+
+def _gaps(host: VlSet) -> Iterator[int]:
+    for vls in legal_sets(host):
+        for length in sorted(vls - {max(vls)}):
+            yield bitmap(vls - {length})
+
+
+@case(doc.INVALID_SET, "EINVAL")
+def the_longest_alone(bench: Bench) -> str:
+    """Choose each length but 128 alone, and with 128 where that leaves one out"""
+    bench.need_lengths(2)
+    longer = sorted(bench.target.vls)[1:]
+    alone = [bitmap([length]) for length in longer]
+    return _try_all(bench, [*alone, *(bits | 1 for bits in alone[1:])])
+
+
+@case(doc.INVALID_SET, "EINVAL")
+def with_one_the_host_lacks_below(bench: Bench) -> str:
+    """Add a length the host lacks, below the host's longest, to each set"""
+    host = bench.target.vls
+    lacking = set(range(QUADWORD, max(host), QUADWORD)) - host
+    if not lacking:
+        raise Skip("needs a host that lacks a length below its longest")
+    return _try_all(
+        bench,
+        (bitmap(vls | {length}) for vls in legal_sets(host) for length in sorted(lacking)),
+    )
+
+
+@case(doc.INVALID_SET, "EINVAL")
+def beyond_the_host(bench: Bench) -> str:
+    """Add each of the 512 lengths above the host's longest to the host's set"""
+    host = bitmap(bench.target.vls)
+    return _try_all(bench, (host | 1 << bit for bit in range(host.bit_length(), BITS)))
+
+
+@case(doc.INVALID_SET, "EINVAL")
+def beyond_the_architecture(bench: Bench) -> str:
+    """Choose all 512 lengths, and the first of each of the eight words alone"""
+    return _try_all(bench, [(1 << BITS) - 1, *(1 << word for word in range(64, BITS, 64))])
+
+
+@case(doc.PREFIX_SETS, lambda target: "ok" if is_legal(AS_ON_A64FX, target.vls) else "EINVAL")
+def as_on_a64fx(bench: Bench) -> str:
+    """Choose 128, 256 and 512, which is a set just where 384 is no length of the host"""
+    if max(bench.target.vls) < max(AS_ON_A64FX):
+        raise Skip("needs a host with 512 bits")
+    return _try_all(bench, [bitmap(AS_ON_A64FX)])
+
+
+@case(doc.PREFIX_SETS, RULE)
+def refused_though_legal(bench: Bench) -> str:
+    """Choose each legal set on one vCPU, which an early vq_present() refused from 256 up"""
+    return _against_the_rule(bench, map(bitmap, legal_sets(bench.target.vls)))
+
+
+@case(doc.INVALID_SET, RULE)
+def accepted_though_not(bench: Bench) -> str:
+    """Flip each of the 512 bits of each legal set, where a lost bit would go unseen"""
+    legal = list(map(bitmap, legal_sets(bench.target.vls)))
+    return _against_the_rule(bench, (bits ^ 1 << bit for bits in legal for bit in range(BITS)))
+
+
+@case(doc.INVALID_SET, RULE)
+def every_set_of_short_lengths(bench: Bench) -> str:
+    """Choose every set of the lengths from 128 to 768"""
+    return _against_the_rule(bench, range(1 << EXHAUSTIVE))
+
+
+@case(doc.INVALID_SET, RULE)
+def every_pair_left_out(bench: Bench) -> str:
+    """Leave any two lengths out of the host's set"""
+    bench.need_lengths(3)
+    host = bench.target.vls
+    return _against_the_rule(bench, (bitmap(host - set(two)) for two in combinations(host, 2)))
+
+
+@case(doc.FAILED_SET, "unchanged")
+def refused_set_changes_nothing(bench: Bench) -> str:
+    """Choose each legal set, try some that are not, read it"""
+    vcpu = bench.vcpu()
+    host = bench.target.vls
+    wrong = (0, (1 << BITS) - 1, bitmap(host) | 1 << BITS - 1, bitmap(host) << 1)
+    changed = []
+    for vls in legal_sets(host):
+        sve.write_vls(vcpu, vls)
+        for bits in wrong:
+            _try(vcpu, bits)
+        if sve.read_vls(vcpu) != vls:
+            changed.append(show(vls))
+    return f"changed {some(changed)}" if changed else "unchanged"
+
+
+@case(doc.PREFIX_SETS, lambda target: show(up_to(target.vls, 256)))
+def others_see_nothing_of_it(bench: Bench) -> str:
+    """Choose a set on one vCPU, read it, after another VM's vCPU chose 128 alone"""
+    vcpu, other = bench.vcpu(), bench.vcpu()
+    sve.write_vls(vcpu, up_to(bench.target.vls, 256))
+    sve.write_vls(other, [QUADWORD])
+    return show(sve.read_vls(vcpu))

@@ -1,0 +1,202 @@
+"""The life of a vCPU: what each ioctl does before and after INIT and FINALIZE."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple
+
+from pyvmm.kvm import ioctls, regs
+from pyvmm.kvm.caps import Cap
+from pyvmm.kvm.uapi import VcpuFeature
+from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.svecheck import ids
+from pyvmm.svecheck import promises as doc
+from pyvmm.svecheck.bench import PLAIN, SVE, Bench, alike, each, outcome
+from pyvmm.svecheck.case import Case, Promise, case
+from pyvmm.svecheck.target import Skip
+
+NO_FEATURE = 7 * 32 - 1  # the last bit of kvm_vcpu_init.features
+NO_TARGET = 77
+
+
+# Every ioctl in every state.  A state is how a vCPU comes to be in it.
+STATES: dict[str, tuple[str, Callable[[Bench], Vcpu]]] = {
+    "created": ("on a vCPU that was only created", lambda bench: bench.created()),
+    "without-sve": ("after INIT without SVE", lambda bench: bench.vcpu(PLAIN)),
+    "initialised": ("after INIT with SVE, before FINALIZE", lambda bench: bench.vcpu()),
+    "finalized": ("after FINALIZE", lambda bench: bench.final()),
+}
+
+
+class Cell(NamedTuple):
+    """What a call does in one state, and who says so."""
+
+    expected: str
+    promise: Promise
+
+
+class Row(NamedTuple):
+    """A call, and what it does in each of STATES; None is not looked at."""
+
+    name: str
+    done: str
+    do: Callable[[Vcpu], str]
+    cells: tuple[Cell | None, Cell | None, Cell | None, Cell | None]
+
+
+def _get(registers: Mapping[str, int]) -> Callable[[Vcpu], str]:
+    def get(vcpu: Vcpu) -> str:
+        return each({name: partial(vcpu.get_one_reg, reg) for name, reg in registers.items()})
+
+    return get
+
+
+def _set(registers: Mapping[str, int]) -> Callable[[Vcpu], str]:
+    """Write zero, or what is there already where it can be read."""
+
+    def put(vcpu: Vcpu) -> str:
+        return each({name: _setter(vcpu, reg) for name, reg in registers.items()})
+
+    return put
+
+
+def _setter(vcpu: Vcpu, reg: int) -> Callable[[], None]:
+    value = 0
+    if outcome(lambda: vcpu.get_one_reg(reg)) == "ok":
+        value = vcpu.get_one_reg(reg)
+    return partial(vcpu.set_one_reg, reg, value)
+
+
+def _run(vcpu: Vcpu) -> str:
+    """Enter KVM_RUN, which returns at once: a kick came before."""
+    vcpu.kick()
+    return outcome(vcpu.run)
+
+
+def _count(vcpu: Vcpu) -> str:
+    """Ask for a list with room for none."""
+    empty = bytearray(struct.pack("<Q", 0))
+    return outcome(lambda: ioctls.GET_REG_LIST.at(vcpu.fd, empty, f"vcpu {vcpu.id}, n=0"))
+
+
+def _finalize_others(vcpu: Vcpu) -> str:
+    others = (-1, *(n for n in range(33) if n != VcpuFeature.SVE))
+    return each({str(n): partial(vcpu.finalize, n) for n in others})
+
+
+_NO_INIT = Cell("ENOEXEC", doc.ALL_NEED_INIT)
+_NO_SVE = Cell("ENOENT", doc.NEEDS_SVE)
+_EARLY = Cell("EPERM", doc.REGS_NEED_FINALIZE)
+_CORE = Cell("ok", doc.CORE)
+_SYSREG = Cell("ok", doc.SYSREGS)
+_SLICE = Cell("ENOENT", doc.SLICES)
+_NO_V = Cell("EINVAL", doc.V_REPLACED)
+_OK_V = Cell("ok", doc.V_ACCEPTED)
+_ABSENT = Cell("EINVAL", doc.FINALIZE_ABSENT)
+_FINAL = Cell("ok", doc.RUNS)
+
+ROWS = (
+    Row("run", "KVM_RUN", _run,
+        (Cell("ENOEXEC", doc.RUN_NEEDS_INIT), Cell("ok", doc.RUNS),
+         Cell("EPERM", doc.RUN_NEEDS_FINALIZE), _FINAL)),
+    Row("list", "KVM_GET_REG_LIST", lambda vcpu: outcome(vcpu.get_reg_list),
+        (_NO_INIT, Cell("ok", doc.LISTS), Cell("EPERM", doc.LIST_NEEDS_FINALIZE),
+         Cell("ok", doc.LISTS))),
+    Row("list-of-none", "KVM_GET_REG_LIST with n=0", _count,
+        (_NO_INIT, Cell("E2BIG", doc.LIST_TOO_BIG), Cell("EPERM", doc.LIST_NEEDS_FINALIZE),
+         Cell("E2BIG", doc.LIST_TOO_BIG))),
+    Row("get-core", "read X0, X30, SP, PC, PSTATE, FPSR, FPCR", _get(ids.CORE),
+        (_NO_INIT, _CORE, _CORE, _CORE)),
+    Row("set-core", "write the same", _set(ids.CORE), (_NO_INIT, _CORE, _CORE, _CORE)),
+    Row("get-sysregs", "read MPIDR_EL1, ID_AA64PFR0_EL1, ID_AA64ZFR0_EL1", _get(ids.SYSREGS),
+        (_NO_INIT, _SYSREG, _SYSREG, _SYSREG)),
+    Row("set-sysregs", "write to them what they hold", _set(ids.SYSREGS),
+        (_NO_INIT, _SYSREG, _SYSREG, _SYSREG)),
+    Row("get-zcr", "read ZCR_EL1", _get({"ZCR_EL1": ids.ZCR_EL1}),
+        (_NO_INIT, _NO_SVE, _SYSREG, _SYSREG)),
+    Row("set-zcr", "write ZCR_EL1", _set({"ZCR_EL1": ids.ZCR_EL1}),
+        (_NO_INIT, _NO_SVE, _SYSREG, _SYSREG)),
+    Row("get-vls", "read KVM_REG_ARM64_SVE_VLS", _get(ids.VLS),
+        (_NO_INIT, _NO_SVE, Cell("ok", doc.VLS_READABLE), Cell("ok", doc.VLS_READABLE))),
+    Row("set-vls", "write to KVM_REG_ARM64_SVE_VLS what it holds", _set(ids.VLS),
+        (_NO_INIT, _NO_SVE, Cell("ok", doc.VLS_WRITABLE), Cell("EPERM", doc.VLS_IMMUTABLE))),
+    Row("set-wrong-vls", "write an empty set",
+        lambda vcpu: outcome(lambda: vcpu.set_one_reg(regs.SVE_VLS, 0)),
+        (_NO_INIT, _NO_SVE, Cell("EINVAL", doc.INVALID_SET), Cell("EPERM", doc.VLS_IMMUTABLE))),
+    Row("get-sve", "read slice 0 of Z0-Z31, P0-P15 and FFR", _get(ids.Z_P_FFR),
+        (_NO_INIT, _NO_SVE, _EARLY, _FINAL)),
+    Row("set-sve", "write slice 0 of Z0-Z31, P0-P15 and FFR", _set(ids.Z_P_FFR),
+        (_NO_INIT, _NO_SVE, _EARLY, _FINAL)),
+    Row("get-surplus", "read slices 1 to 31 of Z0-Z31, P0-P15 and FFR", _get(ids.SURPLUS),
+        (_NO_INIT, _NO_SVE, _SLICE, _SLICE)),
+    Row("set-surplus", "write slices 1 to 31 of Z0-Z31, P0-P15 and FFR", _set(ids.SURPLUS),
+        (_NO_INIT, _NO_SVE, _SLICE, _SLICE)),
+    Row("get-v", "read V0 to V31", _get(ids.V), (_NO_INIT, _OK_V, _NO_V, _NO_V)),
+    Row("set-v", "write V0 to V31", _set(ids.V), (_NO_INIT, _OK_V, _NO_V, _NO_V)),
+    Row("get-mp-state", "KVM_GET_MP_STATE", lambda vcpu: outcome(vcpu.get_mp_state),
+        (None, _FINAL, _FINAL, _FINAL)),
+    Row("get-events", "KVM_GET_VCPU_EVENTS", lambda vcpu: outcome(vcpu.get_vcpu_events),
+        (None, _FINAL, _FINAL, _FINAL)),
+    Row("finalize-others", "FINALIZE every number but SVE's, -1 to 32", _finalize_others,
+        (_NO_INIT, _ABSENT, _ABSENT, _ABSENT)),
+    Row("finalize", "FINALIZE SVE", lambda vcpu: outcome(lambda: vcpu.finalize(VcpuFeature.SVE)),
+        (_NO_INIT, _ABSENT, Cell("ok", doc.FINALIZE), Cell("EPERM", doc.FINALIZE_TWICE))),
+)  # fmt: skip
+
+
+def _do_in(make: Callable[[Bench], Vcpu], do: Callable[[Vcpu], str], bench: Bench) -> str:
+    return do(make(bench))
+
+
+def _table() -> Iterator[Case]:
+    for row in ROWS:
+        for (state, (words, make)), cell in zip(STATES.items(), row.cells, strict=True):
+            if cell is None:
+                continue
+            yield Case(
+                f"states/{row.name}-{state}",
+                f"{row.done} {words}",
+                cell.promise,
+                cell.expected,
+                partial(_do_in, make, row.do),
+            )
+
+
+TABLE = tuple(_table())
+
+
+# The capability, and what INIT refuses.
+@case(doc.CAPABILITY, "1")
+def capability(bench: Bench) -> str:
+    """CHECK_EXTENSION of KVM_CAP_ARM_SVE, on /dev/kvm and on a VM"""
+    return alike(
+        {
+            "/dev/kvm": str(bench.system.check_extension(Cap.ARM_SVE)),
+            "VM": str(bench.vm().check_extension(Cap.ARM_SVE)),
+        }
+    )
+
+
+@case(doc.UNKNOWN_FEATURE, "ENOENT")
+def init_unknown_feature(bench: Bench) -> str:
+    """INIT with the last feature bit beside SVE"""
+    vcpu = bench.created()
+    return outcome(lambda: bench.init(vcpu, (*SVE, NO_FEATURE)))
+
+
+@case(doc.UNKNOWN_TARGET, "EINVAL")
+def init_unknown_target(bench: Bench) -> str:
+    """INIT with SVE and target 77"""
+    vcpu = bench.created()
+    return outcome(lambda: vcpu.init(NO_TARGET, SVE))
+
+
+@case(doc.FEATURE_32BIT, "ok")
+def init_with_32bit(bench: Bench) -> str:
+    """INIT with SVE and EL1_32BIT"""
+    if not bench.system.has(Cap.ARM_EL1_32BIT):
+        raise Skip("needs a host whose CPUs run 32-bit code at EL1")
+    vcpu = bench.created()
+    return outcome(lambda: bench.init(vcpu, (*SVE, VcpuFeature.EL1_32BIT)))

@@ -1,0 +1,104 @@
+"""What is told of a run: to people, to programs, to continuous integration."""
+
+from __future__ import annotations
+
+import json
+import stat
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from pyvmm.errors import UsageError
+from pyvmm.svecheck import report
+from pyvmm.svecheck.case import Case, Promise, Result, Verdict
+
+CASE = Case("states/run-created", "KVM_RUN", Promise("refused", "api.rst", "4.82"), "ENOEXEC", str)
+OK = Result(CASE, Verdict.OK, "ENOEXEC", "ENOEXEC", seconds=0.25)
+DIFFERS = Result(CASE, Verdict.DIFFERS, "ENOEXEC", "ok & <more>")
+KNOWN = Result(CASE, Verdict.KNOWN, "ENOEXEC", "ok", "since Linux 9")
+SKIPPED = Result(CASE, Verdict.SKIPPED, "ENOEXEC", "", "needs a host with a hole")
+ALL = [OK, DIFFERS, KNOWN, SKIPPED]
+WHERE = {"host": "emulated: QEMU 7.2", "kernel": "Linux 6.1"}
+
+
+def test_case_that_is_ok_is_one_line() -> None:
+    assert list(report.lines(OK)) == ["ok       states/run-created: ENOEXEC"]
+
+
+def test_deviation_says_what_was_done_who_says_what_and_what_came() -> None:
+    assert list(report.lines(DIFFERS)) == [
+        "differs  states/run-created: ok & <more>",
+        "         done: KVM_RUN",
+        "         said: refused (api.rst, 4.82)",
+        "         promised: ENOEXEC",
+    ]
+
+
+def test_known_difference_says_since_when_and_skipped_says_why() -> None:
+    assert list(report.lines(KNOWN))[2] == "         known: since Linux 9"
+    assert list(report.lines(SKIPPED)) == ["skipped  states/run-created: needs a host with a hole"]
+
+
+def test_summary_counts_every_verdict() -> None:
+    assert report.summary(ALL) == "4 cases: 1 ok, 1 differs, 1 known, 1 skipped"
+
+
+@pytest.mark.parametrize(("results", "code"), [(ALL, 1), ([OK, KNOWN, SKIPPED], 0), ([], 0)])
+def test_only_a_deviation_fails(results: list[Result], code: int) -> None:
+    assert report.exit_code(results) == code
+
+
+def test_json_has_everything_with_a_schema_and_where_it_was_obtained() -> None:
+    document = json.loads(json.dumps(report.document(ALL, WHERE)))
+
+    assert (document["schema"], document["where"]) == (1, WHERE)
+    assert document["counts"] == {"ok": 1, "differs": 1, "known": 1, "skipped": 1}
+    assert document["cases"][2] == {
+        "name": "states/run-created",
+        "verdict": "known",
+        "done": "KVM_RUN",
+        "says": "refused",
+        "source": "api.rst, 4.82",
+        "expected": "ENOEXEC",
+        "got": "ok",
+        "why": "since Linux 9",
+        "seconds": 0.0,
+    }
+
+
+def test_junit_has_a_failure_for_a_deviation_alone() -> None:
+    suite = ET.fromstring(report.junit(ALL, WHERE))[0]
+
+    counts = {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")}
+    assert counts == {"tests": "4", "failures": "1", "errors": "0", "skipped": "1"}
+    children = [[child.tag for child in entry] for entry in suite.iter("testcase")]
+    assert children == [["system-out"], ["failure"], ["system-out"], ["skipped"]]
+    failure = next(suite.iter("failure"))
+    assert failure.get("message") == "ok & <more>, not ENOEXEC"
+    assert "refused (api.rst, 4.82)" in (failure.text or "")
+    assert {p.get("name"): p.get("value") for p in suite.iter("property")} == WHERE
+
+
+def test_file_is_written_whole_with_usual_rights(tmp_path: Path) -> None:
+    path = tmp_path / "sve.xml"
+    path.write_text("old")
+    (tmp_path / "other").touch()
+
+    report.write_whole(path, b"new")
+
+    assert path.read_bytes() == b"new"
+    rights = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("sve.xml", "other")]
+    assert rights[0] == rights[1]
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["other", "sve.xml"]
+
+
+def test_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+
+    with pytest.raises(UsageError, match=r"directory cannot be written: Is a directory"):
+        report.write_whole(tmp_path / "directory", b"new")
+    with pytest.raises(UsageError, match=r"missing/sve\.xml cannot be written: No such file"):
+        report.write_whole(tmp_path / "missing/sve.xml", b"new")
+
+    assert [found.name for found in tmp_path.iterdir()] == ["directory"]
