@@ -155,7 +155,7 @@ def test_debug_shows_the_registers_of_a_vm_that_goes_on(pyvmm: Pyvmm, start: Sta
     assert first["exits"]["uart0 write"] >= len("spinning\n")
     assert "vCPU 0: RUNNABLE" in shown
     assert f"PC                {first['registers']['PC']}" in shown
-    assert "SVE=IMP" in shown
+    assert " SVE " in shown
     assert states(pyvmm) == {"one": "running"}
 
 
