@@ -5,6 +5,7 @@ A verb's module is imported when the verb is used, so that each starts as fast a
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -16,8 +17,10 @@ from typing import Any, NamedTuple
 
 import click
 
-from pyvmm.errors import EXIT_FAILED, EXIT_OK, EXIT_SIGNAL, EXIT_USAGE, VmmError
+from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, EXIT_SIGNAL, EXIT_USAGE, VmmError
 
+# What a file that takes no more output says; there are no other writes without a name.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 BUG_HINT = "this is a bug in pyvmm, not in what you did; `pyvmm --debug ...` shows the traceback"
 
 
@@ -166,6 +169,10 @@ def report(error: BaseException) -> int:
         case BrokenPipeError():  # from the last flush
             _let_stdout_go()
             return EXIT_SIGNAL + signal.SIGPIPE
+        case OSError() if error.filename is None and error.errno in FULL:
+            _let_stdout_go()
+            say(f"cannot write standard output: {error.strerror}")
+            return EXIT_HOST
         case _:
             say(f"unexpected {type(error).__name__}: {error}", BUG_HINT)
             return EXIT_FAILED
@@ -196,8 +203,10 @@ def _keep_standard_descriptors() -> None:
 
     Otherwise the next file opened, /dev/kvm say, would take its number and the guest's output.
     """
-    for fd in range(3):
+    for fd, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number free: this one
+        if getattr(sys, name) is None:  # so Python has it that was started without
+            setattr(sys, name, os.fdopen(fd, mode, encoding="utf-8", closefd=False))

@@ -7,6 +7,7 @@ by the machine, when it meets the host.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ CONSOLES = ("serial", "virtio", "hv")
 TRANSPORTS = ("mmio", "mmio-legacy")
 IRQCHIPS = ("gicv3", "gicv3-its", "gicv2")
 TERMINALS = frozenset(range(UART_COUNT))
+NAME = re.compile(r"[\w.+:@-]+")  # of a file, wherever a shell or a listing meets it
 UINT64 = (1 << 64) - 1
 
 
@@ -127,6 +129,11 @@ class Config:
             )
         if self.timeout_s is not None and not 0 < self.timeout_s < float("inf"):
             raise UsageError(f"--timeout {self.timeout_s:g}: needs a time above 0 s")
+        if not self.name or self.name.startswith(".") or not NAME.fullmatch(self.name):
+            raise UsageError(
+                f"--name {self.name!r}: not a name for a VM",
+                hint="use letters, digits and - _ . + : @, and no dot in front",
+            )
         if "\0" in self.params:
             raise UsageError("--params: a kernel command line cannot hold a NUL")
         self._check_choices()

@@ -7,6 +7,7 @@ temporary directory, which the next one to hold the lock removes.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -27,6 +28,26 @@ def cache_dir(*below: str) -> Path:
     """
     base = _xdg("XDG_CACHE_HOME") or Path.home() / ".cache"
     return _made(base.joinpath("pyvmm", *below))
+
+
+def remove_cache() -> Path:
+    """Remove the cache, out of sight first, so that nothing in it is ever half there.
+
+    Returns:
+        Where it was.
+
+    Raises:
+        HostError: it cannot be removed.
+    """
+    cache = cache_dir()
+    doomed = cache.with_name(f".{cache.name}.gone-{os.getpid()}")
+    try:
+        cache.rename(doomed)
+        for left in cache.parent.glob(f".{cache.name}.gone-*"):  # and what was interrupted before
+            shutil.rmtree(left)
+    except OSError as error:
+        raise HostError(f"cannot remove {cache}: {error.strerror}") from error
+    return cache
 
 
 def runtime_dir() -> Path:
@@ -104,7 +125,9 @@ def cached(path: Path, build: Callable[[Path], None]) -> Path:
     except OSError as error:
         raise HostError(
             f"cannot fill the cache at {path}: {error.strerror or error}",
-            hint="free some space there, or set XDG_CACHE_HOME to another directory",
+            hint="free some space there, or set XDG_CACHE_HOME to another directory"
+            if error.errno == errno.ENOSPC
+            else "set XDG_CACHE_HOME to another directory",
         ) from error
     return path
 

@@ -186,7 +186,7 @@ def _what_the_machine_has() -> str:
         kib[name] = int(rest.split()[0])
     policy = Path("/proc/sys/vm/overcommit_memory").read_text(encoding="ascii").strip()
     has = [f"{_mib(kib[name] << 10)} {what}" for name, what in _MEMINFO.items() if name in kib]
-    return f"this machine has {', '.join(has)} (vm.overcommit_memory={policy})"
+    return f"the host has {', '.join(has)} (vm.overcommit_memory={policy})"
 
 
 # Fields of /proc/meminfo.  Source: proc_meminfo(5)

@@ -20,6 +20,8 @@ def parse_size(text: str) -> int:
     Raises: UsageError.
     """
     match = _SIZE.fullmatch(text.strip())
+    if match is None and re.fullmatch(r"[0-9]{20,}[BKMGTP]?", text.strip(), re.IGNORECASE):
+        raise UsageError(f"{text} is larger than any memory")
     if match is None:
         raise UsageError(
             f"{text!r} is not a size",

@@ -76,3 +76,14 @@ def test_default_memory_stays_within_four_fifths_of_the_host() -> None:
 
     assert host * 3 // 4 < size <= host * 4 // 5
     assert size % MIB == 0
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".x", "a/b", "../x", "a\nb", "a b", "a*", "a\0b"])
+def test_name_that_is_none_for_a_file_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="not a name for a VM"):
+        Config(image=IMAGE, name=name)
+
+
+@pytest.mark.parametrize("name", ["a", "guest-1", "vm_2.old", "größe", "a:b@c+d"])
+def test_name_of_letters_and_digits_is_taken(name: str) -> None:
+    assert Config(image=IMAGE, name=name).name == name

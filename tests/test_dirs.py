@@ -220,3 +220,26 @@ def test_lock_somebody_has_is_not_given(tmp_path: Path) -> None:
     lock = try_lock(tmp_path / "lock")
     assert lock is not None
     os.close(lock)
+
+
+def test_removed_cache_is_gone_with_what_an_interrupted_removal_left() -> None:
+    place = cached(cache_dir() / "thing", fill)
+    left = cache_dir().parent / ".pyvmm.gone-1/half"
+    left.mkdir(parents=True)
+
+    removed = dirs.remove_cache()
+
+    assert removed == place.parent
+    assert list(removed.parent.iterdir()) == []
+
+
+def test_cache_is_out_of_sight_before_anything_of_it_is_removed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = cached(cache_dir() / "thing", fill)
+    monkeypatch.setattr("shutil.rmtree", lambda path: None)
+
+    dirs.remove_cache()
+
+    assert not place.exists()
+    assert not place.parent.exists()

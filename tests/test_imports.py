@@ -28,7 +28,7 @@ ROOMS = (
     "svecheck",
     "host",
     # words in, words out
-    "cli", "commands",
+    "cli", "commands", "entry",
 )  # fmt: skip
 
 # Beyond the order: who must not even reach whom, through whatever is between.

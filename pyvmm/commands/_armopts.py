@@ -43,6 +43,14 @@ _OPTIONS = (
     ),
 )  # fmt: skip
 
+# Options whose text is to be read: the argument of Config, and what reads it.
+_PARSED: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "--mem": ("memory", parse_memory),
+    "--vcpu-affinity": ("vcpu_affinity", parse_cpulist),
+    "--kaslr-seed": ("kaslr_seed", lambda text: parse_number(text, "a seed")),
+    "--override-bad-firmware-cntfrq": ("timer_hz", lambda text: parse_number(text, "a frequency")),
+}
+
 
 def arm_options(command: _Command) -> _Command:
     """Give a command the options; arm_config() makes of them what Config takes."""
@@ -70,13 +78,14 @@ def arm_config(options: dict[str, Any]) -> dict[str, Any]:
             pvtime=not options["no_pvtime"],
         ),
     }
-    if options["mem"] is not None:
-        config["memory"], base = parse_memory(options["mem"])
+    for option, (argument, read) in _PARSED.items():
+        text = options[option.strip("-").replace("-", "_")]
+        if text is not None:
+            try:
+                config[argument] = read(text)
+            except UsageError as error:
+                raise UsageError(f"{option}: {error.message}", hint=error.hint) from error
+    if "memory" in config:
+        config["memory"], base = config["memory"]
         config |= {} if base is None else {"ram_base": base}
-    if options["vcpu_affinity"] is not None:
-        config["vcpu_affinity"] = parse_cpulist(options["vcpu_affinity"])
-    if options["kaslr_seed"] is not None:
-        config["kaslr_seed"] = parse_number(options["kaslr_seed"], "a seed")
-    if options["override_bad_firmware_cntfrq"] is not None:
-        config["timer_hz"] = parse_number(options["override_bad_firmware_cntfrq"], "a frequency")
     return config

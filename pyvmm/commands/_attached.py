@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import functools
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -68,6 +69,7 @@ class Attached:
 
     def run(self) -> int:
         """Run to the end; the exit code."""
+        _allow_descriptors()
         deadline = None
         if self._config.timeout_s is not None:
             deadline = time.monotonic() + self._config.timeout_s
@@ -150,6 +152,12 @@ class Attached:
             self._stop()
         else:
             click.echo(KEYS_HELP, err=True, nl=False)
+
+
+def _allow_descriptors() -> None:
+    """Raise this process's limit as far as it goes: a vCPU takes two descriptors."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _left(config: Config, deadline: float | None) -> Config:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from typing import Any
 import click
 
 from pyvmm.commands._hostopts import emulated_options
-from pyvmm.dirs import cache_dir
+from pyvmm.dirs import cache_dir, remove_cache
 from pyvmm.host import forward
 from pyvmm.host.instance import Instance
 from pyvmm.host.progress import Progress
@@ -123,10 +122,8 @@ def rm(settings: HostSettings, everything: bool) -> None:
         for running in all_running():
             stop(running)
         end_orphans()
-        cache = cache_dir()
-        removed = _size(cache)
-        shutil.rmtree(cache)
-        click.echo(f"{cache}: removed {removed / 1e6:.0f} MB", err=True)
+        removed = _size(cache_dir())
+        click.echo(f"{remove_cache()}: removed {removed / 1e6:.0f} MB", err=True)
         return
     instance = Instance(settings, Progress())
     found = running_at(instance.sockets)

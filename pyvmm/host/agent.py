@@ -12,6 +12,7 @@ import gc
 import importlib
 import os
 import pkgutil
+import resource
 import select
 import signal
 import sys
@@ -27,6 +28,7 @@ READY: Final = "pyvmm-agent: ready"
 IDLE_FILE: Final = Path("/run/pyvmm/idle_s")  # written by sessions: how long to stay unused
 IDLE_S: Final = 900.0
 DEVICE: Final = Path("/dev/kvm")
+DESCRIPTORS: Final = (1024, 1 << 16)  # soft and hard limit of a command's; two a vCPU
 PORT_NAME: Final = "pyvmm."
 
 # Loaded beside every module of pyvmm: a forked command then starts in about 30 ms, not seconds.
@@ -40,6 +42,7 @@ PRELOAD: Final = (
 def main() -> None:
     """Serve until the machine has been idle long enough; never returns."""
     _preload()
+    resource.setrlimit(resource.RLIMIT_NOFILE, DESCRIPTORS)
     if DEVICE.exists():  # commands run as the user, whom no group inside knows
         DEVICE.chmod(0o666)
     wakeup = _wakeup_pipe()

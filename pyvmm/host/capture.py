@@ -11,6 +11,7 @@ from pyvmm.host.running import Running
 from pyvmm.host.wire import CHUNK, STDIN_WINDOW, Frame, FrameReader, WireError, pack
 
 PATIENCE_S: Final = 60.0  # between one piece of output and the next
+ANSWER_S: Final = 5.0  # a host that is there answers in a tenth of a second
 
 
 def capture(running: Running, argv: list[str], data: bytes) -> bytes:
@@ -21,7 +22,7 @@ def capture(running: Running, argv: list[str], data: bytes) -> bytes:
     """
     if len(data) > STDIN_WINDOW:
         raise ValueError(f"{len(data)} bytes are more than may be on their way unread")
-    with connected(running) as connection:
+    with connected(running, ANSWER_S) as connection:
         rest = greet(running, connection, request_for(running, argv, running.description, []))
         connection.settimeout(PATIENCE_S)
         frames = FrameReader()

@@ -39,6 +39,8 @@ BACKGROUND_MS: Final = 300  # not every shell tells a job that it is in the fore
 # Of the user's environment, what a command inside may see.
 PASSED_ON: Final = ("TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "HOME",
                     "USER", "TZ", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")  # fmt: skip
+ANSWER_S: Final = 8.0  # for a host, after a signal that is to end the command
+ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT,
                     signal.SIGUSR1, signal.SIGUSR2)  # fmt: skip
 
@@ -137,7 +139,10 @@ class _Session:
         self._credits: deque[int] = deque()  # on their way to it
         self._tty_out = next((fd for fd in (1, 2, 0) if fd in streams.terminals), 1)
         self._over = False
-        self._terminated = self._killed = False  # had one SIGTERM, two
+        self._terminated = False  # by one SIGTERM; a second one gives up
+        self._given_up = 0  # by that signal
+        self._ending = 0  # the signal after which somebody was asked to answer
+        self._asked = self._heard = 0.0  # when, and when anything came
         self._sender = threading.Thread(target=self._carry_input, daemon=True)
 
     def greet(self, request: Request) -> bytes:
@@ -175,8 +180,9 @@ class _Session:
                 data = self._connection.recv(CHUNK)
             except (WireError, OSError) as error:
                 raise ended_in_the_middle(self._running) from error
-            if not data and self._killed:
-                return EXIT_SIGNAL + signal.SIGTERM
+            self._heard = time.monotonic()
+            if not data and self._given_up:
+                return EXIT_SIGNAL + self._given_up
             if not data:
                 raise ended_in_the_middle(self._running)
 
@@ -205,7 +211,8 @@ class _Session:
                 poll.register(self._wakeup, select.POLLIN)
                 if reading and self._window > 0 and ours:
                     poll.register(self._streams.stdin, select.POLLIN)
-                events = dict(poll.poll(None if ours else BACKGROUND_MS))
+                left_ms = self._look_for_answer()
+                events = dict(poll.poll(left_ms if ours else BACKGROUND_MS))
                 if self._wakeup in events:
                     self._forward_signals(os.read(self._wakeup, 256))
                     while self._credits:
@@ -226,12 +233,28 @@ class _Session:
                 self._send(Frame.SIGNAL, bytes([number]))
 
     def _count(self, number: int) -> None:
-        """Give up on a command, or a host, that a second SIGTERM finds still there."""
-        if number == signal.SIGTERM:
-            self._killed = self._terminated
-            self._terminated = True
-            if self._killed:
-                self.hang_up()
+        """Give up on a command that a second SIGTERM finds still there; ask whether a host is."""
+        if number == signal.SIGTERM and self._terminated:
+            self._give_up(number)
+        self._terminated |= number == signal.SIGTERM
+        if number in ENDING and not self._ending:
+            self._ending, self._asked = number, time.monotonic()
+            self._send(Frame.PING)
+
+    def _look_for_answer(self) -> int | None:
+        """Give up on a host that has not answered for long; or how many ms it has left."""
+        if self._heard >= self._asked:
+            self._ending = 0
+        if not self._ending:
+            return None
+        left_s = self._asked + ANSWER_S - time.monotonic()
+        if left_s <= 0:
+            self._give_up(self._ending)
+        return max(0, int(left_s * 1000) + 1)
+
+    def _give_up(self, number: int) -> None:
+        self._given_up = number
+        self.hang_up()
 
     def _forward_input(self) -> bool:
         try:

@@ -19,7 +19,7 @@ from typing import Final
 from pyvmm.dirs import try_lock
 from pyvmm.errors import HostError
 from pyvmm.host.command import Request
-from pyvmm.host.running import Running, last_words
+from pyvmm.host.running import Running
 from pyvmm.host.wire import CHUNK, HELLO, LENGTH, MAGIC, NONCE_SIZE, PORTS, Synchroniser
 
 HELLO_S: Final = 0.5  # usually 30 ms
@@ -32,14 +32,16 @@ class Unreachable(HostError):
 
 
 @contextlib.contextmanager
-def connected(running: Running) -> Iterator[socket.socket]:
+def connected(running: Running, wait_s: float | None = None) -> Iterator[socket.socket]:
     """A connection to a session that waits for a request, on a port no other client uses.
+
+    One is waited for that long, PORT_WAIT_S where nothing else is said.
 
     Raises:
         Unreachable: the host has ended, or ends just now.
         HostError: every port is in use, or nobody answers.
     """
-    deadline = time.monotonic() + PORT_WAIT_S
+    deadline = time.monotonic() + (PORT_WAIT_S if wait_s is None else wait_s)
     patience_s = HELLO_S
     for number in itertools.cycle(range(1, PORTS + 1)):
         left_s = deadline - time.monotonic()
@@ -88,7 +90,7 @@ def ended_in_the_middle(running: Running) -> HostError:
     """What to say when the connection breaks while a command runs."""
     return HostError(
         f"the emulated host ended in the middle of the command (process {running.pid}: "
-        f"{last_words(running.path)})",
+        f"{running.last_words})",
         hint="run the command again: it starts a new one",
     )
 
@@ -130,13 +132,13 @@ def _said_hello(running: Running, connection: socket.socket, timeout_s: float) -
 
 def _unreachable(running: Running) -> Unreachable:
     return Unreachable(
-        f"the emulated host has ended (process {running.pid}: {last_words(running.path)})",
+        f"the emulated host has ended (process {running.pid}: {running.last_words})",
         hint="run the command again: it starts a new one",
     )
 
 
 def _no_answer(running: Running) -> HostError:
     return HostError(
-        f"the emulated host does not answer ({last_words(running.path)})",
-        hint="pyvmm host stop, then run the command again",
+        f"the emulated host does not answer ({running.last_words})",
+        hint="pyvmm host rm, then run the command again: it makes the host anew",
     )

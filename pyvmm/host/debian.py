@@ -7,6 +7,7 @@ Packages are verified by apt against the Debian archive keyring.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -195,7 +196,11 @@ def _run(command: list[str], *, cwd: Path | None = None, env: dict[str, str] | N
         return done.stdout
     said = [line for line in done.stderr.splitlines() if not line.startswith("W:")]
     reason = "; ".join(line.removeprefix("E: ") for line in said[-3:]) or "no reason given"
-    raise HostError(
-        f"{' '.join(command[:3])} ...: {reason}",
-        hint="check that this machine reaches its Debian mirror: apt-get update",
-    )
+    raise HostError(f"{' '.join(command[:3])} ...: {reason}", hint=_hint(reason))
+
+
+def _hint(reason: str) -> str:
+    """What to do about a packaging tool's failure."""
+    if os.strerror(errno.ENOSPC) in reason:
+        return "free some space in the cache, or set XDG_CACHE_HOME to another directory"
+    return "check that this machine reaches its Debian mirror: apt-get update"

@@ -22,6 +22,7 @@ from pyvmm.errors import HostError
 from pyvmm.host.wire import PORTS
 
 STOP_S: Final = 5.0
+QEMU_LOG: Final = "qemu.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,12 @@ class Running:
     start_id: str
     pid: int
     facts: dict[str, Any]
+    heard: int = 0  # bytes QEMU had said when it was found: of what ended it later, nothing
+
+    @property
+    def last_words(self) -> str:
+        """What it said last, since it was found."""
+        return last_words(self.path, self.heard)
 
     @property
     def description(self) -> str:
@@ -44,7 +51,8 @@ def running_at(sockets: Path) -> Running | None:
     """The host whose sockets are there, if it is alive and up."""
     try:
         about = json.loads((sockets / "about.json").read_text())
-        found = Running(sockets, about["start_id"], about["pid"], about)
+        heard = _size(sockets / QEMU_LOG)
+        found = Running(sockets, about["start_id"], about["pid"], about, heard)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if _is_alive(sockets) else None
@@ -132,12 +140,20 @@ def sessions(running: Running) -> int:
     return busy
 
 
-def last_words(sockets: Path) -> str:
-    """What QEMU, or else the host's console, said last."""
-    for name in ("qemu.log", "console.log"):
+def last_words(sockets: Path, heard: int = 0) -> str:
+    """What QEMU said last, after so many bytes, or else the host's console."""
+    for name, skipped in ((QEMU_LOG, heard), ("console.log", 0)):
         file = sockets / name
-        lines = file.read_text(errors="replace").split("\n") if file.exists() else []
+        text = file.read_bytes()[skipped:].decode(errors="replace") if file.exists() else ""
+        lines = text.split("\n")
         said = [line.strip() for line in lines if line.strip()]
         if said:
             return " / ".join(said[-3:])
     return "it said nothing"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

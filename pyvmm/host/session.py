@@ -141,6 +141,8 @@ class Session:
                 self._close_input_when_done()
             elif kind is Frame.SIGNAL:
                 self._signal(payload[0])
+            elif kind is Frame.PING:
+                self._send(Frame.PONG, b"")
             elif kind is Frame.RESIZE and self._child.terminal is not None:
                 _resize(self._child.terminal, *struct.unpack("<HH", payload))
 

@@ -38,10 +38,12 @@ class Frame(IntEnum):
     EOF = 2  # client: the end of it
     SIGNAL = 3  # client: u8, a signal for the command
     RESIZE = 4  # client: u16 rows, u16 columns
+    PING = 5  # client: is there anybody?
     OUT = 16  # agent: bytes of standard output
     ERR = 17  # agent: bytes of standard error
     TTY = 18  # agent: bytes of the command's terminal
     CREDIT = 19  # agent: u32, that many bytes of STDIN were taken
+    PONG = 21  # agent: there is
     EXIT = 20  # agent: u8, the command's exit code; the last frame
 
 

@@ -149,3 +149,34 @@ def test_runtime_directory_with_a_comma_and_a_space_works(pyvmm: Pyvmm, tmp_path
     pyvmm("host", "stop", "--all", env=environment)
 
     assert (done.stderr, done.returncode) == ("", 6)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_host_that_hangs_does_not_keep_a_command_from_ending(
+    number: signal.Signals, pyvmm: Pyvmm
+) -> None:
+    with pyvmm.start("run", "exit", "-p", "spin") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"spinning\n"
+        (host,) = pyvmm.hosts()
+        os.kill(host["pid"], signal.SIGSTOP)
+        try:
+            process.send_signal(number)
+            code = process.wait(ENOUGH_S)
+        finally:
+            os.kill(host["pid"], signal.SIGCONT)
+
+    assert code == 128 + number
+
+
+def test_host_that_hangs_is_named_by_list(pyvmm: Pyvmm) -> None:
+    pyvmm("host", "start")
+    (host,) = pyvmm.hosts()
+    os.kill(host["pid"], signal.SIGSTOP)
+    try:
+        done = pyvmm("list")
+    finally:
+        os.kill(host["pid"], signal.SIGCONT)
+
+    assert done.returncode == 0
+    assert f"pyvmm: {host['name']}: the emulated host does not answer" in done.stderr

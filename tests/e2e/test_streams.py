@@ -54,12 +54,27 @@ def test_input_that_is_empty_is_no_end_of_the_guest(pyvmm: Pyvmm) -> None:
     assert (done.stdout, done.returncode) == ("", 124)
 
 
-def test_closed_standard_input_is_an_empty_one(pyvmm: Pyvmm) -> None:
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_stream_is_dev_null(closed: str, pyvmm: Pyvmm) -> None:
     command = " ".join([*pyvmm.command, "run exit -p exit=7"])
 
-    done = subprocess.run(["sh", "-c", f"{command} <&-"], capture_output=True, timeout=ENOUGH_S)
+    done = subprocess.run(
+        ["sh", "-c", f"{command} {closed}"], capture_output=True, timeout=ENOUGH_S
+    )
 
     assert (done.stdout, done.stderr, done.returncode) == (b"", b"", 7)
+
+
+@pytest.mark.parametrize("arguments", ["--version", "run --help", "host status --json"])
+def test_full_standard_output_is_an_error(arguments: str, pyvmm: Pyvmm) -> None:
+    command = " ".join([*pyvmm.command, arguments])
+
+    done = subprocess.run(
+        ["sh", "-c", f"{command} >/dev/full"], capture_output=True, text=True, timeout=ENOUGH_S
+    )
+
+    assert done.stderr == "pyvmm: cannot write standard output: No space left on device\n"
+    assert done.returncode == 3
 
 
 def test_flood_is_whole_and_in_order(pyvmm: Pyvmm) -> None:

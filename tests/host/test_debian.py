@@ -173,6 +173,16 @@ def test_what_apt_says_is_the_error(programs: Path, tmp_path: Path) -> None:
     assert "apt-get update" in (caught.value.hint or "")
 
 
+def test_full_disk_is_no_matter_of_the_mirror(programs: Path, tmp_path: Path) -> None:
+    said = "echo 'E: Write error - write (28: No space left on device)' >&2; exit 100"
+    apt(programs, tmp_path, indextargets=INDEX, update=said)
+
+    with pytest.raises(HostError) as caught:
+        Suite("trixie").closure(["qemu-system-arm"])
+
+    assert "free some space" in (caught.value.hint or "")
+
+
 def test_lists_that_did_not_come_are_fetched_again(programs: Path, tmp_path: Path) -> None:
     apt(programs, tmp_path, indextargets=INDEX, update="exit 100")
     with pytest.raises(HostError, match="no reason given"):

@@ -12,7 +12,7 @@ from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.stats import Stats
 from pyvmm.kvm.uapi import ExitReason
-from tests.kvm.guest import guest
+from tests.kvm.guest import MMIO, guest
 
 NAME_SIZE = 16
 HEADER = struct.pack("<6I", 0, NAME_SIZE, 3, 24, 64, 256)
@@ -37,7 +37,8 @@ def test_counts_are_found_by_what_the_file_says_of_itself(tmp_path: Path) -> Non
 
 @pytest.mark.kvm
 def test_kvm_counts_an_exit_it_makes() -> None:
-    with guest("store") as made:
+    with guest("store_then_load") as made:
+        made.set(x0=MMIO)
         if not made.vm.has(Cap.BINARY_STATS_FD):
             pytest.skip("this kernel has no binary statistics")
         stats = Stats(made.vcpu.get_stats_fd())

@@ -1,0 +1,16 @@
+"""Where the ``pyvmm`` command begins: as little as can be, before anything takes time."""
+
+from __future__ import annotations
+
+import signal
+
+
+def main() -> int:
+    """Run the command line; a Ctrl-C while it is still being loaded ends it without a word."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from pyvmm import cli
+
+    signal.signal(signal.SIGINT, before)
+    return cli.main()
