@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from pathlib import Path
 
 from pyvmm.errors import UsageError
@@ -19,7 +20,7 @@ def write_whole(path: Path, data: bytes) -> None:
         if target.exists() and not target.is_file():  # /dev/stdout, a pipe
             target.write_bytes(data)
             return
-        beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         try:
             _write_through(beside, data)
             beside.replace(target)
@@ -31,7 +32,8 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def _write_through(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
+    # Made, never found: in /tmp anybody may have laid a link to a file of the user's.
+    with path.open("xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

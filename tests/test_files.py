@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from pathlib import Path
 
@@ -41,6 +42,20 @@ def test_write_that_fails_leaves_the_file_as_it_was(
 
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_link_that_lies_where_the_new_file_is_made_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    private = tmp_path / "private"
+    private.write_bytes(b"mine")
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "guessed")
+    (tmp_path / ".probe.json.guessed.tmp").symlink_to(private)
+
+    with pytest.raises(UsageError, match="cannot be written: File exists"):
+        write_whole(tmp_path / "probe.json", b"new")
+
+    assert private.read_bytes() == b"mine"
 
 
 def test_link_stays_a_link_and_its_target_is_replaced(tmp_path: Path) -> None:

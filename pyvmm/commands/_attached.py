@@ -23,7 +23,8 @@ from pyvmm.console import KEYS_HELP, Input, Key, Output, Terminal
 from pyvmm.control.server import Server
 from pyvmm.control.service import Service
 from pyvmm.control.sockets import Claim
-from pyvmm.errors import EXIT_SIGNAL, HostError, TimeoutExpired, UsageError
+from pyvmm.errors import EXIT_SIGNAL, HostError, TimeoutExpired
+from pyvmm.files import write_whole
 from pyvmm.kvm.exits import Exit
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine
@@ -96,7 +97,7 @@ class Attached:
         )
         try:
             if self._extras.dump_dtb is not None:
-                _write_dtb(self._extras.dump_dtb, self._machine.dtb)
+                write_whole(self._extras.dump_dtb, self._machine.dtb)
             if self._extras.verbose:
                 for line in describe(self._machine):
                     click.echo(f"pyvmm: {line}", err=True)
@@ -168,13 +169,6 @@ def _left(config: Config, deadline: float | None) -> Config:
     if left_s <= 0:
         raise TimeoutExpired(f"the guest did not end within {config.timeout_s:g} s")
     return dataclasses.replace(config, timeout_s=left_s)
-
-
-def _write_dtb(path: Path, blob: bytes) -> None:
-    try:
-        path.write_bytes(blob)
-    except OSError as error:
-        raise UsageError(f"--dump-dtb {path}: {error.strerror}") from error
 
 
 def _log(line: str) -> None:

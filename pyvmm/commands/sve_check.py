@@ -13,6 +13,7 @@ from pyvmm.arm64 import vl
 from pyvmm.commands._facts import machine_facts
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.errors import UsageError
+from pyvmm.files import write_whole
 from pyvmm.host import describe_inside
 from pyvmm.host.settings import HostSettings
 from pyvmm.kvm.system import System
@@ -63,7 +64,7 @@ def check(
     else:
         click.echo(report.summary(results))
     if junit:
-        report.write_whole(junit, report.junit(results, facts))
+        write_whole(junit, report.junit(results, facts))
     return report.exit_code(results)
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from pyvmm.errors import EXIT_FAILED, EXIT_OK, UsageError
+from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.svecheck.case import Result, Verdict
 
 SCHEMA = 1
@@ -116,26 +112,3 @@ def _add(suite: ET.Element, result: Result) -> None:
             ET.SubElement(entry, "skipped", message=result.why)
         case _:
             ET.SubElement(entry, "system-out").text = text
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is complete or as it was.
-
-    Raises: UsageError, where it cannot be written.
-    """
-    temporary = None
-    try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink()
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from error

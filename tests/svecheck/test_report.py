@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import stat
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import pytest
 
-from pyvmm.errors import UsageError
 from pyvmm.svecheck import report
 from pyvmm.svecheck.case import Case, Promise, Result, Verdict
 
@@ -78,27 +75,3 @@ def test_junit_has_a_failure_for_a_deviation_alone() -> None:
     assert failure.get("message") == "ok & <more>, not ENOEXEC"
     assert "refused (api.rst, 4.82)" in (failure.text or "")
     assert {p.get("name"): p.get("value") for p in suite.iter("property")} == WHERE
-
-
-def test_file_is_written_whole_with_usual_rights(tmp_path: Path) -> None:
-    path = tmp_path / "sve.xml"
-    path.write_text("old")
-    (tmp_path / "other").touch()
-
-    report.write_whole(path, b"new")
-
-    assert path.read_bytes() == b"new"
-    rights = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("sve.xml", "other")]
-    assert rights[0] == rights[1]
-    assert sorted(found.name for found in tmp_path.iterdir()) == ["other", "sve.xml"]
-
-
-def test_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "directory").mkdir()
-
-    with pytest.raises(UsageError, match=r"directory cannot be written: Is a directory"):
-        report.write_whole(tmp_path / "directory", b"new")
-    with pytest.raises(UsageError, match=r"missing/sve\.xml cannot be written: No such file"):
-        report.write_whole(tmp_path / "missing/sve.xml", b"new")
-
-    assert [found.name for found in tmp_path.iterdir()] == ["directory"]
