@@ -30,24 +30,34 @@ class OwnLengths(NamedTuple):
 
 def read_vls(vcpu: RegisterFile) -> frozenset[int]:
     """The vector lengths a vCPU has (with SVE, initialised)."""
-    bitmap = vcpu.get_one_reg(regs.SVE_VLS)
-    return frozenset(
-        (bit + 1) * QUADWORD for bit in range(bitmap.bit_length()) if bitmap >> bit & 1
-    )
+    return lengths(vcpu.get_one_reg(regs.SVE_VLS))
 
 
-def write_vls(vcpu: RegisterFile, lengths: Iterable[int]) -> None:
+def write_vls(vcpu: RegisterFile, vls: Iterable[int]) -> None:
     """Choose a vCPU's vector lengths, after init and before finalize.
 
     KVM takes a set only if it holds every length of the host's up to its own largest.
     Raises KvmError for another set, ValueError for what is no vector length at all.
     """
-    bitmap = 0
-    for length in lengths:
+    vcpu.set_one_reg(regs.SVE_VLS, bitmap(vls))
+
+
+def bitmap(vls: Iterable[int]) -> int:
+    """A set as KVM_REG_ARM64_SVE_VLS encodes it: bit n is the length (n + 1) * 128.
+
+    Raises ValueError for what is no vector length at all.
+    """
+    bits = 0
+    for length in vls:
         if length % QUADWORD or not QUADWORD <= length <= MAX_BITS:
             raise ValueError(f"{length} is not a multiple of {QUADWORD} up to {MAX_BITS}")
-        bitmap |= 1 << (length // QUADWORD - 1)
-    vcpu.set_one_reg(regs.SVE_VLS, bitmap)
+        bits |= 1 << (length // QUADWORD - 1)
+    return bits
+
+
+def lengths(bits: int) -> frozenset[int]:
+    """The set that such a bitmap encodes."""
+    return frozenset((bit + 1) * QUADWORD for bit in range(bits.bit_length()) if bits >> bit & 1)
 
 
 def host_vector_lengths(system: System) -> frozenset[int]:

@@ -8,12 +8,11 @@ from collections.abc import Iterable, Iterator
 
 from pyvmm.errors import HostError, UsageError, VmmError
 from pyvmm.kvm.caps import Cap
-from pyvmm.kvm.sve import host_vector_lengths
+from pyvmm.kvm.sve import host_vector_lengths, own_vector_lengths
 from pyvmm.kvm.system import System
 from pyvmm.svecheck import again, guest, registers, reglist, sets, states, vcpus
 from pyvmm.svecheck.bench import Bench, Wrap
 from pyvmm.svecheck.case import Case, Result, Verdict, cases_of
-from pyvmm.svecheck.lengths import own_vls
 from pyvmm.svecheck.target import Skip, Target
 
 SUBJECTS = (states, again, sets, registers, reglist, guest, vcpus)
@@ -44,7 +43,7 @@ def probe(system: System) -> Target:
             "this host's KVM has no SVE (KVM_CAP_ARM_SVE is 0)",
             hint="an emulated host has it: --host emulated --host-cpu max",
         )
-    return Target(host_vector_lengths(system), own_vls())
+    return Target(host_vector_lengths(system), own_vector_lengths().prctl)
 
 
 def run(

@@ -13,6 +13,7 @@ from itertools import combinations
 
 from pyvmm.arm64.vl import QUADWORD, VlSet, is_legal, legal_sets, up_to
 from pyvmm.kvm import regs, sve
+from pyvmm.kvm.sve import bitmap, lengths
 from pyvmm.kvm.uapi import VcpuFeature
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.svecheck import promises as doc
@@ -24,20 +25,6 @@ BITS = 512  # of KVM_REG_ARM64_SVE_VLS
 EXHAUSTIVE = 6  # quadwords: every set of so many lengths is tried
 AS_ON_A64FX = frozenset({128, 256, 512})
 RULE = "as the rule has it"
-
-
-def bitmap(vls: Iterable[int]) -> int:
-    """A set as KVM_REG_ARM64_SVE_VLS encodes it."""
-    return sum(1 << length // QUADWORD - 1 for length in vls)
-
-
-def lengths(bits: int) -> VlSet:
-    """And the other way."""
-    found = set()
-    while bits:
-        found.add(bits.bit_length() * QUADWORD)
-        bits ^= 1 << bits.bit_length() - 1
-    return frozenset(found)
 
 
 def _try(vcpu: Vcpu, bits: int) -> str:

@@ -9,11 +9,11 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from pyvmm.arm64.vl import LENGTHS
+from pyvmm.kvm.sve import bitmap, lengths
 from pyvmm.svecheck import ids, promises, registers, reglist
 from pyvmm.svecheck.case import Case, Promise
 from pyvmm.svecheck.programs import PROGRAMS, code
 from pyvmm.svecheck.runner import CASES, SUBJECTS, chosen
-from pyvmm.svecheck.sets import bitmap, lengths
 from pyvmm.svecheck.states import ROWS, STATES
 from pyvmm.svecheck.target import Target
 
