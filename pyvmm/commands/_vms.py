@@ -12,7 +12,7 @@ import click
 from pyvmm import host
 from pyvmm.cli import say
 from pyvmm.control import client
-from pyvmm.control.wire import Message, pack
+from pyvmm.control.wire import Message, failure_of, pack
 from pyvmm.errors import EXIT_OK, HostError, UsageError
 from pyvmm.host.capture import capture
 from pyvmm.host.connection import Unreachable
@@ -61,8 +61,14 @@ class Vm:
         return str(self.info["name"])
 
     def ask(self, request: Message) -> Message:
-        """Its reply to one request, with its name and place; "ok" says whether it worked."""
-        (reply,) = self.place.ask([{"vm": self.name, "request": request}])
+        """Its reply to one request, with its name and place; "ok" says whether it worked.
+
+        A place that has ended, or does not answer, is such a reply too: other VMs get theirs.
+        """
+        try:
+            (reply,) = self.place.ask([{"vm": self.name, "request": request}])
+        except HostError as error:
+            reply = failure_of(error)
         return {"name": self.name, "host": self.place.name, **reply}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import click
 
@@ -59,21 +59,22 @@ def _watch(vms: list[Vm], memory: bool, interval_s: float) -> int:
     from rich.live import Live
     from rich.text import Text
 
-    before: dict[str, Message] = {}
+    watched: list[tuple[Vm, Message | None]] = [(vm, None) for vm in vms]
     with Live(auto_refresh=False) as live:
-        while vms:
-            replies = {vm.name: reply for vm in vms if (reply := vm.ask({"do": "stat"}))["ok"]}
-            shown = [
-                line
-                for name, reply in replies.items()
-                for line in lines(reply, before.get(name), memory)
-            ]
-            if shown:  # the last picture stays
-                live.update(Text("\n".join(shown)), refresh=True)
-            before = replies
-            vms = [vm for vm in vms if vm.name in replies]
+        while looked := _look(watched):
+            shown = [line for _, before, now in looked for line in lines(now, before, memory)]
+            live.update(Text("\n".join(shown)), refresh=True)
+            watched = [(vm, now) for vm, _, now in looked]
             time.sleep(interval_s)
     return 0
+
+
+def _look(
+    watched: Iterable[tuple[Vm, Message | None]],
+) -> list[tuple[Vm, Message | None, Message]]:
+    """Of each VM that still answers, what it said before and says now."""
+    asked = [(vm, before, vm.ask({"do": "stat"})) for vm, before in watched]
+    return [(vm, before, now) for vm, before, now in asked if now["ok"]]
 
 
 def lines(reply: Message, before: Message | None, memory: bool = False) -> Iterator[str]:

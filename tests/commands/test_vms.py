@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from pyvmm.commands import _vms
 from pyvmm.commands._vms import Place, Vm, chosen
 from pyvmm.commands.list import lines as list_lines
+from pyvmm.commands.stat import _look
 from pyvmm.commands.stat import lines as stat_lines
-from pyvmm.errors import UsageError
+from pyvmm.control.wire import Message
+from pyvmm.errors import HostError, UsageError
 
 HERE = Place(None)
 
@@ -78,3 +82,39 @@ def test_stat_shows_counts_largest_first_and_rates_since_the_last_look() -> None
         "    uart0 write            300         100/s",
         "    uart0 read               5           2/s",
     ]
+
+
+class Told(Elsewhere):
+    """A host that gives these answers, then has ended."""
+
+    answers: list[Message]
+
+    def ask(self, questions: Iterable[Message]) -> list[Message]:
+        if not self.answers:
+            raise HostError("it has ended")
+        return [self.answers.pop(0)]
+
+
+def told(*answers: Message) -> Told:
+    place = Told(None)
+    object.__setattr__(place, "answers", list(answers))
+    return place
+
+
+def test_host_that_has_ended_is_the_reply_of_its_vms() -> None:
+    reply = vm("two", told()).ask({"do": "stop"})
+
+    assert (reply["ok"], reply["name"], reply["error"]) == (False, "two", "it has ended")
+    assert reply["exit_code"] == 3
+
+
+def test_stat_looks_at_both_vms_of_one_name_until_they_end() -> None:
+    first, second = {**INFO, "pid": 1}, {**INFO, "pid": 2}
+    here, there = vm("two", told(first)), vm("two", told(second, second))
+
+    looked = _look([(here, None), (there, None)])
+    again = _look([(vm, now) for vm, _, now in looked])
+
+    assert [(before, now["pid"]) for _, before, now in looked] == [(None, 1), (None, 2)]
+    assert [(before["pid"], now["pid"]) for _, before, now in again if before] == [(2, 2)]
+    assert _look([(vm, now) for vm, _, now in again]) == []
