@@ -157,9 +157,12 @@ class _Client:
         self._take()
 
     def _let_go(self) -> None:
-        """End the connection so that the reply still arrives: unread bytes would reset it."""
+        """End the connection so that the reply still arrives: unread bytes would reset it.
+
+        Both ways: a client that sends without end would hold the loop here.
+        """
         with contextlib.suppress(OSError):
-            self._connection.shutdown(socket.SHUT_WR)
+            self._connection.shutdown(socket.SHUT_RDWR)
             while self._connection.recv(CHUNK):
                 pass
         self.close()
