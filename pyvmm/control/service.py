@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from pyvmm.control.server import Handler
 from pyvmm.control.wire import SCHEMA, Message
@@ -14,6 +15,8 @@ from pyvmm.errors import UsageError, VmmError
 from pyvmm.kvm.vgic import Vgic
 from pyvmm.machine import Machine
 from pyvmm.registers import read_registers
+
+IN_RAM: Final = ("Rss:", "Shared_Hugetlb:", "Private_Hugetlb:")
 
 
 class Service:
@@ -129,7 +132,7 @@ def vcpu_number(request: Message, machine: Machine) -> int | None:
 def resident(start: int, size: int, maps: Path = Path("/proc/self/smaps")) -> int:
     """How many bytes of a range of this process's memory are in RAM.
 
-    Source: proc_pid_smaps(5).
+    Source: Linux, Documentation/filesystems/proc.rst, "/proc/PID/smaps": Rss is without hugetlbfs.
     """
     found = 0
     inside = False
@@ -139,6 +142,6 @@ def resident(start: int, size: int, maps: Path = Path("/proc/self/smaps")) -> in
             if "-" in first and not first.endswith(":"):
                 low, high = (int(word, 16) for word in first.split("-"))
                 inside = start < high and low < start + size
-            elif inside and first == "Rss:":
+            elif inside and first in IN_RAM:
                 found += int(line.split()[1]) * 1024
     return found

@@ -18,6 +18,8 @@ Rss:                  16 kB
 Pss:                  16 kB
 7f0000100000-7f0000200000 rw-p 00000000 00:00 0
 Rss:                   4 kB
+Shared_Hugetlb:        0 kB
+Private_Hugetlb:    2048 kB
 VmFlags: rd wr mr mw me ac
 7f0000200000-7f0000300000 rw-p 00000000 00:00 0
 Rss:                1024 kB
@@ -28,7 +30,7 @@ def test_resident_memory_is_that_of_the_range_alone(tmp_path: Path) -> None:
     maps = tmp_path / "smaps"
     maps.write_text(SMAPS)
 
-    assert resident(0x7F00_0000_0000, 0x20_0000, maps) == 20 * 1024
+    assert resident(0x7F00_0000_0000, 0x20_0000, maps) == (20 + 2048) * 1024
 
 
 def test_resident_memory_grows_as_it_is_touched() -> None:
