@@ -10,6 +10,7 @@ Size is log2 of the bytes.  Source: Documentation/virt/kvm/api.rst, KVM_SET_ONE_
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -195,6 +196,8 @@ _FIXED = {
     "VENDOR_HYP_BMAP_2": VENDOR_HYP_BMAP_2,
     **{f"CCSIDR{n}": ccsidr(n) for n in range(14)},
 }
+_ID = re.compile("0x[0-9a-fA-F]{1,16}")
+_ENCODED = re.compile("S([0-9]+)_([0-9]+)_C([0-9]+)_C([0-9]+)_([0-9]+)")
 _NAMES = {reg_id: name for name, reg_id in _FIXED.items()}
 
 # The names in C of what is above, for _build.py to check.
@@ -269,10 +272,11 @@ def lookup(text: str, sysregs: Mapping[str, int] | None = None) -> int:
         return TIMERS[text]
     if sysregs and text in sysregs:
         return ARM64 | U64 | SYSREG | sysregs[text]
-    if text.startswith("0x"):
+    if _ID.fullmatch(text):
         return int(text, 16)
-    parts = text.replace("C", "").removeprefix("S").split("_")
-    if text.startswith("S") and len(parts) == 5 and all(part.isdecimal() for part in parts):
-        op0, op1, crn, crm, op2 = map(int, parts)
-        return sysreg(op0, op1, crn, crm, op2)
+    if match := _ENCODED.fullmatch(text):
+        op0, op1, crn, crm, op2 = map(int, match.groups())
+        reg_id = sysreg(op0, op1, crn, crm, op2)
+        if fields(reg_id) == (op0, op1, crn, crm, op2):  # each small enough for its place
+            return reg_id
     raise KeyError(text)

@@ -90,7 +90,11 @@ def test_unknown_register_is_shown_as_its_number_and_found_by_it() -> None:
     assert regs.lookup(regs.name(odd)) == odd
 
 
-@pytest.mark.parametrize("text", ["", "X31", "S3_0_C1", "SCTLR_EL9", "S3_0_C1_C2_x"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "X31", "S3_0_C1", "SCTLR_EL9", "S3_0_C1_C2_x", "S3_0_C16_C2_0", "S4_0_C1_C2_0", "0xno",
+     "0x" + "1" * 17],
+)  # fmt: skip
 def test_lookup_of_an_unknown_name_is_a_key_error(text: str) -> None:
     with pytest.raises(KeyError):
         regs.lookup(text, sysregs.ENCODINGS)
