@@ -62,8 +62,14 @@ class KvmError(HostError):
         self.ioctl = ioctl
         self.arguments = arguments
         self.errno = errno
-        name = _errno.errorcode.get(errno, str(errno))
-        super().__init__(f"{ioctl}({arguments}): {os.strerror(errno)} [{name}]", hint=hint)
+        super().__init__(
+            f"{ioctl}({arguments}): {os.strerror(errno)} [{self.errno_name}]", hint=hint
+        )
+
+    @property
+    def errno_name(self) -> str:
+        """The errno's name, as EINVAL; its number where it has none."""
+        return _errno.errorcode.get(self.errno, str(self.errno))
 
 
 class GuestError(VmmError):

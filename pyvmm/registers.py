@@ -6,7 +6,6 @@ Values are hexadecimal text with all of a register's digits: a JSON number loses
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from functools import partial
 from typing import TypedDict
@@ -90,7 +89,7 @@ def _read_all(vcpu: Vcpu, gic: Vgic | None) -> tuple[dict[str, int], dict[str, s
         try:
             values[name] = get(number)
         except KvmError as error:
-            errors[name] = errno.errorcode.get(error.errno, str(error.errno))
+            errors[name] = error.errno_name
 
     for reg_id in vcpu.get_reg_list():
         read(regs.name(reg_id, sysregs.NAMES), vcpu.get_one_reg, reg_id)

@@ -175,7 +175,7 @@ class RegisterView(regs.RegisterFile):
             try:
                 value = self.get_value(reg_id)
             except KvmError as refused:
-                error = errno.errorcode.get(refused.errno, str(refused.errno))
+                error = refused.errno_name
             yield Register(reg_id, _name(reg_id), regs.size(reg_id), value, error)
 
     def get_value(self, reg_id: int) -> Value:

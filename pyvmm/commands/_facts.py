@@ -66,7 +66,7 @@ def machine_facts(topic: str = "machine") -> Iterator[Fact]:
     yield Fact(topic, "architecture", platform.machine())
     if kind := kind_of_machine():
         yield Fact(topic, "kind", kind)
-    yield Fact(topic, "processor", _cpu())
+    yield Fact(topic, "processor", processor())
     yield Fact(topic, "CPUs online", os.sysconf("SC_NPROCESSORS_ONLN"))
     page = os.sysconf("SC_PAGE_SIZE")
     memory = os.sysconf("SC_PHYS_PAGES") * page
@@ -158,7 +158,7 @@ def kind_of_machine() -> str:
     return _text(DEVICE_TREE / "model") or _text(BOARD)
 
 
-def _cpu() -> str:
+def processor() -> str:
     """The CPU's name, or on arm64 its maker and numbers."""
     midr = _text(MIDR)
     if midr:

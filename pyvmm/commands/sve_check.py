@@ -10,11 +10,10 @@ from pathlib import Path
 import click
 
 from pyvmm.arm64 import vl
-from pyvmm.commands._facts import machine_facts
+from pyvmm.commands._facts import kind_of_machine, processor
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.errors import UsageError
 from pyvmm.files import write_whole
-from pyvmm.host import describe_inside
 from pyvmm.host.settings import HostSettings
 from pyvmm.kvm.system import System
 from pyvmm.svecheck import report, runner
@@ -70,12 +69,9 @@ def check(
 
 def obtained(target: Target) -> dict[str, str]:
     """Where a result comes from: machine, kernel, lengths."""
-    machine = {fact.key: fact for fact in machine_facts()}
-    inside = describe_inside()
-    kind = machine["kind"].value if "kind" in machine else "hardware"
     return {
-        "host": f"emulated: {inside}" if inside else str(kind),
-        "cpu": str(machine["processor"].value),
+        "host": kind_of_machine() or "hardware",
+        "cpu": processor(),
         "kernel": " ".join((os.uname().sysname, os.uname().release, os.uname().version)),
         "lengths": vl.show(target.vls),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import io
 import threading
@@ -132,7 +131,7 @@ def outcome(call: Callable[[], object]) -> str:
     try:
         call()
     except KvmError as error:
-        return errno.errorcode.get(error.errno, str(error.errno))
+        return error.errno_name
     return "ok"
 
 
