@@ -38,7 +38,13 @@ class KernelCounts:
     """
 
     def __init__(self, vcpus: Sequence[Vcpu], offered: bool) -> None:
-        self._files = [Stats(vcpu.get_stats_fd()) for vcpu in vcpus] if offered else []
+        self._files: list[Stats] = []
+        try:
+            for vcpu in vcpus if offered else ():
+                self._files.append(Stats(vcpu.get_stats_fd()))
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the files; idempotent."""

@@ -6,7 +6,7 @@ from typing import Final
 
 from pyvmm.errors import HostError
 from pyvmm.host.client import request_for
-from pyvmm.host.connection import connected, ended_in_the_middle, greet
+from pyvmm.host.connection import connected, ended_in_the_middle, greet, no_answer
 from pyvmm.host.running import Running
 from pyvmm.host.wire import CHUNK, STDIN_WINDOW, Frame, FrameReader, WireError, pack
 
@@ -18,7 +18,7 @@ def capture(running: Running, argv: list[str], data: bytes) -> bytes:
     """What ``argv`` prints in the host that gets ``data`` (256 KiB at most) on standard input.
 
     Raises:
-        HostError: it fails, with its own words; or the host ended.
+        HostError: it fails, with its own words; or the host ended, or does not answer.
     """
     if len(data) > STDIN_WINDOW:
         raise ValueError(f"{len(data)} bytes are more than may be on their way unread")
@@ -38,6 +38,8 @@ def capture(running: Running, argv: list[str], data: bytes) -> bytes:
                 rest = connection.recv(CHUNK)
                 if not rest:
                     raise ended_in_the_middle(running)
+        except TimeoutError as error:
+            raise no_answer(running) from error
         except (WireError, OSError) as error:
             raise ended_in_the_middle(running) from error
 

@@ -56,7 +56,7 @@ def connected(running: Running, wait_s: float | None = None) -> Iterator[socket.
         if number == PORTS:
             time.sleep(0.05)
     if patience_s > HELLO_S:
-        raise _no_answer(running)
+        raise no_answer(running)
     raise HostError(
         f"all {PORTS} sessions of the emulated host are in use", hint="wait for one to end"
     )
@@ -80,7 +80,7 @@ def greet(running: Running, connection: socket.socket, request: Request) -> byte
                 connection.settimeout(None)
                 return rest
     except TimeoutError as error:
-        raise _no_answer(running) from error
+        raise no_answer(running) from error
     except OSError as error:
         raise ended_in_the_middle(running) from error
     raise ended_in_the_middle(running)
@@ -92,6 +92,14 @@ def ended_in_the_middle(running: Running) -> HostError:
         f"the emulated host ended in the middle of the command (process {running.pid}: "
         f"{running.last_words})",
         hint="run the command again: it starts a new one",
+    )
+
+
+def no_answer(running: Running) -> HostError:
+    """What to say when a host is there, and silent."""
+    return HostError(
+        f"the emulated host does not answer ({running.last_words})",
+        hint="pyvmm host rm, then run the command again: it makes the host anew",
     )
 
 
@@ -134,11 +142,4 @@ def _unreachable(running: Running) -> Unreachable:
     return Unreachable(
         f"the emulated host has ended (process {running.pid}: {running.last_words})",
         hint="run the command again: it starts a new one",
-    )
-
-
-def _no_answer(running: Running) -> HostError:
-    return HostError(
-        f"the emulated host does not answer ({running.last_words})",
-        hint="pyvmm host rm, then run the command again: it makes the host anew",
     )
