@@ -50,15 +50,16 @@ def remove_cache() -> Path:
     return cache
 
 
-def runtime_dir() -> Path:
+def runtime_dir(*below: str) -> Path:
     """Sockets and locks of what runs: XDG_RUNTIME_DIR/pyvmm, else /tmp/pyvmm-UID (0700).
 
     Raises:
-        HostError: the directory belongs to somebody else or others can write to it.
+        HostError: it cannot be made, belongs to somebody else, or is open to others.
     """
     base = _xdg("XDG_RUNTIME_DIR")
     path = base / "pyvmm" if base and base.is_dir() else _tmp_runtime_dir()
-    return _made(path, private=True)
+    made = _made(path, private=True)
+    return _made(made.joinpath(*below), private=True) if below else made
 
 
 def _xdg(variable: str) -> Path | None:

@@ -173,6 +173,15 @@ def test_runtime_directory_open_to_others_is_refused(mode: int) -> None:
         runtime_dir()
 
 
+def test_directory_in_the_runtime_directory_is_the_users_alone_too() -> None:
+    path = runtime_dir("vms")
+    assert path == runtime_dir() / "vms"
+    path.chmod(0o755)
+
+    with pytest.raises(HostError, match="yours alone"):
+        runtime_dir("vms")
+
+
 def test_runtime_directory_of_somebody_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     owner = runtime_dir().stat().st_uid
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)

@@ -19,6 +19,7 @@ from typing import Final, Self
 from pyvmm.dirs import runtime_dir, try_lock
 from pyvmm.errors import HostError, UsageError
 
+VMS: Final = "vms"  # below the runtime directory
 LONGEST: Final = 107  # Source: unix(7), sun_path with its final NUL
 BACKLOG: Final = 16
 PATIENCE_S: Final = 0.5  # others look at a lock for a moment only
@@ -73,7 +74,7 @@ class Claim:
 
 def running() -> Iterator[Path]:
     """The sockets of the VMs that run, by name; those of dead ones are removed."""
-    for path in sorted(_directory().glob("*.sock")):
+    for path in sorted(runtime_dir(VMS).glob("*.sock")):
         lock = _try(path.with_suffix(".lock"))
         if lock is None:
             yield path
@@ -84,14 +85,8 @@ def running() -> Iterator[Path]:
         os.close(lock)
 
 
-def _directory() -> Path:
-    directory = runtime_dir() / "vms"
-    directory.mkdir(mode=0o700, exist_ok=True)
-    return directory
-
-
 def _socket_path(name: str) -> Path:
-    path = _directory() / f"{name}.sock"
+    path = runtime_dir(VMS) / f"{name}.sock"
     longest = LONGEST - len(os.fsencode(path)) + len(os.fsencode(name))
     if len(os.fsencode(name)) > longest:
         raise UsageError(
@@ -113,11 +108,14 @@ def _take(path: Path) -> int:
 
 def _try(path: Path) -> int | None:
     """Lock the file that has that name now: a former owner may just have removed another."""
-    while (lock := try_lock(path)) is not None:
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock), path.stat()):
-                return lock
-        os.close(lock)
+    try:
+        while (lock := try_lock(path)) is not None:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(lock), path.stat()):
+                    return lock
+            os.close(lock)
+    except OSError as error:
+        raise HostError(f"cannot lock {path}: {error.strerror}") from error
     return None
 
 

@@ -134,3 +134,10 @@ def test_two_claims_at_once_have_one_winner(tmp_path: Path) -> None:
         process.communicate()
 
     assert said.count("claimed\n") == 1
+
+
+def test_lock_that_cannot_be_made_is_told() -> None:
+    (runtime_dir("vms") / "it.lock").mkdir()
+
+    with pytest.raises(HostError, match=r"cannot lock .*it\.lock: Is a directory"):
+        Claim("it")
