@@ -205,7 +205,10 @@ def _flag(value: Any) -> bool:
 def _midrs(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list):
         raise TypeError(value)
-    return tuple(int(_text(midr), 16) for midr in value)
+    midrs = tuple(int(_text(midr), 16) for midr in value)
+    if not all(0 <= midr < 1 << 64 for midr in midrs):
+        raise ValueError(value)
+    return midrs
 
 
 def _lengths(value: Any) -> vl.VlSet:

@@ -162,6 +162,8 @@ def damage(part: str, field: str, value: object) -> Callable[[dict[str, Any]], N
         (damage("host", "kernel", 7), "a damaged probe: host.kernel is 7"),
         (damage("host", "kernel", "a\x1b[2J"), "a damaged probe: host.kernel"),
         (damage("host", "midr_el1", ["x"]), "a damaged probe: host.midr_el1"),
+        (damage("host", "midr_el1", ["-0x1"]), "a damaged probe: host.midr_el1"),
+        (damage("host", "midr_el1", ["0x1" + "0" * 16]), "a damaged probe: host.midr_el1"),
         (damage("host", "emulated", 1), "a damaged probe: host.emulated is 1"),
         (lambda document: document.pop("sve"), "a damaged probe: sve.kvm is null"),
         (lambda document: document.update(schema="1"), 'a damaged probe: schema is "1"'),
