@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -103,6 +104,7 @@ class Machine:
             self._let_go = let_go
             self._counts = {vcpu.id: ExitCounts() for vcpu in self.board.vcpus}
             self._virtual_time: int | None = None
+            self._pausing = threading.RLock()  # held while vCPUs are touched: none may run then
             self._runner = Runner(self.board.vcpus, self._step, self._ended, config.vcpu_affinity)
             undo.callback(self._runner.close)
             self._undo = undo.pop_all()
@@ -200,20 +202,23 @@ class Machine:
         Its virtual counter stops too, so that no time passes for the guest: its timers neither
         fire late nor all at once afterwards.  The real-time clock goes on.
         """
-        self._hurry(True)
-        self._runner.pause()
-        if self._virtual_time is None:
-            self._virtual_time = self.vcpus[0].get_one_reg(regs.TIMER_CNT)
+        with self._pausing:
+            self._hurry(True)
+            self._runner.pause()
+            if self._virtual_time is None:
+                self._virtual_time = self.vcpus[0].get_one_reg(regs.TIMER_CNT)
 
     def resume(self) -> None:
         """Let a paused guest go on."""
-        if self._virtual_time is not None:
-            self.vcpus[0].set_one_reg(regs.TIMER_CNT, self._virtual_time)  # it is the whole VM's
-            self._virtual_time = None
-        self._hurry(False)
-        if self._runner.has_ended:  # just now, and nobody is to wait for room any more
-            self._hurry(True)
-        self._runner.resume()
+        with self._pausing:
+            if self._virtual_time is not None:
+                # One vCPU's counter is the whole VM's.
+                self.vcpus[0].set_one_reg(regs.TIMER_CNT, self._virtual_time)
+                self._virtual_time = None
+            self._hurry(False)
+            if self._runner.has_ended:  # just now, and nobody is to wait for room any more
+                self._hurry(True)
+            self._runner.resume()
 
     @property
     def is_paused(self) -> bool:
@@ -222,14 +227,15 @@ class Machine:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Have the guest paused meanwhile; one that was stays so."""
-        before = self.is_paused
-        self.pause()
-        try:
-            yield
-        finally:
-            if not before:
-                self.resume()
+        """Have the guest paused meanwhile, whatever others ask; one that was stays so."""
+        with self._pausing:
+            before = self.is_paused
+            self.pause()
+            try:
+                yield
+            finally:
+                if not before:
+                    self.resume()
 
     def exit_counts(self) -> list[dict[str, int]]:
         """How often each vCPU left KVM_RUN, by what caused it, as "uart0 read"."""
