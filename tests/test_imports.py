@@ -39,6 +39,7 @@ APART = {
     "host": {"kvm"},
     "kvm": {"units", "config", "arm64", "devices", "boot"},
     "repro": {"snapshot"},
+    "svecheck": {"board", "machine", "control"},
 }
 
 # Packages that only some rooms may know.
