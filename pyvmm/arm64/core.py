@@ -5,7 +5,6 @@ from __future__ import annotations
 from pyvmm.arm64.bits import Bits, bit, bits
 
 GENERAL_REGISTERS = tuple(f"X{number}" for number in range(31))
-VECTOR_REGISTERS = tuple(f"V{number}" for number in range(32))
 
 
 class Mpidr(Bits):

@@ -18,7 +18,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-QUADWORD = 128
+from pyvmm.arm64.vl import QUADWORD
+
 LANES = {"b": 8, "h": 16, "s": 32, "d": 64, "q": 128}  # bits, by the assembler's suffix
 PREDICATE_SHARE = 8  # a predicate has a bit for each byte of a vector
 _Real = float  # Lanes has an attribute of that name

@@ -39,7 +39,7 @@ def _bridge(running: Running, stack: ExitStack) -> tuple[str, str]:
     name = f"pyvmm-tty-{secrets.token_hex(16)}"
     pty = Pty()
     stack.callback(pty.close)
-    guest, end = socket.socketpair()
+    guest, end = map(stack.enter_context, socket.socketpair())
     command = ["python3", "-m", HANDOVER, name]
     stack.enter_context(client.bridged(running, command, running.description, end))
     stack.enter_context(Carrier(pty, guest))  # closed first, while the bridge still stands

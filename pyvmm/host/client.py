@@ -3,7 +3,7 @@
 One thread takes frames and writes standard output and error; a second one reads standard input
 and sends signals.  Either may wait without holding up the other.
 
-``run`` carries this process's own streams, ``bridged`` those of a helper's to and from a socket.
+``run`` carries this process's own streams; ``bridged`` a socket's, for a command beside it.
 """
 
 from __future__ import annotations

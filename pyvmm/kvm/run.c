@@ -1,7 +1,7 @@
 /*
  * The calls that need C: ioctls with the GIL released and errno in the result, KVM_RUN, the kick
- * that ends one, and the instruction RDVL.  Mechanism only.  _build.py puts the includes, and assertions that
- * pyvmm's tables agree with the kernel's headers, above this file.
+ * that ends one, and the instruction RDVL.  Mechanism only.  _build.py puts the includes, and
+ * assertions that pyvmm's tables agree with the kernel's headers, above this file.
  */
 
 /* Make an ioctl again when a signal interrupts it; the result, or -errno. */
