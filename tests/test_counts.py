@@ -1,0 +1,38 @@
+"""The kernel's counts of vCPUs, as far as no KVM is needed for them."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from pyvmm.counts import KernelCounts
+from pyvmm.errors import KvmError
+from pyvmm.kvm.vcpu import Vcpu
+
+
+class Fake:
+    """A vCPU that gives a statistics file, or has no descriptor left for one."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def get_stats_fd(self) -> int:
+        if self.fd < 0:
+            raise KvmError("KVM_GET_STATS_FD", "", errno.EMFILE)
+        return self.fd
+
+
+def test_files_are_closed_where_one_cannot_be_had(tmp_path: Path) -> None:
+    file = tmp_path / "stats"
+    file.write_bytes(bytes(24))  # a header that tells of no counts
+    fd = os.open(file, os.O_RDONLY)
+
+    with pytest.raises(KvmError):
+        KernelCounts([cast(Vcpu, Fake(number)) for number in (fd, -1)], offered=True)
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
