@@ -30,6 +30,7 @@ Handler = Callable[[Message], Message]
 
 CLIENTS: Final = 32  # at a time
 PATIENCE_S: Final = 10.0
+REST_S: Final = 0.5
 CHUNK: Final = 64 << 10
 
 
@@ -42,10 +43,13 @@ class Server:
         self._fd = claim.listener.fileno()
         self._handlers = handlers
         self._clients: set[_Client] = set()
-        loop.watch(self._fd, self._accept)
+        self._rest: Timer | None = None
+        self._listen()
 
     def close(self) -> None:
         """Let every client go; idempotent."""
+        if self._rest is not None:
+            self._loop.cancel(self._rest)
         self._loop.unwatch(self._fd)
         for client in list(self._clients):
             client.close()
@@ -68,10 +72,18 @@ class Server:
         except Exception as error:  # a bug of ours is the client's to report, not the VM's end
             return failure(f"unexpected {type(error).__name__}: {error}")
 
+    def _listen(self) -> None:
+        self._rest = None
+        self._loop.watch(self._fd, self._accept)
+
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
-        except OSError:  # it has gone again, or there are no descriptors left
+        except BlockingIOError:  # it has gone again
+            return
+        except OSError:  # no descriptor is left: the client waits, and the loop must not spin
+            self._loop.unwatch(self._fd)
+            self._rest = self._loop.after(REST_S, self._listen)
             return
         connection.setblocking(False)
         if len(self._clients) >= CLIENTS or not is_trusted(connection):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import threading
@@ -225,3 +226,19 @@ def test_question_about_a_vm_that_does_not_run_says_so() -> None:
 
     assert reply["ok"] is False
     assert "nobody" in reply["error"]
+
+
+def test_client_is_served_once_there_is_a_descriptor_for_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = iter([OSError(errno.EMFILE, "Too many open files")])
+    accept = socket.socket.accept
+
+    def refuse_once(listener: socket.socket) -> Any:
+        for error in refusals:
+            raise error
+        return accept(listener)
+
+    monkeypatch.setattr(socket.socket, "accept", refuse_once)
+
+    assert client.ask(path, {"do": "echo"})["ok"]
