@@ -21,6 +21,7 @@ STYLES = {
     Verdict.FAILED: "bold red",
     Verdict.TIMEOUT: "bold red",
     Verdict.LACKING: "yellow",
+    Verdict.REFUSED: "yellow",
     Verdict.BROKEN: "bold red",
     Verdict.STOPPED: "yellow",
 }

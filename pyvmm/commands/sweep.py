@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from threading import Event
@@ -23,6 +23,7 @@ from pyvmm.commands._sweeptable import Board
 from pyvmm.commands.run import find_image
 from pyvmm.errors import EXIT_SIGNAL, UsageError
 from pyvmm.files import write_whole
+from pyvmm.host import is_local
 from pyvmm.host.settings import (
     DEFAULT_CPU,
     DEFAULT_KERNEL,
@@ -34,7 +35,11 @@ from pyvmm.host.settings import (
 from pyvmm.sweep import report
 from pyvmm.sweep.crew import Crew, dask, local
 from pyvmm.sweep.drive import Result, Watcher, ask_hosts, drive
-from pyvmm.sweep.plan import Guest, Run, alternatives, parse_cpus, parse_sets, plan
+from pyvmm.sweep.plan import Guest, Run, alternatives, host_name, parse_cpus, parse_sets, plan
+
+# Options of `pyvmm run` that are the sweep's own, and what they begin with.
+OWN = ("--cpus", "-c", "--timeout", "--initrd", "-i", "--kernel", "-k", "--no-sve")
+OWN_BEGIN = ("--sve", "--host")
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -146,12 +151,13 @@ class Interruption:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--fail-fast", is_flag=True, help="End the sweep at the first run that fails.")
 def sweep(image: str, more: tuple[str, ...], **options: Any) -> int:
-    """Run a guest at every set of vector lengths.
+    """Run a guest at every set of SVE vector lengths.
 
     And with every number of vCPUs, on every host setting that is asked for; several runs at a
     time, each as `pyvmm run` does it. A table shows them; it is live on a terminal. IMAGE is what
     `pyvmm run` takes. What comes after -- are more options of `pyvmm run`, for each run.
     """
+    _refuse_own(more)
     params = ("--params", options["params"]) if options["params"] else ()
     guest = Guest(
         image=image,
@@ -170,6 +176,16 @@ def sweep(image: str, more: tuple[str, ...], **options: Any) -> int:
     )
 
 
+def _refuse_own(more: Sequence[str]) -> None:
+    """Make sure that no run is another one than the sweep reports it to be."""
+    for word in more:
+        name = word.partition("=")[0]
+        if name in OWN or name.startswith(OWN_BEGIN):
+            raise UsageError(
+                f"{name} after --: that is the sweep's own", hint="`pyvmm sweep --help` shows it"
+            )
+
+
 def _checked(timeout_s: float | None) -> float | None:
     if timeout_s is not None and not 0 < timeout_s < float("inf"):
         raise UsageError(f"--timeout {timeout_s:g}: needs a time above 0 s")
@@ -177,13 +193,16 @@ def _checked(timeout_s: float | None) -> float | None:
 
 
 def _hosts(options: dict[str, Any]) -> list[HostSettings]:
-    """Every combination of kernels and CPUs."""
+    """Every combination of kernels and CPUs; this machine is called so where it is meant."""
     kernels = alternatives(options["kernels"], "--host-kernel", ",;") or [DEFAULT_KERNEL]
     cpus = alternatives(options["host_cpus"], "--host-cpu") or [DEFAULT_CPU]
-    return [
+    hosts = [
         HostSettings(kind=options["host"], qemu=options["host_qemu"], kernel=kernel, cpu=cpu)
         for kernel, cpu in product(kernels, cpus)
     ]
+    if options["scheduler"] is not None:  # each worker finds out for itself
+        return hosts
+    return [replace(host, kind="local") if is_local(host) else host for host in hosts]
 
 
 class Sweep:
@@ -204,6 +223,9 @@ class Sweep:
         """Do it, and report; the exit code."""
         stop = self._interruption.event
         with self._interruption.caught(), self._crew() as crew:
+            if sys.stderr.isatty():  # making an emulated host takes its time
+                names = "; ".join(map(host_name, settings))
+                click.echo(f"pyvmm: asking for vector lengths: {names} ...", err=True)
             try:
                 hosts = ask_hosts(settings, crew, stop)
             except KeyboardInterrupt:
@@ -243,5 +265,8 @@ class Sweep:
             data = report.junit_document(results, hosts, self._guest.image)
             write_whole(self._wishes.junit, data)
         if self._wishes.as_json:
-            click.echo(json.dumps(report.document(results, hosts), indent=2))
+            document = report.document(results, hosts, self._logs)
+            click.echo(json.dumps(document, indent=2))
+        for name, machine in report.where(hosts).items():
+            click.echo(f"{name}: {machine}", err=self._wishes.as_json)
         click.echo(report.summary(results), err=self._wishes.as_json)

@@ -21,7 +21,7 @@ class Crew:
     """An executor, and how to end what it does.
 
     ``stop``, where there is one, goes to each function, which is to end when it is set. Without
-    one, what runs already runs on, to nobody's use.
+    one, what has begun is left to end by itself, and nobody waits for it.
     """
 
     def __init__(self, executor: Executor, stop: Event | None = None) -> None:
@@ -61,19 +61,21 @@ def dask(address: str) -> Iterator[Crew]:
 
     Raises: HostError, where there is none, or this Python has no distributed; UsageError.
     """
-    with _client(address) as client, client.get_executor(pure=False) as executor:
-        yield Crew(executor)
+    with _client(address) as client:  # which takes back what is still asked for at its end
+        yield Crew(client.get_executor(pure=False))  # the same run again is a new one
 
 
 def _client(address: str) -> Any:
     try:
         from distributed import Client
+        from distributed.comm import resolve_address
     except ImportError as error:
         raise HostError(
             f"--scheduler {address}: this Python has no Dask cluster's client ({error})",
             hint="pip install 'pyvmm-arm64[dask]'",
         ) from error
     try:
+        resolve_address(address)  # a Client that finds it wrong itself ends with a traceback
         client = Client(address, timeout=CONNECT_S, set_as_default=False)
     except ValueError as error:
         raise UsageError(

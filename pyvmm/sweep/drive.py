@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from threading import Event
 
-from pyvmm.errors import EXIT_HOST, EXIT_OK, EXIT_TIMEOUT
+from pyvmm.errors import EXIT_HOST, EXIT_OK, EXIT_TIMEOUT, EXIT_USAGE, HostError, VmmError
 from pyvmm.host.settings import HostSettings
 from pyvmm.probe import Probe
 from pyvmm.sweep.crew import Crew
@@ -25,8 +25,17 @@ class Verdict(StrEnum):
     FAILED = "failed"
     TIMEOUT = "timed out"
     LACKING = "host lacks"
+    REFUSED = "refused"  # what was asked makes no sense on any machine
     BROKEN = "not done"  # by whoever was to do it
     STOPPED = "not finished"
+
+
+# What pyvmm's own exit codes mean.
+_PYVMMS = {
+    EXIT_TIMEOUT: Verdict.TIMEOUT,
+    EXIT_HOST: Verdict.LACKING,
+    EXIT_USAGE: Verdict.REFUSED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +73,21 @@ def ask_hosts(
     waiting = set(futures.values())
     while waiting:
         done, waiting = wait(waiting, REFRESH_S, FIRST_COMPLETED)
-        failed = any(future.exception() is not None for future in done)
-        if interrupted.is_set() or failed:
-            crew.end(waiting)
         if interrupted.is_set():
+            crew.end(waiting)
             raise KeyboardInterrupt
         for future in done:
-            future.result()
-    return {where: future.result() for where, future in futures.items()}
+            _answer(future)
+    return {where: _answer(future) for where, future in futures.items()}
+
+
+def _answer(future: Future[Probe]) -> Probe:
+    try:
+        return future.result()
+    except VmmError:
+        raise
+    except Exception as error:  # whatever an executor, or a worker far away, may say
+        raise HostError(f"no host can be asked: {type(error).__name__}: {error}") from error
 
 
 def drive(
@@ -82,16 +98,24 @@ def drive(
     results: dict[int, Result] = {}
     waiting = set(futures)
     ending = False
+
+    def take(future: Future[Outcome]) -> None:
+        result = judge(futures[future], future)
+        results[result.run.number] = result
+        watcher.finished(result)
+
     while waiting:
         done, waiting = wait(waiting, REFRESH_S, FIRST_COMPLETED)
-        for future in sorted(done, key=lambda future: futures[future].number):
-            result = judge(futures[future], future)
-            results[result.run.number] = result
-            watcher.finished(result)
+        for future in done:
+            take(future)
         failed = any(result.verdict is not Verdict.PASSED for result in results.values())
         if not ending and (interrupted.is_set() or (fail_fast and failed)):
             ending = True
             crew.end(waiting)
+            # Not every executor tells wait() of what was cancelled.
+            for future in [future for future in waiting if future.cancelled()]:
+                take(future)
+                waiting.remove(future)
         watcher.turned({futures[future].number for future in waiting if future.running()})
     return [results[run.number] for run in runs]
 
@@ -101,7 +125,7 @@ def judge(run: Run, future: Future[Outcome]) -> Result:
     try:
         outcome = future.result()
     except CancelledError:
-        return Result(run, Verdict.STOPPED, problem="it was not begun")
+        return Result(run, Verdict.STOPPED, problem="it was cancelled")
     except Exception as error:  # whatever an executor, or a worker far away, may say
         return Result(run, Verdict.BROKEN, problem=f"{type(error).__name__}: {error}")
     if outcome.stopped:
@@ -110,7 +134,5 @@ def judge(run: Run, future: Future[Outcome]) -> Result:
         return Result(run, Verdict.PASSED, outcome)
     message, _ = last_words(outcome.stderr.decode(errors="replace"))
     # A guest may end with any code, but only pyvmm writes to standard error.
-    verdicts = {EXIT_TIMEOUT: Verdict.TIMEOUT, EXIT_HOST: Verdict.LACKING} if message else {}
-    return Result(
-        run, verdicts.get(outcome.code, Verdict.FAILED), outcome, message or f"exit {outcome.code}"
-    )
+    verdict = _PYVMMS.get(outcome.code, Verdict.FAILED) if message else Verdict.FAILED
+    return Result(run, verdict, outcome, message or f"exit {outcome.code}")

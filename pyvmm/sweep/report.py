@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm import junit
-from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, UsageError
+from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, EXIT_USAGE, UsageError
 from pyvmm.files import write_whole
 from pyvmm.host.settings import HostSettings
 from pyvmm.probe import Probe
@@ -25,9 +25,13 @@ _JUNIT = {
     Verdict.FAILED: "failure",
     Verdict.TIMEOUT: "failure",
     Verdict.LACKING: "error",
+    Verdict.REFUSED: "error",
     Verdict.BROKEN: "error",
     Verdict.STOPPED: "skipped",
 }
+
+# What a sweep ends with, all of whose bad runs are of one kind.
+_CODES = {Verdict.LACKING: EXIT_HOST, Verdict.REFUSED: EXIT_USAGE}
 
 Hosts = Mapping[HostSettings, Probe]
 
@@ -37,7 +41,8 @@ def exit_code(results: Sequence[Result]) -> int:
     verdicts = {result.verdict for result in results} - {Verdict.PASSED}
     if not verdicts:
         return EXIT_OK
-    return EXIT_HOST if verdicts == {Verdict.LACKING} else EXIT_FAILED
+    codes = {_CODES.get(verdict, EXIT_FAILED) for verdict in verdicts - {Verdict.STOPPED}}
+    return codes.pop() if len(codes) == 1 else EXIT_FAILED
 
 
 def summary(results: Sequence[Result]) -> str:
@@ -47,17 +52,27 @@ def summary(results: Sequence[Result]) -> str:
     return f"{len(results)} run{'' if len(results) == 1 else 's'}: {words}"
 
 
-def document(results: Sequence[Result], hosts: Hosts) -> dict[str, Any]:
-    """The JSON document."""
+def where(hosts: Hosts) -> dict[str, str]:
+    """On which machines the results were obtained, by the names of their settings."""
+    return {
+        host_name(settings): f"{probe.machine}, {probe.kernel}" for settings, probe in hosts.items()
+    }
+
+
+def document(results: Sequence[Result], hosts: Hosts, logs: Path | None = None) -> dict[str, Any]:
+    """The JSON document; ``logs`` is the directory that holds them, if there is one."""
     counts = Counter(result.verdict for result in results)
     return {
         "schema": SCHEMA,
         "hosts": [
-            {**asdict(where), "name": host_name(where), "probe": probe.document()}
-            for where, probe in hosts.items()
+            {**asdict(settings), "name": host_name(settings), "probe": probe.document()}
+            for settings, probe in hosts.items()
         ],
         "counts": {str(verdict): counts[verdict] for verdict in Verdict},
-        "runs": [_entry(result) for result in results],
+        "runs": [
+            {**_entry(result), "log": None if logs is None else str(logs / result.run.log_name)}
+            for result in results
+        ],
     }
 
 
@@ -75,17 +90,14 @@ def _entry(result: Result) -> dict[str, Any]:
         "seconds": None if outcome is None else round(outcome.seconds, 3),
         "machine": None if outcome is None else outcome.machine,
         "output": None if outcome is None else _text(outcome.stdout),
-        "log": run.log_name,
     }
 
 
 def junit_document(results: Sequence[Result], hosts: Hosts, image: str) -> bytes:
     """The JUnit document: the sweep is a suite, and each run a case."""
-    where = {
-        f"host {host_name(settings)}": f"{probe.machine}, {probe.kernel}"
-        for settings, probe in hosts.items()
-    }
-    return junit.document(f"pyvmm sweep {image}", [_case(r, image) for r in results], where)
+    properties = {f"host {name}": machine for name, machine in where(hosts).items()}
+    cases = [_case(result, image) for result in results]
+    return junit.document(f"pyvmm sweep {image}", cases, properties)
 
 
 def _case(result: Result, image: str) -> junit.Testcase:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
 import shlex
 import signal
@@ -30,6 +31,7 @@ from pyvmm.errors import (
     HostError,
     UsageError,
 )
+from pyvmm.host.client import IDLE_VARIABLE
 from pyvmm.host.settings import HostSettings
 from pyvmm.probe import Probe
 from pyvmm.sweep.plan import Run, host_name, host_options
@@ -40,6 +42,7 @@ TAKEN = 1 << 20  # bytes of a guest's output that travel: its last
 HOST_S = 600.0  # beyond a guest's own time: making an emulated host
 GRACE_S = 5.0  # between asking a run to end and killing it
 POLL_S = 0.05
+IDLE_S = "60"  # for hosts that are not the default one; the user's own word counts more
 # How a run ends that was asked to: by itself, before it could, or not willingly.
 ENDED = (EXIT_SIGNAL + signal.SIGINT, -signal.SIGINT, -signal.SIGKILL)
 
@@ -65,7 +68,7 @@ def perform(run: Run, stop: Event | None = None) -> Outcome:
     """Do one run to its end, or until ``stop`` is set."""
     limit = None if run.guest.timeout_s is None else run.guest.timeout_s + HOST_S
     with _placed(run) as (image, initrd):
-        return _process(run.arguments(image, initrd), limit, stop or Event())
+        return _process(run.arguments(image, initrd), run.where, limit, stop or Event())
 
 
 def command_line(run: Run) -> str:
@@ -79,7 +82,7 @@ def ask(where: HostSettings, stop: Event | None = None) -> Probe:
     Raises: HostError, UsageError, in the words of the host's own pyvmm.
     """
     arguments = ["sve", "list", "--json", *host_options(where)]
-    done = _process(arguments, HOST_S, stop or Event())
+    done = _process(arguments, where, HOST_S, stop or Event())
     if done.code in (EXIT_OK, EXIT_FAILED):  # 1: KVM and the host's programs disagree
         with contextlib.suppress(ValueError):
             return Probe.of(json.loads(done.stdout), host_name(where))
@@ -114,8 +117,12 @@ def _placed(run: Run) -> Iterator[tuple[str, str | None]]:
         yield paths[0], paths[1] if len(paths) > 1 else None
 
 
-def _process(arguments: Sequence[str], limit_s: float | None, stop: Event) -> Outcome:
+def _process(
+    arguments: Sequence[str], where: HostSettings, limit_s: float | None, stop: Event
+) -> Outcome:
     """Run pyvmm with those arguments to its end."""
+    # A sweep may need many hosts, and each of them once.
+    idle = {IDLE_VARIABLE: IDLE_S} if where.customised else {}
     started = time.monotonic()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         process = subprocess.Popen(
@@ -123,6 +130,7 @@ def _process(arguments: Sequence[str], limit_s: float | None, stop: Event) -> Ou
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
+            env={**idle, **os.environ},
             process_group=0,  # Ctrl-C is for the sweep, which ends its runs itself
         )
         try:
