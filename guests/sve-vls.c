@@ -1,6 +1,6 @@
 /* sve-vls: every vCPU has exactly the vector lengths of the VM, and Z, P and FFR hold at each. */
 
-#include "guest.h"
+#include "sve/registers.h"
 
 /*
  * -p break=z|p|ffr   spoil one byte of that bank on the last vCPU, which must be noticed
@@ -9,25 +9,7 @@
  * B1.4 (what a change of the vector length keeps).
  */
 
-#define LENS			16
-#define LEN_MAX			(LENS - 1)
-#define MAX_VL			256		/* bytes */
-#define GUARD			32		/* bytes after the longest register */
-#define POISON			0xa5
 #define SPINS			20000
-
-#define PFR0_SVE(pfr0)		((pfr0) >> 32 & 0xf)
-#define CPACR_FPEN		(3 << 20)
-#define CPACR_ZEN		(3 << 16)
-
-/* sve-vls-regs.S */
-void sve_load_z(uint64_t number, const void *from);
-void sve_store_z(uint64_t number, void *to);
-void sve_load_p(uint64_t number, const void *from);
-void sve_store_p(uint64_t number, void *to);
-void sve_load_ffr_keeping_p0(uint64_t number, const void *from, void *p0);
-void sve_store_ffr_keeping_p0(uint64_t number, void *to, void *p0);
-uint64_t sve_rdvl(void);
 
 /* What a vCPU found.  `done` is written last. */
 static struct report {
@@ -41,135 +23,6 @@ static struct report {
 	reports[cpu_index()].failures++;					\
 } while (0)
 
-static void load_ffr(uint64_t number, const void *from)
-{
-	uint8_t p0[MAX_VL / 8];
-
-	sve_load_ffr_keeping_p0(number, from, p0);
-}
-
-static void store_ffr(uint64_t number, void *to)
-{
-	uint8_t p0[MAX_VL / 8];
-
-	sve_store_ffr_keeping_p0(number, to, p0);
-}
-
-/*
- * The patterns: bytes differ along a register and between registers, vector lengths and vCPUs,
- * so that nothing stale or swapped passes; none is zero.
- */
-static uint64_t scrambled(unsigned int vl, unsigned int bank, unsigned int number, unsigned int i)
-{
-	uint64_t key = (uint64_t)cpu_index() << 40 | vl << 24 | bank << 16 | number << 8 | (i + 1);
-
-	key *= 0x9e3779b97f4a7c15;
-	key ^= key >> 29;
-	return key * 0xbf58476d1ce4e5b9 | 0x1010101010101010;
-}
-
-static void make_z(unsigned int vl, unsigned int number, uint64_t *to)
-{
-	for (unsigned int i = 0; i < MAX_VL / 8; i++)
-		to[i] = scrambled(vl, 0, number, i);
-}
-
-static void make_p(unsigned int vl, unsigned int number, uint64_t *to)
-{
-	for (unsigned int i = 0; i < MAX_VL / 64; i++)
-		to[i] = scrambled(vl, 1, number, i);
-}
-
-/* FFR may hold only ones from bit 0 up, then zeros: they begin in its last byte. */
-static void make_ffr(unsigned int vl, unsigned int number, uint64_t *to)
-{
-	unsigned int ones = vl - 3 - (cpu_index() + number) % 4;
-
-	for (unsigned int i = 0; i < MAX_VL / 64; i++) {
-		unsigned int here = ones < 64 ? ones : 64;
-
-		to[i] = here == 64 ? ~0ull : (1ull << here) - 1;
-		ones -= here;
-	}
-}
-
-static const struct bank {
-	const char *name;
-	unsigned int count;
-	unsigned int divisor;			/* of the vector length, for a register's size */
-	void (*make)(unsigned int vl, unsigned int number, uint64_t *to);
-	void (*load)(uint64_t number, const void *from);
-	void (*store)(uint64_t number, void *to);
-} banks[] = {
-	{"z", 32, 1, make_z, sve_load_z, sve_store_z},
-	{"p", 16, 8, make_p, sve_load_p, sve_store_p},
-	{"ffr", 1, 8, make_ffr, load_ffr, store_ffr},
-};
-
-#define for_each_bank(bank)	for (bank = banks; bank < banks + ARRAY_SIZE(banks); bank++)
-
-static unsigned int set_len(unsigned int len)
-{
-	write_sysreg(len, ZCR_EL1);
-	isb();
-	return sve_rdvl();
-}
-
-static void fill(unsigned int vl)
-{
-	const struct bank *bank;
-	uint64_t pattern[MAX_VL / 8];
-
-	for_each_bank(bank) {
-		for (unsigned int n = 0; n < bank->count; n++) {
-			bank->make(vl, n, pattern);
-			bank->load(n, pattern);
-		}
-	}
-}
-
-/* The registers were filled at length `filled`, which has been as short as `kept` since then. */
-struct history {
-	unsigned int filled;
-	unsigned int kept;
-};
-
-static void check_register(const struct bank *bank, unsigned int n, const struct history *history)
-{
-	unsigned int size = sve_rdvl() / bank->divisor;
-	uint64_t pattern[MAX_VL / 8];
-	const uint8_t *want = (const uint8_t *)pattern;
-	uint8_t got[MAX_VL + GUARD];
-	char number[4] = "";
-
-	bank->make(history->filled, n, pattern);
-	memset(got, POISON, sizeof(got));
-	bank->store(n, got);
-	for (unsigned int i = 0; i < sizeof(got); i++) {
-		uint8_t expected = i < size ? want[i] : POISON;
-		/* Bits that were out of reach come back as they were, or as zeros. */
-		bool may_be_zero = i < size && i >= history->kept / bank->divisor;
-
-		if (got[i] == expected || (may_be_zero && !got[i]))
-			continue;
-		if (bank->count > 1)
-			format_text(number, sizeof(number), "%u", n);
-		fail("VL %lu: %s%s byte %u: expected 0x%02x, got 0x%02x", sve_rdvl() * 8,
-		     bank->name, number, i, expected, got[i]);
-		return;
-	}
-}
-
-static void check_registers(unsigned int filled, unsigned int kept)
-{
-	const struct history history = {.filled = filled, .kept = kept};
-	const struct bank *bank;
-
-	for_each_bank(bank)
-		for (unsigned int n = 0; n < bank->count; n++)
-			check_register(bank, n, &history);
-}
-
 /* Long enough to be interrupted, and with exits: the host's own use of SVE must not show. */
 static void hold(void)
 {
@@ -180,19 +33,9 @@ static void hold(void)
 	}
 }
 
-/* What a host that loses a byte would do, where -p break asks for it. */
-static void spoil(unsigned int vl)
+static void check(const struct filling *filling)
 {
-	const struct bank *bank;
-	uint64_t pattern[MAX_VL / 8];
-
-	for_each_bank(bank) {
-		if (!param_is("break", bank->name))
-			continue;
-		bank->make(vl, bank->count - 1, pattern);
-		((uint8_t *)pattern)[vl / bank->divisor - 1] >>= 1;
-		bank->load(bank->count - 1, pattern);
-	}
+	reports[cpu_index()].failures += sve_check(filling);
 }
 
 static bool is_last(uint32_t lens, unsigned int len)
@@ -211,12 +54,12 @@ static uint32_t probe_lens(void)
 	uint32_t lens = 0;
 
 	for (unsigned int len = 0; len < LENS; len++)
-		lens |= 1u << (set_len(len) / 16 - 1);
+		lens |= 1u << (sve_set_len(len) / 16 - 1);
 	if (!(lens & 1))
 		fail("no length of 128 bits (lengths/128: 0x%x)", lens << 1);
 
 	for (unsigned int len = 0; len < LENS; len++) {
-		unsigned int vl = set_len(len);
+		unsigned int vl = sve_set_len(len);
 		uint32_t allowed = lens & ((2u << len) - 1);
 		uint64_t zcr = read_sysreg(ZCR_EL1);
 
@@ -237,36 +80,36 @@ static void check_lengths(uint32_t lens)
 		if (!(lens >> len & 1))
 			continue;
 
-		unsigned int vl = set_len(len);
+		unsigned int vl = sve_set_len(len);
 
-		fill(vl);
+		const struct filling filling = {.vl = vl, .kept = vl};
+
+		sve_fill(&filling);
 		if (broken && is_last(lens, len))
-			spoil(vl);
+			sve_spoil(&filling);
 		hold();
-		check_registers(vl, vl);
+		check(&filling);
 	}
 }
 
 /* Filled at the longest, they keep what remains in reach at each shorter one, and beyond. */
 static void check_changes(uint32_t lens)
 {
-	unsigned int most = set_len(LEN_MAX);
+	struct filling filling = {.vl = sve_set_len(LEN_MAX)};
 
-	fill(most);
+	sve_fill(&filling);
 	for (unsigned int len = LENS; len--;) {
 		if (!(lens >> len & 1))
 			continue;
 
-		unsigned int vl = set_len(len);
-
+		filling.kept = sve_set_len(len);
 		hold();
-		check_registers(most, vl);
+		check(&filling);
 	}
 
-	unsigned int least = set_len(0);
-
-	set_len(LEN_MAX);
-	check_registers(most, least);
+	filling.kept = sve_set_len(0);
+	sve_set_len(LEN_MAX);
+	check(&filling);
 }
 
 static void check_cpu(uint64_t unused)
@@ -274,9 +117,7 @@ static void check_cpu(uint64_t unused)
 	struct report *report = &reports[cpu_index()];
 
 	(void)unused;
-	if (PFR0_SVE(read_sysreg(ID_AA64PFR0_EL1))) {
-		write_sysreg(CPACR_FPEN | CPACR_ZEN, CPACR_EL1);
-		isb();
+	if (sve_enable()) {
 		report->lens = probe_lens();
 		check_lengths(report->lens);
 		check_changes(report->lens);

@@ -41,6 +41,7 @@ VERBS = {
     "stat": Verb("pyvmm.commands.stat", "Show VMs' exits, by reason and device."),
     "debug": Verb("pyvmm.commands.debug", "Show VMs' registers, or send a sysrq."),
     "sve": Verb("pyvmm.commands.sve", "See, explain and check SVE vector lengths."),
+    "sweep": Verb("pyvmm.commands.sweep", "Run a guest at every set of SVE vector lengths."),
     "doctor": Verb("pyvmm.commands.doctor", "Show what this machine has and lacks."),
     "host": Verb("pyvmm.commands.host", "Manage the emulated arm64 hosts."),
     "version": Verb("pyvmm.commands.version", "Show pyvmm's version."),

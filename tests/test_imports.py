@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "pyvmm"
 # The rooms of the house, lowest first: each imports only from those above its line in this list.
 ROOMS = (
     # the bottom: errors, the guest's map, guest RAM, what was asked for
-    "errors", "layout", "dirs", "files", "units", "config", "hugetlbfs", "memory",
+    "errors", "layout", "dirs", "files", "junit", "units", "config", "hugetlbfs", "memory",
     # no KVM
     "arm64", "probe", "devices", "boot",
     # nothing but KVM
@@ -27,6 +27,8 @@ ROOMS = (
     "virtio", "registers", "counts", "board", "machine", "control", "snapshot", "repro",
     "svecheck",
     "host",
+    # one guest on many machines
+    "sweep",
     # words in, words out
     "cli", "commands", "entry",
 )  # fmt: skip
@@ -48,6 +50,7 @@ RESERVED = {
     "rich": {"cli", "commands"},
     "cffi": {"kvm"},
     "qemu": {"host"},
+    "distributed": {"sweep"},
 }
 
 # pyvmm/__init__.py is the library's face: it names what lies behind it, and loads it on use.

@@ -14,7 +14,13 @@ from elftools.elf.elffile import ELFFile
 from pyvmm import layout
 from tests.guests.conftest import GUESTS, flat_image, loadable
 
-NAMES = ("hello", "exit", "sve-vls", "smp", "timer", "echo", "virtio-console")
+NAMES = (
+    "hello", "exit", "sve-vls", "sve-zcr", "sve-math", "smp", "timer", "echo", "virtio-console",
+)  # fmt: skip
+# Instructions of SVE in guests/sve/access.S
+ACCESS = 32 * 2 + 16 * 2 + 8 + 1
+SVE = {"sve-vls": ACCESS, "sve-zcr": ACCESS}
+FP = ("sve-math",)  # its scalar twins
 LOAD_ADDRESS = layout.RAM_BASE + layout.KERNEL_OFFSET
 
 
@@ -89,11 +95,12 @@ def test_guest_uses_sve_and_fp_only_to_test_sve(elf: Any, request: pytest.Fixtur
     sve = [hex(address) for address, word in instructions(elf) if is_sve(word)]
     fp = [hex(address) for address, word in instructions(elf) if is_fp(word)]
 
-    assert fp == []
-    if request.node.callspec.params["elf"] == "sve-vls":
-        assert len(sve) == 32 * 2 + 16 * 2 + 8 + 1  # sve-vls-regs.S, and not one by the compiler
+    guest = request.node.callspec.params["elf"]
+    assert bool(fp) == (guest in FP)
+    if guest in FP:
+        assert sve
     else:
-        assert sve == []
+        assert len(sve) == SVE.get(guest, 0)  # of the .S files, and not one by the compiler
 
 
 def test_layout_header_agrees_with_the_map() -> None:

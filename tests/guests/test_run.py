@@ -145,6 +145,63 @@ def test_sve_vls_catches_one_wrong_byte(run: Run, bank: str, report: str) -> Non
     assert done.returncode == 1
 
 
+KERNELS = ("daxpy", "strlen", "matmul")
+
+
+def test_sve_math_agrees_with_scalars_at_every_length(run: Run) -> None:
+    done = run("sve-math", "--sve-vls=128,256,512")
+
+    lines = [line.rpartition(": ") for line in done.stdout.decode().splitlines()]
+    assert [line[0] for line in lines] == [
+        f"{kernel} at {length} bits" for kernel in KERNELS for length in (128, 256, 512)
+    ], done.stderr
+    assert all(re.fullmatch(r"\d+\.\d{3} ticks per element", line[2]) for line in lines)
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_sve_math_catches_one_wrong_result(run: Run, kernel: str) -> None:
+    done = run("sve-math", "--sve-vls=128", "-p", f"kernel={kernel} break={kernel}")
+
+    report = rf"{kernel} at 128 bits: element \d+: expected (0x\w{{16}}), got (?!\1)0x\w{{16}}\n"
+    assert re.fullmatch(report, done.stdout.decode()), (done.stdout, done.stderr)
+    assert done.returncode == 1
+
+
+def test_sve_math_refuses_a_kernel_it_has_not(run: Run) -> None:
+    done = run("sve-math", "-p", "kernel=fft")
+
+    assert done.stdout.startswith(b"no kernel of that name"), done.stderr
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("vcpus", [1, 3])
+def test_sve_zcr_finds_every_register_held(run: Run, vcpus: int) -> None:
+    done = run("sve-zcr", "--sve-vls=128,256,512", "-c", str(vcpus))
+
+    said = f"200 changes of ZCR_EL1.LEN on each of {vcpus} vCPUs, 3 lengths: all registers held\n"
+    assert done.stdout.decode() == said, done.stderr
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize("bank", ["z", "p", "ffr"])
+def test_sve_zcr_catches_one_wrong_byte(run: Run, bank: str) -> None:
+    done = run("sve-zcr", "--sve-vls=128,256", "-c", "2", "-p", f"break={bank}")
+
+    first, *rest = done.stdout.decode().splitlines()
+    assert re.match(rf"vCPU 1: VL 256: {bank}(31|15|) byte (31|3): expected ", first), done.stderr
+    assert len(rest) == 1
+    assert rest[0].endswith(": registers were lost")
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("guest", ["sve-math", "sve-zcr"])
+def test_guest_about_sve_without_sve_says_so(run: Run, guest: str) -> None:
+    done = run(guest, "--no-sve")
+
+    assert (done.stdout, done.returncode) == (b"SVE: not implemented\n", 0), done.stderr
+
+
 @pytest.mark.parametrize("vcpus", [1, 3, 18])  # 18: the 17th is the first with another Aff1
 def test_smp_reports_every_vcpu_in_order(run: Run, vcpus: int) -> None:
     done = run("smp", "-c", str(vcpus))

@@ -1,0 +1,177 @@
+"""One run, done: ``pyvmm run`` as a process, here or wherever an executor takes this.
+
+A process of its own for each run, so that going to an emulated host works as it does for a user,
+and so that no run can take another along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import BinaryIO
+
+from pyvmm.errors import (
+    EXIT_FAILED,
+    EXIT_OK,
+    EXIT_SIGNAL,
+    EXIT_TIMEOUT,
+    EXIT_USAGE,
+    HostError,
+    UsageError,
+)
+from pyvmm.host.client import IDLE_VARIABLE
+from pyvmm.host.settings import HostSettings
+from pyvmm.probe import Probe
+from pyvmm.sweep.plan import Run, host_name, host_options
+
+# -P: no module of the current directory's is taken for pyvmm.
+COMMAND = (sys.executable, "-P", "-c", "import sys; from pyvmm.cli import main; sys.exit(main())")
+TAKEN = 1 << 20  # bytes of a guest's output that travel: its last
+HOST_S = 600.0  # beyond a guest's own time: making an emulated host
+GRACE_S = 5.0  # between asking a run to end and killing it
+POLL_S = 0.05
+IDLE_S = "60"  # for hosts that are not the default one; the user's own word counts more
+# How a run ends that was asked to: by itself, before it could, or not willingly.
+ENDED = (EXIT_SIGNAL + signal.SIGINT, -signal.SIGINT, -signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a run, and on which machine.
+
+    ``left_out`` counts the bytes before ``stdout``, ``stopped`` is for a run that was ended
+    because nobody waits for it any more.
+    """
+
+    code: int
+    seconds: float
+    stdout: bytes = field(repr=False)
+    stderr: bytes = field(repr=False)
+    left_out: int = 0
+    stopped: bool = False
+    machine: str = field(default_factory=platform.node)
+
+
+def perform(run: Run, stop: Event | None = None) -> Outcome:
+    """Do one run to its end, or until ``stop`` is set."""
+    limit = None if run.guest.timeout_s is None else run.guest.timeout_s + HOST_S
+    with _placed(run) as (image, initrd):
+        return _process(run.arguments(image, initrd), run.where, limit, stop or Event())
+
+
+def command_line(run: Run) -> str:
+    """How a user would do the run."""
+    return shlex.join(["pyvmm", *run.arguments(run.guest.image, run.guest.initrd)])
+
+
+def ask(where: HostSettings, stop: Event | None = None) -> Probe:
+    """What the host of those settings gives guests of SVE; it runs from then on.
+
+    Raises: HostError, UsageError, in the words of the host's own pyvmm.
+    """
+    arguments = ["sve", "list", "--json", *host_options(where)]
+    done = _process(arguments, where, HOST_S, stop or Event())
+    if done.code in (EXIT_OK, EXIT_FAILED):  # 1: KVM and the host's programs disagree
+        with contextlib.suppress(ValueError):
+            return Probe.of(json.loads(done.stdout), host_name(where))
+    message, hint = last_words(done.stderr.decode(errors="replace"))
+    kind = UsageError if done.code == EXIT_USAGE else HostError
+    raise kind(message or f"{host_name(where)}: no answer", hint=hint)
+
+
+def last_words(stderr: str) -> tuple[str, str | None]:
+    """pyvmm's last message, and its hint."""
+    lines = stderr.rstrip().split("\n")
+    hint = None
+    if lines[-1].startswith("  hint: "):
+        hint = lines.pop().removeprefix("  hint: ")
+    return (lines[-1] if lines else "").removeprefix("pyvmm: "), hint
+
+
+@contextlib.contextmanager
+def _placed(run: Run) -> Iterator[tuple[str, str | None]]:
+    """Where the guest's files lie, written there where they travelled."""
+    guest = run.guest
+    if not guest.files:
+        yield guest.image, guest.initrd
+        return
+    with tempfile.TemporaryDirectory(prefix="pyvmm-sweep-") as scratch:
+        paths = []
+        for number, blob in enumerate(guest.files):  # two may have one name
+            path = Path(scratch, str(number), blob.name)
+            path.parent.mkdir()
+            path.write_bytes(blob.data)
+            paths.append(str(path))
+        yield paths[0], paths[1] if len(paths) > 1 else None
+
+
+def _process(
+    arguments: Sequence[str], where: HostSettings, limit_s: float | None, stop: Event
+) -> Outcome:
+    """Run pyvmm with those arguments to its end."""
+    # A sweep may need many hosts, and each of them once.
+    idle = {IDLE_VARIABLE: IDLE_S} if where.customised else {}
+    started = time.monotonic()
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = subprocess.Popen(
+            [*COMMAND, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env={**idle, **os.environ},
+            process_group=0,  # Ctrl-C is for the sweep, which ends its runs itself
+        )
+        try:
+            late = _wait(process, limit_s, stop)
+        finally:
+            asked = _end(process)
+        stdout, left_out = _tail(out)
+        return Outcome(
+            code=EXIT_TIMEOUT if late else process.returncode,
+            seconds=time.monotonic() - started,
+            stdout=stdout,
+            stderr=_tail(err)[0] + (b"pyvmm: the run did not end in time\n" if late else b""),
+            left_out=left_out,
+            stopped=asked and not late and process.returncode in ENDED,
+        )
+
+
+def _wait(process: subprocess.Popen[bytes], limit_s: float | None, stop: Event) -> bool:
+    """Wait for the end of a process, of the time, or of interest; whether it was the time."""
+    deadline = float("inf") if limit_s is None else time.monotonic() + limit_s
+    while process.poll() is None and not stop.wait(POLL_S):
+        if time.monotonic() > deadline:
+            return True
+    return False
+
+
+def _end(process: subprocess.Popen[bytes]) -> bool:
+    """End a process that has not ended; whether there was anything to end."""
+    if process.poll() is not None:
+        return False
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    return True
+
+
+def _tail(file: BinaryIO) -> tuple[bytes, int]:
+    """The last of what is in a file, and how much is before that."""
+    left_out = max(0, file.seek(0, 2) - TAKEN)
+    file.seek(left_out)
+    return file.read(), left_out

@@ -1,0 +1,130 @@
+"""A sweep seen through, by threads and by an executor that is none of ours."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import pytest
+
+from pyvmm.errors import HostError
+from pyvmm.host.settings import HostSettings
+from pyvmm.sweep.crew import Crew, local
+from pyvmm.sweep.drive import Result, Verdict, Watcher, ask_hosts, drive
+from pyvmm.sweep.plan import Guest, Run, plan
+from tests.sweep.pretended import POWERS, PROBE
+
+pytestmark = pytest.mark.usefixtures("fake")
+
+HERE = HostSettings()
+
+
+def runs(image: str, timeout_s: float | None = None) -> list[Run]:
+    return plan(Guest(image=image, timeout_s=timeout_s), [None], [None], {HERE: POWERS})
+
+
+def driven(image: str, *, jobs: int = 2, fail_fast: bool = False, **guest: Any) -> list[Result]:
+    with local(jobs) as crew:
+        return drive(runs(image, **guest), crew, Watcher(), threading.Event(), fail_fast=fail_fast)
+
+
+def test_results_are_in_the_order_of_the_plan() -> None:
+    results = driven("exit5@128,256", jobs=3)
+
+    assert [result.verdict for result in results] == [
+        Verdict.PASSED, Verdict.FAILED, Verdict.PASSED
+    ]  # fmt: skip
+    assert [result.said for result in results] == [
+        "guest at 128", "guest at 128,256", "guest at 128,256,512"
+    ]  # fmt: skip
+    assert results[1].problem == "exit 5"
+
+
+def test_guest_that_hangs_ends_by_its_timeout_alone() -> None:
+    results = driven("hang@128", timeout_s=0.5)
+
+    assert [result.verdict for result in results] == [
+        Verdict.TIMEOUT, Verdict.PASSED, Verdict.PASSED
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("code", [3, 124])
+def test_guest_s_own_exit_code_is_not_pyvmm_s(code: int) -> None:
+    results = driven(f"exit{code}@128")
+
+    assert results[0].verdict is Verdict.FAILED
+
+
+def test_host_that_lacks_something_is_told_apart() -> None:
+    results = driven("lacking@128")
+
+    assert (results[0].verdict, results[0].problem) == (Verdict.LACKING, "the host lacks it")
+
+
+def test_first_failure_ends_what_waits_and_what_runs() -> None:
+    results = driven("exit1@128@hang", jobs=1, fail_fast=True)
+
+    assert [result.verdict for result in results] == [
+        Verdict.FAILED, Verdict.STOPPED, Verdict.STOPPED
+    ]  # fmt: skip
+
+
+def test_interruption_keeps_what_was_finished() -> None:
+    interrupted = threading.Event()
+
+    def finished(result: Result) -> None:
+        interrupted.set()
+
+    with local(1) as crew:
+        results = drive(runs("hang@128,256"), crew, Watcher(finished), interrupted, fail_fast=False)
+
+    assert [result.verdict for result in results] == [
+        Verdict.PASSED, Verdict.STOPPED, Verdict.STOPPED
+    ]  # fmt: skip
+
+
+class Breaking(Executor):
+    """Fails every other piece of work, and tells nobody of what is cancelled."""
+
+    def __init__(self) -> None:
+        self._pieces = 0
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._pieces += 1
+        if self._pieces % 2:
+            future.set_exception(ConnectionError("the worker is gone"))
+        return future
+
+
+def test_run_that_an_executor_gives_up_is_a_result_too() -> None:
+    results = drive(runs("hello"), Crew(Breaking()), Watcher(), threading.Event(), fail_fast=True)
+
+    assert [result.verdict for result in results] == [
+        Verdict.BROKEN, Verdict.STOPPED, Verdict.BROKEN
+    ]  # fmt: skip
+    assert results[0].problem == "ConnectionError: the worker is gone"
+
+
+def test_executor_that_asks_no_host_is_a_host_error() -> None:
+    with pytest.raises(HostError, match="ConnectionError: the worker is gone"):
+        ask_hosts([HERE], Crew(Breaking()), threading.Event())
+
+
+def test_every_host_is_asked() -> None:
+    other = HostSettings(cpu="max")
+
+    with local(2) as crew:
+        answers = ask_hosts([HERE, other], crew, threading.Event())
+
+    assert answers == {HERE: PROBE, other: PROBE}
+
+
+def test_interruption_of_the_question_is_one() -> None:
+    interrupted = threading.Event()
+    interrupted.set()
+
+    with pytest.raises(KeyboardInterrupt), local(1) as crew:
+        ask_hosts([HERE], crew, interrupted)

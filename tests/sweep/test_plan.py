@@ -1,0 +1,172 @@
+"""Which runs a sweep is made of."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyvmm.arm64 import vl
+from pyvmm.errors import HostError, ImageError, UsageError
+from pyvmm.host.settings import HostSettings
+from pyvmm.sweep.plan import (
+    Guest,
+    Run,
+    alternatives,
+    parse_cpus,
+    parse_sets,
+    plan,
+    sets_of,
+)
+
+HERE = HostSettings()
+ELSEWHERE = HostSettings(cpu="max,sve384=off")
+POWERS = frozenset({128, 256, 512})
+GUEST = Guest(image="hello")
+HOSTS = st.frozensets(st.sampled_from(sorted(vl.LENGTHS)), max_size=16).map(
+    lambda vls: vls | {vl.QUADWORD}
+)
+
+
+def run(**fields: object) -> Run:
+    return Run(**{"number": 1, "guest": GUEST, "vls": POWERS, "where": HERE, **fields})  # type: ignore[arg-type]
+
+
+@given(HOSTS)
+def test_all_is_every_set_the_host_can_give_and_no_other(host: frozenset[int]) -> None:
+    sets = sets_of([None], host, HERE)
+
+    assert len(sets) == len(host)
+    assert all(vl.is_legal(vls, host) for vls in sets)
+
+
+@given(
+    st.lists(HOSTS, min_size=1, max_size=3),
+    st.lists(st.integers(1, 512), min_size=1, max_size=3, unique=True),
+)
+def test_plan_has_every_combination_once(hosts: list[frozenset[int]], cpus: list[int]) -> None:
+    lengths = {HostSettings(cpu=f"cpu{at}"): host for at, host in enumerate(hosts)}
+
+    runs = plan(GUEST, [None, vl.NO_SVE], cpus, lengths)
+
+    assert len(runs) == len(cpus) * sum(len(host) + 1 for host in hosts)
+    assert [run.number for run in runs] == [*range(1, len(runs) + 1)]
+    assert len({run.name for run in runs}) == len(runs)
+    assert len({run.log_name for run in runs}) == len(runs)
+
+
+def test_runs_of_a_host_stand_side_by_side() -> None:
+    runs = plan(GUEST, [None], [1, 2], {HERE: POWERS, ELSEWHERE: POWERS})
+
+    assert [run.where for run in runs] == [HERE] * 6 + [ELSEWHERE] * 6
+
+
+@pytest.mark.parametrize(
+    ("texts", "sets"),
+    [
+        (["all"], [None]),
+        (["128;128,256"], [frozenset({128}), frozenset({128, 256})]),
+        (["none", "128 ; 256,128"], [frozenset(), frozenset({128}), frozenset({128, 256})]),
+        (["128", "128;all"], [frozenset({128}), None]),
+    ],
+)
+def test_sets_are_repeated_or_listed(texts: list[str], sets: list[vl.VlSet | None]) -> None:
+    assert parse_sets(texts) == sets
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "--sve-vls-each is missing"),
+        ([""], "a value is empty"),
+        (["128;"], "a value is empty"),
+        (["1,2"], "--sve-vls-each=1,2: lengths are in bits; these look like"),
+        (["every"], "'every' is not a vector length"),
+    ],
+)
+def test_sets_that_make_no_sense_are_refused(texts: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_sets(texts)
+
+
+def test_set_a_host_cannot_give_is_refused_with_those_it_can() -> None:
+    with pytest.raises(HostError, match=r"and 256 is left out \(kernel=") as caught:
+        sets_of([frozenset({128, 512})], POWERS, HERE)
+
+    assert "can give --sve-vls-each=128 or --sve-vls-each=128,256,512" in str(caught.value.hint)
+
+
+def test_all_of_a_host_without_sve_is_refused() -> None:
+    with pytest.raises(HostError, match="has no SVE"):
+        sets_of([None], vl.NO_SVE, HERE)
+
+    assert sets_of([vl.NO_SVE], vl.NO_SVE, HERE) == [vl.NO_SVE]
+
+
+def test_set_asked_for_twice_is_run_once() -> None:
+    assert sets_of([frozenset({128}), None], POWERS, HERE) == vl.legal_sets(POWERS)
+
+
+def test_numbers_of_vcpus_are_repeated_or_listed() -> None:
+    assert parse_cpus([]) == [None]
+    assert parse_cpus(["1,2", "4;2"]) == [1, 2, 4]
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1,", "1 2"])
+def test_number_of_vcpus_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--cpus"):
+        parse_cpus([text])
+
+
+def test_comma_within_a_cpu_s_name_separates_nothing() -> None:
+    assert alternatives(["max,sve=off;max", "max"], "--host-cpu") == ["max,sve=off", "max"]
+
+
+def test_command_line_is_that_of_one_run() -> None:
+    guest = Guest(image="-odd", options=("-m", "64"), timeout_s=2.5)
+
+    words = run(guest=guest, cpus=2, where=ELSEWHERE).arguments("-odd", "root.cpio")
+
+    assert words == [
+        "run", "--host=auto", "--host-kernel=6.1", "--host-qemu=7.2", "--host-cpu=max,sve384=off",
+        "--sve-vls=128,256,512", "--cpus", "2", "--initrd", "root.cpio", "--timeout", "2.5",
+        "-m", "64", "--", "-odd",
+    ]  # fmt: skip
+
+
+def test_empty_set_is_a_run_without_sve() -> None:
+    none = run(vls=vl.NO_SVE)
+
+    assert "--no-sve" in none.arguments("hello", None)
+    assert none.lengths == "none"
+
+
+def test_longest_name_is_a_file_s_name() -> None:
+    where = HostSettings(cpu="max," + ",".join(f"sve{length}=on" for length in vl.LENGTHS))
+
+    assert len(run(vls=vl.LENGTHS, where=where).log_name) <= 255
+
+
+def test_log_name_lies_in_its_directory() -> None:
+    assert "/" not in run(where=HostSettings(cpu="../../etc")).log_name
+
+
+def test_run_can_be_pickled_with_its_files(tmp_path: Path) -> None:
+    image, initrd = tmp_path / "image", tmp_path / "initrd"
+    image.write_bytes(b"1")
+    initrd.write_bytes(b"2")
+
+    packed = run(guest=Guest(image="image", initrd=str(initrd)).packed(image))
+
+    assert pickle.loads(pickle.dumps(packed)) == packed
+    assert [(blob.name, blob.data) for blob in packed.guest.files] == [
+        ("image", b"1"), ("initrd", b"2"),
+    ]  # fmt: skip
+
+
+def test_image_that_is_not_there_cannot_be_packed() -> None:
+    with pytest.raises(ImageError, match="/nowhere: cannot be read: No such file"):
+        GUEST.packed(Path("/nowhere"))

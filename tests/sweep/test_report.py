@@ -1,0 +1,116 @@
+"""What is told of a sweep."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from pyvmm.errors import UsageError
+from pyvmm.host.settings import HostSettings
+from pyvmm.sweep import report
+from pyvmm.sweep.drive import Result, Verdict
+from pyvmm.sweep.plan import Guest, Run
+from pyvmm.sweep.work import Outcome
+from tests.sweep.pretended import PROBE
+
+HERE = HostSettings()
+HOSTS = {HERE: PROBE}
+
+
+def result(verdict: Verdict, *, code: int | None = 0, left_out: int = 0) -> Result:
+    run = Run(number=1, guest=Guest(image="dir/guest"), vls=frozenset({128}), where=HERE)
+    outcome = None
+    if code is not None:
+        outcome = Outcome(
+            code=code, seconds=1.5, stdout=b"\x1b[0mdone\0\n", stderr=b"", left_out=left_out,
+            machine="blade",
+        )  # fmt: skip
+    return Result(run, verdict, outcome, "" if verdict is Verdict.PASSED else "why")
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "code"),
+    [
+        ([Verdict.PASSED, Verdict.PASSED], 0),
+        ([Verdict.PASSED, Verdict.FAILED], 1),
+        ([Verdict.TIMEOUT], 1),
+        ([Verdict.BROKEN], 1),
+        ([Verdict.PASSED, Verdict.LACKING], 3),
+        ([Verdict.LACKING, Verdict.FAILED], 1),
+        ([Verdict.LACKING, Verdict.STOPPED], 3),
+        ([Verdict.STOPPED], 1),
+        ([Verdict.REFUSED, Verdict.REFUSED], 2),
+        ([Verdict.REFUSED, Verdict.LACKING], 1),
+    ],
+)
+def test_exit_code_is_the_worst_of_the_runs(verdicts: list[Verdict], code: int) -> None:
+    assert report.exit_code([result(verdict) for verdict in verdicts]) == code
+
+
+def test_summary_counts_what_there_is() -> None:
+    results = [result(Verdict.PASSED), result(Verdict.FAILED), result(Verdict.PASSED)]
+
+    assert report.summary(results) == "3 runs: 2 passed, 1 failed"
+    assert report.summary(results[:1]) == "1 run: 1 passed"
+
+
+def test_document_is_json_with_a_schema_and_where_it_was_obtained() -> None:
+    document = json.loads(json.dumps(report.document([result(Verdict.STOPPED, code=None)], HOSTS)))
+
+    assert document["schema"] == report.SCHEMA
+    assert document["hosts"][0]["probe"]["host"]["kernel"] == "Linux 6.12.0"
+    assert document["counts"]["not finished"] == 1
+    (run,) = document["runs"]
+    assert (run["set"], run["verdict"], run["exit"]) == ([128], "not finished", None)
+    assert run["command"].endswith(" --sve-vls=128 -- dir/guest")
+
+
+def test_junit_tells_failures_errors_and_skips_apart() -> None:
+    results = [
+        result(Verdict.PASSED), result(Verdict.FAILED, code=1), result(Verdict.TIMEOUT, code=124),
+        result(Verdict.LACKING, code=3), result(Verdict.STOPPED, code=None),
+    ]  # fmt: skip
+
+    root = ET.fromstring(report.junit_document(results, HOSTS, "dir/guest"))
+
+    suite = root[0]
+    counts = {key: suite.get(key) for key in ("tests", "failures", "errors", "skipped", "time")}
+    assert counts == {
+        "tests": "5", "failures": "2", "errors": "1", "skipped": "1", "time": "6.000"
+    }  # fmt: skip
+    failure = suite.findall("testcase")[1].find("failure")
+    assert failure is not None
+    assert failure.get("message") == "failed: why"
+    assert suite.findall("testcase")[0].get("classname") == "pyvmm.sweep.guest"
+    assert "Blade 7, Linux 6.12.0" in {p.get("value") for p in suite.iter("property")}
+
+
+def test_log_says_how_the_run_was_made_and_how_it_ended(tmp_path: Path) -> None:
+    done = result(Verdict.FAILED, code=9, left_out=77)
+
+    report.write_log(tmp_path, done)
+
+    lines = (tmp_path / done.run.log_name).read_bytes().splitlines()
+    assert lines[0].startswith(b"$ pyvmm run ")
+    assert lines[1] == b"[77 bytes before this are left out]"
+    assert lines[2] == b"\x1b[0mdone\0"
+    assert lines[3] == b"[failed: exit 9 after 1.5 s on blade]"
+    assert [*tmp_path.iterdir()] == [tmp_path / done.run.log_name]
+
+
+def test_log_of_a_run_that_was_not_begun_says_so(tmp_path: Path) -> None:
+    done = result(Verdict.STOPPED, code=None)
+
+    report.write_log(tmp_path, done)
+
+    assert (tmp_path / done.run.log_name).read_text().endswith("[not finished: why]\n")
+
+
+def test_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(UsageError, match=r"--logs .*/file/logs: cannot be made: Not a directory"):
+        report.log_directory(tmp_path / "file" / "logs")

@@ -1,0 +1,98 @@
+"""One run as a process, with a pyvmm in name."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.errors import HostError
+from pyvmm.host.settings import HostSettings
+from pyvmm.sweep import work
+from pyvmm.sweep.plan import Guest, Run
+from tests.sweep.pretended import PROBE
+
+pytestmark = pytest.mark.usefixtures("fake")
+
+HERE = HostSettings()
+TWO = frozenset({128, 256})
+
+
+def run(image: str, **fields: Any) -> Run:
+    return Run(number=1, guest=Guest(image=image, **fields), vls=TWO, where=HERE)
+
+
+def test_outcome_is_the_guest_s_and_can_be_pickled() -> None:
+    outcome = work.perform(run("exit7"))
+
+    assert (outcome.code, outcome.stdout, outcome.stopped) == (7, b"guest at 128,256\n", False)
+    assert pickle.loads(pickle.dumps(outcome)) == outcome
+
+
+def test_files_that_travelled_lie_there_for_the_run(tmp_path: Path) -> None:
+    image = tmp_path / "cat"
+    image.write_text("meow")
+    packed = Run(number=1, guest=Guest(image="cat").packed(image), vls=TWO, where=HERE)
+    image.unlink()
+
+    outcome = work.perform(packed)
+
+    assert outcome.stdout.endswith(b"meow\n")
+
+
+def test_only_the_last_of_much_output_is_kept() -> None:
+    outcome = work.perform(run("flood"))
+
+    assert len(outcome.stdout) == work.TAKEN
+    assert outcome.left_out == 3_000_001 + len("guest at 128,256\n") - work.TAKEN
+
+
+@pytest.mark.parametrize("image", ["hang", "deaf"])
+def test_run_that_nobody_waits_for_is_ended(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "GRACE_S", 0.2)
+    stop = threading.Event()
+    timer = threading.Timer(0.5, stop.set)
+    timer.start()
+
+    outcome = work.perform(run(image), stop)
+
+    timer.join()
+    assert outcome.stopped
+    assert outcome.seconds < 30
+
+
+def test_run_that_ends_by_itself_was_not_stopped() -> None:
+    stop = threading.Event()
+
+    outcome = work.perform(run("hello"), stop)
+    stop.set()
+
+    assert (outcome.code, outcome.stopped) == (0, False)
+
+
+def test_run_that_hangs_beyond_its_guest_s_time_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "HOST_S", 0.2)
+    monkeypatch.setattr(work, "GRACE_S", 0.2)
+    started = time.monotonic()
+
+    outcome = work.perform(run("deaf", timeout_s=0.1))
+
+    assert (outcome.code, outcome.stopped) == (124, False)
+    assert b"pyvmm: the run did not end in time" in outcome.stderr
+    assert time.monotonic() - started < 30
+
+
+def test_host_is_asked_by_pyvmm_sve_list() -> None:
+    assert work.ask(HERE) == PROBE
+
+
+def test_host_that_cannot_be_asked_is_an_error_in_its_own_words() -> None:
+    with pytest.raises(HostError, match="no such CPU") as caught:
+        work.ask(HostSettings(cpu="none"))
+
+    assert caught.value.hint == "take another"
+    assert pickle.loads(pickle.dumps(caught.value)).hint == "take another"
