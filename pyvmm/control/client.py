@@ -21,9 +21,11 @@ from pyvmm.control.wire import (
     WireError,
     failure,
     failure_of,
+    is_info,
     is_trusted,
     pack,
     parse,
+    parse_reply,
 )
 from pyvmm.errors import EXIT_USAGE, HostError
 
@@ -66,6 +68,8 @@ def _everyone() -> Iterator[Message]:
             continue
         except HostError as error:
             reply = failure_of(error)
+        if reply["ok"] and not is_info(reply, path.stem):
+            reply = failure(f"{path} is no VM of pyvmm's: that is not what it is", "remove it")
         yield reply if reply["ok"] else {**reply, "name": path.stem, "state": "not answering"}
 
 
@@ -87,7 +91,7 @@ def ask(path: Path, request: Message) -> Message:
                 raise HostError(f"{path} belongs to somebody else", hint="remove it")
             with contextlib.suppress(BrokenPipeError):  # let go at once; it may have said why
                 connection.sendall(pack(request))
-            reply = parse(_line(connection))
+            reply = parse_reply(_line(connection))
             if request.get("do") == "stop" and reply.get("ok"):
                 _wait_for_end(connection, name)
         except TimeoutError as error:

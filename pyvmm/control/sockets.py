@@ -75,7 +75,10 @@ class Claim:
 def running() -> Iterator[Path]:
     """The sockets of the VMs that run, by name; those of dead ones are removed."""
     for path in sorted(runtime_dir(VMS).glob("*.sock")):
-        lock = _try(path.with_suffix(".lock"))
+        try:
+            lock = _try(path.with_suffix(".lock"))
+        except HostError:  # something else is in the lock's place: no VM of ours
+            continue
         if lock is None:
             yield path
             continue

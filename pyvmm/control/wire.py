@@ -19,6 +19,12 @@ SCHEMA: Final = 1
 MAX_REQUEST: Final = 64 << 10  # bytes
 MAX_REPLY: Final = 64 << 20  # the registers of 512 vCPUs take a tenth of that
 
+# What a VM says of itself ("info"), and how it is shown.
+INFO: Final[dict[str, type]] = {
+    "name": str, "pid": int, "state": str, "image": str, "vcpus": int, "memory_bytes": int,
+    "sve_vls": list,
+}  # fmt: skip
+
 Message = dict[str, Any]
 
 
@@ -43,6 +49,23 @@ def parse(line: bytes) -> Message:
     if not isinstance(message, dict):
         raise WireError("not a JSON object")
     return message
+
+
+def parse_reply(line: bytes) -> Message:
+    """The reply on a line, from whoever listens there.
+
+    Raises: WireError.
+    """
+    reply = parse(line)
+    if not isinstance(reply.get("ok"), bool):
+        raise WireError("it does not say whether it is ok")
+    return reply if reply["ok"] else {**failure("it does not say why"), **reply}
+
+
+def is_info(reply: Message, name: str) -> bool:
+    """Whether a reply is what the VM of that name says of itself."""
+    fields = {name: type(reply.get(name)) for name in INFO}
+    return fields == INFO and reply["name"] == name
 
 
 def failure(error: str, hint: str | None = None, exit_code: int = EXIT_FAILED) -> Message:

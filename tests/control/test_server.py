@@ -187,7 +187,7 @@ def test_vm_that_does_not_answer_is_told_of(
         client.ask(claim.path, {"do": "echo"})
 
 
-@pytest.mark.parametrize("said", [b"HTTP/1.1 200 OK\r\n\r\n", b"[]\n"])
+@pytest.mark.parametrize("said", [b"HTTP/1.1 200 OK\r\n\r\n", b"[]\n", b"{}\n", b'{"ok": 1}\n'])
 def test_foreign_server_is_told_of(said: bytes) -> None:
     with Claim("it") as claim:
 
@@ -242,3 +242,29 @@ def test_client_is_served_once_there_is_a_descriptor_for_it(
     monkeypatch.setattr(socket.socket, "accept", refuse_once)
 
     assert client.ask(path, {"do": "echo"})["ok"]
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {},
+        {"name": "it", "sve_vls": 7},
+        {"name": 5, "pid": 1, "state": "", "image": "", "vcpus": 1, "memory_bytes": 1,
+         "sve_vls": []},
+        {"name": "other", "pid": 1, "state": "", "image": "", "vcpus": 1, "memory_bytes": 1,
+         "sve_vls": []},
+    ],
+)  # fmt: skip
+def test_foreign_info_is_a_vm_that_does_not_answer(info: Message) -> None:
+    with Claim("it") as claim, Loop() as loop:
+        serving = Server(loop, claim, {"info": lambda request: info})
+        thread = threading.Thread(target=loop.run)
+        thread.start()
+        (vm,) = client.answer({"vm": None})["vms"]
+        loop.stop()
+        thread.join()
+        serving.close()
+
+    assert vm["ok"] is False
+    assert (vm["name"], vm["state"]) == ("it", "not answering")
+    assert "no VM of pyvmm's" in vm["error"]

@@ -141,3 +141,13 @@ def test_lock_that_cannot_be_made_is_told() -> None:
 
     with pytest.raises(HostError, match=r"cannot lock .*it\.lock: Is a directory"):
         Claim("it")
+
+
+def test_directory_in_a_locks_place_is_no_vm() -> None:
+    with Claim("it"):
+        place = runtime_dir() / "vms"
+        (place / "odd.lock").mkdir()
+        (place / "odd.sock").write_text("")
+
+        assert names() == ["it"]
+        (place / "odd.lock").rmdir()
