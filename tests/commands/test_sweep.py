@@ -21,6 +21,7 @@ from tests.terminal import Terminal
 
 Capture = pytest.CaptureFixture[str]
 
+ROOT = str(Path(__file__).parents[2])
 EACH = ("--sve-vls-each", "all", "--host", "emulated", "-j", "2")
 
 
@@ -173,24 +174,40 @@ def test_cluster_without_its_client_is_an_error_that_says_what_to_install(
     assert "hint: pip install 'pyvmm-arm64[dask]'" in capsys.readouterr().err
 
 
-def test_table_on_a_terminal_is_live_and_ends_whole() -> None:
+def typed(*arguments: str) -> list[str]:
+    """A command line that does its runs by a pyvmm in name."""
     script = (
         "import sys; from pyvmm import cli; from pyvmm.sweep import work;"
         "from tests.sweep import pretended; work.COMMAND = pretended.COMMAND;"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": root, "TERM": "xterm"}
+    return [sys.executable, "-P", "-c", script, "sweep", *arguments]
+
+
+def test_table_on_a_terminal_is_live_and_ends_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", ROOT)
 
     with Terminal() as terminal:
-        command = [sys.executable, "-P", "-c", script, "sweep", "hang@128", *EACH]
-        process = terminal.start([*command, "--timeout", "2"], env=environment)
+        process = terminal.start(typed("hang@128", *EACH, "--timeout", "2"))
         terminal.expect(b"running")
         terminal.expect(b"timed out")
         code = terminal.wait(process)
 
     assert code == 1
     assert b"3 runs: 2 passed, 1 timed out" in terminal.shown
+
+
+def test_ctrl_c_on_a_terminal_fails_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", ROOT)
+
+    with Terminal() as terminal:
+        process = terminal.start(typed("hang", *EACH))
+        terminal.expect(b"running")
+        terminal.type(b"\x03")
+        code = terminal.wait(process)
+
+    assert code == 130
+    assert b"3 runs: 3 not finished" in terminal.shown
 
 
 def test_guest_s_words_do_nothing_to_the_terminal(capsys: Capture) -> None:

@@ -50,7 +50,7 @@ def test_guest_that_hangs_ends_by_its_timeout_alone() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("code", [3, 124])
+@pytest.mark.parametrize("code", [2, 3, 124, 130])
 def test_guest_s_own_exit_code_is_not_pyvmm_s(code: int) -> None:
     results = driven(f"exit{code}@128")
 
