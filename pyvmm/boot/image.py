@@ -169,7 +169,8 @@ def _load_at(file: BinaryIO, name: str, memory: GuestMemory, address: int, room:
     """Load a whole file to an address, with at least ``room`` bytes from there on to itself."""
     size = _size(file)
     room = max(size, room)
-    check_in_ram(name, address, room, memory)
+    why = "its header says so, in text_offset and image_size: the file may be damaged"
+    check_in_ram(name, address, room, memory, why=why)
     if memory.load_from(address, size, file, 0) != size:
         raise ImageError(f"{name} became shorter while it was loaded")
     memory.zero(address + size, room - size)

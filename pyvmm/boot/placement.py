@@ -34,15 +34,18 @@ class Placed(NamedTuple):
     ranges: tuple[Range, ...]
 
 
-def check_in_ram(what: str, start: int, length: int, memory: GuestMemory) -> None:
-    """Raise an ImageError that says what to do unless all of ``what`` is in RAM."""
+def check_in_ram(what: str, start: int, length: int, memory: GuestMemory, *, why: str = "") -> None:
+    """Raise an ImageError that says what to do unless all of ``what`` is in RAM.
+
+    ``why`` says what puts it there, where that is not how it was linked.
+    """
     if memory.contains(start, length):
         return
     end = start + length
     if start >= memory.base and end - memory.base <= PLAUSIBLE_RAM:
         hint = f"use -m {_ram_for(end, memory)}M or more"
     else:
-        hint = f"link it to run at {memory.base + layout.KERNEL_OFFSET:#x}"
+        hint = why or f"link it to run at {memory.base + layout.KERNEL_OFFSET:#x}"
     raise ImageError(
         f"{what} is at {start:#x} to {end:#x}, outside RAM "
         f"({memory.base:#x} to {memory.end:#x}, {memory.size // layout.MIB} MiB)",
@@ -70,7 +73,8 @@ def place_dtb(image: Iterable[Range], initrd_size: int, memory: GuestMemory) -> 
     raise ImageError(
         f"{memory.size // layout.MIB} MiB of RAM are not enough: beside the image "
         f"({first:#x} to {last:#x}) there is no room for {layout.DTB_SIZE // layout.KIB} KiB of "
-        f"device tree" + (f" and {initrd_size:#x} bytes of initrd" if initrd_size else ""),
+        f"device tree"
+        + (f" and {initrd_size / layout.MIB:.1f} MiB of initrd" if initrd_size else ""),
         hint=f"use -m {_ram_for(last + initrd_size, memory)}M or more",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Final
 
 from pyvmm.errors import HostError
@@ -28,7 +29,8 @@ def capture(running: Running, argv: list[str], data: bytes) -> bytes:
         frames = FrameReader()
         streams = {Frame.OUT: bytearray(), Frame.ERR: bytearray()}
         try:
-            connection.sendall(pack(Frame.STDIN, data) + pack(Frame.EOF))
+            with contextlib.suppress(BrokenPipeError):  # it has ended without reading
+                connection.sendall(pack(Frame.STDIN, data) + pack(Frame.EOF))
             while True:
                 for kind, payload in frames.feed(rest):
                     if kind is Frame.EXIT:
