@@ -18,11 +18,11 @@ GCC	:= $(CURDIR)/$(TOOLS)/aarch64-linux-gnu-gcc
 run: guests
 	$(BIN)/pyvmm run --sve-vls=128,256 sve-vls
 
-# The three parts wait for different things, so they run side by side; each shows its output when
+# The parts wait for different things, so they run side by side; each shows its output when
 # it has ended, the longest first to start.
-test: lint guests test-tools
-	@echo "testing: the pyvmm command, KVM inside the emulated host, and units, side by side ..."
-	@$(MAKE) --no-print-directory -j3 --output-sync=target test-e2e test-kvm test-units
+test: dev guests test-tools
+	@echo "testing: the command, KVM inside the emulated host, units and lint, side by side ..."
+	@$(MAKE) --no-print-directory -j4 --output-sync=target test-e2e test-kvm test-units lint
 
 lint: dev
 	$(BIN)/ruff format --check .

@@ -151,6 +151,7 @@ def test_shell_is_a_terminal_in_the_host(pyvmm: Pyvmm, tmp_path: Path) -> None:
         assert terminal.mode == before
 
 
+@pytest.mark.matrix
 def test_hosts_with_other_cpus_run_side_by_side_and_stop_one_by_one(pyvmm: Pyvmm) -> None:
     pyvmm("host", "start")
     pyvmm("host", "start", *OTHER, timeout=FIRST_S)
@@ -189,6 +190,7 @@ def test_host_nobody_uses_ends_by_itself(pyvmm: Pyvmm) -> None:
     wait_for(lambda: pyvmm.hosts() == [], "the host's end")
 
 
+@pytest.mark.matrix
 def test_removed_host_is_stopped_and_made_again(pyvmm: Pyvmm) -> None:
     pyvmm("host", "start")
     (host,) = pyvmm.hosts()

@@ -151,10 +151,8 @@ def test_runtime_directory_with_a_comma_and_a_space_works(pyvmm: Pyvmm, tmp_path
     assert (done.stderr, done.returncode) == ("", 6)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_host_that_hangs_does_not_keep_a_command_from_ending(
-    number: signal.Signals, pyvmm: Pyvmm
-) -> None:
+def test_host_that_hangs_does_not_keep_a_command_from_ending(pyvmm: Pyvmm) -> None:
+    number = signal.SIGHUP
     with pyvmm.start("run", "exit", "-p", "spin") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"spinning\n"

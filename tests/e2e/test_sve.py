@@ -59,7 +59,9 @@ def test_guest_sees_exactly_the_set(options: tuple[str, ...], lengths: str, pyvm
 
 
 def test_sve_required_of_a_host_without_it_is_3(pyvmm: Pyvmm) -> None:
-    done = pyvmm("run", "hello", "--sve", "--host-cpu", vls.NONE.cpu, timeout=FIRST_S)
+    pyvmm("host", "start", "--host-cpu", vls.NONE.cpu, timeout=FIRST_S)
+
+    done = pyvmm("run", "hello", "--sve", "--host-cpu", vls.NONE.cpu)
 
     assert "this host has no SVE" in message(done)
     assert done.returncode == 3

@@ -201,6 +201,7 @@ def test_flood_that_nobody_sees_holds_up_no_guest(start: Start) -> None:
     assert guest.end() == (b"", b"", 0)
 
 
+@pytest.mark.matrix
 def test_flood_that_somebody_stopped_reading_ends_in_time(start: Start) -> None:
     guest = start(0, guest=("--timeout=4", "-p", f"flood={16 * MIB}", *VIRTIO))
     guest.open(0)

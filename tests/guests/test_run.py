@@ -243,6 +243,7 @@ def test_echo_ends_in_the_middle_of_a_line(run: Run) -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.matrix
 def test_echo_loses_nothing_of_much_input(run: Run) -> None:
     rng = random.Random(1)
     lengths = [rng.randrange(400) for _ in range(20)]  # longer and shorter than its line buffer
