@@ -16,7 +16,10 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Testcase:
-    """One case; it passed where neither ``failure``, ``error`` nor ``skipped`` says why not."""
+    """One case; it passed where neither ``failure``, ``error`` nor ``skipped`` says why not.
+
+    ``details`` go with the reason, ``output`` is what the case printed.
+    """
 
     __test__ = False  # pytest: this is none of yours
 
@@ -26,6 +29,7 @@ class Testcase:
     failure: str | None = None
     error: str | None = None
     skipped: str | None = None
+    details: str = ""
     output: str = ""
 
 
@@ -63,7 +67,9 @@ def _add(suite: ET.Element, case: Testcase) -> None:
     for kind in ("failure", "error", "skipped"):
         message: str | None = getattr(case, kind)
         if message is not None:
-            ET.SubElement(element, kind, message=_clean(message))
+            ET.SubElement(element, kind, message=_clean(message)).text = (
+                _clean(case.details) or None
+            )
     if case.output:
         ET.SubElement(element, "system-out").text = _clean(case.output)
 

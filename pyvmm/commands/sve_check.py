@@ -63,7 +63,7 @@ def check(
     else:
         click.echo(report.summary(results))
     if junit:
-        write_whole(junit, report.junit(results, facts))
+        write_whole(junit, report.junit_document(results, facts))
     return report.exit_code(results)
 
 

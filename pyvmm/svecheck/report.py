@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pyvmm import junit
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.svecheck.case import Result, Verdict
 
@@ -70,45 +70,21 @@ def _entry(result: Result) -> dict[str, Any]:
     }
 
 
-def junit(results: Sequence[Result], where: Where) -> bytes:
+def junit_document(results: Sequence[Result], where: Where) -> bytes:
     """The JUnit document: a deviation is a failure, a known difference is told of and passes."""
-    counts = Counter(result.verdict for result in results)
-    suite = ET.Element(
-        "testsuite",
-        name="pyvmm sve check",
-        tests=str(len(results)),
-        failures=str(counts[Verdict.DIFFERS]),
-        errors="0",
-        skipped=str(counts[Verdict.SKIPPED]),
-        time=f"{sum(result.seconds for result in results):.3f}",
-    )
-    properties = ET.SubElement(suite, "properties")
-    for name, value in where.items():
-        ET.SubElement(properties, "property", name=name, value=value)
-    for result in results:
-        _add(suite, result)
-    root = ET.Element("testsuites")
-    root.append(suite)
-    ET.indent(root)
-    text = ET.tostring(root, encoding="unicode")
-    return f"<?xml version='1.0' encoding='utf-8'?>\n{text}\n".encode()
+    return junit.document("pyvmm sve check", [_testcase(result) for result in results], where)
 
 
-def _add(suite: ET.Element, result: Result) -> None:
+def _testcase(result: Result) -> junit.Testcase:
     subject, _, name = result.case.name.partition("/")
-    entry = ET.SubElement(
-        suite,
-        "testcase",
+    text = "\n".join(lines(result, verbose=True))
+    differs, skipped = (result.verdict is verdict for verdict in (Verdict.DIFFERS, Verdict.SKIPPED))
+    return junit.Testcase(
         classname=f"pyvmm.sve.check.{subject}",
         name=name,
-        time=f"{result.seconds:.3f}",
+        seconds=result.seconds,
+        failure=f"{result.got}, not {result.expected}" if differs else None,
+        skipped=result.why if skipped else None,
+        details=text if differs else "",
+        output="" if differs or skipped else text,
     )
-    text = "\n".join(lines(result, verbose=True))
-    match result.verdict:
-        case Verdict.DIFFERS:
-            message = f"{result.got}, not {result.expected}"
-            ET.SubElement(entry, "failure", message=message).text = text
-        case Verdict.SKIPPED:
-            ET.SubElement(entry, "skipped", message=result.why)
-        case _:
-            ET.SubElement(entry, "system-out").text = text

@@ -59,7 +59,8 @@ def test_list_shows_each_vm_with_what_it_is(pyvmm: Pyvmm, start: Start) -> None:
     assert (one["name"], one["vcpus"], one["sve_vls"]) == ("one", 1, [128, 256])
     assert (two["name"], two["vcpus"], two["sve_vls"]) == ("two", 2, [])
     assert one["memory_bytes"] == 64 << 20
-    assert one["host"] == two["host"] != None  # noqa: E711
+    assert one["host"] is not None
+    assert one["host"] == two["host"]
     assert [line.split()[:2] for line in lines] == [
         ["NAME", "STATE"], ["one", "running"], ["two", "running"],
     ]  # fmt: skip

@@ -65,7 +65,7 @@ def test_json_has_everything_with_a_schema_and_where_it_was_obtained() -> None:
 
 
 def test_junit_has_a_failure_for_a_deviation_alone() -> None:
-    suite = ET.fromstring(report.junit(ALL, WHERE))[0]
+    suite = ET.fromstring(report.junit_document(ALL, WHERE))[0]
 
     counts = {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")}
     assert counts == {"tests": "4", "failures": "1", "errors": "0", "skipped": "1"}
