@@ -117,12 +117,19 @@ def tell(vms: list[Vm], request: Message, as_json: bool, done: str) -> int:
         print_json(replies)
     elif not replies:
         click.echo("no VM is running", err=True)
-    for reply in replies:
-        if not reply["ok"]:
-            say(f"{reply['name']}: {reply['error']}", reply["hint"])
-        elif not as_json:
+    for reply in answered(replies):
+        if not as_json:
             click.echo(f"{reply['name']}: {done}", err=True)
     return verdict(replies)
+
+
+def answered(replies: list[Message]) -> Iterator[Message]:
+    """The replies that are no failures, in order; of the others the user is told."""
+    for reply in replies:
+        if reply["ok"]:
+            yield reply
+        else:
+            say(f"{reply['name']}: {reply['error']}", reply["hint"])
 
 
 def verdict(replies: list[Message]) -> int:

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 import click
 
-from pyvmm.cli import say
 from pyvmm.commands._registers import PARTS, show_registers
-from pyvmm.commands._vms import chosen, print_json, tell, verdict, vm_options
+from pyvmm.commands._vms import answered, chosen, print_json, tell, verdict, vm_options
 from pyvmm.errors import UsageError
 
 
@@ -42,10 +41,7 @@ def debug(
     if as_json:
         print_json(replies)
         return verdict(replies)
-    for reply in replies:
-        if not reply["ok"]:
-            say(f"{reply['name']}: {reply['error']}", reply["hint"])
-            continue
+    for reply in answered(replies):
         click.echo(f"{reply['name']}:")
         for registers in reply["vcpus"]:
             for line in (*show_registers(registers, part), *_exits(registers["exits"])):

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import click
 
-from pyvmm.cli import say
-from pyvmm.commands._vms import Vm, chosen, print_json, verdict, vm_options
+from pyvmm.commands._vms import Vm, answered, chosen, print_json, verdict, vm_options
 from pyvmm.control.wire import Message
 from pyvmm.units import show_size
 
@@ -46,10 +45,7 @@ def stat(
 
 
 def _print(replies: list[Message], memory: bool) -> None:
-    for reply in replies:
-        if not reply["ok"]:
-            say(f"{reply['name']}: {reply['error']}", reply["hint"])
-            continue
+    for reply in answered(replies):
         for line in lines(reply, None, memory):
             click.echo(line)
 
