@@ -24,7 +24,7 @@ ROOMS = (
     "kvm",
     # a Config becomes a machine, and runs
     "limits", "runner", "loop", "console", "ptys", "terminals", "view", "vcpus", "irqchip",
-    "virtio", "registers", "counts", "board", "machine", "control", "snapshot", "repro",
+    "virtio", "registers", "counts", "snapshot", "board", "machine", "control", "repro",
     "svecheck",
     "host",
     # one guest on many machines

@@ -1,0 +1,211 @@
+"""Dataclasses to JSON and back, by the types of their fields.
+
+What is read is checked field by field: a snapshot is untrusted input.  A field that is missing
+takes its default, where it has one, so that older documents stay readable; a field that is not
+known is damage, as newer documents say so by their schema.
+
+| type of a field           | in JSON                                              |
+|---------------------------|------------------------------------------------------|
+| int, bool, str, float     | themselves                                           |
+| Path                      | text                                                 |
+| Enum                      | the member's name                                    |
+| T or None                 | null, or T                                           |
+| tuple[T, ...]             | a list                                               |
+| frozenset[T]              | a sorted list                                        |
+| dict[str, T]              | an object                                            |
+| a dataclass               | an object of its fields                              |
+| dataclasses A or B        | the same, and "kind" with the class's name           |
+| Annotated[T, Form(...)]   | what the Form makes of it                            |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    NamedTuple,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from pyvmm.errors import UsageError, VmmError
+
+Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
+
+KIND: Final = "kind"
+PLAIN: Final = (int, str, bool, float)
+DIGITS: Final = 2 * 512  # of the widest number there is: a register of 512 bytes
+
+T = TypeVar("T")
+
+
+class Damaged(UsageError):
+    """A document that is not what it should be: where, and what is there."""
+
+
+class Form(NamedTuple):
+    """How values of an annotated type look in JSON; ``read`` says by ValueError that it cannot."""
+
+    write: Callable[[Any], Json]
+    read: Callable[[Any], Any]
+
+
+def hexadecimal(value: int, digits: int = 1) -> str:
+    """A number as text: JSON's numbers lose what is beyond 2^53."""
+    return f"{value:#0{2 + digits}x}"
+
+
+def read_hexadecimal(text: Any) -> int:
+    """The number in such a text.
+
+    Raises: ValueError.
+    """
+    if not isinstance(text, str) or not text.startswith("0x") or len(text) > 2 + DIGITS:
+        raise ValueError(text)
+    return int(text, 16)
+
+
+def _read_registers(value: Any) -> dict[int, int]:
+    if not isinstance(value, dict):
+        raise ValueError(value)
+    return {read_hexadecimal(key): read_hexadecimal(held) for key, held in value.items()}
+
+
+Hex = Annotated[int, Form(hexadecimal, read_hexadecimal)]
+# 32-bit registers by their offset, or whatever else numbers them
+HexTable = Annotated[
+    dict[int, int],
+    Form(lambda table: {hexadecimal(k, 4): hexadecimal(v, 8) for k, v in table.items()},
+         _read_registers),
+]  # fmt: skip
+
+
+def encode(value: Any) -> Json:
+    """A dataclass as JSON has it."""
+    hints = _hints(type(value))
+    return {field.name: _write(hints[field.name], getattr(value, field.name))
+            for field in dataclasses.fields(value)}  # fmt: skip
+
+
+def decode(kind: type[T], document: Any, where: str) -> T:
+    """The dataclass in a document; ``where`` is what messages call it.
+
+    Raises: Damaged; what the class itself refuses is told of as damage too.
+    """
+    if not isinstance(document, dict):
+        raise _damage(where, document, "not an object")
+    hints = _hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(cast("Any", kind))}
+    for name in document.keys() - fields.keys():
+        raise _damage(f"{where}.{str(name)[:40]}", document[name], "no such field")
+    values = {}
+    for name, field in fields.items():
+        if name in document:
+            values[name] = _read(hints[name], document[name], f"{where}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise Damaged(f"{where}.{name} is missing")
+    try:
+        return kind(**values)
+    except VmmError as error:
+        raise Damaged(f"{where}: {error.message}") from None
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _write(hint: Any, value: Any) -> Json:
+    """A value of that type, as JSON."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return cast("Json", arguments[1].write(value))
+    if origin in (Union, types.UnionType):
+        return _write_choice(arguments, value)
+    if origin is tuple:
+        return [_write(arguments[0], item) for item in value]
+    if origin is frozenset:
+        items: list[Any] = [_write(arguments[0], item) for item in value]
+        return sorted(items)
+    if origin is dict:
+        return {key: _write(arguments[1], item) for key, item in value.items()}
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return str(value.name)
+    if hint is Path:
+        return str(value)
+    return encode(value) if dataclasses.is_dataclass(value) else cast("Json", value)
+
+
+def _write_choice(choices: tuple[Any, ...], value: Any) -> Json:
+    if value is None:
+        return None
+    rest = [choice for choice in choices if choice is not type(None)]
+    if len(rest) == 1:
+        return _write(rest[0], value)
+    return {KIND: type(value).__name__, **cast("dict[str, Json]", encode(value))}
+
+
+def _read(hint: Any, value: Any, where: str) -> Any:
+    """The value of that type that JSON has there."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        try:
+            return arguments[1].read(value)
+        except ValueError:
+            raise _damage(where, value, "not what belongs there") from None
+    if origin in (Union, types.UnionType):
+        return _read_choice(arguments, value, where)
+    if origin in (tuple, frozenset):
+        if not isinstance(value, list):
+            raise _damage(where, value, "not a list")
+        read = (_read(arguments[0], item, f"{where}[{n}]") for n, item in enumerate(value))
+        return tuple(read) if origin is tuple else frozenset(read)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise _damage(where, value, "not an object")
+        return {key: _read(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    return _read_one(hint, value, where)
+
+
+def _read_one(hint: Any, value: Any, where: str) -> Any:
+    if hint is Any:
+        return value
+    if dataclasses.is_dataclass(hint):
+        return decode(cast("type[Any]", hint), value, where)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        if not isinstance(value, str) or value not in hint.__members__:
+            raise _damage(where, value, f"not one of {', '.join(hint.__members__)}")
+        return hint[value]
+    if hint is float and type(value) is int:
+        return value
+    kind = str if hint is Path else hint
+    if kind not in PLAIN or type(value) is not kind:
+        raise _damage(where, value, f"not {getattr(hint, '__name__', hint)}")
+    return Path(value) if hint is Path else value
+
+
+def _read_choice(choices: tuple[Any, ...], value: Any, where: str) -> Any:
+    rest = [choice for choice in choices if choice is not type(None)]
+    if value is None and len(rest) < len(choices):
+        return None
+    if len(rest) == 1:
+        return _read(rest[0], value, where)
+    named = {choice.__name__: choice for choice in rest}
+    kind = value.get(KIND) if isinstance(value, dict) else None
+    if not isinstance(kind, str) or kind not in named:
+        raise _damage(where, value, f"its kind is not one of {', '.join(named)}")
+    return decode(named[kind], {k: v for k, v in value.items() if k != KIND}, where)
+
+
+def _damage(where: str, value: object, reason: str) -> Damaged:
+    said = repr(value)
+    return Damaged(f"{where} is {said if len(said) <= 40 else said[:40] + '...'}: {reason}")

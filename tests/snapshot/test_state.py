@@ -1,0 +1,123 @@
+"""The state document: nothing is lost in it, and nothing that is damaged is believed."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyvmm.config import Config
+from pyvmm.errors import UsageError
+from pyvmm.kvm import regs
+from pyvmm.snapshot.state import State
+from tests.snapshot import sample
+
+
+def through_json(state: State) -> Any:
+    return json.loads(json.dumps(state.document()))
+
+
+def test_a_state_survives_json_whole() -> None:
+    state = sample.state()
+
+    assert State.of(through_json(state), "x") == state
+
+
+@pytest.mark.parametrize("config", sample.configs(), ids=lambda config: config.name)
+def test_a_config_survives_json_whole(config: Config) -> None:
+    state = dataclasses.replace(sample.state(), config=config)
+
+    assert State.of(through_json(state), "x").config == config
+
+
+def test_registers_are_written_with_all_their_digits() -> None:
+    document = through_json(sample.state())
+
+    registers = document["vcpus"][0]["registers"]
+
+    assert registers[f"{regs.Z(3):#018x}"] == "0x" + "00" * 224 + "04" * 32
+    assert registers[f"{regs.FPCR:#018x}"] == "0x03000000"
+
+
+def test_a_newer_state_is_refused_by_its_number() -> None:
+    document = through_json(sample.state()) | {"schema": 2}
+
+    with pytest.raises(UsageError, match="schema 2, and this pyvmm reads up to 1"):
+        State.of(document, "x")
+
+
+def test_a_field_that_an_older_pyvmm_did_not_have_takes_its_default() -> None:
+    document = through_json(sample.state())
+    del document["config"]["hugetlbfs"], document["warnings"]
+
+    assert State.of(document, "x") == sample.state()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("vcpus",), [], "not vCPUs 0, 1, 2"),
+        (("vcpus", 0, "id"), 1, "not vCPUs 0, 1, 2"),
+        (("vcpus", 1, "vls"), [128], "differ in their vector lengths"),
+        (("vcpus", 0, "mp_state"), "RUNNING", "not one of RUNNABLE"),
+        (("vcpus", 0, "registers"), {"0x6030000000100000": "0x1" + "0" * 16}, "what belongs"),
+        (("vcpus", 0, "registers"), {"0x1" + "0" * 16: "0x0"}, "what belongs"),
+        (("vcpus", 0, "registers"), ["0x0"], "what belongs"),
+        (("memory", 0, "size"), 0, "not within the guest's addresses"),
+        (("memory", 0, "size"), 1 << 40, "not within the guest's addresses"),
+        (("memory", 0, "size"), True, "not int"),
+        (("memory", 1, "base"), "0x80000000", "overlap"),
+        (("memory", 1, "name"), "ram", "two areas of one name"),
+        (("ipa_bits",), 4096, "not within the guest's addresses"),
+        (("clock", "hz"), 0, "no clock is like that"),
+        (("config", "vcpus"), 0, "needs at least 1 vCPU"),
+        (("config", "name"), "../x", "not a name for a VM"),
+        (("config", "colour"), "red", "no such field"),
+        (("gic", "blocks", 1, "vcpu"), 7, "vCPU 7, which there is not"),
+        (("taken",), None, "not an object"),
+        (("taken", "midr"), "0x" + "f" * 5000, "what belongs"),
+    ],
+)
+def test_damage_is_named(path: tuple[Any, ...], value: Any, words: str) -> None:
+    document = through_json(sample.state())
+    place = document
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+
+    with pytest.raises(UsageError, match=words):
+        State.of(document, "some.snap")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_whatever_takes_a_fields_place_is_a_state_or_one_error(data: st.DataObject) -> None:
+    document = copy.deepcopy(DOCUMENT)
+    place: Any = document
+    while True:
+        steps = list(place) if isinstance(place, dict) else list(range(len(place)))
+        step = data.draw(st.sampled_from(steps))
+        if not isinstance(place[step], dict | list) or not place[step] or data.draw(st.booleans()):
+            break
+        place = place[step]
+    place[step] = data.draw(JSON)
+
+    try:
+        State.of(document, "x")
+    except UsageError as error:
+        assert "x: " in error.message
+
+
+DOCUMENT = through_json(sample.state())
