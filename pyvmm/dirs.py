@@ -54,12 +54,12 @@ def runtime_dir(*below: str) -> Path:
     """Sockets and locks of what runs: XDG_RUNTIME_DIR/pyvmm, else /tmp/pyvmm-UID (0700).
 
     Raises:
-        HostError: it cannot be made, belongs to somebody else, or is open to others.
+        HostError: it cannot be made, belongs to somebody else, or was open to others, who laid
+            something into it.
     """
     base = _xdg("XDG_RUNTIME_DIR")
-    path = base / "pyvmm" if base and base.is_dir() else _tmp_runtime_dir()
-    made = _made(path, private=True)
-    return _made(made.joinpath(*below), private=True) if below else made
+    made = _private(base / "pyvmm" if base and base.is_dir() else _tmp_runtime_dir())
+    return _private(made.joinpath(*below)) if below else made
 
 
 def _xdg(variable: str) -> Path | None:
@@ -72,26 +72,64 @@ def _tmp_runtime_dir() -> Path:
     return Path("/tmp") / f"pyvmm-{os.getuid()}"
 
 
-def _made(path: Path, *, private: bool = False) -> Path:
+def _made(path: Path, mode: int = 0o777) -> Path:
     try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700 if private else 0o777)
-        status = path.lstat()
+        path.mkdir(parents=True, exist_ok=True, mode=mode)
     except OSError as error:
         raise HostError(f"cannot make {path}: {error.strerror}") from error
-    if private and (
-        not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077
-    ):
-        raise HostError(
-            f"{path} is not a directory of yours alone",
-            hint="remove it, or set XDG_RUNTIME_DIR to a directory of your own",
-        )
     return path
+
+
+def _private(path: Path) -> Path:
+    """A directory of this user alone, made so where it is not.
+
+    One of ours that is open to others may come from a copy of the file system that lost its modes;
+    it is closed to them, and good if there is nothing of theirs in it.
+    """
+    _made(path, 0o700)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:  # a link, a file, somebody else's
+        raise _not_ours(path) from error
+    try:
+        status = os.fstat(fd)
+        if status.st_uid != os.getuid():
+            raise _not_ours(path)
+        if status.st_mode & 0o077:
+            os.fchmod(fd, 0o700)
+            _refuse_gifts(path, fd, status)
+    finally:
+        os.close(fd)
+    return path
+
+
+def _refuse_gifts(path: Path, fd: int, was: os.stat_result) -> None:
+    """Refuse what others could lay into a directory that was open: none can now, or ever again."""
+    if not was.st_mode & 0o022:
+        return
+    for directory, names, files, at in os.fwalk(dir_fd=fd):
+        for name in (*names, *files):
+            if os.lstat(name, dir_fd=at).st_uid != was.st_uid:
+                os.fchmod(fd, stat.S_IMODE(was.st_mode))  # as found: the next one is to see it too
+                raise HostError(
+                    f"{path} was open to others, and {path / directory / name} is not yours",
+                    hint=f"remove {path}, or set XDG_RUNTIME_DIR to a directory of your own",
+                )
+
+
+def _not_ours(path: Path) -> HostError:
+    return HostError(
+        f"{path} is not a directory of yours alone",
+        hint="remove it, or set XDG_RUNTIME_DIR to a directory of your own",
+    )
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on ``path`` (made when absent), waiting for whoever has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Hold an exclusive lock on ``path`` (made when absent), waiting for whoever has it.
+
+    Its directory is there: made here, a runtime directory that was just removed would be open.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -120,6 +158,7 @@ def cached(path: Path, build: Callable[[Path], None]) -> Path:
     if path.is_dir():
         return path
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.parent / f".{path.name}.lock"):
             if not path.is_dir():
                 _make(path, build)

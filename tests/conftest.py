@@ -14,6 +14,7 @@ import pytest
 
 from pyvmm.host import extension, why_not_local
 from pyvmm.host.progress import Progress
+from tests.runtime import own_runtime_dir
 
 with contextlib.suppress(ImportError):  # the emulated host has no hypothesis
     from hypothesis import settings
@@ -25,11 +26,15 @@ ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / "build/tools"  # wrappers that `make test` writes
 
 
-def pytest_configure() -> None:
-    """Let Ctrl-C mean what it does at a prompt: a shell starts its background jobs deaf to it.
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the run a runtime directory of its own, and let Ctrl-C mean what it does at a prompt.
 
-    The commands under test would inherit that, and rightly stay deaf.
+    A shell starts its background jobs deaf to it: the commands under test would inherit that, and
+    rightly stay deaf.
     """
+    own = contextlib.ExitStack()
+    own.enter_context(own_runtime_dir("tests"))
+    config.add_cleanup(own.close)
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL

@@ -12,6 +12,7 @@ import sysconfig
 from pathlib import Path
 
 from pyvmm.host import HostSettings, forward, is_local
+from tests.runtime import own_runtime_dir
 
 # hypothesis's plugin, a part of it that is not pure Python, stays out.
 PYTEST = ["python3", "-m", "pytest", "-m", "kvm", "-p", "no:cacheprovider"]
@@ -43,7 +44,8 @@ def main() -> int:
         os.execv(sys.executable, [sys.executable, *PYTEST[1:], *arguments])
     os.environ["PYTHONPATH"] = sysconfig.get_path("purelib")
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    return forward(settings, [*PYTEST, "-p", "no:hypothesispytest", *arguments])
+    with own_runtime_dir("kvm"):
+        return forward(settings, [*PYTEST, *arguments])
 
 
 if __name__ == "__main__":

@@ -165,12 +165,13 @@ def test_runtime_directory_falls_back_to_tmp(
     assert runtime_dir() == tmp_path / "tmp-pyvmm"
 
 
-@pytest.mark.parametrize("mode", [0o770, 0o702, 0o755])
-def test_runtime_directory_open_to_others_is_refused(mode: int) -> None:
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o755, 0o1777])
+def test_runtime_directory_of_ours_that_was_open_is_closed(mode: int) -> None:
+    (runtime_dir("vms") / "it.lock").touch()
     runtime_dir().chmod(mode)
 
-    with pytest.raises(HostError, match="not a directory of yours alone"):
-        runtime_dir()
+    assert runtime_dir().stat().st_mode & 0o7777 == 0o700
+    assert contents(runtime_dir("vms")) == []
 
 
 def test_directory_in_the_runtime_directory_is_the_users_alone_too() -> None:
@@ -178,8 +179,34 @@ def test_directory_in_the_runtime_directory_is_the_users_alone_too() -> None:
     assert path == runtime_dir() / "vms"
     path.chmod(0o755)
 
-    with pytest.raises(HostError, match="yours alone"):
-        runtime_dir("vms")
+    assert runtime_dir("vms").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root makes files of others")
+@pytest.mark.parametrize("kind", ["file", "link", "directory"])
+def test_runtime_directory_where_others_laid_something_is_refused(kind: str) -> None:
+    gift = runtime_dir("vms") / "gift"
+    match kind:
+        case "file":
+            gift.touch()
+        case "link":
+            gift.symlink_to("/etc")
+        case _:
+            gift.mkdir()
+    os.lchown(gift, 1, 1)
+    runtime_dir().chmod(0o777)
+
+    for _ in range(2):  # it does not become good by being looked at
+        with pytest.raises(HostError, match=r"was open to others, and .*/vms/gift is not yours"):
+            runtime_dir()
+
+
+def test_lock_does_not_make_its_directory() -> None:
+    place = runtime_dir()
+    place.rmdir()
+
+    with pytest.raises(FileNotFoundError), locked(place / "it.start"):
+        pass
 
 
 def test_runtime_directory_of_somebody_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

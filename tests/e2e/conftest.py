@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 
 from pyvmm.host import HostSettings, is_local
+from tests.runtime import own_runtime_dir
 
 ENOUGH_S = 120.0  # for anything that should happen at all, once a host is there
 FIRST_S = 600.0  # for what may have to make a host
@@ -22,14 +21,10 @@ Done = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="package", autouse=True)
-def own_runtime_directory(pyvmm_cmd: list[str]) -> Iterator[None]:
-    """Hosts are killed here: not those of whoever runs the tests."""
-    directory = tempfile.mkdtemp(prefix="pyvmm-e2e-")  # short: sockets have short paths
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", directory)
+def own_runtime_directory() -> Iterator[None]:
+    """Hosts are killed here: not those of other tests."""
+    with own_runtime_dir("e2e"):
         yield
-        subprocess.run([*pyvmm_cmd, "host", "stop", "--all"], capture_output=True)
-    shutil.rmtree(directory)
 
 
 class Pyvmm:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from tests import selftests
+from tests.runtime import own_runtime_dir
 
 GUESTS = Path(__file__).resolve().parents[2] / "guests"
 
@@ -40,13 +39,9 @@ def fp(cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def host(request: pytest.FixtureRequest, pyvmm_cmd: list[str]) -> Iterator[list[str]]:
     """Options for an emulated host of a kernel (the parameter), which ends with its last test."""
     where = ["--host-kernel", request.param]
-    directory = tempfile.mkdtemp(prefix="pyvmm-host-")  # short: sockets have short paths
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", directory)  # none of whoever runs the tests is ended
+    with own_runtime_dir("host"):
         subprocess.run([*pyvmm_cmd, "host", "start", *where], check=True)
         yield ["--host", "emulated", *where]
-        subprocess.run([*pyvmm_cmd, "host", "stop", *where], check=True)
-    shutil.rmtree(directory)
 
 
 def loadable(elf: Any) -> list[Any]:
