@@ -9,23 +9,39 @@ import mmap
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Protocol, Self
 
 from pyvmm import hugetlbfs
 from pyvmm.errors import GuestError, HostError, UsageError
 from pyvmm.layout import MIB
 
+# Source: asm-generic/mman.h, the same on arm64 and x86; the mmap module has it from Python 3.13 on
+MAP_NORESERVE = 0x4000
+
 HUGE_PAGE = 2 * MIB  # a block of the guest's stage 2 tables when pages are 4 KiB
+
+
+class Memory(Protocol):
+    """What a guest's devices may address: GuestMemory, or several pieces of it (memorymap.py)."""
+
+    def contains(self, gpa: int, length: int) -> bool:
+        """Whether all of the ``length`` bytes at ``gpa`` are there."""
+
+    def view(self, gpa: int, length: int) -> memoryview:
+        """The memory itself at ``gpa``, without a copy."""
+
+    def discard(self, gpa: int, length: int) -> None:
+        """Give the whole pages of a range back to the host; what was in them is lost."""
+
+    def prefer_huge_pages(self, gpa: int, length: int, prefer: bool) -> None:
+        """Ask for transparent huge pages there, or for none."""
 
 
 class OutOfRange(GuestError):
     """An address range that is not, or not wholly, guest RAM."""
 
-    def __init__(self, gpa: int, length: int, memory: GuestMemory) -> None:
-        super().__init__(
-            f"{length:#x} bytes at guest address {gpa:#x} are not in RAM "
-            f"({memory.base:#x} to {memory.end:#x})"
-        )
+    def __init__(self, gpa: int, length: int, where: str) -> None:
+        super().__init__(f"{length:#x} bytes at guest address {gpa:#x} are not in RAM ({where})")
         self.gpa = gpa
         self.length = length
 
@@ -42,10 +58,13 @@ class GuestMemory:
 
     OutOfRange = OutOfRange
 
-    def __init__(self, base: int, size: int, *, huge_pages: Path | None = None) -> None:
+    def __init__(
+        self, base: int, size: int, *, huge_pages: Path | None = None, promised: bool = True
+    ) -> None:
         """Map ``size`` bytes for the guest physical addresses from ``base``.
 
-        With ``huge_pages``, the mount point of a hugetlbfs, all of it is pages from there.
+        With ``huge_pages``, the mount point of a hugetlbfs, all of it is pages from there. What
+        is not ``promised`` is addresses alone: the kernel's overcommit policy does not count it.
 
         Raises:
             UsageError: ``base`` or ``size`` is not a whole number of host pages.
@@ -61,7 +80,7 @@ class GuestMemory:
         self.end = base + size
         self._reserved = huge_pages is not None
         if huge_pages is None:
-            self._mapping = _map(size + HUGE_PAGE)  # room to align: mmap takes no address
+            self._mapping = _map(size + HUGE_PAGE, promised)  # room to align: mmap takes no address
             start = _address(self._mapping)
             self.host_address = (start + HUGE_PAGE - 1) & -HUGE_PAGE
             self._offset = self.host_address - start
@@ -100,7 +119,7 @@ class GuestMemory:
     def view(self, gpa: int, length: int) -> memoryview:
         """The RAM itself at ``gpa``, without a copy; release it before closing the memory."""
         if not self.contains(gpa, length):
-            raise OutOfRange(gpa, length, self)
+            raise self._out_of_range(gpa, length)
         start = gpa - self.base
         return self._ram[start : start + length]
 
@@ -140,7 +159,7 @@ class GuestMemory:
     def zero(self, gpa: int, length: int) -> None:
         """Make ``length`` bytes zero; whole pages go back to the host instead of being written."""
         if not self.contains(gpa, length):
-            raise OutOfRange(gpa, length, self)
+            raise self._out_of_range(gpa, length)
         end = gpa + length
         if self._reserved:  # those pages are the guest's for good
             self._clear(gpa, length)
@@ -150,26 +169,59 @@ class GuestMemory:
         self.write(gpa, bytes(first_page - gpa))
         if last_page > first_page:
             # Source: madvise(2): private anonymous pages read as zero after MADV_DONTNEED.
-            start = self._offset + first_page - self.base
-            self._mapping.madvise(mmap.MADV_DONTNEED, start, last_page - first_page)
+            self._advise(mmap.MADV_DONTNEED, first_page, last_page - first_page)
         self.write(last_page, bytes(end - last_page))
+
+    def discard(self, gpa: int, length: int) -> None:
+        """Give the whole pages of a range back to the host: the next access finds zeroes.
+
+        Nothing happens to pages of a hugetlbfs, nor to pages of which only a part is meant.
+
+        Raises: OutOfRange.
+        """
+        if not self.contains(gpa, length):
+            raise self._out_of_range(gpa, length)
+        start = -(-gpa // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (gpa + length) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > start and not self._reserved:
+            self._advise(mmap.MADV_DONTNEED, start, end - start)
+
+    def prefer_huge_pages(self, gpa: int, length: int, prefer: bool) -> None:
+        """Ask for transparent huge pages in a range of whole pages, as is so at first, or for none.
+
+        A wish: a kernel that has none, or no room to note it, goes on as before.
+
+        Raises: OutOfRange.
+        """
+        if not self.contains(gpa, length):
+            raise self._out_of_range(gpa, length)
+        if not self._reserved:
+            with contextlib.suppress(OSError):
+                self._advise(mmap.MADV_HUGEPAGE if prefer else mmap.MADV_NOHUGEPAGE, gpa, length)
+
+    def _advise(self, advice: int, gpa: int, length: int) -> None:
+        self._mapping.madvise(advice, self._offset + gpa - self.base, length)
+
+    def _out_of_range(self, gpa: int, length: int) -> GuestError:
+        return OutOfRange(gpa, length, f"{self.base:#x} to {self.end:#x}")
 
     def _clear(self, gpa: int, length: int) -> None:
         for start in range(gpa, gpa + length, MIB):
             self.write(start, bytes(min(MIB, gpa + length - start)))
 
 
-def _map(length: int) -> mmap.mmap:
+def _map(length: int, promised: bool) -> mmap.mmap:
     """An anonymous private mapping of ``length`` bytes, or a HostError that says why not."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     try:
-        return mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return mmap.mmap(-1, length, flags=flags if promised else flags | MAP_NORESERVE)
     except OSError as error:
         reason = os.strerror(error.errno or 0)
     except (OverflowError, ValueError):
         reason = "more than an address space can hold"
     raise HostError(
         f"cannot map {_mib(length - HUGE_PAGE)} of guest memory: {reason}",
-        hint=f"{_what_the_machine_has()}; use a smaller -m",
+        hint=f"{_what_the_machine_has()}; use a smaller {'-m' if promised else '--hotplug'}",
     )
 
 

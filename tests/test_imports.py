@@ -18,6 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "pyvmm"
 ROOMS = (
     # the bottom: errors, the guest's map, guest RAM, what was asked for
     "errors", "layout", "dirs", "files", "junit", "units", "config", "hugetlbfs", "memory",
+    "memorymap",
     # no KVM
     "arm64", "probe", "devices", "boot",
     # nothing but KVM

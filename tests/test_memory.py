@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyvmm.control.service import resident
 from pyvmm.errors import HostError, UsageError
 from pyvmm.memory import HUGE_PAGE, GuestMemory
 
@@ -174,3 +175,62 @@ def test_load_outside_ram_is_refused(tmp_path: Path) -> None:
         pytest.raises(GuestMemory.OutOfRange),
     ):
         memory.load(BASE + SIZE - 50, 100, opened.fileno(), 0)
+
+
+@pytest.mark.parametrize(
+    ("start", "length", "gone"),
+    [
+        (0, SIZE, (0, SIZE)),
+        (1, 0x4FFF, (0x1000, 0x5000)),
+        (0x1001, 0x1000, (0, 0)),
+        (0x1FFF, 0x1001, (0x2000, 0x3000)),
+        (SIZE - 5, 5, (0, 0)),
+        (7, 0, (0, 0)),
+    ],
+)
+def test_discard_empties_whole_pages_alone(
+    memory: GuestMemory, start: int, length: int, gone: tuple[int, int]
+) -> None:
+    memory.write(BASE, b"\xff" * SIZE)
+
+    memory.discard(BASE + start, length)
+
+    low, high = gone
+    expected = b"\xff" * low + bytes(high - low) + b"\xff" * (SIZE - high)
+    assert memory.read(BASE, SIZE) == expected
+
+
+def test_discarded_memory_is_the_hosts_again(memory: GuestMemory) -> None:
+    memory.write(BASE, b"\xff" * SIZE)
+    before = resident(memory.host_address, memory.size)
+
+    memory.discard(BASE, SIZE)
+
+    assert before == SIZE
+    assert resident(memory.host_address, memory.size) == 0
+
+
+def test_huge_pages_are_asked_for_range_by_range(memory: GuestMemory) -> None:
+    memory.prefer_huge_pages(BASE, HUGE_PAGE, False)
+    with pytest.raises(GuestMemory.OutOfRange):
+        memory.prefer_huge_pages(BASE, SIZE + 4096, False)
+    with pytest.raises(GuestMemory.OutOfRange):
+        memory.discard(BASE - 1, 10)
+
+    assert "nh" in flags_at(memory.host_address)
+    assert "hg" in flags_at(memory.host_address + HUGE_PAGE)
+    memory.prefer_huge_pages(BASE, HUGE_PAGE, True)
+    assert "hg" in flags_at(memory.host_address)
+
+
+def flags_at(address: int) -> list[str]:
+    """The kernel's flags of the mapping there.  Source: proc_pid_smaps(5), VmFlags."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text(encoding="ascii", errors="replace").splitlines():
+        first, *words = line.split()
+        if "-" in first and not first.endswith(":"):
+            low, high = (int(word, 16) for word in first.split("-"))
+            inside = low <= address < high
+        elif inside and first == "VmFlags:":
+            return words
+    raise AssertionError("not mapped")

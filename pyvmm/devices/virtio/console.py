@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from pyvmm.devices.virtio.device import ConfigField, Feature, QueueSpec, VirtioDevice
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
-from pyvmm.memory import GuestMemory
+from pyvmm.memory import Memory
 
 F_SIZE = Feature(0, "CONSOLE_F_SIZE")
 F_EMERG_WRITE = Feature(2, "CONSOLE_F_EMERG_WRITE")
@@ -61,7 +61,7 @@ class VirtioConsole(VirtioDevice):
 
     def __init__(
         self,
-        memory: GuestMemory,
+        memory: Memory,
         output: Callable[[bytes], None],
         log: Callable[[str], None],
         later: Later = after,

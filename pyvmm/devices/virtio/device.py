@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self, overload
 
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
-from pyvmm.memory import GuestMemory
+from pyvmm.memory import Memory
 
 # Device status.  Source: VIRTIO 1.2, 2.1
 STATUS_ACKNOWLEDGE = 0x01
@@ -123,7 +123,7 @@ class VirtioDevice:
         super().__init_subclass__()
         cls.config_fields += tuple(f for f in vars(cls).values() if isinstance(f, ConfigField))
 
-    def __init__(self, memory: GuestMemory, log: Callable[[str], None]) -> None:
+    def __init__(self, memory: Memory, log: Callable[[str], None]) -> None:
         self.lock = threading.Lock()
         self.guard = Guard(self)
         self.log = log

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from pyvmm.errors import GuestError
-from pyvmm.memory import GuestMemory
+from pyvmm.memory import Memory
 
 MAX_QUEUE_SIZE = 32768  # 2.7
 MAX_CHAIN_BYTES = 1 << 32  # 2.7.5.2
@@ -69,15 +69,19 @@ class Chain:
     """One buffer of the driver's: what the device may read of it, and what it may write.
 
     The views are guest RAM itself, in order, none of them empty, until the chain is given back.
+    ``places`` are where the writable ones are in the guest, and how long.
     """
 
-    __slots__ = ("epoch", "head", "readable", "readable_size", "writable", "writable_size")
+    __slots__ = (
+        "epoch", "head", "places", "readable", "readable_size", "writable", "writable_size"
+    )  # fmt: skip
 
     def __init__(self, head: int, epoch: int) -> None:
         self.head = head
         self.epoch = epoch  # of the queue; it goes with a reset, and the chain with it
         self.readable: list[memoryview] = []
         self.writable: list[memoryview] = []
+        self.places: list[tuple[int, int]] = []
         self.readable_size = 0
         self.writable_size = 0
 
@@ -119,7 +123,7 @@ class Virtqueue:
     order.
     """
 
-    def __init__(self, memory: GuestMemory, name: str, max_size: int) -> None:
+    def __init__(self, memory: Memory, name: str, max_size: int) -> None:
         self.memory = memory
         self.name = name
         self.max_size = max_size
@@ -293,6 +297,7 @@ class Virtqueue:
         view = self.memory.view(addr, length)
         if flags & DESC_F_WRITE:
             chain.writable.append(view)
+            chain.places.append((addr, length))
             chain.writable_size += length
         else:
             chain.readable.append(view)
