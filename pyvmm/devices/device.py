@@ -27,6 +27,8 @@ from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any, ClassVar, Self, TypeVar, overload
 
+from pyvmm.devices.kept import Kept, give, part, take
+
 # The level of an interrupt line: called with True to raise it, with False to lower it.
 Irq = Callable[[bool], None]
 
@@ -106,6 +108,7 @@ class Device:
     compatible: ClassVar[tuple[str, ...]]
     properties: ClassVar[Mapping[str, int | str | None]] = {}  # beyond the three it always has
     edge_triggered: ClassVar[bool] = False  # the interrupt is an edge, not a level
+    kept: ClassVar[tuple[Kept, ...]] = ()  # what snapshots have beside the registers
 
     _banks: ClassVar[list[tuple[dict[int, Reader], dict[int, Writer]]]] = [({}, {})]
 
@@ -129,6 +132,26 @@ class Device:
     def values(self, values: Mapping[str, int]) -> None:
         for name, value in values.items():
             setattr(self, name, value)
+
+    def state(self) -> dict[str, Any]:
+        """All that the device is at the moment, as JSON has it; while no vCPU runs."""
+        with self.lock:
+            return {"registers": self.values, **take(self, self.kept)}
+
+    def restore(self, state: object, where: str) -> None:
+        """Become what `state` gave; ``where`` is what messages call that. No interrupt is raised.
+
+        Raises: StateError, when no such device can be like that.
+        """
+        most = self._register_mask
+        registers = [Kept(reg.name, 0, most) for reg in self.registers]
+        with self.lock:
+            give(self, registers, part(state, "registers", where), f"{where}.registers")
+            give(self, self.kept, state, where)
+            self.restored()
+
+    def restored(self) -> None:
+        """Set what follows from the registers that were restored; with the lock."""
 
     def select_bank(self, bank: int) -> None:
         """Show the registers of that bank, and those of bank 0 where it has none."""

@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import ClassVar
 
 from pyvmm.devices.device import Device, Irq, Reg
+from pyvmm.devices.kept import Kept
 
 SECONDS = 0xFFFF_FFFF  # the counter is 32 bits wide
 ALARM = 0x1  # the one bit of the interrupt registers
+HOST_SECONDS = 1 << 40  # no host's clock is further from 1970
 
 
 class Pl031(Device):
@@ -45,6 +48,12 @@ class Pl031(Device):
     PCELLID2 = Reg(0xFF8, "PrimeCell identification", ro=True, reset=0x05)
     PCELLID3 = Reg(0xFFC, "PrimeCell identification", ro=True, reset=0xB1)
 
+    kept: ClassVar = (
+        Kept("offset", -HOST_SECONDS, HOST_SECONDS),
+        Kept("alarm_at", -HOST_SECONDS, HOST_SECONDS),
+        Kept("_raised", 0, 1),
+    )
+
     def __init__(self, irq: Irq, *, clock: Callable[[], float] = time.time) -> None:
         super().__init__()
         self.irq = irq
@@ -73,6 +82,10 @@ class Pl031(Device):
         """Let the alarm go off if it is time."""
         with self.lock:
             self._match()
+
+    def restored(self) -> None:
+        """The alarm is to be waited for again; one that was missed meanwhile is then due."""
+        self._rearmed = True
 
     @DR.read
     def _(self) -> int:

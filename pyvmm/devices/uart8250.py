@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from pyvmm.devices.device import Device, Irq, Reg
+from pyvmm.devices.kept import Kept
 
 FIFO_DEPTH = 16
 CLOCK_HZ = 1_843_200  # of the baud rate generator: divisor 1 is 115,200 baud
@@ -64,6 +65,7 @@ LSR_TEMT = 0x40
 LSR_FIFO_ERROR = 0x80
 LSR_IDLE = LSR_THRE | LSR_TEMT
 LSR_OF_CHARACTER = LSR_PE | LSR_FE | LSR_BI
+CHARACTER = LSR_OF_CHARACTER << 8 | 0xFF  # in the FIFO: LSR bits it arrived with, and its byte
 
 # Modem status (MSR): 0xF0 are the inputs, 0x0F which of them changed
 MSR_RI = 0x40
@@ -102,6 +104,13 @@ class Uart8250(Device):
     # Not 0: Linux's earlycon divides by what it finds here.
     DLL = Reg(0, "divisor latch, low byte", bank=1, reset=1)
     DLM = Reg(1, "divisor latch, high byte", bank=1)
+
+    kept: ClassVar = (
+        Kept("fifo", 0, CHARACTER, room=FIFO_DEPTH),
+        Kept("line", 0, CHARACTER, room=FIFO_DEPTH),
+        Kept("thr_emptied", 0, 1),
+        Kept("_raised", 0, 1),
+    )
 
     def __init__(self, irq: Irq, output: Callable[[bytes], None]) -> None:
         super().__init__()
@@ -153,6 +162,10 @@ class Uart8250(Device):
                 self.line.append(LSR_BI << 8)
                 self._update()
         return room
+
+    def restored(self) -> None:
+        """Show the registers that the guest had chosen."""
+        self.select_bank(1 if self.LCR & LCR_DLAB else 0)
 
     @RBR.read
     def _(self) -> int:

@@ -9,6 +9,7 @@ import functools
 import threading
 from collections.abc import Callable
 
+from pyvmm.devices.kept import Kept
 from pyvmm.devices.virtio.device import ConfigField, Feature, QueueSpec, VirtioDevice
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
 from pyvmm.memory import Memory
@@ -53,6 +54,8 @@ class VirtioConsole(VirtioDevice):
     name = "virtio-console"
     features = (F_SIZE, F_EMERG_WRITE)
     queue_specs = (QueueSpec("receiveq", 64), QueueSpec("transmitq", 64, by_exit=True))
+
+    kept = (Kept("cols", 0, 0xFFFF), Kept("rows", 0, 0xFFFF), Kept("_settling", 0, SETTLE_TIMES))
 
     cols = ConfigField(0, 2, "columns of the terminal; 0: not known")
     rows = ConfigField(2, 2, "rows of the terminal; 0: not known")
@@ -118,6 +121,11 @@ class VirtioConsole(VirtioDevice):
         if self._cancel is not None:
             self._cancel()
             self._cancel = None
+
+    def restore_own(self, state: object, where: str) -> None:
+        """A driver that had not settled is waited for anew."""
+        if self._settling and self._cancel is None:
+            self._wait()
 
     def read_config(self, offset: int, length: int) -> int:
         """What the driver reads; one that looks at the size has settled."""

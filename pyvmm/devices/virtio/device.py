@@ -10,6 +10,14 @@
 A device fills in `notify` and, where it must, `activate` and `deactivate`; a transport shows it to
 the guest.
 
+In a snapshot a device is its status, features, queues and configuration, and what it declares:
+
+- ``kept`` names attributes that come back as they were; among them the ConfigFields that change
+  while the guest runs.  Every other ConfigField is what this machine made the device with, and
+  must be the same where it is restored;
+- `drain` makes it give back the chains it has taken;
+- `own_state` and `restore_own` are for what no attribute is.
+
 Source: OASIS Virtual I/O Device (VIRTIO) 1.2, chapters 2, 3 and 6; linux/virtio_config.h.
 """
 
@@ -18,10 +26,11 @@ from __future__ import annotations
 import functools
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self, overload
 
+from pyvmm.devices.kept import Kept, StateError, give, part, take
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
 from pyvmm.memory import Memory
 
@@ -74,6 +83,13 @@ class QueueSpec(NamedTuple):
 
 Setter = Callable[[Any, int], None]
 
+# What snapshots have of every device
+KEPT = (
+    Kept("status", 0, 0xFF),
+    Kept("driver_features", 0, (1 << 64) - 1),
+    Kept("config_generation", 0, 0xFFFF_FFFF),
+)
+
 
 class ConfigField:
     """A little-endian field of the configuration space; an int attribute of the device.
@@ -118,6 +134,7 @@ class VirtioDevice:
     features: ClassVar[tuple[Feature, ...]] = ()
     queue_specs: ClassVar[tuple[QueueSpec, ...]]
     config_fields: ClassVar[tuple[ConfigField, ...]] = ()
+    kept: ClassVar[tuple[Kept, ...]] = ()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -147,6 +164,19 @@ class VirtioDevice:
 
     def deactivate(self) -> None:
         """A reset, or the end: forget the driver; with the lock, and maybe during a `notify`."""
+
+    def drain(self) -> None:
+        """Give back every chain that was taken; without the lock, while no vCPU runs."""
+
+    def own_state(self) -> dict[str, Any]:
+        """What a snapshot has of this device beyond ``kept``, as JSON has it; with the lock."""
+        return {}
+
+    def restore_own(self, state: object, where: str) -> None:
+        """Become what `own_state` gave, before the queues do; with the lock.
+
+        Raises: StateError, see pyvmm.devices.kept.
+        """
 
     @property
     def live(self) -> bool:
@@ -217,6 +247,53 @@ class VirtioDevice:
 
     # For whoever runs the machine
 
+    def state(self) -> dict[str, Any]:
+        """All that the device is at the moment, as JSON has it; while no vCPU runs."""
+        with self.lock:
+            return {
+                "name": self.name,
+                **take(self, KEPT),
+                "config": {field.name: getattr(self, field.name) for field in self.config_fields},
+                "kept": take(self, self.kept),
+                "own": self.own_state(),
+                "queues": [queue.state() for queue in self.queues],
+            }
+
+    def restore(self, state: object, where: str) -> None:
+        """Become what `state` gave; ``where`` is what messages call that.
+
+        Nothing is served before `look_into_queues`.
+
+        Raises: StateError, when this device cannot be like that.
+        """
+        with self.lock:
+            give(self, KEPT, state, where)
+            self._refuse_other_config(part(state, "config", where))
+            give(self, self.kept, part(state, "kept", where), f"{where}.kept")
+            self.restore_own(part(state, "own", where), f"{where}.own")
+            queues = state.get("queues") if isinstance(state, Mapping) else None
+            if not isinstance(queues, list) or len(queues) != len(self.queues):
+                raise StateError(f"{where}.queues are not {len(self.queues)} queues")
+            for queue, its in zip(self.queues, queues, strict=True):
+                self._tell_features(queue)
+                queue.restore(its, f"{where}.{queue.name}")
+
+    def _refuse_other_config(self, config: Mapping[str, Any]) -> None:
+        kept = {item.attribute for item in self.kept}
+        for field in self.config_fields:
+            now, then = getattr(self, field.name), config.get(field.name)
+            if field.name not in kept and then != now:
+                raise StateError(
+                    f"{self.name}: its {field.name} was {str(then)[:40]}, and is {now} here "
+                    f"({field.meaning})"
+                )
+
+    def look_into_queues(self) -> None:
+        """Serve, by `run_deferred`, what waits in queues unkicked; with the lock."""
+        if self.live:
+            for queue in self.queues:
+                self.defer(functools.partial(self._look_into, queue))
+
     def stop(self) -> None:
         """Serve nothing from now on and let go of guest memory: the machine is at its end."""
         with self.lock:
@@ -241,8 +318,7 @@ class VirtioDevice:
         self.driver_features &= ~(0xFFFF_FFFF << 32 * word)
         self.driver_features |= value << 32 * word
         for queue in self.queues:
-            queue.event_idx = self.has(RING_EVENT_IDX)
-            queue.indirect = self.has(RING_INDIRECT_DESC)
+            self._tell_features(queue)
 
     def write_status(self, value: int) -> None:
         """Take the status the driver writes: 0 resets; bits that are set stay set."""
@@ -258,8 +334,7 @@ class VirtioDevice:
         self.status |= new
         if new & STATUS_DRIVER_OK and self.live:
             self.activate()
-            for queue in self.queues:
-                self.defer(functools.partial(self._look_into, queue))
+            self.look_into_queues()
 
     def reset(self) -> None:
         """Begin anew; what is being worked on is dropped."""
@@ -292,6 +367,10 @@ class VirtioDevice:
             except IndexError:  # another thread was quicker
                 return
             action()
+
+    def _tell_features(self, queue: Virtqueue) -> None:
+        queue.event_idx = self.has(RING_EVENT_IDX)
+        queue.indirect = self.has(RING_INDIRECT_DESC)
 
     def _look_into(self, queue: Virtqueue) -> None:
         """Serve what was put into a queue before it was live; without the lock."""

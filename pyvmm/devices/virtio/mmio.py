@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pyvmm.devices.device import Device, Reg, Writer
+from pyvmm.devices.kept import StateError, part
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.queue import DESC_AREA, DRIVER_AREA, QueueError, Virtqueue
 
@@ -120,6 +121,36 @@ class VirtioMmio(Device):
         else:
             with self.lock:
                 self.device.write_config(offset - CONFIG, length, value)
+        self.device.run_deferred()
+
+    def state(self) -> dict[str, Any]:
+        """The transport's registers, and the device behind them."""
+        return {**super().state(), "virtio": self.device.state()}
+
+    def restore(self, state: object, where: str) -> None:
+        """Become what `state` gave, the device too."""
+        super().restore(state, where)
+        self.device.restore(part(state, "virtio", where), f"{where}.virtio")
+
+    def restored(self) -> None:
+        """What is fixed is as it was made: a snapshot has no say in it."""
+        version = next(v for bank, v in VERSIONS.items() if (bank == LEGACY) == self.device.legacy)
+        if (self.Version, self.DeviceID) != (version, self.device.device_id):
+            raise StateError(
+                f"the snapshot has a virtio device {self.DeviceID} of version {self.Version} "
+                f"where this machine has a {self.device.name} of version {version}"
+            )
+
+    def resume(self) -> None:
+        """Go on after a restore: what was in flight when the state was taken happens again.
+
+        An interrupt that was on its way through an eventfd is in no GIC's state: where the driver
+        has something to acknowledge, it is told once more.
+        """
+        with self.lock:
+            if self.InterruptStatus:
+                self.irq()
+            self.device.look_into_queues()
         self.device.run_deferred()
 
     def kick(self, index: int) -> None:

@@ -20,14 +20,29 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from pyvmm.devices.kept import Kept, StateError, give, take
 from pyvmm.errors import GuestError
 from pyvmm.memory import Memory
 
 MAX_QUEUE_SIZE = 32768  # 2.7
 MAX_CHAIN_BYTES = 1 << 32  # 2.7.5.2
 INDEX = 0xFFFF  # indices are 16 bits wide and run freely
+
+ADDRESS = (1 << 64) - 1
+
+# What snapshots have of a queue; features and the rest of its device come from elsewhere.
+KEPT = (
+    Kept("size", 0, (1 << 32) - 1),  # as the driver wrote it, who may write anything
+    Kept("desc", 0, ADDRESS),
+    Kept("driver", 0, ADDRESS),
+    Kept("device", 0, ADDRESS),
+    Kept("ready", 0, 1),
+    Kept("last_avail", 0, INDEX),
+    Kept("used_idx", 0, INDEX),
+    Kept("_signalled", 0, INDEX),
+)
 
 # struct vring_desc: addr, len, flags, next
 DESC = struct.Struct("<QIHH")
@@ -174,6 +189,24 @@ class Virtqueue:
         self.used_idx = 0
         self.waiting = 0  # entries from last_avail on that are known to be there
         self._signalled = 0  # used_idx when the need of an interrupt was last looked at
+
+    def state(self) -> dict[str, Any]:
+        """The queue as JSON has it; no chain is out."""
+        return take(self, KEPT)
+
+    def restore(self, state: object, where: str) -> None:
+        """Become what `state` gave, after the device's features.
+
+        Raises: StateError, for what no queue in this RAM can be.
+        """
+        self.disable()
+        give(self, KEPT, state, where)
+        if self.ready:
+            try:
+                self.enable()
+            except QueueError as error:
+                self.ready = False
+                raise StateError(f"{where}: {error.message}") from None
 
     def pop(self) -> Chain | None:
         """Take the next chain the driver has made available; None if there is none.
