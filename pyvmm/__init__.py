@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pyvmm.arm64.lanes import Predicate, Vector
     from pyvmm.config import Config, SveRequest
+    from pyvmm.deviceconfig import Rng
     from pyvmm.errors import (
         GuestError,
         HostError,
@@ -42,6 +43,7 @@ __all__ = (
     "Machine",
     "Predicate",
     "Probe",
+    "Rng",
     "SveRequest",
     "TimeoutExpired",
     "UsageError",
@@ -55,6 +57,7 @@ _HOMES = {
     "Machine": "pyvmm.machine",
     "Predicate": "pyvmm.arm64.lanes",
     "Probe": "pyvmm.probe",
+    "Rng": "pyvmm.deviceconfig",
     "Vector": "pyvmm.arm64.lanes",
 }
 

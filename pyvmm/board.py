@@ -32,6 +32,9 @@ from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm, spi
 from pyvmm.limits import DEFAULT_IPA_BITS, Feature, HostLimits, Plan, plan
 from pyvmm.memory import GuestMemory
+from pyvmm.memorymap import MemoryMap
+from pyvmm.memslots import MemorySlots
+from pyvmm.peripherals import make_devices
 from pyvmm.vcpus import (
     MachineVcpu,
     give_pvtime,
@@ -42,10 +45,6 @@ from pyvmm.vcpus import (
     set_boot_registers,
 )
 from pyvmm.virtio import plug_in
-
-# A memory slot has fewer than 2^31 pages, which may be of 4 KiB.
-# Source: Linux, include/linux/kvm_host.h, KVM_MEM_MAX_NR_PAGES
-SLOT_SIZE = 4 << 40
 
 MPIDR_EL1 = regs.sysreg(3, 0, 0, 0, 5)
 ID_AA64MMFR0_EL1 = regs.sysreg(3, 0, 0, 7, 0)
@@ -71,6 +70,7 @@ class Board:
     plan: Plan
     vm: Vm
     memory: GuestMemory
+    slots: MemorySlots
     pvtime: GuestMemory | None
     vcpus: list[MachineVcpu]
     irqchip: Irqchip
@@ -107,12 +107,17 @@ def build(system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Boar
     memory = undo.enter_context(
         GuestMemory(config.ram_base, decided.memory, huge_pages=config.hugetlbfs)
     )
-    free_slot = _give_memory(vm, memory)
+    slots = MemorySlots(vm)
+    slots.add("ram", memory.base, memory.size, memory.host_address)
     _enable_capabilities(system, vm, decided)
     vcpus = make_vcpus(vm, decided, undo)
     irqchip = make_irqchip(vm, config, len(vcpus), undo)
     init_pmus(vcpus, decided)
-    pvtime = give_pvtime(vm, vcpus, decided, free_slot, undo)
+    pvtime = give_pvtime(vcpus, decided, slots, undo)
+    addressable = MemoryMap(memory)
+    devices = make_devices(
+        config.devices, decided, memory=addressable, slots=slots, undo=undo, log=hooks.log
+    )
     # The image comes after all that a host can refuse: who asks whether this host can do
     # something, as kvm-unit-tests does, asks with an image that does not exist.
     image = load_image(config.image, memory, initrd=config.initrd, aarch32=config.cpu.aarch32)
@@ -121,18 +126,22 @@ def build(system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Boar
     dtb = machine_dtb(_description(config, memory, vcpus, irqchip, image))
     memory.write(image.dtb, dtb)
     set_boot_registers(vcpus[0], image, decided)
-    uarts, rtc = _make_devices(vm, {**hooks.terminals, 0: hooks.output})
+    uarts, rtc = _make_uarts_and_rtc(vm, {**hooks.terminals, 0: hooks.output})
     console: Uart8250 | VirtioConsole = uarts[0]
-    virtio = []
     if config.console == "virtio":
-        console = VirtioConsole(memory, hooks.output, hooks.log)
-        virtio.append(plug_in(console, 0, vm, undo, config.virtio_transport))
+        console = VirtioConsole(addressable, hooks.output, hooks.log)
+        devices.insert(0, console)
+    virtio = [
+        plug_in(device, slot, vm, undo, config.virtio_transport)
+        for slot, device in enumerate(devices)
+    ]
     kernel_counts = KernelCounts(vcpus, system.has(Cap.BINARY_STATS_FD))
     undo.callback(kernel_counts.close)
     return Board(
         plan=decided,
         vm=vm,
         memory=memory,
+        slots=slots,
         pvtime=pvtime,
         vcpus=vcpus,
         irqchip=irqchip,
@@ -155,19 +164,6 @@ def _enable_capabilities(system: System, vm: Vm, decided: Plan) -> None:
         vm.enable_cap(Cap.ARM_MTE)
 
 
-def _give_memory(vm: Vm, memory: GuestMemory) -> int:
-    """Make RAM the VM's, in as many slots as KVM's limit on one of them asks.
-
-    Returns:
-        The first slot that is free.
-    """
-    starts = range(0, memory.size, SLOT_SIZE)
-    for slot, start in enumerate(starts):
-        size = min(SLOT_SIZE, memory.size - start)
-        vm.set_user_memory_region(slot, memory.base + start, size, memory.host_address + start)
-    return len(starts)
-
-
 def _description(
     config: Config, memory: GuestMemory, vcpus: Sequence[Vcpu], irqchip: Irqchip, image: LoadedImage
 ) -> MachineDescription:
@@ -188,11 +184,11 @@ def _description(
         its=irqchip.its is not None,
         nested=config.cpu.nested,
         aarch32=config.cpu.aarch32,
-        virtio=int(config.console == "virtio"),
+        virtio=len(config.devices) + (config.console == "virtio"),
     )
 
 
-def _make_devices(vm: Vm, outputs: Mapping[int, Output]) -> tuple[list[Uart8250], Pl031]:
+def _make_uarts_and_rtc(vm: Vm, outputs: Mapping[int, Output]) -> tuple[list[Uart8250], Pl031]:
     """The devices of lkvm's map; a UART without an output is connected to nothing."""
 
     def line(number: int | None) -> Callable[[bool], None]:

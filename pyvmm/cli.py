@@ -39,7 +39,7 @@ VERBS = {
     "pause": Verb("pyvmm.commands.pause", "Stop VMs' vCPUs, and the time they see."),
     "resume": Verb("pyvmm.commands.pause", "Let paused VMs go on."),
     "stat": Verb("pyvmm.commands.stat", "Show VMs' exits, by reason and device."),
-    "debug": Verb("pyvmm.commands.debug", "Show VMs' registers, or send a sysrq."),
+    "debug": Verb("pyvmm.commands.debug", "Show VMs' registers or devices, or send a sysrq."),
     "sve": Verb("pyvmm.commands.sve", "See, explain and check SVE vector lengths."),
     "sweep": Verb("pyvmm.commands.sweep", "Run a guest at every set of SVE vector lengths."),
     "doctor": Verb("pyvmm.commands.doctor", "Show what this machine has and lacks."),

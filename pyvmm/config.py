@@ -11,8 +11,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pyvmm.deviceconfig import DeviceConfig
 from pyvmm.errors import UsageError
-from pyvmm.layout import MIB, RAM_BASE, UART_COUNT
+from pyvmm.layout import MIB, RAM_BASE, UART_COUNT, VIRTIO_COUNT
 from pyvmm.units import show_size
 
 PAGE = 4096
@@ -90,7 +91,8 @@ class Config:
     default_vcpus() and default_memory(), and the best GIC the host has. ``vcpu_affinity`` are the
     host's CPUs that vCPUs may run on, ``hugetlbfs`` where guest RAM comes from, if not None.
     ``kaslr_seed`` and ``timer_hz`` go to the device tree, if not None. ``ttys`` are the terminals
-    put on pseudo-terminals: 0 is the console, 1 to 3 are the other UARTs.
+    put on pseudo-terminals: 0 is the console, 1 to 3 are the other UARTs. ``devices`` are virtio
+    devices in the order of their slots, after a virtio console.
 
     Raises: UsageError, for what makes no sense on any machine.
     """
@@ -112,6 +114,7 @@ class Config:
     vcpu_affinity: frozenset[int] | None = None
     hugetlbfs: Path | None = None
     ttys: frozenset[int] = frozenset()
+    devices: tuple[DeviceConfig, ...] = ()
     name: str = field(default_factory=lambda: f"guest-{os.getpid()}")
     timeout_s: float | None = None
 
@@ -153,6 +156,9 @@ class Config:
             raise UsageError(
                 f"--override-bad-firmware-cntfrq {self.timer_hz}: needs a frequency in Hz"
             )
+        room = VIRTIO_COUNT - (self.console == "virtio")
+        if len(self.devices) > room:
+            raise UsageError(f"{len(self.devices)} devices: there is room for {room}")
         for number in self.ttys - TERMINALS:
             raise UsageError(f"--tty {number}: a guest has terminals 0 to {max(TERMINALS)}")
         if self.cpu.aarch32 and self.sve.wanted:

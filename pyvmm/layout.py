@@ -23,8 +23,10 @@
      0x4000_0000  +-----------------------------+
                   | PCI ECAM (reserved)         |  256 MiB, then 32-bit PCI MMIO
      0x8000_0000  +-----------------------------+
-                  | RAM                         |  up to the host's IPA limit
+                  | RAM                         |
                   +-----------------------------+
+                  | memory of devices           |  each at a multiple of 1 GiB, up to the host's
+                  +-----------------------------+  IPA limit
 
 Source: kvmtool, arm/include/arm-common/kvm-arch.h, whose map guests built for lkvm expect;
 the exit register is pyvmm's own, in a hole of that map.
@@ -32,6 +34,7 @@ the exit register is pyvmm's own, in a hole of that map.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 KIB = 1 << 10
@@ -72,6 +75,7 @@ ITS_SIZE = 128 * KIB
 NR_IRQS = 256  # INTIDs the GIC implements: 16 SGIs, 16 PPIs, SPI 0 to 223
 
 RAM_BASE = 0x8000_0000
+WINDOW_ALIGN = GIB  # a section of arm64 Linux's memory model before v5.12, the largest there is
 KERNEL_OFFSET = 0x8_0000  # where an image without an arm64 header goes, from the start of RAM
 KERNEL_OFFSET_32 = 0x8000  # where a 32-bit image goes
 DTB_SIZE = 64 * KIB
@@ -110,6 +114,17 @@ def gicr(vcpus: int) -> Region:
 def its(vcpus: int) -> Region:
     """The interrupt translation service of a machine with ``vcpus`` vCPUs."""
     return Region("its", gicr(vcpus).base - ITS_SIZE, ITS_SIZE)
+
+
+def windows(sizes: Iterable[int], ram_end: int) -> tuple[Region, ...]:
+    """Where the memory of devices lies, one after the other above RAM; empty ones take nothing."""
+    regions = []
+    end = ram_end
+    for number, size in enumerate(sizes):
+        base = -(-end // WINDOW_ALIGN) * WINDOW_ALIGN if size else end
+        regions.append(Region(f"window{number}", base, size))
+        end = base + size
+    return tuple(regions)
 
 
 def ipa_bits(ram_size: int, ram_base: int = RAM_BASE) -> int:

@@ -61,13 +61,17 @@ class HostLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a Config comes to on a host: nothing left open, everything within its limits."""
+    """What a Config comes to on a host: nothing left open, everything within its limits.
+
+    ``windows`` are the addresses above RAM of each of the Config's devices, empty for most.
+    """
 
     vcpus: int
     memory: int
     ipa_bits: int
     vls: vl.VlSet
     features: frozenset[Feature] = frozenset()
+    windows: tuple[layout.Region, ...] = ()
 
 
 def plan(config: Config, host: HostLimits) -> Plan:
@@ -78,13 +82,17 @@ def plan(config: Config, host: HostLimits) -> Plan:
     vls = frozenset() if config.cpu.aarch32 else vl.choose(config.sve, host.vls)
     vcpus = _vcpus(config, min(host.max_vcpus, _most_vcpus(config)))
     memory = default_memory(vcpus) if config.memory is None else config.memory
+    windows = layout.windows(
+        (device.window_size() for device in config.devices), config.ram_base + memory
+    )
     _check_affinity(config, host)
     return Plan(
         vcpus=vcpus,
         memory=memory,
-        ipa_bits=_ipa_bits(config, memory, host),
+        ipa_bits=_ipa_bits(config, memory, windows, host),
         vls=vls,
         features=_features(config, host.features),
+        windows=windows,
     )
 
 
@@ -115,8 +123,20 @@ def _vcpus(config: Config, limit: int) -> int:
     return config.vcpus
 
 
-def _ipa_bits(config: Config, memory: int, host: HostLimits) -> int:
+def _ipa_bits(
+    config: Config, memory: int, windows: tuple[layout.Region, ...], host: HostLimits
+) -> int:
     needed = layout.ipa_bits(memory, config.ram_base)
+    if needed <= host.ipa_bits:
+        for device, window in zip(config.devices, windows, strict=True):
+            if window.end > 1 << host.ipa_bits:
+                raise HostError(
+                    f"{device}: {show_size(window.size)} at {window.base:#x}, above RAM, need "
+                    f"{(window.end - 1).bit_length()} guest physical address bits, and this host "
+                    f"has {host.ipa_bits}",
+                    hint="use less, or a smaller -m",
+                )
+            needed = max(needed, (window.end - 1).bit_length())
     if needed > host.ipa_bits:
         most = most_memory(host.ipa_bits, config.ram_base)
         enough = f"use -m {most >> 30}G or less" if most >> 30 else "let RAM start lower"

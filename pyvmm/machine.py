@@ -16,8 +16,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from pyvmm import layout
 from pyvmm.arm64.vl import VlSet
 from pyvmm.board import Board, Hooks, build
 from pyvmm.boot.image import LoadedImage
@@ -199,12 +200,15 @@ class Machine:
     def pause(self) -> None:
         """Stop the guest between two instructions; returns when every vCPU is parked.
 
+        What virtio devices were asked for by then is done by then too.
         Its virtual counter stops too, so that no time passes for the guest: its timers neither
         fire late nor all at once afterwards.  The real-time clock goes on.
         """
         with self._pausing:
             self._hurry(True)
             self._runner.pause()
+            for transport in self.board.virtio:
+                transport.device.drain()
             if self._virtual_time is None:
                 self._virtual_time = self.vcpus[0].get_one_reg(regs.TIMER_CNT)
 
@@ -244,6 +248,13 @@ class Machine:
     def kernel_counts(self) -> list[dict[str, int]]:
         """KVM's own statistics of each vCPU by its names; nothing before Linux 5.14."""
         return self.board.kernel_counts.read()
+
+    def devices(self) -> list[dict[str, Any]]:
+        """What each virtio device is and how it stands, by slot, as JSON has it."""
+        return [
+            {"region": layout.virtio(slot).name, **transport.device.describe()}
+            for slot, transport in enumerate(self.board.virtio)
+        ]
 
     def stop(self, outcome: int | VmmError = EXIT_OK) -> None:
         """End the run with that exit code or error, unless it has ended with another before."""

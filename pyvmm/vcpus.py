@@ -21,6 +21,7 @@ from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm
 from pyvmm.limits import Feature, Plan
 from pyvmm.memory import GuestMemory
+from pyvmm.memslots import MemorySlots
 from pyvmm.units import parse_cpulist
 from pyvmm.view import RegisterView
 
@@ -111,9 +112,9 @@ def init_pmus(vcpus: Sequence[Vcpu], decided: Plan) -> None:
 
 
 def give_pvtime(
-    vm: Vm, vcpus: Sequence[Vcpu], decided: Plan, slot: int, undo: ExitStack
+    vcpus: Sequence[Vcpu], decided: Plan, slots: MemorySlots, undo: ExitStack
 ) -> GuestMemory | None:
-    """Let the guest read how long each vCPU was kept waiting, in memory of that slot.
+    """Let the guest read how long each vCPU was kept waiting, in memory of its own.
 
     Source: Arm DEN 0057, "Paravirtualized time".
     """
@@ -121,7 +122,7 @@ def give_pvtime(
         return None
     region = layout.PVTIME
     memory = undo.enter_context(GuestMemory(region.base, region.size))
-    vm.set_user_memory_region(slot, memory.base, memory.size, memory.host_address)
+    slots.add(region.name, memory.base, memory.size, memory.host_address)
     for vcpu in vcpus:
         vcpu.set_pvtime(region.base + vcpu.id * layout.PVTIME_SIZE)
     return memory

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.config import Config, CpuRequest, SveRequest, default_memory, default_vcpus
+from pyvmm.deviceconfig import Rng
 from pyvmm.errors import UsageError
 from pyvmm.layout import MIB
 
@@ -31,6 +32,8 @@ IMAGE = Path("guest")
         ({"console": "vga"}, "--console vga: not one of serial, virtio, hv"),
         ({"irqchip": "apic"}, "--irqchip apic: not one of gicv3, gicv3-its, gicv2"),
         ({"kaslr_seed": 1 << 64}, "--kaslr-seed 0x10000000000000000: needs a number of 64 bits"),
+        ({"devices": (Rng(),) * 65}, "65 devices: there is room for 64"),
+        ({"devices": (Rng(),) * 64, "console": "virtio"}, "64 devices: there is room for 63"),
         ({"timer_hz": 0}, "--override-bad-firmware-cntfrq 0: needs a frequency"),
         (
             {"cpu": CpuRequest(aarch32=True), "sve": SveRequest(max_vl=256)},

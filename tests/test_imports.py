@@ -17,16 +17,16 @@ PACKAGE = Path(__file__).parent.parent / "pyvmm"
 # The rooms of the house, lowest first: each imports only from those above its line in this list.
 ROOMS = (
     # the bottom: errors, the guest's map, guest RAM, what was asked for
-    "errors", "layout", "dirs", "files", "junit", "units", "config", "hugetlbfs", "memory",
-    "memorymap",
+    "errors", "layout", "dirs", "files", "junit", "units", "deviceconfig", "config",
+    "hugetlbfs", "memory", "memorymap",
     # no KVM
     "arm64", "probe", "devices", "boot",
     # nothing but KVM
     "kvm",
     # a Config becomes a machine, and runs
-    "limits", "runner", "loop", "console", "ptys", "terminals", "view", "vcpus", "irqchip",
-    "virtio", "registers", "counts", "snapshot", "board", "machine", "control", "repro",
-    "svecheck",
+    "limits", "runner", "loop", "console", "ptys", "terminals", "view", "memslots", "vcpus",
+    "irqchip", "virtio", "peripherals", "registers", "counts", "snapshot", "board", "machine",
+    "control", "repro", "svecheck",
     "host",
     # one guest on many machines
     "sweep",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from pyvmm import layout
 from pyvmm.config import Config, SveRequest
+from pyvmm.deviceconfig import DeviceConfig, Rng
 from pyvmm.errors import HostError
 from pyvmm.layout import GIB, MIB
 from pyvmm.limits import HostLimits, most_memory, plan, room_for_vcpus
@@ -33,6 +35,40 @@ def test_plan_leaves_nothing_open() -> None:
     assert made.vcpus >= 1
     assert made.memory >= 256 * MIB or made.memory % MIB == 0
     assert made.vls == {128, 256, 512}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wide(DeviceConfig):
+    """A device that needs addresses of its own."""
+
+    size: int
+
+    def __str__(self) -> str:
+        return f"--wide {self.size}"
+
+    def window_size(self) -> int:
+        return self.size
+
+
+def test_devices_get_addresses_above_ram_that_do_not_overlap() -> None:
+    devices = (Rng(), Wide(size=3 * GIB), Rng(), Wide(size=2 * MIB))
+
+    made = plan(config(memory=256 * MIB, devices=devices), HOST)
+
+    bases = [window.base for window in made.windows if window.size]
+    assert bases == [3 * GIB, 6 * GIB]
+    assert [window.size for window in made.windows] == [0, 3 * GIB, 0, 2 * MIB]
+    assert made.ipa_bits == 33
+
+
+def test_device_beyond_the_hosts_addresses_is_refused_by_name() -> None:
+    with pytest.raises(HostError) as caught:
+        plan(config(memory=256 * MIB, devices=(Wide(size=1 << 40),)), HOST)
+
+    assert caught.value.message == (
+        "--wide 1099511627776: 1 TiB at 0xc0000000, above RAM, need 41 guest physical address "
+        "bits, and this host has 40"
+    )
 
 
 def test_plan_takes_no_more_address_bits_than_the_ram_needs() -> None:

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 import pyvmm
+from pyvmm import layout
 from pyvmm.config import Config
+from pyvmm.deviceconfig import Rng
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.layout import MIB
 from pyvmm.machine import Machine
@@ -160,6 +162,20 @@ def test_size_of_the_terminal_reaches_the_guest(make: Make, screen: Screen) -> N
     machine.resize(132, 43)
 
     assert screen.wait_for(b"132 columns, 43 rows\n")
+
+
+def test_devices_are_in_the_slots_the_device_tree_and_what_is_told(make: Make) -> None:
+    machine = make(devices=(Rng(), Rng()), timeout_s=30.0)
+
+    told = machine.devices()
+
+    assert [device["region"] for device in told] == ["virtio0", "virtio1", "virtio2"]
+    assert [device["device"] for device in told] == ["virtio-console", "virtio-rng", "virtio-rng"]
+    assert told[1]["status"] == []
+    assert told[1]["queues"][0]["ready"] is False
+    for slot in range(3):
+        assert b"virtio@%x\0" % layout.virtio(slot).base in machine.dtb
+    assert b"virtio@%x\0" % layout.virtio(3).base not in machine.dtb
 
 
 def test_broken_driver_is_logged_in_one_line(make: Make, screen: Screen) -> None:

@@ -195,6 +195,8 @@ def describe(machine: Machine) -> Iterator[str]:
     yield f"vcpus   {plan.vcpus}"
     yield f"cpu     {', '.join(sorted(feature.value for feature in plan.features)) or 'plain'}"
     yield f"gic     {machine.board.irqchip.name}"
+    for device in machine.devices():
+        yield f"virtio  {device['region']} {device['device']} {device['backing']}".rstrip()
     if machine.vls:
         yield f"sve     {vl.show(machine.vls)} bits, as KVM reads it back from every vCPU"
     else:

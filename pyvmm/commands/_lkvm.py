@@ -23,14 +23,13 @@ class Refused(NamedTuple):
     reason: str
 
 
-NO_VIRTIO = "the only virtio device yet is the console"
+NO_VIRTIO = "there is no such virtio device yet"
 NO_PCI = "there is no PCI yet"
 NO_FIRMWARE = "guests start at their entry point, without firmware"
 
 REFUSED = (
     Refused(("-d", "--disk"), True, NO_VIRTIO),
     Refused(("--9p",), True, NO_VIRTIO),
-    Refused(("--rng",), False, NO_VIRTIO),
     Refused(("--balloon",), False, NO_VIRTIO),
     Refused(("--vsock",), True, NO_VIRTIO),
     Refused(("--force-pci",), False, NO_PCI),

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import click
 
+from pyvmm.commands._devices import show_devices
 from pyvmm.commands._registers import PARTS, show_registers
 from pyvmm.commands._vms import answered, chosen, print_json, tell, verdict, vm_options
+from pyvmm.control.wire import Message
 from pyvmm.errors import UsageError
 
 
@@ -16,37 +18,47 @@ from pyvmm.errors import UsageError
 @click.option("--vcpu", type=int, metavar="N", help="Of that vCPU alone.")
 @click.option("--part", type=click.Choice(PARTS), default="all", help="Which registers to show.")
 @click.option("--whole", is_flag=True, help="Z, P and FFR beyond the guest's vector length too.")
+@click.option("--devices", is_flag=True, help="Show the virtio devices and their queues.")
 @click.option("-s", "--sysrq", metavar="KEY", help="Send a Linux guest that sysrq, as `t`.")
 @click.option("-m", "--nmi", type=int, metavar="CPU", hidden=True)
 @vm_options
 def debug(
     name: str | None, everything: bool, as_json: bool, dump: bool, vcpu: int | None,
-    part: str, whole: bool, sysrq: str | None, nmi: int | None,
+    part: str, whole: bool, devices: bool, sysrq: str | None, nmi: int | None,
 ) -> int:  # fmt: skip
-    """Show VMs' registers, or send a sysrq.
+    """Show VMs' registers or devices, or send a sysrq.
 
     -d stops the VM for a moment and shows every register KVM has of each vCPU, by the names and
     with the fields that Arm gives them. -s presses BREAK and the key on the guest's serial console.
     """
     if nmi is not None:
         raise UsageError("--nmi: KVM has no NMI to send to an arm64 guest")
-    if dump == (sysrq is not None):
-        raise UsageError("what to do? give -d to show registers, or -s KEY to send a sysrq")
+    if dump + devices + (sysrq is not None) != 1:
+        raise UsageError(
+            "what to do? give -d to show registers, --devices, or -s KEY to send a sysrq"
+        )
     if sysrq is not None:
         if len(sysrq) != 1 or not sysrq.isascii():
             raise UsageError(f"--sysrq {sysrq}: not one key; `h` has Linux list them")
         return tell(chosen(name, everything), {"do": "sysrq", "key": sysrq}, as_json, "sent")
-    request = {"do": "registers", "vcpu": vcpu, "whole": whole}
+    request: Message = {"do": "registers", "vcpu": vcpu, "whole": whole}
+    if devices:
+        request = {"do": "devices"}
     replies = [vm.ask(request) for vm in chosen(name, everything)]
     if as_json:
         print_json(replies)
         return verdict(replies)
     for reply in answered(replies):
         click.echo(f"{reply['name']}:")
-        for registers in reply["vcpus"]:
-            for line in (*show_registers(registers, part), *_exits(registers["exits"])):
-                click.echo(line)
+        for line in show_devices(reply["devices"]) if devices else _registers(reply, part):
+            click.echo(line)
     return verdict(replies)
+
+
+def _registers(reply: Message, part: str) -> Iterator[str]:
+    for registers in reply["vcpus"]:
+        yield from show_registers(registers, part)
+        yield from _exits(registers["exits"])
 
 
 def _exits(counts: dict[str, int]) -> Iterator[str]:

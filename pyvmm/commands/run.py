@@ -13,6 +13,7 @@ from pyvmm.arm64 import vl
 from pyvmm.cli import Invocation
 from pyvmm.commands._armopts import arm_config, arm_options
 from pyvmm.commands._attached import Extras, run_attached
+from pyvmm.commands._deviceopts import device_configs, device_files, device_options
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._lkvm import NO_PCI, refuse_lkvm_options
 from pyvmm.config import Config, SveRequest
@@ -69,6 +70,7 @@ GUESTS = Path(__file__).parents[1] / "guests"
 )  # fmt: skip
 @click.option("--reboot", is_flag=True, help="Start anew when the guest resets, not end.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@device_options
 @arm_options
 @refuse_lkvm_options
 @host_options
@@ -131,6 +133,7 @@ def _config(options: dict[str, Any]) -> Config:
         initrd=options["initrd"],
         timeout_s=options["timeout"],
         virtio_transport=options["virtio_transport"],
+        devices=device_configs(options),
         **arm_config(options),
         **named,
     )
@@ -160,7 +163,8 @@ def find_image(name: str) -> Path:
 
 def _users_files(config: Config, dump_dtb: Path | None) -> list[Path]:
     """The files of the user's that a run reads or writes."""
-    inputs = [path for path in (config.image, config.initrd) if path is not None and path.exists()]
+    given = (config.image, config.initrd, *device_files(config.devices))
+    inputs = [path for path in given if path is not None and path.exists()]
     outputs = [] if dump_dtb is None else [dump_dtb]
     return [path for path in (*inputs, *outputs) if path.parent != GUESTS]
 

@@ -29,9 +29,9 @@ def stat(
     """Show VMs' exits, by reason and device.
 
     And the memory they use.  Exits to pyvmm are counted by device and direction; under them is
-    what KVM counts of itself, by the names of its statistics.  On a terminal the picture is
-    live, with rates, until Ctrl-C or the VM's end; elsewhere, with --json and with --once it is
-    printed once.
+    what KVM counts of itself, by the names of its statistics, and what virtio devices did.  On a
+    terminal the picture is live, with rates, until Ctrl-C or the VM's end; elsewhere, with --json
+    and with --once it is printed once.
     """
     vms = chosen(name, everything)
     if as_json or once or not sys.stdout.isatty():
@@ -85,6 +85,7 @@ def lines(reply: Message, before: Message | None, memory: bool = False) -> Itera
         return
     yield from _table("exits to pyvmm", reply, before, "exits")
     yield from _table("counted by KVM", reply, before, "kvm")
+    yield from _devices(reply, before)
 
 
 def _table(title: str, reply: Message, before: Message | None, key: str) -> Iterator[str]:
@@ -103,9 +104,24 @@ def _table(title: str, reply: Message, before: Message | None, key: str) -> Iter
         yield f"    {cause:{width}}  {count:>10}{_rate(reply, before, key, cause)}"
 
 
+def _devices(reply: Message, before: Message | None) -> Iterator[str]:
+    """What each virtio device counts."""
+    for slot, device in enumerate(reply["devices"]):
+        earlier = None if before is None else before["devices"][slot]["counts"]
+        yield f"  {device['region']} {device['device']} {device['backing']}".rstrip()
+        for name, count in device["counts"].items():
+            rate = "" if earlier is None else _rate_of(count, earlier[name], reply, before)
+            yield f"    {name.replace('_', ' '):16}  {count:>14}{rate}"
+
+
 def _rate(reply: Message, before: Message | None, key: str, cause: str) -> str:
+    return _rate_of(
+        reply[key][cause], 0 if before is None else before[key].get(cause, 0), reply, before
+    )
+
+
+def _rate_of(now: int, earlier: int, reply: Message, before: Message | None) -> str:
     if before is None or reply["uptime_s"] <= before["uptime_s"]:
         return ""
     passed_s = reply["uptime_s"] - before["uptime_s"]
-    rate = (reply[key][cause] - before[key].get(cause, 0)) / passed_s
-    return f"  {rate:>10.0f}/s"
+    return f"  {(now - earlier) / passed_s:>10.0f}/s"

@@ -37,6 +37,7 @@ class Service:
             "resume": self.resume,
             "stat": self.stat,
             "registers": self.registers,
+            "devices": self.devices,
             "sysrq": self.sysrq,
         }
 
@@ -85,7 +86,15 @@ class Service:
             "kvm": totals(kernel),
             "kvm_by_vcpu": kernel,
             "memory_resident_bytes": resident(machine.memory.host_address, machine.memory.size),
+            "devices": [
+                {key: device[key] for key in ("region", "device", "backing", "counts")}
+                for device in machine.devices()
+            ],
         }
+
+    def devices(self, request: Message) -> Message:
+        """Every virtio device: its status, features, configuration, queues and counts."""
+        return {"devices": self._machine().devices()}
 
     def registers(self, request: Message) -> Message:
         """Every register of one vCPU, "vcpu", or of all; the VM stands still meanwhile.

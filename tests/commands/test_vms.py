@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 
 from pyvmm.commands import _vms
+from pyvmm.commands._devices import show_devices
 from pyvmm.commands._vms import Place, Vm, chosen
 from pyvmm.commands.list import lines as list_lines
 from pyvmm.commands.stat import _look
 from pyvmm.commands.stat import lines as stat_lines
 from pyvmm.control.wire import Message
+from pyvmm.devices.virtio.rng import VirtioRng
 from pyvmm.errors import HostError, UsageError
+from pyvmm.layout import RAM_BASE
+from pyvmm.memory import GuestMemory
+from tests.devices.virtio.driver import RAM_SIZE, Buffer
+from tests.devices.virtio.rig import DeviceRig
 
 HERE = Place(None)
 
@@ -69,10 +76,23 @@ def test_list_has_a_row_for_a_vm_that_does_not_answer() -> None:
     ]
 
 
+@pytest.fixture
+def memory() -> Iterator[GuestMemory]:
+    with GuestMemory(RAM_BASE, RAM_SIZE) as ram:
+        yield ram
+
+
+def device(**counts: int) -> dict[str, Any]:
+    named = {"region": "virtio0", "device": "virtio-blk", "backing": "root.img"}
+    return {**named, "counts": counts}
+
+
 def test_stat_shows_counts_largest_first_and_rates_since_the_last_look() -> None:
     reply = {**INFO, "name": "one", "uptime_s": 10.0, "memory_resident_bytes": 3 << 20,
-             "exits": {"uart0 read": 5, "uart0 write": 300, "INTR": 0}, "kvm": {}}  # fmt: skip
-    before = {**reply, "uptime_s": 8.0, "exits": {"uart0 write": 100}}
+             "exits": {"uart0 read": 5, "uart0 write": 300, "INTR": 0}, "kvm": {},
+             "devices": [device(bytes_read=4096)]}  # fmt: skip
+    before = {**reply, "uptime_s": 8.0, "exits": {"uart0 write": 100},
+              "devices": [device(bytes_read=1096)]}  # fmt: skip
 
     shown = list(stat_lines(reply, before))
 
@@ -81,6 +101,8 @@ def test_stat_shows_counts_largest_first_and_rates_since_the_last_look() -> None
         "  exits to pyvmm           305",
         "    uart0 write            300         100/s",
         "    uart0 read               5           2/s",
+        "  virtio0 virtio-blk root.img",
+        "    bytes read                  4096        1500/s",
     ]
 
 
@@ -118,3 +140,24 @@ def test_stat_looks_at_both_vms_of_one_name_until_they_end() -> None:
     assert [(before, now["pid"]) for _, before, now in looked] == [(None, 1), (None, 2)]
     assert [(before["pid"], now["pid"]) for _, before, now in again if before] == [(2, 2)]
     assert _look([(vm, now) for vm, _, now in again]) == []
+
+
+def test_debug_shows_what_a_device_is_and_how_its_queues_stand(memory: GuestMemory) -> None:
+    rig = DeviceRig(memory, VirtioRng)
+    rig.driver.start(queues=1)
+    address = rig.driver.ram.take(64)
+    rig.do(Buffer(address, 64, True))
+
+    shown = list(show_devices([{"region": "virtio3", **rig.device.describe()}]))
+    rig.device.stop()
+
+    ring = rig.driver.rings[0]
+    assert shown == [
+        "virtio3 virtio-rng",
+        "  status   ACKNOWLEDGE DRIVER FEATURES_OK DRIVER_OK",
+        "  features RING_F_INDIRECT_DESC RING_F_EVENT_IDX F_VERSION_1",
+        "  counts   requests=1 bytes=64",
+        f"  queue    requestq: 64 entries, descriptors {ring.desc:#x}, available {ring.avail:#x} "
+        f"at 1, taken to 1, used {ring.used:#x} at 1",
+    ]
+    assert list(show_devices([])) == ["no virtio devices"]

@@ -44,6 +44,14 @@ STATUS_FAILED = 0x80
 STATUS_BY_DRIVER = (
     STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_DRIVER_OK | STATUS_FEATURES_OK | STATUS_FAILED
 )
+STATUS_NAMES = {
+    STATUS_ACKNOWLEDGE: "ACKNOWLEDGE",
+    STATUS_DRIVER: "DRIVER",
+    STATUS_FEATURES_OK: "FEATURES_OK",
+    STATUS_DRIVER_OK: "DRIVER_OK",
+    STATUS_NEEDS_RESET: "NEEDS_RESET",
+    STATUS_FAILED: "FAILED",
+}
 
 # Interrupts.  Source: linux/virtio_mmio.h
 INT_VRING = 0x1  # used buffers
@@ -135,6 +143,7 @@ class VirtioDevice:
     queue_specs: ClassVar[tuple[QueueSpec, ...]]
     config_fields: ClassVar[tuple[ConfigField, ...]] = ()
     kept: ClassVar[tuple[Kept, ...]] = ()
+    counted: ClassVar[tuple[str, ...]] = ()  # what `pyvmm stat` shows of it
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -151,6 +160,8 @@ class VirtioDevice:
         self.driver_features = 0
         self.config_generation = 0
         self.stopped = False
+        self.backing = ""  # what of this machine's is behind it, for people
+        self.counts = dict.fromkeys(self.counted, 0)
         self._complaints = 0
         self._deferred: deque[Callable[[], None]] = deque()
 
@@ -241,6 +252,12 @@ class VirtioDevice:
         if self.status & STATUS_DRIVER_OK:
             self.interrupt(INT_CONFIG)
 
+    def count(self, **more: int) -> None:
+        """Add to the device's counts; takes the lock."""
+        with self.lock:
+            for name, number in more.items():
+                self.counts[name] += number
+
     def defer(self, action: Callable[[], None]) -> None:
         """Leave something for `run_deferred`, which runs without the lock; with the lock."""
         self._deferred.append(action)
@@ -294,6 +311,20 @@ class VirtioDevice:
             for queue in self.queues:
                 self.defer(functools.partial(self._look_into, queue))
 
+    def describe(self) -> dict[str, Any]:
+        """What the device is and how it stands, as JSON has it."""
+        with self.lock:
+            return {
+                "device": self.name,
+                "backing": self.backing,
+                "legacy": self.legacy,
+                "status": [name for bit, name in STATUS_NAMES.items() if self.status & bit],
+                "features": [f.name for f in self.known_features if self.has(f)],
+                "config": {f.name: getattr(self, f.name) for f in self.config_fields},
+                "queues": [queue.describe() for queue in self.queues],
+                "counts": dict(self.counts),
+            }
+
     def stop(self) -> None:
         """Serve nothing from now on and let go of guest memory: the machine is at its end."""
         with self.lock:
@@ -307,8 +338,12 @@ class VirtioDevice:
     @property
     def offered(self) -> int:
         """The features the device offers, a bit each."""
-        ring = LEGACY_FEATURES if self.legacy else MODERN_FEATURES
-        return sum(1 << feature.bit for feature in (*self.features, *ring))
+        return sum(1 << feature.bit for feature in self.known_features)
+
+    @property
+    def known_features(self) -> tuple[Feature, ...]:
+        """The features the device offers, its own first."""
+        return (*self.features, *(LEGACY_FEATURES if self.legacy else MODERN_FEATURES))
 
     def write_features(self, word: int, value: int) -> None:
         """Take 32 bits of the features the driver accepts; ignored once negotiation is over."""

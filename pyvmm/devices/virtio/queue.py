@@ -254,6 +254,21 @@ class Virtqueue:
         """Whether the chain is one of those taken since the queue was last enabled."""
         return self.ready and chain.epoch == self.epoch
 
+    def describe(self) -> dict[str, Any]:
+        """How the queue stands, as JSON has it: its place, and both sides' indices."""
+        return {
+            "name": self.name,
+            "ready": self.ready,
+            "size": self.size,
+            "max_size": self.max_size,
+            "desc": f"{self.desc:#x}",
+            "driver": f"{self.driver:#x}",
+            "device": f"{self.device:#x}",
+            "avail_idx": self._avail[IDX] if self.ready else 0,
+            "last_avail": self.last_avail,
+            "used_idx": self.used_idx,
+        }
+
     def needs_interrupt(self) -> bool:
         """Whether the driver wants to be told of what was pushed since this was last asked."""
         old, self._signalled = self._signalled, self.used_idx

@@ -1,0 +1,52 @@
+"""The options that ask for virtio devices, as Config.devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+from pyvmm.deviceconfig import DeviceConfig, Rng
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class DeviceOption(NamedTuple):
+    """An option, and what makes of its value the devices it asks for."""
+
+    name: str  # of the parameter
+    option: Callable[[_Command], _Command]
+    read: Callable[[Any], list[DeviceConfig]]
+
+
+# In the order in which the guest finds the devices.
+OPTIONS = (
+    DeviceOption(
+        "rng",
+        click.option("--rng", is_flag=True, help="Give the guest a source of entropy."),
+        lambda asked: [Rng()] if asked else [],
+    ),
+)
+
+
+def device_options(command: _Command) -> _Command:
+    """Give a command the options; device_configs() makes of them what Config takes."""
+    for item in reversed(OPTIONS):
+        command = item.option(command)
+    return command
+
+
+def device_configs(options: dict[str, Any]) -> tuple[DeviceConfig, ...]:
+    """The devices the options ask for.
+
+    Raises: UsageError, for what cannot be read.
+    """
+    return tuple(device for item in OPTIONS for device in item.read(options[item.name]))
+
+
+def device_files(devices: tuple[DeviceConfig, ...]) -> Iterator[Path]:
+    """The files of the user's that devices read or write."""
+    for device in devices:
+        yield from device.files()

@@ -1,0 +1,60 @@
+"""The virtio devices of a machine: what a Config asks for becomes devices, by one table.
+
+To add a kind of device: its file in pyvmm/devices/virtio/, its class in deviceconfig.py, its
+option in commands/_deviceopts.py, and a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from pyvmm.deviceconfig import DeviceConfig, Rng
+from pyvmm.devices.virtio.device import VirtioDevice
+from pyvmm.devices.virtio.rng import VirtioRng
+from pyvmm.layout import Region
+from pyvmm.limits import Plan
+from pyvmm.memorymap import MemoryMap
+from pyvmm.memslots import MemorySlots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What a device may be made of; ``undo`` gets the way back of what its maker opens.
+
+    ``memory`` is what devices may address, to which a device may add. ``window`` is where the
+    addresses above RAM are that its DeviceConfig asked for.
+    """
+
+    memory: MemoryMap
+    slots: MemorySlots
+    window: Region
+    undo: ExitStack
+    log: Callable[[str], None]
+
+
+# How each kind of device is made: of its DeviceConfig, at a Site.
+MAKERS: dict[type[DeviceConfig], Callable[[Any, Site], VirtioDevice]] = {
+    Rng: lambda asked, site: VirtioRng(site.memory, site.log),
+}
+
+
+def make_devices(
+    asked: Sequence[DeviceConfig],
+    decided: Plan,
+    *,
+    memory: MemoryMap,
+    slots: MemorySlots,
+    undo: ExitStack,
+    log: Callable[[str], None],
+) -> list[VirtioDevice]:
+    """Make the devices, in order.
+
+    Raises: HostError, for what this machine cannot give one of them.
+    """
+    return [
+        MAKERS[type(one)](one, Site(memory=memory, slots=slots, window=window, undo=undo, log=log))
+        for one, window in zip(asked, decided.windows, strict=True)
+    ]

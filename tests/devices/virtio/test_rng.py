@@ -1,0 +1,69 @@
+"""The entropy device, driven by a guest's side of virtio."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from pyvmm.devices.virtio.rng import MOST, VirtioRng
+from pyvmm.memory import GuestMemory
+from tests.devices.virtio.driver import NEEDS_RESET, Buffer
+from tests.devices.virtio.rig import DeviceRig
+
+Rig = DeviceRig[VirtioRng]
+
+
+@pytest.fixture(params=["modern", "legacy"])
+def rig(memory: GuestMemory, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    made = Rig(memory, VirtioRng, legacy=request.param == "legacy")
+    made.driver.start(queues=1)
+    yield made
+    made.device.stop()
+
+
+def test_fills_what_it_is_given_and_nothing_beyond(rig: Rig) -> None:
+    address = rig.driver.ram.take(4096)
+    rig.memory.zero(address, 4096)
+
+    written = rig.do(Buffer(address, 1000, True), Buffer(address + 2000, 1000, True))
+
+    assert written == 2000
+    first, second = rig.memory.read(address, 1000), rig.memory.read(address + 2000, 1000)
+    assert len(set(first)) > 200
+    assert first != second
+    assert rig.memory.read(address + 1000, 1000) == bytes(1000)
+    assert rig.memory.read(address + 3000, 1096) == bytes(1096)
+    assert rig.interrupts >= 1
+
+
+def test_gives_other_bytes_each_time(rig: Rig) -> None:
+    address = rig.driver.ram.take(64)
+    seen = set()
+
+    for _ in range(300):
+        assert rig.do(Buffer(address, 16, True)) == 16
+        seen.add(rig.memory.read(address, 16))
+
+    assert len(seen) == 300
+    assert rig.device.counts == {"requests": 300, "bytes": 4800}
+
+
+def test_large_request_gets_a_part(rig: Rig) -> None:
+    address = rig.driver.ram.take(1 << 20)
+
+    assert rig.do(Buffer(address, 1 << 20, True)) == MOST
+
+
+@pytest.mark.parametrize("wrong", ["readable", "empty"])
+def test_request_without_room_breaks_the_device_alone(rig: Rig, wrong: str) -> None:
+    address = rig.driver.ram.take(64)
+
+    rig.submit(Buffer(address, 64 * (wrong == "readable"), wrong == "empty"))
+    rig.device.drain()
+
+    assert rig.driver.status & NEEDS_RESET
+    assert len(rig.lines) == 1
+    assert "not a buffer to write to" in rig.lines[0]
+    rig.driver.start(queues=1)
+    assert rig.do(Buffer(address, 64, True)) == 64

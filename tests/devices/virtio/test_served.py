@@ -1,0 +1,195 @@
+"""Requests served by threads: in flight together, waited for, dropped by a reset."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from pyvmm.devices.virtio.device import QueueSpec
+from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
+from pyvmm.devices.virtio.served import ServedDevice
+from pyvmm.memory import GuestMemory
+from tests.devices.virtio.driver import NEEDS_RESET, Buffer
+from tests.devices.virtio.rig import ENOUGH_S, DeviceRig
+
+
+class Gated(ServedDevice):
+    """Serves a request when the gate that its first byte names is open."""
+
+    device_id = 99
+    name = "gated"
+    queue_specs = (QueueSpec("q0", 16), QueueSpec("q1", 16))
+    threads = 3
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self.gates = {number: threading.Event() for number in range(16)}
+        self.entered = threading.Semaphore(0)
+        self.served: list[int] = []
+
+    def serve(self, queue: Virtqueue, chain: Chain) -> int:
+        number = chain.read()[0]
+        self.entered.release()
+        if number == 255:
+            raise QueueError("asks for what is not")
+        assert self.gates[number].wait(ENOUGH_S)
+        self.served.append(number)
+        return chain.write(b"%d" % number)
+
+
+Rig = DeviceRig[Gated]
+
+
+@pytest.fixture(params=["modern", "legacy"])
+def rig(memory: GuestMemory, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    made = Rig(memory, Gated, legacy=request.param == "legacy")
+    made.driver.start()
+    yield made
+    for gate in made.device.gates.values():
+        gate.set()
+    made.device.stop()
+
+
+def ask(rig: Rig, number: int, queue: int = 0) -> int:
+    ram = rig.driver.ram
+    buffers = Buffer(ram.put(bytes([number])), 1), Buffer(ram.take(16), 16, True)
+    return rig.submit(*buffers, queue=queue)
+
+
+def wait_until_in_flight(rig: Rig, count: int) -> None:
+    for _ in range(count):
+        assert rig.device.entered.acquire(timeout=ENOUGH_S)
+
+
+def test_requests_are_in_flight_together_and_end_in_any_order(rig: Rig) -> None:
+    first, second, third = (ask(rig, number) for number in (1, 2, 3))
+    wait_until_in_flight(rig, 3)
+
+    for number, head in ((2, second), (3, third), (1, first)):
+        rig.device.gates[number].set()
+        assert list(rig.collect()) == [head]
+
+
+def test_no_more_are_in_flight_than_there_are_threads(rig: Rig) -> None:
+    for number in range(5):
+        ask(rig, number)
+    wait_until_in_flight(rig, 3)
+
+    assert not rig.device.entered.acquire(timeout=0.05)
+    rig.device.gates[1].set()
+
+    assert rig.collect()
+    wait_until_in_flight(rig, 1)
+
+
+def test_queues_take_turns(rig: Rig) -> None:
+    for number in range(8):
+        ask(rig, number, queue=0)
+    wait_until_in_flight(rig, 3)
+    ask(rig, 9, queue=1)
+    for number in (9, 0, 1, 2):
+        rig.device.gates[number].set()
+
+    rig.collect(queue=1)
+
+    assert rig.device.served.index(9) <= 4
+
+
+def test_drain_waits_for_all_that_was_asked_for(rig: Rig) -> None:
+    for number in range(6):
+        ask(rig, number)
+    drained = threading.Event()
+
+    def drain() -> None:
+        rig.device.drain()
+        drained.set()
+
+    waiter = threading.Thread(target=drain)
+    waiter.start()
+
+    for number in range(5):
+        rig.device.gates[number].set()
+    assert not drained.wait(0.05)
+    rig.device.gates[5].set()
+    waiter.join(ENOUGH_S)
+
+    assert drained.is_set()
+    assert len(rig.device.served) == 6
+    assert len(rig.driver.rings[0].take_used()) == 6
+
+
+def test_reset_waits_for_what_is_in_flight_and_drops_it(rig: Rig) -> None:
+    ask(rig, 1)
+    wait_until_in_flight(rig, 1)
+    ring = rig.driver.rings[0]
+    resetting = threading.Thread(target=rig.driver.reset)
+    resetting.start()
+    resetting.join(0.05)
+    assert resetting.is_alive()
+
+    rig.device.gates[1].set()
+    resetting.join(ENOUGH_S)
+
+    assert not resetting.is_alive()
+    assert ring.take_used() == []
+    rig.driver.start()
+    rig.device.gates[2].set()
+    ask(rig, 2)
+    assert rig.collect()
+
+
+def test_end_of_the_machine_waits_too_and_lets_go_of_guest_ram(memory: GuestMemory) -> None:
+    rig = Rig(memory, Gated)
+    rig.driver.start()
+    for number in range(4):
+        ask(rig, number)
+    wait_until_in_flight(rig, 3)
+    stopping = threading.Thread(target=rig.device.stop)
+    stopping.start()
+
+    for gate in rig.device.gates.values():
+        gate.set()
+    stopping.join(ENOUGH_S)
+
+    assert not stopping.is_alive()
+    memory.close()  # raises BufferError if a view is left
+
+
+def test_request_that_breaks_the_rules_stops_the_device_until_a_reset(rig: Rig) -> None:
+    ask(rig, 1)
+    wait_until_in_flight(rig, 1)
+    ask(rig, 255)
+    wait_until_in_flight(rig, 1)
+    rig.device.gates[1].set()
+    rig.device.drain()
+
+    assert rig.driver.status & NEEDS_RESET
+    assert rig.lines == [
+        "gated: the guest's driver is broken, its device stops: asks for what is not"
+    ]
+    rig.driver.start()
+    ask(rig, 1)
+    assert rig.collect()
+
+
+def test_thousands_of_requests_all_come_back_once(rig: Rig) -> None:
+    for gate in rig.device.gates.values():
+        gate.set()
+    ram = rig.driver.ram
+    source, sink = Buffer(ram.put(b"\5"), 1), Buffer(ram.take(16), 16, True)
+    done = 0
+
+    for round_ in range(200):
+        batch = 1 + round_ % 8
+        for _ in range(batch):
+            rig.driver.rings[0].add(source, sink)
+        rig.driver.kick_if_wanted(0)
+        used = 0
+        while used < batch:
+            used += len(rig.driver.rings[0].take_used())
+        done += used
+
+    assert done == len(rig.device.served)
+    assert rig.driver.rings[0].take_used() == []
