@@ -117,11 +117,14 @@ def its(vcpus: int) -> Region:
 
 
 def windows(sizes: Iterable[int], ram_end: int) -> tuple[Region, ...]:
-    """Where the memory of devices lies, one after the other above RAM; empty ones take nothing."""
+    """Where the memory of devices lies, one after the other above RAM; empty ones take nothing.
+
+    There is a gap before each: a buffer of the guest's never lies in two memories.
+    """
     regions = []
     end = ram_end
     for number, size in enumerate(sizes):
-        base = -(-end // WINDOW_ALIGN) * WINDOW_ALIGN if size else end
+        base = (end // WINDOW_ALIGN + 1) * WINDOW_ALIGN if size else end
         regions.append(Region(f"window{number}", base, size))
         end = base + size
     return tuple(regions)

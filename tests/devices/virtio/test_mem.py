@@ -1,0 +1,275 @@
+"""virtio-mem as its driver and its surroundings see it."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from pyvmm.devices.kept import StateError
+from pyvmm.devices.virtio.mem import Request, Response, State, VirtioMem
+from pyvmm.devices.virtio.mmio import VirtioMmio
+from pyvmm.errors import HostError
+from pyvmm.layout import MIB, RAM_BASE
+from pyvmm.memory import GuestMemory
+from pyvmm.memorymap import MemoryMap, PluggableMemory
+from tests.devices.virtio.driver import FEATURES_OK, NEEDS_RESET, RAM_SIZE, Buffer, Driver
+
+ADDR = 0x1_0000_0000
+BLOCK = 2 * MIB
+BLOCKS = 16
+CONFIG = 0x100
+PLUGGED_SIZE, REQUESTED_SIZE = CONFIG + 40, CONFIG + 48
+
+
+class Rig:
+    """A memory device with its guest; ``shown`` are the blocks that are memory to the guest."""
+
+    def __init__(self, ram: GuestMemory) -> None:
+        self.lines: list[str] = []
+        self.shown: set[int] = set()
+        self.refuse = False
+        self.blocks = PluggableMemory(ADDR, BLOCKS * BLOCK, BLOCK)
+        self.memory = MemoryMap(ram, self.blocks)
+        self.mem = VirtioMem(self.memory, self.lines.append, self.blocks, self.show)
+        self.mmio = VirtioMmio(self.mem, lambda: None)
+        self.driver = Driver(self.mmio, ram)
+
+    def show(self, first: int, count: int, there: bool) -> None:
+        if self.refuse:
+            raise HostError("no slots are left")
+        blocks = set(range(first, first + count))
+        assert self.shown.isdisjoint(blocks) if there else blocks <= self.shown
+        self.shown ^= blocks
+
+    def start(self) -> None:
+        self.driver.start(queues=1, size=16)
+
+    def ask(self, kind: int, block: int = 0, count: int = 0, offset: int = 0) -> tuple[int, int]:
+        """Make a request; returns the response's type and state."""
+        data = struct.pack("<H6xQHHHH", kind, ADDR + block * BLOCK + offset, count, 7, 7, 7)
+        answer = self.driver.ram.take(10)
+        ring = self.driver.rings[0]
+        head = ring.add(
+            Buffer(self.driver.ram.put(data), len(data)), Buffer(answer, 10, write=True)
+        )
+        self.driver.kick_if_wanted(0)
+        assert ring.take_used() == [(head, 10)]
+        response, state = struct.unpack("<H6xH", self.driver.ram.memory.read(answer, 10))
+        return response, state
+
+    def config(self, offset: int) -> int:
+        return self.mmio.mmio_read(offset, 8)
+
+    def close(self) -> None:
+        self.mem.stop()
+        self.blocks.backing.close()
+
+
+@pytest.fixture
+def ram() -> Iterator[GuestMemory]:
+    with GuestMemory(RAM_BASE, RAM_SIZE) as memory:
+        yield memory
+
+
+@pytest.fixture
+def rig(ram: GuestMemory) -> Iterator[Rig]:
+    made = Rig(ram)
+    made.start()
+    yield made
+    made.close()
+
+
+def test_configuration_says_what_there_is(rig: Rig) -> None:
+    fields = struct.unpack("<QH6xQQQQQ", b"".join(
+        rig.mmio.mmio_read(CONFIG + at, 8).to_bytes(8, "little") for at in range(0, 56, 8)
+    ))  # fmt: skip
+
+    assert fields == (BLOCK, 0, ADDR, BLOCKS * BLOCK, BLOCKS * BLOCK, 0, 0)
+
+
+def test_guest_plugs_what_it_is_asked_to(rig: Rig) -> None:
+    rig.mem.ask(4 * BLOCK)
+
+    assert rig.config(REQUESTED_SIZE) == 4 * BLOCK
+    assert rig.driver.acknowledge() & 2
+    assert rig.ask(Request.PLUG, 3, 4)[0] == Response.ACK
+    assert rig.config(PLUGGED_SIZE) == 4 * BLOCK
+    assert rig.shown == {3, 4, 5, 6}
+    assert rig.memory.contains(ADDR + 3 * BLOCK, 4 * BLOCK)
+
+
+def test_more_than_was_asked_for_is_denied(rig: Rig) -> None:
+    rig.mem.ask(2 * BLOCK)
+
+    assert rig.ask(Request.PLUG, 0, 3)[0] == Response.NACK
+    assert rig.ask(Request.PLUG, 0, 2)[0] == Response.ACK
+    assert rig.ask(Request.PLUG, 5, 1)[0] == Response.NACK
+    assert rig.shown == {0, 1}
+
+
+def test_unplugged_memory_is_gone(rig: Rig) -> None:
+    rig.mem.ask(BLOCK)
+    rig.ask(Request.PLUG, 0, 1)
+    with rig.memory.view(ADDR, 4) as view:
+        view[:] = b"data"
+
+    assert rig.ask(Request.UNPLUG, 0, 1)[0] == Response.ACK
+    assert not rig.memory.contains(ADDR, 1)
+    assert rig.shown == set()
+    assert rig.config(PLUGGED_SIZE) == 0
+    rig.ask(Request.PLUG, 0, 1)
+    assert bytes(rig.memory.view(ADDR, 4)) == bytes(4)
+
+
+def test_unplug_all_takes_every_block(rig: Rig) -> None:
+    rig.mem.ask(BLOCKS * BLOCK)
+    for first, count in ((0, 1), (4, 3), (15, 1)):
+        rig.ask(Request.PLUG, first, count)
+
+    assert rig.ask(Request.UNPLUG_ALL)[0] == Response.ACK
+    assert rig.shown == set()
+    assert rig.mem.info()["plugged_bytes"] == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "block", "count", "offset"),
+    [
+        (Request.PLUG, 0, 0, 0),
+        (Request.PLUG, 0, 1, 4096),
+        (Request.PLUG, -1, 1, 0),
+        (Request.PLUG, -1, 2, 0),
+        (Request.PLUG, BLOCKS, 1, 0),
+        (Request.PLUG, BLOCKS - 1, 2, 0),
+        (Request.PLUG, 0, 0xFFFF, 0),
+        (Request.PLUG, 1, 2, 0),
+        (Request.UNPLUG, 0, 1, 0),
+        (Request.UNPLUG, 2, 2, 0),
+        (Request.UNPLUG, 2, 0, 0),
+        (Request.UNPLUG, 2, 1, 1),
+        (Request.STATE, 0, 0, 0),
+        (Request.STATE, BLOCKS, 1, 0),
+        (4, 0, 1, 0),
+        (0xFFFF, 0, 1, 0),
+    ],
+)
+def test_request_that_makes_no_sense_is_an_error_and_changes_nothing(
+    rig: Rig, kind: int, block: int, count: int, offset: int
+) -> None:
+    rig.mem.ask(BLOCKS * BLOCK)
+    rig.ask(Request.PLUG, 2, 1)
+
+    assert rig.ask(kind, block, count, offset)[0] == Response.ERROR
+    assert rig.shown == {2}
+    assert not rig.lines
+
+
+def test_state_of_blocks(rig: Rig) -> None:
+    rig.mem.ask(BLOCKS * BLOCK)
+    rig.ask(Request.PLUG, 2, 3)
+
+    assert rig.ask(Request.STATE, 2, 3) == (Response.ACK, State.PLUGGED)
+    assert rig.ask(Request.STATE, 5, 4) == (Response.ACK, State.UNPLUGGED)
+    assert rig.ask(Request.STATE, 1, 2) == (Response.ACK, State.MIXED)
+
+
+def test_guest_waits_for_what_the_host_cannot_give_now(rig: Rig) -> None:
+    rig.mem.ask(2 * BLOCK)
+    rig.refuse = True
+
+    assert rig.ask(Request.PLUG, 0, 1)[0] == Response.BUSY
+    assert rig.ask(Request.PLUG, 0, 1)[0] == Response.BUSY
+    assert rig.mem.info()["plugged_bytes"] == 0
+    assert len(rig.lines) == 1
+    assert "no slots are left" in rig.lines[0]
+    rig.refuse = False
+    assert rig.ask(Request.PLUG, 0, 1)[0] == Response.ACK
+
+
+def test_reset_leaves_plugged_blocks_as_they_are(rig: Rig) -> None:
+    rig.mem.ask(BLOCK)
+    rig.ask(Request.PLUG, 1, 1)
+    with rig.memory.view(ADDR + BLOCK, 4) as view:
+        view[:] = b"kept"
+
+    rig.driver.reset()
+
+    assert rig.shown == {1}
+    assert bytes(rig.memory.view(ADDR + BLOCK, 4)) == b"kept"
+    rig.start()
+    assert rig.config(PLUGGED_SIZE) == BLOCK
+    assert rig.config(REQUESTED_SIZE) == BLOCK
+
+
+def test_driver_that_may_touch_unplugged_memory_is_refused(ram: GuestMemory) -> None:
+    rig = Rig(ram)
+    driver = rig.driver
+    driver.reset()
+    driver.add_status(1)
+    driver.add_status(2)
+    driver.accept(1 << 32)
+
+    driver.add_status(FEATURES_OK)
+
+    assert not driver.status & FEATURES_OK
+    rig.close()
+
+
+@pytest.mark.parametrize(("readable", "writable"), [(23, 10), (25, 10), (0, 10), (24, 9), (24, 0)])
+def test_request_of_another_size_stops_the_device(rig: Rig, readable: int, writable: int) -> None:
+    ram = rig.driver.ram
+    buffers = [Buffer(ram.put(bytes(readable)), readable)] if readable else []
+    buffers += [Buffer(ram.take(writable), writable, write=True)] if writable else []
+
+    rig.driver.rings[0].add(*buffers)
+    rig.driver.kick(0)
+
+    assert rig.driver.status & NEEDS_RESET
+    assert len(rig.lines) == 1
+    rig.start()
+    assert rig.ask(Request.STATE, 0, 1) == (Response.ACK, State.UNPLUGGED)
+
+
+# Snapshots
+
+
+def test_memory_goes_on_in_another_machine(rig: Rig) -> None:
+    rig.mem.ask(4 * BLOCK)
+    rig.ask(Request.PLUG, 2, 1)
+    rig.ask(Request.PLUG, 9, 2)
+    state = json.loads(json.dumps(rig.mmio.state()))
+    with GuestMemory(RAM_BASE, RAM_SIZE) as ram:
+        ram.write(RAM_BASE, rig.driver.ram.memory.read(RAM_BASE, RAM_SIZE))
+        other = Rig(ram)
+        other.mmio.restore(state, "it")
+
+        assert other.mmio.state() == state
+        assert other.shown == rig.shown == {2, 9, 10}
+        assert other.mem.info() == rig.mem.info()
+        assert other.memory.contains(ADDR + 9 * BLOCK, 2 * BLOCK)
+        other.close()
+
+
+@pytest.mark.parametrize(
+    "plugged",
+    [
+        None, [[1]], [[0, 0]], [[-1, 2]], [[0, BLOCKS + 1]], [[BLOCKS, 1]], [[2, 2], [3, 1]],
+        [[5, 1], [1, 1]], [["1", 1]], [[True, 1]], [[0, 1]],
+    ],
+)  # fmt: skip
+def test_plugged_blocks_that_cannot_be_are_refused(rig: Rig, plugged: object) -> None:
+    state = rig.mem.state()
+    state["own"]["plugged"] = plugged
+
+    with pytest.raises(StateError, match="plugged"):
+        rig.mem.restore(state, "it")
+
+
+def test_state_of_a_machine_with_other_room_is_refused(rig: Rig) -> None:
+    state = rig.mem.state()
+    state["config"]["region_size"] *= 2
+
+    with pytest.raises(StateError, match="region_size"):
+        rig.mem.restore(state, "it")
