@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "pyvmm"
 # The rooms of the house, lowest first: each imports only from those above its line in this list.
 ROOMS = (
     # the bottom: errors, the guest's map, guest RAM, what was asked for
-    "errors", "layout", "dirs", "files", "junit", "units", "deviceconfig", "config",
+    "errors", "layout", "computer", "dirs", "files", "junit", "units", "deviceconfig", "config",
     "hugetlbfs", "memory", "memorymap",
     # no KVM
     "arm64", "probe", "devices", "boot",
@@ -25,7 +25,7 @@ ROOMS = (
     "kvm",
     # a Config becomes a machine, and runs
     "limits", "runner", "loop", "console", "ptys", "terminals", "view", "memslots", "vcpus",
-    "irqchip", "virtio", "peripherals", "registers", "counts", "snapshot", "board", "machine",
+    "irqchip", "virtio", "peripherals", "registers", "counts", "board", "snapshot", "machine",
     "control", "repro", "svecheck",
     "host",
     # one guest on many machines

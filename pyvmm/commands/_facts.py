@@ -13,6 +13,7 @@ from typing import Any
 from pyvmm import host
 from pyvmm.arm64 import cpuid
 from pyvmm.board import read_limits
+from pyvmm.computer import kind_of_machine, small_text
 from pyvmm.errors import HostError, KvmError, VmmError
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.system import System
@@ -24,8 +25,6 @@ Value = str | int | bool | list[int] | None
 
 DEVICE = Path("/dev/kvm")
 MIDR = Path("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1")
-DEVICE_TREE = Path("/sys/firmware/devicetree/base")
-BOARD = Path("/sys/class/dmi/id/product_name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,31 +147,13 @@ def _capabilities(system: System) -> Iterator[Fact]:
             yield Fact("capabilities", cap.name, vm.check_extension(cap))
 
 
-def kind_of_machine() -> str:
-    """Whether this is hardware, as far as it can be told; empty where it cannot."""
-    if inside := host.describe_inside():
-        return f"emulated: {inside}"
-    compatible = _text(DEVICE_TREE / "compatible")
-    if "linux,dummy-virt" in compatible:
-        return "a virtual machine"
-    return _text(DEVICE_TREE / "model") or _text(BOARD)
-
-
 def processor() -> str:
     """The CPU's name, or on arm64 its maker and numbers."""
-    midr = _text(MIDR)
+    midr = small_text(MIDR)
     if midr:
         return cpuid.describe(int(midr, 16))
-    for line in _text(Path("/proc/cpuinfo")).splitlines():
+    for line in small_text(Path("/proc/cpuinfo")).splitlines():
         name, _, value = line.partition(":")
         if name.strip() == "model name":
             return value.strip()
     return "unknown"
-
-
-def _text(path: Path) -> str:
-    """A small file's text without the NULs of a device tree; empty if it cannot be read."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").replace("\0", " ").strip()
-    except OSError:
-        return ""

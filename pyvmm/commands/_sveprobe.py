@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pyvmm import host
 from pyvmm.arm64 import cpuid, vl
+from pyvmm.computer import kind_of_machine
 from pyvmm.errors import UsageError
 from pyvmm.probe import Probe
 
@@ -20,7 +21,6 @@ def probe_here() -> Probe:
 
     Raises: HostError, where it has no KVM for arm64.
     """
-    from pyvmm.commands._facts import kind_of_machine
     from pyvmm.kvm import sve
     from pyvmm.kvm.system import System
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import click
 
 from pyvmm.arm64 import vl
-from pyvmm.commands._facts import kind_of_machine, processor
+from pyvmm.commands._facts import processor
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
+from pyvmm.computer import kind_of_machine
 from pyvmm.errors import UsageError
 from pyvmm.files import write_whole
 from pyvmm.host.settings import HostSettings

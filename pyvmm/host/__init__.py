@@ -11,19 +11,21 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from pyvmm.computer import INSIDE_VARIABLE, describe_inside
 from pyvmm.errors import HostError
 from pyvmm.host.settings import HostSettings
 
-INSIDE_VARIABLE: Final = "PYVMM_INSIDE"  # set inside an emulated host: its description
 DEVICE: Final = Path("/dev/kvm")
 ARM64: Final = "aarch64"
 
-__all__ = ("HostSettings", "describe_inside", "forward", "is_local", "why_not_local")
-
-
-def describe_inside() -> str | None:
-    """The emulated host this process runs in, or None on a machine of its own."""
-    return os.environ.get(INSIDE_VARIABLE)
+__all__ = (
+    "INSIDE_VARIABLE",
+    "HostSettings",
+    "describe_inside",
+    "forward",
+    "is_local",
+    "why_not_local",
+)
 
 
 def why_not_local() -> HostError | None:
