@@ -7,6 +7,7 @@ import ctypes
 import io
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self
@@ -17,6 +18,9 @@ from pyvmm.layout import MIB
 
 # Source: asm-generic/mman.h, the same on arm64 and x86; the mmap module has it from Python 3.13 on
 MAP_NORESERVE = 0x4000
+
+_MAP_FIXED = 0x10  # Source: Linux, asm-generic/mman-common.h
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 HUGE_PAGE = 2 * MIB  # a block of the guest's stage 2 tables when pages are 4 KiB
 
@@ -79,6 +83,8 @@ class GuestMemory:
         self.size = size
         self.end = base + size
         self._reserved = huge_pages is not None
+        self._promised = promised
+        self._backed: list[tuple[int, int]] = []
         if huge_pages is None:
             self._mapping = _map(size + HUGE_PAGE, promised)  # room to align: mmap takes no address
             start = _address(self._mapping)
@@ -156,6 +162,43 @@ class GuestMemory:
             length = copy.write(file.read(length))
             return self.load(gpa, length, copy.fileno(), 0)
 
+    @property
+    def takes_files(self) -> bool:
+        """Whether a file's bytes can be had here without a copy."""
+        return not self._reserved
+
+    @property
+    def backed(self) -> list[tuple[int, int]]:
+        """Guest addresses, from and to, whose pages hold something though nobody used them yet."""
+        return [(self.base, self.end)] if self._reserved else list(self._backed)
+
+    def map_file(self, gpa: int, length: int, fd: int, offset: int) -> None:
+        """Have a file's bytes as RAM: each page is read when it is first used, and written apart.
+
+        All three numbers are whole host pages.  The file must keep its length as long as it is
+        in use: a page behind its end ends the process with SIGBUS.
+
+        Raises:
+            HostError: the kernel does not map it, as when there are too many mappings.
+        """
+        if not self.contains(gpa, length):
+            raise self._out_of_range(gpa, length)
+        self._map_over(gpa, length, fd, offset)
+        self._backed.append((gpa, gpa + length))
+
+    def _map_over(self, gpa: int, length: int, fd: int, offset: int) -> None:
+        """Put another private mapping in the place of the pages; fd -1 is zeros."""
+        flags = mmap.MAP_PRIVATE | _MAP_FIXED | (mmap.MAP_ANONYMOUS if fd < 0 else 0)
+        flags |= 0 if self._promised else MAP_NORESERVE
+        address = self.host_address + gpa - self.base
+        access = mmap.PROT_READ | mmap.PROT_WRITE
+        if _libc_mmap()(address, length, access, flags, fd, offset) == _MAP_FAILED:
+            reason = os.strerror(ctypes.get_errno())
+            raise HostError(
+                f"cannot map {length:#x} bytes of a file to guest address {gpa:#x}: {reason}",
+                hint="/proc/sys/vm/max_map_count limits how many mappings there can be",
+            )
+
     def zero(self, gpa: int, length: int) -> None:
         """Make ``length`` bytes zero; whole pages go back to the host instead of being written."""
         if not self.contains(gpa, length):
@@ -168,8 +211,7 @@ class GuestMemory:
         last_page = max(end // mmap.PAGESIZE * mmap.PAGESIZE, first_page)
         self.write(gpa, bytes(first_page - gpa))
         if last_page > first_page:
-            # Source: madvise(2): private anonymous pages read as zero after MADV_DONTNEED.
-            self._advise(mmap.MADV_DONTNEED, first_page, last_page - first_page)
+            self._give_back(first_page, last_page - first_page)
         self.write(last_page, bytes(end - last_page))
 
     def discard(self, gpa: int, length: int) -> None:
@@ -184,7 +226,7 @@ class GuestMemory:
         start = -(-gpa // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (gpa + length) // mmap.PAGESIZE * mmap.PAGESIZE
         if end > start and not self._reserved:
-            self._advise(mmap.MADV_DONTNEED, start, end - start)
+            self._give_back(start, end - start)
 
     def prefer_huge_pages(self, gpa: int, length: int, prefer: bool) -> None:
         """Ask for transparent huge pages in a range of whole pages, as is so at first, or for none.
@@ -198,6 +240,19 @@ class GuestMemory:
         if not self._reserved:
             with contextlib.suppress(OSError):
                 self._advise(mmap.MADV_HUGEPAGE if prefer else mmap.MADV_NOHUGEPAGE, gpa, length)
+
+    def _give_back(self, gpa: int, length: int) -> None:
+        """Let whole pages go; they read as zero from then on."""
+        if not self._backed:
+            # Source: madvise(2): private anonymous pages read as zero after MADV_DONTNEED.
+            self._advise(mmap.MADV_DONTNEED, gpa, length)
+            return
+        try:  # what DONTNEED lets go of a file's pages is the file's content again
+            self._map_over(gpa, length, -1, 0)
+        except HostError:  # too many mappings: then the pages stay
+            self._clear(gpa, length)
+            return
+        self.prefer_huge_pages(gpa, length, True)
 
     def _advise(self, advice: int, gpa: int, length: int) -> None:
         self._mapping.madvise(advice, self._offset + gpa - self.base, length)
@@ -223,6 +278,15 @@ def _map(length: int, promised: bool) -> mmap.mmap:
         f"cannot map {_mib(length - HUGE_PAGE)} of guest memory: {reason}",
         hint=f"{_what_the_machine_has()}; use a smaller {'-m' if promised else '--hotplug'}",
     )
+
+
+def _libc_mmap() -> Callable[..., int | None]:
+    """mmap(2) itself: Python's takes no address."""
+    function = ctypes.CDLL(None, use_errno=True).mmap
+    number, pointer, size = ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
+    function.argtypes = (pointer, size, number, number, number, ctypes.c_int64)
+    function.restype = pointer
+    return function
 
 
 def _address(mapping: mmap.mmap) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.errors import UsageError
+from pyvmm.errors import HostError, UsageError
 from pyvmm.files import write_whole
 
 
@@ -37,7 +37,7 @@ def test_write_that_fails_leaves_the_file_as_it_was(
     path.write_bytes(b"old")
     monkeypatch.setattr(os, "fsync", no_space)
 
-    with pytest.raises(UsageError, match=r"probe\.json: cannot be written: No space left"):
+    with pytest.raises(HostError, match=r"probe\.json: cannot be written: No space left"):
         write_whole(path, b"new")
 
     assert path.read_bytes() == b"old"

@@ -1,0 +1,271 @@
+"""A snapshot file is read: nothing of it is believed before what vouches for it was checked."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self, TypeVar
+
+from pyvmm.errors import UsageError
+from pyvmm.snapshot import format, pages
+from pyvmm.snapshot.codec import Damaged
+from pyvmm.snapshot.format import BLOCK, PAGE, Header
+from pyvmm.snapshot.pages import Range
+
+WORKERS: Final = 4
+MOST_PARENTS: Final = 200  # each is an open file
+J = TypeVar("J")
+R = TypeVar("R")
+
+DAMAGE_HINT: Final = "use another copy of it: what was changed cannot be told"
+
+
+class Placed(NamedTuple):
+    """Guest memory, and the file of a chain that has it; ``offset`` as an Extent's."""
+
+    gpa: int
+    length: int
+    file: SnapshotFile
+    offset: int
+
+
+class SnapshotFile:
+    """One snapshot, open for reading; a context manager that closes it, and its parents.
+
+    ``document`` is the machine's state, ``identity`` the SHA-256 that stands for everything.
+    """
+
+    def __init__(self, path: Path, fd: int) -> None:
+        """Check everything but memory; takes the descriptor over."""
+        self.path = path
+        self.fd = fd
+        self.parent: SnapshotFile | None = None
+        self._blocks: dict[int, bytes] = {}  # the last that were read
+        self._placed: list[Placed] | None = None
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise UsageError("not a regular file")
+        if status.st_size < PAGE:
+            raise Damaged("too short to be a snapshot" if status.st_size else "the file is empty")
+        self.header, self.identity = Header.unpack(format.read_exactly(fd, 0, PAGE))
+        if status.st_size != self.header.memory.end:
+            raise Damaged(
+                f"the file has {status.st_size} bytes, and should have {self.header.memory.end}"
+            )
+        self.document: dict[str, Any] = format.parse_json(self._section("state"), "its state")
+        index = self._section("index")
+        self.extents, self.hashes = format.unpack_index(index, self.header)
+        self.blocks = format.blocks(self.header.memory)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a snapshot and all it goes on from.
+
+        Raises: UsageError, for what is no snapshot or a damaged one, or has lost its parent.
+        """
+        file = cls._open(path)
+        try:
+            child, left = file, MOST_PARENTS
+            while child.header.parent is not None:
+                if not left:
+                    raise UsageError(f"{path}: more than {MOST_PARENTS} parents")
+                child.parent = child._open_parent(child.header.parent)
+                child, left = child.parent, left - 1
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    @classmethod
+    def _open(cls, path: Path) -> Self:
+        """Open one file; what is wrong with it is told with its name."""
+        try:
+            # Not to wait for the other end, should it be a pipe.
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+        try:
+            with told_with(path):
+                return cls(path, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def _open_parent(self, wanted: format.Parent) -> Self:
+        """Open the parent, and see that it is the one that was meant."""
+        path = Path(os.path.realpath(self.path)).parent / wanted.path
+        hint = "a snapshot that was saved with --parent needs that file, unchanged, where it was"
+        if "\0" in wanted.path:
+            raise Damaged(f"{self.path}: its parent's path holds a NUL")
+        try:
+            parent = self._open(path)
+        except UsageError as error:
+            raise type(error)(f"{self.path}: its parent: {error.message}", hint=hint) from None
+        if parent.identity != wanted.sha256:
+            parent.close()
+            raise UsageError(
+                f"{self.path}: its parent {path} is another snapshot now: "
+                f"{parent.identity[:12]}, and not {wanted.sha256[:12]}",
+                hint=hint,
+            )
+        return parent
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and its parents; what is mapped stays.  Idempotent."""
+        for file in self.chain():
+            if file.fd >= 0:
+                os.close(file.fd)
+                file.fd = -1
+
+    def chain(self) -> list[SnapshotFile]:
+        """The files that make the snapshot, the oldest first."""
+        files: list[SnapshotFile] = [self]
+        while (parent := files[-1].parent) is not None:
+            files.append(parent)
+        return files[::-1]
+
+    def _section(self, name: str) -> bytes:
+        """The state or the index, checked."""
+        section: format.Section | format.Index = getattr(self.header, name)
+        data = format.read_exactly(self.fd, section.offset, section.length)
+        if hashlib.sha256(data).hexdigest() != section.sha256:
+            raise Damaged(f"its {name} is damaged: the SHA-256 is another", hint=DAMAGE_HINT)
+        return data
+
+    # What of guest memory is where
+
+    def placed(self) -> list[Placed]:
+        """All memory that is stored, in the chain's files, by guest address, without overlaps."""
+        if self._placed is None:
+            found: list[Placed] = []
+            covered: list[Range] = []
+            for file in reversed(self.chain()):
+                ranges = [(extent.gpa, extent.end) for extent in file.extents]
+                extents = iter(file.extents)
+                extent = next(extents, None)
+                for low, high in pages.without(ranges, covered):
+                    while extent is not None and extent.end <= low:
+                        extent = next(extents, None)
+                    assert extent is not None
+                    if extent.offset:
+                        offset = extent.offset + low - extent.gpa
+                        found.append(Placed(low, high - low, file, offset))
+                covered = pages.merged([*covered, *ranges])
+            self._placed = sorted(found, key=lambda piece: piece.gpa)
+        return self._placed
+
+    def stored(self) -> list[Range]:
+        """The guest addresses of what is stored."""
+        return pages.merged((piece.gpa, piece.gpa + piece.length) for piece in self.placed())
+
+    # Reading, everything checked
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Guest memory; what is not stored is zero.
+
+        Raises: Damaged.
+        """
+        data = bytearray(length)
+        placed = self.placed()
+        at = max(bisect_right(placed, gpa, key=lambda piece: piece.gpa) - 1, 0)
+        for piece in placed[at:]:
+            if piece.gpa >= gpa + length:
+                break
+            low, high = max(piece.gpa, gpa), min(piece.gpa + piece.length, gpa + length)
+            if low < high:
+                start = piece.offset + low - piece.gpa
+                data[low - gpa : high - gpa] = piece.file._read(start, high - low)
+        return bytes(data)
+
+    def _read(self, offset: int, length: int) -> bytes:
+        """Bytes of the memory section, out of blocks that were checked."""
+        found = bytearray()
+        while len(found) < length:
+            at = offset + len(found)
+            number = at // BLOCK - self.header.memory.offset // BLOCK
+            start, end = self.blocks[number]
+            if number not in self._blocks:
+                while len(self._blocks) > 1:
+                    del self._blocks[next(iter(self._blocks))]
+                self._blocks[number] = self.read_block(number)
+            found += self._blocks[number][at - start : min(end - start, at - start + length)]
+        return bytes(found[:length])
+
+    def read_block(self, number: int) -> bytes:
+        """What one SHA-256 is of, checked.
+
+        Raises: Damaged.
+        """
+        start, end = self.blocks[number]
+        with told_with(self.path):
+            data = format.read_exactly(self.fd, start, end - start)
+            self.check_block(number, data)
+        return data
+
+    def check_block(self, number: int, data: bytes | memoryview) -> None:
+        """Hold what was read against its SHA-256.
+
+        Raises: Damaged.
+        """
+        if hashlib.sha256(data).digest() != self.hashes[number]:
+            start, end = self.blocks[number]
+            raise Damaged(
+                f"its memory is damaged, between bytes {start:#x} and {end:#x}: "
+                "the SHA-256 is another",
+                hint=DAMAGE_HINT,
+            )
+
+    def verify(self, stop: Callable[[], bool] = lambda: False, workers: int = 1) -> bool:
+        """Check all memory of the chain; False where ``stop`` said so before the end.
+
+        Raises: Damaged.
+        """
+
+        def check(job: tuple[SnapshotFile, int]) -> bool:
+            if stop():
+                return False
+            file, number = job
+            file.read_block(number)
+            return True
+
+        jobs = [(file, number) for file in self.chain() for number in range(len(file.blocks))]
+        return all(map(check, jobs) if workers == 1 else in_threads(check, jobs, workers))
+
+
+@contextlib.contextmanager
+def told_with(path: Path) -> Iterator[None]:
+    """Have what is wrong with a file told with its name."""
+    try:
+        yield
+    except UsageError as error:
+        raise type(error)(f"{path}: {error.message}", hint=error.hint) from None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def in_threads(work: Callable[[J], R], jobs: Iterable[J], workers: int = WORKERS) -> list[R]:
+    """Do all jobs, several at a time; the first error ends it."""
+    with ThreadPoolExecutor(min(workers, os.cpu_count() or 1)) as pool:
+        try:
+            return list(pool.map(work, jobs))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

@@ -1,0 +1,48 @@
+"""Guest memory for tests of the snapshot file, and files made of it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from pyvmm.memory import GuestMemory
+from pyvmm.snapshot.filling import fill, map_into
+from pyvmm.snapshot.format import BLOCK, PAGE
+from pyvmm.snapshot.pages import Range
+from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.writer import Part, write_snapshot
+
+BASE = 0x8000_0000
+SIZE = 4 * BLOCK
+DOCUMENT: dict[str, Any] = {"vcpus": [{"PC": "0x80080000"}], "who": "a test"}
+
+FILLERS = {"eager": fill, "lazy": map_into}
+
+
+def noise(length: int, seed: int = 1) -> bytes:
+    """Bytes without a page of zeros, the same for each seed."""
+    return random.Random(seed).randbytes(length)
+
+
+def write_scene(memory: GuestMemory) -> None:
+    """Pages alone, a run across two blocks' edges with a whole block in it, a last page."""
+    memory.write(BASE + 3 * PAGE, noise(PAGE, 1))
+    memory.write(BASE + BLOCK - 2 * PAGE, noise(BLOCK + 5 * PAGE, 2))
+    memory.write(BASE + SIZE - 1, b"!")
+
+
+def save(
+    path: Path,
+    memory: GuestMemory,
+    ranges: list[Range] | None = None,
+    parent: SnapshotFile | None = None,
+) -> str:
+    return write_snapshot(path, DOCUMENT, [Part(memory, ranges)], parent=parent)
+
+
+def restored(path: Path, how: str = "eager") -> bytes:
+    """All of the memory in a snapshot."""
+    with SnapshotFile.open(path) as snapshot, GuestMemory(BASE, SIZE) as memory:
+        FILLERS[how](snapshot, [memory])
+        return memory.read(BASE, SIZE)
