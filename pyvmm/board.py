@@ -18,6 +18,7 @@ from pyvmm.boot.image import LoadedImage, load_image
 from pyvmm.boot.linux import check_cpu
 from pyvmm.config import Config
 from pyvmm.counts import KernelCounts
+from pyvmm.deviceconfig import Hotplug
 from pyvmm.devices.bus import Bus
 from pyvmm.devices.exit import ExitRegister
 from pyvmm.devices.pl031 import Pl031
@@ -173,7 +174,10 @@ def _description(
         ram_size=memory.size,
         mpidrs=tuple(vcpu.get_one_reg(MPIDR_EL1) for vcpu in vcpus),
         bootargs=command_line(
-            config.params, console=config.console, defaults=not config.nodefaults
+            config.params,
+            console=config.console,
+            hotplug=any(isinstance(device, Hotplug) for device in config.devices),
+            defaults=not config.nodefaults,
         ),
         initrd=image.initrd,
         kaslr_seed=config.kaslr_seed,

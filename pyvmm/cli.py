@@ -39,6 +39,8 @@ VERBS = {
     "pause": Verb("pyvmm.commands.pause", "Stop VMs' vCPUs, and the time they see."),
     "resume": Verb("pyvmm.commands.pause", "Let paused VMs go on."),
     "stat": Verb("pyvmm.commands.stat", "Show VMs' exits, by reason and device."),
+    "balloon": Verb("pyvmm.commands.balloon", "Take memory of guests back, or give it again."),
+    "memory": Verb("pyvmm.commands.memory", "Plug or unplug memory of a running guest."),
     "debug": Verb("pyvmm.commands.debug", "Show VMs' registers or devices, or send a sysrq."),
     "sve": Verb("pyvmm.commands.sve", "See, explain and check SVE vector lengths."),
     "sweep": Verb("pyvmm.commands.sweep", "Run a guest at every set of SVE vector lengths."),

@@ -159,11 +159,24 @@ class Config:
         room = VIRTIO_COUNT - (self.console == "virtio")
         if len(self.devices) > room:
             raise UsageError(f"{len(self.devices)} devices: there is room for {room}")
+        for device in self.devices:
+            self._check_device(device)
         for number in self.ttys - TERMINALS:
             raise UsageError(f"--tty {number}: a guest has terminals 0 to {max(TERMINALS)}")
         if self.cpu.aarch32 and self.sve.wanted:
             raise UsageError(
                 f"--aarch32 and {self.sve.wanted} contradict each other: SVE is 64-bit"
+            )
+
+    def _check_device(self, device: DeviceConfig) -> None:
+        if device.single and sum(type(other) is type(device) for other in self.devices) > 1:
+            raise UsageError(f"{device}: there can be one")
+        if device.modern and self.virtio_transport == "mmio-legacy":
+            raise UsageError(f"{device}: there is no such device with a legacy transport")
+        if device.unmaps and self.hugetlbfs is not None:
+            raise UsageError(
+                f"{device} and --hugetlbfs: pages from there are reserved, and stay the guest's",
+                hint="leave --hugetlbfs out: guest memory then has transparent huge pages",
             )
 
 

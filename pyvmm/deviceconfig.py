@@ -8,11 +8,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
+
+from pyvmm.errors import UsageError
+from pyvmm.layout import MIB, WINDOW_ALIGN
+from pyvmm.units import show_size
+
+BLOCK = 2 * MIB  # of memory that is plugged, at least: a huge page
+BLOCKS = 1024  # that many by default, at most: each is a memory slot of KVM's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
-    """The base of what may stand in ``Config.devices``."""
+    """The base of what may stand in ``Config.devices``.
+
+    ``single``: there can be one. ``modern``: not with the legacy transport. ``unmaps``: its memory
+    goes back to the host, as pages of a hugetlbfs do not.
+    """
+
+    single: ClassVar[bool] = False
+    modern: ClassVar[bool] = False
+    unmaps: ClassVar[bool] = False
 
     def __str__(self) -> str:
         """The option that asks for the device, as the user would write it."""
@@ -37,3 +53,62 @@ class Rng(DeviceConfig):
     def __str__(self) -> str:
         """The option."""
         return "--rng"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balloon(DeviceConfig):
+    """A balloon: the guest gives up memory when it is asked to."""
+
+    single: ClassVar[bool] = True
+    unmaps: ClassVar[bool] = True
+
+    def __str__(self) -> str:
+        """The option."""
+        return "--balloon"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hotplug(DeviceConfig):
+    """Room for memory that the guest plugs while it runs, in blocks.
+
+    ``block_size`` left as None is 2 MiB, or more where those would be too many.
+
+    Raises: UsageError, for sizes that no memory has.
+    """
+
+    single: ClassVar[bool] = True
+    modern: ClassVar[bool] = True
+    unmaps: ClassVar[bool] = True
+
+    size: int
+    block_size: int | None = None
+
+    def __post_init__(self) -> None:
+        block = self.block
+        if not BLOCK <= block <= WINDOW_ALIGN or block & (block - 1):
+            raise UsageError(
+                f"--hotplug: blocks of {show_size(block)}: they have a power of two from "
+                f"{show_size(BLOCK)} to {show_size(WINDOW_ALIGN)}"
+            )
+        if self.size <= 0 or self.size % block:
+            raise UsageError(
+                f"--hotplug {show_size(self.size)}: not a whole number of blocks of "
+                f"{show_size(block)}"
+            )
+
+    @property
+    def block(self) -> int:
+        """The bytes of a block."""
+        if self.block_size is not None:
+            return self.block_size
+        enough = 1 << (max(1, -(-self.size // BLOCKS)) - 1).bit_length()
+        return min(max(BLOCK, enough), WINDOW_ALIGN)
+
+    def __str__(self) -> str:
+        """The option."""
+        block = "" if self.block_size is None else f",block={self.block_size >> 20}M"
+        return f"--hotplug {show_size(self.size)}{block}"
+
+    def window_size(self) -> int:
+        """As much as there can ever be."""
+        return self.size

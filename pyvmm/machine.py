@@ -36,6 +36,7 @@ from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.limits import Plan
 from pyvmm.loop import Loop, Timer
 from pyvmm.memory import GuestMemory
+from pyvmm.resizing import Resizing
 from pyvmm.runner import Runner
 from pyvmm.terminals import Terminals
 from pyvmm.vcpus import MachineVcpu
@@ -63,7 +64,8 @@ class Machine:
 
     Making it does everything but running it, so that whatever cannot work is refused before the
     guest's first instruction. All methods are safe from any thread but a vCPU's; there only
-    ``stop`` is. ``terminals`` has the paths of the Config's ttys.
+    ``stop`` is. ``terminals`` has the paths of the Config's ttys, ``resizing`` is what can be done
+    about the guest's memory.
 
     Raises:
         HostError: the host's KVM cannot give what the Config asks.
@@ -102,6 +104,9 @@ class Machine:
             )
             self.board: Board = build(system, config, hooks, undo)
             self._bus = self.board.bus
+            self.resizing = Resizing(
+                self.board.plan.memory, (transport.device for transport in self.board.virtio)
+            )
             self._let_go = let_go
             self._counts = {vcpu.id: ExitCounts() for vcpu in self.board.vcpus}
             self._virtual_time: int | None = None

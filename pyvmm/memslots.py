@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pyvmm.errors import KvmError
+from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.uapi import MemoryFlag
 from pyvmm.kvm.vm import Vm
 
@@ -24,11 +26,21 @@ class Slot(NamedTuple):
 
 
 class MemorySlots:
-    """Hands out a VM's memory slots, and remembers them."""
+    """Hands out a VM's memory slots, and remembers them.
+
+    ``slots`` changes in whole steps: who looks through it sees those of one moment.
+    """
 
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
         self.slots: list[Slot] = []
+        self._used = 0  # numbers below are taken, or free again
+        self._free: list[int] = []
+
+    @property
+    def room(self) -> int:
+        """How many more slots KVM has for this VM."""
+        return self._vm.check_extension(Cap.NR_MEMSLOTS) - len(self.slots)
 
     def add(
         self, name: str, base: int, size: int, host_address: int, *, read_only: bool = False
@@ -41,8 +53,26 @@ class MemorySlots:
         flags = MemoryFlag.READONLY if read_only else 0
         for start in range(0, size, SLOT_SIZE):
             part = min(SLOT_SIZE, size - start)
-            slot = Slot(len(self.slots), name, base + start, part, host_address + start, int(flags))
-            self._vm.set_user_memory_region(
-                slot.number, slot.base, slot.size, slot.host_address, slot.flags
-            )
-            self.slots.append(slot)
+            number = self._take_number()
+            slot = Slot(number, name, base + start, part, host_address + start, int(flags))
+            try:
+                self._vm.set_user_memory_region(
+                    slot.number, slot.base, slot.size, slot.host_address, slot.flags
+                )
+            except KvmError:
+                self._free.append(number)
+                raise
+            self.slots = [*self.slots, slot]
+
+    def remove(self, base: int) -> None:
+        """Take the slot at ``base`` away from the guest: there is no memory there any more."""
+        (slot,) = (slot for slot in self.slots if slot.base == base)
+        self._vm.set_user_memory_region(slot.number, slot.base, 0, slot.host_address)
+        self.slots = [other for other in self.slots if other is not slot]
+        self._free.append(slot.number)
+
+    def _take_number(self) -> int:
+        if self._free:
+            return self._free.pop()
+        self._used += 1
+        return self._used - 1

@@ -11,12 +11,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from pyvmm.deviceconfig import DeviceConfig, Rng
+from pyvmm.deviceconfig import Balloon, DeviceConfig, Hotplug, Rng
+from pyvmm.devices.virtio.balloon import VirtioBalloon
 from pyvmm.devices.virtio.device import VirtioDevice
+from pyvmm.devices.virtio.mem import VirtioMem
 from pyvmm.devices.virtio.rng import VirtioRng
+from pyvmm.hotplug import PluggedSlots
 from pyvmm.layout import Region
 from pyvmm.limits import Plan
-from pyvmm.memorymap import MemoryMap
+from pyvmm.memorymap import MemoryMap, PluggableMemory
 from pyvmm.memslots import MemorySlots
 
 
@@ -35,8 +38,18 @@ class Site:
     log: Callable[[str], None]
 
 
+def _make_mem(asked: Hotplug, site: Site) -> VirtioMem:
+    """Room for memory, with its own addresses."""
+    blocks = site.undo.enter_context(PluggableMemory(site.window.base, asked.size, asked.block))
+    shown = PluggedSlots(blocks, site.slots)
+    site.memory.add(blocks)
+    return VirtioMem(site.memory, site.log, blocks, shown.show)
+
+
 # How each kind of device is made: of its DeviceConfig, at a Site.
 MAKERS: dict[type[DeviceConfig], Callable[[Any, Site], VirtioDevice]] = {
+    Balloon: lambda asked, site: VirtioBalloon(site.memory, site.log),
+    Hotplug: _make_mem,
     Rng: lambda asked, site: VirtioRng(site.memory, site.log),
 }
 

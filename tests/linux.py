@@ -44,6 +44,12 @@ def virtio_modules(version: str) -> dict[str, bytes]:
     return {f"modules/{n}-{name}.ko": data for n, (name, data) in enumerate(wanted)}
 
 
+def modules(version: str, *names: str) -> dict[str, bytes]:
+    """Files for the initramfs: those modules and what they need, in the order to load them."""
+    found = kernel.find(version, Progress()).modules(names)
+    return {f"modules/{n:02}-{name}.ko": data for n, (name, data) in enumerate(found.items())}
+
+
 def initramfs(files: dict[str, bytes] | None = None) -> bytes:
     """An initramfs of busybox, and more files (programs all of them), by their paths."""
     archive = io.BytesIO()

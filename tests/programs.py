@@ -37,6 +37,21 @@ PROGRAMS = {
         b9000041  str w1, [x2]
         14000000  b .
     """,
+    "load until not 0": """
+        b9400061  ldr w1, [x3]
+        34ffffe1  cbz w1, .-4
+        b9000041  str w1, [x2]
+        14000000  b .
+    """,
+    # from X2 up to X3, a store in each MiB; then 0 to X1
+    "store flood": """
+        b9000043  str w3, [x2]
+        91440042  add x2, x2, #0x100, lsl #12
+        eb03005f  cmp x2, x3
+        54ffffa3  b.lo .-12
+        b900003f  str wzr, [x1]
+        14000000  b .
+    """,
     "undecodable": """
         a9000041  stp x1, x0, [x2]
         14000000  b .

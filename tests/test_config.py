@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.config import Config, CpuRequest, SveRequest, default_memory, default_vcpus
-from pyvmm.deviceconfig import Rng
+from pyvmm.deviceconfig import Balloon, Hotplug, Rng
 from pyvmm.errors import UsageError
 from pyvmm.layout import MIB
 
@@ -34,6 +34,23 @@ IMAGE = Path("guest")
         ({"kaslr_seed": 1 << 64}, "--kaslr-seed 0x10000000000000000: needs a number of 64 bits"),
         ({"devices": (Rng(),) * 65}, "65 devices: there is room for 64"),
         ({"devices": (Rng(),) * 64, "console": "virtio"}, "64 devices: there is room for 63"),
+        ({"devices": (Balloon(), Rng(), Balloon())}, "--balloon: there can be one"),
+        (
+            {"devices": (Hotplug(size=4 * MIB), Hotplug(size=2 * MIB))},
+            "--hotplug 4 MiB: there can be one",
+        ),
+        (
+            {"devices": (Hotplug(size=4 * MIB),), "virtio_transport": "mmio-legacy"},
+            "--hotplug 4 MiB: there is no such device with a legacy transport",
+        ),
+        (
+            {"devices": (Balloon(),), "hugetlbfs": Path("/huge")},
+            "--balloon and --hugetlbfs: pages from there are reserved",
+        ),
+        (
+            {"devices": (Hotplug(size=4 * MIB),), "hugetlbfs": Path("/huge")},
+            "--hotplug 4 MiB and --hugetlbfs",
+        ),
         ({"timer_hz": 0}, "--override-bad-firmware-cntfrq 0: needs a frequency"),
         (
             {"cpu": CpuRequest(aarch32=True), "sve": SveRequest(max_vl=256)},

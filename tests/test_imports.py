@@ -25,8 +25,8 @@ ROOMS = (
     "kvm",
     # a Config becomes a machine, and runs
     "limits", "runner", "loop", "console", "ptys", "terminals", "view", "memslots", "vcpus",
-    "irqchip", "virtio", "peripherals", "registers", "counts", "board", "snapshot", "machine",
-    "control", "repro", "svecheck",
+    "irqchip", "virtio", "hotplug", "peripherals", "resizing", "registers", "counts", "board",
+    "snapshot", "machine", "control", "repro", "svecheck",
     "host",
     # one guest on many machines
     "sweep",

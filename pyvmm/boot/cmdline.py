@@ -9,9 +9,21 @@ from __future__ import annotations
 CONSOLES = {"serial": "ttyS0", "virtio": "hvc0", "hv": "hvc0"}
 
 
-def command_line(params: str, *, console: str = "serial", defaults: bool = True) -> str:
+# What Linux does with memory that is plugged: uses it, for what can be moved out of its way again.
+# Without this it waits for a program to say so; so it is in Debian's kernels.
+# Source: Linux, Documentation/admin-guide/mm/memory-hotplug.rst, "Onlining and Offlining"
+ONLINE = "memhp_default_state=online_movable "
+
+
+def command_line(
+    params: str, *, console: str = "serial", hotplug: bool = False, defaults: bool = True
+) -> str:
     """The command line of a guest with that console: lkvm's defaults, then the user's words.
 
-    The user's come last, where Linux heeds them over the defaults.
+    With ``hotplug``, memory that is plugged is used at once. The user's words come last, where
+    Linux heeds them over the defaults.
     """
-    return f" console={CONSOLES[console]} root=/dev/vda rw {params}" if defaults else params
+    if not defaults:
+        return params
+    online = ONLINE if hotplug else ""
+    return f" console={CONSOLES[console]} root=/dev/vda rw {online}{params}"

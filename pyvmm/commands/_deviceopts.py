@@ -8,7 +8,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from pyvmm.deviceconfig import DeviceConfig, Rng
+from pyvmm.deviceconfig import Balloon, DeviceConfig, Hotplug, Rng
+from pyvmm.errors import UsageError
+from pyvmm.units import parse_size
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -21,8 +23,36 @@ class DeviceOption(NamedTuple):
     read: Callable[[Any], list[DeviceConfig]]
 
 
+def _read_hotplug(text: str | None) -> list[DeviceConfig]:
+    """SIZE or SIZE,block=SIZE."""
+    if text is None:
+        return []
+    size, comma, rest = text.partition(",")
+    key, _, block = rest.partition("=")
+    if comma and key != "block":
+        raise UsageError(f"--hotplug {text}: after the size there may be block=SIZE")
+    try:
+        return [Hotplug(size=parse_size(size), block_size=parse_size(block) if comma else None)]
+    except UsageError as error:
+        message = error.message.removeprefix("--hotplug: ")
+        prefix = "" if message.startswith("--hotplug") else "--hotplug: "
+        raise UsageError(prefix + message, hint=error.hint) from error
+
+
 # In the order in which the guest finds the devices.
 OPTIONS = (
+    DeviceOption(  # before the others, whose queues may lie in its memory
+        "hotplug",
+        click.option(
+            "--hotplug", metavar="SIZE", help="Room for so much more memory: pyvmm memory plugs it."
+        ),
+        _read_hotplug,
+    ),
+    DeviceOption(
+        "balloon",
+        click.option("--balloon", is_flag=True, help="Let pyvmm balloon take memory back."),
+        lambda asked: [Balloon()] if asked else [],
+    ),
     DeviceOption(
         "rng",
         click.option("--rng", is_flag=True, help="Give the guest a source of entropy."),

@@ -30,7 +30,6 @@ NO_FIRMWARE = "guests start at their entry point, without firmware"
 REFUSED = (
     Refused(("-d", "--disk"), True, NO_VIRTIO),
     Refused(("--9p",), True, NO_VIRTIO),
-    Refused(("--balloon",), False, NO_VIRTIO),
     Refused(("--vsock",), True, NO_VIRTIO),
     Refused(("--force-pci",), False, NO_PCI),
     Refused(("-f", "--firmware"), True, NO_FIRMWARE),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import click
 
+from pyvmm.commands._memory import balloon_line, memory_line, statistics_lines
 from pyvmm.commands._vms import Vm, answered, chosen, print_json, verdict, vm_options
 from pyvmm.control.wire import Message
 from pyvmm.units import show_size
@@ -28,10 +29,10 @@ def stat(
 ) -> int:
     """Show VMs' exits, by reason and device.
 
-    And the memory they use.  Exits to pyvmm are counted by device and direction; under them is
-    what KVM counts of itself, by the names of its statistics, and what virtio devices did.  On a
-    terminal the picture is live, with rates, until Ctrl-C or the VM's end; elsewhere, with --json
-    and with --once it is printed once.
+    And the memory they use, with what a guest that has a balloon says of it.  Exits to pyvmm are
+    counted by device and direction; under them is what KVM counts of itself, by the names of its
+    statistics, and what virtio devices did.  On a terminal the picture is live, with rates, until
+    Ctrl-C or the VM's end; elsewhere, with --json and with --once it is printed once.
     """
     vms = chosen(name, everything)
     if as_json or once or not sys.stdout.isatty():
@@ -81,11 +82,21 @@ def lines(reply: Message, before: Message | None, memory: bool = False) -> Itera
         f"{reply['name']}  {reply['state']}, up {reply['uptime_s']:.1f} s, "
         f"{reply['vcpus']} vCPUs, {size} of memory, {resident:.1f} MiB of it in use"
     )
+    yield from _memory(reply)
     if memory:
         return
     yield from _table("exits to pyvmm", reply, before, "exits")
     yield from _table("counted by KVM", reply, before, "kvm")
     yield from _devices(reply, before)
+
+
+def _memory(reply: Message) -> Iterator[str]:
+    """What is asked of the guest's memory, and what it says of it."""
+    if reply.get("balloon") is not None:
+        yield f"  {balloon_line(reply)}"
+    if reply.get("hotplug") is not None:
+        yield f"  {memory_line(reply)}"
+    yield from statistics_lines(reply)
 
 
 def _table(title: str, reply: Message, before: Message | None, key: str) -> Iterator[str]:

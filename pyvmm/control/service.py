@@ -15,6 +15,7 @@ from pyvmm.errors import UsageError, VmmError
 from pyvmm.kvm.vgic import Vgic
 from pyvmm.machine import Machine
 from pyvmm.registers import read_registers
+from pyvmm.resizing import PATIENCE_S
 
 IN_RAM: Final = ("Rss:", "Shared_Hugetlb:", "Private_Hugetlb:")
 
@@ -39,6 +40,8 @@ class Service:
             "registers": self.registers,
             "devices": self.devices,
             "sysrq": self.sysrq,
+            "balloon": self.balloon,
+            "memory": self.memory,
         }
 
     def info(self, request: Message) -> Message:
@@ -85,7 +88,10 @@ class Service:
             "exits_by_vcpu": exits,
             "kvm": totals(kernel),
             "kvm_by_vcpu": kernel,
-            "memory_resident_bytes": resident(machine.memory.host_address, machine.memory.size),
+            "memory_resident_bytes": _resident(machine),
+            "balloon": machine.resizing.balloon_info(),
+            "hotplug": machine.resizing.plugged_info(),
+            "guest_memory": _statistics(machine),
             "devices": [
                 {key: device[key] for key in ("region", "device", "backing", "counts")}
                 for device in machine.devices()
@@ -116,6 +122,39 @@ class Service:
         exits = machine.exit_counts()
         return {"vcpus": [{**vcpu, "exits": exits[vcpu["vcpu"]]} for vcpu in read]}
 
+    def balloon(self, request: Message) -> Message:
+        """Resize the balloon, and say how it stands.
+
+        "size" is bytes in all, "more" bytes more or less than before; "collect" has the guest say
+        what is free, True to begin and False to stop. None of them changes nothing.
+        """
+        machine = self._machine()
+        resizing = machine.resizing
+        size, more, collect = (request.get(key) for key in ("size", "more", "collect"))
+        if size is not None:
+            resizing.resize_balloon(_bytes(size))
+        elif more is not None:
+            resizing.inflate_balloon(_bytes(more))
+        elif collect is not None:
+            (resizing.collect_free_pages if collect is True else resizing.stop_collecting)()
+        info = resizing.balloon_info()
+        if info is None:
+            raise UsageError("the VM has no balloon", hint="start it with --balloon")
+        return {**self.info(request), "balloon": info, "memory_resident_bytes": _resident(machine)}
+
+    def memory(self, request: Message) -> Message:
+        """Have the guest plug or unplug memory until it has "size" bytes, and say how it stands."""
+        machine = self._machine()
+        size = request.get("size")
+        if size is not None:
+            machine.resizing.resize_memory(_bytes(size))
+        return {
+            **self.info(request),
+            "hotplug": machine.resizing.plugged_info(),
+            "balloon": machine.resizing.balloon_info(),
+            "memory_resident_bytes": _resident(machine),
+        }
+
     def sysrq(self, request: Message) -> Message:
         """Press BREAK and the key "key" on the guest's console, as Linux takes for SysRq."""
         machine, key = self._machine(), request.get("key")
@@ -136,6 +175,30 @@ def vcpu_number(request: Message, machine: Machine) -> int | None:
     if number is None or (isinstance(number, int) and 0 <= number < machine.plan.vcpus):
         return number
     raise UsageError(f"there is no vCPU {number}: they are 0 to {machine.plan.vcpus - 1}")
+
+
+def _bytes(number: object) -> int:
+    """A number of bytes from a request.
+
+    Raises: UsageError.
+    """
+    if type(number) is not int or abs(number) >= 1 << 64:
+        raise UsageError(f"{str(number)[:40]} is no number of bytes")
+    return number
+
+
+def _resident(machine: Machine) -> int:
+    """How much of this machine's memory the guest's takes up."""
+    ranges = [(machine.memory.host_address, machine.memory.size)]
+    plugged = machine.resizing.plugged_host_range()
+    if plugged is not None:
+        ranges.append(plugged)
+    return sum(resident(start, size) for start, size in ranges)
+
+
+def _statistics(machine: Machine) -> Message | None:
+    """What the guest says of its memory; one that stands still has no say."""
+    return machine.resizing.statistics(0.0 if machine.is_paused else PATIENCE_S)
 
 
 def resident(start: int, size: int, maps: Path = Path("/proc/self/smaps")) -> int:

@@ -36,9 +36,9 @@ class Kernel:
     release: str
     root: Path | None
 
-    def modules(self) -> dict[str, bytes]:
-        """Read the modules the emulated host's root needs, dependencies first."""
-        return {} if self.root is None else _Modules(self.root).closure(MODULES)
+    def modules(self, names: tuple[str, ...] = MODULES) -> dict[str, bytes]:
+        """Read modules, those the emulated host's root needs by default, dependencies first."""
+        return {} if self.root is None else _Modules(self.root).closure(names)
 
 
 def find(choice: str, progress: Progress) -> Kernel:

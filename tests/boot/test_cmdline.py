@@ -18,3 +18,13 @@ def test_command_line_starts_as_lkvms_does(console: str, device: str) -> None:
 
 def test_command_line_without_defaults_is_the_users_alone() -> None:
     assert command_line("quiet", console="virtio", defaults=False) == "quiet"
+
+
+def test_plugged_memory_is_used_at_once_unless_the_user_says_otherwise() -> None:
+    line = command_line("memhp_default_state=offline", hotplug=True)
+
+    assert line == (
+        " console=ttyS0 root=/dev/vda rw memhp_default_state=online_movable "
+        "memhp_default_state=offline"
+    )
+    assert command_line("", hotplug=True, defaults=False) == ""

@@ -1,0 +1,159 @@
+"""Memory devices on a real machine: what the guest finds where memory is plugged, and where not.
+
+The driver is the tests' own, from outside; a tiny guest touches the memory.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from pyvmm import layout
+from pyvmm.config import Config
+from pyvmm.control.service import resident
+from pyvmm.deviceconfig import Balloon, Hotplug
+from pyvmm.devices.virtio.mem import Request, Response, VirtioMem
+from pyvmm.errors import HostError
+from pyvmm.kvm import regs
+from pyvmm.kvm.exits import Exit
+from pyvmm.layout import GIB, MIB
+from pyvmm.machine import Machine
+from tests import programs
+from tests.devices.virtio.driver import Buffer, Driver
+
+pytestmark = pytest.mark.kvm
+
+BLOCK = 2 * MIB
+BLOCKS = 8
+
+
+class Rig:
+    """A machine about to run a program that touches X3, or X2, of memory that can be plugged."""
+
+    def __init__(self, stack: ExitStack, directory: Path, program: str) -> None:
+        self.unclaimed: list[int] = []
+        config = Config(
+            image=programs.write(program, directory),
+            vcpus=1,
+            memory=16 * MIB,
+            timeout_s=30.0,
+            devices=(Hotplug(size=BLOCKS * BLOCK), Balloon()),
+        )
+        self.machine = stack.enter_context(
+            Machine(config, lambda data: None, on_unclaimed=self._note)
+        )
+        transport = self.machine.board.virtio[0]
+        assert isinstance(transport.device, VirtioMem)
+        self.mem = transport.device
+        self.driver = Driver(transport, self.machine.memory)
+        self.driver.ram.next = self.machine.memory.base + 8 * MIB
+        self.driver.start(queues=1, size=16)
+        self.machine.resizing.resize_memory(16 * MIB + BLOCKS * BLOCK)
+
+    def _note(self, vcpu: int, leave: Exit) -> None:
+        self.unclaimed.append(leave.address)
+
+    def request(self, kind: Request, block: int, count: int = 1) -> int:
+        ram = self.driver.ram
+        data = struct.pack("<H6xQH6x", kind, self.mem.blocks.address(block), count)
+        answer = ram.take(10)
+        self.driver.rings[0].add(Buffer(ram.put(data), 24), Buffer(answer, 10, write=True))
+        self.driver.kick(0)
+        return ram.read(answer, "<H")
+
+    def run(self, **registers: int) -> int:
+        for name, value in registers.items():
+            self.machine.vcpus[0].set_one_reg(regs.X(int(name[1:])), value)
+        return self.machine.run()
+
+    def backed(self) -> int:
+        """How much of the memory that can be plugged takes up this machine's."""
+        found = self.machine.resizing.plugged_host_range()
+        assert found is not None
+        return resident(*found)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as made:
+        yield made
+
+
+def test_memory_lies_above_ram_with_a_gap(stack: ExitStack, tmp_path: Path) -> None:
+    rig = Rig(stack, tmp_path, "load")
+
+    assert rig.mem.addr == layout.RAM_BASE + GIB
+    assert rig.backed() == 0
+
+
+def test_guest_finds_its_memory_where_it_was_plugged(stack: ExitStack, tmp_path: Path) -> None:
+    rig = Rig(stack, tmp_path, "load")
+    assert rig.request(Request.PLUG, 3) == Response.ACK
+    place = rig.mem.blocks.address(4) - 4
+    with rig.mem.blocks.view(place, 4) as view:
+        view[:] = struct.pack("<I", 77)
+
+    assert rig.run(x2=layout.EXIT.base, x3=place) == 77
+    assert rig.unclaimed == []
+
+
+@pytest.mark.parametrize("was_plugged", [False, True])
+def test_guest_finds_nothing_where_none_is_plugged(
+    stack: ExitStack, tmp_path: Path, was_plugged: bool
+) -> None:
+    rig = Rig(stack, tmp_path, "load")
+    place = rig.mem.blocks.address(3)
+    if was_plugged:
+        rig.request(Request.PLUG, 2, 3)
+        with rig.mem.blocks.view(place, 4) as view:
+            view[:] = struct.pack("<I", 77)
+        assert rig.request(Request.UNPLUG, 3) == Response.ACK
+
+    assert rig.run(x2=layout.EXIT.base, x3=place) == 0
+    assert rig.unclaimed == [place]
+    assert rig.backed() == 0
+
+
+def test_guest_cannot_take_memory_by_writing_where_none_is_plugged(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    rig = Rig(stack, tmp_path, "store flood")
+    place = rig.mem.blocks.address(1)
+
+    assert rig.run(x1=layout.EXIT.base, x2=place, x3=rig.mem.blocks.address(BLOCKS)) == 0
+    assert rig.unclaimed == list(range(place, rig.mem.blocks.address(BLOCKS), BLOCK // 2))
+    assert rig.backed() == 0
+
+
+def test_blocks_can_be_plugged_while_the_guest_runs(stack: ExitStack, tmp_path: Path) -> None:
+    rig = Rig(stack, tmp_path, "load until not 0")
+    place = rig.mem.blocks.address(5)
+    rig.machine.vcpus[0].set_one_reg(regs.X(2), layout.EXIT.base)
+    rig.machine.vcpus[0].set_one_reg(regs.X(3), place)
+    rig.machine.start()
+
+    for _ in range(20):
+        assert rig.request(Request.PLUG, 0, BLOCKS) == Response.ACK
+        assert rig.request(Request.UNPLUG, 0, BLOCKS) == Response.ACK
+    rig.request(Request.PLUG, 5)
+    with rig.mem.blocks.view(place, 4) as view:
+        view[:] = struct.pack("<I", 99)
+    rig.machine._runner.join()
+
+    assert rig.machine.result() == 99
+
+
+def test_too_many_blocks_for_this_hosts_slots_are_refused(tmp_path: Path) -> None:
+    many = Config(
+        image=programs.write("load", tmp_path),
+        vcpus=1,
+        memory=16 * MIB,
+        devices=(Hotplug(size=(1 << 15) * BLOCK, block_size=BLOCK),),
+    )
+
+    with pytest.raises(HostError, match="take a memory slot each"):
+        Machine(many, lambda data: None)
