@@ -1,16 +1,16 @@
-"""Zstandard, unpacked by the system's libzstd.
+"""Zstandard, packed and unpacked by the system's libzstd.
 
 By ctypes, since one path then serves everywhere an image is booted: a real arm64 machine and the
 emulated host, whose Python has no compiled packages but Debian's. Nearly every distribution's
 package manager and init link libzstd.so.1; its stable interface has not changed since 1.0.
 
-Source: zstd.h, "Streaming decompression"; RFC 8878 for the format.
+Source: zstd.h, "Streaming decompression", "Streaming compression"; RFC 8878 for the format.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from pyvmm.errors import HostError
@@ -18,6 +18,11 @@ from pyvmm.errors import HostError
 LIBRARY = "libzstd.so.1"
 MAGIC = b"\x28\xb5\x2f\xfd"
 CHUNK = 1 << 20  # bytes, of input and of output
+LEVELS = range(1, 20)  # above them a packer takes more memory than is usual
+
+# Source: zstd.h, ZSTD_cParameter and ZSTD_EndDirective
+C_LEVEL, C_CHECKSUM, C_WORKERS = 100, 201, 400
+E_CONTINUE, E_END = 0, 2
 
 
 class ZstdError(ValueError):
@@ -66,15 +71,61 @@ def _frame(library: ctypes.CDLL, stream: ctypes.c_void_p, file: BinaryIO) -> Ite
     raise ZstdError("it ends in the middle")
 
 
+def compress(chunks: Iterable[bytes], level: int = 3, workers: int = 0) -> Iterator[bytes]:
+    """Pack into one frame, with a checksum; ``workers`` threads, where the library has them.
+
+    Raises: HostError, where the machine has no libzstd.
+    """
+    library = _library()
+    context = ctypes.c_void_p(library.ZSTD_createCCtx())
+    if not context:
+        raise HostError("libzstd: out of memory")
+    try:
+        for parameter, value in ((C_LEVEL, level), (C_CHECKSUM, 1), (C_WORKERS, workers)):
+            library.ZSTD_CCtx_setParameter(
+                context, parameter, value
+            )  # a library may have no threads
+        for chunk in chunks:
+            yield from _pack(library, context, chunk, E_CONTINUE)
+        yield from _pack(library, context, b"", E_END)
+    finally:
+        library.ZSTD_freeCCtx(context)
+
+
+def _pack(
+    library: ctypes.CDLL, context: ctypes.c_void_p, data: bytes, directive: int
+) -> Iterator[bytes]:
+    room = ctypes.create_string_buffer(CHUNK)
+    held = ctypes.create_string_buffer(data, max(len(data), 1))
+    source = _Buffer(ctypes.addressof(held), len(data), 0)
+    while True:
+        out = _Buffer(ctypes.addressof(room), CHUNK, 0)
+        left = library.ZSTD_compressStream2(
+            context, ctypes.byref(out), ctypes.byref(source), directive
+        )
+        if library.ZSTD_isError(left):
+            raise HostError(f"libzstd: {library.ZSTD_getErrorName(left).decode()}")
+        if out.pos:
+            yield ctypes.string_at(room, out.pos)
+        if left == 0 if directive == E_END else source.pos == source.size:
+            return
+
+
 def _library() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL(LIBRARY)
     except OSError:
         raise HostError(
-            f"unpacking zstd needs {LIBRARY}, which this machine has not",
-            hint="apt-get install libzstd1 (Fedora: libzstd), or unzstd the image",
+            f"zstd needs {LIBRARY}, which this machine has not",
+            hint="apt-get install libzstd1 (Fedora: libzstd), or unzstd the file by other means",
         ) from None
-    size, pointer = ctypes.c_size_t, ctypes.c_void_p
+    size, pointer, number = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
+    library.ZSTD_createCCtx.restype = pointer
+    library.ZSTD_freeCCtx.argtypes = (pointer,)
+    library.ZSTD_CCtx_setParameter.argtypes = (pointer, number, number)
+    library.ZSTD_CCtx_setParameter.restype = size
+    library.ZSTD_compressStream2.argtypes = (pointer, pointer, pointer, number)
+    library.ZSTD_compressStream2.restype = size
     library.ZSTD_createDStream.restype = pointer
     library.ZSTD_freeDStream.argtypes = (pointer,)
     library.ZSTD_decompressStream.argtypes = (pointer, pointer, pointer)

@@ -30,9 +30,6 @@ Range = tuple[int, int]  # from a guest address up to another
 class Memory(Protocol):
     """Guest memory: RAM, or what a file holds of it."""
 
-    base: int
-    size: int
-
     def view(self, gpa: int, length: int) -> memoryview:
         """The bytes at a guest address, without a copy where that can be."""
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import stat
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from pyvmm.snapshot.format import BLOCK, PAGE, Header
 from pyvmm.snapshot.pages import Range
 
 WORKERS: Final = 4
+RECENT: Final = 4  # blocks kept in memory
 MOST_PARENTS: Final = 200  # each is an open file
 J = TypeVar("J")
 R = TypeVar("R")
@@ -48,6 +50,7 @@ class SnapshotFile:
         self.fd = fd
         self.parent: SnapshotFile | None = None
         self._blocks: dict[int, bytes] = {}  # the last that were read
+        self._lock = threading.Lock()  # of these
         self._placed: list[Placed] | None = None
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -195,6 +198,10 @@ class SnapshotFile:
                 data[low - gpa : high - gpa] = piece.file._read(start, high - low)
         return bytes(data)
 
+    def view(self, gpa: int, length: int) -> memoryview:
+        """The same, as memory is seen."""
+        return memoryview(self.read(gpa, length))
+
     def _read(self, offset: int, length: int) -> bytes:
         """Bytes of the memory section, out of blocks that were checked."""
         found = bytearray()
@@ -202,12 +209,21 @@ class SnapshotFile:
             at = offset + len(found)
             number = at // BLOCK - self.header.memory.offset // BLOCK
             start, end = self.blocks[number]
-            if number not in self._blocks:
-                while len(self._blocks) > 1:
+            block = self._recent_block(number)
+            found += block[at - start : min(end - start, at - start + length - len(found))]
+        return bytes(found)
+
+    def _recent_block(self, number: int) -> bytes:
+        """A block, checked; small pieces that are near each other are read once."""
+        with self._lock:
+            block = self._blocks.get(number)
+        if block is None:
+            block = self.read_block(number)
+            with self._lock:
+                while len(self._blocks) >= RECENT:
                     del self._blocks[next(iter(self._blocks))]
-                self._blocks[number] = self.read_block(number)
-            found += self._blocks[number][at - start : min(end - start, at - start + length)]
-        return bytes(found[:length])
+                self._blocks[number] = block
+        return block
 
     def read_block(self, number: int) -> bytes:
         """What one SHA-256 is of, checked.

@@ -238,7 +238,7 @@ def _check(state: State) -> None:
     if len(set(names)) != len(names) or RAM not in names:
         raise Damaged("state.memory has no RAM, or two areas of one name")
     for area in areas:
-        if area.size <= 0 or area.end > 1 << state.ipa_bits or not 32 <= state.ipa_bits <= 52:
+        if not 32 <= state.ipa_bits <= 52 or area.size <= 0 or area.end > 1 << state.ipa_bits:
             raise Damaged(f"state.memory: {area.name} is not within the guest's addresses")
     for below, above in itertools.pairwise(areas):
         if below.end > above.base:

@@ -30,7 +30,7 @@ from pyvmm.snapshot.reader import SnapshotFile, in_threads
 
 
 class Part(NamedTuple):
-    """Guest memory to be saved: those guest addresses of it, by default all it has."""
+    """Guest memory to be saved: those guest addresses of it, by default all of a GuestMemory."""
 
     memory: pages.Memory
     ranges: Iterable[Range] | None = None
@@ -68,28 +68,38 @@ def write_snapshot(
         UsageError: there can be no such file.
         HostError: the disk is full.
     """
+    reference = None if parent is None else _reference(parent, path)
+    with replacing(path, PRIVATE) as fd:
+        return write_into(fd, document, parts, reference)
+
+
+def write_into(
+    fd: int, document: dict[str, Any], parts: Sequence[Part], parent: Parent | None = None
+) -> str:
+    """Write a snapshot to an empty file; returns the identity.
+
+    Raises:
+        UsageError: what is to be written does not fit the format.
+        OSError: the disk does not take it.
+    """
     state = format.pack_state(document)
     layout = _lay_out(PAGE + len(state), parts, keep_zero=parent is not None)
-    with replacing(path, PRIVATE) as fd:
-        os.ftruncate(fd, layout.memory.end)
-        hashes = _write_memory(fd, layout)
-        extents = layout.extents
-        index = format.pack_index(extents, hashes, layout.index)
-        where = format.section(PAGE + len(state), index)
-        header = Header(
-            state=format.section(PAGE, state),
-            index=Index(
-                offset=where.offset,
-                length=where.length,
-                sha256=where.sha256,
-                extents=len(extents),
-            ),
-            memory=layout.memory,
-            parent=None if parent is None else _reference(parent, path),
-        )
-        page = header.pack()
-        write_all(fd, state + index, PAGE)
-        write_all(fd, page)  # last: a file without it is no snapshot
+    os.ftruncate(fd, layout.memory.end)
+    hashes = _write_memory(fd, layout)
+    extents = layout.extents
+    index = format.pack_index(extents, hashes, layout.index)
+    where = format.section(PAGE + len(state), index)
+    header = Header(
+        state=format.section(PAGE, state),
+        index=Index(
+            offset=where.offset, length=where.length, sha256=where.sha256, extents=len(extents)
+        ),
+        memory=layout.memory,
+        parent=parent,
+    )
+    page = header.pack()
+    write_all(fd, state + index, PAGE)
+    write_all(fd, page)  # last: a file without it is no snapshot
     return Header.unpack(page)[1]
 
 
@@ -140,10 +150,10 @@ def _contents(
 ) -> Iterator[tuple[pages.Memory, list[Range], list[Range]]]:
     """Of each part what is to be stored, and what is to be noted as zero."""
     for memory, ranges in parts:
-        if ranges is None and isinstance(memory, GuestMemory):
+        if ranges is None:
+            if not isinstance(memory, GuestMemory):
+                raise TypeError("whose memory is not this process's own needs ranges")
             ranges = pages.touched(memory)
-        elif ranges is None:
-            ranges = [(memory.base, memory.base + memory.size)]
         asked = pages.whole(ranges)
         data = pages.used(memory, asked)
         gap = PAGE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ DOCUMENT: dict[str, Any] = {"vcpus": [{"PC": "0x80080000"}], "who": "a test"}
 FILLERS = {"eager": fill, "lazy": map_into}
 
 
+@functools.cache
 def noise(length: int, seed: int = 1) -> bytes:
     """Bytes without a page of zeros, the same for each seed."""
     return random.Random(seed).randbytes(length)

@@ -1,0 +1,120 @@
+"""Snapshots made fit to be moved: a chain as one file, a file packed with zstd, and back."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from pyvmm.boot import zstd
+from pyvmm.errors import UsageError
+from pyvmm.files import PRIVATE, cannot_write, replacing, write_all
+from pyvmm.snapshot.codec import Damaged
+from pyvmm.snapshot.format import BLOCK, PAGE, Header, read_exactly
+from pyvmm.snapshot.pages import not_zero, runs
+from pyvmm.snapshot.reader import SnapshotFile, told_with
+from pyvmm.snapshot.writer import Part, write_into, write_snapshot
+
+WORKERS: Final = min(4, os.cpu_count() or 1)
+PACKED_HINT: Final = "`pyvmm snapshot export` packs a snapshot with zstd"
+
+
+def flatten(snapshot: SnapshotFile, path: Path) -> str:
+    """Write a chain as one file, which needs no parent; everything is checked.
+
+    Returns:
+        The new file's identity.
+
+    Raises:
+        UsageError: the snapshot is damaged, or there can be no such file.
+        HostError: the disk is full.
+    """
+    return write_snapshot(path, snapshot.document, [Part(snapshot, snapshot.stored())])
+
+
+def export(snapshot: SnapshotFile, place: Path, level: int) -> Iterator[bytes]:
+    """A snapshot packed with zstd, piece by piece; a chain as one; everything is checked.
+
+    ``place`` is a directory with room for the one file that a chain becomes meanwhile.
+
+    Raises:
+        UsageError: the snapshot is damaged.
+        HostError: there is no libzstd, or no room.
+    """
+    if snapshot.parent is None:
+        yield from zstd.compress(_pieces(snapshot), level, WORKERS)
+        return
+    try:
+        # Without a name as soon as it is there: nothing is left behind, whatever happens.
+        fd, name = tempfile.mkstemp(dir=place, prefix=".pyvmm-export-")
+        os.unlink(name)  # noqa: PTH108 - as mkstemp gave it
+        write_into(fd, snapshot.document, [Part(snapshot, snapshot.stored())])
+    except OSError as error:
+        raise cannot_write(place, error) from error
+    with closing(SnapshotFile(snapshot.path, fd)) as whole:
+        yield from zstd.compress(_pieces(whole), level, WORKERS)
+
+
+def _pieces(snapshot: SnapshotFile) -> Iterator[bytes]:
+    """The bytes of one file, from beginning to end."""
+    with told_with(snapshot.path):
+        yield read_exactly(snapshot.fd, 0, snapshot.header.memory.offset)
+    for number in range(len(snapshot.blocks)):
+        yield snapshot.read_block(number)
+
+
+def unpack(source: BinaryIO, name: str, path: Path) -> str:
+    """Write the snapshot that export() packed; it has its name when all of it was checked.
+
+    Returns:
+        The identity.
+
+    Raises:
+        UsageError: what is packed is no snapshot, or damaged, or there can be no such file.
+        HostError: there is no libzstd, or the disk is full.
+    """
+    with replacing(path, PRIVATE) as fd:
+        try:
+            size = _write_sparsely(fd, zstd.decompress(source))
+            os.ftruncate(fd, size)
+            with closing(SnapshotFile(Path(name), os.dup(fd))) as snapshot:
+                if snapshot.header.parent is not None:
+                    raise UsageError("it needs a parent, which is not in it", hint=PACKED_HINT)
+                snapshot.verify(workers=WORKERS)
+                return snapshot.identity
+        except zstd.ZstdError as error:
+            raise Damaged(f"{name}: damaged, or not packed: {error}", hint=PACKED_HINT) from None
+        except UsageError as error:
+            message = error.message if name in error.message else f"{name}: {error.message}"
+            raise type(error)(message, hint=error.hint) from None
+
+
+def _write_sparsely(fd: int, pieces: Iterable[bytes]) -> int:
+    """Write pieces one after the other, but for pages of zeros; no more than the first page says.
+
+    Returns:
+        How many bytes there were.
+    """
+    done, limit, held = 0, None, b""
+    for piece in pieces:
+        held += piece
+        if limit is None and len(held) >= PAGE:
+            limit = Header.unpack(held[:PAGE])[0].memory.end
+        if limit is not None and done + len(held) > limit:
+            raise Damaged(f"there is more in it than the {limit} bytes that it says")
+        while len(held) >= BLOCK:
+            _write_used(fd, held[:BLOCK], done)
+            held, done = held[BLOCK:], done + BLOCK
+    _write_used(fd, held, done)
+    return done + len(held)
+
+
+def _write_used(fd: int, data: bytes, offset: int) -> None:
+    if len(data) % PAGE:
+        raise Damaged("it ends within a page")
+    with memoryview(data) as view:
+        for low, high in runs(not_zero(view), 0):
+            write_all(fd, view[low:high], offset + low)

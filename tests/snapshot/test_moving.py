@@ -1,0 +1,187 @@
+"""Chains as one file; files packed, moved and unpacked."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyvmm.errors import UsageError, VmmError
+from pyvmm.memory import GuestMemory
+from pyvmm.snapshot.format import BLOCK, PAGE
+from pyvmm.snapshot.moving import export, flatten, unpack
+from pyvmm.snapshot.reader import SnapshotFile
+from tests.snapshot.files import BASE, DOCUMENT, SIZE, noise, restored, save, write_scene
+
+
+@pytest.fixture
+def memory() -> Iterator[GuestMemory]:
+    with GuestMemory(BASE, SIZE) as memory:
+        write_scene(memory)
+        yield memory
+
+
+@pytest.fixture
+def child(tmp_path: Path, memory: GuestMemory) -> Path:
+    save(tmp_path / "parent.snap", memory)
+    memory.write(BASE + BLOCK, noise(PAGE, 8) + bytes(3 * PAGE))
+    with SnapshotFile.open(tmp_path / "parent.snap") as parent:
+        save(tmp_path / "child.snap", memory, [(BASE + BLOCK, BASE + BLOCK + 4 * PAGE)], parent)
+    return tmp_path / "child.snap"
+
+
+def packed(path: Path) -> bytes:
+    with SnapshotFile.open(path) as snapshot:
+        return b"".join(export(snapshot, path.parent, 3))
+
+
+def test_flat_chain_needs_no_parent(child: Path, memory: GuestMemory, tmp_path: Path) -> None:
+    flat = tmp_path / "flat.snap"
+
+    with SnapshotFile.open(child) as snapshot:
+        identity = flatten(snapshot, flat)
+    child.with_name("parent.snap").unlink()
+
+    with SnapshotFile.open(flat) as snapshot:
+        assert (snapshot.identity, snapshot.document) == (identity, DOCUMENT)
+    assert restored(flat) == memory.read(BASE, SIZE)
+
+
+def test_flat_chain_is_the_file_a_full_save_makes(
+    child: Path, memory: GuestMemory, tmp_path: Path
+) -> None:
+    save(tmp_path / "full.snap", memory)
+
+    with SnapshotFile.open(child) as snapshot:
+        flatten(snapshot, tmp_path / "flat.snap")
+
+    assert (tmp_path / "flat.snap").read_bytes() == (tmp_path / "full.snap").read_bytes()
+
+
+def test_chain_is_flattened_over_itself(child: Path, memory: GuestMemory) -> None:
+    with SnapshotFile.open(child) as snapshot:
+        flatten(snapshot, child)
+
+    child.with_name("parent.snap").unlink()
+    assert restored(child) == memory.read(BASE, SIZE)
+
+
+def test_damaged_chain_is_not_flattened(child: Path, tmp_path: Path) -> None:
+    parent = child.with_name("parent.snap")
+    data = bytearray(parent.read_bytes())
+    data[-1] ^= 1
+    parent.write_bytes(data)
+
+    with (
+        SnapshotFile.open(child) as snapshot,
+        pytest.raises(UsageError, match=r"parent\.snap: its memory is damaged"),
+    ):
+        flatten(snapshot, tmp_path / "flat.snap")
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["child.snap", "parent.snap"]
+
+
+def test_file_comes_back_byte_by_byte(tmp_path: Path, memory: GuestMemory) -> None:
+    identity = save(tmp_path / "one.snap", memory)
+
+    assert unpack(io.BytesIO(packed(tmp_path / "one.snap")), "x", tmp_path / "two") == identity
+
+    assert (tmp_path / "two").read_bytes() == (tmp_path / "one.snap").read_bytes()
+    blocks = [(tmp_path / name).stat().st_blocks for name in ("one.snap", "two")]
+    assert blocks[1] <= blocks[0]  # what was sparse is so again
+
+
+def test_chain_is_exported_as_one_file(child: Path, memory: GuestMemory, tmp_path: Path) -> None:
+    data = packed(child)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["child.snap", "parent.snap"]
+    (tmp_path / "away").mkdir()
+
+    unpack(io.BytesIO(data), "x", tmp_path / "away/moved.snap")
+
+    assert restored(tmp_path / "away/moved.snap") == memory.read(BASE, SIZE)
+
+
+@pytest.mark.skipif(shutil.which("zstd") is None, reason="no zstd program to judge by")
+def test_zstd_itself_unpacks_it(tmp_path: Path, memory: GuestMemory) -> None:
+    save(tmp_path / "one.snap", memory)
+
+    done = subprocess.run(
+        ["zstd", "-dc"], input=packed(tmp_path / "one.snap"), capture_output=True, check=True
+    )
+
+    assert done.stdout == (tmp_path / "one.snap").read_bytes()
+
+
+def test_damaged_file_is_not_exported(tmp_path: Path, memory: GuestMemory) -> None:
+    save(tmp_path / "one.snap", memory)
+    data = bytearray((tmp_path / "one.snap").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "one.snap").write_bytes(data)
+
+    with pytest.raises(UsageError, match="its memory is damaged"):
+        packed(tmp_path / "one.snap")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100, -1])
+def test_packed_file_that_ends_early_is_refused(
+    tmp_path: Path, memory: GuestMemory, cut: int
+) -> None:
+    save(tmp_path / "one.snap", memory)
+    data = packed(tmp_path / "one.snap")[:cut]
+
+    with pytest.raises(UsageError, match=r"in\.zst: damaged, or not packed"):
+        unpack(io.BytesIO(data), "in.zst", tmp_path / "two")
+
+    assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize("part", [0.01, 0.3, 0.6, 0.95])
+def test_changed_packed_file_is_refused(tmp_path: Path, memory: GuestMemory, part: float) -> None:
+    save(tmp_path / "one.snap", memory)
+    data = bytearray(packed(tmp_path / "one.snap"))
+    data[int(len(data) * part)] ^= 4
+
+    with pytest.raises(UsageError, match=r"in\.zst"):
+        unpack(io.BytesIO(data), "in.zst", tmp_path / "two")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["one.snap"]
+
+
+def repacked(tmp_path: Path, data: bytes) -> io.BytesIO:
+    """Bytes packed by the same library, whatever they are."""
+    from pyvmm.boot.zstd import compress
+
+    return io.BytesIO(b"".join(compress([data])))
+
+
+def test_more_than_the_file_says_is_refused(tmp_path: Path, memory: GuestMemory) -> None:
+    save(tmp_path / "one.snap", memory)
+    data = (tmp_path / "one.snap").read_bytes()
+
+    with pytest.raises(UsageError, match=rf"more in it than the {len(data)} bytes"):
+        unpack(repacked(tmp_path, data + bytes(1 << 20)), "in.zst", tmp_path / "two")
+
+
+def test_anything_else_that_is_packed_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"in\.zst: no snapshot of pyvmm's"):
+        unpack(repacked(tmp_path, b"text " * 4000), "in.zst", tmp_path / "two")
+
+
+def test_packed_child_is_refused(child: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="it needs a parent, which is not in it"):
+        unpack(repacked(tmp_path, child.read_bytes()), "in.zst", tmp_path / "two")
+
+
+def test_unpacking_over_a_file_leaves_it_when_that_fails(
+    tmp_path: Path, memory: GuestMemory
+) -> None:
+    (tmp_path / "two").write_bytes(b"old")
+
+    with pytest.raises(VmmError):
+        unpack(io.BytesIO(b"rubbish"), "in.zst", tmp_path / "two")
+
+    assert (tmp_path / "two").read_bytes() == b"old"
