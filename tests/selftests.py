@@ -1,11 +1,12 @@
-"""The kernel's own SVE tests (tools/testing/selftests/arm64/fp), from Debian's linux-source.
+"""The kernel's own tests of SVE and of KVM (tools/testing/selftests), from Debian's linux-source.
 
 They are GPL-2.0: fetched into the cache and built for the tests that run them, and kept nowhere
-else.  Of the whole source, only their own directory stays.
+else.  Of the whole source, only their directories and the headers they want stay.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -16,17 +17,22 @@ from typing import Final
 from pyvmm.dirs import cached
 from pyvmm.host.debian import Suite
 from pyvmm.host.progress import Progress
-from pyvmm.host.tools import TOOLS_SUITE, trees_dir
+from pyvmm.host.settings import DEFAULT_KERNEL, KERNEL_SUITES
+from pyvmm.host.tools import trees_dir
 
-PACKAGE: Final = "linux-source-6.1"  # of the suite whose compiler and kernel headers build them
-DIRECTORY: Final = "tools/testing/selftests/arm64/fp"
-WANTED: Final = (f"{DIRECTORY}/", "tools/testing/selftests/kselftest.h")
+FP: Final = "tools/testing/selftests/arm64/fp"
+KVM: Final = "tools/testing/selftests/kvm"
+WANTED: Final = (
+    f"{FP}/", f"{KVM}/", "tools/testing/selftests/rseq/", "tools/testing/selftests/kselftest",
+    "tools/include/", "tools/lib/rbtree.c", "tools/arch/arm64/", "arch/arm64/tools/",
+)  # fmt: skip
 
 NO_LIBC: Final = ("-nostdlib", "-no-pie")  # the tests proper bring a _start of their own
 
 # What is built, of which files, with what beside -static; as the directory's Makefile has it.
 PROGRAMS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "sve-probe-vls": (("sve-probe-vls.c", "rdvl.S"), ()),
+    "rdvl-sve": (("rdvl-sve.c", "rdvl.S"), ()),
     "vlset": (("vlset.c",), ()),
     "fp-stress": (("fp-stress.c",), ()),
     "sve-test": (("sve-test.S", "asm-utils.S"), NO_LIBC),
@@ -34,22 +40,25 @@ PROGRAMS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
 }
 
 
-def sources(progress: Progress) -> Path:
-    """The directory of their sources, in a tree that holds nothing else of the kernel's."""
+def sources(progress: Progress, version: str = DEFAULT_KERNEL) -> Path:
+    """The tree of a Debian kernel's source, which holds what is wanted and nothing else."""
+    suite, name = KERNEL_SUITES[version], f"linux-source-{version}"
 
     def build(into: Path) -> None:
-        suite = Suite(TOOLS_SUITE)
+        source = Suite(suite)
         package = into / "package"
         package.mkdir()
-        suite.unpack([p for p in suite.closure([PACKAGE]) if p.name == PACKAGE], package, progress)
-        _extract(package / f"usr/src/{PACKAGE}.tar.xz", into)
+        found = [p for p in source.closure([name]) if p.name == name]
+        source.unpack(found, package, progress)
+        _extract(package / f"usr/src/{name}.tar.xz", into)
         shutil.rmtree(package)
 
-    path = trees_dir() / f"selftests-{PACKAGE}-{TOOLS_SUITE}"
+    recipe = hashlib.sha256(" ".join(WANTED).encode()).hexdigest()
+    path = trees_dir() / f"selftests-{name}-{suite}-{recipe[:8]}"
     if path.is_dir():
-        return path / DIRECTORY
-    with progress.step(f"getting the kernel's selftests from Debian {TOOLS_SUITE}'s {PACKAGE}"):
-        return cached(path, build) / DIRECTORY
+        return path
+    with progress.step(f"getting the kernel's selftests from Debian {suite}'s {name}"):
+        return cached(path, build)
 
 
 def _extract(tarball: Path, into: Path) -> None:
@@ -57,7 +66,8 @@ def _extract(tarball: Path, into: Path) -> None:
     with tarfile.open(tarball, "r|xz") as archive:
         for member in archive:
             name = member.name.partition("/")[2]
-            file = archive.extractfile(member) if name.startswith(WANTED) else None
+            wanted = member.isfile() and name.startswith(WANTED)
+            file = archive.extractfile(member) if wanted else None
             if file is not None:
                 path = into / name
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,12 +75,47 @@ def _extract(tarball: Path, into: Path) -> None:
 
 
 def build_programs(gcc: Path, into: Path) -> None:
-    """Build them, static, in that directory."""
-    where = sources(Progress())
+    """Build those of SVE, static, in that directory."""
+    where = sources(Progress()) / FP
     for name, (files, options) in PROGRAMS.items():
-        command = [str(gcc), "-O2", "-static", *options, "-o", str(into / name), *files]
-        done = subprocess.run(command, cwd=where, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        _run([str(gcc), "-O2", "-static", *options, "-o", str(into / name), *files], where)
+
+
+def build_kvm_test(gcc: Path, version: str, name: str, into: Path) -> Path:
+    """Build a test of KVM as that kernel's Makefile has it, static, in that directory."""
+    tree = sources(Progress(), version)
+    arch = next(a for a in ("arm64", "aarch64") if (tree / KVM / "lib" / a).is_dir())
+    _write_sysreg_defs(tree, into)
+    include = [
+        into, tree / "tools/include", tree / "tools/arch/arm64/include",
+        tree / "tools/include/uapi", tree / "tools/arch/arm64/include/uapi",
+        "include", f"include/{arch}", "../rseq", "..",
+    ]  # fmt: skip
+    # Freestanding, as their string_override.c wants it.
+    options = [
+        "-O2", "-std=gnu99", "-D_GNU_SOURCE", "-ffreestanding", "-fno-strict-aliasing",
+        "-fno-stack-protector", "-fno-PIE", "-no-pie", "-static", "-pthread", "-w",
+    ]  # fmt: skip
+    tests = [file for file in (f"{name}.c", f"{arch}/{name}.c") if (tree / KVM / file).exists()]
+    library = [*(tree / KVM / "lib").glob("*.c"), *(tree / KVM / "lib" / arch).glob("*.[cS]")]
+    program = into / name
+    words = [*options, *(f"-I{place}" for place in include), "-o", program, *tests, *library]
+    _run([str(gcc), *map(str, words)], tree / KVM)
+    return program
+
+
+def _write_sysreg_defs(tree: Path, into: Path) -> None:
+    """Have the header that newer kernels make of their table of system registers."""
+    table = tree / "arch/arm64/tools"
+    (into / "asm").mkdir()
+    defs = _run(["awk", "-f", str(table / "gen-sysreg.awk"), str(table / "sysreg")], tree)
+    (into / "asm/sysreg-defs.h").write_text(defs)
+
+
+def _run(command: list[str], where: Path) -> str:
+    done = subprocess.run(command, cwd=where, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def in_guest(built: Path) -> dict[str, bytes]:
