@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from pyvmm.machine import Machine
     from pyvmm.probe import Probe
+    from pyvmm.snapshot.look import Snapshot
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,7 @@ __all__ = (
     "Predicate",
     "Probe",
     "Rng",
+    "Snapshot",
     "SveRequest",
     "TimeoutExpired",
     "UsageError",
@@ -57,6 +59,7 @@ _HOMES = {
     "Machine": "pyvmm.machine",
     "Predicate": "pyvmm.arm64.lanes",
     "Probe": "pyvmm.probe",
+    "Snapshot": "pyvmm.snapshot.look",
     "Rng": "pyvmm.deviceconfig",
     "Vector": "pyvmm.arm64.lanes",
 }

@@ -42,6 +42,7 @@ VERBS = {
     "balloon": Verb("pyvmm.commands.balloon", "Take memory of guests back, or give it again."),
     "memory": Verb("pyvmm.commands.memory", "Plug or unplug memory of a running guest."),
     "debug": Verb("pyvmm.commands.debug", "Show VMs' registers or devices, or send a sysrq."),
+    "snapshot": Verb("pyvmm.commands.snapshot", "Look into snapshots, compare and move them."),
     "sve": Verb("pyvmm.commands.sve", "See, explain and check SVE vector lengths."),
     "sweep": Verb("pyvmm.commands.sweep", "Run a guest at every set of SVE vector lengths."),
     "doctor": Verb("pyvmm.commands.doctor", "Show what this machine has and lacks."),

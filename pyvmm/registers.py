@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 from pyvmm.arm64 import sysregs, vl
 from pyvmm.arm64.lanes import PREDICATE_SHARE
 from pyvmm.errors import KvmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.uapi import MpState
-from pyvmm.kvm.vcpu import Vcpu, VcpuEvents
-from pyvmm.kvm.vgic import Vgic
+from pyvmm.kvm.vcpu import VcpuEvents
 
 VECTORS = frozenset(regs.Z(number) for number in range(32))
 PREDICATES = frozenset({*(regs.P(number) for number in range(16)), regs.FFR()})
@@ -28,6 +27,25 @@ ICC_REGISTERS = (
     "ICC_PMR_EL1", "ICC_CTLR_EL1", "ICC_SRE_EL1", "ICC_IGRPEN0_EL1", "ICC_IGRPEN1_EL1",
     "ICC_BPR0_EL1", "ICC_BPR1_EL1", "ICC_AP0R0_EL1", "ICC_AP1R0_EL1",
 )  # fmt: skip
+
+
+class Parked(regs.RegisterFile, Protocol):
+    """A vCPU that does not run, or what was kept of one."""
+
+    id: int
+
+    def get_mp_state(self) -> int:
+        """KVM_GET_MP_STATE."""
+
+    def get_vcpu_events(self) -> VcpuEvents:
+        """KVM_GET_VCPU_EVENTS."""
+
+
+class CpuInterfaces(Protocol):
+    """The vCPUs' interfaces to a GICv3."""
+
+    def get_cpu_sysreg(self, mpidr: int, encoding: int) -> int:
+        """An ICC_*_EL1 register of the vCPU with that affinity."""
 
 
 class PendingEvents(TypedDict):
@@ -58,7 +76,7 @@ class VcpuRegisters(TypedDict):
 
 
 def read_registers(
-    vcpu: Vcpu, vls: vl.VlSet, *, gic: Vgic | None = None, whole: bool = False
+    vcpu: Parked, vls: vl.VlSet, *, gic: CpuInterfaces | None = None, whole: bool = False
 ) -> VcpuRegisters:
     """Read a vCPU that is parked, whose vector lengths are ``vls``.
 
@@ -80,7 +98,7 @@ def read_registers(
     )
 
 
-def _read_all(vcpu: Vcpu, gic: Vgic | None) -> tuple[dict[str, int], dict[str, str]]:
+def _read_all(vcpu: Parked, gic: CpuInterfaces | None) -> tuple[dict[str, int], dict[str, str]]:
     """The values by name, and the errno of each register that KVM does not give."""
     values: dict[str, int] = {}
     errors: dict[str, str] = {}

@@ -35,6 +35,7 @@ STACK_POINTERS: dict[int, str] = {
     Mode.EL2h: "SP_EL2",
 }  # fmt: skip
 
+VECTORS = r"[VZP]\d+|FFR"  # names
 _NUMBERED = re.compile(r"([A-Z]+)(\d+)((?:_EL\d)?)")
 
 Values = Mapping[str, str]
@@ -69,7 +70,7 @@ SECTIONS = (
     Section("firmware", "sys", r"PSCI_VERSION|SMCCC_.*|(STD|VENDOR)_.*BMAP.*"),
     Section("identification", "id", r"(V?MIDR|V?MPIDR|VPIDR|REVIDR|AIDR|ID|MVFR\d|S3_0_C0)_.*"),
     Section("caches", "id", r"CTR_EL0|DCZID_EL0|CLIDR_EL1|CSSELR_EL1|CCSIDR\d+"),
-    Section("vectors", "vectors", r"[VZP]\d+|FFR|SVE_VLS"),
+    Section("vectors", "vectors", rf"{VECTORS}|SVE_VLS"),
 )  # fmt: skip
 
 PARTS = ("all", *dict.fromkeys(section.part for section in SECTIONS))
@@ -85,6 +86,16 @@ def show_registers(vcpu: VcpuRegisters, part: str = "all") -> Iterator[str]:
         if values and part in ("all", section.part):
             yield from _RENDERERS.get(section.title, _show_section)(section, values, vcpu)
     yield from _show_errors(vcpu["errors"])
+
+
+def show_matching(vcpu: VcpuRegisters) -> Iterator[str]:
+    """The lines of one vCPU from which all but a few registers were taken: each in full."""
+    yield _headline(vcpu)
+    for name, text in vcpu["registers"].items():
+        if re.fullmatch(VECTORS, name):
+            yield from _vector(name, text)
+        else:
+            yield from _line(name, text)
 
 
 def _headline(vcpu: VcpuRegisters) -> str:

@@ -243,6 +243,8 @@ def _check(state: State) -> None:
     for below, above in itertools.pairwise(areas):
         if below.end > above.base:
             raise Damaged(f"state.memory: {below.name} and {above.name} overlap")
+    if not 0 < state.gic.nr_irqs <= 1024:  # Source: Linux, VGIC_NR_IRQS_LEGACY, KVM's limit
+        raise Damaged(f"state.gic has {state.gic.nr_irqs} interrupts")
     for block in state.gic.blocks:
         if block.vcpu is not None and not 0 <= block.vcpu < len(state.vcpus):
             raise Damaged(f"state.gic: registers of vCPU {block.vcpu}, which there is not")

@@ -12,6 +12,7 @@ from pyvmm.snapshot.filling import fill, map_into
 from pyvmm.snapshot.format import BLOCK, PAGE
 from pyvmm.snapshot.pages import Range
 from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.state import State
 from pyvmm.snapshot.writer import Part, write_snapshot
 
 BASE = 0x8000_0000
@@ -48,3 +49,9 @@ def restored(path: Path, how: str = "eager") -> bytes:
     with SnapshotFile.open(path) as snapshot, GuestMemory(BASE, SIZE) as memory:
         FILLERS[how](snapshot, [memory])
         return memory.read(BASE, SIZE)
+
+
+def save_machine(path: Path, state: State, memory: GuestMemory | None = None) -> str:
+    """A snapshot of a machine whose memory, without any given, is zero."""
+    parts = [] if memory is None else [Part(memory)]
+    return write_snapshot(path, state.document(), parts)

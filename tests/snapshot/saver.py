@@ -14,7 +14,7 @@ from pyvmm.snapshot.writer import Part, write_snapshot
 from tests.snapshot.files import BASE, SIZE, noise
 
 SEED = 1
-LENGTH = SIZE // 2
+LENGTH = SIZE // 8
 
 
 def main(path: Path) -> None:

@@ -1,0 +1,25 @@
+"""``pyvmm snapshot``: look into snapshot files, compare them, make them fit to be moved."""
+
+from __future__ import annotations
+
+import click
+
+from pyvmm.cli import LazyGroup, Verb
+
+COMMANDS = {
+    "show": Verb("pyvmm.commands.snapshot_show", "Show what is in a snapshot."),
+    "diff": Verb("pyvmm.commands.snapshot_diff", "Show what is different between two snapshots."),
+    "flatten": Verb("pyvmm.commands.snapshot_move", "Write an incremental snapshot as one file."),
+    "export": Verb("pyvmm.commands.snapshot_move", "Pack a snapshot with zstd."),
+    "import": Verb(
+        "pyvmm.commands.snapshot_move", "Unpack what export has packed.", "import_snapshot"
+    ),
+}
+
+
+@click.group(cls=LazyGroup, verbs=COMMANDS)
+def snapshot() -> None:
+    """Look into snapshots, compare and move them.
+
+    All of these work on any machine, without KVM.
+    """

@@ -1,0 +1,92 @@
+"""``pyvmm snapshot flatten``, ``export`` and ``import``."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from pyvmm.boot import zstd
+from pyvmm.cli import say
+from pyvmm.errors import UsageError
+from pyvmm.files import USUAL, replacing, write_all
+from pyvmm.snapshot.moving import export as packed
+from pyvmm.snapshot.moving import flatten as write_flat
+from pyvmm.snapshot.moving import unpack
+from pyvmm.snapshot.reader import SnapshotFile
+
+STREAM = Path("-")
+PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@click.argument("out", type=PATH)
+def flatten(file: Path, out: Path) -> None:
+    """Write an incremental snapshot and all it goes on from as one file.
+
+    OUT needs no other file, and is checked while it is written; it may be FILE itself. Snapshots
+    that were saved with FILE as their --parent still need FILE: OUT is another.
+    """
+    with SnapshotFile.open(file) as snapshot:
+        write_flat(snapshot, out)
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@click.argument("out", type=PATH)
+@click.option(
+    "--level", type=click.IntRange(zstd.LEVELS[0], zstd.LEVELS[-1]), default=3, metavar="N",
+    help="zstd's compression level, 1 (fast) to 19 (small).",
+)  # fmt: skip
+def export(file: Path, out: Path, level: int) -> None:
+    """Pack a snapshot with zstd, to move it.
+
+    An incremental snapshot becomes one that needs no other. OUT may be - for standard output, as
+    in `pyvmm snapshot export a.snap - | ssh there pyvmm snapshot import - a.snap`.
+    """
+    if out == STREAM and sys.stdout.isatty():
+        raise UsageError("a packed snapshot is nothing for a terminal", hint="name a file")
+    place = Path.cwd() if out == STREAM else Path(os.path.realpath(out)).parent
+    with SnapshotFile.open(file) as snapshot:
+        pieces = packed(snapshot, place, level)
+        if out == STREAM:
+            for piece in pieces:
+                sys.stdout.buffer.write(piece)
+            return
+        with replacing(out, USUAL & ~0o077) as fd:
+            done = 0
+            for piece in pieces:
+                write_all(fd, piece, done)
+                done += len(piece)
+
+
+@click.command("import")
+@click.argument("file", type=PATH)
+@click.argument("out", type=PATH)
+def import_snapshot(file: Path, out: Path) -> None:
+    """Unpack a snapshot that export has packed.
+
+    It has its name OUT when all of it was checked. FILE may be - for standard input.
+    """
+    with _source(file) as source:
+        identity = unpack(source, "standard input" if file == STREAM else str(file), out)
+    say(f"{out}: snapshot {identity[:12]}, checked")
+
+
+@contextlib.contextmanager
+def _source(file: Path) -> Iterator[BinaryIO]:
+    if file == STREAM:
+        yield sys.stdin.buffer
+        return
+    try:
+        opened = file.open("rb")
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read: {error.strerror}") from error
+    with opened:
+        yield opened

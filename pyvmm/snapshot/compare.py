@@ -1,0 +1,294 @@
+"""What is different between two snapshots: registers by name and lane, devices, memory.
+
+Some differences are as they are to be between two saves of one machine at rest: counters go on,
+and a save is made at another time.  They are found too, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from pyvmm.arm64 import sysregs
+from pyvmm.arm64.bits import Bits
+from pyvmm.arm64.fields import decode
+from pyvmm.arm64.lanes import Predicate, Vector
+from pyvmm.kvm import regs
+from pyvmm.registers import PREDICATES, VECTORS
+from pyvmm.snapshot import classes, gic, pages
+from pyvmm.snapshot.format import BLOCK, PAGE
+from pyvmm.snapshot.look import Snapshot, SnapshotVcpu
+from pyvmm.snapshot.pages import Range
+from pyvmm.snapshot.reader import Placed, SnapshotFile
+from pyvmm.snapshot.state import PVTIME
+
+# Parts of the state that two saves of one machine do not share, and why.
+EXPECTED: Final = {
+    "taken": "where and when it was saved",
+    "clock": "the guest's clock goes on",
+    "config.name": "what the VM was called",
+    "warnings": "what was said to whoever saved it",
+}
+TICKS: Final = "counters go on"
+NOT_KEPT: Final = "bits that KVM gives anew"
+STOLEN_TIME: Final = "the host's account of stolen time"
+V_REGISTERS: Final = frozenset(regs.V(number) for number in range(32))
+
+
+class Detail(NamedTuple):
+    """A field or a lane of a register that is different."""
+
+    name: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """Something that is different; a side that has no such thing is None.
+
+    ``expected`` is the reason, where it is no wonder.
+    """
+
+    where: str  # "vCPU 0", "GIC dist", "uart0", "machine"
+    name: str
+    a: str | None
+    b: str | None
+    details: tuple[Detail, ...] = ()
+    expected: str = ""
+
+
+class MemoryChange(NamedTuple):
+    """Pages of guest memory that are different, from one address up to another."""
+
+    start: int
+    end: int
+    expected: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All that is different between two snapshots."""
+
+    changes: tuple[Change, ...]
+    memory: tuple[MemoryChange, ...]
+
+    @property
+    def differ(self) -> bool:
+        """Whether there is a difference that is not an expected one."""
+        reasons = [change.expected for change in self.changes]
+        return not all([*reasons, *(change.expected for change in self.memory)])
+
+
+def compare(a: Snapshot, b: Snapshot) -> Comparison:
+    """Everything that is different between two snapshots.
+
+    Raises: UsageError, where memory that has to be read is damaged.
+    """
+    changes = [*_machine(a, b), *_vcpus(a, b), *_gic(a, b), *_devices(a, b)]
+    return Comparison(tuple(changes), tuple(_memory(a, b)))
+
+
+# The machine, the devices: documents
+
+
+def _machine(a: Snapshot, b: Snapshot) -> Iterator[Change]:
+    left, right = a.state.document(), b.state.document()
+    for part in ("vcpus", "gic", "devices"):
+        del left[part], right[part]
+    yield from _documents("machine", left, right)
+
+
+def _devices(a: Snapshot, b: Snapshot) -> Iterator[Change]:
+    left, right = a.state.devices, b.state.devices
+    for name in _either(left, right):
+        yield from _documents(name, left.get(name), right.get(name))
+
+
+def _documents(where: str, a: Any, b: Any, path: str = "") -> Iterator[Change]:
+    """The leaves of two JSON values that are different."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in _either(a, b):
+            yield from _documents(where, a.get(key), b.get(key), f"{path}.{key}".lstrip("."))
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        for number, (left, right) in enumerate(zip(a, b, strict=True)):
+            yield from _documents(where, left, right, f"{path}[{number}]")
+    elif a != b or type(a) is not type(b):
+        expected = [reason for prefix, reason in EXPECTED.items() if _is_in(path, prefix)]
+        yield Change(
+            where=where,
+            name=path or "all of it",
+            a=_text(a),
+            b=_text(b),
+            expected=expected[0] if expected and where == "machine" else "",
+        )
+
+
+def _is_in(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith((f"{prefix}.", f"{prefix}["))
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _either(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> list[Any]:
+    """The keys of both, in order."""
+    return list(dict.fromkeys([*a, *b]))
+
+
+# vCPUs and GIC: registers
+
+
+def _vcpus(a: Snapshot, b: Snapshot) -> Iterator[Change]:
+    for number in range(max(len(a.vcpus), len(b.vcpus))):
+        where = f"vCPU {number}"
+        left, right = (s.vcpus[number] if number < len(s.vcpus) else None for s in (a, b))
+        if left is None or right is None:
+            a_has, b_has = (None if vcpu is None else "there" for vcpu in (left, right))
+            yield Change(where=where, name="vCPU", a=a_has, b=b_has)
+            continue
+        yield from _documents(where, _rest(left), _rest(right))
+        for reg_id in _either(left.state.registers, right.state.registers):
+            yield from _register(where, reg_id, left, right)
+
+
+def _rest(vcpu: SnapshotVcpu) -> dict[str, Any]:
+    """What there is of a vCPU beside its registers."""
+    state = vcpu.state
+    return {
+        "mp_state": state.mp_state.name,
+        "features": sorted(feature.name for feature in state.features),
+        "vls": sorted(state.vls),
+        "pvtime": None if state.pvtime is None else f"{state.pvtime:#x}",
+        "events.serror_pending": state.events.serror_pending,
+        "events.serror_has_esr": state.events.serror_has_esr,
+        "events.serror_esr": f"{state.events.serror_esr:#x}",
+        "refused": state.refused,
+    }
+
+
+def _register(where: str, reg_id: int, left: SnapshotVcpu, right: SnapshotVcpu) -> Iterator[Change]:
+    a, b = (vcpu.state.registers.get(reg_id) for vcpu in (left, right))
+    if a == b:
+        return
+    expected = ""
+    if a is not None and b is not None and not classes.differs(reg_id, a, b):
+        expected = TICKS if classes.class_of(reg_id).ticks else NOT_KEPT
+    bits = _bits(reg_id, max((*left.state.vls, *right.state.vls), default=0))
+    yield Change(
+        where=where,
+        name=classes.name(reg_id),
+        a=None if a is None else f"{a:#0{2 + bits // 4}x}",
+        b=None if b is None else f"{b:#0{2 + bits // 4}x}",
+        details=() if a is None or b is None else tuple(_details(reg_id, a, b, bits)),
+        expected=expected,
+    )
+
+
+def _bits(reg_id: int, longest: int) -> int:
+    """How wide a register is, in vCPUs of that longest vector length."""
+    if reg_id in VECTORS:
+        return longest
+    return longest // Predicate.SHARE if reg_id in PREDICATES else 8 * regs.size(reg_id)
+
+
+def _details(reg_id: int, a: int, b: int, bits: int) -> Iterator[Detail]:
+    """The lanes or fields that are different; a predicate's lanes are bytes'."""
+    if reg_id in VECTORS or reg_id in V_REGISTERS:
+        lanes = zip(Vector(a, bits).d, Vector(b, bits).d, strict=True)
+        for number, (left, right) in enumerate(lanes):
+            if left != right:
+                yield Detail(f"d[{number}]", f"{left:#018x}", f"{right:#018x}")
+    elif reg_id in PREDICATES:
+        for number in range(bits):
+            if (a ^ b) >> number & 1:
+                yield Detail(f"b[{number}]", str(a >> number & 1), str(b >> number & 1))
+    else:
+        yield from _fields(classes.name(reg_id), a, b)
+
+
+def _fields(name: str, a: int, b: int) -> Iterator[Detail]:
+    left, right = decode(name, a), decode(name, b)
+    if not isinstance(left, Bits) or type(left) is not type(right):
+        return
+    for field in left.fields():
+        if (a ^ b) & field.mask:
+            yield Detail(field.name, field.word(a), field.word(b))
+
+
+def _gic(a: Snapshot, b: Snapshot) -> Iterator[Change]:
+    left, right = ({part[:2]: part.registers for part in s.gic_parts()} for s in (a, b))
+    if a.state.gic.kind != b.state.gic.kind:
+        yield Change(where="GIC", name="kind", a=a.state.gic.kind, b=b.state.gic.kind)
+    for part, vcpu in _either(left, right):
+        mine, theirs = left.get((part, vcpu), {}), right.get((part, vcpu), {})
+        where = f"GIC {part}" if vcpu is None else f"GIC {part} of vCPU {vcpu}"
+        for name in _either(mine, theirs):
+            one, other = mine.get(name), theirs.get(name)
+            if one == other:
+                continue
+            both = one is not None and other is not None
+            rounded = both and not ((one or 0) ^ (other or 0)) & ~gic.ROUNDED.get(name, 0)
+            yield Change(
+                where=where,
+                name=name,
+                a=None if one is None else f"{one:#010x}",
+                b=None if other is None else f"{other:#010x}",
+                details=tuple(_fields(name, one or 0, other or 0))
+                if both and name in sysregs.ENCODINGS
+                else (),
+                expected=NOT_KEPT if rounded else "",
+            )
+
+
+# Memory
+
+
+def _memory(a: Snapshot, b: Snapshot) -> Iterator[MemoryChange]:
+    stolen = [area for s in (a, b) for area in s.state.memory if area.name == PVTIME]
+    for low, high in differing_memory(a.file, b.file):
+        expected = any(area.base <= low and high <= area.end for area in stolen)
+        yield MemoryChange(low, high, STOLEN_TIME if expected else "")
+
+
+def differing_memory(a: SnapshotFile, b: SnapshotFile) -> list[Range]:
+    """The guest pages that two files hold differently.
+
+    What lies in blocks of one SHA-256, or is the same file's, is not read.
+    """
+    found: list[Range] = []
+    left, right = _by_block(a), _by_block(b)
+    for block in sorted(left.keys() | right.keys()):
+        mine, theirs = left.get(block, []), right.get(block, [])
+        if _identity(mine) != _identity(theirs):
+            with memoryview(a.read(block, BLOCK)) as one, memoryview(b.read(block, BLOCK)) as other:
+                found += pages.runs(pages.differing(one, other), block)
+    return pages.merged(found)
+
+
+def _by_block(file: SnapshotFile) -> dict[int, list[Placed]]:
+    """What is stored, cut at multiples of BLOCK of the guest's addresses, by these."""
+    blocks: dict[int, list[Placed]] = {}
+    for piece in file.placed():
+        end = piece.gpa + piece.length
+        for block in range(piece.gpa // BLOCK * BLOCK, end, BLOCK):
+            low, high = max(piece.gpa, block), min(end, block + BLOCK)
+            offset = piece.offset + low - piece.gpa
+            blocks.setdefault(block, []).append(Placed(low, high - low, piece.file, offset))
+    return blocks
+
+
+def _identity(pieces: list[Placed]) -> object:
+    """What is equal only where memory is: the SHA-256 of a whole block, or the place it is at."""
+    if len(pieces) == 1 and pieces[0].length == BLOCK and pieces[0].offset % BLOCK == 0:
+        file, offset = pieces[0].file, pieces[0].offset
+        return file.hashes[offset // BLOCK - file.header.memory.offset // BLOCK]
+    return [(piece.gpa, piece.length, piece.file.identity, piece.offset) for piece in pieces]
+
+
+def page_count(memory: tuple[MemoryChange, ...]) -> int:
+    """How many pages there are in ranges."""
+    return sum(change.end - change.start for change in memory) // PAGE

@@ -1,0 +1,208 @@
+"""A snapshot looked into: a machine's registers, devices and memory, on any machine.
+
+with Snapshot("guest.snap") as snapshot:
+    snapshot.vcpus[0].z[3].s.signed, snapshot.vcpus[0].sysreg["ESR_EL1"].EC
+    snapshot.read(0x8008_0000, 64)
+    snapshot.state.devices["uart0"]
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final, NamedTuple, Self
+
+from pyvmm.arm64 import sysregs
+from pyvmm.arm64.lanes import PREDICATE_SHARE
+from pyvmm.errors import KvmError, UsageError
+from pyvmm.kvm import regs, sve
+from pyvmm.kvm.vcpu import VcpuEvents
+from pyvmm.kvm.vgic import affinity
+from pyvmm.registers import MPIDR_EL1, PREDICATES, VECTORS, VcpuRegisters, read_registers
+from pyvmm.snapshot import gic, pages
+from pyvmm.snapshot.codec import Damaged
+from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.state import GicState, State, VcpuState
+from pyvmm.view import RegisterView
+
+NEEDED: Final = (regs.PC, regs.PSTATE, MPIDR_EL1)
+NEEDED_OF_SVE: Final = (regs.SVE_VLS, regs.lookup("ZCR_EL1", sysregs.ENCODINGS))
+GICV2: Final = "gicv2"
+_REGISTER_ID: Final = re.compile("0x[0-9a-f]{1,16}")
+
+
+class SnapshotVcpu(RegisterView):
+    """A vCPU as it was saved: every register by name, as a typed value; see RegisterView."""
+
+    def __init__(self, state: VcpuState) -> None:
+        self.id = state.id
+        self.state = state
+
+    def get_one_reg(self, reg_id: int) -> int:
+        """A register.
+
+        Raises: KvmError, for one that the vCPU had not, or that KVM did not give.
+        """
+        if reg_id in self.state.registers:
+            return self.state.registers[reg_id]
+        reason = self.state.refused.get(f"{reg_id:#x}", "ENOENT")
+        number = getattr(errno, reason, errno.ENOENT)
+        raise KvmError("saved KVM_GET_ONE_REG", f"vcpu {self.id}, {regs.name(reg_id)}", number)
+
+    def set_one_reg(self, reg_id: int, value: int) -> None:
+        """Refused: a snapshot is what it was.
+
+        Raises: TypeError.
+        """
+        raise TypeError("a snapshot's registers cannot be written")
+
+    def get_reg_list(self) -> list[int]:
+        """The ids of all registers, those included that KVM did not give."""
+        return [*self.state.registers, *(int(text, 16) for text in self.state.refused)]
+
+    def get_mp_state(self) -> int:
+        """Whether it ran, as KVM_GET_MP_STATE had it."""
+        return self.state.mp_state
+
+    def get_vcpu_events(self) -> VcpuEvents:
+        """What waited to be taken."""
+        return self.state.events.for_kvm()
+
+
+class GicPart(NamedTuple):
+    """Registers of an interrupt controller by name; ``vcpu`` is whose they are, if one's."""
+
+    part: str
+    vcpu: int | None
+    registers: dict[str, int]
+
+
+class Snapshot:
+    """A snapshot file, open and checked but for its memory; a context manager that closes it.
+
+    ``state`` is everything but memory, ``file`` what it came from, ``vcpus`` have the registers.
+    """
+
+    def __init__(self, path: Path | str | os.PathLike[str]) -> None:
+        """Open a snapshot, and the parents of an incremental one.
+
+        Raises: UsageError, for what is no snapshot or a damaged one, or has lost its parent.
+        """
+        self.file = SnapshotFile.open(Path(path))
+        try:
+            self.state = State.of(self.file.document, str(path))
+            self._check()
+        except BaseException:
+            self.file.close()
+            raise
+        self.vcpus = tuple(map(SnapshotVcpu, self.state.vcpus))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; the state stays."""
+        self.file.close()
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.file.path
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Guest memory, checked.
+
+        Raises: UsageError, where there is none, or it is damaged.
+        """
+        for area in self.state.memory:
+            if area.base <= gpa and 0 <= length <= area.end - gpa:
+                return self.file.read(gpa, length)
+        has = ", ".join(f"{a.name} {a.base:#x} to {a.end:#x}" for a in self.state.memory)
+        raise UsageError(
+            f"{self.path}: {length:#x} bytes at guest address {gpa:#x} are not in its memory",
+            hint=f"it has {has}",
+        )
+
+    def gic_parts(self) -> Iterator[GicPart]:
+        """The interrupt controller's registers, by their names in Arm's documents."""
+        state = self.state.gic
+        for block in state.blocks:
+            known = gic.names(state.kind, block.part, state.nr_irqs)
+            registers = {known.get(n, f"{n:#06x}"): value for n, value in block.registers.items()}
+            yield GicPart(block.part, block.vcpu, registers)
+
+    def registers(self, vcpu: int, *, whole: bool = False) -> VcpuRegisters:
+        """A vCPU's registers in the form that `pyvmm debug --json` has.
+
+        ``whole`` keeps Z, P and FFR at their longest, also where the guest has chosen a shorter
+        length.
+        """
+        state = self.state
+        has_icc = state.gic.kind != GICV2 and any(b.part == gic.CPU.name for b in state.gic.blocks)
+        reader = _CpuInterfaces(state.gic, self.vcpus) if has_icc else None
+        return read_registers(self.vcpus[vcpu], state.vls, gic=reader, whole=whole)
+
+    def _check(self) -> None:
+        """Refuse what would mislead whoever looks.
+
+        Raises: Damaged.
+        """
+        room = pages.merged((area.base, area.end) for area in self.state.memory)
+        for low, high in pages.without(self.file.stored(), room):
+            raise Damaged(
+                f"{self.path}: memory at guest addresses {low:#x} to {high:#x}, "
+                "which the machine does not have"
+            )
+        for vcpu in self.state.vcpus:
+            if reason := _flaw(vcpu):
+                raise Damaged(f"{self.path}: vCPU {vcpu.id}: {reason}")
+
+
+def _flaw(vcpu: VcpuState) -> str:
+    """What is wrong with a vCPU's registers; empty if nothing is."""
+    registers = vcpu.registers
+    for reg_id in NEEDED if not vcpu.vls else (*NEEDED, *NEEDED_OF_SVE):
+        if reg_id not in registers:
+            return f"{regs.name(reg_id, sysregs.NAMES)} is missing"
+    if sve.lengths(registers.get(regs.SVE_VLS, 0)) != vcpu.vls:
+        return "its vector lengths are not those of its SVE_VLS"
+    bits = max(vcpu.vls, default=0)
+    for kind, width in ((VECTORS, bits), (PREDICATES, bits // PREDICATE_SHARE)):
+        for reg_id in kind & registers.keys():
+            if registers[reg_id] >> width:
+                return f"{regs.name(reg_id)} is longer than its vectors"
+    for text in vcpu.refused:
+        if not _REGISTER_ID.fullmatch(text):
+            return f"no register: {text[:20]}"
+    return ""
+
+
+class _CpuInterfaces:
+    """The GIC's CPU interfaces, as read_registers() asks for them."""
+
+    def __init__(self, state: GicState, vcpus: tuple[SnapshotVcpu, ...]) -> None:
+        self._whose = {affinity(vcpu.get_one_reg(MPIDR_EL1)): vcpu.id for vcpu in vcpus}
+        self._registers = {b.vcpu: b.registers for b in state.blocks if b.part == gic.CPU.name}
+
+    def get_cpu_sysreg(self, mpidr: int, encoding: int) -> int:
+        """An ICC_*_EL1 register.
+
+        Raises: KvmError, for one that was not saved.
+        """
+        try:
+            return self._registers[self._whose[affinity(mpidr)]][encoding]
+        except KeyError:
+            name = sysregs.NAMES.get(encoding, f"{encoding:#x}")
+            raise KvmError("saved KVM_GET_DEVICE_ATTR", name, errno.ENOENT) from None

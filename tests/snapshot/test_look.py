@@ -1,0 +1,196 @@
+"""A snapshot's registers by name, its GIC, its memory; and states that would mislead."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pyvmm
+from pyvmm.arm64 import sysregs
+from pyvmm.errors import KvmError, UsageError
+from pyvmm.kvm import regs
+from pyvmm.kvm.uapi import MpState
+from pyvmm.layout import MIB, RAM_BASE
+from pyvmm.memory import GuestMemory
+from pyvmm.snapshot.gic import CPU
+from pyvmm.snapshot.look import Snapshot
+from pyvmm.snapshot.state import GicBlock, State, VcpuState
+from tests.snapshot import sample
+from tests.snapshot.files import noise, save_machine
+
+ICC_PMR = sysregs.ENCODINGS["ICC_PMR_EL1"]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "guest.snap"
+
+
+def changed(state: State, **of_vcpu_0: Any) -> State:
+    """The state with vCPU 0 as said."""
+    first = dataclasses.replace(state.vcpus[0], **of_vcpu_0)
+    return dataclasses.replace(state, vcpus=(first, *state.vcpus[1:]))
+
+
+def with_registers(state: State, registers: dict[int, int]) -> State:
+    return changed(state, registers={**state.vcpus[0].registers, **registers})
+
+
+def test_registers_are_typed_values(path: Path) -> None:
+    state = with_registers(sample.state(), {regs.lookup("ESR_EL1", sysregs.ENCODINGS): 0x5600_0007})
+    save_machine(path, state)
+
+    with Snapshot(path) as snapshot:
+        vcpu = snapshot.vcpus[0]
+        assert vcpu.vls == sample.VLS
+        assert vcpu.z[3].b == (4,) * 32
+        assert int(vcpu.ffr) == 0xFFFF_FFFF
+        assert vcpu.sysreg["ESR_EL1"].EC.name == "SVC64"
+        assert vcpu.reg["PC"] == 0x8008_0000
+        assert vcpu.vl_in_use == 256
+        assert snapshot.vcpus[1].get_mp_state() == MpState.STOPPED
+
+
+def test_snapshot_is_part_of_the_library(path: Path) -> None:
+    save_machine(path, sample.state())
+
+    with pyvmm.Snapshot(str(path)) as snapshot:
+        assert snapshot.vcpus[0].p[2].value == 0x5555_5557
+
+
+def test_register_that_was_not_there_is_told(path: Path) -> None:
+    save_machine(path, sample.state())
+
+    with Snapshot(path) as snapshot:
+        with pytest.raises(KeyError):
+            snapshot.vcpus[0].sysreg["TCR_EL1"]
+        with pytest.raises(KvmError, match="ENOENT"):
+            snapshot.vcpus[0].get_one_reg(regs.V(0))
+
+
+def test_register_that_kvm_refused_is_there_with_its_reason(path: Path) -> None:
+    refused = regs.lookup("TCR_EL1", sysregs.ENCODINGS)
+    save_machine(path, changed(sample.state(), refused={f"{refused:#x}": "EINVAL"}))
+
+    with Snapshot(path) as snapshot:
+        row = list(snapshot.vcpus[0].registers())[-1]
+        assert (row.name, row.value, row.error) == ("TCR_EL1", None, "EINVAL")
+        assert snapshot.registers(0)["errors"] == {"TCR_EL1": "EINVAL"}
+
+
+def test_registers_cannot_be_written(path: Path) -> None:
+    save_machine(path, sample.state())
+
+    with Snapshot(path) as snapshot, pytest.raises(TypeError, match="cannot be written"):
+        snapshot.vcpus[0].reg["PC"] = 0
+
+
+def test_registers_are_those_of_debug(path: Path) -> None:
+    state = sample.state()
+    blocks = (
+        *state.gic.blocks,
+        GicBlock(part=CPU.name, vcpu=0, registers={ICC_PMR: 0xF0}),
+        GicBlock(part=CPU.name, vcpu=1, registers={ICC_PMR: 0x80}),
+    )
+    gic = dataclasses.replace(state.gic, blocks=blocks)
+    save_machine(path, dataclasses.replace(state, gic=gic))
+
+    with Snapshot(path) as snapshot:
+        first, second = snapshot.registers(0), snapshot.registers(1)
+
+    assert first["registers"]["ICC_PMR_EL1"] == "0x00000000000000f0"
+    assert second["registers"]["ICC_PMR_EL1"] == "0x0000000000000080"
+    assert first["registers"]["Z3"] == "0x" + "04" * 32
+    assert (first["current_vl"], first["shown_vl"], first["vls"]) == (256, 256, [128, 256])
+    assert (first["mp_state"], second["mp_state"]) == ("RUNNABLE", "STOPPED")
+
+
+def test_vectors_are_cut_to_the_length_in_use(path: Path) -> None:
+    save_machine(path, with_registers(sample.state(), {sample.ZCR: 0}))
+
+    with Snapshot(path) as snapshot:
+        assert snapshot.registers(0)["registers"]["Z3"] == "0x" + "04" * 16
+        assert snapshot.registers(0, whole=True)["registers"]["Z3"] == "0x" + "04" * 32
+
+
+def test_gic_registers_have_names(path: Path) -> None:
+    save_machine(path, sample.state())
+
+    with Snapshot(path) as snapshot:
+        parts = {(part.part, part.vcpu): part.registers for part in snapshot.gic_parts()}
+
+    assert parts["dist", None] == {"GICD_CTLR": 0x12, "GICD_IIDR": 0x43B}
+    assert parts["redist", 1] == {"GICR_ISENABLER0": 0x800_FFFF}
+
+
+def test_memory_is_read_within_its_areas(path: Path) -> None:
+    with GuestMemory(RAM_BASE, 16 * MIB) as memory:
+        memory.write(RAM_BASE + 5, noise(9000))
+        save_machine(path, sample.state(), memory)
+
+    with Snapshot(path) as snapshot:
+        assert snapshot.read(RAM_BASE + 5, 9000) == noise(9000)
+        assert snapshot.read(RAM_BASE + MIB, 8) == bytes(8)
+        for gpa, length in ((RAM_BASE - 1, 2), (RAM_BASE + 16 * MIB - 1, 2), (RAM_BASE, -1)):
+            with pytest.raises(UsageError, match="are not in its memory"):
+                snapshot.read(gpa, length)
+
+
+def test_memory_that_no_area_has_is_refused(path: Path) -> None:
+    with GuestMemory(RAM_BASE + 16 * MIB, MIB) as memory:
+        memory.write(RAM_BASE + 16 * MIB, b"x")
+        save_machine(path, sample.state(), memory)
+
+    with pytest.raises(UsageError, match=r"guest\.snap: memory at guest addresses 0x81000000 to"):
+        Snapshot(path)
+
+
+def without(vcpu: VcpuState, name: str) -> dict[int, int]:
+    gone = regs.lookup(name, sysregs.ENCODINGS)
+    return {reg_id: value for reg_id, value in vcpu.registers.items() if reg_id != gone}
+
+
+@pytest.mark.parametrize("name", ["PC", "PSTATE", "MPIDR_EL1", "SVE_VLS", "ZCR_EL1"])
+def test_state_without_a_register_that_is_needed_is_refused(path: Path, name: str) -> None:
+    state = sample.state()
+    save_machine(path, changed(state, registers=without(state.vcpus[0], name)))
+
+    with pytest.raises(UsageError, match=rf"guest\.snap: vCPU 0: {name} is missing"):
+        Snapshot(path)
+
+
+@pytest.mark.parametrize(
+    ("registers", "reason"),
+    [
+        ({regs.SVE_VLS: 7}, "its vector lengths are not those"),
+        ({regs.Z(5): 1 << 256}, "Z5 is longer than its vectors"),
+        ({regs.P(5): 1 << 32}, "P5 is longer than its vectors"),
+        ({regs.FFR(): 1 << 32}, "FFR is longer than its vectors"),
+    ],
+)
+def test_vectors_that_cannot_be_are_refused(
+    path: Path, registers: dict[int, int], reason: str
+) -> None:
+    save_machine(path, with_registers(sample.state(), registers))
+
+    with pytest.raises(UsageError, match=reason):
+        Snapshot(path)
+
+
+def test_refused_register_that_is_none_is_refused(path: Path) -> None:
+    save_machine(path, changed(sample.state(), refused={"PC\x1b[2J": "EINVAL"}))
+
+    with pytest.raises(UsageError, match="no register"):
+        Snapshot(path)
+
+
+def test_state_that_is_none_is_told_with_the_file(path: Path) -> None:
+    from pyvmm.snapshot.writer import write_snapshot
+
+    write_snapshot(path, {"schema": 1}, [])
+
+    with pytest.raises(UsageError, match=r"guest\.snap: a damaged state"):
+        Snapshot(path)
