@@ -48,6 +48,7 @@ test-kvm: dev guests
 
 guests: tools
 	@$(MAKE) --no-print-directory -s -C guests CC=$(GCC) PYTHON=$(CURDIR)/$(BIN)/python
+	@$(MAKE) --no-print-directory -s -C programs CC=$(GCC)
 
 venv: $(VENV)/.ready
 
@@ -74,4 +75,4 @@ wheel: guests dev
 	$(BIN)/python -m pip wheel --no-deps -w dist .
 
 clean:
-	rm -rf build dist $(VENV) pyvmm/guests *.egg-info
+	rm -rf build dist $(VENV) pyvmm/guests pyvmm/programs *.egg-info

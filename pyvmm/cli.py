@@ -45,6 +45,7 @@ VERBS = {
     "snapshot": Verb("pyvmm.commands.snapshot", "Look into snapshots, compare and move them."),
     "sve": Verb("pyvmm.commands.sve", "See, explain and check SVE vector lengths."),
     "sweep": Verb("pyvmm.commands.sweep", "Run a guest at every set of SVE vector lengths."),
+    "repro": Verb("pyvmm.commands.repro", "Reproduce known bugs, and tell where they are not."),
     "doctor": Verb("pyvmm.commands.doctor", "Show what this machine has and lacks."),
     "host": Verb("pyvmm.commands.host", "Manage the emulated arm64 hosts."),
     "version": Verb("pyvmm.commands.version", "Show pyvmm's version."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Final
 
 from pyvmm.errors import HostError
@@ -15,17 +16,39 @@ PATIENCE_S: Final = 60.0  # between one piece of output and the next
 ANSWER_S: Final = 5.0  # a host that is there answers in a tenth of a second
 
 
-def capture(running: Running, argv: list[str], data: bytes) -> bytes:
+class CommandFailed(HostError):
+    """The command ended with another exit code than 0: ``code``; 128+n for signal n."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def capture(
+    running: Running,
+    argv: list[str],
+    data: bytes,
+    *,
+    as_root: bool = False,
+    patience_s: float | None = None,
+) -> bytes:
     """What ``argv`` prints in the host that gets ``data`` (256 KiB at most) on standard input.
 
+    ``as_root`` is root inside, as loading a module wants; the user's files are the user's all
+    the same, since it is the user's own QEMU that touches them.
+
     Raises:
-        HostError: it fails, with its own words; or the host ended, or does not answer.
+        CommandFailed: it fails, with its own words.
+        HostError: the host ended, or does not answer.
     """
     if len(data) > STDIN_WINDOW:
         raise ValueError(f"{len(data)} bytes are more than may be on their way unread")
     with connected(running, ANSWER_S) as connection:
-        rest = greet(running, connection, request_for(running, argv, running.description, []))
-        connection.settimeout(PATIENCE_S)
+        request = request_for(running, argv, running.description, [])
+        if as_root:
+            request = replace(request, uid=0, gid=0, groups=[0])
+        rest = greet(running, connection, request)
+        connection.settimeout(PATIENCE_S if patience_s is None else patience_s)
         frames = FrameReader()
         streams = {Frame.OUT: bytearray(), Frame.ERR: bytearray()}
         try:
@@ -49,5 +72,6 @@ def capture(running: Running, argv: list[str], data: bytes) -> bytes:
 def _result(argv: list[str], code: int, streams: dict[Frame, bytearray]) -> bytes:
     if code:
         said = streams[Frame.ERR].decode(errors="replace").strip()
-        raise HostError(f"{' '.join(argv)} failed in the emulated host ({code}): {said}")
+        text = f"{' '.join(argv)} failed in the emulated host ({code}): {said}"
+        raise CommandFailed(text, code)
     return bytes(streams[Frame.OUT])

@@ -104,7 +104,7 @@ def _library_path(root: Path, *directories: str) -> str:
     return ":".join(map(str, found))
 
 
-def _through_loader(root: Path, program: str, *arguments: str) -> tuple[str, ...]:
+def through_loader(root: Path, program: str, *arguments: str) -> tuple[str, ...]:
     """Return the command that runs a tree's program with the tree's own C library."""
     name = LOADERS[platform.machine()]
     loader = next((p for p in sorted(root.glob(f"**/{name}")) if p.exists()), None)
@@ -121,7 +121,7 @@ def qemu(choice: str, progress: Progress) -> Tool:
     root = tree(f"qemu-{choice}", QEMU_SUITES[choice], ["qemu-system-arm"], progress)
     firmware = ("-L", str(root / "usr/share/qemu"))
     return Tool(
-        _through_loader(root, "usr/bin/qemu-system-aarch64", *firmware),
+        through_loader(root, "usr/bin/qemu-system-aarch64", *firmware),
         # the module caches of this machine are for its own libraries
         {"GIO_MODULE_DIR": "/nonexistent", "QEMU_MODULE_DIR": str(root / "usr/lib/qemu")},
     )
@@ -188,7 +188,7 @@ def _small_tool(program: str, package: str, progress: Progress) -> Tool:
     if installed:
         return Tool((installed,))
     root = tree(package, TOOLS_SUITE, [package], progress)
-    return Tool(_through_loader(root, f"usr/bin/{program}"))
+    return Tool(through_loader(root, f"usr/bin/{program}"))
 
 
 def python311(progress: Progress) -> Tool:
@@ -196,7 +196,7 @@ def python311(progress: Progress) -> Tool:
     if PYTHON == (3, 11):
         return Tool((sys.executable,))
     root = tree("python3.11", TOOLS_SUITE, ["python3.11"], progress)
-    command = _through_loader(root, "usr/bin/python3.11")
+    command = through_loader(root, "usr/bin/python3.11")
     return Tool(command, {"PYTHONHOME": str(root / "usr")})
 
 

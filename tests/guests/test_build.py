@@ -15,11 +15,12 @@ from pyvmm import layout
 from tests.guests.conftest import GUESTS, flat_image, loadable
 
 NAMES = (
-    "hello", "exit", "sve-vls", "sve-zcr", "sve-math", "smp", "timer", "echo", "virtio-console",
+    "hello", "exit", "sve-vls", "sve-zcr", "zcr-el12", "sve-math", "smp", "timer", "echo",
+    "virtio-console",
 )  # fmt: skip
 # Instructions of SVE in guests/sve/access.S
 ACCESS = 32 * 2 + 16 * 2 + 8 + 1
-SVE = {"sve-vls": ACCESS, "sve-zcr": ACCESS}
+SVE = {"sve-vls": ACCESS, "sve-zcr": ACCESS, "zcr-el12": ACCESS}
 FP = ("sve-math",)  # its scalar twins
 LOAD_ADDRESS = layout.RAM_BASE + layout.KERNEL_OFFSET
 

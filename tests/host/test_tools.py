@@ -140,7 +140,7 @@ def test_trees_program_runs_through_the_trees_own_loader(tmp_path: Path) -> None
     for file in (libraries / loader, libraries / "libc.so.6"):
         file.touch()
 
-    command = tools._through_loader(tmp_path, "usr/bin/dtc", "-q")
+    command = tools.through_loader(tmp_path, "usr/bin/dtc", "-q")
 
     path = f"{tmp_path}/lib/{triplet}:{libraries}"
     program = str(tmp_path / "usr/bin/dtc")
@@ -149,6 +149,6 @@ def test_trees_program_runs_through_the_trees_own_loader(tmp_path: Path) -> None
 
 def test_tree_without_a_loader_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="holds no ld-linux") as caught:
-        tools._through_loader(tmp_path, "usr/bin/dtc")
+        tools.through_loader(tmp_path, "usr/bin/dtc")
 
     assert caught.value.hint == "pyvmm host rm --all"

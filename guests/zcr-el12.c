@@ -1,0 +1,58 @@
+/* zcr-el12: a guest whose ZCR_EL1.LEN is what its console says: the cause to look for in a host. */
+
+#include "sve/registers.h"
+
+/*
+ * Letters on the console, and the answers:
+ *
+ *   A to P   LEN becomes 0 to 15     len LEN zcr ZCR_EL1 vl BYTES
+ *   t        LEN is 0 and 15 by turns, until the next letter     toggle
+ *   q        the guest ends, with 0
+ *
+ * Meanwhile SVE is in use, between exits to the VMM and between interrupts of the host's, so that
+ * KVM has the guest's registers to put away each time.
+ */
+
+#define SPINS			3000
+
+static void spin(void)
+{
+	for (volatile int i = 0; i < SPINS; i++)
+		;
+}
+
+static void set_len(unsigned int len)
+{
+	unsigned int vl = sve_set_len(len);
+
+	print("len %u zcr %lu vl %u\n", len, read_sysreg(ZCR_EL1), vl);
+}
+
+int main(void)
+{
+	bool toggles = false;
+	unsigned int turn = 0;
+
+	if (!sve_enable()) {
+		print("no sve\n");
+		return 1;
+	}
+	print("ready\n");
+	for (;;) {
+		char letter;
+
+		if (toggles)
+			sve_set_len(turn++ % 2 ? LEN_MAX : 0);
+		sve_rdvl();
+		spin();
+		if (!uart_read(&letter, 1))
+			continue;
+		toggles = letter == 't';
+		if (toggles)
+			print("toggle\n");
+		else if (letter >= 'A' && letter < 'A' + LENS)
+			set_len(letter - 'A');
+		else if (letter == 'q')
+			return 0;
+	}
+}

@@ -1,0 +1,130 @@
+"""``pyvmm repro``: reproductions of known bugs, each with its options; and one from a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyvmm.commands import _reproreport
+from pyvmm.commands._hostopts import host_options
+from pyvmm.commands._reprorun import Job, Outcome, perform
+from pyvmm.files import write_whole
+from pyvmm.host.progress import Progress
+from pyvmm.host.settings import HostSettings
+from pyvmm.repro import cases
+from pyvmm.repro.model import Option, Reproduction, Settings
+
+EPILOG = (
+    "Exit codes: 0 not reproduced, and a control shows that it would have been seen; "
+    "1 reproduced, or something else is wrong; 2 usage; 3 cannot tell (which is named)."
+)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class Reproductions(click.Group):
+    """The group whose commands are the reproductions there are."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every reproduction, and what else there is."""
+        return [*cases.all_cases(), *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A reproduction's command is made of its options."""
+        reproduction = cases.all_cases().get(cmd_name)
+        return (
+            super().get_command(ctx, cmd_name) if reproduction is None else _command(reproduction)
+        )
+
+
+@click.group(cls=Reproductions)
+def repro() -> None:
+    """Reproduce known bugs, and tell where they are not.
+
+    Each looks for one bug on this machine's KVM, or in an emulated host, and says what it saw and
+    what follows from that. It says that a bug is not there only if what it did as a control was
+    noticed.
+    """
+
+
+def _command(reproduction: Reproduction) -> click.Command:
+    """The command line of one reproduction."""
+
+    def run(where: HostSettings, **options: Any) -> int:
+        settings = _settings(reproduction, options)
+        return _Run(reproduction, settings, where, options).run()
+
+    command: Any = host_options(run)
+    for general in reversed(_GENERAL):
+        command = general(command)
+    for option in reversed(reproduction.options):
+        command = _option(option)(command)
+    help_text = f"{reproduction.title}\n\n{reproduction.work.__doc__ or ''}"
+    made = click.command(name=reproduction.name, help=help_text, epilog=EPILOG)(command)
+    assert isinstance(made, click.Command)
+    return made
+
+
+_GENERAL = (
+    click.option("--seed", type=click.IntRange(0, 1 << 24), default=1, metavar="N",
+                 help="What the patterns are made from."),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    click.option("--report", type=FILE, metavar="FILE",
+                 help="Write a Markdown report there, and JSON beside it."),
+)  # fmt: skip
+
+
+def _option(option: Option) -> Any:
+    kind: Any = click.Choice(option.choices) if option.choices else str
+    return click.option(
+        f"--{option.name}", option.key, type=kind, default=option.default,
+        metavar=None if option.choices else option.metavar, help=option.help,
+    )  # fmt: skip
+
+
+def _settings(reproduction: Reproduction, options: dict[str, Any]) -> Settings:
+    """What the user said, read; UsageError where it makes no sense."""
+    return {
+        option.key: option.parse(options[option.key]) if option.parse else options[option.key]
+        for option in reproduction.options
+    }
+
+
+class _Run:
+    """One call of a reproduction's command."""
+
+    def __init__(
+        self,
+        reproduction: Reproduction,
+        settings: Settings,
+        where: HostSettings,
+        options: dict[str, Any],
+    ) -> None:
+        self._job = Job(
+            reproduction=reproduction, settings=settings, where=where, seed=options["seed"]
+        )
+        self._options = options
+
+    def run(self) -> int:
+        """Do it, show it, write it; the exit code."""
+        outcome = perform(self._job, Progress())
+        show(outcome, as_json=self._options["as_json"])
+        if (path := self._options["report"]) is not None:
+            write_whole(path, _reproreport.markdown(outcome).encode())
+            write_whole(path.with_suffix(".json"), _json(outcome).encode())
+        return outcome.finding.code
+
+
+def show(outcome: Outcome, *, as_json: bool) -> None:
+    """Print what came of a job."""
+    if as_json:
+        click.echo(_json(outcome), nl=False)
+        return
+    for line in _reproreport.lines(outcome):
+        click.echo(line)
+
+
+def _json(outcome: Outcome) -> str:
+    return json.dumps(outcome.document(), indent=2) + "\n"

@@ -1,0 +1,160 @@
+"""Kernel modules of pyvmm's own, built against the headers of the kernel that is to load them.
+
+On another machine than arm64 they are cross-compiled: Debian's headers for arm64, its kbuild
+programs for this machine, and the cross compiler that builds everything else here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from pyvmm.dirs import cache_dir, cached
+from pyvmm.errors import HostError
+from pyvmm.host import kernel
+from pyvmm.host.debian import Suite
+from pyvmm.host.progress import Progress
+from pyvmm.host.settings import KERNEL_SUITES
+from pyvmm.host.tools import Tool, cross, through_loader, trees_dir, write_wrapper
+
+WANTED: Final = re.compile(r"(linux-(headers|kbuild)-.*|libc6|libelf1(t64)?|zlib1g|libzstd1)$")
+# make's words for the tools that kbuild starts
+TOOLS: Final = {
+    "CC": "gcc", "LD": "ld", "AR": "ar", "NM": "nm", "OBJCOPY": "objcopy", "OBJDUMP": "objdump",
+    "READELF": "readelf", "STRIP": "strip",
+}  # fmt: skip
+# Programs of kbuild's that run on this machine: by their own suite's C library, which may be newer
+KBUILD: Final = {"scripts/mod/modpost": "modpost.real-lsb-64", "scripts/basic/fixdep": "fixdep"}
+# What Debian's compiler had, or its build machine, and these have not
+SETTINGS: Final = (
+    "CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT=",  # GCC 14
+    "CONFIG_DEBUG_INFO_BTF_MODULES=",  # pahole
+    "CONFIG_GCC_PLUGINS=",
+)
+LEGACY_SOURCES: Final = "/usr/src/"
+
+
+def build(choice: str, source: Path, progress: Progress) -> Path:
+    """A module (a .ko) for the emulated host's kernel of that --host-kernel, from one C file.
+
+    Raises:
+        HostError: there are no headers for that kernel, or the compiler refuses.
+    """
+    if choice not in KERNEL_SUITES:
+        raise HostError(
+            f"--host-kernel {choice}: a kernel module needs its headers, and pyvmm only knows "
+            f"where those of Debian's kernels are",
+            hint=f"use one of {', '.join(KERNEL_SUITES)}",
+        )
+    release = kernel.find(choice, progress).release
+    headers = _headers(choice, release, progress)
+    return _built(headers, source, release, progress)
+
+
+def build_for_this_machine(source: Path, progress: Progress) -> Path:
+    """A module for the kernel that runs here.
+
+    Raises:
+        HostError: its headers are not installed, or the compiler refuses.
+    """
+    release = platform.release()
+    headers = Path("/lib/modules") / release / "build"
+    if not (headers / "Makefile").exists():
+        raise HostError(
+            f"{headers} has no kernel headers, and the module is built against them",
+            hint=f"apt-get install linux-headers-{release}",
+        )
+    return _built(headers, source, release, progress)
+
+
+def _built(headers: Path, source: Path, release: str, progress: Progress) -> Path:
+    code = source.read_bytes()
+    recipe = "\0".join([str(headers), Path(__file__).read_text()]).encode()
+    key = hashlib.sha256(code + recipe).hexdigest()[:12]
+    path = cache_dir("modules") / f"{source.stem}-{release}-{key}"
+    if not path.is_dir():
+        with progress.step(f"building {source.stem}.ko for Linux {release}"):
+            cached(path, lambda into: _make(headers, source, into, progress))
+    return path / f"{source.stem}.ko"
+
+
+def _make(headers: Path, source: Path, into: Path, progress: Progress) -> None:
+    """Run kbuild in a directory, and leave nothing there but the module."""
+    make = shutil.which("make")
+    if make is None:
+        raise HostError("kernel modules are built by make", hint="apt-get install make")
+    work = into / "work"
+    work.mkdir()
+    shutil.copyfile(source, work / source.name)
+    (work / "Makefile").write_text(f"obj-m := {source.stem}.o\n")
+    command = [make, "-s", "-C", str(headers), f"M={work}", "ARCH=arm64", *SETTINGS]
+    if platform.machine() != "aarch64":
+        command += _cross_tools(into / "bin", progress)
+    done = subprocess.run(
+        [*command, "modules"],
+        env={k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    module = work / f"{source.stem}.ko"
+    if done.returncode or not module.exists():
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        raise HostError(f"building {source.name}: {' / '.join(said[-6:])}")
+    module.rename(into / module.name)
+    shutil.rmtree(work)
+    shutil.rmtree(into / "bin", ignore_errors=True)
+
+
+def _cross_tools(directory: Path, progress: Progress) -> list[str]:
+    """What makes kbuild use our cross compiler: its words for make.
+
+    Each tool by its name: headers may insist on a CROSS_COMPILE of their own.
+    """
+    for name in TOOLS.values():
+        write_wrapper(cross(name, progress), directory / f"aarch64-linux-gnu-{name}")
+    prefix = directory / "aarch64-linux-gnu-"
+    return [f"CROSS_COMPILE={prefix}", *(f"{word}={prefix}{name}" for word, name in TOOLS.items())]
+
+
+def _headers(choice: str, release: str, progress: Progress) -> Path:
+    """The directory to run kbuild in, of headers unpacked for exactly that release."""
+    suite = KERNEL_SUITES[choice]
+    path = trees_dir().resolve() / f"linux-headers-{release}"  # make follows links
+
+    def build(into: Path) -> None:
+        source = Suite(suite)
+        wanted = [p for p in source.closure([f"linux-headers-{release}:arm64"])
+                  if WANTED.match(p.name)]  # fmt: skip
+        source.unpack(wanted, into, progress)
+        _arrange(into, path)
+        (into / ".packages").write_text("".join(f"{p.spec}\n" for p in wanted))
+
+    if not path.is_dir():
+        with progress.step(f"getting the headers of Linux {release} from Debian {suite}"):
+            cached(path, build)
+    return path / "usr/src" / f"linux-headers-{release}"
+
+
+def _arrange(tree: Path, home: Path) -> None:
+    """Make an unpacked tree usable where it will lie, which is at ``home``."""
+    for makefile in tree.glob("usr/src/linux-headers-*/Makefile"):
+        text = makefile.read_text()
+        if len(text) < 4096:  # Debian's own, which includes the real one by its absolute path
+            makefile.write_text(text.replace(LEGACY_SOURCES, f"{home}{LEGACY_SOURCES}"))
+    if platform.machine() == "aarch64":
+        return
+    for kbuild in tree.glob("usr/lib/linux-kbuild-*"):
+        for name, real in KBUILD.items():
+            program = kbuild / name
+            moved = program.with_name(f"{program.name}.elf")
+            (program.with_name(real)).rename(moved)
+            program.unlink(missing_ok=True)
+            command = through_loader(tree, str(moved.relative_to(tree)))
+            write_wrapper(Tool(tuple(w.replace(str(tree), str(home)) for w in command)), program)

@@ -1,0 +1,104 @@
+"""What a reproduction is made of: options, a case to work on, evidence, and the verdict on it.
+
+The work is done on the machine whose KVM is meant and returns evidence, plain data for JSON.
+The verdict is a function of the evidence alone, so that it can be found again from a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK
+
+PACKAGE = Path(__file__).resolve().parent.parent
+Settings = dict[str, Any]
+Evidence = dict[str, Any]
+
+# A verdict's exit code by what it says about the bug that was looked for.
+NOT_THERE, THERE, CANNOT_TELL = EXIT_OK, EXIT_FAILED, EXIT_HOST
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One setting of a reproduction, as the command line takes it.
+
+    ``parse`` makes a value of the text and raises UsageError; without one, ``default`` says what
+    the value is: a number, a word, or a switch.
+    """
+
+    name: str
+    help: str
+    default: Any = None
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    parse: Callable[[str], Any] | None = None
+
+    @property
+    def key(self) -> str:
+        """The name as settings have it."""
+        return self.name.replace("-", "_")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What a worker gets: which reproduction, how, and where the files lie that it needs."""
+
+    reproduction: str
+    settings: Settings
+    files: Mapping[str, str]
+    seed: int = 1
+    module: str | None = None  # a kernel module, ready to load
+
+    def path(self, name: str) -> Path:
+        """Where a file of the case is."""
+        return Path(self.files[name])
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The verdict: its name, the exit code it stands for, and why, in sentences."""
+
+    verdict: str
+    code: int
+    why: tuple[str, ...] = ()
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reproduction:
+    """One bug, and everything that shows whether a machine has it.
+
+    ``files`` are what the work needs of pyvmm's own, by name. ``module`` is the source of a kernel
+    module, built for the machine's kernel where ``wants_module`` says so. ``show`` puts evidence
+    into lines for people.
+    """
+
+    name: str
+    title: str
+    options: tuple[Option, ...]
+    work: Callable[[Case], Evidence]
+    judge: Callable[[Settings, Evidence], Finding]
+    show: Callable[[Settings, Evidence], Iterable[str]]
+    files: Mapping[str, Path] = field(default_factory=dict)
+    module: Path | None = None
+    wants_module: Callable[[Settings], bool] = lambda settings: False
+
+    def defaults(self) -> Settings:
+        """The settings nobody said anything about."""
+        return {
+            option.key: option.parse(option.default) if option.parse else option.default
+            for option in self.options
+        }
+
+
+def guest(name: str) -> Path:
+    """Where a guest of pyvmm's own lies."""
+    return PACKAGE / "guests" / name
+
+
+def program(name: str) -> Path:
+    """Where a program for an arm64 host of pyvmm's own lies."""
+    return PACKAGE / "programs" / name

@@ -1,0 +1,107 @@
+"""What a host says of itself beside KVM: its CPUs, VHE, kernel warnings; and kernel modules."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from pyvmm.errors import HostError
+from pyvmm.vcpus import online_cpus
+
+INTERRUPTS: Final = Path("/proc/interrupts")
+KMSG: Final = Path("/dev/kmsg")
+MODULES: Final = Path("/sys/module")
+# Source: arch/arm64/include/asm/unistd.h by way of include/uapi/asm-generic/unistd.h
+NR_FINIT_MODULE: Final = 273
+NR_DELETE_MODULE: Final = 106
+ALARMING: Final = re.compile(r"WARNING:|BUG:|Oops|Internal error|cut here")
+LONGEST: Final = 8192  # bytes of a record.  Source: Documentation/ABI/testing/dev-kmsg
+
+
+def cpus() -> frozenset[int]:
+    """The CPUs that are online and that this process may use."""
+    return online_cpus() & frozenset(os.sched_getaffinity(0)) or online_cpus()
+
+
+def runs_in_vhe() -> bool | None:
+    """Whether the host's kernel runs at EL2; None where it has no KVM that would tell.
+
+    Only then does KVM take the physical timer for guests: the host uses EL2's own.
+    Source: Linux, arch_timer_populate_kvm_info() in drivers/clocksource/arm_arch_timer.c.
+    """
+    text = INTERRUPTS.read_text(encoding="ascii", errors="replace")
+    if "kvm guest vtimer" not in text:
+        return None
+    return "kvm guest ptimer" in text
+
+
+def kernel() -> str:
+    """The host's kernel in words."""
+    return f"Linux {platform.release()} {platform.version()}"
+
+
+class KernelLog:
+    """The kernel's log from now on; says nothing where it may not be read."""
+
+    def __init__(self) -> None:
+        try:
+            self._fd: int | None = os.open(KMSG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.lseek(self._fd, 0, os.SEEK_END)
+        except OSError:
+            self._fd = None
+
+    def alarming(self) -> list[str] | None:
+        """Lines since the last time that tell of something wrong; None where none can be had."""
+        if self._fd is None:
+            return None
+        return [line for line in self._lines(self._fd) if ALARMING.search(line)]
+
+    def _lines(self, fd: int) -> Iterator[str]:
+        while True:
+            try:
+                record = os.read(fd, LONGEST)
+            except BlockingIOError:
+                return
+            except BrokenPipeError:  # overwritten before it was read
+                continue
+            yield record.decode(errors="replace").partition(";")[2].partition("\n")[0]
+
+    def close(self) -> None:
+        """Give it back."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+@contextmanager
+def loaded(module: Path, name: str, **parameters: int) -> Iterator[Path]:
+    """Have a kernel module loaded meanwhile; gives the directory of its parameters.
+
+    Raises: HostError, where the kernel refuses it.
+    """
+    values = " ".join(f"{key}={value}" for key, value in parameters.items())
+    with module.open("rb") as file:
+        _call(NR_FINIT_MODULE, f"loading {name}", file.fileno(), values.encode(), 0)
+    try:
+        yield MODULES / name / "parameters"
+    finally:
+        _call(NR_DELETE_MODULE, f"unloading {name}", name.encode(), os.O_NONBLOCK)
+
+
+def _call(number: int, what: str, *arguments: object) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(ctypes.c_long(number), *arguments) < 0:
+        code = ctypes.get_errno()
+        hints = {
+            errno.EPERM: "it needs root on this host, and a kernel that is not locked down",
+            errno.EEXIST: f"another run has it loaded: rmmod {what.split()[-1]}",
+            errno.ENOEXEC: "it was built for another kernel",
+        }
+        raise HostError(f"{what}: {os.strerror(code)}", hint=hints.get(code, "see `dmesg`"))

@@ -1,0 +1,46 @@
+"""On the machine whose KVM is meant: ``python3 -m pyvmm.repro.worker``, a case in, evidence out.
+
+The case comes as JSON on standard input; the evidence goes to standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from types import FrameType
+from typing import Any
+
+from pyvmm.errors import EXIT_SIGNAL
+from pyvmm.repro import cases
+from pyvmm.repro.model import Case, Evidence
+
+
+def do(case: Case) -> Evidence:
+    """Work on a case on this machine, with pyvmm's own files where the case brings none."""
+    reproduction = cases.find(case.reproduction)
+    own = {name: str(path) for name, path in reproduction.files.items()}
+    return reproduction.work(replace(case, files={**own, **case.files}))
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    """Unwind: a module that was loaded is not left behind."""
+    raise SystemExit(EXIT_SIGNAL + number)
+
+
+def main() -> None:
+    """One case, whole; what the work itself prints goes to standard error."""
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, _end)
+    out = os.dup(1)
+    os.dup2(2, 1)
+    document: dict[str, Any] = json.load(sys.stdin)
+    evidence = do(Case(**document))
+    with os.fdopen(out, "w") as stream:
+        json.dump(evidence, stream)
+
+
+if __name__ == "__main__":
+    main()

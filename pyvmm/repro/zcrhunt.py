@@ -1,0 +1,249 @@
+"""The hunt for ZCR_EL1 reaching the host: a guest, a watcher, one CPU, and rows of what was seen.
+
+The guest chooses ZCR_EL1.LEN; the watcher, a process that has nothing to do with KVM, holds
+patterns at the host's full vector length on the same CPU.  docs/zcr-el12.md tells the story.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from pyvmm.config import Config, SveRequest
+from pyvmm.errors import VmmError
+from pyvmm.repro.model import Case, Evidence
+from pyvmm.repro.observe import KernelLog, cpus, kernel, loaded, runs_in_vhe
+from pyvmm.repro.vmm import GuestEnded, GuestProcess
+from pyvmm.repro.watcher import Tally, Watcher, WatcherEnded
+
+LEN_MAX: Final = 15
+MODULE: Final = "zcr_el12"
+HOLDS: Final = 2  # at a time, until a row is settled
+TRIES: Final = 20
+TOGGLE_HOLDS: Final = 10
+CONTROL_HOLDS: Final = 6
+LOOPS: Final = 200  # of RDVL, in a row: fewer is a watcher that had no time
+# What the module tells of its last visit; see the module's source
+PARAMETERS: Final = ("hits", "last_zcr_el12", "last_zcr_el2", "last_hcr_el2", "last_cptr_el2")
+
+
+class Trouble(VmmError):
+    """Why the hunt came to no end; ``kind`` is what the verdict goes by."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def hunt(case: Case) -> Evidence:
+    """Do it all on this machine; what was seen, whatever came of it."""
+    began = time.monotonic()
+    found: Evidence = {"kernel": kernel(), "rows": [], "children": {}, "armed": False}
+    log = KernelLog()
+    try:
+        _Hunt(case, found).run()
+    except Trouble as trouble:
+        found["trouble"] = {"kind": trouble.kind, "text": trouble.message}
+    except VmmError as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        found["trouble"] = {"kind": "inconclusive", "text": f"{error.message}{hint}"}
+    finally:
+        found["warnings"] = log.alarming()
+        log.close()
+    found["seconds"] = round(time.monotonic() - began, 1)
+    return found
+
+
+class _Hunt:
+    """One hunt; ``found`` is filled as it goes on, so that what ends it early loses nothing."""
+
+    def __init__(self, case: Case, found: Evidence) -> None:
+        self._case = case
+        self._found = found
+        self._settings = case.settings
+        self._hold_us = 1000 * int(case.settings["hold_ms"])
+        self._cpu = self._choose_cpu()
+        self._watcher: Watcher
+        self._guest: GuestProcess | None = None
+
+    def run(self) -> None:
+        """The whole of it.  Raises: Trouble."""
+        self._refuse_hosts()
+        with ExitStack() as stack:
+            self._watcher = stack.enter_context(self._start_watcher())
+            self._refuse_lengths()
+            if self._settings["arm"] == "always":
+                self._arm()
+            self._row("before")
+            self._guest = stack.enter_context(self._start_guest())
+            if self._prime():
+                with self._hack():
+                    self._sweep()
+                    self._toggle()
+                self._controls()
+            self._found["children"]["guest"] = self._guest.close()
+
+    def _choose_cpu(self) -> int:
+        online = cpus()
+        cpu = self._settings["cpu"]
+        chosen = max(online) if cpu is None else int(cpu)
+        self._found |= {"cpus": sorted(online), "cpu": chosen}
+        if chosen not in online:
+            shown = ",".join(map(str, sorted(online)))
+            raise Trouble("inconclusive", f"CPU {chosen} is not online, or not ours ({shown} are)")
+        # Nothing else of ours shares that CPU, where there is another one.
+        if elsewhere := online - {chosen}:
+            os.sched_setaffinity(0, elsewhere)
+        self._elsewhere = elsewhere
+        return chosen
+
+    def _refuse_hosts(self) -> None:
+        vhe = self._found["vhe"] = runs_in_vhe()
+        if vhe is None:
+            raise Trouble("unsupported", "the host's kernel has no KVM")
+        if not vhe:
+            raise Trouble(
+                "unsupported",
+                "the host's kernel runs at EL1 (nVHE): ZCR_EL1 is then its own, there is no "
+                "ZCR_EL12, and KVM keeps host and guest apart by saving it",
+            )
+
+    def _start_watcher(self) -> Watcher:
+        try:
+            return Watcher(self._case.path("watcher"), self._cpu, self._case.seed)
+        except WatcherEnded as error:
+            if "cannot work here: sve" in error.message:
+                raise Trouble("unsupported", "the host's programs have no SVE") from None
+            raise self._of_watcher(error) from None
+
+    def _refuse_lengths(self) -> None:
+        watcher = self._watcher
+        self._found |= {"lengths": sorted(watcher.lengths), "vl": watcher.vl}
+        if len(watcher.lengths) < 2:
+            raise Trouble("unsupported", "the host has one vector length: none is shorter")
+
+    def _start_guest(self) -> GuestProcess:
+        config = Config(
+            image=self._case.path("guest"),
+            vcpus=1,
+            sve=SveRequest(required=True, max_vl=self._settings["guest_max_vl"]),
+            vcpu_affinity=frozenset({self._cpu}),
+            name=f"repro-{os.getpid()}",
+        )
+        try:
+            return GuestProcess(config, frozenset(self._elsewhere))
+        except GuestEnded as error:
+            raise self._of_guest(error) from None
+
+    def _arm(self) -> None:
+        self._watcher.arm()
+        self._found["armed"] = True
+
+    def _prime(self) -> bool:
+        """Have the guest allow every length, after which a host is whole; whether it is."""
+        row = self._row("primed", LEN_MAX)
+        if self._is_whole(row):
+            return True
+        if self._settings["arm"] == "auto":
+            self._arm()
+            row = self._row("armed", LEN_MAX)
+        return self._is_whole(row)
+
+    def _is_whole(self, row: Tally) -> bool:
+        vl = self._watcher.vl
+        return not row.bad and row.vl_min == row.vl_max == row.prctl == vl
+
+    @contextmanager
+    def _hack(self) -> Iterator[None]:
+        """Meanwhile, have N written to ZCR_EL12 whenever KVM has put a vCPU's registers away."""
+        value = self._settings["hack"]
+        if value is None:
+            yield
+            return
+        with self._module(mode=0, value=value) as parameters:
+            yield
+            self._found["module"] = _read(parameters)
+
+    def _module(self, **parameters: int) -> Any:
+        if self._case.module is None:
+            raise Trouble("inconclusive", "there is no kernel module for this host")
+        return loaded(Path(self._case.module), MODULE, cpu=self._cpu, **parameters)
+
+    def _sweep(self) -> None:
+        lens = self._settings["zcr"]
+        for number in range(self._settings["rounds"]):
+            for length in (*lens, *reversed(lens)):
+                self._row("sweep", length, round=number)
+
+    def _toggle(self) -> None:
+        self._say("t")
+        self._row("toggle", holds=TOGGLE_HOLDS)
+
+    def _controls(self) -> None:
+        for kind in self._settings["control"]:
+            if kind == "module":
+                with self._module(mode=1, value=0) as parameters:
+                    self._row("control", 0, control=kind, holds=CONTROL_HOLDS)
+                    self._found["control_module"] = _read(parameters)
+            else:
+                self._row("control", LEN_MAX, control=kind, holds=CONTROL_HOLDS)
+
+    def _row(
+        self, phase: str, length: int | None = None, *, holds: int = HOLDS, **more: Any
+    ) -> Tally:
+        """See what the watcher sees, with ZCR_EL1.LEN chosen before."""
+        row: dict[str, Any] = {"phase": phase, "len": length, **more}
+        if length is not None:
+            words = self._say(chr(ord("A") + length)).split()
+            row |= {"zcr": int(words[3]), "guest_vl": int(words[5])}
+        damage = more.get("control", "")
+        tally = self._hold(holds, "" if damage == "module" else damage)
+        self._found["rows"].append({**row, **asdict(tally)})
+        return tally
+
+    def _hold(self, holds: int, damage: str) -> Tally:
+        """Hold until it says something: both had the CPU meanwhile, the watcher not for nothing."""
+        try:
+            total = self._watcher.hold(self._hold_us, holds, damage)
+            for _ in range(TRIES):
+                shared = total.interrupted or self._guest is None
+                enough = not damage or total.damaged >= holds // 2
+                if shared and enough and total.loops >= LOOPS:
+                    break
+                total += self._watcher.hold(self._hold_us, HOLDS, damage)
+        except WatcherEnded as error:
+            raise self._of_watcher(error) from None
+        if total.moved:
+            raise Trouble("inconclusive", f"the watcher was moved away from CPU {self._cpu}")
+        if total.arm_failed:
+            raise Trouble("inconclusive", f"arm: ptrace: {os.strerror(total.arm_failed)}")
+        return total
+
+    def _say(self, letter: str) -> str:
+        """Tell the guest; what it answers."""
+        assert self._guest is not None, "a guest that is asked runs"
+        try:
+            answer, self._found["exits"] = self._guest.ask(letter)
+        except GuestEnded as error:
+            raise self._of_guest(error) from None
+        return answer
+
+    def _of_watcher(self, error: WatcherEnded) -> Trouble:
+        self._found["children"]["watcher"] = error.signal
+        kind = "killed" if error.signal else "inconclusive"
+        return Trouble(kind, error.message)
+
+    def _of_guest(self, error: GuestEnded) -> Trouble:
+        self._found["children"]["guest"] = error.signal
+        kind = "killed" if error.signal else "inconclusive"
+        return Trouble(kind, error.message)
+
+
+def _read(parameters: Path) -> dict[str, int]:
+    """What the module saw."""
+    return {name: int((parameters / name).read_text(), 0) for name in PARAMETERS}

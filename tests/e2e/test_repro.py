@@ -1,0 +1,92 @@
+"""`pyvmm repro` as a user types it, with its controls; the whole matrix on demand."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.host.settings import DEFAULT_CPU
+from tests.e2e import vls
+from tests.e2e.conftest import FIRST_S, Pyvmm, message
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(FIRST_S)]
+
+ZCR = ("repro", "zcr-el12")
+SHORT = ("--zcr", "0,2,15")
+
+
+def rows(document: dict[str, Any], phase: str) -> list[dict[str, Any]]:
+    return [row for row in document["evidence"]["rows"] if row["phase"] == phase]
+
+
+@pytest.mark.usefixtures("emulated")
+def test_correct_model_is_not_reproduced_with_and_without_the_hack(
+    pyvmm: Pyvmm, tmp_path: Path
+) -> None:
+    report = tmp_path / "report.md"
+    options = ("--hack", "2", "--control", "flip,module", "--report", str(report), "--json")
+
+    done = pyvmm(*ZCR, *SHORT, *options, timeout=FIRST_S)
+
+    document = json.loads(done.stdout)
+    assert (document["verdict"], done.returncode) == ("NOT REPRODUCED", 0), document["why"]
+    assert document["machine"].startswith("emulated: QEMU 7.2.")
+    module = document["evidence"]["module"]
+    assert module["hits"] > 0 and module["last_zcr_el12"] == 2
+    flip, by_module = rows(document, "control")
+    assert flip["caught"] == flip["damaged"] > 0
+    # The control does what the bug would: the guest's LEN=0 leaves a host process 128 bits.
+    assert (by_module["vl_min"], by_module["vl_max"], by_module["prctl"]) == (16, 16, 256)
+    assert report.read_text().startswith("# zcr-el12: NOT REPRODUCED\n")
+    assert json.loads(report.with_suffix(".json").read_text())["why"] == document["why"]
+
+
+def test_host_without_sve_is_unsupported(pyvmm: Pyvmm) -> None:
+    pyvmm("host", "start", "--host-cpu", vls.NONE.cpu, timeout=FIRST_S)
+
+    done = pyvmm(*ZCR, "--host-cpu", vls.NONE.cpu)
+
+    assert done.stdout.splitlines()[-2:] == ["UNSUPPORTED", "  the host's programs have no SVE"]
+    assert done.returncode == 3
+
+
+@pytest.mark.usefixtures("emulated")
+def test_host_that_is_killed_midway_is_inconclusive(pyvmm: Pyvmm) -> None:
+    (before,) = [host for host in pyvmm.hosts() if host["cpu"].startswith(DEFAULT_CPU)]
+    process = pyvmm.start(*ZCR, "--rounds", "500", "--json", stderr=subprocess.DEVNULL)
+    time.sleep(3)
+
+    os.kill(before["pid"], signal.SIGKILL)
+
+    output, _ = process.communicate(timeout=FIRST_S)
+    document = json.loads(output)
+    assert (document["verdict"], process.returncode) == ("INCONCLUSIVE", 3)
+    assert "ended in the middle" in document["why"][0]
+    assert pyvmm("host", "start", timeout=FIRST_S).returncode == 0  # for whoever comes next
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--zcr", "16"), "--zcr 16: not values of LEN"),
+        (("--zcr", "3-1"), "--zcr 3-1: not values of LEN"),
+        (("--control", "nonsense"), "--control nonsense: not one of none, vl"),
+        (("--hack", "16"), "--hack 16: not from 0 to 15"),
+        (("--guest-max-vl", "130"), "130"),
+        (("--rounds", "0"), "--rounds 0: not from 1 to 999"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_runs(
+    options: tuple[str, ...], words: str, pyvmm: Pyvmm
+) -> None:
+    done = pyvmm(*ZCR, *options)
+
+    assert words in message(done)
+    assert done.returncode == 2
