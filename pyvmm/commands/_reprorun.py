@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm import __version__, host
-from pyvmm.commands._facts import kind_of_machine
+from pyvmm.computer import kind_of_machine
 from pyvmm.errors import EXIT_SIGNAL, HostError
 from pyvmm.host import share
 from pyvmm.host.capture import CommandFailed, capture
