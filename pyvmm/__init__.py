@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pyvmm.arm64.lanes import Predicate, Vector
     from pyvmm.config import Config, SveRequest
-    from pyvmm.deviceconfig import Rng
+    from pyvmm.deviceconfig import Disk, Rng
     from pyvmm.errors import (
         GuestError,
         HostError,
@@ -37,6 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = (
     "Config",
+    "Disk",
     "GuestError",
     "HostError",
     "ImageError",
@@ -56,6 +57,7 @@ __all__ = (
 _HOMES = {
     "Config": "pyvmm.config",
     "SveRequest": "pyvmm.config",
+    "Disk": "pyvmm.deviceconfig",
     "Machine": "pyvmm.machine",
     "Predicate": "pyvmm.arm64.lanes",
     "Probe": "pyvmm.probe",

@@ -47,6 +47,23 @@ class DeviceConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Disk(DeviceConfig):
+    """A disk: a raw image or a block device; ``direct`` passes this machine's page cache by."""
+
+    path: Path
+    read_only: bool = False
+    direct: bool = False
+
+    def __str__(self) -> str:
+        """The option."""
+        return f"-d {self.path}{',ro' * self.read_only}{',direct' * self.direct}"
+
+    def files(self) -> tuple[Path, ...]:
+        """The image."""
+        return (self.path,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rng(DeviceConfig):
     """Entropy from this machine's kernel."""
 

@@ -6,13 +6,18 @@ option in commands/_deviceopts.py, and a row here.
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from pyvmm.deviceconfig import Balloon, DeviceConfig, Hotplug, Rng
+from pyvmm.deviceconfig import Balloon, DeviceConfig, Disk, Hotplug, Rng
+from pyvmm.devices.diskfile import DiskFile
 from pyvmm.devices.virtio.balloon import VirtioBalloon
+from pyvmm.devices.virtio.blk import ID_BYTES, VirtioBlk
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.mem import VirtioMem
 from pyvmm.devices.virtio.rng import VirtioRng
@@ -46,10 +51,24 @@ def _make_mem(asked: Hotplug, site: Site) -> VirtioMem:
     return VirtioMem(site.memory, site.log, blocks, shown.show)
 
 
+def _make_disk(asked: Disk, site: Site) -> VirtioBlk:
+    """A disk, whose file is closed with the machine."""
+    disk = DiskFile(asked.path, option="-d", read_only=asked.read_only, direct=asked.direct)
+    site.undo.callback(disk.close)
+    return VirtioBlk(site.memory, disk, serial_of(asked.path), site.log)
+
+
+def serial_of(path: Path) -> bytes:
+    """What a disk is called in /dev/disk/by-id: the same for the same path, whatever its inode."""
+    digest = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()
+    return f"pyvmm{digest[: ID_BYTES - 5]}".encode()
+
+
 # How each kind of device is made: of its DeviceConfig, at a Site.
 MAKERS: dict[type[DeviceConfig], Callable[[Any, Site], VirtioDevice]] = {
     Balloon: lambda asked, site: VirtioBalloon(site.memory, site.log),
     Hotplug: _make_mem,
+    Disk: _make_disk,
     Rng: lambda asked, site: VirtioRng(site.memory, site.log),
 }
 

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pyvmm import layout
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.mmio import VirtioMmio
+from pyvmm.devices.virtio.served import ServedDevice
 from pyvmm.kvm.uapi import IoeventfdFlag
 from pyvmm.kvm.vm import Vm
 from pyvmm.loop import Loop
@@ -32,7 +33,9 @@ def plug_in(device: VirtioDevice, slot: int, vm: Vm, undo: ExitStack, transport:
 
 
 class Kicks:
-    """Lets a loop carry the kicks of devices' queues, without an exit of the vCPU that kicks.
+    """Has kicks of devices' queues carried without an exit of the vCPU that kicks.
+
+    By a loop, or by the threads of a device that has some.
 
     Before and after, and for queues served by exits, QueueNotify is a register like any other.
     """
@@ -43,9 +46,16 @@ class Kicks:
         self._undo = ExitStack()
         for slot, transport in enumerate(slots):
             address = layout.virtio(slot).base + VirtioMmio.QueueNotify.offset
-            for queue, spec in enumerate(transport.device.queue_specs):
-                if not spec.by_exit:
+            device = transport.device
+            for queue, spec in enumerate(device.queue_specs):
+                if isinstance(device, ServedDevice):
+                    fd = os.dup(device.kick_fd)  # the device closes its own at its end
+                    self._undo.callback(os.close, fd)
+                    self._connect(fd, address, queue)
+                elif not spec.by_exit:
                     self._carry(transport, address, queue)
+            if isinstance(device, ServedDevice):
+                device.listen()
 
     def stop(self) -> None:
         """Leave the loop alone from now on; idempotent."""
@@ -54,9 +64,7 @@ class Kicks:
     def _carry(self, transport: VirtioMmio, address: int, queue: int) -> None:
         fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._undo.callback(os.close, fd)
-        kicks = functools.partial(self._vm.ioeventfd, fd, address, 4, datamatch=queue)
-        kicks()
-        self._undo.callback(kicks, flags=IoeventfdFlag.DEASSIGN)
+        self._connect(fd, address, queue)
 
         def kicked() -> None:
             os.eventfd_read(fd)
@@ -64,3 +72,9 @@ class Kicks:
 
         self._loop.watch(fd, kicked)
         self._undo.callback(self._loop.unwatch, fd)
+
+    def _connect(self, fd: int, address: int, queue: int) -> None:
+        """Have KVM signal an eventfd when the guest kicks that queue."""
+        kicks = functools.partial(self._vm.ioeventfd, fd, address, 4, datamatch=queue)
+        kicks()
+        self._undo.callback(kicks, flags=IoeventfdFlag.DEASSIGN)

@@ -52,7 +52,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(skip)
 
 
-def _tool(name: str) -> Path:
+def tool(name: str) -> Path:
+    """A program that tests judge by, or build with."""
     wrapper = TOOLS / name
     found = str(wrapper) if wrapper.exists() else shutil.which(name)
     if found is None:
@@ -63,19 +64,19 @@ def _tool(name: str) -> Path:
 @pytest.fixture(scope="session")
 def dtc() -> Path:
     """The device tree compiler."""
-    return _tool("dtc")
+    return tool("dtc")
 
 
 @pytest.fixture(scope="session")
 def tmux() -> Path:
     """The terminal multiplexer: a terminal like any other, which can be looked at."""
-    return _tool("tmux")
+    return tool("tmux")
 
 
 @pytest.fixture(scope="session")
 def cross_gcc() -> Path:
     """A compiler for arm64, with the C library's and the kernel's headers."""
-    return _tool("aarch64-linux-gnu-gcc")
+    return tool("aarch64-linux-gnu-gcc")
 
 
 @pytest.fixture(scope="session")

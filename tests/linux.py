@@ -13,8 +13,10 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from pyvmm.host import kernel, root
+from pyvmm.dirs import cached
+from pyvmm.host import kernel, root, tools
 from pyvmm.host.cpio import CpioWriter
+from pyvmm.host.debian import Suite
 from pyvmm.host.progress import Progress
 
 # The virtio console is a module of Debian's kernels: before it is loaded, nothing is open on it,
@@ -39,9 +41,26 @@ def image(version: str) -> Path:
 
 def virtio_modules(version: str) -> dict[str, bytes]:
     """Files for the initramfs: the console's modules, named in the order they are to be loaded."""
-    modules = kernel.find(version, Progress()).modules()
-    wanted = [item for item in modules.items() if item[0].startswith("virtio")]
-    return {f"modules/{n}-{name}.ko": data for n, (name, data) in enumerate(wanted)}
+    return modules(version, "virtio_mmio", "virtio_blk", "virtio_console")
+
+
+def e2fsprogs() -> dict[str, bytes]:
+    """Files for the initramfs: mke2fs and e2fsck, which busybox lacks, with their libraries."""
+    tree = tools.tree("e2fsprogs-arm64", tools.TOOLS_SUITE, ["e2fsprogs:arm64"], Progress())
+    return {path: (tree / path).read_bytes() for path in E2FSPROGS}
+
+
+def rngtest() -> dict[str, bytes]:
+    """Files for the initramfs: the tests of FIPS 140-2 on random bits; libc is e2fsprogs()'s."""
+    package = "rng-tools-debian"
+
+    def build(into: Path) -> None:
+        suite = Suite(tools.TOOLS_SUITE)
+        wanted = [p for p in suite.closure([f"{package}:arm64"]) if p.name == package]
+        suite.unpack(wanted, into, Progress())
+
+    tree = cached(tools.trees_dir() / f"{package}-arm64-{tools.TOOLS_SUITE}", build)
+    return {"bin/rngtest": (tree / "usr/bin/rngtest").read_bytes()}
 
 
 def modules(version: str, *names: str) -> dict[str, bytes]:
@@ -66,6 +85,13 @@ def initramfs(files: dict[str, bytes] | None = None) -> bytes:
 
 
 PROMPT = b"/ # "
+
+LIB = "lib/aarch64-linux-gnu"
+E2FSPROGS = (
+    "sbin/mke2fs", "sbin/e2fsck", "etc/mke2fs.conf", "lib/ld-linux-aarch64.so.1",
+    f"{LIB}/libc.so.6", f"{LIB}/libext2fs.so.2", f"{LIB}/libcom_err.so.2", f"{LIB}/libe2p.so.2",
+    f"usr/{LIB}/libblkid.so.1", f"usr/{LIB}/libuuid.so.1",
+)  # fmt: skip
 
 
 class Session:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from pyvmm.deviceconfig import Balloon, DeviceConfig, Hotplug, Rng
+from pyvmm.deviceconfig import Balloon, DeviceConfig, Disk, Hotplug, Rng
 from pyvmm.errors import UsageError
 from pyvmm.units import parse_size
 
@@ -54,11 +54,39 @@ OPTIONS = (
         lambda asked: [Balloon()] if asked else [],
     ),
     DeviceOption(
+        "disk",
+        click.option(
+            "-d",
+            "--disk",
+            multiple=True,
+            metavar="FILE[,ro][,direct]",
+            help="Give the guest a disk, a raw image or a block device; repeatable.",
+        ),
+        lambda values: [read_disk(text) for text in values],
+    ),
+    DeviceOption(
         "rng",
         click.option("--rng", is_flag=True, help="Give the guest a source of entropy."),
         lambda asked: [Rng()] if asked else [],
     ),
 )
+
+
+def read_disk(text: str) -> Disk:
+    """A disk as -d has it.
+
+    Raises: UsageError.
+    """
+    path, *words = text.split(",")
+    if not path:
+        raise UsageError(f"-d {text}: no file", hint="-d FILE[,ro][,direct]")
+    for word in words:
+        if word not in ("ro", "direct"):
+            raise UsageError(
+                f"-d {text}: {word!r} is not an option of a disk",
+                hint="ro and direct are; a file with a comma in its name needs a link to it",
+            )
+    return Disk(path=Path(path), read_only="ro" in words, direct="direct" in words)
 
 
 def device_options(command: _Command) -> _Command:

@@ -28,7 +28,6 @@ NO_PCI = "there is no PCI yet"
 NO_FIRMWARE = "guests start at their entry point, without firmware"
 
 REFUSED = (
-    Refused(("-d", "--disk"), True, NO_VIRTIO),
     Refused(("--9p",), True, NO_VIRTIO),
     Refused(("--vsock",), True, NO_VIRTIO),
     Refused(("--force-pci",), False, NO_PCI),

@@ -37,7 +37,7 @@ class Kernel:
     root: Path | None
 
     def modules(self, names: tuple[str, ...] = MODULES) -> dict[str, bytes]:
-        """Read modules, those the emulated host's root needs by default, dependencies first."""
+        """Read those modules, dependencies first; by default what the emulated host needs."""
         return {} if self.root is None else _Modules(self.root).closure(names)
 
 
@@ -166,4 +166,6 @@ def _dependencies(module: bytes, file: Path) -> Iterator[tuple[str, bool]]:
             yield from ((name.replace("-", "_"), False) for name in value.split(","))
         elif key == "softdep" and value.startswith("pre:"):
             before = value.removeprefix("pre:").split("post:")[0]
-            yield from ((name.replace("-", "_"), True) for name in before.split())
+            # crypto-NAME is the alias of whatever modules have that algorithm
+            names = (name.removeprefix("crypto-") for name in before.split())
+            yield from ((name.replace("-", "_"), True) for name in names)

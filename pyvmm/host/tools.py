@@ -6,6 +6,7 @@ unpacked in the cache, run through its own dynamic loader or library path.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -14,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -183,12 +184,17 @@ def tmux(progress: Progress) -> Tool:
     return _small_tool("tmux", "tmux", progress)
 
 
-def _small_tool(program: str, package: str, progress: Progress) -> Tool:
-    installed = shutil.which(program)
+def e2fsprogs(program: str, progress: Progress) -> Tool:
+    """mke2fs, e2fsck or debugfs: the tests' judges of what guests do to their disks."""
+    return _small_tool(program, "e2fsprogs", progress, "sbin")
+
+
+def _small_tool(program: str, package: str, progress: Progress, directory: str = "usr/bin") -> Tool:
+    installed = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
     if installed:
         return Tool((installed,))
     root = tree(package, TOOLS_SUITE, [package], progress)
-    return Tool(through_loader(root, f"usr/bin/{program}"))
+    return Tool(through_loader(root, f"{directory}/{program}"))
 
 
 def python311(progress: Progress) -> Tool:
@@ -218,7 +224,9 @@ def main(arguments: Sequence[str]) -> int:
     """Write wrappers: ``python -m pyvmm.host.tools DIRECTORY PROGRAM...``."""
     directory, *programs = arguments
     progress = Progress()
-    of_tests = {"dtc": dtc, "tmux": tmux}
+    of_tests: dict[str, Callable[[Progress], Tool]] = {"dtc": dtc, "tmux": tmux}
+    for program in ("mke2fs", "e2fsck", "debugfs"):
+        of_tests[program] = functools.partial(e2fsprogs, program)
     for name in programs:
         program = name.removeprefix("aarch64-linux-gnu-")
         tool = of_tests[name](progress) if name in of_tests else cross(program, progress)

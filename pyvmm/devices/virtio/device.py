@@ -139,7 +139,7 @@ class VirtioDevice:
 
     device_id: ClassVar[int]
     name: ClassVar[str]
-    features: ClassVar[tuple[Feature, ...]] = ()
+    features: tuple[Feature, ...] = ()  # an instance may have more or fewer than its class
     queue_specs: ClassVar[tuple[QueueSpec, ...]]
     config_fields: ClassVar[tuple[ConfigField, ...]] = ()
     kept: ClassVar[tuple[Kept, ...]] = ()
@@ -162,7 +162,7 @@ class VirtioDevice:
         self.stopped = False
         self.backing = ""  # what of this machine's is behind it, for people
         self.counts = dict.fromkeys(self.counted, 0)
-        self._complaints = 0
+        self._complaints = self._reports = 0
         self._deferred: deque[Callable[[], None]] = deque()
 
     # For a device
@@ -257,6 +257,16 @@ class VirtioDevice:
         with self.lock:
             for name, number in more.items():
                 self.counts[name] += number
+
+    def report(self, what: str) -> None:
+        """Log what this machine refuses the device, until that was often enough; from any thread.
+
+        A guest can ask for the same again and again.
+        """
+        self._reports += 1
+        if self._reports <= COMPLAINTS:
+            last = "; no more is said of it" if self._reports == COMPLAINTS else ""
+            self.log(f"{self.name} {self.backing}: {what}{last}")
 
     def defer(self, action: Callable[[], None]) -> None:
         """Leave something for `run_deferred`, which runs without the lock; with the lock."""

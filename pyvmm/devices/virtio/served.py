@@ -3,40 +3,62 @@
 Neither a vCPU nor the machine's loop waits for what a request waits for. Requests are taken in
 the order of the queue; where a device has more threads than one, several are in flight and are
 given back as they end.
+
+One thread at a time leads: it waits for kicks. A request at a time is served best by one thread
+that hands nothing over, so it serves what it takes itself. Where there is more to take, or was a
+moment ago, or the request will take its time, it lets another lead first.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar
 
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
 from pyvmm.memory import Memory
 
+LINGER = 64  # requests that came alone, until they are taken to go on doing so
+
+
+@dataclass(slots=True)
+class Job:
+    """A request, and whether who took it still leads."""
+
+    queue: Virtqueue
+    chain: Chain
+    leads: bool = True
+
 
 class ServedDevice(VirtioDevice):
     """The base of such devices, which fill in `serve`.
 
-    Threads are started when there is more to do than those that are there can take, up to
-    ``threads``. A reset, the end of the machine and `drain` wait for the requests in flight, so
-    that nothing touches guest RAM afterwards.
+    Up to ``threads`` threads are started as there is need. ``kick_fd`` is an eventfd: who signals
+    it has the device look into its queues, once `listen` was called. A reset, the end of the
+    machine and `drain` wait for the requests in flight, so that nothing touches guest RAM
+    afterwards.
     """
 
     threads: ClassVar[int] = 1
 
     def __init__(self, memory: Memory, log: Callable[[str], None]) -> None:
         super().__init__(memory, log)
-        self._kicked: dict[Virtqueue, None] = {}  # those that may have chains, in order
-        self._news = threading.Condition(self.lock)  # there may be something to do
-        self._quiet = threading.Condition(self.lock)  # a request has been served
+        self.kick_fd = os.eventfd(0, os.EFD_CLOEXEC)
+        self._vacancy = threading.Condition(self.lock)  # nobody leads
+        self._quiet = threading.Condition(self.lock)  # there may be nothing to do any more
+        self._led = False
+        self._idle = 0  # threads that wait to lead
         self._busy = 0  # requests in flight
-        self._idle = 0  # threads that wait for news
         self._started = 0
+        self._overlap = 0  # as long as it is not 0, somebody leads while others serve
 
-    def serve(self, queue: Virtqueue, chain: Chain) -> int:
+    def serve(self, job: Job) -> int:
         """Do what a request says; returns how many bytes were written to it. Without the lock.
+
+        One that will take its time calls `step_back` first.
 
         Raises: QueueError, where the driver breaks the rules.
         """
@@ -45,90 +67,130 @@ class ServedDevice(VirtioDevice):
     def notify(self, queue: Virtqueue) -> None:
         """The driver has put requests into a queue."""
         with self.lock:
-            if self.live:
-                self._kicked[queue] = None
-                self._call_in()
+            self._look()
+
+    def step_back(self, job: Job) -> None:
+        """Have another thread wait for kicks while that request is served."""
+        with self.lock:
+            if job.leads:
+                self._hand_over(job)
+
+    def listen(self) -> None:
+        """Begin to wait for kicks."""
+        with self.lock:
+            self._look()
 
     def deactivate(self) -> None:
         """Wait for the requests in flight; what they still write is where it was to go."""
-        self._kicked.clear()
-        self._news.notify_all()  # threads leave, if this is the end
+        if self.stopped and self.kick_fd >= 0:
+            os.eventfd_write(self.kick_fd, 1)
+            self._vacancy.notify_all()
+            self._close_if_last()
         self._quiet.wait_for(lambda: not self._busy)
 
     def drain(self) -> None:
-        """Serve all that was kicked for, and wait for its end; from any thread."""
+        """Serve all that the driver has asked for, and wait for its end; while no vCPU runs."""
         with self.lock:
-            self._quiet.wait_for(lambda: not (self._busy or self._kicked))
+            if self._asked():
+                self._look()
+            self._quiet.wait_for(lambda: not (self._busy or self._asked()))
 
-    def _call_in(self) -> None:
-        """Have a thread look for work, a new one if none is free and there may be; with lock."""
-        if self._idle:
-            self._news.notify()
-        elif self._started < self.threads:
-            self._started += 1
-            name = f"{self.name}-{self._started}"
-            threading.Thread(target=self._work, name=name, daemon=True).start()
+    def _asked(self) -> bool:
+        """Whether there are requests that nobody has taken; with the lock."""
+        try:
+            return self.live and any(queue.has_chains() for queue in self.queues)
+        except QueueError as error:
+            self.fail(error.message)
+            return False
+
+    def _look(self) -> None:
+        """Have whoever leads look into the queues; with the lock."""
+        if not self.stopped:
+            os.eventfd_write(self.kick_fd, 1)
+            if not self._started:
+                self._start()
+
+    def _start(self) -> None:
+        self._started += 1
+        name = f"{self.name}-{self._started}"
+        threading.Thread(target=self._work, name=name, daemon=True).start()
 
     def _work(self) -> None:
         """A thread's life."""
+        leads = False
         try:
-            while (job := self._next_job()) is not None:
-                self._serve(*job)
+            while (job := self._next_job(leads)) is not None:
+                self._serve(job)
+                leads = job.leads
         finally:
             with self.lock:
                 self._started -= 1
+                self._close_if_last()
 
-    def _serve(self, queue: Virtqueue, chain: Chain) -> None:
+    def _serve(self, job: Job) -> None:
         written = 0
         try:
-            written = self.serve(queue, chain)
+            written = self.serve(job)
         except QueueError as error:
             with self.lock:
                 self.fail(error.message)
         finally:
             with self.lock:
+                if job.leads and self._asked():  # they came meanwhile
+                    self._overlap = LINGER
                 self._busy -= 1
-                queue.push(chain, written)
-                self.signal(queue)
+                job.queue.push(job.chain, written)
+                self.signal(job.queue)
                 self._quiet.notify_all()
 
-    def _next_job(self) -> tuple[Virtqueue, Chain] | None:
-        """Wait for a request; None when the machine is at its end."""
+    def _next_job(self, leads: bool) -> Job | None:
+        """Lead, unless we do, and wait for a request; None when the machine is at its end."""
         with self.lock:
-            while not self.stopped:
+            if not leads and not self._wait_to_lead():
+                return None
+            job = self._take()
+        while job is None and not self.stopped:
+            os.eventfd_read(self.kick_fd)
+            with self.lock:
                 job = self._take()
-                if job is not None:
-                    return job
-                self._quiet.notify_all()
-                self._idle += 1
-                self._news.wait()
-                self._idle -= 1
-            return None
+        return job
 
-    def _take(self) -> tuple[Virtqueue, Chain] | None:
-        """The next request of a kicked queue; queues take turns. With the lock."""
-        while self._kicked:
-            queue = next(iter(self._kicked))
-            del self._kicked[queue]
+    def _wait_to_lead(self) -> bool:
+        """Wait until nobody leads, and do it; False at the machine's end. With the lock."""
+        self._idle += 1
+        self._vacancy.wait_for(lambda: self.stopped or not self._led)
+        self._idle -= 1
+        self._led = True
+        return not self.stopped
+
+    def _take(self) -> Job | None:
+        """The next request of any queue, if there is one; with the lock."""
+        self._overlap = LINGER if self._busy else max(0, self._overlap - 1)
+        for queue in self.queues:
             chain = None
             try:
                 chain = self.next_chain(queue) if self.live else None
-                if chain is not None:
-                    self._busy += 1
-                    self._look_for_more(queue)
             except QueueError as error:
                 self.fail(error.message)
             if chain is not None:
-                return queue, chain
+                self._busy += 1
+                job = Job(queue, chain)
+                if queue.waiting or self._overlap:
+                    self._hand_over(job)
+                return job
+        self._quiet.notify_all()
         return None
 
-    def _look_for_more(self, queue: Virtqueue) -> None:
-        """Have another thread go on with a queue, now or when it is kicked; with the lock.
+    def _hand_over(self, job: Job) -> None:
+        """Let another thread lead, or whoever is done first if all have something to do."""
+        job.leads = self._led = False
+        if self._idle:
+            self._vacancy.notify()
+        elif self._started < self.threads:
+            self._start()
 
-        When all are busy no kicks are needed: whoever is done first looks into the queue again.
-        """
-        spare = self._idle or self._started < self.threads
-        if not spare or queue.waiting or queue.enable_kicks():
-            self._kicked[queue] = None
-        if spare and self._kicked:
-            self._call_in()
+    def _close_if_last(self) -> None:
+        """Give the eventfd back, when nobody waits for it any more; with the lock."""
+        if self.stopped and not self._started and self.kick_fd >= 0:
+            os.close(self.kick_fd)
+            self.kick_fd = -1

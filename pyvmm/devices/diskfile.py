@@ -1,0 +1,325 @@
+"""A file or block device behind a disk: opened, locked, and read and written in place.
+
+Every operation works on the range it is given or raises OSError; none moves a file offset, so
+any number of threads may be in one. Nothing beyond ``size``, as it was at the start, is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn, Self
+
+from pyvmm.errors import HostError, UsageError
+
+SECTOR = 512  # what virtio, and most of Linux, counts disks in
+QCOW_MAGIC = b"QFI\xfb"
+
+# Source: linux/falloc.h
+FALLOC_FL_KEEP_SIZE = 0x01
+FALLOC_FL_PUNCH_HOLE = 0x02
+FALLOC_FL_ZERO_RANGE = 0x10
+
+# Source: linux/fs.h: _IO(0x12, n), the same number everywhere but on mips, powerpc and sparc
+BLKDISCARD = 0x1277
+BLKZEROOUT = 0x127F
+BLKSSZGET = 0x1268  # an int: the logical block size
+BLKPBSZGET = 0x127B  # an unsigned int: the physical one
+BLKGETSIZE64 = 0x8008_1272  # _IOR(0x12, 114, size_t)
+
+UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY})
+PHYSICAL_BLOCK = 4096  # of a file, whatever it lies on: a snapshot may be restored elsewhere
+ZEROES = 1 << 20  # bytes written at once where nothing better zeroes a range
+BOUNCE = 1 << 20  # bytes moved at once where O_DIRECT takes no buffer of the guest's
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+Buffers = Sequence[memoryview]
+
+
+class DiskFile:
+    """An open disk image or block device, locked against other users of such locks.
+
+    A disk that is read-only here may be so elsewhere too; one that is written to is nobody
+    else's: the lock is that of flock(2). ``block_size`` is the unit in which it can be read and
+    written, ``physical_block`` the one in which it does so well; both in bytes. ``size`` is in
+    whole blocks; ``tail`` is how many bytes at the end are none.
+    """
+
+    def __init__(
+        self, path: Path, *, option: str, read_only: bool = False, direct: bool = False
+    ) -> None:
+        """Open it; ``option``, as -d, is what messages begin with, ``direct`` is O_DIRECT.
+
+        Raises:
+            UsageError: it is not there, or nothing that can be a disk.
+            HostError: this machine does not give access to it.
+        """
+        self.path = path
+        self.read_only = read_only
+        self.direct = direct
+        self.fd = -1
+        self._option = option
+        with contextlib.ExitStack() as undo:
+            self.fd = _open(path, option, read_only=read_only)
+            undo.callback(self.close)
+            self._measure()
+            self._lock()
+            if direct:
+                self._go_direct()
+            self.tail = self.size % self.block_size
+            self.size -= self.tail
+            undo.pop_all()
+
+    def close(self) -> None:
+        """Close it, and let go of the lock; idempotent."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def read(self, buffers: Buffers, offset: int) -> None:
+        """Fill the buffers from ``offset`` on; raises EIO if the file has become shorter."""
+        try:
+            with _Span(buffers) as span:
+                _read(self.fd, span, offset)
+        except OSError as error:
+            if not self.direct or error.errno != errno.EINVAL:
+                raise
+            self._bounce(buffers, offset, write=False)
+
+    def write(self, buffers: Buffers, offset: int, *, durable: bool = False) -> None:
+        """Write the buffers at ``offset``; ``durable`` returns when they are on the disk."""
+        flags = os.RWF_DSYNC if durable else 0
+        try:
+            with _Span(buffers) as span:
+                _write(self.fd, span, offset, flags)
+        except OSError as error:
+            if not self.direct or error.errno != errno.EINVAL:
+                raise
+            self._bounce(buffers, offset, write=True, flags=flags)
+
+    def _bounce(self, buffers: Buffers, offset: int, *, write: bool, flags: int = 0) -> None:
+        """The same by memory of our own: O_DIRECT takes no buffer that is not aligned."""
+        with (
+            _Span(buffers) as span,
+            mmap.mmap(-1, BOUNCE) as room,
+            memoryview(room) as whole,
+        ):
+            while span.left:
+                with whole[: min(BOUNCE, span.left)] as part:
+                    if write:
+                        span.copy(part, into=True)
+                    with _Span([part]) as own:
+                        if write:
+                            _write(self.fd, own, offset, flags)
+                        else:
+                            _read(self.fd, own, offset)
+                    if not write:
+                        span.copy(part, into=False)
+                    offset += len(part)
+
+    def flush(self) -> None:
+        """Return when all that was written before is on the disk."""
+        if not self.read_only:
+            os.fdatasync(self.fd)
+
+    def discard(self, offset: int, length: int) -> None:
+        """Give a range back, as far as that can be done; its content is nobody's concern."""
+        try:
+            self._punch(offset, length)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+
+    def zero(self, offset: int, length: int, *, may_unmap: bool) -> None:
+        """Make a range read as zeroes; ``may_unmap`` lets it lose its place on the disk."""
+        for way in (self._punch, self._zero_range) if may_unmap else (self._zero_range,):
+            try:
+                way(offset, length)
+            except OSError as error:
+                if error.errno not in UNSUPPORTED:
+                    raise
+            else:
+                return
+        self._write_zeroes(offset, length)
+
+    def _punch(self, offset: int, length: int) -> None:
+        # A block device's hole reads as zeroes too.  Source: blkdev_fallocate() in block/fops.c
+        self._fallocate(FALLOC_FL_PUNCH_HOLE, offset, length)
+
+    def _zero_range(self, offset: int, length: int) -> None:
+        if self.is_block_device:
+            fcntl.ioctl(self.fd, BLKZEROOUT, struct.pack("QQ", offset, length))
+        else:
+            self._fallocate(FALLOC_FL_ZERO_RANGE, offset, length)
+
+    def _fallocate(self, mode: int, offset: int, length: int) -> None:
+        if _libc.fallocate(self.fd, mode | FALLOC_FL_KEEP_SIZE, offset, length) < 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+
+    def _write_zeroes(self, offset: int, length: int) -> None:
+        # A mapping of nothing: zeroes that are page-aligned, as O_DIRECT wants them.
+        with mmap.mmap(-1, min(ZEROES, length)) as zeroes, memoryview(zeroes) as view:
+            for start in range(0, length, ZEROES):
+                with view[: min(ZEROES, length - start)] as part:
+                    self.write([part], offset + start)
+
+    def _measure(self) -> None:
+        """Find out the size and the units, and refuse what is no disk."""
+        status = os.fstat(self.fd)
+        self.is_block_device = stat.S_ISBLK(status.st_mode)
+        self.block_size, self.physical_block = SECTOR, PHYSICAL_BLOCK
+        if self.is_block_device:
+            self.size = self._ask("Q", BLKGETSIZE64)
+            self.block_size = self._ask("i", BLKSSZGET)
+            self.physical_block = self._ask("I", BLKPBSZGET)
+        elif stat.S_ISREG(status.st_mode):
+            self.size = status.st_size
+        elif stat.S_ISDIR(status.st_mode):
+            raise _directory(self._option, self.path)
+        else:
+            self._refuse("is no file and no block device")
+        if self.size < SECTOR:
+            self._refuse(f"is too small for a disk: {self.size} bytes", "truncate -s 1G makes one")
+        if os.pread(self.fd, len(QCOW_MAGIC), 0) == QCOW_MAGIC and not self.is_block_device:
+            self._refuse("is a QCOW image", "qemu-img convert -O raw makes a raw one of it")
+
+    def _ask(self, form: str, request: int) -> int:
+        answer = fcntl.ioctl(self.fd, request, bytes(struct.calcsize(form)))
+        return int(struct.unpack(form, answer)[0])
+
+    def _refuse(self, why: str, hint: str | None = None) -> NoReturn:
+        raise UsageError(f"{self._option} {self.path} {why}", hint=hint)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(
+                self.fd, (fcntl.LOCK_SH if self.read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB
+            )
+        except BlockingIOError:
+            raise HostError(
+                f"{self._option} {self.path} is in use, by another VM or twice by this one",
+                hint="two that write to one file system destroy it; ,ro in both lets them share it",
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+
+    def _go_direct(self) -> None:
+        """Switch O_DIRECT on, and find the smallest unit that it takes here, by trying."""
+        try:
+            flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
+            fcntl.fcntl(self.fd, fcntl.F_SETFL, flags | os.O_DIRECT)
+        except OSError as error:
+            raise self._no_direct(error) from error
+        with mmap.mmap(-1, 2 * mmap.PAGESIZE) as room, memoryview(room) as view:
+            unit = self.block_size
+            while unit <= mmap.PAGESIZE:
+                with view[unit : 2 * unit] as part:
+                    try:
+                        os.preadv(self.fd, [part], 0)
+                    except OSError as error:
+                        if error.errno != errno.EINVAL:
+                            raise self._no_direct(error) from error
+                    else:
+                        self.block_size = unit
+                        self.physical_block = max(unit, self.physical_block)
+                        return
+                unit *= 2
+        raise self._no_direct(OSError(errno.EINVAL, os.strerror(errno.EINVAL)))
+
+    def _no_direct(self, error: OSError) -> HostError:
+        return HostError(
+            f"{self._option} {self.path} cannot be read and written with O_DIRECT: "
+            f"{error.strerror}",
+            hint="leave ,direct out, or put it on a file system that has direct I/O",
+        )
+
+
+def _open(path: Path, option: str, *, read_only: bool) -> int:
+    flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
+    try:
+        return os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.EISDIR:
+            raise _directory(option, path) from error
+        hint = None
+        if not read_only and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            hint = f"{option} {path},ro does not write to it" if os.access(path, os.R_OK) else None
+        raise UsageError(f"{option} {path}: {error.strerror}", hint=hint) from error
+
+
+def _directory(option: str, path: Path) -> UsageError:
+    return UsageError(
+        f"{option} {path} is a directory",
+        hint="9p is not there yet; mke2fs -d DIR makes an image of it",
+    )
+
+
+class _Span:
+    """Buffers one after the other, as one; a context manager that lets go of its views."""
+
+    def __init__(self, buffers: Buffers) -> None:
+        self._rest = list(buffers)
+        self._own: list[memoryview] = []
+        self.left = sum(map(len, buffers))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for view in self._own:
+            view.release()
+
+    @property
+    def rest(self) -> list[memoryview]:
+        """The buffers from where we are on."""
+        return self._rest
+
+    def advance(self, count: int) -> None:
+        """Go on by ``count`` bytes."""
+        self.left -= count
+        while count and count >= len(self._rest[0]):
+            count -= len(self._rest.pop(0))
+        if count:
+            self._rest[0] = self._rest[0][count:]
+            self._own.append(self._rest[0])
+
+    def copy(self, other: memoryview, *, into: bool) -> None:
+        """Copy as many bytes as ``other`` has from there, or ``into`` it, and go on."""
+        done = 0
+        while done < len(other):
+            count = min(len(self._rest[0]), len(other) - done)
+            if into:
+                other[done : done + count] = self._rest[0][:count]
+            else:
+                self._rest[0][:count] = other[done : done + count]
+            self.advance(count)
+            done += count
+
+
+def _read(fd: int, span: _Span, offset: int) -> None:
+    while span.left:
+        count = os.preadv(fd, span.rest, offset)
+        if not count:
+            raise OSError(errno.EIO, "the file has become shorter")
+        span.advance(count)
+        offset += count
+
+
+def _write(fd: int, span: _Span, offset: int, flags: int) -> None:
+    while span.left:
+        count = os.pwritev(fd, span.rest, offset, flags)
+        if not count:
+            raise OSError(errno.EIO, "nothing could be written")
+        span.advance(count)
+        offset += count

@@ -1,0 +1,246 @@
+"""Disk images: what is refused when they are opened, and what is read, written and given back."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pyvmm.devices import diskfile
+from pyvmm.devices.diskfile import DiskFile
+from pyvmm.errors import HostError, UsageError, VmmError
+from pyvmm.layout import MIB
+
+SIZE = MIB
+CONTENT = random.Random(1).randbytes(SIZE)
+
+Open = Callable[..., DiskFile]
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(CONTENT)
+    return path
+
+
+@pytest.fixture
+def opened(image: Path) -> Iterator[Open]:
+    with contextlib.ExitStack() as stack:
+
+        def make(path: Path = image, **options: bool) -> DiskFile:
+            disk = DiskFile(path, option="-d", **options)
+            stack.callback(disk.close)
+            return disk
+
+        yield make
+
+
+def read(disk: DiskFile, offset: int, *sizes: int) -> bytes:
+    buffers = [bytearray(size) for size in sizes]
+    disk.read([memoryview(buffer) for buffer in buffers], offset)
+    return b"".join(buffers)
+
+
+def write(disk: DiskFile, offset: int, *parts: bytes, durable: bool = False) -> None:
+    disk.write([memoryview(part) for part in parts], offset, durable=durable)
+
+
+def refused(opened: Open, *arguments: Path, **options: bool) -> VmmError:
+    with pytest.raises(VmmError) as caught:
+        opened(*arguments, **options)
+    return caught.value
+
+
+def blocks(path: Path) -> int:
+    """How many bytes the file takes up."""
+    return path.stat().st_blocks * 512
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_what_is_written_is_read_and_lies_in_the_file(
+    opened: Open, image: Path, direct: bool
+) -> None:
+    disk = opened(direct=direct)
+    data = random.Random(2).randbytes(3 * 4096)
+
+    write(disk, 8192, data[:4096], data[4096:])
+
+    assert read(disk, 4096, 4096, 8192, 8192) == CONTENT[4096:8192] + data + CONTENT[20480:24576]
+    disk.flush()
+    assert image.read_bytes() == CONTENT[:8192] + data + CONTENT[20480:]
+
+
+def test_size_is_in_whole_blocks(opened: Open, image: Path) -> None:
+    image.write_bytes(CONTENT + b"tail")
+
+    disk = opened()
+
+    assert (disk.size, disk.tail) == (SIZE, 4)
+    assert (disk.block_size, disk.physical_block) == (512, 4096)
+
+
+def test_direct_takes_buffers_that_are_not_aligned(opened: Open, image: Path) -> None:
+    disk = opened(direct=True)
+    room = bytearray(8192 + 3)
+    views = [memoryview(room)[3 : 3 + 100], memoryview(room)[103 : 3 + 8192]]
+
+    disk.read(views, 4096)
+    assert room[3:] == CONTENT[4096 : 4096 + 8192]
+
+    disk.write([view.toreadonly() for view in views], 0)
+    assert image.read_bytes()[:8192] == CONTENT[4096 : 4096 + 8192]
+
+
+def test_direct_moves_more_than_its_own_buffer_at_once(
+    opened: Open, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diskfile, "BOUNCE", 8192)
+    disk = opened(direct=True)
+    room = bytearray(SIZE + 1)
+
+    disk.read([memoryview(room)[1:20_001], memoryview(room)[20_001:]], 0)
+
+    assert room[1:] == CONTENT
+
+
+def test_file_that_became_shorter_is_an_io_error(opened: Open, image: Path) -> None:
+    disk = opened()
+    os.truncate(image, 8192)
+
+    with pytest.raises(OSError, match="shorter") as caught:
+        read(disk, 4096, 4096, 4096)
+
+    assert caught.value.errno == errno.EIO
+    assert read(disk, 4096, 4096) == CONTENT[4096:8192]
+
+
+def test_write_that_comes_to_its_end_halfway_is_an_error(opened: Open, tmp_path: Path) -> None:
+    image = tmp_path / "sparse"
+    with image.open("wb") as file:
+        file.truncate(SIZE)
+    disk = opened(image)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))  # write(2) is short there, then fails
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write(disk, 4096, b"a" * 4096, b"b" * 4096)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+    assert image.read_bytes()[4096:8192] == b"a" * 4096
+
+
+def test_durable_writes_are_writes(opened: Open, image: Path) -> None:
+    write(opened(), 512, b"d" * 512, durable=True)
+
+    assert image.read_bytes()[:1024] == CONTENT[:512] + b"d" * 512
+
+
+def test_discard_gives_the_room_back_and_keeps_the_size(opened: Open, image: Path) -> None:
+    disk = opened()
+    disk.flush()
+    os.sync()
+    before = blocks(image)
+
+    disk.discard(256 << 10, 512 << 10)
+
+    assert before - blocks(image) == 512 << 10
+    assert image.stat().st_size == SIZE
+    assert read(disk, 0, SIZE) == CONTENT[: 256 << 10] + bytes(512 << 10) + CONTENT[768 << 10 :]
+
+
+@pytest.mark.parametrize("may_unmap", [True, False])
+@pytest.mark.parametrize("ways", ["all", "without punching", "writing only"])
+def test_zeroed_range_reads_as_zeroes_however_it_is_done(
+    opened: Open, image: Path, monkeypatch: pytest.MonkeyPatch, may_unmap: bool, ways: str
+) -> None:
+    def no(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not here")
+
+    for name in {"all": (), "without punching": ("_punch",)}.get(ways, ("_punch", "_zero_range")):
+        monkeypatch.setattr(DiskFile, name, no)
+    monkeypatch.setattr(diskfile, "ZEROES", 10_000)
+    disk = opened()
+
+    disk.zero(512, 100 << 10, may_unmap=may_unmap)
+
+    assert image.read_bytes() == CONTENT[:512] + bytes(100 << 10) + CONTENT[512 + (100 << 10) :]
+
+
+def test_file_system_without_holes_still_discards(
+    opened: Open, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "not here")
+
+    monkeypatch.setattr(DiskFile, "_punch", no)
+
+    opened().discard(0, 4096)
+
+    assert image.read_bytes() == CONTENT
+
+
+def test_missing_file_is_told_with_its_name(opened: Open, tmp_path: Path) -> None:
+    error = refused(opened, tmp_path / "none")
+
+    assert isinstance(error, UsageError)
+    assert error.message == f"-d {tmp_path}/none: No such file or directory"
+
+
+def test_what_is_no_disk_is_refused(opened: Open, tmp_path: Path) -> None:
+    empty, qcow = tmp_path / "empty", tmp_path / "qcow"
+    empty.touch()
+    qcow.write_bytes(b"QFI\xfb" + bytes(1020))
+
+    assert "is a directory" in refused(opened, tmp_path).message
+    assert "is a directory" in refused(opened, tmp_path, read_only=True).message
+    assert "too small for a disk: 0 bytes" in refused(opened, empty).message
+    assert "is no file and no block device" in refused(opened, Path("/dev/null")).message
+    error = refused(opened, qcow)
+    assert "QCOW" in error.message
+    assert error.hint is not None
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write what it likes")
+def test_file_that_may_not_be_written_is_told_how_to_be_read(opened: Open, image: Path) -> None:
+    image.chmod(0o400)
+
+    error = refused(opened)
+
+    assert error.hint == f"-d {image},ro does not write to it"
+    assert read(opened(read_only=True), 0, 512) == CONTENT[:512]
+
+
+def test_disk_in_use_is_refused_and_free_again_when_closed(opened: Open, image: Path) -> None:
+    first = opened()
+
+    error = refused(opened)
+    assert isinstance(error, HostError)
+    assert "in use" in error.message
+    assert "in use" in refused(opened, read_only=True).message
+
+    first.close()
+    opened(read_only=True)
+    opened(read_only=True)
+    assert "in use" in refused(opened).message
+
+
+def test_direct_where_there_is_no_direct_io_is_refused(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no(*_: object) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr("os.preadv", no)
+
+    error = refused(opened, direct=True)
+
+    assert isinstance(error, HostError)
+    assert "O_DIRECT" in error.message
