@@ -7,6 +7,7 @@ loaded already; any other command is executed.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import importlib
 import io
@@ -27,6 +28,7 @@ NOT_EXECUTABLE: Final = 126
 INTERRUPTED: Final = 128 + signal.SIGINT
 PATH: Final = "/usr/bin:/usr/sbin"
 LIBRARY: Final = "/run/pyvmm/lib"
+PR_SET_DUMPABLE: Final = 4  # Source: Linux, include/uapi/linux/prctl.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,8 @@ def _take_place(request: Request, fds: list[int], slave: int) -> None:
     os.setgroups(request.groups)
     os.setresgid(request.gid, request.gid, request.gid)
     os.setresuid(request.uid, request.uid, request.uid)
+    # Who has changed its uid is not shown its own /proc/self/pagemap, nor /proc/self/fd.
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
     os.chdir(request.cwd)
     random.seed()
 

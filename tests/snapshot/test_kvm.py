@@ -1,0 +1,72 @@
+"""Snapshot files where VMs run: on an emulated host's share of the user's files, and its tmpfs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyvmm.memory import GuestMemory
+from pyvmm.snapshot import pages
+from pyvmm.snapshot.format import BLOCK, PAGE
+from pyvmm.snapshot.reader import SnapshotFile
+from tests.snapshot.files import BASE, FILLERS, SIZE, restored, save, write_scene
+
+pytestmark = pytest.mark.kvm
+
+
+@pytest.fixture(params=["share", "tmpfs"])
+def directory(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Directories on both: the working directory is the user's own, TMPDIR the host's."""
+    where = Path.cwd() if request.param == "share" else None
+    with tempfile.TemporaryDirectory(dir=where, prefix=".test-snapshot-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def memory() -> Iterator[GuestMemory]:
+    with GuestMemory(BASE, SIZE) as memory:
+        write_scene(memory)
+        yield memory
+
+
+@pytest.mark.parametrize("how", FILLERS)
+def test_memory_comes_back(directory: Path, memory: GuestMemory, how: str) -> None:
+    save(directory / "guest.snap", memory)
+
+    assert restored(directory / "guest.snap", how) == memory.read(BASE, SIZE)
+
+
+def test_lazy_memory_outlives_the_file_s_name(directory: Path, memory: GuestMemory) -> None:
+    path = directory / "guest.snap"
+    save(path, memory)
+
+    with GuestMemory(BASE, SIZE) as back:
+        with SnapshotFile.open(path) as snapshot:
+            FILLERS["lazy"](snapshot, [back])
+        save(path, back)  # over the very file that the memory is
+        assert back.read(BASE, SIZE) == memory.read(BASE, SIZE)
+    assert restored(path) == memory.read(BASE, SIZE)
+
+
+def test_what_a_killed_save_left_is_removed(directory: Path, memory: GuestMemory) -> None:
+    left = directory / ".guest.snap.01234567.tmp"
+    left.write_bytes(b"half")
+
+    save(directory / "guest.snap", memory)
+
+    assert os.listdir(directory) == ["guest.snap"]  # noqa: PTH208 - names
+
+
+def test_kernel_tells_which_memory_was_touched() -> None:
+    with GuestMemory(BASE, 32 * BLOCK) as memory:
+        memory.write(BASE + 8 * BLOCK, b"x")
+
+        ((low, high),) = pages.touched(memory)
+
+        assert low <= BASE + 8 * BLOCK < high
+        assert high - low <= BLOCK
+        assert pages.used(memory, [(low, high)]) == [(BASE + 8 * BLOCK, BASE + 8 * BLOCK + PAGE)]
