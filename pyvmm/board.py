@@ -66,7 +66,10 @@ class Hooks:
 
 @dataclass(slots=True, kw_only=True)
 class Board:
-    """A machine's parts, built and wired, before its first instruction."""
+    """A machine's parts, built and wired, before its first instruction.
+
+    ``image`` and ``dtb`` are what was loaded; a machine that a snapshot goes on in has neither.
+    """
 
     plan: Plan
     vm: Vm
@@ -75,14 +78,14 @@ class Board:
     pvtime: GuestMemory | None
     vcpus: list[MachineVcpu]
     irqchip: Irqchip
-    image: LoadedImage
-    dtb: bytes
     uarts: list[Uart8250]
     rtc: Pl031
     console: Uart8250 | VirtioConsole
     virtio: list[VirtioMmio]  # by slot
     bus: Bus
     kernel_counts: KernelCounts
+    image: LoadedImage | None = None
+    dtb: bytes = b""
 
 
 def read_limits(system: System) -> HostLimits:
@@ -97,19 +100,32 @@ def read_limits(system: System) -> HostLimits:
 
 
 def build(system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Board:
-    """Make the machine; ``undo`` gets the way back of every step.
+    """Make the machine, and load what it boots; ``undo`` gets the way back of every step.
 
     Raises:
         HostError: the host cannot give what was asked; nothing was made of it then.
         ImageError: the image cannot be booted.
     """
-    decided = plan(config, read_limits(system))
+    board = assemble(system, config, plan(config, read_limits(system)), hooks, undo)
+    # The image comes after all that a host can refuse: who asks whether this host can do
+    # something, as kvm-unit-tests does, asks with an image that does not exist.
+    _load(board, config)
+    return board
+
+
+def assemble(system: System, config: Config, decided: Plan, hooks: Hooks, undo: ExitStack) -> Board:
+    """Make a machine with nothing in its memory and vCPUs just reset.
+
+    Raises:
+        HostError: the host cannot give what was asked; nothing was made of it then.
+    """
     vm = undo.enter_context(system.create_vm(decided.ipa_bits))
     memory = undo.enter_context(
         GuestMemory(config.ram_base, decided.memory, huge_pages=config.hugetlbfs)
     )
     slots = MemorySlots(vm)
     slots.add("ram", memory.base, memory.size, memory.host_address)
+    slots.keep("ram", memory)
     _enable_capabilities(system, vm, decided)
     vcpus = make_vcpus(vm, decided, undo)
     irqchip = make_irqchip(vm, config, len(vcpus), undo)
@@ -119,14 +135,6 @@ def build(system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Boar
     devices = make_devices(
         config.devices, decided, memory=addressable, slots=slots, undo=undo, log=hooks.log
     )
-    # The image comes after all that a host can refuse: who asks whether this host can do
-    # something, as kvm-unit-tests does, asks with an image that does not exist.
-    image = load_image(config.image, memory, initrd=config.initrd, aarch32=config.cpu.aarch32)
-    if image.linux is not None:
-        check_cpu(image.linux, vcpus[0].get_one_reg(ID_AA64MMFR0_EL1), str(config.image))
-    dtb = machine_dtb(_description(config, memory, vcpus, irqchip, image))
-    memory.write(image.dtb, dtb)
-    set_boot_registers(vcpus[0], image, decided)
     uarts, rtc = _make_uarts_and_rtc(vm, {**hooks.terminals, 0: hooks.output})
     console: Uart8250 | VirtioConsole = uarts[0]
     if config.console == "virtio":
@@ -146,8 +154,6 @@ def build(system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Boar
         pvtime=pvtime,
         vcpus=vcpus,
         irqchip=irqchip,
-        image=image,
-        dtb=dtb,
         uarts=uarts,
         rtc=rtc,
         console=console,
@@ -155,6 +161,21 @@ def build(system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Boar
         bus=_make_bus(uarts, rtc, ExitRegister(hooks.on_exit), virtio),
         kernel_counts=kernel_counts,
     )
+
+
+def _load(board: Board, config: Config) -> None:
+    """Put the image and a device tree into memory, and have the boot CPU start there.
+
+    Raises: ImageError.
+    """
+    memory, boot_cpu = board.memory, board.vcpus[0]
+    image = load_image(config.image, memory, initrd=config.initrd, aarch32=config.cpu.aarch32)
+    if image.linux is not None:
+        check_cpu(image.linux, boot_cpu.get_one_reg(ID_AA64MMFR0_EL1), str(config.image))
+    board.image = image
+    board.dtb = machine_dtb(_description(config, memory, board.vcpus, board.irqchip, image))
+    memory.write(image.dtb, board.dtb)
+    set_boot_registers(boot_cpu, image, board.plan)
 
 
 def _enable_capabilities(system: System, vm: Vm, decided: Plan) -> None:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -38,6 +39,8 @@ from pyvmm.loop import Loop, Timer
 from pyvmm.memory import GuestMemory
 from pyvmm.resizing import Resizing
 from pyvmm.runner import Runner
+from pyvmm.snapshot.origin import Origin, named
+from pyvmm.snapshot.save import settle, write_machine
 from pyvmm.terminals import Terminals
 from pyvmm.vcpus import MachineVcpu
 from pyvmm.virtio import Kicks
@@ -80,9 +83,10 @@ class Machine:
         let_go: Callable[[bool], None] = _do_nothing,
         on_unclaimed: Unclaimed | None = None,
         log: Callable[[str], None] = _do_nothing,
+        origin: Origin | None = None,
         kvm: str = KVM,
     ) -> None:
-        """Make the machine.
+        """Make the machine; with ``origin``, as a snapshot has it, and Config is the origin's.
 
         ``output`` gets what the guest writes to its console, ``on_unclaimed`` an access that no
         device answers, ``log`` a line about a driver of the guest's that is broken; all in the
@@ -93,6 +97,7 @@ class Machine:
         self.was_reset = False  # the run ended by the guest's wish to start anew
         self._on_unclaimed = on_unclaimed
         with ExitStack() as undo:
+            self._origin = undo.enter_context(origin) if origin is not None else None
             system = undo.enter_context(System.open(kvm))
             self.terminals = undo.enter_context(Terminals(config.ttys))
             outputs = self.terminals.outputs
@@ -102,18 +107,41 @@ class Machine:
                 on_exit=lambda code: self._runner.end(code),
                 log=log,
             )
-            self.board: Board = build(system, config, hooks, undo)
+            make = origin.build if origin is not None else build
+            self.board: Board = make(system, config, hooks, undo)
             self._bus = self.board.bus
             self.resizing = Resizing(
                 self.board.plan.memory, (transport.device for transport in self.board.virtio)
             )
             self._let_go = let_go
             self._counts = {vcpu.id: ExitCounts() for vcpu in self.board.vcpus}
-            self._virtual_time: int | None = None
+            self._virtual_time: int | None = None  # the counter of a guest that is paused
+            self._started = False
             self._pausing = threading.RLock()  # held while vCPUs are touched: none may run then
             self._runner = Runner(self.board.vcpus, self._step, self._ended, config.vcpu_affinity)
             undo.callback(self._runner.close)
             self._undo = undo.pop_all()
+
+    @classmethod
+    def restore(
+        cls,
+        path: Path,
+        output: Callable[[bytes], None] = write_to_stdout,
+        *,
+        name: str | None = None,
+        **how: Any,
+    ) -> Self:
+        """A machine that goes on where a snapshot was taken, when it is started.
+
+        ``how`` is Origin's: how memory is read, the clock, and whether what this host lacks is
+        given up by force.
+
+        Raises:
+            UsageError: there is no such snapshot, or it is damaged.
+            HostError: this host cannot give what the machine had.
+        """
+        origin = Origin(path, **how)
+        return cls(named(origin.config, name), output, origin=origin)
 
     def __enter__(self) -> Self:
         return self
@@ -141,13 +169,20 @@ class Machine:
         return self.board.plan.vls
 
     @property
+    def origin(self) -> Origin | None:
+        """The snapshot that this machine went on from."""
+        return self._origin
+
+    @property
     def image(self) -> LoadedImage:
-        """What was loaded, and where."""
+        """What was loaded, and where; nothing was where a snapshot goes on."""
+        if self.board.image is None:
+            raise VmmError("this machine goes on from a snapshot: no image was loaded")
         return self.board.image
 
     @property
     def dtb(self) -> bytes:
-        """The device tree blob the guest gets."""
+        """The device tree blob the guest gets; empty where a snapshot goes on."""
         return self.board.dtb
 
     @property
@@ -200,7 +235,34 @@ class Machine:
 
     def start(self) -> None:
         """Let the vCPUs go; returns at once."""
-        self._runner.start()
+        with self._pausing:
+            self._started = True
+            if self._origin is not None:
+                for transport in self.board.virtio:
+                    transport.resume()
+                if not self.is_paused:
+                    self._origin.start_clock(self.vcpus[0])
+                self._origin.verify(self.stop)
+            self._runner.start()
+
+    def save(self, path: Path, *, parent: Path | None = None) -> str:
+        """Write a snapshot, while the guest stands still; returns the file's identity.
+
+        With a ``parent``, a snapshot of this machine or of one it was restored from, only what
+        has changed since then is written.
+
+        Raises:
+            VmmError: the guest has ended, or comes to no rest.
+            HostError: the kernel does not give something, or the disk is full.
+            UsageError: there can be no such file, or the parent is none of this machine.
+        """
+        with self.paused():
+            if self._runner.has_ended:
+                raise VmmError("the guest has ended: there is nothing to save")
+            if self._started:
+                settle(self.board)
+            assert self._virtual_time is not None
+            return write_machine(self.board, self.config, self._virtual_time, path, parent)
 
     def pause(self) -> None:
         """Stop the guest between two instructions; returns when every vCPU is parked.
@@ -215,7 +277,7 @@ class Machine:
             for transport in self.board.virtio:
                 transport.device.drain()
             if self._virtual_time is None:
-                self._virtual_time = self.vcpus[0].get_one_reg(regs.TIMER_CNT)
+                self._virtual_time = self._read_virtual_time()
 
     def resume(self) -> None:
         """Let a paused guest go on."""
@@ -228,6 +290,12 @@ class Machine:
             if self._runner.has_ended:  # just now, and nobody is to wait for room any more
                 self._hurry(True)
             self._runner.resume()
+
+    def _read_virtual_time(self) -> int:
+        """The guest's counter; that of one yet to go on from a snapshot stands still."""
+        if self._origin is not None and not self._started:
+            return self._origin.virtual_now()
+        return self.vcpus[0].get_one_reg(regs.TIMER_CNT)
 
     @property
     def is_paused(self) -> bool:
@@ -340,6 +408,7 @@ class _Clock:
         self._loop = loop
         self._timer: Timer | None = None
         self._rtc.on_rearm = lambda: loop.call(self._set)
+        loop.call(self._set)  # a clock out of a snapshot may have its alarm set
 
     def stop(self) -> None:
         """Leave the loop alone from now on."""

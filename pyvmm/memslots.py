@@ -8,6 +8,7 @@ from pyvmm.errors import KvmError
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.uapi import MemoryFlag
 from pyvmm.kvm.vm import Vm
+from pyvmm.memory import GuestMemory
 
 # A memory slot has fewer than 2^31 pages, which may be of 4 KiB.
 # Source: Linux, include/linux/kvm_host.h, KVM_MEM_MAX_NR_PAGES
@@ -34,6 +35,7 @@ class MemorySlots:
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
         self.slots: list[Slot] = []
+        self.kept: dict[str, GuestMemory] = {}  # what snapshots take along, by name
         self._used = 0  # numbers below are taken, or free again
         self._free: list[int] = []
 
@@ -63,6 +65,10 @@ class MemorySlots:
                 self._free.append(number)
                 raise
             self.slots = [*self.slots, slot]
+
+    def keep(self, name: str, memory: GuestMemory) -> None:
+        """Have snapshots take that memory along; what lies in the user's files they leave there."""
+        self.kept[name] = memory
 
     def remove(self, base: int) -> None:
         """Take the slot at ``base`` away from the guest: there is no memory there any more."""

@@ -48,6 +48,7 @@ def _make_mem(asked: Hotplug, site: Site) -> VirtioMem:
     blocks = site.undo.enter_context(PluggableMemory(site.window.base, asked.size, asked.block))
     shown = PluggedSlots(blocks, site.slots)
     site.memory.add(blocks)
+    site.slots.keep(site.window.name, blocks.backing)
     return VirtioMem(site.memory, site.log, blocks, shown.show)
 
 

@@ -74,13 +74,19 @@ def online_cpus() -> frozenset[int]:
         return frozenset()
 
 
-def make_vcpus(vm: Vm, decided: Plan, undo: ExitStack) -> list[MachineVcpu]:
-    """Every vCPU, with the same features and the same vector lengths; all but the first off."""
+def features_of(decided: Plan) -> frozenset[VcpuFeature]:
+    """What every vCPU of a machine is initialised with."""
     features = {VcpuFeature.PSCI_0_2}
     for feature in decided.features:
         features.update(INIT.get(feature, ()))
     if decided.vls:
         features.add(VcpuFeature.SVE)
+    return frozenset(features)
+
+
+def make_vcpus(vm: Vm, decided: Plan, undo: ExitStack) -> list[MachineVcpu]:
+    """Every vCPU, with the same features and the same vector lengths; all but the first off."""
+    features = features_of(decided)
     target = vm.preferred_target()
     vcpus: list[MachineVcpu] = []
     for number in range(decided.vcpus):
@@ -123,6 +129,7 @@ def give_pvtime(
     region = layout.PVTIME
     memory = undo.enter_context(GuestMemory(region.base, region.size))
     slots.add(region.name, memory.base, memory.size, memory.host_address)
+    slots.keep(region.name, memory)
     for vcpu in vcpus:
         vcpu.set_pvtime(region.base + vcpu.id * layout.PVTIME_SIZE)
     return memory

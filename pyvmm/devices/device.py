@@ -134,9 +134,8 @@ class Device:
             setattr(self, name, value)
 
     def state(self) -> dict[str, Any]:
-        """All that the device is at the moment, as JSON has it; while no vCPU runs."""
-        with self.lock:
-            return {"registers": self.values, **take(self, self.kept)}
+        """All that the device is at the moment, as JSON has it; with the lock, no vCPU runs."""
+        return {"registers": self.values, **take(self, self.kept)}
 
     def restore(self, state: object, where: str) -> None:
         """Become what `state` gave; ``where`` is what messages call that. No interrupt is raised.

@@ -52,6 +52,7 @@ int pyvmm_ioctl_at(int fd, unsigned long request, void *argument);
 int pyvmm_one_reg(int fd, unsigned long request, uint64_t id, void *value);
 int pyvmm_irq_line(int vm, uint32_t irq, int level);
 int pyvmm_sve_set_vl(unsigned long limit, uint64_t *rdvl);
+uint64_t pyvmm_counter_frequency(void);
 
 struct pyvmm_vcpu {
     int thread;

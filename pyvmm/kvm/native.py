@@ -43,6 +43,11 @@ def native() -> Native:
     return Native(_kvm.ffi, _kvm.lib)
 
 
+def counter_frequency() -> int:
+    """How many ticks a second the system counter makes: CNTFRQ_EL0."""
+    return int(native().lib.pyvmm_counter_frequency())
+
+
 def address(buffer: bytearray) -> int:
     """Where ``buffer`` lies in this process; valid until it is resized or freed."""
     ffi = native().ffi

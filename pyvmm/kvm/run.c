@@ -50,6 +50,15 @@ static int pyvmm_sve_set_vl(unsigned long limit, uint64_t *rdvl)
 	return result & PR_SVE_VL_LEN_MASK;
 }
 
+/* The frequency of the system counter in Hz; firmware set it, and nothing else can know. */
+static uint64_t pyvmm_counter_frequency(void)
+{
+	uint64_t frequency;
+
+	asm volatile("mrs %0, cntfrq_el0" : "=r"(frequency));
+	return frequency;
+}
+
 /* A vCPU's fd and shared pages; below them what the last exit, or ring entry, said. */
 struct pyvmm_vcpu {
 	int fd;

@@ -15,6 +15,7 @@ known is damage, as newer documents say so by their schema.
 | dict[str, T]              | an object                                            |
 | a dataclass               | an object of its fields                              |
 | dataclasses A or B        | the same, and "kind" with the class's name           |
+| a dataclass with heirs    | likewise: one of the heirs                           |
 | Annotated[T, Form(...)]   | what the Form makes of it                            |
 """
 
@@ -141,8 +142,10 @@ def _write(hint: Any, value: Any) -> Json:
     if isinstance(hint, type) and issubclass(hint, Enum):
         return str(value.name)
     if hint is Path:
-        return str(value)
-    return encode(value) if dataclasses.is_dataclass(value) else cast("Json", value)
+        return str(value.absolute())  # who reads it is elsewhere
+    if not dataclasses.is_dataclass(value):
+        return cast("Json", value)
+    return _write_kind(value) if hint.__subclasses__() else encode(value)
 
 
 def _write_choice(choices: tuple[Any, ...], value: Any) -> Json:
@@ -151,6 +154,10 @@ def _write_choice(choices: tuple[Any, ...], value: Any) -> Json:
     rest = [choice for choice in choices if choice is not type(None)]
     if len(rest) == 1:
         return _write(rest[0], value)
+    return _write_kind(value)
+
+
+def _write_kind(value: Any) -> Json:
     return {KIND: type(value).__name__, **cast("dict[str, Json]", encode(value))}
 
 
@@ -180,7 +187,12 @@ def _read_one(hint: Any, value: Any, where: str) -> Any:
     if hint is Any:
         return value
     if dataclasses.is_dataclass(hint):
-        return decode(cast("type[Any]", hint), value, where)
+        kinds = cast("type[Any]", hint).__subclasses__()
+        return (
+            _read_kind(kinds, value, where)
+            if kinds
+            else decode(cast("type[Any]", hint), value, where)
+        )
     if isinstance(hint, type) and issubclass(hint, Enum):
         if not isinstance(value, str) or value not in hint.__members__:
             raise _damage(where, value, f"not one of {', '.join(hint.__members__)}")
@@ -199,7 +211,12 @@ def _read_choice(choices: tuple[Any, ...], value: Any, where: str) -> Any:
         return None
     if len(rest) == 1:
         return _read(rest[0], value, where)
-    named = {choice.__name__: choice for choice in rest}
+    return _read_kind(rest, value, where)
+
+
+def _read_kind(choices: list[Any], value: Any, where: str) -> Any:
+    """A dataclass that says which it is; of two of a name, as slots make them, the later."""
+    named = {choice.__name__: choice for choice in choices}
     kind = value.get(KIND) if isinstance(value, dict) else None
     if not isinstance(kind, str) or kind not in named:
         raise _damage(where, value, f"its kind is not one of {', '.join(named)}")

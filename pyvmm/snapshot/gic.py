@@ -30,6 +30,7 @@ class Use(Enum):
     """What is done with a register."""
 
     KEEP = "saved, and written back"
+    CHANGE = "saved, and written back where it is another: KVM rounds whatever is written"
     CHECK = "saved, and must be the same"
     CLEAR = "not saved: all ones are written, before what sets the same bits"
 
@@ -94,10 +95,10 @@ REDIST: Final = Part(
         Row("GICR_WAKER", 0x0014),
         Row("GICR_STATUSR", 0x0010),
         # Before CTLR.EnableLPIs, which makes the kernel read the tables that they name.
-        Row("GICR_PROPBASER", 0x0070),
-        Row("GICR_PROPBASER+4", 0x0074),
-        Row("GICR_PENDBASER", 0x0078),
-        Row("GICR_PENDBASER+4", 0x007C),
+        Row("GICR_PROPBASER", 0x0070, use=Use.CHANGE),
+        Row("GICR_PROPBASER+4", 0x0074, use=Use.CHANGE),
+        Row("GICR_PENDBASER", 0x0078, use=Use.CHANGE),
+        Row("GICR_PENDBASER+4", 0x007C, use=Use.CHANGE),
         Row("GICR_CTLR", 0x0000),
         Row("GICR_IGROUPR", 0x10080, 32),
         Row("GICR_ICFGR", 0x10C00, 16),
@@ -328,8 +329,14 @@ def _restore_part(
             irqchip.its.device.set_attr(VgicGroup.CTRL, VgicCtrl.ITS_RESTORE_TABLES)
         if place.row.use is Use.CLEAR:
             gic.write(part, vcpu, place.number, ALL_32)
-        elif place.row.use is Use.KEEP and place.number in saved:
+        elif place.number in saved and _to_write(gic, part, vcpu, place, saved[place.number]):
             gic.write(part, vcpu, place.number, saved[place.number])
+
+
+def _to_write(gic: GicRegisters, part: Part, vcpu: int | None, place: Place, value: int) -> bool:
+    if place.row.use is Use.CHANGE:
+        return gic.read(part, vcpu, place.number) != value
+    return place.row.use is Use.KEEP
 
 
 def _differences(

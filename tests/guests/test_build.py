@@ -15,12 +15,13 @@ from pyvmm import layout
 from tests.guests.conftest import GUESTS, flat_image, loadable
 
 NAMES = (
-    "hello", "exit", "sve-vls", "sve-zcr", "zcr-el12", "sve-math", "smp", "timer", "echo",
+    "hello", "exit", "sve-vls", "sve-zcr", "zcr-el12", "sve-math", "sve-snapshot", "smp", "timer",
+    "echo",
     "virtio-console",
 )  # fmt: skip
 # Instructions of SVE in guests/sve/access.S
 ACCESS = 32 * 2 + 16 * 2 + 8 + 1
-SVE = {"sve-vls": ACCESS, "sve-zcr": ACCESS, "zcr-el12": ACCESS}
+SVE = dict.fromkeys(("sve-vls", "sve-zcr", "zcr-el12", "sve-snapshot"), ACCESS)
 FP = ("sve-math",)  # its scalar twins
 LOAD_ADDRESS = layout.RAM_BASE + layout.KERNEL_OFFSET
 

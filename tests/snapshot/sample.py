@@ -56,7 +56,7 @@ def vcpu(number: int = 0) -> VcpuState:
 
 def state(vcpus: int = 2, memory: int = 16 * MIB) -> State:
     """A machine of that many vCPUs with that much memory."""
-    config = Config(image=Path("guest.elf"), vcpus=vcpus, memory=memory, name="sample")
+    config = Config(image=Path("/images/guest.elf"), vcpus=vcpus, memory=memory, name="sample")
     return State(
         taken=Taken(
             time="2026-11-26T21:40:00Z",
@@ -96,11 +96,11 @@ def state(vcpus: int = 2, memory: int = 16 * MIB) -> State:
 def configs() -> list[Config]:
     """Configs in which every field is something else than it is by default somewhere."""
     return [
-        Config(image=Path("a")),
+        Config(image=Path("/a")),
         Config(
-            image=Path("b"), vcpus=3, memory=64 * MIB, ram_base=1 << 32, irqchip="gicv2",
+            image=Path("/b"), vcpus=3, memory=64 * MIB, ram_base=1 << 32, irqchip="gicv2",
             sve=SveRequest(vls=frozenset({128, 256})), params="x=1", console="virtio",
-            initrd=Path("i"), kaslr_seed=(1 << 64) - 1, timer_hz=1000, ttys=frozenset({1}),
+            initrd=Path("/i"), kaslr_seed=(1 << 64) - 1, timer_hz=1000, ttys=frozenset({1}),
             vcpu_affinity=frozenset({0, 1}), timeout_s=2, name="b",
         ),
     ]  # fmt: skip

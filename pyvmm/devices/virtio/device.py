@@ -143,6 +143,7 @@ class VirtioDevice:
     queue_specs: ClassVar[tuple[QueueSpec, ...]]
     config_fields: ClassVar[tuple[ConfigField, ...]] = ()
     kept: ClassVar[tuple[Kept, ...]] = ()
+    gives_memory: ClassVar[bool] = False  # queues may lie in memory that its state speaks of
     counted: ClassVar[tuple[str, ...]] = ()  # what `pyvmm stat` shows of it
 
     def __init_subclass__(cls) -> None:
@@ -275,16 +276,18 @@ class VirtioDevice:
     # For whoever runs the machine
 
     def state(self) -> dict[str, Any]:
-        """All that the device is at the moment, as JSON has it; while no vCPU runs."""
-        with self.lock:
-            return {
-                "name": self.name,
-                **take(self, KEPT),
-                "config": {field.name: getattr(self, field.name) for field in self.config_fields},
-                "kept": take(self, self.kept),
-                "own": self.own_state(),
-                "queues": [queue.state() for queue in self.queues],
-            }
+        """All that the device is at the moment, as JSON has it; with the lock, no vCPU runs.
+
+        It is drained, and no chain is out.
+        """
+        return {
+            "name": self.name,
+            **take(self, KEPT),
+            "config": {field.name: getattr(self, field.name) for field in self.config_fields},
+            "kept": take(self, self.kept),
+            "own": self.own_state(),
+            "queues": [queue.state() for queue in self.queues],
+        }
 
     def restore(self, state: object, where: str) -> None:
         """Become what `state` gave; ``where`` is what messages call that.

@@ -74,6 +74,7 @@ class VirtioMem(VirtioDevice):
     queue_specs = (QueueSpec("guest-request", 128, by_exit=True),)
 
     counted = ("plugs", "unplugs", "refusals")
+    gives_memory = True
     kept = (Kept("plugged_size", 0, UINT64), Kept("requested_size", 0, UINT64))
 
     block_size = ConfigField(0, 8, "bytes in a block, and its alignment")

@@ -188,6 +188,7 @@ class Virtqueue:
         self.last_avail = 0  # the entry of the available ring to take next
         self.used_idx = 0
         self.waiting = 0  # entries from last_avail on that are known to be there
+        self.out = 0  # chains taken and not given back
         self._signalled = 0  # used_idx when the need of an interrupt was last looked at
 
     def state(self) -> dict[str, Any]:
@@ -220,6 +221,7 @@ class Virtqueue:
         chain = self._walk(head)
         self.last_avail = (self.last_avail + 1) & INDEX
         self.waiting -= 1
+        self.out += 1
         return chain
 
     def has_chains(self) -> bool:
@@ -243,6 +245,7 @@ class Virtqueue:
         chain.release()
         if not self.owns(chain):
             return
+        self.out -= 1
         at = self.used_idx % self.size * 2
         self._entries[at] = chain.head
         self._entries[at + 1] = written & 0xFFFF_FFFF

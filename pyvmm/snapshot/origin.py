@@ -1,0 +1,160 @@
+"""A snapshot from which a machine goes on: opened and checked, then filled into new hardware."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from pyvmm.board import Board, Hooks, assemble
+from pyvmm.config import Config
+from pyvmm.errors import UsageError, VmmError
+from pyvmm.kvm import regs
+from pyvmm.kvm.system import System
+from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.memory import GuestMemory
+from pyvmm.snapshot.filling import fill, map_into
+from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.restore import Outcome, plan_of, restore_state
+from pyvmm.snapshot.state import State
+
+NANOSECONDS: Final = 1_000_000_000
+
+
+class Reading(Enum):
+    """How memory comes from a snapshot's file."""
+
+    LAZY = "lazy"  # mapped, and read when it is used; checked in the background
+    EAGER = "eager"  # read and checked before anything runs
+
+
+class ClockPolicy(Enum):
+    """What the guest's time is, when it goes on."""
+
+    CONTINUE = "continue"  # what it was: no time has passed
+    CATCH_UP = "catch-up"  # what it would be, had the guest run on
+
+
+class Origin:
+    """A snapshot's file, and how a machine is to go on from it; a context manager.
+
+    ``config`` is the machine's, ``outcome`` what the restore could not give it, once it is made.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        reading: Reading = Reading.EAGER,
+        clock: ClockPolicy = ClockPolicy.CONTINUE,
+        force: bool = False,
+    ) -> None:
+        """Open and check the file's state and index.
+
+        Raises: UsageError, for what is no snapshot, or damaged.
+        """
+        self.path = path
+        self.reading = reading
+        self.clock = clock
+        self.force = force
+        self.outcome = Outcome()
+        self._verifier: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._undo = ExitStack()
+        self.file = self._undo.enter_context(SnapshotFile.open(path))
+        with self._undo.pop_all() as undo:
+            self.state: State = State.of(self.file.document, str(path))
+            self._undo = undo.pop_all()
+        self.config = self.state.config
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop checking, and close the file; idempotent."""
+        self._stop.set()
+        if self._verifier is not None:
+            self._verifier.join()
+        self._undo.close()
+
+    def build(self, system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Board:
+        """Make the machine as it was saved, but for its counter: see virtual_now().
+
+        Raises:
+            HostError: this host cannot give what the machine had.
+            UsageError: the snapshot is damaged.
+        """
+        board = assemble(system, config, plan_of(self.state), hooks, undo)
+        self._fill(board)
+        self.outcome = restore_state(board, self.state, self._may_lose, force=self.force)
+        return board
+
+    def virtual_now(self) -> int:
+        """What the guest's virtual counter is to be when it goes on."""
+        clock = self.state.clock
+        if self.clock is ClockPolicy.CONTINUE:
+            return clock.virtual
+        passed_ns = max(0, time.time_ns() - clock.real_ns)
+        return (clock.virtual + passed_ns * clock.hz // NANOSECONDS) & (1 << 64) - 1
+
+    def start_clock(self, vcpu: Vcpu) -> None:
+        """Set the guest's counters, the whole VM's by one vCPU's, just before it goes on."""
+        now = self.virtual_now()
+        vcpu.set_one_reg(regs.TIMER_CNT, now)
+        physical = self.state.vcpus[0].registers.get(regs.PTIMER_CNT)
+        if physical is not None and regs.PTIMER_CNT in vcpu.get_reg_list():
+            passed = now - self.state.clock.virtual
+            vcpu.set_one_reg(regs.PTIMER_CNT, (physical + passed) & (1 << 64) - 1)
+
+    def verify(self, on_damage: Callable[[VmmError], None]) -> None:
+        """Check memory that was mapped, in a thread of its own."""
+        if self.reading is not Reading.LAZY:
+            return
+
+        def check() -> None:
+            try:
+                self.file.verify(self._stop.is_set)
+            except VmmError as error:
+                on_damage(error)
+
+        self._verifier = threading.Thread(target=check, name="verify", daemon=True)
+        self._verifier.start()
+
+    def _fill(self, board: Board) -> None:
+        """Put the memory in its place."""
+        memories = self._memories(board)
+        if self.reading is Reading.LAZY:
+            map_into(self.file, memories)
+        else:
+            fill(self.file, memories)
+
+    def _memories(self, board: Board) -> list[GuestMemory]:
+        """The machine's memory that the snapshot has, which is to be all of it."""
+        kept = board.slots.kept
+        here = {name: (memory.base, memory.size) for name, memory in kept.items()}
+        saved = {area.name: (area.base, area.size) for area in self.state.memory}
+        if here != saved:
+            raise UsageError(f"{self.path}: its memory map is not that of its machine")
+        return list(kept.values())
+
+    def _may_lose(self, reg_id: int) -> bool:
+        return False
+
+
+def named(config: Config, name: str | None) -> Config:
+    """The Config under another name, without a limit of time: that was the run's."""
+    return dataclasses.replace(config, name=name or config.name, timeout_s=None)

@@ -1,0 +1,196 @@
+"""A machine that stands still becomes a state: everything but its memory.
+
+The order is the kernel's: first what it writes to guest memory itself (an ITS's tables, pending
+LPIs), then vCPUs, GIC and devices; memory, which the caller writes, comes last.
+Source: Linux, Documentation/virt/kvm/devices/arm-vgic-its.rst, "ITS Restore Sequence".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyvmm
+from pyvmm import computer, layout
+from pyvmm.arm64 import sysregs
+from pyvmm.board import MPIDR_EL1, Board
+from pyvmm.config import Config
+from pyvmm.devices.device import Device
+from pyvmm.errors import KvmError, VmmError
+from pyvmm.kvm import native, regs
+from pyvmm.kvm.uapi import MpState, VcpuFeature
+from pyvmm.limits import Feature
+from pyvmm.snapshot import classes
+from pyvmm.snapshot.gic import GicRegisters, save_gic, save_tables
+from pyvmm.snapshot.state import Area, Clock, Events, State, Taken, VcpuState
+from pyvmm.snapshot.writer import Part, write_snapshot
+from pyvmm.vcpus import MachineVcpu, features_of
+
+DRAINS = 100  # times that devices may have more to do when they were just done
+
+MIDR_EL1 = regs.lookup("MIDR_EL1", sysregs.ENCODINGS)
+
+
+def save_state(board: Board, config: Config, virtual: int) -> State:
+    """What a machine is at the moment; no vCPU runs, and its virtual counter is ``virtual``.
+
+    Raises:
+        KvmError: the kernel does not give something.
+    """
+    save_tables(board.irqchip)
+    vcpus = tuple(save_vcpu(board, vcpu, virtual) for vcpu in board.vcpus)
+    return State(
+        taken=taken(board),
+        clock=Clock(hz=native.counter_frequency(), virtual=virtual, real_ns=time.time_ns()),
+        config=config_of(board, config),
+        ipa_bits=board.plan.ipa_bits,
+        features=board.plan.features,
+        memory=tuple(areas(board)),
+        vcpus=vcpus,
+        gic=save_gic(gic_registers(board), board.irqchip.name),
+        devices=save_devices(board),
+        warnings=tuple(_warnings(vcpus)),
+    )
+
+
+def write_machine(
+    board: Board, config: Config, virtual: int, path: Path, parent: Path | None = None
+) -> str:
+    """Write a machine that stands still to a file; returns the file's identity."""
+    with still(board):
+        state = save_state(board, config, virtual)
+        parts = [Part(memory) for memory in board.slots.kept.values()]
+        return write_snapshot(path, state.document(), parts)
+
+
+def taken(board: Board) -> Taken:
+    """Where and when it is."""
+    return Taken(
+        time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        pyvmm=pyvmm.__version__,
+        kernel=os.uname().release,
+        machine=computer.kind_of_machine() or "hardware, as far as can be told",
+        emulated=computer.describe_inside() is not None,
+        midr=board.vcpus[0].get_one_reg(MIDR_EL1),
+    )
+
+
+def config_of(board: Board, config: Config) -> Config:
+    """The Config that makes this machine again, with what it left open decided."""
+    return dataclasses.replace(
+        config,
+        vcpus=board.plan.vcpus,
+        memory=board.plan.memory,
+        irqchip=board.irqchip.name,
+    )
+
+
+def areas(board: Board) -> Iterator[Area]:
+    """The guest's memory, but for what lies in files of the user's own."""
+    for name, memory in board.slots.kept.items():
+        yield Area(name=name, base=memory.base, size=memory.size)
+
+
+def gic_registers(board: Board) -> GicRegisters:
+    """The interrupt controller's registers."""
+    mpidrs = [vcpu.get_one_reg(MPIDR_EL1) for vcpu in board.vcpus]
+    return GicRegisters(board.irqchip, mpidrs, layout.NR_IRQS)
+
+
+def save_vcpu(board: Board, vcpu: MachineVcpu, virtual: int) -> VcpuState:
+    """One vCPU, with every register that KVM lists."""
+    registers: dict[int, int] = {}
+    refused: dict[str, str] = {}
+    for reg_id in vcpu.get_reg_list():
+        try:
+            registers[reg_id] = vcpu.get_one_reg(reg_id)
+        except KvmError as error:
+            refused[f"{reg_id:#x}"] = error.errno_name
+    _stop_counters(registers, virtual)
+    features = features_of(board.plan)
+    return VcpuState(
+        id=vcpu.id,
+        features=features | {VcpuFeature.POWER_OFF} if vcpu.id else features,
+        vls=vcpu.vls,
+        mp_state=MpState(vcpu.get_mp_state()),
+        events=Events.of(vcpu.get_vcpu_events()),
+        pvtime=layout.PVTIME.base + vcpu.id * layout.PVTIME_SIZE
+        if Feature.PVTIME in board.plan.features
+        else None,
+        registers=registers,
+        refused=refused,
+    )
+
+
+@contextlib.contextmanager
+def still(board: Board) -> Iterator[None]:
+    """Have nothing move around vCPUs that stand still: what devices were asked for is done.
+
+    Input that comes meanwhile waits.
+
+    Raises: VmmError, when a device comes to no rest.
+    """
+    for _ in range(DRAINS):
+        for transport in board.virtio:
+            transport.device.drain()
+        with contextlib.ExitStack() as locks:
+            for _, device in board.bus:
+                if isinstance(device, Device):
+                    locks.enter_context(device.lock)
+            busy = [queue.name for t in board.virtio for queue in t.device.queues if queue.out]
+            if not busy:
+                yield
+                return
+    raise VmmError(
+        f"the machine comes to no rest: the guest's requests in {', '.join(busy)} do not end"
+    )
+
+
+def settle(board: Board) -> None:
+    """Let the vCPUs, which have run, complete the device accesses that they stand in.
+
+    Source: Linux, Documentation/virt/kvm/api.rst, KVM_RUN, on KVM_EXIT_MMIO.
+    """
+    for vcpu in board.vcpus:
+        vcpu.kick()
+        vcpu.run()
+
+
+def save_devices(board: Board) -> dict[str, Any]:
+    """Each device's own account, by its name in the guest physical map; in still()."""
+    return {
+        region.name: device.state() for region, device in board.bus if isinstance(device, Device)
+    }
+
+
+def _stop_counters(registers: dict[int, int], virtual: int) -> None:
+    """Let the counters be what they were when the guest stopped: they go on meanwhile."""
+    since = registers[regs.TIMER_CNT] - virtual
+    registers[regs.TIMER_CNT] = virtual
+    if regs.PTIMER_CNT in registers:
+        registers[regs.PTIMER_CNT] = max(0, registers[regs.PTIMER_CNT] - since)
+
+
+def _warnings(vcpus: tuple[VcpuState, ...]) -> Iterator[str]:
+    """What whoever saves should know."""
+    unknown = {
+        reg_id
+        for vcpu in vcpus
+        for reg_id in vcpu.registers
+        if classes.class_of(reg_id) is classes.UNKNOWN
+    }
+    if unknown:
+        ids = ", ".join(f"{reg_id:#x}" for reg_id in sorted(unknown)[:4])
+        more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
+        yield (
+            f"KVM has registers of a class that this pyvmm does not know ({ids}{more}): they are "
+            "kept as they are, and restored last"
+        )
+    refused = {name for vcpu in vcpus for name in vcpu.refused}
+    if refused:
+        yield f"KVM lists registers that it does not give: {', '.join(sorted(refused)[:8])}"

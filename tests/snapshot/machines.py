@@ -1,0 +1,93 @@
+"""The self-checking guest of the tests of save and restore, and its way into a file and out."""
+
+from __future__ import annotations
+
+import re
+import select
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pyvmm.commands.run import GUESTS
+from pyvmm.config import Config, SveRequest
+from pyvmm.layout import MIB
+from pyvmm.machine import Machine
+from pyvmm.snapshot.origin import Origin, named
+
+PATIENCE_S = 30
+PARAMS = "patience=2"  # seconds without a timer interrupt
+
+
+class Guest:
+    """A machine with the guest, and what it has printed."""
+
+    def __init__(self, make: Callable[[Callable[[bytes], None]], Machine]) -> None:
+        self.text = ""
+        self.machine = make(self._print)
+
+    def _print(self, data: bytes) -> None:
+        self.text += data.decode()
+
+    def __enter__(self) -> Guest:
+        self.machine.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.machine.close()
+
+    def wait_for(self, words: str) -> None:
+        """Wait until the guest has printed something."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not re.search(words, self.text):
+            assert time.monotonic() < deadline, self.text
+            assert not self.machine._runner.has_ended, self.text
+            time.sleep(0.01)
+
+    def type(self, keys: str) -> None:
+        for key in keys:
+            assert self.machine.send(key.encode())
+
+    def rounds(self) -> dict[int, int]:
+        """How many rounds each vCPU has behind it."""
+        self.text = ""
+        self.type("s")
+        self.wait_for("failures=[0-9]+\n")
+        found = re.findall(r"vCPU ([0-9]+): on rounds=([0-9]+)", self.text)
+        return {int(number): int(rounds) for number, rounds in found}
+
+    def go_on(self, more: int = 3) -> None:
+        """Let every vCPU that is on go through some rounds more."""
+        before = self.rounds()
+        deadline = time.monotonic() + PATIENCE_S
+        while any(now < before[n] + more for n, now in self.rounds().items()):
+            assert time.monotonic() < deadline, self.text
+
+    def finish(self) -> int:
+        """Have it end; its exit code: 1 where anything has failed."""
+        self.type("q")
+        assert select.select([self.machine.ended_fd], [], [], PATIENCE_S)[0], self.text
+        return self.machine.result()
+
+
+def boot(vls: frozenset[int] | None = None, params: str = "", **options: Any) -> Guest:
+    """The guest with three vCPUs, the last of them off, at work."""
+    shape: dict[str, Any] = {"vcpus": 3, "memory": 16 * MIB, "console": "serial"} | options
+    config = Config(
+        image=GUESTS / "sve-snapshot", sve=SveRequest(vls=vls), params=f"{PARAMS} {params}", **shape
+    )
+    guest = Guest(lambda output: Machine(config, output))
+    guest.machine.start()
+    guest.wait_for("at work\n")
+    return guest
+
+
+def again(path: Path, change: Callable[[Origin], None] = lambda origin: None, **how: Any) -> Guest:
+    """The guest out of a file, not yet going on; ``change`` may spoil what is restored."""
+
+    def make(output: Callable[[bytes], None]) -> Machine:
+        origin = Origin(path, **how)
+        change(origin)
+        return Machine(named(origin.config, None), output, origin=origin)
+
+    return Guest(make)

@@ -1,0 +1,263 @@
+"""Machines that go on from a file: nothing is lost, and where something is, it is noticed."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.arm64 import sysregs
+from pyvmm.errors import HostError, VmmError
+from pyvmm.kvm import regs
+from pyvmm.kvm.uapi import MpState
+from pyvmm.machine import Machine
+from pyvmm.snapshot import restore
+from pyvmm.snapshot.origin import ClockPolicy, Origin, Reading
+from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.state import State, VcpuState
+from tests.snapshot import machines
+
+pytestmark = pytest.mark.kvm
+
+SMALL = frozenset({128, 256})  # lengths that the tests' hosts have
+ZCR_EL1 = regs.lookup("ZCR_EL1", sysregs.ENCODINGS)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The guest in the middle of its work."""
+    path = tmp_path_factory.mktemp("saved") / "guest.snap"
+    with machines.boot(SMALL) as guest:
+        guest.go_on()
+        guest.machine.save(path)
+        assert guest.finish() == 0, guest.text  # and the one that was saved goes on
+    return path
+
+
+@pytest.mark.parametrize("reading", Reading)
+def test_guest_goes_on_with_all_it_had(saved: Path, reading: Reading) -> None:
+    with machines.again(saved, reading=reading) as guest:
+        guest.machine.start()
+        guest.go_on()
+        guest.type("c")
+        guest.go_on()
+
+        assert guest.rounds().keys() == {0, 1, 2}
+        assert guest.finish() == 0, guest.text
+
+
+def comparable(document: dict[str, Any]) -> dict[str, Any]:
+    """A state without what is of the moment of saving."""
+    return {**document, "taken": None, "clock": {**document["clock"], "real_ns": 0}}
+
+
+def contents(file: SnapshotFile) -> list[tuple[int, bytes]]:
+    return [(low, file.read(low, high - low)) for low, high in file.stored()]
+
+
+def test_what_was_restored_and_has_not_run_is_what_was_saved(saved: Path, tmp_path: Path) -> None:
+    with machines.again(saved) as guest:
+        guest.machine.save(tmp_path / "again.snap")
+
+    with SnapshotFile.open(saved) as one, SnapshotFile.open(tmp_path / "again.snap") as other:
+        assert comparable(other.document) == comparable(one.document)
+        assert contents(other) == contents(one)
+
+
+def test_a_chain_of_restores_goes_on(saved: Path, tmp_path: Path) -> None:
+    path = saved
+    for number in range(2):
+        with machines.again(path) as guest:
+            guest.machine.start()
+            guest.go_on(2)
+            path = tmp_path / f"{number}.snap"
+            guest.machine.save(path)
+
+    with machines.again(path) as guest:
+        guest.machine.start()
+        guest.go_on(2)
+        assert guest.finish() == 0, guest.text
+
+
+def test_a_paused_guest_is_saved_as_it_is_and_stays_paused(tmp_path: Path) -> None:
+    with machines.boot() as guest:
+        guest.machine.pause()
+        guest.machine.save(tmp_path / "one.snap")
+        assert guest.machine.is_paused
+        guest.machine.save(tmp_path / "two.snap")
+
+    with (
+        SnapshotFile.open(tmp_path / "one.snap") as one,
+        SnapshotFile.open(tmp_path / "two.snap") as two,
+    ):
+        assert comparable(one.document) == comparable(two.document)
+
+
+def test_a_guest_that_has_ended_is_not_saved(tmp_path: Path) -> None:
+    with machines.boot() as guest:
+        guest.finish()
+
+        with pytest.raises(VmmError, match="the guest has ended"):
+            guest.machine.save(tmp_path / "x.snap")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("policy", "most_ms"), [("continue", 1500), ("catch-up", None)])
+def test_clock_continues_or_catches_up(tmp_path: Path, policy: str, most_ms: int | None) -> None:
+    path = tmp_path / "clock.snap"
+    with machines.boot() as guest:
+        guest.machine.save(path)
+    time.sleep(2)
+
+    with machines.again(path, clock=ClockPolicy(policy)) as guest:
+        guest.machine.start()
+        guest.go_on(2)
+        gaps = [int(line.partition("gap_us=")[2].split()[0]) // 1000
+                for line in guest.text.splitlines() if ": on" in line]  # fmt: skip
+
+    if most_ms is None:
+        assert max(gaps) >= 2000
+    else:
+        assert max(gaps) < most_ms
+
+
+# Negative controls: each step, left out, is noticed for what it is
+
+
+def every_vcpu(origin: Origin, change: Callable[[VcpuState], dict[str, Any]]) -> None:
+    vcpus = tuple(dataclasses.replace(v, **change(v)) for v in origin.state.vcpus)
+    origin.state = dataclasses.replace(origin.state, vcpus=vcpus)
+
+
+def without(*reg_ids: int) -> Callable[[Origin], None]:
+    """Leave registers as a new vCPU has them."""
+
+    def change(origin: Origin) -> None:
+        every_vcpu(
+            origin,
+            lambda vcpu: {
+                "registers": {k: v for k, v in vcpu.registers.items() if k not in reg_ids}
+            },
+        )
+
+    return change
+
+
+def without_clock(origin: Origin) -> None:
+    without(regs.TIMER_CNT, regs.PTIMER_CNT)(origin)
+    origin.start_clock = lambda vcpu: None  # type: ignore[method-assign]
+
+
+def all_on(origin: Origin) -> None:
+    """What is lost when MP states are: vCPUs that were just made are off, but for the first."""
+    every_vcpu(origin, lambda vcpu: {"mp_state": MpState.STOPPED if vcpu.id else vcpu.mp_state})
+
+
+def other_lengths(origin: Origin) -> None:
+    every_vcpu(
+        origin,
+        lambda vcpu: {
+            "vls": frozenset({128, 256, 512}),
+            "registers": {k: v for k, v in vcpu.registers.items() if k != regs.SVE_VLS},
+        },
+    )
+
+
+LOSSES: dict[str, tuple[Callable[[Origin], None], str]] = {
+    "FFR": (without(regs.FFR()), r"ffr byte 0: expected 0x"),
+    "Z7": (without(regs.Z(7)), r"z7 byte 0: expected 0x"),
+    "P9": (without(regs.P(9)), r"p9 byte 0: expected 0x"),
+    "FPCR": (without(regs.FPCR), "FPCR is 0x0, not"),
+    "ZCR_EL1": (without(ZCR_EL1), "RDVL is 16 bytes, not 32"),
+    "vector lengths": (other_lengths, "there are 64 bytes of vector length, not 32"),
+    "counter": (without_clock, "no timer interrupt for 2 s"),
+    "MP state": (all_on, "SGIs arrived"),
+}
+
+
+@pytest.fixture
+def no_readback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a machine go on that differs from what was saved, which is else an error."""
+    monkeypatch.setattr(restore, "differences", lambda *_: [])
+
+
+@pytest.mark.parametrize("what", LOSSES)
+@pytest.mark.usefixtures("no_readback")
+def test_guest_notices_what_is_lost(saved: Path, what: str) -> None:
+    change, words = LOSSES[what]
+
+    with machines.again(saved, change) as guest:
+        guest.machine.start()
+        guest.wait_for(words)
+
+
+def test_guest_notices_a_gic_that_is_not_restored(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restore, "restore_gic", lambda *_: [])
+
+    with machines.again(saved) as guest:
+        guest.machine.start()
+        guest.wait_for("no timer interrupt for 2 s")
+
+
+def test_guest_notices_a_page_that_is_lost(saved: Path) -> None:
+    with SnapshotFile.open(saved) as file:
+        state = State.of(file.document, "saved")
+        ram = state.area("ram")
+        assert ram is not None
+    with machines.again(saved) as guest:
+        memory = guest.machine.memory
+        page = find_pages(memory.read(ram.base, ram.size))
+        memory.zero(ram.base + page, 4096)
+        guest.machine.start()
+        guest.wait_for(r"page [0-9]+ has 0, not [0-9]+")
+
+
+def find_pages(ram: bytes) -> int:
+    """Where a page is whose last word the guest has written a round's number to."""
+    ends = range(4096, len(ram) + 1, 4096)
+    numbers = [int.from_bytes(ram[end - 8 : end], "little") for end in ends]
+    for index in range(len(numbers) - 3):
+        if numbers[index + 1] == numbers[index] + 1 == numbers[index + 2] - 1 > 1:
+            return (index + 1) * 4096
+    raise AssertionError("the guest's pages are not there")
+
+
+def test_what_reads_back_otherwise_is_an_error(saved: Path) -> None:
+    def spoil(origin: Origin) -> None:
+        # Bits that the register has not: a kernel may keep or drop them.
+        every_vcpu(
+            origin, lambda vcpu: {"registers": {**vcpu.registers, ZCR_EL1: 1 << 40 | 0xFFFF}}
+        )
+
+    try:
+        with machines.again(saved, spoil) as guest:
+            vcpu = guest.machine.vcpus[0]
+            assert vcpu.get_one_reg(ZCR_EL1) == 1 << 40 | 0xFFFF  # this kernel keeps them
+    except HostError as error:
+        assert "ZCR_EL1 of every vCPU was 0x1000000ffff and reads back as" in error.message
+
+
+def test_a_register_that_the_host_refuses_is_named(saved: Path) -> None:
+    unknown = regs.ARM64 | regs.U64 | 0x77 << 16
+
+    def add(origin: Origin) -> None:
+        every_vcpu(origin, lambda vcpu: {"registers": {**vcpu.registers, unknown: 1}})
+
+    with pytest.raises(HostError, match=r"0x6030000000770000 of every vCPU is not taken by this"):
+        machines.again(saved, add)
+
+
+def test_restore_is_machines_own(saved: Path) -> None:
+    printed: list[bytes] = []
+
+    with Machine.restore(saved, printed.append, name="other", reading=Reading.LAZY) as vm:
+        assert vm.config.name == "other"
+        assert vm.vcpus[0].vls == SMALL
+        assert vm.origin is not None
+        assert not list(vm.origin.outcome.lines())
