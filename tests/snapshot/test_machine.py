@@ -110,6 +110,7 @@ def test_a_guest_that_has_ended_is_not_saved(tmp_path: Path) -> None:
 def test_clock_continues_or_catches_up(tmp_path: Path, policy: str, most_ms: int | None) -> None:
     path = tmp_path / "clock.snap"
     with machines.boot() as guest:
+        guest.go_on(1)
         guest.machine.save(path)
     time.sleep(2)
 
