@@ -41,7 +41,6 @@ APART = {
     "boot": {"kvm"},
     "host": {"kvm"},
     "kvm": {"units", "config", "arm64", "devices", "boot"},
-    "repro": {"snapshot"},
     "svecheck": {"board", "machine", "control"},
 }
 
