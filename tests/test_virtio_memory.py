@@ -23,7 +23,7 @@ from pyvmm.kvm.exits import Exit
 from pyvmm.layout import GIB, MIB
 from pyvmm.machine import Machine
 from tests import programs
-from tests.devices.virtio.driver import Buffer, Driver
+from tests.devices.virtio.driver import NEEDS_RESET, Buffer, Driver
 
 pytestmark = pytest.mark.kvm
 
@@ -36,6 +36,7 @@ class Rig:
 
     def __init__(self, stack: ExitStack, directory: Path, program: str) -> None:
         self.unclaimed: list[int] = []
+        self.lines: list[str] = []
         config = Config(
             image=programs.write(program, directory),
             vcpus=1,
@@ -44,7 +45,7 @@ class Rig:
             devices=(Hotplug(size=BLOCKS * BLOCK), Balloon()),
         )
         self.machine = stack.enter_context(
-            Machine(config, lambda data: None, on_unclaimed=self._note)
+            Machine(config, lambda data: None, on_unclaimed=self._note, log=self.lines.append)
         )
         transport = self.machine.board.virtio[0]
         assert isinstance(transport.device, VirtioMem)
@@ -145,6 +146,54 @@ def test_blocks_can_be_plugged_while_the_guest_runs(stack: ExitStack, tmp_path: 
     rig.machine._runner.join()
 
     assert rig.machine.result() == 99
+
+
+def test_hostile_balloon_driver_stops_its_device_and_no_other(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    rig = Rig(stack, tmp_path, "load")
+    hostile = Driver(rig.machine.board.virtio[1], rig.machine.memory)
+    hostile.ram.next = rig.machine.memory.base + 12 * MIB
+    hostile.start(queues=5, size=16)
+
+    for page in (0, layout.GICD.base // 4096, rig.mem.blocks.address(0) // 4096, (1 << 32) - 1):
+        data = struct.pack("<I", page)
+        hostile.rings[0].add(Buffer(hostile.ram.put(data), 4))
+        hostile.kick(0)
+        assert hostile.status & NEEDS_RESET
+        hostile.ram.next = rig.machine.memory.base + 12 * MIB
+        hostile.start(queues=5, size=16)
+
+    assert len(rig.lines) == 4
+    assert rig.request(Request.PLUG, 0, BLOCKS) == Response.ACK
+    place = rig.mem.blocks.address(0)
+    with rig.mem.blocks.view(place, 4) as view:
+        view[:] = struct.pack("<I", 42)
+    assert rig.run(x2=layout.EXIT.base, x3=place) == 42
+
+
+def test_guests_memory_in_the_balloon_is_the_hosts(stack: ExitStack, tmp_path: Path) -> None:
+    rig = Rig(stack, tmp_path, "load")
+    rig.request(Request.PLUG, 0, BLOCKS)
+    size = BLOCKS * BLOCK
+    with rig.mem.blocks.view(rig.mem.addr, size) as view:
+        view[:] = b"\xff" * size
+    driver = Driver(rig.machine.board.virtio[1], rig.machine.memory)
+    driver.ram.next = rig.machine.memory.base + 12 * MIB
+    driver.start(queues=5, size=16)
+    assert rig.backed() == size
+
+    pages = struct.pack(
+        f"<{size // 8192}I", *(rig.mem.addr // 4096 + n for n in range(size // 8192))
+    )
+    driver.rings[0].add(Buffer(driver.ram.put(pages), len(pages)))
+    driver.kick(0)
+
+    assert rig.backed() == size // 2
+    info = rig.machine.resizing.balloon_info()
+    assert info is not None
+    assert info["actual_bytes"] == size // 2
+    assert rig.run(x2=layout.EXIT.base, x3=rig.mem.addr) == 0  # new pages, as from an empty block
 
 
 def test_too_many_blocks_for_this_hosts_slots_are_refused(tmp_path: Path) -> None:

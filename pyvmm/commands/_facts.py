@@ -25,6 +25,7 @@ Value = str | int | bool | list[int] | None
 
 DEVICE = Path("/dev/kvm")
 MIDR = Path("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1")
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,24 @@ def machine_facts(topic: str = "machine") -> Iterator[Fact]:
     yield Fact(topic, "kernel", f"Linux {platform.release()}")
 
 
+def huge_pages(setting: Path = HUGE_PAGES) -> Fact:
+    """Whether guest memory can have transparent huge pages, as it asks for.
+
+    Source: Linux, Documentation/admin-guide/mm/transhuge.rst, "sysfs".
+    """
+    found = re.search(r"\[(\w+)\]", small_text(setting))
+    value = found[1] if found else "none"
+    if value in ("always", "madvise"):
+        return Fact("kvm", "transparent huge pages", value)
+    return Fact(
+        "kvm",
+        "transparent huge pages",
+        value,
+        "guest memory has no huge pages: each page is a fault of its own",
+        f"echo madvise >{setting}" if found else "",
+    )
+
+
 def kvm_facts() -> Iterator[Fact]:
     """This machine's KVM, by asking it; the first fatal lack is the last fact."""
     if platform.machine() != host.ARM64:
@@ -104,6 +123,7 @@ def _limits(system: System) -> Iterator[Fact]:
     yield Fact("kvm", "guest physical address bits", limits.ipa_bits)
     memory = most_memory(limits.ipa_bits)
     yield Fact("kvm", "guest RAM at most", memory, shown=f"{memory >> 30} GiB")
+    yield huge_pages()
     if limits.vls:
         yield Fact("kvm", "SVE vector lengths", sorted(limits.vls))
     else:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
+from pathlib import Path
 
 import pytest
 
 from pyvmm import cli, host
 from pyvmm.commands import doctor
-from pyvmm.commands._facts import Fact, kvm_facts, machine_facts
+from pyvmm.commands._facts import Fact, huge_pages, kvm_facts, machine_facts
 from pyvmm.commands._outer import outer_facts
 from pyvmm.errors import HostError
 from pyvmm.kvm.caps import Cap
@@ -71,6 +72,28 @@ def test_table_shows_values_and_remedies(capsys: Capture) -> None:
         assert words in shown
     assert "VMs cannot run here" in shown
     assert "\x1b" not in shown  # no colours where nobody sees them
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "lack"),
+    [
+        ("[always] madvise never", "always", False),
+        ("always [madvise] never", "madvise", False),
+        ("always madvise [never]", "never", True),
+        (None, "none", True),
+    ],
+)
+def test_huge_pages_that_guests_cannot_have_are_a_lack(
+    tmp_path: Path, setting: str | None, value: str, lack: bool
+) -> None:
+    file = tmp_path / "enabled"
+    if setting is not None:
+        file.write_text(setting + "\n")
+
+    fact = huge_pages(file)
+
+    assert (fact.value, bool(fact.lack), fact.fatal) == (value, lack, False)
+    assert bool(fact.remedy) == (value == "never")
 
 
 def test_machine_facts_are_the_kernels_own() -> None:

@@ -1,0 +1,205 @@
+"""Linux's virtio_balloon and virtio_mem drivers judge ours, and this machine's memory does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from pyvmm.layout import MIB
+from tests import linux, selftests
+from tests.linux import PROMPT, Session
+
+# The first command may have to fetch kernels, and to make and boot the emulated host.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+KERNELS = ("6.1", "6.12", "7.2")
+RAM = 256
+NEAR = 0.1 * RAM  # MiB: this machine's memory follows the guest's that closely
+NAME = "memory-linux"
+PATIENCE = "120"  # seconds, for a guest to plug or unplug
+
+# What goes on meanwhile: files come and go in memory, and are looked through.
+LOAD = (
+    "(while true; do dd if=/dev/urandom of=/t/load bs=1M count=16 2>/dev/null;"
+    " md5sum /t/load >/dev/null; done) &"
+)
+
+
+class Guest:
+    """A Linux guest with a balloon and room for more memory."""
+
+    def __init__(self, session: Session, command: list[str]) -> None:
+        self.session = session
+        self._command = command
+
+    def shell(self, command: str) -> str:
+        return self.session.shell(command)
+
+    def tell(self, *words: str, code: int = 0) -> str:
+        done = subprocess.run([*self._command, *words], capture_output=True, text=True)
+        assert done.returncode == code, (words, done.stdout, done.stderr)
+        return done.stdout if code == 0 else done.stderr
+
+    def stat(self) -> dict[str, Any]:
+        (vm,) = json.loads(self.tell("stat", "--json", "-n", NAME))["vms"]
+        assert isinstance(vm, dict)
+        return vm
+
+    def used(self) -> tuple[float, float]:
+        """MiB that the guest's memory takes up of this machine's, and that the guest uses."""
+        vm = self.stat()
+        has = RAM * MIB + vm["hotplug"]["plugged_bytes"] - vm["balloon"]["actual_bytes"]
+        return vm["memory_resident_bytes"] / MIB, (has - vm["guest_memory"]["free_bytes"]) / MIB
+
+    def total(self) -> int:
+        """MemTotal, in MiB."""
+        return int(self.shell("grep MemTotal: /proc/meminfo").split()[1]) >> 10
+
+
+Boot = Callable[..., Any]
+
+
+@pytest.fixture
+def boot(pyvmm_cmd: list[str], tmp_path: Path) -> Boot:
+    """Boot a kernel, with a file system in memory at /t."""
+
+    @contextmanager
+    def boot_kernel(
+        version: str, room: int, files: Mapping[str, bytes] = MappingProxyType({})
+    ) -> Iterator[Guest]:
+        modules = linux.modules(version, "virtio_mmio", "virtio_balloon", "virtio_mem")
+        initrd = tmp_path / "initrd"
+        initrd.write_bytes(linux.initramfs({**modules, **files}))
+        machine = ["-c", "2", "-m", str(RAM), "--hotplug", str(room), "--balloon", "-pquiet"]
+        run = [*pyvmm_cmd, "run", "--name", NAME, "-i", str(initrd), *machine]
+        with Session([*run, str(linux.image(version))]) as session:
+            session.wait_for(PROMPT)
+            guest = Guest(session, pyvmm_cmd)
+            guest.shell("mkdir /t; mount -t tmpfs -o size=80% none /t")
+            yield guest
+
+    return boot_kernel
+
+
+def test_guests_memory_is_taken_and_given_while_it_works(boot: Boot) -> None:
+    with boot("6.1", room=256) as guest:
+        check_statistics(guest)
+        guest.shell(LOAD)
+        check_balloon(guest, rounds=2)
+        check_collection(guest)
+        check_plugging(guest, room=256)
+        check_refusals(guest)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("version", KERNELS)
+def test_balloon_to_half_and_back_five_times_under_load(boot: Boot, version: str) -> None:
+    with boot(version, room=256) as guest:
+        guest.shell(LOAD)
+        check_balloon(guest, rounds=5)
+        check_collection(guest)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("version", KERNELS)
+def test_memory_grows_fourfold_and_shrinks_while_fp_stress_runs(
+    boot: Boot, fp: Path, version: str
+) -> None:
+    with boot(version, room=768, files=selftests.in_guest(fp)) as guest:
+        guest.shell("(cd /fp && exec ./fp-stress -t 600) >/fp.log 2>&1 &")
+        guest.shell(LOAD)
+        check_plugging(guest, room=768)
+        guest.shell("pkill -INT fp-stress; while pgrep fp-stress; do sleep 1; done")
+        log = guest.shell("cat /fp.log")
+        assert "# Totals: pass:" in log
+        assert "fail:0" in log
+        assert "ismatch" not in log
+
+
+def check_statistics(guest: Guest) -> None:
+    """They are what the guest's /proc has at the moment."""
+    said = guest.stat()["guest_memory"]
+
+    assert said["total_bytes"] / MIB == pytest.approx(guest.total(), abs=1)
+    free = int(guest.shell("grep MemFree: /proc/meminfo").split()[1]) / 1024
+    assert said["free_bytes"] / MIB == pytest.approx(free, abs=8)
+    assert said["age_s"] < 1
+
+
+def check_balloon(guest: Guest, rounds: int) -> None:
+    for number in range(rounds):
+        guest.shell("dd if=/dev/zero of=/t/big bs=1M count=130 2>/dev/null")
+        full, needed = guest.used()
+        assert full == pytest.approx(needed, abs=NEAR)
+
+        guest.shell("rm /t/big")
+        said = guest.tell("balloon", "-n", NAME, "-i", str(RAM // 2), "--wait", PATIENCE)
+        assert said == f"{NAME}: balloon {RAM // 2} MiB\n"
+        half, needed = guest.used()
+        print(f"round {number}: {full:.0f} MiB, {half:.0f} with the balloon, {needed:.0f} needed")
+        assert half <= RAM / 2
+        assert half == pytest.approx(needed, abs=NEAR)
+
+        guest.tell("balloon", "-n", NAME, "-d", str(RAM // 2), "--wait", PATIENCE)
+    assert "Out of memory" not in guest.shell("dmesg")
+
+
+def check_collection(guest: Guest) -> None:
+    """What the guest does not use goes back, without a balloon."""
+    guest.tell("balloon", "-n", NAME, "--collect", "--wait", PATIENCE)
+
+    resident, needed = guest.used()
+    assert resident == pytest.approx(needed, abs=NEAR)
+
+
+def check_plugging(guest: Guest, room: int) -> None:
+    """Memory comes and goes; what is in files stays, also where it lay in what has gone."""
+    before = guest.total()
+    plugged = guest.tell("memory", NAME, str(RAM + room), "--wait", PATIENCE)
+    assert f"{room} MiB of {room} MiB plugged" in plugged
+    assert guest.total() == pytest.approx(before + room, abs=1)
+
+    guest.shell("mount -o remount,size=80% /t")
+    guest.shell("dd if=/dev/urandom of=/t/kept bs=1M count=50 2>/dev/null")
+    sums = guest.shell("md5sum /t/kept")
+    count = room - 30
+    guest.shell(f"dd if=/dev/zero of=/t/big bs=1M count={count} 2>/dev/null")
+    full, needed = guest.used()
+    assert full > count
+    assert full == pytest.approx(needed, abs=0.1 * (RAM + room))
+    guest.shell("rm /t/big")
+
+    guest.tell("memory", NAME, str(RAM), "--wait", PATIENCE)
+    vm = guest.stat()
+    print(f"full: {full:.0f} MiB; unplugged: {vm['memory_resident_bytes'] / MIB:.0f} MiB")
+    assert vm["hotplug"]["plugged_bytes"] == 0
+    assert vm["memory_resident_bytes"] <= RAM * MIB
+    assert guest.total() == before
+    assert guest.shell("md5sum /t/kept") == sums
+    guest.shell("rm /t/kept")
+
+
+def check_refusals(guest: Guest) -> None:
+    """Each in clear words, and nothing has changed."""
+    before = guest.stat()
+
+    said = guest.tell("memory", NAME, str(RAM + 512), code=2)
+    assert "768 MiB is more than there is room for: 256 MiB of RAM and --hotplug 256 MiB" in said
+    assert "less than the RAM" in guest.tell("memory", NAME, "128", code=2)
+    assert "in blocks of 2 MiB" in guest.tell("memory", NAME, str(RAM + 1), code=2)
+    said = guest.tell("balloon", "-n", NAME, "-i", "512", code=2)
+    assert "a balloon of 512 MiB is more than the guest has: 256 MiB" in said
+    said = guest.tell("balloon", "-n", NAME, "-d", "1", code=2)
+    assert "it cannot be made 1 MiB smaller" in said
+
+    after = guest.stat()
+    for what in ("balloon", "hotplug"):
+        for name in ("target_bytes", "requested_bytes", "actual_bytes", "plugged_bytes"):
+            assert before[what].get(name) == after[what].get(name)
