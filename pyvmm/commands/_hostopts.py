@@ -52,11 +52,19 @@ _OPTIONS = (
         envvar="PYVMM_HOST_CPU",
         help="The CPU it emulates, as QEMU's -cpu takes it; max,sve384=off lacks one length.",
     ),
+    click.option(
+        "--host-append",
+        metavar="TEXT",
+        default="",
+        envvar="PYVMM_HOST_APPEND",
+        show_default=False,
+        help="More words for its kernel's command line, as kvm-arm.mode=nvhe.",
+    ),
 )
 
 
 def host_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
-    """Give a command the four options; it gets them as one ``where: HostSettings``."""
+    """Give a command the five options; it gets them as one ``where: HostSettings``."""
 
     @functools.wraps(command)
     def with_settings(
@@ -65,9 +73,12 @@ def host_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
         host_kernel: str,
         host_qemu: str,
         host_cpu: str,
+        host_append: str,
         **options: object,
     ) -> _Result:
-        settings = HostSettings(kind=host, kernel=host_kernel, qemu=host_qemu, cpu=host_cpu)
+        settings = HostSettings(
+            kind=host, kernel=host_kernel, qemu=host_qemu, cpu=host_cpu, append=host_append
+        )
         return command(*args, where=settings, **options)
 
     wrapped: Callable[..., _Result] = with_settings
@@ -77,13 +88,20 @@ def host_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
 
 
 def emulated_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
-    """Give a command the three options of an emulated host, as one ``settings: HostSettings``."""
+    """Give a command the four options of an emulated host, as one ``settings: HostSettings``."""
 
     @functools.wraps(command)
     def with_settings(
-        *args: object, host_kernel: str, host_qemu: str, host_cpu: str, **options: object
+        *args: object,
+        host_kernel: str,
+        host_qemu: str,
+        host_cpu: str,
+        host_append: str,
+        **options: object,
     ) -> _Result:
-        settings = HostSettings(kernel=host_kernel, qemu=host_qemu, cpu=host_cpu)
+        settings = HostSettings(
+            kernel=host_kernel, qemu=host_qemu, cpu=host_cpu, append=host_append
+        )
         return command(*args, settings=settings, **options)
 
     wrapped: Callable[..., _Result] = with_settings

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from pyvmm.commands import _reproreport
 from pyvmm.commands._hostopts import host_options
+from pyvmm.commands._reproboard import Board
+from pyvmm.commands._repromatrix import Matrix
 from pyvmm.commands._reprorun import Job, Outcome, perform
 from pyvmm.files import write_whole
 from pyvmm.host.progress import Progress
-from pyvmm.host.settings import HostSettings
+from pyvmm.host.settings import KERNEL_SUITES, QEMU_SUITES, HostSettings
 from pyvmm.repro import cases
 from pyvmm.repro.model import Option, Reproduction, Settings
 
@@ -72,7 +76,10 @@ _GENERAL = (
                  help="What the patterns are made from."),
     click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     click.option("--report", type=FILE, metavar="FILE",
-                 help="Write a Markdown report there, and JSON beside it."),
+                 help="Write a Markdown report there, and JSON beside it (and a picture)."),
+    click.option("--matrix", is_flag=True,
+                 help="Run on emulated hosts of every QEMU and every kernel, or of those that "
+                 "--host-qemu and --host-kernel name, with all that is to be tried on each."),
 )  # fmt: skip
 
 
@@ -109,22 +116,59 @@ class _Run:
 
     def run(self) -> int:
         """Do it, show it, write it; the exit code."""
+        if self._options["matrix"]:
+            return self._matrix()
         outcome = perform(self._job, Progress())
         show(outcome, as_json=self._options["as_json"])
-        if (path := self._options["report"]) is not None:
-            write_whole(path, _reproreport.markdown(outcome).encode())
-            write_whole(path.with_suffix(".json"), _json(outcome).encode())
+        self._report(_reproreport.markdown(outcome), outcome.document())
         return outcome.finding.code
+
+    def _matrix(self) -> int:
+        """Every host; what was finished is reported also after a Ctrl-C."""
+        where = self._job.where
+        matrix = Matrix(
+            self._job,
+            [where.qemu] if _said("host_qemu") else list(QEMU_SUITES),
+            [where.kernel] if _said("host_kernel") else list(KERNEL_SUITES),
+        )
+        board = Board(matrix.cells, sys.stderr if self._options["as_json"] else sys.stdout)
+        try:
+            with board.showing():
+                matrix.run(board.begun, board.finished)
+        finally:
+            if self._options["as_json"]:
+                click.echo(json.dumps(matrix.document(), indent=2))
+            self._report_matrix(matrix)
+        return matrix.exit_code()
+
+    def _report_matrix(self, matrix: Matrix) -> None:
+        path = self._options["report"]
+        picture = matrix.picture()
+        name = path.with_suffix(".svg").name if path is not None and picture else None
+        self._report(matrix.markdown(name), matrix.document())
+        if path is not None and picture:
+            write_whole(path.with_suffix(".svg"), picture.encode())
+
+    def _report(self, text: str, document: dict[str, Any]) -> None:
+        if (path := self._options["report"]) is not None:
+            write_whole(path, text.encode())
+            write_whole(path.with_suffix(".json"), _json(document).encode())
+
+
+def _said(parameter: str) -> bool:
+    """Whether the user said anything about that option."""
+    source = click.get_current_context().get_parameter_source(parameter)
+    return source is not ParameterSource.DEFAULT
 
 
 def show(outcome: Outcome, *, as_json: bool) -> None:
     """Print what came of a job."""
     if as_json:
-        click.echo(_json(outcome), nl=False)
+        click.echo(_json(outcome.document()), nl=False)
         return
     for line in _reproreport.lines(outcome):
         click.echo(line)
 
 
-def _json(outcome: Outcome) -> str:
-    return json.dumps(outcome.document(), indent=2) + "\n"
+def _json(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2) + "\n"

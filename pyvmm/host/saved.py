@@ -30,6 +30,8 @@ def key(settings: HostSettings) -> str:
         str(RECIPE), settings.kernel, settings.qemu, settings.cpu, payload.fingerprint(),
         str(memory_size()), str(cpus()), str(os.getuid()), str(cache_dir()),
     ]  # fmt: skip
+    if settings.append:
+        parts.append(settings.append)
     for path in (settings.kernel, settings.qemu):
         if os.sep in path:
             status = Path(path).stat()

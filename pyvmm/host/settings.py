@@ -18,6 +18,8 @@ DEFAULT_QEMU: Final = "7.2"  # newer ones emulate about a fifth slower
 # The power-of-two lengths 128 to 2048, as hardware has them: 128,256,512 then works as on an A64FX.
 DEFAULT_CPU: Final = "max,sve2048=on"
 
+LONGEST_APPEND: Final = 1024  # of the 2048 bytes that arm64 takes (COMMAND_LINE_SIZE)
+
 KINDS: Final = ("auto", "local", "emulated")
 
 
@@ -27,13 +29,14 @@ class HostSettings:
 
     ``kernel`` and ``qemu`` are names of the tables above, or paths (of an uncompressed arm64
     Image or a kernel package's unpacked tree; of a qemu-system-aarch64).  ``cpu`` is QEMU's
-    ``-cpu`` argument.
+    ``-cpu`` argument, ``append`` what its kernel's command line has beside pyvmm's own words.
     """
 
     kind: str = "auto"
     kernel: str = DEFAULT_KERNEL
     qemu: str = DEFAULT_QEMU
     cpu: str = DEFAULT_CPU
+    append: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -45,16 +48,24 @@ class HostSettings:
                 f"--host-cpu {self.cpu!r}: not a CPU QEMU could know",
                 hint="for example --host-cpu max,sve384=off",
             )
+        if not self.append.isprintable() or len(self.append) > LONGEST_APPEND:
+            raise UsageError(
+                f"--host-append {self.append!r}: not words of a kernel command line",
+                hint="for example --host-append kvm-arm.mode=nvhe",
+            )
 
     @property
     def customised(self) -> bool:
         """Whether anything of the emulated host was asked for by name."""
-        return (self.kernel, self.qemu, self.cpu) != (DEFAULT_KERNEL, DEFAULT_QEMU, DEFAULT_CPU)
+        asked = (self.kernel, self.qemu, self.cpu, self.append)
+        return asked != (DEFAULT_KERNEL, DEFAULT_QEMU, DEFAULT_CPU, "")
 
     @property
     def label(self) -> str:
         """A short name for people: kernel, QEMU and CPU."""
-        return f"Linux {Path(self.kernel).name}, QEMU {Path(self.qemu).name}, -cpu {self.cpu}"
+        append = f", {self.append}" if self.append else ""
+        return (f"Linux {Path(self.kernel).name}, QEMU {Path(self.qemu).name}, "
+                f"-cpu {self.cpu}{append}")  # fmt: skip
 
 
 def _check_choice(option: str, value: str, table: dict[str, str]) -> None:

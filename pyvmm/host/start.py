@@ -92,8 +92,8 @@ class Starter:
             _write_initrd(CpioWriter(file), found, self._progress)
         with _fresh(sockets) as alive:
             arguments = plan.machine(into / "memory", sockets, keep_memory=True)
-            arguments += ["-kernel", str(plan.kernel), "-initrd", str(initrd),
-                          "-append", f"{qemu.BOOT_ARGUMENTS} rdinit=/init"]  # fmt: skip
+            words = f"{qemu.BOOT_ARGUMENTS} rdinit=/init {self._settings.append}".rstrip()
+            arguments += ["-kernel", str(plan.kernel), "-initrd", str(initrd), "-append", words]
             pid = qemu.launch(plan.tool, arguments, sockets, [alive])
             try:
                 qemu.wait_for_line(sockets, READY, pid, qemu.COLD_BOOT_S)

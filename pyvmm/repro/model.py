@@ -68,12 +68,27 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """What to draw of the evidence of many runs: a line for each, over the same axes."""
+
+    x: str
+    y: str
+    points: Callable[[Evidence], Mapping[int, int]]
+
+
+def as_they_are(settings: Settings) -> Iterable[tuple[str, Settings]]:
+    """The variants of a reproduction that has but one."""
+    return [("", settings)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reproduction:
     """One bug, and everything that shows whether a machine has it.
 
     ``files`` are what the work needs of pyvmm's own, by name. ``module`` is the source of a kernel
     module, built for the machine's kernel where ``wants_module`` says so. ``show`` puts evidence
-    into lines for people.
+    into lines for people. ``variants`` are the settings that each host of a matrix is tried with,
+    and their names; ``curve`` is what its picture shows.
     """
 
     name: str
@@ -85,6 +100,8 @@ class Reproduction:
     files: Mapping[str, Path] = field(default_factory=dict)
     module: Path | None = None
     wants_module: Callable[[Settings], bool] = lambda settings: False
+    variants: Callable[[Settings], Iterable[tuple[str, Settings]]] = as_they_are
+    curve: Curve | None = None
 
     def defaults(self) -> Settings:
         """The settings nobody said anything about."""

@@ -112,6 +112,7 @@ def host_options(where: HostSettings) -> list[str]:
         f"--host-kernel={where.kernel}",
         f"--host-qemu={where.qemu}",
         f"--host-cpu={where.cpu}",
+        *([f"--host-append={where.append}"] if where.append else []),
     ]
 
 

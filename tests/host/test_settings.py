@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import UsageError
+from pyvmm.host import saved
 from pyvmm.host.settings import KERNEL_SUITES, QEMU_SUITES, HostSettings
 
 
@@ -23,6 +24,14 @@ def test_every_known_version_is_taken(kernel: str, qemu: str) -> None:
     settings = HostSettings(kernel=kernel, qemu=qemu)
 
     assert settings.label.startswith(f"Linux {kernel}, QEMU {qemu}, ")
+
+
+def test_words_for_the_kernel_make_another_host() -> None:
+    settings = HostSettings(append="kvm-arm.mode=nvhe")
+
+    assert settings.customised
+    assert settings.label.endswith(", kvm-arm.mode=nvhe")
+    assert saved.key(settings) != saved.key(HostSettings())
 
 
 def test_path_that_exists_is_taken(tmp_path: Path) -> None:
@@ -47,6 +56,8 @@ def test_path_that_exists_is_taken(tmp_path: Path) -> None:
         ({"cpu": ""}, "--host-cpu '': not a CPU"),
         ({"cpu": "max, sve=off"}, "not a CPU"),
         ({"cpu": "max\n"}, "not a CPU"),
+        ({"append": "quiet\ninit=/x"}, "not words of a kernel command line"),
+        ({"append": "x" * 1025}, "not words of a kernel command line"),
     ],
 )
 def test_nonsense_is_refused_by_the_options_name(choice: dict[str, str], words: str) -> None:

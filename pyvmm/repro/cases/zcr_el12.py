@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from pyvmm.arm64 import vl
 from pyvmm.errors import UsageError
 from pyvmm.repro import zcrhunt, zcrtable, zcrverdict
-from pyvmm.repro.model import PACKAGE, Option, Reproduction, Settings, guest, program
+from pyvmm.repro.model import (
+    PACKAGE,
+    Curve,
+    Evidence,
+    Option,
+    Reproduction,
+    Settings,
+    guest,
+    program,
+)
 
 LENS = range(16)
+DEFAULT_HACK = 2  # in a matrix: it shortens the vectors of every host with more than 384 bits
 CONTROLS = ("vl", "zero", "flip", "pred", "module")
 
 
@@ -60,6 +71,21 @@ def wants_module(settings: Settings) -> bool:
     return settings["hack"] is not None or "module" in settings["control"]
 
 
+def variants(settings: Settings) -> Iterable[tuple[str, Settings]]:
+    """What each host of a matrix is tried with; without the arm step first, in a fresh host."""
+    value = DEFAULT_HACK if settings["hack"] is None else settings["hack"]
+    plain = {**settings, "hack": None}
+    yield "no arm step", {**plain, "arm": "never"}
+    yield "guest alone", plain
+    yield f"hack {value}", {**settings, "hack": value}
+
+
+def points(found: Evidence) -> dict[int, int]:
+    """The host's vector length in bytes by the guest's ZCR_EL1.LEN."""
+    sweep = [row for row in found["rows"] if row["phase"] == "sweep"]
+    return {row["len"]: row["vl_min"] for row in sweep}
+
+
 OPTIONS = (
     Option(name="zcr", metavar="LEN,...", default="0-15", parse=parse_lens,
            help="The values of ZCR_EL1.LEN the guest sets, up and down again."),
@@ -93,4 +119,6 @@ REPRODUCTION = Reproduction(
     files={"guest": guest("zcr-el12"), "watcher": program("sve-watcher")},
     module=PACKAGE / "repro/zcr_el12.c",
     wants_module=wants_module,
+    variants=variants,
+    curve=Curve(x="the guest's ZCR_EL1.LEN", y="host's vector length, bytes", points=points),
 )

@@ -1,0 +1,164 @@
+"""A reproduction on many hosts: every QEMU with every kernel, each with every variant."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from pyvmm.commands._reprorun import LOST, SCHEMA, Job, Outcome, perform
+from pyvmm.errors import EXIT_OK, HostError
+from pyvmm.host import saved
+from pyvmm.host.instance import Instance
+from pyvmm.host.progress import Progress
+from pyvmm.host.running import running_at, stop
+from pyvmm.host.settings import HostSettings
+from pyvmm.repro.model import CANNOT_TELL, THERE
+from pyvmm.repro.picture import Line, svg
+
+
+@dataclass(slots=True)
+class Cell:
+    """One run of a matrix: its host, its variant, and what came of it."""
+
+    job: Job
+    variant: str
+    outcome: Outcome | None = None
+    seconds: float = 0.0
+
+    @property
+    def model(self) -> str:
+        """The QEMU, as --host-qemu takes it."""
+        return self.job.where.qemu
+
+    @property
+    def kernel(self) -> str:
+        """The kernel, as --host-kernel takes it."""
+        return self.job.where.kernel
+
+    @property
+    def verdict(self) -> str:
+        """Its name, or nothing yet."""
+        return "" if self.outcome is None else self.outcome.finding.verdict
+
+    def points(self) -> dict[int, int]:
+        """What its line in the picture goes through; none where there is nothing to draw."""
+        curve = self.job.reproduction.curve
+        if curve is None or self.outcome is None or LOST in self.outcome.evidence:
+            return {}
+        return dict(curve.points(self.outcome.evidence))
+
+
+class Matrix:
+    """The runs of a matrix, host by host."""
+
+    def __init__(self, job: Job, qemus: Sequence[str], kernels: Sequence[str]) -> None:
+        self.cells = [
+            Cell(replace(job, where=where, settings=settings), name)
+            for qemu, kernel in product(qemus, kernels)
+            for where in [replace(job.where, kind="emulated", qemu=qemu, kernel=kernel)]
+            for name, settings in job.reproduction.variants(job.settings)
+        ]
+        self._job = job
+
+    def run(self, begun: Callable[[Cell], None], finished: Callable[[Cell], None]) -> None:
+        """Do them all; each host that was not there before goes with its last run."""
+        hosts: dict[HostSettings, list[Cell]] = defaultdict(list)
+        for cell in self.cells:
+            hosts[cell.job.where].append(cell)
+        for where, cells in hosts.items():
+            instance = Instance(where, Progress(quiet=True))
+            directory = saved.directory(instance.name)
+            before = directory.is_dir()
+            try:
+                for cell in cells:
+                    begun(cell)
+                    _perform(cell)
+                    finished(cell)
+            finally:
+                if (running := running_at(instance.sockets)) is not None:
+                    stop(running)
+                if not before:
+                    saved.remove(directory)
+
+    def exit_code(self) -> int:
+        """That of the worst verdict: there, cannot tell, not there."""
+        codes = {cell.outcome.finding.code for cell in self.cells if cell.outcome is not None}
+        return next((code for code in (THERE, CANNOT_TELL) if code in codes), EXIT_OK)
+
+    def document(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        runs = [
+            {"variant": cell.variant, "seconds": round(cell.seconds, 1), **cell.outcome.document()}
+            for cell in self.cells
+            if cell.outcome is not None
+        ]
+        return {"schema": SCHEMA, "reproduction": self._job.reproduction.name, "runs": runs}
+
+    def picture(self) -> str | None:
+        """The lines of all models, as SVG; None where there is nothing to draw."""
+        reproduction = self._job.reproduction
+        lines = list(self._lines())
+        if reproduction.curve is None or not lines:
+            return None
+        title = f"{reproduction.name}: -cpu {self._job.where.cpu}"
+        return svg(title, reproduction.curve.x, reproduction.curve.y, lines)
+
+    def _lines(self) -> Iterator[Line]:
+        """One for each model and variant, unless its kernels differ, or variants do not."""
+        alike: dict[tuple[str, tuple[tuple[int, int], ...]], list[Cell]] = defaultdict(list)
+        for cell in self.cells:
+            if points := cell.points():
+                alike[cell.model, tuple(sorted(points.items()))].append(cell)
+        kernels = {cell.kernel for cell in self.cells}
+        for (model, points_of), cells in alike.items():
+            variants = list(dict.fromkeys(cell.variant for cell in cells if cell.variant))
+            seen = {cell.kernel for cell in cells}
+            some = "" if seen == kernels else f" (Linux {', '.join(sorted(seen))})"
+            several = "" if len(variants) > 2 else f": {', '.join(variants)}"
+            yield Line(f"QEMU {model}{several}{some}", dict(points_of))
+
+    def markdown(self, picture: str | None) -> str:
+        """The report; ``picture`` is the name of the file beside it."""
+        reproduction = self._job.reproduction
+        kernels = list(dict.fromkeys(cell.kernel for cell in self.cells))
+        head = ["QEMU", "variant", *(f"Linux {kernel}" for kernel in kernels)]
+        table = [head, ["---"] * len(head), *self._table(kernels)]
+        settings = [f"- {name}: {value}" for name, value in self._job.settings.items()]
+        parts = [
+            f"# {reproduction.name}: {reproduction.title}",
+            "\n".join("| " + " | ".join(row) + " |" for row in table),
+            f"![{reproduction.name}]({picture})" if picture else "",
+            "## Settings",
+            "\n".join([f"- host CPU: {self._job.where.cpu}", *settings]),
+            "## Why",
+            "\n".join(self._reasons()),
+        ]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+    def _table(self, kernels: Sequence[str]) -> Iterator[list[str]]:
+        rows: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+        for cell in self.cells:
+            rows[cell.model, cell.variant][cell.kernel] = cell.verdict or "-"
+        for (model, variant), verdicts in rows.items():
+            yield [model, variant, *(verdicts.get(kernel, "-") for kernel in kernels)]
+
+    def _reasons(self) -> Iterator[str]:
+        for cell in self.cells:
+            if cell.outcome is not None:
+                machine = f"{cell.outcome.machine}, {cell.variant}".rstrip(", ")
+                why = "; ".join(cell.outcome.finding.why)
+                yield f"- {machine}: **{cell.verdict}** in {cell.seconds:.1f} s: {why}"
+
+
+def _perform(cell: Cell) -> None:
+    began = time.monotonic()
+    try:
+        cell.outcome = perform(cell.job, Progress(quiet=True))
+    except HostError as error:  # the other hosts may be there
+        lost = {LOST: ("INCONCLUSIVE", CANNOT_TELL, (error.message,))}
+        cell.outcome = Outcome(job=cell.job, evidence=lost, machine=cell.job.where.label)
+    cell.seconds = time.monotonic() - began
