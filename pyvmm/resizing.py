@@ -35,6 +35,13 @@ class Resizing:
         """How much memory the guest has; what is in the balloon counts too."""
         return self._ram + (self._mem.plugged_size if self._mem is not None else 0)
 
+    def adopt(self, other: Resizing) -> None:
+        """Ask for what was asked for there: of this machine before it was started anew, say."""
+        if self._balloon is not None and other._balloon is not None:
+            self._balloon.ask(other._balloon.num_pages)
+        if self._mem is not None and other._mem is not None:
+            self._mem.ask(other._mem.requested_size)
+
     def balloon_info(self) -> dict[str, Any] | None:
         """The balloon as JSON has it, if there is one."""
         return None if self._balloon is None else self._balloon.info()

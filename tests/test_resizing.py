@@ -100,6 +100,20 @@ def test_balloon_may_take_what_was_plugged(rig: Rig) -> None:
         rig.resizing.resize_balloon(RAM + 6 * MIB)
 
 
+def test_machine_that_starts_anew_is_asked_for_the_same(rig: Rig) -> None:
+    rig.resizing.resize_balloon(8 * MIB)
+    rig.resizing.resize_memory(RAM + 6 * MIB)
+    with (
+        GuestMemory(RAM_BASE, RAM) as ram,
+        PluggableMemory(4 * GIB, ROOM, 2 * MIB) as blocks,
+    ):
+        other = Rig(ram, blocks)
+        other.resizing.adopt(rig.resizing)
+
+    assert other.balloon.num_pages == rig.balloon.num_pages == 8 * MIB // 4096
+    assert other.mem.requested_size == rig.mem.requested_size == 6 * MIB
+
+
 def test_machine_without_the_devices_says_what_would_give_it_some() -> None:
     bare = Resizing(RAM, [])
 

@@ -81,8 +81,9 @@ class Attached:
                 self._attach(claim, undo)
                 code = machine.run(self._loop)
             while self._reboot and machine.was_reset:
-                was_paused = machine.is_paused
+                before, was_paused = machine.resizing, machine.is_paused
                 with self._make(_left(self._config, deadline)) as machine:
+                    machine.resizing.adopt(before)
                     if was_paused:  # in the moment in which it was reset
                         machine.pause()
                     self._connect()

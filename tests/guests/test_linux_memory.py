@@ -28,7 +28,7 @@ PATIENCE = "120"  # seconds, for a guest to plug or unplug
 # What goes on meanwhile: files come and go in memory, and are looked through.
 LOAD = (
     "(while true; do dd if=/dev/urandom of=/t/load bs=1M count=16 2>/dev/null;"
-    " md5sum /t/load >/dev/null; done) &"
+    " md5sum /t/load >/dev/null; sleep 0.2; done) &"
 )
 
 
@@ -72,12 +72,24 @@ def boot(pyvmm_cmd: list[str], tmp_path: Path) -> Boot:
 
     @contextmanager
     def boot_kernel(
-        version: str, room: int, files: Mapping[str, bytes] = MappingProxyType({})
+        version: str,
+        room: int,
+        files: Mapping[str, bytes] = MappingProxyType({}),
+        params: str = "",
     ) -> Iterator[Guest]:
         modules = linux.modules(version, "virtio_mmio", "virtio_balloon", "virtio_mem")
         initrd = tmp_path / "initrd"
         initrd.write_bytes(linux.initramfs({**modules, **files}))
-        machine = ["-c", "2", "-m", str(RAM), "--hotplug", str(room), "--balloon", "-pquiet"]
+        machine = [
+            "-c",
+            "2",
+            "-m",
+            str(RAM),
+            "--hotplug",
+            str(room),
+            "--balloon",
+            f"-pquiet {params}",
+        ]
         run = [*pyvmm_cmd, "run", "--name", NAME, "-i", str(initrd), *machine]
         with Session([*run, str(linux.image(version))]) as session:
             session.wait_for(PROMPT)
@@ -92,8 +104,9 @@ def test_guests_memory_is_taken_and_given_while_it_works(boot: Boot) -> None:
     with boot("6.1", room=256) as guest:
         check_statistics(guest)
         guest.shell(LOAD)
-        check_balloon(guest, rounds=2)
+        check_balloon(guest, rounds=1)
         check_collection(guest)
+        check_that_need_comes_first(guest)
         check_plugging(guest, room=256)
         check_refusals(guest)
 
@@ -105,6 +118,24 @@ def test_balloon_to_half_and_back_five_times_under_load(boot: Boot, version: str
         guest.shell(LOAD)
         check_balloon(guest, rounds=5)
         check_collection(guest)
+        check_that_need_comes_first(guest)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("version", KERNELS)
+def test_guest_that_poisons_free_pages_finds_them_as_they_were(boot: Boot, version: str) -> None:
+    """It would say of a page that has become zero: "pagealloc: memory corruption"."""
+    with boot(version, room=256, params="page_poison=1 init_on_alloc=0") as guest:
+        assert "BALLOON_F_PAGE_POISON" in guest.tell("debug", "--devices", "-n", NAME)
+        guest.shell("dd if=/dev/zero of=/t/big bs=1M count=150 2>/dev/null; rm /t/big; sleep 5")
+        guest.tell("balloon", "-n", NAME, "--collect", "--wait", PATIENCE)
+        guest.tell("balloon", "-n", NAME, "-i", "64", "--wait", PATIENCE)
+        guest.tell("balloon", "-n", NAME, "-d", "64", "--wait", PATIENCE)
+        guest.shell("dd if=/dev/zero of=/t/big bs=1M count=150 2>/dev/null")
+
+        vm = guest.stat()
+        assert vm["balloon"]["reported_bytes"] == vm["balloon"]["hinted_bytes"] == 0
+        assert "corruption" not in guest.shell("dmesg")
 
 
 @pytest.mark.matrix
@@ -157,6 +188,24 @@ def check_collection(guest: Guest) -> None:
 
     resident, needed = guest.used()
     assert resident == pytest.approx(needed, abs=NEAR)
+
+
+def check_that_need_comes_first(guest: Guest) -> None:
+    """A guest that runs out of memory takes it out of its balloon, and kills nobody."""
+    guest.tell("balloon", "-n", NAME, "-i", "140", "--wait", PATIENCE)
+    before = deflated(guest)
+
+    assert "1+0 records out" in guest.shell("dd if=/dev/zero of=/dev/null bs=110M count=1")
+
+    assert deflated(guest) > before
+    assert "Out of memory" not in guest.shell("dmesg")
+    guest.tell("balloon", "-n", NAME, "--size", "0", "--wait", PATIENCE)
+
+
+def deflated(guest: Guest) -> int:
+    """How many bytes have come out of the balloon so far."""
+    (balloon,) = (d for d in guest.stat()["devices"] if d["device"] == "virtio-balloon")
+    return int(balloon["counts"]["deflated_bytes"])
 
 
 def check_plugging(guest: Guest, room: int) -> None:

@@ -25,6 +25,10 @@ ALL = (1 << AREA_PAGES) - 1
 AREA_SHIFT = AREA_PAGES.bit_length() - 1
 HOST_PAGES = max(1, mmap.PAGESIZE // PAGE)  # pages of the balloon's in one of the host's
 
+# Areas that are kept from having huge pages, at most: each may split a mapping in three, and a
+# process has 65,530 of them by default.  Source: Linux, Documentation/admin-guide/sysctl/vm.rst
+SMALL_AREAS = 16 << 10
+
 Run = tuple[int, int]  # the first page, and how many
 
 
@@ -35,6 +39,7 @@ class BalloonPages:
         self._memory = memory
         self._host_pages = host_pages
         self._areas: dict[int, int] = {}  # the pages of each area that has some, a bit each
+        self._small: set[int] = set()  # those of them that are to have no huge pages
         self.count = 0
 
     def add(self, pages: Iterable[int]) -> None:
@@ -118,7 +123,15 @@ class BalloonPages:
         return found
 
     def _prefer_huge_pages(self, area: int, prefer: bool) -> None:
-        if self._memory.contains(area * AREA, AREA):
+        """Let an area have huge pages again, or not, as long as not too many may not."""
+        if prefer and area not in self._small:
+            return
+        if not prefer and (
+            len(self._small) >= SMALL_AREAS or not self._memory.contains(area * AREA, AREA)
+        ):
+            return
+        (self._small.discard if prefer else self._small.add)(area)
+        if self._memory.contains(area * AREA, AREA):  # not, if it has been unplugged
             self._memory.prefer_huge_pages(area * AREA, AREA, prefer)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pyvmm.devices.virtio import balloonpages
 from pyvmm.devices.virtio.balloonpages import AREA, AREA_PAGES, PAGE, BalloonPages
 from pyvmm.devices.virtio.queue import QueueError
 from pyvmm.layout import RAM_BASE
@@ -100,6 +101,19 @@ def test_area_with_a_hole_has_no_huge_pages_until_it_is_whole_again(memory: Note
 
     assert memory.small == set()
     assert pages.count == 0
+
+
+def test_mappings_are_not_split_without_end(memory: Noted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balloonpages, "SMALL_AREAS", 2)
+    pages = BalloonPages(memory, 1)
+    firsts = [FIRST + n * AREA_PAGES for n in range(AREAS)]
+
+    pages.add(firsts)
+    assert memory.small == {RAM_BASE, RAM_BASE + AREA}
+    pages.remove(firsts)
+
+    assert memory.small == set()
+    assert len(memory.discarded) == AREAS
 
 
 @pytest.mark.parametrize("page", [0, FIRST - 1, END, (1 << 32) - 1])
