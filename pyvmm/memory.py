@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import io
 import mmap
 import os
@@ -280,6 +281,7 @@ def _map(length: int, promised: bool) -> mmap.mmap:
     )
 
 
+@functools.cache
 def _libc_mmap() -> Callable[..., int | None]:
     """mmap(2) itself: Python's takes no address."""
     function = ctypes.CDLL(None, use_errno=True).mmap

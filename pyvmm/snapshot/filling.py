@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from pyvmm.snapshot import format, pages
 from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.format import Extent
 from pyvmm.snapshot.pages import Range
 from pyvmm.snapshot.reader import SnapshotFile, in_threads, told_with
+
+# Each may split another in three.  Source: Linux, DEFAULT_MAX_MAP_COUNT is 65530
+MOST_MAPPED: Final = 16384
 
 
 class Target(Protocol):
@@ -79,11 +82,13 @@ class _Filler:
 def map_into(snapshot: SnapshotFile, memories: Sequence[MappedTarget]) -> None:
     """Have the files' bytes as guest memory, unread and unchecked: verify() is to follow.
 
-    What cannot be mapped, as on a host with larger pages than the file's, is read.
+    What cannot be mapped, as on a host with larger pages than the file's, is read; so are the
+    smallest pieces, where there are more than a process should have mappings of.
 
     Raises: Damaged, where there is memory outside of what is to be filled.
     """
     _check_covered(snapshot, memories)
+    least = _least_to_map(snapshot)
     for file in snapshot.chain():
         _zero(file, memories)
         left: list[Extent] = []
@@ -91,13 +96,20 @@ def map_into(snapshot: SnapshotFile, memories: Sequence[MappedTarget]) -> None:
             if extent.offset:
                 for memory, gpa, length in _within(memories, extent.gpa, extent.length):
                     shift = extent.offset - extent.gpa
-                    left += _map(file, Extent(gpa, length, gpa + shift), memory)
+                    piece = Extent(gpa, length, gpa + shift)
+                    left += _map(file, piece, memory) if length >= least else [piece]
         for number, pieces in _per_block(file, left):
             if pieces:
                 start, end = file.blocks[number]
                 with told_with(file.path):
                     data = format.read_exactly(file.fd, start, end - start)
                 _scatter(data, start, pieces, memories)
+
+
+def _least_to_map(snapshot: SnapshotFile) -> int:
+    """How long a piece must be to be worth a mapping."""
+    lengths = sorted((e.length for file in snapshot.chain() for e in file.extents), reverse=True)
+    return lengths[MOST_MAPPED] + 1 if len(lengths) > MOST_MAPPED else 0
 
 
 def _map(file: SnapshotFile, piece: Extent, memory: MappedTarget) -> list[Extent]:

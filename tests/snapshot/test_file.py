@@ -211,6 +211,27 @@ def test_host_with_larger_pages_maps_what_it_can(
         assert back.read(BASE, SIZE) == memory.read(BASE, SIZE)
 
 
+def test_many_small_pieces_are_read_and_large_ones_mapped(
+    memory: GuestMemory, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for page in range(0, 64, 2):
+        memory.write(BASE + page * PAGE, noise(PAGE))
+    memory.write(BASE + BLOCK, noise(BLOCK))
+    save(path, memory)
+    mapped: list[int] = []
+    real = GuestMemory.map_file
+
+    def note(self: GuestMemory, gpa: int, length: int, fd: int, offset: int) -> None:
+        mapped.append(length)
+        real(self, gpa, length, fd, offset)
+
+    monkeypatch.setattr(GuestMemory, "map_file", note)
+    monkeypatch.setattr("pyvmm.snapshot.filling.MOST_MAPPED", 8)
+
+    assert restored(path, "lazy") == memory.read(BASE, SIZE)
+    assert mapped == [BLOCK]
+
+
 @pytest.mark.parametrize("gpa", [BASE, BASE + BLOCK - 3, BASE + SIZE - 8])
 def test_any_bytes_are_read(memory: GuestMemory, path: Path, gpa: int) -> None:
     write_scene(memory)
