@@ -189,6 +189,17 @@ def e2fsprogs(program: str, progress: Progress) -> Tool:
     return _small_tool(program, "e2fsprogs", progress, "sbin")
 
 
+def gdb(progress: Progress) -> Tool:
+    """gdb for every architecture, with its Python: the tests' judge of registers and lanes."""
+    installed = shutil.which("gdb-multiarch")
+    if installed:
+        return Tool((installed,))
+    root = tree("gdb-multiarch", TOOLS_SUITE, ["gdb-multiarch"], progress)
+    data = f"--data-directory={root}/usr/share/gdb"
+    command = through_loader(root, "usr/bin/gdb-multiarch", data)
+    return Tool(command, {"PYTHONHOME": str(root / "usr")})
+
+
 def _small_tool(program: str, package: str, progress: Progress, directory: str = "usr/bin") -> Tool:
     installed = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
     if installed:

@@ -37,8 +37,12 @@ def fp(cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def host(request: pytest.FixtureRequest, pyvmm_cmd: list[str]) -> Iterator[list[str]]:
-    """Options for an emulated host of a kernel (the parameter), which ends with its last test."""
-    where = ["--host-kernel", request.param]
+    """Options for an emulated host, which ends with its last test.
+
+    The parameter is its kernel, or its kernel and its CPU.
+    """
+    kernel, *cpu = [request.param] if isinstance(request.param, str) else request.param
+    where = ["--host-kernel", kernel, *(f"--host-cpu={model}" for model in cpu)]
     with own_runtime_dir("host"):
         subprocess.run([*pyvmm_cmd, "host", "start", *where], check=True)
         yield ["--host", "emulated", *where]
