@@ -36,6 +36,8 @@ VERBS = {
     "run": Verb("pyvmm.commands.run", "Boot a guest and attach its console."),
     "list": Verb("pyvmm.commands.list", "Show the VMs that run.", "list_vms"),
     "stop": Verb("pyvmm.commands.stop", "End VMs."),
+    "save": Verb("pyvmm.commands.save", "Save a VM to a file."),
+    "restore": Verb("pyvmm.commands.restore", "Let a VM go on from a file."),
     "pause": Verb("pyvmm.commands.pause", "Stop VMs' vCPUs, and the time they see."),
     "resume": Verb("pyvmm.commands.pause", "Let paused VMs go on."),
     "stat": Verb("pyvmm.commands.stat", "Show VMs' exits, by reason and device."),

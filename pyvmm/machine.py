@@ -40,7 +40,7 @@ from pyvmm.memory import GuestMemory
 from pyvmm.resizing import Resizing
 from pyvmm.runner import Runner
 from pyvmm.snapshot.origin import Origin, named
-from pyvmm.snapshot.save import settle, write_machine
+from pyvmm.snapshot.save import Saved, settle, write_machine
 from pyvmm.terminals import Terminals
 from pyvmm.vcpus import MachineVcpu
 from pyvmm.virtio import Kicks
@@ -94,6 +94,7 @@ class Machine:
         a pause, and must then let go an ``output`` that waits; with False when they run again.
         """
         self.config = config
+        self.before_time_out: Callable[[], None] = _do_nothing  # called before time ends the run
         self.was_reset = False  # the run ended by the guest's wish to start anew
         self._on_unclaimed = on_unclaimed
         with ExitStack() as undo:
@@ -245,8 +246,8 @@ class Machine:
                 self._origin.verify(self.stop)
             self._runner.start()
 
-    def save(self, path: Path, *, parent: Path | None = None) -> str:
-        """Write a snapshot, while the guest stands still; returns the file's identity.
+    def save(self, path: Path, *, parent: Path | None = None) -> Saved:
+        """Write a snapshot, while the guest stands still.
 
         With a ``parent``, a snapshot of this machine or of one it was restored from, only what
         has changed since then is written.
@@ -296,6 +297,11 @@ class Machine:
         if self._origin is not None and not self._started:
             return self._origin.virtual_now()
         return self.vcpus[0].get_one_reg(regs.TIMER_CNT)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run is over."""
+        return self._runner.has_ended
 
     @property
     def is_paused(self) -> bool:
@@ -375,6 +381,7 @@ class Machine:
         self._let_go(hurry)
 
     def _time_out(self) -> None:
+        self.before_time_out()
         self.stop(TimeoutExpired(f"the guest did not end within {self.config.timeout_s:g} s"))
 
     def _step(self, vcpu: Vcpu) -> None:

@@ -23,11 +23,12 @@ from pyvmm.console import KEYS_HELP, Input, Key, Output, Terminal
 from pyvmm.control.server import Server
 from pyvmm.control.service import Service
 from pyvmm.control.sockets import Claim
-from pyvmm.errors import EXIT_SIGNAL, HostError, TimeoutExpired
+from pyvmm.errors import EXIT_SIGNAL, HostError, TimeoutExpired, VmmError
 from pyvmm.files import write_whole
 from pyvmm.kvm.exits import Exit
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine
+from pyvmm.snapshot.origin import Origin
 from pyvmm.units import show_size
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -36,12 +37,17 @@ STDIN, STDOUT = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What ``run`` does beside running: show, dump, trace, start again."""
+    """What ``run`` does beside running: show, dump, trace, start again, save at the end.
 
-    verbose: bool
-    dump_dtb: Path | None
-    debug_mmio: bool
-    reboot: bool
+    With ``origin``, the machine goes on from a snapshot.
+    """
+
+    verbose: bool = False
+    dump_dtb: Path | None = None
+    debug_mmio: bool = False
+    reboot: bool = False
+    origin: Origin | None = None
+    save_on_exit: Path | None = None
 
 
 def run_attached(config: Config, extras: Extras) -> int:
@@ -77,7 +83,7 @@ class Attached:
         with contextlib.ExitStack() as undo:
             self._loop = undo.enter_context(Loop())
             claim = undo.enter_context(Claim(self._config.name))
-            with self._make() as machine:
+            with self._make(origin=self._extras.origin) as machine:
                 self._attach(claim, undo)
                 code = machine.run(self._loop)
             while self._reboot and machine.was_reset:
@@ -90,7 +96,7 @@ class Attached:
                     code = machine.run(self._loop)
             return code
 
-    def _make(self, config: Config | None = None) -> Machine:
+    def _make(self, config: Config | None = None, origin: Origin | None = None) -> Machine:
         """The machine, ready to run; shown and dumped as asked for."""
         self._machine = Machine(
             config or self._config,
@@ -98,8 +104,12 @@ class Attached:
             let_go=self._output.let_go,
             on_unclaimed=_show_unclaimed if self._extras.debug_mmio else None,
             log=_log,
+            origin=origin,
         )
+        self._machine.before_time_out = self._save_on_exit
         try:
+            for line in origin.outcome.lines() if origin is not None else ():
+                _log(f"not as it was saved: {line}")
             if self._extras.dump_dtb is not None:
                 write_whole(self._extras.dump_dtb, self._machine.dtb)
             if self._extras.verbose:
@@ -148,8 +158,20 @@ class Attached:
         with contextlib.suppress(OSError):  # no terminal: its size stays unknown
             self._machine.resize(*os.get_terminal_size(STDIN))
 
+    def _save_on_exit(self) -> None:
+        """Save the guest, if that is wanted, before it is ended; a failure is how it ends."""
+        if self._extras.save_on_exit is None:
+            return
+        try:
+            for line in self._machine.save(self._extras.save_on_exit).warnings:
+                _log(line)
+        except VmmError as error:
+            self._machine.stop(error)
+
     def _stop(self, code: int = 0) -> None:
         self._reboot = False
+        if not self._machine.has_ended:
+            self._save_on_exit()
         self._machine.stop(code)
 
     def _on_key(self, key: Key) -> None:
@@ -185,12 +207,15 @@ def _show_unclaimed(vcpu: int, access: Exit) -> None:
 
 def describe(machine: Machine) -> Iterator[str]:
     """What the machine is made of and where it runs, a line each."""
-    plan, image = machine.plan, machine.image
+    plan, image = machine.plan, machine.board.image
     inside = host.describe_inside()
     where = f"emulated: {inside}" if inside else "this machine"
     yield f"host    {where}, Linux {os.uname().release}"
-    kind = " in ".join((image.kind, *reversed(image.wrappings)))
-    yield f"image   {machine.config.image} ({kind}), entry {image.entry:#x}"
+    if image is not None:
+        kind = " in ".join((image.kind, *reversed(image.wrappings)))
+        yield f"image   {machine.config.image} ({kind}), entry {image.entry:#x}"
+    if machine.origin is not None:
+        yield f"from    {machine.origin.path}, memory {machine.origin.reading.value}"
     base = machine.memory.base
     yield f"memory  {show_size(plan.memory)} at {base:#x}, {plan.ipa_bits}-bit addresses"
     yield f"vcpus   {plan.vcpus}"

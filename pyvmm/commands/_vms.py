@@ -19,6 +19,7 @@ from pyvmm.host.connection import Unreachable
 from pyvmm.host.running import Running, all_running
 
 SCHEMA = 1
+RELAY_S = 50.0  # for a host to start what asks there, on a machine that is busy
 RELAY = ["python3", "-m", "pyvmm.control.client"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -44,8 +45,12 @@ class Place:
         """The answers to questions about the VMs there, in order."""
         if self.running is None:
             return [client.answer(question) for question in questions]
-        lines = b"".join(map(pack, questions))
-        return [json.loads(line) for line in capture(self.running, RELAY, lines).splitlines()]
+        asked = list(questions)
+        lines = b"".join(map(pack, asked))
+        requests = [question.get("request") or {} for question in asked]
+        patience_s = max(map(client.patience_of, requests), default=0.0) + RELAY_S
+        answers = capture(self.running, RELAY, lines, patience_s=patience_s)
+        return [json.loads(line) for line in answers.splitlines()]
 
 
 @dataclass(frozen=True, slots=True)

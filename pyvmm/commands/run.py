@@ -68,6 +68,10 @@ GUESTS = Path(__file__).parents[1] / "guests"
     "--loglevel", type=click.Choice(["error", "warning", "info", "debug"]), default="warning",
     help="From info on, as --verbose.",
 )  # fmt: skip
+@click.option(
+    "--save-on-exit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Save the guest there when it is ended from outside; see `pyvmm restore`.",
+)  # fmt: skip
 @click.option("--reboot", is_flag=True, help="Start anew when the guest resets, not end.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @device_options
@@ -87,12 +91,14 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
         config = _config(options)
     except vl.TextError as error:
         raise _with_advice(error, where) from None
-    run_here_or_forward(where, _users_files(config, options["dump_dtb"]), config.ttys)
+    outputs = [path for path in (options["dump_dtb"], options["save_on_exit"]) if path is not None]
+    run_here_or_forward(where, _users_files(config, outputs), config.ttys)
     extras = Extras(
         verbose=options["verbose"] or options["loglevel"] in ("info", "debug"),
         dump_dtb=options["dump_dtb"],
         debug_mmio=options["debug_mmio"],
         reboot=options["reboot"],
+        save_on_exit=options["save_on_exit"],
     )
     return _run(config, extras)
 
@@ -161,11 +167,10 @@ def find_image(name: str) -> Path:
     return bundled if name in bundled_guests() and not Path(name).exists() else Path(name)
 
 
-def _users_files(config: Config, dump_dtb: Path | None) -> list[Path]:
+def _users_files(config: Config, outputs: list[Path]) -> list[Path]:
     """The files of the user's that a run reads or writes."""
     given = (config.image, config.initrd, *device_files(config.devices))
     inputs = [path for path in given if path is not None and path.exists()]
-    outputs = [] if dump_dtb is None else [dump_dtb]
     return [path for path in (*inputs, *outputs) if path.parent != GUESTS]
 
 

@@ -30,6 +30,7 @@ from pyvmm.control.wire import (
 from pyvmm.errors import EXIT_USAGE, HostError
 
 PATIENCE_S: Final = 10.0  # for a reply
+SAVE_S: Final = 3600.0  # for a snapshot
 END_S: Final = 20.0  # for a VM that was told to stop
 CHUNK: Final = 1 << 20
 
@@ -91,8 +92,9 @@ def ask(path: Path, request: Message) -> Message:
                 raise HostError(f"{path} belongs to somebody else", hint="remove it")
             with contextlib.suppress(BrokenPipeError):  # let go at once; it may have said why
                 connection.sendall(pack(request))
-            reply = parse_reply(_line(connection))
-            if request.get("do") == "stop" and reply.get("ok"):
+            reply = parse_reply(_line(connection, patience_of(request)))
+            ends = request.get("do") == "stop" or is_last(request)
+            if ends and reply.get("ok"):
                 _wait_for_end(connection, name)
         except TimeoutError as error:
             raise HostError(
@@ -103,6 +105,16 @@ def ask(path: Path, request: Message) -> Message:
         except (OSError, EOFError) as error:
             raise Gone(f"the VM {name} has just ended") from error
     return reply
+
+
+def patience_of(request: Message) -> float:
+    """How many seconds a reply may take: to save a large memory takes its time."""
+    return SAVE_S if request.get("do") == "save" else PATIENCE_S
+
+
+def is_last(request: Message) -> bool:
+    """Whether a VM that does as it is asked has ended then."""
+    return request.get("do") == "save" and request.get("resume") is not True
 
 
 def _connect(connection: socket.socket, path: Path) -> None:
@@ -118,9 +130,9 @@ def _connect(connection: socket.socket, path: Path) -> None:
             time.sleep(0.02)
 
 
-def _line(connection: socket.socket) -> bytes:
+def _line(connection: socket.socket, patience_s: float) -> bytes:
     """What comes up to a newline; all of it in good time."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     line = bytearray()
     while not line.endswith(b"\n"):
         connection.settimeout(max(0.001, deadline - time.monotonic()))

@@ -17,6 +17,7 @@ from pyvmm.machine import Machine
 from pyvmm.registers import read_registers
 from pyvmm.resizing import PATIENCE_S
 
+BLOCK: Final = 512  # bytes, of st_blocks.  Source: stat(3type)
 IN_RAM: Final = ("Rss:", "Shared_Hugetlb:", "Private_Hugetlb:")
 
 
@@ -36,6 +37,7 @@ class Service:
             "stop": self.stop,
             "pause": self.pause,
             "resume": self.resume,
+            "save": self.save,
             "stat": self.stat,
             "registers": self.registers,
             "devices": self.devices,
@@ -77,6 +79,29 @@ class Service:
         before = machine.is_paused
         machine.resume()
         return {"was_paused": before}
+
+    def save(self, request: Message) -> Message:
+        """Write a snapshot to "file"; the VM then goes on if "resume", and else ends.
+
+        With "parent", a snapshot's path, only what has changed since that.
+        """
+        machine = self._machine()
+        file, parent = request.get("file"), request.get("parent")
+        if not isinstance(file, str) or not isinstance(parent, str | None):
+            raise UsageError("no file to save to")
+        path = Path(file)
+        begin = time.monotonic()
+        saved = machine.save(path, parent=None if parent is None else Path(parent))
+        reply = {
+            "file": file,
+            "identity": saved.identity,
+            "bytes_on_disk": path.stat().st_blocks * BLOCK,
+            "seconds": round(time.monotonic() - begin, 3),
+            "warnings": list(saved.warnings),
+        }
+        if request.get("resume") is not True:
+            self._stop()
+        return reply
 
     def stat(self, request: Message) -> Message:
         """The exits of every vCPU, as pyvmm and as KVM counts them, and the memory in use."""

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyvmm
 from pyvmm import computer, layout
@@ -32,6 +32,14 @@ from pyvmm.snapshot.writer import Part, write_snapshot
 from pyvmm.vcpus import MachineVcpu, features_of
 
 DRAINS = 100  # times that devices may have more to do when they were just done
+
+
+class Saved(NamedTuple):
+    """What was written: the file's identity, and what whoever saved should know."""
+
+    identity: str
+    warnings: tuple[str, ...]
+
 
 MIDR_EL1 = regs.lookup("MIDR_EL1", sysregs.ENCODINGS)
 
@@ -60,12 +68,13 @@ def save_state(board: Board, config: Config, virtual: int) -> State:
 
 def write_machine(
     board: Board, config: Config, virtual: int, path: Path, parent: Path | None = None
-) -> str:
-    """Write a machine that stands still to a file; returns the file's identity."""
+) -> Saved:
+    """Write a machine that stands still to a file."""
     with still(board):
         state = save_state(board, config, virtual)
         parts = [Part(memory) for memory in board.slots.kept.values()]
-        return write_snapshot(path, state.document(), parts)
+        identity = write_snapshot(path, state.document(), parts)
+    return Saved(identity, state.warnings)
 
 
 def taken(board: Board) -> Taken:

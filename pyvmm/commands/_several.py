@@ -1,0 +1,104 @@
+"""Several VMs from one snapshot, each in a process of its own; they share what they only read."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from pyvmm import cli
+from pyvmm.errors import EXIT_FAILED, EXIT_OK, EXIT_SIGNAL
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Child(NamedTuple):
+    """A VM's process, and what it prints."""
+
+    name: str
+    pid: int
+    output: int  # a descriptor
+
+
+def run_several(file: Path, name: str, options: dict[str, Any]) -> int:
+    """Run NAME-1 to NAME-N to their ends; each line of their output has its VM's name before it.
+
+    Returns:
+        The highest of their exit codes.
+    """
+    numbers = range(1, options["count"] + 1)
+    children = [_start(file, f"{name}-{number}", options) for number in numbers]
+    lock = threading.Lock()
+    with _ending_together(children):
+        shown = [threading.Thread(target=_show, args=(child, lock)) for child in children]
+        for thread in shown:
+            thread.start()
+        for thread in shown:
+            thread.join()
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1]) for child in children]
+    return max((code if code >= 0 else EXIT_SIGNAL - code for code in codes), default=EXIT_OK)
+
+
+def _start(file: Path, name: str, options: dict[str, Any]) -> Child:
+    """Fork: what a VM needs of Python is loaded already."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(writing)
+        return Child(name, pid, reading)
+    code = EXIT_FAILED
+    try:
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.dup2(writing, 1)
+        os.dup2(writing, 2)
+        for fd in (null, reading, writing):
+            os.close(fd)
+        code = cli.main(["restore", str(file), "--name", name, *_passed_on(options)])
+        sys.stdout.flush()
+    finally:
+        os._exit(code)
+
+
+def _passed_on(options: dict[str, Any]) -> Iterator[str]:
+    yield f"--clock={options['clock']}"
+    if options["memory"]:
+        yield f"--memory={options['memory']}"
+    if options["timeout"] is not None:
+        yield f"--timeout={options['timeout']}"
+    for flag in ("force", "verbose", "debug"):
+        if options[flag]:
+            yield f"--{flag}"
+
+
+def _show(child: Child, lock: threading.Lock) -> None:
+    """Print what a VM prints, a line at a time."""
+    with open(child.output, "rb") as lines:  # noqa: PTH123 - a descriptor
+        for line in lines:
+            with lock:
+                click.echo(f"{child.name}: ".encode() + line.rstrip(b"\r\n"))
+
+
+@contextmanager
+def _ending_together(children: list[Child]) -> Iterator[None]:
+    """Pass signals that end this process on to the VMs, and wait for these."""
+
+    def end(number: int, frame: object) -> None:
+        for child in children:
+            os.kill(child.pid, number)
+
+    before = {number: signal.signal(number, end) for number in ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

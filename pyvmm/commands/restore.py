@@ -1,0 +1,82 @@
+"""``pyvmm restore``: a VM goes on from a file."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyvmm.cli import Invocation
+from pyvmm.commands._attached import Extras, run_attached
+from pyvmm.commands._hostopts import host_options, run_here_or_forward
+from pyvmm.commands._several import run_several
+from pyvmm.config import Config
+from pyvmm.errors import UsageError
+from pyvmm.host.settings import HostSettings
+from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.state import State
+
+
+@click.command(
+    epilog="The keys and exit codes are those of `pyvmm run`; 3 also where this host cannot go on "
+    "with the guest."
+)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--name", metavar="NAME", show_default="as it was saved", help="The guest's name.")
+@click.option(
+    "--count", type=click.IntRange(1, 1000), default=1, metavar="N",
+    help="That many VMs, called NAME-1 and so on, without a terminal.",
+)  # fmt: skip
+@click.option(
+    "--memory", type=click.Choice(["lazy", "eager"]), show_default="by where FILE lies",
+    help="Read memory when it is used, checking it meanwhile; or all of it before.",
+)  # fmt: skip
+@click.option(
+    "--clock", type=click.Choice(["continue", "catch-up"]), default="continue",
+    help="The guest's time: no time has passed; or as much as has.",
+)  # fmt: skip
+@click.option("--force", is_flag=True, help="Go on without what this host's KVM does not take.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="End the guest after that time.")
+@click.option(
+    "--save-on-exit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Save the guest there when it is ended from outside.",
+)  # fmt: skip
+@click.option("-v", "--verbose", is_flag=True, help="Show on stderr what the machine is made of.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@host_options
+@click.pass_obj
+def restore(invocation: Invocation, /, where: HostSettings, file: Path, **options: Any) -> int:
+    """Let a VM go on from a file.
+
+    FILE is a snapshot; the guest's console is attached as by `pyvmm run`.  Disks are used as
+    they are now: what was written to them after the guest was saved is there.
+    """
+    invocation.debug |= options["debug"]
+    config = _config(file, options["name"], options["timeout"])
+    saved_to = options["save_on_exit"]
+    files = [file, *(path for device in config.devices for path in device.files())]
+    ttys = config.ttys if options["count"] == 1 else frozenset()
+    run_here_or_forward(where, [*files, *([saved_to] if saved_to else [])], ttys)
+    if options["count"] > 1:
+        if saved_to:
+            raise UsageError("--count and --save-on-exit do not go together: there is one file")
+        return run_several(file, config.name, options)
+    from pyvmm.snapshot.origin import ClockPolicy, Origin, Reading
+
+    origin = Origin(
+        file,
+        reading=Reading(options["memory"]) if options["memory"] else None,
+        clock=ClockPolicy(options["clock"]),
+        force=options["force"],
+    )
+    extras = Extras(verbose=options["verbose"], origin=origin, save_on_exit=saved_to)
+    return run_attached(config, extras)
+
+
+def _config(file: Path, name: str | None, timeout_s: float | None) -> Config:
+    """The machine in a file, under its new name."""
+    with SnapshotFile.open(file) as snapshot:
+        config = State.of(snapshot.document, str(file)).config
+    return dataclasses.replace(config, name=name or config.name, timeout_s=timeout_s)

@@ -1,0 +1,92 @@
+"""Saving and restoring VMs as a user does it, in the emulated host, with files of the user's."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import FIRST_S, Pyvmm, message
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.timeout(FIRST_S),
+    pytest.mark.usefixtures("emulated", "nothing_left"),
+]
+
+GUEST = ("sve-snapshot", "-c", "2", "-m", "16", "--sve-vls=128,256", "-p", "patience=10")
+
+
+def saved_rounds(output: str) -> int:
+    found = re.search(r"vCPU 0: on rounds=([0-9]+)", output)
+    assert found, output
+    return int(found[1])
+
+
+def test_a_vm_is_saved_while_it_runs_and_goes_on_elsewhere(pyvmm: Pyvmm, tmp_path: Path) -> None:
+    file = tmp_path / "demo.snap"
+    with pyvmm.start("run", *GUEST, "--name", "demo") as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"at work\n"
+
+        done = pyvmm("save", "demo", str(file), "--resume", "--json")
+        assert done.returncode == 0, done.stderr
+        (reply,) = json.loads(done.stdout)["vms"]
+        assert reply["bytes_on_disk"] < 1 << 20
+        assert file.stat().st_mode & 0o777 == 0o600
+        last = pyvmm("save", "demo", str(tmp_path / "last.snap"))
+        assert (last.returncode, last.stdout) == (0, ""), last.stderr
+        assert "saved, and ended" in last.stderr
+        assert running.wait() == 0
+
+    for name in ("demo.snap", "last.snap"):
+        again = pyvmm("restore", str(tmp_path / name), "--name", "other", input="sq")
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert "failures=0" in again.stdout
+        assert saved_rounds(again.stdout) > 0
+
+
+def test_several_vms_go_on_from_one_file(pyvmm: Pyvmm, tmp_path: Path) -> None:
+    file = tmp_path / "demo.snap"
+    begun = pyvmm("run", *GUEST, "--name", "many", "--timeout", "3", "--save-on-exit", str(file))
+    assert begun.returncode == 124, begun.stderr
+
+    done = pyvmm("restore", str(file), "--count", "2", "--memory", "lazy", "--timeout", "3")
+
+    assert done.returncode == 124, done.stdout
+    said = [line for line in done.stdout.splitlines() if "did not end" in line]
+    assert sorted(line.split(":")[0] for line in said) == ["many-1", "many-2"]
+
+
+def test_a_vm_that_is_ended_by_a_signal_is_saved_first(pyvmm: Pyvmm, tmp_path: Path) -> None:
+    file = tmp_path / "end.snap"
+    with pyvmm.start("run", *GUEST, "--save-on-exit", str(file)) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"at work\n"
+        running.send_signal(signal.SIGTERM)
+        assert running.wait() == 128 + signal.SIGTERM
+
+    again = pyvmm("restore", str(file), input="q")
+
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
+def test_what_cannot_be_saved_or_restored_is_told(pyvmm: Pyvmm, tmp_path: Path) -> None:
+    junk = tmp_path / "junk"
+    junk.write_text("no snapshot\n")
+
+    assert "no snapshot of pyvmm's" in message(pyvmm("restore", str(junk)))
+    nobody = pyvmm("save", "nobody", str(junk))
+    assert nobody.returncode == 2
+    assert "no VM called nobody is running" in message(nobody)
+    with pyvmm.start("run", *GUEST, "--name", "stays") as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"at work\n"
+        bad = pyvmm("save", "stays", str(tmp_path / "nowhere" / "x"))
+        assert bad.returncode == 2
+        assert "nowhere" in message(bad)
+        assert pyvmm("stop", "-n", "stays").returncode == 0  # it went on
+        assert running.wait() == 0
