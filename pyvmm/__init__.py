@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pyvmm.arm64.lanes import Predicate, Vector
     from pyvmm.config import Config, SveRequest
-    from pyvmm.deviceconfig import Disk, Rng
+    from pyvmm.deviceconfig import Disk, Pmem, Rng
     from pyvmm.errors import (
         GuestError,
         HostError,
@@ -43,6 +43,7 @@ __all__ = (
     "ImageError",
     "KvmError",
     "Machine",
+    "Pmem",
     "Predicate",
     "Probe",
     "Rng",
@@ -59,6 +60,7 @@ _HOMES = {
     "SveRequest": "pyvmm.config",
     "Disk": "pyvmm.deviceconfig",
     "Machine": "pyvmm.machine",
+    "Pmem": "pyvmm.deviceconfig",
     "Predicate": "pyvmm.arm64.lanes",
     "Probe": "pyvmm.probe",
     "Snapshot": "pyvmm.snapshot.look",

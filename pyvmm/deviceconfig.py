@@ -6,6 +6,7 @@ RAM. What only a host can refuse is checked when the device is made.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -17,18 +18,21 @@ from pyvmm.units import show_size
 BLOCK = 2 * MIB  # of memory that is plugged, at least: a huge page
 BLOCKS = 1024  # that many by default, at most: each is a memory slot of KVM's
 
+PMEM_UNIT = 2 * MIB  # a subsection, what Linux maps devices' memory in (SUBSECTION_SHIFT)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
     """The base of what may stand in ``Config.devices``.
 
     ``single``: there can be one. ``modern``: not with the legacy transport. ``unmaps``: its memory
-    goes back to the host, as pages of a hugetlbfs do not.
+    goes back to the host, as pages of a hugetlbfs do not. ``maps_file``: its memory is a file's.
     """
 
     single: ClassVar[bool] = False
     modern: ClassVar[bool] = False
     unmaps: ClassVar[bool] = False
+    maps_file: ClassVar[bool] = False
 
     def __str__(self) -> str:
         """The option that asks for the device, as the user would write it."""
@@ -61,6 +65,45 @@ class Disk(DeviceConfig):
     def files(self) -> tuple[Path, ...]:
         """The image."""
         return (self.path,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pmem(DeviceConfig):
+    """Persistent memory: a file that the guest reads and writes as memory."""
+
+    maps_file: ClassVar[bool] = True
+
+    path: Path
+    read_only: bool = False
+
+    def __str__(self) -> str:
+        """The option."""
+        return f"--pmem {self.path}{',ro' * self.read_only}"
+
+    def files(self) -> tuple[Path, ...]:
+        """The file."""
+        return (self.path,)
+
+    def window_size(self) -> int:
+        """All of the file.
+
+        Raises: UsageError, where it is not there, or not of a size that Linux maps.
+        """
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            try:
+                size = os.lseek(fd, 0, os.SEEK_END)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise UsageError(f"--pmem {self.path}: {error.strerror}") from error
+        if not size or size % PMEM_UNIT:
+            raise UsageError(
+                f"--pmem {self.path}: {show_size(size)} are not a whole number of "
+                f"{show_size(PMEM_UNIT)}",
+                hint=f"truncate -s %{PMEM_UNIT >> 20}M {self.path} adds what is missing",
+            )
+        return size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

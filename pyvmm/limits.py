@@ -172,8 +172,10 @@ def _features(config: Config, has: frozenset[Feature]) -> frozenset[Feature]:
     given |= {Feature.PAUTH} & has
     if config.cpu.pvtime:
         given |= {Feature.PVTIME} & has
-    # Huge pages of hugetlbfs hold tags from Linux v6.13 on only; before, they cannot be mapped.
-    if config.cpu.mte and config.hugetlbfs is None:
+    # Huge pages of hugetlbfs hold tags from Linux v6.13 on only, and pages of files never: KVM
+    # refuses them as memory of a guest that has tags.
+    untagged = config.hugetlbfs is not None or any(d.maps_file for d in config.devices)
+    if config.cpu.mte and not untagged:
         given |= {Feature.MTE} & has
     return frozenset(given)
 

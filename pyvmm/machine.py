@@ -28,7 +28,8 @@ from pyvmm.counts import ExitCounts
 from pyvmm.devices.bus import UNCLAIMED
 from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.devices.virtio.console import VirtioConsole
-from pyvmm.errors import EXIT_OK, GuestError, TimeoutExpired, VmmError
+from pyvmm.edges import explain, refuse_write
+from pyvmm.errors import EXIT_OK, GuestError, KvmError, TimeoutExpired, VmmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.system import System
@@ -386,12 +387,19 @@ class Machine:
 
     def _step(self, vcpu: Vcpu) -> None:
         """Run a vCPU to its next exit and deal with that; in the vCPU's thread."""
-        leave = vcpu.run()
+        try:
+            leave = vcpu.run()
+        except KvmError as error:
+            raise explain(error, self.board.virtio) from error
         counts = self._counts[vcpu.id]
         if leave.reason == ExitReason.MMIO:
             region, device = self._bus.find(leave.address)
-            if region is UNCLAIMED and self._on_unclaimed is not None:
-                self._on_unclaimed(vcpu.id, leave)
+            if region is UNCLAIMED:
+                if refuse_write(vcpu, leave, self.board.virtio):
+                    counts.writes["read-only memory"] += 1
+                    return
+                if self._on_unclaimed is not None:
+                    self._on_unclaimed(vcpu.id, leave)
             offset = leave.address - region.base
             if leave.is_write:
                 counts.writes[region.name] += 1
@@ -401,6 +409,8 @@ class Machine:
                 vcpu.set_mmio_data(device.mmio_read(offset, leave.length))
             return
         counts.others[leave.reason] += 1
+        if leave.reason == ExitReason.ARM_NISV and refuse_write(vcpu, leave, self.board.virtio):
+            return
         if leave.reason != ExitReason.INTR:
             if not self._runner.has_ended:
                 self.was_reset = _is_system_event(leave, SystemEvent.RESET)

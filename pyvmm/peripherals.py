@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyvmm.deviceconfig import Balloon, DeviceConfig, Disk, Hotplug, Rng
+from pyvmm.deviceconfig import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng
 from pyvmm.devices.diskfile import DiskFile
 from pyvmm.devices.virtio.balloon import VirtioBalloon
 from pyvmm.devices.virtio.blk import ID_BYTES, VirtioBlk
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.mem import VirtioMem
+from pyvmm.devices.virtio.pmem import VirtioPmem
 from pyvmm.devices.virtio.rng import VirtioRng
+from pyvmm.errors import HostError
+from pyvmm.filememory import FileMemory
 from pyvmm.hotplug import PluggedSlots
 from pyvmm.layout import Region
 from pyvmm.limits import Plan
@@ -59,6 +62,24 @@ def _make_disk(asked: Disk, site: Site) -> VirtioBlk:
     return VirtioBlk(site.memory, disk, serial_of(asked.path), site.log)
 
 
+def _make_pmem(asked: Pmem, site: Site) -> VirtioPmem:
+    """A file as memory; what the VMM does for the guest may go there, unless it is read-only."""
+    window = site.window
+    disk = DiskFile(asked.path, option="--pmem", read_only=asked.read_only)
+    site.undo.callback(disk.close)
+    if disk.size != window.size:
+        raise HostError(f"{asked}: its size changes while it is opened")
+    content = site.undo.enter_context(
+        FileMemory(disk.fd, window.base, window.size, read_only=asked.read_only)
+    )
+    site.slots.add(
+        "pmem", window.base, window.size, content.host_address, read_only=asked.read_only
+    )
+    if not asked.read_only:
+        site.memory.add(content)
+    return VirtioPmem(site.memory, disk, content, site.log)
+
+
 def serial_of(path: Path) -> bytes:
     """What a disk is called in /dev/disk/by-id: the same for the same path, whatever its inode."""
     digest = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()
@@ -70,6 +91,7 @@ MAKERS: dict[type[DeviceConfig], Callable[[Any, Site], VirtioDevice]] = {
     Balloon: lambda asked, site: VirtioBalloon(site.memory, site.log),
     Hotplug: _make_mem,
     Disk: _make_disk,
+    Pmem: _make_pmem,
     Rng: lambda asked, site: VirtioRng(site.memory, site.log),
 }
 

@@ -35,5 +35,10 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def features(image: Path) -> str:
+    """The features of a file system, needs_recovery where its journal is not empty."""
+    return _run("debugfs", "-R", "features", str(image)).stdout
+
+
 def _run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(tool(name)), *arguments], capture_output=True, text=True)

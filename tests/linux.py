@@ -141,6 +141,11 @@ class Session:
         self.output += out
         return self._process.returncode
 
+    def kill(self) -> None:
+        """End it at once, as a power cut would."""
+        self._process.kill()
+        self._process.wait()
+
     def _words(self) -> bytes:
         """What pyvmm said, once it has ended."""
         self._process.kill()

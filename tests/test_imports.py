@@ -18,15 +18,15 @@ PACKAGE = Path(__file__).parent.parent / "pyvmm"
 ROOMS = (
     # the bottom: errors, the guest's map, guest RAM, what was asked for
     "errors", "layout", "computer", "dirs", "files", "junit", "units", "deviceconfig", "config",
-    "hugetlbfs", "memory", "memorymap",
+    "hugetlbfs", "memory", "memorymap", "filememory",
     # no KVM
     "arm64", "probe", "devices", "boot",
     # nothing but KVM
     "kvm",
     # a Config becomes a machine, and runs
     "limits", "runner", "loop", "console", "ptys", "terminals", "view", "memslots", "vcpus",
-    "irqchip", "virtio", "hotplug", "peripherals", "resizing", "registers", "counts", "board",
-    "snapshot", "machine", "control", "repro", "svecheck",
+    "irqchip", "virtio", "hotplug", "peripherals", "edges", "resizing", "registers", "counts",
+    "board", "snapshot", "machine", "control", "repro", "svecheck",
     "host",
     # one guest on many machines
     "sweep",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from pyvmm.deviceconfig import Balloon, DeviceConfig, Disk, Hotplug, Rng
+from pyvmm.deviceconfig import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng
 from pyvmm.errors import UsageError
 from pyvmm.units import parse_size
 
@@ -65,6 +65,16 @@ OPTIONS = (
         lambda values: [read_disk(text) for text in values],
     ),
     DeviceOption(
+        "pmem",
+        click.option(
+            "--pmem",
+            multiple=True,
+            metavar="FILE[,ro]",
+            help="Give the guest a file as persistent memory; repeatable.",
+        ),
+        lambda values: [read_pmem(text) for text in values],
+    ),
+    DeviceOption(
         "rng",
         click.option("--rng", is_flag=True, help="Give the guest a source of entropy."),
         lambda asked: [Rng()] if asked else [],
@@ -77,16 +87,31 @@ def read_disk(text: str) -> Disk:
 
     Raises: UsageError.
     """
+    path, words = _file_and_words("-d", text, ("ro", "direct"))
+    return Disk(path=path, read_only="ro" in words, direct="direct" in words)
+
+
+def read_pmem(text: str) -> Pmem:
+    """Persistent memory as --pmem has it.
+
+    Raises: UsageError.
+    """
+    path, words = _file_and_words("--pmem", text, ("ro",))
+    return Pmem(path=path, read_only="ro" in words)
+
+
+def _file_and_words(option: str, text: str, known: tuple[str, ...]) -> tuple[Path, list[str]]:
     path, *words = text.split(",")
     if not path:
-        raise UsageError(f"-d {text}: no file", hint="-d FILE[,ro][,direct]")
+        form = "".join(f"[,{word}]" for word in known)
+        raise UsageError(f"{option} {text}: no file", hint=f"{option} FILE{form}")
     for word in words:
-        if word not in ("ro", "direct"):
+        if word not in known:
             raise UsageError(
-                f"-d {text}: {word!r} is not an option of a disk",
-                hint="ro and direct are; a file with a comma in its name needs a link to it",
+                f"{option} {text}: {word!r} is not one of {', '.join(known)}",
+                hint="a file with a comma in its name needs a link to it",
             )
-    return Disk(path=Path(path), read_only="ro" in words, direct="direct" in words)
+    return Path(path), words
 
 
 def device_options(command: _Command) -> _Command:

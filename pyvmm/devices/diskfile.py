@@ -246,7 +246,8 @@ class DiskFile:
 
 
 def _open(path: Path, option: str, *, read_only: bool) -> int:
-    flags = os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR)
+    # O_NONBLOCK: nobody waits for the other end of a pipe that somebody takes for a disk
+    flags = os.O_CLOEXEC | os.O_NONBLOCK | (os.O_RDONLY if read_only else os.O_RDWR)
     try:
         return os.open(path, flags)
     except OSError as error:
