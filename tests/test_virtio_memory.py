@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm import layout
+from pyvmm import hotplug, layout
 from pyvmm.config import Config
 from pyvmm.control.service import resident
 from pyvmm.deviceconfig import Balloon, Hotplug
@@ -22,6 +22,7 @@ from pyvmm.kvm import regs
 from pyvmm.kvm.exits import Exit
 from pyvmm.layout import GIB, MIB
 from pyvmm.machine import Machine
+from pyvmm.snapshot.origin import Reading
 from tests import programs
 from tests.devices.virtio.driver import NEEDS_RESET, Buffer, Driver
 
@@ -194,6 +195,39 @@ def test_guests_memory_in_the_balloon_is_the_hosts(stack: ExitStack, tmp_path: P
     assert info is not None
     assert info["actual_bytes"] == size // 2
     assert rig.run(x2=layout.EXIT.base, x3=rig.mem.addr) == 0  # new pages, as from an empty block
+
+
+@pytest.mark.parametrize("reading", Reading)
+def test_plugged_blocks_and_balloon_go_on_from_a_snapshot(
+    stack: ExitStack, tmp_path: Path, reading: Reading
+) -> None:
+    rig = Rig(stack, tmp_path, "load")
+    rig.request(Request.PLUG, 1)
+    rig.request(Request.PLUG, 4, 3)
+    rig.request(Request.UNPLUG, 6)
+    place = rig.mem.blocks.address(5)
+    with rig.mem.blocks.view(place, 4) as view:
+        view[:] = struct.pack("<I", 55)
+    driver = Driver(rig.machine.board.virtio[1], rig.machine.memory)
+    driver.ram.next = rig.machine.memory.base + 12 * MIB
+    driver.start(queues=5, size=16)
+    rig.machine.resizing.resize_balloon(3 * 4096)
+    pages = (place // 4096 + 7, place // 4096 + 8, rig.machine.memory.base // 4096 + 0x900)
+    driver.rings[0].add(Buffer(driver.ram.put(struct.pack("<3I", *pages)), 12))
+    driver.kick(0)
+    file = tmp_path / "machine.snap"
+
+    rig.machine.save(file)
+    with Machine.restore(file, lambda data: None, reading=reading) as other:
+        told = other.resizing
+        assert told.plugged_info() == rig.machine.resizing.plugged_info()
+        assert told.balloon_info() == rig.machine.resizing.balloon_info()
+        assert told.size == 16 * MIB + 3 * BLOCK
+        addresses = [slot.base for slot in other.board.slots.slots if slot.name == hotplug.NAME]
+        assert sorted(addresses) == [rig.mem.blocks.address(block) for block in (1, 4, 5)]
+        other.vcpus[0].set_one_reg(regs.X(2), layout.EXIT.base)
+        other.vcpus[0].set_one_reg(regs.X(3), place)
+        assert other.run() == 55
 
 
 def test_too_many_blocks_for_this_hosts_slots_are_refused(tmp_path: Path) -> None:
