@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from qemu.qmp import QMPClient, QMPError
 
@@ -26,9 +26,28 @@ CONVERSATION_S: Final = 60.0
 BOOT_ARGUMENTS: Final = (
     "console=ttyAMA0 panic=-1 quiet cryptomgr.notests norandmaps transparent_hugepage=madvise"
 )
-# What a CPU wants beside the user's choice: fast pointer authentication, and no SME, under which
-# QEMU 7.2 aborts (aarch64_sve_narrow_vq).  Versions and CPUs that lack a property reject it.
-CPU_EXTRAS: Final = {"pauth-impdef": "on", "sme": "off"}
+
+
+class Extra(NamedTuple):
+    """A property a CPU wants beside the user's choice, from a version of QEMU on, and before one.
+
+    Versions and CPUs that lack a property reject it.
+    """
+
+    name: str
+    value: str
+    since: tuple[int, ...]
+    before: tuple[int, ...] = (1 << 31,)
+
+
+# Fast pointer authentication; no SME, under which QEMU 7.2 aborts (aarch64_sve_narrow_vq); no LPA2
+# where a stage 2 fault on a stage 1 walk has the walk's level (get_phys_addr_lpae; 10.0 is right):
+# at level -1, which Linux guests have from 6.9 on, KVM knows no such fault: KVM_RUN gives EFAULT.
+CPU_EXTRAS: Final = (
+    Extra("pauth-impdef", "on", (6,)),
+    Extra("sme", "off", (7, 1)),
+    Extra("lpa2", "off", (7,), (10,)),
+)
 CPUS_WITH_EXTRAS: Final = ("max",)
 
 
@@ -46,12 +65,15 @@ class QemuPlan:
     def cpu_argument(self) -> str:
         """The -cpu argument, with what pyvmm adds to it."""
         model, *properties = self.cpu.split(",")
-        if model not in CPUS_WITH_EXTRAS or version_tuple(self.version) < (6,):
+        if model not in CPUS_WITH_EXTRAS:
             return self.cpu
+        version = version_tuple(self.version)
         given = {p.partition("=")[0] for p in properties}
-        extras = [f"{k}={v}" for k, v in CPU_EXTRAS.items() if k not in given]
-        if version_tuple(self.version) < (7, 1):
-            extras = [e for e in extras if not e.startswith("sme")]
+        extras = [
+            f"{extra.name}={extra.value}"
+            for extra in CPU_EXTRAS
+            if extra.name not in given and extra.since <= version < extra.before
+        ]
         return ",".join([self.cpu, *extras])
 
     def machine(self, memory: Path, sockets: Path, *, keep_memory: bool) -> list[str]:

@@ -40,7 +40,8 @@ HINTS: dict[tuple[str, int], str] = {
     ("KVM_RUN", errno.EINVAL): "the vCPU's PMU was not initialised, or no GIC was for it",
     ("KVM_RUN", errno.ENOSYS): "the guest accessed a device with an instruction that KVM cannot "
     "decode (KVM_CAP_ARM_NISV_TO_USER would report it)",
-    ("KVM_RUN", errno.EFAULT): "the guest's memory is not mapped in this process",
+    ("KVM_RUN", errno.EFAULT): "the guest's memory is not mapped in this process, or KVM does not "
+    "know a fault: see dmesg | grep kvm",
     ("KVM_RUN", errno.ENOMEM): "the machine is out of memory",
     ("KVM_RUN", errno.EIO): "the VM belongs to another process (after fork), or KVM gave it up: "
     "see dmesg | grep kvm",

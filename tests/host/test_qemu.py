@@ -31,11 +31,12 @@ def option(arguments: list[str], name: str) -> list[str]:
 @pytest.mark.parametrize(
     ("cpu", "version", "argument"),
     [
-        ("max", "7.2.22", "max,pauth-impdef=on,sme=off"),
+        ("max", "7.2.22", "max,pauth-impdef=on,sme=off,lpa2=off"),
         ("max,sve384=off", "10.0.13", "max,sve384=off,pauth-impdef=on,sme=off"),
-        ("max,sme=on", "7.2.22", "max,sme=on,pauth-impdef=on"),
-        ("max,pauth-impdef=off,sme=on", "7.2.22", "max,pauth-impdef=off,sme=on"),
-        ("max", "7.0.0", "max,pauth-impdef=on"),  # knows no SME
+        ("max,sme=on", "7.2.22", "max,sme=on,pauth-impdef=on,lpa2=off"),
+        ("max,pauth-impdef=off,sme=on,lpa2=on", "7.2.22", "max,pauth-impdef=off,sme=on,lpa2=on"),
+        ("max", "7.0.0", "max,pauth-impdef=on,lpa2=off"),  # knows no SME
+        ("max", "6.2.0", "max,pauth-impdef=on"),
         ("max,sve2048=on", "5.2.0", "max,sve2048=on"),  # knows neither
         ("cortex-a57", "7.2.22", "cortex-a57"),
         ("max", "11.0.0-rc1", "max,pauth-impdef=on,sme=off"),
