@@ -84,7 +84,8 @@ def _make_beside(target: Path, mode: int) -> tuple[Path, int]:
         beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         # Made, never found: in /tmp anybody may have laid a link to a file of the user's.
         fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks: nobody takes it there
+            fcntl.flock(fd, fcntl.LOCK_EX)
         if os.fstat(fd).st_nlink:  # else somebody took it for debris before the lock was there
             return beside, fd
         os.close(fd)

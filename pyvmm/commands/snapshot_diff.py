@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from pyvmm.commands.snapshot_show import printable
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.snapshot.compare import Change, Comparison, MemoryChange, compare, page_count
 from pyvmm.snapshot.format import PAGE
@@ -41,7 +42,7 @@ def diff(a: Path, b: Path, strict: bool, as_json: bool) -> int:
         click.echo(json.dumps(document(a, b, found, differ), indent=2))
     else:
         for line in lines(a, b, found):
-            click.echo(line)
+            click.echo(printable(line))
     return EXIT_FAILED if differ else EXIT_OK
 
 

@@ -105,7 +105,14 @@ def show(
 
 def _print(text: Iterable[str]) -> None:
     for line in text:
-        click.echo(line)
+        click.echo(printable(line))
+
+
+def printable(line: str) -> str:
+    """A line in which nothing of a snapshot's moves a terminal's cursor, or is no text at all."""
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in line)
 
 
 def _chosen(

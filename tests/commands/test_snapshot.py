@@ -151,6 +151,17 @@ def test_show_of_a_damaged_file_is_one_error(path: Path, capsys: Capture) -> Non
     assert err.count("\n") == 2  # and a hint
 
 
+def test_nothing_of_a_snapshot_s_moves_the_cursor(
+    path: Path, memory: GuestMemory, capsys: Capture
+) -> None:
+    b = other(path, memory, devices={"x\x1b[2J": {"\ud800": "\x07"}})
+
+    assert "\\u001b[2J" in run(capsys, "show", b)[1]
+    out = run(capsys, "diff", path, b)[1]
+    assert "\\ud800" in out and "\\u0007" in out
+    assert out.replace("\n", "").isprintable()
+
+
 def other(path: Path, memory: GuestMemory, **changes: Any) -> Path:
     state = dataclasses.replace(sample.state(), **changes)
     save_machine(path.with_name("b.snap"), state, memory)
