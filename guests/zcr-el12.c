@@ -7,6 +7,9 @@
  *
  *   A to P   LEN becomes 0 to 15     len LEN zcr ZCR_EL1 vl BYTES
  *   t        LEN is 0 and 15 by turns, until the next letter     toggle
+ *   f        Z, P and FFR get patterns, at the length there is   filled vl BYTES zcr ZCR_EL1
+ *   c        they are looked at; after lines about each that is wrong:
+ *                                                                 checked WRONG vl BYTES zcr ZCR_EL1
  *   q        the guest ends, with 0
  *
  * Meanwhile SVE is in use, between exits to the VMM and between interrupts of the host's, so that
@@ -28,8 +31,24 @@ static void set_len(unsigned int len)
 	print("len %u zcr %lu vl %u\n", len, read_sysreg(ZCR_EL1), vl);
 }
 
+static void fill(struct filling *filling)
+{
+	filling->vl = filling->kept = sve_rdvl();
+	filling->round++;
+	sve_fill(filling);
+	print("filled vl %u zcr %lu\n", filling->vl, read_sysreg(ZCR_EL1));
+}
+
+static void check(const struct filling *filling)
+{
+	uint32_t wrong = sve_check(filling);
+
+	print("checked %u vl %lu zcr %lu\n", wrong, sve_rdvl(), read_sysreg(ZCR_EL1));
+}
+
 int main(void)
 {
+	struct filling filling = {.round = 0};
 	bool toggles = false;
 	unsigned int turn = 0;
 
@@ -52,6 +71,10 @@ int main(void)
 			print("toggle\n");
 		else if (letter >= 'A' && letter < 'A' + LENS)
 			set_len(letter - 'A');
+		else if (letter == 'f')
+			fill(&filling);
+		else if (letter == 'c')
+			check(&filling);
 		else if (letter == 'q')
 			return 0;
 	}

@@ -32,12 +32,14 @@ LOST = "lost"  # in evidence: why there is none
 class Job:
     """One reproduction to be run: which, how, on which host, with whose files.
 
-    ``files`` are those that are not pyvmm's own, ``module`` the source of the kernel module.
+    ``texts`` are the settings as they were typed. ``files`` are those that are not pyvmm's own,
+    ``module`` the source of the kernel module.
     """
 
     reproduction: Reproduction
     settings: Settings
     where: HostSettings
+    texts: Mapping[str, str | None] = field(default_factory=dict)
     seed: int = 1
     files: Mapping[str, Path] = field(default_factory=dict)
     module: Path | None = None
@@ -73,6 +75,7 @@ class Outcome:
             "pyvmm": __version__,
             "machine": self.machine,
             "host": asdict(self.job.where),
+            "options": dict(self.job.texts),
             "settings": self.job.settings,
             "seed": self.job.seed,
             "verdict": finding.verdict,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from pyvmm.commands import _reproreport
+from pyvmm.commands import _reprocapsule, _reproreport
 from pyvmm.commands._hostopts import host_options
 from pyvmm.commands._reproboard import Board
 from pyvmm.commands._repromatrix import Matrix
@@ -19,7 +20,8 @@ from pyvmm.files import write_whole
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import KERNEL_SUITES, QEMU_SUITES, HostSettings
 from pyvmm.repro import cases
-from pyvmm.repro.model import Option, Reproduction, Settings
+from pyvmm.repro.capsule import Capsule
+from pyvmm.repro.model import Option, Reproduction
 
 EPILOG = (
     "Exit codes: 0 not reproduced, and a control shows that it would have been seen; "
@@ -53,19 +55,44 @@ def repro() -> None:
     """
 
 
+@repro.command(name="run")
+@click.argument("capsule", type=FILE)
+@click.option("--trust", is_flag=True, help="Run the capsule's own programs on the host.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@host_options
+def run_capsule(where: HostSettings, capsule: Path, trust: bool, as_json: bool) -> int:
+    """Run a saved reproduction again, and say whether its verdict holds.
+
+    On the host it was made on, unless options name another. Exit codes: 0 it holds; 1 it does not;
+    2 the file is damaged, or is not to be trusted; 3 it cannot be told.
+    """
+    found = Capsule.read(capsule)
+    named = {"kind": "host", "kernel": "host_kernel", "qemu": "host_qemu", "cpu": "host_cpu",
+             "append": "host_append"}  # fmt: skip
+    chosen = {name: getattr(where, name) for name, option in named.items() if _said(option)}
+    settings = _reprocapsule.host_of(found, chosen)
+    with _reprocapsule.unpacked(found, settings, trust=trust) as job:
+        outcome = perform(job, Progress())
+    then = _reprocapsule.then(found)
+    sentence, code = then.compare(outcome)
+    show(outcome, as_json=as_json)
+    click.echo(f"\nthen         {then.machine}, pyvmm {then.pyvmm}", err=as_json)
+    click.echo(sentence, err=as_json)
+    return code
+
+
 def _command(reproduction: Reproduction) -> click.Command:
     """The command line of one reproduction."""
 
     def run(where: HostSettings, **options: Any) -> int:
-        settings = _settings(reproduction, options)
-        return _Run(reproduction, settings, where, options).run()
+        return _Run(reproduction, where, options).run()
 
     command: Any = host_options(run)
     for general in reversed(_GENERAL):
         command = general(command)
     for option in reversed(reproduction.options):
         command = _option(option)(command)
-    help_text = f"{reproduction.title}\n\n{reproduction.work.__doc__ or ''}"
+    help_text = f"{reproduction.title}\n\n{inspect.getdoc(reproduction.work) or ''}"
     made = click.command(name=reproduction.name, help=help_text, epilog=EPILOG)(command)
     assert isinstance(made, click.Command)
     return made
@@ -77,6 +104,8 @@ _GENERAL = (
     click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     click.option("--report", type=FILE, metavar="FILE",
                  help="Write a Markdown report there, and JSON beside it (and a picture)."),
+    click.option("--save", type=FILE, metavar="CAPSULE",
+                 help="Write one file with all that `pyvmm repro run` needs to run this again."),
     click.option("--matrix", is_flag=True,
                  help="Run on emulated hosts of every QEMU and every kernel, or of those that "
                  "--host-qemu and --host-kernel name, with all that is to be tried on each."),
@@ -91,26 +120,22 @@ def _option(option: Option) -> Any:
     )  # fmt: skip
 
 
-def _settings(reproduction: Reproduction, options: dict[str, Any]) -> Settings:
-    """What the user said, read; UsageError where it makes no sense."""
-    return {
-        option.key: option.parse(options[option.key]) if option.parse else options[option.key]
-        for option in reproduction.options
-    }
-
-
 class _Run:
     """One call of a reproduction's command."""
 
     def __init__(
         self,
         reproduction: Reproduction,
-        settings: Settings,
         where: HostSettings,
         options: dict[str, Any],
     ) -> None:
+        texts = {option.key: options[option.key] for option in reproduction.options}
         self._job = Job(
-            reproduction=reproduction, settings=settings, where=where, seed=options["seed"]
+            reproduction=reproduction,
+            settings=reproduction.read(texts),
+            where=where,
+            texts=texts,
+            seed=options["seed"],
         )
         self._options = options
 
@@ -121,6 +146,8 @@ class _Run:
         outcome = perform(self._job, Progress())
         show(outcome, as_json=self._options["as_json"])
         self._report(_reproreport.markdown(outcome), outcome.document())
+        if (path := self._options["save"]) is not None:
+            _reprocapsule.pack(outcome).write(path)
         return outcome.finding.code
 
     def _matrix(self) -> int:

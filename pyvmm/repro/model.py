@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK
+from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, UsageError
 
 PACKAGE = Path(__file__).resolve().parent.parent
 Settings = dict[str, Any]
@@ -25,16 +25,16 @@ NOT_THERE, THERE, CANNOT_TELL = EXIT_OK, EXIT_FAILED, EXIT_HOST
 class Option:
     """One setting of a reproduction, as the command line takes it.
 
-    ``parse`` makes a value of the text and raises UsageError; without one, ``default`` says what
-    the value is: a number, a word, or a switch.
+    ``parse`` makes a value of the text, or of None where there is no default, and raises
+    UsageError.
     """
 
     name: str
     help: str
-    default: Any = None
+    default: str | None = None
     metavar: str | None = None
     choices: tuple[str, ...] = ()
-    parse: Callable[[str], Any] | None = None
+    parse: Callable[[Any], Any] | None = None
 
     @property
     def key(self) -> str:
@@ -103,12 +103,28 @@ class Reproduction:
     variants: Callable[[Settings], Iterable[tuple[str, Settings]]] = as_they_are
     curve: Curve | None = None
 
+    def read(self, texts: Mapping[str, Any]) -> Settings:
+        """Settings of what was typed, by the options' keys; what is missing has its default.
+
+        Raises: UsageError, where something makes no sense.
+        """
+        settings = {}
+        for option in self.options:
+            text = texts.get(option.key, option.default)
+            if not isinstance(text, str if option.default is not None else str | None):
+                raise UsageError(f"--{option.name}: {text!r} is no text")
+            if option.choices and text not in option.choices:
+                raise UsageError(f"--{option.name} {text}: not one of {', '.join(option.choices)}")
+            settings[option.key] = option.parse(text) if option.parse else text
+        return settings
+
     def defaults(self) -> Settings:
         """The settings nobody said anything about."""
-        return {
-            option.key: option.parse(option.default) if option.parse else option.default
-            for option in self.options
-        }
+        return self.read({})
+
+    def is_guest(self, name: str) -> bool:
+        """Whether one of the files only ever runs as a guest, which nobody needs to trust."""
+        return self.files[name].parent == PACKAGE / "guests"
 
 
 def guest(name: str) -> Path:

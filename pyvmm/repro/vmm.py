@@ -94,7 +94,7 @@ class GuestProcess:
         return os.waitpid(self.pid, 0)[1]
 
 
-class _Console:
+class Console:
     """What the guest writes, in lines."""
 
     def __init__(self) -> None:
@@ -102,6 +102,7 @@ class _Console:
         self._changed = threading.Condition()
 
     def write(self, data: bytes) -> None:
+        """Take in what the guest wrote; in the vCPU's thread."""
         with self._changed:
             self._text += data
             self._changed.notify_all()
@@ -134,7 +135,7 @@ def _be_guest(connection: socket.socket, config: Config, elsewhere: frozenset[in
 
 
 def _serve(connection: socket.socket, config: Config) -> None:
-    console = _Console()
+    console = Console()
     with Machine(config, console.write) as vm:
         vm.start()
         _answer(vm, console, connection.sendall)
@@ -143,7 +144,7 @@ def _serve(connection: socket.socket, config: Config) -> None:
             _answer(vm, console, connection.sendall)
 
 
-def _answer(vm: Machine, console: _Console, send: Callable[[bytes], None]) -> None:
+def _answer(vm: Machine, console: Console, send: Callable[[bytes], None]) -> None:
     try:
         said = console.line()
     except TimeoutError:

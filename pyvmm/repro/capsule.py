@@ -1,0 +1,140 @@
+"""A capsule: one file with everything to run a reproduction again, and what came of it then.
+
+It is a ZIP archive, so that ``unzip`` shows what is in it:
+
+    manifest.json      which reproduction, options, seed, host, versions, verdict, evidence, hashes
+    files/NAME         the guest, and what else the work needs
+    module/NAME.c      the source of the kernel module, where there is one
+
+What a capsule holds is a stranger's: its manifest is checked, every file is what the manifest
+says, and nothing is unpacked under a name of the archive's choosing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pyvmm.errors import UsageError
+from pyvmm.files import write_whole
+
+FORMAT: Final = "pyvmm reproduction"
+SCHEMA: Final = 1
+MANIFEST: Final = "manifest.json"
+LARGEST: Final = 32 << 20  # bytes, of the archive and of each member
+MOST: Final = 16  # members
+NAME: Final = re.compile(r"(files|module)/[a-z0-9][a-z0-9_.-]{0,60}")
+TIME: Final = (1980, 1, 1, 0, 0, 0)  # the same capsule is the same bytes
+# What a manifest must have, and of which type
+FIELDS: Final[dict[str, type]] = {
+    "reproduction": str, "options": dict, "seed": int, "host": dict, "machine": str, "pyvmm": str,
+    "verdict": str, "exit_code": int, "why": list, "members": dict,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Capsule:
+    """A capsule in memory: the manifest, and the members by their names in the archive."""
+
+    manifest: dict[str, Any]
+    members: Mapping[str, bytes]
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all.  Raises: UsageError."""
+        hashes = {name: _sha256(data) for name, data in self.members.items()}
+        head = {"format": FORMAT, "schema": SCHEMA, **self.manifest, "members": hashes}
+        text = json.dumps(head, indent=2).encode() + b"\n"
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as out:
+            for name, data in {MANIFEST: text, **self.members}.items():
+                info = zipfile.ZipInfo(name, TIME)
+                info.compress_type = zipfile.ZIP_DEFLATED
+                info.external_attr = 0o644 << 16
+                out.writestr(info, data)
+        write_whole(path, archive.getvalue())
+
+    @classmethod
+    def read(cls, path: Path) -> Capsule:
+        """The capsule in a file.  Raises: UsageError, where there is none, or a damaged one."""
+        try:
+            if path.stat().st_size > LARGEST:
+                raise UsageError(f"{path}: too large for a capsule")
+            with zipfile.ZipFile(path) as archive:
+                members = _members(path, archive)
+        except OSError as error:
+            raise UsageError(f"{path}: cannot be read: {error.strerror or error}") from error
+        except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, ValueError,
+                RuntimeError, EOFError, zlib.error) as error:  # fmt: skip
+            raise _damaged(path, str(error) or type(error).__name__) from error
+        if MANIFEST not in members:
+            raise _damaged(path, f"it holds no {MANIFEST}")
+        manifest = _manifest(path, members.pop(MANIFEST))
+        _check_members(path, manifest["members"], members)
+        return cls(manifest, members)
+
+    def unpack(self, directory: Path) -> dict[str, Path]:
+        """Write the members below a directory; the paths by the members' names."""
+        paths = {}
+        for name, data in self.members.items():
+            path = paths[name] = directory / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+        return paths
+
+
+def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, bytes]:
+    infos = archive.infolist()
+    if len(infos) > MOST:
+        raise _damaged(path, f"it holds {len(infos)} files")
+    members: dict[str, bytes] = {}
+    for info in infos:
+        known = info.filename == MANIFEST or NAME.fullmatch(info.filename)
+        if not known or info.filename in members or ".." in info.filename:
+            raise _damaged(path, f"it holds a file {info.filename!r}")
+        with archive.open(info) as member:
+            data = member.read(LARGEST + 1)  # whatever the archive says of its size
+        if len(data) > LARGEST:
+            raise _damaged(path, f"{info.filename} is too large")
+        members[info.filename] = data
+    return members
+
+
+def _manifest(path: Path, data: bytes) -> dict[str, Any]:
+    try:
+        manifest = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"{MANIFEST}: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UsageError(f"{path}: not a capsule", hint="`pyvmm repro NAME --save FILE` writes one")
+    if manifest.get("schema") != SCHEMA:
+        raise UsageError(
+            f"{path}: a capsule of schema {manifest.get('schema')}, and this pyvmm knows {SCHEMA}"
+        )
+    for name, kind in FIELDS.items():
+        if type(manifest.get(name)) is not kind:
+            raise _damaged(path, f"{MANIFEST}: {name} is no {kind.__name__}")
+    return manifest
+
+
+def _check_members(path: Path, hashes: dict[str, Any], members: Mapping[str, bytes]) -> None:
+    if hashes.keys() != members.keys():
+        raise _damaged(path, "its files are not those of the manifest")
+    for name, data in members.items():
+        if _sha256(data) != hashes[name]:
+            raise _damaged(path, f"{name} is not what the manifest says")
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _damaged(path: Path, what: str) -> UsageError:
+    return UsageError(f"{path}: damaged: {what}")

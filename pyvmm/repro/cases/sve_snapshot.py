@@ -1,0 +1,212 @@
+"""SVE state that a snapshot loses when a register of its list is left out: FFR, ZCR_EL1, Z or P.
+
+A vCPU's SVE state is more than Z and P. FFR is reached by no load or store of its own, and
+ZCR_EL1 is a system register: who saves "the vectors" alone restores a guest that goes on with
+other state than it had.  KVM lists both.  Source: Linux, Documentation/virt/kvm/api.rst,
+KVM_GET_REG_LIST and the register tables of arm64.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from pyvmm.arm64 import vl
+from pyvmm.config import Config, SveRequest
+from pyvmm.errors import UsageError, VmmError
+from pyvmm.kvm import regs
+from pyvmm.layout import MIB
+from pyvmm.machine import Machine
+from pyvmm.repro.model import (
+    CANNOT_TELL,
+    NOT_THERE,
+    THERE,
+    Case,
+    Evidence,
+    Finding,
+    Option,
+    Reproduction,
+    Settings,
+    guest,
+)
+from pyvmm.repro.observe import kernel
+from pyvmm.repro.vmm import Console
+from pyvmm.vcpus import MachineVcpu
+
+NOTHING: Final = "nothing"
+MEMORY: Final = 32 * MIB
+LEN_MAX: Final = 15
+
+
+def _bank(name: str, vcpu: MachineVcpu) -> Any:
+    return list(getattr(vcpu, name))
+
+
+def _set_bank(name: str, vcpu: MachineVcpu, values: Any) -> None:
+    for number, value in enumerate(values):
+        getattr(vcpu, name)[number] = value
+
+
+def _set_ffr(vcpu: MachineVcpu, value: Any) -> None:
+    vcpu.ffr = value
+
+
+def _set_zcr(vcpu: MachineVcpu, value: Any) -> None:
+    vcpu.sysreg["ZCR_EL1"] = value
+
+
+# What can be left out: how to read it of a vCPU, and how to give it to another one
+REGISTERS: Final[dict[str, tuple[Callable[[MachineVcpu], Any], Callable[..., None]]]] = {
+    "ffr": (lambda vcpu: vcpu.ffr, _set_ffr),
+    "zcr_el1": (lambda vcpu: vcpu.sysreg["ZCR_EL1"], _set_zcr),
+    "z": (partial(_bank, "z"), partial(_set_bank, "z")),
+    "p": (partial(_bank, "p"), partial(_set_bank, "p")),
+}
+CONTROL: Final = "z"
+
+
+def parse_registers(text: str) -> list[str]:
+    """Read --leave-out.  Raises: UsageError."""
+    names = [name.strip().lower() for name in text.split(",")]
+    for name in names:
+        if name not in REGISTERS:
+            raise UsageError(f"--leave-out {name}: not one of {', '.join(REGISTERS)}")
+    return list(dict.fromkeys(names))
+
+
+def parse_max_vl(text: str | None) -> int | None:
+    """Read --guest-max-vl, in bits."""
+    return None if text is None else vl.parse_max(text, option="--guest-max-vl")
+
+
+def work(case: Case) -> Evidence:
+    """Fill a guest's SVE registers, save it, restore it with registers left out, and look.
+
+    What is left out of a snapshot has, in the machine that goes on, what a new vCPU has.
+    """
+    found: Evidence = {"kernel": kernel(), "rows": []}
+    wanted = [NOTHING, *case.settings["leave_out"]]
+    wanted += [] if CONTROL in wanted else [CONTROL]
+    with tempfile.TemporaryDirectory(prefix="pyvmm-repro-") as scratch:
+        snapshot = Path(scratch) / "guest.snap"
+        try:
+            found |= _save(_config(case), snapshot)
+            for name in wanted:
+                found["rows"].append(_restore(_config(case), snapshot, name))
+        except VmmError as error:
+            found["trouble"] = error.message
+    return found
+
+
+def _config(case: Case) -> Config:
+    sve = SveRequest(required=True, max_vl=case.settings["guest_max_vl"])
+    return Config(image=case.path("guest"), vcpus=1, memory=MEMORY, sve=sve, name="repro-snapshot")
+
+
+def _save(config: Config, snapshot: Path) -> Evidence:
+    """Run the guest until its registers hold patterns, and save it so."""
+    console = Console()
+    with Machine(config, console.write) as vm:
+        vm.start()
+        _expect(console, "ready")
+        vm.send(bytes([ord("A") + LEN_MAX]))
+        _expect(console, "len")
+        vm.send(b"f")
+        words = _expect(console, "filled")
+        vm.save(snapshot)
+        listed = [reg_id for reg_id in vm.vcpus[0].get_reg_list() if regs.group(reg_id) == regs.SVE]
+    return {"vl": int(words[2]), "zcr": int(words[4]), "listed": len(listed)}
+
+
+def _restore(config: Config, snapshot: Path, left_out: str) -> dict[str, Any]:
+    """Go on from the snapshot without a register; what the guest then finds."""
+    console = Console()
+    with Machine.restore(snapshot, console.write, name="repro-restored") as vm:
+        if left_out != NOTHING:
+            read, write = REGISTERS[left_out]
+            with Machine(config, lambda data: None) as new:
+                value = read(new.vcpus[0])
+            write(vm.vcpus[0], value)
+        vm.start()
+        vm.send(b"c")
+        complaints = []
+        while not (line := console.line()).startswith("checked"):
+            complaints.append(line)
+        words = line.split()
+    return {
+        "left_out": left_out, "wrong": int(words[1]), "vl": int(words[3]), "zcr": int(words[5]),
+        "complaints": complaints[:4],
+    }  # fmt: skip
+
+
+def _expect(console: Console, word: str) -> list[str]:
+    """The guest's next line, which begins so.  Raises: VmmError."""
+    try:
+        line = console.line()
+    except TimeoutError:
+        raise VmmError("the guest says nothing") from None
+    if not line.startswith(word):
+        raise VmmError(f"the guest says {line!r}, not {word!r}")
+    return line.split()
+
+
+def judge(settings: Settings, found: Evidence) -> Finding:
+    """The verdict: whether each that was left out was missed, and nothing else was."""
+    if "trouble" in found:
+        unsupported = "SVE" in found["trouble"]
+        return Finding(
+            "UNSUPPORTED" if unsupported else "INCONCLUSIVE", CANNOT_TELL, (found["trouble"],)
+        )
+    rows = {row["left_out"]: row for row in found["rows"]}
+    if _lost(found, rows[NOTHING]):
+        broken = f"with nothing left out: {_seen(rows[NOTHING])}"
+        return Finding("SNAPSHOT BROKEN", THERE, (broken,))
+    missed = [name for name in settings["leave_out"] if _lost(found, rows[name])]
+    why = tuple(f"without {name.upper()}: {_seen(rows[name])}" for name in rows)
+    if missed == settings["leave_out"]:
+        return Finding("REPRODUCED", THERE, why)
+    if not _lost(found, rows[CONTROL]):
+        return Finding("INCONCLUSIVE", CANNOT_TELL, (*why, "nor were the Z registers missed"))
+    if missed:
+        return Finding("REPRODUCED IN PART", THERE, why)
+    return Finding("NOT REPRODUCED", NOT_THERE, why)
+
+
+def _lost(found: Evidence, row: dict[str, Any]) -> bool:
+    return bool(row["wrong"] or row["vl"] != found["vl"] or row["zcr"] != found["zcr"])
+
+
+def _seen(row: dict[str, Any]) -> str:
+    more = f" ({row['complaints'][0]})" if row["complaints"] else ""
+    return f"{row['wrong']} registers wrong, VL {row['vl']} bytes, ZCR_EL1={row['zcr']}{more}"
+
+
+def show(settings: Settings, found: Evidence) -> Iterator[str]:
+    """What the guest found, restore by restore."""
+    yield f"host kernel  {found['kernel']}"
+    if "vl" in found:
+        yield f"saved        VL {found['vl']} bytes, ZCR_EL1={found['zcr']}"
+        yield f"KVM lists    {found['listed']} SVE registers"
+    yield ""
+    yield f"{'LEFT OUT':10}{'WRONG':>6}{'VL':>5}{'ZCR':>5}"
+    for row in found["rows"]:
+        yield f"{row['left_out']:10}{row['wrong']:6}{row['vl']:5}{row['zcr']:5}"
+
+
+REPRODUCTION = Reproduction(
+    name="sve-snapshot",
+    title="SVE state is lost across a snapshot where FFR or ZCR_EL1 is left out.",
+    options=(
+        Option(name="leave-out", metavar="NAME,...", default="ffr,zcr_el1", parse=parse_registers,
+               help="What to leave out, one at a time: ffr, zcr_el1, z, p."),
+        Option(name="guest-max-vl", metavar="BITS", parse=parse_max_vl,
+               help="The guest's longest vector length; else the host's."),
+    ),
+    work=work,
+    judge=judge,
+    show=show,
+    files={"guest": guest("zcr-el12")},
+)  # fmt: skip

@@ -1,0 +1,153 @@
+"""A capsule run again: whose programs it may bring, on which host, and whether a verdict holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pyvmm.commands._reprocapsule import Then, host_of, pack, unpacked
+from pyvmm.commands._reprorun import LOST, Job, Outcome
+from pyvmm.errors import UsageError
+from pyvmm.host.settings import HostSettings
+from pyvmm.repro import cases
+from pyvmm.repro.capsule import Capsule
+from pyvmm.repro.cases import find
+from pyvmm.repro.model import Reproduction
+from tests.repro.rows import evidence, following
+
+ZCR = find("zcr-el12")
+BUG = following({0: 16, 1: 32, 15: 64})
+
+
+@pytest.fixture
+def reproduction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reproduction:
+    """zcr-el12 with files that need not have been built."""
+    programs = {name: tmp_path / name for name in ZCR.files}
+    for name, path in programs.items():
+        path.write_text(f"our {name}")
+    made = replace(ZCR, files=programs)
+    monkeypatch.setattr(Reproduction, "is_guest", lambda self, name: name == "guest")
+    monkeypatch.setattr(cases, "find", lambda name: made)
+    return made
+
+
+@pytest.fixture
+def capsule(reproduction: Reproduction, tmp_path: Path) -> Callable[..., Capsule]:
+    """A way to have a capsule with members changed."""
+
+    def make(**changed: str) -> Capsule:
+        texts = {"zcr": "0,1,15", "hack": None}
+        job = Job(
+            reproduction=reproduction,
+            settings=reproduction.read(texts),
+            where=HostSettings(qemu="5.2"),
+            texts=texts,
+            seed=7,
+        )
+        packed = pack(Outcome(job=job, evidence=evidence(BUG), machine="emulated: QEMU 5.2.0"))
+        members = {f"files/{name}": text.encode() for name, text in changed.items()}
+        Capsule(packed.manifest, {**packed.members, **members}).write(tmp_path / "c.zip")
+        return Capsule.read(tmp_path / "c.zip")
+
+    return make
+
+
+Make = Callable[..., Capsule]
+
+
+def test_job_is_the_one_that_was_saved(capsule: Make) -> None:
+    with unpacked(capsule(), HostSettings(), trust=False) as job:
+        assert (job.seed, job.settings["zcr"], job.settings["hack"]) == (7, [0, 1, 15], None)
+        assert job.files["guest"].read_text() == "our guest"
+        assert job.module is not None and job.module.name == "zcr_el12.c"
+
+    assert not job.files["guest"].exists()
+
+
+def test_guest_of_a_strangers_is_run_as_any_guest(capsule: Make) -> None:
+    with unpacked(capsule(guest="their guest"), HostSettings(), trust=False) as job:
+        assert job.files["guest"].read_text() == "their guest"
+
+
+def test_program_of_a_strangers_wants_trust(capsule: Make) -> None:
+    theirs = capsule(watcher="their watcher")
+
+    with (
+        pytest.raises(UsageError, match=r"programs of its own: files/watcher") as caught,
+        unpacked(theirs, HostSettings(), trust=False),
+    ):
+        pass
+
+    assert "--trust" in (caught.value.hint or "")
+    with unpacked(theirs, HostSettings(), trust=True) as job:
+        assert job.files["watcher"].read_text() == "their watcher"
+
+
+def test_module_of_a_strangers_wants_trust(capsule: Make) -> None:
+    found = capsule()
+    theirs = Capsule(found.manifest, {**found.members, "module/zcr_el12.c": b"int evil;"})
+
+    with (
+        pytest.raises(UsageError, match="module/zcr_el12"),
+        unpacked(theirs, HostSettings(), trust=False),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"zcr": "99"}, "--zcr 99"),
+        ({"zcr": [0]}, r"--zcr: \[0\] is no text"),
+        ({"arm": "perhaps"}, "--arm perhaps: not one of auto"),
+        ({"control": None}, "--control: None is no text"),
+    ],
+)
+def test_options_are_read_as_if_typed(
+    options: dict[str, object], words: str, capsule: Make
+) -> None:
+    found = capsule()
+    found.manifest["options"] |= options
+
+    with pytest.raises(UsageError, match=words), unpacked(found, HostSettings(), trust=False):
+        pass
+
+
+def test_host_is_the_capsules_but_for_what_was_chosen(capsule: Make) -> None:
+    found = capsule()
+
+    assert host_of(found, {}) == HostSettings(kind="emulated", qemu="5.2")
+    assert host_of(found, {"kernel": "7.2"}).kernel == "7.2"
+    found.manifest["host"]["kernel"] = "/home/them/Image"
+    with pytest.raises(UsageError, match="a kernel of its maker's: /home/them/Image"):
+        host_of(found, {})
+    assert host_of(found, {"kernel": "6.12"}).kernel == "6.12"
+    found.manifest["host"]["cpu"] = 5
+    with pytest.raises(UsageError, match="no cpu of a host"):
+        host_of(found, {"kernel": "6.12"})
+
+
+@pytest.mark.parametrize(
+    ("verdict", "code", "words"),
+    [
+        ("REPRODUCED", 0, "the verdict holds"),
+        ("REPRODUCED, CONTENTS LOST", 0, "the verdict holds"),
+        ("NOT REPRODUCED", 1, "the verdict does not hold"),
+        ("INCONCLUSIVE", 3, "it cannot be told"),
+    ],
+)
+def test_verdicts_are_compared(
+    verdict: str, code: int, words: str, reproduction: Reproduction
+) -> None:
+    codes = {"NOT REPRODUCED": 0, "INCONCLUSIVE": 3}
+    lost = {LOST: (verdict, codes.get(verdict, 1), ())}
+    job = Job(reproduction=reproduction, settings={}, where=HostSettings())
+    now = Outcome(job=job, evidence=lost, machine="here")
+
+    sentence, got = Then(verdict="REPRODUCED", machine="there", pyvmm="0").compare(now)
+
+    assert got == code
+    assert sentence.startswith(words)

@@ -1,0 +1,151 @@
+"""Capsules: what is written is read, and nothing else is."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.errors import UsageError
+from pyvmm.repro import capsule as module
+from pyvmm.repro.capsule import Capsule
+
+MANIFEST: dict[str, Any] = {
+    "reproduction": "zcr-el12", "options": {"zcr": "0-15"}, "seed": 1, "host": {"kernel": "6.1"},
+    "machine": "emulated: QEMU 7.2", "pyvmm": "0.1", "verdict": "REPRODUCED", "exit_code": 1,
+    "why": ["so it is"],
+}  # fmt: skip
+MEMBERS = {"files/guest": b"\x7fELF guest", "module/zcr_el12.c": b"/* C */"}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "case.zip"
+    Capsule(MANIFEST, MEMBERS).write(path)
+    return path
+
+
+def rewritten(path: Path, **changed: bytes | None) -> Path:
+    """The same archive with some members changed, added or (None) left out."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    wanted = {**members, **changed}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in wanted.items():
+            if data is not None:
+                archive.writestr(name, data)
+    return path
+
+
+def manifest_with(path: Path, **changed: Any) -> Path:
+    with zipfile.ZipFile(path) as archive:
+        manifest = json.loads(archive.read("manifest.json"))
+    return rewritten(path, **{"manifest.json": json.dumps(manifest | changed).encode()})
+
+
+def test_what_was_written_is_read(path: Path) -> None:
+    found = Capsule.read(path)
+
+    assert found.members == MEMBERS
+    assert {name: found.manifest[name] for name in MANIFEST} == MANIFEST
+
+
+def test_the_same_capsule_is_the_same_file(path: Path, tmp_path: Path) -> None:
+    Capsule(MANIFEST, MEMBERS).write(tmp_path / "again.zip")
+
+    assert (tmp_path / "again.zip").read_bytes() == path.read_bytes()
+
+
+def test_members_are_unpacked_below_the_directory(path: Path, tmp_path: Path) -> None:
+    paths = Capsule.read(path).unpack(tmp_path / ".")
+
+    assert {name: p.read_bytes() for name, p in paths.items()} == MEMBERS
+    assert all(p.is_relative_to(tmp_path) for p in paths.values())
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"files/guest": b"another"}, "files/guest is not what the manifest says"),
+        ({"files/guest": None}, "its files are not those of the manifest"),
+        ({"files/more": b""}, "its files are not those of the manifest"),
+        ({"files/../../evil": b""}, "it holds a file 'files/../../evil'"),
+        ({"/etc/passwd": b""}, "it holds a file '/etc/passwd'"),
+        ({"files/a/b": b""}, "it holds a file 'files/a/b'"),
+        ({"manifest.json": None}, "it holds no manifest.json"),
+        ({"manifest.json": b"{"}, "manifest.json: "),
+        ({"manifest.json": b"[" * 100_000}, "manifest.json: "),
+        ({"manifest.json": b"[]"}, "not a capsule"),
+        ({f"files/n{n}": b"" for n in range(20)}, "files"),
+    ],
+)
+def test_archive_that_is_no_capsule_is_refused(
+    changed: dict[str, bytes | None], words: str, path: Path
+) -> None:
+    with pytest.raises(UsageError, match="case") as caught:
+        Capsule.read(rewritten(path, **changed))
+
+    assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"schema": 2}, "schema 2, and this pyvmm knows 1"),
+        ({"seed": "1"}, "seed is no int"),
+        ({"seed": True}, "seed is no int"),
+        ({"options": []}, "options is no dict"),
+        ({"verdict": None}, "verdict is no str"),
+        ({"format": "tar"}, "not a capsule"),
+    ],
+)
+def test_manifest_of_another_shape_is_refused(
+    changed: dict[str, Any], words: str, path: Path
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        Capsule.read(manifest_with(path, **changed))
+
+    assert words in caught.value.message
+
+
+def test_member_that_grows_beyond_all_bounds_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("files/guest", bytes(module.LARGEST + 1))
+    path.write_bytes(bomb.getvalue())
+
+    with pytest.raises(UsageError, match="files/guest is too large"):
+        Capsule.read(path)
+
+    monkeypatch.setattr(module, "LARGEST", 10)
+    with pytest.raises(UsageError, match="too large for a capsule"):
+        Capsule.read(path)
+
+
+def test_damage_of_any_kind_is_told_of_as_such(path: Path) -> None:
+    whole = path.read_bytes()
+    chance = random.Random(1)
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(chance.randrange(1, 4)):
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        path.write_bytes(data[: chance.choice((len(data), chance.randrange(len(data))))])
+
+        try:
+            found = Capsule.read(path)
+        except UsageError:
+            continue
+        assert found.members == MEMBERS  # damage to what nobody reads, as a date
+
+
+@pytest.mark.parametrize("missing", ["nowhere.zip", "."])
+def test_what_is_not_there_is_refused(missing: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read"):
+        Capsule.read(tmp_path / missing)
