@@ -15,12 +15,16 @@ from pyvmm.arm64 import cpuid
 from pyvmm.board import read_limits
 from pyvmm.computer import kind_of_machine, small_text
 from pyvmm.errors import HostError, KvmError, VmmError
+from pyvmm.kvm import native
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.system import System
 from pyvmm.kvm.uapi import DeviceType
 from pyvmm.limits import most_memory
+from pyvmm.snapshot.offer import registers_here
 from pyvmm.units import show_size
+from pyvmm.vcpus import host_features
 
+REGISTERS = "registers"  # a topic for programs: of a vCPU that has all there is
 Value = str | int | bool | list[int] | None
 
 DEVICE = Path("/dev/kvm")
@@ -111,7 +115,13 @@ def kvm_facts() -> Iterator[Fact]:
             yield Fact("kvm", "API version", system.get_api_version())
             yield from _limits(system)
             yield from _gics(system)
+            yield Fact(
+                "kvm", "CPU features", ",".join(sorted(f.name for f in host_features(system)))
+            )
+            yield Fact("kvm", "counter Hz", native.counter_frequency())
             yield from _capabilities(system)
+            for name, value in registers_here(system).items():
+                yield Fact(REGISTERS, name, value)
     except HostError as error:
         yield Fact.of_error("kvm", "device", error)
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from pyvmm import host
-from pyvmm.commands._facts import Fact, kvm_facts, machine_facts
+from pyvmm.commands._facts import REGISTERS, Fact, kvm_facts, machine_facts
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._outer import outer_facts
 from pyvmm.errors import EXIT_HOST, EXIT_OK, VmmError
@@ -69,6 +69,8 @@ def show(facts: Iterable[Fact]) -> None:
     console = Console(highlight=False)
     facts = list(facts)
     for topic in dict.fromkeys(fact.topic for fact in facts):
+        if topic == REGISTERS:
+            continue
         chosen = [fact for fact in facts if fact.topic == topic]
         console.print(f"[bold]{topic}[/]")
         if topic == "capabilities":

@@ -9,6 +9,9 @@ from pyvmm.cli import LazyGroup, Verb
 COMMANDS = {
     "show": Verb("pyvmm.commands.snapshot_show", "Show what is in a snapshot."),
     "diff": Verb("pyvmm.commands.snapshot_diff", "Show what is different between two snapshots."),
+    "check": Verb(
+        "pyvmm.commands.snapshot_check", "Show whether a host can go on with a snapshot."
+    ),
     "flatten": Verb("pyvmm.commands.snapshot_move", "Write an incremental snapshot as one file."),
     "export": Verb("pyvmm.commands.snapshot_move", "Pack a snapshot with zstd."),
     "import": Verb(
@@ -21,5 +24,5 @@ COMMANDS = {
 def snapshot() -> None:
     """Look into snapshots, compare and move them.
 
-    All of these work on any machine, without KVM.
+    All of these work on any machine, without KVM, but for `check` of this host.
     """

@@ -15,14 +15,16 @@ from typing import Final, Self
 
 from pyvmm.board import Board, Hooks, assemble
 from pyvmm.config import Config
-from pyvmm.errors import UsageError, VmmError
+from pyvmm.errors import HostError, UsageError, VmmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.system import System
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.memory import GuestMemory
+from pyvmm.snapshot.check import Verdict, machine_rows, register_row
 from pyvmm.snapshot.filling import fill, map_into
+from pyvmm.snapshot.offer import offer_here
 from pyvmm.snapshot.reader import SnapshotFile
-from pyvmm.snapshot.restore import Outcome, plan_of, restore_state
+from pyvmm.snapshot.restore import Loss, Outcome, plan_of, restore_state
 from pyvmm.snapshot.state import State
 
 MOUNTS: Final = Path("/proc/self/mountinfo")
@@ -100,6 +102,7 @@ class Origin:
             HostError: this host cannot give what the machine had.
             UsageError: the snapshot is damaged.
         """
+        self._refuse_impossible(system)
         board = assemble(system, config, plan_of(self.state), hooks, undo)
         self._fill(board)
         self.outcome = restore_state(board, self.state, self._may_lose, force=self.force)
@@ -153,8 +156,25 @@ class Origin:
             raise UsageError(f"{self.path}: its memory map is not that of its machine")
         return list(kept.values())
 
-    def _may_lose(self, reg_id: int) -> bool:
-        return False
+    def _refuse_impossible(self, system: System) -> None:
+        """Refuse what this host cannot give, before anything is made.
+
+        Raises: HostError.
+        """
+        rows = machine_rows(self.state, offer_here(system))
+        wrong = [row for row in rows if not row.allows(self.force)]
+        if wrong:
+            can_force = all(row.allows(True) for row in wrong)
+            raise HostError(
+                f"{self.path}: this host cannot go on with it: "
+                + "; ".join(f"{row.name}: {row.reason}" for row in wrong),
+                hint="`pyvmm snapshot check FILE` tells more"
+                + ("; --force goes on all the same" if can_force else ""),
+            )
+
+    def _may_lose(self, loss: Loss) -> bool:
+        saved = self.state.vcpus[loss.vcpu].registers[loss.reg_id]
+        return register_row(loss, saved).verdict is Verdict.HARMLESS
 
 
 def default_reading(path: Path) -> Reading:

@@ -6,6 +6,7 @@ exceptions, GIC, ITS, devices, and last which vCPUs are on.  Then everything is 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,11 +29,13 @@ SHOWN = 12  # lines of an error that lists registers
 
 
 class Loss(NamedTuple):
-    """A register that is not on this host as it was: refused, or read back as something else."""
+    """A register that is not on a host as it was: missing, refused, or something else now."""
 
     vcpu: int
     reg_id: int
     reason: str
+    missing: bool = False
+    found: int | None = None  # what it is on that host, if it is there
 
     def __str__(self) -> str:
         return f"vCPU {self.vcpu}: {classes.name(self.reg_id)} {self.reason}"
@@ -71,12 +74,11 @@ def plan_of(state: State) -> Plan:
 
 
 def restore_state(
-    board: Board, state: State, may_lose: Callable[[int], bool], *, force: bool = False
+    board: Board, state: State, may_lose: Callable[[Loss], bool], *, force: bool = False
 ) -> Outcome:
     """Give the machine its state; memory is there, and no vCPU has run.
 
-    ``may_lose`` says of which registers it is known that this host lacks them, and that the guest
-    goes on without; with ``force``, any that the host does not take.
+    ``may_lose`` says of which registers the guest goes on without; with ``force``, of any.
 
     Raises:
         HostError: something is not as it was saved, and not of what may be.
@@ -93,7 +95,7 @@ def restore_state(
         losses += differences(vcpu, saved, {reg_id for n, reg_id in refused if n == vcpu.id})
     for vcpu, saved in zip(board.vcpus, state.vcpus, strict=True):
         vcpu.set_mp_state(saved.mp_state)
-    _refuse([loss for loss in losses if not may_lose(loss.reg_id)], gic, force)
+    _refuse([loss for loss in losses if not may_lose(loss)], gic, force)
     return Outcome(losses=tuple(losses), gic=tuple(gic))
 
 
@@ -108,8 +110,18 @@ def write_registers(vcpu: Vcpu, saved: VcpuState) -> list[Loss]:
         try:
             vcpu.set_one_reg(reg_id, classes.ones(reg_id) if clear else saved.registers[reg_id])
         except KvmError as error:
-            losses.append(Loss(vcpu.id, reg_id, f"is not taken by this host [{error.errno_name}]"))
+            losses.append(_refusal(vcpu, reg_id, error))
     return losses
+
+
+def _refusal(vcpu: Vcpu, reg_id: int, error: KvmError) -> Loss:
+    if error.errno == errno.ENOENT:
+        return Loss(vcpu.id, reg_id, "is not there on this host", missing=True)
+    try:
+        found = vcpu.get_one_reg(reg_id)
+    except KvmError:
+        found = None
+    return Loss(vcpu.id, reg_id, f"is not taken by this host [{error.errno_name}]", found=found)
 
 
 def differences(vcpu: Vcpu, saved: VcpuState, refused: Collection[int]) -> list[Loss]:
@@ -120,7 +132,8 @@ def differences(vcpu: Vcpu, saved: VcpuState, refused: Collection[int]) -> list[
             continue
         found = vcpu.get_one_reg(reg_id)
         if classes.differs(reg_id, value, found):
-            losses.append(Loss(vcpu.id, reg_id, f"was {value:#x} and reads back as {found:#x}"))
+            reason = f"was {value:#x} and reads back as {found:#x}"
+            losses.append(Loss(vcpu.id, reg_id, reason, found=found))
     return losses
 
 

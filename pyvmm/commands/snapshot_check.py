@@ -1,0 +1,75 @@
+"""``pyvmm snapshot check``: can this host, or another, go on with a snapshot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from pyvmm.commands._hostopts import host_options, run_here_or_forward
+from pyvmm.errors import EXIT_FAILED, EXIT_OK
+from pyvmm.host.settings import HostSettings
+from pyvmm.snapshot.check import Row, Verdict, machine_rows, predicted, summary, tried
+from pyvmm.snapshot.offer import offer_here, read_offer
+from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.state import State
+
+SCHEMA = 1
+
+
+@click.command(epilog="Exit codes: 0 it can; 1 it cannot, or only with `restore --force`.")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--on", "probe", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="PROBE", help="Another host: what `pyvmm doctor --json` printed there.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@host_options
+def check(where: HostSettings, file: Path, probe: Path | None, as_json: bool) -> int:
+    """Show whether a host can go on with a snapshot.
+
+    Each row is ok, differs in a way that is harmless, or is impossible; `pyvmm restore` makes the
+    same check.  Of this host KVM itself is asked to take every register, in a VM that never runs.
+    """
+    with SnapshotFile.open(file) as snapshot:
+        state = State.of(snapshot.document, str(file))
+    if probe is None:
+        run_here_or_forward(where, [file])
+        rows = _rows_here(state)
+    else:
+        offer = read_offer(probe)
+        registers = list(predicted(state, offer))
+        rows = [*machine_rows(state, offer), summary(registers), *registers]
+    if as_json:
+        click.echo(json.dumps(_document(file, rows), indent=2))
+    else:
+        _show(rows)
+    return EXIT_OK if all(row.allows(False) for row in rows) else EXIT_FAILED
+
+
+def _rows_here(state: State) -> list[Row]:
+    from pyvmm.kvm.system import System
+
+    with System.open() as system:
+        rows = list(machine_rows(state, offer_here(system)))
+        if any(row.verdict is Verdict.IMPOSSIBLE for row in rows):
+            return rows  # there can be no such VM to try registers on
+        registers = list(tried(system, state))
+    return [*rows, summary(registers), *registers]
+
+
+def _document(file: Path, rows: Iterable[Row]) -> dict[str, object]:
+    return {
+        "schema": SCHEMA,
+        "file": str(file),
+        "rows": [{"name": r.name, "verdict": r.verdict.value, "reason": r.reason} for r in rows],
+    }
+
+
+def _show(rows: list[Row]) -> None:
+    width = max(len(row.name) for row in rows)
+    verdicts = max(len(row.verdict.value) for row in rows)
+    for row in rows:
+        click.echo(f"{row.name:{width}}  {row.verdict.value:{verdicts}}  {row.reason}")

@@ -1,0 +1,197 @@
+"""Can a host go on with a machine that was saved on another?  Row by row, with the reason.
+
+What a host's KVM can be asked at once is in an Offer: this host's, or one that `pyvmm doctor
+--json` saved.  Of registers this host's KVM is the judge itself; of another host it is known
+which registers it has, and what its ID registers say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from enum import Enum
+from typing import NamedTuple
+
+from pyvmm.arm64 import vl
+from pyvmm.arm64.bits import Bits
+from pyvmm.arm64.fields import decode
+from pyvmm.kvm import regs
+from pyvmm.kvm.system import System
+from pyvmm.snapshot import classes
+from pyvmm.snapshot.classes import Setting
+from pyvmm.snapshot.offer import Offer
+from pyvmm.snapshot.restore import Loss, differences, plan_of, write_registers
+from pyvmm.snapshot.state import State
+from pyvmm.vcpus import make_vcpus
+
+ABSENT = 0xF  # in a field that is signed: the feature is not there
+# Of ID registers, what KVM makes up by a VM's features: the rows about those tell.
+# Source: Arm ARM DDI 0487, D23.2
+BY_FEATURE = {
+    "ID_AA64PFR0_EL1": 0xF << 32,  # SVE
+    "ID_AA64PFR1_EL1": 0xF << 8,  # MTE
+    "ID_AA64DFR0_EL1": 0xF << 8,  # PMUVer
+    "ID_DFR0_EL1": 0xF << 24,  # PerfMon
+    "ID_AA64ISAR1_EL1": 0xFF << 24 | 0xFF << 4,  # GPI, GPA, API, APA
+    "ID_AA64ISAR2_EL1": 0xFF << 8,  # APA3, GPA3
+    "ID_AA64ZFR0_EL1": (1 << 64) - 1,
+    "MPIDR_EL1": (1 << 64) - 1,  # the VMM's choice
+}
+
+
+class Verdict(Enum):
+    """How much a difference matters."""
+
+    OK = "ok"
+    HARMLESS = "differs, harmless"
+    REFUSED = "impossible, but for --force"
+    IMPOSSIBLE = "impossible"
+
+
+class Row(NamedTuple):
+    """One thing that was looked at."""
+
+    name: str
+    verdict: Verdict
+    reason: str
+
+    def allows(self, force: bool) -> bool:
+        """Whether a restore may go on."""
+        return self.verdict in (Verdict.OK, Verdict.HARMLESS) or (
+            force and self.verdict is Verdict.REFUSED
+        )
+
+
+def machine_rows(state: State, offer: Offer) -> Iterator[Row]:
+    """What can be told without a VM."""
+    yield _at_most("vCPUs", len(state.vcpus), offer.max_vcpus)
+    yield _at_most("guest physical address bits", state.ipa_bits, offer.ipa_bits)
+    yield _lengths(state, offer)
+    lacking = state.features - offer.features
+    names = ", ".join(sorted(feature.value for feature in state.features)) or "none"
+    if lacking:
+        words = ", ".join(sorted(feature.value for feature in lacking))
+        yield Row("CPU features", Verdict.IMPOSSIBLE, f"this host gives guests no {words}")
+    else:
+        yield Row("CPU features", Verdict.OK, names)
+    has = ", ".join(sorted(offer.gics)) or "none"
+    verdict = Verdict.OK if state.gic.kind in offer.gics else Verdict.IMPOSSIBLE
+    yield Row("GIC", verdict, f"the guest has a {state.gic.kind}, and this host has {has}")
+    yield _frequency(state, offer)
+
+
+def _at_most(name: str, needed: int, most: int) -> Row:
+    verdict = Verdict.OK if needed <= most else Verdict.IMPOSSIBLE
+    return Row(name, verdict, f"{needed}, and this host has up to {most}")
+
+
+def _lengths(state: State, offer: Offer) -> Row:
+    vls = state.vls
+    if not vls:
+        return Row("SVE", Verdict.OK, "the guest has none")
+    if vl.is_legal(vls, offer.vls):
+        return Row("SVE", Verdict.OK, f"{vl.show(vls)} bits")
+    if not offer.vls:
+        reason = "this host has no SVE"
+    else:
+        reason = f"{vl.why_not(vls, offer.vls)}; this host has {vl.show(offer.vls)}"
+    return Row("SVE", Verdict.IMPOSSIBLE, f"the guest has {vl.show(vls)} bits: {reason}")
+
+
+def _frequency(state: State, offer: Offer) -> Row:
+    name, hz = "timer frequency", state.clock.hz
+    if hz == offer.counter_hz:
+        return Row(name, Verdict.OK, f"{hz} Hz")
+    speed = offer.counter_hz / hz
+    reason = (
+        f"the guest's clock has {hz} Hz and this host's {offer.counter_hz}: "
+        f"it would go {speed:.4g} times as fast"
+    )
+    return Row(name, Verdict.REFUSED, reason)
+
+
+# Registers
+
+
+def register_row(loss: Loss, saved: int) -> Row:
+    """What it means that a register is not on a host as it was; ``saved`` is what it was."""
+    name = classes.name(loss.reg_id)
+    row = classes.class_of(loss.reg_id)
+    if loss.missing:
+        if row.dispensable:
+            return Row(name, Verdict.HARMLESS, f"{loss.reason}: {row.dispensable}")
+        if saved == 0 or is_idle(loss.reg_id, saved):
+            return Row(name, Verdict.HARMLESS, f"{loss.reason}: the guest does not use it")
+    elif loss.reg_id in classes.IDENTIFICATION and loss.found is not None:
+        less = [*_less(name, saved, loss.found)]
+        reason = f"{loss.reason}, was {saved:#x} and is {loss.found:#x} here"
+        if not less:
+            return Row(name, Verdict.HARMLESS, f"{reason}: this host offers all of it, and more")
+        return Row(name, Verdict.REFUSED, f"{reason}, which is less: {', '.join(less)}")
+    elif regs.group(loss.reg_id) == regs.DEMUX or name in CACHES:
+        return Row(name, Verdict.HARMLESS, f"{loss.reason}: what caches are like is advice")
+    return Row(name, Verdict.REFUSED, loss.reason)
+
+
+CACHES = ("CLIDR_EL1", "CSSELR_EL1")
+TIMER_ENABLE = 1  # of CNT*_CTL
+
+
+def is_idle(reg_id: int, value: int) -> bool:
+    """Whether a register holds nothing that matters: a timer's, when that is off."""
+    return reg_id == regs.PTIMER_CTL and not value & TIMER_ENABLE
+
+
+def _less(name: str, saved: int, found: int) -> Iterator[str]:
+    """The fields of an ID register by which a host offers less."""
+    for field, lo, size in _fields(name, saved):
+        was, now = (value >> lo & (1 << size) - 1 for value in (saved, found))
+        if (now + 1 & ABSENT if size == 4 else now) < (was + 1 & ABSENT if size == 4 else was):
+            yield f"{field} {was} to {now}"
+
+
+def _fields(name: str, value: int) -> Iterator[tuple[str, int, int]]:
+    """Name, lowest bit and width of each field; four bits each where they are not known here."""
+    decoded = decode(name, value)
+    if isinstance(decoded, Bits):
+        for field in type(decoded).fields():
+            yield field.name, field.lo, field.hi - field.lo + 1
+        return
+    for lo in range(0, 64, 4):
+        yield f"bits {lo + 3}:{lo}", lo, 4
+
+
+def predicted(state: State, offer: Offer) -> Iterator[Row]:
+    """The rows of registers on a host that is known by its Offer alone."""
+    for reg_id, saved in state.vcpus[0].registers.items():
+        row = classes.class_of(reg_id)
+        if regs.group(reg_id) in (regs.CORE, regs.SVE) or row.setting is Setting.EARLY:
+            continue
+        found = offer.registers.get(reg_id)
+        if found is None:
+            loss = Loss(0, reg_id, "is not there on that host", missing=True)
+            yield register_row(loss, saved)
+        elif reg_id in classes.IDENTIFICATION:
+            ignored = BY_FEATURE.get(classes.name(reg_id), 0)
+            if (found ^ saved) & ~ignored:
+                here = found & ~ignored | saved & ignored
+                yield register_row(Loss(0, reg_id, "differs", found=here), saved)
+
+
+def tried(system: System, state: State) -> Iterator[Row]:
+    """The rows of registers on this host: KVM is given them all, in a VM that never runs."""
+    plan = plan_of(state)
+    with ExitStack() as undo:
+        vm = undo.enter_context(system.create_vm(plan.ipa_bits))
+        vcpus = make_vcpus(vm, plan, undo)
+        for vcpu, saved in zip(vcpus[:1], state.vcpus, strict=False):
+            losses = write_registers(vcpu, saved)
+            losses += differences(vcpu, saved, {loss.reg_id for loss in losses})
+            for loss in losses:
+                yield register_row(loss, saved.registers[loss.reg_id])
+
+
+def summary(rows: Iterable[Row]) -> Row:
+    """One row for registers of which there is nothing to say."""
+    differing = len(list(rows))
+    return Row("registers", Verdict.OK, f"all but {differing}" if differing else "all")

@@ -1,0 +1,124 @@
+"""What a host's KVM can give a machine: asked of this host, or read from `pyvmm doctor --json`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pyvmm.arm64 import sysregs, vl
+from pyvmm.board import read_limits
+from pyvmm.errors import KvmError, UsageError
+from pyvmm.irqchip import NEEDS
+from pyvmm.kvm import native, regs
+from pyvmm.kvm.system import System
+from pyvmm.limits import Feature, Plan
+from pyvmm.snapshot import classes
+from pyvmm.snapshot.codec import read_hexadecimal
+from pyvmm.vcpus import make_vcpus
+
+LARGEST: Final = 1 << 20  # bytes of a document
+HOW: Final = "`pyvmm doctor --json` on that host writes one"
+# Features that go together with others; the rest exclude something, and a probe is without.
+TOGETHER: Final = frozenset({Feature.PAUTH, Feature.PMU, Feature.PVTIME})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """A host's limits; ``registers`` are those of a vCPU that has all it can have, by KVM's id."""
+
+    max_vcpus: int
+    ipa_bits: int
+    vls: vl.VlSet
+    features: frozenset[Feature]
+    gics: frozenset[str]
+    counter_hz: int
+    registers: dict[int, int] = field(default_factory=dict)
+
+
+def offer_here(system: System) -> Offer:
+    """This host's; without registers, as KVM itself can be asked about those."""
+    limits = read_limits(system)
+    with system.create_vm(regs_ipa(limits.ipa_bits)) as vm:
+        gics = {kind for kind, needs in NEEDS.items() if all(map(vm.has_device, needs))}
+    return Offer(
+        max_vcpus=limits.max_vcpus,
+        ipa_bits=limits.ipa_bits,
+        vls=limits.vls,
+        features=limits.features,
+        gics=frozenset(gics),
+        counter_hz=native.counter_frequency(),
+    )
+
+
+def regs_ipa(ipa_bits: int) -> int:
+    """Address bits of a VM that is only asked something."""
+    return min(ipa_bits, 40)
+
+
+def registers_here(system: System) -> dict[str, str]:
+    """Every register of a vCPU that has all that this host can give, by its id; for a probe.
+
+    SVE's and the core's are left out: every host has those.
+    """
+    limits = read_limits(system)
+    plan = Plan(
+        vcpus=1,
+        memory=0,
+        ipa_bits=regs_ipa(limits.ipa_bits),
+        vls=limits.vls,
+        features=limits.features & TOGETHER,
+    )
+    found = {}
+    with ExitStack() as undo:
+        vm = undo.enter_context(system.create_vm(plan.ipa_bits))
+        (vcpu,) = make_vcpus(vm, plan, undo)
+        for reg_id in vcpu.get_reg_list():
+            if regs.group(reg_id) in (regs.CORE, regs.SVE):
+                continue
+            try:
+                found[classes.name(reg_id)] = f"{vcpu.get_one_reg(reg_id):#x}"
+            except KvmError:
+                continue
+    return found
+
+
+def read_offer(path: Path) -> Offer:
+    """The offer in what `pyvmm doctor --json` printed.
+
+    Raises: UsageError, for what is none, or of a pyvmm that did not tell enough.
+    """
+    try:
+        with path.open("rb") as file:
+            document = json.loads(file.read(LARGEST + 1))
+        return _offer(document)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}", hint=HOW) from error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UsageError(f"{path}: not what `pyvmm doctor --json` prints", hint=HOW) from None
+
+
+def _offer(document: Mapping[str, Any]) -> Offer:
+    kvm = document["kvm"]
+    names = {feature.name: feature for feature in Feature}
+    return Offer(
+        max_vcpus=int(kvm["vcpus_at_most"]),
+        ipa_bits=int(kvm["guest_physical_address_bits"]),
+        vls=frozenset(int(length) for length in kvm["sve_vector_lengths"]),
+        features=frozenset(names[name] for name in kvm["cpu_features"].split(",") if name),
+        gics=frozenset(
+            kind
+            for kind, keys in {
+                "gicv2": ["gicv2"], "gicv3": ["gicv3"], "gicv3-its": ["gicv3", "gicv3_its"],
+            }.items()
+            if all(kvm[key] is True for key in keys)
+        ),
+        counter_hz=int(kvm["counter_hz"]),
+        registers={
+            regs.lookup(name, sysregs.ENCODINGS): read_hexadecimal(value)
+            for name, value in document["registers"].items()
+        },
+    )  # fmt: skip

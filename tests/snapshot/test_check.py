@@ -1,0 +1,138 @@
+"""Whether a host can go on with a snapshot: each row, by what the host is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.arm64 import sysregs
+from pyvmm.errors import UsageError
+from pyvmm.kvm import regs
+from pyvmm.limits import Feature
+from pyvmm.snapshot.check import Row, Verdict, machine_rows, predicted, register_row
+from pyvmm.snapshot.offer import Offer, read_offer
+from pyvmm.snapshot.restore import Loss
+from pyvmm.snapshot.state import State
+from tests.snapshot import sample
+
+PFR0 = regs.lookup("ID_AA64PFR0_EL1", sysregs.ENCODINGS)
+ISAR0 = regs.lookup("ID_AA64ISAR0_EL1", sysregs.ENCODINGS)
+FULL = Offer(
+    max_vcpus=8,
+    ipa_bits=40,
+    vls=frozenset({128, 256, 512}),
+    features=frozenset({Feature.PAUTH, Feature.PVTIME, Feature.PMU}),
+    gics=frozenset({"gicv3"}),
+    counter_hz=62_500_000,
+)
+
+
+def rows(state: State, **other: Any) -> dict[str, Row]:
+    offer = dataclasses.replace(FULL, **other)
+    return {row.name: row for row in machine_rows(state, offer)}
+
+
+def test_a_host_like_the_one_it_was_taken_on_is_ok_in_every_row() -> None:
+    found = rows(sample.state())
+
+    assert {row.verdict for row in found.values()} == {Verdict.OK}
+
+
+@pytest.mark.parametrize(
+    ("other", "name", "verdict", "words"),
+    [
+        ({"max_vcpus": 1}, "vCPUs", Verdict.IMPOSSIBLE, "2, and this host has up to 1"),
+        ({"ipa_bits": 31}, "guest physical address bits", Verdict.IMPOSSIBLE, "32, and"),
+        ({"vls": frozenset({128})}, "SVE", Verdict.IMPOSSIBLE, "128,256 bits"),
+        ({"vls": frozenset()}, "SVE", Verdict.IMPOSSIBLE, "this host has no SVE"),
+        ({"features": frozenset()}, "CPU features", Verdict.IMPOSSIBLE, "pointer authentication"),
+        ({"gics": frozenset({"gicv2"})}, "GIC", Verdict.IMPOSSIBLE, "this host has gicv2"),
+        ({"counter_hz": 125_000_000}, "timer frequency", Verdict.REFUSED, "2 times as fast"),
+    ],
+)
+def test_what_a_host_cannot_give_is_told_in_its_row(
+    other: dict[str, Any], name: str, verdict: Verdict, words: str
+) -> None:
+    found = rows(sample.state(), **other)
+
+    assert found[name].verdict is verdict
+    assert words in found[name].reason
+    others = {row.verdict for row in found.values() if row.name != name}
+    assert others == {Verdict.OK}
+
+
+def test_a_set_with_a_hole_is_impossible_where_the_host_has_the_length() -> None:
+    holed = frozenset({128, 256, 512})
+    vcpus = tuple(dataclasses.replace(v, vls=holed) for v in sample.state().vcpus)
+    state = dataclasses.replace(sample.state(), vcpus=vcpus)
+
+    row = rows(state, vls=frozenset({128, 256, 384, 512}))["SVE"]
+
+    assert row.verdict is Verdict.IMPOSSIBLE
+    assert "384 is left out" in row.reason
+
+
+@pytest.mark.parametrize(
+    ("loss", "saved", "verdict"),
+    [
+        (Loss(0, regs.PSCI_VERSION, "gone", missing=True), 1, Verdict.HARMLESS),
+        (Loss(0, regs.PTIMER_CTL, "gone", missing=True), 2, Verdict.HARMLESS),
+        (Loss(0, regs.PTIMER_CTL, "gone", missing=True), 1, Verdict.REFUSED),
+        (Loss(0, sample.ZCR, "gone", missing=True), 0, Verdict.HARMLESS),
+        (Loss(0, sample.ZCR, "gone", missing=True), 1, Verdict.REFUSED),
+        (Loss(0, regs.ccsidr(1), "refused"), 7, Verdict.HARMLESS),
+        (Loss(0, regs.PC, "reads back as 0", found=0), 1, Verdict.REFUSED),
+        (Loss(0, ISAR0, "refused", found=0x20), 0x10, Verdict.HARMLESS),
+        (Loss(0, ISAR0, "refused", found=0x10), 0x20, Verdict.REFUSED),
+        # FP and AdvSIMD are signed: 15 is not there at all, 0 is.
+        (Loss(0, PFR0, "refused", found=0x0000_0000), 0xFF_0000, Verdict.HARMLESS),
+        (Loss(0, PFR0, "refused", found=0xFF_0000), 0x0000_0000, Verdict.REFUSED),
+    ],
+)
+def test_a_register_that_is_lost_matters_or_does_not(
+    loss: Loss, saved: int, verdict: Verdict
+) -> None:
+    assert register_row(loss, saved).verdict is verdict
+
+
+def test_registers_on_another_host_are_told_from_what_it_said() -> None:
+    state = sample.state()
+    registers = {k: v for k, v in state.vcpus[0].registers.items() if k != sample.ZCR}
+
+    (row,) = predicted(state, dataclasses.replace(FULL, registers=registers))
+
+    assert (row.name, row.verdict) == ("ZCR_EL1", Verdict.REFUSED)
+
+
+DOCTOR: dict[str, Any] = {
+    "schema": 1,
+    "kvm": {
+        "vcpus_at_most": 8, "guest_physical_address_bits": 40, "counter_hz": 62_500_000,
+        "sve_vector_lengths": [128, 256, 512], "cpu_features": "PAUTH,PMU,PVTIME",
+        "gicv2": False, "gicv3": True, "gicv3_its": False,
+    },
+    "registers": {"ID_AA64PFR0_EL1": "0x11", "PTIMER_CTL": "0x0"},
+}  # fmt: skip
+
+
+def test_an_offer_is_what_doctor_printed(tmp_path: Path) -> None:
+    (tmp_path / "host.json").write_text(json.dumps(DOCTOR))
+
+    offer = read_offer(tmp_path / "host.json")
+
+    expected = {PFR0: 0x11, regs.PTIMER_CTL: 0}
+    assert offer == dataclasses.replace(FULL, registers=expected)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"kvm": 1}', json.dumps({**DOCTOR, "registers": {"X": "0x0"}})]
+)
+def test_what_is_no_offer_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "host.json").write_text(text)
+
+    with pytest.raises(UsageError, match="doctor --json"):
+        read_offer(tmp_path / "host.json")
