@@ -40,8 +40,9 @@ from pyvmm.loop import Loop, Timer
 from pyvmm.memory import GuestMemory
 from pyvmm.resizing import Resizing
 from pyvmm.runner import Runner
+from pyvmm.snapshot.changes import Changes
 from pyvmm.snapshot.origin import Origin, named
-from pyvmm.snapshot.save import Saved, settle, write_machine
+from pyvmm.snapshot.save import Saved, Target, settle, write_machine
 from pyvmm.terminals import Terminals
 from pyvmm.vcpus import MachineVcpu
 from pyvmm.virtio import Kicks
@@ -112,6 +113,7 @@ class Machine:
             make = origin.build if origin is not None else build
             self.board: Board = make(system, config, hooks, undo)
             self._bus = self.board.bus
+            self._changes = Changes(self.board)
             self.resizing = Resizing(
                 self.board.plan.memory, (transport.device for transport in self.board.virtio)
             )
@@ -247,11 +249,13 @@ class Machine:
                 self._origin.verify(self.stop)
             self._runner.start()
 
-    def save(self, path: Path, *, parent: Path | None = None) -> Saved:
+    def save(self, path: Path, *, parent: Path | None = None, track: bool = False) -> Saved:
         """Write a snapshot, while the guest stands still.
 
         With a ``parent``, a snapshot of this machine or of one it was restored from, only what
-        has changed since then is written.
+        has changed since then is written. ``track`` has KVM note from now on what the guest
+        writes, which costs it some speed and spares the next save with this one as its parent
+        the comparison of all memory.
 
         Raises:
             VmmError: the guest has ended, or comes to no rest.
@@ -264,7 +268,8 @@ class Machine:
             if self._started:
                 settle(self.board)
             assert self._virtual_time is not None
-            return write_machine(self.board, self.config, self._virtual_time, path, parent)
+            target = Target(path, parent, track)
+            return write_machine(self.board, self.config, self._virtual_time, target, self._changes)
 
     def pause(self) -> None:
         """Stop the guest between two instructions; returns when every vCPU is parked.

@@ -94,6 +94,7 @@ class GuestMemory:
         else:
             self._mapping = hugetlbfs.map_pages(huge_pages, size)
             self.host_address, self._offset = _address(self._mapping), 0
+        self._noted: bytearray | None = None
         self._ram = memoryview(self._mapping)[self._offset : self._offset + size]
         if not self._reserved:
             with contextlib.suppress(OSError):  # no transparent huge pages: slower, not wrong
@@ -127,6 +128,8 @@ class GuestMemory:
         """The RAM itself at ``gpa``, without a copy; release it before closing the memory."""
         if not self.contains(gpa, length):
             raise self._out_of_range(gpa, length)
+        if self._noted is not None:
+            self._note(gpa, length)
         start = gpa - self.base
         return self._ram[start : start + length]
 
@@ -162,6 +165,24 @@ class GuestMemory:
         with os.fdopen(os.memfd_create("image", os.MFD_CLOEXEC), "wb", buffering=0) as copy:
             length = copy.write(file.read(length))
             return self.load(gpa, length, copy.fileno(), 0)
+
+    def note_writes(self) -> None:
+        """Note from now on which pages this process may have written to: see `noted`.
+
+        A view counts as written to when it is made, whatever becomes of it.
+        """
+        self._noted = bytearray(self.size // mmap.PAGESIZE)
+
+    @property
+    def noted(self) -> bytes:
+        """For each host page 1 where it may have been written to since `note_writes`."""
+        return bytes(self._noted or b"")
+
+    def _note(self, gpa: int, length: int) -> None:
+        if self._noted is not None and length:
+            first = (gpa - self.base) // mmap.PAGESIZE
+            pages = (gpa - self.base + length - 1) // mmap.PAGESIZE - first + 1
+            self._noted[first : first + pages] = b"\1" * pages
 
     @property
     def takes_files(self) -> bool:
@@ -244,6 +265,7 @@ class GuestMemory:
 
     def _give_back(self, gpa: int, length: int) -> None:
         """Let whole pages go; they read as zero from then on."""
+        self._note(gpa, length)
         if not self._backed:
             # Source: madvise(2): private anonymous pages read as zero after MADV_DONTNEED.
             self._advise(mmap.MADV_DONTNEED, gpa, length)

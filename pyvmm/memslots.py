@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import NamedTuple
 
 from pyvmm.errors import KvmError
@@ -13,6 +14,8 @@ from pyvmm.memory import GuestMemory
 # A memory slot has fewer than 2^31 pages, which may be of 4 KiB.
 # Source: Linux, include/linux/kvm_host.h, KVM_MEM_MAX_NR_PAGES
 SLOT_SIZE = 4 << 40
+# A byte of a bitmap as a byte for each of its bits, the lowest first
+_BITS = [bytes(byte >> bit & 1 for bit in range(8)) for byte in range(256)]
 
 
 class Slot(NamedTuple):
@@ -69,6 +72,31 @@ class MemorySlots:
     def keep(self, name: str, memory: GuestMemory) -> None:
         """Have snapshots take that memory along; what lies in the user's files they leave there."""
         self.kept[name] = memory
+
+    def log_writes(self, name: str) -> None:
+        """Have KVM note which pages of that memory the guest writes to; see `written`."""
+        for slot in self.slots:
+            if slot.name == name:
+                self._vm.set_user_memory_region(
+                    slot.number,
+                    slot.base,
+                    slot.size,
+                    slot.host_address,
+                    slot.flags | MemoryFlag.LOG_DIRTY_PAGES,
+                )
+
+    def written(self, name: str) -> bytes:
+        """For each host page of that memory 1 where the guest has written to it since last asked.
+
+        Source: Linux, Documentation/virt/kvm/api.rst, KVM_GET_DIRTY_LOG.
+        """
+        flags = bytearray()
+        for slot in sorted(self.slots, key=lambda slot: slot.base):
+            if slot.name == name:
+                pages = slot.size // mmap.PAGESIZE
+                bitmap = self._vm.get_dirty_log(slot.number, pages)
+                flags += b"".join(map(_BITS.__getitem__, bitmap))[:pages]
+        return bytes(flags)
 
     def remove(self, base: int) -> None:
         """Take the slot at ``base`` away from the guest: there is no memory there any more."""

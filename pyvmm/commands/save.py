@@ -20,8 +20,14 @@ from pyvmm.units import show_size
     "--parent", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
     help="Write only what has changed since that snapshot of the VM's.",
 )  # fmt: skip
+@click.option(
+    "--track", is_flag=True,
+    help="Have KVM note what the guest writes from now on: the next save with --parent is faster.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def save(name: str, file: Path, resume: bool, parent: Path | None, as_json: bool) -> int:
+def save(
+    name: str, file: Path, resume: bool, parent: Path | None, track: bool, as_json: bool
+) -> int:
     """Save a VM to a file.
 
     `pyvmm restore` lets the VM called NAME go on from FILE, which is there whole when this
@@ -37,6 +43,7 @@ def save(name: str, file: Path, resume: bool, parent: Path | None, as_json: bool
         "file": str(files[0]),
         "parent": None if parent is None else str(files[1]),
         "resume": resume,
+        "track": track,
     }
     replies = [vm.ask(request)]
     if as_json:

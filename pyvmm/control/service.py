@@ -83,7 +83,8 @@ class Service:
     def save(self, request: Message) -> Message:
         """Write a snapshot to "file"; the VM then goes on if "resume", and else ends.
 
-        With "parent", a snapshot's path, only what has changed since that.
+        With "parent", a snapshot's path, only what has changed since that; with "track" KVM notes
+        what changes from now on.
         """
         machine = self._machine()
         file, parent = request.get("file"), request.get("parent")
@@ -91,7 +92,11 @@ class Service:
             raise UsageError("no file to save to")
         path = Path(file)
         begin = time.monotonic()
-        saved = machine.save(path, parent=None if parent is None else Path(parent))
+        saved = machine.save(
+            path,
+            parent=None if parent is None else Path(parent),
+            track=request.get("track") is True,
+        )
         reply = {
             "file": file,
             "identity": saved.identity,

@@ -107,6 +107,11 @@ def merged(ranges: Iterable[Range], gap: int = 0) -> list[Range]:
     return found
 
 
+def clipped(ranges: Iterable[Range], low: int, high: int) -> list[Range]:
+    """What of the ranges lies between two addresses."""
+    return [(max(a, low), min(b, high)) for a, b in ranges if a < high and b > low]
+
+
 def without(ranges: Iterable[Range], holes: Iterable[Range]) -> list[Range]:
     """What of the ranges is in none of the holes; both in order, and each without overlaps."""
     left = []

@@ -12,6 +12,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,17 +22,27 @@ from pyvmm.arm64 import sysregs
 from pyvmm.board import MPIDR_EL1, Board
 from pyvmm.config import Config
 from pyvmm.devices.device import Device
-from pyvmm.errors import KvmError, VmmError
+from pyvmm.errors import KvmError, UsageError, VmmError
 from pyvmm.kvm import native, regs
 from pyvmm.kvm.uapi import MpState, VcpuFeature
 from pyvmm.limits import Feature
 from pyvmm.snapshot import classes
+from pyvmm.snapshot.changes import Changes
 from pyvmm.snapshot.gic import GicRegisters, save_gic, save_tables
+from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.state import Area, Clock, Events, State, Taken, VcpuState
 from pyvmm.snapshot.writer import Part, write_snapshot
 from pyvmm.vcpus import MachineVcpu, features_of
 
 DRAINS = 100  # times that devices may have more to do when they were just done
+
+
+class Target(NamedTuple):
+    """Where to: with a ``parent``, only what has changed since; ``track`` notes what does next."""
+
+    path: Path
+    parent: Path | None = None
+    track: bool = False
 
 
 class Saved(NamedTuple):
@@ -67,14 +78,37 @@ def save_state(board: Board, config: Config, virtual: int) -> State:
 
 
 def write_machine(
-    board: Board, config: Config, virtual: int, path: Path, parent: Path | None = None
+    board: Board, config: Config, virtual: int, to: Target, changes: Changes
 ) -> Saved:
     """Write a machine that stands still to a file."""
-    with still(board):
+    with ExitStack() as undo:
+        undo.enter_context(still(board))
         state = save_state(board, config, virtual)
-        parts = [Part(memory) for memory in board.slots.kept.values()]
-        identity = write_snapshot(path, state.document(), parts)
+        changes.settle()
+        memories = list(board.slots.kept.values())
+        if to.parent is None:
+            identity = write_snapshot(to.path, state.document(), [Part(m) for m in memories])
+        else:
+            parent = undo.enter_context(SnapshotFile.open(to.parent))
+            _refuse_stranger(state, parent)
+            parts = [Part(memory, changes.within(memory, parent)) for memory in memories]
+            identity = write_snapshot(to.path, state.document(), parts, parent=parent)
+        if to.track or changes.since is not None:
+            changes.start(identity)
     return Saved(identity, state.warnings)
+
+
+def _refuse_stranger(state: State, parent: SnapshotFile) -> None:
+    """Make sure that the parent is of a machine with this one's memory.
+
+    Raises: UsageError.
+    """
+    theirs = State.of(parent.document, str(parent.path))
+    if theirs.memory != state.memory:
+        raise UsageError(
+            f"{parent.path}: its machine has other memory than this one: it is no parent of it",
+            hint="--parent is a snapshot of the same VM, or the one it was restored from",
+        )
 
 
 def taken(board: Board) -> Taken:
@@ -147,7 +181,7 @@ def still(board: Board) -> Iterator[None]:
     for _ in range(DRAINS):
         for transport in board.virtio:
             transport.device.drain()
-        with contextlib.ExitStack() as locks:
+        with ExitStack() as locks:
             for _, device in board.bus:
                 if isinstance(device, Device):
                     locks.enter_context(device.lock)

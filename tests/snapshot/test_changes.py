@@ -1,0 +1,106 @@
+"""Incremental snapshots of machines: what has changed is in them, and nothing but that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyvmm.errors import UsageError
+from pyvmm.layout import MIB
+from pyvmm.memory import GuestMemory
+from pyvmm.snapshot import pages
+from pyvmm.snapshot.changes import Changes
+from pyvmm.snapshot.format import PAGE
+from pyvmm.snapshot.pages import Range
+from pyvmm.snapshot.reader import SnapshotFile
+from tests.snapshot import machines
+from tests.snapshot.test_machine import contents, find_pages
+
+pytestmark = pytest.mark.kvm
+
+FREE = 8 * MIB  # an offset in RAM where the guest has nothing
+
+
+@pytest.fixture(params=["noted by KVM", "compared"])
+def guest(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[machines.Guest]:
+    """A guest that goes on after it was saved."""
+    with machines.boot() as guest:
+        base = guest.machine.memory.base
+        guest.machine.memory.write(base + FREE + 0x5000, b"will be zero")
+        guest.go_on(1)
+        guest.machine.save(tmp_path / "base.snap", track=request.param == "noted by KVM")
+        guest.go_on(2)
+        yield guest
+
+
+def test_an_incremental_snapshot_is_what_a_full_one_is(
+    guest: machines.Guest, tmp_path: Path
+) -> None:
+    vm, base = guest.machine, guest.machine.memory.base
+    vm.memory.write(base + FREE, b"by pyvmm, not by the guest")
+    vm.memory.zero(base + FREE + 0x5000, 0x1000)
+    with vm.paused():
+        vm.save(tmp_path / "more.snap", parent=tmp_path / "base.snap")
+        vm.save(tmp_path / "full.snap")
+    guest.go_on(1)
+    with vm.paused():
+        vm.save(tmp_path / "third.snap", parent=tmp_path / "more.snap")
+        vm.save(tmp_path / "full3.snap")
+
+    for child, full in (("more", "full"), ("third", "full3")):
+        with (
+            SnapshotFile.open(tmp_path / f"{child}.snap") as part,
+            SnapshotFile.open(tmp_path / f"{full}.snap") as whole,
+        ):
+            for low, data in contents(whole):
+                assert part.read(low, len(data)) == data
+            held = part.read(base + FREE + 0x5000, 0x1000)
+            assert held == bytes(0x1000)
+            assert part.header.memory.length < whole.header.memory.length
+
+
+def test_a_chain_goes_on_as_one(guest: machines.Guest, tmp_path: Path) -> None:
+    guest.machine.save(tmp_path / "more.snap", parent=tmp_path / "base.snap")
+
+    with machines.again(tmp_path / "more.snap") as other:
+        other.machine.start()
+        other.go_on(2)
+        other.machine.save(tmp_path / "third.snap", parent=tmp_path / "more.snap")
+    with machines.again(tmp_path / "third.snap") as other:
+        other.machine.start()
+        other.go_on(2)
+        assert other.finish() == 0, other.text
+
+
+def test_guest_notices_a_dirty_page_that_is_lost(
+    guest: machines.Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ram = guest.machine.memory
+
+    def lose(self: Changes, memory: GuestMemory, parent: SnapshotFile) -> list[Range]:
+        ranges = found(self, memory, parent)
+        if memory is not ram:
+            return ranges
+        page = ram.base + find_pages(ram.read(ram.base, ram.size), latest=True)
+        left = pages.without(ranges, [(page, page + PAGE)])
+        assert left != ranges
+        return left
+
+    found = Changes.within
+    monkeypatch.setattr(Changes, "within", lose)
+    guest.machine.save(tmp_path / "more.snap", parent=tmp_path / "base.snap")
+
+    with machines.again(tmp_path / "more.snap") as other:
+        other.machine.start()
+        other.wait_for(r"page [0-9]+ has [0-9]+, not [0-9]+")
+
+
+def test_a_stranger_is_no_parent(guest: machines.Guest, tmp_path: Path) -> None:
+    with (
+        machines.boot(memory=32 * MIB) as other,
+        pytest.raises(UsageError, match=r"base.snap: its machine has other memory"),
+    ):
+        other.machine.save(tmp_path / "x.snap", parent=tmp_path / "base.snap")
+    assert not (tmp_path / "x.snap").exists()
