@@ -76,7 +76,7 @@ def test_a_vm_that_is_ended_by_a_signal_is_saved_first(pyvmm: Pyvmm, tmp_path: P
 
 def test_what_cannot_be_saved_or_restored_is_told(pyvmm: Pyvmm, tmp_path: Path) -> None:
     junk = tmp_path / "junk"
-    junk.write_text("no snapshot\n")
+    junk.write_text("no snapshot\n" * 1000)
 
     assert "no snapshot of pyvmm's" in message(pyvmm("restore", str(junk)))
     nobody = pyvmm("save", "nobody", str(junk))
