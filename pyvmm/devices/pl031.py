@@ -83,6 +83,11 @@ class Pl031(Device):
         with self.lock:
             self._match()
 
+    @property
+    def is_raised(self) -> bool:
+        """Whether the interrupt line is."""
+        return self._raised
+
     def restored(self) -> None:
         """The alarm is to be waited for again; one that was missed meanwhile is then due."""
         self._rearmed = True

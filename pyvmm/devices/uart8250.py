@@ -163,6 +163,11 @@ class Uart8250(Device):
                 self._update()
         return room
 
+    @property
+    def is_raised(self) -> bool:
+        """Whether the interrupt line is."""
+        return self._raised
+
     def restored(self) -> None:
         """Show the registers that the guest had chosen."""
         self.select_bank(1 if self.LCR & LCR_DLAB else 0)

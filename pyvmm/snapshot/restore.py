@@ -15,9 +15,12 @@ from pyvmm import layout
 from pyvmm.board import Board
 from pyvmm.devices.device import Device
 from pyvmm.devices.kept import StateError
+from pyvmm.devices.pl031 import Pl031
+from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.errors import HostError, KvmError
 from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.kvm.vgic import VgicV2
 from pyvmm.limits import Plan
 from pyvmm.snapshot import classes
 from pyvmm.snapshot.classes import Setting
@@ -90,6 +93,7 @@ def restore_state(
         vcpu.set_vcpu_events(saved.events.for_kvm())
     gic = restore_gic(gic_registers(board), state.gic, board.irqchip)
     restore_devices(board, state)
+    raise_lines(board)
     refused = {(loss.vcpu, loss.reg_id) for loss in losses}
     for vcpu, saved in zip(board.vcpus, state.vcpus, strict=True):
         losses += differences(vcpu, saved, {reg_id for n, reg_id in refused if n == vcpu.id})
@@ -148,6 +152,15 @@ def restore_devices(board: Board, state: State) -> None:
         raise StateError(f"the snapshot's devices are not those of its machine: {', '.join(odd)}")
     for name in sorted(here, key=lambda name: not _is_first(here[name])):
         here[name].restore(state.devices[name], name)
+
+
+def raise_lines(board: Board) -> None:
+    """Raise the interrupt lines again that were raised: a GICv2 does not tell of its lines."""
+    if isinstance(board.irqchip.gic, VgicV2):
+        lines: list[Uart8250 | Pl031] = [*board.uarts, board.rtc]
+        for device in lines:
+            if device.is_raised:
+                device.irq(True)
 
 
 def _is_first(device: Device) -> bool:

@@ -60,7 +60,13 @@ def save_state(board: Board, config: Config, virtual: int) -> State:
 
     Raises:
         KvmError: the kernel does not give something.
+        VmmError: the machine has something that snapshots do not keep.
     """
+    if Feature.MTE in board.plan.features:
+        raise VmmError(
+            "the guest has memory tags (MTE), which snapshots do not keep",
+            hint="run it with --disable-mte",
+        )
     save_tables(board.irqchip)
     vcpus = tuple(save_vcpu(board, vcpu, virtual) for vcpu in board.vcpus)
     return State(
