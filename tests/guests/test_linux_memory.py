@@ -144,10 +144,10 @@ def test_memory_grows_fourfold_and_shrinks_while_fp_stress_runs(
     boot: Boot, fp: Path, version: str
 ) -> None:
     with boot(version, room=768, files=selftests.in_guest(fp)) as guest:
-        guest.shell("(cd /fp && exec ./fp-stress -t 600) >/fp.log 2>&1 &")
+        guest.shell("(cd /fp && exec ./fp-stress -t 600) >/fp.log 2>&1 & stress=$!")
         guest.shell(LOAD)
         check_plugging(guest, room=768)
-        guest.shell("pkill -INT fp-stress; while pgrep fp-stress; do sleep 1; done")
+        guest.shell("kill -INT $stress; wait $stress")
         log = guest.shell("cat /fp.log")
         assert "# Totals: pass:" in log
         assert "fail:0" in log

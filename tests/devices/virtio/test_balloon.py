@@ -6,12 +6,13 @@ import json
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
 
 from pyvmm.control.service import resident
 from pyvmm.devices.kept import StateError
-from pyvmm.devices.virtio.balloon import VirtioBalloon
+from pyvmm.devices.virtio.balloon import PFN_BLOCK, VirtioBalloon
 from pyvmm.devices.virtio.balloonpages import PAGE
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.layout import MIB, RAM_BASE
@@ -183,6 +184,35 @@ def test_reset_gives_all_pages_back_and_keeps_the_wish(rig: Rig) -> None:
 
     assert rig.balloon.info()["actual_bytes"] == 0
     assert rig.driver.read(NUM_PAGES) == 2
+
+
+def test_reset_in_the_middle_of_a_long_array_ends_it(rig: Rig) -> None:
+    """The lock is let go between blocks: nobody waits for a guest that names pages without end."""
+    rig.start()
+    guard = rig.balloon.guard
+    blocks: list[None] = []
+
+    class Resetting:
+        """A guard after which, the first time, another vCPU resets the device."""
+
+        def __enter__(self) -> None:
+            guard.__enter__()
+
+        def __exit__(self, *error: Any) -> bool:
+            swallowed = guard.__exit__(*error)
+            if rig.balloon.pages.count:
+                blocks.append(None)
+                rig.driver.reset()
+            return swallowed
+
+    rig.balloon.guard = cast("Any", Resetting())
+    data = struct.pack("<I", PAGES // PAGE) * (3 * PFN_BLOCK // 4)
+
+    rig.send(INFLATEQ, data)
+
+    assert len(blocks) == 1
+    assert rig.balloon.pages.count == 0
+    assert rig.lines == []
 
 
 # Statistics
