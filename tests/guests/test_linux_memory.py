@@ -154,6 +154,36 @@ def test_memory_grows_fourfold_and_shrinks_while_fp_stress_runs(
         assert "ismatch" not in log
 
 
+@pytest.mark.matrix
+@pytest.mark.parametrize("version", KERNELS)
+def test_balloon_and_plugged_memory_go_on_from_a_file(
+    boot: Boot, pyvmm_cmd: list[str], tmp_path: Path, version: str
+) -> None:
+    file = tmp_path / "guest.snap"
+    with boot(version, room=512) as guest:
+        guest.tell("memory", NAME, str(RAM + 256), "--wait", PATIENCE)
+        guest.tell("balloon", "-n", NAME, "-i", "64", "--wait", PATIENCE)
+        guest.shell("dd if=/dev/urandom of=/t/kept bs=1M count=120 2>/dev/null")
+        sums = guest.shell("md5sum /t/kept")
+        before = guest.stat()
+        guest.tell("save", NAME, str(file))
+
+    with Session([*pyvmm_cmd, "restore", str(file)]) as session:
+        session.type(b"\n")
+        session.wait_for(PROMPT)
+        guest = Guest(session, pyvmm_cmd)
+        after = guest.stat()
+        assert {**after["hotplug"]} == before["hotplug"]
+        for name in ("target_bytes", "actual_bytes", "has_driver"):
+            assert after["balloon"][name] == before["balloon"][name]
+        assert guest.shell("md5sum /t/kept") == sums
+        guest.tell("balloon", "-n", NAME, "--size", "0", "--wait", PATIENCE)
+        guest.tell("memory", NAME, str(RAM + 512), "--wait", PATIENCE)
+        guest.tell("memory", NAME, str(RAM), "--wait", PATIENCE)
+        assert guest.shell("md5sum /t/kept") == sums
+        assert guest.total() == pytest.approx(RAM, abs=50)
+
+
 def check_statistics(guest: Guest) -> None:
     """They are what the guest's /proc has at the moment."""
     said = guest.stat()["guest_memory"]
