@@ -33,6 +33,19 @@ echo "init: $(uname -r) on $(nproc) CPUs"
 exec setsid -c sh
 """
 
+# What an initramfs is for where drivers are modules: the way to the file system root= names.
+SWITCH_ROOT = b"""#!/bin/busybox sh
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t devtmpfs dev /dev
+for module in /modules/*; do insmod $module; done
+mkdir /root
+root=$(sed 's/.*root=//; s/ .*//' /proc/cmdline)
+mount -t ext4 $root /root
+umount /proc
+exec switch_root /root /sbin/init
+"""
+
 
 def image(version: str) -> Path:
     """The kernel of a Debian suite: 5.10, 6.1, 6.12 or 7.2."""
@@ -69,7 +82,7 @@ def modules(version: str, *names: str) -> dict[str, bytes]:
     return {f"modules/{n:02}-{name}.ko": data for n, (name, data) in enumerate(found.items())}
 
 
-def initramfs(files: dict[str, bytes] | None = None) -> bytes:
+def initramfs(files: dict[str, bytes] | None = None, init: bytes = INIT) -> bytes:
     """An initramfs of busybox, and more files (programs all of them), by their paths."""
     archive = io.BytesIO()
     writer = CpioWriter(archive)
@@ -77,7 +90,7 @@ def initramfs(files: dict[str, bytes] | None = None) -> bytes:
         writer.directory(directory)
     writer.device("dev/console", 5, 1)
     writer.file("bin/busybox", root.busybox(Progress()).read_bytes(), 0o755)
-    writer.file("init", INIT, 0o755)
+    writer.file("init", init, 0o755)
     for path, content in (files or {}).items():
         writer.file(path, content, 0o755)
     writer.close()

@@ -111,7 +111,7 @@ def _file_and_words(option: str, text: str, known: tuple[str, ...]) -> tuple[Pat
                 f"{option} {text}: {word!r} is not one of {', '.join(known)}",
                 hint="a file with a comma in its name needs a link to it",
             )
-    return Path(path), words
+    return Path(path).absolute(), words  # a snapshot may be restored from elsewhere
 
 
 def device_options(command: _Command) -> _Command:

@@ -20,6 +20,7 @@ from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.system import System
 from pyvmm.kvm.uapi import DeviceType
 from pyvmm.limits import most_memory
+from pyvmm.peripherals import MAKERS
 from pyvmm.snapshot.offer import registers_here
 from pyvmm.units import show_size
 from pyvmm.vcpus import host_features
@@ -119,6 +120,7 @@ def kvm_facts() -> Iterator[Fact]:
                 "kvm", "CPU features", ",".join(sorted(f.name for f in host_features(system)))
             )
             yield Fact("kvm", "counter Hz", native.counter_frequency())
+            yield _devices(system)
             yield from _capabilities(system)
             for name, value in registers_here(system).items():
                 yield Fact(REGISTERS, name, value)
@@ -168,6 +170,14 @@ def _gics(system: System) -> Iterator[Fact]:
             fatal=True,
         )
     yield Fact("kvm", "GICv3 ITS", found[DeviceType.ARM_VGIC_ITS])
+
+
+def _devices(system: System) -> Fact:
+    """The virtio devices a guest can have; all of them interrupt by an irqfd."""
+    kinds = sorted(["console", *(kind.__name__.lower() for kind in MAKERS)])
+    missing = [cap.name for cap in (Cap.IRQFD, Cap.IOEVENTFD) if not system.has(cap)]
+    lack = f"this host's KVM lacks {' and '.join(missing)}, which they need" if missing else ""
+    return Fact("kvm", "virtio devices", "" if missing else ", ".join(kinds), lack)
 
 
 def _capabilities(system: System) -> Iterator[Fact]:

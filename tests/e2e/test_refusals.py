@@ -135,3 +135,26 @@ def test_bad_number_or_choice_is_refused(
 
     assert words in message(done)
     assert done.returncode == code
+
+
+DISKS: dict[str, tuple[int, str]] = {  # the option's value, with FILE for a file of 1000 bytes
+    "-d FILE.none": (2, "No such file or directory"),
+    "-d .": (2, "is a directory"),
+    "-d FILE,rw": (2, "'rw' is not one of ro, direct"),
+    "-d FILE -d FILE": (3, "is in use"),
+    "--pmem FILE": (2, "not a whole number of 2 MiB"),
+    "--pmem FILE.none": (2, "No such file or directory"),
+}
+
+
+@pytest.mark.parametrize("options", DISKS)
+def test_disk_that_is_none_is_refused(options: str, pyvmm: Pyvmm, tmp_path: Path) -> None:
+    code, words = DISKS[options]
+    file = tmp_path / "disk"
+    file.write_bytes(bytes(1000))
+    given = [word.replace("FILE", str(file)) for word in options.split()]
+
+    done = pyvmm("run", "hello", *given)
+
+    assert done.returncode == code, done.stderr
+    assert words in message(done)

@@ -160,3 +160,34 @@ def test_guest_killed_amid_writes_recovers_as_after_a_power_cut(
     for number in range(1, 6):
         expected = (f"{number}\n" * 20000).encode()[:20000]
         assert ext4.sha256(image, f"d/{number}") == ext4.sha256_of(expected)
+
+
+@pytest.mark.matrix
+def test_guest_saved_amid_writes_goes_on_and_loses_nothing(
+    boot: Boot, pyvmm_cmd: list[str], tmp_path: Path
+) -> None:
+    disk, file = empty(tmp_path / "disk"), tmp_path / "guest.snap"
+    with boot("-d", str(disk), "--name", "amid") as guest:
+        make_file_system(guest, "/dev/vda")
+        guest.type(
+            b"for n in 1 2 3 4 5 6 7 8; do (dd if=/dev/urandom bs=4k count=256 | tee /tmp$n "
+            b"| dd of=/mnt/f$n bs=4k conv=fsync; echo done $n) 2>/dev/null & done; wait; "
+            b"sha256sum /tmp[1-8] | cut -c1-64; echo summed\n"
+        )
+        guest.wait_for(b"done ")  # one of them; the others are in the middle
+        saved = subprocess.run([*pyvmm_cmd, "save", "amid", str(file)], capture_output=True)
+        assert saved.returncode == 0, saved.stderr
+        assert guest.end() == 0
+
+    with Session([*pyvmm_cmd, "restore", str(file)]) as guest:
+        lines = guest.wait_for(b"summed\r\n").decode().split()
+        guest.wait_for(PROMPT)
+        typed = [line for line in lines if len(line) == 64]
+        assert len(typed) == 8
+        guest.shell("echo 3 >/proc/sys/vm/drop_caches")
+        in_guest = sums(guest, *(f"/mnt/f{n}" for n in range(1, 9)))
+        assert list(in_guest.values()) == typed
+        unmount(guest, "/dev/vda")
+        guest.type(b"poweroff -f\n")
+        assert guest.end() == 0
+    check_outside(disk, in_guest)

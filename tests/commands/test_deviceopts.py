@@ -1,0 +1,62 @@
+"""What the options for devices ask for, and what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pyvmm.commands._deviceopts import read_disk, read_pmem
+from pyvmm.deviceconfig import Disk, Pmem
+from pyvmm.errors import UsageError
+from pyvmm.layout import MIB
+
+HERE = Path.cwd()
+
+
+@pytest.mark.parametrize(
+    ("text", "disk"),
+    [
+        ("root.img", Disk(path=HERE / "root.img")),
+        ("root.img,ro", Disk(path=HERE / "root.img", read_only=True)),
+        ("/dev/sdz,direct", Disk(path=Path("/dev/sdz"), direct=True)),
+        ("a,direct,ro", Disk(path=HERE / "a", read_only=True, direct=True)),
+    ],
+)
+def test_disk_is_a_file_and_words(text: str, disk: Disk) -> None:
+    assert read_disk(text) == disk
+
+
+@pytest.mark.parametrize("text", ["", ",ro", "a,", "a,rw", "a,ro,x"])
+def test_disk_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^-d "):
+        read_disk(text)
+
+
+def test_persistent_memory_is_a_file_and_perhaps_ro() -> None:
+    assert read_pmem("/a,ro") == Pmem(path=Path("/a"), read_only=True)
+    with pytest.raises(UsageError, match=r"^--pmem /a,direct: 'direct' is not one of ro"):
+        read_pmem("/a,direct")
+
+
+@pytest.mark.parametrize("size", [0, 1000, 2 * MIB + 4096])
+def test_persistent_memory_is_in_whole_2_mib(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "pmem"
+    path.write_bytes(bytes(size))
+
+    with pytest.raises(UsageError, match="2 MiB") as caught:
+        Pmem(path=path).window_size()
+    assert caught.value.hint == f"truncate -s %2M {path} adds what is missing"
+
+
+def test_persistent_memory_is_as_large_as_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "pmem"
+    with path.open("wb") as file:
+        file.truncate(4 * MIB)
+
+    assert Pmem(path=path).window_size() == 4 * MIB
+
+
+def test_persistent_memory_that_is_missing_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        Pmem(path=tmp_path / "none").window_size()
