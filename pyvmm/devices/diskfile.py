@@ -89,8 +89,9 @@ class DiskFile:
     def read(self, buffers: Buffers, offset: int) -> None:
         """Fill the buffers from ``offset`` on; raises EIO if the file has become shorter."""
         try:
-            with _Span(buffers) as span:
-                _read(self.fd, span, offset)
+            if os.preadv(self.fd, buffers, offset) != sum(map(len, buffers)):
+                with _Span(buffers) as span:
+                    _read(self.fd, span, offset)
         except OSError as error:
             if not self.direct or error.errno != errno.EINVAL:
                 raise
@@ -100,8 +101,9 @@ class DiskFile:
         """Write the buffers at ``offset``; ``durable`` returns when they are on the disk."""
         flags = os.RWF_DSYNC if durable else 0
         try:
-            with _Span(buffers) as span:
-                _write(self.fd, span, offset, flags)
+            if os.pwritev(self.fd, buffers, offset, flags) != sum(map(len, buffers)):
+                with _Span(buffers) as span:
+                    _write(self.fd, span, offset, flags)
         except OSError as error:
             if not self.direct or error.errno != errno.EINVAL:
                 raise

@@ -234,18 +234,19 @@ def _take_apart(chain: Chain) -> Request:
     """
     if chain.readable_size < HEADER.size or not chain.writable_size:
         raise QueueError(f"requestq chain {chain.head}: no header, or no room for a status")
-    first = chain.readable[0]
-    head = first if len(first) >= HEADER.size else b"".join(_cut(chain.readable, 0, HEADER.size))
-    type_, _, sector = HEADER.unpack_from(head)
+    first, last = chain.readable[0], chain.writable[-1]
     room_size = chain.writable_size - 1
+    # Most drivers have header and status in buffers of their own.
+    if len(first) == HEADER.size:
+        head: bytes | memoryview = first
+        given = chain.readable[1:]
+    else:
+        head = b"".join(_cut(chain.readable, 0, HEADER.size))
+        given = _cut(chain.readable, HEADER.size, chain.readable_size)
+    room = chain.writable[:-1] if len(last) == 1 else _cut(chain.writable, 0, room_size)
+    type_, _, sector = HEADER.unpack(head)
     return Request(
-        type_,
-        sector,
-        _cut(chain.readable, HEADER.size, chain.readable_size),
-        chain.readable_size - HEADER.size,
-        _cut(chain.writable, 0, room_size),
-        room_size,
-        chain.writable[-1][-1:],
+        type_, sector, given, chain.readable_size - HEADER.size, room, room_size, last[-1:]
     )
 
 
