@@ -6,8 +6,8 @@ Values are hexadecimal text with all of a register's digits: a JSON number loses
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
+from itertools import chain
 from typing import Protocol, TypedDict
 
 from pyvmm.arm64 import sysregs, vl
@@ -102,20 +102,26 @@ def _read_all(vcpu: Parked, gic: CpuInterfaces | None) -> tuple[dict[str, int], 
     """The values by name, and the errno of each register that KVM does not give."""
     values: dict[str, int] = {}
     errors: dict[str, str] = {}
-
-    def read(name: str, get: Callable[[int], int], number: int) -> None:
-        try:
-            values[name] = get(number)
-        except KvmError as error:
-            errors[name] = error.errno_name
-
-    for reg_id in vcpu.get_reg_list():
-        read(regs.name(reg_id, sysregs.NAMES), vcpu.get_one_reg, reg_id)
-    if gic is not None:
-        mpidr = vcpu.get_one_reg(MPIDR_EL1)
-        for name in ICC_REGISTERS:
-            read(name, partial(gic.get_cpu_sysreg, mpidr), sysregs.ENCODINGS[name])
+    for reg_id, value, error in chain(regs.read_all(vcpu), _cpu_interface(vcpu, gic)):
+        name = regs.name(reg_id, sysregs.NAMES)
+        if value is None:
+            errors[name] = error
+        else:
+            values[name] = value
     return values, errors
+
+
+def _cpu_interface(vcpu: Parked, gic: CpuInterfaces | None) -> Iterator[regs.Held]:
+    """The GIC's registers for that vCPU, as if KVM_GET_REG_LIST had them."""
+    if gic is None:
+        return
+    mpidr = vcpu.get_one_reg(MPIDR_EL1)
+    for name in ICC_REGISTERS:
+        reg_id = regs.lookup(name, sysregs.ENCODINGS)
+        try:
+            yield regs.Held(reg_id, gic.get_cpu_sysreg(mpidr, sysregs.ENCODINGS[name]))
+        except KvmError as error:
+            yield regs.Held(reg_id, None, error.errno_name)
 
 
 def _text(name: str, value: int, vector_bits: int) -> str:

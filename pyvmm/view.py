@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pyvmm.arm64 import sysregs, vl
@@ -170,21 +171,24 @@ class RegisterView(regs.RegisterFile):
 
     def registers(self) -> Iterator[Register]:
         """Every register of KVM_GET_REG_LIST, in its order."""
-        for reg_id in self.get_reg_list():
-            value, error = None, ""
-            try:
-                value = self.get_value(reg_id)
-            except KvmError as refused:
-                error = refused.errno_name
+        for reg_id, number, error in regs.read_all(self):
+            value = None if number is None else self._typed(reg_id, number)
             yield Register(reg_id, _name(reg_id), regs.size(reg_id), value, error)
 
     def get_value(self, reg_id: int) -> Value:
         """Read a register by its id: a number, with its fields if it has some, or with lanes."""
         if reg_id in _SCALABLE:
             return _read(self, *_SCALABLE[reg_id])
+        return self._typed(reg_id, self.get_one_reg(reg_id))
+
+    def _typed(self, reg_id: int, number: int) -> Value:
+        """What that register is with that content, which of a scalable one is its first slice's."""
+        if reg_id in _SCALABLE:
+            kind, id_of = _SCALABLE[reg_id]
+            longest = _longest(self, id_of)
+            return kind(number | _further(self, longest // kind.SHARE, id_of), longest)
         if reg_id == regs.SVE_VLS:
-            return sve.read_vls(self)
-        number = self.get_one_reg(reg_id)
+            return sve.lengths(number)
         if reg_id in _VS:
             return Vector(number, 8 * regs.size(reg_id))
         fields = decode(_name(reg_id), number)
@@ -203,10 +207,16 @@ class RegisterView(regs.RegisterFile):
 def _read(view: RegisterView, kind: type[S], id_of: Callable[[int], int]) -> S:
     """A scalable register, put together of its slices."""
     longest = _longest(view, id_of)
+    first = view.get_one_reg(id_of(0))
+    return kind(first | _further(view, longest // kind.SHARE, id_of), longest)
+
+
+def _further(view: RegisterView, bits: int, id_of: Callable[[int], int]) -> int:
+    """What slices after the first add to a scalable register: nothing, at today's lengths."""
     value = 0
-    for reg_id, shift, _ in _slices(longest // kind.SHARE, id_of):
+    for reg_id, shift, _ in islice(_slices(bits, id_of), 1, None):
         value |= view.get_one_reg(reg_id) << shift
-    return kind(value, longest)
+    return value
 
 
 def _write(view: RegisterView, kind: type[S], id_of: Callable[[int], int], value: Value) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -41,13 +41,12 @@ class Place:
         """How -n NAME says which of two VMs of one name is meant."""
         return self.name or "local"
 
-    def ask(self, questions: Iterable[Message]) -> list[Message]:
+    def ask(self, questions: Sequence[Message]) -> list[Message]:
         """The answers to questions about the VMs there, in order."""
         if self.running is None:
-            return [client.answer(question) for question in questions]
-        asked = list(questions)
-        lines = b"".join(map(pack, asked))
-        requests = [question.get("request") or {} for question in asked]
+            return client.answers(questions)
+        lines = b"".join(map(pack, questions))
+        requests = [question.get("request") or {} for question in questions]
         patience_s = max(map(client.patience_of, requests), default=0.0) + RELAY_S
         answers = capture(self.running, RELAY, lines, patience_s=patience_s)
         return [json.loads(line) for line in answers.splitlines()]
@@ -66,15 +65,29 @@ class Vm:
         return str(self.info["name"])
 
     def ask(self, request: Message) -> Message:
-        """Its reply to one request, with its name and place; "ok" says whether it worked.
+        """Its reply to one request; see ``ask_all``."""
+        (reply,) = ask_all([self], request)
+        return reply
 
-        A place that has ended, or does not answer, is such a reply too: other VMs get theirs.
-        """
+
+def ask_all(vms: Sequence[Vm], request: Message) -> list[Message]:
+    """The replies of VMs to one request, with their names and places; "ok" says whether it worked.
+
+    All are asked at the same time.  A place that has ended, or does not answer, is such a reply of
+    each VM there: others give theirs.
+    """
+    places = {id(vm.place): vm.place for vm in vms}
+
+    def ask_at(place: Place) -> Iterator[Message]:
+        there = [vm.name for vm in vms if vm.place is place]
         try:
-            (reply,) = self.place.ask([{"vm": self.name, "request": request}])
+            replies = place.ask([{"vm": name, "request": request} for name in there])
         except HostError as error:
-            reply = failure_of(error)
-        return {"name": self.name, "host": self.place.name, **reply}
+            replies = [failure_of(error)] * len(there)
+        return iter(replies)
+
+    replies = dict(zip(places, client.at_once(ask_at, list(places.values())), strict=True))
+    return [{"name": vm.name, "host": vm.place.name, **next(replies[id(vm.place)])} for vm in vms]
 
 
 def vm_options(command: _Command) -> _Command:
@@ -90,7 +103,7 @@ def vm_options(command: _Command) -> _Command:
 
 def everyone() -> list[Vm]:
     """Every VM of this user's; a place that does not answer is told of on stderr."""
-    return [vm for place in _places() for vm in _vms_at(place)]
+    return [vm for there in client.at_once(_vms_at, list(_places())) for vm in there]
 
 
 def chosen(name: str | None, everything: bool) -> list[Vm]:
@@ -117,7 +130,7 @@ def chosen(name: str | None, everything: bool) -> list[Vm]:
 
 def tell(vms: list[Vm], request: Message, as_json: bool, done: str) -> int:
     """Send VMs a request, and say that it is done, or print the replies as JSON."""
-    replies = [vm.ask(request) for vm in vms]
+    replies = ask_all(vms, request)
     if as_json:
         print_json(replies)
     elif not replies:

@@ -8,7 +8,7 @@ import click
 
 from pyvmm.commands._devices import show_devices
 from pyvmm.commands._registers import PARTS, show_registers
-from pyvmm.commands._vms import answered, chosen, print_json, tell, verdict, vm_options
+from pyvmm.commands._vms import answered, ask_all, chosen, print_json, tell, verdict, vm_options
 from pyvmm.control.wire import Message
 from pyvmm.errors import UsageError
 
@@ -44,7 +44,7 @@ def debug(
     request: Message = {"do": "registers", "vcpu": vcpu, "whole": whole}
     if devices:
         request = {"do": "devices"}
-    replies = [vm.ask(request) for vm in chosen(name, everything)]
+    replies = ask_all(chosen(name, everything), request)
     if as_json:
         print_json(replies)
         return verdict(replies)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import click
 
 from pyvmm.commands._memory import balloon_line, memory_line, statistics_lines
-from pyvmm.commands._vms import Vm, answered, chosen, print_json, verdict, vm_options
+from pyvmm.commands._vms import Vm, answered, ask_all, chosen, print_json, verdict, vm_options
 from pyvmm.control.wire import Message
 from pyvmm.units import show_size
 
@@ -36,7 +36,7 @@ def stat(
     """
     vms = chosen(name, everything)
     if as_json or once or not sys.stdout.isatty():
-        replies = [vm.ask({"do": "stat"}) for vm in vms]
+        replies = ask_all(vms, {"do": "stat"})
         if as_json:
             print_json(replies)
         else:
@@ -67,11 +67,12 @@ def _watch(vms: list[Vm], memory: bool, interval_s: float) -> int:
 
 
 def _look(
-    watched: Iterable[tuple[Vm, Message | None]],
+    watched: Sequence[tuple[Vm, Message | None]],
 ) -> list[tuple[Vm, Message | None, Message]]:
     """Of each VM that still answers, what it said before and says now."""
-    asked = [(vm, before, vm.ask({"do": "stat"})) for vm, before in watched]
-    return [(vm, before, now) for vm, before, now in asked if now["ok"]]
+    replies = ask_all([vm for vm, _ in watched], {"do": "stat"})
+    pairs = zip(watched, replies, strict=True)
+    return [(vm, before, now) for (vm, before), now in pairs if now["ok"]]
 
 
 def lines(reply: Message, before: Message | None, memory: bool = False) -> Iterator[str]:

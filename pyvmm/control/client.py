@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from pyvmm.control.sockets import running
 from pyvmm.control.wire import (
@@ -34,6 +36,9 @@ SAVE_S: Final = 3600.0  # for a snapshot
 END_S: Final = 20.0  # for a VM that was told to stop
 CHUNK: Final = 1 << 20
 
+_Asked = TypeVar("_Asked")
+_Reply = TypeVar("_Reply")
+
 
 class Gone(HostError):
     """The VM ended before it answered."""
@@ -43,7 +48,7 @@ def answer(question: Message) -> Message:
     """The answer to a question about this user's VMs on this machine; never raises VmmError."""
     name = question.get("vm")
     if name is None:
-        return {"ok": True, "vms": list(_everyone())}
+        return {"ok": True, "vms": _everyone()}
     for path in running():
         if path.stem == name:
             try:
@@ -53,25 +58,51 @@ def answer(question: Message) -> Message:
     return failure(f"no VM called {name} is running", "pyvmm list shows those that are", EXIT_USAGE)
 
 
+def answers(questions: Sequence[Message]) -> list[Message]:
+    """The answers to questions, in their order."""
+    return at_once(answer, questions)
+
+
 def relay() -> None:
-    """Answer the questions on standard input, a line each."""
-    for line in sys.stdin.buffer:
-        sys.stdout.write(pack(answer(parse(line))).decode())
-        sys.stdout.flush()
+    """Answer the questions on standard input, a line each, when all have come."""
+    for reply in answers([parse(line) for line in sys.stdin.buffer]):
+        sys.stdout.write(pack(reply).decode())
 
 
-def _everyone() -> Iterator[Message]:
-    """What every VM is; of one that does not say, its name and why."""
-    for path in running():
+def at_once(ask_one: Callable[[_Asked], _Reply], asked: Sequence[_Asked]) -> list[_Reply]:
+    """Every reply, in order, asked for at the same time: one that takes long holds up no other."""
+    if len(asked) < 2:
+        return [ask_one(one) for one in asked]
+    replies: list[Future[_Reply]] = [Future() for _ in asked]
+
+    def work(one: _Asked, reply: Future[_Reply]) -> None:
         try:
-            reply = ask(path, {"do": "info"})
-        except Gone:
-            continue
-        except HostError as error:
-            reply = failure_of(error)
-        if reply["ok"] and not is_info(reply, path.stem):
-            reply = failure(f"{path} is no VM of pyvmm's: that is not what it is", "remove it")
-        yield reply if reply["ok"] else {**reply, "name": path.stem, "state": "not answering"}
+            reply.set_result(ask_one(one))
+        except BaseException as error:
+            reply.set_exception(error)
+
+    for one, reply in zip(asked, replies, strict=True):
+        # A daemon: Ctrl-C waits for nobody.
+        threading.Thread(target=work, args=(one, reply), daemon=True).start()
+    return [reply.result() for reply in replies]
+
+
+def _everyone() -> list[Message]:
+    """What every VM is; of one that does not say, its name and why."""
+    return [info for info in at_once(_info, list(running())) if info is not None]
+
+
+def _info(path: Path) -> Message | None:
+    """What a VM is, or None where it has just ended."""
+    try:
+        reply = ask(path, {"do": "info"})
+    except Gone:
+        return None
+    except HostError as error:
+        reply = failure_of(error)
+    if reply["ok"] and not is_info(reply, path.stem):
+        reply = failure(f"{path} is no VM of pyvmm's: that is not what it is", "remove it")
+    return reply if reply["ok"] else {**reply, "name": path.stem, "state": "not answering"}
 
 
 def ask(path: Path, request: Message) -> Message:

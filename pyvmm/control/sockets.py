@@ -123,13 +123,16 @@ def _try(path: Path) -> int | None:
 
 
 def _listen(path: Path) -> socket.socket:
-    """A socket that clients find at ``path``; the caller holds its name."""
-    _remove_stale(path)
+    """A socket that clients find at ``path`` once it listens; the caller holds its name."""
+    fresh = path.with_suffix(".new")
+    for left in (path, fresh):
+        _remove_stale(left)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        listener.bind(os.fsencode(path))
-        path.chmod(0o600)
+        listener.bind(os.fsencode(fresh))
+        fresh.chmod(0o600)
         listener.listen(BACKLOG)
+        fresh.rename(path)
     except OSError as error:
         listener.close()
         raise HostError(f"cannot make the control socket {path}: {error.strerror}") from error

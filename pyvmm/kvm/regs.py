@@ -11,8 +11,10 @@ Size is log2 of the bytes.  Source: Documentation/virt/kvm/api.rst, KVM_SET_ONE_
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, Protocol
+
+from pyvmm.errors import KvmError
 
 ARM64 = 0x6000_0000_0000_0000
 _SIZE_SHIFT = 52
@@ -40,6 +42,24 @@ class RegisterFile(Protocol):
 
     def get_reg_list(self) -> list[int]:
         """The ids of all registers there are."""
+
+
+class Held(NamedTuple):
+    """A register and what it holds; of one that is not given, None and the errno's name."""
+
+    id: int
+    value: int | None
+    error: str = ""
+
+
+def read_all(file: RegisterFile) -> Iterator[Held]:
+    """Every register that is listed, in the list's order."""
+    for reg_id in file.get_reg_list():
+        try:
+            held = Held(reg_id, file.get_one_reg(reg_id))
+        except KvmError as error:
+            held = Held(reg_id, None, error.errno_name)
+        yield held
 
 
 def size(reg_id: int) -> int:

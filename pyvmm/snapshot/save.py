@@ -22,7 +22,7 @@ from pyvmm.arm64 import sysregs
 from pyvmm.board import MPIDR_EL1, Board
 from pyvmm.config import Config
 from pyvmm.devices.device import Device
-from pyvmm.errors import KvmError, UsageError, VmmError
+from pyvmm.errors import UsageError, VmmError
 from pyvmm.kvm import native, regs
 from pyvmm.kvm.uapi import MpState, VcpuFeature
 from pyvmm.limits import Feature
@@ -155,11 +155,11 @@ def save_vcpu(board: Board, vcpu: MachineVcpu, virtual: int) -> VcpuState:
     """One vCPU, with every register that KVM lists."""
     registers: dict[int, int] = {}
     refused: dict[str, str] = {}
-    for reg_id in vcpu.get_reg_list():
-        try:
-            registers[reg_id] = vcpu.get_one_reg(reg_id)
-        except KvmError as error:
-            refused[f"{reg_id:#x}"] = error.errno_name
+    for reg_id, value, error in regs.read_all(vcpu):
+        if value is None:
+            refused[f"{reg_id:#x}"] = error
+        else:
+            registers[reg_id] = value
     _stop_counters(registers, virtual)
     features = features_of(board.plan)
     return VcpuState(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from pyvmm.commands import _vms
 from pyvmm.commands._devices import show_devices
-from pyvmm.commands._vms import Place, Vm, chosen
+from pyvmm.commands._vms import Place, Vm, ask_all, chosen
 from pyvmm.commands.list import lines as list_lines
 from pyvmm.commands.stat import _look
 from pyvmm.commands.stat import lines as stat_lines
@@ -111,10 +112,10 @@ class Told(Elsewhere):
 
     answers: list[Message]
 
-    def ask(self, questions: Iterable[Message]) -> list[Message]:
+    def ask(self, questions: Sequence[Message]) -> list[Message]:
         if not self.answers:
             raise HostError("it has ended")
-        return [self.answers.pop(0)]
+        return [self.answers.pop(0) for _ in questions]
 
 
 def told(*answers: Message) -> Told:
@@ -128,6 +129,28 @@ def test_host_that_has_ended_is_the_reply_of_its_vms() -> None:
 
     assert (reply["ok"], reply["name"], reply["error"]) == (False, "two", "it has ended")
     assert reply["exit_code"] == 3
+
+
+def test_all_are_asked_at_once_and_reply_in_their_order() -> None:
+    class Slow(Told):
+        def ask(self, questions: Sequence[Message]) -> list[Message]:
+            together.wait(30)  # broken if one is asked after the other
+            return super().ask(questions)
+
+    def slow(*answers: Message) -> Slow:
+        place = Slow(None)
+        object.__setattr__(place, "answers", list(answers))
+        return place
+
+    together = threading.Barrier(3)
+    one, other, gone = slow({"ok": True, "n": 1}, {"ok": True, "n": 3}), slow({"ok": True}), slow()
+    vms = [vm("a", one), vm("b", gone), vm("c", one), vm("d", other), vm("e", gone)]
+
+    replies = ask_all(vms, {"do": "stat"})
+
+    assert [reply["name"] for reply in replies] == ["a", "b", "c", "d", "e"]
+    assert [reply["ok"] for reply in replies] == [True, False, True, True, False]
+    assert [reply.get("n") for reply in replies] == [1, None, 3, None, None]
 
 
 def test_stat_looks_at_both_vms_of_one_name_until_they_end() -> None:

@@ -145,7 +145,7 @@ def test_large_reply_arrives_at_a_client_that_reads_slowly(path: Path) -> None:
 def test_client_that_hangs_is_let_go(
     said: bytes, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(server, "PATIENCE_S", 1.0)  # for the other one, too
     with connect(path) as connection:
         connection.sendall(said)
         other = client.ask(path, {"do": "echo"})
@@ -226,6 +226,21 @@ def test_question_about_a_vm_that_does_not_run_says_so() -> None:
 
     assert reply["ok"] is False
     assert "nobody" in reply["error"]
+
+
+def test_silent_vms_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(3)
+
+    def silent(path: Path, request: Message) -> Message:
+        together.wait(30)  # broken if one is asked after the other
+        raise HostError(f"the VM {path.stem} does not answer")
+
+    monkeypatch.setattr(client, "ask", silent)
+    with Claim("a"), Claim("b"), Claim("c"):
+        reply = client.answer({"vm": None})
+
+    assert [vm["name"] for vm in reply["vms"]] == ["a", "b", "c"]
+    assert {vm["state"] for vm in reply["vms"]} == {"not answering"}
 
 
 def test_client_is_served_once_there_is_a_descriptor_for_it(

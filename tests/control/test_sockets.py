@@ -51,6 +51,21 @@ def test_claim_makes_a_socket_for_its_owner_alone() -> None:
     assert stat.S_IMODE(claim.path.parent.stat().st_mode) == 0o700
 
 
+def test_socket_is_found_only_once_it_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[bool] = []
+
+    class Spied(socket.socket):
+        def listen(self, backlog: int = 0, /) -> None:
+            found.append((runtime_dir("vms") / "it.sock").exists())
+            super().listen(backlog)
+
+    monkeypatch.setattr("pyvmm.control.sockets.socket.socket", Spied)
+    with Claim("it") as claim:
+        assert claim.path.exists()
+
+    assert found == [False]
+
+
 def test_claim_leaves_nothing_behind() -> None:
     with Claim("it") as claim:
         assert names() == ["it"]
