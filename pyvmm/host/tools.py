@@ -97,21 +97,26 @@ def trees_dir() -> Path:
     return cache_dir("trees")
 
 
-def _library_path(root: Path, *directories: str) -> str:
+def _library_path(root: Path, *directories: str, machine: str | None = None) -> str:
     """Where a tree keeps its libraries, for a loader; ``directories`` are looked through too."""
-    triplet = TRIPLETS[platform.machine()]
+    triplet = TRIPLETS[machine or platform.machine()]
     found = [root / base / triplet for base in directories]
     found += sorted({library.parent for library in found[-1].glob("*/*.so.*")})
     return ":".join(map(str, found))
 
 
-def through_loader(root: Path, program: str, *arguments: str) -> tuple[str, ...]:
-    """Return the command that runs a tree's program with the tree's own C library."""
-    name = LOADERS[platform.machine()]
+def through_loader(
+    root: Path, program: str, *arguments: str, machine: str | None = None
+) -> tuple[str, ...]:
+    """Return the command that runs a tree's program with the tree's own C library.
+
+    ``machine`` is what the tree is for, if not this machine: "aarch64" for the emulated host.
+    """
+    name = LOADERS[machine or platform.machine()]
     loader = next((p for p in sorted(root.glob(f"**/{name}")) if p.exists()), None)
     if loader is None:
         raise HostError(f"{root} holds no {name}", hint="pyvmm host rm --all")
-    path = _library_path(root, "lib", "usr/lib")
+    path = _library_path(root, "lib", "usr/lib", machine=machine)
     return (str(loader), "--library-path", path, str(root / program), *arguments)
 
 

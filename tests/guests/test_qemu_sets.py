@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from pyvmm.host.progress import Progress
-from pyvmm.host.tools import TOOLS_SUITE, tree
+from pyvmm.host.tools import TOOLS_SUITE, through_loader, tree
 from tests.e2e import vls
 
 pytestmark = [pytest.mark.e2e, pytest.mark.matrix, pytest.mark.timeout(900)]
@@ -43,11 +43,10 @@ class Qemu:
 
     def __init__(self, into: list[str]) -> None:
         root = tree("qemu-arm64", TOOLS_SUITE, ["qemu-system-arm:arm64"], Progress())
-        libraries = {path.parent for path in root.glob("**/aarch64-linux-gnu/**/lib*.so*")}
-        loader = root / "lib/aarch64-linux-gnu/ld-linux-aarch64.so.1"
+        firmware = ("-L", str(root / "usr/share/qemu"))
+        program = "usr/bin/qemu-system-aarch64"
         self._command = [
-            *into, str(loader), "--library-path", ":".join(map(str, sorted(libraries))),
-            str(root / "usr/bin/qemu-system-aarch64"), "-L", str(root / "usr/share/qemu"),
+            *into, *through_loader(root, program, *firmware, machine="aarch64"),
             "-accel", "kvm", "-M", "virt,gic-version=3", "-nodefaults", "-display", "none",
             "-S", "-qmp", "stdio",
         ]  # fmt: skip
