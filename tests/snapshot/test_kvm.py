@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from pyvmm.memory import GuestMemory
-from pyvmm.snapshot import pages
+from pyvmm.snapshot import classes, pages
+from pyvmm.snapshot.compare import compare
 from pyvmm.snapshot.format import BLOCK, PAGE
+from pyvmm.snapshot.look import Snapshot
 from pyvmm.snapshot.reader import SnapshotFile
+from tests.snapshot import machines
 from tests.snapshot.files import BASE, FILLERS, SIZE, restored, save, write_scene
 
 pytestmark = pytest.mark.kvm
@@ -70,3 +73,36 @@ def test_kernel_tells_which_memory_was_touched() -> None:
         assert low <= BASE + 8 * BLOCK < high
         assert high - low <= BLOCK
         assert pages.used(memory, [(low, high)]) == [(BASE + 8 * BLOCK, BASE + 8 * BLOCK + PAGE)]
+
+
+def test_snapshot_shows_what_the_machine_had(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.snap", tmp_path / "second.snap"
+    with machines.boot(frozenset({128, 256})) as guest:
+        guest.go_on()
+        machine = guest.machine
+        machine.pause()
+        machine.save(first)
+        machine.save(second)
+        with Snapshot(first) as a, Snapshot(second) as b:
+            for saved, live in zip(a.vcpus, machine.vcpus, strict=True):
+                there = {row.id: row.value for row in live.registers()}
+                shown = {row.id: row.value for row in saved.registers()}
+                assert there.keys() == shown.keys()
+                changed = {reg_id for reg_id in there if there[reg_id] != shown[reg_id]}
+                assert all(classes.class_of(reg_id).ticks for reg_id in changed)
+                assert saved.z[3] == live.z[3]
+                assert saved.vl_in_use == live.vl_in_use
+            ram = machine.memory
+            assert a.read(ram.base, ram.size) == ram.read(ram.base, ram.size)
+            assert not compare(a, b).differ
+        machine.resume()
+        guest.go_on()
+        machine.pause()
+        machine.save(second)
+        with Snapshot(first) as a, Snapshot(second) as b:
+            found = compare(a, b)
+            assert found.differ
+            assert {change.where for change in found.changes} >= {"vCPU 0", "vCPU 1"}
+            assert found.memory  # its counts of rounds
+        machine.resume()
+        assert guest.finish() == 0, guest.text
