@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import platform
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pyvmm import __version__, host
 from pyvmm.computer import kind_of_machine
 from pyvmm.errors import EXIT_SIGNAL, HostError
-from pyvmm.host import share
+from pyvmm.host import kmodule, share
 from pyvmm.host.capture import CommandFailed, capture
 from pyvmm.host.connection import Unreachable
 from pyvmm.host.instance import Instance
@@ -88,7 +89,7 @@ class Outcome:
 def perform(job: Job, progress: Progress) -> Outcome:
     """Do the job on this machine's KVM or in its emulated host.
 
-    Raises: HostError, where there is no host to do it in, or no module for it.
+    Raises: HostError, where there is no host to do it in.
     """
     if host.is_local(job.where):
         return _here(job, progress)
@@ -105,27 +106,21 @@ def perform(job: Job, progress: Progress) -> Outcome:
 
 
 def _here(job: Job, progress: Progress) -> Outcome:
-    module = None
-    if (source := job.module_source) is not None:
-        from pyvmm.host import kmodule
-
-        module = kmodule.build_for_this_machine(source, progress)
-    evidence = worker.do(_case(job, module))
     machine = f"{kind_of_machine() or 'hardware'}, Linux {platform.release()}"
-    return Outcome(job=job, evidence=evidence, machine=machine)
+    try:
+        module = _module(job, kmodule.build_for_this_machine, progress)
+    except HostError as error:
+        return Outcome(job=job, evidence={LOST: _lost(error)}, machine=machine)
+    return Outcome(job=job, evidence=worker.do(_case(job, module)), machine=machine)
 
 
 def _inside(job: Job, running: Running, progress: Progress) -> Outcome:
-    module = None
-    if (source := job.module_source) is not None:
-        from pyvmm.host import kmodule
-
-        module = kmodule.build(job.where.kernel, source, progress)
-    share.refuse_hidden([*job.files.values(), *([module] if module else [])])
     machine = f"emulated: {running.description}, Linux {running.facts.get('kernel')}"
-    data = json.dumps(asdict(_case(job, module))).encode()
     argv = ["python3", "-m", worker.__name__]
     try:
+        module = _module(job, partial(kmodule.build, job.where.kernel), progress)
+        share.refuse_hidden([*job.files.values(), *([module] if module else [])])
+        data = json.dumps(asdict(_case(job, module))).encode()
         answer = capture(running, argv, data, as_root=True, patience_s=PATIENCE_S)
     except Unreachable:
         raise
@@ -134,10 +129,17 @@ def _inside(job: Job, running: Running, progress: Progress) -> Outcome:
     return Outcome(job=job, evidence=json.loads(answer), machine=machine)
 
 
+def _module(job: Job, build: Callable[[Path, Progress], Path], progress: Progress) -> Path | None:
+    """The kernel module, built, where the job wants one."""
+    source = job.module_source
+    return None if source is None else build(source, progress)
+
+
 def _lost(error: HostError) -> tuple[str, int, tuple[str, ...]]:
     """The verdict where nothing came back: never that nothing is wrong."""
     killed = isinstance(error, CommandFailed) and error.code == EXIT_SIGNAL + signal.SIGKILL
-    return ("KILLED BY KERNEL" if killed else "INCONCLUSIVE", CANNOT_TELL, (error.message,))
+    why = (error.message, *([f"hint: {error.hint}"] if error.hint else []))
+    return ("KILLED BY KERNEL" if killed else "INCONCLUSIVE", CANNOT_TELL, why)
 
 
 def _case(job: Job, module: Path | None) -> Case:

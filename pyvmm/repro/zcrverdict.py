@@ -36,7 +36,7 @@ def expected_vl(lengths: Iterable[int], vl: int, length: int) -> int:
 
 def judge(settings: Settings, found: Evidence) -> Finding:
     """The verdict on a hunt."""
-    for step in (_trouble, _starved, _baseline, _hook, _rows):
+    for step in (_trouble, _starved, _baseline, _hook, _rows, _power):
         if (finding := step(settings, found)) is not None:
             return finding
     return _clean(found)
@@ -119,6 +119,17 @@ def _rows(settings: Settings, found: Evidence) -> Finding | None:
         why.append(f"contents were lost: {zeroed} holds came back with zeros, {foreign} with "
                    "bytes that were never there")  # fmt: skip
     return Finding(LOST if lost else REPRODUCED, THERE, tuple(why))
+
+
+def _power(settings: Settings, found: Evidence) -> Finding | None:
+    """Rows in which the bug itself would change nothing prove nothing."""
+    vl = found["vl"]
+    swept = [row for row in found["rows"] if row["phase"] == "sweep"]
+    if any(_expected(settings, found, row) < vl for row in swept):
+        return None
+    what = "--zcr" if settings["hack"] is None else f"--hack {settings['hack']}"
+    why = f"the host's vectors are {vl} bytes, and {what} would not shorten them"
+    return Finding(INCONCLUSIVE, CANNOT_TELL, (why,), "choose a smaller LEN, as 0")
 
 
 def _clean(found: Evidence) -> Finding:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pyvmm.host.settings import DEFAULT_CPU, KERNEL_SUITES
+from pyvmm.repro.capsule import Capsule
 from tests.e2e import vls
 from tests.e2e.conftest import FIRST_S, Pyvmm, message
 
@@ -46,6 +47,36 @@ def test_correct_model_is_not_reproduced_with_and_without_the_hack(
     assert (by_module["vl_min"], by_module["vl_max"], by_module["prctl"]) == (16, 16, 256)
     assert report.read_text().startswith("# zcr-el12: NOT REPRODUCED\n")
     assert json.loads(report.with_suffix(".json").read_text())["why"] == document["why"]
+
+
+@pytest.mark.usefixtures("emulated")
+def test_capsule_is_run_again_and_its_verdict_holds(pyvmm: Pyvmm, tmp_path: Path) -> None:
+    capsule = tmp_path / "case.zip"
+    wishes = ("--leave-out", "ffr", "--guest-max-vl", "256")
+    first = pyvmm("repro", "sve-snapshot", *wishes, "--save", str(capsule))
+
+    again = pyvmm("repro", "run", str(capsule))
+
+    assert "\nREPRODUCED\n" in first.stdout
+    assert first.returncode == 1
+    assert again.stdout.endswith("the verdict holds: REPRODUCED then, REPRODUCED now\n")
+    assert again.returncode == 0
+
+
+@pytest.mark.usefixtures("emulated")
+def test_module_that_cannot_be_had_is_inconclusive(pyvmm: Pyvmm, tmp_path: Path) -> None:
+    capsule = tmp_path / "case.zip"
+    pyvmm("repro", "sve-snapshot", "--leave-out", "ffr", "--save", str(capsule))
+    packed = Capsule.read(capsule)
+    manifest = packed.manifest | {"reproduction": "zcr-el12", "options": {"hack": "2"}}
+    members = {"module/zcr_el12.c": b"#error not today\n", **packed.members}
+    Capsule(manifest, members).write(capsule)
+
+    done = pyvmm("repro", "run", "--trust", str(capsule))
+
+    assert "INCONCLUSIVE\n  building zcr_el12.c: " in done.stdout
+    assert "not today" in done.stdout
+    assert done.returncode == 3
 
 
 def test_host_without_sve_is_unsupported(pyvmm: Pyvmm) -> None:
@@ -139,4 +170,32 @@ def test_host_whose_kernel_runs_at_el1_is_unsupported(pyvmm: Pyvmm) -> None:
 
     pyvmm("host", "rm", *where)
     assert done.stdout.splitlines()[-2] == "UNSUPPORTED"
+    assert done.returncode == 3
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(FIRST_S)
+@pytest.mark.parametrize("kernel", KERNEL_SUITES)
+def test_control_of_the_module_is_caught_on_every_kernel(kernel: str, pyvmm: Pyvmm) -> None:
+    where = ("--host-kernel", kernel)
+
+    done = pyvmm(*ZCR, *SHORT, "--control", "module", "--json", *where, timeout=FIRST_S)
+
+    pyvmm("host", "rm", *where)
+    document = json.loads(done.stdout)
+    assert (document["verdict"], done.returncode) == ("NOT REPRODUCED", 0), document["why"]
+    (control,) = rows(document, "control")
+    assert (control["vl_min"], control["vl_max"], control["prctl"]) == (16, 16, 256)
+    assert not document["evidence"]["warnings"]
+
+
+@pytest.mark.matrix
+@pytest.mark.timeout(FIRST_S)
+def test_module_that_the_kernel_refuses_is_inconclusive(pyvmm: Pyvmm) -> None:
+    where = ("--host-append", "module.sig_enforce=1")
+
+    done = pyvmm(*ZCR, "--hack", "2", *where, timeout=FIRST_S)
+
+    pyvmm("host", "rm", *where)
+    assert "INCONCLUSIVE\n  loading zcr_el12: " in done.stdout
     assert done.returncode == 3

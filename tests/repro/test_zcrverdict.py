@@ -131,6 +131,14 @@ def test_hook_that_finds_no_vhe_is_unsupported() -> None:
     assert verdict(evidence(CLEAN, module=module), hack=2) == ("UNSUPPORTED", 3)
 
 
+def test_number_that_would_shorten_nothing_proves_nothing() -> None:
+    module = {"hits": 9, "last_zcr_el12": 6, "last_hcr_el2": 1 << 34}
+    rows = following({0: 64, 15: 64})
+
+    assert verdict(evidence(rows, module=module), hack=6) == ("INCONCLUSIVE", 3)
+    assert verdict(evidence(following({15: 64}))) == ("INCONCLUSIVE", 3)
+
+
 @pytest.mark.parametrize("starved", [{"loops": 3}, {"interrupted": 0}])
 def test_watcher_that_starved_is_inconclusive(starved: dict[str, int]) -> None:
     found = evidence([*CLEAN, row("sweep", 0, **starved)])
