@@ -127,6 +127,24 @@ def test_each_run_is_a_line_where_there_is_no_terminal(run: Run) -> None:
     assert lines[0].endswith("QEMU 5.2, Linux 6.1, no arm step")
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_table_is_live_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    terminal = Terminal()
+
+    run(["11"], ["6.1"], terminal)
+
+    first, *_, last = terminal.getvalue().split("VERDICT")
+    assert "waiting" in terminal.getvalue() and "running" in terminal.getvalue()
+    assert last.count("NOT REPRODUCED") == 3
+    assert first.count("QEMU") == 1
+
+
 def test_table_shows_what_runs_and_what_waits(run: Run) -> None:
     matrix = run(["11"], ["6.1"])
     waiting = Cell(matrix.cells[0].job, "waits")

@@ -13,6 +13,7 @@ import pytest
 
 from pyvmm.repro import observe, worker, zcrhunt
 from pyvmm.repro.model import Case, Evidence, Finding
+from pyvmm.repro.vmm import GuestProcess
 from pyvmm.repro.watcher import Watcher
 from pyvmm.repro.zcrverdict import judge
 from tests.repro.rows import settings
@@ -96,6 +97,34 @@ def test_watcher_that_is_killed_meanwhile_is_told_of(monkeypatch: pytest.MonkeyP
 
     assert (finding.verdict, finding.code) == ("KILLED BY KERNEL", 3)
     assert "SIGKILL" in finding.why[0]
+
+
+def test_guest_whose_process_is_killed_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Doomed(GuestProcess):
+        def ask(self, letter: str) -> tuple[str, int]:
+            if letter == "C":  # LEN becomes 2
+                os.kill(self.pid, signal.SIGKILL)
+            return super().ask(letter)
+
+    monkeypatch.setattr(zcrhunt, "GuestProcess", Doomed)
+
+    finding, found = hunt()
+
+    assert (finding.verdict, finding.code) == ("KILLED BY KERNEL", 3)
+    assert finding.why[0] == "the guest's process died: SIGKILL"
+    assert found["children"]["guest"] == signal.SIGKILL
+    assert [row["len"] for row in found["rows"]] == [None, 15, 0]
+
+
+def test_guest_that_cannot_be_made_is_inconclusive(tmp_path: Path) -> None:
+    (tmp_path / "guest").write_bytes(b"\x7fELF and nothing more")
+    wishes = settings()
+
+    files = {"guest": str(tmp_path / "guest")}
+    found = worker.do(Case(reproduction="zcr-el12", settings=wishes, files=files))
+
+    assert judge(wishes, found).verdict == "INCONCLUSIVE"
+    assert "guest" in judge(wishes, found).why[0]
 
 
 def test_nothing_is_left_running() -> None:
