@@ -52,7 +52,7 @@ class Fact:
     @property
     def key(self) -> str:
         """The name as JSON has it; capabilities keep theirs."""
-        if self.name.isupper():
+        if self.name.isupper() or self.topic == REGISTERS:
             return self.name
         return re.sub("[^a-z0-9]+", "_", self.name.lower()).strip("_")
 

@@ -179,3 +179,14 @@ def test_machine_with_kvm_is_asked_for_everything(capsys: Capture) -> None:
     assert document["capabilities"].keys() == {cap.name for cap in Cap}
     has_sve = document["capabilities"]["ARM_SVE"] > 0
     assert bool(document["kvm"]["sve_vector_lengths"]) == has_sve
+
+
+def test_registers_keep_their_names_for_programs_and_are_not_shown_to_people(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    facts = [Fact("kvm", "device", "/dev/kvm"), Fact("registers", "APIAKeyLo_EL1", "0x0")]
+
+    doctor.show(facts)
+
+    assert doctor.document(facts)["registers"] == {"APIAKeyLo_EL1": "0x0"}
+    assert "APIAKeyLo" not in capsys.readouterr().out

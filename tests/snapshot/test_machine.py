@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pyvmm.arm64 import sysregs
-from pyvmm.errors import HostError, VmmError
+from pyvmm.errors import HostError, UsageError, VmmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.uapi import MpState
 from pyvmm.machine import Machine
@@ -265,3 +265,24 @@ def test_restore_is_machines_own(saved: Path) -> None:
         assert vm.vcpus[0].vls == SMALL
         assert vm.origin is not None
         assert not list(vm.origin.outcome.lines())
+
+
+def damaged(saved: Path, tmp_path: Path) -> Path:
+    """The file with one byte of its memory changed."""
+    path = tmp_path / "damaged.snap"
+    data = bytearray(saved.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+    return path
+
+
+def test_damage_is_found_before_a_guest_runs_or_ends_it(saved: Path, tmp_path: Path) -> None:
+    path = damaged(saved, tmp_path)
+
+    with pytest.raises(UsageError, match="its memory is damaged"):
+        machines.again(path, reading=Reading.EAGER)
+    with (
+        machines.again(path, reading=Reading.LAZY) as guest,
+        pytest.raises(UsageError, match="its memory is damaged"),
+    ):
+        guest.machine.run()

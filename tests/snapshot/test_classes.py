@@ -1,0 +1,147 @@
+"""The table of register classes: what comes before what, and what may read back otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from pyvmm.arm64 import sysregs
+from pyvmm.errors import KvmError
+from pyvmm.kvm import regs
+from pyvmm.snapshot import classes, restore, save
+from pyvmm.snapshot.classes import Setting
+from tests.snapshot import sample
+
+NEWER = regs.ARM64 | regs.U64 | 0x77 << 16  # a group that no kernel has yet
+
+
+def reg(name: str) -> int:
+    return regs.lookup(name, sysregs.ENCODINGS)
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("SVE_VLS", "vector lengths"),
+        ("ID_AA64PFR0_EL1", "identification"),
+        ("MIDR_EL1", "identification"),
+        ("CTR_EL0", "identification"),
+        ("CLIDR_EL1", "identification"),
+        ("CCSIDR3", "identification"),
+        ("CSSELR_EL1", "system"),
+        ("PSCI_VERSION", "firmware"),
+        ("STD_BMAP", "firmware"),
+        ("ZCR_EL1", "vector length in use"),
+        ("X7", "core"),
+        ("FPCR", "core"),
+        ("V3", "core"),
+        ("Z31", "vectors"),
+        ("FFR", "vectors"),
+        ("TIMER_CNT", "counters"),
+        ("TIMER_CVAL", "timers"),
+        ("PTIMER_CTL", "timers"),
+        ("PMOVSCLR_EL0", "PMU, cleared first"),
+        ("PMOVSSET_EL0", "system"),
+        ("SCTLR_EL1", "system"),
+    ],
+)
+def test_a_register_is_of_one_class(name: str, row: str) -> None:
+    assert classes.class_of(reg(name)).name == row
+
+
+def test_every_register_arm_names_is_of_a_known_class() -> None:
+    ids = [regs.ARM64 | regs.U64 | regs.SYSREG | number for number in sysregs.NAMES]
+
+    assert classes.UNKNOWN not in map(classes.class_of, ids)
+    assert classes.class_of(NEWER) is classes.UNKNOWN
+
+
+def test_what_decides_over_others_is_restored_before_them() -> None:
+    names = ["SCTLR_EL1", "TIMER_CTL", "PMOVSCLR_EL0", "TIMER_CNT", "Z0", "FFR", "ZCR_EL1",
+             "PSCI_VERSION", "ID_AA64PFR0_EL1", "PMOVSSET_EL0"]  # fmt: skip
+    shuffled = [NEWER, *map(reg, names)]
+
+    order = classes.in_order(shuffled)
+
+    def before(one: int, other: int) -> bool:
+        return order.index(one) < order.index(other)
+
+    assert before(reg("ZCR_EL1"), reg("Z0")) and before(reg("ZCR_EL1"), reg("FFR"))
+    assert before(reg("TIMER_CNT"), reg("TIMER_CTL"))
+    assert before(reg("PMOVSCLR_EL0"), reg("PMOVSSET_EL0"))
+    assert order[0] == reg("ID_AA64PFR0_EL1")
+    assert order[-1] == NEWER
+
+
+@pytest.mark.parametrize(
+    ("name", "saved", "found", "differs"),
+    [
+        ("X0", 1, 1, False),
+        ("X0", 1, 2, True),
+        ("TIMER_CNT", 1, 2, False),
+        ("TIMER_CTL", 5, 1, False),
+        ("TIMER_CTL", 5, 4, True),
+        ("PMCR_EL0", 0x4101_30A8, 0x30A8, False),
+        ("PMCR_EL0", 0x30A8, 0x28A8, True),
+    ],
+)
+def test_only_what_is_declared_may_read_back_otherwise(
+    name: str, saved: int, found: int, differs: bool
+) -> None:
+    assert classes.differs(reg(name), saved, found) == differs
+
+
+class Registers:
+    """Stands for a vCPU whose KVM is newer, or older, than the table."""
+
+    id = 0
+
+    def __init__(self, refused: dict[int, int]) -> None:
+        self.written: list[tuple[int, int]] = []
+        self.refused = refused
+
+    def set_one_reg(self, reg_id: int, value: int) -> None:
+        if reg_id in self.refused:
+            raise KvmError("KVM_SET_ONE_REG", "", self.refused[reg_id])
+        self.written.append((reg_id, value))
+
+    def get_one_reg(self, reg_id: int) -> int:
+        return 0
+
+
+def test_registers_are_written_each_as_its_class_says() -> None:
+    saved = dataclasses.replace(
+        sample.vcpu(),
+        registers={NEWER: 9, regs.SVE_VLS: 3, reg("PMOVSCLR_EL0"): 4, regs.PC: 8},
+    )
+    vcpu = Registers({})
+
+    losses = restore.write_registers(vcpu, saved)  # type: ignore[arg-type]
+
+    assert losses == []
+    assert vcpu.written == [(regs.PC, 8), (reg("PMOVSCLR_EL0"), (1 << 64) - 1), (NEWER, 9)]
+    assert classes.class_of(regs.SVE_VLS).setting is Setting.EARLY
+
+
+def test_a_register_that_is_missing_or_refused_is_told_apart() -> None:
+    saved = dataclasses.replace(sample.vcpu(), registers={regs.PC: 8, regs.X(0): 1})
+    vcpu = Registers({regs.PC: 2, regs.X(0): 22})  # ENOENT, EINVAL
+
+    x0, pc = sorted(
+        restore.write_registers(vcpu, saved),  # type: ignore[arg-type]
+        key=lambda loss: loss.reg_id,
+    )
+
+    assert (pc.missing, pc.found) == (True, None)
+    assert (x0.missing, x0.found) == (False, 0)
+    assert "EINVAL" in x0.reason
+
+
+def test_a_class_that_is_not_known_is_named_in_a_warning() -> None:
+    vcpu = dataclasses.replace(sample.vcpu(), registers={**sample.vcpu().registers, NEWER: 1})
+
+    (line,) = save._warnings((vcpu,))
+
+    assert f"{NEWER:#x}" in line
+    assert "does not know" in line
