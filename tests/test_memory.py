@@ -203,12 +203,12 @@ def test_discard_empties_whole_pages_alone(
 
 def test_discarded_memory_is_the_hosts_again(memory: GuestMemory) -> None:
     memory.write(BASE, b"\xff" * SIZE)
-    before = resident(memory.host_address, memory.size)
+    before = resident((memory.host_address, memory.size))
 
     memory.discard(BASE, SIZE)
 
     assert before == SIZE
-    assert resident(memory.host_address, memory.size) == 0
+    assert resident((memory.host_address, memory.size)) == 0
 
 
 def test_huge_pages_are_asked_for_range_by_range(memory: GuestMemory) -> None:

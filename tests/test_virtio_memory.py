@@ -76,7 +76,7 @@ class Rig:
         """How much of the memory that can be plugged takes up this machine's."""
         found = self.machine.resizing.plugged_host_range()
         assert found is not None
-        return resident(*found)
+        return resident(found)
 
 
 @pytest.fixture

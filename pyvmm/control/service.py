@@ -219,11 +219,9 @@ def _bytes(number: object) -> int:
 
 def _resident(machine: Machine) -> int:
     """How much of this machine's memory the guest's takes up."""
-    ranges = [(machine.memory.host_address, machine.memory.size)]
+    ram = (machine.memory.host_address, machine.memory.size)
     plugged = machine.resizing.plugged_host_range()
-    if plugged is not None:
-        ranges.append(plugged)
-    return sum(resident(start, size) for start, size in ranges)
+    return resident(ram) if plugged is None else resident(ram, plugged)
 
 
 def _statistics(machine: Machine) -> Message | None:
@@ -231,8 +229,8 @@ def _statistics(machine: Machine) -> Message | None:
     return machine.resizing.statistics(0.0 if machine.is_paused else PATIENCE_S)
 
 
-def resident(start: int, size: int, maps: Path = Path("/proc/self/smaps")) -> int:
-    """How many bytes of a range of this process's memory are in RAM.
+def resident(*ranges: tuple[int, int], maps: Path = Path("/proc/self/smaps")) -> int:
+    """How many bytes of ranges of this process's memory, from and how many each, are in RAM.
 
     Source: Linux, Documentation/filesystems/proc.rst, "/proc/PID/smaps": Rss is without hugetlbfs.
     """
@@ -243,7 +241,7 @@ def resident(start: int, size: int, maps: Path = Path("/proc/self/smaps")) -> in
             first = line.split(maxsplit=1)[0]
             if "-" in first and not first.endswith(":"):
                 low, high = (int(word, 16) for word in first.split("-"))
-                inside = start < high and low < start + size
+                inside = any(start < high and low < start + size for start, size in ranges)
             elif inside and first in IN_RAM:
                 found += int(line.split()[1]) * 1024
     return found

@@ -30,17 +30,25 @@ def test_resident_memory_is_that_of_the_range_alone(tmp_path: Path) -> None:
     maps = tmp_path / "smaps"
     maps.write_text(SMAPS)
 
-    assert resident(0x7F00_0000_0000, 0x20_0000, maps) == (20 + 2048) * 1024
+    assert resident((0x7F00_0000_0000, 0x20_0000), maps=maps) == (20 + 2048) * 1024
+
+
+def test_resident_memory_of_two_ranges_in_one_mapping_counts_once(tmp_path: Path) -> None:
+    maps = tmp_path / "smaps"
+    maps.write_text(SMAPS)
+    ranges = ((0x7F00_0000_0000, 0x1000), (0x7F00_0008_0000, 0x1000), (0x40_0000, 0x1000))
+
+    assert resident(*ranges, maps=maps) == (16 + 512) * 1024
 
 
 def test_resident_memory_grows_as_it_is_touched() -> None:
     size = 8 << 20
     with GuestMemory(0x8000_0000, size) as memory:
-        before = resident(memory.host_address, size)
+        before = resident((memory.host_address, size))
         for page in range(0, size, mmap.PAGESIZE):
             memory.write(0x8000_0000 + page, b"x")
 
-        after = resident(memory.host_address, size)
+        after = resident((memory.host_address, size))
 
     assert before < size // 4
     assert after >= size

@@ -46,6 +46,7 @@ UINT64 = (1 << 64) - 1
 
 PFN = struct.Struct("<I")
 PFN_BLOCK = 16 << 10  # bytes of page numbers that are worked on at once
+PFN_MOST = 64 << 10  # bytes in a chain: a vCPU that is to pause finishes its work.  Linux has 1 KiB
 
 CONFIG_SIZE = 16  # struct virtio_balloon_config
 
@@ -92,11 +93,11 @@ class VirtioBalloon(VirtioDevice):
     name = "virtio-balloon"
     features = (F_STATS_VQ, F_DEFLATE_ON_OOM, F_FREE_PAGE_HINT, F_PAGE_POISON, F_REPORTING)
     queue_specs = (
-        QueueSpec("inflateq", 128, by_exit=True),
-        QueueSpec("deflateq", 128, by_exit=True),
-        QueueSpec("statsq", 128, by_exit=True),
+        QueueSpec("inflateq", 16, by_exit=True),
+        QueueSpec("deflateq", 16, by_exit=True),
+        QueueSpec("statsq", 16, by_exit=True),
         QueueSpec("free_page_vq", 128, by_exit=True),
-        QueueSpec("reporting_vq", 128, by_exit=True),
+        QueueSpec("reporting_vq", 32, by_exit=True),  # Linux wants PAGE_REPORTING_CAPACITY
     )
 
     counted = ("inflated_bytes", "deflated_bytes", "reported_bytes", "hinted_bytes")
@@ -265,11 +266,15 @@ class VirtioBalloon(VirtioDevice):
         self, queue: Virtqueue, chain: Chain, change: Callable[[tuple[int, ...]], None]
     ) -> None:
         """Put the pages a chain names into the balloon, or take them out."""
+        wrong = chain.writable or chain.readable_size % PFN.size or chain.readable_size > PFN_MOST
         try:
             for data in _in_blocks(chain):
                 with self.guard:
-                    if chain.writable or len(data) % PFN.size:
-                        raise QueueError(f"{queue.name} chain {chain.head}: no array of pages")
+                    if wrong:
+                        raise QueueError(
+                            f"{queue.name} chain {chain.head}: no array of pages, of at most "
+                            f"{PFN_MOST} bytes"
+                        )
                     if not queue.owns(chain):  # there was a reset, or the end of the machine
                         return
                     before = self.pages.count

@@ -71,7 +71,7 @@ class VirtioMem(VirtioDevice):
     device_id = 24
     name = "virtio-mem"
     features = (F_UNPLUGGED_INACCESSIBLE,)
-    queue_specs = (QueueSpec("guest-request", 128, by_exit=True),)
+    queue_specs = (QueueSpec("guest-request", 16, by_exit=True),)
 
     counted = ("plugs", "unplugs", "refusals")
     gives_memory = True

@@ -12,7 +12,7 @@ import pytest
 
 from pyvmm.control.service import resident
 from pyvmm.devices.kept import StateError
-from pyvmm.devices.virtio.balloon import PFN_BLOCK, VirtioBalloon
+from pyvmm.devices.virtio.balloon import PFN_BLOCK, PFN_MOST, VirtioBalloon
 from pyvmm.devices.virtio.balloonpages import PAGE
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.layout import MIB, RAM_BASE
@@ -96,13 +96,13 @@ def test_pages_that_go_into_the_balloon_go_back_to_the_host(any_rig: Rig) -> Non
     memory = any_rig.memory
     any_rig.start()
     memory.write(PAGES, b"\xff" * 4 * MIB)
-    before = resident(memory.host_address, memory.size)
+    before = resident((memory.host_address, memory.size))
 
     for start in range(PAGES, PAGES + 4 * MIB, MIB):
         head = any_rig.name_pages(INFLATEQ, *range(start, start + MIB, PAGE))
         assert any_rig.used(INFLATEQ) == [head]
 
-    assert resident(memory.host_address, memory.size) == before - 4 * MIB
+    assert resident((memory.host_address, memory.size)) == before - 4 * MIB
     assert any_rig.balloon.info()["actual_bytes"] == 4 * MIB
     assert memory.read(PAGES, 4 * MIB) == bytes(4 * MIB)
 
@@ -373,6 +373,7 @@ def test_no_round_is_begun_where_nobody_gives_hints(rig: Rig) -> None:
         (INFLATEQ, struct.pack("<I", RAM_BASE // PAGE - 1), False, "0x7ffff to 0x7ffff"),
         (INFLATEQ, struct.pack("<I", (1 << 32) - 1), False, "not all RAM"),
         (INFLATEQ, b"123", False, "no array of pages"),
+        (INFLATEQ, bytes(PFN_MOST + 4), False, "of at most 65536 bytes"),
         (DEFLATEQ, b"1", False, "no array of pages"),
         (STATSQ, bytes(10), True, "a buffer to write to"),
         (FREE_PAGE_VQ, b"12345", False, "no command id"),

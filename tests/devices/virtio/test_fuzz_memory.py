@@ -112,7 +112,7 @@ def requests(kind: str, rig: Rig, rng: random.Random) -> None:
 def run_rings(kind: str, rig: Rig, rng: random.Random) -> None:
     driver, scribbler = rig.driver, Scribbler(rng)
     driver.ram.next = RAM_BASE + 0x8000
-    driver.start(queues=QUEUES[kind], size=rng.choice([2, 8, 64]))
+    driver.start(queues=QUEUES[kind], size=rng.choice([2, 8, 16]))
     driver.ram.memory.write(RAM_BASE, plausible(kind, rng))
     for _ in range(rng.randrange(1, 6)):
         wish(rig, rng)
