@@ -143,10 +143,10 @@ ITS: Final = Part(
     per_vcpu=False,
     rows=(
         Row("GITS_IIDR", 0x0004),
-        Row("GITS_CBASER", 0x0080),
+        Row("GITS_CBASER", 0x0080, use=Use.CHANGE),
         Row("GITS_CREADR", 0x0090),
         Row("GITS_CWRITER", 0x0088),
-        *(Row(f"GITS_BASER{n}", 0x0100 + 8 * n) for n in range(8)),
+        *(Row(f"GITS_BASER{n}", 0x0100 + 8 * n, use=Use.CHANGE) for n in range(8)),
         Row("GITS_CTLR", 0x0000),  # after the tables: see restore_its()
     ),
 )

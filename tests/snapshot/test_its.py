@@ -1,0 +1,97 @@
+"""An interrupt translation service goes on from a file: its tables, and what is pending there."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from pyvmm import layout
+from pyvmm.config import Config
+from pyvmm.kvm.uapi import VgicGroup
+from pyvmm.kvm.vgic import Vgic
+from pyvmm.layout import MIB
+from pyvmm.machine import Machine
+from tests import programs
+
+pytestmark = pytest.mark.kvm
+
+# Registers and commands.  Source: Arm IHI 0069, 12.19 (ITS), 12.11 (redistributor) and 5.3
+GITS_CTLR, GITS_CBASER, GITS_CWRITER, GITS_CREADR, GITS_BASER = 0x0, 0x80, 0x88, 0x90, 0x100
+GITS_TRANSLATER = 0x1_0040
+GICR_CTLR, GICR_PROPBASER, GICR_PENDBASER = 0x0, 0x70, 0x78
+VALID = 1 << 63
+MAPD, MAPC, MAPTI, INV, SYNC = 0x08, 0x09, 0x0A, 0x0C, 0x05
+DEVICE, EVENT, LPI, COLLECTION = 5, 2, 8195, 1
+PTZ = 1 << 62  # the pending table holds zeros
+
+TABLES = 4 * MIB  # from the start of RAM
+COMMANDS, DEVICES, COLLECTIONS, ITT, CONFIGS, PENDING = (TABLES + n * 0x1_0000 for n in range(6))
+
+
+def command(*words: int) -> bytes:
+    return struct.pack("<4Q", *words, *[0] * (4 - len(words)))
+
+
+def set_up(vm: Machine) -> None:
+    """Do what a guest's driver does: one device with one event, mapped to an LPI."""
+    base = vm.memory.base
+    assert vm.board.irqchip.its is not None and isinstance(vm.board.irqchip.gic, Vgic)
+    its, gic = vm.board.irqchip.its.device, vm.board.irqchip.gic
+    vm.memory.write(base + CONFIGS + LPI - 8192, b"\xa1")  # priority 0xa0, enabled
+    for register, value in (
+        (GICR_PROPBASER, base + CONFIGS | 15),  # 16 bits of INTIDs
+        (GICR_PENDBASER, base + PENDING | PTZ),
+    ):
+        gic.set_redist_reg(0, register, value & 0xFFFF_FFFF)
+        gic.set_redist_reg(0, register + 4, value >> 32)
+    gic.set_redist_reg(0, GICR_CTLR, 1)
+    for number, table in enumerate((DEVICES, COLLECTIONS)):
+        its.set_attr(VgicGroup.ITS_REGS, GITS_BASER + 8 * number, VALID | base + table)
+    its.set_attr(VgicGroup.ITS_REGS, GITS_CBASER, VALID | base + COMMANDS)
+    its.set_attr(VgicGroup.ITS_REGS, GITS_CTLR, 1)
+    queue = b"".join([
+        command(MAPC, 0, VALID | COLLECTION),
+        command(MAPD | DEVICE << 32, 4, VALID | base + ITT),
+        command(MAPTI | DEVICE << 32, EVENT | LPI << 32, COLLECTION),
+        command(INV | DEVICE << 32, EVENT),
+        command(SYNC),
+    ])  # fmt: skip
+    vm.memory.write(base + COMMANDS, queue)
+    its.set_attr(VgicGroup.ITS_REGS, GITS_CWRITER, len(queue))
+    assert its.get_attr(VgicGroup.ITS_REGS, GITS_CREADR) == len(queue)
+
+
+def signal(vm: Machine, event: int = EVENT) -> bool:
+    return vm.board.vm.signal_msi(layout.its(1).base + GITS_TRANSLATER, event, DEVICE)
+
+
+def pending(vm: Machine) -> bool:
+    """Whether the pending table in guest memory has the LPI, as the last save left it."""
+    (byte,) = vm.memory.read(vm.memory.base + PENDING + LPI // 8, 1)
+    return bool(byte >> LPI % 8 & 1)
+
+
+def test_mappings_and_pending_interrupts_go_on(tmp_path: Path) -> None:
+    config = Config(
+        image=programs.write("spin", tmp_path), vcpus=1, memory=16 * MIB, irqchip="gicv3-its"
+    )
+    with Machine(config, lambda data: None) as vm:
+        set_up(vm)
+        vm.save(tmp_path / "quiet.snap")
+        assert not pending(vm)
+        assert signal(vm)
+        vm.save(tmp_path / "pending.snap")
+        assert pending(vm)
+
+    for name, was_pending in (("quiet", False), ("pending", True)):
+        with Machine.restore(tmp_path / f"{name}.snap", lambda data: None) as vm:
+            assert pending(vm) == was_pending
+            vm.memory.write(vm.memory.base + PENDING, bytes(0x1_0000))
+            vm.save(tmp_path / "again.snap")
+            assert pending(vm) == was_pending  # the kernel knew of it, and has written it anew
+            assert signal(vm)
+            assert not signal(vm, EVENT + 1)
+            vm.save(tmp_path / "again.snap")
+            assert pending(vm)
