@@ -20,7 +20,7 @@ import click
 
 from pyvmm.arm64.vl import VlSet
 from pyvmm.commands._sweeptable import Board
-from pyvmm.commands.run import find_image
+from pyvmm.commands.run import find_image, run
 from pyvmm.errors import EXIT_SIGNAL, UsageError
 from pyvmm.files import write_whole
 from pyvmm.host import is_local
@@ -37,8 +37,8 @@ from pyvmm.sweep.crew import Crew, dask, local
 from pyvmm.sweep.drive import Result, Watcher, ask_hosts, drive
 from pyvmm.sweep.plan import Guest, Run, alternatives, host_name, parse_cpus, parse_sets, plan
 
-# Options of `pyvmm run` that are the sweep's own, and what they begin with.
-OWN = ("--cpus", "-c", "--timeout", "--initrd", "-i", "--kernel", "-k", "--no-sve")
+# Options of `pyvmm run` that are the sweep's own, and what others begin with that are too.
+OWN = ("--cpus", "--timeout", "--initrd", "--kernel", "--no-sve")
 OWN_BEGIN = ("--sve", "--host")
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -177,9 +177,15 @@ def sweep(image: str, more: tuple[str, ...], **options: Any) -> int:
 
 
 def _refuse_own(more: Sequence[str]) -> None:
-    """Make sure that no run is another one than the sweep reports it to be."""
-    for word in more:
-        name = word.partition("=")[0]
+    """Make sure that no run is another one than the sweep reports it to be.
+
+    The options are read as `pyvmm run` does: -c2 and -vc 2 are --cpus as well.
+    """
+    values, _, given = run.make_parser(click.Context(run)).parse_args(list(more))
+    if isinstance(values["image"], str):  # not the mark of what was not given
+        raise UsageError(f"{values['image']} after --: a sweep has one image, and it comes before")
+    for option in given:
+        name = option.opts[-1]
         if name in OWN or name.startswith(OWN_BEGIN):
             raise UsageError(
                 f"{name} after --: that is the sweep's own", hint="`pyvmm sweep --help` shows it"

@@ -146,7 +146,12 @@ def test_signal_keeps_what_was_finished(number: int, code: int, capsys: Capture)
         (["--sve-vls-each", "all", "--host-cpu", "none"], "no such CPU", 3),
         (["--sve-vls-each", "all", "--logs", "/dev/null/x"], "--logs /dev/null/x", 2),
         (["--sve-vls-each", "all", "--", "--sve-max-vl=256"], "--sve-max-vl after --", 2),
-        (["--sve-vls-each", "all", "--", "-m", "64", "-c", "2"], "-c after --", 2),
+        (["--sve-vls-each", "all", "--", "-m", "64", "-c", "2"], "--cpus after --", 2),
+        (["--sve-vls-each", "all", "--", "-vc2"], "--cpus after --", 2),
+        (["--sve-vls-each", "all", "--", "-iinitrd.img"], "--initrd after --", 2),
+        (["--sve-vls-each", "all", "--", "--host-append=x"], "--host-append after --", 2),
+        (["--sve-vls-each", "all", "--", "--smp", "2"], "No such option", 2),
+        (["--sve-vls-each", "all", "--", "-v", "exit"], "exit after --: a sweep has one image", 2),
         (["--sve-vls-each", "all", "--scheduler", "tcp://x:1", "-j", "1"], "--jobs is for", 2),
     ],
 )
