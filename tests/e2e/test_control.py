@@ -49,6 +49,19 @@ def states(pyvmm: Pyvmm) -> dict[str, str]:
     return {vm["name"]: vm["state"] for vm in document(pyvmm, "list")}
 
 
+def test_devices_are_shown_with_what_they_have_done(pyvmm: Pyvmm, start: Start) -> None:
+    start("one", "--rng")
+
+    (reply,) = document(pyvmm, "debug", "--devices")
+    shown = pyvmm("debug", "--devices").stdout
+    (counted,) = document(pyvmm, "stat")
+
+    (rng,) = reply["devices"]
+    assert (rng["device"], rng["status"], rng["counts"]["bytes"]) == ("virtio-rng", [], 0)
+    assert "virtio0 virtio-rng" in shown
+    assert [device["region"] for device in counted["devices"]] == ["virtio0"]
+
+
 def test_list_shows_each_vm_with_what_it_is(pyvmm: Pyvmm, start: Start) -> None:
     start("one", "--sve-vls=128,256", "-m", "64")
     start("two", "-c", "2", "--no-sve")

@@ -72,8 +72,8 @@ def make_file_system(guest: Session, device: str, options: str = "") -> None:
 
 def fill(guest: Session) -> dict[str, str]:
     """Files of a few sizes, synced; their checksums."""
-    guest.shell("dd if=/dev/urandom of=/mnt/large bs=64k count=128 conv=fsync")
-    guest.shell("dd if=/dev/urandom of=/mnt/small bs=1 count=777 conv=fsync")
+    guest.shell("dd if=/dev/urandom of=/mnt/large bs=64k count=64 conv=fsync")
+    guest.shell("dd if=/dev/urandom of=/mnt/small bs=777 count=1 conv=fsync")
     guest.shell("for n in 1 2 3; do cat /mnt/large >/mnt/c; done; rm /mnt/c; sync")
     return sums(guest, "/mnt/large", "/mnt/small")
 

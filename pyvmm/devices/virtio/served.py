@@ -110,14 +110,20 @@ class ServedDevice(VirtioDevice):
             if not self._started:
                 self._start()
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """Start one more thread; False when this machine has none to give. With the lock."""
+        name = f"{self.name}-{self._started + 1}"
+        try:
+            threading.Thread(target=self._work, name=name, daemon=True).start()
+        except RuntimeError as error:
+            self.report(f"{error}; requests wait until there is one")
+            return False
         self._started += 1
-        name = f"{self.name}-{self._started}"
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+        return True
 
     def _work(self) -> None:
-        """A thread's life."""
-        leads = False
+        """A thread's life; what `serve` throws is a bug of ours: another thread goes on."""
+        job, leads = None, False
         try:
             while (job := self._next_job(leads)) is not None:
                 self._serve(job)
@@ -125,6 +131,9 @@ class ServedDevice(VirtioDevice):
         finally:
             with self.lock:
                 self._started -= 1
+                if job is not None and not self.stopped:
+                    self._led = self._led and not job.leads
+                    self._start()
                 self._close_if_last()
 
     def _serve(self, job: Job) -> None:
@@ -183,11 +192,11 @@ class ServedDevice(VirtioDevice):
 
     def _hand_over(self, job: Job) -> None:
         """Let another thread lead, or whoever is done first if all have something to do."""
-        job.leads = self._led = False
         if self._idle:
             self._vacancy.notify()
-        elif self._started < self.threads:
-            self._start()
+        elif self._started < self.threads and not self._start():
+            return
+        job.leads = self._led = False
 
     def _close_if_last(self) -> None:
         """Give the eventfd back, when nobody waits for it any more; with the lock."""

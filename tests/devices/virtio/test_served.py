@@ -221,6 +221,43 @@ def test_request_that_breaks_the_rules_stops_the_device_until_a_reset(rig: Rig) 
     assert rig.collect()
 
 
+def test_machine_without_threads_to_give_serves_one_request_after_the_other(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for gate in rig.device.gates.values():
+        gate.set()
+    ask(rig, 1)
+    rig.collect()  # by the first thread
+
+    def none(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", none)
+    ask(rig, 1, 2, SLOW)
+
+    rig.collect(3)
+    assert "can't start new thread" in rig.lines[0]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_bug_in_a_device_costs_a_thread_and_not_the_device(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve = rig.device.serve
+
+    def broken(job: Job) -> int:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(rig.device, "serve", broken)
+    ask(rig, 1)
+    rig.collect()
+    monkeypatch.setattr(rig.device, "serve", serve)
+    rig.device.gates[1].set()
+    ask(rig, 1)
+
+    assert list(rig.collect().values()) == [1]
+
+
 def test_thousands_of_requests_all_come_back_once(rig: Rig) -> None:
     for gate in rig.device.gates.values():
         gate.set()
