@@ -48,6 +48,11 @@ def explain(error: KvmError, slots: Iterable[VirtioMmio]) -> HostError:
                     "the guest had it as memory, and the guest accessed them",
                     hint=f"{error.message}; what the guest flushed of the rest is in the file",
                 )
+            if pmem.content.is_full:
+                return HostError(
+                    f"--pmem {pmem.backing}: no space is left for what the guest writes",
+                    hint=f"{error.message}; fallocate -l {pmem.size} takes the space beforehand",
+                )
     return error
 
 

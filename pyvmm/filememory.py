@@ -57,6 +57,11 @@ class FileMemory:
         """How many bytes the file has become too short by; an access to them has no answer."""
         return max(0, self.size - os.lseek(self._fd, 0, os.SEEK_END))
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the file's file system has no room: a write to a hole of it has no answer."""
+        return os.fstatvfs(self._fd).f_bavail == 0
+
     def contains(self, gpa: int, length: int) -> bool:
         """Whether all of the ``length`` bytes at ``gpa`` are there."""
         return self.base <= gpa and length >= 0 and gpa + length <= self.end
