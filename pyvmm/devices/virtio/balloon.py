@@ -10,6 +10,7 @@ drivers/virtio/virtio_balloon.c), so that it must have been discarded by then.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import threading
 import time
@@ -26,7 +27,7 @@ from pyvmm.devices.virtio.device import (
     VirtioDevice,
 )
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
-from pyvmm.memory import Memory
+from pyvmm.memory import Memory, OutOfRange
 
 # Linux numbers the queues that exist in one row, the specification gives each its own number:
 # the two agree where all of the features with queues are offered, which Linux takes together.
@@ -266,15 +267,14 @@ class VirtioBalloon(VirtioDevice):
         self, queue: Virtqueue, chain: Chain, change: Callable[[tuple[int, ...]], None]
     ) -> None:
         """Put the pages a chain names into the balloon, or take them out."""
-        wrong = chain.writable or chain.readable_size % PFN.size or chain.readable_size > PFN_MOST
         try:
+            with self.guard:
+                size = chain.readable_size
+                if chain.writable or size % PFN.size or size > PFN_MOST:
+                    what = f"no array of pages, of at most {PFN_MOST} bytes"
+                    raise QueueError(f"{queue.name} chain {chain.head}: {what}")
             for data in _in_blocks(chain):
                 with self.guard:
-                    if wrong:
-                        raise QueueError(
-                            f"{queue.name} chain {chain.head}: no array of pages, of at most "
-                            f"{PFN_MOST} bytes"
-                        )
                     if not queue.owns(chain):  # there was a reset, or the end of the machine
                         return
                     before = self.pages.count
@@ -341,8 +341,9 @@ class VirtioBalloon(VirtioDevice):
         """Give the pages of a chain back to the host; returns how many bytes that was."""
         if self.has(F_PAGE_POISON) and self.poison_val:
             return 0
-        for address, length in chain.places:
-            self.memory.discard(address, length)
+        with contextlib.suppress(OutOfRange):  # another vCPU has just unplugged it
+            for address, length in chain.places:
+                self.memory.discard(address, length)
         return chain.writable_size
 
     def _ask_for_statistics(self) -> bool:

@@ -10,13 +10,14 @@ transhuge.rst, khugepaged/max_ptes_none.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from pyvmm.devices.virtio.queue import QueueError
 from pyvmm.layout import MIB
-from pyvmm.memory import Memory
+from pyvmm.memory import Memory, OutOfRange
 
 PAGE = 4096  # Source: linux/virtio_balloon.h, VIRTIO_BALLOON_PFN_SHIFT
 AREA = 2 * MIB
@@ -58,8 +59,9 @@ class BalloonPages:
                 self._prefer_huge_pages(area, False)
             self._areas[area] = had | new
             self.count += new.bit_count()
-            for first, count in _runs(self._whole(had | new, new)):
-                self._memory.discard(area * AREA + first * PAGE, count * PAGE)
+            with contextlib.suppress(OutOfRange):  # another vCPU has just unplugged it
+                for first, count in _runs(self._whole(had | new, new)):
+                    self._memory.discard(area * AREA + first * PAGE, count * PAGE)
 
     def remove(self, pages: Iterable[int]) -> None:
         """Return pages to the guest; what is not in the set is no matter."""
@@ -131,7 +133,7 @@ class BalloonPages:
         ):
             return
         (self._small.discard if prefer else self._small.add)(area)
-        if self._memory.contains(area * AREA, AREA):  # not, if it has been unplugged
+        with contextlib.suppress(OutOfRange):  # it may have been unplugged
             self._memory.prefer_huge_pages(area * AREA, AREA, prefer)
 
 

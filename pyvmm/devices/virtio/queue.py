@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from pyvmm.devices.kept import Kept, StateError, give, take
 from pyvmm.errors import GuestError
-from pyvmm.memory import Memory
+from pyvmm.memory import Memory, OutOfRange
 
 MAX_QUEUE_SIZE = 32768  # 2.7
 MAX_CHAIN_BYTES = 1 << 32  # 2.7.5.2
@@ -167,17 +167,21 @@ class Virtqueue:
         if not 0 < size <= min(self.max_size, MAX_QUEUE_SIZE) or size & (size - 1):
             raise self._error(f"has size {size}: not a power of two up to {self.max_size}")
         places = (DESC_AREA, self.desc), (DRIVER_AREA, self.driver), (DEVICE_AREA, self.device)
-        for area, address in places:
-            if address % area.align:
-                raise self._error(f"has its {area.name} at {address:#x}: not {area.align}-aligned")
-            if not self.memory.contains(address, area.size(size)):
-                raise self._error(f"has its {area.name} at {address:#x}, outside RAM")
-        view = self.memory.view
-        self._desc = view(self.desc, DESC_AREA.size(size))
-        self._avail = view(self.driver, DRIVER_AREA.size(size)).cast("H")
-        self._used = view(self.device, DEVICE_AREA.size(size)).cast("H")
-        self._entries = view(self.device + 4, 8 * size).cast("I")
+        desc, driver, device = (self._part(area, address) for area, address in places)
+        self._desc = desc
+        self._avail = driver.cast("H")
+        self._used = device.cast("H")
+        self._entries = device[4 : 4 + 8 * size].cast("I")
         self.ready = True
+
+    def _part(self, area: Area, address: int) -> memoryview:
+        """A part of the queue in the guest's memory."""
+        if address % area.align:
+            raise self._error(f"has its {area.name} at {address:#x}: not {area.align}-aligned")
+        try:
+            return self.memory.view(address, area.size(self.size))
+        except OutOfRange:
+            raise self._error(f"has its {area.name} at {address:#x}, outside RAM") from None
 
     def disable(self) -> None:
         """Let go of the rings, and drop the chains not given back yet."""
@@ -331,9 +335,12 @@ class Virtqueue:
             raise self._error(f"chain {head}: an indirect table that has a next descriptor")
         if not length or length % DESC.size:
             raise self._error(f"chain {head}: an indirect table of {length} bytes")
-        if not self.memory.contains(addr, length):
-            raise self._error(f"chain {head}: an indirect table at {addr:#x}, outside RAM")
-        return self.memory.view(addr, length)
+        try:
+            return self.memory.view(addr, length)
+        except OutOfRange:
+            raise self._error(
+                f"chain {head}: an indirect table at {addr:#x}, outside RAM"
+            ) from None
 
     def _add(self, chain: Chain, addr: int, length: int, flags: int) -> None:
         """Add a descriptor's buffer to its chain."""
@@ -341,11 +348,13 @@ class Virtqueue:
             raise self._error(f"chain {chain.head}: something to read after something to write")
         if not length:
             return
-        if not self.memory.contains(addr, length):
-            raise self._error(f"chain {chain.head}: {length:#x} bytes at {addr:#x}, outside RAM")
         if chain.readable_size + chain.writable_size + length > MAX_CHAIN_BYTES:
             raise self._error(f"chain {chain.head}: more than {MAX_CHAIN_BYTES:#x} bytes")
-        view = self.memory.view(addr, length)
+        try:  # without asking whether it is there: memory can be unplugged between two looks
+            view = self.memory.view(addr, length)
+        except OutOfRange:
+            what = f"chain {chain.head}: {length:#x} bytes at {addr:#x}, outside RAM"
+            raise self._error(what) from None
         if flags & DESC_F_WRITE:
             chain.writable.append(view)
             chain.places.append((addr, length))

@@ -7,6 +7,7 @@ so in one line and works again after a reset, and what it counts is what is so.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import struct
 from collections.abc import Iterator
@@ -15,9 +16,9 @@ import pytest
 
 from pyvmm.devices.virtio.balloonpages import PAGE
 from pyvmm.layout import MIB, RAM_BASE
-from pyvmm.memory import GuestMemory
+from pyvmm.memory import GuestMemory, OutOfRange
 from tests.devices.virtio import test_balloon, test_mem
-from tests.devices.virtio.driver import NEEDS_RESET
+from tests.devices.virtio.driver import NEEDS_RESET, Buffer
 from tests.devices.virtio.test_fuzz import Scribbler
 from tests.devices.virtio.test_mem import ADDR, BLOCK, BLOCKS
 
@@ -187,3 +188,55 @@ def test_storm_of_accesses_stops_at_most_the_device(
         rig.lines.clear()
         rig.driver.reset()
         check_recovery(kind, rig)
+
+
+class Fading(GuestMemory):
+    """RAM that may be unplugged between any two looks, as another vCPU can have it be."""
+
+    rng = random.Random(0)
+
+    def _gone(self) -> None:
+        if self.rng.random() < 0.02:
+            raise OutOfRange(self.base, 1, "it was here a moment ago")
+
+    def view(self, gpa: int, length: int) -> memoryview:
+        found = super().view(gpa, length)
+        if gpa < RAM_BASE + BUFFERS:
+            self._gone()
+        return found
+
+    def discard(self, gpa: int, length: int) -> None:
+        self._gone()
+        super().discard(gpa, length)
+
+    def prefer_huge_pages(self, gpa: int, length: int, prefer: bool) -> None:
+        self._gone()
+        super().prefer_huge_pages(gpa, length, prefer)
+
+
+@pytest.mark.parametrize("batch", range(2))
+def test_memory_that_goes_under_a_devices_hands_stops_at_most_the_device(batch: int) -> None:
+    for case in range(100):
+        run_on_fading_memory(batch * 100 + case)
+
+
+def run_on_fading_memory(seed: int) -> None:
+    rng = random.Random(seed)
+    with Fading(RAM_BASE, RAM_SIZE) as ram:
+        ram.rng = random.Random(seed)
+        rig = test_balloon.Rig(ram)
+        driver = rig.driver
+        driver.ram.next = RAM_BASE + 0x8000
+        driver.start(queues=5, size=16)
+        rig.balloon.start_hinting()
+        for _ in range(30):
+            places = [Buffer(RAM_BASE + rng.randrange(BUFFERS), 4, rng.random() < 0.3)]
+            queue = rng.randrange(5)
+            if not driver.status & NEEDS_RESET:
+                ring = driver.rings[queue]
+                pages = struct.pack("<2I", (RAM_BASE + MIB) // PAGE, (RAM_BASE >> 12) + 300 + queue)
+                with contextlib.suppress(OutOfRange):
+                    ram.write(places[0].addr, pages)
+                ring.add(*places)
+                driver.kick(queue)
+        rig.balloon.stop()
