@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,11 @@ CYCLES = int(os.environ.get("PYVMM_TEST_CYCLES", "100"))
 LENGTHS = {128: "128", 256: "128,256", 512: "128,256,512", 1024: "128,256,512,1024",
            2048: "128,256,512,1024,2048"}  # fmt: skip
 TIMED_OUT = 124
+KERNELS = ("6.1", "6.12", "7.2")
+MACHINE = ("-c", "3", "-m", "16", "-p", "patience=30")
 
 
-@pytest.mark.parametrize("kernel", ["6.1", "6.12", "7.2"])
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("longest", LENGTHS)
 def test_sve_guest_survives_saves_and_restores(
     pyvmm: Pyvmm, tmp_path: Path, kernel: str, longest: int
@@ -30,7 +34,7 @@ def test_sve_guest_survives_saves_and_restores(
     host = ["--host-kernel", kernel]
     file = tmp_path / "guest.snap"
     span = ["--timeout", "1", "--save-on-exit", str(file)]
-    machine = ["-c", "3", "-m", "16", f"--sve-vls={LENGTHS[longest]}", "-p", "patience=30"]
+    machine = [*MACHINE, f"--sve-vls={LENGTHS[longest]}"]
     begun = pyvmm("run", *host, *machine, *span, "sve-snapshot", timeout=FIRST_S)
     assert begun.returncode == TIMED_OUT, begun.stderr
 
@@ -42,3 +46,50 @@ def test_sve_guest_survives_saves_and_restores(
     assert last.returncode == 0, last.stdout
     assert "failures=0" in last.stdout
     assert f" vl={longest}\n" in last.stdout
+
+
+@pytest.mark.parametrize(("taken_on", "restored_on"), itertools.permutations(KERNELS, 2))
+def test_sve_guest_goes_on_under_another_kernel(
+    pyvmm: Pyvmm, tmp_path: Path, taken_on: str, restored_on: str
+) -> None:
+    file = tmp_path / "guest.snap"
+    begun = pyvmm("run", "--host-kernel", taken_on, *MACHINE, "--pmu", "--timeout", "3",
+                  "--save-on-exit", str(file), "sve-snapshot", timeout=FIRST_S)  # fmt: skip
+    assert begun.returncode == TIMED_OUT, begun.stderr
+
+    check = pyvmm("snapshot", "check", str(file), "--host-kernel", restored_on, timeout=FIRST_S)
+    print(check.stdout)
+    plain = pyvmm("restore", str(file), "--host-kernel", restored_on, "--timeout", "1")
+    forced = pyvmm("restore", str(file), "--host-kernel", restored_on, "--force", input="cssssq")
+
+    # What check says is what restore does, and each register that is lost is named.
+    assert check.returncode in (0, 1)
+    assert plain.returncode == (TIMED_OUT if check.returncode == 0 else 3), plain.stderr
+    assert forced.returncode == 0, forced.stdout + forced.stderr
+    assert "failures=0" in forced.stdout
+    lost = [line.split()[0] for line in check.stdout.splitlines()[7:]]
+    assert all(f"not as it was saved: {name} " in forced.stderr for name in lost)
+
+
+def test_a_set_with_a_hole_is_refused_where_the_host_has_the_length(
+    pyvmm: Pyvmm, tmp_path: Path
+) -> None:
+    file = tmp_path / "guest.snap"
+    holed = ["--host-cpu", "max,sve512=on,sve384=off"]
+    full = ["--host-cpu", "max,sve-max-vq=4"]
+    begun = pyvmm("run", *holed, *MACHINE, "--sve-vls=128,256,512", "--timeout", "2",
+                  "--save-on-exit", str(file), "sve-snapshot", timeout=FIRST_S)  # fmt: skip
+    assert begun.returncode == TIMED_OUT, begun.stderr
+    (tmp_path / "full.json").write_text(pyvmm("doctor", "--json", *full, timeout=FIRST_S).stdout)
+
+    here = pyvmm("snapshot", "check", str(file), *full)
+    there = pyvmm("snapshot", "check", str(file), "--on", str(tmp_path / "full.json"))
+    restored = pyvmm("restore", str(file), *full, "--force")
+
+    for check in (here, there):
+        assert check.returncode == 1
+        assert re.search(r"^SVE +impossible +.*384 is left out", check.stdout, re.MULTILINE)
+    assert restored.returncode == 3
+    assert "384 is left out" in restored.stderr
+    assert restored.stdout == ""
+    assert pyvmm("restore", str(file), *holed, input="sq").returncode == 0

@@ -253,7 +253,7 @@ def test_a_register_that_the_host_refuses_is_named(saved: Path) -> None:
     def add(origin: Origin) -> None:
         every_vcpu(origin, lambda vcpu: {"registers": {**vcpu.registers, unknown: 1}})
 
-    with pytest.raises(HostError, match=r"0x6030000000770000 of every vCPU is not taken by this"):
+    with pytest.raises(HostError, match=r"0x6030000000770000 of every vCPU is not there on this"):
         machines.again(saved, add)
 
 
