@@ -132,11 +132,17 @@ class MemoryMap:
 
     def contains(self, gpa: int, length: int) -> bool:
         """Whether all of the ``length`` bytes at ``gpa`` are in one piece."""
-        return any(piece.contains(gpa, length) for piece in self._pieces)
+        for piece in self._pieces:  # noqa: SIM110 - any() of a generator takes twice the time
+            if piece.contains(gpa, length):
+                return True
+        return False
 
     def view(self, gpa: int, length: int) -> memoryview:
         """The memory itself at ``gpa``, without a copy."""
-        return self._at(gpa, length).view(gpa, length)
+        for piece in self._pieces:
+            if piece.contains(gpa, length):
+                return piece.view(gpa, length)
+        raise _nowhere(gpa, length)
 
     def discard(self, gpa: int, length: int) -> None:
         """Give the whole pages of a range back to the host; what was in them is lost."""
@@ -154,4 +160,8 @@ class MemoryMap:
         for piece in self._pieces:
             if piece.contains(gpa, length):
                 return piece
-        raise OutOfRange(gpa, length, "nor in what was put beside it")
+        raise _nowhere(gpa, length)
+
+
+def _nowhere(gpa: int, length: int) -> OutOfRange:
+    return OutOfRange(gpa, length, "nor in what was put beside it")

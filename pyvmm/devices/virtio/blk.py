@@ -42,6 +42,11 @@ MOST_ZEROES = 1 << 17  # 64 MiB: where there is nothing better they are written
 ZEROES = bytes(64 << 10)
 
 
+# How many bytes of its room a request has filled, and what is counted of it
+Done = tuple[int, dict[str, int]]
+FAILED = {"failed": 1}
+
+
 class Failed(Exception):
     """A request cannot be done as it was asked: its status."""
 
@@ -129,7 +134,7 @@ class VirtioBlk(ServedDevice):
             handler = HANDLERS.get(request.type)
             if handler is None:
                 raise Failed(S_UNSUPP, f"request of type {request.type}")
-            written = handler(self, request)
+            written, job.counts = handler(self, request)
         except Failed as error:
             status = error.status
         except OSError as error:
@@ -138,29 +143,26 @@ class VirtioBlk(ServedDevice):
         if written < request.room_size:  # all before the status is to have been written
             _clear(request.room, written)
         if status != S_OK:
-            self.count(failed=1)
+            job.counts = FAILED
         request.status[0] = status
         return job.chain.writable_size
 
-    def _read(self, request: Request) -> int:
+    def _read(self, request: Request) -> Done:
         offset = self._place(request.sector, request.room_size)
         self.disk.read(request.room, offset)
-        self.count(reads=1, bytes_read=request.room_size)
-        return request.room_size
+        return request.room_size, {"reads": 1, "bytes_read": request.room_size}
 
-    def _write(self, request: Request) -> int:
+    def _write(self, request: Request) -> Done:
         self._refuse_if_read_only()
         offset = self._place(request.sector, request.given_size)
         self.disk.write(request.given, offset, durable=not self.has(F_FLUSH))
-        self.count(writes=1, bytes_written=request.given_size)
-        return 0
+        return 0, {"writes": 1, "bytes_written": request.given_size}
 
-    def _flush(self, request: Request) -> int:
+    def _flush(self, request: Request) -> Done:
         self.disk.flush()
-        self.count(flushes=1)
-        return 0
+        return 0, {"flushes": 1}
 
-    def _get_id(self, request: Request) -> int:
+    def _get_id(self, request: Request) -> Done:
         if request.room_size < ID_BYTES:
             raise Failed(S_IOERR, "no room for the id")
         serial = self.serial.ljust(ID_BYTES, b"\0")
@@ -169,21 +171,19 @@ class VirtioBlk(ServedDevice):
             part = serial[done : done + len(view)]
             view[: len(part)] = part
             done += len(part)
-        return done
+        return done, {}
 
-    def _discard(self, request: Request) -> int:
-        for offset, length, _ in self._ranges(request, MOST_DISCARD, 0):
+    def _discard(self, request: Request) -> Done:
+        ranges = self._ranges(request, MOST_DISCARD, 0)
+        for offset, length, _ in ranges:
             self.disk.discard(offset, length)
-            self.count(bytes_discarded=length)
-        self.count(discards=1)
-        return 0
+        return 0, {"discards": 1, "bytes_discarded": sum(length for _, length, _ in ranges)}
 
-    def _write_zeroes(self, request: Request) -> int:
-        for offset, length, flags in self._ranges(request, MOST_ZEROES, RANGE_F_UNMAP):
+    def _write_zeroes(self, request: Request) -> Done:
+        ranges = self._ranges(request, MOST_ZEROES, RANGE_F_UNMAP)
+        for offset, length, flags in ranges:
             self.disk.zero(offset, length, may_unmap=bool(flags & RANGE_F_UNMAP))
-            self.count(bytes_zeroed=length)
-        self.count(zeroings=1)
-        return 0
+        return 0, {"zeroings": 1, "bytes_zeroed": sum(length for _, length, _ in ranges)}
 
     def _ranges(self, request: Request, most: int, allowed: int) -> list[tuple[int, int, int]]:
         """The ranges of a request, checked, before any of it is done: offset, length, flags."""
@@ -212,7 +212,7 @@ class VirtioBlk(ServedDevice):
             raise Failed(S_IOERR, "the disk is read-only")
 
 
-HANDLERS: dict[int, Callable[[VirtioBlk, Request], int]] = {
+HANDLERS: dict[int, Callable[[VirtioBlk, Request], Done]] = {
     T_IN: VirtioBlk._read,
     T_OUT: VirtioBlk._write,
     T_FLUSH: VirtioBlk._flush,

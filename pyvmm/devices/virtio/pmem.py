@@ -50,7 +50,7 @@ class VirtioPmem(ServedDevice):
             raise QueueError(f"req_vq chain {chain.head}: not a request to flush")
         (request,) = WORD.unpack(chain.read())
         done = request == REQ_FLUSH and self._flush()
-        self.count(**{"flushes" if done else "failed": 1})
+        job.counts = {"flushes" if done else "failed": 1}
         return chain.write(WORD.pack(RESP_OK if done else RESP_EIO))
 
     def _flush(self) -> bool:

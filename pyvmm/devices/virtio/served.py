@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,11 +26,12 @@ LINGER = 64  # requests that came alone, until they are taken to go on doing so
 
 @dataclass(slots=True)
 class Job:
-    """A request, and whether who took it still leads."""
+    """A request; whether who took it still leads; and what its device counts of it."""
 
     queue: Virtqueue
     chain: Chain
     leads: bool = True
+    counts: Mapping[str, int] | None = None
 
 
 class ServedDevice(VirtioDevice):
@@ -49,6 +50,7 @@ class ServedDevice(VirtioDevice):
         self.kick_fd = os.eventfd(0, os.EFD_CLOEXEC)
         self._vacancy = threading.Condition(self.lock)  # nobody leads
         self._quiet = threading.Condition(self.lock)  # there may be nothing to do any more
+        self._waiting = 0  # threads that wait for that
         self._led = False
         self._idle = 0  # threads that wait to lead
         self._busy = 0  # requests in flight
@@ -86,14 +88,19 @@ class ServedDevice(VirtioDevice):
             os.eventfd_write(self.kick_fd, 1)
             self._vacancy.notify_all()
             self._close_if_last()
-        self._quiet.wait_for(lambda: not self._busy)
+        self._wait_until(lambda: not self._busy)
 
     def drain(self) -> None:
         """Serve all that the driver has asked for, and wait for its end; while no vCPU runs."""
         with self.lock:
             if self._asked():
                 self._look()
-            self._quiet.wait_for(lambda: not (self._busy or self._asked()))
+            self._wait_until(lambda: not (self._busy or self._asked()))
+
+    def _wait_until(self, quiet: Callable[[], bool]) -> None:
+        self._waiting += 1
+        self._quiet.wait_for(quiet)
+        self._waiting -= 1
 
     def _asked(self) -> bool:
         """Whether there are requests that nobody has taken; with the lock."""
@@ -145,12 +152,16 @@ class ServedDevice(VirtioDevice):
                 self.fail(error.message)
         finally:
             with self.lock:
-                if job.leads and self._asked():  # they came meanwhile
+                if job.leads and self.threads > 1 and self._asked():  # they came meanwhile
                     self._overlap = LINGER
+                if job.counts:
+                    for name, number in job.counts.items():
+                        self.counts[name] += number
                 self._busy -= 1
                 job.queue.push(job.chain, written)
                 self.signal(job.queue)
-                self._quiet.notify_all()
+                if self._waiting:
+                    self._quiet.notify_all()
 
     def _next_job(self, leads: bool) -> Job | None:
         """Lead, unless we do, and wait for a request; None when the machine is at its end."""
@@ -187,7 +198,8 @@ class ServedDevice(VirtioDevice):
                 if queue.waiting or self._overlap:
                     self._hand_over(job)
                 return job
-        self._quiet.notify_all()
+        if self._waiting:
+            self._quiet.notify_all()
         return None
 
     def _hand_over(self, job: Job) -> None:
