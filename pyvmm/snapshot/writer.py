@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pyvmm.errors import UsageError
 from pyvmm.files import PRIVATE, replacing, write_all
 from pyvmm.memory import GuestMemory
 from pyvmm.snapshot import format, pages
@@ -104,7 +105,16 @@ def write_into(
 
 
 def _reference(parent: SnapshotFile, child: Path) -> Parent:
-    """How a snapshot names its parent: so that both can be moved together."""
+    """How a snapshot names its parent: so that both can be moved together.
+
+    Raises: UsageError, where the child would be in the place of what it needs.
+    """
+    for file in parent.chain():
+        if child.exists() and os.path.samestat(os.fstat(file.fd), child.stat()):
+            raise UsageError(
+                f"{child}: the snapshot to be written needs that file: it goes on from it",
+                hint="write it to another name; `pyvmm snapshot flatten` makes one of both",
+            )
     place = os.path.dirname(os.path.realpath(child))  # noqa: PTH120 - relpath takes text
     return Parent(
         sha256=parent.identity, path=os.path.relpath(os.path.realpath(parent.path), place)

@@ -101,6 +101,21 @@ def test_changed_parent_is_told(child: Path, memory: GuestMemory) -> None:
         SnapshotFile.open(child)
 
 
+@pytest.mark.parametrize("name", ["parent.snap", "child.snap", "link.snap"])
+def test_child_does_not_take_the_place_of_what_it_needs(
+    child: Path, memory: GuestMemory, name: str
+) -> None:
+    child.with_name("link.snap").symlink_to(child)
+
+    with (
+        SnapshotFile.open(child) as parent,
+        pytest.raises(UsageError, match="needs that file: it goes on from it"),
+    ):
+        save(child.with_name(name), memory, DIRTY, parent)
+
+    assert restored(child) == memory.read(BASE, SIZE)
+
+
 def test_damage_in_the_parent_s_memory_is_found(child: Path) -> None:
     parent = child.with_name("parent.snap")
     data = bytearray(parent.read_bytes())
