@@ -95,6 +95,7 @@ def test_memory_lies_above_ram_with_a_gap(stack: ExitStack, tmp_path: Path) -> N
 def test_guest_finds_its_memory_where_it_was_plugged(stack: ExitStack, tmp_path: Path) -> None:
     rig = Rig(stack, tmp_path, "load")
     assert rig.request(Request.PLUG, 3) == Response.ACK
+    assert rig.machine.resizing.size == 16 * MIB + BLOCK
     place = rig.mem.blocks.address(4) - 4
     with rig.mem.blocks.view(place, 4) as view:
         view[:] = struct.pack("<I", 77)

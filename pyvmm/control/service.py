@@ -56,7 +56,7 @@ class Service:
             "state": "paused" if machine.is_paused else "running",
             "image": str(machine.config.image.absolute()),
             "vcpus": machine.plan.vcpus,
-            "memory_bytes": machine.plan.memory,
+            "memory_bytes": machine.resizing.size,
             "sve_vls": sorted(machine.vls),
             "uptime_s": round(time.monotonic() - self._since, 3),
         }
