@@ -106,7 +106,6 @@ def test_guests_memory_is_taken_and_given_while_it_works(boot: Boot) -> None:
         guest.shell(LOAD)
         check_balloon(guest, rounds=1)
         check_collection(guest)
-        check_that_need_comes_first(guest)
         check_plugging(guest, room=256)
         check_refusals(guest)
 
