@@ -5,6 +5,7 @@ Packages are unpacked, not configured: what their scripts would have made of /et
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -61,7 +62,8 @@ def _tree() -> Path:
             shutil.rmtree(into / useless, ignore_errors=True)
         _write_etc(into)
 
-    return cached(trees_dir() / f"debian-root-{TOOLS_SUITE}", build)
+    recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+    return cached(trees_dir() / f"debian-root-{TOOLS_SUITE}-{recipe}", build)
 
 
 def _wanted(package: Package) -> bool:
@@ -82,8 +84,9 @@ def _merge_usr(root: Path) -> None:
 
 def _write_etc(root: Path) -> None:
     masters = root / "usr/share/base-passwd"
-    for name in ("passwd", "group"):
-        shutil.copyfile(masters / f"{name}.master", root / "etc" / name)
+    for name in ("passwd", "group"):  # x: the password is in shadow
+        master = (masters / f"{name}.master").read_text()
+        (root / "etc" / name).write_text(master.replace(":*:", ":x:"))
     for name, content in ETC.items():
         path = root / "etc" / name
         path.parent.mkdir(parents=True, exist_ok=True)
