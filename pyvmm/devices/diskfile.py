@@ -251,6 +251,8 @@ def _open(path: Path, option: str, *, read_only: bool) -> int:
     # O_NONBLOCK: nobody waits for the other end of a pipe that somebody takes for a disk
     flags = os.O_CLOEXEC | os.O_NONBLOCK | (os.O_RDONLY if read_only else os.O_RDWR)
     try:
+        if not read_only and stat.S_ISBLK(path.stat().st_mode):
+            flags |= os.O_EXCL  # a device that is mounted here is nobody else's: EBUSY
         return os.open(path, flags)
     except OSError as error:
         if error.errno == errno.EISDIR:
@@ -258,6 +260,8 @@ def _open(path: Path, option: str, *, read_only: bool) -> int:
         hint = None
         if not read_only and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             hint = f"{option} {path},ro does not write to it" if os.access(path, os.R_OK) else None
+        if error.errno == errno.EBUSY:
+            hint = "it is mounted here, or a part of something that is"
         raise UsageError(f"{option} {path}: {error.strerror}", hint=hint) from error
 
 

@@ -7,6 +7,7 @@ import errno
 import os
 import random
 import resource
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -244,3 +245,43 @@ def test_direct_where_there_is_no_direct_io_is_refused(
 
     assert isinstance(error, HostError)
     assert "O_DIRECT" in error.message
+
+
+@pytest.fixture
+def device(image: Path) -> Iterator[Path]:
+    """The image as a block device, where this machine lets us make one."""
+    command = ["losetup", "-f", "--show", str(image)]
+    done = subprocess.run(command, capture_output=True, text=True) if os.geteuid() == 0 else None
+    if done is None or done.returncode:
+        pytest.skip("no loop device can be had")
+    yield Path(done.stdout.strip())
+    subprocess.run(["losetup", "-d", done.stdout.strip()], check=True)
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_block_device_is_a_disk(opened: Open, device: Path, direct: bool) -> None:
+    disk = opened(device, direct=direct)
+
+    assert disk.is_block_device
+    assert disk.size == SIZE
+    write(disk, 4096, b"x" * 8192)
+    disk.zero(4096, 4096, may_unmap=False)
+    disk.zero(16384, 4096, may_unmap=True)
+    disk.discard(32768, 4096)
+    disk.flush()
+    assert read(disk, 0, 4096) == CONTENT[:4096]
+    assert read(disk, 4096, 8192) == bytes(4096) + b"x" * 4096
+    assert read(disk, 16384, 4096) == bytes(4096)
+    disk.close()
+
+
+def test_block_device_in_use_is_refused(opened: Open, device: Path) -> None:
+    fd = os.open(device, os.O_RDWR | os.O_EXCL)  # as a mount has it
+    try:
+        error = refused(opened, device)
+    finally:
+        os.close(fd)
+
+    assert "Device or resource busy" in error.message
+    assert error.hint is not None
+    assert "mounted" in error.hint
