@@ -39,6 +39,7 @@ MOST_VALUES: Final = 1_000_000  # in that JSON
 MOST_EXTENTS: Final = 1 << 20
 MOST_MEMORY: Final = 1 << 44  # bytes stored
 
+SHORTER: Final = "the file has become shorter while it was read"
 EXTENT: Final = struct.Struct("<QQQ")
 DIGEST: Final = hashlib.sha256().digest_size
 _FIRST_LINE: Final = re.compile(rb"pyvmm snapshot ([1-9][0-9]{0,9}) ([0-9a-f]{64})\n")
@@ -270,9 +271,13 @@ def read_exactly(fd: int, offset: int, length: int) -> bytes:
 
     Raises: Damaged, where it ends before.
     """
-    data = bytearray(length)
-    read_into(fd, offset, memoryview(data))
-    return bytes(data)
+    data = os.pread(fd, length, offset)
+    while len(data) < length:
+        more = os.pread(fd, length - len(data), offset + len(data))
+        if not more:
+            raise Damaged(SHORTER)
+        data += more
+    return data
 
 
 def read_into(fd: int, offset: int, view: memoryview) -> None:
@@ -284,7 +289,7 @@ def read_into(fd: int, offset: int, view: memoryview) -> None:
     while done < len(view):
         came = os.preadv(fd, [view[done:]], offset + done)
         if not came:
-            raise Damaged("the file has become shorter while it was read")
+            raise Damaged(SHORTER)
         done += came
 
 
