@@ -48,7 +48,7 @@ def test_sve_guest_survives_saves_and_restores(
     assert f" vl={longest}\n" in last.stdout
 
 
-@pytest.mark.parametrize(("taken_on", "restored_on"), itertools.permutations(KERNELS, 2))
+@pytest.mark.parametrize(("taken_on", "restored_on"), list(itertools.permutations(KERNELS, 2)))
 def test_sve_guest_goes_on_under_another_kernel(
     pyvmm: Pyvmm, tmp_path: Path, taken_on: str, restored_on: str
 ) -> None:
