@@ -51,7 +51,8 @@ def restore(invocation: Invocation, /, where: HostSettings, file: Path, **option
     """Let a VM go on from a file.
 
     FILE is a snapshot; the guest's console is attached as by `pyvmm run`.  Disks are used as
-    they are now: what was written to them after the guest was saved is there.
+    they are now: what was written to them after the guest was saved is there.  FILE names them:
+    look with `pyvmm snapshot show` at one that you did not save yourself.
     """
     invocation.debug |= options["debug"]
     config = _config(file, options["name"], options["timeout"])

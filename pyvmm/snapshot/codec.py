@@ -79,10 +79,17 @@ def read_hexadecimal(text: Any) -> int:
 def _read_registers(value: Any) -> dict[int, int]:
     if not isinstance(value, dict):
         raise ValueError(value)
-    return {read_hexadecimal(key): read_hexadecimal(held) for key, held in value.items()}
+    return {_read_64(key): _read_64(held) for key, held in value.items()}
 
 
-Hex = Annotated[int, Form(hexadecimal, read_hexadecimal)]
+def _read_64(text: Any) -> int:
+    number = read_hexadecimal(text)
+    if number >> 64:
+        raise ValueError(text)
+    return number
+
+
+Hex = Annotated[int, Form(hexadecimal, _read_64)]
 # 32-bit registers by their offset, or whatever else numbers them
 HexTable = Annotated[
     dict[int, int],

@@ -11,11 +11,35 @@ import pytest
 from tests import linux, selftests
 from tests.linux import PROMPT, Session
 
-pytestmark = [pytest.mark.e2e, pytest.mark.matrix, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600)]
 
 TIMED_OUT = 124
 
 
+@pytest.mark.parametrize("console", ["serial", "virtio"])
+def test_a_shell_goes_on_with_what_it_knew(
+    pyvmm_cmd: list[str], tmp_path: Path, console: str
+) -> None:
+    initrd, file = tmp_path / "initrd", tmp_path / "linux.snap"
+    initrd.write_bytes(linux.initramfs(linux.virtio_modules("6.1")))
+    command = [*pyvmm_cmd, "run", f"--console={console}", "-c", "2", "-m", "128", "-pquiet",
+               "-i", str(initrd), "--name", "shell", str(linux.image("6.1"))]  # fmt: skip
+    with Session(command) as guest:
+        guest.wait_for(PROMPT)
+        guest.shell("known=before; sleep 1000 & echo kept >/file")
+        before = int(guest.shell("date +%s"))
+        subprocess.run([*pyvmm_cmd, "save", "shell", str(file)], check=True)
+        assert guest.end() == 0
+
+    with Session([*pyvmm_cmd, "restore", str(file)]) as guest:
+        assert guest.shell("echo $known $(cat /file) $(jobs | grep -c sleep)") == "before kept 1"
+        assert 0 <= int(guest.shell("date +%s")) - before < 60
+        assert guest.shell("dmesg | grep -ci 'rcu.*stall\\|soft lockup\\|Oops'") == "0"
+        guest.type(b"\x01x")
+        assert guest.end() == 0
+
+
+@pytest.mark.matrix
 def test_linux_under_fp_stress_survives_ten_saves_and_restores(
     pyvmm_cmd: list[str], fp: Path, tmp_path: Path
 ) -> None:
