@@ -24,6 +24,8 @@ pytestmark = pytest.mark.kvm
 
 SIZE = 4 * MIB
 WINDOW = 3 * GIB  # the first place for memory of devices above 16 MiB of RAM
+VBAR_EL1 = regs.sysreg(3, 0, 12, 0, 0)
+CURRENT_EL_SPX = 0x200  # the vector of synchronous exceptions there.  Source: Arm DDI 0487, D1.3
 ESR_EL1 = regs.sysreg(3, 0, 5, 2, 0)
 
 Boot = Callable[..., Machine]
@@ -55,6 +57,11 @@ def boot(tmp_path: Path) -> Iterator[Boot]:
             return machine
 
         yield make
+
+
+def vcpu_pc(machine: Machine) -> int:
+    with machine.paused():
+        return machine.vcpus[0].get_one_reg(regs.PC)
 
 
 def wait_for(condition: Callable[[], bool]) -> bool:
@@ -89,10 +96,15 @@ def test_write_to_read_only_memory_is_an_abort_and_not_in_the_file(
     before = file.read_bytes()
     machine = boot(program, Pmem(path=file, read_only=True), x1=7, x2=WINDOW + MIB)
     vcpu = machine.vcpus[0]
+    vectors = layout.RAM_BASE + 8 * MIB
+    machine.memory.write(vectors + CURRENT_EL_SPX, bytes.fromhex("00000014"))  # b .
+    vcpu.set_one_reg(VBAR_EL1, vectors)
 
     machine.start()
-    wait_for(lambda: bool(machine.exit_counts()[0]))
-    time.sleep(0.1)
+    assert wait_for(lambda: "read-only memory write" in machine.exit_counts()[0] or
+                    "ARM_NISV" in machine.exit_counts()[0])  # fmt: skip
+    while vcpu_pc(machine) != vectors + CURRENT_EL_SPX:
+        time.sleep(0.01)
     machine.pause()
 
     esr = vcpu.get_one_reg(ESR_EL1) & 0xFFFF_FFFF

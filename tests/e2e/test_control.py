@@ -52,9 +52,9 @@ def states(pyvmm: Pyvmm) -> dict[str, str]:
 def test_devices_are_shown_with_what_they_have_done(pyvmm: Pyvmm, start: Start) -> None:
     start("one", "--rng")
 
-    (reply,) = document(pyvmm, "debug", "--devices")
-    shown = pyvmm("debug", "--devices").stdout
-    (counted,) = document(pyvmm, "stat")
+    (reply,) = document(pyvmm, "debug", "-a", "--devices")
+    shown = pyvmm("debug", "-a", "--devices").stdout
+    (counted,) = document(pyvmm, "stat", "-a")
 
     (rng,) = reply["devices"]
     assert (rng["device"], rng["status"], rng["counts"]["bytes"]) == ("virtio-rng", [], 0)

@@ -137,7 +137,7 @@ def test_bad_number_or_choice_is_refused(
     assert done.returncode == code
 
 
-DISKS: dict[str, tuple[int, str]] = {  # the option's value, with FILE for a file of 1000 bytes
+DISKS: dict[str, tuple[int, str]] = {  # the option's value, with FILE for a file of 1 KiB
     "-d FILE.none": (2, "No such file or directory"),
     "-d .": (2, "is a directory"),
     "-d FILE,rw": (2, "'rw' is not one of ro, direct"),
@@ -151,7 +151,7 @@ DISKS: dict[str, tuple[int, str]] = {  # the option's value, with FILE for a fil
 def test_disk_that_is_none_is_refused(options: str, pyvmm: Pyvmm, tmp_path: Path) -> None:
     code, words = DISKS[options]
     file = tmp_path / "disk"
-    file.write_bytes(bytes(1000))
+    file.write_bytes(bytes(1024))
     given = [word.replace("FILE", str(file)) for word in options.split()]
 
     done = pyvmm("run", "hello", *given)
