@@ -99,7 +99,7 @@ def _command(reproduction: Reproduction) -> click.Command:
 
 
 _GENERAL = (
-    click.option("--seed", type=click.IntRange(0, 1 << 24), default=1, metavar="N",
+    click.option("--seed", type=click.IntRange(0, (1 << 24) - 1), default=1, metavar="N",
                  help="What the patterns are made from."),
     click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     click.option("--report", type=FILE, metavar="FILE",

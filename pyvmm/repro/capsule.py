@@ -121,7 +121,16 @@ def _manifest(path: Path, data: bytes) -> dict[str, Any]:
     for name, kind in FIELDS.items():
         if type(manifest.get(name)) is not kind:
             raise _damaged(path, f"{MANIFEST}: {name} is no {kind.__name__}")
+        if not _is_plain(manifest[name]):  # it is shown, on a terminal perhaps
+            raise _damaged(path, f"{MANIFEST}: {name} holds what is no text")
     return manifest
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether all text in a field can be shown; what is nested deeper nobody shows."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value.keys(), *value.values())))
+    return not isinstance(value, str) or value.isprintable()
 
 
 def _check_members(path: Path, hashes: dict[str, Any], members: Mapping[str, bytes]) -> None:

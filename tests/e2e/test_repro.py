@@ -15,7 +15,7 @@ import pytest
 from pyvmm.host.settings import DEFAULT_CPU, KERNEL_SUITES
 from pyvmm.repro.capsule import Capsule
 from tests.e2e import vls
-from tests.e2e.conftest import FIRST_S, Pyvmm, message
+from tests.e2e.conftest import FIRST_S, Pyvmm, message, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(FIRST_S)]
 
@@ -90,11 +90,15 @@ def test_host_without_sve_is_unsupported(pyvmm: Pyvmm) -> None:
 
 @pytest.mark.usefixtures("emulated")
 def test_host_that_is_killed_midway_is_inconclusive(pyvmm: Pyvmm) -> None:
-    (before,) = [host for host in pyvmm.hosts() if host["cpu"].startswith(DEFAULT_CPU)]
-    process = pyvmm.start(*ZCR, "--rounds", "500", "--json", stderr=subprocess.DEVNULL)
-    time.sleep(3)
+    def host() -> dict[str, Any]:
+        (found,) = [host for host in pyvmm.hosts() if host["cpu"].startswith(DEFAULT_CPU)]
+        return found
 
-    os.kill(before["pid"], signal.SIGKILL)
+    process = pyvmm.start(*ZCR, "--rounds", "500", "--json", stderr=subprocess.DEVNULL)
+    wait_for(lambda: host()["sessions"] > 0, "a run in the host")
+    time.sleep(1)
+
+    os.kill(host()["pid"], signal.SIGKILL)
 
     output, _ = process.communicate(timeout=FIRST_S)
     document = json.loads(output)

@@ -102,6 +102,9 @@ def test_archive_that_is_no_capsule_is_refused(
         ({"options": []}, "options is no dict"),
         ({"verdict": None}, "verdict is no str"),
         ({"format": "tar"}, "not a capsule"),
+        ({"verdict": "\x1b[2J"}, "verdict holds what is no text"),
+        ({"options": {"zcr": "\x1b[2J"}}, "options holds what is no text"),
+        ({"host": {"cpu": "a\nb"}}, "host holds what is no text"),
     ],
 )
 def test_manifest_of_another_shape_is_refused(

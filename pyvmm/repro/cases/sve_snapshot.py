@@ -39,6 +39,7 @@ from pyvmm.vcpus import MachineVcpu
 NOTHING: Final = "nothing"
 MEMORY: Final = 32 * MIB
 LEN_MAX: Final = 15
+FILLINGS: Final = 8  # that a seed chooses from
 
 
 def _bank(name: str, vcpu: MachineVcpu) -> Any:
@@ -93,7 +94,7 @@ def work(case: Case) -> Evidence:
     with tempfile.TemporaryDirectory(prefix="pyvmm-repro-") as scratch:
         snapshot = Path(scratch) / "guest.snap"
         try:
-            found |= _save(_config(case), snapshot)
+            found |= _save(case, snapshot)
             for name in wanted:
                 found["rows"].append(_restore(_config(case), snapshot, name))
         except VmmError as error:
@@ -106,16 +107,17 @@ def _config(case: Case) -> Config:
     return Config(image=case.path("guest"), vcpus=1, memory=MEMORY, sve=sve, name="repro-snapshot")
 
 
-def _save(config: Config, snapshot: Path) -> Evidence:
+def _save(case: Case, snapshot: Path) -> Evidence:
     """Run the guest until its registers hold patterns, and save it so."""
     console = Console()
-    with Machine(config, console.write) as vm:
+    with Machine(_config(case), console.write) as vm:
         vm.start()
         _expect(console, "ready")
         vm.send(bytes([ord("A") + LEN_MAX]))
         _expect(console, "len")
-        vm.send(b"f")
-        words = _expect(console, "filled")
+        for _ in range(1 + case.seed % FILLINGS):  # each time with other patterns
+            vm.send(b"f")
+            words = _expect(console, "filled")
         vm.save(snapshot)
         listed = [reg_id for reg_id in vm.vcpus[0].get_reg_list() if regs.group(reg_id) == regs.SVE]
     return {"vl": int(words[2]), "zcr": int(words[4]), "listed": len(listed)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pyvmm.arm64 import vl
 from pyvmm.errors import UsageError
@@ -53,7 +53,7 @@ def parse_max_vl(text: str | None) -> int | None:
     return None if text is None else vl.parse_max(text, option="--guest-max-vl")
 
 
-def parse_number(name: str, allowed: range) -> type[int]:
+def parse_number(name: str, allowed: range) -> Callable[[str | None], int | None]:
     """A reader of whole numbers within a range, for one option."""
 
     def parse(text: str | None) -> int | None:
@@ -63,7 +63,7 @@ def parse_number(name: str, allowed: range) -> type[int]:
             raise UsageError(f"--{name} {text}: not from {allowed[0]} to {allowed[-1]}")
         return int(text)
 
-    return parse  # type: ignore[return-value]
+    return parse
 
 
 def wants_module(settings: Settings) -> bool:
