@@ -128,7 +128,7 @@ void judge(const struct shared *shared, unsigned int vl, enum damage done, struc
 	tally->loops += hold->loops;
 	tally->loops_min = first ? hold->loops : least(tally->loops_min, hold->loops);
 	tally->interrupted += shared->switches > 0;
-	tally->moved += shared->cpu_before != shared->cpu_after;
+	tally->moved += shared->cpu_before != shared->cpu || shared->cpu_after != shared->cpu;
 	tally->rdvl = shared->rdvl;
 	tally->prctl = shared->prctl;
 	tally->damaged += done != NO_DAMAGE;

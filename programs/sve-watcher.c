@@ -267,6 +267,7 @@ static void start_holder(unsigned long cpu)
 				 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if ((long)shared < 0 && (long)shared > -4096)
 		fail("mmap", (long)shared);
+	shared->cpu = cpu;
 	error = syscall(__NR_pipe2, pipe, 0);
 	if (error)
 		fail("pipe2", error);

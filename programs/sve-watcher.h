@@ -9,7 +9,7 @@ struct shared {
 	struct hold hold;
 	uint64_t rdvl, prctl;			/* bytes, just after a hold */
 	uint64_t switches;			/* involuntary ones, of the hold */
-	int64_t cpu_before, cpu_after;
+	int64_t cpu, cpu_before, cpu_after;	/* where it is to be, and where it was */
 	uint64_t lengths;			/* bit n: (n + 1) * 128 bits can be had by prctl() */
 };
 
@@ -19,7 +19,7 @@ struct tally {
 	unsigned long truncated, zeroed, foreign, low, p, ffr;
 	unsigned long vl_min, vl_max, rdvl, prctl;	/* bytes */
 	unsigned long loops, loops_min;
-	unsigned long interrupted, moved;	/* holds with others on the CPU, or on another CPU */
+	unsigned long interrupted, moved;	/* holds with others on the CPU, or on a wrong CPU */
 	unsigned long damaged, caught, missed;
 	unsigned long arm_failed;		/* an errno */
 };
