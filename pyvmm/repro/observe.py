@@ -103,5 +103,6 @@ def _call(number: int, what: str, *arguments: object) -> None:
             errno.EPERM: "it needs root on this host, and a kernel that is not locked down",
             errno.EEXIST: f"another run has it loaded: rmmod {what.split()[-1]}",
             errno.ENOEXEC: "it was built for another kernel",
+            errno.EOPNOTSUPP: "it wants VHE and SVE, and as a control Linux 6.1 or later",
         }
         raise HostError(f"{what}: {os.strerror(code)}", hint=hints.get(code, "see `dmesg`"))

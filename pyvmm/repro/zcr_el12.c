@@ -14,6 +14,7 @@
 #include <linux/sched.h>
 #include <linux/smp.h>
 #include <linux/thread_info.h>
+#include <linux/version.h>
 
 #include <asm/barrier.h>
 #include <asm/sysreg.h>
@@ -144,8 +145,12 @@ static int register_save_probe(void)
 
 static int start_control(void)
 {
-	int error = register_save_probe();
+	int error;
 
+	/* Linux 5.10 was seen to crash with these probes; 6.1, 6.12 and 7.2 take them. */
+	if (LINUX_VERSION_CODE < KERNEL_VERSION(6, 1, 0))
+		return -EOPNOTSUPP;
+	error = register_save_probe();
 	if (error)
 		return error;
 	error = register_kretprobe(&load_probe);
