@@ -11,7 +11,7 @@ import pytest
 from tests import linux, selftests
 from tests.linux import PROMPT, Session
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.matrix, pytest.mark.timeout(3600)]
 
 TIMED_OUT = 124
 
@@ -32,14 +32,13 @@ def test_a_shell_goes_on_with_what_it_knew(
         assert guest.end() == 0
 
     with Session([*pyvmm_cmd, "restore", str(file)]) as guest:
-        assert guest.shell("echo $known $(cat /file) $(jobs | grep -c sleep)") == "before kept 1"
+        assert guest.shell("echo $known $(cat /file) $(pidof sleep | wc -w)") == "before kept 1"
         assert 0 <= int(guest.shell("date +%s")) - before < 60
-        assert guest.shell("dmesg | grep -ci 'rcu.*stall\\|soft lockup\\|Oops'") == "0"
+        assert guest.shell("dmesg | grep -ci 'detected stalls\\|soft lockup\\|Oops:'") == "0"
         guest.type(b"\x01x")
         assert guest.end() == 0
 
 
-@pytest.mark.matrix
 def test_linux_under_fp_stress_survives_ten_saves_and_restores(
     pyvmm_cmd: list[str], fp: Path, tmp_path: Path
 ) -> None:
