@@ -117,6 +117,7 @@ class Config:
     devices: tuple[DeviceConfig, ...] = ()
     name: str = field(default_factory=lambda: f"guest-{os.getpid()}")
     timeout_s: float | None = None
+    fast_mmio: bool = True
 
     def __post_init__(self) -> None:
         if self.vcpus is not None and self.vcpus < 1:

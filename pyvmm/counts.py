@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from pyvmm.kvm.stats import Stats
 from pyvmm.kvm.uapi import ExitReason
@@ -56,13 +56,13 @@ class KernelCounts:
         return [file.read() for file in self._files]
 
 
-def totals(counts: list[dict[str, int]]) -> dict[str, int]:
-    """The counts of all vCPUs together."""
+def totals(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Several counts, as those of all vCPUs, together."""
     added: defaultdict[str, int] = defaultdict(int)
     for one in counts:
         for name, count in one.items():
             added[name] += count
-    return dict(added)
+    return dict(sorted(added.items()))
 
 
 def _name(reason: int) -> str:

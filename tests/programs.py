@@ -63,6 +63,17 @@ PROGRAMS = {
         39000043  strb w3, [x2]
         17fffffc  b .-16
     """,
+    # X4 bytes, from X1 up, to a UART that is looked at before each; then X1 goes to X5
+    "poll": """
+        39401443  ldrb w3, [x2, #5]
+        362fffe3  tbz w3, #5, .-4
+        39000041  strb w1, [x2]
+        11000421  add w1, w1, #1
+        d1000484  sub x4, x4, #1
+        b5ffff64  cbnz x4, .-20
+        b90000a1  str w1, [x5]
+        14000000  b .
+    """,
     "quadwords": """
         d2a00663  movz x3, #0x33, lsl #16
         d5181043  msr cpacr_el1, x3

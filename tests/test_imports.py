@@ -26,7 +26,7 @@ ROOMS = (
     # a Config becomes a machine, and runs
     "limits", "runner", "loop", "console", "ptys", "terminals", "view", "memslots", "vcpus",
     "irqchip", "virtio", "hotplug", "peripherals", "edges", "resizing", "registers", "counts",
-    "board", "snapshot", "machine", "control", "repro", "svecheck",
+    "board", "snapshot", "fastpath", "machine", "control", "repro", "svecheck",
     "host",
     # one guest on many machines
     "sweep",

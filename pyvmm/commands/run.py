@@ -46,6 +46,7 @@ GUESTS = Path(__file__).parents[1] / "guests"
     "--dump-dtb", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
     help="Write the device tree blob there.",
 )  # fmt: skip
+@click.option("--no-fast-mmio", is_flag=True, help="Have Python handle every device access.")
 @click.option("--debug-mmio", is_flag=True, help="Show on stderr accesses no device answers.")
 @click.option(
     "--console", type=click.Choice(["serial", "virtio", "hv"]), default="serial",
@@ -139,6 +140,7 @@ def _config(options: dict[str, Any]) -> Config:
         initrd=options["initrd"],
         timeout_s=options["timeout"],
         virtio_transport=options["virtio_transport"],
+        fast_mmio=not options["no_fast_mmio"],
         devices=device_configs(options),
         **arm_config(options),
         **named,

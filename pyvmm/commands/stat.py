@@ -87,6 +87,7 @@ def lines(reply: Message, before: Message | None, memory: bool = False) -> Itera
     if memory:
         return
     yield from _table("exits to pyvmm", reply, before, "exits")
+    yield from _table("bytes sent by the way", reply, before, "sent_without_exit")
     yield from _table("counted by KVM", reply, before, "kvm")
     yield from _devices(reply, before)
 
@@ -104,7 +105,7 @@ def _table(title: str, reply: Message, before: Message | None, key: str) -> Iter
     """Counts that are not zero, the largest first; with rates where there is a before."""
     counts = {
         cause: count
-        for cause, count in reply[key].items()
+        for cause, count in reply.get(key, {}).items()  # an older VM's has not all of them
         if count and not cause.endswith("_ns")  # KVM's times; --json has them
     }
     if not counts:

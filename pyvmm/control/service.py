@@ -109,13 +109,17 @@ class Service:
         return reply
 
     def stat(self, request: Message) -> Message:
-        """The exits of every vCPU, as pyvmm and as KVM counts them, and the memory in use."""
+        """The exits of every vCPU, as pyvmm and as KVM counts them, and the memory in use.
+
+        "sent_without_exit" are the bytes UARTs were given that made none, or none for Python.
+        """
         machine = self._machine()
         exits, kernel = machine.exit_counts(), machine.kernel_counts()
         return {
             **self.info(request),
             "exits": totals(exits),
             "exits_by_vcpu": exits,
+            "sent_without_exit": machine.bytes_without_exit(),
             "kvm": totals(kernel),
             "kvm_by_vcpu": kernel,
             "memory_resident_bytes": _resident(machine),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from pyvmm.devices.device import Device, Irq, Reg
 from pyvmm.devices.kept import Kept
@@ -72,6 +72,31 @@ MSR_RI = 0x40
 MSR_CONNECTED = 0xB0  # DCD, DSR and CTS: the other end is always there
 MSR_DELTA = 0x0F
 
+REGISTERS = 8  # bytes
+MUCH = 4096  # bytes sent and not output: a vCPU that finds as many waits
+ALL_STEADY = 0xFF
+
+
+class Shortcut(Protocol):
+    """Lets a guest use a port without `Uart8250.mmio_read` and `mmio_write`, as published.
+
+    What it is called with is called with the port's lock held.
+    """
+
+    def publish(self, registers: int, *, sends: bool, only_sends: bool) -> bool:
+        """Take over how the port is now, before its interrupt line changes.
+
+        Bit n of byte 0 of ``registers`` says that reading register n changes nothing, and byte n
+        is what it reads as (register 0: then 0). ``sends``: so long as nothing else is published,
+        writing THR has no effect but to send; ``only_sends``: nor has it after any read.
+
+        Returns:
+            Whether the guest could send without the port's knowing, and cannot any more.
+        """
+
+    def sent(self) -> bytes:
+        """What the guest has written to THR without the port's knowing, since the last time."""
+
 
 class Uart8250(Device):
     """One port: ``output`` gets what the guest transmits, `receive` takes what it is to get.
@@ -83,6 +108,10 @@ class Uart8250(Device):
     Host input waits on the *line*, up to 16 bytes of it, until the guest looks for input: until it
     enables the receive interrupt or reads LSR or RBR. What a guest finds when it clears its FIFO
     before it ever looked, as most do first of all, is thus not lost but yet to arrive.
+
+    A wide read is one of each register in turn, a wide write one of its first register alone.
+    With a ``shortcut`` many accesses never come here: `collect` and `send_out` when there is
+    something it has `sent`.
     """
 
     register_size = 1
@@ -124,12 +153,16 @@ class Uart8250(Device):
         self._raised = False
         self._starved = False  # receive() left something with its caller
         self._room_due = False  # on_room is to be called
-        self._sent: deque[int] = deque()  # by the guest, not yet output
+        self._sent = bytearray()  # by the guest, not yet output
+        self.has_transmitted = False  # ever
+        self.shortcut: Shortcut | None = None
         self._output_lock = threading.Lock()  # held from taking _sent until it is out: keeps order
 
     def mmio_read(self, offset: int, length: int) -> int:
         """Answer a guest's read; it may make room for input."""
-        value = super().mmio_read(offset, length)
+        value = super().mmio_read(offset, 1)
+        for number in range(1, length):
+            value |= super().mmio_read(offset + number, 1) << 8 * number
         if self._room_due:
             self._tell_room()
         return value
@@ -138,9 +171,20 @@ class Uart8250(Device):
         """Carry out a guest's write; what it transmits is output before this returns."""
         super().mmio_write(offset, length, value)
         if self._sent:
-            self._transmit()
+            self.send_out()
         if self._room_due:
             self._tell_room()
+
+    def take_shortcut(self, shortcut: Shortcut | None) -> None:
+        """Let the guest use that from now on, as far as it goes; or none any more."""
+        with self.lock:
+            self.shortcut = shortcut
+            self._publish()
+
+    def collect(self) -> None:
+        """Take what the guest has sent by the shortcut; `send_out` outputs it."""
+        with self.lock:
+            self._collect()
 
     def receive(self, data: bytes) -> int:
         """Put host input on the line; returns how many bytes of it there was room for."""
@@ -171,6 +215,7 @@ class Uart8250(Device):
     def restored(self) -> None:
         """Show the registers that the guest had chosen."""
         self.select_bank(1 if self.LCR & LCR_DLAB else 0)
+        self._publish()
 
     @RBR.read
     def _(self) -> int:
@@ -188,6 +233,7 @@ class Uart8250(Device):
             self._loop_back(value)
         else:
             self._sent.append(value)
+            self.has_transmitted = True
         self.thr_emptied = True
         self._update()
 
@@ -239,10 +285,10 @@ class Uart8250(Device):
 
     @LSR.read
     def _(self) -> int:
-        self._arrive()
+        arrived = self._arrive()
         status = self.LSR
-        if status != LSR_IDLE:
-            self.LSR = LSR_IDLE  # reading clears the errors
+        self.LSR = LSR_IDLE  # reading clears the errors
+        if arrived or status != LSR_IDLE:
             self._update()
         if self.fifo:
             errors = status & LSR_OF_CHARACTER or any(entry >> 8 for entry in self.fifo)
@@ -258,18 +304,28 @@ class Uart8250(Device):
         self._update()
         return status
 
+    @SCR.write
+    def _(self, value: int) -> None:
+        self.SCR = value
+        self._update()
+
     def _depth(self) -> int:
         return FIFO_DEPTH if self.FCR & FCR_ENABLE_FIFO else 1
 
-    def _arrive(self) -> None:
-        """Let characters on the line arrive, as far as the FIFO has room; loop-back cuts it off."""
+    def _arrive(self) -> bool:
+        """Let characters on the line arrive, as far as the FIFO has room; loop-back cuts it off.
+
+        Returns:
+            Whether something may have changed.
+        """
         if not self.line or self.MCR & MCR_LOOP:
-            return
+            return False
         while self.line and len(self.fifo) < self._depth():
             self.fifo.append(self.line.popleft())
             if self._starved:
                 self._starved, self._room_due = False, True
         self._reveal()
+        return True
 
     def _loop_back(self, character: int) -> None:
         """Let the receiver have what the transmitter sends."""
@@ -302,22 +358,74 @@ class Uart8250(Device):
         return IIR_NO_INT
 
     def _update(self) -> None:
-        """Make the interrupt line follow the state."""
+        """Make the interrupt line, and the shortcut before it, follow the state."""
         if self.IER & (IER_RDI | IER_RLSI):
             self._arrive()
+        self._publish()
         raised = self.IER != 0 and self._pending() != IIR_NO_INT
         if raised != self._raised:
             self._raised = raised
             self.irq(raised)
 
-    def _transmit(self) -> None:
+    def _publish(self) -> None:
+        """Tell the shortcut, if there is one, what it may do from now on."""
+        if self.shortcut is None:
+            return
+        diverted = self.MCR & MCR_LOOP or self.LCR & LCR_DLAB  # what is written to THR's offset
+        only_sends = not diverted and not self.IER & IER_THRI
+        # Where the interrupt waits already, another empty THR is no news.
+        sends = only_sends or (not diverted and self.thr_emptied)
+        if self.shortcut.publish(self._steady(), sends=sends, only_sends=only_sends):
+            self._collect()
+
+    def _steady(self) -> int:
+        """What reads give, in bytes 1 to 7, and in byte 0 those of them that change nothing."""
+        pending = self._pending()
+        steady = 1 << 3 | 1 << 4 | 1 << 7  # LCR, MCR, SCR
+        arriving = self.line and not self.MCR & MCR_LOOP  # with LSR or RBR read, if there is room
+        if not arriving or len(self.fifo) >= self._depth():
+            if self.LSR == LSR_IDLE and (not self.fifo or max(self.fifo) <= 0xFF):
+                steady |= 1 << 5
+            if not self.fifo and not self.LCR & LCR_DLAB:
+                steady |= 1 << 0
+        if not self.LCR & LCR_DLAB:
+            steady |= 1 << 1
+        if pending != IIR_THRI:
+            steady |= 1 << 2
+        if not self.MSR & MSR_DELTA:
+            steady |= 1 << 6
+        iir = pending | (IIR_FIFO_ENABLED if self.FCR & FCR_ENABLE_FIFO else 0)
+        status = LSR_IDLE | LSR_DR if self.fifo else LSR_IDLE
+        values = (steady, self.IER, iir, self.LCR, self.MCR, status, self.MSR, self.SCR)
+        return int.from_bytes(values, "little")
+
+    def _collect(self) -> None:
+        """Take what the guest has sent by the shortcut; with the lock."""
+        if self.shortcut is not None and (data := self.shortcut.sent()):
+            self._sent += data
+            if not self.IER & IER_THRI:  # else it was so before: `sends` was published
+                self.thr_emptied = True
+
+    def send_out(self) -> None:
         """Output what the guest has sent, without holding up the receiving side."""
         with self._output_lock:
-            data = bytearray()
-            while self._sent:
-                data.append(self._sent.popleft())
-            if data:
-                self.output(bytes(data))
+            self._send_out()
+
+    def send_out_unless_busy(self) -> None:
+        """The same, but leave it to whoever is outputting already, unless much waits for that."""
+        while self._sent:
+            if not self._output_lock.acquire(blocking=len(self._sent) >= MUCH):
+                return
+            try:
+                self._send_out()
+            finally:
+                self._output_lock.release()
+
+    def _send_out(self) -> None:
+        with self.lock:
+            data, self._sent = bytes(self._sent), bytearray()
+        if data:
+            self.output(data)
 
     def _tell_room(self) -> None:
         """Call on_room, once, without the lock: it will want to call receive."""

@@ -33,6 +33,7 @@ INCLUDES = """
 #define _GNU_SOURCE
 #endif
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stddef.h>
@@ -54,6 +55,30 @@ int pyvmm_irq_line(int vm, uint32_t irq, int level);
 int pyvmm_sve_set_vl(unsigned long limit, uint64_t *rdvl);
 uint64_t pyvmm_counter_frequency(void);
 
+#define PYVMM_PORTS ...
+#define PYVMM_REGIONS ...
+#define PYVMM_SENT ...
+struct pyvmm_region { uint64_t base; uint64_t end; };
+struct pyvmm_port {
+    uint64_t base;
+    uint64_t registers;
+    uint32_t sends;
+    int32_t patience;
+    ...;
+};
+struct pyvmm_settler {
+    uint32_t unclaimed;
+    uint32_t regions;
+    struct pyvmm_region region[...];
+    struct pyvmm_port port[...];
+    ...;
+};
+void pyvmm_settler_init(struct pyvmm_settler *settler);
+int pyvmm_has_sent(struct pyvmm_settler *settler, int number);
+size_t pyvmm_take(struct pyvmm_settler *settler, int number, uint8_t *bytes, size_t size);
+int pyvmm_wait_sent(struct pyvmm_settler *settler, int number, int stop, int soon,
+                    int seldom);
+
 struct pyvmm_vcpu {
     int thread;
     struct kvm_run *run;
@@ -62,6 +87,8 @@ struct pyvmm_vcpu {
     uint32_t is_write;
     uint64_t address;
     uint64_t data;
+    uint32_t attention;
+    uint64_t settled[...];
     ...;
 };
 int pyvmm_vcpu_open(struct pyvmm_vcpu *vcpu, int fd, size_t size);
@@ -70,7 +97,9 @@ int pyvmm_run(struct pyvmm_vcpu *vcpu);
 void pyvmm_set_mmio_data(struct pyvmm_vcpu *vcpu, uint64_t value);
 void pyvmm_kick(struct pyvmm_vcpu *vcpu);
 int pyvmm_coalesced_pop(struct pyvmm_vcpu *vcpu);
+void pyvmm_vcpu_settle_by(struct pyvmm_vcpu *vcpu, struct pyvmm_settler *settler);
 """
+SOURCES = ("settle.c", "run.c")
 
 
 def constants() -> Iterator[tuple[str, int]]:
@@ -131,8 +160,8 @@ def builder() -> FFI:
     """The declarations and the C source, ready to be written or compiled."""
     ffi = FFI()
     ffi.cdef(DECLARATIONS)
-    body = Path(__file__).with_name("run.c").read_text(encoding="utf-8")
-    source = "\n".join((INCLUDES, *static_asserts(), body))
+    bodies = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in SOURCES]
+    source = "\n".join((INCLUDES, *static_asserts(), *bodies))
     ffi.set_source(MODULE, source, py_limited_api=True)
     return ffi
 

@@ -3,6 +3,22 @@
 from _cffi_backend import _CDataBase
 from cffi import FFI
 
+class SettlerRegion:
+    base: int
+    end: int
+
+class SettlerPort:
+    base: int
+    registers: int
+    sends: int
+    patience: int
+
+class SettlerState:
+    unclaimed: int
+    regions: int
+    region: list[SettlerRegion]
+    port: list[SettlerPort]
+
 class VcpuState:
     thread: int
     run: _CDataBase
@@ -11,8 +27,13 @@ class VcpuState:
     is_write: int
     address: int
     data: int
+    attention: int
+    settled: list[int]
 
 class Lib:
+    PYVMM_PORTS: int
+    PYVMM_REGIONS: int
+    PYVMM_SENT: int
     def pyvmm_ioctl(self, fd: int, request: int, argument: int, /) -> int: ...
     def pyvmm_ioctl_at(self, fd: int, request: int, argument: object, /) -> int: ...
     def pyvmm_one_reg(self, fd: int, request: int, id: int, value: object, /) -> int: ...
@@ -25,6 +46,15 @@ class Lib:
     def pyvmm_set_mmio_data(self, vcpu: VcpuState, value: int, /) -> None: ...
     def pyvmm_kick(self, vcpu: VcpuState, /) -> None: ...
     def pyvmm_coalesced_pop(self, vcpu: VcpuState, /) -> int: ...
+    def pyvmm_vcpu_settle_by(self, vcpu: VcpuState, settler: SettlerState, /) -> None: ...
+    def pyvmm_settler_init(self, settler: SettlerState, /) -> None: ...
+    def pyvmm_has_sent(self, settler: SettlerState, number: int, /) -> int: ...
+    def pyvmm_take(
+        self, settler: SettlerState, number: int, bytes_: object, size: int, /
+    ) -> int: ...
+    def pyvmm_wait_sent(
+        self, settler: SettlerState, number: int, stop: int, soon: int, seldom: int, /
+    ) -> int: ...
 
 ffi: FFI
 lib: Lib

@@ -1,7 +1,7 @@
 /*
  * The calls that need C: ioctls with the GIL released and errno in the result, KVM_RUN, the kick
- * that ends one, and the instruction RDVL.  Mechanism only.  _build.py puts the includes, and
- * assertions that pyvmm's tables agree with the kernel's headers, above this file.
+ * that ends one, and the instruction RDVL.  Mechanism only.  _build.py puts the includes,
+ * assertions that pyvmm's tables agree with the kernel's headers, and settle.c above this file.
  */
 
 /* Make an ioctl again when a signal interrupts it; the result, or -errno. */
@@ -71,6 +71,10 @@ struct pyvmm_vcpu {
 	uint32_t is_write;
 	uint64_t address;
 	uint64_t data;
+
+	struct pyvmm_settler *settler; /* of exits that need no Python; may be NULL */
+	uint32_t attention; /* a port's patience is at its end, or a guest has sent something */
+	uint64_t settled[2 * (PYVMM_PORTS + 1)]; /* see pyvmm_settle */
 };
 
 #define PYVMM_KICK SIGRTMIN /* as in kvmtool */
@@ -100,6 +104,17 @@ static void pyvmm_vcpu_close(struct pyvmm_vcpu *vcpu)
 	vcpu->run = NULL;
 }
 
+/* Have exits settled by that, which is to live as long as the vCPU; before its first run. */
+static void pyvmm_vcpu_settle_by(struct pyvmm_vcpu *vcpu, struct pyvmm_settler *settler)
+{
+	size_t page = sysconf(_SC_PAGESIZE);
+
+	settler->ring = (void *)((char *)vcpu->run + KVM_COALESCED_MMIO_PAGE_OFFSET * page);
+	settler->entries =
+		(page - sizeof(*settler->ring)) / sizeof(settler->ring->coalesced_mmio[0]);
+	vcpu->settler = settler;
+}
+
 /* The kernel's answer to a read, or the value written, is in memory order: little endian. */
 static uint64_t pyvmm_little_endian(const uint8_t *data, uint32_t length)
 {
@@ -122,8 +137,19 @@ static void pyvmm_unblock_kick(void)
 	done = 1;
 }
 
+static int pyvmm_wants_attention(struct pyvmm_settler *settler)
+{
+	for (int n = 0; n < PYVMM_PORTS; n++)
+		if (settler->port[n].base &&
+		    (pyvmm_has_sent(settler, n) ||
+		     !__atomic_load_n(&settler->port[n].patience, __ATOMIC_RELAXED)))
+			return 1;
+	return 0;
+}
+
 /*
- * KVM_RUN once: 0, or -errno; -EINTR when kicked, and then the kick is used up.
+ * KVM_RUN until an exit that is not settled here: 0, or -errno; -EINTR when kicked, and then the
+ * kick is used up.
  *
  * No kick is lost.  The kicker sets immediate_exit, then looks whether a thread is in KVM_RUN and
  * signals it; this side names its thread, then enters KVM_RUN, which looks at immediate_exit.
@@ -140,10 +166,14 @@ static int pyvmm_run(struct pyvmm_vcpu *vcpu)
 	pyvmm_unblock_kick();
 	__atomic_store_n(&vcpu->thread, (pid_t)syscall(SYS_gettid), __ATOMIC_SEQ_CST);
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	error = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? errno : 0;
+	do {
+		error = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? errno : 0;
+	} while (!error && vcpu->settler && run->exit_reason == KVM_EXIT_MMIO &&
+		 pyvmm_settle(vcpu->settler, run, vcpu->settled));
 	__atomic_store_n(&vcpu->thread, 0, __ATOMIC_SEQ_CST);
 	if (error == EINTR)
 		__atomic_exchange_n(&run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+	vcpu->attention = vcpu->settler && pyvmm_wants_attention(vcpu->settler);
 	if (error)
 		return -error;
 

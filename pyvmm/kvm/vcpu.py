@@ -17,7 +17,7 @@ from pyvmm.kvm.native import native
 from pyvmm.kvm.uapi import ExitReason, MpState, PmuAttr, PvtimeAttr, VcpuFeature, VcpuGroup
 
 if TYPE_CHECKING:
-    from pyvmm.kvm._kvm import VcpuState
+    from pyvmm.kvm._kvm import SettlerState, VcpuState
 
 
 class VcpuEvents(NamedTuple):
@@ -41,6 +41,7 @@ class Vcpu(AttributeFd):
         self.id = vcpu_id
         self._ffi, self._lib = native()
         self._state = cast("VcpuState", self._ffi.new("struct pyvmm_vcpu *"))
+        self._settler: SettlerState | None = None
         # A kick must not meet pages that are gone; reentrant, for a kick by a signal handler.
         self._open_lock = threading.RLock()
         error = self._lib.pyvmm_vcpu_open(self._state, fd, mmap_size)
@@ -146,6 +147,8 @@ class Vcpu(AttributeFd):
     def run(self) -> Exit:
         """Run the guest until it needs something, or a kick() or a signal comes.
 
+        Exits that a Settler can settle, if there is one, do not count.
+
         A vCPU whose last exit was an MMIO read must have its answer (set_mmio_data) first.
         """
         state = self._state
@@ -180,6 +183,21 @@ class Vcpu(AttributeFd):
     def set_mmio_data(self, value: int) -> None:
         """Answer an MMIO read; bits above the access's length do not count."""
         self._lib.pyvmm_set_mmio_data(self._state, value & 0xFFFF_FFFF_FFFF_FFFF)
+
+    def settle_by(self, settler: SettlerState) -> None:
+        """Have exits settled without Python, as a Settler says; before the first run."""
+        self._settler = settler  # so that it lives as long as this does
+        self._lib.pyvmm_vcpu_settle_by(self._state, settler)
+
+    @property
+    def attention(self) -> bool:
+        """Whether a Settler's owner was wanted when the last run ended."""
+        return self._state.attention != 0
+
+    def settled(self) -> tuple[list[int], list[int]]:
+        """How many reads and writes were settled: each port's, and last what nobody claims."""
+        counts = list(self._state.settled)
+        return counts[::2], counts[1::2]
 
     def coalesced_mmio(self) -> list[Exit]:
         """Take the writes that wait in the VM's ring, oldest first; one thread at a time."""

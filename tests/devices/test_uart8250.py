@@ -454,12 +454,20 @@ def test_divisor_is_never_zero_at_first(port: Port) -> None:
     assert (port.read(DLL), port.read(DLM)) == (1, 0)
 
 
-def test_wide_access_touches_one_register(port: Port) -> None:
+def test_wide_write_touches_one_register(port: Port) -> None:
     port.uart.mmio_write(THR, 4, 0x0F0F_0F41)
 
     assert port.sent == b"A"
     assert port.read(IER) == 0
-    assert port.uart.mmio_read(LSR, 4) == 0x60
+
+
+def test_wide_read_is_one_of_each_register_in_turn(port: Port) -> None:
+    port.write(SCR, 0x5A)
+    port.uart.receive(b"xy")
+
+    assert port.uart.mmio_read(LSR, 4) == 0x5A_B0_61
+    assert port.uart.mmio_read(RBR, 2) == ord("x")
+    assert port.uart.mmio_read(RBR, 8) == 0x5A_B0_60_00_00_01_00_00 | ord("y")
 
 
 # Linux

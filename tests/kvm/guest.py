@@ -88,6 +88,34 @@ PROGRAMS = {
         b9000280  str w0, [x20]
         17fffffb  b .-20
     """,
+    # What X0 says, a word each: what to do (as below), an offset from X2, 0, and a byte to store.
+    # Loads of 1, 2, 4 and 8 bytes, whose results go to X1; stores of 1 and 4; a mark's, to X9.
+    "script": """
+        b8404403  ldr w3, [x0], #4
+        53083c64  ubfx w4, w3, #8, #8
+        8b040045  add x5, x2, x4
+        53187c67  lsr w7, w3, #24
+        92401c63  and x3, x3, #0xff
+        10000068  adr x8, .+12
+        8b030d08  add x8, x8, x3, lsl #3
+        d61f0100  br x8
+        394000aa  ldrb w10, [x5]
+        1400000d  b .+52
+        794000aa  ldrh w10, [x5]
+        1400000b  b .+44
+        b94000aa  ldr w10, [x5]
+        14000009  b .+36
+        f94000aa  ldr x10, [x5]
+        14000007  b .+28
+        390000a7  strb w7, [x5]
+        17ffffef  b .-68
+        b90000a7  str w7, [x5]
+        17ffffed  b .-76
+        b9000127  str w7, [x9]
+        17ffffeb  b .-84
+        f800842a  str x10, [x1], #8
+        17ffffe9  b .-92
+    """,
     "undecodable": """
         a9000001  stp x1, x0, [x0]
         14000000  b .

@@ -1,0 +1,295 @@
+"""The fast paths of UARTs: nothing a guest or a user could see tells them from the plain one."""
+
+from __future__ import annotations
+
+import random
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm import layout
+from pyvmm.config import Config
+from pyvmm.devices.bus import Bus
+from pyvmm.devices.uart8250 import Uart8250
+from pyvmm.fastpath import PATIENCE, FastPaths
+from pyvmm.kvm import regs
+from pyvmm.kvm.exits import Exit
+from pyvmm.kvm.uapi import MpState
+from pyvmm.layout import MIB
+from pyvmm.machine import Machine
+from tests import programs
+from tests.kvm import guest as tiny
+
+pytestmark = pytest.mark.kvm
+
+SCRIPT = tiny.RAM_BASE + 0x1_0000
+LOG = tiny.RAM_BASE + 0x10_0000
+MARK = layout.RTC.base  # claimed, and no UART
+READS = {1: 0, 2: 1, 4: 2, 8: 3}  # the script's words for them, by their length
+WRITES = {1: 4, 4: 5}
+AT_MARK = 6
+
+THR, IER, FCR, LCR, MCR, LSR, SCR = 0, 1, 2, 3, 4, 5, 7
+
+Step = tuple[int, int, int]  # what, offset, value
+
+
+@dataclass
+class Seen:
+    """All that a run of a script shows to the guest, and outside."""
+
+    reads: list[int] = field(default_factory=list)
+    output: list[bytes] = field(default_factory=list)  # up to each mark
+    levels: list[bool] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
+
+
+def calm(rng: random.Random) -> list[Step]:
+    """What makes a port's fast path possible again, whatever it was like."""
+    drain = [(READS[1], LSR, 0), (READS[1], 0, 0)] * 17
+    rest = [(READS[1], LSR, 0), (READS[1], 6, 0)]
+    set_up = [(WRITES[1], LCR, 3), (WRITES[1], MCR, rng.choice([0, 8])), (WRITES[1], IER, 0)]
+    return [*set_up, *drain, *rest]
+
+
+def polled(rng: random.Random) -> list[Step]:
+    """Text as a kernel's console prints it."""
+    return [
+        step
+        for _ in range(rng.randrange(4, 60))
+        for step in ((READS[1], LSR, 0), (WRITES[1], THR, rng.randrange(256)))
+    ]
+
+
+def anything(rng: random.Random) -> list[Step]:
+    """Accesses of every register, every width that a guest's load or store has."""
+    steps = []
+    for _ in range(rng.randrange(1, 12)):
+        if rng.random() < 0.5:
+            width = rng.choice([1, 1, 1, 2, 4, 8])
+            steps.append((READS[width], rng.randrange(0, 16, width), 0))
+        else:
+            width = rng.choice([1, 1, 1, 4])
+            value = rng.choice([0, 1, 2, 3, 0x80, 0x10, rng.randrange(256)])
+            steps.append((WRITES[width], rng.randrange(0, 9, width), value))
+    return steps
+
+
+def script(rng: random.Random) -> list[Step]:
+    steps: list[Step] = []
+    for _ in range(rng.randrange(4, 12)):
+        part = rng.choices([polled, anything, calm], [3, 4, 2])[0]
+        steps += [*part(rng), (AT_MARK, 0, 0)]
+    return steps
+
+
+def play(steps: list[Step], rng: random.Random, *, fast: bool) -> tuple[Seen, int]:
+    """Have a guest make these accesses, with input at its marks; how many exits there were."""
+    seen, out = Seen(), bytearray()
+    with tiny.guest("script") as made, ExitStack() as undo:
+        uart = Uart8250(seen.levels.append, out.extend)
+        bus = Bus()
+        bus.add(layout.uart(0), uart)
+        bus.add(layout.RTC, uart)  # never asked: a mark is dealt with here
+        words = [struct.pack("<BBBB", what, offset, 0, value) for what, offset, value in steps]
+        made.memory.write(SCRIPT, b"".join(words))
+        made.set(x0=SCRIPT, x1=LOG, x2=layout.UART.base, x9=MARK)
+        paths = None
+        if fast:
+            paths = FastPaths(made.vm, made.vcpus, bus, [uart], settle_unclaimed=True)
+            undo.callback(paths.close)
+        exits = 0
+        for _ in range(sum(what == AT_MARK for what, _, _ in steps)):
+            exits += run_to_mark(made, bus, paths)
+            if paths is not None:
+                paths.flush()
+            seen.output.append(bytes(out))
+            seen.states.append(uart.state())
+            give_input(uart, rng)
+        reads = sum(what in READS.values() for what, _, _ in steps)
+        seen.reads = list(struct.unpack(f"<{reads}Q", made.memory.read(LOG, 8 * reads)))
+    return seen, exits
+
+
+def run_to_mark(made: tiny.Guest, bus: Bus, paths: FastPaths | None) -> int:
+    """Handle a guest's exits up to its mark; how many there were."""
+    for exits in range(1, 1_000_000):
+        leave = made.vcpu.run()
+        if paths is not None and made.vcpu.attention:
+            paths.attend()
+        if leave.address == MARK:
+            return exits
+        if leave.is_write:
+            bus.write(leave.address, leave.length, leave.data)
+        else:
+            made.vcpu.set_mmio_data(bus.read(leave.address, leave.length))
+    raise AssertionError("no mark")
+
+
+def give_input(uart: Uart8250, rng: random.Random) -> None:
+    kind = rng.random()
+    if kind < 0.3:
+        uart.receive(rng.randbytes(rng.choice([1, 1, 3, 20])))
+    elif kind < 0.35:
+        uart.receive_break()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_guest_and_user_see_the_same_on_both_paths(seed: int) -> None:
+    plain_exits = fast_exits = 0
+    for number in range(5):
+        steps = script(random.Random(f"{seed} {number}"))
+        plain, exits = play(steps, random.Random(number), fast=False)
+        plain_exits += exits
+        fast, exits = play(steps, random.Random(number), fast=True)
+        fast_exits += exits
+
+        assert fast == plain
+
+    assert fast_exits < plain_exits / 2  # it was the fast path
+
+
+def test_polled_output_makes_no_exits() -> None:
+    steps = [(READS[1], LSR, 0), (WRITES[1], THR, ord("x"))] * 500
+
+    seen, exits = play([*steps, (AT_MARK, 0, 0)], random.Random(0), fast=True)
+
+    assert seen.output == [b"x" * 500]
+    assert set(seen.reads) == {0x60}
+    assert exits < PATIENCE
+
+
+class Screen:
+    """Remembers what a guest prints."""
+
+    def __init__(self) -> None:
+        self.text = b""
+
+    def write(self, data: bytes) -> None:
+        self.text += data
+
+    def wait_for(self, count: int) -> bytes:
+        """What is there, as soon as so many bytes are, or after 30 s."""
+        deadline = time.monotonic() + 30
+        while len(self.text) < count and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return self.text
+
+
+@contextmanager
+def machine(path: Path, program: str, screen: Screen, **options: Any) -> Iterator[Machine]:
+    hooks = {"on_unclaimed": options.pop("on_unclaimed", None)}
+    config = Config(
+        image=programs.write(program, path), memory=16 * MIB, timeout_s=20.0,
+        **{"vcpus": 1, **options},
+    )  # fmt: skip
+    with Machine(config, screen.write, **hooks) as made:
+        yield made
+
+
+def print_by_polling(made: Machine, vcpu: int, count: int, first: int = 0) -> None:
+    """Have a vCPU print so many bytes, then write to the exit register."""
+    where = {1: first, 2: layout.UART.base, 4: count, 5: layout.EXIT.base}
+    for number, value in where.items():
+        made.vcpus[vcpu].set_one_reg(regs.X(number), value)
+    made.vcpus[vcpu].set_one_reg(regs.PC, made.image.entry)
+    made.vcpus[vcpu].set_mp_state(MpState.RUNNABLE)
+
+
+def counting(count: int, first: int = 0) -> bytes:
+    return bytes((first + n) & 0xFF for n in range(count))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_output_is_whole_when_the_run_ends(tmp_path: Path, fast: bool) -> None:
+    screen = Screen()
+    with machine(tmp_path, "poll", screen, fast_mmio=fast) as made:
+        print_by_polling(made, 0, 3000, first=1)
+
+        code = made.run()
+
+        assert code == (1 + 3000) & 0xFF
+        assert screen.text == counting(3000, 1)
+        (exits,) = made.exit_counts()
+        assert (exits["uart0 write"] == 3000) == (not fast)
+
+
+def test_output_comes_though_the_guest_never_leaves(tmp_path: Path) -> None:
+    screen = Screen()
+    with machine(tmp_path, "poll", screen) as made:
+        print_by_polling(made, 0, 40)
+        made.vcpus[0].set_one_reg(regs.X(5), made.memory.base + MIB)  # not an exit: RAM
+        made.start()
+
+        assert screen.wait_for(40) == counting(40)
+        time.sleep(0.1)
+        assert sum(made.exit_counts()[0].values()) < 3 * PATIENCE
+        assert 0 < made.bytes_without_exit()["uart0"] < 40
+
+
+def test_a_paused_guests_output_is_out(tmp_path: Path) -> None:
+    screen = Screen()
+    with machine(tmp_path, "poll", screen) as made:
+        print_by_polling(made, 0, 1 << 40)
+        made.start()
+        for _ in range(20):
+            screen.wait_for(len(screen.text) + 1)
+
+            made.pause()
+
+            sent = made.vcpus[0].get_one_reg(regs.X(1))  # a store may be done, the add not yet
+            assert len(screen.text) - sent in (0, 1)
+            made.resume()
+        assert screen.text == counting(len(screen.text))
+
+
+def test_every_vcpus_output_is_whole_while_input_arrives(tmp_path: Path) -> None:
+    """Four vCPUs print; what is typed takes the page away, and nobody reads it."""
+    screen, vcpus, count = Screen(), 4, 700
+    with machine(tmp_path, "poll", screen, vcpus=vcpus) as made:
+        for number in range(vcpus):
+            print_by_polling(made, number, count, first=64 * number)
+            made.vcpus[number].set_one_reg(regs.X(5), made.memory.base + MIB)
+        made.start()
+        done = threading.Event()
+
+        def type_on() -> None:
+            while not done.wait(0.02):
+                made.send(b"x")
+
+        typist = threading.Thread(target=type_on)
+        typist.start()
+        text = screen.wait_for(vcpus * count)
+        done.set()
+        typist.join()
+
+    everything = b"".join(counting(count, 64 * number) for number in range(vcpus))
+    assert sorted(text) == sorted(everything)
+
+
+def test_accesses_no_device_claims_are_settled_and_counted(tmp_path: Path) -> None:
+    with machine(tmp_path, "load", Screen()) as made:
+        made.vcpus[0].set_one_reg(regs.X(1), 99)
+        made.vcpus[0].set_one_reg(regs.X(2), layout.EXIT.base)
+        made.vcpus[0].set_one_reg(regs.X(3), layout.FLASH.base)
+
+        assert made.run() == 0
+        assert made.exit_counts() == [{"exit write": 1, "unclaimed read": 1}]
+
+
+def test_whoever_wants_to_hear_of_unclaimed_accesses_does(tmp_path: Path) -> None:
+    told: list[tuple[int, Exit]] = []
+    hear = lambda vcpu, access: told.append((vcpu, access))  # noqa: E731 - in one line
+    with machine(tmp_path, "load", Screen(), on_unclaimed=hear) as made:
+        made.vcpus[0].set_one_reg(regs.X(2), layout.EXIT.base)
+        made.vcpus[0].set_one_reg(regs.X(3), layout.FLASH.base)
+
+        assert made.run() == 0
+        assert [access.address for _, access in told] == [layout.FLASH.base]
