@@ -27,7 +27,7 @@ class ExitCounts:
         """The counts by what caused the exits, as "uart0 read" or "SYSTEM_EVENT"."""
         causes = {f"{device} read": count for device, count in self.reads.copy().items()}
         causes |= {f"{device} write": count for device, count in self.writes.copy().items()}
-        causes |= {_name(reason): count for reason, count in self.others.copy().items()}
+        causes |= {reason_name(reason): count for reason, count in self.others.copy().items()}
         return dict(sorted(causes.items()))
 
 
@@ -65,5 +65,6 @@ def totals(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     return dict(sorted(added.items()))
 
 
-def _name(reason: int) -> str:
+def reason_name(reason: int) -> str:
+    """An exit's reason as it is counted."""
     return reason.name if isinstance(reason, ExitReason) else f"exit {reason}"

@@ -10,9 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +42,7 @@ def remove_cache() -> Path:
     try:
         cache.rename(doomed)
         for left in cache.parent.glob(f".{cache.name}.gone-*"):  # and what was interrupted before
-            shutil.rmtree(left)
+            _rmtree(left)
     except OSError as error:
         raise HostError(f"cannot remove {cache}: {error.strerror}") from error
     return cache
@@ -175,7 +173,9 @@ def cached(path: Path, build: Callable[[Path], None]) -> Path:
 def _make(path: Path, build: Callable[[Path], None]) -> None:
     """Build beside the final place and rename; the caller holds the lock."""
     for stale in path.parent.glob(f".{path.name}.tmp-*"):
-        shutil.rmtree(stale, ignore_errors=True)
+        _rmtree(stale, ignore_errors=True)
+    import tempfile  # late: it takes much along
+
     made = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
     try:
         build(made)
@@ -183,7 +183,7 @@ def _make(path: Path, build: Callable[[Path], None]) -> None:
         made.chmod(0o755)
         made.rename(path)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        _rmtree(made, ignore_errors=True)
 
 
 def _flush(directory: Path) -> None:
@@ -194,3 +194,9 @@ def _flush(directory: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _rmtree(path: Path, *, ignore_errors: bool = False) -> None:
+    import shutil  # late: it takes every compressor along
+
+    shutil.rmtree(path, ignore_errors=ignore_errors)

@@ -194,7 +194,11 @@ class FastPaths:
 
     def settled(self) -> list[dict[str, int]]:
         """How many exits of each vCPU were settled without Python, by what caused them."""
-        return [_by_cause(*vcpu.settled()) for vcpu in self._vcpus]
+        return [self.settled_of(vcpu) for vcpu in self._vcpus]
+
+    def settled_of(self, vcpu: Vcpu) -> dict[str, int]:
+        """How many exits of one vCPU were."""
+        return _by_cause(*vcpu.settled())
 
     def bytes_sent(self) -> dict[str, int]:
         """How many bytes each UART was given without an exit to Python."""

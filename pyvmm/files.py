@@ -7,7 +7,6 @@ import errno
 import fcntl
 import glob
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,7 +80,7 @@ def cannot_write(path: Path, error: OSError) -> VmmError:
 def _make_beside(target: Path, mode: int) -> tuple[Path, int]:
     """A new file beside ``target``, locked as being worked on, until it is closed."""
     while True:
-        beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        beside = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
         # Made, never found: in /tmp anybody may have laid a link to a file of the user's.
         fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with contextlib.suppress(OSError):  # a file system without locks: nobody takes it there

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import tempfile
 from pathlib import Path
 
 from pyvmm.errors import HostError, UsageError
@@ -53,6 +52,8 @@ def map_pages(directory: Path, size: int) -> mmap.mmap:
             f"of {directory}"
         )
     try:
+        import tempfile  # late: it takes much along
+
         with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
             file.truncate(size)
             return mmap.mmap(file.fileno(), size, flags=mmap.MAP_PRIVATE)

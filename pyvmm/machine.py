@@ -10,6 +10,7 @@ exit register. Everything else a guest can end with is an error, raised.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -17,14 +18,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pyvmm import layout
 from pyvmm.arm64.vl import VlSet
 from pyvmm.board import Board, Hooks, build
 from pyvmm.boot.image import LoadedImage
 from pyvmm.config import Config
-from pyvmm.counts import ExitCounts, totals
+from pyvmm.counts import ExitCounts, reason_name, totals
 from pyvmm.devices.bus import UNCLAIMED
 from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.devices.virtio.console import VirtioConsole
@@ -41,12 +42,16 @@ from pyvmm.loop import Loop, Timer
 from pyvmm.memory import GuestMemory
 from pyvmm.resizing import Resizing
 from pyvmm.runner import Runner
-from pyvmm.snapshot.changes import Changes
-from pyvmm.snapshot.origin import Origin, named
-from pyvmm.snapshot.save import Saved, Target, settle, write_machine
 from pyvmm.terminals import Terminals
 from pyvmm.vcpus import MachineVcpu
 from pyvmm.virtio import Kicks
+
+if TYPE_CHECKING:
+    # Snapshots are imported by the machines that have to do with one.
+    from pyvmm.snapshot.changes import Changes
+    from pyvmm.snapshot.origin import Origin
+    from pyvmm.snapshot.save import Saved
+    from pyvmm.trace import ExitTrace
 
 KVM = "/dev/kvm"
 STDOUT = 1
@@ -87,6 +92,7 @@ class Machine:
         on_unclaimed: Unclaimed | None = None,
         log: Callable[[str], None] = _do_nothing,
         origin: Origin | None = None,
+        trace: ExitTrace | None = None,
         kvm: str = KVM,
     ) -> None:
         """Make the machine; with ``origin``, as a snapshot has it, and Config is the origin's.
@@ -95,6 +101,7 @@ class Machine:
         device answers, ``log`` a line about a driver of the guest's that is broken; all in the
         vCPU's thread. ``let_go`` is called with True when the vCPUs are to stop, for good or for
         a pause, and must then let go an ``output`` that waits; with False when they run again.
+        ``trace`` gets every exit.
         """
         self.config = config
         self.before_time_out: Callable[[], None] = _do_nothing  # called before time ends the run
@@ -114,7 +121,7 @@ class Machine:
             make = origin.build if origin is not None else build
             self.board: Board = make(system, config, hooks, undo)
             self._bus = self.board.bus
-            self._changes = Changes(self.board)
+            self._changes: Changes | None = None  # since the first save
             self.resizing = Resizing(
                 self.board.plan.memory, (transport.device for transport in self.board.virtio)
             )
@@ -124,7 +131,8 @@ class Machine:
             self._virtual_time: int | None = None  # the counter of a guest that is paused
             self._started = False
             self._pausing = threading.RLock()  # held while vCPUs are touched: none may run then
-            self._runner = Runner(self.board.vcpus, self._step, self._ended, config.vcpu_affinity)
+            step = self._step if trace is None else functools.partial(self._traced_step, trace)
+            self._runner = Runner(self.board.vcpus, step, self._ended, config.vcpu_affinity)
             undo.callback(self._runner.close)
             self._undo = undo.pop_all()
 
@@ -146,6 +154,8 @@ class Machine:
             UsageError: there is no such snapshot, or it is damaged.
             HostError: this host cannot give what the machine had.
         """
+        from pyvmm.snapshot.origin import Origin, named
+
         origin = Origin(path, **how)
         return cls(named(origin.config, name), output, origin=origin)
 
@@ -276,6 +286,9 @@ class Machine:
             HostError: the kernel does not give something, or the disk is full.
             UsageError: there can be no such file, or the parent is none of this machine.
         """
+        from pyvmm.snapshot.changes import Changes
+        from pyvmm.snapshot.save import Target, settle, write_machine
+
         with self.paused():
             if self._runner.has_ended:
                 raise VmmError("the guest has ended: there is nothing to save")
@@ -283,6 +296,8 @@ class Machine:
                 settle(self.board)
             assert self._virtual_time is not None
             target = Target(path, parent, track)
+            if self._changes is None:
+                self._changes = Changes(self.board)
             return write_machine(self.board, self.config, self._virtual_time, target, self._changes)
 
     def pause(self) -> None:
@@ -420,10 +435,33 @@ class Machine:
 
     def _step(self, vcpu: Vcpu) -> None:
         """Run a vCPU to its next exit and deal with that; in the vCPU's thread."""
+        self._handle(vcpu, self._run(vcpu))
+
+    def _run(self, vcpu: Vcpu) -> Exit:
         try:
-            leave = vcpu.run()
+            return vcpu.run()
         except KvmError as error:
             raise explain(error, self.board.virtio) from error
+
+    def _traced_step(self, trace: ExitTrace, vcpu: Vcpu) -> None:
+        """The same, noted in a trace."""
+        leave = self._run(vcpu)
+        began_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        try:
+            self._handle(vcpu, leave)
+        finally:
+            trace.exit(vcpu.id, self._cause(leave), leave, began_ns)
+            if self._fast is not None:
+                trace.settled(vcpu.id, self._fast.settled_of(vcpu))
+
+    def _cause(self, leave: Exit) -> str:
+        """What exit_counts() calls it."""
+        if leave.reason != ExitReason.MMIO:
+            return reason_name(leave.reason)
+        region, _ = self._bus.find(leave.address)
+        return f"{region.name} {'write' if leave.is_write else 'read'}"
+
+    def _handle(self, vcpu: Vcpu, leave: Exit) -> None:
         if vcpu.attention and self._fast is not None:
             self._fast.attend()
         counts = self._counts[vcpu.id]

@@ -6,7 +6,6 @@ option in commands/_deviceopts.py, and a row here.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -15,19 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm.deviceconfig import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng
-from pyvmm.devices.diskfile import DiskFile
-from pyvmm.devices.virtio.balloon import VirtioBalloon
-from pyvmm.devices.virtio.blk import ID_BYTES, VirtioBlk
 from pyvmm.devices.virtio.device import VirtioDevice
-from pyvmm.devices.virtio.mem import VirtioMem
-from pyvmm.devices.virtio.pmem import VirtioPmem
-from pyvmm.devices.virtio.rng import VirtioRng
 from pyvmm.errors import HostError
-from pyvmm.filememory import FileMemory
-from pyvmm.hotplug import PluggedSlots
 from pyvmm.layout import Region
 from pyvmm.limits import Plan
-from pyvmm.memorymap import MemoryMap, PluggableMemory
+from pyvmm.memorymap import MemoryMap
 from pyvmm.memslots import MemorySlots
 
 
@@ -46,8 +37,15 @@ class Site:
     log: Callable[[str], None]
 
 
-def _make_mem(asked: Hotplug, site: Site) -> VirtioMem:
+# Each kind's modules are imported when there is one: most machines have few of them.
+
+
+def _make_mem(asked: Hotplug, site: Site) -> VirtioDevice:
     """Room for memory, with its own addresses."""
+    from pyvmm.devices.virtio.mem import VirtioMem
+    from pyvmm.hotplug import PluggedSlots
+    from pyvmm.memorymap import PluggableMemory
+
     blocks = site.undo.enter_context(PluggableMemory(site.window.base, asked.size, asked.block))
     shown = PluggedSlots(blocks, site.slots)
     site.memory.add(blocks)
@@ -55,15 +53,22 @@ def _make_mem(asked: Hotplug, site: Site) -> VirtioMem:
     return VirtioMem(site.memory, site.log, blocks, shown.show)
 
 
-def _make_disk(asked: Disk, site: Site) -> VirtioBlk:
+def _make_disk(asked: Disk, site: Site) -> VirtioDevice:
     """A disk, whose file is closed with the machine."""
+    from pyvmm.devices.diskfile import DiskFile
+    from pyvmm.devices.virtio.blk import VirtioBlk
+
     disk = DiskFile(asked.path, option="-d", read_only=asked.read_only, direct=asked.direct)
     site.undo.callback(disk.close)
     return VirtioBlk(site.memory, disk, serial_of(asked.path), site.log)
 
 
-def _make_pmem(asked: Pmem, site: Site) -> VirtioPmem:
+def _make_pmem(asked: Pmem, site: Site) -> VirtioDevice:
     """A file as memory; what the VMM does for the guest may go there, unless it is read-only."""
+    from pyvmm.devices.diskfile import DiskFile
+    from pyvmm.devices.virtio.pmem import VirtioPmem
+    from pyvmm.filememory import FileMemory
+
     window = site.window
     disk = DiskFile(asked.path, option="--pmem", read_only=asked.read_only)
     site.undo.callback(disk.close)
@@ -82,17 +87,33 @@ def _make_pmem(asked: Pmem, site: Site) -> VirtioPmem:
 
 def serial_of(path: Path) -> bytes:
     """What a disk is called in /dev/disk/by-id: the same for the same path, whatever its inode."""
+    import hashlib
+
+    from pyvmm.devices.virtio.blk import ID_BYTES
+
     digest = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()
     return f"pyvmm{digest[: ID_BYTES - 5]}".encode()
 
 
+def _make_balloon(asked: Balloon, site: Site) -> VirtioDevice:
+    from pyvmm.devices.virtio.balloon import VirtioBalloon
+
+    return VirtioBalloon(site.memory, site.log)
+
+
+def _make_rng(asked: Rng, site: Site) -> VirtioDevice:
+    from pyvmm.devices.virtio.rng import VirtioRng
+
+    return VirtioRng(site.memory, site.log)
+
+
 # How each kind of device is made: of its DeviceConfig, at a Site.
 MAKERS: dict[type[DeviceConfig], Callable[[Any, Site], VirtioDevice]] = {
-    Balloon: lambda asked, site: VirtioBalloon(site.memory, site.log),
+    Balloon: _make_balloon,
     Hotplug: _make_mem,
     Disk: _make_disk,
     Pmem: _make_pmem,
-    Rng: lambda asked, site: VirtioRng(site.memory, site.log),
+    Rng: _make_rng,
 }
 
 

@@ -7,18 +7,17 @@ and says how things stand.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
-from pyvmm.devices.virtio.balloon import VirtioBalloon
-from pyvmm.devices.virtio.balloonpages import PAGE
 from pyvmm.devices.virtio.device import VirtioDevice
-from pyvmm.devices.virtio.mem import VirtioMem
 from pyvmm.errors import UsageError, VmmError
 from pyvmm.units import show_size
 
-PATIENCE_S: Final = 0.3  # for a guest's statistics
+if TYPE_CHECKING:  # a machine without such devices does without their modules
+    from pyvmm.devices.virtio.balloon import VirtioBalloon
+    from pyvmm.devices.virtio.mem import VirtioMem
 
-_D = TypeVar("_D", bound=VirtioDevice)
+PATIENCE_S: Final = 0.3  # for a guest's statistics
 
 
 class Resizing:
@@ -26,9 +25,19 @@ class Resizing:
 
     def __init__(self, ram: int, devices: Iterable[VirtioDevice]) -> None:
         self._ram = ram
-        devices = list(devices)
-        self._balloon = _one(devices, VirtioBalloon)
-        self._mem = _one(devices, VirtioMem)
+        self._balloon: VirtioBalloon | None = None
+        self._mem: VirtioMem | None = None
+        for device in devices:
+            self._find(device)
+
+    def _find(self, device: VirtioDevice) -> None:
+        from pyvmm.devices.virtio.balloon import VirtioBalloon
+        from pyvmm.devices.virtio.mem import VirtioMem
+
+        if isinstance(device, VirtioBalloon):
+            self._balloon = device
+        elif isinstance(device, VirtioMem):
+            self._mem = device
 
     @property
     def size(self) -> int:
@@ -74,6 +83,8 @@ class Resizing:
 
         Raises: UsageError, where there is no balloon, or not so much memory.
         """
+        from pyvmm.devices.virtio.balloonpages import PAGE
+
         balloon = self._has_balloon()
         if size % PAGE:
             raise UsageError(f"a balloon of {show_size(size)}: it has pages of {show_size(PAGE)}")
@@ -93,6 +104,8 @@ class Resizing:
 
         Raises: UsageError, see resize_balloon().
         """
+        from pyvmm.devices.virtio.balloonpages import PAGE
+
         self.resize_balloon(self._has_balloon().num_pages * PAGE + more)
 
     def collect_free_pages(self) -> None:
@@ -144,7 +157,3 @@ class Resizing:
         if self._balloon is None:
             raise UsageError("the VM has no balloon", hint="start it with --balloon")
         return self._balloon
-
-
-def _one(devices: list[VirtioDevice], kind: type[_D]) -> _D | None:
-    return next((device for device in devices if isinstance(device, kind)), None)

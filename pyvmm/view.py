@@ -18,8 +18,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from pyvmm.arm64 import sysregs, vl
-from pyvmm.arm64.fields import decode
+from pyvmm.arm64 import vl
 from pyvmm.arm64.lanes import Predicate, Scalable, Vector
 from pyvmm.errors import KvmError, UsageError
 from pyvmm.kvm import regs, sve
@@ -105,6 +104,8 @@ class Registers(Mapping[str, Any]):
         return sum(map(self._has, self._view.get_reg_list()))
 
     def _id(self, name: str) -> int:
+        from pyvmm.arm64 import sysregs  # late: most machines are never asked
+
         reg_id = regs.lookup(name, sysregs.ENCODINGS)
         if not self._has(reg_id):
             raise KeyError(name)
@@ -191,6 +192,8 @@ class RegisterView(regs.RegisterFile):
             return sve.lengths(number)
         if reg_id in _VS:
             return Vector(number, 8 * regs.size(reg_id))
+        from pyvmm.arm64.fields import decode
+
         fields = decode(_name(reg_id), number)
         return number if fields is None else fields
 
@@ -250,6 +253,8 @@ def _slices(bits: int, id_of: Callable[[int], int]) -> Iterator[tuple[int, int, 
 
 
 def _name(reg_id: int) -> str:
+    from pyvmm.arm64 import sysregs
+
     return regs.name(reg_id, sysregs.NAMES)
 
 

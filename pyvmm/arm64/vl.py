@@ -13,8 +13,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from pyvmm.arm64.control import Zcr
-from pyvmm.arm64.pstate import Mode, Pstate
 from pyvmm.config import SveRequest
 from pyvmm.errors import HostError, UsageError
 
@@ -24,7 +22,6 @@ QUADWORD = 128  # bits: the shortest length, and the step between lengths
 LONGEST = 2048  # bits: the architecture's limit
 LENGTHS = frozenset(range(QUADWORD, LONGEST + 1, QUADWORD))
 NO_SVE: VlSet = frozenset()
-EL2_MODES = (Mode.EL2t, Mode.EL2h)
 
 _DECIMAL = re.compile(r"0|[1-9][0-9]{0,8}")
 
@@ -105,14 +102,20 @@ def in_use(vls: VlSet, registers: Mapping[str, int]) -> int:
 
     EL2's ZCR, where there is one, bounds EL1's as well.
     """
+    # Late: a guest's run has nothing to do with what its registers mean.
+    from pyvmm.arm64.control import Zcr
+    from pyvmm.arm64.pstate import Mode, Pstate
+
     zcrs = {name: Zcr(registers[name]).LEN for name in ("ZCR_EL1", "ZCR_EL2") if name in registers}
-    if Pstate(registers.get("PSTATE", 0)).M in EL2_MODES:
+    if Pstate(registers.get("PSTATE", 0)).M in (Mode.EL2t, Mode.EL2h):
         zcrs.pop("ZCR_EL1", None)
     return current(vls, *zcrs.values()) if zcrs else max(vls)
 
 
 def by_len(vls: VlSet) -> list[int]:
     """The length a guest with that set gets for each value of ZCR_EL1.LEN, from 0 to 15."""
+    from pyvmm.arm64.control import Zcr
+
     return [current(vls, length) for length in range(Zcr.LEN.largest + 1)]
 
 

@@ -12,9 +12,7 @@ from pyvmm.control.server import Handler
 from pyvmm.control.wire import SCHEMA, Message
 from pyvmm.counts import totals
 from pyvmm.errors import UsageError, VmmError
-from pyvmm.kvm.vgic import Vgic
 from pyvmm.machine import Machine
-from pyvmm.registers import read_registers
 from pyvmm.resizing import PATIENCE_S
 
 BLOCK: Final = 512  # bytes, of st_blocks.  Source: stat(3type)
@@ -141,6 +139,9 @@ class Service:
 
         "whole" keeps Z, P and FFR at the longest length the guest could choose.
         """
+        from pyvmm.kvm.vgic import Vgic
+        from pyvmm.registers import read_registers
+
         machine = self._machine()
         number = vcpu_number(request, machine)
         whole = request.get("whole") is True

@@ -7,6 +7,8 @@ here (vcpu.py: a kick is defined by its EINTR).
 
 from __future__ import annotations
 
+import functools
+
 from pyvmm.errors import KvmError
 from pyvmm.kvm import structs
 from pyvmm.kvm.hints import hint
@@ -23,16 +25,19 @@ class Ioctl:
     ``newer`` is set on one that the oldest supported headers (Linux 6.1) lack.
     """
 
-    __slots__ = ("name", "newer", "number", "struct")
-
     def __init__(
         self, name: str, number: int, direction: str, struct: Struct | None, newer: bool
     ) -> None:
-        size = struct.size if struct else 0
         self.name = name
-        self.number = _DIRECTIONS[direction] << 30 | size << 16 | _KVMIO << 8 | number
+        self._direction, self._number = direction, number
         self.struct = struct
         self.newer = newer
+
+    @functools.cached_property
+    def number(self) -> int:
+        """What the kernel knows it by."""
+        size = self.struct.size if self.struct else 0
+        return _DIRECTIONS[self._direction] << 30 | size << 16 | _KVMIO << 8 | self._number
 
     def __call__(self, fd: int, argument: int = 0, arguments: str = "") -> int:
         """Make a call that takes a number; ``arguments`` is that number in words."""

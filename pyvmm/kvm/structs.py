@@ -7,6 +7,7 @@ compiles only where this file and the kernel's headers agree.
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,18 +47,32 @@ class Struct:
 
     ``at`` is where the first member lies, for a part of a larger structure.  ``newer`` names a
     macro that came with a structure (or a member) which the oldest supported headers lack.
+    The declaration is read when it is first used: a run uses a quarter of them.
     """
-
-    __slots__ = ("_codec", "_names", "at", "ctype", "members", "newer", "size")
 
     def __init__(self, ctype: str, members: str, *, at: int = 0, newer: str = "") -> None:
         self.ctype = ctype
         self.at = at
         self.newer = newer
-        self.members = tuple(_parse(members, at))
-        self._names = frozenset(member.name for member in self.members)
-        self._codec = struct.Struct("<" + "".join(f"{m.length}{m.code}" for m in self.members))
-        self.size = self._codec.size
+        self._declaration = members
+
+    @functools.cached_property
+    def members(self) -> tuple[Member, ...]:
+        """Its members in order, padding too."""
+        return tuple(_parse(self._declaration, self.at))
+
+    @property
+    def size(self) -> int:
+        """How many bytes it takes."""
+        return self._codec.size
+
+    @functools.cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(member.name for member in self.members)
+
+    @functools.cached_property
+    def _codec(self) -> struct.Struct:
+        return struct.Struct("<" + "".join(f"{m.length}{m.code}" for m in self.members))
 
     def pack(self, values: Mapping[str, Value]) -> bytearray:
         """The structure's bytes: what is not given is zero, an array may be given in part."""
