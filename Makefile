@@ -12,7 +12,7 @@ BIN	:= $(VENV)/bin
 TOOLS	:= build/tools
 GCC	:= $(CURDIR)/$(TOOLS)/aarch64-linux-gnu-gcc
 
-.PHONY: run test lint test-units test-e2e test-kvm test-matrix guests tools test-tools venv dev wheel clean
+.PHONY: bench run test lint test-units test-e2e test-kvm test-matrix guests tools test-tools venv dev wheel clean
 .DELETE_ON_ERROR:
 
 run: guests
@@ -41,6 +41,11 @@ test-e2e: dev guests test-tools
 # part of `make test`.
 test-matrix: dev guests test-tools
 	$(BIN)/python -m pytest -m "matrix and not kvm" -s
+
+# pyvmm beside Debian's QEMU: build/bench.json and build/bench.md.  BENCH chooses, as `make bench
+# BENCH=exits`: see benchmarks/__main__.py.  Real times want a machine that does nothing else.
+bench: dev guests
+	$(BIN)/python -m benchmarks $(BENCH)
 
 # What needs /dev/kvm: here on arm64, else inside the emulated host.
 test-kvm: dev guests

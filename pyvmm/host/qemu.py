@@ -60,6 +60,7 @@ class QemuPlan:
     cpu: str
     kernel: Path
     usr: Path  # the erofs image of /usr
+    counted: bool = False  # time is instructions: one CPU, and a nanosecond for each of them
 
     @property
     def cpu_argument(self) -> str:
@@ -84,11 +85,13 @@ class QemuPlan:
         """
         share = "on" if keep_memory else "off"
         size = saved.memory_size()
+        cpus = ["-smp", "1", "-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]
+        if not self.counted:
+            cpus = ["-smp", str(saved.cpus()), "-accel", "tcg,thread=multi"]
         arguments = [
             "-M", "virt,virtualization=on,gic-version=3,memory-backend=mem",
             "-cpu", self.cpu_argument,
-            "-smp", str(saved.cpus()), "-m", f"size={size}B",
-            "-accel", "tcg,thread=multi",
+            *cpus, "-m", f"size={size}B",
             "-object",
             f"memory-backend-file,id=mem,size={size},mem-path={_option(memory)},share={share}",
             "-nographic", "-no-reboot", "-nodefaults", "-nic", "none", "-no-user-config",

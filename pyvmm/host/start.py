@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,6 +59,58 @@ def _signals_unwind() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def boot_counted(settings: HostSettings, sockets: Path, progress: Progress) -> Running:
+    """Boot a host in which time counts instructions, for benchmarks; it is not saved.
+
+    Two runs of a command in it take the same time to about 1 %, whatever else this machine does.
+
+    Raises: as start().
+    """
+    plan = replace(_plan(settings, None, progress), counted=True)
+    start_id = os.urandom(8).hex()
+    with _signals_unwind(), tempfile.TemporaryDirectory(prefix="pyvmm-") as scratch:
+        with _fresh(sockets) as alive:
+            pid, facts = _boot(settings, plan, Path(scratch), sockets, alive, progress)
+        about = {**facts, "pid": pid, "start_id": start_id, "started": time.time()}
+        _write_whole(sockets / "about.json", json.dumps(about, indent=1) + "\n")
+        return Running(sockets, start_id, pid, about)
+
+
+def _boot(
+    settings: HostSettings,
+    plan: qemu.QemuPlan,
+    into: Path,
+    sockets: Path,
+    alive: int,
+    progress: Progress,
+) -> tuple[int, dict[str, Any]]:
+    """Boot a host with its RAM in a file of that directory until its agent is there.
+
+    Returns:
+        QEMU's process id, and what the host is made of.
+    """
+    found = kernel.find(settings.kernel, progress)
+    initrd = into / "initrd"
+    with initrd.open("wb") as file:
+        _write_initrd(CpioWriter(file), found, progress)
+    arguments = plan.machine(into / "memory", sockets, keep_memory=True)
+    words = f"{qemu.BOOT_ARGUMENTS} rdinit=/init {settings.append}".rstrip()
+    arguments += ["-kernel", str(plan.kernel), "-initrd", str(initrd), "-append", words]
+    pid = qemu.launch(plan.tool, arguments, sockets, [alive])
+    try:
+        qemu.wait_for_line(sockets, READY, pid, qemu.COLD_BOOT_S)
+    except BaseException:
+        end(pid)
+        raise
+    initrd.unlink()
+    facts = {
+        "settings": asdict(settings), "qemu": plan.version, "cpu": plan.cpu_argument,
+        "usr": str(plan.usr), "kernel": found.release, "image": str(found.image),
+        "memory": saved.memory_size(), "payload": payload.fingerprint(),
+    }  # fmt: skip
+    return pid, facts
+
+
 class Starter:
     """What one start of one host needs at hand."""
 
@@ -85,28 +137,15 @@ class Starter:
 
     def _cold_boot(self, into: Path) -> None:
         """Boot the host, wait for its agent, save it, and say what it is made of."""
-        plan, sockets = self._plan, self._sockets
-        found = kernel.find(self._settings.kernel, self._progress)
-        initrd = into / "initrd"
-        with initrd.open("wb") as file:
-            _write_initrd(CpioWriter(file), found, self._progress)
-        with _fresh(sockets) as alive:
-            arguments = plan.machine(into / "memory", sockets, keep_memory=True)
-            words = f"{qemu.BOOT_ARGUMENTS} rdinit=/init {self._settings.append}".rstrip()
-            arguments += ["-kernel", str(plan.kernel), "-initrd", str(initrd), "-append", words]
-            pid = qemu.launch(plan.tool, arguments, sockets, [alive])
+        with _fresh(self._sockets) as alive:
+            pid, facts = _boot(
+                self._settings, self._plan, into, self._sockets, alive, self._progress
+            )
             try:
-                qemu.wait_for_line(sockets, READY, pid, qemu.COLD_BOOT_S)
-                qemu.save(sockets, into / "state")
+                qemu.save(self._sockets, into / "state")
             finally:
                 end(pid)
-        initrd.unlink()
-        facts = {
-            "settings": asdict(self._settings), "qemu": plan.version, "cpu": plan.cpu_argument,
-            "usr": str(plan.usr), "kernel": found.release, "image": str(found.image),
-            "memory": saved.memory_size(),
-            "payload": payload.fingerprint(), "state_sha256": _sha256(into / "state"),
-        }  # fmt: skip
+        facts["state_sha256"] = _sha256(into / "state")
         (into / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
 
     def _warm_start(self) -> Running:

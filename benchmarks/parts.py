@@ -1,0 +1,151 @@
+"""What is compared, and with what: the guests, and Debian's QEMU for arm64, in a directory."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pyvmm import layout
+from pyvmm.dirs import cached
+from pyvmm.errors import HostError
+from pyvmm.host import root, tools
+from pyvmm.host.cpio import CpioWriter
+from pyvmm.host.debian import Suite
+from pyvmm.host.progress import Progress
+
+PROGRAMS: Final = Path(__file__).with_name("programs")
+SUITE: Final = "bookworm"  # of the guest's kernel and of the peer
+CLOUD_KERNEL: Final = re.compile(r"linux-image-.*-cloud-arm64$")
+FREESTANDING: Final = ("-O2", "-ffreestanding", "-nostdlib", "-static", "-mgeneral-regs-only",
+                       "-mstrict-align", "-fno-stack-protector", "-Wl,--build-id=none",
+                       "-Wl,-z,noexecstack", "-Wl,-z,max-page-size=4096")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """Where a VMM has what the guests touch, as macros of theirs, and where they are linked."""
+
+    name: str
+    text: int
+    macros: Mapping[str, str]
+
+
+PYVMM: Final = Board(
+    "pyvmm",
+    layout.RAM_BASE + layout.KERNEL_OFFSET,
+    {
+        "UART": f"{layout.UART.base:#x}",
+        "STATUS": f"READ8({layout.UART.base + 5:#x})",
+        "READY": "status & 0x20",  # LSR, THRE
+        "RTC": f"{layout.RTC.base:#x}",
+        "HOLE": f"{layout.FLASH.base:#x}",
+    },
+)
+# Source: QEMU, hw/arm/virt.c, base_memmap; Arm DDI 0183, UARTFR.TXFF
+QEMU: Final = Board(
+    "qemu",
+    0x4008_0000,
+    {
+        "UART": "0x9000000",
+        "STATUS": "READ32(0x9000018)",
+        "READY": "!(status & 0x20)",
+        "RTC": "0x9010000",
+    },
+)
+
+
+def build(into: Path, progress: Progress) -> None:
+    """Make every file that is run inside the host: guests, kernel, initrd, and the floor."""
+    for board in (PYVMM, QEMU):
+        _guest("exits.c", into / f"exits-{board.name}", board, progress)
+        _guest("first.S", into / f"first-{board.name}", board, progress)
+    _linux_stub(into, progress)
+    _compile("floor.c", into / "floor", ["-O2", "-static"], progress)
+    _compile("init.c", into / "init", [*FREESTANDING], progress)
+    (into / "initrd").write_bytes(_initrd((into / "init").read_bytes()))
+    (into / "Image").write_bytes(cloud_kernel(progress).read_bytes())
+
+
+def _guest(source: str, out: Path, board: Board, progress: Progress) -> None:
+    macros = [f"-D{name}={value}" for name, value in board.macros.items()]
+    link = [f"-Wl,-Ttext={board.text:#x}", "-Wl,--no-warn-rwx-segments"]
+    _compile(source, out, [*FREESTANDING, *macros, *link], progress)
+
+
+def _linux_stub(into: Path, progress: Progress) -> None:
+    """The same first instruction behind a Linux Image's header."""
+    elf = into / "first-linux.elf"
+    uart = PYVMM.macros["UART"]
+    _compile("first.S", elf, [*FREESTANDING, "-DLINUX_HEADER", f"-DUART={uart}"], progress)
+    tools.cross("objcopy", progress).run(
+        ["-O", "binary", "-j", ".text", str(elf), str(into / "first-linux")]
+    )
+
+
+def _compile(source: str, out: Path, options: Iterable[str], progress: Progress) -> None:
+    tools.cross("gcc", progress).run([*options, "-o", str(out), str(PROGRAMS / source)])
+
+
+def _initrd(init: bytes) -> bytes:
+    archive = io.BytesIO()
+    writer = CpioWriter(archive)
+    writer.directory("dev")
+    writer.device("dev/console", 5, 1)
+    writer.file("init", init, 0o755)
+    writer.close()
+    return archive.getvalue()
+
+
+def cloud_kernel(progress: Progress) -> Path:
+    """Debian's kernel for guests of clouds, uncompressed."""
+    path = tools.trees_dir() / f"linux-cloud-{SUITE}"
+
+    def make(into: Path) -> None:
+        source = Suite(SUITE)
+        parts = source.closure(["linux-image-cloud-arm64:arm64"])
+        source.unpack([p for p in parts if CLOUD_KERNEL.match(p.name)], into, progress)
+
+    if not path.is_dir():
+        with progress.step("getting Debian's cloud kernel"):
+            cached(path, make)
+    (image,) = path.glob("boot/vmlinuz-*")
+    return image
+
+
+def peer(progress: Progress) -> Path:
+    """Debian's qemu-system-aarch64 for arm64 with its libraries, unpacked."""
+    return tools.tree("qemu-arm64", SUITE, ["qemu-system-arm:arm64"], progress)
+
+
+def peer_archive(tree: Path, out: Path) -> None:
+    """What of the peer runs, as one file: it is unpacked into the host's memory.
+
+    Raises: HostError.
+    """
+    names = ["usr/bin/qemu-system-aarch64", "usr/share/qemu", "lib", "usr/lib"]
+    there = [name for name in names if (tree / name).exists()]
+    done = subprocess.run(
+        [
+            "tar",
+            "-C",
+            str(tree),
+            "--exclude=*.a",
+            "--exclude=x86_64-linux-gnu",
+            "-cf",
+            str(out),
+            *there,
+        ],
+        capture_output=True,
+    )
+    if done.returncode:
+        raise HostError(f"tar: {done.stderr.decode(errors='replace').strip()}")
+
+
+def busybox(progress: Progress) -> Path:
+    """A static arm64 busybox."""
+    return root.busybox(progress)

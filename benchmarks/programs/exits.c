@@ -1,0 +1,114 @@
+/*
+ * What one access of each kind costs: a guest without an operating system that times itself by
+ * the virtual counter and prints NAME TICKS COUNT lines by its serial port, then switches off.
+ *
+ * -DUART=address a byte is stored to, -DSTATUS=expression to evaluate before each, -DREADY=another
+ * that says of such a STATUS whether it may be, -DRTC=address of a PL031.  -DHOLE=address that no
+ * device claims, where the VMM allows that.
+ */
+
+typedef unsigned long u64;
+typedef unsigned int u32;
+typedef unsigned char u8;
+
+#define COUNT 2000
+#define PSCI_VERSION 0x84000000 /* Arm DEN 0022 */
+#define SYSTEM_OFF 0x84000008
+
+#define READ8(address) (*(volatile u8 *)(address))
+#define READ32(address) (*(volatile u32 *)(address))
+
+static u64 now(void)
+{
+	u64 ticks;
+
+	asm volatile("isb; mrs %0, cntvct_el0" : "=r"(ticks));
+	return ticks;
+}
+
+static u64 call(u64 function)
+{
+	register u64 x0 asm("x0") = function;
+
+	asm volatile("hvc #0" : "+r"(x0) : : "x1", "x2", "x3", "memory");
+	return x0;
+}
+
+static void put(u8 byte)
+{
+	u32 status;
+
+	do
+		status = STATUS;
+	while (!(READY));
+	READ8(UART) = byte;
+}
+
+static void put_number(u64 value)
+{
+	u8 digits[20];
+	int n = 0;
+
+	do {
+		digits[n++] = '0' + value % 10;
+	} while (value /= 10);
+	while (n)
+		put(digits[--n]);
+}
+
+static void report(const char *name, u64 ticks, u64 count)
+{
+	while (*name)
+		put(*name++);
+	put(' ');
+	put_number(ticks);
+	put(' ');
+	put_number(count);
+	put('\n');
+}
+
+#define TIME(name, what)                                      \
+	do {                                                  \
+		for (int n = 0; n < 64; n++)                  \
+			what; /* paths that have to warm up */ \
+		u64 before = now();                           \
+		for (int n = 0; n < COUNT; n++)               \
+			what;                                 \
+		report(name, now() - before, COUNT);          \
+	} while (0)
+
+void guest_main(void)
+{
+	u64 frequency;
+
+	put('\n');
+	asm volatile("mrs %0, cntfrq_el0" : "=r"(frequency));
+	report("frequency", frequency, 1);
+	TIME("hvc", call(PSCI_VERSION));
+#ifdef HOLE
+	TIME("unclaimed_read", (void)READ32(HOLE));
+	TIME("unclaimed_write", READ32(HOLE) = 1);
+#endif
+	TIME("rtc_read", (void)READ32(RTC));
+	TIME("rtc_write", READ32(RTC + 0x10) = 0); /* interrupt mask */
+	TIME("status_read", (void)STATUS);
+	TIME("polled_byte", put('.'));
+	put('\n');
+	call(SYSTEM_OFF);
+	for (;;)
+		;
+}
+
+asm(".pushsection .text.start, \"ax\"\n"
+    ".globl _start\n"
+    "_start:\n"
+    "	adrp	x1, stack_end\n"
+    "	add	x1, x1, :lo12:stack_end\n"
+    "	mov	sp, x1\n"
+    "	bl	guest_main\n"
+    ".popsection\n"
+    ".pushsection .bss\n"
+    ".balign 16\n"
+    ".skip 4096\n"
+    "stack_end:\n"
+    ".popsection\n");
