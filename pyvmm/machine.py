@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pyvmm import layout
+from pyvmm.alarm import Alarm
 from pyvmm.arm64.vl import VlSet
 from pyvmm.board import Board, Hooks, build
 from pyvmm.boot.image import LoadedImage
@@ -30,7 +31,7 @@ from pyvmm.devices.bus import UNCLAIMED
 from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.devices.virtio.console import VirtioConsole
 from pyvmm.edges import explain, refuse_write
-from pyvmm.errors import EXIT_OK, GuestError, KvmError, TimeoutExpired, VmmError
+from pyvmm.errors import EXIT_OK, KvmError, TimeoutExpired, VmmError
 from pyvmm.fastpath import FastPaths
 from pyvmm.kvm import regs
 from pyvmm.kvm.exits import Exit
@@ -38,8 +39,9 @@ from pyvmm.kvm.system import System
 from pyvmm.kvm.uapi import ExitReason, SystemEvent
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.limits import Plan
-from pyvmm.loop import Loop, Timer
+from pyvmm.loop import Loop
 from pyvmm.memory import GuestMemory
+from pyvmm.outcome import is_system_event, outcome
 from pyvmm.resizing import Resizing
 from pyvmm.runner import Runner
 from pyvmm.terminals import Terminals
@@ -164,7 +166,8 @@ class Machine:
         fast = FastPaths(
             board.vm,
             board.vcpus,
-            board.bus,
+            # Devices' windows above RAM too: what is written where memory is read-only is told.
+            [*(region for region, _ in board.bus), *board.plan.windows],
             board.uarts,
             settle_unclaimed=self._on_unclaimed is None,
         )
@@ -397,7 +400,7 @@ class Machine:
         if loop is None:
             with Loop() as own:
                 return self.run(own)
-        clock = _Clock(self, loop)
+        alarm = Alarm(self.board.rtc, loop)
         kicks = Kicks(self.board.vm, self.board.virtio, loop)
         detach = self.terminals.attach(self, loop)
         loop.watch(self.ended_fd, loop.stop)
@@ -407,7 +410,7 @@ class Machine:
         try:
             loop.run()
         finally:
-            clock.stop()
+            alarm.stop()
             kicks.stop()
             detach()
             loop.unwatch(self.ended_fd)
@@ -486,53 +489,5 @@ class Machine:
             return
         if leave.reason != ExitReason.INTR:
             if not self._runner.has_ended:
-                self.was_reset = _is_system_event(leave, SystemEvent.RESET)
-            self._runner.end(_outcome(vcpu, leave))
-
-
-class _Clock:
-    """Makes the real-time clock's alarm go off in time."""
-
-    def __init__(self, machine: Machine, loop: Loop) -> None:
-        self._rtc = machine.board.rtc
-        self._loop = loop
-        self._timer: Timer | None = None
-        self._rtc.on_rearm = lambda: loop.call(self._set)
-        loop.call(self._set)  # a clock out of a snapshot may have its alarm set
-
-    def stop(self) -> None:
-        """Leave the loop alone from now on."""
-        self._rtc.on_rearm = None
-
-    def _set(self) -> None:
-        if self._timer is not None:
-            self._loop.cancel(self._timer)
-            self._timer = None
-        due = self._rtc.next_alarm()
-        if due is not None:
-            self._timer = self._loop.after(due - time.time(), self._go_off)
-
-    def _go_off(self) -> None:
-        self._rtc.tick()
-        self._set()
-
-
-def _is_system_event(leave: Exit, *types: SystemEvent) -> bool:
-    return leave.reason == ExitReason.SYSTEM_EVENT and leave.type in types
-
-
-def _outcome(vcpu: Vcpu, leave: Exit) -> int | VmmError:
-    """What an exit that is not the guest's daily business means for the run."""
-    if _is_system_event(leave, SystemEvent.SHUTDOWN, SystemEvent.RESET):
-        return EXIT_OK
-    where = f"vCPU {vcpu.id} at PC {vcpu.get_one_reg(regs.PC):#x}"
-    if _is_system_event(leave, SystemEvent.CRASH):
-        return GuestError(f"the guest says it has crashed ({where})")
-    if leave.reason == ExitReason.ARM_NISV:
-        address, iss = leave.fields["fault_ipa"], leave.fields["esr_iss"]
-        return GuestError(
-            f"{where} accessed guest address {address:#x}, where there is no RAM, with an "
-            f"instruction that no device can answer (ISS {iss:#x})",
-            hint="devices take single loads and stores of one general-purpose register",
-        )
-    return GuestError(f"{where} left KVM_RUN for a reason pyvmm has no answer to: {leave}")
+                self.was_reset = is_system_event(leave, SystemEvent.RESET)
+            self._runner.end(outcome(vcpu, leave))

@@ -26,7 +26,8 @@ ROOMS = (
     # a Config becomes a machine, and runs
     "limits", "runner", "loop", "console", "ptys", "terminals", "view", "memslots", "vcpus",
     "irqchip", "virtio", "hotplug", "peripherals", "edges", "resizing", "registers", "counts",
-    "board", "snapshot", "fastpath", "machine", "control", "repro", "svecheck",
+    "board", "snapshot", "fastpath", "perfetto", "trace", "alarm", "outcome",
+    "machine", "control", "repro", "svecheck",
     "host",
     # one guest on many machines
     "sweep",

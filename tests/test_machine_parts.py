@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
+from pyvmm.alarm import Alarm
 from pyvmm.devices.pl031 import Pl031
 from pyvmm.errors import GuestError
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.uapi import ExitReason, SystemEvent
 from pyvmm.loop import Loop
-from pyvmm.machine import _Clock, _outcome
+from pyvmm.outcome import outcome
 
 VCPU: Any = SimpleNamespace(id=3, get_one_reg=lambda reg: 0x8008_0004)
 
@@ -26,7 +27,7 @@ def leave(reason: int, **fields: int) -> Exit:
 
 @pytest.mark.parametrize("event", [SystemEvent.SHUTDOWN, SystemEvent.RESET])
 def test_guest_that_switches_itself_off_ends_well(event: SystemEvent) -> None:
-    assert _outcome(VCPU, leave(ExitReason.SYSTEM_EVENT, type=event)) == 0
+    assert outcome(VCPU, leave(ExitReason.SYSTEM_EVENT, type=event)) == 0
 
 
 @pytest.mark.parametrize(
@@ -41,11 +42,11 @@ def test_guest_that_switches_itself_off_ends_well(event: SystemEvent) -> None:
     ],
 )
 def test_guest_that_cannot_go_on_is_an_error_that_says_where(exit_: Exit, words: str) -> None:
-    outcome = _outcome(VCPU, exit_)
+    error = outcome(VCPU, exit_)
 
-    assert isinstance(outcome, GuestError)
-    assert "vCPU 3 at PC 0x80080004" in outcome.message
-    assert words in outcome.message
+    assert isinstance(error, GuestError)
+    assert "vCPU 3 at PC 0x80080004" in error.message
+    assert words in error.message
 
 
 def test_alarm_of_the_clock_goes_off_in_the_loop() -> None:
@@ -57,12 +58,11 @@ def test_alarm_of_the_clock_goes_off_in_the_loop() -> None:
             loop.stop()
 
         rtc = Pl031(irq)
-        machine = cast("Any", SimpleNamespace(board=SimpleNamespace(rtc=rtc)))
-        clock = _Clock(machine, loop)
+        alarm = Alarm(rtc, loop)
         rtc.mmio_write(Pl031.MR.offset, 4, rtc.mmio_read(Pl031.DR.offset, 4) + 1)
         rtc.mmio_write(Pl031.IMSC.offset, 4, 1)
         loop.after(5, loop.stop)
         loop.run()
-        clock.stop()
+        alarm.stop()
 
     assert raised == [True]

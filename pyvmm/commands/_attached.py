@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -28,8 +29,11 @@ from pyvmm.files import write_whole
 from pyvmm.kvm.exits import Exit
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine
-from pyvmm.snapshot.origin import Origin
 from pyvmm.units import show_size
+
+if TYPE_CHECKING:
+    from pyvmm.snapshot.origin import Origin
+    from pyvmm.trace import ExitTrace
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 STDIN, STDOUT = 0, 1
@@ -48,6 +52,7 @@ class Extras:
     reboot: bool = False
     origin: Origin | None = None
     save_on_exit: Path | None = None
+    trace: Path | None = None
 
 
 def run_attached(config: Config, extras: Extras) -> int:
@@ -69,6 +74,7 @@ class Attached:
         self._extras = extras
         self._reboot = extras.reboot  # until the user wants an end
         self._output = output
+        self._trace: ExitTrace | None = None
         self._terminal = Terminal(STDIN)
         self._machine: Machine
         self._keyboard: Input
@@ -82,6 +88,11 @@ class Attached:
             deadline = time.monotonic() + self._config.timeout_s
         with contextlib.ExitStack() as undo:
             self._loop = undo.enter_context(Loop())
+            if self._extras.trace is not None:
+                from pyvmm.trace import ExitTrace
+
+                trace = ExitTrace(self._extras.trace, self._config.name)
+                self._trace = undo.enter_context(trace)
             claim = undo.enter_context(Claim(self._config.name))
             with self._make(origin=self._extras.origin) as machine:
                 self._attach(claim, undo)
@@ -105,6 +116,7 @@ class Attached:
             on_unclaimed=_show_unclaimed if self._extras.debug_mmio else None,
             log=_log,
             origin=origin,
+            trace=self._trace,
         )
         self._machine.before_time_out = self._save_on_exit
         try:

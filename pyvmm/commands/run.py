@@ -73,6 +73,10 @@ GUESTS = Path(__file__).parents[1] / "guests"
     "--save-on-exit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
     help="Save the guest there when it is ended from outside; see `pyvmm restore`.",
 )  # fmt: skip
+@click.option(
+    "--trace", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Write a trace of every exit there, for ui.perfetto.dev.",
+)  # fmt: skip
 @click.option("--reboot", is_flag=True, help="Start anew when the guest resets, not end.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @device_options
@@ -92,7 +96,8 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
         config = _config(options)
     except vl.TextError as error:
         raise _with_advice(error, where) from None
-    outputs = [path for path in (options["dump_dtb"], options["save_on_exit"]) if path is not None]
+    written = (options["dump_dtb"], options["save_on_exit"], options["trace"])
+    outputs = [path for path in written if path is not None]
     run_here_or_forward(where, _users_files(config, outputs), config.ttys)
     extras = Extras(
         verbose=options["verbose"] or options["loglevel"] in ("info", "debug"),
@@ -100,6 +105,7 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
         debug_mmio=options["debug_mmio"],
         reboot=options["reboot"],
         save_on_exit=options["save_on_exit"],
+        trace=options["trace"],
     )
     return _run(config, extras)
 

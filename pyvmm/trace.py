@@ -1,0 +1,114 @@
+"""What each vCPU left the guest for, and for how long: a trace that Perfetto shows.
+
+    with ExitTrace(Path("run.pftrace"), "guest-1") as trace, Machine(config, trace=trace) as vm:
+        vm.run()
+
+Each vCPU is a track with a slice for every exit that Python handled, named as `pyvmm stat` names
+it, with address, length and data. What was settled without Python is in counters.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from pyvmm import perfetto
+from pyvmm.files import replacing, write_all
+from pyvmm.kvm.exits import Exit
+from pyvmm.kvm.uapi import ExitReason
+
+FLUSH: Final = 256 << 10  # bytes of one vCPU's packets that are written at once
+PROCESS_TRACK: Final = 1
+FIRST_TRACK: Final = 0x100  # of the vCPUs
+FIRST_COUNTER: Final = 0x1_0000
+
+
+def now_ns() -> int:
+    """Perfetto's clock."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+class ExitTrace:
+    """A trace being written; a context manager: the file is there when it is left.
+
+    Raises: UsageError or HostError, where the file cannot be written.
+    """
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._undo = ExitStack()
+        self._fd = self._undo.enter_context(replacing(path))
+        self._offset = 0
+        self._lock = threading.Lock()  # over the file
+        process = perfetto.message(
+            (perfetto.PID, os.getpid()), (perfetto.PROCESS_NAME, f"pyvmm {name}")
+        )
+        descriptor = perfetto.message((perfetto.UUID, PROCESS_TRACK), (perfetto.PROCESS, process))
+        self._write(perfetto.packet((perfetto.SEQUENCE, 1), (perfetto.DESCRIPTOR, descriptor)))
+        self._vcpus: dict[int, perfetto.Sequence] = {}
+        self._counters: dict[int, dict[str, int]] = {}  # of each vCPU: name -> last value
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what is left, and give the file its name; while no vCPU runs. Idempotent."""
+        for sequence in self._vcpus.values():
+            self._write(sequence.take())
+        self._vcpus.clear()
+        self._undo.close()
+
+    def exit(self, vcpu: int, cause: str, leave: Exit, began_ns: int) -> None:
+        """An exit that has been dealt with; in the vCPU's thread."""
+        facts = {}
+        if leave.reason == ExitReason.MMIO:
+            facts = {"address": leave.address, "length": leave.length}
+            if leave.is_write:
+                facts["data"] = leave.data
+        sequence = self._sequence(vcpu)
+        sequence.slice(cause, began_ns, now_ns(), facts)
+        if sequence.size > FLUSH:
+            self._write(sequence.take())
+
+    def settled(self, vcpu: int, counts: dict[str, int]) -> None:
+        """How much was settled without Python until now, by cause; in the vCPU's thread."""
+        known, sequence = self._counters.setdefault(vcpu, {}), self._sequence(vcpu)
+        for cause, count in counts.items():
+            if known.get(cause) != count:
+                track = FIRST_COUNTER * (1 + vcpu) + list({**known, cause: 0}).index(cause)
+                if cause not in known:
+                    sequence.counter(track, FIRST_TRACK + vcpu, f"{cause}, without Python")
+                sequence.count(track, now_ns(), count)
+                known[cause] = count
+
+    def _sequence(self, vcpu: int) -> perfetto.Sequence:
+        """A vCPU's track, from its first exit on; in its thread."""
+        if vcpu not in self._vcpus:
+            thread = perfetto.message(
+                (perfetto.THREAD_PID, os.getpid()),
+                (perfetto.TID, threading.get_native_id()),
+                (perfetto.THREAD_NAME, f"vCPU {vcpu}"),
+            )
+            self._vcpus[vcpu] = perfetto.Sequence(
+                2 + vcpu,
+                FIRST_TRACK + vcpu,
+                [(perfetto.PARENT, PROCESS_TRACK), (perfetto.THREAD, thread)],
+            )
+        return self._vcpus[vcpu]
+
+    def _write(self, packets: bytes) -> None:
+        with self._lock:
+            write_all(self._fd, packets, self._offset)
+            self._offset += len(packets)
