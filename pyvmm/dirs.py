@@ -199,4 +199,7 @@ def _flush(directory: Path) -> None:
 def _rmtree(path: Path, *, ignore_errors: bool = False) -> None:
     import shutil  # late: it takes every compressor along
 
-    shutil.rmtree(path, ignore_errors=ignore_errors)
+    if ignore_errors:
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        shutil.rmtree(path)

@@ -16,12 +16,11 @@ from __future__ import annotations
 import mmap
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Final
 
 from pyvmm import layout
-from pyvmm.devices.bus import Bus
 from pyvmm.devices.uart8250 import ALL_STEADY, REGISTERS, Uart8250
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.settle import NO_PATIENCE_NEEDED, PATIENCE_OVER, Settler
@@ -141,15 +140,16 @@ class FastPaths:
         self,
         vm: Vm,
         vcpus: Sequence[Vcpu],
-        bus: Bus,
+        claimed: Iterable[layout.Region],
         uarts: Sequence[Uart8250],
         *,
         settle_unclaimed: bool,
     ) -> None:
-        claimed = [(region.base, region.end) for region, _ in bus]
+        """Begin; ``claimed`` is what no access may be settled in as nobody's."""
+        claimed_ranges = [(region.base, region.end) for region in claimed]
         bases = [layout.uart(number).base for number in range(len(uarts))]
         self._open = True
-        self._settler = Settler(vcpus, claimed, bases, unclaimed=settle_unclaimed)
+        self._settler = Settler(vcpus, claimed_ranges, bases, unclaimed=settle_unclaimed)
         self._vcpus = vcpus
         self._uarts = uarts
         has_pages = layout.UART.size == mmap.PAGESIZE and vm.has(Cap.READONLY_MEM)

@@ -103,7 +103,9 @@ def play(steps: list[Step], rng: random.Random, *, fast: bool) -> tuple[Seen, in
         made.set(x0=SCRIPT, x1=LOG, x2=layout.UART.base, x9=MARK)
         paths = None
         if fast:
-            paths = FastPaths(made.vm, made.vcpus, bus, [uart], settle_unclaimed=True)
+            paths = FastPaths(
+                made.vm, made.vcpus, [region for region, _ in bus], [uart], settle_unclaimed=True
+            )
             undo.callback(paths.close)
         exits = 0
         for _ in range(sum(what == AT_MARK for what, _, _ in steps)):

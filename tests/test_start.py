@@ -1,0 +1,87 @@
+"""What a run of a Linux Image loads: what takes long to import, and is not needed, it does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pyvmm import layout
+from tests import programs
+
+pytestmark = pytest.mark.kvm
+
+# The process as the console script starts it, which says at its end what it has loaded.
+DRIVER = """
+import json, sys
+from pyvmm.entry import main
+code = main()
+with open({out!r}, "w") as file:
+    json.dump([code, sorted(sys.modules)], file)
+"""
+# What is known to cost (million instructions each, by -icount): elftools 180, rich 160, asyncio
+# 180, importlib.metadata 140, logging 60, argparse 40; and all that is about other things.
+HEAVY = (
+    "elftools", "rich", "asyncio", "importlib.metadata", "email", "logging", "argparse", "qemu",
+    "subprocess", "tempfile", "random", "hashlib", "shutil", "lzma", "bz2", "concurrent.futures",
+    "multiprocessing", "http", "xml", "unittest", "statistics", "distributed", "hypothesis",
+)  # fmt: skip
+NOT_FOR_A_RUN = (
+    "pyvmm.snapshot", "pyvmm.svecheck", "pyvmm.sweep", "pyvmm.repro", "pyvmm.registers",
+    "pyvmm.probe", "pyvmm.trace", "pyvmm.perfetto", "pyvmm.host.client", "pyvmm.host.qemu",
+    "pyvmm.arm64.idregs", "pyvmm.arm64.esr", "pyvmm.arm64.control", "pyvmm.arm64.fields",
+    "pyvmm.arm64.sysregs", "pyvmm.boot.elf", "pyvmm.devices.virtio.balloon",
+    "pyvmm.devices.virtio.blk", "pyvmm.devices.virtio.mem", "pyvmm.devices.virtio.pmem",
+    "pyvmm.devices.virtio.rng", "pyvmm.devices.diskfile",
+)  # fmt: skip
+
+
+def linux_image(path: Path) -> Path:
+    """A Linux Image of which the first instruction ends the run.
+
+    Source: Linux, Documentation/arch/arm64/booting.rst
+    """
+    begin = 0x1400_0010  # b .+64: over the header
+    flags = 0xA  # little-endian, 4 KiB pages, anywhere
+    header = struct.pack(
+        "<IIQQQQQQ4sI", begin, 0, layout.KERNEL_OFFSET, 0x1000, flags, 0, 0, 0, b"ARM\x64", 0
+    )
+    exit_register = 0xD2A0_2062  # movz x2, #0x103, lsl #16
+    path.write_bytes(header + struct.pack("<I", exit_register) + programs.words("store"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The modules that a run has loaded when it ends."""
+    directory = tmp_path_factory.mktemp("start")
+    out = directory / "modules.json"
+    image = linux_image(directory / "Image")
+    driver = DRIVER.format(out=str(out))
+    here = next(path for path in map(Path, sys.path) if (path / "pyvmm/kvm").is_dir())
+    done = subprocess.run(
+        [sys.executable, "-c", driver, "run", "-c", "1", "-m", "64", str(image)],
+        env={**os.environ, "PYTHONPATH": str(here)},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stderr
+    code, modules = json.loads(out.read_text())
+    assert code == 0, done.stderr
+    return list(modules)
+
+
+@pytest.mark.parametrize("name", [*HEAVY, *NOT_FOR_A_RUN])
+def test_run_of_a_linux_image_does_without(loaded: list[str], name: str) -> None:
+    assert not [module for module in loaded if module == name or module.startswith(f"{name}.")]
+
+
+def test_what_it_needs_is_among_what_was_looked_at(loaded: list[str]) -> None:
+    """The list is that of a run: else all of the above would hold of nothing."""
+    assert {"click", "pyvmm.machine", "pyvmm.board", "pyvmm.kvm._kvm"} <= set(loaded)
