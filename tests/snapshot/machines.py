@@ -60,7 +60,7 @@ class Guest:
         """Let every vCPU that is on go through some rounds more."""
         before = self.rounds()
         deadline = time.monotonic() + PATIENCE_S
-        while any(now < before[n] + more for n, now in self.rounds().items()):
+        while any(now < before.get(n, 0) + more for n, now in self.rounds().items()):
             assert time.monotonic() < deadline, self.text
 
     def finish(self) -> int:

@@ -148,7 +148,17 @@ def without(*reg_ids: int) -> Callable[[Origin], None]:
     return change
 
 
+LATE = 10 << 30  # ticks: 10 s at the least
+
+
 def without_clock(origin: Origin) -> None:
+    # As if it had been up for minutes: else its next interrupt is due before it loses patience.
+    every_vcpu(
+        origin,
+        lambda vcpu: {
+            "registers": {**vcpu.registers, regs.TIMER_CVAL: vcpu.registers[regs.TIMER_CVAL] + LATE}
+        },
+    )
     without(regs.TIMER_CNT, regs.PTIMER_CNT)(origin)
     origin.start_clock = lambda vcpu: None  # type: ignore[method-assign]
 
