@@ -120,6 +120,7 @@ KINDS: Final = {"first": first, "linux": linux, "lines": lines, "number": number
 
 def main() -> None:
     """Do the tasks of standard input."""
+    os.chdir("/")  # what Python is asked to import, it looks for here first
     tasks = json.load(sys.stdin)
     found: dict[str, list[dict[str, float]]] = {}
     for task in tasks:
