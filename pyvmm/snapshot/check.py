@@ -117,9 +117,11 @@ def register_row(loss: Loss, saved: int) -> Row:
     """What it means that a register is not on a host as it was; ``saved`` is what it was."""
     name = classes.name(loss.reg_id)
     row = classes.class_of(loss.reg_id)
+    if regs.group(loss.reg_id) == regs.DEMUX or name in CACHES:
+        return Row(name, Verdict.HARMLESS, f"{loss.reason}: what caches are like is advice")
+    if row.dispensable:
+        return Row(name, Verdict.HARMLESS, f"{loss.reason}: {row.dispensable}")
     if loss.missing:
-        if row.dispensable:
-            return Row(name, Verdict.HARMLESS, f"{loss.reason}: {row.dispensable}")
         if saved == 0 or is_idle(loss.reg_id, saved):
             return Row(name, Verdict.HARMLESS, f"{loss.reason}: the guest does not use it")
     elif loss.reg_id in classes.IDENTIFICATION and loss.found is not None:
@@ -128,8 +130,6 @@ def register_row(loss: Loss, saved: int) -> Row:
         if not less:
             return Row(name, Verdict.HARMLESS, f"{reason}: this host offers all of it, and more")
         return Row(name, Verdict.REFUSED, f"{reason}, which is less: {', '.join(less)}")
-    elif regs.group(loss.reg_id) == regs.DEMUX or name in CACHES:
-        return Row(name, Verdict.HARMLESS, f"{loss.reason}: what caches are like is advice")
     return Row(name, Verdict.REFUSED, loss.reason)
 
 

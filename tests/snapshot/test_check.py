@@ -80,6 +80,8 @@ def test_a_set_with_a_hole_is_impossible_where_the_host_has_the_length() -> None
     ("loss", "saved", "verdict"),
     [
         (Loss(0, regs.PSCI_VERSION, "gone", missing=True), 1, Verdict.HARMLESS),
+        (Loss(0, regs.PSCI_VERSION, "refused", found=1), 0x10003, Verdict.HARMLESS),
+        (Loss(0, regs.ccsidr(3), "gone", missing=True), 7, Verdict.HARMLESS),
         (Loss(0, regs.PTIMER_CTL, "gone", missing=True), 2, Verdict.HARMLESS),
         (Loss(0, regs.PTIMER_CTL, "gone", missing=True), 1, Verdict.REFUSED),
         (Loss(0, sample.ZCR, "gone", missing=True), 0, Verdict.HARMLESS),
