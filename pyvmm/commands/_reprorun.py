@@ -25,7 +25,7 @@ from pyvmm.repro import worker
 from pyvmm.repro.model import CANNOT_TELL, Case, Evidence, Finding, Reproduction, Settings
 
 SCHEMA = 1
-PATIENCE_S = 1800.0  # a thousand rounds take their time, and say nothing meanwhile
+PATIENCE_S = 120.0  # with a host that hangs; the worker says something every 5 s
 LOST = "lost"  # in evidence: why there is none
 
 

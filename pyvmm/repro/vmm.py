@@ -47,7 +47,11 @@ class GuestProcess:
         self._socket = ours
         self._answers = ours.makefile("r")
         self._status: int | None = None
-        self._read()
+        try:
+            self._read()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -68,11 +72,14 @@ class GuestProcess:
             self._socket.shutdown(socket.SHUT_WR)
         if self._status is None:
             self._status = self._wait(ANSWER_S)
+        self._answers.close()
         self._socket.close()
         return self._status
 
     def _read(self) -> dict[str, Any]:
-        line = self._answers.readline()
+        line = ""
+        with contextlib.suppress(ConnectionResetError):  # it died with something unread
+            line = self._answers.readline()
         if not line:
             status = self._status = self._wait(ANSWER_S)
             number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0

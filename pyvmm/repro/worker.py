@@ -1,6 +1,7 @@
 """On the machine whose KVM is meant: ``python3 -m pyvmm.repro.worker``, a case in, evidence out.
 
-The case comes as JSON on standard input; the evidence goes to standard output.
+The case comes as JSON on standard input; the evidence goes to standard output.  Meanwhile an empty
+line goes there every few seconds, which JSON may begin with: a host that hangs sends none.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import signal
 import sys
 from dataclasses import replace
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from pyvmm.errors import EXIT_SIGNAL
 from pyvmm.repro import cases
 from pyvmm.repro.model import Case, Evidence
+
+BEAT_S: Final = 5.0
 
 
 def do(case: Case) -> Evidence:
@@ -37,7 +40,12 @@ def main() -> None:
     out = os.dup(1)
     os.dup2(2, 1)
     document: dict[str, Any] = json.load(sys.stdin)
-    evidence = do(Case(**document))
+    signal.signal(signal.SIGALRM, lambda *_: os.write(out, b"\n"))
+    signal.setitimer(signal.ITIMER_REAL, BEAT_S, BEAT_S)
+    try:
+        evidence = do(Case(**document))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     with os.fdopen(out, "w") as stream:
         json.dump(evidence, stream)
 
