@@ -119,7 +119,9 @@ def _measure(
     for task in tasks:
         print(f"bench: {task['name']} ...", file=sys.stderr, flush=True)
         data = json.dumps([task]).encode()
-        found |= json.loads(capture(host, ["python3", str(driver)], data, patience_s=PATIENCE_S))
+        done = json.loads(capture(host, ["python3", str(driver)], data, patience_s=PATIENCE_S))
+        print(f"bench: {json.dumps(done)}", file=sys.stderr, flush=True)
+        found |= done
     return found
 
 
