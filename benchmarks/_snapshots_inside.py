@@ -1,0 +1,270 @@
+"""What benchmarks/snapshots.py measures, in the machine that has KVM.
+
+save      from the wish, with the guest running, to the file being complete: pyvmm's Machine.save(),
+          which stops the guest and flushes the file to disk; QEMU's migration to a file, until it
+          says "completed", which does neither
+restore   from starting the program to the first byte of the guest's that comes out: pyvmm in a fork
+          of this process, as `pyvmm restore` is forked in an emulated host; QEMU from the
+          machine's own memory, so that its libraries are not read from a slow file system
+size      bytes on disk, holes not counted
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pyvmm import Config, Machine
+from pyvmm.computer import kind_of_machine
+from pyvmm.snapshot.origin import Reading
+
+VCPUS = 2
+FILLED = b"filled"
+BOOT_S = 300.0
+
+
+def main(work: Path, qemu: Path, sizes: list[int], rounds: int) -> None:
+    """Measure every case, and write the results."""
+    cases = []
+    with tempfile.TemporaryDirectory() as own:
+        program = Qemu.copy(qemu, Path(own))
+        places = {"the user's disk": work, "tmpfs": Path(own)}
+        for mib in sizes:
+            for place, directory in places.items():
+                print(f"{mib} MiB, {place} ...", flush=True)
+                cases.append({
+                    "mib": mib,
+                    "place": place,
+                    "pyvmm": measure_pyvmm(work, directory / "pyvmm.snap", mib, rounds),
+                    "qemu": measure_qemu(program, work, directory / "qemu.state", mib, rounds),
+                })  # fmt: skip
+    host = f"{kind_of_machine() or os.uname().nodename}, Linux {os.uname().release}"
+    document = {"host": host, "rounds": rounds, "cases": cases}
+    (work / "results.json").write_text(json.dumps(document))
+
+
+def summary(values: list[float]) -> dict[str, Any]:
+    """All values, and their median."""
+    return {"median": statistics.median(values), "values": values}
+
+
+def on_disk(path: Path) -> float:
+    """MiB."""
+    return path.stat().st_blocks * 512 / (1 << 20)
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds it took."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+# pyvmm
+
+
+def measure_pyvmm(work: Path, path: Path, mib: int, rounds: int) -> dict[str, Any]:
+    """Save a guest several times, and restore it several times in both ways."""
+    out = bytearray()
+    config = Config(
+        image=work / "Image", initrd=work / "initrd", vcpus=VCPUS, memory=mib << 20, name="bench"
+    )
+    with Machine(config, output=out.extend) as vm:
+        thread = threading.Thread(target=vm.run)
+        thread.start()
+        wait_until(lambda: FILLED in out)
+        saves = [timed(lambda: vm.save(path)) for _ in range(rounds)]
+        vm.stop()
+        thread.join()
+    size = on_disk(path)
+    ways = {
+        reading.value: summary([restore_pyvmm(path, reading) for _ in range(rounds)])
+        for reading in Reading
+    }
+    path.unlink()
+    return {"save": summary(saves), "size": summary([size]), **ways}
+
+
+def restore_pyvmm(path: Path, reading: Reading) -> float:
+    """From a fork to the guest's first output."""
+    reader, writer = os.pipe()
+    start = time.perf_counter()
+    child = os.fork()
+    if not child:
+        try:
+            with Machine.restore(path, lambda data: _write(writer, data), reading=reading) as vm:
+                vm.run()
+        finally:
+            os._exit(1)
+    os.close(writer)
+    first = os.read(reader, 1)
+    took = time.perf_counter() - start
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(reader)
+    assert first, "the guest said nothing"
+    return took
+
+
+def _write(fd: int, data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        os.write(fd, data)
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    """Wait for what takes a boot at most."""
+    deadline = time.monotonic() + BOOT_S
+    while not done():
+        assert time.monotonic() < deadline, "the guest did not come up"
+        time.sleep(0.05)
+
+
+# QEMU
+
+
+class Qemu:
+    """QEMU's program, with its own loader and libraries."""
+
+    def __init__(self, root: Path) -> None:
+        libraries = sorted({path.parent for path in root.glob("lib*/**/*.so*")})
+        self._command = [
+            str(root / "ld.so"), "--library-path", ":".join(map(str, libraries)),
+            str(root / "qemu-system-aarch64"), "-L", str(root / "share"),
+            "-accel", "kvm", "-M", "virt,gic-version=3", "-cpu", "host", "-smp", str(VCPUS),
+            "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot",
+        ]  # fmt: skip
+
+    @classmethod
+    def copy(cls, tree: Path, place: Path) -> Qemu:
+        """QEMU out of an unpacked tree of Debian's, in a directory."""
+        root = place / "qemu"
+        (root / "share").mkdir(parents=True)
+        program = tree / "usr/bin/qemu-system-aarch64"
+        loader = tree / "lib/aarch64-linux-gnu/ld-linux-aarch64.so.1"
+        shutil.copy(loader, root / "ld.so")
+        shutil.copy(program, root)
+        for name, found in _needed(tree, program).items():
+            target = root / "lib" / name
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(found, target)
+        return cls(root)
+
+    @contextlib.contextmanager
+    def started(self, mib: int, *more: str) -> Iterator[subprocess.Popen[bytes]]:
+        """A machine with that memory."""
+        process = subprocess.Popen(
+            [*self._command, "-m", str(mib), *more],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def _needed(tree: Path, program: Path) -> dict[str, Path]:
+    """The libraries a program needs, by their names: ELF's DT_NEEDED, followed."""
+    from elftools.elf.elffile import ELFFile
+
+    all_there = {path.name: path for path in tree.glob("**/aarch64-linux-gnu/**/*.so*")}
+    found: dict[str, Path] = {}
+    waiting = [program]
+    while waiting:
+        with waiting.pop().open("rb") as file:
+            dynamic: Any = ELFFile(file).get_section_by_name(".dynamic")
+            names = [tag.needed for tag in dynamic.iter_tags() if tag.entry.d_tag == "DT_NEEDED"]
+        for name in names:
+            if name not in found and name in all_there:
+                found[name] = all_there[name]
+                waiting.append(all_there[name])
+    return found
+
+
+def measure_qemu(qemu: Qemu, work: Path, path: Path, mib: int, rounds: int) -> dict[str, Any]:
+    """Migrate a guest to a file and from it, several times."""
+    saves = []
+    boot = ["-kernel", str(work / "Image"), "-initrd", str(work / "initrd"),
+            "-append", "console=ttyAMA0"]  # fmt: skip
+    for number in range(rounds):
+        with tempfile.TemporaryDirectory() as name:
+            monitor = Path(name) / "qmp"
+            qmp = ["-qmp", f"unix:{monitor},server=on,wait=off"]
+            # One boot serves one save: a migrated QEMU has ended its run.
+            source = boot if not number else ["-incoming", f"exec:cat {path}"]
+            with qemu.started(mib, *qmp, *source) as process:
+                _read_until(process, FILLED if not number else b"tick")
+                new = path.with_suffix(".new")
+                saves.append(timed(lambda: migrate(monitor, new)))  # noqa: B023
+            new.replace(path)
+    restores = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        with qemu.started(mib, "-incoming", f"exec:cat {path}") as process:
+            assert process.stdout is not None
+            assert process.stdout.read(1), "the guest said nothing"
+            restores.append(time.perf_counter() - start)
+    size = on_disk(path)
+    path.unlink()
+    return {"save": summary(saves), "restore": summary(restores), "size": summary([size])}
+
+
+def _read_until(process: subprocess.Popen[bytes], text: bytes) -> None:
+    """Wait for a guest's words, and let what follows be read and dropped."""
+    assert process.stdout is not None
+    seen = b""
+    while text not in seen:
+        data = os.read(process.stdout.fileno(), 4096)
+        assert data, seen
+        seen = seen[-100:] + data
+    stdout = process.stdout.fileno()
+
+    def drop() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while os.read(stdout, 4096):
+                pass
+
+    threading.Thread(target=drop, daemon=True).start()
+
+
+def migrate(monitor: Path, path: Path) -> None:
+    """Migrate to a file, as fast as it goes."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(monitor))
+        stream = connection.makefile("rw", encoding="utf-8")
+        stream.readline()  # the greeting
+
+        def ask(command: str, **arguments: Any) -> dict[str, Any]:
+            stream.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+            stream.flush()
+            while "event" in (answer := json.loads(stream.readline())):
+                pass
+            assert "return" in answer, answer
+            result: dict[str, Any] = answer["return"]
+            return result
+
+        ask("qmp_capabilities")
+        ask("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
+        ask("migrate", uri=f"exec:cat >{path}")
+        while (status := ask("query-migrate").get("status")) != "completed":
+            assert status not in ("failed", "cancelled"), status
+            time.sleep(0.005)
+
+
+if __name__ == "__main__":
+    main(
+        Path(sys.argv[1]), Path(sys.argv[2]), [*map(int, sys.argv[3].split(","))], int(sys.argv[4])
+    )
