@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -49,8 +48,8 @@ def test_link_that_lies_where_the_new_file_is_made_is_not_followed(
 ) -> None:
     private = tmp_path / "private"
     private.write_bytes(b"mine")
-    monkeypatch.setattr(secrets, "token_hex", lambda size: "guessed")
-    (tmp_path / ".probe.json.guessed.tmp").symlink_to(private)
+    monkeypatch.setattr(os, "urandom", lambda size: b"\xab" * size)
+    (tmp_path / ".probe.json.abababab.tmp").symlink_to(private)
 
     with pytest.raises(UsageError, match="cannot be written: File exists"):
         write_whole(tmp_path / "probe.json", b"new")
