@@ -17,7 +17,7 @@ from tests import linux, selftests
 from tests.linux import PROMPT, Session
 
 # The first command may have to fetch kernels, and to make and boot the emulated host.
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 KERNELS = ("6.1", "6.12", "7.2")
 RAM = 256
