@@ -34,7 +34,8 @@ def qemu(image: str, *options: str) -> list[str]:
 
 def task(name: str, kind: str, argv: list[str], times: int = 1) -> dict[str, Any]:
     """One piece of work for inside.py."""
-    environment = {"PYTHONPATH": LIBRARY}
+    # Nothing of the user's home is looked for: waiting for outside is no instructions of pyvmm's.
+    environment = {"PYTHONPATH": LIBRARY, "PYTHONNOUSERSITE": "1", "HOME": "/"}
     return {"name": name, "kind": kind, "argv": argv, "times": times, "environment": environment}
 
 
