@@ -53,6 +53,7 @@ def command_for(pyvmm_cmd: list[str], initrd: Path, version: str, *options: str)
     return [*words, str(linux.image(version))]
 
 
+@pytest.mark.matrix
 def test_boot_log_is_whole_with_input_meanwhile(pyvmm_cmd: list[str], initrd: Path) -> None:
     compared = boot_and_compare(command_for(pyvmm_cmd, initrd, "6.1", "-c", "2"))
 
