@@ -1,7 +1,7 @@
 """``python -m benchmarks``: boot a host, measure in it, and write what was found.
 
-Words on the command line choose: ``exits``, ``start``, ``linux``, ``smp``, ``outside``; all by
-default.
+Words on the command line choose: ``exits``, ``start``, ``linux``, ``disk``, ``smp``, ``outside``;
+all by default.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pyvmm.host.start import boot_counted, start
 OUT: Final = Path("build")
 PATIENCE_S: Final = 3600.0
 KILO, MEGA = 1e3, 1e6
-ALL: Final = ("exits", "start", "linux", "smp", "outside")
+ALL: Final = ("exits", "start", "linux", "disk", "smp", "outside")
 SMP: Final = (1, 2, 4)
 
 
@@ -83,6 +83,9 @@ def _counted_part(chosen: Sequence[str]) -> tuple[list[Row], list[dict[str, Any]
     if "linux" in chosen:
         wanted += rows.linux_rows(1, "million", MEGA)
         tasks += rows.linux_tasks(1)
+    if "disk" in chosen:
+        wanted += rows.disk_rows("thousand", KILO)
+        tasks += rows.disk_tasks()
     return wanted, tasks
 
 

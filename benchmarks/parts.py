@@ -8,12 +8,13 @@ import subprocess
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from pyvmm import layout
 from pyvmm.dirs import cached
 from pyvmm.errors import HostError
-from pyvmm.host import root, tools
+from pyvmm.host import kernel, root, tools
 from pyvmm.host.cpio import CpioWriter
 from pyvmm.host.debian import Suite
 from pyvmm.host.progress import Progress
@@ -68,7 +69,11 @@ def build(into: Path, progress: Progress) -> None:
     _compile("floor.c", into / "floor", ["-O2", "-static"], progress)
     _compile("init.c", into / "init", [*FREESTANDING], progress)
     (into / "initrd").write_bytes(_initrd((into / "init").read_bytes()))
-    (into / "Image").write_bytes(cloud_kernel(progress).read_bytes())
+    image = cloud_kernel(progress)
+    (into / "Image").write_bytes(image.read_bytes())
+    _compile("block.c", into / "block", ["-O2", "-static"], progress)
+    modules = kernel.find(str(image.parents[1]), progress).modules(("virtio_mmio", "virtio_blk"))
+    (into / "block-initrd").write_bytes(_initrd((into / "block").read_bytes(), modules))
 
 
 def _guest(source: str, out: Path, board: Board, progress: Progress) -> None:
@@ -91,12 +96,14 @@ def _compile(source: str, out: Path, options: Iterable[str], progress: Progress)
     tools.cross("gcc", progress).run([*options, "-o", str(out), str(PROGRAMS / source)])
 
 
-def _initrd(init: bytes) -> bytes:
+def _initrd(init: bytes, modules: Mapping[str, bytes] = MappingProxyType({})) -> bytes:
     archive = io.BytesIO()
     writer = CpioWriter(archive)
     writer.directory("dev")
     writer.device("dev/console", 5, 1)
     writer.file("init", init, 0o755)
+    for number, (name, content) in enumerate(modules.items()):
+        writer.file(f"modules/{number:02}-{name}.ko", content)
     writer.close()
     return archive.getvalue()
 

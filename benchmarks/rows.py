@@ -76,6 +76,19 @@ def start_tasks() -> list[dict[str, Any]]:
     ]
 
 
+def disk_tasks() -> list[dict[str, Any]]:
+    """Reads and writes of a Linux guest's, of a file in the host's memory."""
+    initrd, disk = f"{INSIDE}/block-initrd", f"{INSIDE}/disk"
+    ours = ("-c", "1", "-m", "256", "-i", initrd, "-p", QUIET, "-d", disk)
+    theirs = ("-smp", "1", "-m", "256", "-initrd", initrd, "-append", f"console=ttyAMA0 {QUIET}",
+              "-drive", f"if=none,id=d,format=raw,file={disk}",
+              "-device", "virtio-blk-device,drive=d")  # fmt: skip
+    return [
+        task("disk pyvmm", "disk", pyvmm("Image", *ours)) | {"disk": disk},
+        task("disk qemu", "disk", qemu("Image", *theirs)) | {"disk": disk},
+    ]
+
+
 class Cell(NamedTuple):
     """Where a number is: a task's name, and which of its results."""
 
@@ -118,6 +131,21 @@ def access_rows(unit: str, scale: float) -> list[Row]:
         cells = Cell("exits pyvmm", name), peer, least, Cell("exits plain", name)
         rows.append(Row(title, unit, scale, *cells))
     return rows
+
+
+def disk_rows(unit: str, scale: float) -> list[Row]:
+    """Single requests, one at a time."""
+    titles = {
+        "random_read": "4 KiB read of a disk",
+        "random_write": "4 KiB write of a disk",
+        "sequential_read": "1 MiB read of a disk",
+        "sequential_write": "1 MiB write of a disk",
+        "write_and_flush": "4 KiB write of a disk, and a flush",
+    }
+    return [
+        Row(title, unit, scale, Cell("disk pyvmm", name), Cell("disk qemu", name))
+        for name, title in titles.items()
+    ]
 
 
 def start_rows(unit: str, scale: float) -> list[Row]:
