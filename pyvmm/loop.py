@@ -16,8 +16,10 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from types import FrameType, TracebackType
-from typing import NamedTuple, Self
+from types import FrameType
+from typing import NamedTuple
+
+from pyvmm.closing import Closing
 
 Callback = Callable[[], None]
 
@@ -30,7 +32,7 @@ class Timer(NamedTuple):
     callback: Callback
 
 
-class Loop:
+class Loop(Closing):
     """A selectors loop with timers, signals, and a door for other threads.
 
     A context manager: leaving it restores the signal handlers it replaced.
@@ -47,17 +49,6 @@ class Loop:
         self._undo = contextlib.ExitStack()
         self._signals: dict[int, Callback] = {}
         self.watch(self._wake, self._run_calls)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Give back the signal handlers and the loop's own descriptors; idempotent."""

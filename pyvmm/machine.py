@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from pyvmm import layout
@@ -25,6 +24,7 @@ from pyvmm.alarm import Alarm
 from pyvmm.arm64.vl import VlSet
 from pyvmm.board import Board, Hooks, build
 from pyvmm.boot.image import LoadedImage
+from pyvmm.closing import Closing
 from pyvmm.config import Config
 from pyvmm.counts import ExitCounts, reason_name, totals
 from pyvmm.devices.bus import UNCLAIMED
@@ -72,7 +72,7 @@ def _do_nothing(*_: object) -> None:
     """Stands for a callback nobody gave."""
 
 
-class Machine:
+class Machine(Closing):
     """A virtual machine; a context manager that takes it apart again.
 
     Making it does everything but running it, so that whatever cannot work is refused before the
@@ -173,17 +173,6 @@ class Machine:
         )
         undo.callback(fast.close)
         return fast
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the run, if there is one, and give everything back; idempotent."""

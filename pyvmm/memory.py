@@ -10,10 +10,10 @@ import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Protocol, Self
+from typing import BinaryIO, Protocol
 
 from pyvmm import hugetlbfs
+from pyvmm.closing import Closing
 from pyvmm.errors import GuestError, HostError, UsageError
 from pyvmm.layout import MIB
 
@@ -51,7 +51,7 @@ class OutOfRange(GuestError):
         self.length = length
 
 
-class GuestMemory:
+class GuestMemory(Closing):
     """The RAM of one machine, zero until written; a context manager that unmaps it.
 
     ``host_address`` is aligned to 2 MiB and huge pages are asked for, so that with a guest base
@@ -99,17 +99,6 @@ class GuestMemory:
         if not self._reserved:
             with contextlib.suppress(OSError):  # no transparent huge pages: slower, not wrong
                 self._mapping.madvise(mmap.MADV_HUGEPAGE, self._offset, size)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Unmap the RAM; once is enough, twice is harmless.

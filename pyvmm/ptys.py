@@ -21,9 +21,9 @@ import threading
 import time
 import tty
 from collections.abc import Callable
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+from pyvmm.closing import Closing
 from pyvmm.errors import HostError
 
 CHUNK: Final = 16 << 10
@@ -108,7 +108,7 @@ class Pty:
             os.close(slave)
 
 
-class Carrier:
+class Carrier(Closing):
     """Carries bytes between a pty and ``guest``, in a thread, until the guest's end is closed.
 
     A reader of the pty that stalls makes the guest's end wait and loses nothing. While nobody
@@ -134,17 +134,6 @@ class Carrier:
         self._epoll.register(self._wake, select.EPOLLIN)
         self._thread = threading.Thread(target=self._run, name="pty", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def end(self) -> None:
         """The guest prints nothing more: do not wait for a reader that stalls; from any thread."""

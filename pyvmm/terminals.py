@@ -14,9 +14,9 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 
+from pyvmm.closing import Closing
 from pyvmm.console import Input, Key, Output
 from pyvmm.errors import HostError
 from pyvmm.loop import Loop
@@ -70,7 +70,7 @@ class Line:
         return self.records.feed(data), []
 
 
-class Terminals:
+class Terminals(Closing):
     """The terminals of those numbers, from when they are made until closed; a context manager.
 
     Raises:
@@ -90,17 +90,6 @@ class Terminals:
                 undo.callback(line.close)
                 self._lines[number] = line
             self._undo = undo.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Hang up, when readers have what was printed; idempotent."""

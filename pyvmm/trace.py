@@ -14,10 +14,10 @@ import threading
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from pyvmm import perfetto
+from pyvmm.closing import Closing
 from pyvmm.files import replacing, write_all
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.uapi import ExitReason
@@ -33,7 +33,7 @@ def now_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
-class ExitTrace:
+class ExitTrace(Closing):
     """A trace being written; a context manager: the file is there when it is left.
 
     Raises: UsageError or HostError, where the file cannot be written.
@@ -51,17 +51,6 @@ class ExitTrace:
         self._write(perfetto.packet((perfetto.SEQUENCE, 1), (perfetto.DESCRIPTOR, descriptor)))
         self._vcpus: dict[int, perfetto.Sequence] = {}
         self._counters: dict[int, dict[str, int]] = {}  # of each vCPU: name -> last value
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Write what is left, and give the file its name; while no vCPU runs. Idempotent."""

@@ -17,8 +17,8 @@ PACKAGE = Path(__file__).parent.parent / "pyvmm"
 # The rooms of the house, lowest first: each imports only from those above its line in this list.
 ROOMS = (
     # the bottom: errors, the guest's map, guest RAM, what was asked for
-    "errors", "layout", "computer", "dirs", "files", "junit", "units", "deviceconfig", "config",
-    "hugetlbfs", "memory", "memorymap", "filememory",
+    "errors", "closing", "layout", "computer", "dirs", "files", "junit", "units", "deviceconfig",
+    "config", "hugetlbfs", "memory", "memorymap", "filememory",
     # no KVM
     "arm64", "probe", "devices", "boot",
     # nothing but KVM

@@ -13,9 +13,9 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+from pyvmm.closing import Closing
 from pyvmm.dirs import runtime_dir, try_lock
 from pyvmm.errors import HostError, UsageError
 
@@ -25,7 +25,7 @@ BACKLOG: Final = 16
 PATIENCE_S: Final = 0.5  # others look at a lock for a moment only
 
 
-class Claim:
+class Claim(Closing):
     """A VM's name, and the socket it answers at; a context manager that gives both back.
 
     Raises:
@@ -47,17 +47,6 @@ class Claim:
         except BaseException:
             self._unlock()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Remove the socket and let the name go; idempotent."""

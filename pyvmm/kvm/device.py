@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from types import TracebackType
-from typing import Self
 
+from pyvmm.closing import Closing
 from pyvmm.errors import KvmError
 from pyvmm.kvm import ioctls, structs
 from pyvmm.kvm.ioctls import Ioctl
@@ -17,7 +16,7 @@ from pyvmm.kvm.structs import words
 _ABSENT = (errno.ENXIO, errno.ENODEV, errno.ENOTTY, errno.EINVAL)
 
 
-class Fd:
+class Fd(Closing):
     """A file descriptor of KVM's, closed on leaving a ``with`` block or by close()."""
 
     def __init__(self, fd: int) -> None:
@@ -28,17 +27,6 @@ class Fd:
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class AttributeFd(Fd):

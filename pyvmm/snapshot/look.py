@@ -13,11 +13,11 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 from pyvmm.arm64 import sysregs
 from pyvmm.arm64.lanes import PREDICATE_SHARE
+from pyvmm.closing import Closing
 from pyvmm.errors import KvmError, UsageError
 from pyvmm.kvm import regs, sve
 from pyvmm.kvm.vcpu import VcpuEvents
@@ -81,7 +81,7 @@ class GicPart(NamedTuple):
     registers: dict[str, int]
 
 
-class Snapshot:
+class Snapshot(Closing):
     """A snapshot file, open and checked but for its memory; a context manager that closes it.
 
     ``state`` is everything but memory, ``file`` what it came from, ``vcpus`` have the registers.
@@ -100,17 +100,6 @@ class Snapshot:
             self.file.close()
             raise
         self.vcpus = tuple(map(SnapshotVcpu, self.state.vcpus))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the files; the state stays."""

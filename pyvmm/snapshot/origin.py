@@ -10,10 +10,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from pyvmm.board import Board, Hooks, assemble
+from pyvmm.closing import Closing
 from pyvmm.config import Config
 from pyvmm.errors import HostError, UsageError, VmmError
 from pyvmm.kvm import regs
@@ -45,7 +45,7 @@ class ClockPolicy(Enum):
     CATCH_UP = "catch-up"  # what it would be, had the guest run on
 
 
-class Origin:
+class Origin(Closing):
     """A snapshot's file, and how a machine is to go on from it; a context manager.
 
     ``config`` is the machine's, ``outcome`` what the restore could not give it, once it is made.
@@ -76,17 +76,6 @@ class Origin:
             self.state: State = State.of(self.file.document, str(path))
             self._undo = undo.pop_all()
         self.config = self.state.config
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop checking, and close the file; idempotent."""

@@ -11,9 +11,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
+from pyvmm.closing import Closing
 from pyvmm.errors import UsageError
 from pyvmm.snapshot import format, pages
 from pyvmm.snapshot.codec import Damaged
@@ -38,7 +38,7 @@ class Placed(NamedTuple):
     offset: int
 
 
-class SnapshotFile:
+class SnapshotFile(Closing):
     """One snapshot, open for reading; a context manager that closes it, and its parents.
 
     ``document`` is the machine's state, ``identity`` the SHA-256 that stands for everything.
@@ -119,17 +119,6 @@ class SnapshotFile:
                 hint=hint,
             )
         return parent
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file and its parents; what is mapped stays.  Idempotent."""

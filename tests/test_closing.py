@@ -1,0 +1,30 @@
+"""Context managers that close."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyvmm.closing import Closing
+
+
+class Thing(Closing):
+    closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_end_of_a_with_block_closes() -> None:
+    with Thing() as thing:
+        assert thing.closed == 0
+
+    assert thing.closed == 1
+
+
+def test_error_inside_comes_out_and_closes() -> None:
+    thing = Thing()
+
+    with pytest.raises(ZeroDivisionError), thing:
+        raise ZeroDivisionError
+
+    assert thing.closed == 1
