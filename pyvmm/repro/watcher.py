@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Self
 
+from pyvmm.closing import Closing
 from pyvmm.errors import VmmError
 
 FAILED_S = 5.0  # for a program that said why to end
@@ -61,7 +62,7 @@ class Tally:
         return Tally(**total | {"vl_max": max(self.vl_max, other.vl_max)})
 
 
-class Watcher:
+class Watcher(Closing):
     """A running sve-watcher; a context manager that ends it."""
 
     def __init__(self, program: Path, cpu: int, seed: int) -> None:
@@ -88,19 +89,14 @@ class Watcher:
         self.lengths = frozenset(128 * (n + 1) for n in range(16) if ready["lengths"] >> n & 1)
         self.armed = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """End it, and the process that holds the registers; idempotent."""
         self._process.kill()  # the other one dies of its parent's death
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                stream.close()
+                with contextlib.suppress(BrokenPipeError):  # a word that it never read
+                    stream.close()
 
     def hold(self, microseconds: int, count: int, damage: str = "") -> Tally:
         """Have patterns held so many times, with the registers damaged in each where asked."""
