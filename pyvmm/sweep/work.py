@@ -25,7 +25,6 @@ from typing import BinaryIO
 from pyvmm.errors import (
     EXIT_FAILED,
     EXIT_OK,
-    EXIT_SIGNAL,
     EXIT_TIMEOUT,
     EXIT_USAGE,
     HostError,
@@ -43,8 +42,6 @@ HOST_S = 600.0  # beyond a guest's own time: making an emulated host
 GRACE_S = 5.0  # between asking a run to end and killing it
 POLL_S = 0.05
 IDLE_S = "60"  # for hosts that are not the default one; the user's own word counts more
-# How a run ends that was asked to: by itself, before it could, or not willingly.
-ENDED = (EXIT_SIGNAL + signal.SIGINT, -signal.SIGINT, -signal.SIGKILL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +141,8 @@ def _process(
             stdout=stdout,
             stderr=_tail(err)[0] + (b"pyvmm: the run did not end in time\n" if late else b""),
             left_out=left_out,
-            stopped=asked and not late and process.returncode in ENDED,
+            # Whatever its code: an interpreter asked while it starts ends with 1.
+            stopped=asked and not late and process.returncode != EXIT_OK,
         )
 
 
