@@ -12,17 +12,18 @@ BIN	:= $(VENV)/bin
 TOOLS	:= build/tools
 GCC	:= $(CURDIR)/$(TOOLS)/aarch64-linux-gnu-gcc
 
-.PHONY: bench run test lint test-units test-e2e test-kvm test-matrix guests tools test-tools venv dev wheel clean
+.PHONY: bench run test lint test-units test-e2e test-guests test-kvm test-matrix guests tools test-tools venv dev wheel clean
 .DELETE_ON_ERROR:
 
 run: guests
 	$(BIN)/pyvmm run --sve-vls=128,256 sve-vls
 
-# The parts wait for different things, so they run side by side; each shows its output when
-# it has ended, the longest first to start.
+# Two parts at a time, as each keeps a CPU or an emulated host busy; a part shows its output when
+# it has ended, and the longest start first.
+PARTS	:= test-e2e test-guests test-kvm test-units lint
 test: dev guests test-tools
-	@echo "testing: the command, KVM inside the emulated host, units and lint, side by side ..."
-	@$(MAKE) --no-print-directory -j4 --output-sync=target test-e2e test-kvm test-units lint
+	@echo "testing, two parts at a time: $(PARTS) ..."
+	@$(MAKE) --no-print-directory -j2 --output-sync=target $(PARTS)
 
 lint: dev
 	$(BIN)/ruff format --check .
@@ -33,9 +34,13 @@ lint: dev
 test-units: dev guests test-tools
 	$(BIN)/python -m pytest -m "not kvm and not e2e and not matrix"
 
-# The pyvmm command as a user types it.
+# The pyvmm command as a user types it, and with it the guests: bare metal ones and Linux.
+E2E	:= -m "e2e and not kvm and not matrix" --durations=10
 test-e2e: dev guests test-tools
-	$(BIN)/python -m pytest -m "e2e and not kvm and not matrix" --durations=10
+	$(BIN)/python -m pytest $(E2E) --ignore=tests/guests
+
+test-guests: dev guests test-tools
+	$(BIN)/python -m pytest $(E2E) tests/guests
 
 # Every kernel with every kind of host, as host and as guest, which takes an hour or more: not a
 # part of `make test`.
