@@ -118,6 +118,7 @@ def _save(case: Case, snapshot: Path) -> Evidence:
         for _ in range(1 + case.seed % FILLINGS):  # each time with other patterns
             vm.send(b"f")
             words = _expect(console, "filled")
+        vm.pause()  # for good: registers are read of a vCPU at rest alone
         vm.save(snapshot)
         listed = [reg_id for reg_id in vm.vcpus[0].get_reg_list() if regs.group(reg_id) == regs.SVE]
     return {"vl": int(words[2]), "zcr": int(words[4]), "listed": len(listed)}
