@@ -5,14 +5,13 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from types import TracebackType
-from typing import Self
 
+from pyvmm.closing import Closing
 from pyvmm.errors import HostError
 from pyvmm.memory import OutOfRange
 
 
-class FileMemory:
+class FileMemory(Closing):
     """An open file mapped for the guest physical addresses from ``base``.
 
     One that is ``read_only`` is a private copy, page by page as somebody writes: the guest is to
@@ -40,15 +39,8 @@ class FileMemory:
         self.host_address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
         self._view = memoryview(self._mapping)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Unmap the memory; no view of it may be in use."""
         self._view.release()
         self._mapping.close()
 

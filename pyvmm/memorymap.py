@@ -7,14 +7,13 @@ pieces. Between pieces there are gaps, so that no buffer lies in two.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import TracebackType
-from typing import Self
 
+from pyvmm.closing import Closing
 from pyvmm.errors import UsageError
 from pyvmm.memory import GuestMemory, Memory, OutOfRange
 
 
-class PluggableMemory:
+class PluggableMemory(Closing):
     """Memory in blocks of which only those that are plugged are there; none at first.
 
     ``backing`` is the mapping behind all of them. An unplugged block takes up no memory of the
@@ -34,15 +33,8 @@ class PluggableMemory:
         self.backing = GuestMemory(base, size, promised=False)
         self._plugged = bytearray(size // block_size)  # a byte a block; 1: plugged
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Unmap the memory; no view of it may be in use."""
         self.backing.close()
 
     @property
