@@ -19,6 +19,7 @@ from pyvmm.host.settings import HostSettings
 
 RECIPE: Final = 1  # raised when a saved host made by older code must not be used
 KEEP: Final = 8  # saved hosts; the least recently used go
+KEEP_ALIKE: Final = 3  # of the same settings, made by other code: several checkouts take turns
 MAX_MEMORY: Final = 4 << 30
 MAX_CPUS: Final = 4  # more make TCG slower as a whole
 INIT: Final = Path(__file__).with_name("init.sh")
@@ -72,9 +73,9 @@ def everyone() -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def prune(newest: Path, settings: HostSettings) -> None:
-    """Remove what a new saved host replaces: older ones of the same settings, or too many in all.
+    """Remove what a new saved host leaves no room for: too many of its settings, or in all.
 
-    A host still running older code is ended unless it is in use.
+    A host still running other code with these settings is ended unless it is in use.
     """
     wanted = asdict(settings)
     for running in all_running():
@@ -84,8 +85,11 @@ def prune(newest: Path, settings: HostSettings) -> None:
     others = [(path, found) for path, found in everyone()
               if path != newest and running_at(runtime_dir() / path.name) is None]  # fmt: skip
     others.sort(key=lambda item: item[0].stat().st_mtime, reverse=True)
+    alike = 1
     for number, (path, found) in enumerate(others):
-        if found.get("settings") == wanted or number >= KEEP - 1:
+        alike += found.get("settings") == wanted
+        surplus = found.get("settings") == wanted and alike > KEEP_ALIKE
+        if surplus or number >= KEEP - 1:
             remove(path)
     _sweep(newest.parent)
 
