@@ -19,13 +19,13 @@ run: guests
 	$(BIN)/pyvmm run --sve-vls=128,256 sve-vls
 
 # Two parts at a time, as each keeps a CPU or an emulated host busy; a part shows its output when
-# it has ended, and the longest start first.
+# it has ended.  The longest start first: for that, all wait for the same things.
 PARTS	:= test-e2e test-guests test-kvm test-units lint
 test: dev guests test-tools
 	@echo "testing, two parts at a time: $(PARTS) ..."
 	@$(MAKE) --no-print-directory -j2 --output-sync=target $(PARTS)
 
-lint: dev
+lint: dev guests test-tools
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -53,7 +53,7 @@ bench: dev guests
 	$(BIN)/python -m benchmarks $(BENCH)
 
 # What needs /dev/kvm: here on arm64, else inside the emulated host.
-test-kvm: dev guests
+test-kvm: dev guests test-tools
 	$(BIN)/python -m tests.in_host
 
 guests: tools

@@ -28,6 +28,7 @@ NOT_EXECUTABLE: Final = 126
 INTERRUPTED: Final = 128 + signal.SIGINT
 PATH: Final = "/usr/bin:/usr/sbin"
 LIBRARY: Final = "/run/pyvmm/lib"
+RUNTIME_DIRS: Final = Path("/run/user")
 PR_SET_DUMPABLE: Final = 4  # Source: Linux, include/uapi/linux/prctl.h
 
 
@@ -87,8 +88,8 @@ def _take_place(request: Request, fds: list[int], slave: int) -> None:
         os.dup2(fd, number)
     _close_the_rest()
     _reopen_streams()
-    os.umask(request.umask)
     runtime = _runtime_dir(request.uid, request.gid)
+    os.umask(request.umask)
     own = {"PATH": PATH, "TMPDIR": "/run/tmp", "XDG_RUNTIME_DIR": runtime, "LANG": "C.UTF-8"}
     os.environ.clear()
     os.environ.update({**request.environment, **own})
@@ -106,10 +107,10 @@ def _close_the_rest() -> None:
 
 
 def _runtime_dir(uid: int, gid: int) -> str:
-    path = Path("/run/user") / str(uid)
-    if not path.exists():
-        path.mkdir(mode=0o700)
-        os.chown(path, uid, gid)
+    """The user's runtime directory, made by whichever of its commands comes first."""
+    path = RUNTIME_DIRS / str(uid)
+    path.mkdir(mode=0o700, exist_ok=True)
+    os.chown(path, uid, gid)  # by each, as another may not have come to it yet
     return str(path)
 
 
