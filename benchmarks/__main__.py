@@ -1,7 +1,7 @@
 """``python -m benchmarks``: boot a host, measure in it, and write what was found.
 
-Words on the command line choose: ``exits``, ``start``, ``linux``, ``disk``, ``smp``, ``outside``;
-all by default.
+Words on the command line choose: ``exits``, ``start``, ``linux``, ``disk``, ``smp``, ``outside``,
+``profile``; all by default.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import parts, report, rows
+from benchmarks import parts, profile, report, rows
 from benchmarks.rows import INSIDE, Row
 from pyvmm.dirs import runtime_dir
 from pyvmm.host import HostSettings, is_local
@@ -31,7 +31,7 @@ from pyvmm.host.start import boot_counted, start
 OUT: Final = Path("build")
 PATIENCE_S: Final = 3600.0
 KILO, MEGA = 1e3, 1e6
-ALL: Final = ("exits", "start", "linux", "disk", "smp", "outside")
+ALL: Final = ("exits", "start", "linux", "disk", "smp", "outside", "profile")
 SMP: Final = (1, 2, 4)
 
 
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str]) -> int:
             about = _about(host)
             wanted, tasks = _counted_part(chosen)
             tables[COUNTED] = report.measured(wanted, _measure(host, files, tasks))
+            profiled = profile.measure(host, files) if "profile" in chosen else None
         if "smp" in chosen:
             with _timed(settings, progress) as host:
                 wanted = [row for n in SMP for row in rows.linux_rows(n, "s", 1e9)]
@@ -57,9 +58,11 @@ def main(arguments: Sequence[str]) -> int:
                 tables[TIMED] = report.measured(wanted, _measure(host, files, tasks))
     if "outside" in chosen:
         tables[OUTSIDE] = _outside()
-    document = {"schema": 1, "about": about, "tables": tables}
+    document = {"schema": 1, "about": about, "tables": tables, "profile": profiled}
     (OUT / "bench.json").write_text(json.dumps(document, indent=1) + "\n")
     text = report.markdown(about, tables)
+    if profiled is not None:
+        text += "\n" + profile.markdown(profiled)
     (OUT / "bench.md").write_text(text)
     print(text)
     return 0

@@ -1,0 +1,181 @@
+"""A run of pyvmm that tells what its parts take: what benchmarks/_profile_inside.py starts.
+
+Until it says what it has found it needs nothing that Python has not loaded anyway. Times are in ns
+of the process's own CPU time, which leaves out whatever it waits for.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+# What is told of apart, in the order in which a run comes to it; the time of one that another
+# calls is its own alone. What is left is the caller's, and in the end "the rest".
+PHASES = (
+    ("click reads the command line", "click.core", "Command.make_context"),
+    ("options become a Config", "pyvmm.commands.run", "_config"),
+    ("which host to run on", "pyvmm.commands.run", "run_here_or_forward"),
+    ("signals and the loop", "pyvmm.loop", "Loop.__init__"),
+    ("signals and the loop", "pyvmm.loop", "Loop.on_signal"),
+    ("the VM's name and its socket", "pyvmm.commands._attached", "Claim.__init__"),
+    ("control server, terminal, keys", "pyvmm.commands._attached", "Attached._attach"),
+    ("/dev/kvm and the extension", "pyvmm.kvm.system", "System.open"),
+    ("asking KVM what it can give", "pyvmm.board", "read_limits"),
+    ("the VM", "pyvmm.kvm.system", "System.create_vm"),
+    ("guest memory", "pyvmm.memory", "GuestMemory.__init__"),
+    ("guest memory", "pyvmm.memslots", "MemorySlots.add"),
+    ("vCPUs", "pyvmm.board", "make_vcpus"),
+    ("the GIC", "pyvmm.board", "make_irqchip"),
+    ("stolen time", "pyvmm.board", "give_pvtime"),
+    ("devices and the bus", "pyvmm.board", "_make_uarts_and_rtc"),
+    ("devices and the bus", "pyvmm.board", "_make_bus"),
+    ("KVM's statistics", "pyvmm.board", "KernelCounts.__init__"),
+    ("the image", "pyvmm.board", "load_image"),
+    ("the device tree", "pyvmm.board", "machine_dtb"),
+    ("registers to start with", "pyvmm.board", "set_boot_registers"),
+    ("shortcuts for UARTs", "pyvmm.machine", "Machine._make_fast_paths"),
+    ("the vCPUs' threads", "pyvmm.runner", "Runner.start"),
+)  # fmt: skip
+REST = "the rest"
+FIRST_RUN = "KVM_RUN to the guest's first exit"
+INIT = b"pyvmm-bench: init"  # what a Linux guest's first program says
+
+
+class Phases:
+    """Whose turn it is, and what everybody has taken so far, in ns."""
+
+    def __init__(self) -> None:
+        self.taken = {REST: 0}
+        self._turns = [REST]
+        self._since = time.process_time_ns()
+        self._over = False
+
+    def end(self) -> int:
+        """Count no more; the time now."""
+        self.turn()
+        self._over = True
+        return self._since
+
+    def turn(self) -> None:
+        """Add what passed since the last time to whoever's turn it is."""
+        if self._over:
+            return
+        now = time.process_time_ns()
+        title = self._turns[-1]
+        self.taken[title] = self.taken.get(title, 0) + now - self._since
+        self._since = now
+
+    def told_of(self, title: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, which then tells when it begins and ends."""
+
+        def timed(*args: Any, **options: Any) -> Any:
+            self.turn()
+            self._turns.append(title)
+            try:
+                return function(*args, **options)
+            finally:
+                self.turn()
+                self._turns.pop()
+
+        return timed
+
+
+class Exits:
+    """What a vCPU's exits to Python cost its thread, by cause; and how long it was in KVM_RUN."""
+
+    def __init__(self) -> None:
+        self.causes: dict[str, list[int]] = {}
+        self.in_kvm = 0
+
+    def watch(self, machine: type[Any], vcpu: type[Any]) -> None:
+        """Have both tell what they do."""
+        handle, run = machine._handle, vcpu.run
+
+        def timed_handle(self_: Any, vcpu: Any, leave: Any) -> None:
+            before = time.thread_time_ns()
+            handle(self_, vcpu, leave)
+            found = self.causes.setdefault(self_._cause(leave), [0, 0])
+            found[0] += 1
+            found[1] += time.thread_time_ns() - before
+
+        def timed_run(self_: Any) -> Any:
+            before = time.thread_time_ns()
+            leave = run(self_)
+            self.in_kvm += time.thread_time_ns() - before
+            return leave
+
+        machine._handle, vcpu.run = timed_handle, timed_run
+
+
+def run(out: str, modules: list[str], linux: bool, arguments: list[str]) -> None:
+    """Run pyvmm and tell ``out`` what its parts took, to the first exit or to Linux's init.
+
+    ``modules`` are imported before, so that no part is charged for them.
+    """
+    import importlib
+
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except ImportError:  # as it was then: somebody had tried whether it is there
+            continue
+    phases, exits = Phases(), Exits()
+    # Which verb's module it is, pyvmm finds out: Python does not tell of such an import.
+    verb = phases.told_of("click makes the command", importlib.import_module)
+    verb("pyvmm.commands.run")
+    for title, module, path in PHASES:
+        *owners, name = path.split(".")
+        owner = sys.modules[module]
+        for part in owners:
+            owner = getattr(owner, part)
+        setattr(owner, name, phases.told_of(title, getattr(owner, name)))
+    _end_in_time(phases, exits, out, linux)
+    from pyvmm import cli
+
+    cli.main(arguments)
+    raise SystemExit("the guest has ended, and nothing was measured")
+
+
+def _end_in_time(phases: Phases, exits: Exits, out: str, linux: bool) -> None:
+    """Write what was found and end: at the first exit, or when Linux's init is there."""
+    from pyvmm.console import Output
+    from pyvmm.kvm.vcpu import Vcpu
+    from pyvmm.machine import Machine
+
+    enter, write = Vcpu.run, Output.write
+    said = bytearray()
+    found: dict[str, Any] = {}
+
+    def end() -> None:
+        import json
+        import os
+
+        found["phases"] = phases.taken
+        found["exits"] = exits.causes
+        found["in_kvm"] = exits.in_kvm
+        found["end"] = time.process_time_ns()
+        with open(out, "w", encoding="ascii") as file:  # noqa: PTH123 - it needs no more
+            json.dump(found, file)
+        os._exit(0)
+
+    def first_run(vcpu: Vcpu) -> Any:
+        begin = phases.end()
+        leave = enter(vcpu)
+        Vcpu.run = enter  # type: ignore[method-assign]
+        found["first"] = time.process_time_ns()
+        phases.taken[FIRST_RUN] = found["first"] - begin
+        if not linux:
+            end()
+        exits.watch(Machine, Vcpu)
+        return leave
+
+    def watched_write(self: Output, data: bytes) -> None:
+        write(self, data)
+        said.extend(data)
+        if INIT in said:
+            end()
+
+    Vcpu.run = first_run  # type: ignore[method-assign, assignment]
+    Output.write = watched_write  # type: ignore[method-assign]
