@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pyvmm import layout
 from pyvmm.boot.cmdline import command_line
@@ -23,8 +23,6 @@ from pyvmm.devices.bus import Bus
 from pyvmm.devices.exit import ExitRegister
 from pyvmm.devices.pl031 import Pl031
 from pyvmm.devices.uart8250 import Uart8250
-from pyvmm.devices.virtio.console import VirtioConsole
-from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.irqchip import Irqchip, make_irqchip
 from pyvmm.kvm import regs, sve
 from pyvmm.kvm.caps import Cap
@@ -33,9 +31,8 @@ from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm, spi
 from pyvmm.limits import DEFAULT_IPA_BITS, Feature, HostLimits, Plan, plan
 from pyvmm.memory import GuestMemory
-from pyvmm.memorymap import MemoryMap
 from pyvmm.memslots import MemorySlots
-from pyvmm.peripherals import make_devices
+from pyvmm.records import Record
 from pyvmm.vcpus import (
     MachineVcpu,
     give_pvtime,
@@ -45,7 +42,12 @@ from pyvmm.vcpus import (
     online_cpus,
     set_boot_registers,
 )
-from pyvmm.virtio import plug_in
+
+if TYPE_CHECKING:
+    # virtio's modules are imported by the machines that have such devices.
+    from pyvmm.devices.virtio.console import VirtioConsole
+    from pyvmm.devices.virtio.device import VirtioDevice
+    from pyvmm.devices.virtio.mmio import VirtioMmio
 
 MPIDR_EL1 = regs.sysreg(3, 0, 0, 0, 5)
 ID_AA64MMFR0_EL1 = regs.sysreg(3, 0, 0, 7, 0)
@@ -54,8 +56,7 @@ RNG_SEED = 64  # bytes of the guest's first entropy: a ChaCha key and then some
 Output = Callable[[bytes], None]
 
 
-@dataclass(slots=True, kw_only=True)
-class Hooks:
+class Hooks(Record, kw_only=True):
     """Where what the guest does outside itself goes to; called in the vCPUs' threads."""
 
     on_exit: Callable[[int], None]
@@ -64,8 +65,7 @@ class Hooks:
     log: Callable[[str], None]  # a line about a guest's driver that is broken
 
 
-@dataclass(slots=True, kw_only=True)
-class Board:
+class Board(Record, kw_only=True, frozen=False):
     """A machine's parts, built and wired, before its first instruction.
 
     ``image`` and ``dtb`` are what was loaded; a machine that a snapshot goes on in has neither.
@@ -131,19 +131,13 @@ def assemble(system: System, config: Config, decided: Plan, hooks: Hooks, undo: 
     irqchip = make_irqchip(vm, config, len(vcpus), undo)
     init_pmus(vcpus, decided)
     pvtime = give_pvtime(vcpus, decided, slots, undo)
-    addressable = MemoryMap(memory)
-    devices = make_devices(
-        config.devices, decided, memory=addressable, slots=slots, undo=undo, log=hooks.log
-    )
     uarts, rtc = _make_uarts_and_rtc(vm, {**hooks.terminals, 0: hooks.output})
     console: Uart8250 | VirtioConsole = uarts[0]
-    if config.console == "virtio":
-        console = VirtioConsole(addressable, hooks.output, hooks.log)
-        devices.insert(0, console)
-    virtio = [
-        plug_in(device, slot, vm, undo, config.virtio_transport)
-        for slot, device in enumerate(devices)
-    ]
+    virtio: list[VirtioMmio] = []
+    if config.devices or config.console == "virtio":
+        devices, virtio_console = _make_virtio(config, decided, memory, slots, hooks, undo)
+        console = virtio_console or console
+        virtio = _plug_in(devices, vm, undo, config.virtio_transport)
     kernel_counts = KernelCounts(vcpus, system.has(Cap.BINARY_STATS_FD))
     undo.callback(kernel_counts.close)
     return Board(
@@ -226,6 +220,38 @@ def _make_uarts_and_rtc(vm: Vm, outputs: Mapping[int, Output]) -> tuple[list[Uar
         for index in range(layout.UART_COUNT)
     ]
     return uarts, Pl031(line(layout.RTC.spi))
+
+
+def _make_virtio(
+    config: Config,
+    decided: Plan,
+    memory: GuestMemory,
+    slots: MemorySlots,
+    hooks: Hooks,
+    undo: ExitStack,
+) -> tuple[list[VirtioDevice], VirtioConsole | None]:
+    """The virtio devices by slot, and the console among them, if it is to be one."""
+    from pyvmm.memorymap import MemoryMap
+    from pyvmm.peripherals import make_devices
+
+    addressable = MemoryMap(memory)
+    devices = make_devices(
+        config.devices, decided, memory=addressable, slots=slots, undo=undo, log=hooks.log
+    )
+    if config.console != "virtio":
+        return devices, None
+    from pyvmm.devices.virtio.console import VirtioConsole
+
+    console = VirtioConsole(addressable, hooks.output, hooks.log)
+    return [console, *devices], console
+
+
+def _plug_in(
+    devices: list[VirtioDevice], vm: Vm, undo: ExitStack, transport: str
+) -> list[VirtioMmio]:
+    from pyvmm.virtio import plug_in
+
+    return [plug_in(device, slot, vm, undo, transport) for slot, device in enumerate(devices)]
 
 
 def _make_bus(

@@ -10,14 +10,13 @@ import importlib
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import click
 
 from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, EXIT_SIGNAL, EXIT_USAGE, VmmError
+from pyvmm.records import Record
 
 # What a file that takes no more output says; there are no other writes without a name.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -54,12 +53,11 @@ VERBS = {
 }
 
 
-@dataclass(slots=True)
-class Invocation:
+class Invocation(Record, frozen=False):
     """What every command can ask of the command line it was started with."""
 
     arguments: list[str]
-    debug: bool = field(default=False)
+    debug: bool = False
 
 
 class LazyGroup(click.Group):
@@ -150,6 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _code_of(end)
     except BaseException as error:
         if invocation.debug:
+            import traceback
+
             traceback.print_exc()
         return report(error)
     return code if isinstance(code, int) else EXIT_OK

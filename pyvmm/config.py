@@ -7,13 +7,12 @@ by the machine, when it meets the host.
 from __future__ import annotations
 
 import os
-import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyvmm.deviceconfig import DeviceConfig
 from pyvmm.errors import UsageError
 from pyvmm.layout import MIB, RAM_BASE, UART_COUNT, VIRTIO_COUNT
+from pyvmm.records import Record, made
 from pyvmm.units import show_size
 
 PAGE = 4096
@@ -22,12 +21,11 @@ CONSOLES = ("serial", "virtio", "hv")
 TRANSPORTS = ("mmio", "mmio-legacy")
 IRQCHIPS = ("gicv3", "gicv3-its", "gicv2")
 TERMINALS = frozenset(range(UART_COUNT))
-NAME = re.compile(r"[\w.+:@-]+")  # of a file, wherever a shell or a listing meets it
+NAME = frozenset("_.+:@-")  # and letters and digits: of a file, wherever a shell meets it
 UINT64 = (1 << 64) - 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SveRequest:
+class SveRequest(Record, kw_only=True):
     """What is asked of SVE; nothing at all means the host's full set, where it has SVE.
 
     Lengths are in bits. ``vls`` is exactly that set, ``max_vl`` every host length up to it,
@@ -59,8 +57,7 @@ class SveRequest:
         return "--sve" if self.required else ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CpuRequest:
+class CpuRequest(Record, kw_only=True):
     """What is asked of the vCPUs beside SVE.
 
     ``mte`` and ``pvtime`` are given where the host has them, unless False; the others are an
@@ -83,8 +80,7 @@ class CpuRequest:
             raise UsageError("--aarch32 and --nested contradict each other: EL2 is 64-bit")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class Config(Record, kw_only=True):
     """One machine: what it boots, how large it is, and how long it may take.
 
     ``vcpus``, ``memory`` (bytes) and ``irqchip`` left as None take lkvm's defaults: see
@@ -101,8 +97,8 @@ class Config:
     vcpus: int | None = None
     memory: int | None = None
     ram_base: int = RAM_BASE
-    sve: SveRequest = field(default_factory=SveRequest)
-    cpu: CpuRequest = field(default_factory=CpuRequest)
+    sve: SveRequest = SveRequest()
+    cpu: CpuRequest = CpuRequest()
     irqchip: str | None = None
     params: str = ""
     nodefaults: bool = False
@@ -115,7 +111,7 @@ class Config:
     hugetlbfs: Path | None = None
     ttys: frozenset[int] = frozenset()
     devices: tuple[DeviceConfig, ...] = ()
-    name: str = field(default_factory=lambda: f"guest-{os.getpid()}")
+    name: str = made(lambda: f"guest-{os.getpid()}")
     timeout_s: float | None = None
     fast_mmio: bool = True
 
@@ -133,7 +129,7 @@ class Config:
             )
         if self.timeout_s is not None and not 0 < self.timeout_s < float("inf"):
             raise UsageError(f"--timeout {self.timeout_s:g}: needs a time above 0 s")
-        if not self.name or self.name.startswith(".") or not NAME.fullmatch(self.name):
+        if self.name[:1] in ("", ".") or not all(c.isalnum() or c in NAME for c in self.name):
             raise UsageError(
                 f"--name {self.name!r}: not a name for a VM",
                 hint="use letters, digits and - _ . + : @, and no dot in front",

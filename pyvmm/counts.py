@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from pyvmm.kvm.exits import reason_name
 from pyvmm.kvm.stats import Stats
-from pyvmm.kvm.uapi import ExitReason
 from pyvmm.kvm.vcpu import Vcpu
 
 
@@ -63,8 +63,3 @@ def totals(counts: Iterable[dict[str, int]]) -> dict[str, int]:
         for name, count in one.items():
             added[name] += count
     return dict(sorted(added.items()))
-
-
-def reason_name(reason: int) -> str:
-    """An exit's reason as it is counted."""
-    return reason.name if isinstance(reason, ExitReason) else f"exit {reason}"

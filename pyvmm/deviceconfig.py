@@ -7,12 +7,12 @@ RAM. What only a host can refuse is checked when the device is made.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from pyvmm.errors import UsageError
 from pyvmm.layout import MIB, WINDOW_ALIGN
+from pyvmm.records import Record
 from pyvmm.units import show_size
 
 BLOCK = 2 * MIB  # of memory that is plugged, at least: a huge page
@@ -21,8 +21,7 @@ BLOCKS = 1024  # that many by default, at most: each is a memory slot of KVM's
 PMEM_UNIT = 2 * MIB  # a subsection, what Linux maps devices' memory in (SUBSECTION_SHIFT)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceConfig:
+class DeviceConfig(Record, kw_only=True):
     """The base of what may stand in ``Config.devices``.
 
     ``single``: there can be one. ``modern``: not with the legacy transport. ``unmaps``: its memory
@@ -50,8 +49,7 @@ class DeviceConfig:
         return ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disk(DeviceConfig):
+class Disk(DeviceConfig, kw_only=True):
     """A disk: a raw image or a block device; ``direct`` passes this machine's page cache by."""
 
     path: Path
@@ -67,8 +65,7 @@ class Disk(DeviceConfig):
         return (self.path,)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pmem(DeviceConfig):
+class Pmem(DeviceConfig, kw_only=True):
     """Persistent memory: a file that the guest reads and writes as memory."""
 
     maps_file: ClassVar[bool] = True
@@ -106,8 +103,7 @@ class Pmem(DeviceConfig):
         return size
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rng(DeviceConfig):
+class Rng(DeviceConfig, kw_only=True):
     """Entropy from this machine's kernel."""
 
     def __str__(self) -> str:
@@ -115,8 +111,7 @@ class Rng(DeviceConfig):
         return "--rng"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Balloon(DeviceConfig):
+class Balloon(DeviceConfig, kw_only=True):
     """A balloon: the guest gives up memory when it is asked to."""
 
     single: ClassVar[bool] = True
@@ -127,8 +122,7 @@ class Balloon(DeviceConfig):
         return "--balloon"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hotplug(DeviceConfig):
+class Hotplug(DeviceConfig, kw_only=True):
     """Room for memory that the guest plugs while it runs, in blocks.
 
     ``block_size`` left as None is 2 MiB, or more where those would be too many.

@@ -10,13 +10,13 @@ import errno
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.errors import HostError, KvmError
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.uapi import ExitReason
 from pyvmm.kvm.vcpu import Vcpu
 
 if TYPE_CHECKING:
+    from pyvmm.devices.virtio.mmio import VirtioMmio
     from pyvmm.devices.virtio.pmem import VirtioPmem
 
 ISS_WNR = 1 << 6  # the access was a write.  Source: Arm DDI 0487, ESR_EL1, ISS for a Data Abort
@@ -60,8 +60,8 @@ def explain(error: KvmError, slots: Iterable[VirtioMmio]) -> HostError:
 
 
 def _pmems(slots: Iterable[VirtioMmio]) -> Iterator[VirtioPmem]:
-    from pyvmm.devices.virtio.pmem import VirtioPmem
-
     for transport in slots:
+        from pyvmm.devices.virtio.pmem import VirtioPmem
+
         if isinstance(transport.device, VirtioPmem):
             yield transport.device

@@ -34,6 +34,34 @@ SOON_MS: Final = 2  # how long what was sent may wait: at first, and
 SELDOM_MS: Final = 32  # after a while without any
 
 
+class Page:
+    """Registers of a port's that a guest reads without an exit: in a page, while that is mapped."""
+
+    def __init__(self, vm: Vm, slot: int, base: int) -> None:
+        self._vm = vm
+        self._slot = slot
+        self._memory = GuestMemory(base, layout.UART.size)
+        self._registers = self._memory.view(base, REGISTERS).cast("Q")
+        self.is_mapped = False
+
+    def close(self) -> None:
+        """Give it back; no vCPU uses it any more."""
+        self._registers.release()
+        self._memory.close()
+
+    def show(self, registers: int) -> None:
+        """Have these in the page."""
+        self._registers[0] = registers
+
+    def map(self, mapped: bool) -> None:
+        """Let the guest have the page, or not."""
+        size = self._memory.size if mapped else 0
+        self._vm.set_user_memory_region(
+            self._slot, self._memory.base, size, self._memory.host_address, MemoryFlag.READONLY
+        )
+        self.is_mapped = mapped
+
+
 class FastPort:
     """One UART's shortcut: its registers in C, and at times in a page of the guest's."""
 
@@ -48,25 +76,24 @@ class FastPort:
         self._state = settler.port(number)
         self._registers = 0
         self._eligible = False  # for going without exits
-        self._mapped = False
         self._coalesced = False
-        self._memory = GuestMemory(self._base, layout.UART.size)
-        self._page = self._memory.view(self._base, REGISTERS).cast("Q")
-        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
+        # Most ports are never used, and need neither of these.
+        self._page: Page | None = None
+        self._stop_fd = -1
         self._thread: threading.Thread | None = None
         self.bytes_sent = 0  # without an exit to Python
 
     def close(self) -> None:
         """Output what was sent, and give the page back, which no vCPU must use any more."""
-        os.eventfd_write(self._stop_fd, 1)
         if self._thread is not None:
+            os.eventfd_write(self._stop_fd, 1)
             self._thread.join()
-        os.close(self._stop_fd)
+            os.close(self._stop_fd)
         self._uart.collect()
         self._uart.send_out()
         self._uart.take_shortcut(None)
-        self._page.release()
-        self._memory.close()
+        if self._page is not None:
+            self._page.close()
 
     def publish(self, registers: int, *, sends: bool, only_sends: bool) -> bool:
         """Take over how the port is now; see Shortcut."""
@@ -74,15 +101,16 @@ class FastPort:
         self._registers = registers
         state.registers = registers
         if self._thread is None and self._uart.has_transmitted:
+            self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
             self._thread = threading.Thread(target=self._look_after, name=f"uart{self._number}")
             self._thread.start()
         state.sends = sends and self._thread is not None
         steady = registers & ALL_STEADY == ALL_STEADY
-        if self._mapped:
+        if self._page is not None and self._page.is_mapped:
             if steady:
-                self._page[0] = registers & ~ALL_STEADY
+                self._page.show(registers & ~ALL_STEADY)
             else:
-                self._unmap()
+                self._page.map(False)
         withdrawn = self._coalesced and not only_sends
         if withdrawn:
             self._vm.unregister_coalesced_mmio(self._base, 1)
@@ -112,25 +140,19 @@ class FastPort:
             if not self._coalesced:
                 self._vm.register_coalesced_mmio(self._base, 1)
                 self._coalesced = True
-            if not self._mapped and self._slot >= 0:
-                self._page[0] = self._registers & ~ALL_STEADY
-                self._map(layout.UART.size)
-                self._mapped = True
+            if self._slot < 0:
+                return
+            if self._page is None:
+                self._page = Page(self._vm, self._slot, self._base)
+            if not self._page.is_mapped:
+                self._page.show(self._registers & ~ALL_STEADY)
+                self._page.map(True)
 
     def _look_after(self) -> None:
         """The thread, from the first byte on: output what nothing tells of."""
         while self._settler.wait_sent(self._number, self._stop_fd, SOON_MS, SELDOM_MS):
             self._uart.collect()
             self._uart.send_out()
-
-    def _unmap(self) -> None:
-        self._map(0)
-        self._mapped = False
-
-    def _map(self, size: int) -> None:
-        self._vm.set_user_memory_region(
-            self._slot, self._base, size, self._memory.host_address, MemoryFlag.READONLY
-        )
 
 
 class FastPaths:

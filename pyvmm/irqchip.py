@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from pyvmm import layout
 from pyvmm.config import Config
@@ -11,6 +10,7 @@ from pyvmm.errors import HostError
 from pyvmm.kvm.uapi import DeviceType
 from pyvmm.kvm.vgic import Its, Vgic, VgicV2
 from pyvmm.kvm.vm import Vm
+from pyvmm.records import Record
 
 # What each choice of --irqchip needs in the kernel.  An ITS is there only when asked for: no
 # device sends it messages yet, and a guest spends memory and time on one.
@@ -22,8 +22,7 @@ NEEDS = {
 BY_DEFAULT = ("gicv3", "gicv2")  # the best first
 
 
-@dataclass(frozen=True, slots=True)
-class Irqchip:
+class Irqchip(Record):
     """The interrupt controller; ``name`` is how --irqchip calls it."""
 
     name: str

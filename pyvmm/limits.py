@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ from pyvmm import layout
 from pyvmm.arm64 import vl
 from pyvmm.config import Config, CpuRequest, default_memory, default_vcpus
 from pyvmm.errors import HostError
+from pyvmm.records import Record
 from pyvmm.units import show_cpulist, show_size
 
 DEFAULT_IPA_BITS = 40  # what KVM offers where it has no KVM_CAP_ARM_VM_IPA_SIZE
@@ -45,8 +45,7 @@ ASKS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostLimits:
+class HostLimits(Record, kw_only=True):
     """What KVM on a host offers one VM; ``vls`` is its SVE vector lengths in bits.
 
     ``cpus`` are the CPUs that are online, none where that is unknown.
@@ -59,8 +58,7 @@ class HostLimits:
     cpus: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(Record, kw_only=True):
     """What a Config comes to on a host: nothing left open, everything within its limits.
 
     ``windows`` are the addresses above RAM of each of the Config's devices, empty for most.

@@ -26,15 +26,14 @@ from pyvmm.board import Board, Hooks, build
 from pyvmm.boot.image import LoadedImage
 from pyvmm.closing import Closing
 from pyvmm.config import Config
-from pyvmm.counts import ExitCounts, reason_name, totals
+from pyvmm.counts import ExitCounts, totals
 from pyvmm.devices.bus import UNCLAIMED
 from pyvmm.devices.uart8250 import Uart8250
-from pyvmm.devices.virtio.console import VirtioConsole
 from pyvmm.edges import explain, refuse_write
 from pyvmm.errors import EXIT_OK, KvmError, TimeoutExpired, VmmError
 from pyvmm.fastpath import FastPaths
 from pyvmm.kvm import regs
-from pyvmm.kvm.exits import Exit
+from pyvmm.kvm.exits import Exit, reason_name
 from pyvmm.kvm.system import System
 from pyvmm.kvm.uapi import ExitReason, SystemEvent
 from pyvmm.kvm.vcpu import Vcpu
@@ -46,10 +45,10 @@ from pyvmm.resizing import Resizing
 from pyvmm.runner import Runner
 from pyvmm.terminals import Terminals
 from pyvmm.vcpus import MachineVcpu
-from pyvmm.virtio import Kicks
 
 if TYPE_CHECKING:
-    # Snapshots are imported by the machines that have to do with one.
+    # What most machines have nothing to do with is imported by those that have.
+    from pyvmm.devices.virtio.console import VirtioConsole
     from pyvmm.snapshot.changes import Changes
     from pyvmm.snapshot.origin import Origin
     from pyvmm.snapshot.save import Saved
@@ -233,7 +232,7 @@ class Machine(Closing):
         Raises: VmmError, where the console cannot have one, or the guest has left no room.
         """
         console = self.board.console
-        if isinstance(console, VirtioConsole):
+        if not isinstance(console, Uart8250):
             raise VmmError(
                 "a virtio console has no break",
                 hint="use --console serial; or type Ctrl-O, which Linux's hvc takes for one",
@@ -247,7 +246,7 @@ class Machine(Closing):
 
     def resize(self, columns: int, rows: int) -> None:
         """Tell the guest the size of its console's terminal; a serial line has no way to."""
-        if isinstance(self.board.console, VirtioConsole):
+        if not isinstance(self.board.console, Uart8250):
             self.board.console.resize(columns, rows)
 
     def _terminal(self, number: int) -> Uart8250 | VirtioConsole:
@@ -389,20 +388,19 @@ class Machine(Closing):
         if loop is None:
             with Loop() as own:
                 return self.run(own)
-        alarm = Alarm(self.board.rtc, loop)
-        kicks = Kicks(self.board.vm, self.board.virtio, loop)
-        detach = self.terminals.attach(self, loop)
-        loop.watch(self.ended_fd, loop.stop)
-        if self.config.timeout_s is not None:
-            loop.after(self.config.timeout_s, self._time_out)
-        self.start()
-        try:
+        with ExitStack() as undo:
+            undo.callback(Alarm(self.board.rtc, loop).stop)
+            if self.board.virtio:
+                from pyvmm.virtio import Kicks
+
+                undo.callback(Kicks(self.board.vm, self.board.virtio, loop).stop)
+            undo.callback(self.terminals.attach(self, loop))
+            loop.watch(self.ended_fd, loop.stop)
+            undo.callback(loop.unwatch, self.ended_fd)
+            if self.config.timeout_s is not None:
+                loop.after(self.config.timeout_s, self._time_out)
+            self.start()
             loop.run()
-        finally:
-            alarm.stop()
-            kicks.stop()
-            detach()
-            loop.unwatch(self.ended_fd)
         return self.result()
 
     def _ended(self) -> None:

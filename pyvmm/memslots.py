@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 from typing import NamedTuple
 
@@ -14,8 +15,12 @@ from pyvmm.memory import GuestMemory
 # A memory slot has fewer than 2^31 pages, which may be of 4 KiB.
 # Source: Linux, include/linux/kvm_host.h, KVM_MEM_MAX_NR_PAGES
 SLOT_SIZE = 4 << 40
-# A byte of a bitmap as a byte for each of its bits, the lowest first
-_BITS = [bytes(byte >> bit & 1 for bit in range(8)) for byte in range(256)]
+
+
+@functools.cache
+def _bits() -> list[bytes]:
+    """A byte of a bitmap as a byte for each of its bits, the lowest first."""
+    return [bytes(byte >> bit & 1 for bit in range(8)) for byte in range(256)]
 
 
 class Slot(NamedTuple):
@@ -95,7 +100,7 @@ class MemorySlots:
             if slot.name == name:
                 pages = slot.size // mmap.PAGESIZE
                 bitmap = self._vm.get_dirty_log(slot.number, pages)
-                flags += b"".join(map(_BITS.__getitem__, bitmap))[:pages]
+                flags += b"".join(map(_bits().__getitem__, bitmap))[:pages]
         return bytes(flags)
 
     def remove(self, base: int) -> None:

@@ -9,7 +9,7 @@ from pyvmm.kvm.uapi import ExitReason, SystemEvent
 from pyvmm.kvm.vcpu import Vcpu
 
 
-def is_system_event(leave: Exit, *types: SystemEvent) -> bool:
+def is_system_event(leave: Exit, *types: int) -> bool:
     """Whether the guest has asked for one of those."""
     return leave.reason == ExitReason.SYSTEM_EVENT and leave.type in types
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from pyvmm.layout import Region
 from pyvmm.limits import Plan
 from pyvmm.memorymap import MemoryMap
 from pyvmm.memslots import MemorySlots
+from pyvmm.records import Record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
+class Site(Record, kw_only=True):
     """What a device may be made of; ``undo`` gets the way back of what its maker opens.
 
     ``memory`` is what devices may address, to which a device may add. ``window`` is where the

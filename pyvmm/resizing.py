@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.errors import UsageError, VmmError
 from pyvmm.units import show_size
 
 if TYPE_CHECKING:  # a machine without such devices does without their modules
     from pyvmm.devices.virtio.balloon import VirtioBalloon
+    from pyvmm.devices.virtio.device import VirtioDevice
     from pyvmm.devices.virtio.mem import VirtioMem
 
 PATIENCE_S: Final = 0.3  # for a guest's statistics

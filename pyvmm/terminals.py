@@ -1,30 +1,21 @@
 """A guest's terminals on pseudo-terminals of the machine its user sits at.
 
-Terminal 0 is the guest's console, 1 to 3 are its other UARTs. On a machine of its own, pyvmm
-makes the ptys. In an emulated host, OUTER_VARIABLE names those that the pyvmm outside has made,
-and for each the socket of a process that has descriptors to hand over which lead there.
+Terminal 0 is the guest's console, 1 to 3 are its other UARTs.
 """
 
 from __future__ import annotations
 
 import functools
-import json
-import os
-import socket
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pyvmm.closing import Closing
-from pyvmm.console import Input, Key, Output
-from pyvmm.errors import HostError
+from pyvmm.console import Input, Key
 from pyvmm.loop import Loop
-from pyvmm.ptys import GRACE_S, Carrier, Pty, Records
 
-OUTER_VARIABLE: Final = "PYVMM_OUTER_TTYS"  # JSON: number -> [path, name of an abstract socket]
-HANDOVER_S: Final = 30.0  # until an emulated host has started the process that hands over
-HANDOVER_PAUSE_S: Final = 0.02
+if TYPE_CHECKING:
+    from pyvmm.lines import Line
 
 
 class Guest(Protocol):
@@ -40,36 +31,6 @@ class Guest(Protocol):
         """Tell the size of terminal 0."""
 
 
-class Line:
-    """One terminal: where it is found, and the descriptors that lead there."""
-
-    def __init__(self, path: str, reader: int, writer: int, carrier: Carrier | None = None) -> None:
-        self.path = path
-        self.reader = reader
-        self.output = Output(writer)
-        self.records = Records()
-        self._writer = writer
-        self._carrier = carrier
-        os.set_blocking(writer, False)  # so that progress shows by the byte, not by the block
-
-    def close(self) -> None:
-        """Let what was printed go out, unless its reader takes nothing for GRACE_S."""
-        if self._carrier is not None:  # it knows its reader, and when to give up on it
-            self._carrier.end()
-            done = self.output.close()
-        else:
-            before = -1
-            while not (done := self.output.close(GRACE_S)) and self.output.written > before:
-                before = self.output.written
-        if done:  # else a thread still writes there
-            for fd in {self.reader, self._writer}:
-                os.close(fd)
-
-    def split(self, data: bytes) -> tuple[bytes, list[Key]]:
-        """All that is typed is the guest's: no key of these terminals is for pyvmm."""
-        return self.records.feed(data), []
-
-
 class Terminals(Closing):
     """The terminals of those numbers, from when they are made until closed; a context manager.
 
@@ -78,17 +39,12 @@ class Terminals(Closing):
     """
 
     def __init__(self, numbers: Iterable[int] = ()) -> None:
-        outer = json.loads(os.environ.get(OUTER_VARIABLE, "{}"))
         self._lines: dict[int, Line] = {}
         with ExitStack() as undo:
             for number in sorted(numbers):
-                if str(number) in outer:
-                    path, name = outer[str(number)]
-                    line = _outer_line(path, name, undo)
-                else:
-                    line = _own_line(undo)
-                undo.callback(line.close)
-                self._lines[number] = line
+                from pyvmm.lines import make_line  # late: most guests have a console alone
+
+                self._lines[number] = make_line(number, undo)
             self._undo = undo.pop_all()
 
     def close(self) -> None:
@@ -125,35 +81,3 @@ class Terminals(Closing):
 
 def _no_key(key: Key) -> None:
     """Where no keys come from."""
-
-
-def _own_line(undo: ExitStack) -> Line:
-    """A terminal on a new pty of this machine."""
-    pty = Pty()
-    guest, ours = socket.socketpair()
-    carrier = undo.enter_context(Carrier(pty, guest))
-    fd = ours.detach()
-    return Line(pty.path, fd, fd, carrier)
-
-
-def _outer_line(path: str, name: str, undo: ExitStack) -> Line:
-    """A terminal outside the emulated host, by the descriptors that lead there."""
-    connection = undo.enter_context(socket.socket(socket.AF_UNIX))
-    deadline = time.monotonic() + HANDOVER_S
-    try:
-        while not _connects(connection, name) and time.monotonic() < deadline:
-            time.sleep(HANDOVER_PAUSE_S)
-        _, fds, _, _ = socket.recv_fds(connection, 1, 2)
-        reader, writer = fds
-    except (OSError, ValueError) as error:
-        raise HostError(f"no way from the emulated host to {path}: {error}") from error
-    return Line(path, reader, writer)
-
-
-def _connects(connection: socket.socket, name: str) -> bool:
-    """Whether somebody listens there yet."""
-    try:
-        connection.connect("\0" + name)
-    except ConnectionRefusedError:
-        return False
-    return True

@@ -9,9 +9,9 @@ from pyvmm.errors import UsageError
 from pyvmm.layout import MIB
 
 _SHIFT = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
-_SIZE = re.compile(r"([0-9]{1,19})([BKMGTP]?)", re.IGNORECASE)
-_NUMBER = re.compile(r"0x[0-9a-f]{1,32}|[0-9]{1,32}", re.IGNORECASE)
-_CPUS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5})(?::([1-9][0-9]{0,4}))?)?")
+_SIZE_DIGITS = 19
+_NUMBER = r"0x[0-9a-f]{1,32}|[0-9]{1,32}"  # not compiled: most runs read none
+_CPU_DIGITS = 5
 
 
 def parse_size(text: str) -> int:
@@ -19,16 +19,17 @@ def parse_size(text: str) -> int:
 
     Raises: UsageError.
     """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None and re.fullmatch(r"[0-9]{20,}[BKMGTP]?", text.strip(), re.IGNORECASE):
-        raise UsageError(f"{text} is larger than any memory")
-    if match is None:
+    written = text.strip()
+    shift = _SHIFT.get(written[-1:].upper())
+    number = written if shift is None else written[:-1]
+    if not (number.isascii() and number.isdigit()):
         raise UsageError(
             f"{text!r} is not a size",
             hint="write whole MiB, or a number with a suffix from B K M G T P: 256, 512M, 4G",
         )
-    number, suffix = match.groups()
-    return int(number) << _SHIFT[suffix.upper()] if suffix else int(number) * MIB
+    if len(number) > _SIZE_DIGITS:
+        raise UsageError(f"{text} is larger than any memory")
+    return int(number) * MIB if shift is None else int(number) << shift
 
 
 def show_size(size: int) -> str:
@@ -44,7 +45,7 @@ def parse_number(text: str, what: str) -> int:
 
     Raises: UsageError.
     """
-    match = _NUMBER.fullmatch(text.strip())
+    match = re.fullmatch(_NUMBER, text.strip(), re.IGNORECASE)
     if match is None:
         raise UsageError(f"{text!r} is not {what}", hint="write a number: 4096, 0x1000")
     return int(match[0], 0) if match[0][:2].lower() == "0x" else int(match[0])
@@ -70,14 +71,20 @@ def parse_cpulist(text: str) -> frozenset[int]:
     """
     cpus: set[int] = set()
     for part in text.strip().split(","):
-        match = _CPUS.fullmatch(part.strip())
-        if match is None:
+        lowest, dash, rest = part.strip().partition("-")
+        highest, colon, apart = rest.partition(":")
+        numbers = lowest, highest if dash else lowest, apart if colon else "1"
+        if not all(map(_is_cpu, numbers)) or not int(numbers[2]):
             raise UsageError(f"{text!r} is not a list of CPUs", hint="write 0-3,8 or 0-14:2")
-        first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
+        first, last, step = map(int, numbers)
         if last < first:
             raise UsageError(f"{text!r} is not a list of CPUs: {part} goes backwards")
         cpus.update(range(first, last + 1, step))
     return frozenset(cpus)
+
+
+def _is_cpu(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _CPU_DIGITS
 
 
 def show_cpulist(cpus: Iterable[int]) -> str:

@@ -26,7 +26,7 @@ from pyvmm.units import parse_cpulist
 from pyvmm.view import RegisterView
 
 # The capabilities by which KVM says that it has a feature, all of them
-CAPS: dict[Feature, tuple[Cap, ...]] = {
+CAPS: dict[Feature, tuple[int, ...]] = {
     Feature.PAUTH: (Cap.ARM_PTRAUTH_ADDRESS, Cap.ARM_PTRAUTH_GENERIC),
     Feature.PMU: (Cap.ARM_PMU_V3,),
     Feature.MTE: (Cap.ARM_MTE,),

@@ -17,16 +17,16 @@ PACKAGE = Path(__file__).parent.parent / "pyvmm"
 # The rooms of the house, lowest first: each imports only from those above its line in this list.
 ROOMS = (
     # the bottom: errors, the guest's map, guest RAM, what was asked for
-    "errors", "closing", "layout", "computer", "dirs", "files", "junit", "units", "deviceconfig",
-    "config", "hugetlbfs", "memory", "memorymap", "filememory",
+    "errors", "records", "closing", "layout", "computer", "dirs", "files", "junit", "units",
+    "deviceconfig", "config", "hugetlbfs", "memory", "memorymap", "filememory",
     # no KVM
     "arm64", "probe", "devices", "boot",
     # nothing but KVM
     "kvm",
     # a Config becomes a machine, and runs
-    "limits", "runner", "loop", "console", "ptys", "terminals", "view", "memslots", "vcpus",
-    "irqchip", "virtio", "hotplug", "peripherals", "edges", "resizing", "registers", "counts",
-    "board", "snapshot", "fastpath", "perfetto", "trace", "alarm", "outcome",
+    "limits", "runner", "loop", "console", "ptys", "lines", "terminals", "view", "memslots",
+    "vcpus", "irqchip", "virtio", "hotplug", "peripherals", "edges", "resizing", "registers",
+    "counts", "board", "snapshot", "fastpath", "perfetto", "trace", "alarm", "outcome",
     "machine", "control", "repro", "svecheck",
     "host",
     # one guest on many machines

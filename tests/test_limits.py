@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -37,8 +36,7 @@ def test_plan_leaves_nothing_open() -> None:
     assert made.vls == {128, 256, 512}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wide(DeviceConfig):
+class Wide(DeviceConfig, kw_only=True):
     """A device that needs addresses of its own."""
 
     size: int

@@ -26,7 +26,7 @@ def leave(reason: int, **fields: int) -> Exit:
 
 
 @pytest.mark.parametrize("event", [SystemEvent.SHUTDOWN, SystemEvent.RESET])
-def test_guest_that_switches_itself_off_ends_well(event: SystemEvent) -> None:
+def test_guest_that_switches_itself_off_ends_well(event: int) -> None:
     assert outcome(VCPU, leave(ExitReason.SYSTEM_EVENT, type=event)) == 0
 
 

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm import terminals
+from pyvmm import lines
 from pyvmm.errors import HostError
+from pyvmm.lines import OUTER_VARIABLE
 from pyvmm.loop import Loop
 from pyvmm.ptys import TYPED, record
-from pyvmm.terminals import OUTER_VARIABLE, Terminals
+from pyvmm.terminals import Terminals
 from tests.test_ptys import show
 
 ENOUGH_S = 20.0
@@ -238,7 +239,7 @@ def test_process_that_hands_over_ends_with_the_one_that_asked(
 
 
 def test_end_does_not_wait_for_ever_for_who_stalls_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terminals, "GRACE_S", 0.2)
+    monkeypatch.setattr(lines, "GRACE_S", 0.2)
     name = outside(monkeypatch, 1)
     process = handover(name, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     made = Terminals({1})
@@ -252,7 +253,7 @@ def test_end_does_not_wait_for_ever_for_who_stalls_outside(monkeypatch: pytest.M
 
 
 def test_way_out_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(terminals, "HANDOVER_S", 0.1)
+    monkeypatch.setattr(lines, "HANDOVER_S", 0.1)
     outside(monkeypatch, 1)
 
     with pytest.raises(HostError, match="no way from the emulated host to /dev/pts/outside"):

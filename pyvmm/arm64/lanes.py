@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from pyvmm.arm64.vl import QUADWORD
+from pyvmm.records import Record
 
 LANES = {"b": 8, "h": 16, "s": 32, "d": 64, "q": 128}  # bits, by the assembler's suffix
 PREDICATE_SHARE = 8  # a predicate has a bit for each byte of a vector
@@ -64,8 +64,7 @@ class Lanes(tuple[int, ...]):
         return tuple(struct.unpack(code, lane.to_bytes(size, "little"))[0] for lane in self)
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Scalable:
+class Scalable(Record):
     """What vectors and predicates have in common: ``value``, all bits of it, at length ``vl``.
 
     Raises: ValueError, for a length that SVE cannot have, or a value that does not fit it.
@@ -149,8 +148,6 @@ class Scalable:
 class Vector(Scalable):
     """The value of a Z register (or of a V, at 128 bits)."""
 
-    __slots__ = ()
-
     @property
     def b(self) -> Lanes:
         """Lanes of 8 bits."""
@@ -196,7 +193,6 @@ class Predicate(Scalable):
     Of a lane's bits the lowest decides; the others are in ``value`` alone.
     """
 
-    __slots__ = ()
     SHARE: ClassVar[int] = PREDICATE_SHARE
 
     @property

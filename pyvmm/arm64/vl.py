@@ -23,7 +23,7 @@ LONGEST = 2048  # bits: the architecture's limit
 LENGTHS = frozenset(range(QUADWORD, LONGEST + 1, QUADWORD))
 NO_SVE: VlSet = frozenset()
 
-_DECIMAL = re.compile(r"0|[1-9][0-9]{0,8}")
+_DECIMAL = r"0|[1-9][0-9]{0,8}"  # not compiled: most runs name no lengths
 
 
 class TextError(UsageError):
@@ -49,7 +49,7 @@ def parse(text: str, *, option: str = "--sve-vls") -> VlSet:
     Raises: TextError, for text that is wrong whatever the host has.
     """
     items = [item.strip() for item in text.split(",")]
-    numbers = [int(item) for item in items if _DECIMAL.fullmatch(item)]
+    numbers = [int(item) for item in items if re.fullmatch(_DECIMAL, item)]
     known = frozenset(numbers)
     reason = (
         _malformed(items)
@@ -214,13 +214,13 @@ def _malformed(items: list[str]) -> str | None:
             return "a length is missing " + (
                 "after the last comma" if index == len(items) - 1 else f"at place {index + 1}"
             )
-        if item.startswith("-") and _DECIMAL.fullmatch(item[1:]):
+        if item.startswith("-") and re.fullmatch(_DECIMAL, item[1:]):
             return f"{item} is negative"
         if re.fullmatch(r"0[xX][0-9a-fA-F]{1,8}", item):
             return f"{item} is hexadecimal; write {int(item, 16)}"
         if re.fullmatch(r"[0-9]+(\s+[0-9]+)+", item):
             return f"{item!r} needs commas between its lengths"
-        if not _DECIMAL.fullmatch(item):
+        if not re.fullmatch(_DECIMAL, item):
             return f"{item!r} is not a vector length in bits"
     return None
 

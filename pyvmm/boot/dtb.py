@@ -7,7 +7,6 @@ Linux's Documentation/devicetree/bindings have them; addresses and interrupts ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from pyvmm import layout
 from pyvmm.boot import fdt
@@ -15,8 +14,8 @@ from pyvmm.devices.device import Device
 from pyvmm.devices.exit import ExitRegister
 from pyvmm.devices.pl031 import Pl031
 from pyvmm.devices.uart8250 import Uart8250
-from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.errors import UsageError
+from pyvmm.records import Record
 
 # How nodes refer to each other
 PHANDLE_GIC = 1
@@ -39,8 +38,7 @@ MPIDR_AFFINITY = 0xFF_00FF_FFFF
 COMMAND_LINE_SIZE = 2048
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineDescription:
+class MachineDescription(Record, kw_only=True):
     """What a guest is to know of its machine."""
 
     ram_size: int
@@ -100,6 +98,8 @@ def machine_tree(machine: MachineDescription) -> dict[str, fdt.Property | fdt.No
             Pl031, layout.RTC, {"clocks": PHANDLE_CLOCK, "clock-names": "apb_pclk"}
         )
     for slot in map(layout.virtio, range(machine.virtio)):
+        from pyvmm.devices.virtio.mmio import VirtioMmio  # late: a plain machine has none
+
         tree[_path(VirtioMmio, slot)] = device_node(VirtioMmio, slot)
     if machine.exit_register:
         tree[_path(ExitRegister, layout.EXIT)] = device_node(ExitRegister, layout.EXIT)

@@ -11,7 +11,6 @@ Source: Devicetree Specification v0.4, chapter 5, "Flattened Devicetree (DTB) Fo
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -34,8 +33,10 @@ _RESERVATION = struct.Struct(">QQ")
 
 # Source: Devicetree Specification v0.4, 2.2.1 (node names) and 2.2.4.1 (property names); the
 # lengths there are advice that existing bindings do not follow, and no parser asks for them.
-_NODE_NAME = re.compile(r"[A-Za-z0-9,._+-]+(@[A-Za-z0-9,._+-]+)?")
-_PROPERTY_NAME = re.compile(r"[A-Za-z0-9,._+?#-]+")
+_IN_NODE_NAMES = frozenset(
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789,._+-"
+)  # and, before the unit address, one @
+_IN_PROPERTY_NAMES = _IN_NODE_NAMES | frozenset("?#")
 
 
 def u32(*values: int) -> bytes:
@@ -103,13 +104,13 @@ class _Structure:
             else:
                 self._add_property(path, key, encode(value))
         for key, child in children.items():
-            if not _NODE_NAME.fullmatch(key):
+            if not _is_node_name(key):
                 raise ValueError(f"{path}/: {key!r} is not a node name")
             self.add_node(f"{path}/{key}", child)
         self.tokens += _token(END_NODE)
 
     def _add_property(self, path: str, name: str, value: bytes) -> None:
-        if not _PROPERTY_NAME.fullmatch(name):
+        if not name or not _IN_PROPERTY_NAMES.issuperset(name):
             raise ValueError(f"{path or '/'}: {name!r} is not a property name")
         if name == "phandle":
             other = self._phandles.setdefault(value, path)
@@ -119,6 +120,12 @@ class _Structure:
             self._name_offsets[name] = len(self.names)
             self.names += name.encode() + b"\0"
         self.tokens += _token(PROP) + u32(len(value), self._name_offsets[name]) + _padded(value)
+
+
+def _is_node_name(text: str) -> bool:
+    name, at, address = text.partition("@")
+    parts = (name, address) if at else (name,)
+    return all(part and _IN_NODE_NAMES.issuperset(part) for part in parts)
 
 
 def encode(value: Property) -> bytes:

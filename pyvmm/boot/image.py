@@ -13,7 +13,6 @@ import io
 import os
 import stat
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,9 +20,9 @@ from pyvmm import layout
 from pyvmm.boot import linux
 from pyvmm.boot.linux import LinuxHeader
 from pyvmm.boot.placement import Placed, Range, check_in_ram, place_dtb
-from pyvmm.boot.wrapping import unwrap
 from pyvmm.errors import ImageError
 from pyvmm.memory import GuestMemory
+from pyvmm.records import Record
 
 ELF_MAGIC = b"\x7fELF"
 HEAD = 0x206  # bytes, enough of a file to recognise it
@@ -42,8 +41,7 @@ PE_MACHINES = {0xAA64: "AArch64", 0x8664: "x86-64", 0x14C: "32-bit x86", 0x5064:
                0x6264: "LoongArch", 0x1C2: "32-bit Arm"}  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedImage:
+class LoadedImage(Record):
     """An image in guest memory, ready to start."""
 
     kind: str  # "ELF", "Linux Image", "zImage" or "flat binary"
@@ -69,7 +67,7 @@ def load_image(
     """
     name = str(path)
     with _open(path, "kernel") as file:
-        unpacked, wrappings = unwrap(file, name, memory.size)
+        unpacked, wrappings = _unwrap(file, name, memory.size)
         place = _place32 if aarch32 else _place
         kind, placed, header = place(unpacked, name, memory)
     room = None
@@ -80,6 +78,16 @@ def load_image(
             dtb, room = place_dtb(placed.ranges, _size(file), memory)
             _load_at(file, str(initrd), memory, room[0])
     return LoadedImage(kind, placed.entry, placed.ranges, dtb, room, wrappings, header)
+
+
+def _unwrap(file: BinaryIO, name: str, limit: int) -> tuple[BinaryIO, tuple[str, ...]]:
+    """The image without its wrappings, and what those were."""
+    head = _head(file)
+    if head.startswith(ELF_MAGIC) or linux.is_linux(head):
+        return file, ()
+    from pyvmm.boot.wrapping import unwrap  # late: the most common images have none
+
+    return unwrap(file, name, limit)
 
 
 def _place(

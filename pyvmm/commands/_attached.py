@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import functools
 import os
@@ -11,7 +10,6 @@ import resource
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,17 +19,16 @@ from pyvmm import host
 from pyvmm.arm64 import vl
 from pyvmm.config import Config
 from pyvmm.console import KEYS_HELP, Input, Key, Output, Terminal
-from pyvmm.control.server import Server
-from pyvmm.control.service import Service
 from pyvmm.control.sockets import Claim
 from pyvmm.errors import EXIT_SIGNAL, HostError, TimeoutExpired, VmmError
-from pyvmm.files import write_whole
 from pyvmm.kvm.exits import Exit
 from pyvmm.loop import Loop
 from pyvmm.machine import Machine
+from pyvmm.records import Record
 from pyvmm.units import show_size
 
 if TYPE_CHECKING:
+    from pyvmm.control.server import Server
     from pyvmm.snapshot.origin import Origin
     from pyvmm.trace import ExitTrace
 
@@ -39,8 +36,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 STDIN, STDOUT = 0, 1
 
 
-@dataclass(frozen=True, slots=True)
-class Extras:
+class Extras(Record):
     """What ``run`` does beside running: show, dump, trace, start again, save at the end.
 
     With ``origin``, the machine goes on from a snapshot.
@@ -77,6 +73,7 @@ class Attached:
         self._trace: ExitTrace | None = None
         self._terminal = Terminal(STDIN)
         self._machine: Machine
+        self._server: Server | None = None  # of the control socket, when somebody has asked
         self._keyboard: Input
         self._loop: Loop
 
@@ -123,6 +120,8 @@ class Attached:
             for line in origin.outcome.lines() if origin is not None else ():
                 _log(f"not as it was saved: {line}")
             if self._extras.dump_dtb is not None:
+                from pyvmm.files import write_whole
+
                 write_whole(self._extras.dump_dtb, self._machine.dtb)
             if self._extras.verbose:
                 for line in describe(self._machine):
@@ -134,9 +133,8 @@ class Attached:
 
     def _attach(self, claim: Claim, undo: contextlib.ExitStack) -> None:
         """Connect console, keys, signals and the control socket to the machine of the moment."""
-        service = Service(lambda: self._machine, self._stop)
-        server = Server(self._loop, claim, service.handlers)
-        undo.callback(server.close)
+        self._await_clients(claim)
+        undo.callback(self._let_clients_go)
         undo.callback(claim.close)  # before: a client that waits for the end finds the name free
         self._output.on_gone = self._stop
         for number in ENDING:
@@ -150,6 +148,25 @@ class Attached:
         self._loop.on_signal(signal.SIGCONT, self._take_terminal)
         self._loop.on_signal(signal.SIGWINCH, self._resize)
         self._connect()
+
+    def _await_clients(self, claim: Claim) -> None:
+        """Have the control socket served from its first client on; most runs see none."""
+        listener = claim.listener.fileno()
+        since = time.monotonic()
+
+        def serve() -> None:
+            from pyvmm.control.server import Server
+            from pyvmm.control.service import Service
+
+            self._loop.unwatch(listener)
+            service = Service(lambda: self._machine, self._stop, since)
+            self._server = Server(self._loop, claim, service.handlers)
+
+        self._loop.watch(listener, serve)
+
+    def _let_clients_go(self) -> None:
+        if self._server is not None:
+            self._server.close()
 
     def _connect(self) -> None:
         """Tell a new machine of the terminal, and the terminal of the machine."""
@@ -206,6 +223,8 @@ def _left(config: Config, deadline: float | None) -> Config:
     left_s = deadline - time.monotonic()
     if left_s <= 0:
         raise TimeoutExpired(f"the guest did not end within {config.timeout_s:g} s")
+    import dataclasses  # late: most runs begin once
+
     return dataclasses.replace(config, timeout_s=left_s)
 
 

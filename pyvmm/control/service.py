@@ -20,12 +20,17 @@ IN_RAM: Final = ("Rss:", "Shared_Hugetlb:", "Private_Hugetlb:")
 
 
 class Service:
-    """Answers for a VM: ``machine`` gives it, as a reboot may change it; ``stop`` ends it."""
+    """Answers for a VM: ``machine`` gives it, as a reboot may change it; ``stop`` ends it.
 
-    def __init__(self, machine: Callable[[], Machine], stop: Callable[[], None]) -> None:
+    ``since`` is when it began to run, by the monotonic clock.
+    """
+
+    def __init__(
+        self, machine: Callable[[], Machine], stop: Callable[[], None], since: float
+    ) -> None:
         self._machine = machine
         self._stop = stop
-        self._since = time.monotonic()
+        self._since = since
 
     @property
     def handlers(self) -> dict[str, Handler]:

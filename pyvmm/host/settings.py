@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from pyvmm.errors import UsageError
+from pyvmm.records import Record
 
 # Debian suites that hold each kernel and QEMU: --host-kernel and --host-qemu take these names.
 KERNEL_SUITES: Final = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "7.2": "sid"}
@@ -23,8 +23,7 @@ LONGEST_APPEND: Final = 1024  # of the 2048 bytes that arm64 takes (COMMAND_LINE
 KINDS: Final = ("auto", "local", "emulated")
 
 
-@dataclass(frozen=True, slots=True)
-class HostSettings:
+class HostSettings(Record):
     """Where a command runs, and what an emulated host models.
 
     ``kernel`` and ``qemu`` are names of the tables above, or paths (of an uncompressed arm64

@@ -101,17 +101,61 @@ void pyvmm_vcpu_settle_by(struct pyvmm_vcpu *vcpu, struct pyvmm_settler *settler
 """
 SOURCES = ("settle.c", "run.c")
 
+# The registers' names in C.
+REGISTERS = {
+    **{f"KVM_REG_SIZE_U{8 << n}": size for n, size in enumerate(regs.SIZES)},
+    "KVM_REG_ARM64": regs.ARM64,
+    "KVM_REG_ARM_CORE": regs.CORE,
+    "KVM_REG_ARM_DEMUX": regs.DEMUX,
+    "KVM_REG_ARM64_SYSREG": regs.SYSREG,
+    "KVM_REG_ARM_FW": regs.FW,
+    "KVM_REG_ARM64_SVE": regs.SVE,
+    "KVM_REG_ARM_FW_FEAT_BMAP": regs.FW_FEAT_BMAP,
+    "KVM_REG_ARM64_SVE_VLS": regs.SVE_VLS,
+    **{
+        f"KVM_REG_ARM_{name}": reg_id
+        for name, reg_id in regs.fixed().items()
+        if name.startswith(("TIMER", "PTIMER", "PSCI", "SMCCC", "STD", "VENDOR"))
+    },
+    **{f"KVM_REG_ARM64_SVE_ZREG({n}, 0)": regs.Z(n) for n in (0, 1, 31)},
+    **{f"KVM_REG_ARM64_SVE_PREG({n}, 0)": regs.P(n) for n in (0, 1, 15)},
+    "KVM_REG_ARM64_SVE_FFR(0)": regs.FFR(),
+    "KVM_REG_ARM64_SVE_ZREG(3, 5)": regs.Z(3, 5),
+    "ARM64_SYS_REG(3, 7, 15, 14, 5)": regs.sysreg(3, 7, 15, 14, 5),
+    **{
+        f"KVM_REG_ARM_CORE_REG({member})": reg_id & 0xFFFF
+        for member, reg_id in {
+            "regs.regs[0]": regs.X(0),
+            "regs.regs[30]": regs.X(30),
+            "regs.sp": regs.SP_EL0,
+            "regs.pc": regs.PC,
+            "regs.pstate": regs.PSTATE,
+            "sp_el1": regs.SP_EL1,
+            "elr_el1": regs.ELR_EL1,
+            "spsr[KVM_SPSR_EL1]": regs.SPSR_EL1,
+            "spsr[KVM_SPSR_ABT]": regs.SPSR_ABT,
+            "spsr[KVM_SPSR_UND]": regs.SPSR_UND,
+            "spsr[KVM_SPSR_IRQ]": regs.SPSR_IRQ,
+            "spsr[KVM_SPSR_FIQ]": regs.SPSR_FIQ,
+            "fp_regs.vregs[0]": regs.V(0),
+            "fp_regs.vregs[31]": regs.V(31),
+            "fp_regs.fpsr": regs.FPSR,
+            "fp_regs.fpcr": regs.FPCR,
+        }.items()
+    },
+}
+
 
 def constants() -> Iterator[tuple[str, int]]:
     """Every constant of the kernel's that pyvmm holds, by its name in C."""
     for cls, prefix in {caps.Cap: caps.C_PREFIX, **uapi.C_PREFIX}.items():
         members = cls.__members__ if isinstance(cls, EnumMeta) else vars(cls)
         for name, value in members.items():
-            if not name.startswith("_"):
+            if isinstance(value, int):
                 yield prefix + name, value
     yield "KVM_API_VERSION", uapi.API_VERSION
     yield "KVM_CREATE_DEVICE_TEST", uapi.CREATE_DEVICE_TEST
-    yield from regs.C_NAMES.items()
+    yield from REGISTERS.items()
 
 
 def newer() -> frozenset[str]:

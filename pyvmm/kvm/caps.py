@@ -7,10 +7,10 @@ or what a positive answer counts, from Documentation/virt/kvm/api.rst.
 
 from __future__ import annotations
 
-from enum import IntEnum
+from pyvmm.kvm.numbers import Numbers
 
 
-class Cap(IntEnum):
+class Cap(Numbers):
     """The number KVM_CHECK_EXTENSION takes: KVM_CAP_ and the name."""
 
     IRQCHIP = 0  # an in-kernel GIC
@@ -98,5 +98,5 @@ class Cap(IntEnum):
 C_PREFIX = "KVM_CAP_"
 
 NEWER = frozenset(
-    C_PREFIX + cap.name for cap in Cap if cap >= Cap.DIRTY_LOG_RING_WITH_BITMAP
+    C_PREFIX + name for name, cap in Cap.members.items() if cap >= Cap.DIRTY_LOG_RING_WITH_BITMAP
 )  # not in the headers of Linux 6.1

@@ -67,10 +67,14 @@ class AttributeFd(Fd):
     def _attr(self, ioctl: Ioctl, group: int, attr: int, buffer: bytearray | None) -> None:
         where = 0 if buffer is None else address(buffer)
         packed = structs.DEVICE_ATTR.pack({"group": group, "attr": attr, "addr": where})
-        shown: dict[str, int] = {"group": group, "attr": attr}
-        if buffer is not None and ioctl is ioctls.SET_DEVICE_ATTR:
-            shown["value"] = int.from_bytes(buffer, "little")
-        ioctl.at(self.fd, packed, words(shown))
+
+        def shown() -> str:
+            values: dict[str, int] = {"group": group, "attr": attr}
+            if buffer is not None and ioctl is ioctls.SET_DEVICE_ATTR:
+                values["value"] = int.from_bytes(buffer, "little")
+            return words(values)
+
+        ioctl.at(self.fd, packed, shown)
 
 
 class Device(AttributeFd):

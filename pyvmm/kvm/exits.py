@@ -16,7 +16,7 @@ def _part(members: str, newer: str = "") -> Struct:
 
 
 # In the order of struct kvm_run.
-PARTS: dict[ExitReason, Struct] = {
+PARTS: dict[int, Struct] = {
     ExitReason.UNKNOWN: _part("u64 hw.hardware_exit_reason"),
     ExitReason.FAIL_ENTRY: _part(
         """
@@ -132,7 +132,7 @@ class Exit:
         return self.fields["type"]
 
     def __str__(self) -> str:
-        name = self.reason.name if isinstance(self.reason, ExitReason) else f"exit {self.reason}"
+        name = reason_name(self.reason)
         if self.reason == ExitReason.MMIO:
             what = f"write of {self.data:#x}" if self.is_write else "read"
             return f"{name} {self.length}-byte {what} at {self.address:#x}"
@@ -142,27 +142,24 @@ class Exit:
         return f"{name} {words(shown)}".rstrip()
 
 
+def reason_name(reason: int) -> str:
+    """An exit's reason in words."""
+    return ExitReason.name_of(reason) if reason in ExitReason.members.values() else f"exit {reason}"
+
+
 def decode(reason: int, union: Buffer) -> Exit:
     """The exit for that reason, from the part of struct kvm_run at UNION_OFFSET."""
     if reason not in PARTS:
-        return Exit(_known(ExitReason, reason))
-    known = ExitReason(reason)
-    fields = PARTS[known].unpack(union)
-    arrays = PARTS[known].unpack_arrays(union)
+        return Exit(ExitReason.of(reason))
+    fields = PARTS[reason].unpack(union)
+    arrays = PARTS[reason].unpack_arrays(union)
     for name, meaning in (("type", SystemEvent), ("suberror", InternalError)):
         if name in fields:
-            fields[name] = _known(meaning, fields[name])
-    result = Exit(known)
+            fields[name] = meaning.of(fields[name])
+    result = Exit(ExitReason.of(reason))
     if arrays:
         (array,) = arrays.values()
         result.array = array[: fields.get("ndata", len(array))]
     result.fields = fields
     result.data = result.array[0] if result.array else 0
     return result
-
-
-def _known(meaning: type[ExitReason | SystemEvent | InternalError], value: int) -> int:
-    try:
-        return meaning(value)
-    except ValueError:
-        return value

@@ -8,12 +8,16 @@ here (vcpu.py: a kick is defined by its EINTR).
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 from pyvmm.errors import KvmError
 from pyvmm.kvm import structs
 from pyvmm.kvm.hints import hint
 from pyvmm.kvm.native import native
 from pyvmm.kvm.structs import Struct, Value, words
+
+# A call's arguments as an error message shows them; made into words when there is an error.
+Words = str | Callable[[], str]
 
 _KVMIO = 0xAE
 _DIRECTIONS = {"": 0, "w": 1, "r": 2, "wr": 3}  # _IOC_WRITE: the kernel reads the structure
@@ -39,14 +43,14 @@ class Ioctl:
         size = self.struct.size if self.struct else 0
         return _DIRECTIONS[self._direction] << 30 | size << 16 | _KVMIO << 8 | self._number
 
-    def __call__(self, fd: int, argument: int = 0, arguments: str = "") -> int:
+    def __call__(self, fd: int, argument: int = 0, arguments: Words = "") -> int:
         """Make a call that takes a number; ``arguments`` is that number in words."""
         result: int = native().lib.pyvmm_ioctl(fd, self.number, argument)
         if result < 0:
             raise self.error(-result, arguments)
         return result
 
-    def at(self, fd: int, buffer: bytearray, arguments: str) -> int:
+    def at(self, fd: int, buffer: bytearray, arguments: Words) -> int:
         """Make a call that takes the address of ``buffer``, which the kernel may write to."""
         ffi, lib = native()
         result: int = lib.pyvmm_ioctl_at(fd, self.number, ffi.from_buffer(buffer))
@@ -56,17 +60,18 @@ class Ioctl:
 
     def write(self, fd: int, /, **values: Value) -> int:
         """Make a call that takes the structure, with these members."""
-        return self.at(fd, self._struct.pack(values), words(values))
+        return self.at(fd, self._struct.pack(values), lambda: words(values))
 
     def read(self, fd: int, /, **values: Value) -> dict[str, int]:
         """Make a call that fills in the structure, and return its single members."""
         buffer = self._struct.pack(values)
-        self.at(fd, buffer, words(values))
+        self.at(fd, buffer, lambda: words(values))
         return self._struct.unpack(buffer)
 
-    def error(self, errno: int, arguments: str) -> KvmError:
+    def error(self, errno: int, arguments: Words) -> KvmError:
         """What a refusal of this ioctl is raised as."""
-        return KvmError(self.name, arguments, errno, hint=hint(self.name, errno))
+        said = arguments if isinstance(arguments, str) else arguments()
+        return KvmError(self.name, said, errno, hint=hint(self.name, errno))
 
     @property
     def _struct(self) -> Struct:

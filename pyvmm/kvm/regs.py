@@ -10,6 +10,7 @@ Size is log2 of the bytes.  Source: Documentation/virt/kvm/api.rst, KVM_SET_ONE_
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
@@ -21,7 +22,9 @@ _SIZE_SHIFT = 52
 _GROUP_SHIFT = 16
 _GROUP_MASK = 0xFFFF << _GROUP_SHIFT
 
-U8, U16, U32, U64, U128, U256, U512, U1024, U2048 = (n << _SIZE_SHIFT for n in range(9))
+SIZES = U8, U16, U32, U64, U128, U256, U512, U1024, U2048 = tuple(
+    n << _SIZE_SHIFT for n in range(9)
+)
 
 CORE = 0x10 << _GROUP_SHIFT
 DEMUX = 0x11 << _GROUP_SHIFT
@@ -181,89 +184,56 @@ STD_HYP_BMAP = bmap(1)
 VENDOR_HYP_BMAP = bmap(2)
 VENDOR_HYP_BMAP_2 = bmap(3)
 
-_FIXED = {
-    **{f"X{n}": X(n) for n in range(31)},
-    "SP_EL0": SP_EL0,
-    "PC": PC,
-    "PSTATE": PSTATE,
-    "SP_EL1": SP_EL1,
-    "ELR_EL1": ELR_EL1,
-    "SPSR_EL1": SPSR_EL1,
-    "SPSR_ABT": SPSR_ABT,
-    "SPSR_UND": SPSR_UND,
-    "SPSR_IRQ": SPSR_IRQ,
-    "SPSR_FIQ": SPSR_FIQ,
-    **{f"V{n}": V(n) for n in range(32)},
-    "FPSR": FPSR,
-    "FPCR": FPCR,
-    **{f"Z{n}": Z(n) for n in range(32)},
-    **{f"P{n}": P(n) for n in range(16)},
-    "FFR": FFR(),
-    "SVE_VLS": SVE_VLS,
-    "TIMER_CTL": TIMER_CTL,
-    "TIMER_CVAL": TIMER_CVAL,
-    "TIMER_CNT": TIMER_CNT,
-    "PTIMER_CTL": PTIMER_CTL,
-    "PTIMER_CVAL": PTIMER_CVAL,
-    "PTIMER_CNT": PTIMER_CNT,
-    "PSCI_VERSION": PSCI_VERSION,
-    "SMCCC_ARCH_WORKAROUND_1": SMCCC_ARCH_WORKAROUND_1,
-    "SMCCC_ARCH_WORKAROUND_2": SMCCC_ARCH_WORKAROUND_2,
-    "SMCCC_ARCH_WORKAROUND_3": SMCCC_ARCH_WORKAROUND_3,
-    "STD_BMAP": STD_BMAP,
-    "STD_HYP_BMAP": STD_HYP_BMAP,
-    "VENDOR_HYP_BMAP": VENDOR_HYP_BMAP,
-    "VENDOR_HYP_BMAP_2": VENDOR_HYP_BMAP_2,
-    **{f"CCSIDR{n}": ccsidr(n) for n in range(14)},
-}
-_ID = re.compile("0x[0-9a-fA-F]{1,16}")
-_ENCODED = re.compile("S([0-9]+)_([0-9]+)_C([0-9]+)_C([0-9]+)_([0-9]+)")
-_NAMES = {reg_id: name for name, reg_id in _FIXED.items()}
+_ID = "0x[0-9a-fA-F]{1,16}"
+_ENCODED = "S([0-9]+)_([0-9]+)_C([0-9]+)_C([0-9]+)_([0-9]+)"
 
-# The names in C of what is above, for _build.py to check.
-C_NAMES = {
-    **{f"KVM_REG_SIZE_U{8 << n}": n << _SIZE_SHIFT for n in range(9)},
-    "KVM_REG_ARM64": ARM64,
-    "KVM_REG_ARM_CORE": CORE,
-    "KVM_REG_ARM_DEMUX": DEMUX,
-    "KVM_REG_ARM64_SYSREG": SYSREG,
-    "KVM_REG_ARM_FW": FW,
-    "KVM_REG_ARM64_SVE": SVE,
-    "KVM_REG_ARM_FW_FEAT_BMAP": FW_FEAT_BMAP,
-    "KVM_REG_ARM64_SVE_VLS": SVE_VLS,
-    **{
-        f"KVM_REG_ARM_{name}": _FIXED[name]
-        for name in _FIXED
-        if name.startswith(("TIMER", "PTIMER", "PSCI", "SMCCC", "STD", "VENDOR"))
-    },
-    **{f"KVM_REG_ARM64_SVE_ZREG({n}, 0)": Z(n) for n in (0, 1, 31)},
-    **{f"KVM_REG_ARM64_SVE_PREG({n}, 0)": P(n) for n in (0, 1, 15)},
-    "KVM_REG_ARM64_SVE_FFR(0)": FFR(),
-    "KVM_REG_ARM64_SVE_ZREG(3, 5)": Z(3, 5),
-    "ARM64_SYS_REG(3, 7, 15, 14, 5)": sysreg(3, 7, 15, 14, 5),
-    **{
-        f"KVM_REG_ARM_CORE_REG({member})": reg_id & 0xFFFF
-        for member, reg_id in {
-            "regs.regs[0]": X(0),
-            "regs.regs[30]": X(30),
-            "regs.sp": SP_EL0,
-            "regs.pc": PC,
-            "regs.pstate": PSTATE,
-            "sp_el1": SP_EL1,
-            "elr_el1": ELR_EL1,
-            "spsr[KVM_SPSR_EL1]": SPSR_EL1,
-            "spsr[KVM_SPSR_ABT]": SPSR_ABT,
-            "spsr[KVM_SPSR_UND]": SPSR_UND,
-            "spsr[KVM_SPSR_IRQ]": SPSR_IRQ,
-            "spsr[KVM_SPSR_FIQ]": SPSR_FIQ,
-            "fp_regs.vregs[0]": V(0),
-            "fp_regs.vregs[31]": V(31),
-            "fp_regs.fpsr": FPSR,
-            "fp_regs.fpcr": FPCR,
-        }.items()
-    },
-}
 NEWER = frozenset({"KVM_REG_ARM_VENDOR_HYP_BMAP_2"})  # not in the headers of Linux 6.1
+
+
+# By name and by id: made when somebody asks, as an error message does, and most runs do not.
+@functools.cache
+def fixed() -> dict[str, int]:
+    """The registers that KVM always numbers so, by name."""
+    return {
+        **{f"X{n}": X(n) for n in range(31)},
+        "SP_EL0": SP_EL0,
+        "PC": PC,
+        "PSTATE": PSTATE,
+        "SP_EL1": SP_EL1,
+        "ELR_EL1": ELR_EL1,
+        "SPSR_EL1": SPSR_EL1,
+        "SPSR_ABT": SPSR_ABT,
+        "SPSR_UND": SPSR_UND,
+        "SPSR_IRQ": SPSR_IRQ,
+        "SPSR_FIQ": SPSR_FIQ,
+        **{f"V{n}": V(n) for n in range(32)},
+        "FPSR": FPSR,
+        "FPCR": FPCR,
+        **{f"Z{n}": Z(n) for n in range(32)},
+        **{f"P{n}": P(n) for n in range(16)},
+        "FFR": FFR(),
+        "SVE_VLS": SVE_VLS,
+        "TIMER_CTL": TIMER_CTL,
+        "TIMER_CVAL": TIMER_CVAL,
+        "TIMER_CNT": TIMER_CNT,
+        "PTIMER_CTL": PTIMER_CTL,
+        "PTIMER_CVAL": PTIMER_CVAL,
+        "PTIMER_CNT": PTIMER_CNT,
+        "PSCI_VERSION": PSCI_VERSION,
+        "SMCCC_ARCH_WORKAROUND_1": SMCCC_ARCH_WORKAROUND_1,
+        "SMCCC_ARCH_WORKAROUND_2": SMCCC_ARCH_WORKAROUND_2,
+        "SMCCC_ARCH_WORKAROUND_3": SMCCC_ARCH_WORKAROUND_3,
+        "STD_BMAP": STD_BMAP,
+        "STD_HYP_BMAP": STD_HYP_BMAP,
+        "VENDOR_HYP_BMAP": VENDOR_HYP_BMAP,
+        "VENDOR_HYP_BMAP_2": VENDOR_HYP_BMAP_2,
+        **{f"CCSIDR{n}": ccsidr(n) for n in range(14)},
+    }
+
+
+@functools.cache
+def _names() -> dict[int, str]:
+    return {reg_id: name for name, reg_id in fixed().items()}
 
 
 def name(reg_id: int, sysregs: Mapping[int, str] | None = None) -> str:
@@ -272,8 +242,9 @@ def name(reg_id: int, sysregs: Mapping[int, str] | None = None) -> str:
     ``sysregs`` gives system registers their names, by encoding; without one they are shown as an
     assembler takes them, S3_0_C1_C0_0.
     """
-    if reg_id in _NAMES:
-        return _NAMES[reg_id]
+    known = _names().get(reg_id)
+    if known is not None:
+        return known
     if reg_id == sysreg(*fields(reg_id)):
         known = sysregs.get(reg_id & 0xFFFF) if sysregs else None
         return known or "S{}_{}_C{}_C{}_{}".format(*fields(reg_id))
@@ -286,15 +257,15 @@ def lookup(text: str, sysregs: Mapping[str, int] | None = None) -> int:
     ``sysregs`` gives system registers' encodings by name.  Timers have Arm's names too.
     Raises KeyError for an unknown name.
     """
-    if text in _FIXED:
-        return _FIXED[text]
+    if text in fixed():
+        return fixed()[text]
     if text in TIMERS:
         return TIMERS[text]
     if sysregs and text in sysregs:
         return ARM64 | U64 | SYSREG | sysregs[text]
-    if _ID.fullmatch(text):
+    if re.fullmatch(_ID, text):
         return int(text, 16)
-    if match := _ENCODED.fullmatch(text):
+    if match := re.fullmatch(_ENCODED, text):
         op0, op1, crn, crm, op2 = map(int, match.groups())
         reg_id = sysreg(op0, op1, crn, crm, op2)
         if fields(reg_id) == (op0, op1, crn, crm, op2):  # each small enough for its place

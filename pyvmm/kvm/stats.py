@@ -8,6 +8,7 @@ kvm_stats_desc, linux/kvm.h.
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 from typing import NamedTuple
@@ -30,7 +31,10 @@ class Stats:
     def __init__(self, fd: int) -> None:
         """Take over ``fd``, from Vm.get_stats_fd or Vcpu.get_stats_fd."""
         self.fd = fd
-        self._layout = _describe(fd)
+
+    @functools.cached_property
+    def _layout(self) -> _Layout:
+        return _describe(self.fd)
 
     def close(self) -> None:
         """Close the file; idempotent."""

@@ -8,17 +8,16 @@ compiles only where this file and the kernel's headers agree.
 from __future__ import annotations
 
 import functools
-import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from enum import IntEnum
 from typing import NamedTuple
+
+from pyvmm.kvm.numbers import Number
 
 Value = int | Sequence[int]
 Buffer = bytes | bytearray | memoryview
 
 _CODES = {"u8": "B", "u16": "H", "u32": "I", "s32": "i", "u64": "Q"}
-_MEMBER = re.compile(r"(?P<type>\w+) +(?P<path>[\w.]+)(?:\[(?P<length>\d+)])?$")
 _PADDING = ("pad", "reserved")
 
 
@@ -107,10 +106,12 @@ class Struct:
 
 def _parse(members: str, offset: int) -> Iterator[Member]:
     for line in members.strip().splitlines():
-        found = _MEMBER.match(line.strip())
-        if found is None:
+        kind, _, rest = line.strip().partition(" ")
+        path, bracket, number = rest.strip().partition("[")
+        is_word = path.replace(".", "_").isidentifier()
+        if kind not in _CODES or not is_word or (bracket and number[-1:] != "]"):
             raise ValueError(f"not a member: {line!r}")
-        path, code, length = found["path"], _CODES[found["type"]], int(found["length"] or 1)
+        code, length = _CODES[kind], int(number[:-1]) if bracket else 1
         yield Member(path.rpartition(".")[2], path, code, length, offset)
         offset += length * code_size(code)
 
@@ -121,7 +122,7 @@ def words(values: Mapping[str, Value]) -> str:
 
 
 def _word(value: Value) -> str:
-    if isinstance(value, IntEnum):
+    if isinstance(value, Number):
         return value.name
     if isinstance(value, int):
         return f"{value:#x}" if value > 9 else f"{value}"

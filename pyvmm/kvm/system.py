@@ -12,7 +12,7 @@ from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.device import Fd
 from pyvmm.kvm.hints import hint
 from pyvmm.kvm.native import native
-from pyvmm.kvm.vm import Vm, cap_words
+from pyvmm.kvm.vm import Vm
 
 
 class System(Fd):
@@ -51,7 +51,7 @@ class System(Fd):
         0 also for the one that only a VM can be asked about, MSI_DEVID: KVM calls that EINVAL.
         """
         try:
-            return ioctls.CHECK_EXTENSION(self.fd, cap, cap_words(cap))
+            return ioctls.CHECK_EXTENSION(self.fd, cap, lambda: Cap.name_of(cap))
         except KvmError as error:
             if error.errno == errno.EINVAL:
                 return 0

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from pyvmm.kvm.numbers import Numbers
+
 API_VERSION = 12
 CREATE_DEVICE_TEST = 1  # a flag of KVM_CREATE_DEVICE: only say whether it would work
 
 
-class ExitReason(IntEnum):
+class ExitReason(Numbers):
     """Why KVM_RUN returned (kvm_run.exit_reason)."""
 
     UNKNOWN = 0
@@ -32,7 +34,7 @@ class ExitReason(IntEnum):
     ARM_LDST64B = 42
 
 
-class SystemEvent(IntEnum):
+class SystemEvent(Numbers):
     """What a guest asked of the whole machine (kvm_run.system_event.type)."""
 
     SHUTDOWN = 1
@@ -64,7 +66,7 @@ class VcpuFeature(IntEnum):
     HAS_EL2_E2H0 = 8
 
 
-class Target(IntEnum):
+class Target(Numbers):
     """The CPU models KVM_ARM_VCPU_INIT knows; today's kernels prefer GENERIC_V8."""
 
     AEM_V8 = 0
@@ -75,7 +77,7 @@ class Target(IntEnum):
     GENERIC_V8 = 5
 
 
-class DeviceType(IntEnum):
+class DeviceType(Numbers):
     """What KVM_CREATE_DEVICE can make on arm64."""
 
     VFIO = 4
@@ -86,7 +88,7 @@ class DeviceType(IntEnum):
     ARM_VGIC_V5 = 16
 
 
-class InternalError(IntEnum):
+class InternalError(Numbers):
     """kvm_run.internal.suberror."""
 
     EMULATION = 1
@@ -95,7 +97,7 @@ class InternalError(IntEnum):
     UNEXPECTED_EXIT_REASON = 4
 
 
-class MemoryFlag(IntEnum):
+class MemoryFlag(Numbers):
     """Bits of kvm_userspace_memory_region.flags."""
 
     LOG_DIRTY_PAGES = 1 << 0
@@ -103,21 +105,21 @@ class MemoryFlag(IntEnum):
     GUEST_MEMFD = 1 << 2
 
 
-class DirtyLogFlag(IntEnum):
+class DirtyLogFlag(Numbers):
     """Bits of the argument that enables MANUAL_DIRTY_LOG_PROTECT2."""
 
     MANUAL_PROTECT_ENABLE = 1 << 0
     INITIALLY_SET = 1 << 1
 
 
-class IrqfdFlag(IntEnum):
+class IrqfdFlag(Numbers):
     """Bits of kvm_irqfd.flags."""
 
     DEASSIGN = 1 << 0
     RESAMPLE = 1 << 1
 
 
-class IoeventfdFlag(IntEnum):
+class IoeventfdFlag(Numbers):
     """Bits of kvm_ioeventfd.flags."""
 
     DATAMATCH = 1 << 0
@@ -125,7 +127,7 @@ class IoeventfdFlag(IntEnum):
     DEASSIGN = 1 << 2
 
 
-class IrqType(IntEnum):
+class IrqType(Numbers):
     """Whose interrupt a KVM_IRQ_LINE number names."""
 
     CPU = 0  # the IRQ or FIQ line of a vCPU, without an in-kernel GIC
@@ -146,20 +148,20 @@ class IrqField:
     NUM_MASK = 0xFFFF
 
 
-class IrqRouting(IntEnum):
+class IrqRouting(Numbers):
     """kvm_irq_routing_entry.type."""
 
     IRQCHIP = 1
     MSI = 2
 
 
-class MsiFlag(IntEnum):
+class MsiFlag(Numbers):
     """Bits of kvm_msi.flags and, for an MSI, of kvm_irq_routing_entry.flags."""
 
     VALID_DEVID = 1 << 0
 
 
-class GuestDebug(IntEnum):
+class GuestDebug(Numbers):
     """Bits of kvm_guest_debug.control."""
 
     ENABLE = 1 << 0
@@ -168,7 +170,7 @@ class GuestDebug(IntEnum):
     USE_HW = 1 << 17
 
 
-class VgicGroup(IntEnum):
+class VgicGroup(Numbers):
     """Attribute groups of a GIC or ITS device."""
 
     ADDR = 0
@@ -183,7 +185,7 @@ class VgicGroup(IntEnum):
     MAINT_IRQ = 9
 
 
-class VgicAddr(IntEnum):
+class VgicAddr(Numbers):
     """Attributes of VgicGroup.ADDR."""
 
     V2_ADDR_TYPE_DIST = 0
@@ -194,7 +196,7 @@ class VgicAddr(IntEnum):
     V3_ADDR_TYPE_REDIST_REGION = 5
 
 
-class VgicCtrl(IntEnum):
+class VgicCtrl(Numbers):
     """Attributes of VgicGroup.CTRL."""
 
     VGIC_CTRL_INIT = 0
@@ -212,7 +214,7 @@ class VgicField:
     LINE_LEVEL_INFO_SHIFT = 10
 
 
-class VcpuGroup(IntEnum):
+class VcpuGroup(Numbers):
     """Attribute groups of a vCPU."""
 
     PMU_V3_CTRL = 0
@@ -220,7 +222,7 @@ class VcpuGroup(IntEnum):
     PVTIME_CTRL = 2
 
 
-class PmuAttr(IntEnum):
+class PmuAttr(Numbers):
     """Attributes of VcpuGroup.PMU_V3_CTRL."""
 
     IRQ = 0
@@ -230,7 +232,7 @@ class PmuAttr(IntEnum):
     SET_NR_COUNTERS = 4
 
 
-class TimerAttr(IntEnum):
+class TimerAttr(Numbers):
     """Attributes of VcpuGroup.TIMER_CTRL: the private interrupt of each timer."""
 
     IRQ_VTIMER = 0
@@ -239,25 +241,25 @@ class TimerAttr(IntEnum):
     IRQ_HPTIMER = 3
 
 
-class PvtimeAttr(IntEnum):
+class PvtimeAttr(Numbers):
     """Attributes of VcpuGroup.PVTIME_CTRL."""
 
     IPA = 0
 
 
-class VmGroup(IntEnum):
+class VmGroup(Numbers):
     """Attribute groups of a VM."""
 
     SMCCC_CTRL = 0
 
 
-class SmcccAttr(IntEnum):
+class SmcccAttr(Numbers):
     """Attributes of VmGroup.SMCCC_CTRL."""
 
     FILTER = 0
 
 
-class FeatureId(IntEnum):
+class FeatureId(Numbers):
     """What KVM_ARM_GET_REG_WRITABLE_MASKS covers."""
 
     RANGE = 0

@@ -73,10 +73,12 @@ class Vcpu(AttributeFd):
         packed = structs.VCPU_INIT.pack(
             {"target": target, "features": [bitmap >> 32 * n & 0xFFFF_FFFF for n in range(7)]}
         )
-        names = " ".join(_feature(feature) for feature in chosen)
-        ioctls.ARM_VCPU_INIT.at(
-            self.fd, packed, f"vcpu {self.id}, target={target}, features=[{names}]"
-        )
+
+        def shown() -> str:
+            names = " ".join(map(_feature, chosen))
+            return f"vcpu {self.id}, target={target}, features=[{names}]"
+
+        ioctls.ARM_VCPU_INIT.at(self.fd, packed, shown)
 
     def finalize(self, feature: int) -> None:
         """Fix what can be chosen about a feature, which is SVE (KVM_ARM_VCPU_FINALIZE)."""

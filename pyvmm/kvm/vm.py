@@ -73,14 +73,6 @@ def dirty_pages(bitmap: bytes) -> Iterator[int]:
         bits ^= lowest
 
 
-def cap_words(cap: int) -> str:
-    """A capability as error messages show it."""
-    try:
-        return Cap(cap).name
-    except ValueError:
-        return str(cap)
-
-
 class Vm(AttributeFd):
     """A virtual machine, made by System.create_vm."""
 
@@ -90,7 +82,7 @@ class Vm(AttributeFd):
 
     def check_extension(self, cap: int) -> int:
         """What KVM answers about a capability for this VM."""
-        return ioctls.CHECK_EXTENSION(self.fd, cap, cap_words(cap))
+        return ioctls.CHECK_EXTENSION(self.fd, cap, lambda: Cap.name_of(cap))
 
     def has(self, cap: int) -> bool:
         """Whether this VM has that capability."""
@@ -98,8 +90,7 @@ class Vm(AttributeFd):
 
     def enable_cap(self, cap: int, *args: int) -> None:
         """Switch a capability on, with up to four arguments of its own."""
-        known = Cap(cap) if cap in Cap.__members__.values() else cap
-        ioctls.ENABLE_CAP.write(self.fd, cap=known, args=args)
+        ioctls.ENABLE_CAP.write(self.fd, cap=Cap.of(cap), args=args)
 
     # Memory
 
@@ -195,8 +186,7 @@ class Vm(AttributeFd):
 
     def create_device(self, type_: int, flags: int = 0) -> Device:
         """Make a device of that DeviceType in the kernel."""
-        known = DeviceType(type_) if type_ in DeviceType.__members__.values() else type_
-        reply = ioctls.CREATE_DEVICE.read(self.fd, type=known, flags=flags)
+        reply = ioctls.CREATE_DEVICE.read(self.fd, type=DeviceType.of(type_), flags=flags)
         return Device(reply["fd"], type_)
 
     def has_device(self, type_: int) -> bool:

@@ -222,7 +222,7 @@ def _read_choice(choices: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _read_kind(choices: list[Any], value: Any, where: str) -> Any:
-    """A dataclass that says which it is; of two of a name, as slots make them, the later."""
+    """A dataclass that says which it is."""
     named = {choice.__name__: choice for choice in choices}
     kind = value.get(KIND) if isinstance(value, dict) else None
     if not isinstance(kind, str) or kind not in named:

@@ -56,7 +56,7 @@ class Part:
     """One table: where its registers are reached, whether each vCPU has them, how wide they are."""
 
     name: str
-    group: VgicGroup
+    group: int
     per_vcpu: bool
     rows: tuple[Row, ...]
     last: int = 0  # INTIDs from there on are not this part's; 0: as many as the GIC has

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.kvm import _build, caps, exits, ioctls, regs, structs, uapi
+from pyvmm.kvm import _build, caps, exits, ioctls, structs, uapi
 from pyvmm.kvm.structs import Struct
 
 OLDEST_HEADERS = 6 << 16 | 2 << 8  # NEWER lists what is not in Linux 6.1
@@ -60,8 +60,8 @@ def test_assertions_cover_every_table() -> None:
 def test_wrong_constant_is_found(
     cross_gcc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = {**regs.C_NAMES, "KVM_REG_ARM_TIMER_CNT": 0x6030_0000_0013_DF02}
-    monkeypatch.setattr(regs, "C_NAMES", wrong)
+    wrong = {**_build.REGISTERS, "KVM_REG_ARM_TIMER_CNT": 0x6030_0000_0013_DF02}
+    monkeypatch.setattr(_build, "REGISTERS", wrong)
 
     assert "KVM_REG_ARM_TIMER_CNT: pyvmm and the kernel's headers differ" in compile_asserts(
         cross_gcc, tmp_path
@@ -108,7 +108,7 @@ def test_every_class_of_numbers_has_its_prefix() -> None:
 def test_capabilities_of_arm64_in_the_headers_are_all_known(header_macros: dict[str, str]) -> None:
     in_header = {name for name in header_macros if name.startswith("KVM_CAP_ARM_")}
 
-    assert in_header <= {caps.C_PREFIX + name for name in caps.Cap.__members__}
+    assert in_header <= {caps.C_PREFIX + name for name in caps.Cap.members}
 
 
 def test_union_of_kvm_run_is_where_exits_say(cross_gcc: Path, tmp_path: Path) -> None:

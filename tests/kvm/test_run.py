@@ -82,7 +82,7 @@ def test_kick_then_run_completes_a_pending_read() -> None:
         (psci.Function.SYSTEM_RESET, SystemEvent.RESET),
     ],
 )
-def test_psci_of_the_machine_is_a_system_event(function: int, event: SystemEvent) -> None:
+def test_psci_of_the_machine_is_a_system_event(function: int, event: int) -> None:
     with guest("call") as made:
         made.set(x0=function)
 

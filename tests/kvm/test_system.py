@@ -47,7 +47,7 @@ def test_api_version_is_12() -> None:
 @pytest.mark.kvm
 def test_every_capability_can_be_asked_about() -> None:
     with System.open() as system:
-        answers = {cap: system.check_extension(cap) for cap in Cap}
+        answers = {cap: system.check_extension(cap) for cap in Cap.members.values()}
 
     assert answers[Cap.USER_MEMORY] == 1
     assert answers[Cap.MAX_VCPUS] >= 1

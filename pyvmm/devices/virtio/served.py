@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 from pyvmm.devices.virtio.device import VirtioDevice
@@ -24,14 +23,16 @@ from pyvmm.memory import Memory
 LINGER = 64  # requests that came alone, until they are taken to go on doing so
 
 
-@dataclass(slots=True)
 class Job:
     """A request; whether who took it still leads; and what its device counts of it."""
 
-    queue: Virtqueue
-    chain: Chain
-    leads: bool = True
-    counts: Mapping[str, int] | None = None
+    __slots__ = ("chain", "counts", "leads", "queue")
+
+    def __init__(self, queue: Virtqueue, chain: Chain) -> None:
+        self.queue = queue
+        self.chain = chain
+        self.leads = True
+        self.counts: Mapping[str, int] | None = None
 
 
 class ServedDevice(VirtioDevice):

@@ -1,0 +1,136 @@
+"""Records: classes of plain data, declared by their fields.
+
+    class Disk(Record):
+        path: Path
+        read_only: bool = False
+
+    Disk(Path("a.img")), Disk(path=Path("a.img"), read_only=True)
+
+They are what frozen dataclasses are, to type checkers too; ``dataclasses.fields``, ``replace`` and
+``asdict`` take them. What differs is what it costs to define one: a dataclass gets methods of its
+own, written and compiled when its module is imported, in 2 million instructions, and a start of
+pyvmm would need two dozen of them. Records share theirs.
+
+Fields are read off annotations as ``from __future__ import annotations`` leaves them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast, dataclass_transform
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from dataclasses import Field
+
+T = TypeVar("T")
+
+
+class _Made:
+    """Stands for a default that is made anew for each record."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+
+
+def made(make: Callable[[], T]) -> T:
+    """A default: what ``make`` returns when a record is made without that field."""
+    return cast("T", _Made(make))
+
+
+class _Fields:
+    """A record's fields as the dataclasses module has them, made when it asks."""
+
+    def __get__(self, record: Record | None, kind: type[Record]) -> dict[str, Field[Any]]:
+        from dataclasses import field, make_dataclass
+
+        fields: list[tuple[str, Any, Field[Any]]] = []
+        for name, annotation in kind.record_fields.items():
+            default = kind.record_defaults.get(name, field)
+            if isinstance(default, _Made):
+                about = field(default_factory=default.make)
+            else:
+                about = field() if default is field else field(default=default)
+            fields.append((name, annotation, about))
+        like: Any = make_dataclass(kind.__name__, fields, kw_only=True)
+        kind.__dataclass_fields__ = like.__dataclass_fields__
+        return kind.__dataclass_fields__
+
+
+@dataclass_transform(frozen_default=True)
+class Record:
+    """The base of records; a subclass may have ``__post_init__``, to check what it was given.
+
+    ``kw_only``: its fields are given by name alone. With ``frozen=False`` they may change, and it
+    has no hash.
+
+    Raises: TypeError, for fields that it has not, and those without a default that are missing.
+    """
+
+    record_fields: ClassVar[dict[str, str]] = {}  # name -> annotation, a base's first
+    record_defaults: ClassVar[dict[str, Any]] = {}
+    _positional: ClassVar[bool] = True
+    if TYPE_CHECKING:
+        __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    def __init_subclass__(cls, *, kw_only: bool = False, frozen: bool = True) -> None:
+        own = {
+            name: annotation
+            for name, annotation in vars(cls).get("__annotations__", {}).items()
+            if not annotation.startswith("ClassVar")
+        }
+        cls.record_fields = cls.record_fields | own
+        cls.record_defaults = cls.record_defaults | {
+            name: vars(cls)[name] for name in own if name in vars(cls)
+        }
+        cls._positional = not kw_only
+        cls.__dataclass_fields__ = cast("Any", _Fields())
+        if not frozen:
+            cls.__setattr__ = object.__setattr__  # type: ignore[method-assign, assignment]
+            cls.__delattr__ = object.__delattr__  # type: ignore[method-assign]
+            cls.__hash__ = None  # type: ignore[method-assign, assignment]
+
+    def __init__(self, *in_order: Any, **values: Any) -> None:
+        kind = type(self)
+        names = list(kind.record_fields) if kind._positional else []
+        if len(in_order) > len(names):
+            raise TypeError(f"{kind.__name__} takes {len(names)} values without a name")
+        for name, value in zip(names, in_order, strict=False):
+            if name in values:
+                raise TypeError(f"{kind.__name__}: {name} is given twice")
+            values[name] = value
+        for name in kind.record_fields:
+            if name in values:
+                value = values.pop(name)
+            elif name in kind.record_defaults:
+                value = kind.record_defaults[name]
+                value = value.make() if isinstance(value, _Made) else value
+            else:
+                raise TypeError(f"{kind.__name__}: {name} is missing")
+            object.__setattr__(self, name, value)
+        if values:
+            raise TypeError(f"{kind.__name__} has no {', '.join(values)}")
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        """Check a record that was just made; by default, every one is good."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a {type(self).__name__} does not change: {name}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a {type(self).__name__} does not change: {name}")
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        shown = zip(self.record_fields, self._values(), strict=True)
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown)})"
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self.record_fields)

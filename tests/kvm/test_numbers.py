@@ -1,0 +1,29 @@
+from pyvmm.kvm.numbers import Numbers
+
+
+class Reason(Numbers):
+    """Why."""
+
+    UNKNOWN = 0
+    MMIO = 6
+
+
+def test_members_are_numbers() -> None:
+    assert Reason.MMIO == 6
+    assert Reason.MMIO | 1 == 7
+    assert {6: "it"}[Reason.MMIO] == "it"
+
+
+def test_members_by_name() -> None:
+    assert Reason.members == {"UNKNOWN": 0, "MMIO": 6}
+
+
+def test_number_gets_its_name() -> None:
+    assert Reason.name_of(6) == "MMIO"
+    assert repr(Reason.of(6)) == "<MMIO: 6>"
+
+
+def test_number_without_a_name_stays_as_it_is() -> None:
+    assert Reason.of(7) == 7
+    assert Reason.name_of(7) == "7"
+    assert repr(Reason.of(7)) == "7"

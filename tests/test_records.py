@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from typing import ClassVar
+
+import pytest
+
+from pyvmm.records import Record, made
+
+NUMBERS = iter(range(100))
+
+
+class Base(Record):
+    kind: ClassVar[str] = "none"
+
+    name: str
+    size: int = 4
+
+
+class Derived(Base):
+    kind: ClassVar[str] = "some"
+
+    order: int = made(lambda: next(NUMBERS))
+
+
+class Apart(Record, kw_only=True):
+    name: str
+
+
+class Changing(Record, frozen=False):
+    name: str
+
+
+class Checked(Record):
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 0:
+            raise ValueError(f"{self.size} is no size")
+
+
+def test_fields_are_given_in_order_or_by_name() -> None:
+    assert Base("a", 5) == Base(size=5, name="a")
+
+
+def test_default_stands_for_what_is_not_given() -> None:
+    assert Base("a").size == 4
+
+
+def test_default_that_is_made_is_made_anew() -> None:
+    first, second = Derived("a"), Derived("a")
+
+    assert second.order == first.order + 1
+
+
+def test_base_s_fields_come_first() -> None:
+    record = Derived("a", 1, 2)
+
+    assert (record.name, record.size, record.order) == ("a", 1, 2)
+
+
+def test_class_variable_is_no_field() -> None:
+    assert (Base("a").kind, Derived("a").kind) == ("none", "some")
+    with pytest.raises(TypeError, match="Base has no kind"):
+        Base("a", kind="x")  # type: ignore[call-arg]
+
+
+def test_missing_field_is_refused() -> None:
+    with pytest.raises(TypeError, match="Base: name is missing"):
+        Base(size=1)  # type: ignore[call-arg]
+
+
+def test_field_given_twice_is_refused() -> None:
+    with pytest.raises(TypeError, match="Base: name is given twice"):
+        Base("a", name="b")  # type: ignore[misc]
+
+
+def test_too_many_values_are_refused() -> None:
+    with pytest.raises(TypeError, match="Base takes 2 values without a name"):
+        Base("a", 1, 2)  # type: ignore[call-arg]
+
+
+def test_fields_by_name_alone() -> None:
+    assert Apart(name="a").name == "a"
+    with pytest.raises(TypeError, match="Apart takes 0 values without a name"):
+        Apart("a")  # type: ignore[call-arg]
+
+
+def test_record_does_not_change() -> None:
+    record = Base("a")
+
+    with pytest.raises(AttributeError, match="a Base does not change: size"):
+        record.size = 5  # type: ignore[misc]
+    with pytest.raises(AttributeError, match="a Base does not change: size"):
+        del record.size
+    assert record.size == 4
+
+
+def test_record_that_may_change_does() -> None:
+    record = Changing("a")
+
+    record.name = "b"
+
+    assert record == Changing("b")
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(record)
+
+
+def test_what_a_class_checks_is_refused_when_it_is_made() -> None:
+    with pytest.raises(ValueError, match="-1 is no size"):
+        Checked(-1)
+
+
+def test_equal_records_are_of_one_class_and_have_one_hash() -> None:
+    assert Base("a", 1) != Base("a", 2)
+    assert Base("a", 1) != Derived("a", 1, 0)
+    assert len({Base("a", 1), Base("a", 1)}) == 1
+
+
+def test_representation_makes_the_record_again() -> None:
+    assert eval(repr(Base("a", 5))) == Base("a", 5)
+
+
+def test_dataclasses_takes_records() -> None:
+    record = Derived("a", 1, 2)
+
+    assert [field.name for field in dataclasses.fields(Base)] == ["name", "size"]
+    assert [field.name for field in dataclasses.fields(Derived)] == ["name", "size", "order"]
+    assert dataclasses.replace(record, size=7) == Derived("a", 7, 2)
+    assert dataclasses.asdict(record) == {"name": "a", "size": 1, "order": 2}
+    assert dataclasses.is_dataclass(record)
+
+
+def test_dataclasses_knows_the_defaults() -> None:
+    name, size, order = dataclasses.fields(Derived)
+
+    assert (name.default, size.default) == (dataclasses.MISSING, 4)
+    assert order.default_factory is not dataclasses.MISSING
+
+
+def test_record_can_be_pickled() -> None:
+    record = Derived("a", 1, 2)
+
+    assert pickle.loads(pickle.dumps(record)) == record
