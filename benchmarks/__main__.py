@@ -1,7 +1,6 @@
-"""``python -m benchmarks``: boot a host, measure in it, and write what was found.
+"""``python -m benchmarks``: boot hosts, measure in them, and write what was found.
 
-Words on the command line choose: ``exits``, ``start``, ``linux``, ``disk``, ``smp``, ``outside``,
-``profile``; all by default.
+Words on the command line choose; all by default.
 """
 
 from __future__ import annotations
@@ -9,166 +8,157 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import parts, profile, report, rows
-from benchmarks.rows import INSIDE, Row
-from pyvmm.dirs import runtime_dir
+from benchmarks import hosts, outside, parts, profile, report, rows, snapshots
+from benchmarks.report import Table
 from pyvmm.host import HostSettings, is_local
-from pyvmm.host.capture import capture
 from pyvmm.host.progress import Progress
-from pyvmm.host.running import Running, stop
-from pyvmm.host.start import boot_counted, start
+from pyvmm.host.running import Running
 
 OUT: Final = Path("build")
-PATIENCE_S: Final = 3600.0
-KILO, MEGA = 1e3, 1e6
-ALL: Final = ("exits", "start", "linux", "disk", "smp", "outside", "profile")
-SMP: Final = (1, 2, 4)
+PROFILE, SNAPSHOTS, OUTSIDE = "profile", "snapshots", "outside"
+WORDS: Final = (*dict.fromkeys((*rows.COUNTED, *rows.TIMED)), PROFILE, SNAPSHOTS, OUTSIDE)
+
+COUNTED: Final = "Instructions"
+ABOUT_COUNTED: Final = (
+    "Modelled: QEMU TCG with -icount shift=0, one CPU. What that CPU executes for the VMM: its "
+    "threads, the kernel and the guest, counted by its PMU (perf_event_open, INST_RETIRED). "
+    "Accesses and a disk's requests a guest times itself, by its virtual counter, which in this "
+    "host is instructions too. Waiting counts as nothing. Figures repeat to about 1 %, whatever "
+    "else the outer machine does."
+)
+TIMED: Final = "Real time in the emulated host"
+ABOUT_TIMED: Final = (
+    "Modelled: QEMU TCG, several CPUs, time as it passes. It wants a quiet machine."
+)
+ABOUT_SNAPSHOTS: Final = (
+    f"Modelled, real time: medians of {snapshots.ROUNDS}, with 2 vCPUs and 100 MiB of memory "
+    "touched. pyvmm's save is on the disk when it ends (fsync), and checked by SHA-256 when it is "
+    "read; QEMU's migration to a file does neither."
+)
+ABOUT_OUTSIDE: Final = "Real time on the outer machine, from a command's start to its end."
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measure; the exit code."""
-    chosen = [word for word in arguments if word in ALL] or list(ALL)
-    progress, settings = Progress(), HostSettings()
-    if is_local(settings):
+    unknown = [word for word in arguments if word not in WORDS]
+    if unknown:
+        sys.exit(f"benchmarks: {unknown[0]} is none of {', '.join(WORDS)}")
+    chosen = list(arguments) or list(WORDS)
+    if is_local(HostSettings()):
         sys.exit("benchmarks run in the emulated host yet, on an x86-64 machine")
-    tables: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory(prefix="bench-", dir=OUT.absolute()) as scratch:
-        files = Path(scratch)
-        parts.build(files, progress)
-        parts.peer_archive(parts.peer(progress), files / "peer.tar")
-        with _counted(settings, progress) as host:
-            about = _about(host)
-            wanted, tasks = _counted_part(chosen)
-            tables[COUNTED] = report.measured(wanted, _measure(host, files, tasks))
-            profiled = profile.measure(host, files) if "profile" in chosen else None
-        if "smp" in chosen:
-            with _timed(settings, progress) as host:
-                wanted = [row for n in SMP for row in rows.linux_rows(n, "s", 1e9)]
-                tasks = [task for n in SMP for task in rows.linux_tasks(n)]
-                tables[TIMED] = report.measured(wanted, _measure(host, files, tasks))
-    if "outside" in chosen:
-        tables[OUTSIDE] = _outside()
-    document = {"schema": 1, "about": about, "tables": tables, "profile": profiled}
-    (OUT / "bench.json").write_text(json.dumps(document, indent=1) + "\n")
-    text = report.markdown(about, tables)
-    if profiled is not None:
-        text += "\n" + profile.markdown(profiled)
-    (OUT / "bench.md").write_text(text)
-    print(text)
+        session = Session(Path(scratch), Progress())
+        session.measure(chosen)
+    session.write(OUT)
     return 0
 
 
-COUNTED: Final = "Instructions (modelled: QEMU TCG -icount shift=0, one CPU; they repeat to 1 %)"
-TIMED: Final = "Real time in the emulated host (modelled CPU; wants a quiet machine)"
-OUTSIDE: Final = "Real time on the outer machine"
+class Session:
+    """One run of benchmarks: what was found so far, and where."""
+
+    def __init__(self, files: Path, progress: Progress) -> None:
+        self._files = files
+        self._progress = progress
+        self._about: dict[str, str] = {}
+        self._tables: list[Table] = []
+        self._results: dict[str, hosts.Results] = {}
+        self._profile: profile.Found | None = None
+
+    def measure(self, chosen: Sequence[str]) -> None:
+        """Do what those words stand for."""
+        counted = [rows.COUNTED[word]() for word in rows.COUNTED if word in chosen]
+        timed = [rows.TIMED[word]() for word in rows.TIMED if word in chosen]
+        if counted or timed or {PROFILE, SNAPSHOTS} & set(chosen):
+            parts.build(self._files, self._progress)
+        if counted or PROFILE in chosen:
+            self._in_counted(counted, profiled=PROFILE in chosen)
+        if timed or SNAPSHOTS in chosen:
+            self._in_timed(timed, snapshot=SNAPSHOTS in chosen)
+        if OUTSIDE in chosen:
+            self._add(OUTSIDE.capitalize(), ABOUT_OUTSIDE, outside.ROWS, outside.measure())
+
+    def _in_counted(self, chosen: Sequence[rows.Part], *, profiled: bool) -> None:
+        wanted = [rows.check(), *chosen]
+        with hosts.counted(HostSettings(), self._files, self._progress) as host:
+            self._about |= _about(host)
+            tasks = [task for part in wanted for task in part.tasks]
+            found = hosts.measure(host, tasks, counted=True)
+            self._profile = profile.measure(host, self._files) if profiled else None
+        self._add(COUNTED, ABOUT_COUNTED, _rows(wanted), found, counted=True)
+
+    def _in_timed(self, chosen: Sequence[rows.Part], *, snapshot: bool) -> None:
+        with hosts.timed(HostSettings(), self._files, self._progress) as host:
+            self._about |= _about(host)
+            if chosen:
+                tasks = [task for part in chosen for task in part.tasks]
+                found = hosts.measure(host, tasks, counted=False)
+                self._add(TIMED, ABOUT_TIMED, _rows(chosen), found)
+            if snapshot:
+                saved = snapshots.measure(host, OUT.absolute())
+                self._add(SNAPSHOTS.capitalize(), ABOUT_SNAPSHOTS, snapshots.rows(), saved)
+
+    def _add(
+        self,
+        title: str,
+        about: str,
+        wanted: Iterable[rows.Row],
+        found: hosts.Results,
+        *,
+        counted: bool = False,
+    ) -> None:
+        self._tables.append(Table(title, about, report.measured(wanted, found, counted=counted)))
+        self._results[title] = found
+
+    def write(self, out: Path) -> None:
+        """Write bench.json and bench.md, and print the latter."""
+        about = _about_machine() | self._about
+        found = report.document(about, self._tables, self._results) | {"profile": self._profile}
+        (out / "bench.json").write_text(json.dumps(found, indent=1) + "\n")
+        text = report.markdown(about, self._tables)
+        if self._profile is not None:
+            text += "\n" + profile.markdown(self._profile)
+        (out / "bench.md").write_text(text)
+        print(text)
 
 
-def _counted_part(chosen: Sequence[str]) -> tuple[list[Row], list[dict[str, Any]]]:
-    """Which rows the host that counts has, and what is to be run for them."""
-    wanted: list[Row] = []
-    tasks: list[dict[str, Any]] = []
-    if "exits" in chosen:
-        wanted += rows.access_rows("thousand", KILO)
-        tasks += rows.exit_tasks()
-    if "start" in chosen:
-        wanted += rows.start_rows("million", MEGA)
-        tasks += rows.start_tasks()
-    if "linux" in chosen:
-        wanted += rows.linux_rows(1, "million", MEGA)
-        tasks += rows.linux_tasks(1)
-    if "disk" in chosen:
-        wanted += rows.disk_rows("thousand", KILO)
-        tasks += rows.disk_tasks()
-    return wanted, tasks
+def _rows(chosen: Iterable[rows.Part]) -> list[rows.Row]:
+    return [row for part in chosen for row in part.rows]
 
 
-@contextmanager
-def _counted(settings: HostSettings, progress: Progress) -> Iterator[Running]:
-    sockets = runtime_dir() / f"bench-{os.getpid()}"
-    with progress.step("booting a host that counts instructions"):
-        host = boot_counted(settings, sockets, progress)
-    try:
-        yield host
-    finally:
-        stop(host)
-
-
-@contextmanager
-def _timed(settings: HostSettings, progress: Progress) -> Iterator[Running]:
-    from pyvmm.host import saved
-
-    host = start(settings, runtime_dir() / saved.key(settings), progress)
-    try:
-        yield host
-    finally:
-        stop(host)
-
-
-def _measure(
-    host: Running, files: Path, tasks: list[dict[str, Any]]
-) -> dict[str, list[dict[str, float]]]:
-    """Take the files into the host's memory, and do the tasks there."""
-    unpack = f"mkdir -p {INSIDE}/peer && cd {INSIDE} && cp {files}/* . && tar -xf peer.tar -C peer"
-    capture(host, ["sh", "-c", f"{unpack} && rm peer.tar"], b"", patience_s=PATIENCE_S)
-    driver = Path(__file__).with_name("inside.py").absolute()
-    found: dict[str, list[dict[str, float]]] = {}
-    for task in tasks:
-        print(f"bench: {task['name']} ...", file=sys.stderr, flush=True)
-        data = json.dumps([task]).encode()
-        done = json.loads(capture(host, ["python3", str(driver)], data, patience_s=PATIENCE_S))
-        print(f"bench: {json.dumps(done)}", file=sys.stderr, flush=True)
-        found |= done
-    return found
-
-
-def _outside() -> list[dict[str, Any]]:
-    """The emulated host's cold and warm start, and a command in one that runs."""
-    command = [str(Path(sys.executable).with_name("pyvmm")), "run", "hello"]
-    found = []
-    with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
-        runtime = Path(scratch)
-        environment = {**os.environ, "XDG_RUNTIME_DIR": str(runtime)}
-
-        def once(title: str) -> None:
-            before = time.monotonic()
-            subprocess.run(command, env=environment, check=True, capture_output=True)
-            passed = time.monotonic() - before
-            none = dict.fromkeys(("plain", "peer", "ratio", "floor"))
-            found.append({"row": title, "unit": "s", "pyvmm": passed, **none})
-
-        once("pyvmm run hello, host started from its saved state")
-        once("pyvmm run hello, host running")
-        stop_all = [command[0], "host", "stop", "--all"]
-        subprocess.run(stop_all, env=environment, check=True, capture_output=True)
-    return found
-
-
-def _about(host: Running) -> dict[str, str]:
-    """Where it was measured."""
+def _about_machine() -> dict[str, str]:
+    """This machine, and what of pyvmm it is."""
     model = next(
         (line.partition(":")[2].strip()
          for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
          if line.startswith("model name")),
         platform.machine(),
     )  # fmt: skip
-    facts = host.facts
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "pyvmm": commit or "not a git checkout",
+        "machine": f"{model}, {os.cpu_count()} CPUs, {memory} GiB, Linux {platform.release()}",
+    }
+
+
+def _about(host: Running) -> dict[str, Any]:
+    """What was measured in, and beside."""
     peer = parts.peer(Progress(quiet=True)) / ".packages"
     packages = [line for line in peer.read_text().split() if line.startswith("qemu-system-arm")]
     return {
-        "machine": f"{model}, {os.cpu_count()} CPUs, {shutil.disk_usage('/').total >> 30} GB disk",
-        "host": f"{host.description}, Linux {facts['kernel']} (all of it is modelled)",
+        "host": f"{host.description}, Linux {host.facts['kernel']}: all of it is modelled",
         "guest": "Debian 12's cloud kernel, 256 MiB; or a program of benchmarks/programs",
         "peer": f"{packages[0]}, -accel kvm, in the same host",
+        "C floor": "benchmarks/programs/floor.c, a loop around KVM_RUN",
     }
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from benchmarks.inside import IN_SIZE, OUT_SIZE
+from benchmarks.rows import WORK
 from pyvmm import layout
 from pyvmm.dirs import cached
 from pyvmm.errors import HostError
-from pyvmm.host import kernel, root, tools
+from pyvmm.host import kernel, tools
 from pyvmm.host.cpio import CpioWriter
 from pyvmm.host.debian import Suite
 from pyvmm.host.progress import Progress
@@ -33,7 +35,7 @@ class Board:
 
     name: str
     text: int
-    macros: Mapping[str, str]
+    macros: dict[str, str]
 
 
 PYVMM: Final = Board(
@@ -42,42 +44,53 @@ PYVMM: Final = Board(
     {
         "UART": f"{layout.UART.base:#x}",
         "STATUS": f"READ8({layout.UART.base + 5:#x})",
-        "READY": "status & 0x20",  # LSR, THRE
+        "READY": "status & 0x20",  # LSR.THRE
+        "ARRIVED": "status & 0x01",  # LSR.DR
+        "FIFO": f"READ8({layout.UART.base + 2:#x}) = 1",  # FCR
         "RTC": f"{layout.RTC.base:#x}",
         "HOLE": f"{layout.FLASH.base:#x}",
     },
 )
-# Source: QEMU, hw/arm/virt.c, base_memmap; Arm DDI 0183, UARTFR.TXFF
+# Source: QEMU, hw/arm/virt.c, base_memmap (nothing is behind the virtio-mmio slots); Arm DDI 0183
 QEMU: Final = Board(
     "qemu",
     0x4008_0000,
     {
         "UART": "0x9000000",
         "STATUS": "READ32(0x9000018)",
-        "READY": "!(status & 0x20)",
+        "READY": "!(status & 0x20)",  # UARTFR.TXFF
+        "ARRIVED": "!(status & 0x10)",  # UARTFR.RXFE
+        "FIFO": "READ32(0x900002c) = 0x70",  # UARTLCR_H: 8 bits, FEN
         "RTC": "0x9010000",
+        "HOLE": "0xa010000",
     },
 )
 
 
 def build(into: Path, progress: Progress) -> None:
     """Make every file that is run inside the host: guests, kernel, initrd, and the floor."""
+    peer_archive(peer(progress), into / "peer.tar")
     for board in (PYVMM, QEMU):
         _guest("exits.c", into / f"exits-{board.name}", board, progress)
         _guest("first.S", into / f"first-{board.name}", board, progress)
+        _guest("work.S", into / f"work-{board.name}", board, progress)
     _linux_stub(into, progress)
     _compile("floor.c", into / "floor", ["-O2", "-static"], progress)
     _compile("init.c", into / "init", [*FREESTANDING], progress)
     (into / "initrd").write_bytes(_initrd((into / "init").read_bytes()))
     image = cloud_kernel(progress)
     (into / "Image").write_bytes(image.read_bytes())
-    _compile("block.c", into / "block", ["-O2", "-static"], progress)
-    modules = kernel.find(str(image.parents[1]), progress).modules(("virtio_mmio", "virtio_blk"))
-    (into / "block-initrd").write_bytes(_initrd((into / "block").read_bytes(), modules))
+    modules = kernel.find(str(image.parents[1]), progress)
+    sizes = [f"-DOUT_SIZE={OUT_SIZE}", f"-DIN_SIZE={IN_SIZE}"]
+    for name, wanted in (("block", "virtio_blk"), ("console", "virtio_console")):
+        _compile(f"{name}.c", into / name, ["-O2", "-static", *sizes], progress)
+        init = (into / name).read_bytes()
+        archive = _initrd(init, modules.modules(("virtio_mmio", wanted)))
+        (into / f"{name}-initrd").write_bytes(archive)
 
 
 def _guest(source: str, out: Path, board: Board, progress: Progress) -> None:
-    macros = [f"-D{name}={value}" for name, value in board.macros.items()]
+    macros = [f"-D{name}={value}" for name, value in (board.macros | {"WORK": WORK}).items()]
     link = [f"-Wl,-Ttext={board.text:#x}", "-Wl,--no-warn-rwx-segments"]
     _compile(source, out, [*FREESTANDING, *macros, *link], progress)
 
@@ -137,22 +150,9 @@ def peer_archive(tree: Path, out: Path) -> None:
     names = ["usr/bin/qemu-system-aarch64", "usr/share/qemu", "lib", "usr/lib"]
     there = [name for name in names if (tree / name).exists()]
     done = subprocess.run(
-        [
-            "tar",
-            "-C",
-            str(tree),
-            "--exclude=*.a",
-            "--exclude=x86_64-linux-gnu",
-            "-cf",
-            str(out),
-            *there,
-        ],
+        ["tar", "-C", str(tree), "--exclude=*.a", "--exclude=x86_64-linux-gnu", "-cf", str(out),
+         *there],
         capture_output=True,
-    )
+    )  # fmt: skip
     if done.returncode:
         raise HostError(f"tar: {done.stderr.decode(errors='replace').strip()}")
-
-
-def busybox(progress: Progress) -> Path:
-    """A static arm64 busybox."""
-    return root.busybox(progress)

@@ -1,14 +1,30 @@
-"""What was measured, as one JSON document and one Markdown table."""
+"""What was measured, as one JSON document and one Markdown page."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 from benchmarks.rows import Cell, Row
 
+SCHEMA: Final = 2
+COLUMNS: Final = {
+    "pyvmm": "pyvmm", "plain": "--no-fast-mmio", "peer": "QEMU", "ratio": "pyvmm / QEMU",
+    "floor": "C floor",
+}  # fmt: skip
+
 Results = Mapping[str, Sequence[Mapping[str, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows that were measured in one way: ``about`` says in which."""
+
+    title: str
+    about: str
+    rows: list[dict[str, Any]]
 
 
 def value(results: Results, cell: Cell | None, scale: float) -> float | None:
@@ -19,40 +35,61 @@ def value(results: Results, cell: Cell | None, scale: float) -> float | None:
     return statistics.median(found) / scale if found else None
 
 
-def measured(rows: Iterable[Row], results: Results) -> list[dict[str, Any]]:
+def measured(rows: Iterable[Row], results: Results, *, counted: bool) -> list[dict[str, Any]]:
     """Each row with its numbers; those without one of pyvmm's are left out."""
     found = []
     for row in rows:
-        ours = value(results, row.ours, row.scale)
+        unit = row.unit
+        ours = value(results, row.ours, unit.scale)
         if ours is None:
             continue
-        peer = value(results, row.peer, row.scale)
+        peer = value(results, row.peer, unit.scale)
         found.append({
             "row": row.title,
-            "unit": row.unit,
+            "unit": unit.counted if counted else unit.timed,
             "pyvmm": ours,
-            "plain": value(results, row.plain, row.scale),
+            "plain": value(results, row.plain, unit.scale),
             "peer": peer,
             "ratio": ours / peer if peer else None,
-            "floor": value(results, row.floor, row.scale),
+            "floor": value(results, row.floor, unit.scale),
+            "runs": len(results[row.ours.task]),
         })  # fmt: skip
     return found
 
 
-def markdown(about: Mapping[str, str], tables: Mapping[str, list[dict[str, Any]]]) -> str:
+def document(
+    about: Mapping[str, str], tables: Sequence[Table], results: Mapping[str, Results]
+) -> dict[str, Any]:
+    """All of it for programs; ``results`` has what each task gave, by the kind of host."""
+    return {
+        "schema": SCHEMA,
+        "about": dict(about),
+        "tables": {t.title: {"about": t.about, "rows": t.rows} for t in tables},
+        "results": results,
+    }
+
+
+def markdown(about: Mapping[str, str], tables: Sequence[Table]) -> str:
     """All of it for people."""
     lines = ["# pyvmm beside QEMU", ""]
     lines += [f"- {name}: {text}" for name, text in about.items()]
-    for title, rows in tables.items():
-        lines += ["", f"## {title}", "", "| row | unit | pyvmm | --no-fast-mmio | QEMU | ratio | "
-                  "C floor |", "|---|---|--:|--:|--:|--:|--:|"]  # fmt: skip
-        for row in rows:
-            shown = [_show(row[key]) for key in ("pyvmm", "plain", "peer", "ratio", "floor")]
-            lines.append(f"| {row['row']} | {row['unit']} | {' | '.join(shown)} |")
+    for table in tables:
+        lines += ["", f"## {table.title}", "", table.about, "", *_table(table.rows)]
     return "\n".join(lines) + "\n"
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Markdown for rows, with the columns that have anything."""
+    columns = [key for key in COLUMNS if any(row[key] is not None for row in rows)]
+    names = ["", "unit", *(COLUMNS[key] for key in columns)]
+    lines = [f"| {' | '.join(names)} |", f"|---|---|{'--:|' * len(columns)}"]
+    for row in rows:
+        shown = [row["row"], row["unit"], *(_show(row[key]) for key in columns)]
+        lines.append(f"| {' | '.join(shown)} |")
+    return lines
 
 
 def _show(number: float | None) -> str:
     if number is None:
         return ""
-    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

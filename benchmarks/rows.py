@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -15,6 +16,51 @@ PEER_LIBRARIES: Final = ":".join(
                  "usr/lib/aarch64-linux-gnu/pulseaudio")
 )  # fmt: skip
 QUIET, LOG = "quiet", "loglevel=7"
+SMP: Final = (1, 2, 4)
+WORK: Final = 200_000_000  # instructions of the guest that the counting is checked by
+
+
+class Cell(NamedTuple):
+    """Where a number is: a task's name, and which of its results."""
+
+    task: str
+    value: str = "spent"
+
+
+class Unit(NamedTuple):
+    """What a row's numbers are called where instructions are counted and where time is taken."""
+
+    counted: str
+    timed: str
+    scale: float  # what one of it is in the results' units
+
+
+THOUSAND: Final = Unit("thousand", "us", 1e3)
+MILLION: Final = Unit("million", "ms", 1e6)
+MEMORY: Final = Unit("MiB", "MiB", 1024)  # of results in KiB
+TIMES: Final = Unit("", "", 1)
+RATE: Final = Unit("MB/s", "MB/s", 1)
+SECONDS: Final = Unit("s", "s", 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the report."""
+
+    title: str
+    unit: Unit
+    ours: Cell
+    peer: Cell | None = None
+    floor: Cell | None = None
+    plain: Cell | None = None  # pyvmm with --no-fast-mmio
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one word of the command line stands for: work for inside.py, and rows out of it."""
+
+    tasks: list[dict[str, Any]]
+    rows: list[Row]
 
 
 def pyvmm(image: str, *options: str) -> list[str]:
@@ -22,158 +68,192 @@ def pyvmm(image: str, *options: str) -> list[str]:
     return [*PYVMM, "run", *options, f"{INSIDE}/{image}"]
 
 
-def qemu(image: str, *options: str) -> list[str]:
+def qemu(image: str, *options: str, serial: str = "stdio") -> list[str]:
     """The peer's: the same machine, as plain as it gets."""
     return [
         LOADER, "--library-path", PEER_LIBRARIES, f"{INSIDE}/peer/usr/bin/qemu-system-aarch64",
         "-L", f"{INSIDE}/peer/usr/share/qemu", "-M", "virt,gic-version=3", "-accel", "kvm",
         "-cpu", "host", "-nodefaults", "-nic", "none", "-display", "none", "-monitor", "none",
-        "-serial", "stdio", *options, "-kernel", f"{INSIDE}/{image}",
+        "-serial", serial, *options, "-kernel", f"{INSIDE}/{image}",
     ]  # fmt: skip
 
 
-def task(name: str, kind: str, argv: list[str], times: int = 1) -> dict[str, Any]:
+def task(name: str, kind: str, argv: list[str], times: int = 1, **more: str) -> dict[str, Any]:
     """One piece of work for inside.py."""
-    # Nothing of the user's home is looked for: waiting for outside is no instructions of pyvmm's.
+    # Nothing of the user's home is looked for: waiting for outside is no work of pyvmm's.
     environment = {"PYTHONPATH": LIBRARY, "PYTHONNOUSERSITE": "1", "HOME": "/"}
-    return {"name": name, "kind": kind, "argv": argv, "times": times, "environment": environment}
+    return {"name": name, "kind": kind, "argv": argv, "times": times, "environment": environment,
+            **more}  # fmt: skip
 
 
 SMALL: Final = ("-c", "1", "-m", "64")
 QEMU_SMALL: Final = ("-smp", "1", "-m", "64")
 
 
-def linux_tasks(vcpus: int) -> list[dict[str, Any]]:
-    """Boots of a Linux guest with 256 MiB to its init."""
-    found = []
-    for name, words in (("quiet", QUIET), ("log", LOG)):
-        ours = ("-c", str(vcpus), "-m", "256", "-i", f"{INSIDE}/initrd", "-p", words)
-        theirs = ("-smp", str(vcpus), "-m", "256", "-initrd", f"{INSIDE}/initrd",
-                  "-append", f"console=ttyAMA0 {words}")  # fmt: skip
-        found.append(task(f"linux {name} {vcpus} pyvmm", "linux", pyvmm("Image", *ours)))
-        found.append(task(f"linux {name} {vcpus} qemu", "linux", qemu("Image", *theirs)))
-    plain = ("--no-fast-mmio", "-c", str(vcpus), "-m", "256", "-i", f"{INSIDE}/initrd", "-p", LOG)
-    found.append(task(f"linux log {vcpus} plain", "linux", pyvmm("Image", *plain)))
-    return found
+def linux_guest(vcpus: int, initrd: str, words: str, *more: str) -> tuple[str, ...]:
+    """Options of pyvmm's for a Linux guest with 256 MiB."""
+    return ("-c", str(vcpus), "-m", "256", "-i", f"{INSIDE}/{initrd}", "-p", words, *more)
 
 
-def exit_tasks() -> list[dict[str, Any]]:
-    """What single accesses cost."""
-    return [
+def qemu_linux_guest(vcpus: int, initrd: str, words: str, *more: str) -> tuple[str, ...]:
+    """The same of QEMU's."""
+    return ("-smp", str(vcpus), "-m", "256", "-initrd", f"{INSIDE}/{initrd}", "-append", words,
+            *more)  # fmt: skip
+
+
+def check() -> Part:
+    """Whether the counting counts: a guest's work of known length."""
+    tasks = [
+        task("work pyvmm", "work", pyvmm("work-pyvmm", *SMALL)),
+        task("work qemu", "work", qemu("work-qemu", *QEMU_SMALL)),
+    ]
+    many = WORK // 1_000_000
+    rows = [
+        Row(f"{many} million instructions of a guest, {how}", MILLION,
+            Cell("work pyvmm", name), Cell("work qemu", name))
+        for name, how in (("spent", "as counted"), ("clock", "by the host's clock"))
+    ]  # fmt: skip
+    return Part(tasks, rows)
+
+
+def exits() -> Part:
+    """Single accesses of a guest's."""
+    floors = [task(f"floor {kind}", "number", [f"{INSIDE}/floor", kind])
+              for kind in ("read", "write", "byte")]  # fmt: skip
+    tasks = [
         task("exits pyvmm", "lines", pyvmm("exits-pyvmm", *SMALL)),
         task("exits plain", "lines", pyvmm("exits-pyvmm", "--no-fast-mmio", *SMALL)),
         task("exits qemu", "lines", qemu("exits-qemu", *QEMU_SMALL)),
-        task("floor", "number", [f"{INSIDE}/floor"]),
+        *floors,
     ]
+    return Part(tasks, [
+        Row(title, THOUSAND, Cell("exits pyvmm", name), Cell("exits qemu", name),
+            Cell(f"floor {floor}") if floor else None, Cell("exits plain", name))
+        for name, title, floor in (
+            ("unclaimed_read", "MMIO read that no device claims", "read"),
+            ("unclaimed_write", "MMIO write that no device claims", "write"),
+            ("rtc_read", "MMIO read answered by a device (PL031)", "read"),
+            ("rtc_write", "MMIO write taken by a device (PL031)", "write"),
+            ("status_read", "UART status read", "read"),
+            ("polled_byte", "UART byte out, polled", "byte"),
+            ("byte_in", "UART byte in, polled", None),
+            ("hvc", "HVC answered in the kernel", None),
+        )
+    ])  # fmt: skip
 
 
-def start_tasks() -> list[dict[str, Any]]:
+def start() -> Part:
     """From a process's start to its guest's first store."""
-    return [
+    tasks = [
         task("first image pyvmm", "first", pyvmm("first-linux", *SMALL), 3),
         task("first elf pyvmm", "first", pyvmm("first-pyvmm", *SMALL), 3),
         task("first elf qemu", "first", qemu("first-qemu", *QEMU_SMALL), 3),
+        task("first floor", "first", [f"{INSIDE}/floor", "first"], 3),
     ]
-
-
-def disk_tasks() -> list[dict[str, Any]]:
-    """Reads and writes of a Linux guest's, of a file in the host's memory."""
-    initrd, disk = f"{INSIDE}/block-initrd", f"{INSIDE}/disk"
-    ours = ("-c", "1", "-m", "256", "-i", initrd, "-p", QUIET, "-d", disk)
-    theirs = ("-smp", "1", "-m", "256", "-initrd", initrd, "-append", f"console=ttyAMA0 {QUIET}",
-              "-drive", f"if=none,id=d,format=raw,file={disk}",
-              "-device", "virtio-blk-device,drive=d")  # fmt: skip
-    return [
-        task("disk pyvmm", "disk", pyvmm("Image", *ours)) | {"disk": disk},
-        task("disk qemu", "disk", qemu("Image", *theirs)) | {"disk": disk},
-    ]
-
-
-class Cell(NamedTuple):
-    """Where a number is: a task's name, and which of its results."""
-
-    task: str
-    value: str
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the report; ``scale`` is what one of its unit is in the results' units."""
-
-    title: str
-    unit: str
-    scale: float
-    ours: Cell
-    peer: Cell | None = None
-    floor: Cell | None = None
-    plain: Cell | None = None  # pyvmm with --no-fast-mmio
-
-
-MEMORY: Final = ("MiB", 1024.0)
-
-
-def access_rows(unit: str, scale: float) -> list[Row]:
-    """Single accesses of a guest's."""
-    floor = Cell("floor", "ns")
-    titles = {
-        "unclaimed_read": "MMIO read that no device claims",
-        "unclaimed_write": "MMIO write that no device claims",
-        "rtc_read": "MMIO read answered by a device (PL031)",
-        "rtc_write": "MMIO write taken by a device (PL031)",
-        "status_read": "UART status read",
-        "polled_byte": "UART byte out, polled",
-        "hvc": "HVC answered in the kernel",
-    }
-    rows = []
-    for name, title in titles.items():
-        peer = None if name.startswith("unclaimed") else Cell("exits qemu", name)
-        least = floor if name.endswith("_read") else None
-        cells = Cell("exits pyvmm", name), peer, least, Cell("exits plain", name)
-        rows.append(Row(title, unit, scale, *cells))
-    return rows
-
-
-def disk_rows(unit: str, scale: float) -> list[Row]:
-    """Single requests, one at a time."""
-    titles = {
-        "random_read": "4 KiB read of a disk",
-        "random_write": "4 KiB write of a disk",
-        "sequential_read": "1 MiB read of a disk",
-        "sequential_write": "1 MiB write of a disk",
-        "write_and_flush": "4 KiB write of a disk, and a flush",
-    }
-    return [
-        Row(title, unit, scale, Cell("disk pyvmm", name), Cell("disk qemu", name))
-        for name, title in titles.items()
-    ]
-
-
-def start_rows(unit: str, scale: float) -> list[Row]:
-    """Process starts and boots."""
-    peer = Cell("first elf qemu", "ns")
+    peer, floor = Cell("first elf qemu"), Cell("first floor")
     rows = [
-        Row("process start to a Linux Image's first store", unit, scale,
-            Cell("first image pyvmm", "ns"), peer),
-        Row("process start to an ELF's first store", unit, scale,
-            Cell("first elf pyvmm", "ns"), peer),
-        Row("RSS with a tiny guest", *MEMORY,
-            Cell("first image pyvmm", "rss_kib"), Cell("first elf qemu", "rss_kib")),
+        Row("process start to a Linux Image's first store", MILLION, Cell("first image pyvmm"),
+            peer, floor),
+        Row("process start to an ELF's first store", MILLION, Cell("first elf pyvmm"), peer, floor),
+        Row("RSS with a tiny guest", MEMORY, Cell("first image pyvmm", "rss_kib"),
+            Cell("first elf qemu", "rss_kib")),
     ]  # fmt: skip
-    return rows
+    return Part(tasks, rows)
 
 
-def linux_rows(vcpus: int, unit: str, scale: float) -> list[Row]:
-    """Boots of Linux."""
-    rows = []
-    many = f"{vcpus} vCPU{'s' if vcpus > 1 else ''}"
-    for name, title in (("quiet", "quiet"), ("log", "the full log on the UART")):
-        ours, peer = f"linux {name} {vcpus} pyvmm", f"linux {name} {vcpus} qemu"
-        plain = Cell(f"linux {name} {vcpus} plain", "ns") if name == "log" else None
-        rows.append(Row(f"exec to Linux's init, {title}, {many}", unit, scale,
-                        Cell(ours, "ns"), Cell(peer, "ns"), None, plain))  # fmt: skip
-    ours, peer = f"linux quiet {vcpus} pyvmm", f"linux quiet {vcpus} qemu"
-    rows.append(Row(f"RSS at Linux's init, {many}", *MEMORY,
-                    Cell(ours, "rss_kib"), Cell(peer, "rss_kib")))  # fmt: skip
-    rows.append(Row(f"64-byte line from a Linux program to the UART, {many}", unit, scale,
-                    Cell(ours, "line_ns"), Cell(peer, "line_ns")))  # fmt: skip
-    return rows
+def linux() -> Part:
+    """Boots of Linux with one vCPU."""
+    return boots((1,))
+
+
+def smp() -> Part:
+    """Boots of Linux with several."""
+    return boots(SMP)
+
+
+def boots(counts: tuple[int, ...]) -> Part:
+    """Boots of a Linux guest with 256 MiB to its init, with each number of vCPUs."""
+    tasks, rows = [], []
+    for vcpus in counts:
+        for name, words in (("quiet", QUIET), ("log", LOG)):
+            ours = linux_guest(vcpus, "initrd", words)
+            theirs = qemu_linux_guest(vcpus, "initrd", f"console=ttyAMA0 {words}")
+            tasks += [
+                task(f"linux {name} {vcpus} pyvmm", "linux", pyvmm("Image", *ours)),
+                task(f"linux {name} {vcpus} plain", "linux",
+                     pyvmm("Image", "--no-fast-mmio", *ours)),
+                task(f"linux {name} {vcpus} qemu", "linux", qemu("Image", *theirs)),
+            ]  # fmt: skip
+        rows += _boot_rows(vcpus)
+    return Part(tasks, rows)
+
+
+def _boot_rows(vcpus: int) -> list[Row]:
+    def row(title: str, unit: Unit, boot: str, value: str = "spent") -> Row:
+        cells = [Cell(f"linux {boot} {vcpus} {who}", value) for who in ("pyvmm", "qemu", "plain")]
+        many = f"{vcpus} vCPU{'s' if vcpus > 1 else ''}"
+        return Row(f"{title}, {many}", unit, cells[0], cells[1], None, cells[2])
+
+    return [
+        row("exec to Linux's init, quiet", MILLION, "quiet"),
+        row("exec to Linux's init, the full log on the UART", MILLION, "log"),
+        row("64-byte line from a Linux program to the UART", THOUSAND, "quiet", "line"),
+        row("exits to the VMM until init, quiet", TIMES, "quiet", "mmio_exit_user"),
+        row("exits to the VMM until init, full log", TIMES, "log", "mmio_exit_user"),
+        row("exits of the vCPUs in all until init, quiet", TIMES, "quiet", "exits"),
+        row("exits of the vCPUs in all until init, full log", TIMES, "log", "exits"),
+        row("RSS at Linux's init", MEMORY, "quiet", "rss_kib"),
+    ]
+
+
+def disk() -> Part:
+    """Reads and writes of a Linux guest's, of a file in the host's memory."""
+    place = f"{INSIDE}/disk"
+    theirs = ("-drive", f"if=none,id=d,format=raw,file={place}",
+              "-device", "virtio-blk-device,drive=d")  # fmt: skip
+    ours = linux_guest(1, "block-initrd", QUIET, "-d", place)
+    peer = qemu_linux_guest(1, "block-initrd", f"console=ttyAMA0 {QUIET}", *theirs)
+    tasks = [
+        task("disk pyvmm", "disk", pyvmm("Image", *ours), disk=place),
+        task("disk qemu", "disk", qemu("Image", *peer), disk=place),
+    ]
+    return Part(tasks, [
+        Row(title, THOUSAND, Cell("disk pyvmm", name), Cell("disk qemu", name))
+        for name, title in (
+            ("random_read", "4 KiB read of a disk"),
+            ("random_write", "4 KiB write of a disk"),
+            ("concurrent_read", "4 KiB read of a disk, 16 in flight"),
+            ("concurrent_write", "4 KiB write of a disk, 16 in flight"),
+            ("sequential_read", "1 MiB read of a disk"),
+            ("sequential_write", "1 MiB write of a disk"),
+            ("write_and_flush", "4 KiB write of a disk, and a flush"),
+        )
+    ])  # fmt: skip
+
+
+def console() -> Part:
+    """A Linux guest's virtio console."""
+    theirs = ("-device", "virtio-serial-device", "-chardev", "stdio,id=c,signal=off",
+              "-device", "virtconsole,chardev=c")  # fmt: skip
+    ours = linux_guest(1, "console-initrd", QUIET, "--console", "virtio")
+    peer = qemu_linux_guest(1, "console-initrd", QUIET, *theirs)
+    tasks = [
+        task("console pyvmm", "console", pyvmm("Image", *ours), 3),
+        task("console qemu", "console", qemu("Image", *peer, serial="none"), 3),
+    ]
+    return Part(tasks, [
+        Row(title, unit, Cell("console pyvmm", name), Cell("console qemu", name))
+        for name, title, unit in (
+            ("out", "KiB out by the virtio console", THOUSAND),
+            ("in", "KiB in by the virtio console", THOUSAND),
+            ("out_rate", "bytes per second out by the virtio console (more is better)", RATE),
+            ("in_rate", "bytes per second in by the virtio console (more is better)", RATE),
+        )
+    ])  # fmt: skip
+
+
+# What each word of the command line has measured, where instructions are counted and in real time
+COUNTED: Final[Mapping[str, Callable[[], Part]]] = {
+    "exits": exits, "start": start, "linux": linux, "disk": disk, "console": console,
+}  # fmt: skip
+TIMED: Final[Mapping[str, Callable[[], Part]]] = {"smp": smp, "console": console}

@@ -1,26 +1,22 @@
 """Saving and restoring a Linux guest: pyvmm beside QEMU, on the same host, in the same run.
 
-    .venv/bin/python -m benchmarks.snapshots [--sizes 256,2048] [--rounds 5] [--out FILE.json]
-
-QEMU is Debian's for arm64 with KVM, in the emulated host (or on this machine, where it is arm64);
-it migrates to a file and from it.  Both get the same kernel and initramfs: a guest that fills
-100 MiB and then says a line every 10 ms.  What is measured, and from where to where, is told in
-benchmarks/_snapshots_inside.py.  It wants a quiet machine: what else runs is in every figure.
+QEMU migrates to a file and from it. Both get the same kernel and initramfs: a guest that fills
+100 MiB and then says a line every 10 ms. What is measured, and from where to where, is told in
+benchmarks/_snapshots_inside.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from pyvmm.host import HostSettings, forward, is_local
+from benchmarks.hosts import PATIENCE_S, Results
+from benchmarks.rows import SECONDS, Cell, Row, Unit
+from pyvmm.host.capture import capture
 from pyvmm.host.progress import Progress
+from pyvmm.host.running import Running
 from pyvmm.host.tools import TOOLS_SUITE, tree
 from tests import linux
 
@@ -35,62 +31,53 @@ for n in $(seq 99); do cat /t/one; done >/t/rest
 echo filled
 while :; do echo tick; usleep 10000; done
 """
-RESULTS = "results.json"
+RESULTS: Final = "results.json"
+SIZES: Final = (256, 2048)  # of guests, MiB
+PLACES: Final = ("the user's disk", "tmpfs")
+ROUNDS: Final = 5
+MIB: Final = Unit("MiB", "MiB", 1)
+
+# Title, unit, and which of pyvmm's results and of QEMU's, which has one way to restore
+WHAT: Final = (
+    ("save", SECONDS, "save", "save"),
+    ("restore to the guest's first output, --memory lazy", SECONDS, "lazy", "restore"),
+    ("restore to the guest's first output, --memory eager", SECONDS, "eager", "restore"),
+    ("on disk", MIB, "size", "size"),
+)
 
 
-def main() -> int:
-    """Measure, print a table, and write what was measured."""
-    parser = argparse.ArgumentParser(description="pyvmm's snapshots beside QEMU's")
-    parser.add_argument("--sizes", default="256,2048", help="guests' memory, MiB")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="write the measurements there, as JSON")
-    chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=Path.cwd() / "build") as name:
+def rows() -> list[Row]:
+    """What each guest and place for the file is measured for."""
+    return [
+        Row(f"{what}: {mib} MiB guest, file on {place}", unit,
+            Cell(_task(mib, place, "pyvmm"), ours), Cell(_task(mib, place, "qemu"), theirs))
+        for mib in SIZES for place in PLACES for what, unit, ours, theirs in WHAT
+    ]  # fmt: skip
+
+
+def measure(host: Running, scratch: Path) -> Results:
+    """Save and restore in a host, with the user's files in a directory of ``scratch``."""
+    with tempfile.TemporaryDirectory(dir=scratch) as name:
         work = Path(name)
         (work / "Image").write_bytes(linux.image("6.1").read_bytes())
         (work / "initrd").write_bytes(linux.initramfs({"init": INIT}))
         qemu = tree("qemu-arm64", TOOLS_SUITE, ["qemu-system-arm:arm64"], Progress())
-        arguments = [str(work), str(qemu), chosen.sizes, str(chosen.rounds)]
-        code = run_inside(["python3", "-m", "benchmarks._snapshots_inside", *arguments])
-        if code:
-            return code
-        results = json.loads((work / RESULTS).read_text())
-    if chosen.out:
-        chosen.out.write_text(json.dumps(results, indent=2) + "\n")
-    show(results)
-    return 0
+        sizes = ",".join(map(str, SIZES))
+        arguments = [str(work), str(qemu), sizes, str(ROUNDS)]
+        command = ["python3", "-B", "-m", "benchmarks._snapshots_inside", *arguments]
+        capture(host, command, b"", patience_s=PATIENCE_S)
+        return results(json.loads((work / RESULTS).read_text()))
 
 
-def run_inside(command: list[str]) -> int:
-    """Run a command where there is KVM; returns its exit code."""
-    if is_local(HostSettings()):
-        return subprocess.run([sys.executable, *command[1:]]).returncode
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    return forward(HostSettings(), command)
+def results(found: dict[str, Any]) -> Results:
+    """What was found as other parts have it: for each task, each run's numbers."""
+    return {
+        _task(case["mib"], case["place"], who): [
+            {what: case[who][what]["median"] for what in case[who]}
+        ]
+        for case in found["cases"] for who in ("pyvmm", "qemu")
+    }  # fmt: skip
 
 
-def show(results: dict[str, Any]) -> None:
-    """The medians, as a table for the README."""
-    print(f"\n{results['host']}; medians of {results['rounds']}")
-    print("| guest, file on | what | pyvmm | QEMU | QEMU / pyvmm |\n|---|---|---|---|---|")
-    for case in results["cases"]:
-        where = f"{case['mib']} MiB, {case['place']}"
-        for what, unit in (("save", "s"), ("lazy", "s"), ("eager", "s"), ("size", "MiB")):
-            mine = case["pyvmm"][what]["median"]
-            theirs = case["qemu"]["size" if what == "size" else WITH.get(what, what)]["median"]
-            ratio = theirs / mine if mine else float("inf")
-            figures = f"{mine:.2f} {unit} | {theirs:.2f} {unit} | {ratio:.1f}"
-            print(f"| {where} | {NAMES[what]} | {figures} |")
-
-
-NAMES = {
-    "save": "save",
-    "lazy": "restore to the guest's first output, `--memory lazy`",
-    "eager": "the same, `--memory eager`",
-    "size": "on disk",
-}
-WITH = {"lazy": "restore", "eager": "restore"}  # QEMU has one way
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _task(mib: int, place: str, who: str) -> str:
+    return f"snapshot {mib} {place} {who}"

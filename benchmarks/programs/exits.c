@@ -1,10 +1,12 @@
 /*
  * What one access of each kind costs: a guest without an operating system that times itself by
- * the virtual counter and prints NAME TICKS COUNT lines by its serial port, then switches off.
+ * the virtual counter and prints NAME TICKS COUNT lines by its serial port.  When it has said "input"
+ * it takes COUNT bytes and one more; then it switches off.
  *
- * -DUART=address a byte is stored to, -DSTATUS=expression to evaluate before each, -DREADY=another
- * that says of such a STATUS whether it may be, -DRTC=address of a PL031.  -DHOLE=address that no
- * device claims, where the VMM allows that.
+ * -DUART=address a byte is stored to, and one loaded from; -DSTATUS=expression to evaluate before
+ * each, -DREADY=another that says of such a STATUS whether it may be stored, -DARRIVED=a third whether
+ * there is one to load; -DFIFO=statement that switches its FIFOs on, -DRTC=address of a PL031, -DHOLE=
+ * address that no device claims.
  */
 
 typedef unsigned long u64;
@@ -44,6 +46,16 @@ static void put(u8 byte)
 	READ8(UART) = byte;
 }
 
+static void get(void)
+{
+	u32 status;
+
+	do
+		status = STATUS;
+	while (!(ARRIVED));
+	(void)READ8(UART);
+}
+
 static void put_number(u64 value)
 {
 	u8 digits[20];
@@ -77,6 +89,20 @@ static void report(const char *name, u64 ticks, u64 count)
 		report(name, now() - before, COUNT);          \
 	} while (0)
 
+static void take_input(void)
+{
+	u64 before;
+
+	FIFO;
+	for (const char *word = "input\n"; *word; word++)
+		put(*word);
+	get(); /* from here on there is always one, or one on its way */
+	before = now();
+	for (int n = 0; n < COUNT; n++)
+		get();
+	report("byte_in", now() - before, COUNT);
+}
+
 void guest_main(void)
 {
 	u64 frequency;
@@ -85,15 +111,14 @@ void guest_main(void)
 	asm volatile("mrs %0, cntfrq_el0" : "=r"(frequency));
 	report("frequency", frequency, 1);
 	TIME("hvc", call(PSCI_VERSION));
-#ifdef HOLE
 	TIME("unclaimed_read", (void)READ32(HOLE));
 	TIME("unclaimed_write", READ32(HOLE) = 1);
-#endif
 	TIME("rtc_read", (void)READ32(RTC));
 	TIME("rtc_write", READ32(RTC + 0x10) = 0); /* interrupt mask */
 	TIME("status_read", (void)STATUS);
 	TIME("polled_byte", put('.'));
 	put('\n');
+	take_input();
 	call(SYSTEM_OFF);
 	for (;;)
 		;

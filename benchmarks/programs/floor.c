@@ -1,6 +1,11 @@
 /*
- * The least that a VMM in C does for an exit: one vCPU, KVM_RUN in a loop, reads answered with
- * zero.  It gives the instructions (or ns) of a guest's MMIO read, which is a userspace exit.
+ * The least that a VMM in C does: one vCPU, KVM_RUN in a loop, reads answered with zero.
+ *
+ * usage: floor KIND
+ *
+ * What a guest's access costs that is a userspace exit, in ns: KIND is read, write, or byte (which is
+ * a read of a status and a write whose byte is kept).  Or first: it says a newline at the guest's
+ * first store, and waits to be killed.
  */
 #include <fcntl.h>
 #include <linux/kvm.h>
@@ -11,6 +16,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #define RAM 0x80000000ull
 #define SIZE 0x200000
@@ -33,10 +39,37 @@ static int set(int fd, uint32_t group, uint64_t attr, void *value)
 	return ioctl(fd, KVM_SET_DEVICE_ATTR, &a);
 }
 
-int main(void)
+struct kind {
+	const char *name;
+	int exits; /* of one access */
+	uint32_t code[3];
+};
+
+static const struct kind kinds[] = {
+	{ "read", 1, { 0xb9400001, 0x17ffffff } }, /* ldr w1, [x0]; b .-4 */
+	{ "write", 1, { 0xb9000001, 0x17ffffff } }, /* str w1, [x0]; b .-4 */
+	{ "byte", 2, { 0x39401402, 0x39000001, 0x17fffffe } }, /* ldrb w2, [x0, 5]; strb w1, [x0]; b .-8 */
+	{ "first", 1, { 0x39000001, 0x14000000 } }, /* strb w1, [x0]; b . */
+};
+
+/* What a guest sends, in a buffer as a terminal's would be */
+static char sent[4096];
+static unsigned sent_size;
+
+static int run_once(int vcpu, struct kvm_run *run)
 {
-	/* ldr w1, [x0]; b .-4 */
-	static const uint32_t code[] = { 0xb9400001, 0x17ffffff };
+	if (ioctl(vcpu, KVM_RUN, 0) < 0 || run->exit_reason != KVM_EXIT_MMIO)
+		return -1;
+	if (run->mmio.is_write)
+		sent[sent_size++ % sizeof(sent)] = run->mmio.data[0];
+	else
+		memset(run->mmio.data, 0, sizeof(run->mmio.data));
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	const struct kind *kind = kinds;
 	int kvm = open("/dev/kvm", O_RDWR), vm = ioctl(kvm, KVM_CREATE_VM, 0), vcpu;
 	char *ram = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	struct kvm_userspace_memory_region region = { 0, 0, RAM, SIZE, (uintptr_t)ram };
@@ -49,7 +82,10 @@ int main(void)
 
 	if (vm < 0)
 		return perror("/dev/kvm"), 1;
-	memcpy(ram, code, sizeof(code));
+	while (argc > 1 && strcmp(argv[1], kind->name))
+		if (++kind == kinds + sizeof(kinds) / sizeof(kinds[0]))
+			return fprintf(stderr, "no such kind\n"), 2;
+	memcpy(ram, kind->code, sizeof(kind->code));
 	ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region);
 	vcpu = ioctl(vm, KVM_CREATE_VCPU, 0);
 	memset(&init, 0, sizeof(init));
@@ -70,12 +106,16 @@ int main(void)
 	ioctl(vcpu, KVM_SET_ONE_REG, &reg);
 	run = mmap(NULL, ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), PROT_READ | PROT_WRITE, MAP_SHARED,
 		   vcpu, 0);
-	for (int n = -64; n < COUNT; n++) {
+	if (!strcmp(kind->name, "first")) {
+		if (run_once(vcpu, run) || write(1, "\n", 1) != 1)
+			return perror("KVM_RUN"), 1;
+		pause();
+	}
+	for (int n = -64 * kind->exits; n < COUNT * kind->exits; n++) {
 		if (n == 0)
 			before = now();
-		if (ioctl(vcpu, KVM_RUN, 0) < 0 || run->exit_reason != KVM_EXIT_MMIO)
+		if (run_once(vcpu, run))
 			return perror("KVM_RUN"), 1;
-		memset(run->mmio.data, 0, sizeof(run->mmio.data));
 	}
 	printf("%.1f\n", (double)(now() - before) / COUNT);
 	return 0;

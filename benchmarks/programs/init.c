@@ -27,13 +27,14 @@ void _start(void)
 {
 	static const char here[] = "pyvmm-bench: init\n";
 	static const char line[] = "0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefghijklmnop\n";
-	static const long a_while[2] = { 0, 300000000 };
+	static const long a_while[2] = { 0, 300000000 }; /* in which it can be looked at */
 
 	call(SYS_write, 1, (long)here, sizeof(here) - 1, 0);
-	call(SYS_nanosleep, (long)a_while, 0, 0, 0); /* so that its RSS can be looked at */
+	call(SYS_nanosleep, (long)a_while, 0, 0, 0);
 	for (int n = 0; n < 64; n++)
 		call(SYS_write, 1, (long)line, sizeof(line) - 1, 0);
 	call(SYS_write, 1, (long)"pyvmm-bench: end\n", 17, 0);
+	call(SYS_nanosleep, (long)a_while, 0, 0, 0);
 	call(SYS_reboot, MAGIC1, MAGIC2, POWER_OFF, 0);
 	for (;;)
 		;

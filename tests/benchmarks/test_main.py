@@ -1,0 +1,16 @@
+"""``python -m benchmarks``: its words."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.__main__ import WORDS, main
+
+
+def test_a_word_that_is_none_is_refused_before_anything_is_measured() -> None:
+    with pytest.raises(SystemExit, match=r"exist is none of exits, start, .*outside"):
+        main(["exits", "exist"])
+
+
+def test_words_are_named_once() -> None:
+    assert len(set(WORDS)) == len(WORDS)

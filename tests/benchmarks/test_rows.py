@@ -1,0 +1,76 @@
+"""The rows of the benchmarks: each has work behind it, and each piece of work a row."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import pytest
+
+from benchmarks import inside, outside, rows, snapshots
+from benchmarks.rows import Part, Row
+
+PARTS = {
+    **{f"counted {name}": part for name, part in rows.COUNTED.items()},
+    **{f"timed {name}": part for name, part in rows.TIMED.items()},
+    "check": rows.check,
+}
+
+
+@pytest.fixture(params=list(PARTS))
+def part(request: pytest.FixtureRequest) -> Part:
+    return PARTS[request.param]()
+
+
+def used(wanted: list[Row]) -> set[str]:
+    cells = chain.from_iterable((row.ours, row.peer, row.floor, row.plain) for row in wanted)
+    return {cell.task for cell in cells if cell}
+
+
+def test_rows_take_their_numbers_from_tasks_of_their_part(part: Part) -> None:
+    assert used(part.rows) == {task["name"] for task in part.tasks}
+
+
+def test_rows_of_a_part_have_different_titles(part: Part) -> None:
+    titles = [row.title for row in part.rows]
+
+    assert len(set(titles)) == len(titles)
+
+
+def test_tasks_are_of_kinds_that_the_stop_watch_knows(part: Part) -> None:
+    assert {task["kind"] for task in part.tasks} <= inside.KINDS.keys()
+
+
+def test_the_peer_gets_the_same_guest_as_pyvmm() -> None:
+    tasks = {task["name"]: task["argv"] for task in rows.smp().tasks}
+
+    for vcpus in ("1", "2", "4"):
+        ours, theirs = (tasks[f"linux log {vcpus} {who}"] for who in ("pyvmm", "qemu"))
+        ours = ours[ours.index("run") :]
+        for option, peers, value in (
+            ("-c", "-smp", vcpus),
+            ("-m", "-m", "256"),
+            ("-i", "-initrd", f"{rows.INSIDE}/initrd"),
+        ):
+            assert ours[ours.index(option) + 1] == theirs[theirs.index(peers) + 1] == value
+        assert ours[-1] == theirs[-1] == f"{rows.INSIDE}/Image"
+
+
+def test_every_result_of_the_snapshots_has_rows() -> None:
+    found = {
+        "cases": [
+            {"mib": mib, "place": place,
+             "pyvmm": {what: {"median": 1.0} for what in ("save", "lazy", "eager", "size")},
+             "qemu": {what: {"median": 2.0} for what in ("save", "restore", "size")}}
+            for mib in snapshots.SIZES for place in snapshots.PLACES
+        ]
+    }  # fmt: skip
+    results = snapshots.results(found)
+
+    for row in snapshots.rows():
+        assert row.peer is not None
+        assert results[row.ours.task] == [{**results[row.ours.task][0], row.ours.value: 1.0}]
+        assert results[row.peer.task][0][row.peer.value] == 2.0
+
+
+def test_rows_of_the_outer_machine_are_in_seconds() -> None:
+    assert {row.unit.timed for row in outside.ROWS} == {"s"}
