@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import report
 from benchmarks.report import Table
-from benchmarks.rows import MILLION, MEMORY, Cell, Row
+from benchmarks.rows import MEMORY, MILLION, Cell, Row
 
 RESULTS = {
     "ours": [{"spent": 3e6}, {"spent": 5e6}, {"spent": 400e6}],
