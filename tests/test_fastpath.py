@@ -61,11 +61,13 @@ def calm(rng: random.Random) -> list[Step]:
 
 def polled(rng: random.Random) -> list[Step]:
     """Text as a kernel's console prints it."""
-    return [
+    text = [
         step
         for _ in range(rng.randrange(4, 60))
         for step in ((READS[1], LSR, 0), (WRITES[1], THR, rng.randrange(256)))
     ]
+    before = rng.choice([0, 0, 0, 1, 5])
+    return [(WRITES[1], IER, 0), *text, (WRITES[1], IER, before)]
 
 
 def anything(rng: random.Random) -> list[Step]:
@@ -165,6 +167,16 @@ def test_polled_output_makes_no_exits() -> None:
 
     assert seen.output == [b"x" * 500]
     assert set(seen.reads) == {0x60}
+    assert exits < PATIENCE
+
+
+def test_line_of_a_console_that_has_no_interrupts_makes_no_exits() -> None:
+    text = [(READS[1], LSR, 0), (WRITES[1], THR, ord("x"))] * 20
+    lines = [(WRITES[1], IER, 0), *text, (WRITES[1], IER, 0)] * 20
+
+    seen, exits = play([*lines, (AT_MARK, 0, 0)], random.Random(0), fast=True)
+
+    assert seen.output == [b"x" * 400]
     assert exits < PATIENCE
 
 

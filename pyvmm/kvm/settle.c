@@ -11,6 +11,8 @@
 #define PYVMM_REGIONS 128
 #define PYVMM_SENT 4096
 #define PYVMM_REGISTERS 8 /* bytes of a 16550A */
+#define PYVMM_IER 1
+#define PYVMM_IER_BITS 0x0f /* those that can be set */
 
 struct pyvmm_region {
 	uint64_t base;
@@ -142,11 +144,25 @@ static int pyvmm_settle_read(struct pyvmm_port *port, uint64_t offset, struct kv
 	return 1;
 }
 
+/*
+ * Whether a write gives IER what it holds, which changes nothing: Linux's console writes 0 before
+ * each line and what was there behind it, and that is 0 until its tty is open.
+ */
+static int pyvmm_keeps_ier(struct pyvmm_port *port, uint64_t offset, uint8_t value)
+{
+	uint64_t registers = __atomic_load_n(&port->registers, __ATOMIC_ACQUIRE);
+
+	return offset == PYVMM_IER && registers >> PYVMM_IER & 1 &&
+	       (value & PYVMM_IER_BITS) == (registers >> 8 * PYVMM_IER & 0xff);
+}
+
 static int pyvmm_settle_write(struct pyvmm_settler *settler, struct pyvmm_port *port,
 			      uint64_t offset, struct kvm_run *run)
 {
 	int done;
 
+	if (pyvmm_keeps_ier(port, offset, run->mmio.data[0]))
+		return 1;
 	if (offset || !__atomic_load_n(&port->sends, __ATOMIC_ACQUIRE) || pyvmm_impatient(port))
 		return 0;
 	pthread_mutex_lock(&settler->lock);
