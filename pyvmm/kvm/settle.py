@@ -56,8 +56,9 @@ class Settler:
         """What may be settled of that port's: see struct pyvmm_port.
 
         ``registers`` byte n is what register n reads as, if bit n of byte 0 says that reading it
-        changes nothing (nor then does writing IER's own value); ``sends`` that writing register 0 sends a byte and changes nothing else;
-        ``patience`` after how many settled accesses Vcpu.attention is set.
+        changes nothing (nor then does writing its own value to IER); ``sends`` that writing
+        register 0 sends a byte and changes nothing else; ``patience`` after how many settled
+        accesses Vcpu.attention is set.
         """
         return self._state.port[number]
 
