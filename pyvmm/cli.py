@@ -6,12 +6,13 @@ A verb's module is imported when the verb is used, so that each starts as fast a
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
@@ -23,7 +24,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 BUG_HINT = "this is a bug in pyvmm, not in what you did; `pyvmm --debug ...` shows the traceback"
 
 
-class Verb(NamedTuple):
+class Verb(Record):
     """Where a verb lives, and its line in ``pyvmm --help``."""
 
     module: str
@@ -79,6 +80,9 @@ class LazyGroup(click.Group):
             return None
         verb = self.verbs[cmd_name]
         command = getattr(importlib.import_module(verb.module), verb.function or cmd_name)
+        if not gc.isenabled():  # by entry.py: all that is loaded stays
+            gc.freeze()
+            gc.enable()
         return command if isinstance(command, click.Command) else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

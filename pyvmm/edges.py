@@ -37,7 +37,9 @@ def refuse_write(vcpu: Vcpu, leave: Exit, slots: Iterable[VirtioMmio]) -> bool:
         pmem.disk.read_only and pmem.content.contains(address, 1) for pmem in _pmems(slots)
     ):
         return False
-    vcpu.set_vcpu_events(vcpu.get_vcpu_events()._replace(ext_dabt_pending=True))
+    from dataclasses import replace  # late: as rare as such a write
+
+    vcpu.set_vcpu_events(replace(vcpu.get_vcpu_events(), ext_dabt_pending=True))
     return True
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
 
 def main() -> int:
-    """Run the command line; a Ctrl-C while it is still being loaded ends it without a word."""
+    """Run the command line; a Ctrl-C while it is still being loaded ends it without a word.
+
+    Until the verb is loaded nobody looks for garbage: there is none among what modules define.
+    """
+    gc.disable()
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

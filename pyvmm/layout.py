@@ -35,14 +35,15 @@ the exit register is pyvmm's own, in a hole of that map.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+
+from pyvmm.records import Record
 
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
 
-class Region(NamedTuple):
+class Region(Record):
     """One range of guest physical addresses; ``spi`` is its first shared interrupt, if any."""
 
     name: str

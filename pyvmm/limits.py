@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import NamedTuple
 
 from pyvmm import layout
 from pyvmm.arm64 import vl
@@ -28,7 +27,7 @@ class Feature(Enum):
     AARCH32 = "32-bit state in EL1"
 
 
-class Ask(NamedTuple):
+class Ask(Record):
     """An option that asks for a feature, by its name in CpuRequest, and why a host may lack it."""
 
     option: str

@@ -17,19 +17,27 @@ import time
 from collections import deque
 from collections.abc import Callable
 from types import FrameType
-from typing import NamedTuple
 
 from pyvmm.closing import Closing
 
 Callback = Callable[[], None]
 
 
-class Timer(NamedTuple):
-    """A callback that is due at a moment of the monotonic clock."""
+class Timer:
+    """A callback that is due at a moment of the monotonic clock.
 
-    due: float
-    order: int  # keeps two timers of one instant in the order they were set
-    callback: Callback
+    ``order`` keeps two timers of one instant in the order they were set.
+    """
+
+    __slots__ = ("callback", "due", "order")
+
+    def __init__(self, due: float, order: int, callback: Callback) -> None:
+        self.due = due
+        self.order = order
+        self.callback = callback
+
+    def __lt__(self, other: Timer) -> bool:
+        return (self.due, self.order) < (other.due, other.order)
 
 
 class Loop(Closing):

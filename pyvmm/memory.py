@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from pyvmm import hugetlbfs
 from pyvmm.closing import Closing
 from pyvmm.errors import GuestError, HostError, UsageError
 from pyvmm.layout import MIB
@@ -92,6 +91,8 @@ class GuestMemory(Closing):
             self.host_address = (start + HUGE_PAGE - 1) & -HUGE_PAGE
             self._offset = self.host_address - start
         else:
+            from pyvmm import hugetlbfs
+
             self._mapping = hugetlbfs.map_pages(huge_pages, size)
             self.host_address, self._offset = _address(self._mapping), 0
         self._noted: bytearray | None = None

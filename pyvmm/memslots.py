@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import mmap
-from typing import NamedTuple
 
 from pyvmm.errors import KvmError
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.uapi import MemoryFlag
 from pyvmm.kvm.vm import Vm
 from pyvmm.memory import GuestMemory
+from pyvmm.records import Record
 
 # A memory slot has fewer than 2^31 pages, which may be of 4 KiB.
 # Source: Linux, include/linux/kvm_host.h, KVM_MEM_MAX_NR_PAGES
@@ -23,7 +23,7 @@ def _bits() -> list[bytes]:
     return [bytes(byte >> bit & 1 for bit in range(8)) for byte in range(256)]
 
 
-class Slot(NamedTuple):
+class Slot(Record):
     """One slot as KVM was told of it."""
 
     number: int

@@ -102,12 +102,12 @@ def _read_all(vcpu: Parked, gic: CpuInterfaces | None) -> tuple[dict[str, int], 
     """The values by name, and the errno of each register that KVM does not give."""
     values: dict[str, int] = {}
     errors: dict[str, str] = {}
-    for reg_id, value, error in chain(regs.read_all(vcpu), _cpu_interface(vcpu, gic)):
-        name = regs.name(reg_id, sysregs.NAMES)
-        if value is None:
-            errors[name] = error
+    for held in chain(regs.read_all(vcpu), _cpu_interface(vcpu, gic)):
+        name = regs.name(held.id, sysregs.NAMES)
+        if held.value is None:
+            errors[name] = held.error
         else:
-            values[name] = value
+            values[name] = held.value
     return values, errors
 
 

@@ -16,12 +16,13 @@ import errno
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from pyvmm.arm64 import vl
 from pyvmm.arm64.lanes import Predicate, Scalable, Vector
 from pyvmm.errors import KvmError, UsageError
 from pyvmm.kvm import regs, sve
+from pyvmm.records import Record
 
 Value = int | Scalable | vl.VlSet
 
@@ -31,7 +32,7 @@ Z_COUNT, P_COUNT, V_COUNT = 32, 16, 32
 ZCRS = ("ZCR_EL1", "ZCR_EL2")
 
 
-class Register(NamedTuple):
+class Register(Record):
     """One register of KVM_GET_REG_LIST; ``size`` is in bytes.
 
     ``value`` has the register's fields or lanes, where it has some that are known here.  A
@@ -172,9 +173,9 @@ class RegisterView(regs.RegisterFile):
 
     def registers(self) -> Iterator[Register]:
         """Every register of KVM_GET_REG_LIST, in its order."""
-        for reg_id, number, error in regs.read_all(self):
-            value = None if number is None else self._typed(reg_id, number)
-            yield Register(reg_id, _name(reg_id), regs.size(reg_id), value, error)
+        for held in regs.read_all(self):
+            value = None if held.value is None else self._typed(held.id, held.value)
+            yield Register(held.id, _name(held.id), regs.size(held.id), value, held.error)
 
     def get_value(self, reg_id: int) -> Value:
         """Read a register by its id: a number, with its fields if it has some, or with lanes."""

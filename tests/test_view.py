@@ -22,7 +22,7 @@ from pyvmm.kvm.system import System
 from pyvmm.layout import MIB
 from pyvmm.machine import Machine
 from pyvmm.registers import read_registers
-from pyvmm.view import RegisterView
+from pyvmm.view import Register, RegisterView
 from tests import programs
 
 UNKNOWN = 0x6030_0000_0017_0001  # of a group that no kernel has yet
@@ -197,7 +197,7 @@ def test_every_register_is_listed_with_what_it_is_and_unknown_ones_raw() -> None
     rows = {row.name: row for row in vcpu.registers()}
 
     assert [row.id for row in rows.values()] == list(vcpu.values)
-    assert rows[f"{UNKNOWN:#x}"] == (UNKNOWN, f"{UNKNOWN:#x}", 8, 0xABCD, "")
+    assert rows[f"{UNKNOWN:#x}"] == Register(UNKNOWN, f"{UNKNOWN:#x}", 8, 0xABCD)
     assert rows["SVE_VLS"].value == frozenset({128, 256})
     assert rows["Z1"].value == Vector(1, 256)
     assert rows["FFR"].value == Predicate(1, 256)

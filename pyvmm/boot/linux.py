@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import NamedTuple
 
 from pyvmm.arm64.bits import Bits, bit, bits
 from pyvmm.errors import HostError, ImageError
 from pyvmm.layout import KERNEL_OFFSET, KIB
+from pyvmm.records import Record
 
 MAGIC = b"ARM\x64"
 MAGIC_OFFSET = 56
@@ -36,7 +36,7 @@ class Flags(Bits):
     BIG_ENDIAN = bit(0, "runs big-endian")
 
 
-class LinuxHeader(NamedTuple):
+class LinuxHeader(Record):
     """Where a kernel goes from the start of RAM, and how much it needs from there on."""
 
     text_offset: int

@@ -15,11 +15,11 @@ does not fit below 256 MiB, the end of all RAM is tried instead of that of the f
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from pyvmm import layout
 from pyvmm.errors import ImageError
 from pyvmm.memory import GuestMemory
+from pyvmm.records import Record
 
 PAGE = 4 * layout.KIB
 PLAUSIBLE_RAM = 1 << 40  # an image that asks for more is damaged, or linked for elsewhere
@@ -27,7 +27,7 @@ PLAUSIBLE_RAM = 1 << 40  # an image that asks for more is damaged, or linked for
 Range = tuple[int, int]  # guest physical [start, end)
 
 
-class Placed(NamedTuple):
+class Placed(Record):
     """Where an image went: its entry point, and what it takes up."""
 
     entry: int

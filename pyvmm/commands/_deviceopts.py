@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from pyvmm.deviceconfig import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng
 from pyvmm.errors import UsageError
+from pyvmm.records import Record
 from pyvmm.units import parse_size
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-class DeviceOption(NamedTuple):
+class DeviceOption(Record):
     """An option, and what makes of its value the devices it asks for."""
 
     name: str  # of the parameter

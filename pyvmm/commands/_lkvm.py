@@ -6,16 +6,17 @@ An option that changes what the guest gets is never ignored in silence.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from pyvmm.errors import UsageError
+from pyvmm.records import Record
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-class Refused(NamedTuple):
+class Refused(Record):
     """An option's names, whether it takes a value, and why pyvmm does not take it."""
 
     names: tuple[str, ...]

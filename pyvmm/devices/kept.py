@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from pyvmm.errors import UsageError
+from pyvmm.records import Record
 
 
-class Kept(NamedTuple):
+class Kept(Record):
     """An attribute: its bounds, both included, and for a list how many there may be."""
 
     attribute: str

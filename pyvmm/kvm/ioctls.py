@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 from pyvmm.errors import KvmError
 from pyvmm.kvm import structs
-from pyvmm.kvm.hints import hint
 from pyvmm.kvm.native import native
 from pyvmm.kvm.structs import Struct, Value, words
 
@@ -52,8 +51,9 @@ class Ioctl:
 
     def at(self, fd: int, buffer: bytearray, arguments: Words) -> int:
         """Make a call that takes the address of ``buffer``, which the kernel may write to."""
-        ffi, lib = native()
-        result: int = lib.pyvmm_ioctl_at(fd, self.number, ffi.from_buffer(buffer))
+        extension = native()
+        pointer = extension.ffi.from_buffer(buffer)
+        result: int = extension.lib.pyvmm_ioctl_at(fd, self.number, pointer)
         if result < 0:
             raise self.error(-result, arguments)
         return result
@@ -70,6 +70,8 @@ class Ioctl:
 
     def error(self, errno: int, arguments: Words) -> KvmError:
         """What a refusal of this ioctl is raised as."""
+        from pyvmm.kvm.hints import hint  # late: most runs have no errors
+
         said = arguments if isinstance(arguments, str) else arguments()
         return KvmError(self.name, said, errno, hint=hint(self.name, errno))
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from pyvmm.errors import HostError
+from pyvmm.records import Record
 
 if TYPE_CHECKING:
     from cffi import FFI
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from pyvmm.kvm._kvm import Lib
 
 
-class Native(NamedTuple):
+class Native(Record):
     """The extension's two halves: cffi's and the compiled functions."""
 
     ffi: FFI

@@ -13,9 +13,10 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from pyvmm.errors import KvmError
+from pyvmm.records import Record
 
 ARM64 = 0x6000_0000_0000_0000
 _SIZE_SHIFT = 52
@@ -47,7 +48,7 @@ class RegisterFile(Protocol):
         """The ids of all registers there are."""
 
 
-class Held(NamedTuple):
+class Held(Record):
     """A register and what it holds; of one that is not given, None and the errno's name."""
 
     id: int

@@ -35,7 +35,8 @@ class Settler:
         *,
         unclaimed: bool = True,
     ) -> None:
-        self._ffi, self._lib = native()
+        extension = native()
+        self._ffi, self._lib = extension.ffi, extension.lib
         self._state = cast("SettlerState", self._ffi.new("struct pyvmm_settler *"))
         self._lib.pyvmm_settler_init(self._state)
         regions = list(claimed)

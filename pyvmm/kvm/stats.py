@@ -11,13 +11,14 @@ from __future__ import annotations
 import functools
 import os
 import struct
-from typing import NamedTuple
+
+from pyvmm.records import Record
 
 _HEADER = struct.Struct("<6I")  # flags, name_size, num_desc, id_offset, desc_offset, data_offset
 _DESCRIPTOR = struct.Struct("<IhHII")  # flags, exponent, size, offset, bucket_size; then the name
 
 
-class _Layout(NamedTuple):
+class _Layout(Record):
     """What a statistics file says of itself."""
 
     names: tuple[tuple[str, int, int], ...]  # name, first value, values

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from pyvmm.kvm.numbers import Number
 
@@ -21,14 +20,17 @@ _CODES = {"u8": "B", "u16": "H", "u32": "I", "s32": "i", "u64": "Q"}
 _PADDING = ("pad", "reserved")
 
 
-class Member(NamedTuple):
+class Member:
     """One member of a structure: ``path`` is how C reaches it, ``name`` its last component."""
 
-    name: str
-    path: str
-    code: str
-    length: int
-    offset: int
+    __slots__ = ("code", "length", "name", "offset", "path")
+
+    def __init__(self, path: str, code: str, length: int, offset: int) -> None:
+        self.name = path.rpartition(".")[2]
+        self.path = path
+        self.code = code
+        self.length = length
+        self.offset = offset
 
     @property
     def is_padding(self) -> bool:
@@ -112,7 +114,7 @@ def _parse(members: str, offset: int) -> Iterator[Member]:
         if kind not in _CODES or not is_word or (bracket and number[-1:] != "]"):
             raise ValueError(f"not a member: {line!r}")
         code, length = _CODES[kind], int(number[:-1]) if bracket else 1
-        yield Member(path.rpartition(".")[2], path, code, length, offset)
+        yield Member(path, code, length, offset)
         offset += length * code_size(code)
 
 

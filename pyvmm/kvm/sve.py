@@ -6,7 +6,6 @@ import errno
 import os
 import threading
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from pyvmm.errors import HostError
 from pyvmm.kvm import regs
@@ -15,13 +14,14 @@ from pyvmm.kvm.native import native
 from pyvmm.kvm.regs import RegisterFile
 from pyvmm.kvm.system import System
 from pyvmm.kvm.uapi import VcpuFeature
+from pyvmm.records import Record
 
 MIN_IPA_BITS = 32  # a VM of this size every host can make
 QUADWORD = 128  # bits; the unit of a vector length
 MAX_BITS = 512 * QUADWORD  # as far as KVM_REG_ARM64_SVE_VLS reaches, and PR_SVE_SET_VL
 
 
-class OwnLengths(NamedTuple):
+class OwnLengths(Record):
     """The vector lengths of the host's own programs, from two witnesses: they are to agree."""
 
     prctl: frozenset[int]  # what PR_SVE_SET_VL says it gave
@@ -97,10 +97,10 @@ def own_vector_lengths() -> OwnLengths:
 
 def _try_lengths() -> OwnLengths:
     """Set this thread's vector length to each there is: the kernel goes down to the next."""
-    ffi, lib = native()
+    lib = native().lib
     prctl: set[int] = set()
     rdvl: set[int] = set()
-    read = ffi.new("uint64_t *")
+    read = native().ffi.new("uint64_t *")
     limit = MAX_BITS
     while limit >= QUADWORD:
         given = lib.pyvmm_sve_set_vl(limit // 8, read)

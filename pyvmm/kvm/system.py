@@ -10,7 +10,6 @@ from pyvmm.errors import HostError, KvmError
 from pyvmm.kvm import ioctls, uapi
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.device import Fd
-from pyvmm.kvm.hints import hint
 from pyvmm.kvm.native import native
 from pyvmm.kvm.vm import Vm
 
@@ -29,6 +28,8 @@ class System(Fd):
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
+            from pyvmm.kvm.hints import hint
+
             number = error.errno or errno.EIO
             raise KvmError("open", path, number, hint=hint("open", number)) from error
         system = cls(fd)

@@ -6,21 +6,21 @@ import errno
 import struct
 import threading
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 from pyvmm.errors import KvmError
 from pyvmm.kvm import ioctls, regs, structs
 from pyvmm.kvm.device import AttributeFd
 from pyvmm.kvm.exits import UNION_OFFSET, UNION_SIZE, Exit, decode
-from pyvmm.kvm.hints import hint
 from pyvmm.kvm.native import native
 from pyvmm.kvm.uapi import ExitReason, MpState, PmuAttr, PvtimeAttr, VcpuFeature, VcpuGroup
+from pyvmm.records import Record
 
 if TYPE_CHECKING:
     from pyvmm.kvm._kvm import SettlerState, VcpuState
 
 
-class VcpuEvents(NamedTuple):
+class VcpuEvents(Record):
     """Exceptions that wait to be taken; ``ext_dabt_pending`` can only be set."""
 
     serror_pending: bool = False
@@ -39,7 +39,8 @@ class Vcpu(AttributeFd):
     def __init__(self, fd: int, vcpu_id: int, mmap_size: int) -> None:
         super().__init__(fd)
         self.id = vcpu_id
-        self._ffi, self._lib = native()
+        extension = native()
+        self._ffi, self._lib = extension.ffi, extension.lib
         self._state = cast("VcpuState", self._ffi.new("struct pyvmm_vcpu *"))
         self._settler: SettlerState | None = None
         # A kick must not meet pages that are gone; reentrant, for a kick by a signal handler.
@@ -265,7 +266,7 @@ class Vcpu(AttributeFd):
         return ioctls.GET_STATS_FD(self.fd)
 
     def _run_error(self, error: int) -> KvmError:
-        return KvmError("KVM_RUN", f"vcpu {self.id}", error, hint=hint("KVM_RUN", error))
+        return ioctls.RUN.error(error, f"vcpu {self.id}")
 
 
 def _feature(number: int) -> str:

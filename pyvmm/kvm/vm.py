@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, TypeVar, overload
+from typing import TypeVar, overload
 
 from pyvmm.errors import KvmError
 from pyvmm.kvm import ioctls, regs, structs
@@ -25,6 +25,7 @@ from pyvmm.kvm.uapi import (
     MsiFlag,
 )
 from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.records import Record
 
 _Vcpu = TypeVar("_Vcpu", bound=Vcpu)
 
@@ -33,14 +34,14 @@ _FIRST_PPI = 16
 _BITMAP_WORD = 64  # KVM's dirty bitmaps are arrays of 64-bit words
 
 
-class IrqchipRoute(NamedTuple):
+class IrqchipRoute(Record):
     """A GSI that drives a shared interrupt: ``pin`` n is SPI n."""
 
     gsi: int
     pin: int
 
 
-class MsiRoute(NamedTuple):
+class MsiRoute(Record):
     """A GSI that sends a message: ``devid`` names the device where an ITS needs one."""
 
     gsi: int

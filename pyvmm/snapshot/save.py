@@ -155,11 +155,11 @@ def save_vcpu(board: Board, vcpu: MachineVcpu, virtual: int) -> VcpuState:
     """One vCPU, with every register that KVM lists."""
     registers: dict[int, int] = {}
     refused: dict[str, str] = {}
-    for reg_id, value, error in regs.read_all(vcpu):
-        if value is None:
-            refused[f"{reg_id:#x}"] = error
+    for held in regs.read_all(vcpu):
+        if held.value is None:
+            refused[f"{held.id:#x}"] = held.error
         else:
-            registers[reg_id] = value
+            registers[held.id] = held.value
     _stop_counters(registers, virtual)
     features = features_of(board.plan)
     return VcpuState(

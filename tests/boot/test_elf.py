@@ -28,7 +28,8 @@ def load(elf: Elf | bytes, memory: GuestMemory) -> tuple[int, tuple[tuple[int, i
     data = elf.build() if isinstance(elf, Elf) else elf
     with tempfile.TemporaryFile(buffering=0) as file:
         file.write(data)
-        return load_elf(file, "it.elf", memory)
+        placed = load_elf(file, "it.elf", memory)
+    return placed.entry, placed.ranges
 
 
 def test_segment_goes_to_its_address(memory: GuestMemory) -> None:

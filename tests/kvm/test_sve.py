@@ -95,7 +95,7 @@ def test_host_without_sve_has_no_lengths_of_its_own() -> None:
     if DEFAULT_LENGTH.exists():
         pytest.skip("this host has SVE")
 
-    assert sve.own_vector_lengths() == (frozenset(), frozenset())
+    assert sve.own_vector_lengths() == sve.OwnLengths(frozenset(), frozenset())
 
 
 def test_asking_for_the_host_s_own_lengths_leaves_this_thread_s_alone(host: list[int]) -> None:
