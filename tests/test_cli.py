@@ -199,6 +199,12 @@ def test_run_starts_without_what_it_does_not_need() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_elf_is_loaded_without_a_library() -> None:
+    done = fresh("import sys, pyvmm.boot.elf; print('elftools' in sys.modules)")
+
+    assert done.stdout == "False\n"
+
+
 @pytest.mark.parametrize("name", pyvmm.__all__)
 def test_library_face_has_every_name_it_promises(name: str) -> None:
     assert getattr(pyvmm, name).__name__ == name

@@ -96,8 +96,7 @@ def _place(
     """Load what is not packed any more to where it belongs, and say what it is."""
     head = _head(file)
     if head.startswith(ELF_MAGIC):
-        # Only here, since pyelftools takes longer to import than all else to load.
-        from pyvmm.boot.elf import load_elf
+        from pyvmm.boot.elf import load_elf  # late: a Linux Image is none
 
         return "ELF", load_elf(file, name, memory), None
     if linux.is_linux(head):

@@ -1,18 +1,36 @@
 from __future__ import annotations
 
+import io
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
+from elftools.elf.elffile import ELFFile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm.boot.elf import load_elf
+from pyvmm.boot.elf import (
+    Header,
+    ProgramHeader,
+    load_elf,
+    read_header,
+    read_program_headers,
+)
 from pyvmm.errors import ImageError
 from pyvmm.memory import GuestMemory
-from tests.boot.elves import BASE, CODE, ET_DYN, PT_DYNAMIC, PT_INTERP, Elf, Phdr
+from tests.boot.elves import (
+    BASE,
+    CODE,
+    ET_DYN,
+    ET_EXEC,
+    PT_DYNAMIC,
+    PT_INTERP,
+    PT_LOAD,
+    Elf,
+    Phdr,
+)
 
 RAM = 0x8000_0000
 SIZE = 0x10_0000
@@ -210,6 +228,47 @@ def test_damaged_elf_is_loaded_inside_ram_or_refused(data: bytes) -> None:
         else:
             assert any(start <= entry < end for start, end in ranges)
             assert all(memory.contains(start, end - start) for start, end in ranges)
+
+
+PHDRS = st.builds(
+    Phdr,
+    vaddr=st.integers(0, (1 << 64) - 1),
+    paddr=st.integers(0, (1 << 64) - 1),
+    memsz=st.integers(0, (1 << 64) - 1),
+    filesz=st.integers(0, (1 << 64) - 1),
+    type=st.sampled_from([PT_LOAD, PT_INTERP]),
+    align=st.integers(0, (1 << 64) - 1),
+)
+
+
+@given(
+    st.builds(
+        Elf,
+        phdrs=st.lists(PHDRS, min_size=1, max_size=5).map(tuple),
+        entry=st.integers(0, (1 << 64) - 1),
+        type=st.sampled_from([ET_EXEC, ET_DYN]),
+    )
+)
+def test_headers_are_read_as_pyelftools_reads_them(elf: Elf) -> None:
+    file = io.BytesIO(elf.build())
+
+    header = read_header(file, "it.elf")
+    segments = read_program_headers(file, header, "it.elf")
+
+    judge = ELFFile(file)
+    names = [field.name for field in fields(Header) if field.name != "type"]
+    assert {name: getattr(header, name) for name in names} == {
+        name: judge.header[f"e_{name}"] for name in names
+    }
+    assert (header.type == ET_DYN) == (judge.header["e_type"] == "ET_DYN")
+    names = [field.name for field in fields(ProgramHeader) if field.name != "type"]
+    assert [[getattr(segment, name) for name in names] for segment in segments] == [
+        [segment.header[f"p_{name}"] for name in names] for segment in judge.iter_segments()
+    ]
+    kinds = {PT_LOAD: "PT_LOAD", PT_INTERP: "PT_INTERP"}
+    assert [kinds[segment.type] for segment in segments] == [
+        judge.get_segment(n).header["p_type"] for n in range(len(segments))
+    ]
 
 
 @given(st.binary(max_size=200))
