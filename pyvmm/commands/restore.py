@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from pyvmm.cli import Invocation
-from pyvmm.commands._attached import Extras, run_attached
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._several import run_several
 from pyvmm.config import Config
@@ -64,6 +63,8 @@ def restore(invocation: Invocation, /, where: HostSettings, file: Path, **option
         if saved_to:
             raise UsageError("--count and --save-on-exit do not go together: there is one file")
         return run_several(file, config.name, options)
+    # Late: where the command is forwarded, none of the machine is loaded.
+    from pyvmm.commands._attached import Extras, run_attached
     from pyvmm.snapshot.origin import ClockPolicy, Origin, Reading
 
     origin = Origin(

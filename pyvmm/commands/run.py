@@ -12,15 +12,12 @@ import click
 from pyvmm.arm64 import vl
 from pyvmm.cli import Invocation
 from pyvmm.commands._armopts import arm_config, arm_options
-from pyvmm.commands._attached import Extras, run_attached
 from pyvmm.commands._deviceopts import device_configs, device_files, device_options
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._lkvm import NO_PCI, refuse_lkvm_options
 from pyvmm.config import Config, SveRequest
 from pyvmm.errors import HostError, ImageError, UsageError
 from pyvmm.host.settings import HostSettings
-from pyvmm.kvm import sve
-from pyvmm.kvm.system import System
 
 GUESTS = Path(__file__).parents[1] / "guests"
 
@@ -99,15 +96,7 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
     written = (options["dump_dtb"], options["save_on_exit"], options["trace"])
     outputs = [path for path in written if path is not None]
     run_here_or_forward(where, _users_files(config, outputs), config.ttys)
-    extras = Extras(
-        verbose=options["verbose"] or options["loglevel"] in ("info", "debug"),
-        dump_dtb=options["dump_dtb"],
-        debug_mmio=options["debug_mmio"],
-        reboot=options["reboot"],
-        save_on_exit=options["save_on_exit"],
-        trace=options["trace"],
-    )
-    return _run(config, extras)
+    return _run(config, options)
 
 
 def _refuse_what_is_missing(options: dict[str, Any]) -> None:
@@ -195,12 +184,26 @@ def _with_advice(error: vl.TextError, where: HostSettings) -> UsageError:
     """The error, with sets that the host the guest would run on can give; or run it there."""
     with contextlib.suppress(HostError):  # without a host the text is no less wrong
         run_here_or_forward(where)
+        from pyvmm.kvm import sve
+        from pyvmm.kvm.system import System
+
         with System.open() as system:
             return error.on(sve.host_vector_lengths(system))
     return error
 
 
-def _run(config: Config, extras: Extras) -> int:
+def _run(config: Config, options: dict[str, Any]) -> int:
+    # Late: where the command is forwarded, none of the machine is loaded.
+    from pyvmm.commands._attached import Extras, run_attached
+
+    extras = Extras(
+        verbose=options["verbose"] or options["loglevel"] in ("info", "debug"),
+        dump_dtb=options["dump_dtb"],
+        debug_mmio=options["debug_mmio"],
+        reboot=options["reboot"],
+        save_on_exit=options["save_on_exit"],
+        trace=options["trace"],
+    )
     try:
         return run_attached(config, extras)
     except ImageError as error:

@@ -280,3 +280,14 @@ def test_output_reaches_a_pipe_and_a_reader_that_leaves_ends_the_guest(
     assert said == b"y" * 100
     assert code == 141
     assert complaints == b""
+
+
+@pytest.mark.parametrize("verb", ["run", "restore"])
+def test_what_is_forwarded_loads_nothing_of_the_machine(verb: str) -> None:
+    """The emulated host has it, and has loaded it already."""
+    script = f"import sys, pyvmm.commands.{verb}; print(*sys.modules, sep='\\n')"
+
+    loaded = subprocess.check_output([sys.executable, "-c", script], text=True).split()
+
+    assert f"pyvmm.commands.{verb}" in loaded
+    assert not {"pyvmm.machine", "pyvmm.board", "pyvmm.commands._attached"} & set(loaded)

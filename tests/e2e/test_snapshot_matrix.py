@@ -33,7 +33,7 @@ def test_sve_guest_survives_saves_and_restores(
 ) -> None:
     host = ["--host-kernel", kernel]
     file = tmp_path / "guest.snap"
-    span = ["--timeout", "0.5", "--save-on-exit", str(file)]
+    span = ["--timeout", "0.2", "--save-on-exit", str(file)]
     machine = [*MACHINE, f"--sve-vls={LENGTHS[longest]}"]
     begun = pyvmm("run", *host, *machine, *span, "sve-snapshot", timeout=FIRST_S)
     assert begun.returncode == TIMED_OUT, begun.stderr
