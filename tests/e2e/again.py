@@ -1,0 +1,35 @@
+"""In the emulated host: a pyvmm command again and again, each in a process forked as its agent does.
+
+Usage: python3 -m tests.e2e.again TIMES EXPECTED-CODE pyvmm-argument...
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from pyvmm.entry import main as pyvmm
+
+
+def main() -> int:
+    """Run them all, or up to the first that ends with another code."""
+    times, expected = int(sys.argv[1]), int(sys.argv[2])
+    sys.argv = ["pyvmm", *sys.argv[3:]]
+    for number in range(times):
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                code = pyvmm()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code != expected:
+            print(f"number {number}: {code}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
