@@ -1,4 +1,6 @@
-"""In the emulated host: a pyvmm command again and again, each in a process forked as its agent does.
+"""In the emulated host: a pyvmm command again and again, each in a process of its own.
+
+They are forked, as the host's agent does for every command.
 
 Usage: python3 -m tests.e2e.again TIMES EXPECTED-CODE pyvmm-argument...
 """
