@@ -22,7 +22,8 @@ from pyvmm.host.running import Running, stop
 from pyvmm.host.start import boot_counted, start
 
 PATIENCE_S: Final = 3600.0
-DRIVER: Final = ("__init__.py", "counters.py", "inside.py")  # what runs inside
+# What runs inside
+DRIVERS: Final = ("__init__.py", "counters.py", "inside.py", "_snapshots_inside.py")
 
 Results = dict[str, list[dict[str, float]]]
 
@@ -50,17 +51,27 @@ def timed(settings: HostSettings, files: Path, progress: Progress) -> Iterator[R
         shutil.rmtree(own, ignore_errors=True)
 
 
+def say(text: str) -> None:
+    """How far it is."""
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
 def measure(host: Running, tasks: Sequence[dict[str, Any]], *, counted: bool) -> Results:
     """Do those tasks in a host."""
-    command = ["sh", "-c", f"cd {INSIDE} && exec python3 -m benchmarks.inside"]
     found: Results = {}
     for task in tasks:
-        print(f"bench: {task['name']} ...", file=sys.stderr, flush=True)
+        say(f"{task['name']} ...")
         data = json.dumps([task | {"counted": counted}]).encode()
-        done = json.loads(capture(host, command, data, patience_s=PATIENCE_S))
-        print(f"bench: {json.dumps(done)}", file=sys.stderr, flush=True)
+        done = json.loads(drive(host, "inside", [], data))
+        say(json.dumps(done))
         found |= done
     return found
+
+
+def drive(host: Running, driver: str, arguments: Sequence[str], data: bytes = b"") -> bytes:
+    """What a driver prints there; pyvmm it has from the host, not from this directory."""
+    command = ["sh", "-c", f'cd {INSIDE} && exec python3 -m benchmarks.{driver} "$@"', "sh"]
+    return capture(host, [*command, *arguments], data, patience_s=PATIENCE_S)
 
 
 def _own_directory() -> Path:
@@ -82,7 +93,7 @@ def _prepare(host: Running, files: Path) -> None:
     allow = (f"echo -1 >{PARANOID} && "
              f"mount -t debugfs -o mode=755 debugfs {KVM_STATS.parent}")  # fmt: skip
     capture(host, ["sh", "-c", allow], b"", as_root=True)
-    driver = " ".join(str(Path(__file__).with_name(name).absolute()) for name in DRIVER)
+    drivers = " ".join(str(Path(__file__).with_name(name).absolute()) for name in DRIVERS)
     unpack = (f"mkdir -p {INSIDE}/peer {INSIDE}/benchmarks && cd {INSIDE} && cp {files}/* . && "
-              f"cp {driver} benchmarks && tar -xf peer.tar -C peer && rm peer.tar")  # fmt: skip
+              f"cp {drivers} benchmarks && tar -xf peer.tar -C peer && rm peer.tar")  # fmt: skip
     capture(host, ["sh", "-c", unpack], b"", patience_s=PATIENCE_S)

@@ -12,9 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.hosts import PATIENCE_S, Results
+from benchmarks.hosts import Results, drive, say
 from benchmarks.rows import SECONDS, Cell, Row, Unit
-from pyvmm.host.capture import capture
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running
 from pyvmm.host.tools import TOOLS_SUITE, tree
@@ -64,8 +63,8 @@ def measure(host: Running, scratch: Path) -> Results:
         qemu = tree("qemu-arm64", TOOLS_SUITE, ["qemu-system-arm:arm64"], Progress())
         sizes = ",".join(map(str, SIZES))
         arguments = [str(work), str(qemu), sizes, str(ROUNDS)]
-        command = ["python3", "-B", "-m", "benchmarks._snapshots_inside", *arguments]
-        capture(host, command, b"", patience_s=PATIENCE_S)
+        say(f"snapshots of guests with {sizes} MiB, {ROUNDS} times each ...")
+        drive(host, "_snapshots_inside", arguments)
         return results(json.loads((work / RESULTS).read_text()))
 
 
