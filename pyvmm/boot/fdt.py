@@ -29,6 +29,7 @@ PROP = 3
 END = 9
 
 _HEADER = struct.Struct(">10I")
+_PROPERTY = struct.Struct(">3I")  # PROP, and a value's length and the offset of its name
 _RESERVATION = struct.Struct(">QQ")
 
 # Source: Devicetree Specification v0.4, 2.2.1 (node names) and 2.2.4.1 (property names); the
@@ -119,7 +120,8 @@ class _Structure:
         if name not in self._name_offsets:
             self._name_offsets[name] = len(self.names)
             self.names += name.encode() + b"\0"
-        self.tokens += _token(PROP) + u32(len(value), self._name_offsets[name]) + _padded(value)
+        self.tokens += _PROPERTY.pack(PROP, len(value), self._name_offsets[name])
+        self.tokens += _padded(value)
 
 
 def _is_node_name(text: str) -> bool:
@@ -137,7 +139,7 @@ def encode(value: Property) -> bytes:
     if isinstance(value, str):
         return strings(value)
     if isinstance(value, int):
-        return u32(value)
+        return _number(value, 4)
     return b"".join(encode(item) for item in value)
 
 

@@ -17,10 +17,9 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class Refused(Record):
-    """An option's names, whether it takes a value, and why pyvmm does not take it."""
+    """An option's names, and why pyvmm does not take it."""
 
     names: tuple[str, ...]
-    takes_value: bool
     reason: str
 
 
@@ -29,39 +28,43 @@ NO_PCI = "there is no PCI yet"
 NO_FIRMWARE = "guests start at their entry point, without firmware"
 
 REFUSED = (
-    Refused(("--9p",), True, NO_VIRTIO),
-    Refused(("--vsock",), True, NO_VIRTIO),
-    Refused(("--force-pci",), False, NO_PCI),
-    Refused(("-f", "--firmware"), True, NO_FIRMWARE),
-    Refused(("-F", "--flash"), True, NO_FIRMWARE),
-    Refused(("--firmware-address",), True, NO_FIRMWARE),
-    Refused(("--debug-single-step",), False, "there is no single-stepping yet"),
-    Refused(("--debug-ioport",), False, "arm64 has no I/O ports"),
-    Refused(("--debug-iodelay",), True, "I/O cannot be delayed yet"),
+    Refused(("--9p",), NO_VIRTIO),
+    Refused(("--vsock",), NO_VIRTIO),
+    Refused(("--force-pci",), NO_PCI),
+    Refused(("-f", "--firmware"), NO_FIRMWARE),
+    Refused(("-F", "--flash"), NO_FIRMWARE),
+    Refused(("--firmware-address",), NO_FIRMWARE),
+    Refused(("--debug-single-step",), "there is no single-stepping yet"),
+    Refused(("--debug-ioport",), "arm64 has no I/O ports"),
+    Refused(("--debug-iodelay",), "I/O cannot be delayed yet"),
 )
 
 # Nothing to do: pyvmm never has what they switch off.
 ALREADY_SO = ("--no-dhcp",)
 
 
-def refuse_lkvm_options(command: _Command) -> _Command:
-    """Give a command every option of the tables, hidden."""
-    for refused in REFUSED:
-        command = click.option(
-            *refused.names,
-            is_flag=not refused.takes_value,
-            hidden=True,
-            expose_value=False,
-            callback=_refuse(refused),
-        )(command)
+class LkvmCommand(click.Command):
+    """A command that says of each of these options why it does not take it.
+
+    They are none of its own: making and asking those it has is a good part of its start.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the command line as click does.
+
+        Raises: UsageError, for an option of lkvm's.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            for refused in REFUSED:
+                if error.option_name in refused.names:
+                    raise UsageError(f"{refused.names[-1]}: {refused.reason}") from None
+            raise
+
+
+def lkvm_options(command: _Command) -> _Command:
+    """Give a command those that it takes without doing anything, hidden."""
     for name in ALREADY_SO:
         command = click.option(name, is_flag=True, hidden=True, expose_value=False)(command)
     return command
-
-
-def _refuse(refused: Refused) -> Callable[[click.Context, click.Parameter, object], None]:
-    def callback(ctx: click.Context, param: click.Parameter, value: object) -> None:
-        if value and not ctx.resilient_parsing:
-            raise UsageError(f"{refused.names[-1]}: {refused.reason}")
-
-    return callback

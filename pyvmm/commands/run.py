@@ -14,7 +14,7 @@ from pyvmm.cli import Invocation
 from pyvmm.commands._armopts import arm_config, arm_options
 from pyvmm.commands._deviceopts import device_configs, device_files, device_options
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
-from pyvmm.commands._lkvm import NO_PCI, refuse_lkvm_options
+from pyvmm.commands._lkvm import NO_PCI, LkvmCommand, lkvm_options
 from pyvmm.config import Config, SveRequest
 from pyvmm.errors import HostError, ImageError, UsageError
 from pyvmm.host.settings import HostSettings
@@ -23,9 +23,10 @@ GUESTS = Path(__file__).parents[1] / "guests"
 
 
 @click.command(
+    cls=LkvmCommand,
     epilog="Ctrl-A x stops the guest, Ctrl-A Ctrl-A sends a Ctrl-A, Ctrl-A h shows the keys. "
     "Exit codes: 0 the guest switched itself off; N it wrote N to the exit register; 1 it failed; "
-    "2 usage; 3 the host lacks something; 124 --timeout; 128+n signal n."
+    "2 usage; 3 the host lacks something; 124 --timeout; 128+n signal n.",
 )
 @click.argument("image", required=False)
 @click.option("-k", "--kernel", metavar="IMAGE", help="The image, if not given as IMAGE.")
@@ -78,7 +79,7 @@ GUESTS = Path(__file__).parents[1] / "guests"
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @device_options
 @arm_options
-@refuse_lkvm_options
+@lkvm_options
 @host_options
 @click.pass_obj
 def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:

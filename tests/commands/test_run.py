@@ -82,14 +82,22 @@ def test_bad_vector_lengths_are_refused_in_either_spelling(
 
 
 @pytest.mark.parametrize("refused", REFUSED, ids=lambda refused: refused.names[-1])
+@pytest.mark.parametrize("value", [[], ["1"]])
 def test_options_of_lkvms_that_are_missing_are_refused_by_name(
-    refused: Refused, capsys: Capture
+    refused: Refused, value: list[str], capsys: Capture
 ) -> None:
     for name in refused.names:
-        code = cli.main(["run", name, *(["1"] if refused.takes_value else []), "image"])
+        code = cli.main(["run", "-c", "1", name, *value, "image"])
 
         assert code == 2
         assert capsys.readouterr().err == f"pyvmm: {refused.names[-1]}: {refused.reason}\n"
+
+
+def test_option_that_nobody_knows_is_told_from_lkvms(capsys: Capture) -> None:
+    code = cli.main(["run", "--firmwares", "image"])
+
+    assert code == 2
+    assert "No such option" in capsys.readouterr().err
 
 
 def test_options_with_nothing_to_do_are_taken(capsys: Capture) -> None:
