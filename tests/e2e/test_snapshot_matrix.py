@@ -23,7 +23,7 @@ LENGTHS = {128: "128", 256: "128,256", 512: "128,256,512", 1024: "128,256,512,10
            2048: "128,256,512,1024,2048"}  # fmt: skip
 TIMED_OUT = 124
 KERNELS = ("6.1", "6.12", "7.2")
-MACHINE = ("-c", "3", "-m", "16", "-p", "patience=30")
+MACHINE = ("-c", "2", "-m", "16", "-p", "patience=30")
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
