@@ -30,8 +30,8 @@ ABOUT_COUNTED: Final = (
     "Modelled: QEMU TCG with -icount shift=0, one CPU. What that CPU executes for the VMM: its "
     "threads, the kernel and the guest, counted by its PMU (perf_event_open, INST_RETIRED). "
     "Accesses and a disk's requests a guest times itself, by its virtual counter, which in this "
-    "host is instructions too. Waiting counts as nothing. Figures repeat to about 1 %, whatever "
-    "else the outer machine does."
+    "host is instructions too. Waiting counts as nothing. What else the outer machine does changes "
+    "no count."
 )
 TIMED: Final = "Real time in the emulated host"
 ABOUT_TIMED: Final = (

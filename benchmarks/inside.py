@@ -19,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from benchmarks.counters import Counter
 
@@ -35,6 +36,28 @@ KVM_STATS: Final = Path("/sys/kernel/debug/kvm")
 Found = dict[str, float]
 
 
+class Moment(NamedTuple):
+    """How much output there was when, and what had been spent."""
+
+    size: int
+    spent: int
+    clock: int
+
+    @property
+    def idle(self) -> int:
+        """For how many ns of a counting host's clock nothing had been done."""
+        return self.clock - self.spent
+
+
+class Said(NamedTuple):
+    """What a guest has counted: a line of NAME TICKS COUNT that ends there in its output."""
+
+    name: str
+    ticks: int
+    times: int
+    end: int
+
+
 class Run:
     """A command that runs: its output so far, and what has been spent on it.
 
@@ -44,7 +67,7 @@ class Run:
     def __init__(self, task: dict[str, Any], *, patient: bool = True) -> None:
         self.counted = bool(task["counted"])
         self.output = b""
-        self.moments: list[tuple[int, int]] = []  # how much output there was, what had been spent
+        self._moments: list[Moment] = []
         self._patient = patient and self.counted
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         gate, start = os.pipe()
@@ -76,7 +99,7 @@ class Run:
                 self._errors.seek(0)
                 said = self._errors.read().decode(errors="replace")[-2000:]
                 raise SystemExit(f"no {text!r} in {self.output[-500:]!r}; it said {said}")
-        return self.spent_by(self.output.index(text) + len(text))
+        return self.moment(self.output.index(text) + len(text)).spent
 
     def read_all(self) -> None:
         """Read what it prints to its end."""
@@ -88,12 +111,12 @@ class Run:
             time.sleep(LOOK_S)
         data = os.read(self._reader, PIPE_SIZE)
         self.output += data
-        self.moments.append((len(self.output), self.spent()))
+        self._moments.append(Moment(len(self.output), self.spent(), self.clock()))
         return bool(data)
 
-    def spent_by(self, size: int) -> int:
-        """What had been spent when there was that much output."""
-        return next(spent for length, spent in self.moments if length >= size)
+    def moment(self, size: int) -> Moment:
+        """When there was that much output."""
+        return next(moment for moment in self._moments if moment.size >= size)
 
     def type(self, data: bytes) -> None:
         """Give it input."""
@@ -172,29 +195,39 @@ def lines(task: dict[str, Any]) -> Found:
     run.wait_for(b"byte_in ")
     run.read_all()
     run.end()
-    return _said(run.output)
+    said = {line.name: line for line in said_in(run.output)}
+    ns = 1e9 / said.pop("frequency").ticks
+    return {name: line.ticks * ns / line.times for name, line in said.items()}
 
 
 def disk(task: dict[str, Any]) -> Found:
-    """What the block guest says of itself, for each request; its disk is made anew."""
+    """What the block guest says of itself, for each request, less what the machine was idle.
+
+    The guest says something only between two kinds of requests. Its disk is made anew.
+    """
     Path(task["disk"]).write_bytes(bytes(DISK_SIZE))
-    run = Run(task)
+    run = Run(task, patient=False)
     run.wait_for(b"frequency ")
     run.wait_for(b"reboot: Power down")
     run.end()
-    return _said(run.output)
+    begin, *said, frequency = said_in(run.output)
+    found: Found = {}
+    idle_before = run.moment(begin.end).idle
+    for line in said:
+        idle = run.moment(line.end).idle
+        ns = line.ticks * 1e9 / frequency.ticks - (idle - idle_before)
+        found[line.name], idle_before = ns / line.times, idle
+    return found
 
 
-def _said(output: bytes) -> Found:
-    """Ns of a guest's clock for each of what it counted, from lines of NAME TICKS COUNT."""
-    said = [line.split() for line in output.decode(errors="replace").replace(".", "").splitlines()]
-    counts = {words[0]: int(words[1]) / int(words[2]) for words in said if _is_count(words)}
-    frequency = counts.pop("frequency")
-    return {name: ticks * 1e9 / frequency for name, ticks in counts.items()}
-
-
-def _is_count(words: list[str]) -> bool:
-    return len(words) == 3 and words[1].isdecimal() and words[2].isdecimal()
+def said_in(output: bytes) -> Iterator[Said]:
+    """What a guest says of itself, among what else it says (and dots)."""
+    end = 0
+    for line in output.splitlines(keepends=True):
+        end += len(line)
+        words = line.decode(errors="replace").replace(".", "").split()
+        if len(words) == 3 and words[1].isdecimal() and words[2].isdecimal():
+            yield Said(words[0], int(words[1]), int(words[2]), end)
 
 
 def console(task: dict[str, Any]) -> Found:
@@ -203,7 +236,7 @@ def console(task: dict[str, Any]) -> Found:
     out_began = run.wait_for(b"\nout\n")
     out_ended = run.wait_for(b"\nin\n")
     if not run.counted:  # the guest has waited before it wrote
-        out_began = run.spent_by(run.output.index(b"\nout\n.") + len(b"\nout\n."))
+        out_began = run.moment(run.output.index(b"\nout\n.") + len(b"\nout\n.")).spent
     in_began = run.spent()
     run.type(b"." * IN_SIZE)
     in_ended = run.wait_for(b"\nend\n")
