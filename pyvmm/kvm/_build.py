@@ -51,6 +51,7 @@ DECLARATIONS = """
 int pyvmm_ioctl(int fd, unsigned long request, unsigned long argument);
 int pyvmm_ioctl_at(int fd, unsigned long request, void *argument);
 int pyvmm_one_reg(int fd, unsigned long request, uint64_t id, void *value);
+int pyvmm_device_attr(int fd, unsigned long request, uint32_t group, uint64_t attr, void *value);
 int pyvmm_irq_line(int vm, uint32_t irq, int level);
 int pyvmm_sve_set_vl(unsigned long limit, uint64_t *rdvl);
 uint64_t pyvmm_counter_frequency(void);

@@ -7,9 +7,9 @@ import os
 
 from pyvmm.closing import Closing
 from pyvmm.errors import KvmError
-from pyvmm.kvm import ioctls, structs
+from pyvmm.kvm import ioctls
 from pyvmm.kvm.ioctls import Ioctl
-from pyvmm.kvm.native import address
+from pyvmm.kvm.native import native
 from pyvmm.kvm.structs import words
 
 # A VM without attributes, before Linux 6.4, says EINVAL to the ioctl itself.
@@ -65,16 +65,14 @@ class AttributeFd(Fd):
         self._attr(ioctls.SET_DEVICE_ATTR, group, attr, buffer)
 
     def _attr(self, ioctl: Ioctl, group: int, attr: int, buffer: bytearray | None) -> None:
-        where = 0 if buffer is None else address(buffer)
-        packed = structs.DEVICE_ATTR.pack({"group": group, "attr": attr, "addr": where})
-
-        def shown() -> str:
-            values: dict[str, int] = {"group": group, "attr": attr}
+        extension = native()
+        value = extension.ffi.NULL if buffer is None else extension.ffi.from_buffer(buffer)
+        error = extension.lib.pyvmm_device_attr(self.fd, ioctl.number, group, attr, value)
+        if error < 0:
+            shown: dict[str, int] = {"group": group, "attr": attr}
             if buffer is not None and ioctl is ioctls.SET_DEVICE_ATTR:
-                values["value"] = int.from_bytes(buffer, "little")
-            return words(values)
-
-        ioctl.at(self.fd, packed, shown)
+                shown["value"] = int.from_bytes(buffer, "little")
+            raise ioctl.error(-error, words(shown))
 
 
 class Device(AttributeFd):

@@ -27,6 +27,14 @@ static int pyvmm_one_reg(int fd, unsigned long request, uint64_t id, void *value
 	return pyvmm_ioctl(fd, request, (unsigned long)&reg);
 }
 
+static int pyvmm_device_attr(int fd, unsigned long request, uint32_t group, uint64_t attr,
+			     void *value)
+{
+	struct kvm_device_attr what = { .group = group, .attr = attr, .addr = (uintptr_t)value };
+
+	return pyvmm_ioctl(fd, request, (unsigned long)&what);
+}
+
 static int pyvmm_irq_line(int vm, uint32_t irq, int level)
 {
 	struct kvm_irq_level line = { .irq = irq, .level = level };

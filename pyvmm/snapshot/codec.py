@@ -128,8 +128,13 @@ def decode(kind: type[T], document: Any, where: str) -> T:
         raise Damaged(f"{where}: {error.message}") from None
 
 
+_hints_of: dict[type, dict[str, Any]] = {}  # what is slow to make, and needed again and again
+
+
 def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
+    if kind not in _hints_of:
+        _hints_of[kind] = get_type_hints(kind, include_extras=True)
+    return _hints_of[kind]
 
 
 def _write(hint: Any, value: Any) -> Json:
