@@ -35,7 +35,8 @@ def test_sve_guest_survives_saves_and_restores(
     file = tmp_path / "guest.snap"
     span = ["--timeout", "0.2", "--save-on-exit", str(file)]
     machine = [*MACHINE, f"--sve-vls={LENGTHS[longest]}"]
-    begun = pyvmm("run", *host, *machine, *span, "sve-snapshot", timeout=FIRST_S)
+    first = ["--timeout", "5", "--save-on-exit", str(file)]  # time to say that it is at work
+    begun = pyvmm("run", *host, *machine, *first, "sve-snapshot", timeout=FIRST_S)
     assert begun.returncode == TIMED_OUT, begun.stderr
 
     again = ("host", "exec", *host, "--", "python3", "-m", "tests.e2e.again")
