@@ -7,9 +7,8 @@ end of the run, a timeout, SIGTERM. Callbacks run one at a time, in the loop's t
 
 from __future__ import annotations
 
+import bisect
 import contextlib
-import heapq
-import itertools
 import os
 import selectors
 import signal
@@ -24,20 +23,16 @@ Callback = Callable[[], None]
 
 
 class Timer:
-    """A callback that is due at a moment of the monotonic clock.
+    """A callback that is due at a moment of the monotonic clock."""
 
-    ``order`` keeps two timers of one instant in the order they were set.
-    """
+    __slots__ = ("callback", "due")
 
-    __slots__ = ("callback", "due", "order")
-
-    def __init__(self, due: float, order: int, callback: Callback) -> None:
+    def __init__(self, due: float, callback: Callback) -> None:
         self.due = due
-        self.order = order
         self.callback = callback
 
     def __lt__(self, other: Timer) -> bool:
-        return (self.due, self.order) < (other.due, other.order)
+        return self.due < other.due
 
 
 class Loop(Closing):
@@ -49,8 +44,7 @@ class Loop(Closing):
     def __init__(self) -> None:
         # poll(2), not epoll(7): stdin may be a plain file or /dev/null, which epoll refuses.
         self._selector = selectors.PollSelector()
-        self._timers: list[Timer] = []
-        self._timer_order = itertools.count()
+        self._timers: list[Timer] = []  # the next first
         self._calls: deque[Callback] = deque()
         self._stopping = False
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -81,15 +75,14 @@ class Loop(Closing):
 
     def after(self, delay_s: float, callback: Callback) -> Timer:
         """Call back once, ``delay_s`` seconds from now, unless cancelled before."""
-        timer = Timer(time.monotonic() + max(0.0, delay_s), next(self._timer_order), callback)
-        heapq.heappush(self._timers, timer)
+        timer = Timer(time.monotonic() + max(0.0, delay_s), callback)
+        bisect.insort(self._timers, timer)  # behind others of the same instant
         return timer
 
     def cancel(self, timer: Timer) -> None:
         """Forget a timer; one that has gone off is fine."""
         with contextlib.suppress(ValueError):
             self._timers.remove(timer)
-            heapq.heapify(self._timers)
 
     def call(self, callback: Callback) -> None:
         """Call back soon, in the loop's thread; safe from any thread."""
@@ -132,7 +125,7 @@ class Loop(Closing):
     def _run_timers(self) -> None:
         now = time.monotonic()
         while self._timers and self._timers[0].due <= now:
-            heapq.heappop(self._timers).callback()
+            self._timers.pop(0).callback()
 
     def _open_signal_pipe(self) -> None:
         """Let Python's C-level handler write each signal's number into a pipe of ours.

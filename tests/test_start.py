@@ -33,7 +33,7 @@ HEAVY = (
     "elftools", "rich", "asyncio", "importlib.metadata", "email", "logging", "argparse", "qemu",
     "subprocess", "tempfile", "random", "hashlib", "shutil", "lzma", "bz2", "concurrent.futures",
     "multiprocessing", "http", "xml", "unittest", "statistics", "distributed", "hypothesis",
-    "dataclasses", "json", "traceback", "textwrap", "zlib", "tty",
+    "dataclasses", "json", "traceback", "textwrap", "zlib", "tty", "heapq",
 )  # fmt: skip
 NOT_FOR_A_RUN = (
     "pyvmm.snapshot", "pyvmm.svecheck", "pyvmm.sweep", "pyvmm.repro", "pyvmm.registers",
@@ -42,7 +42,8 @@ NOT_FOR_A_RUN = (
     "pyvmm.arm64.sysregs", "pyvmm.boot.elf",
     "pyvmm.devices.virtio", "pyvmm.devices.diskfile", "pyvmm.virtio", "pyvmm.peripherals",
     "pyvmm.memorymap", "pyvmm.lines", "pyvmm.ptys", "pyvmm.files", "pyvmm.boot.wrapping",
-    "pyvmm.boot.zstd", "pyvmm.control.server", "pyvmm.control.service", "pyvmm.control.wire",
+    "pyvmm.boot.zstd", "pyvmm.kvm.hints", "pyvmm.hugetlbfs", "pyvmm.control.server",
+    "pyvmm.control.service", "pyvmm.control.wire",
 )  # fmt: skip
 
 
