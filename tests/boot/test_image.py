@@ -418,7 +418,7 @@ def mutated(image: bytes, mutations: list[tuple[str, int, int]]) -> bytes:
     return bytes(data)
 
 
-@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(name=st.sampled_from(sorted(VALID)), mutations=MUTATIONS, aarch32=st.booleans())
 def test_mutated_image_is_refused_in_words_or_lies_in_ram(
     tmp_path_factory: pytest.TempPathFactory,

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 Tell = Callable[..., str]
 
-PAUSE_S = 10.0
+PAUSE_S = 4.0
 NAME = "paused-linux"
 TICKER = "(while sleep 1; do cut -d' ' -f1 /proc/uptime >>/ticks; done) &"
 

@@ -41,7 +41,9 @@ def boot(pyvmm_cmd: list[str], tmp_path: Path) -> Boot:
     return boot_kernel
 
 
-@pytest.mark.parametrize("transport", ["mmio", "mmio-legacy"])
+@pytest.mark.parametrize(
+    "transport", ["mmio", pytest.param("mmio-legacy", marks=pytest.mark.matrix)]
+)
 def test_linux_has_a_shell_on_its_virtio_console(boot: Boot, transport: str) -> None:
     with boot("6.1", "-c", "2", f"--virtio-transport={transport}") as guest:
         guest.type(b"echo typed before there was a driver\n")
