@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 Tell = Callable[..., str]
 
-PAUSE_S = 4.0
+PAUSE_S = 6.0
 NAME = "paused-linux"
 TICKER = "(while sleep 1; do cut -d' ' -f1 /proc/uptime >>/ticks; done) &"
 
@@ -83,6 +83,6 @@ def check_that_no_time_passes_in_a_pause(guest: Session, tell: Tell) -> None:
     gaps = [later - earlier for earlier, later in itertools.pairwise(ticks)]
     assert 3 <= after - before < passed_s - PAUSE_S + 0.5
     assert len(ticks) > 4
-    assert max(gaps) < PAUSE_S / 2, gaps
+    assert max(gaps) < PAUSE_S, gaps  # it would be more, had the pause been seen
     assert real_time(guest) - rtc >= PAUSE_S
     assert guest.shell("dmesg | grep -ciE 'stall|lockup|hung|unstable'") == "0"
