@@ -13,7 +13,7 @@ from pyvmm.host.running import Running
 from pyvmm.host.wire import CHUNK, STDIN_WINDOW, Frame, FrameReader, WireError, pack
 
 PATIENCE_S: Final = 60.0  # between one piece of output and the next
-ANSWER_S: Final = 15.0  # usually a tenth of a second; of a machine that is busy, many times that
+ANSWER_S: Final = 10.0  # usually a tenth of a second; of a machine that is busy, many times that
 
 
 class CommandFailed(HostError):
