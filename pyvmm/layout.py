@@ -35,15 +35,14 @@ the exit register is pyvmm's own, in a hole of that map.
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-from pyvmm.records import Record
+from typing import NamedTuple
 
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
 
-class Region(Record):
+class Region(NamedTuple):  # of the standard library: guests/layout_h.py reads this file alone
     """One range of guest physical addresses; ``spi`` is its first shared interrupt, if any."""
 
     name: str
