@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from pyvmm.host.settings import HostSettings
 
 RECIPE: Final = 1  # raised when a saved host made by older code must not be used
 KEEP: Final = 8  # saved hosts; the least recently used go
+RECENT_S: Final = 60.0  # who has just made one, or found it, is about to start it
 KEEP_ALIKE: Final = 3  # of the same settings, made by other code: several checkouts take turns
 MAX_MEMORY: Final = 4 << 30
 MAX_CPUS: Final = 4  # more make TCG slower as a whole
@@ -84,14 +86,22 @@ def prune(newest: Path, settings: HostSettings) -> None:
             stop(running)
     others = [(path, found) for path, found in everyone()
               if path != newest and running_at(runtime_dir() / path.name) is None]  # fmt: skip
-    others.sort(key=lambda item: item[0].stat().st_mtime, reverse=True)
+    others.sort(key=lambda item: _last_used(item[0]), reverse=True)
     alike = 1
     for number, (path, found) in enumerate(others):
         alike += found.get("settings") == wanted
         surplus = found.get("settings") == wanted and alike > KEEP_ALIKE
-        if surplus or number >= KEEP - 1:
+        recent = time.time() - _last_used(path) < RECENT_S
+        if (surplus or number >= KEEP - 1) and not recent:
             remove(path)
     _sweep(newest.parent)
+
+
+def _last_used(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another process has just removed it
+        return 0.0
 
 
 def _sweep(hosts: Path) -> None:

@@ -147,6 +147,19 @@ def test_prune_keeps_the_most_recently_used() -> None:
     assert names() == ["new", *(f"other{n:02}" for n in range(1, saved.KEEP))]
 
 
+def test_prune_keeps_what_another_command_is_about_to_start() -> None:
+    newest = save("new", 0)
+    for number in range(1, 12):
+        save(f"other{number:02}", 10 * number)
+    os.utime(saved.directory("other11"))
+    os.utime(saved.directory("other10"))
+    os.utime(saved.directory("other09"))
+
+    saved.prune(newest, DEFAULT)
+
+    assert names() == ["new", "other09", "other10", "other11"]
+
+
 def test_prune_removes_damaged_hosts_like_others_and_never_stumbles() -> None:
     newest = save("new", 0)
     damaged = save("damaged", 1000, other(1))
