@@ -163,7 +163,7 @@ def _end_in_time(phases: Phases, exits: Exits, out: str, linux: bool) -> None:
     def first_run(vcpu: Vcpu) -> Any:
         begin = phases.end()
         leave = enter(vcpu)
-        Vcpu.run = enter  # type: ignore[method-assign]
+        Vcpu.run = enter  # type: ignore[method-assign]  # watched from outside
         found["first"] = time.process_time_ns()
         phases.taken[FIRST_RUN] = found["first"] - begin
         if not linux:
@@ -177,5 +177,5 @@ def _end_in_time(phases: Phases, exits: Exits, out: str, linux: bool) -> None:
         if INIT in said:
             end()
 
-    Vcpu.run = first_run  # type: ignore[method-assign, assignment]
-    Output.write = watched_write  # type: ignore[method-assign]
+    Vcpu.run = first_run  # type: ignore[method-assign, assignment]  # watched from outside
+    Output.write = watched_write  # type: ignore[method-assign]  # watched from outside

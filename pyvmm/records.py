@@ -85,6 +85,7 @@ class Record:
         cls._positional = not kw_only
         cls.__dataclass_fields__ = cast("Any", _Fields())
         if not frozen:
+            # Ignored below: mypy takes no assignment to a method, and None for no __hash__.
             cls.__setattr__ = object.__setattr__  # type: ignore[method-assign, assignment]
             cls.__delattr__ = object.__delattr__  # type: ignore[method-assign]
             cls.__hash__ = None  # type: ignore[method-assign, assignment]

@@ -63,35 +63,35 @@ def test_base_s_fields_come_first() -> None:
 def test_class_variable_is_no_field() -> None:
     assert (Base("a").kind, Derived("a").kind) == ("none", "some")
     with pytest.raises(TypeError, match="Base has no kind"):
-        Base("a", kind="x")  # type: ignore[call-arg]
+        Base("a", kind="x")  # type: ignore[call-arg]  # refused here too
 
 
 def test_missing_field_is_refused() -> None:
     with pytest.raises(TypeError, match="Base: name is missing"):
-        Base(size=1)  # type: ignore[call-arg]
+        Base(size=1)  # type: ignore[call-arg]  # refused here too
 
 
 def test_field_given_twice_is_refused() -> None:
     with pytest.raises(TypeError, match="Base: name is given twice"):
-        Base("a", name="b")  # type: ignore[misc]
+        Base("a", name="b")  # type: ignore[misc]  # refused here too
 
 
 def test_too_many_values_are_refused() -> None:
     with pytest.raises(TypeError, match="Base takes 2 values without a name"):
-        Base("a", 1, 2)  # type: ignore[call-arg]
+        Base("a", 1, 2)  # type: ignore[call-arg]  # refused here too
 
 
 def test_fields_by_name_alone() -> None:
     assert Apart(name="a").name == "a"
     with pytest.raises(TypeError, match="Apart takes 0 values without a name"):
-        Apart("a")  # type: ignore[call-arg]
+        Apart("a")  # type: ignore[call-arg]  # refused here too
 
 
 def test_record_does_not_change() -> None:
     record = Base("a")
 
     with pytest.raises(AttributeError, match="a Base does not change: size"):
-        record.size = 5  # type: ignore[misc]
+        record.size = 5  # type: ignore[misc]  # refused here too
     with pytest.raises(AttributeError, match="a Base does not change: size"):
         del record.size
     assert record.size == 4
