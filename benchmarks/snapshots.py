@@ -7,6 +7,7 @@ benchmarks/_snapshots_inside.py.
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -30,10 +31,9 @@ for n in $(seq 99); do cat /t/one; done >/t/rest
 echo filled
 while :; do echo tick; usleep 10000; done
 """
-RESULTS: Final = "results.json"
 SIZES: Final = (256, 2048)  # of guests, MiB
 PLACES: Final = ("the user's disk", "tmpfs")
-ROUNDS: Final = 5
+ROUNDS: Final = 3
 MIB: Final = Unit("MiB", "MiB", 1)
 
 # Title, unit, and which of pyvmm's results and of QEMU's, which has one way to restore
@@ -61,21 +61,22 @@ def measure(host: Running, scratch: Path) -> Results:
         (work / "Image").write_bytes(linux.image("6.1").read_bytes())
         (work / "initrd").write_bytes(linux.initramfs({"init": INIT}))
         qemu = tree("qemu-arm64", TOOLS_SUITE, ["qemu-system-arm:arm64"], Progress())
-        sizes = ",".join(map(str, SIZES))
-        arguments = [str(work), str(qemu), sizes, str(ROUNDS)]
-        say(f"snapshots of guests with {sizes} MiB, {ROUNDS} times each ...")
-        drive(host, "_snapshots_inside", arguments)
-        return results(json.loads((work / RESULTS).read_text()))
+        found: Results = {}
+        for mib, place in itertools.product(SIZES, PLACES):
+            say(f"snapshots of a guest with {mib} MiB on {place}, {ROUNDS} times each ...")
+            arguments = [str(work), str(qemu), str(mib), place, str(ROUNDS)]
+            case = json.loads(drive(host, "_snapshots_inside", arguments))
+            say(json.dumps(case))
+            found |= results(mib, place, case)
+        return found
 
 
-def results(found: dict[str, Any]) -> Results:
+def results(mib: int, place: str, case: dict[str, Any]) -> Results:
     """What was found as other parts have it: for each task, each run's numbers."""
     return {
-        _task(case["mib"], case["place"], who): [
-            {what: case[who][what]["median"] for what in case[who]}
-        ]
-        for case in found["cases"] for who in ("pyvmm", "qemu")
-    }  # fmt: skip
+        _task(mib, place, who): [{what: case[who][what]["median"] for what in case[who]}]
+        for who in ("pyvmm", "qemu")
+    }
 
 
 def _task(mib: int, place: str, who: str) -> str:

@@ -33,7 +33,8 @@ def task(code: str) -> dict[str, Any]:
 
 
 def test_run_says_what_a_command_had_spent_by_a_word_and_gives_it_input() -> None:
-    run = Run(task("print('one', flush=True); print(input() + '!', flush=True)"))
+    stays = "print('one', flush=True); print(input() + '!', flush=True); input()"
+    run = Run(task(stays))
 
     first = run.wait_for(b"one\n")
     run.type(b"two\n")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from itertools import chain
 
 import pytest
 
 from benchmarks import inside, outside, rows, snapshots
+from benchmarks.hosts import Results
 from benchmarks.rows import Part, Row
 
 PARTS = {
@@ -56,15 +58,13 @@ def test_the_peer_gets_the_same_guest_as_pyvmm() -> None:
 
 
 def test_every_result_of_the_snapshots_has_rows() -> None:
-    found = {
-        "cases": [
-            {"mib": mib, "place": place,
-             "pyvmm": {what: {"median": 1.0} for what in ("save", "lazy", "eager", "size")},
-             "qemu": {what: {"median": 2.0} for what in ("save", "restore", "size")}}
-            for mib in snapshots.SIZES for place in snapshots.PLACES
-        ]
-    }  # fmt: skip
-    results = snapshots.results(found)
+    case = {
+        "pyvmm": {what: {"median": 1.0} for what in ("save", "lazy", "eager", "size")},
+        "qemu": {what: {"median": 2.0} for what in ("save", "restore", "size")},
+    }
+    results: Results = {}
+    for mib, place in itertools.product(snapshots.SIZES, snapshots.PLACES):
+        results |= snapshots.results(mib, place, case)
 
     for row in snapshots.rows():
         assert row.peer is not None
