@@ -47,12 +47,12 @@ class Server:
         self._listen()
 
     def close(self) -> None:
-        """Let every client go; idempotent."""
+        """Let every client go, with the reply that is due; idempotent."""
         if self._rest is not None:
             self._loop.cancel(self._rest)
         self._loop.unwatch(self._fd)
         for client in list(self._clients):
-            client.close()
+            client.finish()
 
     def answer(self, line: bytes) -> Message:
         """The reply to a request.
@@ -112,6 +112,17 @@ class _Client:
         self._last = False  # let go when the reply is out
         self._timer: Timer = loop.after(PATIENCE_S, self.close)
         loop.watch(connection.fileno(), self._read)
+
+    def finish(self) -> None:
+        """Send what a socket takes at once of a reply that is due, and end the connection.
+
+        The loop may have ended in the round in which a request was answered: a guest's own reset
+        and the request to stop come together.
+        """
+        with contextlib.suppress(OSError):
+            if self._reply:
+                self._connection.send(self._reply)
+        self.close()
 
     def close(self) -> None:
         """End the connection; idempotent."""

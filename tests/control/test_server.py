@@ -157,6 +157,25 @@ def test_client_that_hangs_is_let_go(
     assert client.ask(path, {"do": "echo"})["ok"]
 
 
+def test_reply_is_sent_though_the_loop_ends_with_the_request() -> None:
+    """A guest's reset ends the loop in the very round in which a client says "stop"."""
+    with Claim("it") as claim, Loop() as loop, socket.socket(socket.AF_UNIX) as connection:
+
+        def stop(request: Message) -> Message:
+            loop.stop()
+            return {"said": "stopped"}
+
+        serving = Server(loop, claim, {"stop": stop})
+        connection.connect(str(claim.path))
+        connection.sendall(b'{"do": "stop"}\n')
+        loop.run()
+        serving.close()
+
+        (reply,) = replies(connection)
+
+    assert reply == {"ok": True, "said": "stopped"}
+
+
 def test_clients_beyond_the_limit_are_refused_and_the_others_served(path: Path) -> None:
     with ExitStack() as held:
         for _ in range(CLIENTS):
