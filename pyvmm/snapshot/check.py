@@ -7,14 +7,15 @@ which registers it has, and what its ID registers say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from enum import Enum
 from typing import NamedTuple
 
-from pyvmm.arm64 import vl
+from pyvmm.arm64 import sysregs, vl
 from pyvmm.arm64.bits import Bits
 from pyvmm.arm64.fields import decode
+from pyvmm.arm64.idregs import IdAa64Mmfr3
 from pyvmm.kvm import regs
 from pyvmm.kvm.system import System
 from pyvmm.snapshot import classes
@@ -113,16 +114,16 @@ def _frequency(state: State, offer: Offer) -> Row:
 # Registers
 
 
-def register_row(loss: Loss, saved: int) -> Row:
-    """What it means that a register is not on a host as it was; ``saved`` is what it was."""
-    name = classes.name(loss.reg_id)
+def register_row(loss: Loss, registers: Mapping[int, int]) -> Row:
+    """What it means that one of a vCPU's saved ``registers`` is not on a host as it was."""
+    name, saved = classes.name(loss.reg_id), registers[loss.reg_id]
     row = classes.class_of(loss.reg_id)
     if regs.group(loss.reg_id) == regs.DEMUX or name in CACHES:
         return Row(name, Verdict.HARMLESS, f"{loss.reason}: what caches are like is advice")
     if row.dispensable:
         return Row(name, Verdict.HARMLESS, f"{loss.reason}: {row.dispensable}")
     if loss.missing:
-        if saved == 0 or is_idle(loss.reg_id, saved):
+        if is_unused(loss.reg_id, registers):
             return Row(name, Verdict.HARMLESS, f"{loss.reason}: the guest does not use it")
     elif loss.reg_id in classes.IDENTIFICATION and loss.found is not None:
         less = [*_less(name, saved, loss.found)]
@@ -135,11 +136,30 @@ def register_row(loss: Loss, saved: int) -> Row:
 
 CACHES = ("CLIDR_EL1", "CSSELR_EL1")
 TIMER_ENABLE = 1  # of CNT*_CTL
+MMFR3 = regs.lookup("ID_AA64MMFR3_EL1", sysregs.ENCODINGS)
+# Registers that a guest reaches only with a feature, by the field of MMFR3 that says of it.
+# Source: Arm ARM DDI 0487, D23.2, the registers' "Accessing"
+OF_FEATURE = {
+    "TCR2_EL1": IdAa64Mmfr3.TCRX,
+    "SCTLR2_EL1": IdAa64Mmfr3.SCTLRX,
+    "PIR_EL1": IdAa64Mmfr3.S1PIE,
+    "PIRE0_EL1": IdAa64Mmfr3.S1PIE,
+    "POR_EL1": IdAa64Mmfr3.S1POE,
+    "POR_EL0": IdAa64Mmfr3.S1POE,
+}
 
 
-def is_idle(reg_id: int, value: int) -> bool:
-    """Whether a register holds nothing that matters: a timer's, when that is off."""
-    return reg_id == regs.PTIMER_CTL and not value & TIMER_ENABLE
+def is_unused(reg_id: int, registers: Mapping[int, int]) -> bool:
+    """Whether a register holds nothing that matters to the guest.
+
+    That is 0, a timer that is off, or what is of a feature that the guest's CPU has not: Linux 6.12
+    lists PIR_EL1 of a CPU without S1PIE, too.
+    """
+    value = registers[reg_id]
+    if reg_id == regs.PTIMER_CTL:
+        return not value & TIMER_ENABLE
+    feature = OF_FEATURE.get(classes.name(reg_id))
+    return value == 0 or (feature is not None and feature.get(registers.get(MMFR3, ~0)) == 0)
 
 
 def _less(name: str, saved: int, found: int) -> Iterator[str]:
@@ -163,19 +183,20 @@ def _fields(name: str, value: int) -> Iterator[tuple[str, int, int]]:
 
 def predicted(state: State, offer: Offer) -> Iterator[Row]:
     """The rows of registers on a host that is known by its Offer alone."""
-    for reg_id, saved in state.vcpus[0].registers.items():
+    registers = state.vcpus[0].registers
+    for reg_id, saved in registers.items():
         row = classes.class_of(reg_id)
         if regs.group(reg_id) in (regs.CORE, regs.SVE) or row.setting is Setting.EARLY:
             continue
         found = offer.registers.get(reg_id)
         if found is None:
             loss = Loss(0, reg_id, "is not there on that host", missing=True)
-            yield register_row(loss, saved)
+            yield register_row(loss, registers)
         elif reg_id in classes.IDENTIFICATION:
             ignored = BY_FEATURE.get(classes.name(reg_id), 0)
             if (found ^ saved) & ~ignored:
                 here = found & ~ignored | saved & ignored
-                yield register_row(Loss(0, reg_id, "differs", found=here), saved)
+                yield register_row(Loss(0, reg_id, "differs", found=here), registers)
 
 
 def tried(system: System, state: State) -> Iterator[Row]:
@@ -188,7 +209,7 @@ def tried(system: System, state: State) -> Iterator[Row]:
             losses = write_registers(vcpu, saved)
             losses += differences(vcpu, saved, {loss.reg_id for loss in losses})
             for loss in losses:
-                yield register_row(loss, saved.registers[loss.reg_id])
+                yield register_row(loss, saved.registers)
 
 
 def summary(rows: Iterable[Row]) -> Row:

@@ -162,8 +162,8 @@ class Origin(Closing):
             )
 
     def _may_lose(self, loss: Loss) -> bool:
-        saved = self.state.vcpus[loss.vcpu].registers[loss.reg_id]
-        return register_row(loss, saved).verdict is Verdict.HARMLESS
+        registers = self.state.vcpus[loss.vcpu].registers
+        return register_row(loss, registers).verdict is Verdict.HARMLESS
 
 
 def default_reading(path: Path) -> Reading:

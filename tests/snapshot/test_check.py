@@ -20,6 +20,7 @@ from pyvmm.snapshot.state import State
 from tests.snapshot import sample
 
 PFR0 = regs.lookup("ID_AA64PFR0_EL1", sysregs.ENCODINGS)
+MMFR3 = regs.lookup("ID_AA64MMFR3_EL1", sysregs.ENCODINGS)
 ISAR0 = regs.lookup("ID_AA64ISAR0_EL1", sysregs.ENCODINGS)
 FULL = Offer(
     max_vcpus=8,
@@ -98,7 +99,26 @@ def test_a_set_with_a_hole_is_impossible_where_the_host_has_the_length() -> None
 def test_a_register_that_is_lost_matters_or_does_not(
     loss: Loss, saved: int, verdict: Verdict
 ) -> None:
-    assert register_row(loss, saved).verdict is verdict
+    assert register_row(loss, {loss.reg_id: saved}).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("mmfr3", "verdict"),
+    [
+        ({MMFR3: 0}, Verdict.HARMLESS),
+        ({MMFR3: 1 << 16}, Verdict.HARMLESS),  # another feature
+        ({MMFR3: 1 << 8}, Verdict.REFUSED),  # S1PIE: the guest may use it
+        ({}, Verdict.REFUSED),  # nothing says that it does not
+    ],
+)
+@pytest.mark.parametrize("name", ["PIR_EL1", "PIRE0_EL1"])
+def test_register_of_a_feature_that_the_cpu_has_not_does_not_matter(
+    name: str, mmfr3: dict[int, int], verdict: Verdict
+) -> None:
+    reg_id = regs.lookup(name, sysregs.ENCODINGS)
+    loss = Loss(0, reg_id, "gone", missing=True)
+
+    assert register_row(loss, {reg_id: 0x1DE7EC7EDBADC0DE, **mmfr3}).verdict is verdict
 
 
 def test_registers_on_another_host_are_told_from_what_it_said() -> None:
