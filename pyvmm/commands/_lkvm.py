@@ -5,6 +5,7 @@ An option that changes what the guest gets is never ignored in silence.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -50,10 +51,14 @@ class LkvmCommand(click.Command):
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the command line as click does.
+        """Parse the command line and the environment as click does.
 
         Raises: UsageError, for an option of lkvm's.
         """
+        for refused in REFUSED:
+            variable = _variable(ctx, refused.names[-1])
+            if variable in os.environ:
+                raise UsageError(f"{variable}: {refused.reason}", hint="unset it")
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
@@ -61,6 +66,12 @@ class LkvmCommand(click.Command):
                 if error.option_name in refused.names:
                     raise UsageError(f"{refused.names[-1]}: {refused.reason}") from None
             raise
+
+
+def _variable(ctx: click.Context, option: str) -> str:
+    """The environment variable that stands for an option, as click makes it."""
+    name = option.lstrip("-").replace("-", "_").upper()
+    return f"{ctx.auto_envvar_prefix}_{name}"
 
 
 def lkvm_options(command: _Command) -> _Command:

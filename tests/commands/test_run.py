@@ -93,6 +93,19 @@ def test_options_of_lkvms_that_are_missing_are_refused_by_name(
         assert capsys.readouterr().err == f"pyvmm: {refused.names[-1]}: {refused.reason}\n"
 
 
+@pytest.mark.parametrize("refused", REFUSED, ids=lambda refused: refused.names[-1])
+def test_variables_of_such_options_are_refused_by_name(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    variable = "PYVMM_RUN_" + refused.names[-1].strip("-").upper().replace("-", "_")
+    monkeypatch.setenv(variable, "1")
+
+    code = cli.main(["run", "-c", "1", "image"])
+
+    assert code == 2
+    assert capsys.readouterr().err.startswith(f"pyvmm: {variable}: {refused.reason}\n")
+
+
 def test_option_that_nobody_knows_is_told_from_lkvms(capsys: Capture) -> None:
     code = cli.main(["run", "--firmwares", "image"])
 
