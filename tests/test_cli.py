@@ -76,6 +76,16 @@ def test_version_is_the_packages(arguments: list[str], capsys: pytest.CaptureFix
     assert capsys.readouterr().out == f"pyvmm {pyvmm.__version__}\n"
 
 
+def test_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pyvmm", "run", "-c", "0", "image"],
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("pyvmm: -c 0")
+
+
 def test_version_is_the_distributions() -> None:
     project = tomllib.loads((Path(pyvmm.__file__).parents[1] / "pyproject.toml").read_text())
 
