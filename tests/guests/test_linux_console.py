@@ -49,7 +49,7 @@ def boot_and_compare(command: list[str]) -> int:
     with Session(command) as guest:
         typist = threading.Thread(target=type_slowly, args=(guest,))
         typist.start()
-        console = guest.wait_for(b"\ninit: ").decode()
+        console = guest.wait_for(b"-arm64 on ").decode()  # of init's words; echoes may be before
         typist.join()
         guest.wait_for(PROMPT)
         guest.type(ASKED)
