@@ -51,7 +51,11 @@ DECLARATIONS = """
 int pyvmm_ioctl(int fd, unsigned long request, unsigned long argument);
 int pyvmm_ioctl_at(int fd, unsigned long request, void *argument);
 int pyvmm_one_reg(int fd, unsigned long request, uint64_t id, void *value);
+uint32_t pyvmm_one_regs(int fd, unsigned long request, const uint64_t *ids, uint32_t count,
+                        void *values, int *error);
 int pyvmm_device_attr(int fd, unsigned long request, uint32_t group, uint64_t attr, void *value);
+uint32_t pyvmm_device_attrs(int fd, unsigned long request, uint32_t group, const uint64_t *attrs,
+                            uint32_t count, uint64_t *values, int *error);
 int pyvmm_irq_line(int vm, uint32_t irq, int level);
 int pyvmm_sve_set_vl(unsigned long limit, uint64_t *rdvl);
 uint64_t pyvmm_counter_frequency(void);

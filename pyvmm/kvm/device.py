@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable, Mapping
 
 from pyvmm.closing import Closing
 from pyvmm.errors import KvmError
@@ -63,6 +64,42 @@ class AttributeFd(Fd):
         data = value.to_bytes(8, "little") if isinstance(value, int) else value
         buffer = None if data is None else bytearray(data)
         self._attr(ioctls.SET_DEVICE_ATTR, group, attr, buffer)
+
+    def get_attrs(self, group: int, attrs: Iterable[int]) -> dict[int, int | KvmError]:
+        """Read many attributes as get_attr() does; of one that KVM refuses, its error."""
+        found: dict[int, int | KvmError] = {}
+        left = list(attrs)
+        while left:
+            values = native().ffi.new("uint64_t[]", len(left))
+            done, error = self._attrs(ioctls.GET_DEVICE_ATTR, group, left, values)
+            found |= zip(left[:done], values[0:done], strict=True)
+            for attr in left[done : done + 1]:
+                shown = words({"group": group, "attr": attr})
+                found[attr] = ioctls.GET_DEVICE_ATTR.error(error, shown)
+            left = left[done + 1 :]
+        return found
+
+    def set_attrs(self, group: int, values: Mapping[int, int]) -> None:
+        """Write many attributes of up to 64 bits in their order, as set_attr() does.
+
+        Raises: KvmError, for the first that is refused; those after it are as they were.
+        """
+        attrs = list(values)
+        held = native().ffi.new("uint64_t[]", list(values.values()))
+        done, error = self._attrs(ioctls.SET_DEVICE_ATTR, group, attrs, held)
+        for attr in attrs[done : done + 1]:
+            shown = words({"group": group, "attr": attr, "value": values[attr]})
+            raise ioctls.SET_DEVICE_ATTR.error(error, shown)
+
+    def _attrs(self, ioctl: Ioctl, group: int, attrs: list[int], values: object) -> tuple[int, int]:
+        """Do one call of C: how many attributes it did, and the errno of the next."""
+        ffi, lib = native().ffi, native().lib
+        error = ffi.new("int *")
+        numbers = ffi.new("uint64_t[]", attrs)
+        done = lib.pyvmm_device_attrs(
+            self.fd, ioctl.number, group, numbers, len(attrs), values, error
+        )
+        return done, error[0]
 
     def _attr(self, ioctl: Ioctl, group: int, attr: int, buffer: bytearray | None) -> None:
         extension = native()

@@ -27,12 +27,46 @@ static int pyvmm_one_reg(int fd, unsigned long request, uint64_t id, void *value
 	return pyvmm_ioctl(fd, request, (unsigned long)&reg);
 }
 
+/*
+ * Get or set registers one after the other, their values packed in that order.  How many it did;
+ * where those are fewer, *error is the errno of the one that it stopped at.
+ */
+static uint32_t pyvmm_one_regs(int fd, unsigned long request, const uint64_t *ids, uint32_t count,
+			       void *values, int *error)
+{
+	char *value = values;
+	uint32_t done;
+
+	for (done = 0; done < count; done++) {
+		*error = -pyvmm_one_reg(fd, request, ids[done], value);
+		if (*error)
+			break;
+		value += 1UL << ((ids[done] & KVM_REG_SIZE_MASK) >> KVM_REG_SIZE_SHIFT);
+	}
+	return done;
+}
+
 static int pyvmm_device_attr(int fd, unsigned long request, uint32_t group, uint64_t attr,
 			     void *value)
 {
 	struct kvm_device_attr what = { .group = group, .attr = attr, .addr = (uintptr_t)value };
 
 	return pyvmm_ioctl(fd, request, (unsigned long)&what);
+}
+
+/* The same of one group's attributes of up to 64 bits: the value of each is 8 bytes. */
+static uint32_t pyvmm_device_attrs(int fd, unsigned long request, uint32_t group,
+				   const uint64_t *attrs, uint32_t count, uint64_t *values,
+				   int *error)
+{
+	uint32_t done;
+
+	for (done = 0; done < count; done++) {
+		*error = -pyvmm_device_attr(fd, request, group, attrs[done], &values[done]);
+		if (*error)
+			break;
+	}
+	return done;
 }
 
 static int pyvmm_irq_line(int vm, uint32_t irq, int level)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import struct
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 from pyvmm.errors import KvmError
@@ -110,7 +110,7 @@ class Vcpu(AttributeFd):
             self.fd, ioctls.GET_ONE_REG.number, reg_id, self._ffi.from_buffer(buffer)
         )
         if error:
-            raise ioctls.GET_ONE_REG.error(-error, f"vcpu {self.id}, {regs.name(reg_id)}")
+            raise ioctls.GET_ONE_REG.error(-error, self._register(reg_id))
         return int.from_bytes(buffer, "little")
 
     def set_one_reg(self, reg_id: int, value: int) -> None:
@@ -125,9 +125,54 @@ class Vcpu(AttributeFd):
             value.to_bytes(regs.size(reg_id), "little"),
         )
         if error:
-            raise ioctls.SET_ONE_REG.error(
-                -error, f"vcpu {self.id}, {regs.name(reg_id)}, {value:#x}"
-            )
+            raise ioctls.SET_ONE_REG.error(-error, f"{self._register(reg_id)}, {value:#x}")
+
+    def get_regs(self, reg_ids: Iterable[int]) -> dict[int, int | KvmError]:
+        """Read many registers as get_one_reg() does; of one that KVM refuses, its error."""
+        found: dict[int, int | KvmError] = {}
+        left = list(reg_ids)
+        while left:
+            buffer = bytearray(sum(map(regs.size, left)))
+            done, error = self._one_regs(ioctls.GET_ONE_REG, left, buffer)
+            at = 0
+            for reg_id in left[:done]:
+                end = at + regs.size(reg_id)
+                found[reg_id] = int.from_bytes(buffer[at:end], "little")
+                at = end
+            for reg_id in left[done : done + 1]:
+                found[reg_id] = ioctls.GET_ONE_REG.error(error, self._register(reg_id))
+            left = left[done + 1 :]
+        return found
+
+    def set_regs(self, values: Mapping[int, int]) -> dict[int, KvmError]:
+        """Write many registers in their order, as set_one_reg() does; the errors of those refused.
+
+        Raises OverflowError for a value that is negative or too wide for its register.
+        """
+        refused = {}
+        left = list(values)
+        while left:
+            packed = [values[reg_id].to_bytes(regs.size(reg_id), "little") for reg_id in left]
+            done, error = self._one_regs(ioctls.SET_ONE_REG, left, bytearray().join(packed))
+            for reg_id in left[done : done + 1]:
+                said = f"{self._register(reg_id)}, {values[reg_id]:#x}"
+                refused[reg_id] = ioctls.SET_ONE_REG.error(error, said)
+            left = left[done + 1 :]
+        return refused
+
+    def _one_regs(
+        self, ioctl: ioctls.Ioctl, reg_ids: list[int], buffer: bytearray
+    ) -> tuple[int, int]:
+        """Do one call of C: how many registers it did, and the errno of the next."""
+        error = self._ffi.new("int *")
+        ids = self._ffi.new("uint64_t[]", reg_ids)
+        done = self._lib.pyvmm_one_regs(
+            self.fd, ioctl.number, ids, len(reg_ids), self._ffi.from_buffer(buffer), error
+        )
+        return done, error[0]
+
+    def _register(self, reg_id: int) -> str:
+        return f"vcpu {self.id}, {regs.name(reg_id)}"
 
     def get_reg_list(self) -> list[int]:
         """The ids of all registers that make up the vCPU's state."""

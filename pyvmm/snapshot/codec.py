@@ -131,6 +131,19 @@ def decode(kind: type[T], document: Any, where: str) -> T:
 _hints_of: dict[type, dict[str, Any]] = {}  # what is slow to make, and needed again and again
 
 
+def learn(kind: type) -> None:
+    """Find out the types of a dataclass's fields, and of all that is in it, before it is needed.
+
+    Who loads the classes long before using them, as an emulated host's agent does, has it done.
+    """
+    waiting: list[Any] = [kind]
+    while waiting:
+        hint = waiting.pop()
+        waiting += get_args(hint)
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint) and hint not in _hints_of:
+            waiting += [*_hints(hint).values(), *hint.__subclasses__()]
+
+
 def _hints(kind: type) -> dict[str, Any]:
     if kind not in _hints_of:
         _hints_of[kind] = get_type_hints(kind, include_extras=True)

@@ -8,7 +8,8 @@ names and offsets: Arm IHI 0069 (GICv3), chapter 12, and IHI 0048 (GICv2), chapt
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
@@ -212,8 +213,13 @@ class Place(NamedTuple):
     name: str
 
 
-def places(part: Part, nr_irqs: int) -> Iterator[Place]:
+@functools.cache
+def places(part: Part, nr_irqs: int) -> tuple[Place, ...]:
     """Every register of a part, in the order of restoring."""
+    return tuple(_places(part, nr_irqs))
+
+
+def _places(part: Part, nr_irqs: int) -> Iterator[Place]:
     for row in part.rows:
         if not row.each:
             yield Place(row, row.offset, row.name)
@@ -249,13 +255,21 @@ class GicRegisters:
         """Whose registers a part has: every vCPU's, or nobody's own."""
         yield from range(len(self._mpidrs)) if part.per_vcpu else (None,)
 
-    def read(self, part: Part, vcpu: int | None, number: int) -> int:
-        """One register."""
-        return self._device(part).get_attr(part.group, self._attribute(vcpu, number))
+    def read(
+        self, part: Part, vcpu: int | None, numbers: Iterable[int]
+    ) -> dict[int, int | KvmError]:
+        """Registers by their numbers; of one that KVM refuses, its error."""
+        attributes = {self._attribute(vcpu, number): number for number in numbers}
+        found = self._device(part).get_attrs(part.group, attributes)
+        return {attributes[attribute]: value for attribute, value in found.items()}
 
-    def write(self, part: Part, vcpu: int | None, number: int, value: int) -> None:
-        """Write one register, as user space may."""
-        self._device(part).set_attr(part.group, self._attribute(vcpu, number), value)
+    def write(self, part: Part, vcpu: int | None, values: Mapping[int, int]) -> None:
+        """Write registers in their order, as user space may.
+
+        Raises: KvmError.
+        """
+        attributes = {self._attribute(vcpu, number): value for number, value in values.items()}
+        self._device(part).set_attrs(part.group, attributes)
 
     def _device(self, part: Part) -> Device:
         if part is ITS:
@@ -283,15 +297,16 @@ def save_gic(gic: GicRegisters, kind: str) -> GicState:
     blocks = []
     for part in gic.parts:
         for vcpu in gic.vcpus(part):
+            kept = {
+                place.number: place.row
+                for place in places(part, gic.nr_irqs) if place.row.use is not Use.CLEAR
+            }  # fmt: skip
             registers = {}
-            for place in places(part, gic.nr_irqs):
-                if place.row.use is Use.CLEAR:
-                    continue
-                try:
-                    registers[place.number] = gic.read(part, vcpu, place.number)
-                except KvmError as error:
-                    if not (place.row.may_lack and error.errno in (errno.EINVAL, errno.ENXIO)):
-                        raise
+            for number, found in gic.read(part, vcpu, kept).items():
+                if not isinstance(found, KvmError):
+                    registers[number] = found
+                elif not (kept[number].may_lack and found.errno in (errno.EINVAL, errno.ENXIO)):
+                    raise found
             blocks.append(GicBlock(part=part.name, vcpu=vcpu, registers=registers))
     return GicState(kind=kind, nr_irqs=gic.nr_irqs, blocks=tuple(blocks))
 
@@ -323,33 +338,53 @@ def _block(state: GicState, part: Part, vcpu: int | None) -> dict[int, int]:
 def _restore_part(
     gic: GicRegisters, part: Part, vcpu: int | None, saved: dict[int, int], irqchip: Irqchip
 ) -> None:
+    here = _rounded_here(gic, part, vcpu)
+    values: dict[int, int] = {}
     for place in places(part, gic.nr_irqs):
+        number, use = place.number, place.row.use
         if place.name == "GITS_CTLR":
+            gic.write(part, vcpu, values)
+            values = {}
             assert irqchip.its is not None
             irqchip.its.device.set_attr(VgicGroup.CTRL, VgicCtrl.ITS_RESTORE_TABLES)
-        if place.row.use is Use.CLEAR:
-            gic.write(part, vcpu, place.number, ALL_32)
-        elif place.number in saved and _to_write(gic, part, vcpu, place, saved[place.number]):
-            gic.write(part, vcpu, place.number, saved[place.number])
+        if use is Use.CLEAR:
+            values[number] = ALL_32
+        elif number in saved and (
+            use is Use.KEEP or (use is Use.CHANGE and here[number] != saved[number])
+        ):
+            values[number] = saved[number]
+    gic.write(part, vcpu, values)
 
 
-def _to_write(gic: GicRegisters, part: Part, vcpu: int | None, place: Place, value: int) -> bool:
-    if place.row.use is Use.CHANGE:
-        return gic.read(part, vcpu, place.number) != value
-    return place.row.use is Use.KEEP
+def _rounded_here(gic: GicRegisters, part: Part, vcpu: int | None) -> dict[int, int]:
+    """What a reset gave the registers that are to be written only where they are another."""
+    changing = [place.number for place in places(part, gic.nr_irqs) if place.row.use is Use.CHANGE]
+    return _values(gic.read(part, vcpu, changing))
+
+
+def _values(read: Mapping[int, int | KvmError]) -> dict[int, int]:
+    """What was read, where none was refused.
+
+    Raises: KvmError.
+    """
+    values = {}
+    for number, found in read.items():
+        if isinstance(found, KvmError):
+            raise found
+        values[number] = found
+    return values
 
 
 def _differences(
     gic: GicRegisters, part: Part, vcpu: int | None, saved: dict[int, int]
 ) -> Iterator[str]:
-    for place in places(part, gic.nr_irqs):
-        if place.number not in saved:
-            continue
-        found = gic.read(part, vcpu, place.number)
-        if (found ^ saved[place.number]) & ~ROUNDED.get(place.name, 0):
+    here = {place.number: place.name for place in places(part, gic.nr_irqs)}
+    found = _values(gic.read(part, vcpu, [number for number in here if number in saved]))
+    for number, value in found.items():
+        if (value ^ saved[number]) & ~ROUNDED.get(here[number], 0):
             yield (
-                f"{place.name} of {_whose(part, vcpu)} was {saved[place.number]:#x} "
-                f"and reads back as {found:#x}"
+                f"{here[number]} of {_whose(part, vcpu)} was {saved[number]:#x} "
+                f"and reads back as {value:#x}"
             )
 
 

@@ -105,17 +105,14 @@ def restore_state(
 
 def write_registers(vcpu: Vcpu, saved: VcpuState) -> list[Loss]:
     """Write a vCPU's registers in the order of their classes; returns what KVM refused."""
-    losses = []
+    values = {}
     for reg_id in classes.in_order(saved.registers):
         setting = classes.class_of(reg_id).setting
-        if setting is Setting.EARLY:
-            continue
-        clear = setting is Setting.CLEAR
-        try:
-            vcpu.set_one_reg(reg_id, classes.ones(reg_id) if clear else saved.registers[reg_id])
-        except KvmError as error:
-            losses.append(_refusal(vcpu, reg_id, error))
-    return losses
+        if setting is not Setting.EARLY:
+            clear = setting is Setting.CLEAR
+            values[reg_id] = classes.ones(reg_id) if clear else saved.registers[reg_id]
+    refused = vcpu.set_regs(values)
+    return [_refusal(vcpu, reg_id, error) for reg_id, error in refused.items()]
 
 
 def _refusal(vcpu: Vcpu, reg_id: int, error: KvmError) -> Loss:
@@ -131,11 +128,12 @@ def _refusal(vcpu: Vcpu, reg_id: int, error: KvmError) -> Loss:
 def differences(vcpu: Vcpu, saved: VcpuState, refused: Collection[int]) -> list[Loss]:
     """What reads back otherwise than it was written, and is not of what may."""
     losses = []
-    for reg_id, value in saved.registers.items():
-        if reg_id in refused:
-            continue
-        found = vcpu.get_one_reg(reg_id)
-        if classes.differs(reg_id, value, found):
+    read = vcpu.get_regs(reg_id for reg_id in saved.registers if reg_id not in refused)
+    for reg_id, found in read.items():
+        if isinstance(found, KvmError):
+            raise found
+        value = saved.registers[reg_id]
+        if value != found and classes.differs(reg_id, value, found):
             reason = f"was {value:#x} and reads back as {found:#x}"
             losses.append(Loss(vcpu.id, reg_id, reason, found=found))
     return losses

@@ -25,6 +25,7 @@ from pyvmm.snapshot.codec import (
     decode,
     encode,
     hexadecimal,
+    learn,
     read_hexadecimal,
 )
 
@@ -248,3 +249,6 @@ def _check(state: State) -> None:
     for block in state.gic.blocks:
         if block.vcpu is not None and not 0 <= block.vcpu < len(state.vcpus):
             raise Damaged(f"state.gic: registers of vCPU {block.vcpu}, which there is not")
+
+
+learn(State)

@@ -29,6 +29,7 @@ PSCI, SVE = VcpuFeature.PSCI_0_2, VcpuFeature.SVE
 ZCR_EL1 = regs.sysreg(3, 0, 1, 2, 0)
 MPIDR_EL1 = regs.sysreg(3, 0, 0, 0, 5)
 ID_AA64PFR0_EL1 = regs.sysreg(3, 0, 0, 4, 0)
+NO_SYSREG = regs.sysreg(3, 7, 15, 15, 7)
 
 
 def refusal(call: Callable[[], object]) -> int:
@@ -259,6 +260,44 @@ def test_reg_list_is_the_same_state_that_can_be_written_back() -> None:
                 refused[regs.name(reg_id)] = error.errno
 
         assert refused == {"SVE_VLS": errno.EPERM}
+
+
+def test_many_registers_are_read_as_one_by_one_but_for_those_refused() -> None:
+    ticking = {regs.TIMER_CNT, regs.PTIMER_CNT}
+    with guest("spin", features=(PSCI, SVE)) as made:
+        made.vcpu.finalize(SVE)
+        made.vcpu.set_one_reg(regs.Z(7), 7 << 500)
+        listed = [reg_id for reg_id in made.vcpu.get_reg_list() if reg_id not in ticking]
+        asked = [regs.Z(0, 5), *listed[:100], regs.P(0, 5), *listed[100:], NO_SYSREG]
+
+        found = made.vcpu.get_regs(asked)
+
+        assert list(found) == asked
+        assert [found[reg_id] for reg_id in listed] == [*map(made.vcpu.get_one_reg, listed)]
+        for reg_id in (regs.Z(0, 5), regs.P(0, 5), NO_SYSREG):
+            with pytest.raises(KvmError) as caught:
+                made.vcpu.get_one_reg(reg_id)
+            assert str(found[reg_id]) == str(caught.value)
+            assert isinstance(found[reg_id], KvmError)
+
+
+def test_many_registers_are_written_as_one_by_one_but_for_those_refused() -> None:
+    values = {
+        regs.X(0): 1, NO_SYSREG: 2, regs.Z(1): 3 << 600, regs.FPSR: 4, regs.SVE_VLS: 5, regs.X(9): 6
+    }  # fmt: skip
+    refused = {NO_SYSREG: errno.ENOENT, regs.SVE_VLS: errno.EPERM}
+    with guest("spin", features=(PSCI, SVE)) as made:
+        made.vcpu.finalize(SVE)
+
+        errors = made.vcpu.set_regs(values)
+
+        assert {reg_id: error.errno for reg_id, error in errors.items()} == refused
+        assert "vcpu 0, SVE_VLS, 0x5" in str(errors[regs.SVE_VLS])
+        for reg_id in values.keys() - refused:
+            assert made.vcpu.get_one_reg(reg_id) == values[reg_id]
+        with pytest.raises(OverflowError):
+            made.vcpu.set_regs({regs.X(1): 1, regs.FPSR: 1 << 32})
+        assert made.vcpu.get_one_reg(regs.X(1)) == 0
 
 
 def test_mpidr_is_the_one_arm64_core_computes() -> None:

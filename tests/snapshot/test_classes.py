@@ -101,10 +101,13 @@ class Registers:
         self.written: list[tuple[int, int]] = []
         self.refused = refused
 
-    def set_one_reg(self, reg_id: int, value: int) -> None:
-        if reg_id in self.refused:
-            raise KvmError("KVM_SET_ONE_REG", "", self.refused[reg_id])
-        self.written.append((reg_id, value))
+    def set_regs(self, values: dict[int, int]) -> dict[int, KvmError]:
+        self.written = [(k, v) for k, v in values.items() if k not in self.refused]
+        return {
+            reg_id: KvmError("KVM_SET_ONE_REG", "", errno)
+            for reg_id, errno in self.refused.items()
+            if reg_id in values
+        }
 
     def get_one_reg(self, reg_id: int) -> int:
         return 0
