@@ -25,24 +25,37 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyvmm import Config, Machine
 from pyvmm.snapshot.origin import Reading
 
+HERE = Path(__file__).parents[1]  # in the host's memory
 VCPUS = 2
 FILLED = b"filled"
 BOOT_S = 300.0
 
 
-def main(work: Path, qemu: Path, mib: int, place: str, rounds: int) -> None:
+class Guest(NamedTuple):
+    """What is booted: it says FILLED, and then something every few ms."""
+
+    image: Path
+    initrd: Path | None = None
+
+
+def main(work: Path, qemu: Path, guest: str, mib: int, place: str, rounds: int) -> None:
     """Measure a guest of that size, saved to the user's disk or to tmpfs, and print the results."""
-    with tempfile.TemporaryDirectory() as own:
+    linux = Guest(work / "Image", work / "initrd")
+    with tempfile.TemporaryDirectory(dir=HERE) as own:
         program = Qemu.copy(qemu, Path(own))
         directory = Path(own) if place == "tmpfs" else work
+        ours, theirs = (
+            linux if guest == "linux" else Guest(HERE / f"filled-{who}")
+            for who in ("pyvmm", "qemu")
+        )
         found = {
-            "pyvmm": measure_pyvmm(work, directory / "pyvmm.snap", mib, rounds),
-            "qemu": measure_qemu(program, work, directory / "qemu.state", mib, rounds),
+            "pyvmm": measure_pyvmm(ours, directory / "pyvmm.snap", mib, rounds),
+            "qemu": measure_qemu(program, theirs, directory / "qemu.state", mib, rounds),
         }
     print(json.dumps(found))
 
@@ -67,11 +80,11 @@ def timed(work: Callable[[], object]) -> float:
 # pyvmm
 
 
-def measure_pyvmm(work: Path, path: Path, mib: int, rounds: int) -> dict[str, Any]:
+def measure_pyvmm(guest: Guest, path: Path, mib: int, rounds: int) -> dict[str, Any]:
     """Save a guest several times, and restore it several times in both ways."""
     out = bytearray()
     config = Config(
-        image=work / "Image", initrd=work / "initrd", vcpus=VCPUS, memory=mib << 20, name="bench"
+        image=guest.image, initrd=guest.initrd, vcpus=VCPUS, memory=mib << 20, name="bench"
     )
     with Machine(config, output=out.extend) as vm:
         thread = threading.Thread(target=vm.run)
@@ -185,11 +198,12 @@ def _needed(tree: Path, program: Path) -> dict[str, Path]:
     return found
 
 
-def measure_qemu(qemu: Qemu, work: Path, path: Path, mib: int, rounds: int) -> dict[str, Any]:
+def measure_qemu(qemu: Qemu, guest: Guest, path: Path, mib: int, rounds: int) -> dict[str, Any]:
     """Migrate a guest to a file and from it, several times."""
     saves = []
-    boot = ["-kernel", str(work / "Image"), "-initrd", str(work / "initrd"),
-            "-append", "console=ttyAMA0"]  # fmt: skip
+    boot = ["-kernel", str(guest.image)]
+    if guest.initrd is not None:
+        boot += ["-initrd", str(guest.initrd), "-append", "console=ttyAMA0"]
     for number in range(rounds):
         with tempfile.TemporaryDirectory() as name:
             monitor = Path(name) / "qmp"
@@ -197,7 +211,7 @@ def measure_qemu(qemu: Qemu, work: Path, path: Path, mib: int, rounds: int) -> d
             # One boot serves one save: a migrated QEMU has ended its run.
             source = boot if not number else ["-incoming", f"exec:cat {path}"]
             with qemu.started(mib, *qmp, *source) as process:
-                _read_until(process, FILLED if not number else b"tick")
+                _read_until(process, b"" if number else FILLED)
                 new = path.with_suffix(".new")
                 saves.append(timed(lambda: migrate(monitor, new)))  # noqa: B023
             new.replace(path)
@@ -214,10 +228,10 @@ def measure_qemu(qemu: Qemu, work: Path, path: Path, mib: int, rounds: int) -> d
 
 
 def _read_until(process: subprocess.Popen[bytes], text: bytes) -> None:
-    """Wait for a guest's words, and let what follows be read and dropped."""
+    """Wait for a guest's words, any if there are none; let what follows be read and dropped."""
     assert process.stdout is not None
     seen = b""
-    while text not in seen:
+    while not seen or text not in seen:
         data = os.read(process.stdout.fileno(), 4096)
         assert data, seen
         seen = seen[-100:] + data
@@ -256,4 +270,5 @@ def migrate(monitor: Path, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], int(sys.argv[5]))
+    _, files, tree, what, size, where, times = sys.argv
+    main(Path(files), Path(tree), what, int(size), where, int(times))

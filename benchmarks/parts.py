@@ -13,6 +13,7 @@ from typing import Final
 
 from benchmarks.inside import IN_SIZE, OUT_SIZE
 from benchmarks.rows import WORK
+from benchmarks.snapshots import FILL
 from pyvmm import layout
 from pyvmm.dirs import cached
 from pyvmm.errors import HostError
@@ -24,6 +25,7 @@ from pyvmm.host.progress import Progress
 PROGRAMS: Final = Path(__file__).with_name("programs")
 SUITE: Final = "bookworm"  # of the guest's kernel and of the peer
 CLOUD_KERNEL: Final = re.compile(r"linux-image-.*-cloud-arm64$")
+NUMBERS: Final = {"WORK": WORK, "FILL": FILL, "STEP": 50_000}  # macros of the guests, too
 FREESTANDING: Final = ("-O2", "-ffreestanding", "-nostdlib", "-static", "-mgeneral-regs-only",
                        "-mstrict-align", "-fno-stack-protector", "-Wl,--build-id=none",
                        "-Wl,-z,noexecstack", "-Wl,-z,max-page-size=4096")  # fmt: skip
@@ -74,6 +76,7 @@ def build(into: Path, progress: Progress) -> None:
         _guest("exits.c", into / f"exits-{board.name}", board, progress)
         _guest("first.S", into / f"first-{board.name}", board, progress)
         _guest("work.S", into / f"work-{board.name}", board, progress)
+        _guest("filled.S", into / f"filled-{board.name}", board, progress)
     _linux_stub(into, progress)
     _compile("floor.c", into / "floor", ["-O2", "-static"], progress)
     _compile("init.c", into / "init", [*FREESTANDING], progress)
@@ -90,7 +93,7 @@ def build(into: Path, progress: Progress) -> None:
 
 
 def _guest(source: str, out: Path, board: Board, progress: Progress) -> None:
-    macros = [f"-D{name}={value}" for name, value in (board.macros | {"WORK": WORK}).items()]
+    macros = [f"-D{name}={value}" for name, value in (board.macros | NUMBERS).items()]
     link = [f"-Wl,-Ttext={board.text:#x}", "-Wl,--no-warn-rwx-segments"]
     _compile(source, out, [*FREESTANDING, *macros, *link], progress)
 

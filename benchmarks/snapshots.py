@@ -1,8 +1,9 @@
-"""Saving and restoring a Linux guest: pyvmm beside QEMU, on the same host, in the same run.
+"""Saving and restoring guests: pyvmm beside QEMU, on the same host, in the same run.
 
-QEMU migrates to a file and from it. Both get the same kernel and initramfs: a guest that fills
-100 MiB and then says a line every 10 ms. What is measured, and from where to where, is told in
-benchmarks/_snapshots_inside.py.
+QEMU migrates to a file and from it. Both get the same guests with 100 MiB filled: Linux, which then
+says a line every 10 ms, and one that does nothing but print (benchmarks/programs/filled.S), whose
+first output after a restore is one of its first instructions. What is measured, and from where to
+where, is told in benchmarks/_snapshots_inside.py.
 """
 
 from __future__ import annotations
@@ -31,26 +32,35 @@ for n in $(seq 99); do cat /t/one; done >/t/rest
 echo filled
 while :; do echo tick; usleep 10000; done
 """
+FILL: Final = 100 << 20
 SIZES: Final = (256, 2048)  # of guests, MiB
 PLACES: Final = ("the user's disk", "tmpfs")
 ROUNDS: Final = 3
 MIB: Final = Unit("MiB", "MiB", 1)
 
-# Title, unit, and which of pyvmm's results and of QEMU's, which has one way to restore
-WHAT: Final = (
-    ("save", SECONDS, "save", "save"),
-    ("restore to the guest's first output, --memory lazy", SECONDS, "lazy", "restore"),
-    ("restore to the guest's first output, --memory eager", SECONDS, "eager", "restore"),
-    ("on disk", MIB, "size", "size"),
-)
+# Of each guest: title, unit, and which of pyvmm's results and of QEMU's, which restores in one way
+WHAT: Final = {
+    "bare": (
+        ("restore to the guest's first instructions, --memory lazy", SECONDS, "lazy", "restore"),
+        ("restore to the guest's first instructions, --memory eager", SECONDS, "eager", "restore"),
+    ),
+    "linux": (
+        ("restore to Linux's first output, --memory lazy", SECONDS, "lazy", "restore"),
+        ("restore to Linux's first output, --memory eager", SECONDS, "eager", "restore"),
+        ("save", SECONDS, "save", "save"),
+        ("on disk", MIB, "size", "size"),
+    ),
+}
+CASES: Final = tuple(itertools.product(WHAT, SIZES, PLACES))
 
 
 def rows() -> list[Row]:
     """What each guest and place for the file is measured for."""
     return [
         Row(f"{what}: {mib} MiB guest, file on {place}", unit,
-            Cell(_task(mib, place, "pyvmm"), ours), Cell(_task(mib, place, "qemu"), theirs))
-        for mib in SIZES for place in PLACES for what, unit, ours, theirs in WHAT
+            Cell(_task(guest, mib, place, "pyvmm"), ours),
+            Cell(_task(guest, mib, place, "qemu"), theirs))
+        for guest, mib, place in CASES for what, unit, ours, theirs in WHAT[guest]
     ]  # fmt: skip
 
 
@@ -62,22 +72,22 @@ def measure(host: Running, scratch: Path) -> Results:
         (work / "initrd").write_bytes(linux.initramfs({"init": INIT}))
         qemu = tree("qemu-arm64", TOOLS_SUITE, ["qemu-system-arm:arm64"], Progress())
         found: Results = {}
-        for mib, place in itertools.product(SIZES, PLACES):
-            say(f"snapshots of a guest with {mib} MiB on {place}, {ROUNDS} times each ...")
-            arguments = [str(work), str(qemu), str(mib), place, str(ROUNDS)]
+        for guest, mib, place in CASES:
+            say(f"snapshots of a {guest} guest with {mib} MiB on {place}, {ROUNDS} times each ...")
+            arguments = [str(work), str(qemu), guest, str(mib), place, str(ROUNDS)]
             case = json.loads(drive(host, "_snapshots_inside", arguments))
             say(json.dumps(case))
-            found |= results(mib, place, case)
+            found |= results(guest, mib, place, case)
         return found
 
 
-def results(mib: int, place: str, case: dict[str, Any]) -> Results:
+def results(guest: str, mib: int, place: str, case: dict[str, Any]) -> Results:
     """What was found as other parts have it: for each task, each run's numbers."""
     return {
-        _task(mib, place, who): [{what: case[who][what]["median"] for what in case[who]}]
+        _task(guest, mib, place, who): [{what: case[who][what]["median"] for what in case[who]}]
         for who in ("pyvmm", "qemu")
     }
 
 
-def _task(mib: int, place: str, who: str) -> str:
-    return f"snapshot {mib} {place} {who}"
+def _task(guest: str, mib: int, place: str, who: str) -> str:
+    return f"snapshot {guest} {mib} {place} {who}"
