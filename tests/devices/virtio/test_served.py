@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from pyvmm.devices.virtio import served
 from pyvmm.devices.virtio.device import QueueSpec
 from pyvmm.devices.virtio.queue import QueueError
 from pyvmm.devices.virtio.served import LINGER, Job, ServedDevice
@@ -15,6 +17,8 @@ from tests.devices.virtio.driver import NEEDS_RESET, Buffer
 from tests.devices.virtio.rig import ENOUGH_S, DeviceRig
 
 SLOW = 8  # the first number of a request that knows it takes its time
+WAITS = 7  # the one that `begin_rush` has wait
+FOREVER_NS = 1 << 62
 
 
 class Gated(ServedDevice):
@@ -72,7 +76,48 @@ def wait_until_in_flight(rig: Rig, count: int) -> None:
         assert rig.device.entered.acquire(timeout=ENOUGH_S)
 
 
+def begin_rush(rig: Rig) -> None:
+    """Have a request wait for something: then those that follow are in flight together."""
+    ask(rig, WAITS)
+    wait_until_in_flight(rig, 1)
+    time.sleep(100 * served.WAITED_NS / 1e9)
+    rig.device.gates[WAITS].set()
+    rig.collect()
+    rig.device.served.clear()
+
+
+@pytest.fixture
+def nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a thread of this test is kept from a CPU."""
+    monkeypatch.setattr(served, "WAITED_NS", FOREVER_NS)
+
+
+@pytest.mark.usefixtures("nothing_waits")
+def test_requests_that_do_not_wait_are_served_by_one_thread_and_told_of_together(rig: Rig) -> None:
+    for gate in rig.device.gates.values():
+        gate.set()
+
+    ask(rig, 1, 2, 3, 4)
+    rig.collect(4)
+    rig.device.drain()
+
+    assert rig.device.served == [1, 2, 3, 4]
+    assert len(threads()) == 1
+    assert rig.interrupts == 1
+
+
+def test_request_that_takes_its_time_does_not_hold_up_what_is_to_be_told(rig: Rig) -> None:
+    rig.device.gates[1].set()
+
+    (first, _) = ask(rig, 1, SLOW)
+
+    assert list(rig.collect()) == [first]
+    wait_until_in_flight(rig, 2)
+    assert rig.interrupts == 1
+
+
 def test_requests_are_in_flight_together_and_end_in_any_order(rig: Rig) -> None:
+    begin_rush(rig)
     first, second, third = ask(rig, 1, 2, 3)
     wait_until_in_flight(rig, 3)
 
@@ -82,6 +127,7 @@ def test_requests_are_in_flight_together_and_end_in_any_order(rig: Rig) -> None:
 
 
 def test_no_more_are_in_flight_than_there_are_threads(rig: Rig) -> None:
+    begin_rush(rig)
     ask(rig, *range(5))
     wait_until_in_flight(rig, 3)
 
@@ -102,6 +148,7 @@ def test_request_that_takes_its_time_does_not_hold_up_the_next(rig: Rig) -> None
     assert rig.device.served == [1]
 
 
+@pytest.mark.usefixtures("nothing_waits")
 def test_requests_one_at_a_time_are_served_by_one_thread(rig: Rig) -> None:
     for gate in rig.device.gates.values():
         gate.set()
@@ -113,7 +160,11 @@ def test_requests_one_at_a_time_are_served_by_one_thread(rig: Rig) -> None:
     assert len(threads()) == 1
 
 
-def test_threads_that_came_for_a_rush_wait_until_the_next(rig: Rig) -> None:
+def test_threads_that_came_for_a_rush_wait_until_the_next(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_rush(rig)
+    monkeypatch.setattr(served, "WAITED_NS", FOREVER_NS)
     for gate in rig.device.gates.values():
         gate.set()
     ask(rig, 1, 2, 3)
@@ -137,6 +188,7 @@ def threads() -> list[str]:
 
 
 def test_all_queues_are_served(rig: Rig) -> None:
+    begin_rush(rig)
     ask(rig, *range(7), queue=0)
     wait_until_in_flight(rig, 3)
     ask(rig, 9, queue=1)
@@ -193,6 +245,7 @@ def test_reset_waits_for_what_is_in_flight_and_drops_it(rig: Rig) -> None:
 def test_end_of_the_machine_waits_too_and_lets_go_of_guest_ram(memory: GuestMemory) -> None:
     rig = Rig(memory, Gated)
     rig.driver.start()
+    begin_rush(rig)
     ask(rig, *range(4))
     wait_until_in_flight(rig, 3)
     stopping = threading.Thread(target=rig.device.stop)
@@ -207,6 +260,7 @@ def test_end_of_the_machine_waits_too_and_lets_go_of_guest_ram(memory: GuestMemo
 
 
 def test_request_that_breaks_the_rules_stops_the_device_until_a_reset(rig: Rig) -> None:
+    begin_rush(rig)
     ask(rig, 1, 255)
     wait_until_in_flight(rig, 2)
     rig.device.gates[1].set()
@@ -226,8 +280,7 @@ def test_machine_without_threads_to_give_serves_one_request_after_the_other(
 ) -> None:
     for gate in rig.device.gates.values():
         gate.set()
-    ask(rig, 1)
-    rig.collect()  # by the first thread
+    begin_rush(rig)  # by the first thread
 
     def none(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
