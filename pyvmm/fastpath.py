@@ -1,5 +1,8 @@
 """UARTs that a guest polls and feeds without exits, and other accesses settled without Python.
 
+Among these are the two that a virtio driver makes for each interrupt: so no vCPU waits for Python
+while a device's own thread is at work.
+
 While no register of a port changes by being read, they lie in a read-only page of the guest's,
 and while writing THR does nothing but send, KVM gathers such writes in its ring: then a guest that
 prints never leaves. Neither tells anyone, so a thread looks after the ring; and whatever takes a
@@ -18,7 +21,7 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pyvmm import layout
 from pyvmm.devices.uart8250 import ALL_STEADY, REGISTERS, Uart8250
@@ -28,6 +31,9 @@ from pyvmm.kvm.uapi import MemoryFlag
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm
 from pyvmm.memory import GuestMemory
+
+if TYPE_CHECKING:
+    from pyvmm.devices.virtio.mmio import VirtioMmio
 
 PATIENCE: Final = 16  # exits settled in C before a port is mapped
 SOON_MS: Final = 2  # how long what was sent may wait: at first, and
@@ -164,14 +170,22 @@ class FastPaths:
         vcpus: Sequence[Vcpu],
         claimed: Iterable[layout.Region],
         uarts: Sequence[Uart8250],
+        slots: Sequence[VirtioMmio] = (),
         *,
         settle_unclaimed: bool,
     ) -> None:
-        """Begin; ``claimed`` is what no access may be settled in as nobody's."""
+        """Begin; ``claimed`` is what no access may be settled in as nobody's.
+
+        ``slots`` are the virtio devices from the first slot of the map on.
+        """
         claimed_ranges = [(region.base, region.end) for region in claimed]
         bases = [layout.uart(number).base for number in range(len(uarts))]
         self._open = True
-        self._settler = Settler(vcpus, claimed_ranges, bases, unclaimed=settle_unclaimed)
+        latches = [
+            layout.virtio(number).base + type(transport).InterruptStatus.offset
+            for number, transport in enumerate(slots)
+        ]
+        self._settler = Settler(vcpus, claimed_ranges, bases, latches, unclaimed=settle_unclaimed)
         self._vcpus = vcpus
         self._uarts = uarts
         has_pages = layout.UART.size == mmap.PAGESIZE and vm.has(Cap.READONLY_MEM)
@@ -184,6 +198,9 @@ class FastPaths:
                 undo.callback(port.close)
                 uart.take_shortcut(port)
                 self._ports.append(port)
+            for number, transport in enumerate(slots):
+                transport.take_latch(self._settler.latch(number))
+                undo.callback(transport.take_latch, None)
             self._undo = undo.pop_all()
 
     def close(self) -> None:
@@ -228,7 +245,8 @@ class FastPaths:
 
 
 def _by_cause(reads: list[int], writes: list[int]) -> dict[str, int]:
-    names = [*(f"uart{number}" for number in range(len(reads) - 1)), "unclaimed"]
+    uarts = range(len(reads) - 2)
+    names = [*(f"uart{number}" for number in uarts), "virtio interrupt", "unclaimed"]
     counts = {f"{name} read": count for name, count in zip(names, reads, strict=True)}
     counts |= {f"{name} write": count for name, count in zip(names, writes, strict=True)}
     return {cause: count for cause, count in counts.items() if count}

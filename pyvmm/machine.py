@@ -168,6 +168,7 @@ class Machine(Closing):
             # Devices' windows above RAM too: what is written where memory is read-only is told.
             [*(region for region, _ in board.bus), *board.plan.windows],
             board.uarts,
+            board.virtio,
             settle_unclaimed=self._on_unclaimed is None,
         )
         undo.callback(fast.close)

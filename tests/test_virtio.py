@@ -127,6 +127,34 @@ def test_kick_by_the_loop_leaves_the_vcpu_alone(make: Make, screen: Screen) -> N
     assert (VirtioMmio.QueueNotify.offset, 1) in writes
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_interrupts_are_acknowledged_without_python_or_with_it(
+    make: Make, screen: Screen, fast: bool
+) -> None:
+    machine = make(timeout_s=30.0, fast_mmio=fast)
+    console = machine.board.virtio[0]
+    asked, read, write = set(), console.mmio_read, console.mmio_write
+
+    def reading(offset: int, length: int) -> int:
+        asked.add(offset)
+        return read(offset, length)
+
+    def writing(offset: int, length: int, value: int) -> None:
+        asked.add(offset)
+        write(offset, length, value)
+
+    console.mmio_read, console.mmio_write = reading, writing  # type: ignore[method-assign]
+    type_all(machine, b"x" * 100_000 + EOT)
+
+    assert machine.run() == 0
+    assert b"echo: 100000 bytes" in screen.text
+    (counts,) = machine.exit_counts()
+    settled = counts.get("virtio interrupt read", 0), counts.get("virtio interrupt write", 0)
+    of_interrupts = {VirtioMmio.InterruptStatus.offset, VirtioMmio.InterruptACK.offset}
+    assert of_interrupts & asked == (set() if fast else of_interrupts)
+    assert (min(settled) > 0) == fast
+
+
 def test_stop_ends_a_guest_whose_output_nobody_takes(make: Make, screen: Screen) -> None:
     machine = make(f"flood={256 * MIB}")
     screen.on.clear()

@@ -61,6 +61,7 @@ int pyvmm_sve_set_vl(unsigned long limit, uint64_t *rdvl);
 uint64_t pyvmm_counter_frequency(void);
 
 #define PYVMM_PORTS ...
+#define PYVMM_LATCHES ...
 #define PYVMM_REGIONS ...
 #define PYVMM_SENT ...
 struct pyvmm_region { uint64_t base; uint64_t end; };
@@ -71,14 +72,22 @@ struct pyvmm_port {
     int32_t patience;
     ...;
 };
+struct pyvmm_latch {
+    uint64_t address;
+    uint32_t bits;
+};
 struct pyvmm_settler {
     uint32_t unclaimed;
     uint32_t regions;
     struct pyvmm_region region[...];
     struct pyvmm_port port[...];
+    uint32_t latches;
+    struct pyvmm_latch latch[...];
     ...;
 };
 void pyvmm_settler_init(struct pyvmm_settler *settler);
+void pyvmm_latch_set(struct pyvmm_settler *settler, int number, uint32_t bits);
+void pyvmm_latch_clear(struct pyvmm_settler *settler, int number, uint32_t bits);
 int pyvmm_has_sent(struct pyvmm_settler *settler, int number);
 size_t pyvmm_take(struct pyvmm_settler *settler, int number, uint8_t *bytes, size_t size);
 int pyvmm_wait_sent(struct pyvmm_settler *settler, int number, int stop, int soon,

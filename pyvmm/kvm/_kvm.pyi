@@ -13,11 +13,17 @@ class SettlerPort:
     sends: int
     patience: int
 
+class SettlerLatch:
+    address: int
+    bits: int
+
 class SettlerState:
     unclaimed: int
     regions: int
     region: list[SettlerRegion]
     port: list[SettlerPort]
+    latches: int
+    latch: list[SettlerLatch]
 
 class VcpuState:
     thread: int
@@ -32,6 +38,7 @@ class VcpuState:
 
 class Lib:
     PYVMM_PORTS: int
+    PYVMM_LATCHES: int
     PYVMM_REGIONS: int
     PYVMM_SENT: int
     def pyvmm_ioctl(self, fd: int, request: int, argument: int, /) -> int: ...
@@ -65,6 +72,8 @@ class Lib:
     def pyvmm_coalesced_pop(self, vcpu: VcpuState, /) -> int: ...
     def pyvmm_vcpu_settle_by(self, vcpu: VcpuState, settler: SettlerState, /) -> None: ...
     def pyvmm_settler_init(self, settler: SettlerState, /) -> None: ...
+    def pyvmm_latch_set(self, settler: SettlerState, number: int, bits: int, /) -> None: ...
+    def pyvmm_latch_clear(self, settler: SettlerState, number: int, bits: int, /) -> None: ...
     def pyvmm_has_sent(self, settler: SettlerState, number: int, /) -> int: ...
     def pyvmm_take(
         self, settler: SettlerState, number: int, bytes_: object, size: int, /

@@ -116,7 +116,7 @@ struct pyvmm_vcpu {
 
 	struct pyvmm_settler *settler; /* of exits that need no Python; may be NULL */
 	uint32_t attention; /* a port's patience is at its end, or a guest has sent something */
-	uint64_t settled[2 * (PYVMM_PORTS + 1)]; /* see pyvmm_settle */
+	uint64_t settled[2 * (PYVMM_PORTS + 2)]; /* see pyvmm_settle */
 };
 
 #define PYVMM_KICK SIGRTMIN /* as in kvmtool */

@@ -1,6 +1,6 @@
 /*
- * Exits that need no Python: accesses that no device claims, and those of a 16550A's that change
- * nothing or only send a byte.  And the bytes that guests send without an exit, through the VM's
+ * Exits that need no Python: accesses that no device claims, those of a 16550A's that change
+ * nothing or only send a byte, and the two by which a driver takes note of interrupts.  And the bytes that guests send without an exit, through the VM's
  * ring of coalesced writes.  Mechanism only: what may be settled is published here by the device.
  *
  * A guest's bytes come by two ways: from the ring, and from exits settled here.  Whoever takes
@@ -8,6 +8,7 @@
  */
 
 #define PYVMM_PORTS 4
+#define PYVMM_LATCHES 64
 #define PYVMM_REGIONS 128
 #define PYVMM_SENT 4096
 #define PYVMM_REGISTERS 8 /* bytes of a 16550A */
@@ -33,6 +34,15 @@ struct pyvmm_port {
 	uint8_t sent[PYVMM_SENT]; /* by the guest, and not yet taken: a ring */
 };
 
+/*
+ * Reasons of a device's interrupts: a 32-bit register to read, and behind it another whose ones
+ * clear those bits.  The interrupt must be an edge: nothing else changes with them.
+ */
+struct pyvmm_latch {
+	uint64_t address;
+	uint32_t bits;
+};
+
 struct pyvmm_settler {
 	pthread_mutex_t lock; /* over what ports have sent, and the coalesced ring's consuming end */
 	struct kvm_coalesced_mmio_ring *ring;
@@ -41,6 +51,8 @@ struct pyvmm_settler {
 	uint32_t regions;
 	struct pyvmm_region region[PYVMM_REGIONS];
 	struct pyvmm_port port[PYVMM_PORTS];
+	uint32_t latches;
+	struct pyvmm_latch latch[PYVMM_LATCHES];
 };
 
 static void pyvmm_settler_init(struct pyvmm_settler *settler)
@@ -125,6 +137,35 @@ static int pyvmm_wait_sent(struct pyvmm_settler *settler, int number, int stop, 
 	}
 }
 
+/* Set, or clear, bits of a latch's at once, whoever else does. */
+static void pyvmm_latch_set(struct pyvmm_settler *settler, int number, uint32_t bits)
+{
+	__atomic_fetch_or(&settler->latch[number].bits, bits, __ATOMIC_SEQ_CST);
+}
+
+static void pyvmm_latch_clear(struct pyvmm_settler *settler, int number, uint32_t bits)
+{
+	__atomic_fetch_and(&settler->latch[number].bits, ~bits, __ATOMIC_SEQ_CST);
+}
+
+static int pyvmm_settle_latch(struct pyvmm_settler *settler, int number, struct kvm_run *run)
+{
+	struct pyvmm_latch *latch = &settler->latch[number];
+	uint32_t bits;
+
+	if (run->mmio.len != sizeof(bits) ||
+	    run->mmio.phys_addr != latch->address + (run->mmio.is_write ? sizeof(bits) : 0))
+		return 0;
+	if (run->mmio.is_write) {
+		memcpy(&bits, run->mmio.data, sizeof(bits));
+		pyvmm_latch_clear(settler, number, bits);
+	} else {
+		bits = __atomic_load_n(&latch->bits, __ATOMIC_SEQ_CST);
+		memcpy(run->mmio.data, &bits, sizeof(bits));
+	}
+	return 1;
+}
+
 /* Whether this access is one too many for Python not to hear of it. */
 static int pyvmm_impatient(struct pyvmm_port *port)
 {
@@ -174,7 +215,8 @@ static int pyvmm_settle_write(struct pyvmm_settler *settler, struct pyvmm_port *
 
 /*
  * Settle an MMIO exit, if that can be done without Python.  What counts[2 * n] and the one after
- * it count are the reads and writes of port n; those of the last pair, what nobody claims.
+ * it count are the reads and writes of port n; then of latches; those of the last pair, what
+ * nobody claims.
  */
 static int pyvmm_settle(struct pyvmm_settler *settler, struct kvm_run *run, uint64_t *counts)
 {
@@ -182,6 +224,11 @@ static int pyvmm_settle(struct pyvmm_settler *settler, struct kvm_run *run, uint
 	struct pyvmm_port *port;
 	uint32_t n;
 
+	for (n = 0; n < settler->latches; n++)
+		if (pyvmm_settle_latch(settler, n, run)) {
+			counts[2 * PYVMM_PORTS + run->mmio.is_write]++;
+			return 1;
+		}
 	for (n = 0; n < PYVMM_PORTS; n++) {
 		port = &settler->port[n];
 		if (port->base && address - port->base < PYVMM_REGISTERS) {
@@ -201,6 +248,7 @@ static int pyvmm_settle(struct pyvmm_settler *settler, struct kvm_run *run, uint
 				return 0;
 		if (!run->mmio.is_write)
 			memset(run->mmio.data, 0, sizeof(run->mmio.data));
+		n = PYVMM_PORTS + 1;
 	}
 	counts[2 * n + run->mmio.is_write]++;
 	return 1;

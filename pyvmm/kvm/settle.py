@@ -1,7 +1,8 @@
-"""Exits settled in C, without Python: what no device claims, and much of what UARTs are asked.
+"""Exits settled in C, without Python: what no device claims, and much of what devices are asked.
 
-The registers of a 16550A are known here because its accesses are the ones that count: see
-settle.c. What may be settled is published by whoever emulates it.
+Of devices, a 16550A's registers and those that say why there was an interrupt are known here,
+because these are the accesses that count: see settle.c. What may be settled is published by
+whoever emulates it.
 """
 
 from __future__ import annotations
@@ -13,10 +14,31 @@ from pyvmm.kvm.native import native
 from pyvmm.kvm.vcpu import Vcpu
 
 if TYPE_CHECKING:
-    from pyvmm.kvm._kvm import SettlerPort, SettlerState
+    from pyvmm.kvm._kvm import Lib, SettlerPort, SettlerState
 
 PATIENCE_OVER: Final = 0
 NO_PATIENCE_NEEDED: Final = -1  # Python is not to hear of accesses that were settled
+
+
+class Latch:
+    """Bits that one side sets and the other clears, each at once; see struct pyvmm_latch."""
+
+    def __init__(self, lib: Lib, settler: SettlerState, number: int) -> None:
+        self._lib = lib
+        self._settler = settler
+        self._number = number
+
+    def get(self) -> int:
+        """The bits that are set."""
+        return self._settler.latch[self._number].bits
+
+    def set(self, bits: int) -> None:
+        """Set bits more."""
+        self._lib.pyvmm_latch_set(self._settler, self._number, bits)
+
+    def clear(self, bits: int) -> None:
+        """Clear bits."""
+        self._lib.pyvmm_latch_clear(self._settler, self._number, bits & 0xFFFF_FFFF)
 
 
 class Settler:
@@ -24,7 +46,8 @@ class Settler:
 
     ``claimed`` are the regions of devices, as first address and the one after the last; what is
     outside them all reads as zero and ignores writes, unless not ``unclaimed``. ``ports`` are the
-    addresses of 16550As, at most 4 (0: none of that number).
+    addresses of 16550As, at most 4 (0: none of that number); ``latches`` those of registers that
+    are read, each with one behind it that clears bits.
     """
 
     def __init__(
@@ -32,6 +55,7 @@ class Settler:
         vcpus: Sequence[Vcpu],
         claimed: Iterable[tuple[int, int]],
         ports: Sequence[int],
+        latches: Sequence[int] = (),
         *,
         unclaimed: bool = True,
     ) -> None:
@@ -40,8 +64,14 @@ class Settler:
         self._state = cast("SettlerState", self._ffi.new("struct pyvmm_settler *"))
         self._lib.pyvmm_settler_init(self._state)
         regions = list(claimed)
-        if len(regions) > self._lib.PYVMM_REGIONS or len(ports) > self._lib.PYVMM_PORTS:
-            raise ValueError(f"{len(regions)} regions and {len(ports)} ports are too many")
+        lib, counts = self._lib, (len(regions), len(ports), len(latches))
+        if any(
+            count > most
+            for count, most in zip(
+                counts, (lib.PYVMM_REGIONS, lib.PYVMM_PORTS, lib.PYVMM_LATCHES), strict=True
+            )
+        ):
+            raise ValueError("{} regions, {} ports and {} latches are too many".format(*counts))
         for number, (base, end) in enumerate(regions):
             self._state.region[number].base, self._state.region[number].end = base, end
         self._state.regions = len(regions)
@@ -50,6 +80,9 @@ class Settler:
             self._state.port[number].base = base
             self._state.port[number].patience = NO_PATIENCE_NEEDED
         self._buffer_size = self._lib.PYVMM_SENT
+        for number, address in enumerate(latches):
+            self._state.latch[number].address = address
+        self._state.latches = len(latches)
         for vcpu in vcpus:
             vcpu.settle_by(self._state)
 
@@ -62,6 +95,10 @@ class Settler:
         accesses Vcpu.attention is set.
         """
         return self._state.port[number]
+
+    def latch(self, number: int) -> Latch:
+        """The bits of that latch."""
+        return Latch(self._lib, self._state, number)
 
     def has_sent(self, number: int) -> bool:
         """Whether a guest has sent bytes that nobody has taken: by that port, or by some other."""

@@ -243,7 +243,7 @@ class Vcpu(AttributeFd):
         return self._state.attention != 0
 
     def settled(self) -> tuple[list[int], list[int]]:
-        """How many reads and writes were settled: each port's, and last what nobody claims."""
+        """How many reads and writes were settled: each port's, latches', and what nobody claims."""
         counts = list(self._state.settled)
         return counts[::2], counts[1::2]
 

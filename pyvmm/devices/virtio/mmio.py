@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from pyvmm.devices.device import Device, Reg, Writer
 from pyvmm.devices.kept import StateError, part
@@ -40,11 +40,43 @@ def _half(area: str, shift: int) -> Writer:
     return write
 
 
+class Latch(Protocol):
+    """Bits that a device sets and its driver clears, each at once, whoever else does."""
+
+    def get(self) -> int:
+        """The bits that are set."""
+
+    def set(self, bits: int) -> None:
+        """Set bits more."""
+
+    def clear(self, bits: int) -> None:
+        """Clear bits."""
+
+
+class OwnLatch:
+    """Such bits where everybody has the transport's lock."""
+
+    def __init__(self) -> None:
+        self._bits = 0
+
+    def get(self) -> int:
+        """The bits that are set."""
+        return self._bits
+
+    def set(self, bits: int) -> None:
+        """Set bits more."""
+        self._bits |= bits
+
+    def clear(self, bits: int) -> None:
+        """Clear bits."""
+        self._bits &= ~bits
+
+
 class VirtioMmio(Device):
     """Shows a virtio device to the guest; ``irq`` pulses its interrupt.
 
     Kicks arrive as writes of QueueNotify, or, where somebody else watches that register, as calls
-    of `kick`.
+    of `kick`.  InterruptStatus and InterruptACK may be another's as well: see `take_latch`.
     """
 
     node_name = "virtio"
@@ -98,6 +130,7 @@ class VirtioMmio(Device):
         self.lock = device.lock
         self.device = device
         self.irq = irq
+        self._reasons: Latch = OwnLatch()  # of interrupts; InterruptStatus is a copy for snapshots
         bank = LEGACY if legacy else MODERN
         self.select_bank(bank)
         self.Version = VERSIONS[bank]
@@ -123,8 +156,15 @@ class VirtioMmio(Device):
                 self.device.write_config(offset - CONFIG, length, value)
         self.device.run_deferred()
 
+    def take_latch(self, latch: Latch | None) -> None:
+        """Have InterruptStatus in a latch from which others answer the guest; None: no longer."""
+        with self.lock:
+            before, self._reasons = self._reasons, latch or OwnLatch()
+            self._reasons.set(before.get())
+
     def state(self) -> dict[str, Any]:
         """The transport's registers, and the device behind them."""
+        self.InterruptStatus = self._reasons.get()
         return {**super().state(), "virtio": self.device.state()}
 
     def restore(self, state: object, where: str) -> None:
@@ -140,6 +180,7 @@ class VirtioMmio(Device):
                 f"the snapshot has a virtio device {self.DeviceID} of version {self.Version} "
                 f"where this machine has a {self.device.name} of version {version}"
             )
+        self._set_reasons(self.InterruptStatus)
 
     def resume(self) -> None:
         """Go on after a restore: what was in flight when the state was taken happens again.
@@ -148,7 +189,7 @@ class VirtioMmio(Device):
         has something to acknowledge, it is told once more.
         """
         with self.lock:
-            if self.InterruptStatus:
+            if self._reasons.get():
                 self.irq()
             self.device.look_into_queues()
         self.device.run_deferred()
@@ -232,9 +273,13 @@ class VirtioMmio(Device):
     def _(self, value: int) -> None:
         self.device.defer(functools.partial(self.kick, value))
 
+    @InterruptStatus.read
+    def _(self) -> int:
+        return self._reasons.get()
+
     @InterruptACK.write
     def _(self, value: int) -> None:
-        self.InterruptStatus &= ~value
+        self._reasons.clear(value)
 
     @Status.read
     def _(self) -> int:
@@ -244,7 +289,8 @@ class VirtioMmio(Device):
     def _(self, value: int) -> None:
         self.device.write_status(value)
         if value == 0:
-            self.InterruptStatus = self.QueueSel = 0
+            self._set_reasons(0)
+            self.QueueSel = 0
             self.DeviceFeaturesSel = self.DriverFeaturesSel = 0
 
     @ConfigGeneration.read
@@ -263,5 +309,9 @@ class VirtioMmio(Device):
         Always a new edge: a driver that has not acknowledged the last one may look at its queues
         before it does, and would miss what comes in between.
         """
-        self.InterruptStatus |= reasons
+        self._reasons.set(reasons)
         self.irq()
+
+    def _set_reasons(self, reasons: int) -> None:
+        self._reasons.clear(0xFFFF_FFFF)
+        self._reasons.set(reasons)

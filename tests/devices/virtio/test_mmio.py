@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyvmm.devices.virtio.mmio import VirtioMmio
+from pyvmm.devices.virtio.mmio import OwnLatch, VirtioMmio
 from pyvmm.layout import RAM_BASE
 from tests.devices.virtio.conftest import RECEIVEQ, TRANSMITQ, Rig
 from tests.devices.virtio.driver import (
@@ -379,6 +379,38 @@ def test_acknowledging_clears_just_those_bits(rig: Rig) -> None:
     rig.driver.write(0x064, 1)
 
     assert (both, rig.driver.read(INTERRUPT_STATUS)) == (3, 2)
+
+
+def test_reasons_of_interrupts_move_to_a_latch_and_back(rig: Rig) -> None:
+    rig.driver.start()
+    rig.send(b"x")
+    latch = OwnLatch()
+
+    rig.mmio.take_latch(latch)
+    rig.console.resize(1, 2)
+    both = latch.get()
+    latch.clear(1)  # as the driver does, without anybody being asked
+    seen = rig.driver.read(INTERRUPT_STATUS)
+    rig.mmio.take_latch(None)
+    latch.set(0xFF)  # no longer of any meaning
+
+    assert (both, seen, rig.driver.read(INTERRUPT_STATUS)) == (3, 2, 2)
+
+
+@pytest.mark.parametrize("latched", [False, True])
+def test_reasons_of_interrupts_are_in_snapshots(rig: Rig, latched: bool) -> None:
+    rig.driver.start()
+    if latched:
+        rig.mmio.take_latch(OwnLatch())
+    rig.console.resize(1, 2)
+
+    state = rig.mmio.state()
+    rig.driver.write(0x064, 2)
+    after = rig.driver.read(INTERRUPT_STATUS)
+    rig.mmio.restore(state, "virtio0")
+
+    assert state["registers"]["InterruptStatus"] == 2
+    assert (after, rig.driver.read(INTERRUPT_STATUS)) == (0, 2)
 
 
 def test_every_event_is_an_edge_though_the_last_is_not_acknowledged(rig: Rig) -> None:
