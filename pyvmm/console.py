@@ -225,17 +225,21 @@ class Escapes:
         """The bytes for the guest, and the keys for pyvmm, of the next piece of input."""
         guest = bytearray()
         keys = []
-        for byte in data:
+        at = 0
+        while at < len(data):
             if self._escaped:
                 self._escaped = False
-                if byte in KEYS:
-                    keys.append(KEYS[byte])
+                if data[at] in KEYS:
+                    keys.append(KEYS[data[at]])
                 else:
-                    guest.append(byte)
-            elif byte == ESCAPE:
-                self._escaped = True
-            else:
-                guest.append(byte)
+                    guest.append(data[at])
+                at += 1
+                continue
+            found = data.find(ESCAPE, at)
+            self._escaped = found >= 0
+            end = found if self._escaped else len(data)
+            guest += data[at:end]
+            at = end + self._escaped
         return bytes(guest), keys
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import pty
 import termios
@@ -12,10 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pyvmm.console import Escapes, Input, Key, Output, Terminal
+from pyvmm.console import ESCAPE, KEYS, Escapes, Input, Key, Output, Terminal
 from pyvmm.loop import Loop
 
+# Every byte becomes one of a few, the escape and keys among them
+FEW = bytes(b"\x01\x01xhXab\x00"[n % 8] for n in range(256))
 ENOUGH_S = 5.0  # for anything that should happen at all
 
 
@@ -263,6 +268,31 @@ def test_escapes_take_pyvmms_keys_and_pass_the_rest(
     escapes = Escapes()
 
     parts = [escapes.split(piece) for piece in pieces]
+
+    assert b"".join(part for part, _ in parts) == guest
+    assert [key for _, found in parts for key in found] == keys
+
+
+@given(
+    data=st.binary(max_size=40).map(lambda data: data.translate(FEW)),
+    cuts=st.sets(st.integers(0, 40)),
+)
+def test_keys_are_split_byte_by_byte_however_they_come(data: bytes, cuts: set[int]) -> None:
+    guest, keys, escaped = b"", [], False
+    for byte in data:
+        if escaped:
+            escaped = False
+            if byte in KEYS:
+                keys.append(KEYS[byte])
+                continue
+        elif byte == ESCAPE:
+            escaped = True
+            continue
+        guest += bytes([byte])
+    places = sorted({0, len(data)} | {cut for cut in cuts if cut < len(data)})
+    escapes = Escapes()
+
+    parts = [escapes.split(data[low:high]) for low, high in itertools.pairwise(places)]
 
     assert b"".join(part for part, _ in parts) == guest
     assert [key for _, found in parts for key in found] == keys
