@@ -89,9 +89,12 @@ def _stopped(host: Running) -> Iterator[Running]:
 
 def _prepare(host: Running, files: Path) -> None:
     """Have counting and KVM's statistics be for everyone, and the files in the host's memory."""
-    # Debian's kernel is -1 for nobody but root, and debugfs too
+    # Debian's kernel is -1 for nobody but root, and debugfs too.  Python would look for modules
+    # among the user's own, through 9p.
     allow = (f"echo -1 >{PARANOID} && "
-             f"mount -t debugfs -o mode=755 debugfs {KVM_STATS.parent}")  # fmt: skip
+             f"mount -t debugfs -o mode=755 debugfs {KVM_STATS.parent} && "
+             "for packages in /usr/local/lib/python3*/dist-packages; do "
+             "[ ! -d $packages ] || mount -t tmpfs tmpfs $packages; done")  # fmt: skip
     capture(host, ["sh", "-c", allow], b"", as_root=True)
     drivers = " ".join(str(Path(__file__).with_name(name).absolute()) for name in DRIVERS)
     unpack = (f"mkdir -p {INSIDE}/peer {INSIDE}/benchmarks && cd {INSIDE} && cp {files}/* . && "

@@ -64,14 +64,13 @@ class Settler:
         self._state = cast("SettlerState", self._ffi.new("struct pyvmm_settler *"))
         self._lib.pyvmm_settler_init(self._state)
         regions = list(claimed)
-        lib, counts = self._lib, (len(regions), len(ports), len(latches))
-        if any(
-            count > most
-            for count, most in zip(
-                counts, (lib.PYVMM_REGIONS, lib.PYVMM_PORTS, lib.PYVMM_LATCHES), strict=True
-            )
+        if (
+            len(regions) > self._lib.PYVMM_REGIONS
+            or len(ports) > self._lib.PYVMM_PORTS
+            or len(latches) > self._lib.PYVMM_LATCHES
         ):
-            raise ValueError("{} regions, {} ports and {} latches are too many".format(*counts))
+            counts = f"{len(regions)} regions, {len(ports)} ports, {len(latches)} latches"
+            raise ValueError(f"{counts}: too many")
         for number, (base, end) in enumerate(regions):
             self._state.region[number].base, self._state.region[number].end = base, end
         self._state.regions = len(regions)

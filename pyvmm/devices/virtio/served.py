@@ -23,6 +23,7 @@ from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
 from pyvmm.memory import Memory
 
 WAITED_NS = 50_000  # off the CPU: longer than a wait for the GIL, shorter than one for a disk
+WAITS = 2  # requests that waited, one after the other: one may have been kept from the CPU
 LINGER = 64  # requests that did not wait, until the next are taken not to either
 
 
@@ -59,6 +60,7 @@ class ServedDevice(VirtioDevice):
         self._idle = 0  # threads that wait to lead
         self._busy = 0  # requests in flight
         self._started = 0
+        self._waits = 0  # requests that have waited, since the last that did not
         self._overlap = 0  # as long as it is not 0, somebody leads while others serve
 
     def serve(self, job: Job) -> int:
@@ -159,14 +161,15 @@ class ServedDevice(VirtioDevice):
         finally:
             with self.lock:
                 busy, took = time.thread_time_ns() - busy, time.monotonic_ns() - began
-                if took - busy > WAITED_NS:
+                self._waits = self._waits + 1 if took - busy > WAITED_NS else 0
+                if self._waits >= WAITS:
                     self._overlap = LINGER
                 if job.counts:
                     for name, number in job.counts.items():
                         self.counts[name] += number
                 self._busy -= 1
                 job.queue.push(job.chain, written)
-                if not (job.leads and job.queue.waiting):  # else with the next
+                if self._overlap or not (job.leads and job.queue.waiting):  # else with the next
                     self.signal(job.queue)
                 if self._waiting:
                     self._quiet.notify_all()

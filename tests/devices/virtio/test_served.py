@@ -77,12 +77,15 @@ def wait_until_in_flight(rig: Rig, count: int) -> None:
 
 
 def begin_rush(rig: Rig) -> None:
-    """Have a request wait for something: then those that follow are in flight together."""
-    ask(rig, WAITS)
-    wait_until_in_flight(rig, 1)
-    time.sleep(100 * served.WAITED_NS / 1e9)
-    rig.device.gates[WAITS].set()
-    rig.collect()
+    """Have requests wait for something: then those that follow are in flight together."""
+    gate = rig.device.gates[WAITS]
+    for _ in range(served.WAITS):
+        gate.clear()
+        ask(rig, WAITS)
+        wait_until_in_flight(rig, 1)
+        time.sleep(100 * served.WAITED_NS / 1e9)
+        gate.set()
+        rig.collect()
     rig.device.served.clear()
 
 
