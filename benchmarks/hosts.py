@@ -69,8 +69,11 @@ def measure(host: Running, tasks: Sequence[dict[str, Any]], *, counted: bool) ->
 
 
 def drive(host: Running, driver: str, arguments: Sequence[str], data: bytes = b"") -> bytes:
-    """What a driver prints there; pyvmm it has from the host, not from this directory."""
-    command = ["sh", "-c", f'cd {INSIDE} && exec python3 -m benchmarks.{driver} "$@"', "sh"]
+    """What a driver prints there; pyvmm it has from the host, not from this directory.
+
+    In no language: translations would be looked for among the user's files, through 9p.
+    """
+    command = ["sh", "-c", f'cd {INSIDE} && LC_ALL=C exec python3 -m benchmarks.{driver} "$@"', "sh"]
     return capture(host, [*command, *arguments], data, patience_s=PATIENCE_S)
 
 

@@ -19,7 +19,7 @@ MEGA: Final = 1e6
 PATIENCE_S: Final = 3600.0
 MODULES: Final = 30  # shown one by one
 FILES: Final = ("_profile_inside.py", "_profiled.py")
-ENVIRONMENT: Final = ("env", f"PYTHONPATH={LIBRARY}", "PYTHONNOUSERSITE=1", "HOME=/")
+ENVIRONMENT: Final = ("env", f"PYTHONPATH={LIBRARY}", "PYTHONNOUSERSITE=1", "LC_ALL=C", "HOME=/")
 
 Found = Mapping[str, Any]
 Rows = list[tuple[str, float]]
