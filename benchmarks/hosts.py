@@ -73,8 +73,9 @@ def drive(host: Running, driver: str, arguments: Sequence[str], data: bytes = b"
 
     In no language: translations would be looked for among the user's files, through 9p.
     """
-    command = ["sh", "-c", f'cd {INSIDE} && LC_ALL=C exec python3 -m benchmarks.{driver} "$@"', "sh"]
-    return capture(host, [*command, *arguments], data, patience_s=PATIENCE_S)
+    script = f'cd {INSIDE} && LC_ALL=C exec python3 -m benchmarks.{driver} "$@"'
+    command = ["sh", "-c", script, "sh", *arguments]
+    return capture(host, command, data, patience_s=PATIENCE_S)
 
 
 def _own_directory() -> Path:
