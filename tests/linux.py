@@ -20,7 +20,8 @@ from pyvmm.host.debian import Suite
 from pyvmm.host.progress import Progress
 
 # The virtio console is a module of Debian's kernels: before it is loaded, nothing is open on it,
-# /dev/console neither.  The shell controls its terminal, so that ^C and a new size reach it.
+# /dev/console neither.  The shell controls its terminal, so that ^C and a new size reach it.  The
+# kernel is silent by then: on a busy machine it would speak in the middle of the shell's answers.
 INIT = b"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -30,6 +31,7 @@ mount -t devtmpfs dev /dev
 read -r tty </sys/class/tty/console/active
 exec <"/dev/${tty##* }" >"/dev/${tty##* }" 2>&1
 echo "init: $(uname -r) on $(nproc) CPUs"
+dmesg -n 1
 exec setsid -c sh
 """
 
