@@ -248,6 +248,7 @@ class VirtioDevice:
             return
         self.status |= STATUS_NEEDS_RESET
         for queue in self.queues:
+            self.signal(queue)  # what was done before that is not lost
             queue.disable()
         self._complain(what)
         if self.status & STATUS_DRIVER_OK:

@@ -6,8 +6,9 @@ given back as they end.
 
 One thread at a time leads: it waits for kicks. What needs no waiting, as with a disk that is in
 the page cache, is served best by one thread that hands nothing over, so it serves what it takes
-itself, and tells the guest of all that it found together. Where requests have had to wait a moment
-ago, or one says that it will take its time, it lets another lead first.
+itself, and tells the guest of all that it found together, at the latest with the first that had to
+wait. Where requests have had to wait a moment ago, or one says that it will take its time, it lets
+another lead first.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
 from pyvmm.memory import Memory
 
-WAITED_NS = 50_000  # off the CPU: longer than a wait for the GIL, shorter than one for a disk
-WAITS = 2  # requests that waited, one after the other: one may have been kept from the CPU
+WAITED_NS = 50_000  # off the CPU: as for a disk
+RECENT = 8  # requests after one that waited: if another does, neither was just kept from the CPU
 LINGER = 64  # requests that did not wait, until the next are taken not to either
 
 
@@ -60,7 +61,7 @@ class ServedDevice(VirtioDevice):
         self._idle = 0  # threads that wait to lead
         self._busy = 0  # requests in flight
         self._started = 0
-        self._waits = 0  # requests that have waited, since the last that did not
+        self._recent = 0  # as long as it is not 0, a request has waited not long ago
         self._overlap = 0  # as long as it is not 0, somebody leads while others serve
 
     def serve(self, job: Job) -> int:
@@ -159,17 +160,18 @@ class ServedDevice(VirtioDevice):
             with self.lock:
                 self.fail(error.message)
         finally:
+            busy, took = time.thread_time_ns() - busy, time.monotonic_ns() - began
+            waited = took - busy > WAITED_NS
             with self.lock:
-                busy, took = time.thread_time_ns() - busy, time.monotonic_ns() - began
-                self._waits = self._waits + 1 if took - busy > WAITED_NS else 0
-                if self._waits >= WAITS:
+                if waited and self._recent:
                     self._overlap = LINGER
+                self._recent = RECENT if waited else max(0, self._recent - 1)
                 if job.counts:
                     for name, number in job.counts.items():
                         self.counts[name] += number
                 self._busy -= 1
                 job.queue.push(job.chain, written)
-                if self._overlap or not (job.leads and job.queue.waiting):  # else with the next
+                if waited or self._overlap or not (job.leads and job.queue.waiting):
                     self.signal(job.queue)
                 if self._waiting:
                     self._quiet.notify_all()

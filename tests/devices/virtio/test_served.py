@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyvmm.devices.virtio import served
-from pyvmm.devices.virtio.device import QueueSpec
+from pyvmm.devices.virtio.device import INT_CONFIG, INT_VRING, QueueSpec
 from pyvmm.devices.virtio.queue import QueueError
 from pyvmm.devices.virtio.served import LINGER, Job, ServedDevice
 from pyvmm.memory import GuestMemory
@@ -79,7 +79,7 @@ def wait_until_in_flight(rig: Rig, count: int) -> None:
 def begin_rush(rig: Rig) -> None:
     """Have requests wait for something: then those that follow are in flight together."""
     gate = rig.device.gates[WAITS]
-    for _ in range(served.WAITS):
+    for _ in range(2):
         gate.clear()
         ask(rig, WAITS)
         wait_until_in_flight(rig, 1)
@@ -107,6 +107,51 @@ def test_requests_that_do_not_wait_are_served_by_one_thread_and_told_of_together
     assert rig.device.served == [1, 2, 3, 4]
     assert len(threads()) == 1
     assert rig.interrupts == 1
+
+
+def test_request_that_waited_is_told_of_before_the_next(rig: Rig) -> None:
+    first, _ = ask(rig, 1, 2)
+    wait_until_in_flight(rig, 1)
+    time.sleep(100 * served.WAITED_NS / 1e9)
+    rig.device.gates[1].set()
+
+    assert list(rig.collect()) == [first]
+    wait_until_in_flight(rig, 1)
+    assert rig.interrupts == 1
+
+
+def test_requests_overlap_though_not_every_one_of_them_waits(rig: Rig) -> None:
+    for gate in rig.device.gates.values():
+        gate.set()
+    for number in (WAITS, 1, 2, WAITS):
+        rig.device.gates[WAITS].clear()
+        ask(rig, number)
+        wait_until_in_flight(rig, 1)
+        time.sleep(100 * served.WAITED_NS / 1e9)
+        rig.device.gates[WAITS].set()
+        rig.collect()
+    for number in (3, 4):
+        rig.device.gates[number].clear()
+
+    ask(rig, 3, 4)
+
+    wait_until_in_flight(rig, 2)
+
+
+def test_what_was_done_before_a_broken_request_is_told_of(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(served, "WAITED_NS", FOREVER_NS)
+    monkeypatch.setattr(rig.device, "interrupt", told.append)
+    for gate in rig.device.gates.values():
+        gate.set()
+
+    ask(rig, 1, 2, 255)
+    rig.device.drain()
+
+    assert told == [INT_VRING, INT_CONFIG]
+    assert len(rig.driver.rings[0].take_used()) == 2
 
 
 def test_request_that_takes_its_time_does_not_hold_up_what_is_to_be_told(rig: Rig) -> None:
