@@ -1,7 +1,8 @@
 /*
  * Exits that need no Python: accesses that no device claims, those of a 16550A's that change
- * nothing or only send a byte, and the two by which a driver takes note of interrupts.  And the bytes that guests send without an exit, through the VM's
- * ring of coalesced writes.  Mechanism only: what may be settled is published here by the device.
+ * nothing or only send a byte, and the two by which a driver takes note of interrupts.  And the
+ * bytes that guests send without an exit, through the VM's ring of coalesced writes.  Mechanism
+ * only: what may be settled is published here by the device.
  *
  * A guest's bytes come by two ways: from the ring, and from exits settled here.  Whoever takes
  * one moves all that is in the ring first, with the lock: so they stay in order.

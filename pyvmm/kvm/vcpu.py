@@ -12,6 +12,7 @@ from pyvmm.errors import KvmError
 from pyvmm.kvm import ioctls, regs, structs
 from pyvmm.kvm.device import AttributeFd
 from pyvmm.kvm.exits import UNION_OFFSET, UNION_SIZE, Exit, decode
+from pyvmm.kvm.ioctls import Ioctl
 from pyvmm.kvm.native import native
 from pyvmm.kvm.uapi import ExitReason, MpState, PmuAttr, PvtimeAttr, VcpuFeature, VcpuGroup
 from pyvmm.records import Record
@@ -129,19 +130,17 @@ class Vcpu(AttributeFd):
 
     def get_regs(self, reg_ids: Iterable[int]) -> dict[int, int | KvmError]:
         """Read many registers as get_one_reg() does; of one that KVM refuses, its error."""
+        ids = list(reg_ids)
+        buffer = bytearray(sum(map(regs.size, ids)))
+        refused = self._one_regs(ioctls.GET_ONE_REG, ids, buffer)
         found: dict[int, int | KvmError] = {}
-        left = list(reg_ids)
-        while left:
-            buffer = bytearray(sum(map(regs.size, left)))
-            done, error = self._one_regs(ioctls.GET_ONE_REG, left, buffer)
-            at = 0
-            for reg_id in left[:done]:
-                end = at + regs.size(reg_id)
-                found[reg_id] = int.from_bytes(buffer[at:end], "little")
-                at = end
-            for reg_id in left[done : done + 1]:
-                found[reg_id] = ioctls.GET_ONE_REG.error(error, self._register(reg_id))
-            left = left[done + 1 :]
+        at = 0
+        for reg_id in ids:
+            end = at + regs.size(reg_id)
+            found[reg_id] = int.from_bytes(buffer[at:end], "little")
+            at = end
+        for reg_id, error in refused.items():
+            found[reg_id] = ioctls.GET_ONE_REG.error(error, self._register(reg_id))
         return found
 
     def set_regs(self, values: Mapping[int, int]) -> dict[int, KvmError]:
@@ -149,27 +148,30 @@ class Vcpu(AttributeFd):
 
         Raises OverflowError for a value that is negative or too wide for its register.
         """
-        refused = {}
-        left = list(values)
-        while left:
-            packed = [values[reg_id].to_bytes(regs.size(reg_id), "little") for reg_id in left]
-            done, error = self._one_regs(ioctls.SET_ONE_REG, left, bytearray().join(packed))
-            for reg_id in left[done : done + 1]:
-                said = f"{self._register(reg_id)}, {values[reg_id]:#x}"
-                refused[reg_id] = ioctls.SET_ONE_REG.error(error, said)
-            left = left[done + 1 :]
-        return refused
+        packed = [value.to_bytes(regs.size(reg_id), "little") for reg_id, value in values.items()]
+        refused = self._one_regs(ioctls.SET_ONE_REG, list(values), bytearray().join(packed))
+        return {
+            reg_id: ioctls.SET_ONE_REG.error(
+                error, f"{self._register(reg_id)}, {values[reg_id]:#x}"
+            )
+            for reg_id, error in refused.items()
+        }
 
-    def _one_regs(
-        self, ioctl: ioctls.Ioctl, reg_ids: list[int], buffer: bytearray
-    ) -> tuple[int, int]:
-        """Do one call of C: how many registers it did, and the errno of the next."""
-        error = self._ffi.new("int *")
-        ids = self._ffi.new("uint64_t[]", reg_ids)
-        done = self._lib.pyvmm_one_regs(
-            self.fd, ioctl.number, ids, len(reg_ids), self._ffi.from_buffer(buffer), error
-        )
-        return done, error[0]
+    def _one_regs(self, ioctl: Ioctl, reg_ids: list[int], buffer: bytearray) -> dict[int, int]:
+        """Do that with each register, their values packed; the errno of those that are refused."""
+        ids, error = self._ffi.new("uint64_t[]", reg_ids), self._ffi.new("int *")
+        values = self._ffi.from_buffer("char[]", buffer)
+        refused: dict[int, int] = {}
+        first = at = 0
+        while first < len(reg_ids):
+            done = self._lib.pyvmm_one_regs(
+                self.fd, ioctl.number, ids + first, len(reg_ids) - first, values + at, error
+            )
+            stopped = reg_ids[first + done : first + done + 1]
+            refused |= dict.fromkeys(stopped, error[0])
+            at += sum(map(regs.size, [*reg_ids[first : first + done], *stopped]))
+            first += done + 1
+        return refused
 
     def _register(self, reg_id: int) -> str:
         return f"vcpu {self.id}, {regs.name(reg_id)}"

@@ -30,6 +30,8 @@ from pyvmm.snapshot.codec import (
 )
 
 SCHEMA: Final = 1
+LARGEST_REGISTER: Final = regs.size(regs.U2048)
+MOST_REGISTERS: Final = 8192  # of a vCPU: KVM lists some 550
 RAM: Final = "ram"  # names in the memory map
 PVTIME: Final = "pvtime"
 
@@ -42,13 +44,14 @@ def _write_registers(registers: dict[int, int]) -> Json:
 
 
 def _read_registers(document: Any) -> dict[int, int]:
-    """Registers by id, each value no wider than its id says."""
-    if not isinstance(document, dict):
+    """Registers by id, each value no wider than its id says, and no id of more than KVM has."""
+    if not isinstance(document, dict) or len(document) > MOST_REGISTERS:
         raise ValueError(document)
     registers = {}
     for key, text in document.items():
         reg_id, value = read_hexadecimal(key), read_hexadecimal(text)
-        if reg_id >> 64 or value >> 8 * regs.size(reg_id):
+        size = regs.size(reg_id)
+        if reg_id >> 64 or size > LARGEST_REGISTER or value >> 8 * size:
             raise ValueError(key)
         registers[reg_id] = value
     return registers

@@ -44,6 +44,34 @@ def test_registers_are_written_with_all_their_digits() -> None:
     assert registers[f"{regs.FPCR:#018x}"] == "0x03000000"
 
 
+def numbered(count: int, size: int) -> dict[str, str]:
+    """Registers that nobody knows, with that size in their ids."""
+    return {f"{0x6000_0000_00FF_0000 | size << 52 | n << 32:#x}": "0x0" for n in range(count)}
+
+
+@pytest.mark.parametrize(
+    ("registers", "fits"),
+    [
+        (numbered(8192, 3), True),
+        (numbered(8193, 3), False),
+        (numbered(1, 8), True),  # 256 bytes, as a Z register's
+        (numbered(1, 9), False),
+        (numbered(1, 15), False),
+    ],
+)
+def test_registers_are_no_more_and_no_larger_than_kvm_has(
+    registers: dict[str, str], fits: bool
+) -> None:
+    document = through_json(sample.state())
+    document["vcpus"][0]["registers"] = registers
+
+    if fits:
+        assert len(State.of(document, "x").vcpus[0].registers) == len(registers)
+    else:
+        with pytest.raises(UsageError, match=r"x: a damaged state: .*vcpus\[0\].registers"):
+            State.of(document, "x")
+
+
 def test_a_newer_state_is_refused_by_its_number() -> None:
     document = through_json(sample.state()) | {"schema": 2}
 
