@@ -55,17 +55,18 @@ class LkvmCommand(click.Command):
 
         Raises: UsageError, for an option of lkvm's.
         """
-        for refused in REFUSED:
-            variable = _variable(ctx, refused.names[-1])
-            if variable in os.environ:
-                raise UsageError(f"{variable}: {refused.reason}", hint="unset it")
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             for refused in REFUSED:
                 if error.option_name in refused.names:
                     raise UsageError(f"{refused.names[-1]}: {refused.reason}") from None
             raise
+        for refused in REFUSED:
+            variable = _variable(ctx, refused.names[-1])
+            if os.environ.get(variable):
+                raise UsageError(f"{variable}: {refused.reason}", hint="unset it")
+        return rest
 
 
 def _variable(ctx: click.Context, option: str) -> str:

@@ -108,7 +108,7 @@ def _info(path: Path) -> Message | None:
 def ask(path: Path, request: Message) -> Message:
     """Send a VM one request; its reply, which may say that it failed.
 
-    After "stop" the VM has ended when this returns.
+    After "stop" the VM has ended when this returns, if of itself in that moment.
 
     Raises:
         Gone: it ended first.
@@ -134,6 +134,8 @@ def ask(path: Path, request: Message) -> Message:
         except WireError as error:
             raise HostError(f"{path} is no VM of pyvmm's: {error}", hint="remove it") from error
         except (OSError, EOFError) as error:
+            if request.get("do") == "stop":
+                return {"ok": True}
             raise Gone(f"the VM {name} has just ended") from error
     return reply
 

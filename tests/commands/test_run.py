@@ -106,6 +106,18 @@ def test_variables_of_such_options_are_refused_by_name(
     assert capsys.readouterr().err.startswith(f"pyvmm: {variable}: {refused.reason}\n")
 
 
+def test_empty_variables_of_such_options_and_the_help_are_no_matter(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("PYVMM_RUN_FIRMWARE", "")
+    empty = cli.main(["run", "-c", "0", "image"])
+    monkeypatch.setenv("PYVMM_RUN_FIRMWARE", "1")
+    helped = cli.main(["run", "--help"])
+
+    assert (empty, helped) == (2, 0)
+    assert "-c 0" in capsys.readouterr().err
+
+
 def test_option_that_nobody_knows_is_told_from_lkvms(capsys: Capture) -> None:
     code = cli.main(["run", "--firmwares", "image"])
 

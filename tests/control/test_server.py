@@ -232,6 +232,13 @@ def test_vm_that_ends_before_it_answers_is_gone() -> None:
             client.ask(claim.path, {"do": "echo"})
 
 
+def test_vm_that_ends_before_it_is_told_to_has_done_so() -> None:
+    with Claim("it") as claim:
+        claim.listener.close()
+
+        assert client.ask(claim.path, {"do": "stop"}) == {"ok": True}
+
+
 def test_question_about_nobody_in_particular_lists_everybody(path: Path) -> None:
     reply = client.answer({"vm": None})
 
