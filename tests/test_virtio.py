@@ -129,7 +129,7 @@ def test_kick_by_the_loop_leaves_the_vcpu_alone(make: Make, screen: Screen) -> N
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_interrupts_are_acknowledged_without_python_or_with_it(
-    make: Make, screen: Screen, fast: bool
+    make: Make, screen: Screen, monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
     machine = make(timeout_s=30.0, fast_mmio=fast)
     console = machine.board.virtio[0]
@@ -143,7 +143,8 @@ def test_interrupts_are_acknowledged_without_python_or_with_it(
         asked.add(offset)
         write(offset, length, value)
 
-    console.mmio_read, console.mmio_write = reading, writing  # type: ignore[method-assign]
+    monkeypatch.setattr(console, "mmio_read", reading)
+    monkeypatch.setattr(console, "mmio_write", writing)
     type_all(machine, b"x" * 100_000 + EOT)
 
     assert machine.run() == 0

@@ -108,7 +108,7 @@ def _info(path: Path) -> Message | None:
 def ask(path: Path, request: Message) -> Message:
     """Send a VM one request; its reply, which may say that it failed.
 
-    After "stop" the VM has ended when this returns, if of itself in that moment.
+    After "stop" the VM has ended when this returns, be it by itself in that moment.
 
     Raises:
         Gone: it ended first.

@@ -22,7 +22,7 @@ from pyvmm.arm64 import sysregs
 from pyvmm.board import MPIDR_EL1, Board
 from pyvmm.config import Config
 from pyvmm.devices.device import Device
-from pyvmm.errors import UsageError, VmmError
+from pyvmm.errors import KvmError, UsageError, VmmError
 from pyvmm.kvm import native, regs
 from pyvmm.kvm.uapi import MpState, VcpuFeature
 from pyvmm.limits import Feature
@@ -155,11 +155,11 @@ def save_vcpu(board: Board, vcpu: MachineVcpu, virtual: int) -> VcpuState:
     """One vCPU, with every register that KVM lists."""
     registers: dict[int, int] = {}
     refused: dict[str, str] = {}
-    for held in regs.read_all(vcpu):
-        if held.value is None:
-            refused[f"{held.id:#x}"] = held.error
+    for reg_id, found in vcpu.get_regs(vcpu.get_reg_list()).items():
+        if isinstance(found, KvmError):
+            refused[f"{reg_id:#x}"] = found.errno_name
         else:
-            registers[held.id] = held.value
+            registers[reg_id] = found
     _stop_counters(registers, virtual)
     features = features_of(board.plan)
     return VcpuState(

@@ -76,16 +76,21 @@ def wait_until_in_flight(rig: Rig, count: int) -> None:
         assert rig.device.entered.acquire(timeout=ENOUGH_S)
 
 
-def begin_rush(rig: Rig) -> None:
-    """Have requests wait for something: then those that follow are in flight together."""
+def one_by_one(rig: Rig, *numbers: int) -> None:
+    """Have requests served, of which WAITS waits for something."""
     gate = rig.device.gates[WAITS]
-    for _ in range(2):
+    for number in numbers:
         gate.clear()
-        ask(rig, WAITS)
+        ask(rig, number)
         wait_until_in_flight(rig, 1)
         time.sleep(100 * served.WAITED_NS / 1e9)
         gate.set()
         rig.collect()
+
+
+def begin_rush(rig: Rig) -> None:
+    """Have requests wait for something: then those that follow are in flight together."""
+    one_by_one(rig, WAITS, WAITS)
     rig.device.served.clear()
 
 
@@ -123,13 +128,7 @@ def test_request_that_waited_is_told_of_before_the_next(rig: Rig) -> None:
 def test_requests_overlap_though_not_every_one_of_them_waits(rig: Rig) -> None:
     for gate in rig.device.gates.values():
         gate.set()
-    for number in (WAITS, 1, 2, WAITS):
-        rig.device.gates[WAITS].clear()
-        ask(rig, number)
-        wait_until_in_flight(rig, 1)
-        time.sleep(100 * served.WAITED_NS / 1e9)
-        rig.device.gates[WAITS].set()
-        rig.collect()
+    one_by_one(rig, WAITS, 1, 2, WAITS)
     for number in (3, 4):
         rig.device.gates[number].clear()
 
