@@ -75,7 +75,7 @@ class Record:
     def __init_subclass__(cls, *, kw_only: bool = False, frozen: bool = True) -> None:
         own = {
             name: annotation
-            for name, annotation in vars(cls).get("__annotations__", {}).items()
+            for name, annotation in cls.__annotations__.items()
             if not annotation.startswith("ClassVar")
         }
         cls.record_fields = cls.record_fields | own

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from enum import EnumMeta
+from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -20,6 +20,7 @@ from cffi import FFI
 
 from pyvmm.kvm import caps, exits, ioctls, regs, structs, uapi
 from pyvmm.kvm.ioctls import Ioctl
+from pyvmm.kvm.numbers import Numbers
 from pyvmm.kvm.structs import Struct
 
 if TYPE_CHECKING:
@@ -162,11 +163,11 @@ REGISTERS = {
 
 def constants() -> Iterator[tuple[str, int]]:
     """Every constant of the kernel's that pyvmm holds, by its name in C."""
-    for cls, prefix in {caps.Cap: caps.C_PREFIX, **uapi.C_PREFIX}.items():
-        members = cls.__members__ if isinstance(cls, EnumMeta) else vars(cls)
+    classes: dict[type[Numbers | IntEnum], str] = {caps.Cap: caps.C_PREFIX, **uapi.C_PREFIX}
+    for cls, prefix in classes.items():
+        members = cls.members if issubclass(cls, Numbers) else cls.__members__
         for name, value in members.items():
-            if isinstance(value, int):
-                yield prefix + name, value
+            yield prefix + name, int(value)
     yield "KVM_API_VERSION", uapi.API_VERSION
     yield "KVM_CREATE_DEVICE_TEST", uapi.CREATE_DEVICE_TEST
     yield from REGISTERS.items()

@@ -32,7 +32,8 @@ class Numbers:
     def __init_subclass__(cls) -> None:
         cls.members = {}
         for name, value in tuple(vars(cls).items()):
-            if isinstance(value, int):
+            # Python's own names stay out: 3.13 puts __firstlineno__ into every class.
+            if isinstance(value, int) and not name.startswith("__"):
                 cls.members[name] = number = Number(value)
                 number.name = name
                 setattr(cls, name, number)

@@ -135,7 +135,7 @@ class IrqType(Numbers):
     PPI = 2
 
 
-class IrqField:
+class IrqField(Numbers):
     """Where the parts of a KVM_IRQ_LINE number lie."""
 
     VCPU2_SHIFT = 28  # vCPU index, bits 11:8
@@ -207,7 +207,7 @@ class VgicCtrl(Numbers):
     VGIC_USERSPACE_PPIS = 5
 
 
-class VgicField:
+class VgicField(Numbers):
     """Where the parts of a GIC attribute number lie."""
 
     V3_MPIDR_SHIFT = 32
@@ -267,7 +267,7 @@ class FeatureId(Numbers):
 
 
 # The kernel's prefix of each class's names.
-C_PREFIX: dict[type, str] = {
+C_PREFIX: dict[type[Numbers | IntEnum], str] = {
     ExitReason: "KVM_EXIT_",
     SystemEvent: "KVM_SYSTEM_EVENT_",
     MpState: "KVM_MP_STATE_",
