@@ -18,29 +18,13 @@ GCC	:= $(CURDIR)/$(TOOLS)/aarch64-linux-gnu-gcc
 run: guests
 	$(BIN)/pyvmm run --sve-vls=128,256 sve-vls
 
-# Two parts at a time, as each keeps a CPU or an emulated host busy; a part shows its output when
-# it has ended.  The longest start first: for that, all wait for the same things.
-PARTS	:= test-e2e test-guests test-kvm test-units lint
+# Every part, two at a time, and a summary; a part's log is in build/test-logs.  tests/parts.py says
+# what the parts run.
 test: dev guests test-tools
-	@echo "testing, two parts at a time: $(PARTS) ..."
-	@$(MAKE) --no-print-directory -j2 --output-sync=target $(PARTS)
+	@$(BIN)/python -m tests.parts
 
-lint: dev guests test-tools
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
-
-# What runs anywhere.
-test-units: dev guests test-tools
-	$(BIN)/python -m pytest -m "not kvm and not e2e and not matrix"
-
-# The pyvmm command as a user types it, and with it the guests: bare metal ones and Linux.
-E2E	:= -m "e2e and not kvm and not matrix" --durations=10
-test-e2e: dev guests test-tools
-	$(BIN)/python -m pytest $(E2E) --ignore=tests/guests
-
-test-guests: dev guests test-tools
-	$(BIN)/python -m pytest $(E2E) tests/guests
+lint test-units test-e2e test-guests test-kvm: dev guests test-tools
+	$(BIN)/python -m tests.parts $(@:test-%=%)
 
 # Every kernel with every kind of host, as host and as guest, which takes an hour or more: not a
 # part of `make test`.
@@ -51,10 +35,6 @@ test-matrix: dev guests test-tools
 # BENCH=exits`: see benchmarks/__main__.py.  Real times want a machine that does nothing else.
 bench: dev guests
 	$(BIN)/python -m benchmarks $(BENCH)
-
-# What needs /dev/kvm: here on arm64, else inside the emulated host.
-test-kvm: dev guests test-tools
-	$(BIN)/python -m tests.in_host
 
 guests: tools
 	@$(MAKE) --no-print-directory -s -C guests CC=$(GCC) PYTHON=$(CURDIR)/$(BIN)/python

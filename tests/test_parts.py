@@ -1,0 +1,134 @@
+"""`make test` runs every part, says how each ended, and ends what it started."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import parts
+from tests.parts import Part, run_everything, run_one
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
+PATIENCE_S = 120.0
+
+
+def check(code: str) -> tuple[str, ...]:
+    return (sys.executable, "-c", code)
+
+
+def test_every_part_runs_though_one_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "test_it.py"
+    file.write_text("def test_good(): pass\ndef test_bad(): assert 'this' == 'that'\n")
+    bad = Part("bad", PYTEST, (str(file),))
+    good = [Part(f"good{n}", checks=(check("print('quiet words')"),)) for n in range(3)]
+
+    code = run_everything([bad, *good], tmp_path / "logs")
+
+    said = capsys.readouterr().out
+    assert code == 1
+    assert said.splitlines()[-1] == "4 passed, 1 failed, 0 skipped"
+    assert "'this' == 'that'" in said
+    assert "again: " in said
+    assert "quiet words" not in said
+    assert (tmp_path / "logs/good2.log").read_text() == "quiet words\n"
+
+
+def test_run_without_failures_succeeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_everything([Part("good", checks=(check(""),))], tmp_path) == 0
+
+    assert capsys.readouterr().out.splitlines()[-1] == "1 passed, 0 failed, 0 skipped"
+
+
+def test_failed_check_comes_with_its_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_everything([Part("lint", checks=(("sh", "-c", "exit 3"),))], tmp_path) == 1
+
+    said = capsys.readouterr().out
+    assert "  sh: ended with exit code 3\n    again: sh -c 'exit 3'\n" in said
+
+
+def test_results_of_an_earlier_run_do_not_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "units.jsonl").write_text('{"test": "t.py::test", "outcome": "passed"}\n')
+
+    run_everything([Part("units", ("false",))], tmp_path)
+
+    assert capsys.readouterr().out.splitlines()[-1] == "0 passed, 1 failed, 0 skipped"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_run_ends_what_it_started(tmp_path: Path, number: signal.Signals) -> None:
+    running = tmp_path / "running"
+    run = (
+        "import sys; from pathlib import Path; from tests.parts import *\n"
+        f"part = Part('slow', checks=(('sh', '-c', 'sleep 600 & echo $! >{running}; wait'),))\n"
+        f"sys.exit(run_everything([part], Path({str(tmp_path)!r})))"
+    )
+    with subprocess.Popen(check(run), cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        child = int(wait_for_text(running))
+
+        process.send_signal(number)
+        _, said = process.communicate(timeout=PATIENCE_S)
+
+    assert process.returncode == 128 + number
+    assert said == f"pyvmm: the tests were interrupted by {number.name}\n"
+    wait_until_gone(child)
+
+
+def test_part_that_ignores_an_interruption_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time it is given is none here."""
+    running = tmp_path / "running"
+    deaf = f"trap '' INT; echo $$ >{running}; while :; do sleep 600; done"
+    monkeypatch.setattr(parts, "GRACE_S", 0.0)
+    monkeypatch.setattr(concurrent.futures, "as_completed", lambda _: interrupt_when_there(running))
+
+    with pytest.raises(parts.Interrupted):
+        parts.run_all([Part("deaf", checks=(("sh", "-c", deaf),))], tmp_path, print)
+
+    wait_until_gone(int(running.read_text()))
+
+
+def test_part_of_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_one("unit", []) == 2
+
+    assert "no part unit; parts: e2e, guests, kvm, units, lint" in capsys.readouterr().err
+
+
+def interrupt_when_there(path: Path) -> None:
+    wait_for_text(path)
+    raise parts.Interrupted(signal.SIGINT)
+
+
+def wait_for_text(path: Path) -> str:
+    deadline = time.monotonic() + PATIENCE_S
+    while not (path.exists() and (text := path.read_text()).endswith("\n")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return text
+
+
+def wait_until_gone(pid: int) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while Path(f"/proc/{pid}").exists() and "Z" not in state_of(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def state_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
