@@ -237,6 +237,7 @@ class VirtioBalloon(VirtioDevice):
             self._stats_chain.release()
             self._stats_chain = None
         self.free_page_hint_cmd_id = CMD_ID_STOP
+        self._hints_count = False
         self.actual = self.poison_val = 0
         self._written = bytearray(CONFIG_SIZE)
         if not self.stopped:
@@ -318,8 +319,9 @@ class VirtioBalloon(VirtioDevice):
         if chain.writable or chain.readable_size != PFN.size:
             raise QueueError(f"free_page_vq chain {chain.head}: no command id")
         (command,) = PFN.unpack(chain.read())
-        self._hints_count = self.is_hinting and command == self.free_page_hint_cmd_id
-        if command == CMD_ID_STOP and self.is_hinting:
+        if self.is_hinting and command == self.free_page_hint_cmd_id:
+            self._hints_count = True
+        elif self._hints_count:  # else it ends an earlier round, which was cut short
             self._end_hinting()
 
     def _end_hinting(self) -> None:

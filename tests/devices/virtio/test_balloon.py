@@ -358,6 +358,40 @@ def test_hints_after_the_end_of_their_round_are_ignored(rig: Rig) -> None:
     assert rig.memory.read(PAGES, 1) == b"\xff"
 
 
+def test_late_stop_of_a_round_that_was_cut_short_does_not_end_the_next(rig: Rig) -> None:
+    """Linux sends it when it sees that the round has changed (send_free_pages())."""
+    rig.start()
+    rig.memory.write(PAGES, b"\xff" * MIB)
+    rig.balloon.start_hinting()
+    rig.send(FREE_PAGE_VQ, command(rig.driver.read(CMD_ID)))
+    rig.balloon.stop_hinting()
+    rig.balloon.start_hinting()
+
+    rig.send(FREE_PAGE_VQ, command(0))
+    assert rig.balloon.is_hinting
+    rig.send(FREE_PAGE_VQ, command(rig.driver.read(CMD_ID)))
+    rig.offer(FREE_PAGE_VQ, (PAGES, MIB))
+    rig.send(FREE_PAGE_VQ, command(0))
+
+    assert not rig.balloon.is_hinting
+    assert rig.balloon.info()["hinted_bytes"] == MIB
+    assert rig.memory.read(PAGES, MIB) == bytes(MIB)
+
+
+def test_reset_in_a_round_of_hints_ends_it(rig: Rig) -> None:
+    rig.start()
+    rig.memory.write(PAGES, b"\xff")
+    rig.balloon.start_hinting()
+    rig.send(FREE_PAGE_VQ, command(rig.driver.read(CMD_ID)))
+
+    rig.driver.reset()
+    rig.start()
+    rig.offer(FREE_PAGE_VQ, (PAGES, PAGE))
+
+    assert not rig.balloon.is_hinting
+    assert rig.memory.read(PAGES, 1) == b"\xff"
+
+
 def test_no_round_is_begun_where_nobody_gives_hints(rig: Rig) -> None:
     assert not rig.balloon.start_hinting()
     rig.start(wanted=~F_FREE_PAGE_HINT)
