@@ -6,7 +6,6 @@ unpacked in the cache, run through its own dynamic loader or library path.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import platform
@@ -15,7 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -37,6 +36,18 @@ NOT_NEEDED: Final = frozenset({
 })  # fmt: skip
 SANITIZERS: Final = ("asan8", "atomic1", "gomp1", "hwasan0", "itm1", "lsan0", "stdc++6", "tsan2")
 CROSS_NOT_NEEDED: Final = frozenset(f"lib{name}-arm64-cross" for name in SANITIZERS)
+
+# The programs that tests judge pyvmm by, or run it in: package, and where they are in it.
+JUDGES: Final = {
+    "busybox": ("busybox", "bin"),
+    "cpio": ("cpio", "bin"),
+    "debugfs": ("e2fsprogs", "sbin"),
+    "dtc": ("device-tree-compiler", "usr/bin"),
+    "e2fsck": ("e2fsprogs", "sbin"),
+    "mke2fs": ("e2fsprogs", "sbin"),
+    "tmux": ("tmux", "usr/bin"),
+    "zstd": ("zstd", "usr/bin"),
+}
 
 LOADERS: Final = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64.so.1"}
 TRIPLETS: Final = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
@@ -179,19 +190,10 @@ def erofs(progress: Progress) -> Tool:
     return _small_tool("mkfs.erofs", "erofs-utils", progress)
 
 
-def dtc(progress: Progress) -> Tool:
-    """The device tree compiler: the tests' judge of pyvmm's device trees."""
-    return _small_tool("dtc", "device-tree-compiler", progress)
-
-
-def tmux(progress: Progress) -> Tool:
-    """tmux: the tests' real terminal."""
-    return _small_tool("tmux", "tmux", progress)
-
-
-def e2fsprogs(program: str, progress: Progress) -> Tool:
-    """mke2fs, e2fsck or debugfs: the tests' judges of what guests do to their disks."""
-    return _small_tool(program, "e2fsprogs", progress, "sbin")
+def judge(program: str, progress: Progress) -> Tool:
+    """A program of `JUDGES`."""
+    package, directory = JUDGES[program]
+    return _small_tool(program, package, progress, directory)
 
 
 def gdb(progress: Progress) -> Tool:
@@ -240,12 +242,9 @@ def main(arguments: Sequence[str]) -> int:
     """Write wrappers: ``python -m pyvmm.host.tools DIRECTORY PROGRAM...``."""
     directory, *programs = arguments
     progress = Progress()
-    of_tests: dict[str, Callable[[Progress], Tool]] = {"dtc": dtc, "tmux": tmux}
-    for program in ("mke2fs", "e2fsck", "debugfs"):
-        of_tests[program] = functools.partial(e2fsprogs, program)
     for name in programs:
         program = name.removeprefix("aarch64-linux-gnu-")
-        tool = of_tests[name](progress) if name in of_tests else cross(program, progress)
+        tool = judge(name, progress) if name in JUDGES else cross(program, progress)
         write_wrapper(tool, Path(directory) / name)
     return 0
 

@@ -19,6 +19,7 @@ from pyvmm.layout import MIB, RAM_BASE
 from pyvmm.memory import GuestMemory
 from tests.boot.elves import BASE, CODE, Elf
 from tests.boot.packing import zboot, zstd_compress
+from tests.privileges import bound_by_modes
 
 FLAT = RAM_BASE + layout.KERNEL_OFFSET
 
@@ -144,13 +145,12 @@ def test_empty_file_is_refused(tmp_path: Path, memory: GuestMemory) -> None:
         load_image(path, memory)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_unreadable_file_is_refused(tmp_path: Path, memory: GuestMemory) -> None:
     path = tmp_path / "secret"
     path.write_bytes(b"x")
     path.chmod(0)
 
-    with pytest.raises(ImageError, match="Permission denied"):
+    with bound_by_modes(), pytest.raises(ImageError, match="Permission denied"):
         load_image(path, memory)
 
 

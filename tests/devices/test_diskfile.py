@@ -17,6 +17,7 @@ from pyvmm.devices import diskfile
 from pyvmm.devices.diskfile import DiskFile
 from pyvmm.errors import HostError, UsageError, VmmError
 from pyvmm.layout import MIB
+from tests.privileges import bound_by_modes
 
 SIZE = MIB
 CONTENT = random.Random(1).randbytes(SIZE)
@@ -209,14 +210,14 @@ def test_what_is_no_disk_is_refused(opened: Open, tmp_path: Path) -> None:
     assert error.hint is not None
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write what it likes")
 def test_file_that_may_not_be_written_is_told_how_to_be_read(opened: Open, image: Path) -> None:
     image.chmod(0o400)
 
-    error = refused(opened)
+    with bound_by_modes():
+        error = refused(opened)
 
-    assert error.hint == f"-d {image},ro does not write to it"
-    assert read(opened(read_only=True), 0, 512) == CONTENT[:512]
+        assert error.hint == f"-d {image},ro does not write to it"
+        assert read(opened(read_only=True), 0, 512) == CONTENT[:512]
 
 
 def test_disk_in_use_is_refused_and_free_again_when_closed(opened: Open, image: Path) -> None:

@@ -16,10 +16,8 @@ import pytest
 from tests.e2e import vls
 from tests.e2e.conftest import FIRST_S, Pyvmm, wait_for
 
-pytest.importorskip("distributed", reason="pip install -e '.[dask]'")
-
 pytestmark = [
-    pytest.mark.e2e, pytest.mark.matrix, pytest.mark.timeout(FIRST_S),
+    pytest.mark.e2e, pytest.mark.timeout(FIRST_S),
     pytest.mark.usefixtures("own_runtime_directory"),
 ]  # fmt: skip
 

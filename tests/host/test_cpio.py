@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from pyvmm.host.cpio import CpioWriter
+from tests.conftest import tool
 
 FIELDS = (
     "ino", "mode", "uid", "gid", "nlink", "mtime", "filesize",
@@ -93,9 +93,7 @@ def test_inode_numbers_differ(archive: bytes) -> None:
 
 @pytest.mark.parametrize("program", ["cpio", "busybox"])
 def test_other_programs_unpack_it(program: str, archive: bytes, tmp_path: Path) -> None:
-    path = shutil.which(program)
-    if path is None:
-        pytest.skip(f"{program} is not installed")
+    path = tool(program)
     command = [path, "cpio"] if program == "busybox" else [path]
 
     subprocess.run([*command, "-id", "init", "deep/*"], input=archive, cwd=tmp_path, check=True)

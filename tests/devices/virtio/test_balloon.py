@@ -373,7 +373,7 @@ def test_late_stop_of_a_round_that_was_cut_short_does_not_end_the_next(rig: Rig)
     rig.offer(FREE_PAGE_VQ, (PAGES, MIB))
     rig.send(FREE_PAGE_VQ, command(0))
 
-    assert not rig.balloon.is_hinting
+    assert not rig.balloon.info()["hinting"]
     assert rig.balloon.info()["hinted_bytes"] == MIB
     assert rig.memory.read(PAGES, MIB) == bytes(MIB)
 
