@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-ENOUGH_S = 30.0  # for anything that should happen at all
+ENOUGH_S = 120.0  # for anything that should happen at all
 
 
 class Terminal:

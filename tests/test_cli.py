@@ -30,7 +30,7 @@ Verb = Callable[[BaseException], None]
 def fresh(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Python code in an interpreter of its own."""
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120
     )
 
 
@@ -79,7 +79,7 @@ def test_version_is_the_packages(arguments: list[str], capsys: pytest.CaptureFix
 def test_module_is_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pyvmm", "run", "-c", "0", "image"],
-        capture_output=True, text=True, timeout=30,
+        capture_output=True, text=True, timeout=120,
     )  # fmt: skip
 
     assert (done.returncode, done.stdout) == (2, "")
@@ -152,7 +152,7 @@ def test_reader_that_went_away_is_no_error() -> None:
     os.close(reader)
 
     done = subprocess.run(
-        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=30
+        [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=120
     )
     os.close(writer)
 

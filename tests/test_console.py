@@ -21,7 +21,7 @@ from pyvmm.loop import Loop
 
 # Every byte becomes one of a few, the escape and keys among them
 FEW = bytes(b"\x01\x01xhXab\x00"[n % 8] for n in range(256))
-ENOUGH_S = 5.0  # for anything that should happen at all
+ENOUGH_S = 120.0  # for anything that should happen at all
 
 
 @pytest.fixture

@@ -191,7 +191,7 @@ class Screen:
 
     def wait_for(self, count: int) -> bytes:
         """What is there, as soon as so many bytes are, or after 30 s."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while len(self.text) < count and time.monotonic() < deadline:
             time.sleep(0.005)
         return self.text
@@ -201,7 +201,7 @@ class Screen:
 def machine(path: Path, program: str, screen: Screen, **options: Any) -> Iterator[Machine]:
     hooks = {"on_unclaimed": options.pop("on_unclaimed", None)}
     config = Config(
-        image=programs.write(program, path), memory=16 * MIB, timeout_s=20.0,
+        image=programs.write(program, path), memory=16 * MIB, timeout_s=120.0,
         **{"vcpus": 1, **options},
     )  # fmt: skip
     with Machine(config, screen.write, **hooks) as made:

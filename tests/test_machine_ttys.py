@@ -35,7 +35,7 @@ def boot(tmp_path: Path) -> Iterator[Boot]:
 
         def make(program: str, x2: int, x3: int = 0, **options: Any) -> Machine:
             image = programs.write(program, tmp_path)
-            config = Config(image=image, vcpus=1, memory=16 * MIB, timeout_s=20.0, **options)
+            config = Config(image=image, vcpus=1, memory=16 * MIB, timeout_s=120.0, **options)
             machine = stack.enter_context(Machine(config, unexpected))
             machine.vcpus[0].set_one_reg(regs.X(2), x2)
             machine.vcpus[0].set_one_reg(regs.X(3), x3)

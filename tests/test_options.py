@@ -49,7 +49,7 @@ def boot(tmp_path: Path) -> Iterator[Boot]:
 
         def make(program: str = "store", **options: Any) -> Machine:
             image = options.pop("image", None) or programs.write(program, tmp_path)
-            shape = {"vcpus": 1, "memory": 16 * MIB, "timeout_s": 10.0} | options
+            shape = {"vcpus": 1, "memory": 16 * MIB, "timeout_s": 120.0} | options
             machine = Machine(Config(image=image, **shape), lambda data: None)
             stack.enter_context(machine)
             machine.vcpus[0].set_one_reg(regs.X(2), layout.EXIT.base)
@@ -68,7 +68,7 @@ def called(machine: Machine, function: int) -> int:
     vcpu = machine.vcpus[0]
     vcpu.set_one_reg(regs.X(0), function)
     machine.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while True:
         machine.pause()
         result = vcpu.get_one_reg(regs.X(0))
@@ -198,7 +198,7 @@ def test_ram_starts_where_it_was_asked_to(boot: Boot, base: int) -> None:
 def test_vcpus_stay_on_their_cpus(boot: Boot) -> None:
     machine = boot("spin", vcpus=2, vcpu_affinity=frozenset({0}))
     machine.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
 
     while (cpus := affinities()) != [{0}, {0}] and time.monotonic() < deadline:
         time.sleep(0.01)

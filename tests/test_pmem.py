@@ -49,7 +49,7 @@ def boot(tmp_path: Path) -> Iterator[Boot]:
                 vcpus=1,
                 memory=16 * MIB,
                 devices=devices,
-                timeout_s=20.0,
+                timeout_s=120.0,
             )
             machine = stack.enter_context(Machine(config, lambda data: None))
             for name, value in registers.items():
@@ -65,7 +65,7 @@ def vcpu_pc(machine: Machine) -> int:
 
 
 def wait_for(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
     return condition()

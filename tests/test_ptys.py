@@ -24,7 +24,7 @@ from pyvmm.ptys import SIZE, TYPED, Carrier, Pty, Records, record
 from tests.host.conftest import wait_for
 
 MIB = 1 << 20
-ENOUGH_S = 20.0
+ENOUGH_S = 120.0
 
 
 class Line:
@@ -264,13 +264,12 @@ def _send_until_broken(guest: socket.socket, data: bytes) -> None:
         guest.close()
 
 
-def test_end_does_not_wait_where_nobody_reads() -> None:
+def test_end_does_not_wait_where_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ptys, "GRACE_S", 3600.0)
     line = Line()
 
-    began = time.monotonic()
     line.carrier.close()
 
-    assert time.monotonic() - began < ptys.GRACE_S
     assert line.guest.recv(1) == b""
     line.guest.close()
 

@@ -203,7 +203,7 @@ def run_vectors(tmp_path: Path) -> Callable[[int], tuple[VcpuRegisters, VcpuRegi
             if not sve.host_vector_lengths(system):
                 pytest.skip("the host has no SVE")
         image = programs.write("vectors", tmp_path)
-        config = Config(image=image, vcpus=1, memory=16 * MIB, timeout_s=10.0, sve=SveRequest())
+        config = Config(image=image, vcpus=1, memory=16 * MIB, timeout_s=120.0, sve=SveRequest())
         with Machine(config, lambda data: None) as machine:
             machine.vcpus[0].set_one_reg(regs.X(2), layout.EXIT.base)
             machine.vcpus[0].set_one_reg(regs.X(4), zcr)

@@ -27,7 +27,7 @@ from pyvmm.ptys import TYPED, record
 from pyvmm.terminals import Terminals
 from tests.test_ptys import show
 
-ENOUGH_S = 20.0
+ENOUGH_S = 120.0
 
 
 class Guest:

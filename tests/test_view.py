@@ -244,7 +244,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
                     pytest.skip(f"the host has no vectors of {longest} bits")
             image = programs.write(program, tmp_path)
             request = SveRequest(max_vl=longest) if longest else SveRequest(off=True)
-            config = Config(image=image, vcpus=1, memory=16 * MIB, timeout_s=20.0, sve=request)
+            config = Config(image=image, vcpus=1, memory=16 * MIB, timeout_s=120.0, sve=request)
             made = stack.enter_context(Machine(config, lambda data: None))
             x = {2: layout.EXIT.base, 5: W5, 6: X6, 7: X7, 8: X8, 9: Z_AT, 10: P_AT}
             for number, value in x.items():

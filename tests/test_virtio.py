@@ -48,7 +48,7 @@ class Screen:
         self.text += data
 
     def wait_for(self, text: bytes) -> bool:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while text not in self.text and time.monotonic() < deadline:
             time.sleep(0.01)
         return text in self.text
@@ -91,7 +91,7 @@ def type_all(machine: Machine, data: bytes) -> None:
 
 
 def test_console_works_in_a_loop(make: Make, screen: Screen) -> None:
-    machine = make(timeout_s=30.0)
+    machine = make(timeout_s=120.0)
 
     type_all(machine, b"hello\n" + EOT)
 
@@ -110,7 +110,7 @@ def test_console_works_without_a_loop(make: Make, screen: Screen) -> None:
 
 
 def test_kick_by_the_loop_leaves_the_vcpu_alone(make: Make, screen: Screen) -> None:
-    machine = make("drain=200000", timeout_s=30.0)
+    machine = make("drain=200000", timeout_s=120.0)
     console = machine.board.virtio[0]
     writes = []
     write = console.mmio_write
@@ -131,7 +131,7 @@ def test_kick_by_the_loop_leaves_the_vcpu_alone(make: Make, screen: Screen) -> N
 def test_interrupts_are_acknowledged_without_python_or_with_it(
     make: Make, screen: Screen, monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
-    machine = make(timeout_s=30.0, fast_mmio=fast)
+    machine = make(timeout_s=120.0, fast_mmio=fast)
     console = machine.board.virtio[0]
     asked, read, write = set(), console.mmio_read, console.mmio_write
 
@@ -173,7 +173,7 @@ def test_error_in_the_output_ends_the_run_and_gives_the_memory_back(make: Make) 
     def output(data: bytes) -> None:
         raise ValueError("no paper")
 
-    machine = make(timeout_s=30.0)
+    machine = make(timeout_s=120.0)
     console = machine.board.console
     console.output = output
 
@@ -194,7 +194,7 @@ def test_size_of_the_terminal_reaches_the_guest(make: Make, screen: Screen) -> N
 
 
 def test_devices_are_in_the_slots_the_device_tree_and_what_is_told(make: Make) -> None:
-    machine = make(devices=(Rng(), Rng()), timeout_s=30.0)
+    machine = make(devices=(Rng(), Rng()), timeout_s=120.0)
 
     told = machine.devices()
 
@@ -208,7 +208,7 @@ def test_devices_are_in_the_slots_the_device_tree_and_what_is_told(make: Make) -
 
 
 def test_broken_driver_is_logged_in_one_line(make: Make, screen: Screen) -> None:
-    machine = make("break", timeout_s=30.0)
+    machine = make("break", timeout_s=120.0)
 
     assert machine.run() == 0
     assert len(screen.lines) == 1

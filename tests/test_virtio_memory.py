@@ -42,7 +42,7 @@ class Rig:
             image=programs.write(program, directory),
             vcpus=1,
             memory=16 * MIB,
-            timeout_s=30.0,
+            timeout_s=120.0,
             devices=(Hotplug(size=BLOCKS * BLOCK), Balloon()),
         )
         self.machine = stack.enter_context(

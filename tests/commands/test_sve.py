@@ -236,7 +236,7 @@ def test_saved_probes_need_no_kvm_and_no_host(words: str, save: Save) -> None:
     )
 
     done = subprocess.run(
-        [sys.executable, "-c", code, *words.split()], capture_output=True, text=True, timeout=30
+        [sys.executable, "-c", code, *words.split()], capture_output=True, text=True, timeout=120
     )
 
     assert done.stdout.splitlines()[-1] == "0 []"

@@ -55,7 +55,7 @@ def path() -> Iterator[Path]:
 
 def connect(path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(20)
+    connection.settimeout(120)
     client._connect(connection, path)
     return connection
 

@@ -107,12 +107,10 @@ def test_port_of_a_client_that_was_just_killed_is_no_trap(pyvmm: Pyvmm) -> None:
         with pyvmm.start("host", "exec", "--", "sleep", "60") as process:
             time.sleep(delay_s)
             process.kill()
-        started = time.monotonic()
 
         done = pyvmm("host", "exec", "echo", "there")
 
         assert done.stdout == "there\n", done.stderr
-        assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -71,7 +71,8 @@ def check_that_no_time_passes_in_a_pause(guest: Session, tell: Tell) -> None:
     guest.shell(TICKER)
     guest.shell("sleep 3")
     rtc = real_time(guest)
-    before, began = uptime(guest), time.monotonic()
+    began = time.monotonic()
+    before = uptime(guest)
 
     tell("pause")
     time.sleep(PAUSE_S)
@@ -81,7 +82,7 @@ def check_that_no_time_passes_in_a_pause(guest: Session, tell: Tell) -> None:
 
     ticks = [float(line) for line in guest.shell("cat /ticks").split()]
     gaps = [later - earlier for earlier, later in itertools.pairwise(ticks)]
-    assert 3 <= after - before < passed_s - PAUSE_S + 0.5
+    assert 3 <= after - before < passed_s - PAUSE_S + 0.1  # uptime has two digits
     assert len(ticks) > 4
     assert max(gaps) < PAUSE_S, gaps  # it would be more, had the pause been seen
     assert real_time(guest) - rtc >= PAUSE_S

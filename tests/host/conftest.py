@@ -16,7 +16,7 @@ import pytest
 from pyvmm.host.running import Running
 
 ROOT = Path(__file__).resolve().parents[2]
-ENOUGH_S = 20.0  # for anything that should happen at all
+ENOUGH_S = 120.0  # for anything that should happen at all
 
 
 def wait_for(condition: Any, what: str = "it") -> None:

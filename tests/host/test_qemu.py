@@ -14,7 +14,7 @@ from pyvmm.host import qemu, saved
 from pyvmm.host.qemu import QemuPlan
 from pyvmm.host.tools import Tool
 from pyvmm.host.wire import PORTS
-from tests.host.conftest import wait_for
+from tests.host.conftest import ENOUGH_S, wait_for
 
 HERE = Path("/cache/host")
 
@@ -130,11 +130,11 @@ def test_launched_program_has_the_lock_the_environment_and_a_log(tmp_path: Path)
 
 def test_line_on_the_console_is_waited_for(tmp_path: Path) -> None:
     run = sockets(tmp_path)
-    code = f"time.sleep(0.2); open('{run}/console.log', 'w').write('x ready y'); time.sleep(5)"
+    code = f"time.sleep(0.2); open('{run}/console.log', 'w').write('x ready y'); time.sleep(600)"
 
     pid = qemu.launch(program(code), [], run, [])
 
-    qemu.wait_for_line(run, "ready", pid, 10)
+    qemu.wait_for_line(run, "ready", pid, ENOUGH_S)
     assert not qemu.ended(pid)
     os.kill(pid, 9)
     wait_for(lambda: qemu.ended(pid), "its end")
@@ -146,12 +146,12 @@ def test_program_that_ends_while_it_boots_is_quoted(tmp_path: Path) -> None:
     pid = qemu.launch(program("sys.exit('unable to find CPU model')"), [], run, [])
 
     with pytest.raises(HostError, match="ended while it booted: unable to find CPU model"):
-        qemu.wait_for_line(run, "ready", pid, 10)
+        qemu.wait_for_line(run, "ready", pid, ENOUGH_S)
 
 
 def test_boot_that_hangs_is_given_up(tmp_path: Path) -> None:
     run = sockets(tmp_path)
-    pid = qemu.launch(program("print('Panic!', flush=True); time.sleep(5)"), [], run, [])
+    pid = qemu.launch(program("print('Panic!', flush=True); time.sleep(600)"), [], run, [])
     wait_for((run / "qemu.log").read_text, "its output")
 
     with pytest.raises(HostError, match=r"did not boot in 0 s: Panic!"):

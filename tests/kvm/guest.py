@@ -218,7 +218,7 @@ def running(vcpu: Vcpu) -> Iterator[Callable[[], Exit]]:
     thread.start()
 
     def join() -> Exit:
-        thread.join(30)
+        thread.join(120)
         assert not thread.is_alive(), "the vCPU did not return"
         return exits[0]
 

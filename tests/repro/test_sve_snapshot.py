@@ -58,7 +58,6 @@ def test_trouble_is_no_verdict_on_snapshots() -> None:
 
 
 @pytest.mark.kvm
-@pytest.mark.timeout(120)
 def test_guest_misses_what_was_left_out_and_nothing_else() -> None:
     wishes = SNAPSHOT.read({"leave_out": "ffr,zcr_el1,p", "guest_max_vl": "256"})
 

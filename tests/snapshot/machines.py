@@ -15,7 +15,7 @@ from pyvmm.layout import MIB
 from pyvmm.machine import Machine
 from pyvmm.snapshot.origin import Origin, named
 
-PATIENCE_S = 30
+PATIENCE_S = 120
 PARAMS = "patience=2"  # seconds without a timer interrupt
 
 

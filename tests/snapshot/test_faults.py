@@ -62,7 +62,6 @@ def is_refused(path: Path) -> bool:
     return False
 
 
-@pytest.mark.timeout(180)
 def test_killed_saves_leave_whole_files(path: Path, memory: GuestMemory) -> None:
     memory.write(BASE, noise(saver.LENGTH, 0))
     began = time.perf_counter()
@@ -136,7 +135,6 @@ def test_disk_that_fills_up_at_any_write_is_told(
         assert not debris(path)
 
 
-@pytest.mark.timeout(120)
 def test_any_byte_that_is_changed_is_found(path: Path, memory: GuestMemory) -> None:
     """At places of which a third is in what comes before memory."""
     write_scene(memory)

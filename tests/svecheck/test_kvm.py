@@ -18,7 +18,7 @@ from pyvmm.svecheck.runner import CASES, judge, probe, run_case
 from pyvmm.svecheck.target import Target
 from tests.svecheck.liars import LIES, AcceptsSurplusSlices, Liar
 
-pytestmark = [pytest.mark.kvm, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.kvm
 
 BY_NAME = {case.name: case for case in CASES}
 

@@ -62,7 +62,7 @@ def test_run_that_nobody_waits_for_is_ended(image: str, monkeypatch: pytest.Monk
 
     timer.join()
     assert outcome.stopped
-    assert outcome.seconds < 30
+    assert outcome.seconds < 300
 
 
 def test_run_that_ends_by_itself_was_not_stopped() -> None:
@@ -83,7 +83,7 @@ def test_run_that_hangs_beyond_its_guest_s_time_is_ended(monkeypatch: pytest.Mon
 
     assert (outcome.code, outcome.stopped) == (124, False)
     assert b"pyvmm: the run did not end in time" in outcome.stderr
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 300
 
 
 def test_host_is_asked_by_pyvmm_sve_list() -> None:

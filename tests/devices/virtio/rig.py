@@ -11,7 +11,7 @@ from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.memory import GuestMemory
 from tests.devices.virtio.driver import Buffer, Driver
 
-ENOUGH_S = 30.0
+ENOUGH_S = 120.0
 
 D = TypeVar("D", bound=VirtioDevice)
 
