@@ -244,7 +244,7 @@ def test_lock_is_waited_for(tmp_path: Path) -> None:
 
 def test_lock_somebody_has_is_not_given(tmp_path: Path) -> None:
     code = "import sys, time; from pathlib import Path; from pyvmm.dirs import try_lock\n"
-    code += "try_lock(Path(sys.argv[1])); print('mine', flush=True); time.sleep(60)"
+    code += "try_lock(Path(sys.argv[1])); print('mine', flush=True); time.sleep(600)"
     with python(code, str(tmp_path / "lock")) as owner:
         assert owner.stdout is not None
         owner.stdout.readline()

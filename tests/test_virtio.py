@@ -84,7 +84,7 @@ def type_all(machine: Machine, data: bytes) -> None:
             room.clear()
             taken = machine.send(left)
             left = left[taken:]
-            if not taken and not room.wait(30):
+            if not taken and not room.wait(120):
                 return
 
     threading.Thread(target=work).start()
@@ -160,7 +160,7 @@ def test_stop_ends_a_guest_whose_output_nobody_takes(make: Make, screen: Screen)
     machine = make(f"flood={256 * MIB}")
     screen.on.clear()
     machine.start()
-    assert screen.entered.wait(30)
+    assert screen.entered.wait(120)
 
     machine.stop(5)
     machine.close()

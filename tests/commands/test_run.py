@@ -297,7 +297,7 @@ def test_output_reaches_a_pipe_and_a_reader_that_leaves_ends_the_guest(
     assert layout.UART.base == 0x100 << 16
 
     with subprocess.Popen(
-        [*PYVMM, "run", "-c1", "-m16", "--timeout=20", str(image)],
+        [*PYVMM, "run", "-c1", "-m16", "--timeout=120", str(image)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -258,7 +258,7 @@ def test_silent_vms_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> 
     together = threading.Barrier(3)
 
     def silent(path: Path, request: Message) -> Message:
-        together.wait(30)  # broken if one is asked after the other
+        together.wait(120)  # broken if one is asked after the other
         raise HostError(f"the VM {path.stem} does not answer")
 
     monkeypatch.setattr(client, "ask", silent)

@@ -117,17 +117,17 @@ def test_slow_output_does_not_hold_up_input(port: Port) -> None:
 
     def slow(data: bytes) -> None:
         entered.set()
-        release.wait(10)
+        release.wait(120)
 
     port.uart.output = slow
     vcpu = threading.Thread(target=port.write, args=(THR, 0x41))
 
     vcpu.start()
-    assert entered.wait(10)
+    assert entered.wait(120)
     taken = port.uart.receive(b"x")
     got = port.read_all()
     release.set()
-    vcpu.join(10)
+    vcpu.join(120)
 
     assert (taken, got) == (1, b"x")
 

@@ -93,7 +93,8 @@ def test_reset_ends_the_machine(run: Run) -> None:
 def test_guest_that_never_ends_is_ended_by_the_timeout(run: Run, params: str) -> None:
     done = run("exit", "--timeout", "2", "-p", params)
 
-    assert (done.stdout, done.returncode) == (b"spinning\n", 124), done.stderr
+    assert done.returncode == 124, done.stderr
+    assert done.stdout in (b"", b"spinning\n")  # on a busy machine it has not come to it
 
 
 def test_flood_arrives_whole_and_in_order(run: Run) -> None:

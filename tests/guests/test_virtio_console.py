@@ -69,7 +69,7 @@ def test_driver_can_start_over_in_the_middle(command: Command) -> None:
             guest.stdin.flush()
             while piece != EOT and piece + b"again\n" not in output:
                 output += read_some(guest.stdout.fileno())
-        rest, errors = guest.communicate(timeout=60)
+        rest, errors = guest.communicate(timeout=120)
 
     assert rest.startswith(b"echo: 13 bytes, "), errors
     assert guest.returncode == 0
@@ -134,7 +134,7 @@ def test_guest_knows_the_terminals_size_and_its_changes(command: Command) -> Non
     first = read_until(person, b"rows\r\n")
     set_size(person, 132, 43)
     second = read_until(person, b"rows\r\n")
-    code = guest.wait(60)
+    code = guest.wait(120)
     os.close(person)
 
     assert first.endswith(b"80 columns, 25 rows\r\n")

@@ -19,7 +19,7 @@ def test_commands_at_the_same_time_make_one_runtime_directory(
     mkdir = os.mkdir
 
     def all_at_once(path: Path, mode: int = 0o777) -> None:
-        together.wait(10)
+        together.wait(120)
         mkdir(path, mode)
 
     together = threading.Barrier(4)

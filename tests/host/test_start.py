@@ -91,14 +91,14 @@ def test_qemu_left_by_a_killed_start_is_ended_by_the_next() -> None:
     sockets = runtime_dir() / "host"
     sockets.mkdir()
     code = "import sys, time; from pathlib import Path; from pyvmm.dirs import try_lock\n"
-    code += "lock = try_lock(Path(sys.argv[1])); print(flush=True); time.sleep(60)"
+    code += "lock = try_lock(Path(sys.argv[1])); print(flush=True); time.sleep(600)"
     with python(code, str(sockets / "alive")) as orphan:
         assert orphan.stdout is not None
         orphan.stdout.readline()
         (sockets / "pid").write_text(f"{orphan.pid}\n")
 
         with start._fresh(sockets):
-            assert orphan.wait(5) == -signal.SIGKILL
+            assert orphan.wait(120) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -109,7 +109,7 @@ from pyvmm.host import start
 try:
     with start._signals_unwind():
         print("starting", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 finally:
     print("undone", flush=True)
 """
@@ -119,7 +119,7 @@ finally:
         process.send_signal(number)
 
         assert process.stdout.readline() == "undone\n"
-        assert process.wait(5) == 128 + number
+        assert process.wait(120) == 128 + number
 
 
 def test_signal_that_is_ignored_stays_so_during_a_start() -> None:

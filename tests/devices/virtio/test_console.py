@@ -34,7 +34,7 @@ class Gate:
 
     def take(self, data: bytes) -> None:
         self.entered.set()
-        assert self.open.wait(10)
+        assert self.open.wait(120)
         self.rig.sent += data
 
 
@@ -93,11 +93,11 @@ def test_output_that_blocks_holds_up_neither_input_nor_registers(rig: Rig) -> No
     vcpu = threading.Thread(target=rig.send, args=(b"out",))
 
     vcpu.start()
-    assert gate.entered.wait(10)
+    assert gate.entered.wait(120)
     taken = rig.console.receive(b"in")
     status = rig.driver.status
     gate.open.set()
-    vcpu.join(10)
+    vcpu.join(120)
 
     assert taken == 2
     assert rig.take_input(places) == b"in"
@@ -111,10 +111,10 @@ def test_buffer_is_not_used_before_its_output_is_out(rig: Rig) -> None:
     vcpu = threading.Thread(target=rig.send, args=(b"out",))
 
     vcpu.start()
-    assert gate.entered.wait(10)
+    assert gate.entered.wait(120)
     early = rig.transmitq.take_used()
     gate.open.set()
-    vcpu.join(10)
+    vcpu.join(120)
 
     assert early == []
     assert len(rig.transmitq.take_used()) == 1
@@ -127,11 +127,11 @@ def test_reset_during_output_drops_the_buffer_and_does_not_wait(rig: Rig) -> Non
     vcpu = threading.Thread(target=rig.send, args=(bytes(200_000),))
 
     vcpu.start()
-    assert gate.entered.wait(10)
+    assert gate.entered.wait(120)
     rig.driver.start()
     interrupts = rig.interrupts
     gate.open.set()
-    vcpu.join(10)
+    vcpu.join(120)
 
     assert old.take_used() == []
     assert rig.transmitq.take_used() == []
@@ -149,10 +149,10 @@ def test_end_of_the_machine_cuts_a_long_output_short(rig: Rig) -> None:
     vcpu = threading.Thread(target=rig.driver.kick, args=(TRANSMITQ,))
 
     vcpu.start()
-    assert gate.entered.wait(10)
+    assert gate.entered.wait(120)
     rig.console.stop()
     gate.open.set()
-    vcpu.join(10)
+    vcpu.join(120)
 
     assert len(rig.sent) < MIB
 
@@ -295,7 +295,7 @@ def test_wait_for_a_driver_ends_by_itself_in_real_time() -> None:
 
     cancel = after(0.01, gone_off.set)
 
-    assert gone_off.wait(10)
+    assert gone_off.wait(120)
     cancel()
 
 
@@ -381,7 +381,7 @@ def test_guest_and_sender_at_different_speeds_lose_nothing(any_rig: Rig) -> None
         for head, length in any_rig.receiveq.take_used():
             got += any_rig.memory.read(places[head], length)
             free.append(places[head])
-    sender.join(10)
+    sender.join(120)
 
     assert got == data
 
@@ -393,7 +393,7 @@ def send_all(rig: Rig, data: bytes, room: threading.Event) -> None:
         taken = rig.console.receive(data[at : at + 4096])
         at += taken
         if not taken:
-            assert room.wait(10), f"no room was announced at {at}"
+            assert room.wait(120), f"no room was announced at {at}"
 
 
 # Size and emergency write
