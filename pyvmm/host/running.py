@@ -21,7 +21,7 @@ from pyvmm.dirs import runtime_dir, try_lock
 from pyvmm.errors import HostError
 from pyvmm.host.wire import PORTS
 
-STOP_S: Final = 5.0
+STOP_S: Final = 30.0  # on a machine that is busy
 QEMU_LOG: Final = "qemu.log"
 
 

@@ -16,7 +16,7 @@ from pyvmm.config import Config
 from pyvmm.errors import VmmError
 from pyvmm.machine import Machine
 
-ANSWER_S: Final = 30.0  # an emulated host may be busy
+ANSWER_S: Final = 120.0  # an emulated host may be busy, and the machine it is on
 
 
 class GuestEnded(VmmError):

@@ -13,7 +13,7 @@ from typing import Self
 from pyvmm.closing import Closing
 from pyvmm.errors import VmmError
 
-FAILED_S = 5.0  # for a program that said why to end
+FAILED_S = 60.0  # for a program that said why to end
 
 
 class WatcherEnded(VmmError):

@@ -29,7 +29,7 @@ REPORT = 0x100_0000  # nothing is there: a guest's write leaves KVM_RUN
 REPORT_REGISTER = 20  # where the programs expect that address
 VECTORS = RAM_BASE + 0x800  # VBAR_EL1 for the program "handler"
 SYNC_FROM_EL1 = 0x200  # the offset of synchronous exceptions with SP_EL1.  Source: DDI 0487, D1.3.1
-PATIENCE_S = 10.0  # for a guest to report
+PATIENCE_S = 60.0  # for a guest to report, on a machine that is busy
 
 Wrap = Callable[[Vcpu], Vcpu]
 
