@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,12 +25,17 @@ KERNELS = ("6.1", "6.12", "7.2")
 RAM = 256
 NEAR = 0.1 * RAM  # MiB: this machine's memory follows the guest's that closely
 NAME = "memory-linux"
+FRESH_S = 0.5
+PAGE = 4096
+HINT_ORDER = 10
 PATIENCE = "120"  # seconds, for a guest to plug or unplug
 
-# What goes on meanwhile: files come and go in memory, and are looked through.
+# What goes on meanwhile: files come and go in memory, and are looked through.  Whoever makes the
+# directory has the turn.
+TURN = "until mkdir /t/turn 2>/dev/null; do sleep 0.1; done"
 LOAD = (
-    "(while true; do dd if=/dev/urandom of=/t/load bs=1M count=16 2>/dev/null;"
-    " md5sum /t/load >/dev/null; sleep 0.2; done) &"
+    f"(while true; do {TURN}; dd if=/dev/urandom of=/t/load bs=1M count=16 2>/dev/null;"
+    " md5sum /t/load >/dev/null; rmdir /t/turn; sleep 0.2; done) &"
 )
 
 
@@ -53,11 +59,52 @@ class Guest:
         assert isinstance(vm, dict)
         return vm
 
+    def fresh_stat(self) -> dict[str, Any]:
+        """What the VM is like when the guest has just said how much is free; it may be busy."""
+        deadline = time.monotonic() + float(PATIENCE)
+        while True:
+            vm = self.stat()
+            said = vm["guest_memory"]
+            if said is not None and said["age_s"] < FRESH_S:
+                return vm
+            assert time.monotonic() < deadline, said
+
     def used(self) -> tuple[float, float]:
         """MiB that the guest's memory takes up of this machine's, and that the guest uses."""
-        vm = self.stat()
+        vm = self.fresh_stat()
         has = RAM * MIB + vm["hotplug"]["plugged_bytes"] - vm["balloon"]["actual_bytes"]
         return vm["memory_resident_bytes"] / MIB, (has - vm["guest_memory"]["free_bytes"]) / MIB
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Hold the load back meanwhile: it frees 16 MiB at once, each time that it begins anew."""
+        self.shell(TURN)
+        yield
+        self.shell("rmdir /t/turn")
+
+    def in_small_blocks(self) -> float:
+        """MiB that are free in blocks too small to be named to this machine.
+
+        Source: VIRTIO_BALLOON_HINT_BLOCK_ORDER in drivers/virtio/virtio_balloon.c
+        """
+        found = 0
+        for zone in re.findall(r"zone +\w+ +([ \d]+)", self.shell("cat /proc/buddyinfo")):
+            for order, count in enumerate(zone.split()[:HINT_ORDER]):
+                found += int(count) * PAGE << order
+        return found / MIB
+
+    def wait_for_its_memory(self, mib: float = NEAR) -> tuple[float, float]:
+        """Wait until this machine's memory follows the guest's, as that reports what is free.
+
+        Linux does so seconds after it has become free: PAGE_REPORTING_DELAY in mm/page_reporting.c.
+        """
+        deadline = time.monotonic() + float(PATIENCE)
+        while True:
+            resident, needed = self.used()
+            small = self.in_small_blocks()
+            if needed - mib <= resident <= needed + small + mib:
+                return resident, needed
+            assert time.monotonic() < deadline, (resident, needed, small)
 
     def total(self) -> int:
         """MemTotal, in MiB."""
@@ -198,40 +245,46 @@ def check_statistics(guest: Guest) -> None:
     Source: Linux, mm/page_reporting.c, page_reporting_cycle()
     """
     for _ in range(20):
-        said = guest.stat()["guest_memory"]
+        said = guest.fresh_stat()["guest_memory"]
         free = int(guest.shell("grep MemFree: /proc/meminfo").split()[1]) / 1024
         if said["free_bytes"] / MIB == pytest.approx(free, abs=8):
             break
 
     assert said["total_bytes"] / MIB == pytest.approx(guest.total(), abs=1)
     assert said["free_bytes"] / MIB == pytest.approx(free, abs=8)
-    assert said["age_s"] < 1
 
 
 def check_balloon(guest: Guest, rounds: int) -> None:
     for number in range(rounds):
         guest.shell("dd if=/dev/zero of=/t/big bs=1M count=130 2>/dev/null")
-        full, used = guest.used()
-        assert full == pytest.approx(used, abs=NEAR)
-
+        full, used = guest.wait_for_its_memory()
         guest.shell("rm /t/big")
         said = guest.tell("balloon", "-n", NAME, "-i", str(RAM // 2), "--wait", PATIENCE)
         assert said == f"{NAME}: balloon {RAM // 2} MiB\n"
-        half, needed = guest.used()
+        half, needed = guest.wait_for_its_memory()
         print(f"round {number}: {full:.0f} MiB for {used:.0f}, {half:.0f} for {needed:.0f}")
         assert half <= RAM / 2
-        assert half == pytest.approx(needed, abs=NEAR)
 
         guest.tell("balloon", "-n", NAME, "-d", str(RAM // 2), "--wait", PATIENCE)
     assert "Out of memory" not in guest.shell("dmesg")
 
 
 def check_collection(guest: Guest) -> None:
-    """What the guest does not use goes back, without a balloon."""
-    guest.tell("balloon", "-n", NAME, "--collect", "--wait", PATIENCE)
+    """What the guest does not use has gone back when the command ends, without a balloon.
 
-    resident, needed = guest.used()
-    assert resident == pytest.approx(needed, abs=NEAR)
+    It is free for the guest a little later: Linux's driver holds it until the round is over.
+    """
+    with guest.quiet():
+        guest.shell("dd if=/dev/zero of=/t/big bs=1M count=100 2>/dev/null; rm /t/big")
+        guest.tell("balloon", "-n", NAME, "--collect", "--wait", PATIENCE)
+        vm = guest.stat()
+        _, needed = guest.wait_for_its_memory()
+        small = guest.in_small_blocks()
+
+    resident = vm["memory_resident_bytes"] / MIB
+    print(f"collected: {resident:.0f} MiB for {needed:.0f}, {small:.0f} free in small blocks")
+    assert vm["balloon"]["hinted_bytes"] > 50 * MIB
+    assert resident <= needed + small + NEAR
 
 
 def check_that_need_comes_first(guest: Guest) -> None:
@@ -264,9 +317,8 @@ def check_plugging(guest: Guest, room: int) -> None:
     sums = guest.shell("md5sum /t/kept")
     count = room - 30
     guest.shell(f"dd if=/dev/zero of=/t/big bs=1M count={count} 2>/dev/null")
-    full, needed = guest.used()
+    full, _ = guest.wait_for_its_memory(0.1 * (RAM + room))
     assert full > count
-    assert full == pytest.approx(needed, abs=0.1 * (RAM + room))
     guest.shell("rm /t/big")
 
     guest.tell("memory", NAME, str(RAM), "--wait", PATIENCE)
