@@ -12,7 +12,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pyvmm.errors import HostError
@@ -26,6 +26,15 @@ def cache_dir(*below: str) -> Path:
     """
     base = _xdg("XDG_CACHE_HOME") or Path.home() / ".cache"
     return _made(base.joinpath("pyvmm", *below))
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes a directory takes on disk; what is removed meanwhile does not count."""
+    total = 0
+    for file in path.rglob("*"):
+        with suppress(OSError):
+            total += file.lstat().st_blocks * 512
+    return total
 
 
 def remove_cache() -> Path:

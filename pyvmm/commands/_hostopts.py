@@ -23,6 +23,8 @@ from pyvmm.host.settings import (
 
 _Result = TypeVar("_Result")
 
+CHOICE = "VERSION|SUITE|PATH"
+
 _OPTIONS = (
     click.option(
         "--host",
@@ -33,17 +35,18 @@ _OPTIONS = (
     ),
     click.option(
         "--host-kernel",
-        metavar="|".join((*KERNEL_SUITES, "PATH")),
+        metavar=CHOICE,
         default=DEFAULT_KERNEL,
         envvar="PYVMM_HOST_KERNEL",
-        help="The emulated host's kernel.",
+        help=f"The emulated host's kernel: {', '.join(KERNEL_SUITES)} or another version that "
+        "Debian has, a Debian suite (sid), or a path; `pyvmm host list` shows them.",
     ),
     click.option(
         "--host-qemu",
-        metavar="|".join((*QEMU_SUITES, "PATH")),
+        metavar=CHOICE,
         default=DEFAULT_QEMU,
         envvar="PYVMM_HOST_QEMU",
-        help="The QEMU that emulates it.",
+        help=f"The QEMU that emulates it: {', '.join(QEMU_SUITES)}, or as for --host-kernel.",
     ),
     click.option(
         "--host-cpu",

@@ -70,19 +70,19 @@ class Matrix:
         for cell in self.cells:
             hosts[cell.job.where].append(cell)
         for where, cells in hosts.items():
-            instance = Instance(where, Progress(quiet=True))
-            directory = saved.directory(instance.name)
-            before = directory.is_dir()
+            before = {path.name for path, _ in saved.everyone()}
             try:
                 for cell in cells:
                     begun(cell)
                     _perform(cell)
                     finished(cell)
             finally:
+                # only now: its name depends on the versions that the first run fetched
+                instance = Instance(where, Progress(quiet=True))
                 if (running := running_at(instance.sockets)) is not None:
                     stop(running)
-                if not before:
-                    saved.remove(directory)
+                if instance.name not in before:
+                    saved.remove(saved.directory(instance.name))
 
     def exit_code(self) -> int:
         """That of the worst verdict: there, cannot tell, not there."""

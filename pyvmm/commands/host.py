@@ -12,8 +12,10 @@ from typing import Any
 
 import click
 
+from pyvmm.commands import _hostlist
 from pyvmm.commands._hostopts import emulated_options
-from pyvmm.dirs import cache_dir, remove_cache
+from pyvmm.dirs import cache_dir, remove_cache, size_on_disk
+from pyvmm.errors import EXIT_HOST, EXIT_OK
 from pyvmm.host import forward
 from pyvmm.host.instance import Instance
 from pyvmm.host.progress import Progress
@@ -26,7 +28,7 @@ from pyvmm.host.running import (
     stop,
 )
 from pyvmm.host.saved import everyone, remove
-from pyvmm.host.settings import HostSettings
+from pyvmm.host.settings import LINUX, QEMU, HostSettings
 
 SCHEMA = 1
 
@@ -91,6 +93,33 @@ def status(as_json: bool) -> None:
         click.echo(_line(row))
 
 
+@host.command(name="list")
+@click.option("--refresh", "again", is_flag=True, help="Ask the mirror first, which takes minutes.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_command(again: bool, as_json: bool) -> int:
+    """Show which kernels and QEMUs a host can have.
+
+    --host-kernel and --host-qemu take a version (its newest match in the cache, else in Debian), a
+    Debian suite (what it had when pyvmm last looked at it), or a path. Without --refresh nothing
+    is asked of the mirror: each suite is shown as pyvmm last saw it. Exit codes: 0 well; 3 with
+    --refresh, where the mirror does not answer.
+    """
+    answered = _hostlist.refresh(Progress()) if again else True
+    kernels, qemus = _hostlist.rows(LINUX), _hostlist.rows(QEMU)
+    if as_json:
+        document = {
+            "schema": SCHEMA,
+            "cache": str(cache_dir()),
+            "kernels": kernels,
+            "qemus": qemus,
+        }
+        click.echo(json.dumps(document, indent=2))
+    else:
+        lines = [*_hostlist.lines(LINUX, kernels), "", *_hostlist.lines(QEMU, qemus)]
+        click.echo("\n".join(lines))
+    return EXIT_OK if answered else EXIT_HOST
+
+
 @host.command()
 @emulated_options
 def shell(settings: HostSettings) -> None:
@@ -122,7 +151,7 @@ def rm(settings: HostSettings, everything: bool) -> None:
         for running in all_running():
             stop(running)
         end_orphans()
-        removed = _size(cache_dir())
+        removed = size_on_disk(cache_dir())
         click.echo(f"{remove_cache()}: removed {removed / 1e6:.0f} MB", err=True)
         return
     instance = Instance(settings, Progress())
@@ -153,7 +182,7 @@ def _row(
         "cpu": facts.get("cpu"),
         "memory_bytes": facts.get("memory"),
         "saved": str(saved) if saved else None,
-        "saved_bytes": _size(saved) if saved else 0,
+        "saved_bytes": size_on_disk(saved) if saved else 0,
         "running": running is not None,
     }
     if running is not None:
@@ -177,15 +206,6 @@ def _line(row: dict[str, Any]) -> str:
         f"{row['name']}  Linux {row['kernel']}, QEMU {row['qemu']}, -cpu {row['cpu']}: {state}; "
         f"{row['saved_bytes'] / 1e6:.0f} MB on disk"
     )
-
-
-def _size(path: Path) -> int:
-    """Bytes a directory takes on disk."""
-    total = 0
-    for file in path.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += file.lstat().st_blocks * 512
-    return total
 
 
 def _rss(pid: int) -> int:

@@ -19,6 +19,7 @@ from typing import Any
 import click
 
 from pyvmm.arm64.vl import VlSet
+from pyvmm.commands._hostopts import CHOICE
 from pyvmm.commands._sweeptable import Board
 from pyvmm.commands.run import find_image, run
 from pyvmm.errors import EXIT_SIGNAL, UsageError
@@ -28,7 +29,6 @@ from pyvmm.host.settings import (
     DEFAULT_CPU,
     DEFAULT_KERNEL,
     DEFAULT_QEMU,
-    KERNEL_SUITES,
     KINDS,
     HostSettings,
 )
@@ -110,13 +110,14 @@ class Interruption:
     "kernels",
     multiple=True,
     envvar="PYVMM_HOST_KERNEL",
-    metavar="|".join((*KERNEL_SUITES, "PATH")),
-    help="Emulated hosts' kernels.",
+    metavar=CHOICE,
+    help="Emulated hosts' kernels, as for pyvmm run.",
 )
 @click.option(
     "--host-qemu",
     default=DEFAULT_QEMU,
     envvar="PYVMM_HOST_QEMU",
+    metavar=CHOICE,
     help="The QEMU that emulates them.",
 )
 @click.option(

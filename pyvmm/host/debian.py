@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -23,7 +24,11 @@ from pyvmm.host.progress import Progress
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 LISTS_FRESH_S = 600  # several packages in a row come from one fetching of the lists
-NEEDED = ("apt-get", "dpkg", "dpkg-deb")
+NEEDED = ("apt-get", "apt-cache", "dpkg", "dpkg-deb")
+ARCHIVE = "http://archive.debian.org/debian"  # where suites go when they leave the mirrors
+BACKPORTS = "-backports"
+# What apt says of a mirror that answers and does not have the suite.
+NO_SUITE = re.compile(r"^E: The repository '.*' does not have a Release file", re.MULTILINE)
 MIRROR_VARIABLE = "PYVMM_DEBIAN_MIRROR"
 
 
@@ -40,6 +45,26 @@ class Package:
     def spec(self) -> str:
         """The package as apt-get takes it."""
         return f"{self.name}:{self.arch}={self.version}"
+
+
+class PackagingError(HostError):
+    """A packaging tool failed; ``said`` is all of its standard error."""
+
+    def __init__(self, message: str, hint: str, said: str) -> None:
+        super().__init__(message, hint=hint)
+        self.said = said
+
+
+class SuiteMissingError(HostError):
+    """The mirror answers, and has no such suite."""
+
+    def __init__(self, suite: str, where: str) -> None:
+        super().__init__(
+            f"the Debian mirror {where} has no suite {suite}",
+            hint=f"suites that left the mirrors are at {MIRROR_VARIABLE}={ARCHIVE}",
+        )
+        self.suite = suite
+        self.mirror = where
 
 
 def machine_arch() -> str:
@@ -99,6 +124,26 @@ class Suite:
             deb.unlink()
         downloads.rmdir()
 
+    def names(self, beginning: str) -> list[str]:
+        """Return the names of packages that begin so, of whatever architecture."""
+        self._prepare()
+        return self._cache("pkgnames", beginning).split()
+
+    def versions(self, specs: Iterable[str]) -> list[tuple[str, str]]:
+        """Return the packages that this suite itself has, as (name, version).
+
+        A specification is NAME or NAME:ARCHITECTURE.  A name may come several times.
+        """
+        self._prepare()
+        wanted = list(specs)
+        lines = self._cache("madison", *wanted).splitlines() if wanted else []
+        rows = [[field.strip() for field in line.split("|")] for line in lines]
+        return [
+            (row[0].partition(":")[0], row[1])
+            for row in rows
+            if len(row) == 3 and f" {self.name}/" in row[2] and row[2].endswith(" Packages")
+        ]
+
     def _prepare(self) -> None:
         """Write the private configuration and fetch the package lists, once a process."""
         if self._ready:
@@ -109,14 +154,25 @@ class Suite:
                 (self.path / part).mkdir(parents=True, exist_ok=True)
             (self.path / "status").touch()
             sources = self.path / "sources.list"
-            source = f"deb [signed-by={KEYRING}] {mirror()} {self.name} main\n"
+            where = mirror()
+            # Backports build on their release, which is a suite of its own.
+            suites = dict.fromkeys((self.name.removesuffix(BACKPORTS), self.name))
+            source = "".join(f"deb [signed-by={KEYRING}] {where} {s} main\n" for s in suites)
             if not sources.exists() or sources.read_text() != source:
                 sources.write_text(source)
             self._config.write_text(self._configuration())
             if not self._fresh():
-                self._apt("update", "--error-on=any")
+                self._update(where)
                 (self.path / "updated").touch()
         self._ready = True
+
+    def _update(self, where: str) -> None:
+        try:
+            self._apt("update", "--error-on=any")
+        except PackagingError as error:
+            if NO_SUITE.search(error.said):
+                raise SuiteMissingError(self.name, where) from error
+            raise
 
     def _fresh(self) -> bool:
         """Whether the lists were fetched from this very source a short while ago."""
@@ -137,7 +193,7 @@ Dir::Etc::Preferences "{self.path}/empty/preferences";
 Dir::Etc::PreferencesParts "{self.path}/empty";
 APT::Architecture "{native}";
 APT::Architectures {{ {architectures}; }};
-APT::Default-Release "";
+APT::Default-Release "{self.name if self.name.endswith(BACKPORTS) else ""}";
 APT::Sandbox::User "";
 Acquire::Languages "none";
 Acquire::PDiffs "false";
@@ -149,8 +205,13 @@ DPkg::Post-Invoke-Success "";
 """
 
     def _apt(self, *arguments: str, cwd: Path | None = None) -> str:
-        environment = {**os.environ, "APT_CONFIG": str(self._config), "LC_ALL": "C"}
-        return _run(["apt-get", "-q", *arguments], cwd=cwd, env=environment)
+        return _run(["apt-get", "-q", *arguments], cwd=cwd, env=self._environment())
+
+    def _cache(self, *arguments: str) -> str:
+        return _run(["apt-cache", "-q", *arguments], env=self._environment())
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "APT_CONFIG": str(self._config), "LC_ALL": "C"}
 
 
 def mirror() -> str:
@@ -196,7 +257,7 @@ def _run(command: list[str], *, cwd: Path | None = None, env: dict[str, str] | N
         return done.stdout
     said = [line for line in done.stderr.splitlines() if not line.startswith("W:")]
     reason = "; ".join(line.removeprefix("E: ") for line in said[-3:]) or "no reason given"
-    raise HostError(f"{' '.join(command[:3])} ...: {reason}", hint=_hint(reason))
+    raise PackagingError(f"{' '.join(command[:3])} ...: {reason}", _hint(reason), done.stderr)
 
 
 def _hint(reason: str) -> str:

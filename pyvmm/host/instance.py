@@ -11,7 +11,7 @@ from typing import Final
 
 from pyvmm.dirs import locked, runtime_dir
 from pyvmm.errors import HostError
-from pyvmm.host import saved
+from pyvmm.host import saved, trees
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, running_at
 from pyvmm.host.settings import HostSettings
@@ -25,9 +25,13 @@ class Instance:
 
     def __init__(self, settings: HostSettings, progress: Progress) -> None:
         self.settings = settings
-        self.name = saved.key(settings)
-        self.sockets = runtime_dir() / self.name
         self._progress = progress
+        self._locate()
+
+    def _locate(self) -> None:
+        """Name the host by what it is made of, as far as that is in the cache."""
+        self.name = saved.key(self.settings)
+        self.sockets = runtime_dir() / self.name
         if len(os.fsencode(self.sockets / f"p{PORTS}")) > LONGEST_SOCKET:
             raise HostError(
                 f"{self.sockets} is too long a path for sockets",
@@ -42,6 +46,11 @@ class Instance:
         Raises:
             HostError: something it is made of cannot be had, or QEMU does not start.
         """
+        if None in trees.chosen(self.settings):
+            from pyvmm.host import start
+
+            start.fetch(self.settings, self._progress)
+            self._locate()
         running = running_at(self.sockets)
         if running is not None:
             return running

@@ -8,23 +8,24 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
-from pyvmm.dirs import cached
 from pyvmm.errors import HostError, UsageError
+from pyvmm.host import catalogue
 from pyvmm.host.debian import Suite
 from pyvmm.host.progress import Progress
-from pyvmm.host.settings import KERNEL_SUITES
-from pyvmm.host.tools import trees_dir
+from pyvmm.host.settings import LINUX, is_path
+from pyvmm.host.trees import PACKAGES, Offer, Tree, upstream
 
-# The full flavour: the cloud one has no 9p, through which the user's files are seen.
-PACKAGE: Final = "linux-image-arm64:arm64"
 PARTS: Final = re.compile(r"linux-(image|binary|modules|base)-\d.*-arm64$")
 MODULES: Final = ("virtio_mmio", "virtio_blk", "virtio_console", "erofs", "9p", "9pnet_virtio")
+# Its uname, compiler and build; then what Debian's package is: "#1 SMP Debian 6.1.176-1 (".
+BANNER: Final = re.compile(rb"Linux version \d[^\n\0]* Debian (\d\S*) \(")
 ARM64_MAGIC: Final = (0x38, b"ARM\x64")  # Source: Documentation/arch/arm64/booting.rst
 
 
@@ -42,13 +43,13 @@ class Kernel:
 
 
 def find(choice: str, progress: Progress) -> Kernel:
-    """Return the kernel of that version (a name of KERNEL_SUITES), or the one at that path.
+    """Return the kernel of that version or Debian suite, or the one at that path.
 
     A path is an uncompressed arm64 Image that has everything built in, or a directory into which
     a kernel package was unpacked (its Image and modules are found inside).
     """
-    if choice in KERNEL_SUITES:
-        return _in_tree(_debian_tree(choice, progress))
+    if not is_path(choice):
+        return _in_tree(tree(choice, progress).path)
     path = Path(choice).resolve()
     if path.is_dir():
         return _in_tree(path)
@@ -63,21 +64,20 @@ def find(choice: str, progress: Progress) -> Kernel:
     return Kernel(path, path.name, None)
 
 
-def _debian_tree(version: str, progress: Progress) -> Path:
-    suite = KERNEL_SUITES[version]
+def tree(choice: str, progress: Progress) -> Tree:
+    """Return the tree of the Debian kernel that a version or a suite means."""
+    return catalogue.get(LINUX, choice, partial(_unpack, progress=progress), progress)
 
-    def build(into: Path) -> None:
-        source = Suite(suite)
-        parts = [p for p in source.closure([PACKAGE]) if PARTS.match(p.name)]
-        source.unpack(parts, into, progress)
-        _strip(into)
-        (into / ".packages").write_text("".join(f"{p.spec}\n" for p in parts))
 
-    path = trees_dir() / f"linux-{version}-{suite}"
-    if path.is_dir():
-        return path
-    with progress.step(f"getting Linux {version} for arm64 from Debian {suite}"):
-        return cached(path, build)
+def _unpack(source: Suite, offer: Offer, into: Path, progress: Progress) -> str:
+    """Unpack a kernel package of a suite; return the version that its Image says it has."""
+    wanted = source.closure([f"{offer.name}:arm64={offer.package}"])
+    parts = [p for p in wanted if PARTS.match(p.name)]
+    source.unpack(parts, into, progress)
+    _strip(into)
+    (into / PACKAGES).write_text("".join(f"{p.spec}\n" for p in parts))
+    banner = BANNER.search(_in_tree(into).image.read_bytes())
+    return upstream(banner[1].decode()) if banner else offer.version
 
 
 def _strip(tree: Path) -> None:

@@ -20,8 +20,9 @@ from pyvmm.errors import HostError
 from pyvmm.host import kernel
 from pyvmm.host.debian import Suite
 from pyvmm.host.progress import Progress
-from pyvmm.host.settings import KERNEL_SUITES
-from pyvmm.host.tools import Tool, cross, through_loader, trees_dir, write_wrapper
+from pyvmm.host.settings import LINUX, is_path
+from pyvmm.host.tools import Tool, cross, through_loader, write_wrapper
+from pyvmm.host.trees import Tree, trees_dir
 
 WANTED: Final = re.compile(r"(linux-(headers|kbuild)-.*|libc6|libelf1(t64)?|zlib1g|libzstd1)$")
 # make's words for the tools that kbuild starts
@@ -46,14 +47,15 @@ def build(choice: str, source: Path, progress: Progress) -> Path:
     Raises:
         HostError: there are no headers for that kernel, or the compiler refuses.
     """
-    if choice not in KERNEL_SUITES:
+    if is_path(choice):
         raise HostError(
             f"--host-kernel {choice}: a kernel module needs its headers, and pyvmm only knows "
             f"where those of Debian's kernels are",
-            hint=f"use one of {', '.join(KERNEL_SUITES)}",
+            hint=f"use one of {', '.join(LINUX.suites)}",
         )
+    tree = kernel.tree(choice, progress)
     release = kernel.find(choice, progress).release
-    headers = _headers(choice, release, progress)
+    headers = _headers(tree, release, progress)
     return _built(headers, source, release, progress)
 
 
@@ -123,15 +125,19 @@ def _cross_tools(directory: Path, progress: Progress) -> list[str]:
     return [f"CROSS_COMPILE={prefix}", *(f"{word}={prefix}{name}" for word, name in TOOLS.items())]
 
 
-def _headers(choice: str, release: str, progress: Progress) -> Path:
+def _headers(tree: Tree, release: str, progress: Progress) -> Path:
     """The directory to run kbuild in, of headers unpacked for exactly that release."""
-    suite = KERNEL_SUITES[choice]
+    suite, package = tree.suite, f"linux-headers-{release}"
     path = trees_dir().resolve() / f"linux-headers-{release}"  # make follows links
 
     def build(into: Path) -> None:
         source = Suite(suite)
-        wanted = [p for p in source.closure([f"linux-headers-{release}:arm64"])
-                  if WANTED.match(p.name)]  # fmt: skip
+        if package not in source.names(package):
+            raise HostError(
+                f"Debian {suite} no longer has the headers of Linux {release}",
+                hint=f"--host-kernel {suite}, whose headers it has",
+            )
+        wanted = [p for p in source.closure([f"{package}:arm64"]) if WANTED.match(p.name)]
         source.unpack(wanted, into, progress)
         _arrange(into, path)
         (into / ".packages").write_text("".join(f"{p.spec}\n" for p in wanted))

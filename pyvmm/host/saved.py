@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyvmm.dirs import cache_dir, runtime_dir, try_lock
-from pyvmm.host import payload
+from pyvmm.host import payload, trees
 from pyvmm.host.running import all_running, running_at, sessions, stop
 from pyvmm.host.settings import HostSettings
 
@@ -28,13 +28,17 @@ INIT: Final = Path(__file__).with_name("init.sh")
 
 
 def key(settings: HostSettings) -> str:
-    """A name for a host: what it models, and a hash of all it depends on."""
+    """A name for a host: what it models, and a hash of all it depends on.
+
+    The versions in the cache count, not only those asked for: hosts of two kernels never share one.
+    """
     parts = [
         str(RECIPE), settings.kernel, settings.qemu, settings.cpu, payload.fingerprint(),
         str(memory_size()), str(cpus()), str(os.getuid()), str(cache_dir()),
     ]  # fmt: skip
     if settings.append:
         parts.append(settings.append)
+    parts += [tree.identity for tree in trees.chosen(settings) if tree is not None]
     for path in (settings.kernel, settings.qemu):
         if os.sep in path:
             status = Path(path).stat()

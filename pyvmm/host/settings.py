@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Final
 
 from pyvmm.errors import UsageError
 from pyvmm.records import Record
 
-# Debian suites that hold each kernel and QEMU: --host-kernel and --host-qemu take these names.
+# The version of each Debian release: its suite keeps that series for as long as it exists.  What
+# the last one, sid, holds is what it held when this was written.  Test matrices go through these.
 KERNEL_SUITES: Final = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "7.2": "sid"}
 QEMU_SUITES: Final = {"5.2": "bullseye", "7.2": "bookworm", "10": "trixie", "11": "sid"}
+
+# Suites that move on to newer versions, and the release that each of them is newer than.
+MOVING_SUITES: Final = {
+    "sid": "trixie",
+    "forky": "trixie",
+    "trixie-backports": "trixie",
+    "bookworm-backports": "bookworm",
+}
+SUITES: Final = tuple(dict.fromkeys((*KERNEL_SUITES.values(), *MOVING_SUITES)))
 
 DEFAULT_KERNEL: Final = "6.1"
 DEFAULT_QEMU: Final = "7.2"  # newer ones emulate about a fifth slower
@@ -23,12 +34,27 @@ LONGEST_APPEND: Final = 1024  # of the 2048 bytes that arm64 takes (COMMAND_LINE
 KINDS: Final = ("auto", "local", "emulated")
 
 
+class Product(Record):
+    """What --host-kernel or --host-qemu chooses a version of."""
+
+    name: str  # its trees in the cache begin with it
+    title: str
+    option: str
+    suites: dict[str, str]  # version -> the release that has it
+
+
+LINUX: Final = Product("linux", "Linux", "--host-kernel", KERNEL_SUITES)
+QEMU: Final = Product("qemu", "QEMU", "--host-qemu", QEMU_SUITES)
+VERSION: Final = re.compile(r"\d{1,6}(\.\d{1,6}){0,3}")
+
+
 class HostSettings(Record):
     """Where a command runs, and what an emulated host models.
 
-    ``kernel`` and ``qemu`` are names of the tables above, or paths (of an uncompressed arm64
-    Image or a kernel package's unpacked tree; of a qemu-system-aarch64).  ``cpu`` is QEMU's
-    ``-cpu`` argument, ``append`` what its kernel's command line has beside pyvmm's own words.
+    ``kernel`` and ``qemu`` are choices: a version (6.12, or in full 6.12.117), a Debian suite of
+    SUITES, or a path (of an uncompressed arm64 Image or a kernel package's unpacked tree; of a
+    qemu-system-aarch64).  ``cpu`` is QEMU's ``-cpu`` argument, ``append`` what its kernel's
+    command line has beside pyvmm's own words.
     """
 
     kind: str = "auto"
@@ -40,8 +66,8 @@ class HostSettings(Record):
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UsageError(f"--host {self.kind}: not one of {', '.join(KINDS)}")
-        _check_choice("--host-kernel", self.kernel, KERNEL_SUITES)
-        _check_choice("--host-qemu", self.qemu, QEMU_SUITES)
+        _check_choice(LINUX, self.kernel)
+        _check_choice(QEMU, self.qemu)
         if not self.cpu or any(c.isspace() or not c.isprintable() for c in self.cpu):
             raise UsageError(
                 f"--host-cpu {self.cpu!r}: not a CPU QEMU could know",
@@ -67,15 +93,50 @@ class HostSettings(Record):
                 f"-cpu {self.cpu}{append}")  # fmt: skip
 
 
-def _check_choice(option: str, value: str, table: dict[str, str]) -> None:
-    """Refuse what is neither a known version nor a path that exists."""
-    if value in table:
-        return
-    known = ", ".join(table)
-    if os.sep not in value:
+def is_path(choice: str) -> bool:
+    """Whether a choice is a path: it holds a slash."""
+    return os.sep in choice
+
+
+def matches(asked: str, version: str) -> bool:
+    """Whether a version is the one that was asked for, or of that series: 6.1 takes 6.1.176."""
+    return version == asked or version.startswith(f"{asked}.")
+
+
+def suites_for(product: Product, version: str) -> list[str]:
+    """Return the suites that could hold a version, the likeliest first.
+
+    A release keeps its series, and what moves on is always newer than the release it builds on.
+    """
+    releases = [suite for known, suite in product.suites.items()
+                if matches(known, version) or matches(version, known)]  # fmt: skip
+    series = {suite: known for known, suite in product.suites.items()}
+    newer = [suite for suite, base in MOVING_SUITES.items()
+             if numbers(version) > numbers(series[base])]  # fmt: skip
+    return list(dict.fromkeys((*releases, *newer)))
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """A version's numbers, to compare it by."""
+    return tuple(map(int, version.split(".")))
+
+
+def _check_choice(product: Product, value: str) -> None:
+    """Refuse what is no path that exists, no suite, and no version that a suite could hold."""
+    option = product.option
+    known = ", ".join(product.suites)
+    if is_path(value):
+        if not Path(value).exists():
+            raise UsageError(f"{option} {value}: no such file", hint=f"or one of {known}")
+    elif VERSION.fullmatch(value):
+        if not suites_for(product, value):
+            raise UsageError(
+                f"{option} {value}: no Debian suite that pyvmm knows has that version ({known})",
+                hint=f"{option} PATH takes any other {product.title}",
+            )
+    elif value not in SUITES:
         raise UsageError(
-            f"{option} {value}: not a version pyvmm knows ({known}) and not a path",
+            f"{option} {value}: not a version ({known}), not a Debian suite "
+            f"({', '.join(SUITES)}) and not a path",
             hint=f"a path holds a /, for example {option} ./{value or 'FILE'}",
         )
-    if not Path(value).exists():
-        raise UsageError(f"{option} {value}: no such file", hint=f"or one of {known}")

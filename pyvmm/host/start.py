@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from pyvmm.dirs import cached, try_lock
 from pyvmm.errors import EXIT_SIGNAL, HostError
-from pyvmm.host import extension, kernel, payload, qemu, root, saved, tools
+from pyvmm.host import extension, kernel, payload, qemu, root, saved, tools, trees
 from pyvmm.host.cpio import CpioWriter
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, end, end_orphan, last_words
@@ -39,6 +39,17 @@ def start(settings: HostSettings, sockets: Path, progress: Progress) -> Running:
     """
     with _signals_unwind():
         return Starter(settings, sockets, progress).start()
+
+
+def fetch(settings: HostSettings, progress: Progress) -> None:
+    """Have the kernel and the QEMU in the cache: what a host is called depends on their versions.
+
+    Raises:
+        HostError: they cannot be had.
+    """
+    with _signals_unwind():
+        kernel.find(settings.kernel, progress)
+        tools.qemu(settings.qemu, progress)
 
 
 @contextmanager
@@ -107,6 +118,7 @@ def _boot(
         "settings": asdict(settings), "qemu": plan.version, "cpu": plan.cpu_argument,
         "usr": str(plan.usr), "kernel": found.release, "image": str(found.image),
         "memory": saved.memory_size(), "payload": payload.fingerprint(),
+        "trees": [tree.path.name for tree in trees.chosen(settings) if tree is not None],
     }  # fmt: skip
     return pid, facts
 
@@ -128,6 +140,11 @@ class Starter:
 
     def start(self) -> Running:
         """Make the saved state where there is none, and start from it."""
+        for seen in trees.old_looks(self._settings):
+            self._progress.say(
+                f"Debian {seen.suite} is taken as it was {seen.days:.0f} days ago; "
+                "`pyvmm host list --refresh` looks again"
+            )
         if not self._directory.is_dir():
             with self._progress.step(f"booting the emulated host once ({self._settings.label})"):
                 cached(self._directory, self._cold_boot)
@@ -142,11 +159,23 @@ class Starter:
                 self._settings, self._plan, into, self._sockets, alive, self._progress
             )
             try:
+                self._check_name()
                 qemu.save(self._sockets, into / "state")
             finally:
                 end(pid)
         facts["state_sha256"] = _sha256(into / "state")
         (into / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+    def _check_name(self) -> None:
+        """Refuse a host of another kernel or QEMU than it is called after.
+
+        Another command may have fetched a newer one since this one chose the name.
+        """
+        if saved.key(self._settings) != self._sockets.name:
+            raise HostError(
+                "another command fetched a newer kernel or QEMU in the meantime",
+                hint="run the command again",
+            )
 
     def _warm_start(self) -> Running:
         """Start QEMU from the saved state."""

@@ -6,7 +6,7 @@ unpacked in the cache, run through its own dynamic loader or library path.
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import os
 import platform
 import re
@@ -19,21 +19,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from pyvmm.dirs import cache_dir, cached
+from pyvmm.dirs import cached
 from pyvmm.errors import HostError
-from pyvmm.host.debian import Suite
+from pyvmm.host import catalogue
+from pyvmm.host.debian import Suite, machine_arch
 from pyvmm.host.progress import Progress
-from pyvmm.host.settings import QEMU_SUITES
+from pyvmm.host.settings import QEMU, is_path
+from pyvmm.host.trees import NOT_NEEDED, PACKAGES, Offer, recipe
+from pyvmm.host.trees import trees_dir as trees_dir
 
 TOOLS_SUITE: Final = "bookworm"
 PYTHON: Final[tuple[int, int]] = (sys.version_info.major, sys.version_info.minor)
 
-# What a closure drags in for maintainer scripts and user interfaces; no tool here loads it.
-NOT_NEEDED: Final = frozenset({
-    "adduser", "debconf", "dpkg", "gcc-12-base", "ipxe-qemu", "iso-codes", "libpam-modules",
-    "libpam-modules-bin", "passwd", "perl-base", "seabios", "sensible-utils",
-    "shared-mime-info", "tar", "ucf",
-})  # fmt: skip
 SANITIZERS: Final = ("asan8", "atomic1", "gomp1", "hwasan0", "itm1", "lsan0", "stdc++6", "tsan2")
 CROSS_NOT_NEEDED: Final = frozenset(f"lib{name}-arm64-cross" for name in SANITIZERS)
 
@@ -93,19 +90,13 @@ def tree(
         source = Suite(suite)
         wanted = [p for p in source.closure(packages) if p.name not in drop]
         source.unpack(wanted, into, progress)
-        (into / ".packages").write_text("".join(f"{p.spec}\n" for p in wanted))
+        (into / PACKAGES).write_text("".join(f"{p.spec}\n" for p in wanted))
 
-    recipe = hashlib.sha256(" ".join([*packages, *sorted(drop)]).encode()).hexdigest()
-    path = trees_dir() / f"{name}-{suite}-{recipe[:8]}"
+    path = trees_dir() / f"{name}-{suite}-{recipe(packages, drop)}"
     if path.is_dir():
         return path
     with progress.step(f"getting {name} from Debian {suite}"):
         return cached(path, build)
-
-
-def trees_dir() -> Path:
-    """Where unpacked packages are kept."""
-    return cache_dir("trees")
 
 
 def _library_path(root: Path, *directories: str, machine: str | None = None) -> str:
@@ -132,10 +123,23 @@ def through_loader(
 
 
 def qemu(choice: str, progress: Progress) -> Tool:
-    """The qemu-system-aarch64 of that version (a name of QEMU_SUITES), or at that path."""
-    if choice not in QEMU_SUITES:
+    """The qemu-system-aarch64 of that version or Debian suite, or at that path."""
+    if is_path(choice):
         return Tool((str(Path(choice).resolve()),))
-    root = tree(f"qemu-{choice}", QEMU_SUITES[choice], ["qemu-system-arm"], progress)
+    unpack = functools.partial(_unpack_qemu, progress=progress)
+    return _qemu_in(catalogue.get(QEMU, choice, unpack, progress).path)
+
+
+def _unpack_qemu(source: Suite, offer: Offer, into: Path, progress: Progress) -> str:
+    """Unpack a QEMU of a suite; return the version that it says it has."""
+    found = source.closure([f"{offer.name}:{machine_arch()}={offer.package}"])
+    wanted = [p for p in found if p.name not in NOT_NEEDED]
+    source.unpack(wanted, into, progress)
+    (into / PACKAGES).write_text("".join(f"{p.spec}\n" for p in wanted))
+    return qemu_version(_qemu_in(into))
+
+
+def _qemu_in(root: Path) -> Tool:
     firmware = ("-L", str(root / "usr/share/qemu"))
     return Tool(
         through_loader(root, "usr/bin/qemu-system-aarch64", *firmware),

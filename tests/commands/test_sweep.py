@@ -142,7 +142,7 @@ def test_signal_keeps_what_was_finished(number: int, code: int, capsys: Capture)
         (["--sve-vls-each", "128,512"], "256 is left out", 3),
         (["--sve-vls-each", "all", "--cpus", "none"], "--cpus none: not a number", 2),
         (["--sve-vls-each", "all", "--timeout", "0"], "needs a time above 0 s", 2),
-        (["--sve-vls-each", "all", "--host-kernel", "4.4"], "not a version pyvmm knows", 2),
+        (["--sve-vls-each", "all", "--host-kernel", "4.4"], "no Debian suite that pyvmm knows", 2),
         (["--sve-vls-each", "all", "--host-cpu", "none"], "no such CPU", 3),
         (["--sve-vls-each", "all", "--logs", "/dev/null/x"], "--logs /dev/null/x", 2),
         (["--sve-vls-each", "all", "--", "--sve-max-vl=256"], "--sve-max-vl after --", 2),

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from pyvmm.host import trees
 from pyvmm.host.running import Running
+from pyvmm.host.settings import QEMU, Product
 
 ROOT = Path(__file__).resolve().parents[2]
 ENOUGH_S = 120.0  # for anything that should happen at all
@@ -37,6 +39,17 @@ def python(code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
 @pytest.fixture(autouse=True)
 def own_directories(own: Path) -> None:
     """Every test here has them."""
+
+
+def add_tree(product: Product, package: str, suite: str, version: str = "") -> Path:
+    """Put a tree into the cache, as if that version of a Debian package were unpacked there."""
+    path = trees.place(product, package, suite)
+    path.mkdir()
+    name = trees.QEMU_PACKAGE if product is QEMU else "linux-image-x-arm64"
+    (path / trees.PACKAGES).write_text(f"libc6:arm64=2.36-9\n{name}:arm64={package}\n")
+    if version:
+        (path / trees.VERSION_FILE).write_text(f"{version}\n")
+    return path
 
 
 class Channel:

@@ -9,7 +9,7 @@ import pytest
 
 from pyvmm.errors import HostError
 from pyvmm.host import debian
-from pyvmm.host.debian import Package, Suite, mirror
+from pyvmm.host.debian import Package, Suite, SuiteMissingError, mirror
 from pyvmm.host.progress import Progress
 
 QUIET = Progress(quiet=True)
@@ -37,6 +37,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv(debian.MIRROR_VARIABLE, raising=False)
     (tmp_path / "keyring.gpg").touch()
     program(directory, "dpkg", "echo amd64")
+    program(directory, "apt-cache", "")
     program(directory, "dpkg-deb", 'touch "$3/unpacked-$(basename "$2")"')
     program(directory, "apt-get", "echo http://deb.example/debian/")
     return directory
@@ -99,7 +100,7 @@ def test_mirror_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mirror() == "http://mine.example/debian"
 
 
-@pytest.mark.parametrize("missing", ["apt-get", "dpkg", "dpkg-deb"])
+@pytest.mark.parametrize("missing", ["apt-get", "apt-cache", "dpkg", "dpkg-deb"])
 def test_machine_without_debians_tools_is_told_what_to_install(
     missing: str, programs: Path
 ) -> None:
@@ -192,6 +193,76 @@ def test_lists_that_did_not_come_are_fetched_again(programs: Path, tmp_path: Pat
     Suite("trixie").closure(["qemu-system-arm"])
 
     assert log.read_text().count("update") == 2
+
+
+MADISON = """\
+linux-image-6.1.0-47-arm64:arm64 |  6.1.170-3 | http://d.example bookworm/main arm64 Packages
+ qemu-system-arm | 1:10.0.2+ds-1~bpo12+1 | http://d.example bookworm-backports/main amd64 Packages
+     qemu |      1:7.2-1 | http://d.example bookworm/main Sources
+"""
+
+
+@pytest.mark.parametrize(
+    ("suite", "found"),
+    [
+        ("bookworm", [("linux-image-6.1.0-47-arm64", "6.1.170-3")]),
+        ("bookworm-backports", [("qemu-system-arm", "1:10.0.2+ds-1~bpo12+1")]),
+    ],
+)
+def test_versions_are_those_of_the_suite_itself(
+    suite: str, found: list[tuple[str, str]], programs: Path, tmp_path: Path
+) -> None:
+    apt(programs, tmp_path, indextargets=INDEX)
+    (tmp_path / "madison").write_text(MADISON)
+    program(programs, "apt-cache", f'echo "$*" >{tmp_path}/asked; cat {tmp_path}/madison')
+
+    assert Suite(suite).versions(["linux-image-6.1.0-47-arm64:arm64", "qemu-system-arm"]) == found
+
+    asked = (tmp_path / "asked").read_text()
+    assert asked == "-q madison linux-image-6.1.0-47-arm64:arm64 qemu-system-arm\n"
+
+
+def test_versions_of_nothing_are_none(programs: Path, tmp_path: Path) -> None:
+    apt(programs, tmp_path, indextargets=INDEX)
+    program(programs, "apt-cache", "exit 1")
+
+    assert Suite("bookworm").versions([]) == []
+
+
+def test_names_are_those_that_begin_so(programs: Path, tmp_path: Path) -> None:
+    apt(programs, tmp_path, indextargets=INDEX)
+    program(programs, "apt-cache", 'echo "$3"one; echo "$3"two')
+
+    assert Suite("bookworm").names("linux-") == ["linux-one", "linux-two"]
+
+
+def test_backports_are_seen_with_the_release_they_build_on(programs: Path, tmp_path: Path) -> None:
+    apt(programs, tmp_path, indextargets=INDEX)
+    suite = Suite("trixie-backports")
+
+    suite.names("linux-")
+
+    sources = (suite.path / "sources.list").read_text().splitlines()
+    assert [line.split()[-2] for line in sources] == ["trixie", "trixie-backports"]
+    assert 'APT::Default-Release "trixie-backports";' in (suite.path / "apt.conf").read_text()
+
+
+def test_suite_that_is_not_on_the_mirror_is_named(programs: Path, tmp_path: Path) -> None:
+    """As apt says it of a mirror that answers with 404."""
+    said = tmp_path / "said"
+    said.write_text(
+        "W: The repository 'http://d.example buster Release' is odd\n"
+        "E: The repository 'http://d.example buster Release' does not have a Release file.\n"
+        "W: one\nE: two\nE: three\nE: four\n"
+    )
+    apt(programs, tmp_path, indextargets=INDEX, update=f"cat {said} >&2; exit 100")
+
+    with pytest.raises(SuiteMissingError) as caught:
+        Suite("buster").names("linux-")
+
+    message = "the Debian mirror http://deb.example/debian has no suite buster"
+    assert caught.value.message == message
+    assert debian.ARCHIVE in (caught.value.hint or "")
 
 
 def test_packages_are_downloaded_unpacked_and_not_kept(programs: Path, tmp_path: Path) -> None:

@@ -17,14 +17,17 @@ from pyvmm.host.connection import Unreachable
 from pyvmm.host.instance import Instance
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running
-from pyvmm.host.settings import HostSettings
+from pyvmm.host.settings import LINUX, QEMU, HostSettings
+from tests.host.conftest import add_tree
 
 QUIET = Progress(quiet=True)
 
 
 @pytest.fixture
 def starts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The starts of a host that takes a while to be up."""
+    """The starts of a host that takes a while to be up; what it is made of is in the cache."""
+    add_tree(LINUX, "6.1.176-1", "bookworm")
+    add_tree(QEMU, "1:7.2+dfsg-7", "bookworm")
     made: list[str] = []
     up: list[Running] = []
 
@@ -55,6 +58,24 @@ def test_two_who_want_it_at_once_start_one(starts: list[str]) -> None:
         thread.join()
 
     assert len(starts) == 1
+
+
+def test_host_is_named_after_the_versions_that_are_fetched_for_it(
+    starts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = Instance(HostSettings(kernel="6.12"), QUIET)
+    before = wanted.name
+
+    def fetch(settings: HostSettings, progress: Progress) -> None:
+        add_tree(LINUX, "6.12.117-1", "trixie")
+
+    monkeypatch.setattr(start, "fetch", fetch)
+    wanted.ensure()
+
+    assert starts == [wanted.name]
+    assert wanted.name == Instance(HostSettings(kernel="6.12"), QUIET).name
+    assert wanted.name != before
+    assert wanted.sockets.name == wanted.name
 
 
 def test_runtime_directory_with_too_long_a_path_is_refused(

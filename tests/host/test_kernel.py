@@ -6,13 +6,18 @@ import lzma
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from pyvmm.errors import HostError, UsageError
 from pyvmm.host import kernel
+from pyvmm.host.debian import Package, Suite
 from pyvmm.host.kernel import Kernel
 from pyvmm.host.progress import Progress
+from pyvmm.host.settings import LINUX
+from pyvmm.host.trees import PACKAGES, Offer
+from tests.host.conftest import add_tree
 
 QUIET = Progress(quiet=True)
 IMAGE = bytes(0x38) + b"ARM\x64" + bytes(64)
@@ -179,3 +184,51 @@ def test_file_that_is_no_image_is_refused(content: bytes, tmp_path: Path) -> Non
 def test_directory_without_a_kernel_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="holds no kernel with its modules"):
         kernel.find(str(tmp_path), QUIET)
+
+
+class FakeSuite(Suite):
+    """A suite whose kernel's Image says it is 7.3.1, whatever its package is called."""
+
+    banner = b"Linux version 7.3-arm64 (x@debian.org) (gcc (Debian 15.1-2) 15.1) #1 SMP "
+    asked: ClassVar[list[str]] = []
+
+    def closure(self, names: object, *, recommends: bool = False) -> list[Package]:
+        assert isinstance(names, list)
+        self.asked.extend(names)
+        found = ("linux-base", "linux-image-7.3-arm64", "linux-modules-7.3-arm64")
+        return [Package(name, "arm64", "7.3.1-1", 1) for name in found]
+
+    def unpack(self, packages: object, into: Path, progress: Progress) -> None:
+        root(into).mkdir(parents=True)
+        (into / "boot").mkdir()
+        said = IMAGE + self.banner + b"Debian 7.3.1-1 (2026-11-28)\n"
+        (into / "boot/vmlinuz-6.9").write_bytes(said)
+
+
+def test_unpacked_kernel_has_the_version_its_image_says(tmp_path: Path) -> None:
+    offer = Offer("linux-image-7.3-arm64", "7.2.1-1")
+
+    version = kernel._unpack(FakeSuite("sid"), offer, tmp_path, QUIET)
+
+    assert version == "7.3.1"
+    assert FakeSuite.asked == ["linux-image-7.3-arm64:arm64=7.2.1-1"]
+    assert (tmp_path / PACKAGES).read_text() == (
+        "linux-image-7.3-arm64:arm64=7.3.1-1\nlinux-modules-7.3-arm64:arm64=7.3.1-1\n"
+    )
+
+
+def test_unpacked_kernel_that_says_nothing_has_the_version_of_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeSuite, "banner", b"compressed")
+
+    assert kernel._unpack(FakeSuite("sid"), Offer("x", "7.2.1-1"), tmp_path, QUIET) == "7.2.1"
+
+
+def test_kernel_in_the_cache_is_found_by_its_version() -> None:
+    path = add_tree(LINUX, "6.1.176-1", "bookworm")
+    (path / "boot").mkdir()
+    (path / "boot/vmlinuz-6.9").write_bytes(IMAGE)
+    root(path).mkdir(parents=True)
+
+    assert kernel.find("6.1", QUIET).root == root(path)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from pyvmm.dirs import runtime_dir, try_lock
-from pyvmm.host import payload, saved
+from pyvmm.host import payload, saved, trees
 from pyvmm.host.running import Running
-from pyvmm.host.settings import HostSettings
+from pyvmm.host.settings import LINUX, QEMU, HostSettings, Product
+from tests.host.conftest import add_tree
 
 DEFAULT = HostSettings()
 
@@ -55,6 +56,43 @@ def test_key_begins_with_what_people_know(tmp_path: Path) -> None:
 @pytest.mark.parametrize("change", [{"kernel": "5.10"}, {"qemu": "10"}, {"cpu": "max"}])
 def test_key_changes_with_the_settings(change: dict[str, str]) -> None:
     assert saved.key(replace(DEFAULT, **change)) != saved.key(DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("choice", "product", "older", "newer", "suite"),
+    [
+        ({"kernel": "7.2"}, LINUX, "7.2.12-1", "7.2.13-1", "sid"),
+        ({"qemu": "11"}, QEMU, "1:11.1.2+ds-1", "1:11.1.3+ds-1", "sid"),
+    ],
+)
+def test_key_changes_with_the_version_that_a_choice_means(
+    choice: dict[str, str], product: Product, older: str, newer: str, suite: str
+) -> None:
+    settings = HostSettings(**choice)
+    add_tree(product, older, suite)
+    before = saved.key(settings)
+
+    add_tree(product, newer, suite)
+
+    assert saved.key(settings) != before
+    assert saved.key(DEFAULT) == saved.key(HostSettings())
+
+
+def test_key_changes_with_what_a_suite_holds() -> None:
+    settings = HostSettings(kernel="sid")
+    for package in ("7.2.13-1", "7.3.1-1"):
+        add_tree(LINUX, package, "sid")
+    remember_sid("7.2.13-1")
+    before = saved.key(settings)
+
+    remember_sid("7.3.1-1")
+
+    assert saved.key(settings) != before
+
+
+def remember_sid(package: str) -> None:
+    offer = trees.Offer("linux-image-x-arm64", package)
+    trees.remember(trees.Look("sid", 0.0, {"linux": (offer,)}))
 
 
 def test_key_is_not_about_where_a_command_runs() -> None:

@@ -8,7 +8,15 @@ import pytest
 
 from pyvmm.errors import UsageError
 from pyvmm.host import saved
-from pyvmm.host.settings import KERNEL_SUITES, QEMU_SUITES, HostSettings
+from pyvmm.host.settings import (
+    KERNEL_SUITES,
+    LINUX,
+    QEMU_SUITES,
+    SUITES,
+    HostSettings,
+    matches,
+    suites_for,
+)
 
 
 def test_default_models_the_power_of_two_lengths() -> None:
@@ -24,6 +32,43 @@ def test_every_known_version_is_taken(kernel: str, qemu: str) -> None:
     settings = HostSettings(kernel=kernel, qemu=qemu)
 
     assert settings.label.startswith(f"Linux {kernel}, QEMU {qemu}, ")
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_suite_is_taken(suite: str) -> None:
+    assert HostSettings(kernel=suite, qemu=suite).customised
+
+
+@pytest.mark.parametrize(
+    ("kernel", "qemu"), [("6.12.43", "9.2"), ("7.1", "11.1.3"), ("6", "10.0"), ("8.1", "12")]
+)
+def test_version_that_debian_may_have_is_taken(kernel: str, qemu: str) -> None:
+    assert HostSettings(kernel=kernel, qemu=qemu).customised
+
+
+@pytest.mark.parametrize(
+    ("version", "suites"),
+    [
+        ("5.10", ["bullseye"]),
+        ("5.10.223", ["bullseye"]),
+        ("6.1", ["bookworm"]),
+        ("6.12", ["trixie", "bookworm-backports"]),
+        ("7.2", ["sid", "forky", "trixie-backports", "bookworm-backports"]),
+        ("7.1", ["sid", "forky", "trixie-backports", "bookworm-backports"]),
+        ("5.15", []),
+    ],
+)
+def test_suites_that_may_have_a_version_begin_with_the_likeliest(
+    version: str, suites: list[str]
+) -> None:
+    assert suites_for(LINUX, version) == suites
+
+
+def test_version_takes_its_series_and_no_other() -> None:
+    assert matches("6.1", "6.1.176")
+    assert matches("6.1.176", "6.1.176")
+    assert not matches("6.1", "6.12.3")
+    assert not matches("6.1.176", "6.1")
 
 
 def test_words_for_the_kernel_make_another_host() -> None:
@@ -48,10 +93,14 @@ def test_path_that_exists_is_taken(tmp_path: Path) -> None:
     ("choice", "words"),
     [
         ({"kind": "remote"}, "--host remote: not one of auto, local, emulated"),
-        ({"kernel": "4.4"}, "--host-kernel 4.4: not a version pyvmm knows (5.10, 6.1, 6.12, 7.2)"),
+        ({"kernel": "4.4"}, "--host-kernel 4.4: no Debian suite that pyvmm knows has that version"),
+        ({"kernel": "5.15"}, "has that version (5.10, 6.1, 6.12, 7.2)"),
+        ({"kernel": "woody"}, "not a Debian suite (bullseye, bookworm, trixie, sid, "),
+        ({"kernel": "6.x"}, "--host-kernel 6.x: not a version"),
+        ({"kernel": "6."}, "--host-kernel 6.: not a version"),
         ({"kernel": ""}, "--host-kernel : not a version"),
         ({"kernel": "./nowhere/Image"}, "--host-kernel ./nowhere/Image: no such file"),
-        ({"qemu": "9.9"}, "--host-qemu 9.9: not a version pyvmm knows"),
+        ({"qemu": "1.0"}, "--host-qemu 1.0: no Debian suite that pyvmm knows has that version"),
         ({"qemu": "/nowhere/qemu"}, "--host-qemu /nowhere/qemu: no such file"),
         ({"cpu": ""}, "--host-cpu '': not a CPU"),
         ({"cpu": "max, sve=off"}, "not a CPU"),

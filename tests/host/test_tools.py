@@ -15,6 +15,7 @@ from pyvmm.host import tools
 from pyvmm.host.debian import Package, Suite
 from pyvmm.host.progress import Progress
 from pyvmm.host.tools import Tool, write_wrapper
+from pyvmm.host.trees import PACKAGES, Offer
 
 QUIET = Progress(quiet=True)
 SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ.get('MARK')]))"
@@ -98,6 +99,32 @@ class FakeSuite(Suite):
         assert isinstance(packages, list)
         for package in packages:
             (into / package.name).mkdir()
+
+
+class QemuSuite(Suite):
+    """A suite whose QEMU is a script, with a loader that runs it."""
+
+    def closure(self, names: object, *, recommends: bool = False) -> list[Package]:
+        assert names == ["qemu-system-arm:arm64=1:7.2+dfsg-7"]
+        return [Package("qemu-system-arm", "arm64", "1:7.2+dfsg-7", 1)]
+
+    def unpack(self, packages: object, into: Path, progress: Progress) -> None:
+        (into / "lib").mkdir()
+        loader = into / "lib" / tools.LOADERS[platform.machine()]
+        loader.write_text("#!/bin/sh\necho QEMU emulator version 7.2.22\n")
+        loader.chmod(0o755)
+
+
+def test_unpacked_qemu_has_the_version_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tools, "machine_arch", lambda: "arm64")
+    offer = Offer("qemu-system-arm", "1:7.2+dfsg-7")
+
+    version = tools._unpack_qemu(QemuSuite("bookworm"), offer, tmp_path, progress=QUIET)
+
+    assert version == "7.2.22"
+    assert (tmp_path / PACKAGES).read_text() == "qemu-system-arm:arm64=1:7.2+dfsg-7\n"
 
 
 def test_main_writes_a_wrapper_for_each_program(

@@ -1,0 +1,145 @@
+"""What ``pyvmm host list`` shows: kernels and QEMUs that can be had, and those in the cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from pyvmm.dirs import size_on_disk
+from pyvmm.errors import HostError
+from pyvmm.host import trees
+from pyvmm.host.progress import Progress
+from pyvmm.host.saved import everyone
+from pyvmm.host.settings import LINUX, QEMU, SUITES, Product, matches
+from pyvmm.host.trees import Look, Tree
+
+COLUMNS: Final = ("DEBIAN SUITE", "NEWEST", "LOOKED AT", "IN THE CACHE", "SAVED HOSTS")
+AT_A_TIME: Final = 4  # suites; a mirror takes its time for each
+
+
+def refresh(progress: Progress) -> bool:
+    """Look at every suite again; tell whether all of them answered."""
+    from pyvmm.host import catalogue
+    from pyvmm.host.debian import SuiteMissingError
+
+    answered = True
+    progress.say(f"reading the package lists of {', '.join(SUITES)} ...")
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        looks = {pool.submit(catalogue.look, suite): suite for suite in SUITES}
+        for done in as_completed(looks):
+            try:
+                seen = done.result()
+                held = [f"{product.title} {offers[0].version}" for product in (LINUX, QEMU)
+                        if (offers := seen.offers[product.name])]  # fmt: skip
+                progress.say(f"Debian {seen.suite}: {', '.join(held)}")
+            except SuiteMissingError as error:
+                progress.say(error.message)
+            except HostError as error:
+                answered = False
+                progress.say(f"Debian {looks[done]}: {error.message}")
+    return answered
+
+
+def rows(product: Product) -> list[dict[str, Any]]:
+    """Return what each suite has of a product, as ``host list --json`` prints it."""
+    used = _uses()
+    cached = trees.cached(product)
+    return [
+        _row(product, suite, [tree for tree in cached if tree.suite == suite], used)
+        for suite in SUITES
+    ]
+
+
+def lines(product: Product, table: list[dict[str, Any]]) -> Iterator[str]:
+    """Print the rows of a product for people."""
+    cells = [(product.option, *COLUMNS), *(line for row in table for line in _cells(row))]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        yield "  ".join(padded).rstrip()
+
+
+def _row(
+    product: Product, suite: str, cached: list[Tree], used: dict[str, list[str]]
+) -> dict[str, Any]:
+    seen = trees.look(suite)
+    offers = seen.offers.get(product.name, ()) if seen else ()
+    has = list(dict.fromkeys(offer.version for offer in offers))
+    return {
+        "choose": _choose(product, suite, has, seen),
+        "suite": suite,
+        "has": has if seen else None,
+        "gone": seen.gone if seen else False,
+        "looked_at": datetime.fromtimestamp(seen.seen, UTC).isoformat("T", "seconds")
+        if seen
+        else None,
+        "cached": [
+            {
+                "version": tree.version,
+                "package": tree.package,
+                "path": str(tree.path),
+                "bytes": size_on_disk(tree.path),
+                "hosts": used.get(tree.path.name, []),
+            }
+            for tree in cached
+        ],
+    }
+
+
+def _choose(product: Product, suite: str, has: list[str], seen: Look | None) -> list[str]:
+    """Return what to give --host-kernel or --host-qemu: series the suite has, then its name."""
+    expected = [version for version, known in product.suites.items() if known == suite]
+    if seen is None:
+        return [*expected, suite]
+    if not has:
+        return []
+    named = [version for version in expected if any(matches(version, v) for v in has)]
+    other = [_series(v) for v in has if not any(matches(version, v) for version in named)]
+    return [*dict.fromkeys([*named, *other]), suite]
+
+
+def _cells(row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """The lines of a row: one for each tree in the cache, and one at least."""
+    versions = ", ".join(row["choose"][:-1])
+    first = (versions, row["suite"], _newest(row), _age(row["looked_at"]))
+    trees_of = [
+        (f"{tree['version']}, {tree['bytes'] / 1e6:.0f} MB", ", ".join(tree["hosts"]) or "-")
+        for tree in row["cached"]
+    ]
+    for number, tree in enumerate(trees_of or [("-", "-")]):
+        yield (*(first if number == 0 else ("",) * len(first)), *tree)
+
+
+def _newest(row: dict[str, Any]) -> str:
+    if row["gone"]:
+        return "not on the mirror"
+    if row["has"] is None:
+        return "not known yet"
+    return row["has"][0] if row["has"] else "none"
+
+
+def _age(looked_at: str | None) -> str:
+    """How long ago that was, in words."""
+    if looked_at is None:
+        return "never"
+    seconds = max(0.0, time.time() - datetime.fromisoformat(looked_at).timestamp())
+    for name, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {name} ago"
+    return "just now"
+
+
+def _series(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+def _uses() -> dict[str, list[str]]:
+    """Which saved hosts were made with each tree."""
+    found: dict[str, list[str]] = {}
+    for path, facts in everyone():
+        for name in facts.get("trees") or ():
+            found.setdefault(str(name), []).append(path.name)
+    return found

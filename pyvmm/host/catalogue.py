@@ -1,0 +1,126 @@
+"""Kernels and QEMUs from Debian's suites: which suite has a version today, and getting it.
+
+What is unpacked is checked against what was asked for: a suite may have moved on, and the version
+of a package does not always tell that of the program in it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from pyvmm.dirs import cached
+from pyvmm.errors import HostError
+from pyvmm.host import trees
+from pyvmm.host.debian import Suite, SuiteMissingError, machine_arch
+from pyvmm.host.progress import Progress
+from pyvmm.host.settings import LINUX, QEMU, SUITES, Product, matches, suites_for
+from pyvmm.host.trees import Look, Offer, Tree
+
+# The full flavour: the cloud one has no 9p, through which the user's files are seen.
+KERNELS: Final = re.compile(r"linux-image-\d[^-]*(-\d[^-]*)?-arm64")
+
+# Fills a directory with an offer of a suite; returns the version that is in it.
+Unpack = Callable[[Suite, Offer, Path], str]
+
+
+def look(suite: str) -> Look:
+    """Read a suite's package lists (fetched where they are older than a few minutes).
+
+    Raises:
+        SuiteMissingError: the mirror has no such suite; that is remembered too.
+        HostError: the mirror cannot be reached.
+    """
+    source = Suite(suite)
+    try:
+        kernels = [f"{n}:arm64" for n in source.names(trees.KERNEL_PACKAGE) if KERNELS.fullmatch(n)]
+    except SuiteMissingError as error:
+        trees.remember(Look(suite, time.time(), {}, error.mirror, gone=True))
+        raise
+    found = source.versions([*kernels, f"{trees.QEMU_PACKAGE}:{machine_arch()}"])
+    offers = [Offer(*pair) for pair in found]
+    offers.sort(key=lambda offer: trees.order(offer.package), reverse=True)
+    of_qemu = tuple(offer for offer in offers if offer.name == trees.QEMU_PACKAGE)
+    of_linux = tuple(offer for offer in offers if offer.name != trees.QEMU_PACKAGE)
+    seen = Look(suite, time.time(), {LINUX.name: of_linux, QEMU.name: of_qemu})
+    trees.remember(seen)
+    return seen
+
+
+def get(product: Product, choice: str, unpack: Unpack, progress: Progress) -> Tree:
+    """Return the tree that a choice means (a version or a suite), unpacked where it is not there.
+
+    Raises:
+        HostError: no suite has that version today, or the mirror cannot be reached.
+    """
+    found = trees.find(product, choice)
+    if found is not None:
+        return found
+    suite, offer = _offer(product, choice, progress)
+    path = trees.place(product, offer.package, suite)
+
+    def build(into: Path) -> None:
+        version = unpack(Suite(suite), offer, into)
+        asked = offer.version if choice in SUITES else choice
+        if not matches(asked, version):
+            raise _moved_on(product, choice, [(suite, version)])
+        (into / trees.VERSION_FILE).write_text(f"{version}\n")
+
+    if not path.is_dir():
+        with progress.step(f"getting {product.title} {offer.version} from Debian {suite}"):
+            cached(path, build)
+    made = next((tree for tree in trees.cached(product) if tree.path == path), None)
+    if made is None or not (choice in SUITES or matches(choice, made.version)):
+        raise _moved_on(product, choice, [(suite, made.version if made else offer.version)])
+    return made
+
+
+def _offer(product: Product, choice: str, progress: Progress) -> tuple[str, Offer]:
+    """Find a suite that has what was chosen today, and its newest package of that."""
+    held: list[tuple[str, str]] = []
+    missing: list[SuiteMissingError] = []
+    for suite in [choice] if choice in SUITES else suites_for(product, choice):
+        progress.say(f"looking for {product.title} {choice} in Debian {suite}")
+        try:
+            offers = look(suite).offers[product.name]
+        except SuiteMissingError as error:
+            missing.append(error)
+            continue
+        for offer in offers:
+            # the program's own version may be longer than the package's: 7.2.22 in 7.2+dfsg-7
+            if choice == suite or matches(choice, offer.version) or matches(offer.version, choice):
+                return suite, offer
+        held += [(suite, offer.version) for offer in offers[:1]]
+    if held:
+        raise _moved_on(product, choice, held)
+    raise _missing(product, choice, missing)
+
+
+def _moved_on(product: Product, choice: str, held: list[tuple[str, str]]) -> HostError:
+    """The error for a version that no suite has: what they have in its place."""
+    (suite, version), *others = held
+    more = "".join(f", {name} {other}" for name, other in others)
+    series = ".".join(version.split(".")[:2])
+    return HostError(
+        f"Debian {suite} holds {product.title} {version} today{more}: not {choice}",
+        hint=f"{product.option} {series} or {product.option} {suite}; "
+        f"`pyvmm host list` shows what there is",
+    )
+
+
+def _missing(product: Product, choice: str, missing: list[SuiteMissingError]) -> HostError:
+    """The error for suites that left the mirror (or hold none): what else there is."""
+    if not missing:
+        return HostError(
+            f"{product.option} {choice}: Debian has no {product.title} of that name today",
+            hint="`pyvmm host list --refresh` shows what there is",
+        )
+    gone = {error.suite for error in missing}
+    rest = ", ".join(f"{version} ({suite})" for version, suite in product.suites.items()
+                     if suite not in gone)  # fmt: skip
+    return HostError(
+        f"{product.option} {choice}: {missing[0].message}; there are {rest}", hint=missing[0].hint
+    )
