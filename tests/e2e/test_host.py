@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.dirs import cache_dir
+from pyvmm.host.settings import SUITES
 from tests.e2e.conftest import ENOUGH_S, FIRST_S, Pyvmm, is_alive, message, wait_for
 from tests.terminal import Terminal
 
@@ -67,6 +68,28 @@ def test_status_for_people_is_a_line_a_host(pyvmm: Pyvmm) -> None:
     count = len(json.loads(pyvmm("host", "status", "--json").stdout)["hosts"])
     assert len(done.stdout.splitlines()) == count
     assert "running, process " in done.stdout
+
+
+def test_list_has_the_running_hosts_kernel_and_qemu_in_the_cache(pyvmm: Pyvmm) -> None:
+    (running,) = pyvmm.hosts()
+
+    document = json.loads(pyvmm("host", "list", "--json").stdout)
+
+    for kind, version in (("kernels", "6.1."), ("qemus", "7.2")):
+        (row,) = (row for row in document[kind] if row["suite"] == "bookworm")
+        used = [tree for tree in row["cached"] if running["name"] in tree["hosts"]]
+        assert [tree["version"].startswith(version) for tree in used] == [True]
+        assert Path(used[0]["path"]).is_dir()
+        assert used[0]["bytes"] > 10 << 20
+
+
+def test_list_for_people_has_a_line_a_suite(pyvmm: Pyvmm) -> None:
+    done = pyvmm("host", "list")
+
+    assert done.returncode == 0
+    for suite in SUITES:
+        assert sum(f" {suite} " in line for line in done.stdout.splitlines()) == 2
+    assert done.stderr == ""
 
 
 def test_exec_is_the_user_where_the_user_is(pyvmm: Pyvmm, tmp_path: Path) -> None:
