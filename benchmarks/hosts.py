@@ -15,11 +15,11 @@ from benchmarks.counters import PARANOID
 from benchmarks.inside import KVM_STATS
 from benchmarks.rows import INSIDE
 from pyvmm.dirs import runtime_dir
-from pyvmm.host import HostSettings, saved
+from pyvmm.host import HostSettings, saved, trees
 from pyvmm.host.capture import capture
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, stop
-from pyvmm.host.start import boot_counted, start
+from pyvmm.host.start import boot_counted, fetch, start
 
 PATIENCE_S: Final = 3600.0
 # What runs inside
@@ -44,7 +44,10 @@ def timed(settings: HostSettings, files: Path, progress: Progress) -> Iterator[R
     own = _own_directory()
     own.mkdir(mode=0o700)
     try:
-        with _stopped(start(settings, own / saved.key(settings), progress)) as host:
+        fetch(settings, progress)
+        made_of = trees.chosen(settings)
+        name = saved.key(settings, made_of)
+        with _stopped(start(settings, made_of, own / name, progress)) as host:
             _prepare(host, files)
             yield host
     finally:

@@ -36,7 +36,7 @@ def look(suite: str) -> Look:
     """
     source = Suite(suite)
     try:
-        kernels = [f"{n}:arm64" for n in source.names(trees.KERNEL_PACKAGE) if KERNELS.fullmatch(n)]
+        kernels = _kernels(source)
     except SuiteMissingError as error:
         trees.remember(Look(suite, time.time(), {}, error.mirror, gone=True))
         raise
@@ -48,6 +48,22 @@ def look(suite: str) -> Look:
     seen = Look(suite, time.time(), {LINUX.name: of_linux, QEMU.name: of_qemu})
     trees.remember(seen)
     return seen
+
+
+def _kernels(source: Suite) -> list[str]:
+    """Return the kernel packages of a suite whose other parts the suite has too.
+
+    Of some older kernels the mirrors keep this package only.
+    """
+    names = [name for name in source.names(trees.KERNEL_PACKAGE) if KERNELS.fullmatch(name)]
+    lacking = source.lacking(f"{name}:arm64" for name in names)
+    return [
+        f"{name}:arm64"
+        for name in names
+        if not any(
+            part.endswith(name.removeprefix(trees.KERNEL_PACKAGE)) for part in lacking.get(name, ())
+        )
+    ]
 
 
 def get(product: Product, choice: str, unpack: Unpack, progress: Progress) -> Tree:
@@ -83,7 +99,8 @@ def _offer(product: Product, choice: str, progress: Progress) -> tuple[str, Offe
     held: list[tuple[str, str]] = []
     missing: list[SuiteMissingError] = []
     for suite in [choice] if choice in SUITES else suites_for(product, choice):
-        progress.say(f"looking for {product.title} {choice} in Debian {suite}")
+        wanted = product.title if choice == suite else f"{product.title} {choice}"
+        progress.say(f"looking for {wanted} in Debian {suite}")
         try:
             offers = look(suite).offers[product.name]
         except SuiteMissingError as error:

@@ -27,6 +27,7 @@ LISTS_FRESH_S = 600  # several packages in a row come from one fetching of the l
 NEEDED = ("apt-get", "apt-cache", "dpkg", "dpkg-deb")
 ARCHIVE = "http://archive.debian.org/debian"  # where suites go when they leave the mirrors
 BACKPORTS = "-backports"
+ABSENT = re.compile(r"Depends: <(.+)>")  # apt-cache's form of a name that no package has
 # What apt says of a mirror that answers and does not have the suite.
 NO_SUITE = re.compile(r"^E: The repository '.*' does not have a Release file", re.MULTILINE)
 MIRROR_VARIABLE = "PYVMM_DEBIAN_MIRROR"
@@ -143,6 +144,20 @@ class Suite:
             for row in rows
             if len(row) == 3 and f" {self.name}/" in row[2] and row[2].endswith(" Packages")
         ]
+
+    def lacking(self, specs: Iterable[str]) -> dict[str, list[str]]:
+        """Return the dependencies of packages that no package of this suite is, by name."""
+        self._prepare()
+        wanted = list(specs)
+        found: dict[str, list[str]] = {}
+        name = ""
+        for line in self._cache("depends", "--important", *wanted).splitlines() if wanted else ():
+            if not line.startswith((" ", "|")):
+                name = line.partition(":")[0]
+                found[name] = []
+            elif match := ABSENT.search(line):
+                found[name].append(match[1].partition(":")[0])
+        return found
 
     def _prepare(self) -> None:
         """Write the private configuration and fetch the package lists, once a process."""

@@ -30,7 +30,8 @@ class Instance:
 
     def _locate(self) -> None:
         """Name the host by what it is made of, as far as that is in the cache."""
-        self.name = saved.key(self.settings)
+        self._made_of = trees.chosen(self.settings)
+        self.name = saved.key(self.settings, self._made_of)
         self.sockets = runtime_dir() / self.name
         if len(os.fsencode(self.sockets / f"p{PORTS}")) > LONGEST_SOCKET:
             raise HostError(
@@ -46,7 +47,7 @@ class Instance:
         Raises:
             HostError: something it is made of cannot be had, or QEMU does not start.
         """
-        if None in trees.chosen(self.settings):
+        if None in self._made_of:
             from pyvmm.host import start
 
             start.fetch(self.settings, self._progress)
@@ -60,4 +61,4 @@ class Instance:
                 return running
             from pyvmm.host import start
 
-            return start.start(self.settings, self.sockets, self._progress)
+            return start.start(self.settings, self._made_of, self.sockets, self._progress)

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +17,7 @@ from pyvmm.dirs import cache_dir, runtime_dir, try_lock
 from pyvmm.host import payload, trees
 from pyvmm.host.running import all_running, running_at, sessions, stop
 from pyvmm.host.settings import HostSettings
+from pyvmm.host.trees import Tree
 
 RECIPE: Final = 1  # raised when a saved host made by older code must not be used
 KEEP: Final = 8  # saved hosts; the least recently used go
@@ -27,10 +28,11 @@ MAX_CPUS: Final = 4  # more make TCG slower as a whole
 INIT: Final = Path(__file__).with_name("init.sh")
 
 
-def key(settings: HostSettings) -> str:
+def key(settings: HostSettings, made_of: Iterable[Tree | None] | None = None) -> str:
     """A name for a host: what it models, and a hash of all it depends on.
 
-    The versions in the cache count, not only those asked for: hosts of two kernels never share one.
+    ``made_of`` is the trees that the settings mean, looked up where it is not given. They count,
+    not only the versions asked for: hosts of two kernels never share a name.
     """
     parts = [
         str(RECIPE), settings.kernel, settings.qemu, settings.cpu, payload.fingerprint(),
@@ -38,7 +40,8 @@ def key(settings: HostSettings) -> str:
     ]  # fmt: skip
     if settings.append:
         parts.append(settings.append)
-    parts += [tree.identity for tree in trees.chosen(settings) if tree is not None]
+    found = trees.chosen(settings) if made_of is None else made_of
+    parts += [tree.identity for tree in found if tree is not None]
     for path in (settings.kernel, settings.qemu):
         if os.sep in path:
             status = Path(path).stat()

@@ -22,6 +22,7 @@ from pyvmm.host.cpio import CpioWriter
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, end, end_orphan, last_words
 from pyvmm.host.settings import HostSettings
+from pyvmm.host.trees import Tree
 from pyvmm.host.wire import PORTS
 
 READY: Final = "pyvmm-agent: ready"
@@ -29,16 +30,18 @@ SOCKETS_S: Final = 20.0
 LIBRARY: Final = "payload/lib"  # in the initramfs; init.sh moves it to /run/pyvmm/lib
 
 
-def start(settings: HostSettings, sockets: Path, progress: Progress) -> Running:
+def start(
+    settings: HostSettings, made_of: list[Tree | None], sockets: Path, progress: Progress
+) -> Running:
     """Start the host from its saved state, which a cold boot makes the first time.
 
-    The caller holds the host's start lock.
+    ``made_of`` is the trees that it is named after. The caller holds the host's start lock.
 
     Raises:
         HostError: something it is made of cannot be had, or QEMU does not start.
     """
     with _signals_unwind():
-        return Starter(settings, sockets, progress).start()
+        return Starter(settings, made_of, sockets, progress).start()
 
 
 def fetch(settings: HostSettings, progress: Progress) -> None:
@@ -118,7 +121,7 @@ def _boot(
         "settings": asdict(settings), "qemu": plan.version, "cpu": plan.cpu_argument,
         "usr": str(plan.usr), "kernel": found.release, "image": str(found.image),
         "memory": saved.memory_size(), "payload": payload.fingerprint(),
-        "trees": [tree.path.name for tree in trees.chosen(settings) if tree is not None],
+        "trees": [tree.path.name for tree in trees.chosen(settings) if tree],
     }  # fmt: skip
     return pid, facts
 
@@ -126,8 +129,15 @@ def _boot(
 class Starter:
     """What one start of one host needs at hand."""
 
-    def __init__(self, settings: HostSettings, sockets: Path, progress: Progress) -> None:
+    def __init__(
+        self,
+        settings: HostSettings,
+        made_of: list[Tree | None],
+        sockets: Path,
+        progress: Progress,
+    ) -> None:
         self._settings = settings
+        self._made_of = made_of
         self._sockets = sockets
         self._progress = progress
         self._directory = saved.directory(sockets.name)
@@ -159,19 +169,19 @@ class Starter:
                 self._settings, self._plan, into, self._sockets, alive, self._progress
             )
             try:
-                self._check_name()
+                self._check_trees()
                 qemu.save(self._sockets, into / "state")
             finally:
                 end(pid)
         facts["state_sha256"] = _sha256(into / "state")
         (into / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
 
-    def _check_name(self) -> None:
+    def _check_trees(self) -> None:
         """Refuse a host of another kernel or QEMU than it is called after.
 
         Another command may have fetched a newer one since this one chose the name.
         """
-        if saved.key(self._settings) != self._sockets.name:
+        if trees.chosen(self._settings) != self._made_of:
             raise HostError(
                 "another command fetched a newer kernel or QEMU in the meantime",
                 hint="run the command again",

@@ -13,6 +13,8 @@ from pyvmm.commands._reproboard import Board
 from pyvmm.commands._repromatrix import Cell, Matrix
 from pyvmm.commands._reprorun import Job, Outcome
 from pyvmm.errors import HostError
+from pyvmm.host import saved
+from pyvmm.host.instance import Instance
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import HostSettings
 from pyvmm.repro.cases import all_cases, find
@@ -43,6 +45,7 @@ def run(own: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Matrix]:
     def perform(job: Job, progress: Progress) -> Outcome:
         if job.where.kernel == "7.2":
             raise HostError("there is no such kernel today")
+        saved.directory(Instance(job.where, progress).name).mkdir(exist_ok=True)
         return Outcome(job=job, evidence=see(job), machine=f"QEMU {job.where.qemu}")
 
     def run(qemus: list[str], kernels: list[str], stream: io.StringIO | None = None) -> Matrix:
@@ -93,6 +96,15 @@ def test_host_that_cannot_be_had_does_not_end_the_matrix(run: Run) -> None:
     assert verdicts(matrix)["11", "7.2", "guest alone"] == "INCONCLUSIVE"
     assert verdicts(matrix)["11", "6.1", "guest alone"] == "NOT REPRODUCED"
     assert "there is no such kernel today" in matrix.markdown(None)
+
+
+def test_hosts_that_a_matrix_made_go_and_others_stay(run: Run) -> None:
+    before = Instance(HostSettings(kind="emulated", qemu="11", kernel="6.1"), Progress()).name
+    saved.directory(before).mkdir()
+
+    run(["11", "5.2"], ["6.1"])
+
+    assert [path.name for path, _ in saved.everyone()] == [before]
 
 
 def test_report_is_a_table_with_a_column_for_each_kernel(run: Run) -> None:

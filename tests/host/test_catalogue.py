@@ -54,6 +54,7 @@ class Mirror:
     def __init__(self) -> None:
         self.suites = {name: list(packages) for name, packages in TODAY.items()}
         self.asked: list[str] = []
+        self.lacking: dict[str, list[str]] = {}
 
 
 @pytest.fixture
@@ -68,6 +69,10 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Mirror:
                 raise SuiteMissingError(self.name, MIRROR)
             held = [*made.suites[self.name], *OTHER]
             return [name for name, _ in held if name.startswith(beginning)]
+
+        def lacking(self, specs: Iterable[str]) -> dict[str, list[str]]:
+            names = [spec.removesuffix(":arm64") for spec in specs]
+            return {name: made.lacking.get(name, ["linux-base", "dracut"]) for name in names}
 
         def versions(self, specs: Iterable[str]) -> list[tuple[str, str]]:
             wanted = {spec.partition(":")[0] for spec in specs}
@@ -200,6 +205,13 @@ def test_look_takes_kernels_of_the_full_flavour_newest_first(mirror: Mirror) -> 
     ]  # fmt: skip
     assert [offer.package for offer in seen.offers["qemu"]] == ["1:7.2+dfsg-7+deb12u18+b3"]
     assert trees.look("bookworm") == seen
+
+
+def test_kernel_of_which_the_mirror_keeps_one_part_is_no_offer(mirror: Mirror) -> None:
+    newest = "7.1.13+deb13-arm64"
+    mirror.lacking[f"linux-image-{newest}"] = ["linux-base", f"linux-modules-{newest}"]
+
+    assert get(LINUX, "7.1").version == "7.1.7"
 
 
 def test_every_suite_of_the_table_is_on_the_tests_mirror() -> None:

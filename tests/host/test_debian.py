@@ -236,6 +236,30 @@ def test_names_are_those_that_begin_so(programs: Path, tmp_path: Path) -> None:
     assert Suite("bookworm").names("linux-") == ["linux-one", "linux-two"]
 
 
+DEPENDS = """\
+linux-image-7.1-arm64:arm64
+  PreDepends: <linux-base:arm64>
+    linux-base
+ |Depends: <dracut:arm64>
+  Depends: linux-binary-7.1-arm64:arm64
+  Depends: <linux-modules-7.1-arm64:arm64>
+linux-image-7.3-arm64:arm64
+  Depends: linux-modules-7.3-arm64:arm64
+"""
+
+
+def test_dependencies_that_no_package_is_are_lacking(programs: Path, tmp_path: Path) -> None:
+    apt(programs, tmp_path, indextargets=INDEX)
+    (tmp_path / "depends").write_text(DEPENDS)
+    program(programs, "apt-cache", f'echo "$*" >{tmp_path}/asked; cat {tmp_path}/depends')
+
+    assert Suite("sid").lacking(["a", "b"]) == {
+        "linux-image-7.1-arm64": ["linux-base", "dracut", "linux-modules-7.1-arm64"],
+        "linux-image-7.3-arm64": [],
+    }
+    assert (tmp_path / "asked").read_text() == "-q depends --important a b\n"
+
+
 def test_backports_are_seen_with_the_release_they_build_on(programs: Path, tmp_path: Path) -> None:
     apt(programs, tmp_path, indextargets=INDEX)
     suite = Suite("trixie-backports")

@@ -18,6 +18,7 @@ from pyvmm.host.instance import Instance
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running
 from pyvmm.host.settings import LINUX, QEMU, HostSettings
+from pyvmm.host.trees import Tree
 from tests.host.conftest import add_tree
 
 QUIET = Progress(quiet=True)
@@ -31,7 +32,9 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     up: list[Running] = []
 
-    def begin(settings: HostSettings, sockets: Path, progress: Progress) -> Running:
+    def begin(
+        settings: HostSettings, made_of: list[Tree], sockets: Path, progress: Progress
+    ) -> Running:
         made.append(sockets.name)
         time.sleep(0.2)
         up.append(Running(sockets, "id", 1, {}))

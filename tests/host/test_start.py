@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ import pytest
 
 from pyvmm.dirs import runtime_dir, try_lock
 from pyvmm.errors import HostError
-from pyvmm.host import qemu, saved, start, tools
+from pyvmm.host import qemu, saved, start, tools, trees
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, running_at
-from pyvmm.host.settings import HostSettings
+from pyvmm.host.settings import LINUX, QEMU, HostSettings
 from pyvmm.host.wire import PORTS
-from tests.host.conftest import python, wait_for
+from tests.host.conftest import add_tree, python, wait_for
 
 QUIET = Progress(quiet=True)
 
@@ -148,7 +149,7 @@ class Fake:
         monkeypatch.setattr(tools, "qemu", lambda choice, progress: tool)
 
     def start(self) -> Running:
-        return start.start(HostSettings(), self.sockets, QUIET)
+        return start.start(HostSettings(), [], self.sockets, QUIET)
 
     def has_ended(self) -> bool:
         return qemu.ended(int((self.sockets / "pid").read_text()))
@@ -156,6 +157,45 @@ class Fake:
 
 def make_sockets(sockets: Path) -> str:
     return f"touch {sockets}/p{PORTS}; exec sleep 60"
+
+
+def test_host_of_a_newer_kernel_than_it_is_named_after_is_not_saved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another command fetches one between the choice of a name and the end of the boot."""
+    settings, sockets = HostSettings(kernel="7.2"), runtime_dir() / "host"
+    for product, package in ((LINUX, "7.2.12-1"), (QEMU, "1:7.2+dfsg-7")):
+        add_tree(product, package, "sid")
+    made_of = trees.chosen(settings)
+    process = python("import time; time.sleep(60)")
+
+    def boot(*arguments: Any) -> tuple[int, dict[str, Any]]:
+        add_tree(LINUX, "7.2.13-1", "sid")
+        return process.pid, {}
+
+    monkeypatch.setattr(start, "_plan", lambda settings, facts, progress: None)
+    monkeypatch.setattr(start, "_boot", boot)
+    monkeypatch.setattr(qemu, "save", lambda sockets, state: pytest.fail("it was saved"))
+    with process, pytest.raises(HostError, match="fetched a newer kernel") as caught:
+        start.start(settings, made_of, sockets, QUIET)
+
+    assert caught.value.hint == "run the command again"
+    assert not saved.directory("host").is_dir()
+
+
+def test_start_says_that_a_suite_was_looked_at_long_ago(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = Fake(monkeypatch, make_sockets(runtime_dir() / "host"))
+    monkeypatch.setattr(qemu, "restore", lambda sockets, state: None)
+    trees.remember(trees.Look("sid", time.time() - 33 * 86400, {}))
+
+    running = start.start(HostSettings(kernel="sid"), [], fake.sockets, Progress())
+
+    os.kill(running.pid, signal.SIGTERM)
+    wait_for(fake.has_ended, "QEMU's end")
+    said = capsys.readouterr().err
+    assert "Debian sid is taken as it was 33 days ago; `pyvmm host list --refresh`" in said
 
 
 def test_start_that_fails_leaves_no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +240,7 @@ def test_damaged_host_is_made_again(
     monkeypatch.setattr(start.Starter, "_cold_boot", lambda self, into: boots.append(into))
     monkeypatch.setattr(qemu, "restore", lambda sockets, state: None)
 
-    made = start.start(HostSettings(), fake.sockets, Progress())
+    made = start.start(HostSettings(), [], fake.sockets, Progress())
 
     assert len(boots) == 1
     assert "/hosts/host is damaged: making it again" in capsys.readouterr().err
