@@ -28,6 +28,8 @@ READY: Final = "pyvmm-agent: ready"
 IDLE_FILE: Final = Path("/run/pyvmm/idle_s")  # written by sessions: how long to stay unused
 IDLE_S: Final = 900.0
 DEVICE: Final = Path("/dev/kvm")
+KVM_CREATE_VM: Final = 0xAE01  # _IO(KVMIO, 0x01).  Source: uapi/linux/kvm.h
+SMALLEST_VM: Final = 32  # bits of guest physical address, the fewest that KVM takes
 DESCRIPTORS: Final = (1024, 1 << 16)  # soft and hard limit of a command's; two a vCPU
 PORT_NAME: Final = "pyvmm."
 
@@ -45,6 +47,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, DESCRIPTORS)
     if DEVICE.exists():  # commands run as the user, whom no group inside knows
         DEVICE.chmod(0o666)
+        keep_vm_open(DEVICE)
     wakeup = _wakeup_pipe()
     agent = Agent(wakeup)
     clock.leave_timers()
@@ -99,6 +102,25 @@ class Agent:
             if port is not None:
                 self._last_use = time.monotonic()
                 _notify(port)
+
+
+def keep_vm_open(device: Path) -> int | None:
+    """Make a VM that nothing runs in; returns its descriptor, or None where KVM makes none.
+
+    With the first VM and with the last, Linux replaces instructions of its scheduler, those which
+    save a vCPU's registers before another thread gets the CPU (preempt_notifier_key).  QEMU before
+    8.1 may go on with the old ones.  With this VM in the saved machine they are never replaced, and
+    other VMs start faster.  See docs/stale-code.md.
+    """
+    try:
+        kvm = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return fcntl.ioctl(kvm, KVM_CREATE_VM, SMALLEST_VM)  # closed on exec, as KVM's all are
+        finally:
+            os.close(kvm)
+    except OSError as error:
+        print(f"pyvmm-agent: keeping a VM open: {device}: {error.strerror}", flush=True)
+        return None
 
 
 def _run_session(port: int) -> None:
