@@ -94,11 +94,4 @@ sve_rdvl:
 	rdvl	x0, #1
 	ret
 
-	.global	_start
-_start:
-	mov	x0, sp
-	and	sp, x0, #-16
-	bl	start
-	b	.
-
 	.section .note.GNU-stack, "", %progbits

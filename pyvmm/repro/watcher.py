@@ -8,10 +8,10 @@ import signal
 import subprocess
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Self
 
 from pyvmm.closing import Closing
 from pyvmm.errors import VmmError
+from pyvmm.repro.programs import Executable, numbers
 
 FAILED_S = 60.0  # for a program that said why to end
 
@@ -70,7 +70,7 @@ class Watcher(Closing):
 
         Raises: WatcherEnded, where it cannot work here, as without SVE.
         """
-        with _Executable(program) as file:
+        with Executable(program) as file:
             self._process = subprocess.Popen(
                 ["sve-watcher", str(cpu), str(seed)],
                 executable=f"/proc/self/fd/{file.fd}",
@@ -81,7 +81,7 @@ class Watcher(Closing):
                 bufsize=1,
             )
         try:
-            ready = _numbers(self._answer("ready"))
+            ready = numbers(self._answer("ready"))
         except BaseException:
             self.close()
             raise
@@ -101,8 +101,8 @@ class Watcher(Closing):
     def hold(self, microseconds: int, count: int, damage: str = "") -> Tally:
         """Have patterns held so many times, with the registers damaged in each where asked."""
         order = f"damage {damage}" if damage else "hold"
-        numbers = _numbers(self._ask(f"{order} {microseconds} {count}", "hold"))
-        return Tally(**{field.name: numbers[field.name] for field in fields(Tally)})
+        told = numbers(self._ask(f"{order} {microseconds} {count}", "hold"))
+        return Tally(**{field.name: told[field.name] for field in fields(Tally)})
 
     def arm(self) -> None:
         """From now on, have the kernel itself load the holder's SVE state before each hold."""
@@ -137,24 +137,3 @@ class Watcher(Closing):
         code = self._process.wait(FAILED_S)
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return WatcherEnded(f"the watcher died: {name}", signal=max(0, -code))
-
-
-class _Executable:
-    """A copy of a program that can be executed wherever the file lies, for a moment."""
-
-    def __init__(self, program: Path) -> None:
-        self.fd = os.memfd_create(program.name)
-        with os.fdopen(os.dup(self.fd), "wb") as copy:
-            copy.write(program.read_bytes())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
-
-
-def _numbers(text: str) -> dict[str, int]:
-    """NAME=NUMBER words as a table."""
-    pairs = (word.partition("=") for word in text.split())
-    return {name: int(value) for name, _, value in pairs}

@@ -1,0 +1,118 @@
+"""What is made of a CPU that goes on with instructions that another CPU has replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.errors import UsageError
+from pyvmm.repro import worker
+from pyvmm.repro.cases import find, stale_code
+from pyvmm.repro.model import Case, Evidence
+
+STALE = find("stale-code")
+TALLY = {"rounds": 500, "late": 9, "stale": 7, "controls": 5, "caught": 5}
+
+Make = Callable[[str], Path]
+
+
+@pytest.fixture
+def patcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """A way to make a program that does what a shell script says, in code-patcher's place."""
+    monkeypatch.setattr(stale_code, "cpus", lambda: frozenset({2, 4, 5}))
+
+    def make(script: str) -> Path:
+        path = tmp_path / "code-patcher"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        return path
+
+    return make
+
+
+def found(**others: Any) -> Evidence:
+    return {"kernel": "Linux 6.1", "cpus": 2, **TALLY, **others}
+
+
+def work(program: Path, seed: int = 3) -> Evidence:
+    settings = STALE.read({"seconds": "2"})
+    files = {"patcher": str(program)}
+    return worker.do(Case(reproduction="stale-code", settings=settings, files=files, seed=seed))
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ({}, ("REPRODUCED", 1)),
+        ({"stale": 1, "rounds": 1}, ("REPRODUCED", 1)),
+        ({"stale": 0}, ("NOT REPRODUCED", 0)),
+        ({"stale": 0, "late": 0, "rounds": 100}, ("NOT REPRODUCED", 0)),
+        ({"stale": 0, "rounds": 99}, ("INCONCLUSIVE", 3)),
+        ({"stale": 0, "caught": 4}, ("INCONCLUSIVE", 3)),
+        ({"caught": 4}, ("INCONCLUSIVE", 3)),
+        ({"stale": 0, "caught": 0, "controls": 0}, ("INCONCLUSIVE", 3)),
+    ],
+)
+def test_verdict_is_the_tallys(others: dict[str, int], expected: tuple[str, int]) -> None:
+    finding = stale_code.judge(STALE.defaults(), found(**others))
+
+    assert (finding.verdict, finding.code) == expected
+
+
+def test_host_with_one_cpu_is_unsupported() -> None:
+    finding = stale_code.judge(STALE.defaults(), {"kernel": "Linux 6.1", "cpus": 1})
+
+    assert (finding.verdict, finding.code) == ("UNSUPPORTED", 3)
+
+
+def test_program_gets_cpus_milliseconds_and_seed(patcher: Make, tmp_path: Path) -> None:
+    said = tmp_path / "said"
+
+    evidence = work(patcher(f'echo "$@" > {said}; echo patched rounds=1 late=0'))
+
+    assert said.read_text() == "4 5 2000 3\n"
+    assert (evidence["rounds"], evidence["late"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("script", "trouble"),
+    [
+        ("echo failed time 110; exit 1", "code-patcher: time: Connection timed out"),
+        ("exit 7", "code-patcher ended with 7"),
+        ("kill -9 $$", "code-patcher ended with -9"),
+    ],
+)
+def test_trouble_is_no_verdict_on_the_machine(patcher: Make, script: str, trouble: str) -> None:
+    evidence = work(patcher(script))
+
+    finding = stale_code.judge(STALE.defaults(), evidence)
+    assert (finding.verdict, finding.why) == ("INCONCLUSIVE", (trouble,))
+    assert list(stale_code.show(STALE.defaults(), evidence))
+
+
+def test_program_that_does_not_end_is_ended(patcher: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stale_code, "STARVED_S", -1.9)
+
+    evidence = work(patcher("exec sleep 1000"))
+
+    assert evidence["trouble"] == "code-patcher did not end in 0 s"
+
+
+@pytest.mark.parametrize("text", ["0", "601", "1.5", "-1", "x", ""])
+def test_seconds_are_checked(text: str) -> None:
+    with pytest.raises(UsageError, match="--seconds"):
+        STALE.read({"seconds": text})
+
+
+@pytest.mark.kvm
+@pytest.mark.timeout(240)
+def test_every_control_is_caught_on_a_real_machine() -> None:
+    settings = STALE.read({"seconds": "1"})
+
+    evidence = worker.do(Case(reproduction="stale-code", settings=settings, files={}))
+
+    assert evidence["caught"] == evidence["controls"] == 5, evidence
+    assert evidence["rounds"] >= evidence["late"] >= evidence["stale"] >= 0
+    assert evidence["rounds"] > 0
