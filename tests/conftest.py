@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import shutil
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.host import extension, why_not_local
+from pyvmm.host.agent import DEVICE, keep_vm_open
 from pyvmm.host.progress import Progress
 from tests.runtime import own_runtime_dir
 
@@ -34,6 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     own = contextlib.ExitStack()
     own.enter_context(own_runtime_dir("tests"))
+    # The machine may be one that QEMU before 8.1 emulates: see docs/stale-code.md.
+    if why_not_local() is None and (vm := keep_vm_open(DEVICE)) is not None:
+        own.callback(os.close, vm)
     config.add_cleanup(own.close)
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,18 @@ HOLDERS = ("sve_hold", "sve_rdvl")
 
 
 @pytest.fixture(scope="module")
-def watcher(cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def built(cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the programs are, just built."""
     out, build = (tmp_path_factory.mktemp(name) for name in ("programs", "build"))
     command = ["make", "-C", str(SOURCES), f"CC={cross_gcc}", f"OUT={out}", f"BUILD={build}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    with (out / "sve-watcher").open("rb") as file:
+    return out
+
+
+@pytest.fixture
+def watcher(built: Path) -> Iterator[Any]:
+    with (built / "sve-watcher").open("rb") as file:
         yield ELFFile(file)
 
 
@@ -36,9 +43,11 @@ def test_sve_is_used_by_the_holder_alone(watcher: Any) -> None:
     assert all(start <= address < end for address in used)
 
 
-def test_it_needs_nothing_else(watcher: Any) -> None:
-    segments = [segment["p_type"] for segment in watcher.iter_segments()]
+@pytest.mark.parametrize("name", ["sve-watcher", "code-patcher"])
+def test_program_needs_nothing_else(built: Path, name: str) -> None:
+    with (built / name).open("rb") as file:
+        segments = list(ELFFile(file).iter_segments())
 
-    assert "PT_INTERP" not in segments and "PT_DYNAMIC" not in segments
+    assert {"PT_INTERP", "PT_DYNAMIC"}.isdisjoint(s["p_type"] for s in segments)
     # Linux 5.10 does not start a program whose writable segment is not in the file at all.
-    assert all(s["p_filesz"] for s in watcher.iter_segments() if s["p_type"] == "PT_LOAD")
+    assert all(s["p_filesz"] for s in segments if s["p_type"] == "PT_LOAD")
