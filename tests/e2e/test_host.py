@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from pyvmm.dirs import cache_dir
+from pyvmm.host.capture import capture
+from pyvmm.host.running import all_running
 from pyvmm.host.settings import SUITES
 from tests.e2e.conftest import ENOUGH_S, FIRST_S, Pyvmm, is_alive, message, wait_for
 from tests.terminal import Terminal
@@ -90,6 +92,15 @@ def test_list_for_people_has_a_line_a_suite(pyvmm: Pyvmm) -> None:
     for suite in SUITES:
         assert sum(f" {suite} " in line for line in done.stdout.splitlines()) == 2
     assert done.stderr == ""
+
+
+def test_host_keeps_a_vm_open_across_its_save(pyvmm: Pyvmm) -> None:
+    pyvmm("host", "start")
+    (running,) = all_running()
+
+    said = capture(running, ["sh", "-c", "readlink /proc/1/fd/*"], b"", as_root=True)
+
+    assert said.split().count(b"anon_inode:kvm-vm") == 1
 
 
 def test_exec_is_the_user_where_the_user_is(pyvmm: Pyvmm, tmp_path: Path) -> None:
