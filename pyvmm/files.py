@@ -66,7 +66,10 @@ def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
     with memoryview(data) as view:
         done = 0
         while done < len(view):
-            done += os.pwrite(fd, view[done:], offset + done)
+            # Released here: an error's traceback keeps frames alive, and guest RAM that a frame
+            # holds a view of cannot be unmapped.
+            with view[done:] as rest:
+                done += os.pwrite(fd, rest, offset + done)
 
 
 def cannot_write(path: Path, error: OSError) -> VmmError:

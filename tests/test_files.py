@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import HostError, UsageError
-from pyvmm.files import write_whole
+from pyvmm.files import write_all, write_whole
 
 
 def test_file_is_written_with_the_user_s_usual_mode(tmp_path: Path) -> None:
@@ -41,6 +41,23 @@ def test_write_that_fails_leaves_the_file_as_it_was(
 
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_write_that_fails_leaves_no_view_of_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, kept = bytearray(16), []
+
+    def no_space(fd: int, view: memoryview, offset: int) -> int:
+        kept.append(view)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", no_space)
+    with memoryview(data) as view, pytest.raises(OSError, match="No space left"):
+        write_all(0, view)
+
+    assert kept
+    data.append(0)  # raises BufferError if a view is left
 
 
 def test_link_that_lies_where_the_new_file_is_made_is_not_followed(
