@@ -339,15 +339,18 @@ def test_machine_without_threads_to_give_serves_one_request_after_the_other(
     assert "can't start new thread" in rig.lines[0]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_bug_in_a_device_costs_a_thread_and_not_the_device(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve = rig.device.serve
+    threads: list[threading.Thread] = []
+    reported: list[str] = []
 
     def broken(job: Job) -> int:
+        threads.append(threading.current_thread())
         raise ValueError("a bug")
 
+    monkeypatch.setattr(threading, "excepthook", lambda args: reported.append(str(args.exc_value)))
     monkeypatch.setattr(rig.device, "serve", broken)
     ask(rig, 1)
     rig.collect()
@@ -356,6 +359,8 @@ def test_bug_in_a_device_costs_a_thread_and_not_the_device(
     ask(rig, 1)
 
     assert list(rig.collect().values()) == [1]
+    threads[0].join(ENOUGH_S)  # it reports the bug after the next thread has started
+    assert reported == ["a bug"]
 
 
 def test_thousands_of_requests_all_come_back_once(rig: Rig) -> None:
