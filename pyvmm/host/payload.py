@@ -11,6 +11,7 @@ import pyvmm
 PACKAGE: Final = Path(pyvmm.__file__).parent
 EXTENSION: Final = "_kvm.abi3.so"
 NOT_SENT: Final = (".pyc", ".so")
+COMPILED: Final = "__pycache__"  # while Python writes there, files come and go under other names
 
 
 def files() -> list[Path]:
@@ -18,7 +19,8 @@ def files() -> list[Path]:
     return sorted(
         path.relative_to(PACKAGE)
         for path in PACKAGE.rglob("*")
-        if path.suffix not in NOT_SENT and path.name[0] != "." and path.is_file()
+        if path.suffix not in NOT_SENT and path.name[0] != "." and path.parent.name != COMPILED
+        if path.is_file()
     )
 
 

@@ -50,6 +50,7 @@ def test_fingerprint_does_not_change_with_what_does_not_travel(package: Path) ->
 
     (package / "host/__pycache__").mkdir()
     (package / "host/__pycache__/agent.cpython-311.pyc").write_bytes(b"compiled")
+    (package / "host/__pycache__/agent.cpython-313.pyc.140282317641872").write_bytes(b"in part")
     (package / "_kvm.abi3.so").write_bytes(b"for another machine")
     (package / ".cli.py.swp").write_bytes(b"an editor's")
 
