@@ -73,6 +73,9 @@ class Record:
         __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def __init_subclass__(cls, *, kw_only: bool = False, frozen: bool = True) -> None:
+        # Python 3.10 and later give a class its own annotations by this attribute, and a dict when
+        # it has none.  inspect.get_annotations returns the same, but to import inspect takes 10 ms
+        # or more of each start, as does annotationlib (3.14).
         own = {
             name: annotation
             for name, annotation in cls.__annotations__.items()
