@@ -12,7 +12,7 @@ BIN	:= $(VENV)/bin
 TOOLS	:= build/tools
 GCC	:= $(CURDIR)/$(TOOLS)/aarch64-linux-gnu-gcc
 
-.PHONY: bench run test lint test-units test-e2e test-guests test-kvm test-matrix guests tools test-tools venv dev wheel clean
+.PHONY: bench run test lint test-units test-e2e test-guests test-kvm test-matrix test-pythons guests tools test-tools venv dev wheel clean
 .DELETE_ON_ERROR:
 
 run: guests
@@ -30,6 +30,11 @@ lint test-units test-e2e test-guests test-kvm: dev guests test-tools
 # part of `make test`.
 test-matrix: dev guests test-tools
 	$(BIN)/python -m pytest -m "matrix and not kvm" -s
+
+# The unit tests on each Python that pyvmm supports, got from Debian where it is not installed.
+# PYTHONS chooses, as `make test-pythons PYTHONS=3.14`.
+test-pythons: dev guests test-tools
+	$(BIN)/python scripts/test_pythons.py $(PYTHONS)
 
 # pyvmm beside Debian's QEMU: build/bench.json and build/bench.md.  BENCH chooses, as `make bench
 # BENCH=exits`: see benchmarks/__main__.py.  Real times want a machine that does nothing else.

@@ -1,0 +1,280 @@
+#!/usr/bin/env python3
+"""Run the unit tests on every Python that pyvmm supports: ``make test-pythons``.
+
+Usage: test_pythons.py [--debian] [--into DIRECTORY] [VERSION...], by default 3.11 to 3.14.
+
+A version is looked for on PATH, among pyenv's and among uv's. One that is not installed is
+unpacked privately from the Debian suite that has it, without root; ``--debian`` has that done for
+installed ones too. Each version gets an environment, a log and a JUnit file in build/pythons.
+Python's warnings are errors: what they announce is what the next versions remove.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from pyvmm.errors import HostError  # noqa: E402 - found by the line above
+from pyvmm.host.progress import Progress  # noqa: E402
+from pyvmm.host.tools import Tool, through_loader, tree  # noqa: E402
+
+VERSIONS = ("3.11", "3.12", "3.13", "3.14")
+SUITES = {"3.11": "bookworm", "3.13": "trixie", "3.14": "forky", "3.15": "sid"}
+WORK = ROOT / "build/pythons"
+UNIT = "not kvm and not e2e and not matrix"
+WHICH = "import platform, sys; print('%d.%d' % sys.version_info[:2], platform.python_version())"
+WITH_PIP = f"import ensurepip, ssl; {WHICH}"  # Debian's python3 alone makes no environment
+LAST_LINES = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Python:
+    """A Python to make an environment with: how it runs, its full version, where it is from."""
+
+    tool: Tool
+    full: str
+    origin: str
+    pip: Path | None = None  # pip's wheel, for a Python that brings no pip
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of one version; ``reason`` says why there are no counts."""
+
+    version: str
+    origin: str = "-"
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def good(self) -> bool:
+        """Whether tests ran, and none failed."""
+        return not self.reason and not self.failed and self.passed > 0
+
+
+class Unavailable(Exception):
+    """A version that cannot be had, or gets no environment; the message says why."""
+
+
+def main() -> int:
+    """Test each version in turn, then show the table; 1 where one failed."""
+    parser = argparse.ArgumentParser(description="Run the unit tests on several Pythons.")
+    parser.add_argument("versions", nargs="*", default=VERSIONS, metavar="VERSION")
+    parser.add_argument("--debian", action="store_true", help="take each version from Debian")
+    parser.add_argument("--into", type=Path, default=WORK, metavar="DIRECTORY")
+    arguments = parser.parse_args()
+    work = arguments.into.absolute()
+    work.mkdir(parents=True, exist_ok=True)
+    results = []
+    for version in arguments.versions:
+        try:
+            results.append(check(version, work, debian_only=arguments.debian))
+        except Unavailable as error:
+            results.append(Result(version, reason=str(error)))
+    show(results)
+    return 0 if all(result.good for result in results) else 1
+
+
+def check(version: str, work: Path, *, debian_only: bool) -> Result:
+    """Run the unit tests on one version, with its files in the directory ``work``."""
+    python = None if debian_only else find(version)
+    python = python or from_debian(version)
+    venv = work / version
+    make_environment(venv, python)
+    return run_tests(venv, python)
+
+
+def find(version: str) -> Python | None:
+    """Return an installed Python of that version that can make an environment.
+
+    A pyenv shim may stand for none.
+    """
+    for path, origin in candidates(version):
+        try:
+            said = subprocess.run(
+                [path, "-c", WITH_PIP], capture_output=True, text=True, timeout=60
+            ).stdout.split()
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        if said[:1] == [version]:
+            return Python(Tool((str(path),)), said[1], origin)
+    return None
+
+
+def candidates(version: str) -> Iterator[tuple[Path, str]]:
+    """Every place where a Python of that version may be installed."""
+    for directory in os.get_exec_path():
+        for name in (f"python{version}", "python3"):
+            path = Path(directory, name)
+            if path.is_file():
+                yield path, "PATH"
+    home = Path.home()
+    pyenv = Path(os.environ.get("PYENV_ROOT") or home / ".pyenv")
+    share = Path(os.environ.get("XDG_DATA_HOME") or home / ".local/share")
+    uv = Path(os.environ.get("UV_PYTHON_INSTALL_DIR") or share / "uv/python")
+    for origin, found in (
+        ("pyenv", pyenv.glob(f"versions/{version}.*")),
+        ("uv", uv.glob(f"cpython-{version}.*")),
+    ):
+        for installed in sorted(found, reverse=True):
+            yield installed / f"bin/python{version}", origin
+
+
+def from_debian(version: str) -> Python:
+    """Unpack a Python and its pip from the Debian suite that has them.
+
+    Raises: Unavailable, with what the user can do about it.
+    """
+    remedy = f"install it: uv python install {version}, or pyenv install {version}"
+    suite = SUITES.get(version)
+    if suite is None:
+        raise Unavailable(f"not installed, and no Debian suite has it; {remedy}")
+    if platform.machine() == "aarch64":
+        raise Unavailable(f"not installed, and the KVM extension needs its headers; {remedy}")
+    packages = [f"python{version}", "python3-pip-whl"]
+    try:
+        root = tree(f"python{version}-pip", suite, packages, Progress())
+        tool = Tool(through_loader(root, f"usr/bin/python{version}"))
+        full = tool.run(["-c", WHICH]).split()[1]
+    except HostError as error:
+        why = f"not installed, and not to be had from Debian {suite}: {error}"
+        raise Unavailable(f"{why}; {remedy}") from None
+    wheel = next(root.glob("usr/share/python-wheels/pip-*.whl"))
+    return Python(tool, full, f"Debian {suite}", wheel)
+
+
+def make_environment(venv: Path, python: Python) -> None:
+    """Make a virtual environment with pyvmm and what its tests need; one that fits is kept."""
+    stamp = venv / ".ready"
+    made_of = f"{python.full} {shlex.join(python.tool.command)}\n"
+    project = (ROOT / "pyproject.toml").stat().st_mtime
+    if stamp.exists() and stamp.read_text() == made_of and stamp.stat().st_mtime > project:
+        return
+    print(f"Python {python.full} ({python.origin}): making {venv} ...", flush=True)
+    shutil.rmtree(venv, ignore_errors=True)
+    pip = _make_bare(venv, python)
+    _run([*pip, "install", "-q", "-e", f"{ROOT}[dev]"], f"pip in {venv}")
+    stamp.write_text(made_of)
+
+
+def _make_bare(venv: Path, python: Python) -> list[str]:
+    """Make an environment with nothing in it; returns the command that is its pip."""
+    own = str(venv / "bin/python")
+    if python.pip is None:
+        _run([*python.tool.command, "-m", "venv", str(venv)], f"venv of Python {python.full}")
+        return [own, "-m", "pip"]
+    command = [*python.tool.command, "-m", "venv", "--without-pip", str(venv)]
+    _run(command, f"venv of Python {python.full}")
+    _write_launcher(venv / "bin", python.tool)
+    return [own, str(python.pip / "pip")]
+
+
+def _write_launcher(directory: Path, tool: Tool) -> None:
+    """Have an environment's python run an unpacked Python with the C library unpacked beside it.
+
+    By --argv0 Python learns the name it was called by, and finds its environment from there.
+    """
+    loader, *rest = tool.command
+    for link in directory.glob("python*"):
+        link.unlink()
+    launcher = directory / "python"
+    words = f'{shlex.quote(loader)} --argv0 "$0" {shlex.join(rest)}'
+    launcher.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    launcher.chmod(0o755)
+    (directory / "python3").symlink_to("python")
+
+
+def _run(command: list[str], what: str) -> None:
+    """Run a step of the set-up; its last lines are the reason when it fails."""
+    done = subprocess.run(
+        command, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode:
+        lines = "\n".join(done.stdout.splitlines()[-LAST_LINES:])
+        raise Unavailable(f"{what} failed:\n{lines}")
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment, less what would have one Python use another's files."""
+    others = {"PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "PYVMM_DEBUG"}
+    own = {name: value for name, value in os.environ.items() if name not in others}
+    return own | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+
+def run_tests(venv: Path, python: Python) -> Result:
+    """Run the unit suite, with warnings as errors from Python's first line on."""
+    log, junit = (venv.with_name(f"{venv.name}.{ending}") for ending in ("log", "xml"))
+    junit.unlink(missing_ok=True)
+    print(f"Python {python.full} ({python.origin}): testing, log {log} ...", flush=True)
+    command = [str(venv / "bin/python"), "-W", "error", "-m", "pytest", "-m", UNIT]
+    started = time.monotonic()
+    with log.open("w") as output:
+        code = subprocess.run(
+            [*command, f"--junit-xml={junit}"],
+            cwd=ROOT, env=_environment(), stdout=output, stderr=subprocess.STDOUT,
+        ).returncode  # fmt: skip
+    seconds = time.monotonic() - started
+    if code not in (0, 1) or not junit.exists():
+        lines = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+        return Result(python.full, python.origin, reason=f"pytest ended with {code}:\n{lines}")
+    return count(junit, python, seconds)
+
+
+def count(junit: Path, python: Python, seconds: float) -> Result:
+    """Read pytest's JUnit file; an error in a fixture counts as a failure of its test."""
+    outcomes: dict[str, str] = {}
+    for case in ElementTree.parse(junit).iter("testcase"):
+        name = f"{case.get('classname')}::{case.get('name')}"
+        kinds = {child.tag for child in case}
+        if kinds & {"failure", "error"}:
+            outcomes[name] = "failed"
+        else:  # a test may be listed twice: its call, and a teardown that failed
+            outcomes.setdefault(name, "skipped" if "skipped" in kinds else "passed")
+    of_all = list(outcomes.values())
+    return Result(
+        version=python.full,
+        origin=python.origin,
+        passed=of_all.count("passed"),
+        failed=of_all.count("failed"),
+        skipped=of_all.count("skipped"),
+        seconds=seconds,
+        failures=[name for name, outcome in outcomes.items() if outcome == "failed"],
+    )
+
+
+def show(results: list[Result]) -> None:
+    """Print the table, and below it what failed, by name."""
+    row = "{:<9} {:<16} {:>7} {:>7} {:>8} {:>8}"
+    print("\n" + row.format("Python", "from", "passed", "failed", "skipped", "seconds"))
+    for r in results:
+        counts = (r.passed, r.failed, r.skipped, f"{r.seconds:.0f}")
+        print(row.format(r.version, r.origin, *(("-",) * 4 if r.reason else counts)))
+    for r in results:
+        if r.reason:
+            print(f"\nPython {r.version}: {r.reason}")
+        for name in r.failures:
+            print(f"\nPython {r.version}: failed: {name}")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
