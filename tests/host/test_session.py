@@ -173,7 +173,8 @@ def test_signal_ends_a_command_that_does_not_catch_it(
 def test_interrupted_module_says_nothing_and_ends_as_by_the_signal(
     channel: Channel, tmp_path: Path
 ) -> None:
-    (tmp_path / "slow.py").write_text("import time; print('ready', flush=True); time.sleep(60)")
+    slow = "import time\nprint('ready', flush=True)\nfor _ in range(6000): time.sleep(0.01)\n"
+    (tmp_path / "slow.py").write_text(slow)  # a signal before a sleep begins is handled after it
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
 
     with channel.start("python3", "-m", "slow", env=environment, stderr=subprocess.PIPE) as process:
