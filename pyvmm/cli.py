@@ -184,9 +184,17 @@ def report(error: BaseException) -> int:
             _let_stdout_go()
             say(f"cannot write standard output: {error.strerror}")
             return EXIT_HOST
+        case OSError() if part := _missing_part(error):
+            return report(part)
         case _:
             say(f"unexpected {type(error).__name__}: {error}", BUG_HINT)
             return EXIT_FAILED
+
+
+def _missing_part(error: OSError) -> VmmError | None:
+    from pyvmm.dirs import missing_part  # late: rarely needed
+
+    return missing_part(error)
 
 
 def say(message: str, hint: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The cache and runtime directories, and how something in the cache becomes complete.
+"""The package's, the cache and the runtime directory, and how what is cached becomes complete.
 
 What is in the cache is complete or absent: it is made in a temporary directory beside its
 final place, under a lock, flushed, and renamed.  A killed download or build leaves only a
@@ -14,8 +14,27 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from pyvmm.errors import HostError
+
+PACKAGE: Final = Path(__file__).resolve().parent
+BUILT: Final = {"guests", "programs"}  # directories of the package that `make guests` fills
+
+
+def missing_part(error: OSError) -> HostError | None:
+    """Return the error to show where ``error`` is about a file of pyvmm's own, else None."""
+    try:
+        name = Path(os.fsdecode(error.filename)).resolve().relative_to(PACKAGE)
+    except (TypeError, ValueError):  # no name, or outside the package
+        return None
+    from_clone = name.parts[0] in BUILT and (PACKAGE.parent / "Makefile").exists()
+    return HostError(
+        f"pyvmm's installation at {PACKAGE} lacks {name}: {error.strerror}"
+        if error.errno == errno.ENOENT
+        else f"cannot read {name} of pyvmm's installation at {PACKAGE}: {error.strerror}",
+        hint="make guests" if from_clone else "install pyvmm again",
+    )
 
 
 def cache_dir(*below: str) -> Path:
@@ -24,8 +43,7 @@ def cache_dir(*below: str) -> Path:
     Raises:
         HostError: the directory cannot be made.
     """
-    base = _xdg("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return _made(base.joinpath("pyvmm", *below))
+    return _made(_cache_path().joinpath(*below))
 
 
 def size_on_disk(path: Path) -> int:
@@ -67,6 +85,10 @@ def runtime_dir(*below: str) -> Path:
     base = _xdg("XDG_RUNTIME_DIR")
     made = _private(base / "pyvmm" if base and base.is_dir() else _tmp_runtime_dir())
     return _private(made.joinpath(*below)) if below else made
+
+
+def _cache_path() -> Path:
+    return (_xdg("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyvmm"
 
 
 def _xdg(variable: str) -> Path | None:
@@ -160,7 +182,8 @@ def cached(path: Path, build: Callable[[Path], None]) -> Path:
     """Return the directory ``path``, which ``build`` fills when it is not there yet.
 
     Raises:
-        HostError: the cache cannot be written (no space, no permission).
+        HostError: the cache cannot be written (no space, no permission), or something that
+            ``build`` reads is missing.
     """
     if path.is_dir():
         return path
@@ -170,13 +193,23 @@ def cached(path: Path, build: Callable[[Path], None]) -> Path:
             if not path.is_dir():
                 _make(path, build)
     except OSError as error:
-        raise HostError(
-            f"cannot fill the cache at {path}: {error.strerror or error}",
-            hint="free some space there, or set XDG_CACHE_HOME to another directory"
-            if error.errno == errno.ENOSPC
-            else "set XDG_CACHE_HOME to another directory",
-        ) from error
+        raise missing_part(error) or _cannot_fill(path, error) from error
     return path
+
+
+def _cannot_fill(path: Path, error: OSError) -> HostError:
+    """Return the error to show: of the cache, or of the other file that ``error`` names."""
+    if isinstance(error.filename, str):
+        about = Path(error.filename)
+        ours = {path.parent, _cache_path()}
+        if about not in path.parents and not ours & {about, *about.parents}:
+            return HostError(f"cannot fill the cache at {path}: {about}: {error.strerror}")
+    return HostError(
+        f"cannot fill the cache at {path}: {error.strerror or error}",
+        hint="free some space there, or set XDG_CACHE_HOME to another directory"
+        if error.errno == errno.ENOSPC
+        else "set XDG_CACHE_HOME to another directory",
+    )
 
 
 def _make(path: Path, build: Callable[[Path], None]) -> None:

@@ -168,6 +168,17 @@ def test_error_says_what_and_what_to_do(failing: Verb, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "pyvmm: no KVM here\n  hint: go elsewhere\n"
 
 
+def test_missing_file_of_the_package_is_no_bug(
+    failing: Verb, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(FileNotFoundError(2, "No such file", str(Path(cli.__file__).with_name("none.c"))))
+
+    assert cli.main(["doctor"]) == 3
+    message, hint = capsys.readouterr().err.splitlines()
+    assert message.endswith(" lacks none.c: No such file")
+    assert hint == "  hint: install pyvmm again"
+
+
 def test_unexpected_error_is_owned_up_to(failing: Verb, capsys: pytest.CaptureFixture[str]) -> None:
     failing(ZeroDivisionError("division by zero"))
 

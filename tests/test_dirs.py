@@ -38,6 +38,10 @@ def fill(into: Path) -> None:
     (into / "whole").touch()
 
 
+def read(path: Path) -> None:
+    path.read_bytes()
+
+
 def contents(directory: Path) -> list[str]:
     return sorted(p.name for p in directory.iterdir() if not p.name.endswith(".lock"))
 
@@ -125,6 +129,44 @@ def test_full_disk_is_a_host_error_that_names_the_place(tmp_path: Path) -> None:
     )
     assert "XDG_CACHE_HOME" in (caught.value.hint or "")
     assert contents(tmp_path) == []
+
+
+def test_missing_file_of_the_package_is_not_blamed_on_the_cache(tmp_path: Path) -> None:
+    with pytest.raises(HostError) as caught:
+        cached(tmp_path / "tree", lambda into: read(dirs.PACKAGE / "host/none.sh"))
+
+    assert caught.value.message == (
+        f"pyvmm's installation at {dirs.PACKAGE} lacks host/none.sh: {os.strerror(errno.ENOENT)}"
+    )
+    assert caught.value.hint == "install pyvmm again"
+    assert contents(tmp_path) == []
+
+
+def test_guest_that_a_clone_lacks_is_built_by_make() -> None:
+    missing = FileNotFoundError(errno.ENOENT, "absent", str(dirs.PACKAGE / "guests/none"))
+
+    error = dirs.missing_part(missing)
+
+    assert error is not None
+    assert error.hint == "make guests"
+
+
+@pytest.mark.parametrize(
+    ("name", "blamed"),
+    [("/nowhere/qemu", True), ("make", True), ("{0}/trees/a/b", False), ("{0}", False),
+     ("{1}", False), ("/", False)],
+)  # fmt: skip
+def test_error_is_reported_for_the_file_it_names(name: str, blamed: bool, tmp_path: Path) -> None:
+    about = name.format(cache_dir(), tmp_path)
+
+    def fail(into: Path) -> None:
+        raise PermissionError(errno.EACCES, "no", about)
+
+    with pytest.raises(HostError) as caught:
+        cached(tmp_path / "tree", fail)
+
+    assert (caught.value.hint is None) == blamed
+    assert (f": {about}: no" in caught.value.message) == blamed
 
 
 def test_cache_that_cannot_be_made_is_a_host_error(
