@@ -64,7 +64,7 @@ tools: $(VENV)/.ready
 	@$(BIN)/python -m pyvmm.host.tools $(TOOLS) aarch64-linux-gnu-gcc aarch64-linux-gnu-objcopy
 
 test-tools: tools
-	@$(BIN)/python -m pyvmm.host.tools $(TOOLS) dtc tmux mke2fs e2fsck debugfs cpio busybox zstd
+	@$(BIN)/python -m pyvmm.host.tools $(TOOLS) dtc mandoc tmux mke2fs e2fsck debugfs cpio busybox zstd
 
 wheel: guests dev
 	$(BIN)/python -m pip wheel --no-deps -w dist .

@@ -50,6 +50,8 @@ VERBS = {
     "repro": Verb("pyvmm.commands.repro", "Reproduce known bugs, and tell where they are not."),
     "doctor": Verb("pyvmm.commands.doctor", "Show what this machine has and lacks."),
     "host": Verb("pyvmm.commands.host", "Manage the emulated arm64 hosts."),
+    "completion": Verb("pyvmm.commands.completion", "Print a shell's completion of pyvmm."),
+    "man": Verb("pyvmm.commands.man", "Print the manual page."),
     "version": Verb("pyvmm.commands.version", "Show pyvmm's version."),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,7 +19,18 @@ from pyvmm.config import Config, SveRequest
 from pyvmm.errors import HostError, ImageError, UsageError
 from pyvmm.host.settings import HostSettings
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 GUESTS = Path(__file__).parents[1] / "guests"
+
+
+def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[CompletionItem]:
+    """Return what a shell offers for an image: guests that come with pyvmm, and files."""
+    from click.shell_completion import CompletionItem  # late: for completion alone
+
+    guests = [CompletionItem(name) for name in bundled_guests() if name.startswith(text)]
+    return [CompletionItem(text, type="file"), *guests]
 
 
 @click.command(
@@ -28,8 +39,11 @@ GUESTS = Path(__file__).parents[1] / "guests"
     "Exit codes: 0 the guest switched itself off; N it wrote N to the exit register; 1 it failed; "
     "2 usage; 3 the host lacks something; 124 --timeout; 128+n signal n.",
 )
-@click.argument("image", required=False)
-@click.option("-k", "--kernel", metavar="IMAGE", help="The image, if not given as IMAGE.")
+@click.argument("image", required=False, shell_complete=complete_image)
+@click.option(
+    "-k", "--kernel", metavar="IMAGE", shell_complete=complete_image,
+    help="The image, if not given as IMAGE.",
+)  # fmt: skip
 @click.option("-c", "--cpus", type=int, show_default="CPUs online", help="vCPUs.")
 @click.option("-p", "--params", default="", metavar="TEXT", help="Kernel command line.")
 @click.option("-i", "--initrd", type=click.Path(path_type=Path), help="Initial RAM disk.")

@@ -21,7 +21,7 @@ import click
 from pyvmm.arm64.vl import VlSet
 from pyvmm.commands._hostopts import CHOICE
 from pyvmm.commands._sweeptable import Board
-from pyvmm.commands.run import find_image, run
+from pyvmm.commands.run import complete_image, find_image, run
 from pyvmm.errors import EXIT_SIGNAL, UsageError
 from pyvmm.files import write_whole
 from pyvmm.host import is_local
@@ -87,7 +87,7 @@ class Interruption:
     "passed (its guest ended with 0); 1 some did not; 2 usage; 3 a host lacks something; 128+n "
     "signal n, with what was finished reported."
 )
-@click.argument("image")
+@click.argument("image", shell_complete=complete_image)
 @click.argument("more", nargs=-1, metavar="[-- RUN OPTIONS]")
 @click.option(
     "--sve-vls-each", "sets", multiple=True, metavar="all|SET;...",

@@ -41,6 +41,7 @@ JUDGES: Final = {
     "debugfs": ("e2fsprogs", "sbin"),
     "dtc": ("device-tree-compiler", "usr/bin"),
     "e2fsck": ("e2fsprogs", "sbin"),
+    "mandoc": ("mandoc", "usr/bin"),
     "mke2fs": ("e2fsprogs", "sbin"),
     "tmux": ("tmux", "usr/bin"),
     "zstd": ("zstd", "usr/bin"),
