@@ -12,7 +12,8 @@ BIN	:= $(VENV)/bin
 TOOLS	:= build/tools
 GCC	:= $(CURDIR)/$(TOOLS)/aarch64-linux-gnu-gcc
 
-.PHONY: bench run test lint test-units test-e2e test-guests test-kvm test-matrix test-pythons guests tools test-tools venv dev wheel clean
+.PHONY: bench run test lint test-units test-e2e test-guests test-kvm test-matrix test-install \
+	test-pythons guests tools test-tools venv dev wheel sdist clean
 .DELETE_ON_ERROR:
 
 run: guests
@@ -29,7 +30,12 @@ lint test-units test-e2e test-guests test-kvm: dev guests test-tools
 # Every kernel with every kind of host, as host and as guest, which takes an hour or more: not a
 # part of `make test`.
 test-matrix: dev guests test-tools
-	$(BIN)/python -m pytest -m "matrix and not kvm" -s
+	$(BIN)/python -m pytest -m "matrix and not kvm" -s --ignore=tests/install
+
+# Installed from a wheel, an sdist and a clone, by pip, pipx and uv, with each Python there is, and
+# used with the clone gone: a quarter of an hour, and it fetches from the package index.
+test-install: dev guests test-tools
+	$(BIN)/python -m pytest -m "matrix and not kvm" -s tests/install
 
 # The unit tests on each Python that pyvmm supports, got from Debian where it is not installed.
 # PYTHONS chooses, as `make test-pythons PYTHONS=3.14`.
@@ -66,8 +72,12 @@ tools: $(VENV)/.ready
 test-tools: tools
 	@$(BIN)/python -m pyvmm.host.tools $(TOOLS) dtc mandoc tmux mke2fs e2fsck debugfs cpio busybox zstd
 
-wheel: guests dev
-	$(BIN)/python -m pip wheel --no-deps -w dist .
+# dist/: the sdist, and the wheel of this machine's architecture made from it.
+wheel: dev
+	$(BIN)/python -m build --no-isolation .
+
+sdist: dev
+	$(BIN)/python -m build --no-isolation --sdist .
 
 clean:
-	rm -rf build dist $(VENV) pyvmm/guests pyvmm/programs *.egg-info
+	rm -rf build dist share $(VENV) pyvmm/guests pyvmm/programs *.egg-info
