@@ -10,14 +10,22 @@ PYTHON	?= python3
 VENV	:= .venv
 BIN	:= $(VENV)/bin
 TOOLS	:= build/tools
-GCC	:= $(CURDIR)/$(TOOLS)/aarch64-linux-gnu-gcc
+# Seen from guests/ and programs/: no absolute path is in these files, which could hold a space.
+GCC	:= ../$(TOOLS)/aarch64-linux-gnu-gcc
+LOGGED	:= @sh scripts/logged.sh
 
 .PHONY: bench run test lint test-units test-e2e test-guests test-kvm test-matrix test-install \
-	test-pythons guests tools test-tools venv dev wheel sdist clean
+	test-pythons test-distros test-interrupted guests tools test-tools venv dev wheel sdist clean
 .DELETE_ON_ERROR:
 
 run: guests
 	$(BIN)/pyvmm run --sve-vls=128,256 sve-vls
+	@echo
+	@echo "What to type next:"
+	@echo "  $(BIN)/pyvmm run --help                     every option, and the guests there are"
+	@echo "  $(BIN)/pyvmm run -i initrd.gz Image         your own kernel"
+	@echo "  make test                                lint, types, and all tests"
+	@echo "README.md has a short tour."
 
 # Every part, two at a time, and a summary; a part's log is in build/test-logs.  tests/parts.py says
 # what the parts run.
@@ -42,14 +50,25 @@ test-install: dev guests test-tools
 test-pythons: dev guests test-tools
 	$(BIN)/python scripts/test_pythons.py $(PYTHONS)
 
+# The two commands on fresh Debian 12 and 13 systems, as root and as a user: needs root and an hour.
+# DISTRO chooses, as `make test-distros DISTRO="trixie --user root --only run"`.
+test-distros:
+	$(PYTHON) scripts/test_distros.py $(DISTRO)
+
+# The first `make run`, interrupted at ten moments and run again: half an hour.
+test-interrupted:
+	$(PYTHON) scripts/test_interrupted.py $(MOMENT)
+
 # pyvmm beside Debian's QEMU: build/bench.json and build/bench.md.  BENCH chooses, as `make bench
 # BENCH=exits`: see benchmarks/__main__.py.  Real times want a machine that does nothing else.
 bench: dev guests
 	$(BIN)/python -m benchmarks $(BENCH)
 
 guests: tools
-	@$(MAKE) --no-print-directory -s -C guests CC=$(GCC) PYTHON=$(CURDIR)/$(BIN)/python
-	@$(MAKE) --no-print-directory -s -C programs CC=$(GCC)
+	$(LOGGED) build/guests.log "building the guests" \
+		$(MAKE) --no-print-directory -C guests CC=$(GCC) PYTHON=../$(BIN)/python
+	$(LOGGED) build/programs.log "building the programs" \
+		$(MAKE) --no-print-directory -C programs CC=$(GCC)
 
 venv: $(VENV)/.ready
 
@@ -60,9 +79,7 @@ $(VENV)/.ready: pyproject.toml setup.py scripts/make_venv.py
 
 # The tools of `make test`, into the same environment.
 $(VENV)/.dev: $(VENV)/.ready
-	@echo "installing what the tests need ..."
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 && $(BIN)/python -m pip install -q -e '.[dev]' \
-		|| $(PYTHON) scripts/make_venv.py $(VENV) dev
+	@$(PYTHON) scripts/make_venv.py $(VENV) dev
 	@touch $@
 
 # Wrappers of tools that lie in the cache: looked after each time, as the cache may be gone.

@@ -3,7 +3,7 @@
 
 Usage: make_venv.py VENV [EXTRA...].  Uses the standard library alone, and pyvmm's own private apt
 where Python comes without pip (Debian's python3 without python3-venv).  VENV/.ready is written
-last: without it, the next call starts over.
+last: without it, the next call starts over.  With an EXTRA, one that is ready is added to.
 """
 
 from __future__ import annotations
@@ -34,30 +34,41 @@ def main() -> int:
         return _refuse(f"building the KVM extension needs {', '.join(lacking)}",
                        f"apt-get install {' '.join(lacking)}")  # fmt: skip
     started = time.monotonic()
-    print(f"making {venv.name} (Python {platform.python_version()}) ...", flush=True)
-    shutil.rmtree(venv, ignore_errors=True)
-    pip = _make(venv)
+    if not extras or not (venv / ".ready").exists():
+        print(f"making {venv.name} (Python {platform.python_version()}) ...", flush=True)
+        shutil.rmtree(venv, ignore_errors=True)
+        if not _make(venv):
+            return 1
+    print(f"installing {'what the tests need' if extras else 'pyvmm and what it needs'} ...",
+          flush=True)  # fmt: skip
     what = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
-    print(f"installing pyvmm and what it needs{' to be tested' if extras else ''} ...", flush=True)
-    quiet = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    done = subprocess.run([*pip, "install", "-q", "-e", what], env=quiet)
-    if done.returncode:
-        return _refuse("pip could not install what pyvmm needs",
-                       "check that this machine reaches its Python package index")  # fmt: skip
+    if not _logged("pip.log", "pip", [*_pip(venv), "install", "-e", what]):
+        print("  hint: check that this machine reaches its Python package index", file=sys.stderr)
+        return 1
     (venv / ".ready").touch()
     print(f"{venv.name} is ready after {time.monotonic() - started:.0f} s", flush=True)
     return 0
 
 
-def _make(venv: Path) -> list[str]:
-    """Make the bare environment; returns the command that is its pip."""
+def _make(venv: Path) -> bool:
+    """Make the bare environment, with pip where this Python comes with one."""
+    bare = [] if importlib.util.find_spec("ensurepip") is not None else ["--without-pip"]
+    return _logged("venv.log", "python -m venv", [sys.executable, "-m", "venv", *bare, str(venv)])
+
+
+def _pip(venv: Path) -> list[str]:
+    """The command that is the environment's pip."""
     python = str(venv / "bin/python")
-    if importlib.util.find_spec("ensurepip") is not None:
-        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    if list(venv.glob("lib/python*/site-packages/pip")):
         return [python, "-m", "pip"]
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
-    wheel = _pip_wheel()
-    return [python, f"{wheel}/pip"]
+    return [python, f"{_pip_wheel()}/pip"]
+
+
+def _logged(log: str, what: str, command: list[str]) -> bool:
+    """Run a command with what it says in build/LOG; where it fails, its end is shown."""
+    logged = ["sh", str(ROOT / "scripts/logged.sh"), f"build/{log}", what, *command]
+    quiet = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    return subprocess.run(logged, cwd=ROOT, env=quiet).returncode == 0
 
 
 def _pip_wheel() -> Path:

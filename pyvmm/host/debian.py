@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -20,17 +21,20 @@ from urllib.parse import urlsplit
 
 from pyvmm.dirs import cache_dir, locked
 from pyvmm.errors import HostError
+from pyvmm.host.logs import failure
 from pyvmm.host.progress import Progress
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 LISTS_FRESH_S = 600  # several packages in a row come from one fetching of the lists
 NEEDED = ("apt-get", "apt-cache", "dpkg", "dpkg-deb")
-ARCHIVE = "http://archive.debian.org/debian"  # where suites go when they leave the mirrors
 BACKPORTS = "-backports"
 ABSENT = re.compile(r"Depends: <(.+)>")  # apt-cache's form of a name that no package has
 # What apt says of a mirror that answers and does not have the suite.
 NO_SUITE = re.compile(r"^E: The repository '.*' does not have a Release file", re.MULTILINE)
 MIRROR_VARIABLE = "PYVMM_DEBIAN_MIRROR"
+CHOOSE_MIRROR = f"export {MIRROR_VARIABLE}=URL, with the URL of a Debian mirror"
+KEYRING_PACKAGE = "debian-archive-keyring"
+FEDORAS_KEYRING_PACKAGE = "debian-keyring"  # of the archive's keys too: Debian's own is another
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ class SuiteMissingError(HostError):
     def __init__(self, suite: str, where: str) -> None:
         super().__init__(
             f"the Debian mirror {where} has no suite {suite}",
-            hint=f"suites that left the mirrors are at {MIRROR_VARIABLE}={ARCHIVE}",
+            hint=f"Debian's archive keeps old suites: export {MIRROR_VARIABLE}=URL, with its URL",
         )
         self.suite = suite
         self.mirror = where
@@ -84,12 +88,12 @@ def require_tools() -> None:
     if missing:
         raise HostError(
             f"the emulated host is made from Debian packages, and {', '.join(missing)} is missing",
-            hint="run pyvmm on Debian or a system with apt and dpkg (Fedora: dnf install apt dpkg)",
+            hint=_install("apt", "dpkg", KEYRING_PACKAGE),
         )
     if not KEYRING.exists():
         raise HostError(
             f"Debian's archive keyring is missing ({KEYRING})",
-            hint="apt-get install debian-archive-keyring",
+            hint=_install(KEYRING_PACKAGE),
         )
 
 
@@ -229,24 +233,44 @@ DPkg::Post-Invoke-Success "";
         return {**os.environ, "APT_CONFIG": str(self._config), "LC_ALL": "C"}
 
 
+def _install(*packages: str) -> str:
+    """How to get packages here, and what is missing beside them: the commands to go on with."""
+    try:
+        system = platform.freedesktop_os_release()
+    except OSError:
+        system = {}
+    wanted = " ".join(packages)
+    sudo = "" if os.geteuid() == 0 else "sudo "
+    if system.get("ID") == "fedora":
+        names = wanted.replace(KEYRING_PACKAGE, FEDORAS_KEYRING_PACKAGE)
+        command = f"{sudo}dnf install {names}"
+    elif "debian" in (system.get("ID"), *system.get("ID_LIKE", "").split()):
+        command = f"{sudo}apt-get install {wanted}"
+    else:
+        command = f"install {wanted}"
+    return command if _mirror() else f"{command}, then {CHOOSE_MIRROR}"
+
+
 def mirror() -> str:
     """The Debian mirror this machine's apt is set up with.
 
     Raises:
         HostError: none is found (a derivative distribution, or no sources at all).
     """
+    found = _mirror()
+    if found is None:
+        raise HostError("this machine's apt names no Debian mirror", hint=CHOOSE_MIRROR)
+    return found
+
+
+def _mirror() -> str | None:
+    """The mirror that was chosen, or the first one apt knows."""
     chosen = os.environ.get(MIRROR_VARIABLE)
-    if chosen:
-        return chosen
+    if chosen or shutil.which("apt-get") is None:
+        return chosen or None
     command = ["apt-get", "indextargets", "--no-release-info", "--format", "$(SITE)"]
     sites = dict.fromkeys(_run(command).split())
-    for site in sites:
-        if urlsplit(site).path.rstrip("/").endswith("/debian"):
-            return site
-    raise HostError(
-        "this machine's apt names no Debian mirror",
-        hint=f"set {MIRROR_VARIABLE} to the URL of one",
-    )
+    return next((s for s in sites if urlsplit(s).path.rstrip("/").endswith("/debian")), None)
 
 
 def _parse_uri(line: str) -> Package | None:
@@ -271,8 +295,11 @@ def _run(command: list[str], *, cwd: Path | None = None, env: dict[str, str] | N
     if done.returncode == 0:
         return done.stdout
     said = [line for line in done.stderr.splitlines() if not line.startswith("W:")]
-    reason = "; ".join(line.removeprefix("E: ") for line in said[-3:]) or "no reason given"
-    raise PackagingError(f"{' '.join(command[:3])} ...: {reason}", _hint(reason), done.stderr)
+    reason = "
+".join(line.removeprefix("E: ") for line in said)
+    whole = done.stdout + done.stderr
+    error = failure(f"{' '.join(command[:3])} ...", reason, whole=whole, hint=_hint(reason))
+    raise PackagingError(error.message, _hint(reason), done.stderr)
 
 
 def _hint(reason: str) -> str:

@@ -13,6 +13,7 @@ from typing import Final
 from pyvmm.dirs import cache_dir, cached
 from pyvmm.errors import HostError
 from pyvmm.host.debian import Suite
+from pyvmm.host.logs import failure
 from pyvmm.host.payload import EXTENSION, PACKAGE
 from pyvmm.host.progress import Progress
 from pyvmm.host.tools import TOOLS_SUITE, cross, trees_dir
@@ -61,7 +62,7 @@ def _write_c_source(out: Path) -> None:
         text=True,
     )
     if done.returncode:
-        raise HostError(f"python -m {BUILDER}: {done.stderr.strip()[-2000:]}")
+        raise failure(f"python -m {BUILDER}", done.stderr)
 
 
 def python_headers(progress: Progress) -> Path:

@@ -17,7 +17,7 @@ from qemu.qmp import QMPClient, QMPError
 
 from pyvmm.errors import HostError
 from pyvmm.host import saved
-from pyvmm.host.running import last_words
+from pyvmm.host.running import starting_failed
 from pyvmm.host.tools import Tool
 from pyvmm.host.wire import PORTS
 
@@ -153,9 +153,9 @@ def wait_for_line(sockets: Path, marker: str, pid: int, timeout_s: float) -> Non
         if console.exists() and marker in console.read_text(errors="replace"):
             return
         if ended(pid):
-            raise HostError(f"the emulated host ended while it booted: {last_words(sockets)}")
+            raise starting_failed("the emulated host ended while it booted", sockets)
         time.sleep(0.02)
-    raise HostError(f"the emulated host did not boot in {timeout_s:.0f} s: {last_words(sockets)}")
+    raise starting_failed(f"the emulated host did not boot in {timeout_s:.0f} s", sockets)
 
 
 def ended(pid: int) -> bool:
@@ -216,8 +216,9 @@ def _converse(sockets: Path, conversation: Callable[[QMPClient], Awaitable[None]
     try:
         asyncio.run(asyncio.wait_for(whole(), CONVERSATION_S))
     except (OSError, EOFError, TimeoutError, QMPError) as error:
-        raise HostError(
-            f"QEMU does not do as told: {error!r} ({last_words(sockets)})",
+        raise starting_failed(
+            f"QEMU does not do as told: {error!r}",
+            sockets,
             hint="pyvmm host rm, then run the command again",
         ) from error
 

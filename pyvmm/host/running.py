@@ -19,10 +19,12 @@ from typing import Any, Final
 
 from pyvmm.dirs import runtime_dir, try_lock
 from pyvmm.errors import HostError
+from pyvmm.host.logs import failure
 from pyvmm.host.wire import PORTS
 
 STOP_S: Final = 30.0  # on a machine that is busy
 QEMU_LOG: Final = "qemu.log"
+CONSOLE_LOG: Final = "console.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,7 @@ def sessions(running: Running) -> int:
 
 def last_words(sockets: Path, heard: int = 0) -> str:
     """What QEMU said last, after so many bytes, or else the host's console."""
-    for name, skipped in ((QEMU_LOG, heard), ("console.log", 0)):
+    for name, skipped in ((QEMU_LOG, heard), (CONSOLE_LOG, 0)):
         file = sockets / name
         text = file.read_bytes()[skipped:].decode(errors="replace") if file.exists() else ""
         lines = text.split("\n")
@@ -150,6 +152,16 @@ def last_words(sockets: Path, heard: int = 0) -> str:
         if said:
             return " / ".join(said[-3:])
     return "it said nothing"
+
+
+def starting_failed(what: str, sockets: Path, *, hint: str | None = None) -> HostError:
+    """The error for a host that did not come up: what QEMU said last, or else the console."""
+    for name in (QEMU_LOG, CONSOLE_LOG):
+        log = sockets / name
+        text = log.read_text(errors="replace") if log.exists() else ""
+        if text.strip():
+            return failure(what, text, log=log, hint=hint)
+    return HostError(f"{what}: it said nothing", hint=hint)
 
 
 def _size(path: Path) -> int:

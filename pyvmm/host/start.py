@@ -20,7 +20,7 @@ from pyvmm.errors import EXIT_SIGNAL, HostError
 from pyvmm.host import extension, kernel, payload, qemu, root, saved, tools, trees
 from pyvmm.host.cpio import CpioWriter
 from pyvmm.host.progress import Progress
-from pyvmm.host.running import Running, end, end_orphan, last_words
+from pyvmm.host.running import Running, end, end_orphan, starting_failed
 from pyvmm.host.settings import HostSettings
 from pyvmm.host.trees import Tree
 from pyvmm.host.wire import PORTS
@@ -285,9 +285,9 @@ def _wait_for_sockets(sockets: Path, pid: int) -> None:
     deadline = time.monotonic() + SOCKETS_S
     while not (sockets / f"p{PORTS}").exists():
         if qemu.ended(pid):
-            raise HostError(f"QEMU ended at once: {last_words(sockets)}")
+            raise starting_failed("QEMU ended at once", sockets)
         if time.monotonic() > deadline:
-            raise HostError(f"QEMU does not come up: {last_words(sockets)}")
+            raise starting_failed("QEMU does not come up", sockets)
         time.sleep(0.002)
 
 

@@ -23,6 +23,7 @@ from pyvmm.dirs import cached
 from pyvmm.errors import HostError
 from pyvmm.host import catalogue
 from pyvmm.host.debian import Suite, machine_arch
+from pyvmm.host.logs import failure
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import QEMU, is_path
 from pyvmm.host.trees import NOT_NEEDED, PACKAGES, Offer, recipe
@@ -58,11 +59,16 @@ class Tool:
     command: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """The program's name; a tree's program has its loader before it."""
+        return Path(self.command[3 if "--library-path" in self.command[1:2] else 0]).name
+
     def run(self, arguments: Sequence[str], *, cwd: Path | None = None) -> str:
         """Run the tool to its end and return its output.
 
         Raises:
-            HostError: it failed; the message has what it said.
+            HostError: it failed; the message has what it said last.
         """
         done = subprocess.run(
             [*self.command, *arguments],
@@ -73,7 +79,7 @@ class Tool:
             text=True,
         )
         if done.returncode:
-            raise HostError(f"{Path(self.command[-1]).name}: {done.stderr.strip()[-2000:]}")
+            raise failure(self.name, done.stderr)
         return done.stdout
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 import pytest
 
+from pyvmm.dirs import cache_dir
 from pyvmm.errors import HostError
 from pyvmm.host import debian
 from pyvmm.host.debian import Package, Suite, SuiteMissingError, mirror
@@ -110,15 +112,59 @@ def test_machine_without_debians_tools_is_told_what_to_install(
         Suite("bookworm").closure(["qemu-system-arm"])
 
     assert f"{missing} is missing" in caught.value.message
-    assert "apt and dpkg" in (caught.value.hint or "")
+    assert "install apt dpkg debian-archive-keyring" in (caught.value.hint or "")
+
+
+FEDORA = "sudo dnf install apt dpkg debian-keyring"
+EXPORT = "export PYVMM_DEBIAN_MIRROR=URL, with the URL of a Debian mirror"
+
+
+@pytest.mark.parametrize(
+    ("system", "lacking", "site", "hint"),
+    [
+        ({"ID": "debian"}, "keyring.gpg", "debian", "sudo apt-get install debian-archive-keyring"),
+        ({"ID": "ubuntu", "ID_LIKE": "debian"}, "keyring.gpg", "ubuntu",
+         f"sudo apt-get install debian-archive-keyring, then {EXPORT}"),
+        ({"ID": "linuxmint", "ID_LIKE": "ubuntu debian"}, "keyring.gpg", "mint",
+         f"sudo apt-get install debian-archive-keyring, then {EXPORT}"),
+        ({"ID": "fedora"}, "bin/apt-get", "", f"{FEDORA}, then {EXPORT}"),
+        ({"ID": "fedora"}, "keyring.gpg", "debian", "sudo dnf install debian-keyring"),
+        ({"ID": "arch"}, "bin/dpkg", "debian", "install apt dpkg debian-archive-keyring"),
+        ({}, "keyring.gpg", "debian", "install debian-archive-keyring"),
+    ],
+)  # fmt: skip
+def test_hint_is_the_systems_own_command(
+    system: dict[str, str],
+    lacking: str,
+    site: str,
+    hint: str,
+    programs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def freedesktop_os_release() -> dict[str, str]:
+        if not system:
+            raise OSError("no os-release")
+        return system
+
+    monkeypatch.setattr(platform, "freedesktop_os_release", freedesktop_os_release)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    program(programs, "apt-get", f"echo http://site.example/{site}")
+    (programs.parent / lacking).unlink()
+
+    with pytest.raises(HostError) as caught:
+        debian.require_tools()
+
+    assert caught.value.hint == hint
 
 
 @pytest.mark.usefixtures("programs")
-def test_machine_without_the_keyring_is_told_what_to_install(tmp_path: Path) -> None:
+def test_root_needs_no_sudo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "freedesktop_os_release", lambda: {"ID": "debian"})
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
     (tmp_path / "keyring.gpg").unlink()
 
     with pytest.raises(HostError) as caught:
-        Suite("bookworm").closure(["qemu-system-arm"])
+        debian.require_tools()
 
     assert caught.value.hint == "apt-get install debian-archive-keyring"
 
@@ -170,7 +216,10 @@ def test_what_apt_says_is_the_error(programs: Path, tmp_path: Path) -> None:
     with pytest.raises(HostError) as caught:
         Suite("trixie").closure(["qemu-system-arm"])
 
-    assert caught.value.message == "apt-get -q update ...: Could not resolve deb.example"
+    log = cache_dir() / "logs/apt-get.log"
+    said = "apt-get -q update ...: Could not resolve deb.example"
+    assert caught.value.message == f"{said}\n  log: {log}"
+    assert log.read_text() == "W: hashes\nE: Could not resolve deb.example\n"
     assert "apt-get update" in (caught.value.hint or "")
 
 
