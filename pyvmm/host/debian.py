@@ -87,7 +87,8 @@ def require_tools() -> None:
     missing = [tool for tool in NEEDED if shutil.which(tool) is None]
     if missing:
         raise HostError(
-            f"the emulated host is made from Debian packages, and {', '.join(missing)} is missing",
+            "the emulated host is made from Debian packages, and "
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing",
             hint=_install("apt", "dpkg", KEYRING_PACKAGE),
         )
     if not KEYRING.exists():

@@ -106,7 +106,7 @@ def _boot(
     found = kernel.find(settings.kernel, progress)
     initrd = into / "initrd"
     with initrd.open("wb") as file:
-        _write_initrd(CpioWriter(file), found, progress)
+        _write_initrd(CpioWriter(file), found, into, progress)
     arguments = plan.machine(into / "memory", sockets, keep_memory=True)
     words = f"{qemu.BOOT_ARGUMENTS} rdinit=/init {settings.append}".rstrip()
     arguments += ["-kernel", str(plan.kernel), "-initrd", str(initrd), "-append", words]
@@ -254,7 +254,10 @@ def _fresh(sockets: Path) -> Iterator[int]:
         os.close(alive)
 
 
-def _write_initrd(archive: CpioWriter, found: kernel.Kernel, progress: Progress) -> None:
+def _write_initrd(
+    archive: CpioWriter, found: kernel.Kernel, place: Path, progress: Progress
+) -> None:
+    """Write it; what it takes to make is in ``place``, which goes if this is killed."""
     modules = found.modules()
     archive.device("dev/console", 5, 1)
     archive.file("init", saved.INIT.read_bytes(), 0o755)
@@ -262,14 +265,14 @@ def _write_initrd(archive: CpioWriter, found: kernel.Kernel, progress: Progress)
     archive.file("modules/order", "".join(f"{name}\n" for name in modules).encode())
     for name, content in modules.items():
         archive.file(f"modules/{name}.ko", content)
-    _write_payload(archive, progress)
+    _write_payload(archive, place, progress)
     archive.close()
 
 
-def _write_payload(archive: CpioWriter, progress: Progress) -> None:
+def _write_payload(archive: CpioWriter, place: Path, progress: Progress) -> None:
     """Put pyvmm, compiled, into the initramfs."""
     built = extension.build(progress)
-    with tempfile.TemporaryDirectory(prefix="pyvmm-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="payload-", dir=place) as scratch:
         copy = Path(scratch)
         for path in payload.files():
             (copy / path).parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from pyvmm.dirs import cached
-from pyvmm.errors import HostError
+from pyvmm.errors import EXIT_SIGNAL, HostError
 from pyvmm.host import catalogue
 from pyvmm.host.debian import Suite, machine_arch
 from pyvmm.host.logs import failure
@@ -263,5 +264,7 @@ def main(arguments: Sequence[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(EXIT_SIGNAL + signal.SIGINT)
     except HostError as error:
-        sys.exit(f"pyvmm: {error}\n  hint: {error.hint}")
+        sys.exit(f"pyvmm: {error}" + (f"\n  hint: {error.hint}" if error.hint else ""))
