@@ -21,6 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 OLDEST = (3, 11)
+BAD = frozenset(":$")  # of a path: venv refuses the one, setuptools takes the other for a variable
+OFFLINE = ("No matching distribution found", "Could not fetch URL", "Temporary failure")
 
 
 def main() -> int:
@@ -29,6 +31,9 @@ def main() -> int:
     if sys.version_info < OLDEST:
         return _refuse(f"Python {platform.python_version()} is too old: pyvmm needs 3.11",
                        "make PYTHON=python3.11 run, or apt-get install python3.11")  # fmt: skip
+    if bad := sorted(set(str(venv)) & BAD):
+        return _refuse(f"the path {venv} holds {' '.join(bad)}, with which Python's tools fail",
+                       "move the clone, or make it again in another directory")  # fmt: skip
     lacking = _lacking_for_the_extension()
     if lacking:
         return _refuse(f"building the KVM extension needs {', '.join(lacking)}",
@@ -43,7 +48,10 @@ def main() -> int:
           flush=True)  # fmt: skip
     what = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
     if not _logged("pip.log", "pip", [*_pip(venv), "install", "-e", what]):
-        print("  hint: check that this machine reaches its Python package index", file=sys.stderr)
+        said = (ROOT / "build/pip.log").read_text(errors="replace")
+        if any(words in said for words in OFFLINE):
+            print("  hint: check that this machine reaches its Python package index",
+                  file=sys.stderr)  # fmt: skip
         return 1
     (venv / ".ready").touch()
     print(f"{venv.name} is ready after {time.monotonic() - started:.0f} s", flush=True)
