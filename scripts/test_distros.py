@@ -54,8 +54,9 @@ mount --rbind /sys "$1/sys"
 mount --bind /dev "$1/dev"
 mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts "$1/dev/pts"
 mount -t tmpfs -o mode=1777 tmpfs "$1/dev/shm"
-root=$1; shift
-chroot "$root" "$@"
+root=$1 user=$2
+shift 2
+chroot --userspec="$user" "$root" "$@"
 exit $?
 """
 
@@ -186,7 +187,7 @@ def _inside(root: Path, user: str, command: list[str]) -> list[str]:
     }  # fmt: skip
     return [
         "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", ENTER, "sh",
-        str(root), f"--userspec={user}:{user}", "/", "env", "-i",
+        str(root), f"{user}:{user}", "env", "-i",
         *(f"{name}={value}" for name, value in environment.items()), *command,
     ]  # fmt: skip
 
