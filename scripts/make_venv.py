@@ -21,7 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 OLDEST = (3, 11)
-BAD = frozenset(":$")  # of a path: venv refuses the one, setuptools takes the other for a variable
+# What a path may not hold: venv refuses a colon, setuptools takes the others for variables of its
+# own, and no script's first line can name an interpreter below a line's end.
+BAD = frozenset(":$\n{}")
 OFFLINE = ("No matching distribution found", "Could not fetch URL", "Temporary failure")
 
 
@@ -32,7 +34,8 @@ def main() -> int:
         return _refuse(f"Python {platform.python_version()} is too old: pyvmm needs 3.11",
                        "make PYTHON=python3.11 run, or apt-get install python3.11")  # fmt: skip
     if bad := sorted(set(str(venv)) & BAD):
-        return _refuse(f"the path {venv} holds {' '.join(bad)}, with which Python's tools fail",
+        return _refuse(f"the path {venv} holds {' '.join(map(repr, bad))}, "
+                       "with which Python's tools fail",
                        "move the clone, or make it again in another directory")  # fmt: skip
     lacking = _lacking_for_the_extension()
     if lacking:
@@ -46,7 +49,7 @@ def main() -> int:
             return 1
     print(f"installing {'what the tests need' if extras else 'pyvmm and what it needs'} ...",
           flush=True)  # fmt: skip
-    what = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
+    what = f".[{','.join(extras)}]" if extras else "."  # pip takes [] in a path for extras
     if not _logged("pip.log", "pip", [*_pip(venv), "install", "-e", what]):
         said = (ROOT / "build/pip.log").read_text(errors="replace")
         if any(words in said for words in OFFLINE):

@@ -12,7 +12,7 @@ import pytest
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
-@pytest.mark.parametrize("name", ["a$b", "a:b"])
+@pytest.mark.parametrize("name", ["a$b", "a:b", "a{b"])
 def test_path_that_pythons_tools_cannot_take_is_refused(name: str, tmp_path: Path) -> None:
     clone = tmp_path / name
     shutil.copytree(SCRIPTS, clone / "scripts")
@@ -24,7 +24,7 @@ def test_path_that_pythons_tools_cannot_take_is_refused(name: str, tmp_path: Pat
 
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == (
-        f"pyvmm: the path {clone}/.venv holds {name[1]}, with which Python's tools fail\n"
+        f"pyvmm: the path {clone}/.venv holds {name[1]!r}, with which Python's tools fail\n"
         "  hint: move the clone, or make it again in another directory\n"
     )
     assert not (clone / ".venv").exists()
