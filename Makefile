@@ -20,12 +20,11 @@ LOGGED	:= @sh scripts/logged.sh
 
 run: guests
 	$(BIN)/pyvmm run --sve-vls=128,256 sve-vls
-	@echo
-	@echo "What to type next:"
-	@echo "  $(BIN)/pyvmm run --help                     every option, and the guests there are"
-	@echo "  $(BIN)/pyvmm run -i initrd.gz Image         your own kernel"
-	@echo "  make test                                lint, types, and all tests"
-	@echo "README.md has a short tour."
+	@printf '\nWhat to type next:\n'
+	@printf '  %-40s %s\n' '$(BIN)/pyvmm run --help' 'every option' \
+		'$(BIN)/pyvmm run -i initrd.gz Image' 'your own kernel' \
+		'make test' 'lint, types, and all tests'
+	@echo 'README.md has a short tour, and more guests.'
 
 # Every part, two at a time, and a summary; a part's log is in build/test-logs.  tests/parts.py says
 # what the parts run.
