@@ -14,11 +14,11 @@ TOOLS	:= build/tools
 GCC	:= ../$(TOOLS)/aarch64-linux-gnu-gcc
 LOGGED	:= @sh scripts/logged.sh
 
-.PHONY: bench run test lint test-units test-e2e test-guests test-kvm test-matrix test-install \
+.PHONY: bench can-run run test lint test-units test-e2e test-guests test-kvm test-matrix test-install \
 	test-pythons test-distros test-interrupted guests tools test-tools venv dev wheel sdist clean
 .DELETE_ON_ERROR:
 
-run: guests
+run: can-run guests
 	$(BIN)/pyvmm run --sve-vls=128,256 sve-vls
 	@printf '\nWhat to type next:\n'
 	@printf '  %-40s %s\n' '$(BIN)/pyvmm run --help' 'every option' \
@@ -28,8 +28,10 @@ run: guests
 
 # Every part, two at a time, and a summary; a part's log is in build/test-logs.  tests/parts.py says
 # what the parts run.
-test: dev guests test-tools
+test: can-run dev guests test-tools
 	@$(BIN)/python -m tests.parts
+
+test-kvm test-e2e test-guests: can-run
 
 lint test-units test-e2e test-guests test-kvm: dev guests test-tools
 	$(BIN)/python -m tests.parts $(@:test-%=%)
@@ -62,6 +64,10 @@ test-interrupted:
 # BENCH=exits`: see benchmarks/__main__.py.  Real times want a machine that does nothing else.
 bench: dev guests
 	$(BIN)/python -m benchmarks $(BENCH)
+
+# Refuses an arm64 machine whose /dev/kvm cannot be opened, before anything is downloaded.
+can-run:
+	@$(PYTHON) scripts/can_run.py
 
 guests: tools
 	$(LOGGED) build/guests.log "building the guests" \

@@ -40,7 +40,7 @@ def main() -> int:
     lacking = _lacking_for_the_extension()
     if lacking:
         return _refuse(f"building the KVM extension needs {', '.join(lacking)}",
-                       f"apt-get install {' '.join(lacking)}")  # fmt: skip
+                       f"{_installer()} install {' '.join(lacking)}")  # fmt: skip
     started = time.monotonic()
     if not extras or not (venv / ".ready").exists():
         print(f"making {venv.name} (Python {platform.python_version()}) ...", flush=True)
@@ -99,17 +99,30 @@ def _lacking_for_the_extension() -> list[str]:
     """Packages the C extension wants and this machine lacks (arm64 only: x86 has no extension)."""
     if not sysconfig.get_platform().endswith("-aarch64"):
         return []
-    headers = Path(sysconfig.get_path("include")) / "Python.h"
-    wanted = {
-        "gcc": shutil.which("gcc") is not None,
-        "libc6-dev": Path("/usr/include/linux/kvm.h").exists(),
-        "python3-dev": headers.exists(),
-    }
-    return [package for package, there in wanted.items() if not there]
+    there = (
+        shutil.which("gcc") is not None,
+        Path("/usr/include/linux/kvm.h").exists(),
+        (Path(sysconfig.get_path("include")) / "Python.h").exists(),
+    )
+    names = ("gcc", "glibc-devel", "python3-devel")
+    if _installer() == "apt-get":
+        names = ("gcc", "libc6-dev", _debian_headers())
+    return [name for name, found in zip(names, there, strict=True) if not found]
+
+
+def _debian_headers() -> str:
+    """Debian's package of this Python's headers; python3-dev has those of /usr/bin/python3."""
+    usual = Path(sys.executable).resolve() == Path("/usr/bin/python3").resolve()
+    return "python3-dev" if usual else f"python3.{sys.version_info.minor}-dev"
+
+
+def _installer() -> str:
+    """This system's package manager: Fedora has dnf, and may have Debian's apt beside it."""
+    return "dnf" if shutil.which("dnf") and not Path("/etc/debian_version").exists() else "apt-get"
 
 
 def _refuse(what: str, remedy: str) -> int:
-    prefix = "" if os.geteuid() == 0 or not remedy.startswith("apt-get") else "sudo "
+    prefix = "" if os.geteuid() == 0 or not remedy.startswith(("apt-get", "dnf")) else "sudo "
     print(f"pyvmm: {what}\n  hint: {prefix}{remedy}", file=sys.stderr)
     return 1
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.host import extension, why_not_local
+from pyvmm.host import extension, has_device, why_not_local
 from pyvmm.host.agent import DEVICE, keep_vm_open
 from pyvmm.host.progress import Progress
 from tests.runtime import own_runtime_dir
@@ -51,7 +51,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     reason = why_not_local()
     if reason is None:
         return
-    skip = pytest.mark.skip(reason=f"{reason}; `make test-kvm` runs it in the emulated host")
+    remedy = reason.hint if has_device() else "`make test-kvm` runs it in the emulated host"
+    skip = pytest.mark.skip(reason=f"{reason}; {remedy}")
     for item in items:
         if item.get_closest_marker("kvm"):
             item.add_marker(skip)

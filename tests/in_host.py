@@ -11,6 +11,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from pyvmm.errors import VmmError
 from pyvmm.host import HostSettings, forward, is_local
 from tests.runtime import own_runtime_dir
 
@@ -34,10 +35,11 @@ def main() -> int:
     arguments = sys.argv[1:]
     if not any(a.partition("::")[0].endswith(".py") for a in arguments):
         arguments += _files()
+    names = {"kind": "", "kernel": "_KERNEL", "qemu": "_QEMU", "cpu": "_CPU"}
     chosen = {
         name: value
-        for name in ("kernel", "qemu", "cpu")
-        if (value := os.environ.get(f"PYVMM_HOST_{name.upper()}"))
+        for name, ending in names.items()
+        if (value := os.environ.get(f"PYVMM_HOST{ending}"))
     }
     settings = HostSettings(**chosen)
     if is_local(settings):
@@ -49,4 +51,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except VmmError as error:
+        print(f"pyvmm: {error}\n  hint: {error.hint}", file=sys.stderr)
+        sys.exit(error.exit_code)

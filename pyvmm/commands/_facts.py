@@ -28,7 +28,6 @@ from pyvmm.vcpus import host_features
 REGISTERS = "registers"  # a topic for programs: of a vCPU that has all there is
 Value = str | int | bool | list[int] | None
 
-DEVICE = Path("/dev/kvm")
 MIDR = Path("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -110,9 +109,12 @@ def kvm_facts() -> Iterator[Fact]:
             fatal=True,
         )
         return
+    if (reason := host.why_not_local()) is not None:
+        yield Fact.of_error("kvm", "device", reason)
+        return
     try:
-        with System.open(str(DEVICE)) as system:
-            yield Fact("kvm", "device", str(DEVICE))
+        with System.open(str(host.DEVICE)) as system:
+            yield Fact("kvm", "device", str(host.DEVICE))
             yield Fact("kvm", "API version", system.get_api_version())
             yield from _limits(system)
             yield from _gics(system)

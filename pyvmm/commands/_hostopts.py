@@ -31,7 +31,8 @@ _OPTIONS = (
         type=click.Choice(KINDS),
         default="auto",
         envvar="PYVMM_HOST",
-        help="Where to run: on this machine's KVM, in an emulated arm64 host, or what there is.",
+        help="Where to run: on this machine's KVM (local), in an emulated arm64 host, or (auto) on "
+        "its KVM where it is an arm64 machine with a /dev/kvm, else in an emulated host.",
     ),
     click.option(
         "--host-kernel",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 from collections.abc import Iterator
 
+from pyvmm import host
 from pyvmm.commands._facts import Fact, machine_facts
 from pyvmm.dirs import cache_dir
 from pyvmm.host.saved import everyone
@@ -25,6 +27,8 @@ FETCHERS = {"apt-get": "apt", "dpkg-deb": "dpkg"}
 def outer_facts() -> Iterator[Fact]:
     """This machine, the programs on it, and what is in the cache."""
     yield from machine_facts(TOPIC)
+    if platform.machine() == host.ARM64 and (reason := host.why_not_local()) is not None:
+        yield Fact.of_error(TOPIC, "KVM", reason, fatal=False)
     fetch = all(shutil.which(program) for program in FETCHERS)
     for program, package in (PROGRAMS | FETCHERS).items():
         yield _program(program, package, fetch)

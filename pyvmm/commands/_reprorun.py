@@ -93,6 +93,7 @@ def perform(job: Job, progress: Progress) -> Outcome:
     """
     if host.is_local(job.where):
         return _here(job, progress)
+    host.say_why_emulated(job.where, progress.say)
     instance = Instance(job.where, progress)
     for last in (False, True):
         running = instance.ensure()

@@ -13,7 +13,7 @@ from pyvmm import host
 from pyvmm.commands._facts import REGISTERS, Fact, kvm_facts, machine_facts
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._outer import outer_facts
-from pyvmm.errors import EXIT_HOST, EXIT_OK, VmmError
+from pyvmm.errors import EXIT_HOST, EXIT_OK, HostError, VmmError
 from pyvmm.host.settings import HostSettings
 
 SCHEMA = 1
@@ -26,7 +26,8 @@ OUTER_VARIABLE = "PYVMM_DOCTOR_OUTER"  # facts of the outer machine, on their wa
 def doctor(where: HostSettings, as_json: bool) -> int:
     """Show what this machine has and lacks.
 
-    Where commands run in an emulated host, it is asked too (and made, the first time). Exits
+    Where commands run in an emulated host, it is asked too (and made, the first time). An arm64
+    machine whose /dev/kvm cannot be opened gets none: it is told the reason and the remedy. Exits
     with 0 when VMs can run, with 3 when they cannot.
     """
     facts = _gather(where)
@@ -84,9 +85,11 @@ def show(facts: Iterable[Fact]) -> None:
 
 
 def _gather(where: HostSettings) -> list[Fact]:
-    """The facts about where VMs would run; from outside an emulated host, run this inside."""
-    inside = host.describe_inside() is not None
-    if inside or where.kind == "local" or host.is_local(where):
+    """Return the facts about where VMs would run; from outside an emulated host, run this inside.
+
+    A /dev/kvm that cannot be opened is a fact, too: no emulated host is made unasked.
+    """
+    if _asks_this_machine(where):
         return [*_handed_in(), *machine_facts(), *kvm_facts()]
     outer = list(outer_facts())
     os.environ[OUTER_VARIABLE] = json.dumps([fact.as_json() for fact in outer])
@@ -95,6 +98,13 @@ def _gather(where: HostSettings) -> list[Fact]:
     except VmmError as error:
         return [*outer, Fact.of_error("kvm", "emulated host", error)]
     raise AssertionError("a command that is not local was not forwarded")
+
+
+def _asks_this_machine(where: HostSettings) -> bool:
+    try:
+        return host.is_local(where)
+    except HostError:
+        return True
 
 
 def _handed_in() -> list[Fact]:

@@ -24,7 +24,8 @@ from pyvmm.commands._sweeptable import Board
 from pyvmm.commands.run import complete_image, find_image, run
 from pyvmm.errors import EXIT_SIGNAL, UsageError
 from pyvmm.files import write_whole
-from pyvmm.host import is_local
+from pyvmm.host import is_local, say_why_emulated
+from pyvmm.host.progress import Progress
 from pyvmm.host.settings import (
     DEFAULT_CPU,
     DEFAULT_KERNEL,
@@ -209,7 +210,10 @@ def _hosts(options: dict[str, Any]) -> list[HostSettings]:
     ]
     if options["scheduler"] is not None:  # each worker finds out for itself
         return hosts
-    return [replace(host, kind="local") if is_local(host) else host for host in hosts]
+    chosen = [replace(host, kind="local") if is_local(host) else host for host in hosts]
+    for host in chosen:
+        say_why_emulated(host, Progress().say)
+    return chosen
 
 
 class Sweep:

@@ -1,13 +1,13 @@
 """Where a command runs: on this machine's own KVM, or in an emulated arm64 host.
 
-``locate`` decides; ``forward`` runs a command line in an emulated host, as if it ran here.
+``is_local`` decides; ``forward`` runs a command line in an emulated host, as if it ran here.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -23,46 +23,63 @@ __all__ = (
     "HostSettings",
     "describe_inside",
     "forward",
+    "has_device",
     "is_local",
+    "say_why_emulated",
     "why_not_local",
 )
 
 
 def why_not_local() -> HostError | None:
-    """Why this machine's own KVM cannot run arm64 guests, or None where it can."""
+    """Return why this machine's own KVM cannot run arm64 guests, or None where it can."""
     emulated = "leave out --host local: pyvmm then runs it in an emulated arm64 host"
     if platform.machine() != ARM64:
         return HostError(
             f"this machine is {platform.machine()}, and its KVM runs no arm64 guests",
             hint=emulated,
         )
-    if not DEVICE.exists():
+    try:  # access() knows neither a container's rules nor a device without a driver
+        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
         return HostError(
             f"{DEVICE} does not exist: the kernel has no KVM, or did not start at EL2",
             hint=f"see `dmesg | grep -i kvm`; or {emulated}",
         )
-    if not os.access(DEVICE, os.R_OK | os.W_OK):
-        return HostError(
-            f"{DEVICE} is not readable and writable for you",
-            hint=f"sudo usermod -aG kvm {os.environ.get('USER', '$USER')}, then log in again",
-        )
+    except OSError as error:
+        from pyvmm.host import access
+
+        return access.refusal(DEVICE, error)
     return None
 
 
 def is_local(settings: HostSettings) -> bool:
-    """Whether a command with these settings runs on this machine's own KVM.
+    """Return whether a command with these settings runs on this machine's own KVM.
+
+    An arm64 machine whose /dev/kvm exists never gets an emulated host unasked: its user is told
+    why the device cannot be opened.
 
     Raises:
-        HostError: --host local was asked for and cannot be.
+        HostError: this machine's KVM is meant, and cannot be used.
     """
     if describe_inside() is not None:
         return True
+    if settings.kind == "emulated" or (settings.kind == "auto" and settings.customised):
+        return False
     reason = why_not_local()
-    if settings.kind == "local":
-        if reason is not None:
-            raise reason
-        return True
-    return settings.kind == "auto" and reason is None and not settings.customised
+    if reason is not None and (settings.kind == "local" or has_device()):
+        raise reason
+    return reason is None
+
+
+def has_device() -> bool:
+    """Return whether this is an arm64 machine with a /dev/kvm, usable or not."""
+    return platform.machine() == ARM64 and DEVICE.exists()
+
+
+def say_why_emulated(settings: HostSettings, say: Callable[[str], None]) -> None:
+    """Say why a command that could run on an arm64 machine itself gets an emulated host."""
+    if settings.kind == "auto" and not settings.customised and platform.machine() == ARM64:
+        say(f"{why_not_local()}; using an emulated host")
 
 
 def forward(
@@ -84,7 +101,9 @@ def forward(
     from pyvmm.host.progress import Progress
 
     share.refuse_hidden(files)
-    instance = Instance(settings, Progress())
+    progress = Progress()
+    say_why_emulated(settings, progress.say)
+    instance = Instance(settings, progress)
     found = instance.ensure()
     try:
         return run_with_ttys(found, argv, ttys)

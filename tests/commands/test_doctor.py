@@ -190,3 +190,34 @@ def test_registers_keep_their_names_for_programs_and_are_not_shown_to_people(
 
     assert doctor.document(facts)["registers"] == {"APIAKeyLo_EL1": "0x0"}
     assert "APIAKeyLo" not in capsys.readouterr().out
+
+
+def test_arm64_machine_whose_kvm_cannot_be_opened_gets_the_remedy_and_no_emulated_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    device = tmp_path / "kvm"  # a directory: nobody can open it for writing
+    device.mkdir()
+    monkeypatch.setattr(host, "DEVICE", device)
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.delenv(host.INSIDE_VARIABLE, raising=False)
+    monkeypatch.setattr(host, "forward", lambda *_: pytest.fail("an emulated host was started"))
+
+    code = cli.main(["doctor", "--json"])
+    (lack,) = json.loads(capsys.readouterr().out)["lacks"]
+
+    assert code == 3
+    assert lack["fatal"]
+    assert lack["what"] == f"{device} cannot be opened: Is a directory [EISDIR]"
+    assert "--host emulated" in lack["remedy"]
+
+
+def test_arm64_machine_without_kvm_says_so_beside_its_emulated_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host, "DEVICE", tmp_path / "kvm")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+
+    (fact,) = [fact for fact in outer_facts() if fact.name == "KVM"]
+
+    assert "did not start at EL2" in fact.lack
+    assert not fact.fatal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm import cli, layout
+from pyvmm import cli, host, layout
 from pyvmm.commands._lkvm import ALREADY_SO, REFUSED, Refused
 from pyvmm.commands.run import GUESTS, bundled_guests, find_image
 from tests import programs
@@ -324,3 +325,23 @@ def test_what_is_forwarded_loads_nothing_of_the_machine(verb: str) -> None:
 
     assert f"pyvmm.commands.{verb}" in loaded
     assert not {"pyvmm.machine", "pyvmm.board", "pyvmm.commands._attached"} & set(loaded)
+
+
+def test_arm64_machine_whose_kvm_cannot_be_opened_gets_the_remedy_and_no_emulated_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    device = tmp_path / "kvm"  # a directory: nobody can open it for writing
+    device.mkdir()
+    monkeypatch.setattr(host, "DEVICE", device)
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.delenv(host.INSIDE_VARIABLE, raising=False)
+    monkeypatch.setenv("PYVMM_HOST", "auto")
+    monkeypatch.setattr(host, "forward", lambda *_: pytest.fail("an emulated host was started"))
+
+    code = cli.main(["run", "hello"])
+    said = capsys.readouterr().err
+
+    assert code == 3
+    assert f"{device} cannot be opened: Is a directory [EISDIR]" in said
+    assert "hint: " in said
+    assert "--host emulated" in said

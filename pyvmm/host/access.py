@@ -1,0 +1,76 @@
+"""Why /dev/kvm cannot be opened, and what to do about it: imported only when that has happened."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import stat
+from pathlib import Path
+from typing import Final
+
+from pyvmm.errors import HostError
+
+GROUP: Final = "kvm"  # the group of Debian's udev rule, 50-udev-default.rules
+FOR_GROUP: Final = stat.S_IRGRP | stat.S_IWGRP
+EMULATED: Final = "or use an emulated host: --host emulated, PYVMM_HOST=emulated for make"
+
+HINTS: Final = {
+    errno.EPERM: "a container withholds the device: start it with --device /dev/kvm",
+    errno.ENODEV: "the file is there but KVM is not: see `dmesg | grep -i kvm`",
+    errno.ENXIO: "the file is there but KVM is not: see `dmesg | grep -i kvm`",
+    errno.EBUSY: "see whether another hypervisor has the CPUs: `dmesg | grep -i kvm`",
+}
+
+
+def refusal(device: Path, error: OSError) -> HostError:
+    """Return the error of a device that exists and could not be opened."""
+    number = error.errno or errno.EIO
+    reason = f"{os.strerror(number)} [{errno.errorcode.get(number, number)}]"
+    if number == errno.EACCES:
+        user, remedy = _user(), _permission(device)
+        return HostError(
+            f"{device} cannot be opened by {user}: {reason}", hint=f"{remedy}; {EMULATED}"
+        )
+    hint = HINTS.get(number, "see `dmesg | grep -i kvm`")
+    return HostError(f"{device} cannot be opened: {reason}", hint=f"{hint}; {EMULATED}")
+
+
+def _permission(device: Path) -> str:
+    """Say how this user gets the permission to open the device."""
+    try:
+        about = _status(device)
+    except OSError:  # another user's directory, or it has just gone
+        return f"see `ls -l {device}`"
+    group = _group(about.st_gid)
+    if about.st_mode & FOR_GROUP != FOR_GROUP or about.st_gid == 0:
+        return f"sudo chgrp {GROUP} {device} && sudo chmod 660 {device}"
+    if _user() in _members(group) and about.st_gid not in (os.getegid(), *os.getgroups()):
+        return f"you were added to group {group} after your login: log in again"
+    return f"sudo usermod -aG {group} {_user()}, then log in again"
+
+
+def _status(device: Path) -> os.stat_result:
+    return device.stat()
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _members(group: str) -> list[str]:
+    try:
+        return grp.getgrnam(group).gr_mem
+    except KeyError:
+        return []
