@@ -15,7 +15,8 @@ GCC	:= ../$(TOOLS)/aarch64-linux-gnu-gcc
 LOGGED	:= @sh scripts/logged.sh
 
 .PHONY: bench can-run run test lint test-units test-e2e test-guests test-kvm test-matrix test-install \
-	test-pythons test-distros test-interrupted guests tools test-tools venv dev wheel sdist clean
+	test-pythons test-distros test-interrupted test-native guests tools test-tools venv dev wheel \
+	sdist clean
 .DELETE_ON_ERROR:
 
 run: can-run guests
@@ -68,6 +69,11 @@ bench: dev guests
 # Refuses an arm64 machine whose /dev/kvm cannot be opened, before anything is downloaded.
 can-run:
 	@$(PYTHON) scripts/can_run.py
+
+# pyvmm as its users type it on an arm64 machine of its own, which QEMU emulates: an hour or more.
+# STAGE chooses, as `make test-native STAGE="run tour"`.
+test-native: dev
+	$(BIN)/python -m scripts.native $(STAGE)
 
 guests: tools
 	$(LOGGED) build/guests.log "building the guests" \

@@ -99,11 +99,15 @@ def require_tools() -> None:
 
 
 class Suite:
-    """One Debian suite, seen through a private apt that knows this machine's and arm64 packages."""
+    """One Debian suite, seen through a private apt that knows this machine's and arm64 packages.
 
-    def __init__(self, name: str) -> None:
+    With ``arch``, through the apt of a machine of that architecture, which knows no other's.
+    """
+
+    def __init__(self, name: str, arch: str | None = None) -> None:
         self.name = name
-        self.path = cache_dir("apt", name)
+        self._arch = arch
+        self.path = cache_dir("apt", name if arch is None else f"{name}-{arch}")
         self._config = self.path / "apt.conf"
         self._ready = False
 
@@ -112,20 +116,17 @@ class Suite:
         self._prepare()
         option = f"APT::Install-Recommends={'true' if recommends else 'false'}"
         output = self._apt("install", "-y", "-o", option, "--print-uris", *names)
-        return [p for line in output.splitlines() if (p := _parse_uri(line)) is not None]
+        native = self._arch or machine_arch()
+        return [p for line in output.splitlines() if (p := _parse_uri(line, native)) is not None]
 
     def unpack(self, packages: Iterable[Package], into: Path, progress: Progress) -> None:
-        """Download ``packages`` (checked by apt against the archive's signatures) and unpack them.
+        """Download ``packages`` and unpack them.
 
         Raises:
             HostError: a download or the unpacking failed.
         """
-        wanted = list(packages)
         downloads = into / ".debs"
-        downloads.mkdir(parents=True)
-        with progress.watch(downloads, sum(p.size for p in wanted)):
-            self._apt("download", *(p.spec for p in wanted), cwd=downloads)
-        for deb in sorted(downloads.glob("*.deb")):
+        for deb in self.download(packages, downloads, progress):
             _run(["dpkg-deb", "-x", str(deb), str(into)])
             deb.unlink()
         downloads.rmdir()
@@ -163,6 +164,18 @@ class Suite:
             elif match := ABSENT.search(line):
                 found[name].append(match[1].partition(":")[0])
         return found
+    def download(self, packages: Iterable[Package], into: Path, progress: Progress) -> list[Path]:
+        """Download ``packages``, checked by apt against the archive's signatures.
+
+        Raises:
+            HostError: a download failed.
+        """
+        self._prepare()
+        wanted = list(packages)
+        into.mkdir(parents=True)
+        with progress.watch(into, sum(p.size for p in wanted)):
+            self._apt("download", *(p.spec for p in wanted), cwd=into)
+        return sorted(into.glob("*.deb"))
 
     def _prepare(self) -> None:
         """Write the private configuration and fetch the package lists, once a process."""
@@ -201,8 +214,9 @@ class Suite:
         return stamp.exists() and newest <= stamp.stat().st_mtime > time.time() - LISTS_FRESH_S
 
     def _configuration(self) -> str:
-        native = machine_arch()
-        architectures = "; ".join(f'"{a}"' for a in dict.fromkeys((native, "arm64")))
+        native = self._arch or machine_arch()
+        every = (native,) if self._arch else (native, "arm64")
+        architectures = "; ".join(f'"{a}"' for a in dict.fromkeys(every))
         return f"""\
 Dir::State "{self.path}/state";
 Dir::State::status "{self.path}/status";
@@ -274,18 +288,15 @@ def _mirror() -> str | None:
     return next((s for s in sites if urlsplit(s).path.rstrip("/").endswith("/debian")), None)
 
 
-def _parse_uri(line: str) -> Package | None:
+def _parse_uri(line: str, native: str) -> Package | None:
     """Read a line of ``--print-uris``: 'URI' NAME_VERSION_ARCH.deb SIZE HASH."""
     fields = line.split()
     if len(fields) < 3 or not fields[0].startswith("'"):
         return None
     name, version, rest = fields[1].split("_")
-    return Package(name, _arch(rest), version.replace("%3a", ":"), int(fields[2]))
-
-
-def _arch(ending: str) -> str:
-    arch = ending.removesuffix(".deb")
-    return machine_arch() if arch == "all" else arch
+    arch = rest.removesuffix(".deb")
+    arch = native if arch == "all" else arch
+    return Package(name, arch, version.replace("%3a", ":"), int(fields[2]))
 
 
 def _run(command: list[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
@@ -296,8 +307,7 @@ def _run(command: list[str], *, cwd: Path | None = None, env: dict[str, str] | N
     if done.returncode == 0:
         return done.stdout
     said = [line for line in done.stderr.splitlines() if not line.startswith("W:")]
-    reason = "
-".join(line.removeprefix("E: ") for line in said)
+    reason = "\n".join(line.removeprefix("E: ") for line in said)
     whole = done.stdout + done.stderr
     error = failure(f"{' '.join(command[:3])} ...", reason, whole=whole, hint=_hint(reason))
     raise PackagingError(error.message, _hint(reason), done.stderr)

@@ -69,7 +69,7 @@ def test_package_is_named_as_apt_takes_it() -> None:
 
 @pytest.mark.usefixtures("programs")
 def test_uris_become_packages_and_other_lines_nothing() -> None:
-    packages = [p for line in URIS.splitlines() if (p := debian._parse_uri(line))]
+    packages = [p for line in URIS.splitlines() if (p := debian._parse_uri(line, "amd64"))]
 
     assert packages == [
         Package("gcc-12-base", "arm64", "12.2.0-14", 37544),
@@ -184,6 +184,19 @@ def test_closure_asks_apt_for_an_empty_system_of_that_suite(programs: Path, tmp_
         f"deb [signed-by={tmp_path}/keyring.gpg] http://deb.example/debian trixie main\n"
     )
     assert f'Dir::State "{suite.path}/state";' in (suite.path / "apt.conf").read_text()
+
+
+def test_suite_of_one_architecture_knows_no_other(programs: Path, tmp_path: Path) -> None:
+    uris = tmp_path / "uris"
+    uris.write_text(URIS)
+    apt(programs, tmp_path, indextargets=INDEX, install=f"cat {uris}")
+    suite = Suite("trixie", "arm64")
+
+    packages = suite.closure(["python3"])
+
+    assert packages[-1] == Package("tzdata", "arm64", "2024a", 250)
+    assert 'APT::Architectures { "arm64"; };' in (suite.path / "apt.conf").read_text()
+    assert suite.path != Suite("trixie").path
 
 
 def test_lists_are_fetched_once_for_several_packages(programs: Path, tmp_path: Path) -> None:
