@@ -164,6 +164,7 @@ class Suite:
             elif match := ABSENT.search(line):
                 found[name].append(match[1].partition(":")[0])
         return found
+
     def download(self, packages: Iterable[Package], into: Path, progress: Progress) -> list[Path]:
         """Download ``packages``, checked by apt against the archive's signatures.
 

@@ -20,9 +20,10 @@ from pyvmm.host import kernel, root
 from pyvmm.host.cpio import CpioWriter
 from pyvmm.host.debian import Suite
 from pyvmm.host.progress import Progress
-from pyvmm.host.tools import TOOLS_SUITE, e2fsprogs, trees_dir
+from pyvmm.host.tools import TOOLS_SUITE, judge, trees_dir
 from scripts.native.machine import Boot, Machine
 
+KERNEL_PACKAGE: Final = "linux-image-arm64:arm64"
 HERE: Final = Path(__file__).parent
 ARCH: Final = "arm64"
 ESSENTIAL: Final = "?and(?essential,?architecture(arm64))"
@@ -93,7 +94,7 @@ def _kernel(progress: Progress) -> Path:
 
     def build(into: Path) -> None:
         source = Suite(TOOLS_SUITE, ARCH)
-        found = source.closure([kernel.PACKAGE])
+        found = source.closure([KERNEL_PACKAGE])
         source.unpack([p for p in found if kernel.PARTS.match(p.name)], into, progress)
 
     path = trees_dir() / f"native-kernel-{TOOLS_SUITE}"
@@ -133,7 +134,7 @@ def _write_disk(path: Path, progress: Progress) -> None:
     with path.open("wb") as file:
         file.truncate(SIZE)
     command = [
-        *e2fsprogs("mke2fs", progress).command,
+        *judge("mke2fs", progress).command,
         "-q",
         "-t",
         "ext4",

@@ -348,7 +348,7 @@ def test_suite_that_is_not_on_the_mirror_is_named(programs: Path, tmp_path: Path
 
     message = "the Debian mirror http://deb.example/debian has no suite buster"
     assert caught.value.message == message
-    assert debian.ARCHIVE in (caught.value.hint or "")
+    assert "Debian's archive keeps old suites" in (caught.value.hint or "")
 
 
 def test_packages_are_downloaded_unpacked_and_not_kept(programs: Path, tmp_path: Path) -> None:
