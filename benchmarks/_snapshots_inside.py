@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyvmm import Config, Machine
-from pyvmm.snapshot.origin import Reading
+from pyvmm.snapshot.origin import Reading, restore
+from pyvmm.snapshot.save import save
 
 HERE = Path(__file__).parents[1]  # in the host's memory
 VCPUS = 2
@@ -90,7 +91,7 @@ def measure_pyvmm(guest: Guest, path: Path, mib: int, rounds: int) -> dict[str, 
         thread = threading.Thread(target=vm.run)
         thread.start()
         wait_until(lambda: FILLED in out)
-        saves = [timed(lambda: vm.save(path)) for _ in range(rounds)]
+        saves = [timed(lambda: save(vm, path)) for _ in range(rounds)]
         vm.stop()
         thread.join()
     size = on_disk(path)
@@ -109,7 +110,7 @@ def restore_pyvmm(path: Path, reading: Reading) -> float:
     child = os.fork()
     if not child:
         try:
-            with Machine.restore(path, lambda data: _write(writer, data), reading=reading) as vm:
+            with restore(path, lambda data: _write(writer, data), reading=reading) as vm:
                 vm.run()
         finally:
             os._exit(1)

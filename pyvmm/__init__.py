@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from pyvmm.machine import Machine
     from pyvmm.probe import Probe
     from pyvmm.snapshot.look import Snapshot
+    from pyvmm.snapshot.origin import restore
+    from pyvmm.snapshot.save import save
 
 __version__ = "0.1.0"
 
@@ -53,6 +55,8 @@ __all__ = (
     "UsageError",
     "Vector",
     "VmmError",
+    "restore",
+    "save",
 )
 
 _HOMES = {
@@ -66,6 +70,8 @@ _HOMES = {
     "Snapshot": "pyvmm.snapshot.look",
     "Rng": "pyvmm.deviceconfig",
     "Vector": "pyvmm.arm64.lanes",
+    "restore": "pyvmm.snapshot.origin",
+    "save": "pyvmm.snapshot.save",
 }
 
 

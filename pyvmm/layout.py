@@ -37,6 +37,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+RAM = "ram"  # its name among the areas of guest memory
+
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30

@@ -15,9 +15,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pyvmm import layout
 from pyvmm.alarm import Alarm
@@ -47,11 +46,9 @@ from pyvmm.terminals import Terminals
 from pyvmm.vcpus import MachineVcpu
 
 if TYPE_CHECKING:
-    # What most machines have nothing to do with is imported by those that have.
+    # Imported lazily: rarely used.
     from pyvmm.devices.virtio.console import VirtioConsole
-    from pyvmm.snapshot.changes import Changes
-    from pyvmm.snapshot.origin import Origin
-    from pyvmm.snapshot.save import Saved
+    from pyvmm.dirty import DirtyPages
     from pyvmm.trace import ExitTrace
 
 KVM = "/dev/kvm"
@@ -69,6 +66,22 @@ def write_to_stdout(data: bytes) -> None:
 
 def _do_nothing(*_: object) -> None:
     """Stands for a callback nobody gave."""
+
+
+class Restorer(AbstractContextManager["Restorer"], Protocol):
+    """The saved machine that a new one continues: snapshot.restorer.Restorer is one."""
+
+    def build(self, system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Board:
+        """Make the hardware with the saved state in it."""
+
+    def virtual_now(self) -> int:
+        """Return what the guest's virtual counter will be when the guest resumes."""
+
+    def start_clock(self, vcpu: Vcpu) -> None:
+        """Set the guest's counters, just before its vCPUs run."""
+
+    def verify(self, on_damage: Callable[[VmmError], None]) -> None:
+        """Check in the background the memory that is read lazily."""
 
 
 class Machine(Closing):
@@ -92,11 +105,11 @@ class Machine(Closing):
         let_go: Callable[[bool], None] = _do_nothing,
         on_unclaimed: Unclaimed | None = None,
         log: Callable[[str], None] = _do_nothing,
-        origin: Origin | None = None,
+        restorer: Restorer | None = None,
         trace: ExitTrace | None = None,
         kvm: str = KVM,
     ) -> None:
-        """Make the machine; with ``origin``, as a snapshot has it, and Config is the origin's.
+        """Make the machine: from its image, or in the state that ``restorer`` has.
 
         ``output`` gets what the guest writes to its console, ``on_unclaimed`` an access that no
         device answers, ``log`` a line about a driver of the guest's that is broken; all in the
@@ -109,7 +122,7 @@ class Machine(Closing):
         self.was_reset = False  # the run ended by the guest's wish to start anew
         self._on_unclaimed = on_unclaimed
         with ExitStack() as undo:
-            self._origin = undo.enter_context(origin) if origin is not None else None
+            self._restorer = undo.enter_context(restorer) if restorer is not None else None
             system = undo.enter_context(System.open(kvm))
             self.terminals = undo.enter_context(Terminals(config.ttys))
             outputs = self.terminals.outputs
@@ -119,10 +132,10 @@ class Machine(Closing):
                 on_exit=lambda code: self._runner.end(code),
                 log=log,
             )
-            make = origin.build if origin is not None else build
+            make = restorer.build if restorer is not None else build
             self.board: Board = make(system, config, hooks, undo)
             self._bus = self.board.bus
-            self._changes: Changes | None = None  # since the first save
+            self._dirty: DirtyPages | None = None
             self.resizing = Resizing(
                 self.board.plan.memory, (transport.device for transport in self.board.virtio)
             )
@@ -136,29 +149,6 @@ class Machine(Closing):
             self._runner = Runner(self.board.vcpus, step, self._ended, config.vcpu_affinity)
             undo.callback(self._runner.close)
             self._undo = undo.pop_all()
-
-    @classmethod
-    def restore(
-        cls,
-        path: Path,
-        output: Callable[[bytes], None] = write_to_stdout,
-        *,
-        name: str | None = None,
-        **how: Any,
-    ) -> Self:
-        """A machine that goes on where a snapshot was taken, when it is started.
-
-        ``how`` is Origin's: how memory is read, the clock, and whether what this host lacks is
-        given up by force.
-
-        Raises:
-            UsageError: there is no such snapshot, or it is damaged.
-            HostError: this host cannot give what the machine had.
-        """
-        from pyvmm.snapshot.origin import Origin, named
-
-        origin = Origin(path, **how)
-        return cls(named(origin.config, name), output, origin=origin)
 
     def _make_fast_paths(self, undo: ExitStack) -> FastPaths:
         board = self.board
@@ -189,20 +179,15 @@ class Machine(Closing):
         return self.board.plan.vls
 
     @property
-    def origin(self) -> Origin | None:
-        """The snapshot that this machine went on from."""
-        return self._origin
-
-    @property
     def image(self) -> LoadedImage:
-        """What was loaded, and where; nothing was where a snapshot goes on."""
+        """What was loaded, and where.  Raises: VmmError, on a restored machine."""
         if self.board.image is None:
-            raise VmmError("this machine goes on from a snapshot: no image was loaded")
+            raise VmmError("this machine was restored from a snapshot: no image was loaded")
         return self.board.image
 
     @property
     def dtb(self) -> bytes:
-        """The device tree blob the guest gets; empty where a snapshot goes on."""
+        """The device tree blob the guest gets; empty on a restored machine."""
         return self.board.dtb
 
     @property
@@ -257,40 +242,13 @@ class Machine(Closing):
         """Let the vCPUs go; returns at once."""
         with self._pausing:
             self._started = True
-            if self._origin is not None:
+            if self._restorer is not None:
                 for transport in self.board.virtio:
                     transport.resume()
                 if not self.is_paused:
-                    self._origin.start_clock(self.vcpus[0])
-                self._origin.verify(self.stop)
+                    self._restorer.start_clock(self.vcpus[0])
+                self._restorer.verify(self.stop)
             self._runner.start()
-
-    def save(self, path: Path, *, parent: Path | None = None, track: bool = False) -> Saved:
-        """Write a snapshot, while the guest stands still.
-
-        With a ``parent``, a snapshot of this machine or of one it was restored from, only what
-        has changed since then is written. ``track`` has KVM note from now on what the guest
-        writes, which costs it some speed and spares the next save with this one as its parent
-        the comparison of all memory.
-
-        Raises:
-            VmmError: the guest has ended, or comes to no rest.
-            HostError: the kernel does not give something, or the disk is full.
-            UsageError: there can be no such file, or the parent is none of this machine.
-        """
-        from pyvmm.snapshot.changes import Changes
-        from pyvmm.snapshot.save import Target, settle, write_machine
-
-        with self.paused():
-            if self._runner.has_ended:
-                raise VmmError("the guest has ended: there is nothing to save")
-            if self._started:
-                settle(self.board)
-            assert self._virtual_time is not None
-            target = Target(path, parent, track)
-            if self._changes is None:
-                self._changes = Changes(self.board)
-            return write_machine(self.board, self.config, self._virtual_time, target, self._changes)
 
     def pause(self) -> None:
         """Stop the guest between two instructions; returns when every vCPU is parked.
@@ -321,9 +279,9 @@ class Machine(Closing):
             self._runner.resume()
 
     def _read_virtual_time(self) -> int:
-        """The guest's counter; that of one yet to go on from a snapshot stands still."""
-        if self._origin is not None and not self._started:
-            return self._origin.virtual_now()
+        """Return the guest's counter; a restored guest's stands still until it starts."""
+        if self._restorer is not None and not self._started:
+            return self._restorer.virtual_now()
         return self.vcpus[0].get_one_reg(regs.TIMER_CNT)
 
     @property
@@ -332,9 +290,34 @@ class Machine(Closing):
         return self._runner.has_ended
 
     @property
+    def has_started(self) -> bool:
+        """Whether the vCPUs were let go once."""
+        return self._started
+
+    @property
     def is_paused(self) -> bool:
         """Whether the guest was paused, and not resumed since."""
         return self._virtual_time is not None
+
+    @property
+    def virtual_time(self) -> int:
+        """The virtual counter of a paused guest, which stands still.
+
+        Raises: VmmError, while the guest runs.
+        """
+        if self._virtual_time is None:
+            raise VmmError("the guest's virtual counter is read while the guest is paused")
+        return self._virtual_time
+
+    @property
+    def dirty(self) -> DirtyPages:
+        """Which pages of RAM were written to since a snapshot; for saves, while paused."""
+        if self._dirty is None:
+            from pyvmm.dirty import DirtyPages
+
+            board = self.board
+            self._dirty = DirtyPages(board.memory, board.slots, board.virtio)
+        return self._dirty
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

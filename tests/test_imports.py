@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "pyvmm"
 ROOMS = (
     # the bottom: errors, the guest's map, guest RAM, what was asked for
     "errors", "records", "closing", "layout", "computer", "dirs", "files", "junit", "units",
-    "deviceconfig", "config", "hugetlbfs", "memory", "memorymap", "filememory",
+    "deviceconfig", "config", "hugetlbfs", "memory", "memorymap", "filememory", "ranges",
     # no KVM
     "arm64", "probe", "devices", "boot",
     # nothing but KVM
@@ -26,8 +26,8 @@ ROOMS = (
     # a Config becomes a machine, and runs
     "limits", "runner", "loop", "console", "ptys", "lines", "terminals", "view", "memslots",
     "vcpus", "irqchip", "virtio", "hotplug", "peripherals", "edges", "resizing", "registers",
-    "counts", "board", "snapshot", "fastpath", "perfetto", "trace", "alarm", "outcome",
-    "machine", "control", "repro", "svecheck",
+    "counts", "board", "fastpath", "perfetto", "trace", "alarm", "outcome", "dirty",
+    "machine", "snapshot", "control", "repro", "svecheck",
     "host",
     # one guest on many machines
     "sweep",

@@ -22,7 +22,8 @@ from pyvmm.kvm import regs
 from pyvmm.kvm.exits import Exit
 from pyvmm.layout import GIB, MIB
 from pyvmm.machine import Machine
-from pyvmm.snapshot.origin import Reading
+from pyvmm.snapshot.origin import Reading, restore
+from pyvmm.snapshot.save import save
 from tests import programs
 from tests.devices.virtio.driver import NEEDS_RESET, Buffer, Driver
 
@@ -218,8 +219,8 @@ def test_plugged_blocks_and_balloon_go_on_from_a_snapshot(
     driver.kick(0)
     file = tmp_path / "machine.snap"
 
-    rig.machine.save(file)
-    with Machine.restore(file, lambda data: None, reading=reading) as other:
+    save(rig.machine, file)
+    with restore(file, lambda data: None, reading=reading) as other:
         told = other.resizing
         assert told.plugged_info() == rig.machine.resizing.plugged_info()
         assert told.balloon_info() == rig.machine.resizing.balloon_info()

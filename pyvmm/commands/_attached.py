@@ -29,7 +29,7 @@ from pyvmm.units import show_size
 
 if TYPE_CHECKING:
     from pyvmm.control.server import Server
-    from pyvmm.snapshot.origin import Origin
+    from pyvmm.snapshot.origin import Restorer
     from pyvmm.trace import ExitTrace
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -39,14 +39,14 @@ STDIN, STDOUT = 0, 1
 class Extras(Record):
     """What ``run`` does beside running: show, dump, trace, start again, save at the end.
 
-    With ``origin``, the machine goes on from a snapshot.
+    With ``restorer``, the machine is restored from a snapshot.
     """
 
     verbose: bool = False
     dump_dtb: Path | None = None
     debug_mmio: bool = False
     reboot: bool = False
-    origin: Origin | None = None
+    restorer: Restorer | None = None
     save_on_exit: Path | None = None
     trace: Path | None = None
 
@@ -91,7 +91,7 @@ class Attached:
                 trace = ExitTrace(self._extras.trace, self._config.name)
                 self._trace = undo.enter_context(trace)
             claim = undo.enter_context(Claim(self._config.name))
-            with self._make(origin=self._extras.origin) as machine:
+            with self._make(restorer=self._extras.restorer) as machine:
                 self._attach(claim, undo)
                 code = machine.run(self._loop)
             while self._reboot and machine.was_reset:
@@ -104,7 +104,7 @@ class Attached:
                     code = machine.run(self._loop)
             return code
 
-    def _make(self, config: Config | None = None, origin: Origin | None = None) -> Machine:
+    def _make(self, config: Config | None = None, restorer: Restorer | None = None) -> Machine:
         """The machine, ready to run; shown and dumped as asked for."""
         self._machine = Machine(
             config or self._config,
@@ -112,19 +112,19 @@ class Attached:
             let_go=self._output.let_go,
             on_unclaimed=_show_unclaimed if self._extras.debug_mmio else None,
             log=_log,
-            origin=origin,
+            restorer=restorer,
             trace=self._trace,
         )
         self._machine.before_time_out = self._save_on_exit
         try:
-            for line in origin.outcome.lines() if origin is not None else ():
+            for line in restorer.outcome.lines() if restorer is not None else ():
                 _log(f"not as it was saved: {line}")
             if self._extras.dump_dtb is not None:
                 from pyvmm.files import write_whole
 
                 write_whole(self._extras.dump_dtb, self._machine.dtb)
             if self._extras.verbose:
-                for line in describe(self._machine):
+                for line in describe(self._machine, self._extras.restorer):
                     click.echo(f"pyvmm: {line}", err=True)
         except BaseException:
             self._machine.close()
@@ -191,8 +191,10 @@ class Attached:
         """Save the guest, if that is wanted, before it is ended; a failure is how it ends."""
         if self._extras.save_on_exit is None:
             return
+        from pyvmm.snapshot.save import save  # rarely used
+
         try:
-            for line in self._machine.save(self._extras.save_on_exit).warnings:
+            for line in save(self._machine, self._extras.save_on_exit).warnings:
                 _log(line)
         except VmmError as error:
             self._machine.stop(error)
@@ -236,8 +238,8 @@ def _show_unclaimed(vcpu: int, access: Exit) -> None:
     click.echo(f"pyvmm: no device answers vCPU {vcpu}: {access}", err=True)
 
 
-def describe(machine: Machine) -> Iterator[str]:
-    """What the machine is made of and where it runs, a line each."""
+def describe(machine: Machine, restorer: Restorer | None) -> Iterator[str]:
+    """Yield lines on what the machine is made of and where it runs."""
     plan, image = machine.plan, machine.board.image
     inside = host.describe_inside()
     where = f"emulated: {inside}" if inside else "this machine"
@@ -245,8 +247,8 @@ def describe(machine: Machine) -> Iterator[str]:
     if image is not None:
         kind = " in ".join((image.kind, *reversed(image.wrappings)))
         yield f"image   {machine.config.image} ({kind}), entry {image.entry:#x}"
-    if machine.origin is not None:
-        yield f"from    {machine.origin.path}, memory {machine.origin.reading.value}"
+    if restorer is not None:
+        yield f"from    {restorer.path}, memory {restorer.reading.value}"
     base = machine.memory.base
     yield f"memory  {show_size(plan.memory)} at {base:#x}, {plan.ipa_bits}-bit addresses"
     yield f"vcpus   {plan.vcpus}"

@@ -65,15 +65,15 @@ def restore(invocation: Invocation, /, where: HostSettings, file: Path, **option
         return run_several(file, config.name, options)
     # Late: where the command is forwarded, none of the machine is loaded.
     from pyvmm.commands._attached import Extras, run_attached
-    from pyvmm.snapshot.origin import ClockPolicy, Origin, Reading
+    from pyvmm.snapshot.origin import ClockPolicy, Reading, Restorer
 
-    origin = Origin(
+    restorer = Restorer(
         file,
         reading=Reading(options["memory"]) if options["memory"] else None,
         clock=ClockPolicy(options["clock"]),
         force=options["force"],
     )
-    extras = Extras(verbose=options["verbose"], origin=origin, save_on_exit=saved_to)
+    extras = Extras(verbose=options["verbose"], restorer=restorer, save_on_exit=saved_to)
     return run_attached(config, extras)
 
 

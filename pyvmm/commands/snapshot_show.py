@@ -13,11 +13,11 @@ import click
 from pyvmm.arm64 import vl
 from pyvmm.commands._registers import PARTS, show_matching, show_registers
 from pyvmm.errors import UsageError
+from pyvmm.ranges import Range
 from pyvmm.registers import VcpuRegisters
 from pyvmm.snapshot.format import PAGE, VERSION
 from pyvmm.snapshot.gic import CPU
 from pyvmm.snapshot.look import GICV2, GicPart, Snapshot
-from pyvmm.snapshot.pages import Range
 from pyvmm.units import parse_number, parse_size, show_size
 
 SCHEMA = 1

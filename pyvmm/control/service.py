@@ -14,6 +14,7 @@ from pyvmm.counts import totals
 from pyvmm.errors import UsageError, VmmError
 from pyvmm.machine import Machine
 from pyvmm.resizing import PATIENCE_S
+from pyvmm.snapshot.save import save
 
 BLOCK: Final = 512  # bytes, of st_blocks.  Source: stat(3type)
 IN_RAM: Final = ("Rss:", "Shared_Hugetlb:", "Private_Hugetlb:")
@@ -95,7 +96,8 @@ class Service:
             raise UsageError("no file to save to")
         path = Path(file)
         begin = time.monotonic()
-        saved = machine.save(
+        saved = save(
+            machine,
             path,
             parent=None if parent is None else Path(parent),
             track=request.get("track") is True,

@@ -16,11 +16,11 @@ from pyvmm.arm64.bits import Bits
 from pyvmm.arm64.fields import decode
 from pyvmm.arm64.lanes import Predicate, Vector
 from pyvmm.kvm import regs
+from pyvmm.ranges import Range, merged, runs
 from pyvmm.registers import PREDICATES, VECTORS
 from pyvmm.snapshot import classes, gic, pages
 from pyvmm.snapshot.format import BLOCK, PAGE
 from pyvmm.snapshot.look import Snapshot, SnapshotVcpu
-from pyvmm.snapshot.pages import Range
 from pyvmm.snapshot.reader import Placed, SnapshotFile
 from pyvmm.snapshot.state import PVTIME
 
@@ -265,8 +265,8 @@ def differing_memory(a: SnapshotFile, b: SnapshotFile) -> list[Range]:
         mine, theirs = left.get(block, []), right.get(block, [])
         if _identity(mine) != _identity(theirs):
             with memoryview(a.read(block, BLOCK)) as one, memoryview(b.read(block, BLOCK)) as other:
-                found += pages.runs(pages.differing(one, other), block)
-    return pages.merged(found)
+                found += runs(pages.differing(one, other), block, PAGE)
+    return merged(found)
 
 
 def _by_block(file: SnapshotFile) -> dict[int, list[Placed]]:

@@ -6,10 +6,10 @@ import mmap
 from collections.abc import Iterator, Sequence
 from typing import Final, Protocol, TypeVar
 
-from pyvmm.snapshot import format, pages
+from pyvmm.ranges import Range, merged, without
+from pyvmm.snapshot import format
 from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.format import Extent
-from pyvmm.snapshot.pages import Range
 from pyvmm.snapshot.reader import SnapshotFile, in_threads, told_with
 
 # Each may split another in three.  Source: Linux, DEFAULT_MAX_MAP_COUNT is 65530
@@ -144,10 +144,10 @@ def _scatter(data: bytes, start: int, pieces: Sequence[Extent], memories: Sequen
 
 
 def _check_covered(snapshot: SnapshotFile, memories: Sequence[Target]) -> None:
-    room = pages.merged((memory.base, memory.base + memory.size) for memory in memories)
+    room = merged((memory.base, memory.base + memory.size) for memory in memories)
     for file in snapshot.chain():
         ranges = ((extent.gpa, extent.end) for extent in file.extents)
-        for low, high in pages.without(ranges, room):
+        for low, high in without(ranges, room):
             raise Damaged(
                 f"{file.path}: memory at guest addresses {low:#x} to {high:#x}, "
                 "which the machine does not have"

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
+from pyvmm import layout
 from pyvmm.arm64 import sysregs
+from pyvmm.board import MPIDR_EL1, Board
 from pyvmm.errors import KvmError, VmmError
 from pyvmm.irqchip import Irqchip
 from pyvmm.kvm.device import Device
@@ -290,6 +292,12 @@ def save_tables(irqchip: Irqchip) -> None:
     if irqchip.its is not None:
         irqchip.its.device.set_attr(VgicGroup.CTRL, VgicCtrl.ITS_SAVE_TABLES)
         irqchip.gic.device.set_attr(VgicGroup.CTRL, VgicCtrl.VGIC_SAVE_PENDING_TABLES)
+
+
+def gic_registers(board: Board) -> GicRegisters:
+    """Return a machine's interrupt controller as its registers."""
+    mpidrs = [vcpu.get_one_reg(MPIDR_EL1) for vcpu in board.vcpus]
+    return GicRegisters(board.irqchip, mpidrs, layout.NR_IRQS)
 
 
 def save_gic(gic: GicRegisters, kind: str) -> GicState:

@@ -22,8 +22,9 @@ from pyvmm.errors import KvmError, UsageError
 from pyvmm.kvm import regs, sve
 from pyvmm.kvm.vcpu import VcpuEvents
 from pyvmm.kvm.vgic import affinity
+from pyvmm.ranges import merged, without
 from pyvmm.registers import MPIDR_EL1, PREDICATES, VECTORS, VcpuRegisters, read_registers
-from pyvmm.snapshot import gic, pages
+from pyvmm.snapshot import gic
 from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.state import GicState, State, VcpuState
@@ -148,8 +149,8 @@ class Snapshot(Closing):
 
         Raises: Damaged.
         """
-        room = pages.merged((area.base, area.end) for area in self.state.memory)
-        for low, high in pages.without(self.file.stored(), room):
+        room = merged((area.base, area.end) for area in self.state.memory)
+        for low, high in without(self.file.stored(), room):
             raise Damaged(
                 f"{self.path}: memory at guest addresses {low:#x} to {high:#x}, "
                 "which the machine does not have"

@@ -12,9 +12,10 @@ from typing import BinaryIO, Final
 from pyvmm.boot import zstd
 from pyvmm.errors import UsageError
 from pyvmm.files import PRIVATE, cannot_write, replacing, write_all
+from pyvmm.ranges import runs
 from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.format import BLOCK, PAGE, Header, read_exactly
-from pyvmm.snapshot.pages import not_zero, runs
+from pyvmm.snapshot.pages import not_zero
 from pyvmm.snapshot.reader import SnapshotFile, told_with
 from pyvmm.snapshot.writer import Part, write_into, write_snapshot
 
@@ -116,5 +117,5 @@ def _write_used(fd: int, data: bytes, offset: int) -> None:
     if len(data) % PAGE:
         raise Damaged("it ends within a page")
     with memoryview(data) as view:
-        for low, high in runs(not_zero(view), 0):
+        for low, high in runs(not_zero(view), 0, PAGE):
             write_all(fd, view[low:high], offset + low)

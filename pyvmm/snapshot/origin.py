@@ -19,6 +19,7 @@ from pyvmm.errors import HostError, UsageError, VmmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.system import System
 from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.machine import Machine, write_to_stdout
 from pyvmm.memory import GuestMemory
 from pyvmm.snapshot.check import Verdict, machine_rows, register_row
 from pyvmm.snapshot.filling import fill, map_into
@@ -45,7 +46,7 @@ class ClockPolicy(Enum):
     CATCH_UP = "catch-up"  # what it would be, had the guest run on
 
 
-class Origin(Closing):
+class Restorer(Closing):
     """A snapshot's file, and how a machine is to go on from it; a context manager.
 
     ``config`` is the machine's, ``outcome`` what the restore could not give it, once it is made.
@@ -183,6 +184,27 @@ def is_shared(path: Path, mounts: Path = MOUNTS) -> bool:
         if before.split()[2] == number:
             return after.split()[0] == "9p"
     return False
+
+
+def restore(
+    path: Path,
+    output: Callable[[bytes], None] = write_to_stdout,
+    *,
+    name: str | None = None,
+    reading: Reading | None = None,
+    clock: ClockPolicy = ClockPolicy.CONTINUE,
+    force: bool = False,
+) -> Machine:
+    """Make the machine that a snapshot holds; start() resumes its guest.
+
+    ``output`` is Machine's, ``name`` its new name.  The rest is Restorer's.
+
+    Raises:
+        UsageError: there is no such snapshot, or it is damaged.
+        HostError: this host cannot give what the machine had.
+    """
+    restorer = Restorer(path, reading=reading, clock=clock, force=force)
+    return Machine(named(restorer.config, name), output, restorer=restorer)
 
 
 def named(config: Config, name: str | None) -> Config:

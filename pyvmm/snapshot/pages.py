@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import re
 import struct
 from collections.abc import Iterable, Iterator
 from itertools import chain, repeat
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from pyvmm.memory import GuestMemory
+from pyvmm.ranges import Range, merged, runs
 from pyvmm.snapshot.format import BLOCK, PAGE
 
 ZERO: Final = bytes(PAGE)
@@ -21,10 +21,7 @@ ENTRY: Final = 8  # bytes of /proc/self/pagemap for a page
 # In an entry's highest byte: the page is present, or swapped.
 # Source: Linux, Documentation/admin-guide/mm/pagemap.rst
 THERE: Final = bytes(int(byte & 0xC0 != 0) for byte in range(256))
-_RUNS: Final = re.compile(b"\x01+")
 AT_ONCE: Final = 1 << 30  # bytes of memory whose pagemap is read at once
-
-Range = tuple[int, int]  # from a guest address up to another
 
 
 class Memory(Protocol):
@@ -61,9 +58,8 @@ def _present(fd: int, memory: GuestMemory) -> Iterator[Range]:
         entries = os.pread(fd, length // mmap.PAGESIZE * ENTRY, first * ENTRY)
         if len(entries) != length // mmap.PAGESIZE * ENTRY:
             raise OSError("the page tables were not read in whole")
-        for run in _RUNS.finditer(entries[ENTRY - 1 :: ENTRY].translate(THERE)):
-            low, high = ((first + page) * mmap.PAGESIZE + shift for page in run.span())
-            yield low, high
+        there = entries[ENTRY - 1 :: ENTRY].translate(THERE)
+        yield from runs(there, first * mmap.PAGESIZE + shift, mmap.PAGESIZE)
 
 
 def used(memory: Memory, ranges: Iterable[Range]) -> list[Range]:
@@ -74,7 +70,7 @@ def used(memory: Memory, ranges: Iterable[Range]) -> list[Range]:
             length = min(BLOCK, high - start)
             with memory.view(start, length) as view:
                 flags = not_zero(view)
-            found += runs(flags, start)
+            found += runs(flags, start, PAGE)
     return merged(found)
 
 
@@ -88,49 +84,3 @@ def differing(one: memoryview, other: memoryview) -> bytes:
     """For each page of two views 1 where they differ, else 0."""
     left, right = (struct.iter_unpack(f"{PAGE}s", view) for view in (one, other))
     return bytes(map(ne, left, right))
-
-
-def runs(flags: bytes, start: int) -> Iterator[Range]:
-    """The ranges of pages whose flag is 1; the first flag is that of the page at ``start``."""
-    for run in _RUNS.finditer(flags):
-        yield start + run.start() * PAGE, start + run.end() * PAGE
-
-
-def merged(ranges: Iterable[Range], gap: int = 0) -> list[Range]:
-    """Ranges in order, those that touch or overlap as one; also those within ``gap`` bytes."""
-    found: list[Range] = []
-    for low, high in sorted(ranges):
-        if found and low <= found[-1][1] + gap:
-            found[-1] = (found[-1][0], max(high, found[-1][1]))
-        else:
-            found.append((low, high))
-    return found
-
-
-def clipped(ranges: Iterable[Range], low: int, high: int) -> list[Range]:
-    """What of the ranges lies between two addresses."""
-    return [(max(a, low), min(b, high)) for a, b in ranges if a < high and b > low]
-
-
-def without(ranges: Iterable[Range], holes: Iterable[Range]) -> list[Range]:
-    """What of the ranges is in none of the holes; both in order, and each without overlaps."""
-    left = []
-    pending = list(holes)[::-1]
-    for low, high in ranges:
-        while pending and pending[-1][1] <= low:
-            pending.pop()
-        at = low
-        for hole_low, hole_high in reversed(pending):
-            if hole_low >= high:
-                break
-            if hole_low > at:
-                left.append((at, hole_low))
-            at = max(at, hole_high)
-        if at < high:
-            left.append((at, high))
-    return left
-
-
-def whole(ranges: Iterable[Range]) -> list[Range]:
-    """Ranges of bytes as ranges of whole pages around them, in order."""
-    return merged((low // PAGE * PAGE, -(-high // PAGE) * PAGE) for low, high in ranges)

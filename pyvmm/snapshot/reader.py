@@ -15,10 +15,10 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from pyvmm.closing import Closing
 from pyvmm.errors import UsageError
-from pyvmm.snapshot import format, pages
+from pyvmm.ranges import Range, merged, without
+from pyvmm.snapshot import format
 from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.format import BLOCK, PAGE, Header
-from pyvmm.snapshot.pages import Range
 
 WORKERS: Final = 4
 RECENT: Final = 4  # blocks kept in memory
@@ -153,20 +153,20 @@ class SnapshotFile(Closing):
                 ranges = [(extent.gpa, extent.end) for extent in file.extents]
                 extents = iter(file.extents)
                 extent = next(extents, None)
-                for low, high in pages.without(ranges, covered):
+                for low, high in without(ranges, covered):
                     while extent is not None and extent.end <= low:
                         extent = next(extents, None)
                     assert extent is not None
                     if extent.offset:
                         offset = extent.offset + low - extent.gpa
                         found.append(Placed(low, high - low, file, offset))
-                covered = pages.merged([*covered, *ranges])
+                covered = merged([*covered, *ranges])
             self._placed = sorted(found, key=lambda piece: piece.gpa)
         return self._placed
 
     def stored(self) -> list[Range]:
         """The guest addresses of what is stored."""
-        return pages.merged((piece.gpa, piece.gpa + piece.length) for piece in self.placed())
+        return merged((piece.gpa, piece.gpa + piece.length) for piece in self.placed())
 
     # Reading, everything checked
 

@@ -24,8 +24,7 @@ from pyvmm.kvm.vgic import VgicV2
 from pyvmm.limits import Plan
 from pyvmm.snapshot import classes
 from pyvmm.snapshot.classes import Setting
-from pyvmm.snapshot.gic import restore_gic
-from pyvmm.snapshot.save import gic_registers
+from pyvmm.snapshot.gic import gic_registers, restore_gic
 from pyvmm.snapshot.state import State, VcpuState
 
 SHOWN = 12  # lines of an error that lists registers

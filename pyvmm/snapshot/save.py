@@ -19,30 +19,23 @@ from typing import Any, NamedTuple
 import pyvmm
 from pyvmm import computer, layout
 from pyvmm.arm64 import sysregs
-from pyvmm.board import MPIDR_EL1, Board
+from pyvmm.board import Board
 from pyvmm.config import Config
 from pyvmm.devices.device import Device
 from pyvmm.errors import KvmError, UsageError, VmmError
 from pyvmm.kvm import native, regs
 from pyvmm.kvm.uapi import MpState, VcpuFeature
 from pyvmm.limits import Feature
+from pyvmm.machine import Machine
 from pyvmm.snapshot import classes
-from pyvmm.snapshot.changes import Changes
-from pyvmm.snapshot.gic import GicRegisters, save_gic, save_tables
+from pyvmm.snapshot.changes import changed
+from pyvmm.snapshot.gic import gic_registers, save_gic, save_tables
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.state import Area, Clock, Events, State, Taken, VcpuState
 from pyvmm.snapshot.writer import Part, write_snapshot
 from pyvmm.vcpus import MachineVcpu, features_of
 
 DRAINS = 100  # times that devices may have more to do when they were just done
-
-
-class Target(NamedTuple):
-    """Where to: with a ``parent``, only what has changed since; ``track`` notes what does next."""
-
-    path: Path
-    parent: Path | None = None
-    track: bool = False
 
 
 class Saved(NamedTuple):
@@ -83,24 +76,38 @@ def save_state(board: Board, config: Config, virtual: int) -> State:
     )
 
 
-def write_machine(
-    board: Board, config: Config, virtual: int, to: Target, changes: Changes
-) -> Saved:
-    """Write a machine that stands still to a file."""
-    with ExitStack() as undo:
+def save(machine: Machine, path: Path, *, parent: Path | None = None, track: bool = False) -> Saved:
+    """Write a snapshot of a machine, which is paused meanwhile.
+
+    With a ``parent``, a snapshot of this machine or of the one it was restored from, only what
+    has changed since then is written.  With ``track`` KVM logs from now on which pages the guest
+    writes.  That slows the guest a little; the next save with this snapshot as its parent then
+    need not compare all memory.
+
+    Raises:
+        VmmError: the guest has ended, or a device does not come to rest.
+        HostError: the kernel refuses a read, or the disk is full.
+        UsageError: the file cannot be made, or the parent is of another machine.
+    """
+    with machine.paused(), ExitStack() as undo:
+        if machine.has_ended:
+            raise VmmError("the guest has ended: there is nothing to save")
+        board, dirty = machine.board, machine.dirty
+        if machine.has_started:
+            complete_accesses(board)
         undo.enter_context(still(board))
-        state = save_state(board, config, virtual)
-        changes.settle()
+        state = save_state(board, machine.config, machine.virtual_time)
+        dirty.collect()
         memories = list(board.slots.kept.values())
-        if to.parent is None:
-            identity = write_snapshot(to.path, state.document(), [Part(m) for m in memories])
+        if parent is None:
+            identity = write_snapshot(path, state.document(), [Part(m) for m in memories])
         else:
-            parent = undo.enter_context(SnapshotFile.open(to.parent))
-            _refuse_stranger(state, parent)
-            parts = [Part(memory, changes.within(memory, parent)) for memory in memories]
-            identity = write_snapshot(to.path, state.document(), parts, parent=parent)
-        if to.track or changes.since is not None:
-            changes.start(identity)
+            base = undo.enter_context(SnapshotFile.open(parent))
+            _refuse_stranger(state, base)
+            parts = [Part(memory, changed(memory, base, dirty)) for memory in memories]
+            identity = write_snapshot(path, state.document(), parts, parent=base)
+        if track or dirty.since is not None:
+            dirty.start(identity)
     return Saved(identity, state.warnings)
 
 
@@ -143,12 +150,6 @@ def areas(board: Board) -> Iterator[Area]:
     """The guest's memory, but for what lies in files of the user's own."""
     for name, memory in board.slots.kept.items():
         yield Area(name=name, base=memory.base, size=memory.size)
-
-
-def gic_registers(board: Board) -> GicRegisters:
-    """The interrupt controller's registers."""
-    mpidrs = [vcpu.get_one_reg(MPIDR_EL1) for vcpu in board.vcpus]
-    return GicRegisters(board.irqchip, mpidrs, layout.NR_IRQS)
 
 
 def save_vcpu(board: Board, vcpu: MachineVcpu, virtual: int) -> VcpuState:
@@ -200,8 +201,8 @@ def still(board: Board) -> Iterator[None]:
     )
 
 
-def settle(board: Board) -> None:
-    """Let the vCPUs, which have run, complete the device accesses that they stand in.
+def complete_accesses(board: Board) -> None:
+    """Let vCPUs that have run complete the device accesses that KVM_RUN returned for.
 
     Source: Linux, Documentation/virt/kvm/api.rst, KVM_RUN, on KVM_EXIT_MMIO.
     """

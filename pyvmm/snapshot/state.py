@@ -15,6 +15,7 @@ from pyvmm.errors import UsageError
 from pyvmm.kvm import regs
 from pyvmm.kvm.uapi import MpState, VcpuFeature
 from pyvmm.kvm.vcpu import VcpuEvents
+from pyvmm.layout import RAM
 from pyvmm.limits import Feature
 from pyvmm.snapshot.codec import (
     Damaged,
@@ -32,7 +33,6 @@ from pyvmm.snapshot.codec import (
 SCHEMA: Final = 1
 LARGEST_REGISTER: Final = regs.size(regs.U2048)
 MOST_REGISTERS: Final = 8192  # of a vCPU: KVM lists some 550
-RAM: Final = "ram"  # names in the memory map
 PVTIME: Final = "pvtime"
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from pyvmm.errors import UsageError
 from pyvmm.files import PRIVATE, replacing, write_all
 from pyvmm.memory import GuestMemory
+from pyvmm.ranges import Range, merged, whole, without
 from pyvmm.snapshot import format, pages
 from pyvmm.snapshot.format import (
     BLOCK,
@@ -26,7 +27,6 @@ from pyvmm.snapshot.format import (
     Parent,
     whole_pages,
 )
-from pyvmm.snapshot.pages import Range
 from pyvmm.snapshot.reader import SnapshotFile, in_threads
 
 
@@ -164,12 +164,12 @@ def _contents(
             if not isinstance(memory, GuestMemory):
                 raise TypeError("whose memory is not this process's own needs ranges")
             ranges = pages.touched(memory)
-        asked = pages.whole(ranges)
+        asked = whole(ranges, PAGE)
         data = pages.used(memory, asked)
         gap = PAGE
         while len(data) > MOST_EXTENTS // 4:  # then what lies between is stored too
-            data, gap = pages.merged(data, gap), 2 * gap
-        yield memory, data, pages.without(asked, data) if keep_zero else []
+            data, gap = merged(data, gap), 2 * gap
+        yield memory, data, without(asked, data) if keep_zero else []
 
 
 def _write_memory(fd: int, layout: _Layout) -> list[bytes]:

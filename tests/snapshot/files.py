@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm.memory import GuestMemory
+from pyvmm.ranges import Range
 from pyvmm.snapshot.filling import fill, map_into
 from pyvmm.snapshot.format import BLOCK, PAGE
-from pyvmm.snapshot.pages import Range
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.state import State
 from pyvmm.snapshot.writer import Part, write_snapshot

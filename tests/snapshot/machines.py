@@ -13,7 +13,7 @@ from pyvmm.commands.run import GUESTS
 from pyvmm.config import Config, SveRequest
 from pyvmm.layout import MIB
 from pyvmm.machine import Machine
-from pyvmm.snapshot.origin import Origin, named
+from pyvmm.snapshot.origin import Restorer, named
 
 PATIENCE_S = 120
 PARAMS = "patience=2"  # seconds without a timer interrupt
@@ -82,12 +82,14 @@ def boot(vls: frozenset[int] | None = None, params: str = "", **options: Any) ->
     return guest
 
 
-def again(path: Path, change: Callable[[Origin], None] = lambda origin: None, **how: Any) -> Guest:
+def again(
+    path: Path, change: Callable[[Restorer], None] = lambda restorer: None, **how: Any
+) -> Guest:
     """The guest out of a file, not yet going on; ``change`` may spoil what is restored."""
 
     def make(output: Callable[[bytes], None]) -> Machine:
-        origin = Origin(path, **how)
-        change(origin)
-        return Machine(named(origin.config, None), output, origin=origin)
+        restorer = Restorer(path, **how)
+        change(restorer)
+        return Machine(named(restorer.config, None), output, restorer=restorer)
 
     return Guest(make)

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.dirty import DirtyPages
 from pyvmm.errors import UsageError
 from pyvmm.layout import MIB
 from pyvmm.memory import GuestMemory
-from pyvmm.snapshot import pages
-from pyvmm.snapshot.changes import Changes
+from pyvmm.ranges import Range, without
+from pyvmm.snapshot import save as saving
+from pyvmm.snapshot.changes import changed
 from pyvmm.snapshot.format import PAGE
-from pyvmm.snapshot.pages import Range
 from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.save import save
 from tests.snapshot import machines
 from tests.snapshot.test_machine import contents, find_pages
 
@@ -30,7 +32,7 @@ def guest(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[machines.G
         base = guest.machine.memory.base
         guest.machine.memory.write(base + FREE + 0x5000, b"will be zero")
         guest.go_on(1)
-        guest.machine.save(tmp_path / "base.snap", track=request.param == "noted by KVM")
+        save(guest.machine, tmp_path / "base.snap", track=request.param == "noted by KVM")
         guest.go_on(2)
         yield guest
 
@@ -42,12 +44,12 @@ def test_an_incremental_snapshot_is_what_a_full_one_is(
     vm.memory.write(base + FREE, b"by pyvmm, not by the guest")
     vm.memory.zero(base + FREE + 0x5000, 0x1000)
     with vm.paused():
-        vm.save(tmp_path / "more.snap", parent=tmp_path / "base.snap")
-        vm.save(tmp_path / "full.snap")
+        save(vm, tmp_path / "more.snap", parent=tmp_path / "base.snap")
+        save(vm, tmp_path / "full.snap")
     guest.go_on(1)
     with vm.paused():
-        vm.save(tmp_path / "third.snap", parent=tmp_path / "more.snap")
-        vm.save(tmp_path / "full3.snap")
+        save(vm, tmp_path / "third.snap", parent=tmp_path / "more.snap")
+        save(vm, tmp_path / "full3.snap")
 
     for child, full in (("more", "full"), ("third", "full3")):
         with (
@@ -62,12 +64,12 @@ def test_an_incremental_snapshot_is_what_a_full_one_is(
 
 
 def test_a_chain_goes_on_as_one(guest: machines.Guest, tmp_path: Path) -> None:
-    guest.machine.save(tmp_path / "more.snap", parent=tmp_path / "base.snap")
+    save(guest.machine, tmp_path / "more.snap", parent=tmp_path / "base.snap")
 
     with machines.again(tmp_path / "more.snap") as other:
         other.machine.start()
         other.go_on(2)
-        other.machine.save(tmp_path / "third.snap", parent=tmp_path / "more.snap")
+        save(other.machine, tmp_path / "third.snap", parent=tmp_path / "more.snap")
     with machines.again(tmp_path / "third.snap") as other:
         other.machine.start()
         other.go_on(2)
@@ -79,18 +81,17 @@ def test_guest_notices_a_dirty_page_that_is_lost(
 ) -> None:
     ram = guest.machine.memory
 
-    def lose(self: Changes, memory: GuestMemory, parent: SnapshotFile) -> list[Range]:
-        ranges = found(self, memory, parent)
+    def lose(memory: GuestMemory, parent: SnapshotFile, dirty: DirtyPages) -> list[Range]:
+        ranges = changed(memory, parent, dirty)
         if memory is not ram:
             return ranges
         page = ram.base + find_pages(ram.read(ram.base, ram.size), latest=True)
-        left = pages.without(ranges, [(page, page + PAGE)])
+        left = without(ranges, [(page, page + PAGE)])
         assert left != ranges
         return left
 
-    found = Changes.within
-    monkeypatch.setattr(Changes, "within", lose)
-    guest.machine.save(tmp_path / "more.snap", parent=tmp_path / "base.snap")
+    monkeypatch.setattr(saving, "changed", lose)
+    save(guest.machine, tmp_path / "more.snap", parent=tmp_path / "base.snap")
 
     with machines.again(tmp_path / "more.snap") as other:
         other.machine.start()
@@ -102,5 +103,5 @@ def test_a_stranger_is_no_parent(guest: machines.Guest, tmp_path: Path) -> None:
         machines.boot(memory=32 * MIB) as other,
         pytest.raises(UsageError, match=r"base.snap: its machine has other memory"),
     ):
-        other.machine.save(tmp_path / "x.snap", parent=tmp_path / "base.snap")
+        save(other.machine, tmp_path / "x.snap", parent=tmp_path / "base.snap")
     assert not (tmp_path / "x.snap").exists()

@@ -13,6 +13,8 @@ from pyvmm.kvm.uapi import VgicGroup
 from pyvmm.kvm.vgic import Vgic
 from pyvmm.layout import MIB
 from pyvmm.machine import Machine
+from pyvmm.snapshot.origin import restore
+from pyvmm.snapshot.save import save
 from tests import programs
 
 pytestmark = pytest.mark.kvm
@@ -79,18 +81,18 @@ def test_mappings_and_pending_interrupts_go_on(tmp_path: Path) -> None:
     )
     with Machine(config, lambda data: None) as vm:
         set_up(vm)
-        vm.save(tmp_path / "quiet.snap")
+        save(vm, tmp_path / "quiet.snap")
         assert not pending(vm)
         assert signal(vm)
-        vm.save(tmp_path / "pending.snap")
+        save(vm, tmp_path / "pending.snap")
         assert pending(vm)
 
     for name, was_pending in (("quiet", False), ("pending", True)):
-        with Machine.restore(tmp_path / f"{name}.snap", lambda data: None) as vm:
+        with restore(tmp_path / f"{name}.snap", lambda data: None) as vm:
             assert not pending(vm)  # the kernel has taken it out of the table
-            vm.save(tmp_path / "again.snap")
+            save(vm, tmp_path / "again.snap")
             assert pending(vm) == was_pending  # and has put it back
             assert signal(vm)
             assert not signal(vm, EVENT + 1)
-            vm.save(tmp_path / "again.snap")
+            save(vm, tmp_path / "again.snap")
             assert pending(vm)

@@ -15,6 +15,7 @@ from pyvmm.snapshot.compare import compare
 from pyvmm.snapshot.format import BLOCK, PAGE
 from pyvmm.snapshot.look import Snapshot
 from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.save import save as save_machine
 from tests.snapshot import machines
 from tests.snapshot.files import BASE, FILLERS, SIZE, restored, save, write_scene
 
@@ -81,8 +82,8 @@ def test_snapshot_shows_what_the_machine_had(tmp_path: Path) -> None:
         guest.go_on()
         machine = guest.machine
         machine.pause()
-        machine.save(first)
-        machine.save(second)
+        save_machine(machine, first)
+        save_machine(machine, second)
         with Snapshot(first) as a, Snapshot(second) as b:
             for saved, live in zip(a.vcpus, machine.vcpus, strict=True):
                 there = {row.id: row.value for row in live.registers()}
@@ -98,7 +99,7 @@ def test_snapshot_shows_what_the_machine_had(tmp_path: Path) -> None:
         machine.resume()
         guest.go_on()
         machine.pause()
-        machine.save(second)
+        save_machine(machine, second)
         with Snapshot(first) as a, Snapshot(second) as b:
             found = compare(a, b)
             assert found.differ

@@ -14,10 +14,10 @@ from pyvmm.arm64 import sysregs
 from pyvmm.errors import HostError, UsageError, VmmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.uapi import MpState
-from pyvmm.machine import Machine
-from pyvmm.snapshot import restore
-from pyvmm.snapshot.origin import ClockPolicy, Origin, Reading
+from pyvmm.snapshot import restore as restoring
+from pyvmm.snapshot.origin import ClockPolicy, Reading, Restorer, restore
 from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.save import save
 from pyvmm.snapshot.state import State, VcpuState
 from tests.snapshot import machines
 
@@ -35,7 +35,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with machines.boot(SMALL) as guest:
         guest.go_on()
         for _ in range(100):
-            guest.machine.save(path)
+            save(guest.machine, path)
             if holds_patterns(path):
                 break
         else:
@@ -79,7 +79,7 @@ def contents(file: SnapshotFile) -> list[tuple[int, bytes]]:
 
 def test_what_was_restored_and_has_not_run_is_what_was_saved(saved: Path, tmp_path: Path) -> None:
     with machines.again(saved) as guest:
-        guest.machine.save(tmp_path / "again.snap")
+        save(guest.machine, tmp_path / "again.snap")
 
     with SnapshotFile.open(saved) as one, SnapshotFile.open(tmp_path / "again.snap") as other:
         assert comparable(other.document) == comparable(one.document)
@@ -93,7 +93,7 @@ def test_a_chain_of_restores_goes_on(saved: Path, tmp_path: Path) -> None:
             guest.machine.start()
             guest.go_on(2)
             path = tmp_path / f"{number}.snap"
-            guest.machine.save(path)
+            save(guest.machine, path)
 
     with machines.again(path) as guest:
         guest.machine.start()
@@ -104,9 +104,9 @@ def test_a_chain_of_restores_goes_on(saved: Path, tmp_path: Path) -> None:
 def test_a_paused_guest_is_saved_as_it_is_and_stays_paused(tmp_path: Path) -> None:
     with machines.boot() as guest:
         guest.machine.pause()
-        guest.machine.save(tmp_path / "one.snap")
+        save(guest.machine, tmp_path / "one.snap")
         assert guest.machine.is_paused
-        guest.machine.save(tmp_path / "two.snap")
+        save(guest.machine, tmp_path / "two.snap")
 
     with (
         SnapshotFile.open(tmp_path / "one.snap") as one,
@@ -120,7 +120,7 @@ def test_a_guest_that_has_ended_is_not_saved(tmp_path: Path) -> None:
         guest.finish()
 
         with pytest.raises(VmmError, match="the guest has ended"):
-            guest.machine.save(tmp_path / "x.snap")
+            save(guest.machine, tmp_path / "x.snap")
     assert not list(tmp_path.iterdir())
 
 
@@ -132,7 +132,7 @@ def test_clock_continues_or_catches_up(
     path = tmp_path / "clock.snap"
     with machines.boot() as guest:
         guest.go_on(1)
-        guest.machine.save(path)
+        save(guest.machine, path)
     saved_ns = time.time_ns()
     monkeypatch.setattr(time, "time_ns", lambda: saved_ns + 60_000_000_000)
 
@@ -151,17 +151,17 @@ def test_clock_continues_or_catches_up(
 # Negative controls: each step, left out, is noticed for what it is
 
 
-def every_vcpu(origin: Origin, change: Callable[[VcpuState], dict[str, Any]]) -> None:
-    vcpus = tuple(dataclasses.replace(v, **change(v)) for v in origin.state.vcpus)
-    origin.state = dataclasses.replace(origin.state, vcpus=vcpus)
+def every_vcpu(restorer: Restorer, change: Callable[[VcpuState], dict[str, Any]]) -> None:
+    vcpus = tuple(dataclasses.replace(v, **change(v)) for v in restorer.state.vcpus)
+    restorer.state = dataclasses.replace(restorer.state, vcpus=vcpus)
 
 
-def without(*reg_ids: int) -> Callable[[Origin], None]:
+def without(*reg_ids: int) -> Callable[[Restorer], None]:
     """Leave registers as a new vCPU has them."""
 
-    def change(origin: Origin) -> None:
+    def change(restorer: Restorer) -> None:
         every_vcpu(
-            origin,
+            restorer,
             lambda vcpu: {
                 "registers": {k: v for k, v in vcpu.registers.items() if k not in reg_ids}
             },
@@ -173,26 +173,26 @@ def without(*reg_ids: int) -> Callable[[Origin], None]:
 LATE = 10 << 30  # ticks: 10 s at the least
 
 
-def without_clock(origin: Origin) -> None:
+def without_clock(restorer: Restorer) -> None:
     # As if it had been up for minutes: else its next interrupt is due before it loses patience.
     every_vcpu(
-        origin,
+        restorer,
         lambda vcpu: {
             "registers": {**vcpu.registers, regs.TIMER_CVAL: vcpu.registers[regs.TIMER_CVAL] + LATE}
         },
     )
-    without(regs.TIMER_CNT, regs.PTIMER_CNT)(origin)
-    origin.start_clock = lambda vcpu: None  # type: ignore[method-assign]
+    without(regs.TIMER_CNT, regs.PTIMER_CNT)(restorer)
+    restorer.start_clock = lambda vcpu: None  # type: ignore[method-assign]
 
 
-def all_on(origin: Origin) -> None:
+def all_on(restorer: Restorer) -> None:
     """What is lost when MP states are: vCPUs that were just made are off, but for the first."""
-    every_vcpu(origin, lambda vcpu: {"mp_state": MpState.STOPPED if vcpu.id else vcpu.mp_state})
+    every_vcpu(restorer, lambda vcpu: {"mp_state": MpState.STOPPED if vcpu.id else vcpu.mp_state})
 
 
-def other_lengths(origin: Origin) -> None:
+def other_lengths(restorer: Restorer) -> None:
     every_vcpu(
-        origin,
+        restorer,
         lambda vcpu: {
             "vls": frozenset({128, 256, 512}),
             "registers": {k: v for k, v in vcpu.registers.items() if k != regs.SVE_VLS},
@@ -200,7 +200,7 @@ def other_lengths(origin: Origin) -> None:
     )
 
 
-LOSSES: dict[str, tuple[Callable[[Origin], None], str]] = {
+LOSSES: dict[str, tuple[Callable[[Restorer], None], str]] = {
     "FFR": (without(regs.FFR()), r"ffr byte 0: expected 0x"),
     "Z7": (without(regs.Z(7)), r"z7 byte 0: expected 0x"),
     "P9": (without(regs.P(9)), r"p9 byte 0: expected 0x"),
@@ -215,7 +215,7 @@ LOSSES: dict[str, tuple[Callable[[Origin], None], str]] = {
 @pytest.fixture
 def no_readback(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a machine go on that differs from what was saved, which is else an error."""
-    monkeypatch.setattr(restore, "differences", lambda *_: [])
+    monkeypatch.setattr(restoring, "differences", lambda *_: [])
 
 
 @pytest.mark.parametrize("what", LOSSES)
@@ -231,7 +231,7 @@ def test_guest_notices_what_is_lost(saved: Path, what: str) -> None:
 def test_guest_notices_a_gic_that_is_not_restored(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restore, "restore_gic", lambda *_: [])
+    monkeypatch.setattr(restoring, "restore_gic", lambda *_: [])
 
     with machines.again(saved) as guest:
         guest.machine.start()
@@ -265,10 +265,10 @@ def find_pages(ram: bytes, *, latest: bool = False) -> int:
 
 
 def test_what_reads_back_otherwise_is_an_error(saved: Path) -> None:
-    def spoil(origin: Origin) -> None:
+    def spoil(restorer: Restorer) -> None:
         # Bits that the register has not: a kernel may keep or drop them.
         every_vcpu(
-            origin, lambda vcpu: {"registers": {**vcpu.registers, ZCR_EL1: 1 << 40 | 0xFFFF}}
+            restorer, lambda vcpu: {"registers": {**vcpu.registers, ZCR_EL1: 1 << 40 | 0xFFFF}}
         )
 
     try:
@@ -282,21 +282,19 @@ def test_what_reads_back_otherwise_is_an_error(saved: Path) -> None:
 def test_a_register_that_the_host_refuses_is_named(saved: Path) -> None:
     unknown = regs.ARM64 | regs.U64 | 0x77 << 16
 
-    def add(origin: Origin) -> None:
-        every_vcpu(origin, lambda vcpu: {"registers": {**vcpu.registers, unknown: 1}})
+    def add(restorer: Restorer) -> None:
+        every_vcpu(restorer, lambda vcpu: {"registers": {**vcpu.registers, unknown: 1}})
 
     with pytest.raises(HostError, match=r"0x6030000000770000 of every vCPU is not there on this"):
         machines.again(saved, add)
 
 
-def test_restore_is_machines_own(saved: Path) -> None:
+def test_restore_makes_the_machine_that_was_saved(saved: Path) -> None:
     printed: list[bytes] = []
 
-    with Machine.restore(saved, printed.append, name="other", reading=Reading.LAZY) as vm:
+    with restore(saved, printed.append, name="other", reading=Reading.LAZY) as vm:
         assert vm.config.name == "other"
         assert vm.vcpus[0].vls == SMALL
-        assert vm.origin is not None
-        assert not list(vm.origin.outcome.lines())
 
 
 def damaged(saved: Path, tmp_path: Path) -> Path:

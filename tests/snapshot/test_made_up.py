@@ -15,7 +15,8 @@ from pyvmm.config import Config
 from pyvmm.errors import VmmError
 from pyvmm.layout import MIB
 from pyvmm.machine import Machine
-from pyvmm.snapshot.origin import Origin
+from pyvmm.snapshot.origin import Restorer
+from pyvmm.snapshot.save import save
 from pyvmm.snapshot.state import State
 from tests import programs
 
@@ -45,22 +46,22 @@ def test_a_state_made_by_hand_is_taken_or_refused_by_one_error(tmp_path: Path) -
     path = tmp_path / "honest.snap"
     config = Config(image=programs.write("spin", tmp_path), vcpus=2, memory=2 * MIB)
     with Machine(config, lambda data: None) as vm:
-        vm.save(path)
+        save(vm, path)
     rng = random.Random(7)
     taken = refused = 0
 
     for _ in range(MUTANTS):
-        origin = Origin(path)
+        restorer = Restorer(path)
         try:
-            document = json.loads(json.dumps(mutated(rng, origin.file.document)))
-            origin.state = State.of(document, "made up")
-            with Machine(origin.state.config, lambda data: None, origin=origin) as vm:
-                vm.save(tmp_path / "x.snap")
+            document = json.loads(json.dumps(mutated(rng, restorer.file.document)))
+            restorer.state = State.of(document, "made up")
+            with Machine(restorer.state.config, lambda data: None, restorer=restorer) as vm:
+                save(vm, tmp_path / "x.snap")
             taken += 1
         except VmmError:
             refused += 1
         finally:
             with contextlib.suppress(VmmError):
-                origin.close()
+                restorer.close()
 
     assert taken and refused, (taken, refused)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvmm.memory import GuestMemory
+from pyvmm.ranges import Range, merged, whole, without
 from pyvmm.snapshot import pages
 from pyvmm.snapshot.format import BLOCK, PAGE
 
@@ -19,34 +20,32 @@ ranges = st.lists(
 )
 
 
-def points(of: list[pages.Range]) -> set[int]:
+def points(of: list[Range]) -> set[int]:
     return {point for low, high in of for point in range(low, high)}
 
 
 @given(ranges)
-def test_merged_ranges_hold_the_same_in_order(some: list[pages.Range]) -> None:
-    found = pages.merged(some)
+def test_merged_ranges_hold_the_same_in_order(some: list[Range]) -> None:
+    found = merged(some)
 
     assert points(found) == points(some)
     assert all(a[1] < b[0] for a, b in itertools.pairwise(found))
 
 
 @given(ranges, ranges)
-def test_without_takes_away_what_is_in_holes(
-    some: list[pages.Range], holes: list[pages.Range]
-) -> None:
-    left = pages.without(pages.merged(some), pages.merged(holes))
+def test_without_takes_away_what_is_in_holes(some: list[Range], holes: list[Range]) -> None:
+    left = without(merged(some), merged(holes))
 
     assert points(left) == points(some) - points(holes)
     assert all(low < high for low, high in left)
 
 
 def test_merged_ranges_within_a_gap_are_one() -> None:
-    assert pages.merged([(0, 2), (3, 4), (6, 7)], 1) == [(0, 4), (6, 7)]
+    assert merged([(0, 2), (3, 4), (6, 7)], 1) == [(0, 4), (6, 7)]
 
 
 def test_whole_pages_are_those_around() -> None:
-    assert pages.whole([(PAGE + 1, PAGE + 2), (2 * PAGE, 2 * PAGE + 1)]) == [(PAGE, 3 * PAGE)]
+    assert whole([(PAGE + 1, PAGE + 2), (2 * PAGE, 2 * PAGE + 1)], PAGE) == [(PAGE, 3 * PAGE)]
 
 
 def test_untouched_memory_is_not_looked_at() -> None:

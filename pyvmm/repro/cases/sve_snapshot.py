@@ -34,6 +34,8 @@ from pyvmm.repro.model import (
 )
 from pyvmm.repro.observe import kernel
 from pyvmm.repro.vmm import Console
+from pyvmm.snapshot.origin import restore
+from pyvmm.snapshot.save import save
 from pyvmm.vcpus import MachineVcpu
 
 NOTHING: Final = "nothing"
@@ -119,7 +121,7 @@ def _save(case: Case, snapshot: Path) -> Evidence:
             vm.send(b"f")
             words = _expect(console, "filled")
         vm.pause()  # for good: registers are read of a vCPU at rest alone
-        vm.save(snapshot)
+        save(vm, snapshot)
         listed = [reg_id for reg_id in vm.vcpus[0].get_reg_list() if regs.group(reg_id) == regs.SVE]
     return {"vl": int(words[2]), "zcr": int(words[4]), "listed": len(listed)}
 
@@ -127,7 +129,7 @@ def _save(case: Case, snapshot: Path) -> Evidence:
 def _restore(config: Config, snapshot: Path, left_out: str) -> dict[str, Any]:
     """Go on from the snapshot without a register; what the guest then finds."""
     console = Console()
-    with Machine.restore(snapshot, console.write, name="repro-restored") as vm:
+    with restore(snapshot, console.write, name="repro-restored") as vm:
         if left_out != NOTHING:
             read, write = REGISTERS[left_out]
             with Machine(config, lambda data: None) as new:
