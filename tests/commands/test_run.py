@@ -18,7 +18,7 @@ from pyvmm import cli, host, layout
 from pyvmm.commands._lkvm import ALREADY_SO, REFUSED, Refused
 from pyvmm.commands.run import GUESTS, bundled_guests, find_image
 from tests import programs
-from tests.terminal import ENOUGH_S, Terminal
+from tests.tty import ENOUGH_S, Terminal
 
 Capture = pytest.CaptureFixture[str]
 

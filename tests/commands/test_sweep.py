@@ -17,7 +17,7 @@ import pytest
 from pyvmm import cli
 from pyvmm.sweep import work
 from tests.sweep import pretended
-from tests.terminal import Terminal
+from tests.tty import Terminal
 
 Capture = pytest.CaptureFixture[str]
 

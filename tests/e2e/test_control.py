@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import ENOUGH_S, FIRST_S, Pyvmm, message, wait_for
-from tests.terminal import Terminal
+from tests.tty import Terminal
 
 pytestmark = [
     pytest.mark.e2e,

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.e2e.conftest import ENOUGH_S, FIRST_S, Pyvmm, message
-from tests.terminal import Terminal
+from tests.tty import Terminal
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(FIRST_S), pytest.mark.usefixtures("emulated")]
 

@@ -15,7 +15,7 @@ from pyvmm.host.capture import capture
 from pyvmm.host.running import all_running
 from pyvmm.host.settings import SUITES
 from tests.e2e.conftest import ENOUGH_S, FIRST_S, Pyvmm, is_alive, message, wait_for
-from tests.terminal import Terminal
+from tests.tty import Terminal
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(FIRST_S), pytest.mark.usefixtures("emulated")]
 

@@ -20,7 +20,7 @@ import pytest
 
 from tests import programs
 from tests.e2e.conftest import ENOUGH_S, FIRST_S, Pyvmm, message
-from tests.terminal import Terminal
+from tests.tty import Terminal
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(FIRST_S), pytest.mark.usefixtures("emulated")]
 

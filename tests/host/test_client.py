@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.host.conftest import ENOUGH_S, Channel, wait_for
-from tests.terminal import Terminal
+from tests.tty import Terminal
 
 LOOP = "while :; do sleep 0.05; done"
 
