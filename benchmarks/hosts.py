@@ -14,7 +14,7 @@ from typing import Any, Final
 from benchmarks.counters import PARANOID
 from benchmarks.inside import KVM_STATS
 from benchmarks.rows import INSIDE
-from pyvmm.dirs import runtime_dir
+from pyvmm.base.dirs import runtime_dir
 from pyvmm.host import HostSettings, saved, trees
 from pyvmm.host.capture import capture
 from pyvmm.host.progress import Progress

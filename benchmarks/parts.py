@@ -15,7 +15,7 @@ from benchmarks.inside import IN_SIZE, OUT_SIZE
 from benchmarks.rows import WORK
 from benchmarks.snapshots import FILL
 from pyvmm import layout
-from pyvmm.dirs import cached
+from pyvmm.base.dirs import cached
 from pyvmm.errors import HostError
 from pyvmm.host import kernel, tools
 from pyvmm.host.cpio import CpioWriter

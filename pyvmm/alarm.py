@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
+from pyvmm.base.loop import Loop, Timer
 from pyvmm.devices.pl031 import Pl031
-from pyvmm.loop import Loop, Timer
 
 
 class Alarm:

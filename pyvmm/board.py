@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pyvmm import layout
+from pyvmm.base.records import Record
 from pyvmm.boot.cmdline import command_line
 from pyvmm.boot.dtb import MachineDescription, machine_dtb
 from pyvmm.boot.image import LoadedImage, load_image
@@ -32,7 +33,6 @@ from pyvmm.kvm.vm import Vm, spi
 from pyvmm.limits import DEFAULT_IPA_BITS, Feature, HostLimits, Plan, plan
 from pyvmm.memory import GuestMemory
 from pyvmm.memslots import MemorySlots
-from pyvmm.records import Record
 from pyvmm.vcpus import (
     MachineVcpu,
     give_pvtime,

@@ -16,8 +16,8 @@ from typing import Any
 
 import click
 
+from pyvmm.base.records import Record
 from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, EXIT_SIGNAL, EXIT_USAGE, VmmError
-from pyvmm.records import Record
 
 # What a file that takes no more output says; there are no other writes without a name.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
@@ -194,7 +194,7 @@ def report(error: BaseException) -> int:
 
 
 def _missing_part(error: OSError) -> VmmError | None:
-    from pyvmm.dirs import missing_part  # late: rarely needed
+    from pyvmm.base.dirs import missing_part  # late: rarely needed
 
     return missing_part(error)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pyvmm.base.records import Record, made
+from pyvmm.base.units import show_size
 from pyvmm.deviceconfig import DeviceConfig
 from pyvmm.errors import UsageError
 from pyvmm.layout import MIB, RAM_BASE, UART_COUNT, VIRTIO_COUNT
-from pyvmm.records import Record, made
-from pyvmm.units import show_size
 
 PAGE = 4096
 RAM_ALIGN = 2 * MIB  # the arm64 boot protocol's.  Source: Documentation/arch/arm64/booting.rst

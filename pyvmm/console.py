@@ -17,7 +17,7 @@ from enum import Enum
 from types import TracebackType
 from typing import Self
 
-from pyvmm.loop import Loop
+from pyvmm.base.loop import Loop
 
 ESCAPE = 0x01  # Ctrl-A
 KEYS_HELP = """\

@@ -10,10 +10,10 @@ import os
 from pathlib import Path
 from typing import ClassVar
 
+from pyvmm.base.records import Record
+from pyvmm.base.units import show_size
 from pyvmm.errors import UsageError
 from pyvmm.layout import MIB, WINDOW_ALIGN
-from pyvmm.records import Record
-from pyvmm.units import show_size
 
 BLOCK = 2 * MIB  # of memory that is plugged, at least: a huge page
 BLOCKS = 1024  # that many by default, at most: each is a memory slot of KVM's

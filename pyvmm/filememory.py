@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import os
 
-from pyvmm.closing import Closing
+from pyvmm.base.closing import Closing
 from pyvmm.errors import HostError
 from pyvmm.memory import OutOfRange
 

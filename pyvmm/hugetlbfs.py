@@ -9,8 +9,8 @@ import mmap
 import os
 from pathlib import Path
 
+from pyvmm.base.units import show_size
 from pyvmm.errors import HostError, UsageError
-from pyvmm.units import show_size
 
 MOUNTS = Path("/proc/self/mountinfo")
 POOLS = Path("/sys/kernel/mm/hugepages")

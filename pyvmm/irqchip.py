@@ -5,12 +5,12 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from pyvmm import layout
+from pyvmm.base.records import Record
 from pyvmm.config import Config
 from pyvmm.errors import HostError
 from pyvmm.kvm.uapi import DeviceType
 from pyvmm.kvm.vgic import Its, Vgic, VgicV2
 from pyvmm.kvm.vm import Vm
-from pyvmm.records import Record
 
 # What each choice of --irqchip needs in the kernel.  An ITS is there only when asked for: no
 # device sends it messages yet, and a guest spends memory and time on one.

@@ -6,10 +6,10 @@ from enum import Enum
 
 from pyvmm import layout
 from pyvmm.arm64 import vl
+from pyvmm.base.records import Record
+from pyvmm.base.units import show_cpulist, show_size
 from pyvmm.config import Config, CpuRequest, default_memory, default_vcpus
 from pyvmm.errors import HostError
-from pyvmm.records import Record
-from pyvmm.units import show_cpulist, show_size
 
 DEFAULT_IPA_BITS = 40  # what KVM offers where it has no KVM_CAP_ARM_VM_IPA_SIZE
 GICV2_VCPUS = 8  # a GICv2 names CPUs by bits of a byte.  Source: Arm IHI 0048, GICD_ITARGETSR

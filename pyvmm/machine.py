@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pyvmm import layout
 from pyvmm.alarm import Alarm
 from pyvmm.arm64.vl import VlSet
+from pyvmm.base.closing import Closing
+from pyvmm.base.loop import Loop
 from pyvmm.board import Board, Hooks, build
 from pyvmm.boot.image import LoadedImage
-from pyvmm.closing import Closing
 from pyvmm.config import Config
 from pyvmm.counts import ExitCounts, totals
 from pyvmm.devices.bus import UNCLAIMED
@@ -37,7 +38,6 @@ from pyvmm.kvm.system import System
 from pyvmm.kvm.uapi import ExitReason, SystemEvent
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.limits import Plan
-from pyvmm.loop import Loop
 from pyvmm.memory import GuestMemory
 from pyvmm.outcome import is_system_event, outcome
 from pyvmm.resizing import Resizing

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from pyvmm.closing import Closing
+from pyvmm.base.closing import Closing
 from pyvmm.errors import GuestError, HostError, UsageError
 from pyvmm.layout import MIB
 

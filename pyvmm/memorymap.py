@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pyvmm.closing import Closing
+from pyvmm.base.closing import Closing
 from pyvmm.errors import UsageError
 from pyvmm.memory import GuestMemory, Memory, OutOfRange
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import mmap
 
+from pyvmm.base.records import Record
 from pyvmm.errors import KvmError
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.uapi import MemoryFlag
 from pyvmm.kvm.vm import Vm
 from pyvmm.memory import GuestMemory
-from pyvmm.records import Record
 
 # A memory slot has fewer than 2^31 pages, which may be of 4 KiB.
 # Source: Linux, include/linux/kvm_host.h, KVM_MEM_MAX_NR_PAGES

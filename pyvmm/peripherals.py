@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from pyvmm.base.records import Record
 from pyvmm.deviceconfig import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.errors import HostError
@@ -19,7 +20,6 @@ from pyvmm.layout import Region
 from pyvmm.limits import Plan
 from pyvmm.memorymap import MemoryMap
 from pyvmm.memslots import MemorySlots
-from pyvmm.records import Record
 
 
 class Site(Record, kw_only=True):

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from pyvmm.arm64 import vl
+from pyvmm.base.files import write_whole
 from pyvmm.errors import UsageError
-from pyvmm.files import write_whole
 
 FORMAT = "pyvmm host probe"
 SCHEMA = 1

@@ -23,7 +23,7 @@ import tty
 from collections.abc import Callable
 from typing import Final
 
-from pyvmm.closing import Closing
+from pyvmm.base.closing import Closing
 from pyvmm.errors import HostError
 
 CHUNK: Final = 16 << 10

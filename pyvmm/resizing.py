@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from pyvmm.base.units import show_size
 from pyvmm.errors import UsageError, VmmError
-from pyvmm.units import show_size
 
 if TYPE_CHECKING:  # a machine without such devices does without their modules
     from pyvmm.devices.virtio.balloon import VirtioBalloon

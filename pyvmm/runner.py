@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
+from pyvmm.base.units import show_cpulist
 from pyvmm.errors import HostError
-from pyvmm.units import show_cpulist
 
 Outcome = int | BaseException
 

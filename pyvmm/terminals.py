@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Protocol
 
-from pyvmm.closing import Closing
+from pyvmm.base.closing import Closing
+from pyvmm.base.loop import Loop
 from pyvmm.console import Input, Key
-from pyvmm.loop import Loop
 
 if TYPE_CHECKING:
     from pyvmm.lines import Line

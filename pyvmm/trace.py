@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from pyvmm import perfetto
-from pyvmm.closing import Closing
-from pyvmm.files import replacing, write_all
+from pyvmm.base.closing import Closing
+from pyvmm.base.files import replacing, write_all
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.uapi import ExitReason
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pyvmm import layout
 from pyvmm.arm64 import vl
+from pyvmm.base.units import parse_cpulist
 from pyvmm.boot.image import LoadedImage
 from pyvmm.errors import HostError
 from pyvmm.kvm import regs, sve
@@ -22,7 +23,6 @@ from pyvmm.kvm.vm import Vm
 from pyvmm.limits import Feature, Plan
 from pyvmm.memory import GuestMemory
 from pyvmm.memslots import MemorySlots
-from pyvmm.units import parse_cpulist
 from pyvmm.view import RegisterView
 
 # The capabilities by which KVM says that it has a feature, all of them

@@ -20,9 +20,9 @@ from typing import Any, Generic, TypeVar
 
 from pyvmm.arm64 import vl
 from pyvmm.arm64.lanes import Predicate, Scalable, Vector
+from pyvmm.base.records import Record
 from pyvmm.errors import KvmError, UsageError
 from pyvmm.kvm import regs, sve
-from pyvmm.records import Record
 
 Value = int | Scalable | vl.VlSet
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from pyvmm import layout
+from pyvmm.base.loop import Loop
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.devices.virtio.served import ServedDevice
 from pyvmm.kvm.uapi import IoeventfdFlag
 from pyvmm.kvm.vm import Vm
-from pyvmm.loop import Loop
 
 
 def plug_in(device: VirtioDevice, slot: int, vm: Vm, undo: ExitStack, transport: str) -> VirtioMmio:

@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from pyvmm.dirs import cached
+from pyvmm.base.dirs import cached
 from pyvmm.host.debian import Package, Suite
 from pyvmm.host.progress import Progress
 from pyvmm.host.tools import TOOLS_SUITE, trees_dir

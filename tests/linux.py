@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from pyvmm.dirs import cached
+from pyvmm.base.dirs import cached
 from pyvmm.host import kernel, root, tools
 from pyvmm.host.cpio import CpioWriter
 from pyvmm.host.debian import Suite

@@ -14,7 +14,7 @@ import tarfile
 from pathlib import Path
 from typing import Final
 
-from pyvmm.dirs import cached
+from pyvmm.base.dirs import cached
 from pyvmm.host.debian import Suite
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import DEFAULT_KERNEL, KERNEL_SUITES

@@ -206,7 +206,8 @@ def test_finding_a_verb_imports_no_other() -> None:
     )
 
     assert done.stdout.splitlines()[1] == (
-        "['pyvmm.cli', 'pyvmm.commands', 'pyvmm.commands.version', 'pyvmm.errors', 'pyvmm.records']"
+        "['pyvmm.base', 'pyvmm.base.records', 'pyvmm.cli', 'pyvmm.commands', "
+        "'pyvmm.commands.version', 'pyvmm.errors']"
     )
 
 

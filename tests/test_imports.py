@@ -17,14 +17,14 @@ PACKAGE = Path(__file__).parent.parent / "pyvmm"
 # The rooms of the house, lowest first: each imports only from those above its line in this list.
 ROOMS = (
     # the bottom: errors, the guest's map, guest RAM, what was asked for
-    "errors", "records", "closing", "layout", "computer", "dirs", "files", "junit", "units",
+    "errors", "layout", "base", "junit",
     "deviceconfig", "config", "hugetlbfs", "memory", "memorymap", "filememory", "ranges",
     # no KVM
     "arm64", "probe", "devices", "boot",
     # nothing but KVM
     "kvm",
     # a Config becomes a machine, and runs
-    "limits", "runner", "loop", "console", "ptys", "lines", "terminals", "view", "memslots",
+    "limits", "runner", "console", "ptys", "lines", "terminals", "view", "memslots",
     "vcpus", "irqchip", "virtio", "hotplug", "peripherals", "edges", "resizing", "registers",
     "counts", "board", "fastpath", "perfetto", "trace", "alarm", "outcome", "dirty",
     "machine", "snapshot", "control", "repro", "svecheck",

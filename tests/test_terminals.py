@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from pyvmm import lines
+from pyvmm.base.loop import Loop
 from pyvmm.errors import HostError
 from pyvmm.lines import OUTER_VARIABLE
-from pyvmm.loop import Loop
 from pyvmm.ptys import TYPED, record
 from pyvmm.terminals import Terminals
 from tests.test_ptys import show

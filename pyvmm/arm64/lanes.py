@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import ClassVar, Self
 
 from pyvmm.arm64.vl import QUADWORD
-from pyvmm.records import Record
+from pyvmm.base.records import Record
 
 LANES = {"b": 8, "h": 16, "s": 32, "d": 64, "q": 128}  # bits, by the assembler's suffix
 PREDICATE_SHARE = 8  # a predicate has a bit for each byte of a vector

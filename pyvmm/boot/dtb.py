@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pyvmm import layout
+from pyvmm.base.records import Record
 from pyvmm.boot import fdt
 from pyvmm.devices.device import Device
 from pyvmm.devices.exit import ExitRegister
 from pyvmm.devices.pl031 import Pl031
 from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.errors import UsageError
-from pyvmm.records import Record
 
 # How nodes refer to each other
 PHANDLE_GIC = 1

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pyvmm import layout
+from pyvmm.base.records import Record
 from pyvmm.boot import linux
 from pyvmm.boot.linux import LinuxHeader
 from pyvmm.boot.placement import Placed, Range, check_in_ram, place_dtb
 from pyvmm.errors import ImageError
 from pyvmm.memory import GuestMemory
-from pyvmm.records import Record
 
 ELF_MAGIC = b"\x7fELF"
 HEAD = 0x206  # bytes, enough of a file to recognise it

@@ -9,9 +9,9 @@ import struct
 from enum import IntEnum
 
 from pyvmm.arm64.bits import Bits, bit, bits
+from pyvmm.base.records import Record
 from pyvmm.errors import HostError, ImageError
 from pyvmm.layout import KERNEL_OFFSET, KIB
-from pyvmm.records import Record
 
 MAGIC = b"ARM\x64"
 MAGIC_OFFSET = 56

@@ -17,9 +17,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from pyvmm import layout
+from pyvmm.base.records import Record
 from pyvmm.errors import ImageError
 from pyvmm.memory import GuestMemory
-from pyvmm.records import Record
 
 PAGE = 4 * layout.KIB
 PLAUSIBLE_RAM = 1 << 40  # an image that asks for more is damaged, or linked for elsewhere

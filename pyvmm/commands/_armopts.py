@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
+from pyvmm.base.units import parse_cpulist, parse_memory, parse_number
 from pyvmm.config import IRQCHIPS, CpuRequest
 from pyvmm.errors import UsageError
-from pyvmm.units import parse_cpulist, parse_memory, parse_number
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -17,15 +17,15 @@ import click
 
 from pyvmm import host
 from pyvmm.arm64 import vl
+from pyvmm.base.loop import Loop
+from pyvmm.base.records import Record
+from pyvmm.base.units import show_size
 from pyvmm.config import Config
 from pyvmm.console import KEYS_HELP, Input, Key, Output, Terminal
 from pyvmm.control.sockets import Claim
 from pyvmm.errors import EXIT_SIGNAL, HostError, TimeoutExpired, VmmError
 from pyvmm.kvm.exits import Exit
-from pyvmm.loop import Loop
 from pyvmm.machine import Machine
-from pyvmm.records import Record
-from pyvmm.units import show_size
 
 if TYPE_CHECKING:
     from pyvmm.control.server import Server
@@ -120,7 +120,7 @@ class Attached:
             for line in restorer.outcome.lines() if restorer is not None else ():
                 _log(f"not as it was saved: {line}")
             if self._extras.dump_dtb is not None:
-                from pyvmm.files import write_whole
+                from pyvmm.base.files import write_whole
 
                 write_whole(self._extras.dump_dtb, self._machine.dtb)
             if self._extras.verbose:

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 
 import click
 
+from pyvmm.base.records import Record
+from pyvmm.base.units import parse_size
 from pyvmm.deviceconfig import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng
 from pyvmm.errors import UsageError
-from pyvmm.records import Record
-from pyvmm.units import parse_size
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from pyvmm import host
 from pyvmm.arm64 import cpuid
+from pyvmm.base.computer import kind_of_machine, small_text
+from pyvmm.base.units import show_size
 from pyvmm.board import read_limits
-from pyvmm.computer import kind_of_machine, small_text
 from pyvmm.errors import HostError, KvmError, VmmError
 from pyvmm.kvm import native
 from pyvmm.kvm.caps import Cap
@@ -22,7 +23,6 @@ from pyvmm.kvm.uapi import DeviceType
 from pyvmm.limits import most_memory
 from pyvmm.peripherals import MAKERS
 from pyvmm.snapshot.offer import registers_here
-from pyvmm.units import show_size
 from pyvmm.vcpus import host_features
 
 REGISTERS = "registers"  # a topic for programs: of a vCPU that has all there is

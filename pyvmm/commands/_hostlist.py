@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from pyvmm.dirs import size_on_disk
+from pyvmm.base.dirs import size_on_disk
 from pyvmm.errors import HostError
 from pyvmm.host import trees
 from pyvmm.host.progress import Progress

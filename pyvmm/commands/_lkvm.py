@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import click
 
+from pyvmm.base.records import Record
 from pyvmm.errors import UsageError
-from pyvmm.records import Record
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

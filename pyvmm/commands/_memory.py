@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import click
 
+from pyvmm.base.units import parse_size, show_size
 from pyvmm.commands._vms import Vm
 from pyvmm.control.wire import Message, failure
 from pyvmm.errors import UsageError
 from pyvmm.layout import MIB
-from pyvmm.units import parse_size, show_size
 
 POLL_S = 0.2  # how often a guest is looked at that is waited for
 

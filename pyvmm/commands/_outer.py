@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Iterator
 
 from pyvmm import host
+from pyvmm.base.dirs import cache_dir
 from pyvmm.commands._facts import Fact, machine_facts
-from pyvmm.dirs import cache_dir
 from pyvmm.host.saved import everyone
 from pyvmm.host.tools import TOOLS_SUITE
 

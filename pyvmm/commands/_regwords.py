@@ -10,7 +10,7 @@ from pyvmm.arm64.esr import DabtIss, Esr
 from pyvmm.arm64.explain import explain_esr
 from pyvmm.arm64.fields import decode
 from pyvmm.arm64.pstate import Pstate, Pstate32
-from pyvmm.units import show_size
+from pyvmm.base.units import show_size
 
 # Names of zero that say that something is not there, or is as it always was
 NOTHING = frozenset({

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm import __version__, host
-from pyvmm.computer import kind_of_machine
+from pyvmm.base.computer import kind_of_machine
 from pyvmm.errors import EXIT_SIGNAL, HostError
 from pyvmm.host import kmodule, share
 from pyvmm.host.capture import CommandFailed, capture

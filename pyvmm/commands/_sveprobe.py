@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pyvmm import host
 from pyvmm.arm64 import cpuid, vl
-from pyvmm.computer import kind_of_machine
+from pyvmm.base.computer import kind_of_machine
 from pyvmm.errors import UsageError
 from pyvmm.probe import Probe
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
+from pyvmm.base.dirs import cache_dir, remove_cache, size_on_disk
 from pyvmm.commands import _hostlist
 from pyvmm.commands._hostopts import emulated_options
-from pyvmm.dirs import cache_dir, remove_cache, size_on_disk
 from pyvmm.errors import EXIT_HOST, EXIT_OK
 from pyvmm.host import forward
 from pyvmm.host.instance import Instance

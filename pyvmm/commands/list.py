@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import click
 
+from pyvmm.base.units import show_size
 from pyvmm.commands._vms import Vm, everyone, print_json
 from pyvmm.errors import UsageError
-from pyvmm.units import show_size
 
 COLUMNS = ("NAME", "STATE", "PID", "VCPUS", "MEMORY", "SVE", "HOST")
 

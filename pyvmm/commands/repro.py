@@ -11,12 +11,12 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from pyvmm.base.files import write_whole
 from pyvmm.commands import _reprocapsule, _reproreport
 from pyvmm.commands._hostopts import host_options
 from pyvmm.commands._reproboard import Board
 from pyvmm.commands._repromatrix import Matrix
 from pyvmm.commands._reprorun import Job, Outcome, perform
-from pyvmm.files import write_whole
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import KERNEL_SUITES, QEMU_SUITES, HostSettings
 from pyvmm.repro import cases

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
+from pyvmm.base.units import show_size
 from pyvmm.cli import say
 from pyvmm.commands._vms import answered, chosen, print_json, verdict
 from pyvmm.host import share
-from pyvmm.units import show_size
 
 
 @click.command(epilog="Exit codes: 0 saved; 1 the VM cannot be saved; 2 usage; 3 the disk is full.")

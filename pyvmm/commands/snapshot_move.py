@@ -11,10 +11,10 @@ from typing import BinaryIO
 
 import click
 
+from pyvmm.base.files import USUAL, replacing, write_all
 from pyvmm.boot import zstd
 from pyvmm.cli import say
 from pyvmm.errors import UsageError
-from pyvmm.files import USUAL, replacing, write_all
 from pyvmm.snapshot.moving import export as packed
 from pyvmm.snapshot.moving import flatten as write_flat
 from pyvmm.snapshot.moving import unpack

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import click
 
 from pyvmm.arm64 import vl
+from pyvmm.base.units import parse_number, parse_size, show_size
 from pyvmm.commands._registers import PARTS, show_matching, show_registers
 from pyvmm.errors import UsageError
 from pyvmm.ranges import Range
@@ -18,7 +19,6 @@ from pyvmm.registers import VcpuRegisters
 from pyvmm.snapshot.format import PAGE, VERSION
 from pyvmm.snapshot.gic import CPU
 from pyvmm.snapshot.look import GICV2, GicPart, Snapshot
-from pyvmm.units import parse_number, parse_size, show_size
 
 SCHEMA = 1
 ROW = 16  # bytes in a line of memory

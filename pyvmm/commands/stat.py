@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import click
 
+from pyvmm.base.units import show_size
 from pyvmm.commands._memory import balloon_line, memory_line, statistics_lines
 from pyvmm.commands._vms import Vm, answered, ask_all, chosen, print_json, verdict, vm_options
 from pyvmm.control.wire import Message
-from pyvmm.units import show_size
 
 MIB = 1 << 20
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import click
 
 from pyvmm.arm64 import vl
+from pyvmm.base.computer import kind_of_machine
+from pyvmm.base.files import write_whole
 from pyvmm.commands._facts import processor
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
-from pyvmm.computer import kind_of_machine
 from pyvmm.errors import UsageError
-from pyvmm.files import write_whole
 from pyvmm.host.settings import HostSettings
 from pyvmm.kvm.system import System
 from pyvmm.svecheck import report, runner

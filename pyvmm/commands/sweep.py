@@ -19,11 +19,11 @@ from typing import Any
 import click
 
 from pyvmm.arm64.vl import VlSet
+from pyvmm.base.files import write_whole
 from pyvmm.commands._hostopts import CHOICE
 from pyvmm.commands._sweeptable import Board
 from pyvmm.commands.run import complete_image, find_image, run
 from pyvmm.errors import EXIT_SIGNAL, UsageError
-from pyvmm.files import write_whole
 from pyvmm.host import is_local, say_why_emulated
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import (

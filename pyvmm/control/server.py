@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from pyvmm.base.loop import Loop, Timer
 from pyvmm.control.sockets import Claim
 from pyvmm.control.wire import (
     MAX_REQUEST,
@@ -23,7 +24,6 @@ from pyvmm.control.wire import (
     parse,
 )
 from pyvmm.errors import VmmError
-from pyvmm.loop import Loop, Timer
 
 # Answers a request; what it raises as a VmmError is the reply that says so.
 Handler = Callable[[Message], Message]

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from pyvmm.closing import Closing
-from pyvmm.dirs import runtime_dir, try_lock
+from pyvmm.base.closing import Closing
+from pyvmm.base.dirs import runtime_dir, try_lock
 from pyvmm.errors import HostError, UsageError
 
 VMS: Final = "vms"  # below the runtime directory

@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pyvmm.base.records import Record
 from pyvmm.errors import UsageError
-from pyvmm.records import Record
 
 
 class Kept(Record):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from pyvmm.computer import INSIDE_VARIABLE, describe_inside
+from pyvmm.base.computer import INSIDE_VARIABLE, describe_inside
 from pyvmm.errors import HostError
 from pyvmm.host.settings import HostSettings
 

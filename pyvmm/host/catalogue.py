@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from pyvmm.dirs import cached
+from pyvmm.base.dirs import cached
 from pyvmm.errors import HostError
 from pyvmm.host import trees
 from pyvmm.host.debian import Suite, SuiteMissingError, machine_arch

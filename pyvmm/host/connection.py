@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Final
 
-from pyvmm.dirs import try_lock
+from pyvmm.base.dirs import try_lock
 from pyvmm.errors import HostError
 from pyvmm.host.command import Request
 from pyvmm.host.running import Running

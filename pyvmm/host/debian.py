@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pyvmm.dirs import cache_dir, locked
+from pyvmm.base.dirs import cache_dir, locked
 from pyvmm.errors import HostError
 from pyvmm.host.logs import failure
 from pyvmm.host.progress import Progress

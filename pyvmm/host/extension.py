@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from pyvmm.dirs import cache_dir, cached
+from pyvmm.base.dirs import cache_dir, cached
 from pyvmm.errors import HostError
 from pyvmm.host.debian import Suite
 from pyvmm.host.logs import failure

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from pyvmm.dirs import locked, runtime_dir
+from pyvmm.base.dirs import locked, runtime_dir
 from pyvmm.errors import HostError
 from pyvmm.host import saved, trees
 from pyvmm.host.progress import Progress

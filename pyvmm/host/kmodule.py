@@ -15,7 +15,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from pyvmm.dirs import cache_dir, cached
+from pyvmm.base.dirs import cache_dir, cached
 from pyvmm.errors import HostError
 from pyvmm.host import kernel
 from pyvmm.host.debian import Suite

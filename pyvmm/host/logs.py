@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Final
 
-from pyvmm.dirs import cache_dir
+from pyvmm.base.dirs import cache_dir
 from pyvmm.errors import HostError
 
 LAST_LINES: Final = 10

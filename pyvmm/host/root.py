@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from pyvmm.dirs import cache_dir, cached
+from pyvmm.base.dirs import cache_dir, cached
 from pyvmm.host.debian import Suite
 from pyvmm.host.progress import Progress
 from pyvmm.host.tools import TOOLS_SUITE, Tool, erofs, python311, trees_dir

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pyvmm.dirs import runtime_dir, try_lock
+from pyvmm.base.dirs import runtime_dir, try_lock
 from pyvmm.errors import HostError
 from pyvmm.host.logs import failure
 from pyvmm.host.wire import PORTS

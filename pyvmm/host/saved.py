@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from pyvmm.dirs import cache_dir, runtime_dir, try_lock
+from pyvmm.base.dirs import cache_dir, runtime_dir, try_lock
 from pyvmm.host import payload, trees
 from pyvmm.host.running import all_running, running_at, sessions, stop
 from pyvmm.host.settings import HostSettings

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Final
 
+from pyvmm.base.records import Record
 from pyvmm.errors import UsageError
-from pyvmm.records import Record
 
 # The version of each Debian release: its suite keeps that series for as long as it exists.  What
 # the last one, sid, holds is what it held when this was written.  Test matrices go through these.

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
-from pyvmm.dirs import cached, try_lock
+from pyvmm.base.dirs import cached, try_lock
 from pyvmm.errors import EXIT_SIGNAL, HostError
 from pyvmm.host import extension, kernel, payload, qemu, root, saved, tools, trees
 from pyvmm.host.cpio import CpioWriter

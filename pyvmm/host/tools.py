@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from pyvmm.dirs import cached
+from pyvmm.base.dirs import cached
 from pyvmm.errors import EXIT_SIGNAL, HostError
 from pyvmm.host import catalogue
 from pyvmm.host.debian import Suite, machine_arch

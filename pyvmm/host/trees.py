@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from pyvmm.dirs import cache_dir
+from pyvmm.base.dirs import cache_dir
+from pyvmm.base.records import Record
 from pyvmm.host.settings import (
     LINUX,
     QEMU,
@@ -28,7 +29,6 @@ from pyvmm.host.settings import (
     matches,
     numbers,
 )
-from pyvmm.records import Record
 
 # What a closure drags in for maintainer scripts and user interfaces; no tool here loads it.
 NOT_NEEDED: Final = frozenset({

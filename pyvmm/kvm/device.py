@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Iterable, Mapping
 
-from pyvmm.closing import Closing
+from pyvmm.base.closing import Closing
 from pyvmm.errors import KvmError
 from pyvmm.kvm import ioctls
 from pyvmm.kvm.ioctls import Ioctl

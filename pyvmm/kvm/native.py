@@ -6,8 +6,8 @@ import functools
 import os
 from typing import TYPE_CHECKING
 
+from pyvmm.base.records import Record
 from pyvmm.errors import HostError
-from pyvmm.records import Record
 
 if TYPE_CHECKING:
     from cffi import FFI

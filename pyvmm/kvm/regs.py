@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
+from pyvmm.base.records import Record
 from pyvmm.errors import KvmError
-from pyvmm.records import Record
 
 ARM64 = 0x6000_0000_0000_0000
 _SIZE_SHIFT = 52

@@ -12,7 +12,7 @@ import functools
 import os
 import struct
 
-from pyvmm.records import Record
+from pyvmm.base.records import Record
 
 _HEADER = struct.Struct("<6I")  # flags, name_size, num_desc, id_offset, desc_offset, data_offset
 _DESCRIPTOR = struct.Struct("<IhHII")  # flags, exponent, size, offset, bucket_size; then the name

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterable
 
+from pyvmm.base.records import Record
 from pyvmm.errors import HostError
 from pyvmm.kvm import regs
 from pyvmm.kvm.caps import Cap
@@ -14,7 +15,6 @@ from pyvmm.kvm.native import native
 from pyvmm.kvm.regs import RegisterFile
 from pyvmm.kvm.system import System
 from pyvmm.kvm.uapi import VcpuFeature
-from pyvmm.records import Record
 
 MIN_IPA_BITS = 32  # a VM of this size every host can make
 QUADWORD = 128  # bits; the unit of a vector length

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
+from pyvmm.base.records import Record
 from pyvmm.errors import KvmError
 from pyvmm.kvm import ioctls, regs, structs
 from pyvmm.kvm.device import AttributeFd
@@ -15,7 +16,6 @@ from pyvmm.kvm.exits import UNION_OFFSET, UNION_SIZE, Exit, decode
 from pyvmm.kvm.ioctls import Ioctl
 from pyvmm.kvm.native import native
 from pyvmm.kvm.uapi import ExitReason, MpState, PmuAttr, PvtimeAttr, VcpuFeature, VcpuGroup
-from pyvmm.records import Record
 
 if TYPE_CHECKING:
     from pyvmm.kvm._kvm import SettlerState, VcpuState

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import TypeVar, overload
 
+from pyvmm.base.records import Record
 from pyvmm.errors import KvmError
 from pyvmm.kvm import ioctls, regs, structs
 from pyvmm.kvm.caps import Cap
@@ -25,7 +26,6 @@ from pyvmm.kvm.uapi import (
     MsiFlag,
 )
 from pyvmm.kvm.vcpu import Vcpu
-from pyvmm.records import Record
 
 _Vcpu = TypeVar("_Vcpu", bound=Vcpu)
 

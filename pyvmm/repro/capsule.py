@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pyvmm.base.files import write_whole
 from pyvmm.errors import UsageError
-from pyvmm.files import write_whole
 
 FORMAT: Final = "pyvmm reproduction"
 SCHEMA: Final = 1

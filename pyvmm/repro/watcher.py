@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from pyvmm.closing import Closing
+from pyvmm.base.closing import Closing
 from pyvmm.errors import VmmError
 from pyvmm.repro.programs import Executable, numbers
 

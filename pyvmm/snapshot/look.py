@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from pyvmm.arm64 import sysregs
 from pyvmm.arm64.lanes import PREDICATE_SHARE
-from pyvmm.closing import Closing
+from pyvmm.base.closing import Closing
 from pyvmm.errors import KvmError, UsageError
 from pyvmm.kvm import regs, sve
 from pyvmm.kvm.vcpu import VcpuEvents

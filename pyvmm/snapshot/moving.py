@@ -9,9 +9,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from pyvmm.base.files import PRIVATE, cannot_write, replacing, write_all
 from pyvmm.boot import zstd
 from pyvmm.errors import UsageError
-from pyvmm.files import PRIVATE, cannot_write, replacing, write_all
 from pyvmm.ranges import runs
 from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.format import BLOCK, PAGE, Header, read_exactly

@@ -12,8 +12,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
+from pyvmm.base.closing import Closing
 from pyvmm.board import Board, Hooks, assemble
-from pyvmm.closing import Closing
 from pyvmm.config import Config
 from pyvmm.errors import HostError, UsageError, VmmError
 from pyvmm.kvm import regs

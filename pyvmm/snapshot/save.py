@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyvmm
-from pyvmm import computer, layout
+from pyvmm import layout
 from pyvmm.arm64 import sysregs
+from pyvmm.base import computer
 from pyvmm.board import Board
 from pyvmm.config import Config
 from pyvmm.devices.device import Device

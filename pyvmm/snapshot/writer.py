@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pyvmm.base.files import PRIVATE, replacing, write_all
 from pyvmm.errors import UsageError
-from pyvmm.files import PRIVATE, replacing, write_all
 from pyvmm.memory import GuestMemory
 from pyvmm.ranges import Range, merged, whole, without
 from pyvmm.snapshot import format, pages

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm import junit
+from pyvmm.base.files import write_whole
 from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, EXIT_USAGE, UsageError
-from pyvmm.files import write_whole
 from pyvmm.host.settings import HostSettings
 from pyvmm.probe import Probe
 from pyvmm.sweep.drive import Result, Verdict

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pyvmm.dirs import cached
+from pyvmm.base.dirs import cached
 from pyvmm.errors import HostError
 from pyvmm.host import kernel, root
 from pyvmm.host.cpio import CpioWriter

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from pyvmm.base.loop import Loop
 from pyvmm.control import client, server
 from pyvmm.control.server import CLIENTS, Server
 from pyvmm.control.sockets import Claim
 from pyvmm.control.wire import MAX_REQUEST, Message
 from pyvmm.errors import HostError, UsageError
-from pyvmm.loop import Loop
 from tests.host.conftest import wait_for
 
 pytestmark = pytest.mark.usefixtures("own")

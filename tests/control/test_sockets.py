@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.base.dirs import runtime_dir
 from pyvmm.control.sockets import Claim, running
-from pyvmm.dirs import runtime_dir
 from pyvmm.errors import HostError, UsageError
 
 pytestmark = pytest.mark.usefixtures("own")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.dirs import cache_dir
+from pyvmm.base.dirs import cache_dir
 from pyvmm.host.capture import capture
 from pyvmm.host.running import all_running
 from pyvmm.host.settings import SUITES

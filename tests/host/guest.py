@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from pyvmm.loop import Loop
+from pyvmm.base.loop import Loop
 from pyvmm.terminals import Terminals
 
 EOT = b"\x04"

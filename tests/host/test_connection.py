@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.dirs import try_lock
+from pyvmm.base.dirs import try_lock
 from pyvmm.errors import HostError
 from pyvmm.host import connection
 from pyvmm.host.command import Request

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.dirs import cache_dir
+from pyvmm.base.dirs import cache_dir
 from pyvmm.errors import HostError
 from pyvmm.host import debian
 from pyvmm.host.debian import Package, Suite, SuiteMissingError, mirror

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm import host
-from pyvmm.dirs import runtime_dir
+from pyvmm.base.dirs import runtime_dir
 from pyvmm.errors import HostError
 from pyvmm.host import client, instance, running, start
 from pyvmm.host.connection import Unreachable

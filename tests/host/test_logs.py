@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.dirs import cache_dir
+from pyvmm.base.dirs import cache_dir
 from pyvmm.host.logs import LAST_LINES, failure
 
 PAGES = "".join(f"error {number}\n" for number in range(400))

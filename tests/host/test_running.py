@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.dirs import runtime_dir, try_lock
+from pyvmm.base.dirs import runtime_dir, try_lock
 from pyvmm.errors import HostError
 from pyvmm.host import running
 from pyvmm.host.running import Running, all_running, last_words, running_at
@@ -21,7 +21,7 @@ from tests.host.conftest import python
 HOST = """
 import sys, time, signal
 from pathlib import Path
-from pyvmm.dirs import try_lock
+from pyvmm.base.dirs import try_lock
 if "stubborn" in sys.argv:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 lock = try_lock(Path(sys.argv[1]) / "alive")

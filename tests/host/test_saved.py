@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.dirs import runtime_dir, try_lock
+from pyvmm.base.dirs import runtime_dir, try_lock
 from pyvmm.host import payload, saved, trees
 from pyvmm.host.running import Running
 from pyvmm.host.settings import LINUX, QEMU, HostSettings, Product

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pyvmm.dirs import runtime_dir, try_lock
+from pyvmm.base.dirs import runtime_dir, try_lock
 from pyvmm.errors import HostError
 from pyvmm.host import qemu, saved, start, tools, trees
 from pyvmm.host.progress import Progress
@@ -91,7 +91,7 @@ def test_fresh_directory_of_sockets_is_empty_private_and_locked() -> None:
 def test_qemu_left_by_a_killed_start_is_ended_by_the_next() -> None:
     sockets = runtime_dir() / "host"
     sockets.mkdir()
-    code = "import sys, time; from pathlib import Path; from pyvmm.dirs import try_lock\n"
+    code = "import sys, time; from pathlib import Path; from pyvmm.base.dirs import try_lock\n"
     code += "lock = try_lock(Path(sys.argv[1])); print(flush=True); time.sleep(600)"
     with python(code, str(sockets / "alive")) as orphan:
         assert orphan.stdout is not None

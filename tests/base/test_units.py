@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pyvmm.base.units import parse_size, show_size
 from pyvmm.errors import UsageError
-from pyvmm.units import parse_size, show_size
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyvmm.loop import Loop
+from pyvmm.base.loop import Loop
 
 
 @pytest.fixture

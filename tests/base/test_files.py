@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.base.files import write_all, write_whole
 from pyvmm.errors import HostError, UsageError
-from pyvmm.files import write_all, write_whole
 
 
 def test_file_is_written_with_the_user_s_usual_mode(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm import dirs
-from pyvmm.dirs import cache_dir, cached, locked, runtime_dir, try_lock
+from pyvmm.base import dirs
+from pyvmm.base.dirs import cache_dir, cached, locked, runtime_dir, try_lock
 from pyvmm.errors import HostError
 from tests.host.conftest import python, wait_for
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("own")
 BUILDER = """
 import sys, time
 from pathlib import Path
-from pyvmm.dirs import cached
+from pyvmm.base.dirs import cached
 
 def build(into):
     (into / "half").touch()
@@ -285,7 +285,7 @@ def test_lock_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_lock_somebody_has_is_not_given(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from pyvmm.dirs import try_lock\n"
+    code = "import sys, time; from pathlib import Path; from pyvmm.base.dirs import try_lock\n"
     code += "try_lock(Path(sys.argv[1])); print('mine', flush=True); time.sleep(600)"
     with python(code, str(tmp_path / "lock")) as owner:
         assert owner.stdout is not None

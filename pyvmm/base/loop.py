@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from types import FrameType
 
-from pyvmm.closing import Closing
+from pyvmm.base.closing import Closing
 
 Callback = Callable[[], None]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyvmm.closing import Closing
+from pyvmm.base.closing import Closing
 
 
 class Thing(Closing):

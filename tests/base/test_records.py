@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from pyvmm.records import Record, made
+from pyvmm.base.records import Record, made
 
 NUMBERS = iter(range(100))
 

@@ -1,0 +1,1 @@
+"""What knows nothing of VMs: directories, files, units, an event loop."""
