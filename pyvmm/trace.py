@@ -16,11 +16,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from pyvmm import perfetto
 from pyvmm.base.closing import Closing
 from pyvmm.base.files import replacing, write_all
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.uapi import ExitReason
+from pyvmm.report import perfetto
 
 FLUSH: Final = 256 << 10  # bytes of one vCPU's packets that are written at once
 PROCESS_TRACK: Final = 1

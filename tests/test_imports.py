@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "pyvmm"
 # The rooms of the house, lowest first: each imports only from those above its line in this list.
 ROOMS = (
     # the bottom: errors, the guest's map, guest RAM, what was asked for
-    "errors", "layout", "base", "junit",
+    "errors", "layout", "base", "report",
     "deviceconfig", "config", "hugetlbfs", "memory", "memorymap", "filememory", "ranges",
     # no KVM
     "arm64", "probe", "devices", "boot",
@@ -26,7 +26,7 @@ ROOMS = (
     # a Config becomes a machine, and runs
     "limits", "runner", "console", "ptys", "lines", "terminals", "view", "memslots",
     "vcpus", "irqchip", "virtio", "hotplug", "peripherals", "edges", "resizing", "registers",
-    "counts", "board", "fastpath", "perfetto", "trace", "alarm", "outcome", "dirty",
+    "counts", "board", "fastpath", "trace", "alarm", "outcome", "dirty",
     "machine", "snapshot", "control", "repro", "svecheck",
     "host",
     # one guest on many machines

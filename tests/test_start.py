@@ -37,7 +37,7 @@ HEAVY = (
 )  # fmt: skip
 NOT_FOR_A_RUN = (
     "pyvmm.snapshot", "pyvmm.svecheck", "pyvmm.sweep", "pyvmm.repro", "pyvmm.registers",
-    "pyvmm.probe", "pyvmm.trace", "pyvmm.perfetto", "pyvmm.host.client", "pyvmm.host.qemu",
+    "pyvmm.probe", "pyvmm.trace", "pyvmm.report.perfetto", "pyvmm.host.client", "pyvmm.host.qemu",
     "pyvmm.arm64.idregs", "pyvmm.arm64.esr", "pyvmm.arm64.control", "pyvmm.arm64.fields",
     "pyvmm.arm64.sysregs", "pyvmm.boot.elf", "pyvmm.devices.virtio", "pyvmm.devices.diskfile",
     "pyvmm.virtio", "pyvmm.peripherals", "pyvmm.memorymap", "pyvmm.lines", "pyvmm.ptys",

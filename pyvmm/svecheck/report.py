@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pyvmm import junit
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
+from pyvmm.report import junit
 from pyvmm.svecheck.case import Result, Verdict
 
 SCHEMA = 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm import layout
-from tests.test_perfetto import slices
+from tests.report.test_perfetto import slices
 
 # The first command may have to make and boot the emulated host.
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]

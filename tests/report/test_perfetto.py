@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from pyvmm import perfetto, trace
+from pyvmm import trace
 from pyvmm.errors import UsageError
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.uapi import ExitReason
+from pyvmm.report import perfetto
 from pyvmm.trace import ExitTrace
 
 definitions: Any = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm import junit
+from pyvmm.report import junit
 
 
 @given(st.text())

@@ -1,0 +1,1 @@
+"""Output formats: JUnit XML, Perfetto traces."""
