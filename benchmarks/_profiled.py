@@ -24,7 +24,7 @@ PHASES = (
     ("/dev/kvm and the extension", "pyvmm.kvm.system", "System.open"),
     ("asking KVM what it can give", "pyvmm.board", "read_limits"),
     ("the VM", "pyvmm.kvm.system", "System.create_vm"),
-    ("guest memory", "pyvmm.memory", "GuestMemory.__init__"),
+    ("guest memory", "pyvmm.memory.ram", "GuestMemory.__init__"),
     ("guest memory", "pyvmm.memslots", "MemorySlots.add"),
     ("vCPUs", "pyvmm.board", "make_vcpus"),
     ("the GIC", "pyvmm.board", "make_irqchip"),

@@ -31,7 +31,7 @@ from pyvmm.kvm.system import System
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm, spi
 from pyvmm.limits import DEFAULT_IPA_BITS, Feature, HostLimits, Plan, plan
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from pyvmm.memslots import MemorySlots
 from pyvmm.vcpus import (
     MachineVcpu,
@@ -231,7 +231,7 @@ def _make_virtio(
     undo: ExitStack,
 ) -> tuple[list[VirtioDevice], VirtioConsole | None]:
     """The virtio devices by slot, and the console among them, if it is to be one."""
-    from pyvmm.memorymap import MemoryMap
+    from pyvmm.memory.map import MemoryMap
     from pyvmm.peripherals import make_devices
 
     addressable = MemoryMap(memory)

@@ -30,7 +30,7 @@ from pyvmm.kvm.settle import NO_PATIENCE_NEEDED, PATIENCE_OVER, Settler
 from pyvmm.kvm.uapi import MemoryFlag
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 
 if TYPE_CHECKING:
     from pyvmm.devices.virtio.mmio import VirtioMmio

@@ -38,7 +38,7 @@ from pyvmm.kvm.system import System
 from pyvmm.kvm.uapi import ExitReason, SystemEvent
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.limits import Plan
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from pyvmm.outcome import is_system_event, outcome
 from pyvmm.resizing import Resizing
 from pyvmm.runner import Runner

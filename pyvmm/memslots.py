@@ -10,7 +10,7 @@ from pyvmm.errors import KvmError
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.uapi import MemoryFlag
 from pyvmm.kvm.vm import Vm
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 
 # A memory slot has fewer than 2^31 pages, which may be of 4 KiB.
 # Source: Linux, include/linux/kvm_host.h, KVM_MEM_MAX_NR_PAGES

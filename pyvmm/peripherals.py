@@ -18,7 +18,7 @@ from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.errors import HostError
 from pyvmm.layout import Region
 from pyvmm.limits import Plan
-from pyvmm.memorymap import MemoryMap
+from pyvmm.memory.map import MemoryMap
 from pyvmm.memslots import MemorySlots
 
 
@@ -43,7 +43,7 @@ def _make_mem(asked: Hotplug, site: Site) -> VirtioDevice:
     """Room for memory, with its own addresses."""
     from pyvmm.devices.virtio.mem import VirtioMem
     from pyvmm.hotplug import PluggedSlots
-    from pyvmm.memorymap import PluggableMemory
+    from pyvmm.memory.map import PluggableMemory
 
     blocks = site.undo.enter_context(PluggableMemory(site.window.base, asked.size, asked.block))
     shown = PluggedSlots(blocks, site.slots)
@@ -66,7 +66,7 @@ def _make_pmem(asked: Pmem, site: Site) -> VirtioDevice:
     """A file as memory; what the VMM does for the guest may go there, unless it is read-only."""
     from pyvmm.devices.diskfile import DiskFile
     from pyvmm.devices.virtio.pmem import VirtioPmem
-    from pyvmm.filememory import FileMemory
+    from pyvmm.memory.file import FileMemory
 
     window = site.window
     disk = DiskFile(asked.path, option="--pmem", read_only=asked.read_only)

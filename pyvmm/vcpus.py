@@ -21,7 +21,7 @@ from pyvmm.kvm.uapi import VcpuFeature
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm
 from pyvmm.limits import Feature, Plan
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from pyvmm.memslots import MemorySlots
 from pyvmm.view import RegisterView
 

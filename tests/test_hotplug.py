@@ -10,7 +10,7 @@ import pytest
 from pyvmm.errors import HostError, KvmError
 from pyvmm.hotplug import PluggedSlots
 from pyvmm.layout import MIB
-from pyvmm.memorymap import PluggableMemory
+from pyvmm.memory.map import PluggableMemory
 from pyvmm.memslots import MemorySlots
 
 BASE = 0x1_0000_0000

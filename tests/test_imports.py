@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "pyvmm"
 ROOMS = (
     # the bottom: errors, the guest's map, guest RAM, what was asked for
     "errors", "layout", "base", "report",
-    "deviceconfig", "config", "hugetlbfs", "memory", "memorymap", "filememory", "ranges",
+    "deviceconfig", "config", "memory",
     # no KVM
     "arm64", "probe", "devices", "boot",
     # nothing but KVM

@@ -20,7 +20,7 @@ from pyvmm.base.records import Record
 from pyvmm.boot.placement import Placed, check_in_ram
 from pyvmm.errors import ImageError
 from pyvmm.layout import KERNEL_OFFSET
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 
 # Of a 64-bit little-endian ELF: e_ident, e_type, e_machine, e_version, e_entry, e_phoff, e_shoff,
 # e_flags, e_ehsize, e_phentsize, e_phnum, e_shentsize, e_shnum, e_shstrndx

@@ -22,7 +22,7 @@ from pyvmm.boot import linux
 from pyvmm.boot.linux import LinuxHeader
 from pyvmm.boot.placement import Placed, Range, check_in_ram, place_dtb
 from pyvmm.errors import ImageError
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 
 ELF_MAGIC = b"\x7fELF"
 HEAD = 0x206  # bytes, enough of a file to recognise it

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pyvmm import layout
 from pyvmm.base.records import Record
 from pyvmm.errors import ImageError
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 
 PAGE = 4 * layout.KIB
 PLAUSIBLE_RAM = 1 << 40  # an image that asks for more is damaged, or linked for elsewhere

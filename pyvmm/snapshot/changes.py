@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from pyvmm.dirty import DirtyPages
-from pyvmm.memory import GuestMemory
-from pyvmm.ranges import Range, clipped, merged, runs
+from pyvmm.memory.ram import GuestMemory
+from pyvmm.memory.ranges import Range, clipped, merged, runs
 from pyvmm.snapshot import pages
 from pyvmm.snapshot.format import BLOCK, PAGE
 from pyvmm.snapshot.reader import SnapshotFile

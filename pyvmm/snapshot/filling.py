@@ -6,7 +6,7 @@ import mmap
 from collections.abc import Iterator, Sequence
 from typing import Final, Protocol, TypeVar
 
-from pyvmm.ranges import Range, merged, without
+from pyvmm.memory.ranges import Range, merged, without
 from pyvmm.snapshot import format
 from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.format import Extent

@@ -22,7 +22,7 @@ from pyvmm.errors import KvmError, UsageError
 from pyvmm.kvm import regs, sve
 from pyvmm.kvm.vcpu import VcpuEvents
 from pyvmm.kvm.vgic import affinity
-from pyvmm.ranges import merged, without
+from pyvmm.memory.ranges import merged, without
 from pyvmm.registers import MPIDR_EL1, PREDICATES, VECTORS, VcpuRegisters, read_registers
 from pyvmm.snapshot import gic
 from pyvmm.snapshot.codec import Damaged

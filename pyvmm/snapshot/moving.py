@@ -12,7 +12,7 @@ from typing import BinaryIO, Final
 from pyvmm.base.files import PRIVATE, cannot_write, replacing, write_all
 from pyvmm.boot import zstd
 from pyvmm.errors import UsageError
-from pyvmm.ranges import runs
+from pyvmm.memory.ranges import runs
 from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.format import BLOCK, PAGE, Header, read_exactly
 from pyvmm.snapshot.pages import not_zero

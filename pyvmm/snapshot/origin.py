@@ -20,7 +20,7 @@ from pyvmm.kvm import regs
 from pyvmm.kvm.system import System
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.machine import Machine, write_to_stdout
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.check import Verdict, machine_rows, register_row
 from pyvmm.snapshot.filling import fill, map_into
 from pyvmm.snapshot.offer import offer_here

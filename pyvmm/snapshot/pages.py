@@ -11,8 +11,8 @@ from operator import ne
 from pathlib import Path
 from typing import Final, Protocol
 
-from pyvmm.memory import GuestMemory
-from pyvmm.ranges import Range, merged, runs
+from pyvmm.memory.ram import GuestMemory
+from pyvmm.memory.ranges import Range, merged, runs
 from pyvmm.snapshot.format import BLOCK, PAGE
 
 ZERO: Final = bytes(PAGE)

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 from pyvmm.base.closing import Closing
 from pyvmm.errors import UsageError
-from pyvmm.ranges import Range, merged, without
+from pyvmm.memory.ranges import Range, merged, without
 from pyvmm.snapshot import format
 from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.format import BLOCK, PAGE, Header

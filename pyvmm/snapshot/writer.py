@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from pyvmm.base.files import PRIVATE, replacing, write_all
 from pyvmm.errors import UsageError
-from pyvmm.memory import GuestMemory
-from pyvmm.ranges import Range, merged, whole, without
+from pyvmm.memory.ram import GuestMemory
+from pyvmm.memory.ranges import Range, merged, whole, without
 from pyvmm.snapshot import format, pages
 from pyvmm.snapshot.format import (
     BLOCK,

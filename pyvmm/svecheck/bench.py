@@ -16,7 +16,7 @@ from pyvmm.kvm.uapi import ExitReason, VcpuFeature
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm
 from pyvmm.layout import RAM_BASE
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from pyvmm.svecheck import ids
 from pyvmm.svecheck.programs import code
 from pyvmm.svecheck.target import Skip, Target

@@ -19,7 +19,7 @@ from pyvmm.boot.elf import (
     read_program_headers,
 )
 from pyvmm.errors import ImageError
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from tests.boot.elves import (
     BASE,
     CODE,

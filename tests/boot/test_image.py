@@ -16,7 +16,7 @@ from pyvmm.boot.image import load_image
 from pyvmm.boot.placement import place_dtb
 from pyvmm.errors import ImageError
 from pyvmm.layout import MIB, RAM_BASE
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from tests.boot.elves import BASE, CODE, Elf
 from tests.boot.packing import zboot, zstd_compress
 from tests.privileges import bound_by_modes

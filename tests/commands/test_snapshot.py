@@ -13,7 +13,7 @@ import pytest
 from pyvmm.cli import main
 from pyvmm.commands.snapshot_show import hex_lines
 from pyvmm.layout import MIB, RAM_BASE
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.format import PAGE
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.writer import Part, write_snapshot

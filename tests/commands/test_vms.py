@@ -18,7 +18,7 @@ from pyvmm.control.wire import Message
 from pyvmm.devices.virtio.rng import VirtioRng
 from pyvmm.errors import HostError, UsageError
 from pyvmm.layout import RAM_BASE
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from tests.devices.virtio.driver import RAM_SIZE, Buffer
 from tests.devices.virtio.rig import DeviceRig
 

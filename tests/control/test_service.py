@@ -6,7 +6,7 @@ import mmap
 from pathlib import Path
 
 from pyvmm.control.service import resident
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 
 SMAPS = """\
 00400000-00500000 r-xp 00000000 fd:00 1   /usr/bin/python3

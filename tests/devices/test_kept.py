@@ -16,7 +16,7 @@ from pyvmm.devices.pl031 import Pl031
 from pyvmm.devices.uart8250 import IER_RDI, LCR_DLAB, LSR_BI, Uart8250
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.layout import RAM_BASE
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from tests.devices.virtio.conftest import Rig
 from tests.devices.virtio.driver import RAM_SIZE, Buffer
 

@@ -18,7 +18,7 @@ from pyvmm.kvm.uapi import VcpuFeature
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vgic import Vgic
 from pyvmm.kvm.vm import Vm
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 
 RAM_BASE = 0x8000_0000
 RAM_SIZE = 0x20_0000

@@ -7,8 +7,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-from pyvmm.memory import GuestMemory
-from pyvmm.ranges import Range
+from pyvmm.memory.ram import GuestMemory
+from pyvmm.memory.ranges import Range
 from pyvmm.snapshot.filling import fill, map_into
 from pyvmm.snapshot.format import BLOCK, PAGE
 from pyvmm.snapshot.reader import SnapshotFile

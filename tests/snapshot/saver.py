@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.writer import Part, write_snapshot
 from tests.snapshot.files import BASE, SIZE, noise
 

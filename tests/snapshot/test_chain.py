@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import UsageError
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.format import BLOCK, PAGE
 from pyvmm.snapshot.reader import SnapshotFile
 from tests.snapshot.files import BASE, FILLERS, SIZE, noise, restored, save, write_scene

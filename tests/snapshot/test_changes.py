@@ -10,8 +10,8 @@ import pytest
 from pyvmm.dirty import DirtyPages
 from pyvmm.errors import UsageError
 from pyvmm.layout import MIB
-from pyvmm.memory import GuestMemory
-from pyvmm.ranges import Range, without
+from pyvmm.memory.ram import GuestMemory
+from pyvmm.memory.ranges import Range, without
 from pyvmm.snapshot import save as saving
 from pyvmm.snapshot.changes import changed
 from pyvmm.snapshot.format import PAGE

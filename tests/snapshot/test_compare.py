@@ -13,7 +13,7 @@ from pyvmm.arm64 import sysregs
 from pyvmm.kvm import regs
 from pyvmm.kvm.uapi import MpState
 from pyvmm.layout import MIB, PVTIME, RAM_BASE
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.compare import Change, Comparison, MemoryChange, compare
 from pyvmm.snapshot.format import BLOCK, PAGE
 from pyvmm.snapshot.look import Snapshot

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import HostError, UsageError
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.format import PAGE
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.writer import Part, write_snapshot

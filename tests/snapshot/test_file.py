@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import UsageError
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.filling import fill, map_into
 from pyvmm.snapshot.format import BLOCK, PAGE
 from pyvmm.snapshot.reader import SnapshotFile

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyvmm.errors import UsageError
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot import format
 from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.filling import fill

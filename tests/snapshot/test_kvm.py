@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot import classes, pages
 from pyvmm.snapshot.compare import compare
 from pyvmm.snapshot.format import BLOCK, PAGE

@@ -14,7 +14,7 @@ from pyvmm.errors import KvmError, UsageError
 from pyvmm.kvm import regs
 from pyvmm.kvm.uapi import MpState
 from pyvmm.layout import MIB, RAM_BASE
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.gic import CPU
 from pyvmm.snapshot.look import Snapshot
 from pyvmm.snapshot.state import GicBlock, State, VcpuState

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import UsageError, VmmError
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.format import BLOCK, PAGE
 from pyvmm.snapshot.moving import export, flatten, unpack
 from pyvmm.snapshot.reader import SnapshotFile

@@ -7,8 +7,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm.memory import GuestMemory
-from pyvmm.ranges import Range, merged, whole, without
+from pyvmm.memory.ram import GuestMemory
+from pyvmm.memory.ranges import Range, merged, whole, without
 from pyvmm.snapshot import pages
 from pyvmm.snapshot.format import BLOCK, PAGE
 

@@ -27,7 +27,7 @@ from pyvmm.devices.virtio.device import (
     VirtioDevice,
 )
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
-from pyvmm.memory import Memory, OutOfRange
+from pyvmm.memory.ram import Memory, OutOfRange
 
 # Linux numbers the queues that exist in one row, the specification gives each its own number:
 # the two agree where all of the features with queues are offered, which Linux takes together.

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 
 from pyvmm.devices.virtio.queue import QueueError
 from pyvmm.layout import MIB
-from pyvmm.memory import Memory, OutOfRange
+from pyvmm.memory.ram import Memory, OutOfRange
 
 PAGE = 4096  # Source: linux/virtio_balloon.h, VIRTIO_BALLOON_PFN_SHIFT
 AREA = 2 * MIB

@@ -13,7 +13,7 @@ from pyvmm.devices.diskfile import SECTOR, DiskFile
 from pyvmm.devices.virtio.device import ConfigField, Feature, QueueSpec
 from pyvmm.devices.virtio.queue import Chain, QueueError
 from pyvmm.devices.virtio.served import Job, ServedDevice
-from pyvmm.memory import Memory
+from pyvmm.memory.ram import Memory
 
 F_SEG_MAX = Feature(2, "BLK_F_SEG_MAX")
 F_RO = Feature(5, "BLK_F_RO")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pyvmm.devices.kept import Kept
 from pyvmm.devices.virtio.device import ConfigField, Feature, QueueSpec, VirtioDevice
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
-from pyvmm.memory import Memory
+from pyvmm.memory.ram import Memory
 
 F_SIZE = Feature(0, "CONSOLE_F_SIZE")
 F_EMERG_WRITE = Feature(2, "CONSOLE_F_EMERG_WRITE")

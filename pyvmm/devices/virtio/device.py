@@ -32,7 +32,7 @@ from typing import Any, ClassVar, NamedTuple, Self, overload
 
 from pyvmm.devices.kept import Kept, StateError, give, part, take
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
-from pyvmm.memory import Memory
+from pyvmm.memory.ram import Memory
 
 # Device status.  Source: VIRTIO 1.2, 2.1
 STATUS_ACKNOWLEDGE = 0x01

@@ -20,8 +20,8 @@ from pyvmm.devices.virtio.device import (
 )
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
 from pyvmm.errors import HostError
-from pyvmm.memory import Memory
-from pyvmm.memorymap import PluggableMemory
+from pyvmm.memory.map import PluggableMemory
+from pyvmm.memory.ram import Memory
 
 F_UNPLUGGED_INACCESSIBLE = Feature(1, "MEM_F_UNPLUGGED_INACCESSIBLE")
 

@@ -14,8 +14,8 @@ from pyvmm.devices.diskfile import DiskFile
 from pyvmm.devices.virtio.device import ConfigField, QueueSpec
 from pyvmm.devices.virtio.queue import QueueError
 from pyvmm.devices.virtio.served import Job, ServedDevice
-from pyvmm.filememory import FileMemory
-from pyvmm.memory import Memory
+from pyvmm.memory.file import FileMemory
+from pyvmm.memory.ram import Memory
 
 WORD = struct.Struct("<I")  # struct virtio_pmem_req: type; struct virtio_pmem_resp: ret
 REQ_FLUSH = 0

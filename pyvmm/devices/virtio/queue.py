@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from pyvmm.devices.kept import Kept, StateError, give, take
 from pyvmm.errors import GuestError
-from pyvmm.memory import Memory, OutOfRange
+from pyvmm.memory.ram import Memory, OutOfRange
 
 MAX_QUEUE_SIZE = 32768  # 2.7
 MAX_CHAIN_BYTES = 1 << 32  # 2.7.5.2

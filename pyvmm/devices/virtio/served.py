@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
-from pyvmm.memory import Memory
+from pyvmm.memory.ram import Memory
 
 WAITED_NS = 50_000  # off the CPU: as for a disk
 RECENT = 8  # requests after one that waited: if another does, neither was just kept from the CPU

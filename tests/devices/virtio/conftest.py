@@ -9,7 +9,7 @@ import pytest
 from pyvmm.devices.virtio.console import VirtioConsole
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.layout import RAM_BASE
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from tests.devices.virtio.driver import RAM_SIZE, Buffer, Driver, Ring
 
 RECEIVEQ, TRANSMITQ = 0, 1

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from pyvmm.layout import MIB, RAM_BASE
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 
 RAM_SIZE = 4 * MIB
 

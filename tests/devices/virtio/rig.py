@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.mmio import VirtioMmio
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from tests.devices.virtio.driver import Buffer, Driver
 
 ENOUGH_S = 120.0

@@ -16,7 +16,7 @@ from pyvmm.devices.virtio.balloon import PFN_BLOCK, PFN_MOST, VirtioBalloon
 from pyvmm.devices.virtio.balloonpages import PAGE
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.layout import MIB, RAM_BASE
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from tests.devices.virtio.driver import INT_CONFIG, NEEDS_RESET, Buffer, Driver
 
 INFLATEQ, DEFLATEQ, STATSQ, FREE_PAGE_VQ, REPORTING_VQ = range(5)

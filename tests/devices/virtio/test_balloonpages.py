@@ -11,7 +11,7 @@ from pyvmm.devices.virtio import balloonpages
 from pyvmm.devices.virtio.balloonpages import AREA, AREA_PAGES, PAGE, BalloonPages
 from pyvmm.devices.virtio.queue import QueueError
 from pyvmm.layout import RAM_BASE
-from pyvmm.memory import OutOfRange
+from pyvmm.memory.ram import OutOfRange
 
 FIRST = RAM_BASE // PAGE
 AREAS = 3

@@ -13,7 +13,7 @@ import pytest
 from pyvmm.devices.diskfile import DiskFile
 from pyvmm.devices.virtio.blk import VirtioBlk
 from pyvmm.layout import MIB
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from tests.devices.virtio.driver import NEEDS_RESET, Buffer
 from tests.devices.virtio.rig import DeviceRig
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyvmm.layout import RAM_BASE
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from tests.devices.virtio.conftest import RECEIVEQ, TRANSMITQ, Rig
 from tests.devices.virtio.driver import DRIVER_OK, F_INDIRECT, NEEDS_RESET, Ram, Ring
 

@@ -16,7 +16,7 @@ import pytest
 
 from pyvmm.devices.virtio.balloonpages import PAGE
 from pyvmm.layout import MIB, RAM_BASE
-from pyvmm.memory import GuestMemory, OutOfRange
+from pyvmm.memory.ram import GuestMemory, OutOfRange
 from tests.devices.virtio import test_balloon, test_mem
 from tests.devices.virtio.driver import NEEDS_RESET, Buffer
 from tests.devices.virtio.test_fuzz import Scribbler

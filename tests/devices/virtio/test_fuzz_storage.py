@@ -19,10 +19,10 @@ from pyvmm.devices.diskfile import DiskFile
 from pyvmm.devices.virtio.blk import VirtioBlk
 from pyvmm.devices.virtio.pmem import VirtioPmem
 from pyvmm.devices.virtio.rng import VirtioRng
-from pyvmm.filememory import FileMemory
 from pyvmm.layout import MIB, RAM_BASE
-from pyvmm.memory import GuestMemory
-from pyvmm.memorymap import MemoryMap
+from pyvmm.memory.file import FileMemory
+from pyvmm.memory.map import MemoryMap
+from pyvmm.memory.ram import GuestMemory
 from tests.devices.virtio.driver import NEEDS_RESET, Buffer
 from tests.devices.virtio.rig import DeviceRig
 from tests.devices.virtio.test_fuzz import Scribbler

@@ -13,8 +13,8 @@ from pyvmm.devices.virtio.mem import Request, Response, State, VirtioMem
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.errors import HostError
 from pyvmm.layout import MIB, RAM_BASE
-from pyvmm.memory import GuestMemory
-from pyvmm.memorymap import MemoryMap, PluggableMemory
+from pyvmm.memory.map import MemoryMap, PluggableMemory
+from pyvmm.memory.ram import GuestMemory
 from tests.devices.virtio.driver import FEATURES_OK, NEEDS_RESET, RAM_SIZE, Buffer, Driver
 
 ADDR = 0x1_0000_0000

@@ -8,7 +8,7 @@ import pytest
 
 from pyvmm.devices.virtio.queue import InOrder, QueueError, Virtqueue
 from pyvmm.layout import RAM_BASE
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from tests.devices.virtio.driver import INDIRECT, NEXT, RAM_SIZE, WRITE, Buffer, Ram, Ring
 
 SIZE = 8

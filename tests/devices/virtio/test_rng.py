@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyvmm.devices.virtio.rng import MOST, VirtioRng
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from tests.devices.virtio.driver import NEEDS_RESET, Buffer
 from tests.devices.virtio.rig import DeviceRig
 

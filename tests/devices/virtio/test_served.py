@@ -12,7 +12,7 @@ from pyvmm.devices.virtio import served
 from pyvmm.devices.virtio.device import INT_CONFIG, INT_VRING, QueueSpec
 from pyvmm.devices.virtio.queue import QueueError
 from pyvmm.devices.virtio.served import LINGER, Job, ServedDevice
-from pyvmm.memory import GuestMemory
+from pyvmm.memory.ram import GuestMemory
 from tests.devices.virtio.driver import NEEDS_RESET, Buffer
 from tests.devices.virtio.rig import ENOUGH_S, DeviceRig
 

@@ -8,7 +8,7 @@ import os
 
 from pyvmm.base.closing import Closing
 from pyvmm.errors import HostError
-from pyvmm.memory import OutOfRange
+from pyvmm.memory.ram import OutOfRange
 
 
 class FileMemory(Closing):

@@ -6,8 +6,8 @@ import pytest
 
 from pyvmm.errors import UsageError
 from pyvmm.layout import MIB
-from pyvmm.memory import GuestMemory
-from pyvmm.memorymap import MemoryMap, PluggableMemory
+from pyvmm.memory.map import MemoryMap, PluggableMemory
+from pyvmm.memory.ram import GuestMemory
 
 BASE = 0x1_0000_0000
 BLOCK = 2 * MIB

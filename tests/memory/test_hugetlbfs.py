@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm import hugetlbfs
 from pyvmm.errors import HostError, UsageError
 from pyvmm.layout import MIB
-from pyvmm.memory import GuestMemory
+from pyvmm.memory import hugetlbfs
+from pyvmm.memory.ram import GuestMemory
 
 
 def test_other_file_system_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from pyvmm.base.closing import Closing
 from pyvmm.errors import UsageError
-from pyvmm.memory import GuestMemory, Memory, OutOfRange
+from pyvmm.memory.ram import GuestMemory, Memory, OutOfRange
 
 
 class PluggableMemory(Closing):

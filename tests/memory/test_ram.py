@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pyvmm.control.service import resident
 from pyvmm.errors import HostError, UsageError
-from pyvmm.memory import HUGE_PAGE, GuestMemory
+from pyvmm.memory.ram import HUGE_PAGE, GuestMemory
 
 BASE = 0x8000_0000
 SIZE = 0x40_0000 + 0x1_0000  # no multiple of 2 MiB: the kernel aligns mappings of those

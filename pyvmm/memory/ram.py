@@ -91,7 +91,7 @@ class GuestMemory(Closing):
             self.host_address = (start + HUGE_PAGE - 1) & -HUGE_PAGE
             self._offset = self.host_address - start
         else:
-            from pyvmm import hugetlbfs
+            from pyvmm.memory import hugetlbfs
 
             self._mapping = hugetlbfs.map_pages(huge_pages, size)
             self.host_address, self._offset = _address(self._mapping), 0

@@ -1,0 +1,1 @@
+"""Guest memory, and where it comes from; no KVM here."""
