@@ -140,9 +140,9 @@ def run(out: str, modules: list[str], linux: bool, arguments: list[str]) -> None
 
 def _end_in_time(phases: Phases, exits: Exits, out: str, linux: bool) -> None:
     """Write what was found and end: at the first exit, or when Linux's init is there."""
-    from pyvmm.console import Output
     from pyvmm.kvm.vcpu import Vcpu
     from pyvmm.machine import Machine
+    from pyvmm.terminal.stdio import Output
 
     enter, write = Vcpu.run, Output.write
     said = bytearray()

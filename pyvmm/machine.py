@@ -42,7 +42,7 @@ from pyvmm.memory.ram import GuestMemory
 from pyvmm.outcome import is_system_event, outcome
 from pyvmm.resizing import Resizing
 from pyvmm.runner import Runner
-from pyvmm.terminals import Terminals
+from pyvmm.terminal.terminals import Terminals
 from pyvmm.vcpus import MachineVcpu
 
 if TYPE_CHECKING:

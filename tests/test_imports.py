@@ -18,13 +18,13 @@ PACKAGE = Path(__file__).parent.parent / "pyvmm"
 ROOMS = (
     # the bottom: errors, the guest's map, guest RAM, what was asked for
     "errors", "layout", "base", "report",
-    "deviceconfig", "config", "memory",
+    "deviceconfig", "config", "memory", "terminal",
     # no KVM
     "arm64", "probe", "devices", "boot",
     # nothing but KVM
     "kvm",
     # a Config becomes a machine, and runs
-    "limits", "runner", "console", "ptys", "lines", "terminals", "view", "memslots",
+    "limits", "runner", "view", "memslots",
     "vcpus", "irqchip", "virtio", "hotplug", "peripherals", "edges", "resizing", "registers",
     "counts", "board", "fastpath", "trace", "alarm", "outcome", "dirty",
     "machine", "snapshot", "control", "repro", "svecheck",

@@ -40,9 +40,10 @@ NOT_FOR_A_RUN = (
     "pyvmm.probe", "pyvmm.trace", "pyvmm.report.perfetto", "pyvmm.host.client", "pyvmm.host.qemu",
     "pyvmm.arm64.idregs", "pyvmm.arm64.esr", "pyvmm.arm64.control", "pyvmm.arm64.fields",
     "pyvmm.arm64.sysregs", "pyvmm.boot.elf", "pyvmm.devices.virtio", "pyvmm.devices.diskfile",
-    "pyvmm.virtio", "pyvmm.peripherals", "pyvmm.memory.map", "pyvmm.lines", "pyvmm.ptys",
-    "pyvmm.base.files", "pyvmm.boot.wrapping", "pyvmm.boot.zstd", "pyvmm.kvm.hints",
-    "pyvmm.memory.hugetlbfs", "pyvmm.control.server", "pyvmm.control.service", "pyvmm.control.wire",
+    "pyvmm.virtio", "pyvmm.peripherals", "pyvmm.memory.map", "pyvmm.terminal.line",
+    "pyvmm.terminal.pty", "pyvmm.base.files", "pyvmm.boot.wrapping", "pyvmm.boot.zstd",
+    "pyvmm.kvm.hints", "pyvmm.memory.hugetlbfs", "pyvmm.control.server", "pyvmm.control.service",
+    "pyvmm.control.wire",
 )  # fmt: skip
 
 

@@ -21,11 +21,11 @@ from pyvmm.base.loop import Loop
 from pyvmm.base.records import Record
 from pyvmm.base.units import show_size
 from pyvmm.config import Config
-from pyvmm.console import KEYS_HELP, Input, Key, Output, Terminal
 from pyvmm.control.sockets import Claim
 from pyvmm.errors import EXIT_SIGNAL, HostError, TimeoutExpired, VmmError
 from pyvmm.kvm.exits import Exit
 from pyvmm.machine import Machine
+from pyvmm.terminal.stdio import KEYS_HELP, Input, Key, Output, Terminal
 
 if TYPE_CHECKING:
     from pyvmm.control.server import Server

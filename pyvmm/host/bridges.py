@@ -15,8 +15,8 @@ from contextlib import ExitStack
 
 from pyvmm.host import client
 from pyvmm.host.running import Running
-from pyvmm.lines import OUTER_VARIABLE
-from pyvmm.ptys import Carrier, Pty
+from pyvmm.terminal.line import OUTER_VARIABLE
+from pyvmm.terminal.pty import Carrier, Pty
 
 HANDOVER = "pyvmm.host.handover"
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 
 from pyvmm.base.loop import Loop
-from pyvmm.terminals import Terminals
+from pyvmm.terminal.terminals import Terminals
 
 EOT = b"\x04"
 

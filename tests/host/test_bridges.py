@@ -20,7 +20,7 @@ import pytest
 
 from tests.host.conftest import ENOUGH_S, Channel, wait_for
 from tests.host.test_session import is_alive
-from tests.test_ptys import rest, show
+from tests.terminal.test_pty import rest, show
 
 GUEST = Path(__file__).with_name("guest.py")
 EOT = b"\x04"

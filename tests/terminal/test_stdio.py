@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvmm.base.loop import Loop
-from pyvmm.console import ESCAPE, KEYS, Escapes, Input, Key, Output, Terminal
+from pyvmm.terminal.stdio import ESCAPE, KEYS, Escapes, Input, Key, Output, Terminal
 
 # Every byte becomes one of a few, the escape and keys among them
 FEW = bytes(b"\x01\x01xhXab\x00"[n % 8] for n in range(256))

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from pyvmm.base.closing import Closing
 from pyvmm.base.loop import Loop
-from pyvmm.console import Input, Key
+from pyvmm.terminal.stdio import Input, Key
 
 if TYPE_CHECKING:
-    from pyvmm.lines import Line
+    from pyvmm.terminal.line import Line
 
 
 class Guest(Protocol):
@@ -42,7 +42,7 @@ class Terminals(Closing):
         self._lines: dict[int, Line] = {}
         with ExitStack() as undo:
             for number in sorted(numbers):
-                from pyvmm.lines import make_line  # late: most guests have a console alone
+                from pyvmm.terminal.line import make_line  # late: most guests have a console alone
 
                 self._lines[number] = make_line(number, undo)
             self._undo = undo.pop_all()

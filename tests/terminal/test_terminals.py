@@ -19,13 +19,13 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm import lines
 from pyvmm.base.loop import Loop
 from pyvmm.errors import HostError
-from pyvmm.lines import OUTER_VARIABLE
-from pyvmm.ptys import TYPED, record
-from pyvmm.terminals import Terminals
-from tests.test_ptys import show
+from pyvmm.terminal import line as lines
+from pyvmm.terminal.line import OUTER_VARIABLE
+from pyvmm.terminal.pty import TYPED, record
+from pyvmm.terminal.terminals import Terminals
+from tests.terminal.test_pty import show
 
 ENOUGH_S = 120.0
 
@@ -229,9 +229,7 @@ def test_process_that_hands_over_ends_with_the_one_that_asked(
 ) -> None:
     name = outside(monkeypatch, 1)
     process = handover(name, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    code = (
-        "from pyvmm.terminals import Terminals; import os; Terminals({1}); os.kill(os.getpid(), 9)"
-    )
+    code = "from pyvmm.terminal.terminals import Terminals; import os; Terminals({1}); os.kill(os.getpid(), 9)"
 
     subprocess.run([sys.executable, "-c", code])
 

@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm import ptys
-from pyvmm.ptys import SIZE, TYPED, Carrier, Pty, Records, record
+from pyvmm.terminal import pty as ptys
+from pyvmm.terminal.pty import SIZE, TYPED, Carrier, Pty, Records, record
 from tests.host.conftest import wait_for
 
 MIB = 1 << 20

@@ -14,9 +14,9 @@ import time
 from contextlib import ExitStack
 from typing import Final
 
-from pyvmm.console import Key, Output
 from pyvmm.errors import HostError
-from pyvmm.ptys import GRACE_S, Carrier, Pty, Records
+from pyvmm.terminal.pty import GRACE_S, Carrier, Pty, Records
+from pyvmm.terminal.stdio import Key, Output
 
 OUTER_VARIABLE: Final = "PYVMM_OUTER_TTYS"  # JSON: number -> [path, name of an abstract socket]
 HANDOVER_S: Final = 30.0  # until an emulated host has started the process that hands over

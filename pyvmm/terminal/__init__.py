@@ -1,0 +1,1 @@
+"""Terminals on this machine: standard input and output, ptys, their lines."""
