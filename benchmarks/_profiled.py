@@ -22,21 +22,21 @@ PHASES = (
     ("the VM's name and its socket", "pyvmm.commands._attached", "Claim.__init__"),
     ("control server, terminal, keys", "pyvmm.commands._attached", "Attached._attach"),
     ("/dev/kvm and the extension", "pyvmm.kvm.system", "System.open"),
-    ("asking KVM what it can give", "pyvmm.board", "read_limits"),
+    ("asking KVM what it can give", "pyvmm.machine.board", "read_limits"),
     ("the VM", "pyvmm.kvm.system", "System.create_vm"),
     ("guest memory", "pyvmm.memory.ram", "GuestMemory.__init__"),
-    ("guest memory", "pyvmm.memslots", "MemorySlots.add"),
-    ("vCPUs", "pyvmm.board", "make_vcpus"),
-    ("the GIC", "pyvmm.board", "make_irqchip"),
-    ("stolen time", "pyvmm.board", "give_pvtime"),
-    ("devices and the bus", "pyvmm.board", "_make_uarts_and_rtc"),
-    ("devices and the bus", "pyvmm.board", "_make_bus"),
-    ("KVM's statistics", "pyvmm.board", "KernelCounts.__init__"),
-    ("the image", "pyvmm.board", "load_image"),
-    ("the device tree", "pyvmm.board", "machine_dtb"),
-    ("registers to start with", "pyvmm.board", "set_boot_registers"),
-    ("shortcuts for UARTs", "pyvmm.machine", "Machine._make_fast_paths"),
-    ("the vCPUs' threads", "pyvmm.runner", "Runner.start"),
+    ("guest memory", "pyvmm.machine.slots", "MemorySlots.add"),
+    ("vCPUs", "pyvmm.machine.board", "make_vcpus"),
+    ("the GIC", "pyvmm.machine.board", "make_irqchip"),
+    ("stolen time", "pyvmm.machine.board", "give_pvtime"),
+    ("devices and the bus", "pyvmm.machine.board", "_make_uarts_and_rtc"),
+    ("devices and the bus", "pyvmm.machine.board", "_make_bus"),
+    ("KVM's statistics", "pyvmm.machine.board", "KernelCounts.__init__"),
+    ("the image", "pyvmm.machine.board", "load_image"),
+    ("the device tree", "pyvmm.machine.board", "machine_dtb"),
+    ("registers to start with", "pyvmm.machine.board", "set_boot_registers"),
+    ("shortcuts for UARTs", "pyvmm.machine.machine", "Machine._make_fast_paths"),
+    ("the vCPUs' threads", "pyvmm.machine.runner", "Runner.start"),
 )  # fmt: skip
 REST = "the rest"
 FIRST_RUN = "KVM_RUN to the guest's first exit"
@@ -141,7 +141,7 @@ def run(out: str, modules: list[str], linux: bool, arguments: list[str]) -> None
 def _end_in_time(phases: Phases, exits: Exits, out: str, linux: bool) -> None:
     """Write what was found and end: at the first exit, or when Linux's init is there."""
     from pyvmm.kvm.vcpu import Vcpu
-    from pyvmm.machine import Machine
+    from pyvmm.machine.machine import Machine
     from pyvmm.terminal.stdio import Output
 
     enter, write = Vcpu.run, Output.write

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         UsageError,
         VmmError,
     )
-    from pyvmm.machine import Machine
+    from pyvmm.machine.machine import Machine
     from pyvmm.probe import Probe
     from pyvmm.snapshot.look import Snapshot
     from pyvmm.snapshot.origin import restore
@@ -63,7 +63,7 @@ _HOMES = {
     "Config": "pyvmm.config",
     "SveRequest": "pyvmm.config",
     "Disk": "pyvmm.deviceconfig",
-    "Machine": "pyvmm.machine",
+    "Machine": "pyvmm.machine.machine",
     "Pmem": "pyvmm.deviceconfig",
     "Predicate": "pyvmm.arm64.lanes",
     "Probe": "pyvmm.probe",

@@ -24,9 +24,6 @@ ROOMS = (
     # nothing but KVM
     "kvm",
     # a Config becomes a machine, and runs
-    "limits", "runner", "view", "memslots",
-    "vcpus", "irqchip", "virtio", "hotplug", "peripherals", "edges", "resizing", "registers",
-    "counts", "board", "fastpath", "trace", "alarm", "outcome", "dirty",
     "machine", "snapshot", "control", "repro", "svecheck",
     "host",
     # one guest on many machines
@@ -42,7 +39,7 @@ APART = {
     "boot": {"kvm"},
     "host": {"kvm"},
     "kvm": {"units", "config", "arm64", "devices", "boot"},
-    "svecheck": {"board", "machine", "control"},
+    "svecheck": {"machine", "control"},
 }
 
 # Packages that only some rooms may know.

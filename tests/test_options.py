@@ -21,8 +21,8 @@ from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.system import System
 from pyvmm.kvm.uapi import DeviceType
 from pyvmm.layout import GIB, MIB
-from pyvmm.limits import Feature
-from pyvmm.machine import Machine
+from pyvmm.machine.machine import Machine
+from pyvmm.machine.plan import Feature
 from tests import programs
 
 pytestmark = pytest.mark.kvm

@@ -24,13 +24,13 @@ from pyvmm.config import Config
 from pyvmm.control.sockets import Claim
 from pyvmm.errors import EXIT_SIGNAL, HostError, TimeoutExpired, VmmError
 from pyvmm.kvm.exits import Exit
-from pyvmm.machine import Machine
+from pyvmm.machine.machine import Machine
 from pyvmm.terminal.stdio import KEYS_HELP, Input, Key, Output, Terminal
 
 if TYPE_CHECKING:
     from pyvmm.control.server import Server
+    from pyvmm.machine.trace import ExitTrace
     from pyvmm.snapshot.origin import Restorer
-    from pyvmm.trace import ExitTrace
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 STDIN, STDOUT = 0, 1
@@ -86,7 +86,7 @@ class Attached:
         with contextlib.ExitStack() as undo:
             self._loop = undo.enter_context(Loop())
             if self._extras.trace is not None:
-                from pyvmm.trace import ExitTrace
+                from pyvmm.machine.trace import ExitTrace
 
                 trace = ExitTrace(self._extras.trace, self._config.name)
                 self._trace = undo.enter_context(trace)

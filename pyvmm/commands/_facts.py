@@ -14,16 +14,16 @@ from pyvmm import host
 from pyvmm.arm64 import cpuid
 from pyvmm.base.computer import kind_of_machine, small_text
 from pyvmm.base.units import show_size
-from pyvmm.board import read_limits
 from pyvmm.errors import HostError, KvmError, VmmError
 from pyvmm.kvm import native
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.system import System
 from pyvmm.kvm.uapi import DeviceType
-from pyvmm.limits import most_memory
-from pyvmm.peripherals import MAKERS
+from pyvmm.machine.board import read_limits
+from pyvmm.machine.devices import MAKERS
+from pyvmm.machine.plan import most_memory
+from pyvmm.machine.vcpus import host_features
 from pyvmm.snapshot.offer import registers_here
-from pyvmm.vcpus import host_features
 
 REGISTERS = "registers"  # a topic for programs: of a vCPU that has all there is
 Value = str | int | bool | list[int] | None

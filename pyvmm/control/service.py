@@ -10,10 +10,10 @@ from typing import Final
 
 from pyvmm.control.server import Handler
 from pyvmm.control.wire import SCHEMA, Message
-from pyvmm.counts import totals
 from pyvmm.errors import UsageError, VmmError
-from pyvmm.machine import Machine
-from pyvmm.resizing import PATIENCE_S
+from pyvmm.machine.counts import totals
+from pyvmm.machine.machine import Machine
+from pyvmm.machine.resizing import PATIENCE_S
 from pyvmm.snapshot.save import save
 
 BLOCK: Final = 512  # bytes, of st_blocks.  Source: stat(3type)
@@ -147,7 +147,7 @@ class Service:
         "whole" keeps Z, P and FFR at the longest length the guest could choose.
         """
         from pyvmm.kvm.vgic import Vgic
-        from pyvmm.registers import read_registers
+        from pyvmm.machine.registers import read_registers
 
         machine = self._machine()
         number = vcpu_number(request, machine)

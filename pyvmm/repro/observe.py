@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from pyvmm.errors import HostError
-from pyvmm.vcpus import online_cpus
+from pyvmm.machine.vcpus import online_cpus
 
 INTERRUPTS: Final = Path("/proc/interrupts")
 KMSG: Final = Path("/dev/kmsg")

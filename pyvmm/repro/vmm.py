@@ -14,7 +14,7 @@ from typing import Any, Final, Self
 
 from pyvmm.config import Config
 from pyvmm.errors import VmmError
-from pyvmm.machine import Machine
+from pyvmm.machine.machine import Machine
 
 ANSWER_S: Final = 120.0  # an emulated host may be busy, and the machine it is on
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pyvmm.dirty import DirtyPages
+from pyvmm.machine.dirty import DirtyPages
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.memory.ranges import Range, clipped, merged, runs
 from pyvmm.snapshot import pages

@@ -18,12 +18,12 @@ from pyvmm.arm64.fields import decode
 from pyvmm.arm64.idregs import IdAa64Mmfr3
 from pyvmm.kvm import regs
 from pyvmm.kvm.system import System
+from pyvmm.machine.vcpus import make_vcpus
 from pyvmm.snapshot import classes
 from pyvmm.snapshot.classes import Setting
 from pyvmm.snapshot.offer import Offer
 from pyvmm.snapshot.restore import Loss, differences, plan_of, write_registers
 from pyvmm.snapshot.state import State
-from pyvmm.vcpus import make_vcpus
 
 ABSENT = 0xF  # in a field that is signed: the feature is not there
 # Of ID registers, what KVM makes up by a VM's features: the rows about those tell.

@@ -16,8 +16,8 @@ from pyvmm.arm64.bits import Bits
 from pyvmm.arm64.fields import decode
 from pyvmm.arm64.lanes import Predicate, Vector
 from pyvmm.kvm import regs
+from pyvmm.machine.registers import PREDICATES, VECTORS
 from pyvmm.memory.ranges import Range, merged, runs
-from pyvmm.registers import PREDICATES, VECTORS
 from pyvmm.snapshot import classes, gic, pages
 from pyvmm.snapshot.format import BLOCK, PAGE
 from pyvmm.snapshot.look import Snapshot, SnapshotVcpu

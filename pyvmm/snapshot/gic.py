@@ -16,12 +16,12 @@ from typing import Final, NamedTuple
 
 from pyvmm import layout
 from pyvmm.arm64 import sysregs
-from pyvmm.board import MPIDR_EL1, Board
 from pyvmm.errors import KvmError, VmmError
-from pyvmm.irqchip import Irqchip
 from pyvmm.kvm.device import Device
 from pyvmm.kvm.uapi import VgicCtrl, VgicGroup
 from pyvmm.kvm.vgic import affinity
+from pyvmm.machine.board import MPIDR_EL1, Board
+from pyvmm.machine.irqchip import Irqchip
 from pyvmm.snapshot.state import GicBlock, GicState
 
 FIRST_SPI: Final = 32

@@ -22,13 +22,13 @@ from pyvmm.errors import KvmError, UsageError
 from pyvmm.kvm import regs, sve
 from pyvmm.kvm.vcpu import VcpuEvents
 from pyvmm.kvm.vgic import affinity
+from pyvmm.machine.registers import MPIDR_EL1, PREDICATES, VECTORS, VcpuRegisters, read_registers
+from pyvmm.machine.view import RegisterView
 from pyvmm.memory.ranges import merged, without
-from pyvmm.registers import MPIDR_EL1, PREDICATES, VECTORS, VcpuRegisters, read_registers
 from pyvmm.snapshot import gic
 from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.state import GicState, State, VcpuState
-from pyvmm.view import RegisterView
 
 NEEDED: Final = (regs.PC, regs.PSTATE, MPIDR_EL1)
 NEEDED_OF_SVE: Final = (regs.SVE_VLS, regs.lookup("ZCR_EL1", sysregs.ENCODINGS))

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyvmm.arm64 import sysregs, vl
-from pyvmm.board import read_limits
 from pyvmm.errors import KvmError, UsageError
-from pyvmm.irqchip import NEEDS
 from pyvmm.kvm import native, regs
 from pyvmm.kvm.system import System
-from pyvmm.limits import Feature, Plan
+from pyvmm.machine.board import read_limits
+from pyvmm.machine.irqchip import NEEDS
+from pyvmm.machine.plan import Feature, Plan
+from pyvmm.machine.vcpus import make_vcpus
 from pyvmm.snapshot import classes
 from pyvmm.snapshot.codec import read_hexadecimal
-from pyvmm.vcpus import make_vcpus
 
 LARGEST: Final = 1 << 20  # bytes of a document
 HOW: Final = "`pyvmm doctor --json` on that host writes one"

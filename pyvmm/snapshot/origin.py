@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Final
 
 from pyvmm.base.closing import Closing
-from pyvmm.board import Board, Hooks, assemble
 from pyvmm.config import Config
 from pyvmm.errors import HostError, UsageError, VmmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.system import System
 from pyvmm.kvm.vcpu import Vcpu
-from pyvmm.machine import Machine, write_to_stdout
+from pyvmm.machine.board import Board, Hooks, assemble
+from pyvmm.machine.machine import Machine, write_to_stdout
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.check import Verdict, machine_rows, register_row
 from pyvmm.snapshot.filling import fill, map_into

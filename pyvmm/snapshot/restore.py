@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pyvmm import layout
-from pyvmm.board import Board
 from pyvmm.devices.device import Device
 from pyvmm.devices.kept import StateError
 from pyvmm.devices.pl031 import Pl031
@@ -21,7 +20,8 @@ from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.errors import HostError, KvmError
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vgic import VgicV2
-from pyvmm.limits import Plan
+from pyvmm.machine.board import Board
+from pyvmm.machine.plan import Plan
 from pyvmm.snapshot import classes
 from pyvmm.snapshot.classes import Setting
 from pyvmm.snapshot.gic import gic_registers, restore_gic

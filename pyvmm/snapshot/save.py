@@ -20,21 +20,21 @@ import pyvmm
 from pyvmm import layout
 from pyvmm.arm64 import sysregs
 from pyvmm.base import computer
-from pyvmm.board import Board
 from pyvmm.config import Config
 from pyvmm.devices.device import Device
 from pyvmm.errors import KvmError, UsageError, VmmError
 from pyvmm.kvm import native, regs
 from pyvmm.kvm.uapi import MpState, VcpuFeature
-from pyvmm.limits import Feature
-from pyvmm.machine import Machine
+from pyvmm.machine.board import Board
+from pyvmm.machine.machine import Machine
+from pyvmm.machine.plan import Feature
+from pyvmm.machine.vcpus import MachineVcpu, features_of
 from pyvmm.snapshot import classes
 from pyvmm.snapshot.changes import changed
 from pyvmm.snapshot.gic import gic_registers, save_gic, save_tables
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.state import Area, Clock, Events, State, Taken, VcpuState
 from pyvmm.snapshot.writer import Part, write_snapshot
-from pyvmm.vcpus import MachineVcpu, features_of
 
 DRAINS = 100  # times that devices may have more to do when they were just done
 

@@ -16,7 +16,7 @@ from pyvmm.kvm import regs
 from pyvmm.kvm.uapi import MpState, VcpuFeature
 from pyvmm.kvm.vcpu import VcpuEvents
 from pyvmm.layout import RAM
-from pyvmm.limits import Feature
+from pyvmm.machine.plan import Feature
 from pyvmm.snapshot.codec import (
     Damaged,
     Form,

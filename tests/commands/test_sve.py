@@ -232,7 +232,7 @@ def test_saved_probes_need_no_kvm_and_no_host(words: str, save: Save) -> None:
     code = (
         "import sys; from pyvmm.cli import main; code = main(['sve', *sys.argv[1:]]);"
         "print(code, [m for m in sys.modules if m.startswith('pyvmm.kvm')"
-        " or m in ('pyvmm.host.start', 'pyvmm.machine', 'cffi')])"
+        " or m in ('pyvmm.host.start', 'pyvmm.machine.machine', 'cffi')])"
     )
 
     done = subprocess.run(

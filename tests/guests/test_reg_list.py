@@ -36,7 +36,7 @@ OURS: Final = """
 import json, sys
 from pyvmm.kvm.system import System
 from pyvmm.kvm.uapi import VcpuFeature
-from pyvmm.vcpus import MachineVcpu
+from pyvmm.machine.vcpus import MachineVcpu
 
 def listed(features):
     with System.open() as system, system.create_vm() as vm, vm.create_vcpu(0, MachineVcpu) as vcpu:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from pyvmm import trace
 from pyvmm.errors import UsageError
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.uapi import ExitReason
+from pyvmm.machine import trace
+from pyvmm.machine.trace import ExitTrace
 from pyvmm.report import perfetto
-from pyvmm.trace import ExitTrace
 
 definitions: Any = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
 

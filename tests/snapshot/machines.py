@@ -12,7 +12,7 @@ from typing import Any
 from pyvmm.commands.run import GUESTS
 from pyvmm.config import Config, SveRequest
 from pyvmm.layout import MIB
-from pyvmm.machine import Machine
+from pyvmm.machine.machine import Machine
 from pyvmm.snapshot.origin import Restorer, named
 
 PATIENCE_S = 120

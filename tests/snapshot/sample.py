@@ -8,7 +8,7 @@ from pyvmm.config import Config, SveRequest
 from pyvmm.kvm import regs
 from pyvmm.kvm.uapi import MpState, VcpuFeature
 from pyvmm.layout import MIB, PVTIME, RAM_BASE
-from pyvmm.limits import Feature
+from pyvmm.machine.plan import Feature
 from pyvmm.snapshot.state import (
     Area,
     Clock,

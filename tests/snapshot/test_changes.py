@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.dirty import DirtyPages
 from pyvmm.errors import UsageError
 from pyvmm.layout import MIB
+from pyvmm.machine.dirty import DirtyPages
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.memory.ranges import Range, without
 from pyvmm.snapshot import save as saving

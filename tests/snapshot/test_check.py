@@ -12,7 +12,7 @@ import pytest
 from pyvmm.arm64 import sysregs
 from pyvmm.errors import UsageError
 from pyvmm.kvm import regs
-from pyvmm.limits import Feature
+from pyvmm.machine.plan import Feature
 from pyvmm.snapshot.check import Row, Verdict, machine_rows, predicted, register_row
 from pyvmm.snapshot.offer import Offer, read_offer
 from pyvmm.snapshot.restore import Loss

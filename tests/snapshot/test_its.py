@@ -12,7 +12,7 @@ from pyvmm.config import Config
 from pyvmm.kvm.uapi import VgicGroup
 from pyvmm.kvm.vgic import Vgic
 from pyvmm.layout import MIB
-from pyvmm.machine import Machine
+from pyvmm.machine.machine import Machine
 from pyvmm.snapshot.origin import restore
 from pyvmm.snapshot.save import save
 from tests import programs

@@ -229,7 +229,8 @@ def test_process_that_hands_over_ends_with_the_one_that_asked(
 ) -> None:
     name = outside(monkeypatch, 1)
     process = handover(name, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    code = "from pyvmm.terminal.terminals import Terminals; import os; Terminals({1}); os.kill(os.getpid(), 9)"
+    imports = "import os; from pyvmm.terminal.terminals import Terminals"
+    code = f"{imports}; Terminals({{1}}); os.kill(os.getpid(), 9)"
 
     subprocess.run([sys.executable, "-c", code])
 

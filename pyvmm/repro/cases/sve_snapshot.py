@@ -19,7 +19,8 @@ from pyvmm.config import Config, SveRequest
 from pyvmm.errors import UsageError, VmmError
 from pyvmm.kvm import regs
 from pyvmm.layout import MIB
-from pyvmm.machine import Machine
+from pyvmm.machine.machine import Machine
+from pyvmm.machine.vcpus import MachineVcpu
 from pyvmm.repro.model import (
     CANNOT_TELL,
     NOT_THERE,
@@ -36,7 +37,6 @@ from pyvmm.repro.observe import kernel
 from pyvmm.repro.vmm import Console
 from pyvmm.snapshot.origin import restore
 from pyvmm.snapshot.save import save
-from pyvmm.vcpus import MachineVcpu
 
 NOTHING: Final = "nothing"
 MEMORY: Final = 32 * MIB

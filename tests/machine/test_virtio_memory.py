@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm import hotplug, layout
+from pyvmm import layout
 from pyvmm.config import Config
 from pyvmm.control.service import resident
 from pyvmm.deviceconfig import Balloon, Hotplug
@@ -21,7 +21,8 @@ from pyvmm.errors import HostError
 from pyvmm.kvm import regs
 from pyvmm.kvm.exits import Exit
 from pyvmm.layout import GIB, MIB
-from pyvmm.machine import Machine
+from pyvmm.machine import hotplug
+from pyvmm.machine.machine import Machine
 from pyvmm.snapshot.origin import Reading, restore
 from pyvmm.snapshot.save import save
 from tests import programs

@@ -9,9 +9,9 @@ from typing import cast
 
 import pytest
 
-from pyvmm.counts import KernelCounts
 from pyvmm.errors import KvmError
 from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.machine.counts import KernelCounts
 
 
 class Fake:

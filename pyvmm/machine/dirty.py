@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pyvmm.layout import RAM
+from pyvmm.machine.slots import MemorySlots
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.memory.ranges import Range, merged, runs
-from pyvmm.memslots import MemorySlots
 
 if TYPE_CHECKING:
     from pyvmm.devices.virtio.mmio import VirtioMmio

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pyvmm.errors import GuestError, HostError
-from pyvmm.runner import Runner
+from pyvmm.machine.runner import Runner
 
 ENOUGH_S = 120.0
 

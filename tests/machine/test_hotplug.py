@@ -8,10 +8,10 @@ from typing import Any, cast
 import pytest
 
 from pyvmm.errors import HostError, KvmError
-from pyvmm.hotplug import PluggedSlots
 from pyvmm.layout import MIB
+from pyvmm.machine.hotplug import PluggedSlots
+from pyvmm.machine.slots import MemorySlots
 from pyvmm.memory.map import PluggableMemory
-from pyvmm.memslots import MemorySlots
 
 BASE = 0x1_0000_0000
 BLOCK = 2 * MIB

@@ -8,8 +8,8 @@ then, past the end of a page (load_unaligned_zeropad() in its asm/word-at-a-time
 from __future__ import annotations
 
 from pyvmm.errors import HostError
+from pyvmm.machine.slots import MemorySlots
 from pyvmm.memory.map import PluggableMemory
-from pyvmm.memslots import MemorySlots
 
 NAME = "hotplug"  # of the slots
 

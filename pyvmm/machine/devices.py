@@ -17,9 +17,9 @@ from pyvmm.deviceconfig import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.errors import HostError
 from pyvmm.layout import Region
-from pyvmm.limits import Plan
+from pyvmm.machine.plan import Plan
+from pyvmm.machine.slots import MemorySlots
 from pyvmm.memory.map import MemoryMap
-from pyvmm.memslots import MemorySlots
 
 
 class Site(Record, kw_only=True):
@@ -42,7 +42,7 @@ class Site(Record, kw_only=True):
 def _make_mem(asked: Hotplug, site: Site) -> VirtioDevice:
     """Room for memory, with its own addresses."""
     from pyvmm.devices.virtio.mem import VirtioMem
-    from pyvmm.hotplug import PluggedSlots
+    from pyvmm.machine.hotplug import PluggedSlots
     from pyvmm.memory.map import PluggableMemory
 
     blocks = site.undo.enter_context(PluggableMemory(site.window.base, asked.size, asked.block))

@@ -17,7 +17,7 @@ from pyvmm.config import Config
 from pyvmm.errors import VmmError
 from pyvmm.kvm import regs
 from pyvmm.layout import MIB
-from pyvmm.machine import Machine
+from pyvmm.machine.machine import Machine
 from tests import programs
 
 pytestmark = pytest.mark.kvm

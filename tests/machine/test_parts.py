@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from pyvmm.alarm import Alarm
 from pyvmm.base.loop import Loop
 from pyvmm.devices.pl031 import Pl031
 from pyvmm.errors import GuestError
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.uapi import ExitReason, SystemEvent
-from pyvmm.outcome import outcome
+from pyvmm.machine.alarm import Alarm
+from pyvmm.machine.outcome import outcome
 
 VCPU: Any = SimpleNamespace(id=3, get_one_reg=lambda reg: 0x8008_0004)
 

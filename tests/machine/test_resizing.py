@@ -11,9 +11,9 @@ from pyvmm.devices.virtio.mem import VirtioMem
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.errors import UsageError, VmmError
 from pyvmm.layout import GIB, MIB, RAM_BASE
+from pyvmm.machine.resizing import Resizing
 from pyvmm.memory.map import MemoryMap, PluggableMemory
 from pyvmm.memory.ram import GuestMemory
-from pyvmm.resizing import Resizing
 from tests.devices.virtio.driver import Driver
 
 RAM = 64 * MIB

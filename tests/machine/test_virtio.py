@@ -17,7 +17,7 @@ from pyvmm.config import Config
 from pyvmm.deviceconfig import Rng
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.layout import MIB
-from pyvmm.machine import Machine
+from pyvmm.machine.machine import Machine
 
 pytestmark = pytest.mark.kvm
 

@@ -17,7 +17,7 @@ from pyvmm.deviceconfig import DeviceConfig, Pmem, Rng
 from pyvmm.errors import HostError, UsageError
 from pyvmm.kvm import regs
 from pyvmm.layout import GIB, MIB
-from pyvmm.machine import Machine
+from pyvmm.machine.machine import Machine
 from tests import programs
 
 pytestmark = pytest.mark.kvm

@@ -20,9 +20,9 @@ from pyvmm.errors import KvmError, UsageError
 from pyvmm.kvm import regs, sve
 from pyvmm.kvm.system import System
 from pyvmm.layout import MIB
-from pyvmm.machine import Machine
-from pyvmm.registers import read_registers
-from pyvmm.view import Register, RegisterView
+from pyvmm.machine.machine import Machine
+from pyvmm.machine.registers import read_registers
+from pyvmm.machine.view import Register, RegisterView
 from tests import programs
 
 UNKNOWN = 0x6030_0000_0017_0001  # of a group that no kernel has yet

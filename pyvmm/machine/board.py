@@ -18,22 +18,21 @@ from pyvmm.boot.dtb import MachineDescription, machine_dtb
 from pyvmm.boot.image import LoadedImage, load_image
 from pyvmm.boot.linux import check_cpu
 from pyvmm.config import Config
-from pyvmm.counts import KernelCounts
 from pyvmm.deviceconfig import Hotplug
 from pyvmm.devices.bus import Bus
 from pyvmm.devices.exit import ExitRegister
 from pyvmm.devices.pl031 import Pl031
 from pyvmm.devices.uart8250 import Uart8250
-from pyvmm.irqchip import Irqchip, make_irqchip
 from pyvmm.kvm import regs, sve
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.system import System
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm, spi
-from pyvmm.limits import DEFAULT_IPA_BITS, Feature, HostLimits, Plan, plan
-from pyvmm.memory.ram import GuestMemory
-from pyvmm.memslots import MemorySlots
-from pyvmm.vcpus import (
+from pyvmm.machine.counts import KernelCounts
+from pyvmm.machine.irqchip import Irqchip, make_irqchip
+from pyvmm.machine.plan import DEFAULT_IPA_BITS, Feature, HostLimits, Plan, plan
+from pyvmm.machine.slots import MemorySlots
+from pyvmm.machine.vcpus import (
     MachineVcpu,
     give_pvtime,
     host_features,
@@ -42,6 +41,7 @@ from pyvmm.vcpus import (
     online_cpus,
     set_boot_registers,
 )
+from pyvmm.memory.ram import GuestMemory
 
 if TYPE_CHECKING:
     # virtio's modules are imported by the machines that have such devices.
@@ -231,8 +231,8 @@ def _make_virtio(
     undo: ExitStack,
 ) -> tuple[list[VirtioDevice], VirtioConsole | None]:
     """The virtio devices by slot, and the console among them, if it is to be one."""
+    from pyvmm.machine.devices import make_devices
     from pyvmm.memory.map import MemoryMap
-    from pyvmm.peripherals import make_devices
 
     addressable = MemoryMap(memory)
     devices = make_devices(
@@ -249,7 +249,7 @@ def _make_virtio(
 def _plug_in(
     devices: list[VirtioDevice], vm: Vm, undo: ExitStack, transport: str
 ) -> list[VirtioMmio]:
-    from pyvmm.virtio import plug_in
+    from pyvmm.machine.virtio import plug_in
 
     return [plug_in(device, slot, vm, undo, transport) for slot, device in enumerate(devices)]
 

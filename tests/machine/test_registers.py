@@ -25,8 +25,8 @@ from pyvmm.kvm.system import System
 from pyvmm.kvm.uapi import MpState, VcpuFeature
 from pyvmm.kvm.vcpu import Vcpu, VcpuEvents
 from pyvmm.layout import MIB
-from pyvmm.machine import Machine
-from pyvmm.registers import VcpuRegisters, read_registers
+from pyvmm.machine.machine import Machine
+from pyvmm.machine.registers import VcpuRegisters, read_registers
 from tests import programs
 from tests.kvm.guest import guest
 

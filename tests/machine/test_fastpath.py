@@ -18,12 +18,12 @@ from pyvmm import layout
 from pyvmm.config import Config
 from pyvmm.devices.bus import Bus
 from pyvmm.devices.uart8250 import Uart8250
-from pyvmm.fastpath import PATIENCE, FastPaths
 from pyvmm.kvm import regs
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.uapi import MpState
 from pyvmm.layout import MIB
-from pyvmm.machine import Machine
+from pyvmm.machine.fastpath import PATIENCE, FastPaths
+from pyvmm.machine.machine import Machine
 from tests import programs
 from tests.kvm import guest as tiny
 

@@ -11,7 +11,7 @@ from pyvmm.config import Config, SveRequest
 from pyvmm.deviceconfig import DeviceConfig, Rng
 from pyvmm.errors import HostError
 from pyvmm.layout import GIB, MIB
-from pyvmm.limits import HostLimits, most_memory, plan, room_for_vcpus
+from pyvmm.machine.plan import HostLimits, most_memory, plan, room_for_vcpus
 
 HOST = HostLimits(max_vcpus=512, ipa_bits=40, vls=frozenset({128, 256, 512}))
 

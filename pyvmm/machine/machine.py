@@ -19,37 +19,37 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pyvmm import layout
-from pyvmm.alarm import Alarm
 from pyvmm.arm64.vl import VlSet
 from pyvmm.base.closing import Closing
 from pyvmm.base.loop import Loop
-from pyvmm.board import Board, Hooks, build
 from pyvmm.boot.image import LoadedImage
 from pyvmm.config import Config
-from pyvmm.counts import ExitCounts, totals
 from pyvmm.devices.bus import UNCLAIMED
 from pyvmm.devices.uart8250 import Uart8250
-from pyvmm.edges import explain, refuse_write
 from pyvmm.errors import EXIT_OK, KvmError, TimeoutExpired, VmmError
-from pyvmm.fastpath import FastPaths
 from pyvmm.kvm import regs
 from pyvmm.kvm.exits import Exit, reason_name
 from pyvmm.kvm.system import System
 from pyvmm.kvm.uapi import ExitReason, SystemEvent
 from pyvmm.kvm.vcpu import Vcpu
-from pyvmm.limits import Plan
+from pyvmm.machine.alarm import Alarm
+from pyvmm.machine.board import Board, Hooks, build
+from pyvmm.machine.counts import ExitCounts, totals
+from pyvmm.machine.edges import explain, refuse_write
+from pyvmm.machine.fastpath import FastPaths
+from pyvmm.machine.outcome import is_system_event, outcome
+from pyvmm.machine.plan import Plan
+from pyvmm.machine.resizing import Resizing
+from pyvmm.machine.runner import Runner
+from pyvmm.machine.vcpus import MachineVcpu
 from pyvmm.memory.ram import GuestMemory
-from pyvmm.outcome import is_system_event, outcome
-from pyvmm.resizing import Resizing
-from pyvmm.runner import Runner
 from pyvmm.terminal.terminals import Terminals
-from pyvmm.vcpus import MachineVcpu
 
 if TYPE_CHECKING:
     # Imported lazily: rarely used.
     from pyvmm.devices.virtio.console import VirtioConsole
-    from pyvmm.dirty import DirtyPages
-    from pyvmm.trace import ExitTrace
+    from pyvmm.machine.dirty import DirtyPages
+    from pyvmm.machine.trace import ExitTrace
 
 KVM = "/dev/kvm"
 STDOUT = 1
@@ -313,7 +313,7 @@ class Machine(Closing):
     def dirty(self) -> DirtyPages:
         """Which pages of RAM were written to since a snapshot; for saves, while paused."""
         if self._dirty is None:
-            from pyvmm.dirty import DirtyPages
+            from pyvmm.machine.dirty import DirtyPages
 
             board = self.board
             self._dirty = DirtyPages(board.memory, board.slots, board.virtio)
@@ -375,7 +375,7 @@ class Machine(Closing):
         with ExitStack() as undo:
             undo.callback(Alarm(self.board.rtc, loop).stop)
             if self.board.virtio:
-                from pyvmm.virtio import Kicks
+                from pyvmm.machine.virtio import Kicks
 
                 undo.callback(Kicks(self.board.vm, self.board.virtio, loop).stop)
             undo.callback(self.terminals.attach(self, loop))

@@ -21,7 +21,7 @@ from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.system import System
 from pyvmm.layout import MIB
-from pyvmm.machine import Machine
+from pyvmm.machine.machine import Machine
 from tests import programs
 
 pytestmark = pytest.mark.kvm

@@ -10,8 +10,8 @@ import pytest
 
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.devices.virtio.pmem import VirtioPmem
-from pyvmm.edges import explain
 from pyvmm.errors import KvmError
+from pyvmm.machine.edges import explain
 
 BAD_ADDRESS = KvmError("KVM_RUN", "vcpu 0", errno.EFAULT)
 

@@ -20,10 +20,10 @@ from pyvmm.kvm.system import System
 from pyvmm.kvm.uapi import VcpuFeature
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm
-from pyvmm.limits import Feature, Plan
+from pyvmm.machine.plan import Feature, Plan
+from pyvmm.machine.slots import MemorySlots
+from pyvmm.machine.view import RegisterView
 from pyvmm.memory.ram import GuestMemory
-from pyvmm.memslots import MemorySlots
-from pyvmm.view import RegisterView
 
 # The capabilities by which KVM says that it has a feature, all of them
 CAPS: dict[Feature, tuple[int, ...]] = {

@@ -1,0 +1,1 @@
+"""A Config becomes a machine, and the machine runs."""
