@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyvmm import Config, Machine
-from pyvmm.snapshot.origin import Reading, restore
+from pyvmm.snapshot.restorer import Reading, restore
 from pyvmm.snapshot.save import save
 
 HERE = Path(__file__).parents[1]  # in the host's memory

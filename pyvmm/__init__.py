@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pyvmm.machine.machine import Machine
     from pyvmm.probe import Probe
     from pyvmm.snapshot.look import Snapshot
-    from pyvmm.snapshot.origin import restore
+    from pyvmm.snapshot.restorer import restore
     from pyvmm.snapshot.save import save
 
 __version__ = "0.1.0"
@@ -70,7 +70,7 @@ _HOMES = {
     "Snapshot": "pyvmm.snapshot.look",
     "Rng": "pyvmm.deviceconfig",
     "Vector": "pyvmm.arm64.lanes",
-    "restore": "pyvmm.snapshot.origin",
+    "restore": "pyvmm.snapshot.restorer",
     "save": "pyvmm.snapshot.save",
 }
 

@@ -30,7 +30,7 @@ from pyvmm.terminal.stdio import KEYS_HELP, Input, Key, Output, Terminal
 if TYPE_CHECKING:
     from pyvmm.control.server import Server
     from pyvmm.machine.trace import ExitTrace
-    from pyvmm.snapshot.origin import Restorer
+    from pyvmm.snapshot.restorer import Restorer
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 STDIN, STDOUT = 0, 1

@@ -65,7 +65,7 @@ def restore(invocation: Invocation, /, where: HostSettings, file: Path, **option
         return run_several(file, config.name, options)
     # Late: where the command is forwarded, none of the machine is loaded.
     from pyvmm.commands._attached import Extras, run_attached
-    from pyvmm.snapshot.origin import ClockPolicy, Reading, Restorer
+    from pyvmm.snapshot.restorer import ClockPolicy, Reading, Restorer
 
     restorer = Restorer(
         file,

@@ -23,7 +23,7 @@ from pyvmm.kvm.exits import Exit
 from pyvmm.layout import GIB, MIB
 from pyvmm.machine import hotplug
 from pyvmm.machine.machine import Machine
-from pyvmm.snapshot.origin import Reading, restore
+from pyvmm.snapshot.restorer import Reading, restore
 from pyvmm.snapshot.save import save
 from tests import programs
 from tests.devices.virtio.driver import NEEDS_RESET, Buffer, Driver

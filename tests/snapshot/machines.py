@@ -13,7 +13,7 @@ from pyvmm.commands.run import GUESTS
 from pyvmm.config import Config, SveRequest
 from pyvmm.layout import MIB
 from pyvmm.machine.machine import Machine
-from pyvmm.snapshot.origin import Restorer, named
+from pyvmm.snapshot.restorer import Restorer, named
 
 PATIENCE_S = 120
 PARAMS = "patience=2"  # seconds without a timer interrupt

@@ -13,7 +13,7 @@ from pyvmm.kvm.uapi import VgicGroup
 from pyvmm.kvm.vgic import Vgic
 from pyvmm.layout import MIB
 from pyvmm.machine.machine import Machine
-from pyvmm.snapshot.origin import restore
+from pyvmm.snapshot.restorer import restore
 from pyvmm.snapshot.save import save
 from tests import programs
 

@@ -15,8 +15,8 @@ from pyvmm.errors import HostError, UsageError, VmmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.uapi import MpState
 from pyvmm.snapshot import restore as restoring
-from pyvmm.snapshot.origin import ClockPolicy, Reading, Restorer, restore
 from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.restorer import ClockPolicy, Reading, Restorer, restore
 from pyvmm.snapshot.save import save
 from pyvmm.snapshot.state import State, VcpuState
 from tests.snapshot import machines

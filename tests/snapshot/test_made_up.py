@@ -15,7 +15,7 @@ from pyvmm.config import Config
 from pyvmm.errors import VmmError
 from pyvmm.layout import MIB
 from pyvmm.machine.machine import Machine
-from pyvmm.snapshot.origin import Restorer
+from pyvmm.snapshot.restorer import Restorer
 from pyvmm.snapshot.save import save
 from pyvmm.snapshot.state import State
 from tests import programs

@@ -35,7 +35,7 @@ from pyvmm.repro.model import (
 )
 from pyvmm.repro.observe import kernel
 from pyvmm.repro.vmm import Console
-from pyvmm.snapshot.origin import restore
+from pyvmm.snapshot.restorer import restore
 from pyvmm.snapshot.save import save
 
 NOTHING: Final = "nothing"
