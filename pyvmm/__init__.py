@@ -30,10 +30,10 @@ if TYPE_CHECKING:
         VmmError,
     )
     from pyvmm.machine.machine import Machine
-    from pyvmm.probe import Probe
     from pyvmm.snapshot.look import Snapshot
     from pyvmm.snapshot.restorer import restore
     from pyvmm.snapshot.save import save
+    from pyvmm.svecheck.probe import Probe
 
 __version__ = "0.1.0"
 
@@ -66,7 +66,7 @@ _HOMES = {
     "Machine": "pyvmm.machine.machine",
     "Pmem": "pyvmm.deviceconfig",
     "Predicate": "pyvmm.arm64.lanes",
-    "Probe": "pyvmm.probe",
+    "Probe": "pyvmm.svecheck.probe",
     "Snapshot": "pyvmm.snapshot.look",
     "Rng": "pyvmm.deviceconfig",
     "Vector": "pyvmm.arm64.lanes",

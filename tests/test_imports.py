@@ -20,7 +20,7 @@ ROOMS = (
     "errors", "layout", "base", "report",
     "deviceconfig", "config", "memory", "terminal",
     # no KVM
-    "arm64", "probe", "devices", "boot",
+    "arm64", "devices", "boot",
     # nothing but KVM
     "kvm",
     # a Config becomes a machine, and runs

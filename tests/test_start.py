@@ -37,7 +37,7 @@ HEAVY = (
 )  # fmt: skip
 NOT_FOR_A_RUN = (
     "pyvmm.snapshot", "pyvmm.svecheck", "pyvmm.sweep", "pyvmm.repro", "pyvmm.machine.registers",
-    "pyvmm.probe", "pyvmm.machine.trace", "pyvmm.report.perfetto", "pyvmm.host.client",
+    "pyvmm.svecheck.probe", "pyvmm.machine.trace", "pyvmm.report.perfetto", "pyvmm.host.client",
     "pyvmm.host.qemu", "pyvmm.arm64.idregs", "pyvmm.arm64.esr", "pyvmm.arm64.control",
     "pyvmm.arm64.fields", "pyvmm.arm64.sysregs", "pyvmm.boot.elf", "pyvmm.devices.virtio",
     "pyvmm.devices.diskfile", "pyvmm.machine.virtio", "pyvmm.machine.devices", "pyvmm.memory.map",

@@ -10,7 +10,7 @@ from pyvmm import host
 from pyvmm.arm64 import cpuid, vl
 from pyvmm.base.computer import kind_of_machine
 from pyvmm.errors import UsageError
-from pyvmm.probe import Probe
+from pyvmm.svecheck.probe import Probe
 
 CPUS = Path("/sys/devices/system/cpu")
 MIDR = "cpu[0-9]*/regs/identification/midr_el1"

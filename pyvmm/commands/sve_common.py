@@ -12,7 +12,7 @@ import click
 from pyvmm.arm64 import vl
 from pyvmm.commands._sveprobe import read_probes, shown
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
-from pyvmm.probe import Probe
+from pyvmm.svecheck.probe import Probe
 
 SCHEMA = 1
 

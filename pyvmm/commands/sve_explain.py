@@ -15,7 +15,7 @@ from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._sveprobe import probe_here, read_probes, shown
 from pyvmm.errors import EXIT_FAILED, EXIT_OK, UsageError
 from pyvmm.host.settings import HostSettings
-from pyvmm.probe import Probe
+from pyvmm.svecheck.probe import Probe
 
 SCHEMA = 1
 HERE = "this host"

@@ -14,7 +14,7 @@ from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._sveprobe import cpus, probe_here
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.host.settings import HostSettings
-from pyvmm.probe import Probe
+from pyvmm.svecheck.probe import Probe
 
 NAME = 9  # columns
 

@@ -10,7 +10,7 @@ from threading import Event
 
 from pyvmm.errors import EXIT_HOST, EXIT_OK, EXIT_TIMEOUT, EXIT_USAGE, HostError, VmmError
 from pyvmm.host.settings import HostSettings
-from pyvmm.probe import Probe
+from pyvmm.svecheck.probe import Probe
 from pyvmm.sweep.crew import Crew
 from pyvmm.sweep.plan import Run
 from pyvmm.sweep.work import Outcome, ask, last_words, perform

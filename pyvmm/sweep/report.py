@@ -11,8 +11,8 @@ from typing import Any
 from pyvmm.base.files import write_whole
 from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, EXIT_USAGE, UsageError
 from pyvmm.host.settings import HostSettings
-from pyvmm.probe import Probe
 from pyvmm.report import junit
+from pyvmm.svecheck.probe import Probe
 from pyvmm.sweep.drive import Result, Verdict
 from pyvmm.sweep.plan import host_name
 from pyvmm.sweep.work import command_line

@@ -32,7 +32,7 @@ from pyvmm.errors import (
 )
 from pyvmm.host.client import IDLE_VARIABLE
 from pyvmm.host.settings import HostSettings
-from pyvmm.probe import Probe
+from pyvmm.svecheck.probe import Probe
 from pyvmm.sweep.plan import Run, host_name, host_options
 
 # -P: no module of the current directory's is taken for pyvmm.

@@ -21,7 +21,7 @@ from pyvmm.commands import _sveprobe, sve, sve_explain, sve_list
 from pyvmm.host.settings import HostSettings
 from pyvmm.kvm.sve import host_vector_lengths
 from pyvmm.kvm.system import System
-from pyvmm.probe import Probe
+from pyvmm.svecheck.probe import Probe
 
 Capture = pytest.CaptureFixture[str]
 Save = Callable[..., str]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from pyvmm.probe import Probe
+from pyvmm.svecheck.probe import Probe
 
 POWERS = frozenset({128, 256, 512})
 PROBE = Probe(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pyvmm.arm64 import vl
 from pyvmm.errors import UsageError
-from pyvmm.probe import Probe
+from pyvmm.svecheck.probe import Probe
 
 FULL = frozenset({128, 256, 384, 512})
 HOST = Probe(
