@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.host import extension, has_device, why_not_local
-from pyvmm.host.agent import DEVICE, keep_vm_open
+from pyvmm.host.inside.agent import DEVICE, keep_vm_open
 from pyvmm.host.progress import Progress
 from tests.runtime import own_runtime_dir
 

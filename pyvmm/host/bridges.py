@@ -18,7 +18,7 @@ from pyvmm.host.running import Running
 from pyvmm.terminal.line import OUTER_VARIABLE
 from pyvmm.terminal.pty import Carrier, Pty
 
-HANDOVER = "pyvmm.host.handover"
+HANDOVER = "pyvmm.host.inside.handover"
 
 
 def run_with_ttys(running: Running, argv: list[str], ttys: Iterable[int]) -> int:

@@ -25,7 +25,7 @@ RECENT_S: Final = 60.0  # who has just made one, or found it, is about to start 
 KEEP_ALIKE: Final = 3  # of the same settings, made by other code: several checkouts take turns
 MAX_MEMORY: Final = 4 << 30
 MAX_CPUS: Final = 4  # more make TCG slower as a whole
-INIT: Final = Path(__file__).with_name("init.sh")
+INIT: Final = Path(__file__).parent / "inside/init.sh"
 
 
 def key(settings: HostSettings, made_of: Iterable[Tree | None] | None = None) -> str:

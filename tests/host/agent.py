@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from pyvmm.host import command, session
+from pyvmm.host import command
+from pyvmm.host.inside import session
 
 PORTS = 5  # a command with four terminals
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.host.agent import DEVICE, keep_vm_open
+from pyvmm.host.inside.agent import DEVICE, keep_vm_open
 
 
 @pytest.mark.kvm

@@ -60,4 +60,4 @@ def test_fingerprint_does_not_change_with_what_does_not_travel(package: Path) ->
 def test_guests_and_the_start_script_travel() -> None:
     files = {str(path) for path in payload.files()}
 
-    assert {"cli.py", "host/agent.py", "host/init.sh", "kvm/_build.py"} <= files
+    assert {"cli.py", "host/inside/agent.py", "host/inside/init.sh", "kvm/_build.py"} <= files

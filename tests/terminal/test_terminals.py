@@ -193,7 +193,7 @@ def test_what_was_printed_before_the_end_is_shown() -> None:
 
 def handover(name: str, stdin: int, stdout: int) -> subprocess.Popen[bytes]:
     """The process that hands its 0 and 1 to whoever asks."""
-    command = [sys.executable, "-m", "pyvmm.host.handover", name]
+    command = [sys.executable, "-m", "pyvmm.host.inside.handover", name]
     return subprocess.Popen(command, stdin=stdin, stdout=stdout)
 
 

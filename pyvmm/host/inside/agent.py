@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Final
 
 import pyvmm
-from pyvmm.host import clock
-from pyvmm.host.session import serve
+from pyvmm.host.inside import clock
+from pyvmm.host.inside.session import serve
 
 READY: Final = "pyvmm-agent: ready"
 IDLE_FILE: Final = Path("/run/pyvmm/idle_s")  # written by sessions: how long to stay unused

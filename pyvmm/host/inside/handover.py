@@ -1,4 +1,4 @@
-"""Inside the emulated host: ``python3 -m pyvmm.host.handover NAME`` gives away its own 0 and 1.
+"""``python3 -m pyvmm.host.inside.handover NAME`` hands over its own descriptors 0 and 1.
 
 They lead to a pty outside, through this process's session.  Whoever connects to the abstract
 socket NAME gets them; the session, and with it the way out, lasts until that process hangs up.

@@ -35,4 +35,4 @@ $b mount -t tmpfs -o mode=1777 shm dev/shm
 export HOME=/ PATH=/usr/bin:/usr/sbin PYTHONPATH=/run/pyvmm/lib TMPDIR=/run/tmp LANG=C.UTF-8
 # QEMU emulates the CPU's SHA-256 instructions at half the speed of the ones they are to replace.
 export OPENSSL_armcap=0
-exec $b switch_root /new /usr/bin/python3 -m pyvmm.host.agent
+exec $b switch_root /new /usr/bin/python3 -m pyvmm.host.inside.agent

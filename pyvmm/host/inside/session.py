@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyvmm.errors import EXIT_HOST
-from pyvmm.host import clock, share
+from pyvmm.host import share
 from pyvmm.host.command import Request, run_command
+from pyvmm.host.inside import clock
 from pyvmm.host.wire import (
     CHUNK,
     HELLO,
