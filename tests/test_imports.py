@@ -24,8 +24,8 @@ ROOMS = (
     # nothing but KVM
     "kvm",
     # a Config becomes a machine, and runs
-    "machine", "snapshot", "control", "repro", "svecheck",
-    "host",
+    "machine", "snapshot", "control", "svecheck",
+    "host", "repro",
     # one guest on many machines
     "sweep",
     # words in, words out

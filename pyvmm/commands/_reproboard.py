@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
-from pyvmm.commands._repromatrix import Cell
+from pyvmm.repro.matrix import Cell
 from pyvmm.repro.model import CANNOT_TELL, NOT_THERE, THERE
 
 if TYPE_CHECKING:

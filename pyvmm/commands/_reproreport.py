@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pyvmm.commands._reprorun import LOST, Outcome
+from pyvmm.repro.runner import LOST, Outcome
 
 
 def lines(outcome: Outcome) -> Iterator[str]:

@@ -12,16 +12,17 @@ import click
 from click.core import ParameterSource
 
 from pyvmm.base.files import write_whole
-from pyvmm.commands import _reprocapsule, _reproreport
+from pyvmm.commands import _reproreport
 from pyvmm.commands._hostopts import host_options
 from pyvmm.commands._reproboard import Board
-from pyvmm.commands._repromatrix import Matrix
-from pyvmm.commands._reprorun import Job, Outcome, perform
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import KERNEL_SUITES, QEMU_SUITES, HostSettings
 from pyvmm.repro import cases
+from pyvmm.repro import replay as _reprocapsule
 from pyvmm.repro.capsule import Capsule
+from pyvmm.repro.matrix import Matrix
 from pyvmm.repro.model import Option, Reproduction
+from pyvmm.repro.runner import Job, Outcome, perform
 
 EPILOG = (
     "Exit codes: 0 not reproduced, and a control shows that it would have been seen; "

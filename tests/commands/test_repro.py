@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.commands import _repromatrix
 from pyvmm.commands._reproboard import Board
-from pyvmm.commands._repromatrix import Cell, Matrix
-from pyvmm.commands._reprorun import Job, Outcome
 from pyvmm.errors import HostError
 from pyvmm.host import saved
 from pyvmm.host.instance import Instance
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import HostSettings
+from pyvmm.repro import matrix as _repromatrix
 from pyvmm.repro.cases import all_cases, find
+from pyvmm.repro.matrix import Cell, Matrix
 from pyvmm.repro.model import Evidence
+from pyvmm.repro.runner import Job, Outcome
 from tests.repro.rows import evidence, following, row, settings
 
 CLEAN = following({0: 64, 1: 64, 15: 64})

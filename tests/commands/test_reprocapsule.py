@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.commands._reprocapsule import Then, host_of, pack, unpacked
-from pyvmm.commands._reprorun import LOST, Job, Outcome
 from pyvmm.errors import UsageError
 from pyvmm.host.settings import HostSettings
 from pyvmm.repro import cases
 from pyvmm.repro.capsule import Capsule
 from pyvmm.repro.cases import find
 from pyvmm.repro.model import Reproduction
+from pyvmm.repro.replay import Then, host_of, pack, unpacked
+from pyvmm.repro.runner import LOST, Job, Outcome
 from tests.repro.rows import evidence, following
 
 ZCR = find("zcr-el12")

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from pyvmm.commands._reprorun import LOST, SCHEMA, Job, Outcome, perform
 from pyvmm.errors import EXIT_OK, HostError
 from pyvmm.host import saved
 from pyvmm.host.instance import Instance
@@ -18,6 +17,7 @@ from pyvmm.host.running import running_at, stop
 from pyvmm.host.settings import HostSettings
 from pyvmm.repro.model import CANNOT_TELL, THERE
 from pyvmm.repro.picture import Line, svg
+from pyvmm.repro.runner import LOST, SCHEMA, Job, Outcome, perform
 
 
 @dataclass(slots=True)

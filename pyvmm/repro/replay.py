@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from pyvmm.commands._reprorun import Job, Outcome
 from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, UsageError
 from pyvmm.host.settings import HostSettings
 from pyvmm.repro import cases
 from pyvmm.repro.capsule import Capsule
 from pyvmm.repro.model import CANNOT_TELL, Reproduction
+from pyvmm.repro.runner import Job, Outcome
 
 FILES: Final = "files/"
 MODULE: Final = "module/"
