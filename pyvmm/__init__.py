@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyvmm.arm64.lanes import Predicate, Vector
-    from pyvmm.config import Config, SveRequest
-    from pyvmm.deviceconfig import Disk, Pmem, Rng
+    from pyvmm.config import Config, Disk, Pmem, Rng, SveRequest
     from pyvmm.errors import (
         GuestError,
         HostError,
@@ -62,13 +61,13 @@ __all__ = (
 _HOMES = {
     "Config": "pyvmm.config",
     "SveRequest": "pyvmm.config",
-    "Disk": "pyvmm.deviceconfig",
+    "Disk": "pyvmm.config",
     "Machine": "pyvmm.machine.machine",
-    "Pmem": "pyvmm.deviceconfig",
+    "Pmem": "pyvmm.config",
     "Predicate": "pyvmm.arm64.lanes",
     "Probe": "pyvmm.svecheck.probe",
     "Snapshot": "pyvmm.snapshot.look",
-    "Rng": "pyvmm.deviceconfig",
+    "Rng": "pyvmm.config",
     "Vector": "pyvmm.arm64.lanes",
     "restore": "pyvmm.snapshot.restorer",
     "save": "pyvmm.snapshot.save",

@@ -82,7 +82,7 @@ class LazyGroup(click.Group):
             return None
         verb = self.verbs[cmd_name]
         command = getattr(importlib.import_module(verb.module), verb.function or cmd_name)
-        if not gc.isenabled():  # by entry.py: all that is loaded stays
+        if not gc.isenabled():  # by __main__.py: all that is loaded stays
             gc.freeze()
             gc.enable()
         return command if isinstance(command, click.Command) else None

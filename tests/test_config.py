@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.config import Config, CpuRequest, SveRequest, default_memory, default_vcpus
-from pyvmm.deviceconfig import Balloon, Hotplug, Rng
+from pyvmm.config import (
+    Balloon,
+    Config,
+    CpuRequest,
+    Hotplug,
+    Rng,
+    SveRequest,
+    default_memory,
+    default_vcpus,
+)
 from pyvmm.errors import UsageError
 from pyvmm.layout import MIB
 

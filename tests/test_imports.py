@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent / "pyvmm"
 ROOMS = (
     # the bottom: errors, the guest's map, guest RAM, what was asked for
     "errors", "layout", "base", "report",
-    "deviceconfig", "config", "memory", "terminal",
+    "config", "memory", "terminal",
     # no KVM
     "arm64", "devices", "boot",
     # nothing but KVM
@@ -29,7 +29,7 @@ ROOMS = (
     # one guest on many machines
     "sweep",
     # words in, words out
-    "cli", "commands", "entry", "__main__",
+    "cli", "commands", "__main__",
 )  # fmt: skip
 
 # Beyond the order: who must not even reach whom, through whatever is between.

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.kvm, pytest.mark.timeout(300)]
 # The process as the console script starts it, which says at its end what it has loaded.
 DRIVER = """
 import sys
-from pyvmm.entry import main
+from pyvmm.__main__ import main
 code, loaded = main(), sorted(sys.modules)
 import json
 with open({out!r}, "w") as file:

@@ -10,7 +10,7 @@ import click
 
 from pyvmm.base.records import Record
 from pyvmm.base.units import parse_size
-from pyvmm.deviceconfig import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng
+from pyvmm.config import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng
 from pyvmm.errors import UsageError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])

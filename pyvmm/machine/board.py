@@ -17,8 +17,7 @@ from pyvmm.boot.cmdline import command_line
 from pyvmm.boot.dtb import MachineDescription, machine_dtb
 from pyvmm.boot.image import LoadedImage, load_image
 from pyvmm.boot.linux import check_cpu
-from pyvmm.config import Config
-from pyvmm.deviceconfig import Hotplug
+from pyvmm.config import Config, Hotplug
 from pyvmm.devices.bus import Bus
 from pyvmm.devices.exit import ExitRegister
 from pyvmm.devices.pl031 import Pl031

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pyvmm.base.records import Record
-from pyvmm.deviceconfig import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng
+from pyvmm.config import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.errors import HostError
 from pyvmm.layout import Region

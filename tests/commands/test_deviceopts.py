@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.commands._deviceopts import read_disk, read_pmem
-from pyvmm.deviceconfig import Disk, Pmem
+from pyvmm.config import Disk, Pmem
 from pyvmm.errors import UsageError
 from pyvmm.layout import MIB
 

@@ -13,8 +13,8 @@ from pyvmm.commands import _memory, balloon, memory
 from pyvmm.commands._deviceopts import device_configs
 from pyvmm.commands._memory import balloon_line, memory_line, statistics_lines
 from pyvmm.commands.stat import lines as stat_lines
+from pyvmm.config import Balloon, Hotplug
 from pyvmm.control.wire import Message, failure
-from pyvmm.deviceconfig import Balloon, Hotplug
 from pyvmm.errors import UsageError
 from pyvmm.layout import GIB, MIB
 

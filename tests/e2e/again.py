@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from pyvmm.entry import main as pyvmm
+from pyvmm.__main__ import main as pyvmm
 
 
 def main() -> int:

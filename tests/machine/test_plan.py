@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm import layout
-from pyvmm.config import Config, SveRequest
-from pyvmm.deviceconfig import DeviceConfig, Rng
+from pyvmm.config import Config, DeviceConfig, Rng, SveRequest
 from pyvmm.errors import HostError
 from pyvmm.layout import GIB, MIB
 from pyvmm.machine.plan import HostLimits, most_memory, plan, room_for_vcpus

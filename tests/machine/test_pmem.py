@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm import layout
-from pyvmm.config import Config
-from pyvmm.deviceconfig import DeviceConfig, Pmem, Rng
+from pyvmm.config import Config, DeviceConfig, Pmem, Rng
 from pyvmm.errors import HostError, UsageError
 from pyvmm.kvm import regs
 from pyvmm.layout import GIB, MIB

@@ -13,8 +13,7 @@ import pytest
 
 import pyvmm
 from pyvmm import layout
-from pyvmm.config import Config
-from pyvmm.deviceconfig import Rng
+from pyvmm.config import Config, Rng
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.layout import MIB
 from pyvmm.machine.machine import Machine

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from pyvmm import layout
-from pyvmm.config import Config
+from pyvmm.config import Balloon, Config, Hotplug
 from pyvmm.control.service import resident
-from pyvmm.deviceconfig import Balloon, Hotplug
 from pyvmm.devices.virtio.mem import Request, Response, VirtioMem
 from pyvmm.errors import HostError
 from pyvmm.kvm import regs

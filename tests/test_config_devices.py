@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyvmm.deviceconfig import Balloon, Hotplug
+from pyvmm.config import Balloon, Hotplug
 from pyvmm.errors import UsageError
 from pyvmm.layout import GIB, KIB, MIB
 
