@@ -143,3 +143,21 @@ def test_record_can_be_pickled() -> None:
     record = Derived("a", 1, 2)
 
     assert pickle.loads(pickle.dumps(record)) == record
+
+
+def test_replace_keeps_the_other_fields() -> None:
+    assert Base("a", 5).replace(name="b") == Base("b", 5)
+
+
+def test_replace_checks_the_new_record() -> None:
+    with pytest.raises(ValueError, match="-1 is no size"):
+        Checked(1).replace(size=-1)
+
+
+def test_replace_refuses_a_name_that_is_no_field() -> None:
+    with pytest.raises(TypeError, match="Base has no color"):
+        Base("a").replace(color="red")
+
+
+def test_replace_works_on_fields_given_by_name_alone() -> None:
+    assert Apart(name="a").replace(name="b") == Apart(name="b")
