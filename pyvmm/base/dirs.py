@@ -18,7 +18,7 @@ from typing import Final
 
 from pyvmm.errors import HostError
 
-PACKAGE: Final = Path(__file__).resolve().parent
+PACKAGE: Final = Path(__file__).resolve().parents[1]
 BUILT: Final = {"guests", "programs"}  # directories of the package that `make guests` fills
 
 
