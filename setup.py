@@ -4,6 +4,7 @@ A wheel and an sdist hold the guests (ELF files), the programs of an arm64 host,
 the shells' completion.  On arm64 a wheel also holds the KVM extension.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -54,8 +55,10 @@ def cross_gcc() -> str:
 
 def run(*command: str) -> str:
     """Run a program in this tree and return its output; its failure ends the build."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path}  # pipx has Python leave out its directory
     try:
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     except FileNotFoundError:
         hint = f"apt-get install {command[0]}, or install a wheel"
         sys.exit(f"pyvmm: building the guests needs {command[0]}\n  hint: {hint}")

@@ -56,9 +56,12 @@ def copy_tree(to: Path, *, built: bool) -> None:
 
 
 def python_build(tree: Path, out: Path, kind: str, **environment: str) -> None:
-    """Run `python -m build` with this environment's packages: no network is needed."""
+    """Run `python -m build` with this environment's packages: no network is needed.
+
+    As under pipx, Python does not find modules in the directory it runs in.
+    """
     run([sys.executable, "-m", "build", "--no-isolation", kind, "-o", str(out), str(tree)],
-        **environment)  # fmt: skip
+        PYTHONSAFEPATH="1", **environment)  # fmt: skip
 
 
 def venv_with(wheel: Path, place: Path) -> Path:
