@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -85,7 +86,7 @@ def test_killed_client_leaves_no_guest(pyvmm: Pyvmm) -> None:
 
 @pytest.mark.usefixtures("nothing_left")
 def test_reader_that_goes_away_ends_the_run_quietly(pyvmm: Pyvmm) -> None:
-    command = " ".join([*pyvmm.command, "run exit -p flood=100000"])
+    command = shlex.join([*pyvmm.command, "run", "exit", "-p", "flood=100000"])
     script = f'{{ {command}; echo "code $?" >&2; }} | head -n 1'
 
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=ENOUGH_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def test_input_that_is_empty_is_no_end_of_the_guest(pyvmm: Pyvmm) -> None:
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_stream_is_dev_null(closed: str, pyvmm: Pyvmm) -> None:
-    command = " ".join([*pyvmm.command, "run exit -p exit=7"])
+    command = shlex.join([*pyvmm.command, "run", "exit", "-p", "exit=7"])
 
     done = subprocess.run(
         ["sh", "-c", f"{command} {closed}"], capture_output=True, timeout=ENOUGH_S
@@ -67,7 +68,7 @@ def test_closed_standard_stream_is_dev_null(closed: str, pyvmm: Pyvmm) -> None:
 
 @pytest.mark.parametrize("arguments", ["--version", "run --help", "host status --json"])
 def test_full_standard_output_is_an_error(arguments: str, pyvmm: Pyvmm) -> None:
-    command = " ".join([*pyvmm.command, arguments])
+    command = f"{shlex.join(pyvmm.command)} {arguments}"
 
     done = subprocess.run(
         ["sh", "-c", f"{command} >/dev/full"], capture_output=True, text=True, timeout=ENOUGH_S

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,14 @@ def built(cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with every guest as an ELF file and nothing else."""
     out = tmp_path_factory.mktemp("guests")
     build = tmp_path_factory.mktemp("guests-build")
-    command = ["make", "-C", str(GUESTS), f"CC={cross_gcc}", f"OUT={out}", f"BUILD={build}"]
+    command = [
+        "make",
+        "-C",
+        str(GUESTS),
+        f"CC={os.path.relpath(cross_gcc, GUESTS)}",
+        f"OUT={out}",
+        f"BUILD={build}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,14 @@ HOLDERS = ("sve_hold", "sve_rdvl")
 def built(cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the programs are, just built."""
     out, build = (tmp_path_factory.mktemp(name) for name in ("programs", "build"))
-    command = ["make", "-C", str(SOURCES), f"CC={cross_gcc}", f"OUT={out}", f"BUILD={build}"]
+    command = [
+        "make",
+        "-C",
+        str(SOURCES),
+        f"CC={os.path.relpath(cross_gcc, SOURCES)}",
+        f"OUT={out}",
+        f"BUILD={build}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out
