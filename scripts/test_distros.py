@@ -186,6 +186,7 @@ def _inside(root: Path, user: str, command: list[str]) -> list[str]:
         **{name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT)},
     }  # fmt: skip
     return [
+        "setpriv", "--pdeathsig", "KILL",
         "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", ENTER, "sh",
         str(root), f"{user}:{user}", "env", "-i",
         *(f"{name}={value}" for name, value in environment.items()), *command,
