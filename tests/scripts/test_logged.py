@@ -22,6 +22,24 @@ def test_step_that_succeeds_says_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "deep/my log").read_text() == "a b\nwarning\n"
 
 
+def test_reason_is_shown_and_not_what_pip_puts_around_it(tmp_path: Path) -> None:
+    frame = (
+        "      [end of output]",
+        "  ",
+        "  note: This error originates from a subprocess, and is likely not a problem with pip.",
+        "error: subprocess-exited-with-error",
+        "x pip subprocess to install build dependencies did not run successfully.",
+        "│ exit code: 1",
+        "╰─> See above for output.",
+    )
+    script = 'echo "ERROR: no such version"; printf "%s\\n" "$@"; exit 1'
+
+    done = logged(tmp_path / "log", "sh", "-c", script, "sh", *frame, *frame)
+
+    _, *lines, _ = done.stderr.splitlines()
+    assert lines == ["    ERROR: no such version"]
+
+
 def test_step_that_fails_shows_its_last_lines_and_its_log(tmp_path: Path) -> None:
     log = tmp_path / "log"
 
