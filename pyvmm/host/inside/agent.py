@@ -109,8 +109,8 @@ def keep_vm_open(device: Path) -> int | None:
 
     With the first VM and with the last, Linux replaces instructions of its scheduler, those which
     save a vCPU's registers before another thread gets the CPU (preempt_notifier_key).  QEMU before
-    8.1 may go on with the old ones.  With this VM in the saved machine they are never replaced, and
-    other VMs start faster.  See docs/stale-code.md.
+    8.1 may go on with the old ones.  With this VM in the saved machine they are never replaced.
+    See docs/stale-code.md.
     """
     try:
         kvm = os.open(device, os.O_RDWR | os.O_CLOEXEC)
