@@ -1,4 +1,4 @@
-/* code-patcher RUNNER-CPU PATCHER-CPU MS SEED: one process executes code that its parent replaces. */
+/* code-patcher RUNNER-CPU PATCHER-CPU MS SEED SHARED: one process runs code that its parent replaces. */
 
 #include <linux/mman.h>
 #include <linux/prctl.h>
@@ -15,7 +15,9 @@
  * Source: Arm DDI 0487, B2.7.4.2, "Concurrent modification and execution of instructions".
  *
  * A model that translates code may be translating the old instruction just when it is replaced.  So a
- * round replaces it twice, the second time a random moment after the first, and then looks.
+ * round replaces it twice, the second time a random moment after the first, and then looks.  With
+ * SHARED=1 other code of the page is executed too, as in a page of a kernel's: a model may have a page
+ * under watch only while it has a translation of something in it.
  *
  * At the end it says "patched NAME=NUMBER...":
  *
@@ -32,6 +34,7 @@
 #define MOVZ_X0(imm16)		(0xd2800000 | (imm16) << 5)
 #define WORDS			40		/* of the code: long enough to take a while to translate */
 #define SITE			(WORDS / 2)	/* the one that is replaced */
+#define OTHER			512		/* other code of the page */
 
 #define CONTROLS		5
 #define ENOUGH			20		/* stale rounds */
@@ -81,13 +84,16 @@ static void pin(unsigned long cpu)
 		fail("sched_setaffinity", error);
 }
 
-static _Noreturn void be_runner(unsigned long cpu)
+static _Noreturn void be_runner(unsigned long cpu, bool calls_other)
 {
 	uint64_t (*call)(void) = (void *)shared->code;
+	void (*call_other)(void) = (void *)&shared->code[OTHER];
 
 	syscall(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL);
 	pin(cpu);
 	for (;;) {
+		if (calls_other)
+			call_other();
 		asm volatile("isb" : : : "memory");
 		shared->number = call();
 		store_release(&shared->calls, shared->calls + 1);
@@ -156,7 +162,7 @@ static void one_round(bool control, struct tally *tally)
 	}
 }
 
-static void prepare(unsigned long cpu)
+static void prepare(unsigned long cpu, bool calls_other)
 {
 	shared = (void *)syscall(__NR_mmap, 0, sizeof(*shared), PROT_READ | PROT_WRITE | PROT_EXEC,
 				 MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -165,11 +171,12 @@ static void prepare(unsigned long cpu)
 	for (int n = 0; n < WORDS; n++)
 		replace(&shared->code[n], n == SITE ? MOVZ_X0(0) : NOP);
 	replace(&shared->code[WORDS], RET);
+	replace(&shared->code[OTHER], RET);
 	runner = syscall(__NR_clone, SIGCHLD, 0, 0, 0, 0);
 	if (runner < 0)
 		fail("clone", runner);
 	if (runner == 0)
-		be_runner(cpu);
+		be_runner(cpu, calls_other);
 }
 
 _Noreturn void start(const long *stack);
@@ -180,11 +187,11 @@ _Noreturn void start(const long *stack)
 	struct tally t = {.rounds = 0};
 	uint64_t end;
 
-	if (stack[0] != 5)
+	if (stack[0] != 6)
 		fail("arguments", -EINVAL);
 	asm volatile("mrs %0, cntfrq_el0" : "=r"(hz));
 	random = number_of(words[4]);
-	prepare(number_of(words[1]));
+	prepare(number_of(words[1]), number_of(words[5]));
 	pin(number_of(words[2]));
 	for (int n = 0; n < CONTROLS; n++)
 		one_round(true, &t);

@@ -72,7 +72,7 @@ def test_program_gets_cpus_milliseconds_and_seed(patcher: Make, tmp_path: Path) 
 
     evidence = work(patcher(f'echo "$@" > {said}; echo patched rounds=1 late=0'))
 
-    assert said.read_text() == "4 5 2000 3\n"
+    assert said.read_text() == "4 5 2000 3 1\n"
     assert (evidence["rounds"], evidence["late"]) == (1, 0)
 
 
@@ -106,10 +106,19 @@ def test_seconds_are_checked(text: str) -> None:
         STALE.read({"seconds": text})
 
 
+def test_matrix_tries_both_kinds_of_page() -> None:
+    tried = list(STALE.variants(STALE.defaults()))
+
+    assert [(name, settings["page"]) for name, settings in tried] == [
+        ("page shared", "shared"), ("page alone", "alone"),
+    ]  # fmt: skip
+
+
 @pytest.mark.kvm
 @pytest.mark.timeout(240)
-def test_every_control_is_caught_on_a_real_machine() -> None:
-    settings = STALE.read({"seconds": "1"})
+@pytest.mark.parametrize("page", ["shared", "alone"])
+def test_every_control_is_caught_on_a_real_machine(page: str) -> None:
+    settings = STALE.read({"seconds": "1", "page": page})
 
     evidence = worker.do(Case(reproduction="stale-code", settings=settings, files={}))
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +36,7 @@ from pyvmm.repro.programs import Executable, numbers
 PROGRAM: Final = "code-patcher"
 LONGEST_S: Final = 600
 STARVED_S: Final = 120.0  # beyond the time that was asked for
+SHARED, ALONE = "shared", "alone"
 ENOUGH_ROUNDS: Final = 100  # fewer show nothing
 ADVICE: Final = "on such a machine, keep one VM open as long as any VM runs (docs/stale-code.md)"
 
@@ -53,7 +54,8 @@ def work(case: Case) -> Evidence:
     if len(cpus()) < 2:
         return found
     runner, patcher = sorted(cpus())[-2:]
-    arguments = [runner, patcher, case.settings["seconds"] * 1000, case.seed]
+    shared = int(case.settings["page"] == SHARED)
+    arguments = [runner, patcher, case.settings["seconds"] * 1000, case.seed, shared]
     return found | _answer(case.path("patcher"), [str(argument) for argument in arguments],
                            case.settings["seconds"] + STARVED_S)  # fmt: skip
 
@@ -97,6 +99,12 @@ def judge(settings: Settings, found: Evidence) -> Finding:
     return Finding("NOT REPRODUCED", NOT_THERE, (why, caught))
 
 
+def variants(settings: Settings) -> Iterable[tuple[str, Settings]]:
+    """What each host of a matrix is tried with."""
+    for page in (SHARED, ALONE):
+        yield f"page {page}", {**settings, "page": page}
+
+
 def show(settings: Settings, found: Evidence) -> Iterator[str]:
     """What was counted."""
     yield f"host kernel  {found['kernel']}"
@@ -113,9 +121,12 @@ REPRODUCTION = Reproduction(
     options=(
         Option(name="seconds", metavar="S", default="10", parse=parse_seconds,
                help="How long to replace instructions; it ends early after 20 stale ones."),
+        Option(name="page", default=SHARED, choices=(SHARED, ALONE),
+               help="Whether other code of the page is executed too, as in a kernel's."),
     ),
     work=work,
     judge=judge,
     show=show,
     files={"patcher": program(PROGRAM)},
+    variants=variants,
 )  # fmt: skip
