@@ -62,6 +62,7 @@ def main() -> int:
         subprocess.run(["cp", "--sparse=always", "--reflink=auto", parts.disk, disk], check=True)
     with tempfile.TemporaryDirectory(prefix="pyvmm-") as directory:
         share = Path(directory)
+        share.chmod(0o755)  # alice and bob read it, too
         around.write_share(share)
         boot = Boot(parts.image, parts.initrd, disk, share=share)
         results = _run(boot, steps, progress)

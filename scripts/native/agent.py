@@ -20,13 +20,13 @@ def main() -> None:
         _say(port, ready=True)
         for line in iter(port.readline, b""):
             asked = json.loads(line)
-            _say(port, code=_run(port, asked["user"], asked["command"]))
+            _say(port, code=_run(port, **asked))
 
 
-def _run(port: BinaryIO, user: str, command: str) -> int:
+def _run(port: BinaryIO, user: str, command: str, timeout_s: float) -> int:
     """Run a command in a login of that user, which has the groups the user has now."""
     process = subprocess.Popen(
-        ["su", "-", user, "-c", command],
+        ["timeout", "-k", "10", str(timeout_s), "su", "-", user, "-c", command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -38,7 +38,9 @@ def _run(port: BinaryIO, user: str, command: str) -> int:
 
 
 def _say(port: BinaryIO, **what: object) -> None:
-    port.write(json.dumps(what).encode() + b"\n")
+    line = json.dumps(what).encode() + b"\n"
+    while line:  # the port takes 32 KiB at most
+        line = line[port.write(line) :]
 
 
 if __name__ == "__main__":

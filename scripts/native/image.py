@@ -46,12 +46,12 @@ FILES: Final = {
     "etc/fstab": "/dev/vda / ext4 defaults 0 1\n",
     "etc/resolv.conf": "nameserver 10.0.2.3\n",
     "etc/systemd/network/10-qemu.network": (
-        "[Match]\nDriver=virtio_net\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\n"
-        "IPv6AcceptRA=no\n"
+        "[Match]\nName=e*\n[Network]\nAddress=10.0.2.15/24\nGateway=10.0.2.2\nIPv6AcceptRA=no\n"
     ),
     "etc/systemd/system/native-agent.service": (
         "[Unit]\nAfter=systemd-networkd.service systemd-user-sessions.service dbus.service\n"
         "[Service]\nExecStart=/usr/bin/python3 /usr/local/sbin/native-agent\n"
+        "Restart=on-failure\nRestartSec=1\n"
         "[Install]\nWantedBy=multi-user.target\n"
     ),
 }
@@ -129,7 +129,7 @@ def _write_disk(path: Path, progress: Progress) -> None:
     others = [p for p in every if p.name not in names]
     source.download(others, packages, progress)
     for deb in source.download(essential, packages / "essential", progress):
-        subprocess.run(["dpkg-deb", "-x", str(deb), str(tree)], check=True)
+        _extract(deb, tree)
     _prepare_dpkg(tree)
     with path.open("wb") as file:
         file.truncate(SIZE)
@@ -158,6 +158,15 @@ def _lay_out(tree: Path) -> None:
     for name in ("dev", "proc", "sys", "run", "tmp", "root"):
         (tree / name).mkdir()
     (tree / "tmp").chmod(0o1777)
+
+
+def _extract(deb: Path, tree: Path) -> None:
+    """Unpack a package; dpkg-deb's own -x would replace the links into /usr by directories."""
+    content = subprocess.run(
+        ["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE, check=True
+    )
+    unpack = ["tar", "-xp", "--keep-directory-symlink", "-C", str(tree)]
+    subprocess.run(unpack, input=content.stdout, check=True)
 
 
 def _prepare_dpkg(tree: Path) -> None:

@@ -22,6 +22,7 @@ from pyvmm.host.settings import DEFAULT_CPU, DEFAULT_QEMU
 
 BOOT_S: Final = 600.0
 OFF_S: Final = 120.0
+GRACE_S: Final = 60.0  # for the machine to end a command that takes too long
 WORDS: Final = "console=ttyAMA0 panic=-1 quiet rdinit=/init"
 
 
@@ -45,7 +46,7 @@ class Boot:
             "-serial", f"file:{scratch / 'console'}",
             "-kernel", str(self.image), "-initrd", str(self.initrd),
             "-append", f"{WORDS} NATIVE_INIT={self.init} {self.words}".rstrip(),
-            "-drive", f"if=none,id=disk,format=raw,cache=unsafe,file={self.disk}",
+            "-drive", f"if=none,id=disk,format=raw,cache=unsafe,file={_option(self.disk)}",
             "-device", "virtio-blk-device,drive=disk",
             "-netdev", "user,id=net", "-device", "virtio-net-device,netdev=net",
             "-device", "virtio-serial-device",
@@ -56,10 +57,16 @@ class Boot:
         ]  # fmt: skip
         if self.share is not None:
             arguments += [
-                "-fsdev", f"local,id=share,path={self.share},security_model=none,readonly=on",
+                "-fsdev",
+                f"local,id=share,path={_option(self.share)},security_model=none,readonly=on",
                 "-device", "virtio-9p-device,fsdev=share,mount_tag=share",
             ]  # fmt: skip
         return arguments
+
+
+def _option(path: Path) -> str:
+    """Return a path as QEMU's options take it: a comma is doubled."""
+    return str(path).replace(",", ",,")
 
 
 class Machine:
@@ -119,7 +126,7 @@ class Machine:
 
     def switch_off(self, agent: Agent) -> None:
         """Have the machine write everything to its disk and end."""
-        agent.ask("root", "systemctl poweroff")
+        agent.ask("root", "systemctl poweroff", OFF_S)
         self.wait_for_end(OFF_S)
 
     def _check(self, deadline: float) -> None:
@@ -142,9 +149,9 @@ class Agent:
         except TimeoutError:
             return False
 
-    def ask(self, user: str, command: str) -> None:
-        """Ask for a command."""
-        request = json.dumps({"user": user, "command": command})
+    def ask(self, user: str, command: str, timeout_s: float) -> None:
+        """Ask for a command, which the machine ends after that time."""
+        request = json.dumps({"user": user, "command": command, "timeout_s": timeout_s})
         self._socket.sendall(request.encode() + b"\n")
 
     def run(
@@ -153,10 +160,10 @@ class Agent:
         """Run a command to its end; returns its exit code and output.
 
         Raises:
-            TimeoutError: it takes too long.
+            TimeoutError: the machine does not answer in time.
         """
-        self.ask(user, command)
-        deadline = time.monotonic() + timeout_s
+        self.ask(user, command, timeout_s)
+        deadline = time.monotonic() + timeout_s + GRACE_S
         said: list[str] = []
         while True:
             answer = self._line(deadline - time.monotonic())

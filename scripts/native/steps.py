@@ -18,7 +18,7 @@ CLONE: Final = f"""
 if [ -d pyvmm ]; then
     cd pyvmm && git fetch -q {SHARE}/pyvmm.bundle HEAD && git reset -q --hard FETCH_HEAD
 else
-    git clone -q {SHARE}/pyvmm.bundle pyvmm && cd pyvmm
+    git clone -q -c advice.detachedHead=false {SHARE}/pyvmm.bundle pyvmm && cd pyvmm
 fi
 git log --oneline -1"""
 
