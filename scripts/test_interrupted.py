@@ -58,6 +58,7 @@ MOMENTS: Final = (
 def main() -> int:
     """Try the moments that were asked for; 0 where all ended well."""
     numbers = [int(word) for word in sys.argv[1:]] or range(1, len(MOMENTS) + 1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # clean up first
     failed = 0
     for number in numbers:
         with tempfile.TemporaryDirectory(prefix="interrupted-") as scratch:
