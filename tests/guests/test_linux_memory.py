@@ -82,6 +82,10 @@ class Guest:
         yield
         self.shell("rmdir /t/turn")
 
+    def free(self) -> float:
+        """MiB that Linux has free."""
+        return int(self.shell("grep MemFree: /proc/meminfo").split()[1]) / 1024
+
     def in_small_blocks(self) -> float:
         """MiB that are free in blocks too small to be named to this machine.
 
@@ -246,7 +250,7 @@ def check_statistics(guest: Guest) -> None:
     """
     for _ in range(20):
         said = guest.fresh_stat()["guest_memory"]
-        free = int(guest.shell("grep MemFree: /proc/meminfo").split()[1]) / 1024
+        free = guest.free()
         if said["free_bytes"] / MIB == pytest.approx(free, abs=8):
             break
 
@@ -273,9 +277,11 @@ def check_collection(guest: Guest) -> None:
     """What the guest does not use has gone back when the command ends, without a balloon.
 
     It is free for the guest a little later: Linux's driver holds it until the round is over.
+    How much is in blocks that Linux names depends on how its memory is fragmented.
     """
     with guest.quiet():
         guest.shell("dd if=/dev/zero of=/t/big bs=1M count=100 2>/dev/null; rm /t/big")
+        hintable = guest.free() - guest.in_small_blocks()
         guest.tell("balloon", "-n", NAME, "--collect", "--wait", PATIENCE)
         vm = guest.stat()
         _, needed = guest.wait_for_its_memory()
@@ -283,7 +289,7 @@ def check_collection(guest: Guest) -> None:
 
     resident = vm["memory_resident_bytes"] / MIB
     print(f"collected: {resident:.0f} MiB for {needed:.0f}, {small:.0f} free in small blocks")
-    assert vm["balloon"]["hinted_bytes"] > 50 * MIB
+    assert vm["balloon"]["hinted_bytes"] / MIB > hintable / 2
     assert resident <= needed + small + NEAR
 
 
