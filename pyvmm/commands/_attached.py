@@ -69,6 +69,7 @@ class Attached:
         self._config = config
         self._extras = extras
         self._reboot = extras.reboot  # until the user wants an end
+        self._code: int | None = None  # the user's, where the guest's own reset came first
         self._output = output
         self._trace: ExitTrace | None = None
         self._terminal = Terminal(STDIN)
@@ -102,7 +103,7 @@ class Attached:
                         machine.pause()
                     self._connect()
                     code = machine.run(self._loop)
-            return code
+            return code if self._code is None else self._code
 
     def _make(self, config: Config | None = None, restorer: Restorer | None = None) -> Machine:
         """The machine, ready to run; shown and dumped as asked for."""
@@ -200,6 +201,8 @@ class Attached:
             self._machine.stop(error)
 
     def _stop(self, code: int = 0) -> None:
+        if self._reboot and self._machine.was_reset:
+            self._code = code
         self._reboot = False
         if not self._machine.has_ended:
             self._save_on_exit()

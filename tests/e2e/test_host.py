@@ -98,7 +98,8 @@ def test_host_keeps_a_vm_open_across_its_save(pyvmm: Pyvmm) -> None:
     pyvmm("host", "start")
     (running,) = all_running()
 
-    said = capture(running, ["sh", "-c", "readlink /proc/1/fd/*"], b"", as_root=True)
+    script = "for fd in /proc/1/fd/*; do readlink $fd; done; true"
+    said = capture(running, ["sh", "-c", script], b"", as_root=True)
 
     assert said.split().count(b"anon_inode:kvm-vm") == 1
 

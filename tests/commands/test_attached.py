@@ -1,0 +1,45 @@
+"""A run and what ends it, without a machine: KVM's part is in tests/e2e."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pyvmm.commands._attached import Attached, Extras
+from pyvmm.config import Config
+from pyvmm.console import Output
+
+SIGTERM_CODE = 143
+
+
+def test_signal_just_after_a_guests_reset_ends_the_run_with_its_code(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class JustReset:
+        was_reset = has_ended = True
+        is_paused = False
+        resizing = SimpleNamespace(adopt=lambda before: None)
+
+        def __enter__(self) -> JustReset:
+            attached._machine = self  # type: ignore[assignment]  # a fake
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def run(self, loop: Any) -> int:
+            attached._stop(SIGTERM_CODE)
+            return 0
+
+        def stop(self, code: int) -> None:
+            pass  # it has ended: a machine keeps its first outcome
+
+    monkeypatch.setattr(Attached, "_make", lambda *_, **__: JustReset())
+    monkeypatch.setattr(Attached, "_attach", lambda *_: None)
+    with Output(1) as output:
+        attached = Attached(Config(image=Path("guest")), Extras(reboot=True), output)
+
+        assert attached.run() == SIGTERM_CODE
