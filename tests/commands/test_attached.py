@@ -10,7 +10,7 @@ import pytest
 
 from pyvmm.commands._attached import Attached, Extras
 from pyvmm.config import Config
-from pyvmm.console import Output
+from pyvmm.terminal.stdio import Output
 
 SIGTERM_CODE = 143
 
