@@ -1,6 +1,5 @@
-/* Where the kernel enters a program: start() gets the stack, which begins with argc. */
+/* The entry of a program: start() gets the kernel's stack, with argc and argv. */
 
-	.text
 	.global	_start
 _start:
 	mov	x0, sp

@@ -108,11 +108,11 @@ static long stop(int process)
 	long error = syscall(__NR_ptrace, PTRACE_INTERRUPT, process, 0, 0);
 
 	if (!error)
-		wait_for_stop();
+		holder_wait_for_stop();
 	return error;
 }
 
-static long go_on(int process, long before)
+static long resume(int process, long before)
 {
 	long error = syscall(__NR_ptrace, PTRACE_CONT, process, 0, 0);
 
@@ -133,10 +133,10 @@ long tracer_arm(int process)
 	error = get(process);
 	if (!error)
 		error = put(process);
-	return go_on(process, error);
+	return resume(process, error);
 }
 
-/* Only while it holds: -EAGAIN where it had stored its registers before it was stopped. */
+/* Change registers while they are held.  -EAGAIN: the holder had stored them before it stopped. */
 long tracer_damage(int process, const struct hold *hold, enum damage kind, unsigned int round)
 {
 	long error = stop(process);
@@ -144,11 +144,11 @@ long tracer_damage(int process, const struct hold *hold, enum damage kind, unsig
 	if (error)
 		return error;
 	if (load_acquire(&hold->state) != STATE_HOLDING || hold->out_z[0][0] != 0xa5)
-		return go_on(process, -EAGAIN);
+		return resume(process, -EAGAIN);
 	error = get(process);
 	if (!error) {
 		change(kind, round);
 		error = put(process);
 	}
-	return go_on(process, error);
+	return resume(process, error);
 }

@@ -1,6 +1,7 @@
 /* The two things guests want of the device tree, found in one walk. */
 
-#include "guest.h"
+#include "fdt.h"
+#include "panic.h"
 
 /* Source: Devicetree Specification v0.4, chapter 5. */
 #define FDT_MAGIC		0xd00dfeed

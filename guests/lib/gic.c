@@ -1,6 +1,8 @@
 /* GICv3 as far as the guests use it.  Source: Arm IHI 0069, chapter 12. */
 
-#include "guest.h"
+#include "cpu.h"
+#include "gic.h"
+#include "panic.h"
 
 #define GICD_CTLR		0x0000
 #define GICD_CTLR_GROUP1	(1 << 1)	/* EnableGrp1A, or EnableGrp1 with one state */

@@ -1,6 +1,7 @@
 /* A printf of the conversions the guests need, and the console's lock. */
 
-#include "guest.h"
+#include "print.h"
+#include "uart.h"
 
 #define LINE_SIZE		200		/* longer text is cut: stacks are small */
 

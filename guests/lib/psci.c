@@ -1,6 +1,8 @@
 /* PSCI by HVC.  Source: Arm DEN0022, chapter 5; the convention is that of DEN0028 (SMCCC). */
 
-#include "guest.h"
+#include "cpu.h"
+#include "panic.h"
+#include "psci.h"
 
 #define PSCI_CPU_OFF		0x84000002
 #define PSCI_CPU_ON		0xc4000003

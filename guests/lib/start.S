@@ -1,6 +1,6 @@
 /* Entry of every vCPU, and the exception vectors. */
 
-#include "guest.h"
+#include "common.h"
 
 /*
  * An identity map in a table of four 1 GiB blocks (T0SZ=32 starts at level 1): devices in the
@@ -43,14 +43,15 @@ _start:
 	mov	x0, x19
 	b	boot_main
 
-/* A vCPU started by PSCI CPU_ON: x0 holds its context id. */
+/* A vCPU started by PSCI CPU_ON: x0, its context id, is the address of what to call with x0. */
 	.global	secondary_entry
 secondary_entry:
 	mov	x19, x0
 	bl	enable_mmu
 	bl	set_stack
 	mov	x0, x19
-	b	secondary_main
+	ldr	x1, [x0]
+	br	x1
 
 enable_mmu:
 	adrp	x9, vectors

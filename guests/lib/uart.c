@@ -1,6 +1,6 @@
 /* The console: a 16550A with its FIFOs on.  Source: TI PC16550D (SNLS378C), section 8. */
 
-#include "guest.h"
+#include "uart.h"
 
 enum {
 	RBR = 0,			/* read: received byte */

@@ -1,6 +1,8 @@
 /* The modern virtio-mmio transport and split queues.  Source: VIRTIO 1.2, 2.7, 3.1.1 and 4.2.2. */
 
-#include "guest.h"
+#include "memory.h"
+#include "panic.h"
+#include "virtio.h"
 
 #define MAGIC_VALUE		0x000
 #define MAGIC			0x74726976	/* "virt" */

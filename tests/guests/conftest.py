@@ -18,21 +18,25 @@ GUESTS = Path(__file__).resolve().parents[2] / "guests"
 
 
 @pytest.fixture(scope="session")
-def built(cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def built(cross_gcc: Path, objects: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with every guest as an ELF file and nothing else."""
     out = tmp_path_factory.mktemp("guests")
-    build = tmp_path_factory.mktemp("guests-build")
-    command = [
-        "make",
-        "-C",
-        str(GUESTS),
-        f"CC={os.path.relpath(cross_gcc, GUESTS)}",
-        f"OUT={out}",
-        f"BUILD={build}",
-    ]
+    make(GUESTS, cross_gcc, out, objects)
+    return out
+
+
+@pytest.fixture(scope="session")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the object files that `built` links."""
+    return tmp_path_factory.mktemp("guests-build")
+
+
+def make(sources: Path, gcc: Path, out: Path, build: Path) -> None:
+    """Build the programs of that directory."""
+    cc = os.path.relpath(gcc, sources)  # which may hold a space, and make splits at one
+    command = ["make", "-C", str(sources), f"CC={cc}", f"OUT={out}", f"BUILD={build}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return out
 
 
 @pytest.fixture(scope="session")
