@@ -35,7 +35,7 @@ PHASES = (
     ("the image", "pyvmm.machine.board", "load_image"),
     ("the device tree", "pyvmm.machine.board", "machine_dtb"),
     ("registers to start with", "pyvmm.machine.board", "set_boot_registers"),
-    ("shortcuts for UARTs", "pyvmm.machine.machine", "Machine._make_fast_paths"),
+    ("fast paths of UARTs", "pyvmm.machine.machine", "Machine._make_fast_paths"),
     ("the vCPUs' threads", "pyvmm.machine.runner", "Runner.start"),
 )  # fmt: skip
 REST = "the rest"

@@ -94,7 +94,7 @@ def linux_rows(found: Found) -> Iterator[tuple[str, float]]:
     exits = sorted(linux["exits"].items(), key=lambda item: item[1][1], reverse=True)
     handled = sum(ns for _, (_, ns) in exits)
     whole = linux["end"] - linux["first"]
-    yield "the guest, KVM, and what is settled in C", linux["in_kvm"] / MEGA
+    yield "the guest, KVM, and exits completed in C", linux["in_kvm"] / MEGA
     for cause, (count, ns) in exits:
         yield f"exits to Python: {cause}, {count} times", ns / MEGA
     yield "other threads, and the rest", (whole - handled - linux["in_kvm"]) / MEGA

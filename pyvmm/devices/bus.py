@@ -1,4 +1,4 @@
-"""The bus: which device answers at a guest physical address."""
+"""The bus: the device at each guest physical address."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from pyvmm.layout import Region
 
 
 class MmioDevice(Protocol):
-    """What the bus needs of a device; offsets are from the start of its region."""
+    """A device on the bus. Offsets are from the start of its region."""
 
     def mmio_read(self, offset: int, length: int) -> int:
-        """Answer a guest's read."""
+        """Return the value of a guest's read, little endian."""
 
     def mmio_write(self, offset: int, length: int, value: int) -> None:
         """Carry out a guest's write."""
 
 
-class _Nobody:
-    """Answers where there is no device."""
+class _NoDevice:
+    """Accesses that no device claims."""
 
     def mmio_read(self, offset: int, length: int) -> int:
-        """Zero."""
+        """Return zero."""
         return 0
 
     def mmio_write(self, offset: int, length: int, value: int) -> None:
-        """Nothing happens."""
+        """Do nothing."""
 
 
 UNCLAIMED = Region("unclaimed", 0, 0)
-NOBODY: MmioDevice = _Nobody()
+NO_DEVICE: MmioDevice = _NoDevice()
 
 
 class Bus:
-    """Finds the device of an address and passes the access on, from any thread.
+    """The devices by address, for any thread. Each device does its own locking.
 
-    An access belongs to the device that has its first byte; devices do their own locking.
-    What no device claims reads as 0 and ignores writes, as under lkvm.
+    An access belongs to the device of its first byte. Where there is none, a read returns 0 and a
+    write does nothing, as under lkvm.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Bus:
         return iter(self._map[1])
 
     def add(self, region: Region, device: MmioDevice) -> None:
-        """Let ``device`` answer in ``region``.
+        """Put ``device`` at ``region``.
 
         Raises:
             ValueError: the region is empty or overlaps one added before.
@@ -70,19 +70,9 @@ class Bus:
             self._map = [region.end for region, _ in entries], entries
 
     def find(self, address: int) -> tuple[Region, MmioDevice]:
-        """The region and device at that address; UNCLAIMED and NOBODY where there is none."""
+        """Return the region and device at that address: UNCLAIMED and NO_DEVICE if there is none."""
         ends, entries = self._map
         index = bisect_right(ends, address)
         if index < len(entries) and entries[index][0].base <= address:
             return entries[index]
-        return UNCLAIMED, NOBODY
-
-    def read(self, address: int, length: int) -> int:
-        """What the guest gets that reads ``length`` bytes, little endian."""
-        region, device = self.find(address)
-        return device.mmio_read(address - region.base, length)
-
-    def write(self, address: int, length: int, value: int) -> None:
-        """Carry out a guest's write of ``length`` bytes, little endian."""
-        region, device = self.find(address)
-        device.mmio_write(address - region.base, length, value)
+        return UNCLAIMED, NO_DEVICE

@@ -26,6 +26,7 @@ IER_RDI = 0x01  # received data
 IER_THRI = 0x02  # transmitter holding register empty
 IER_RLSI = 0x04  # receiver line status
 IER_MSI = 0x08  # modem status
+IER_BITS = 0x0F  # those that can be set
 
 # Interrupt identification (IIR)
 IIR_NO_INT = 0x01
@@ -74,28 +75,29 @@ MSR_DELTA = 0x0F
 
 REGISTERS = 8  # bytes
 MUCH = 4096  # bytes sent and not output: a vCPU that finds as many waits
-ALL_STEADY = 0xFF
+ALL_READABLE = 0xFF  # in `FastPath.publish`: no register's read has a side effect
 
 
-class Shortcut(Protocol):
-    """Lets a guest use a port without `Uart8250.mmio_read` and `mmio_write`, as published.
+class FastPath(Protocol):
+    """Completes a guest's accesses without `Uart8250.mmio_read` and `mmio_write`, as published.
 
-    What it is called with is called with the port's lock held.
+    The port calls it with its lock held. machine/fastpath.py has the picture of who owns what.
     """
 
-    def publish(self, registers: int, *, sends: bool, only_sends: bool) -> bool:
-        """Take over how the port is now, before its interrupt line changes.
+    def publish(self, registers: int, *, complete_thr: bool, coalesce_thr: bool) -> bool:
+        """Take over the port's state, before its interrupt line changes.
 
-        Bit n of byte 0 of ``registers`` says that reading register n changes nothing, and byte n
-        is what it reads as (register 0: then 0). ``sends``: so long as nothing else is published,
-        writing THR has no effect but to send; ``only_sends``: nor has it after any read.
+        Bit n of byte 0 of ``registers`` says that a read of register n has no side effect. Byte n
+        is then the value that it returns; register 0 returns 0. ``complete_thr``: until the next
+        call, a write of THR only transmits its byte. ``coalesce_thr``: so it does after any read
+        too.
 
         Returns:
-            Whether the guest could send without the port's knowing, and cannot any more.
+            Whether coalesced writes were allowed until now, and are not any longer.
         """
 
     def sent(self) -> bytes:
-        """What the guest has written to THR without the port's knowing, since the last time."""
+        """Take what the guest has written to THR by the fast path since the last call."""
 
 
 class Uart8250(Device):
@@ -110,8 +112,8 @@ class Uart8250(Device):
     before it ever looked, as most do first of all, is thus not lost but yet to arrive.
 
     A wide read is one of each register in turn, a wide write one of its first register alone.
-    With a ``shortcut`` many accesses never come here: `collect` and `send_out` when there is
-    something it has `sent`.
+    With a ``fast_path`` many accesses never come here: its owner calls `collect` and `send_out`
+    when it has `sent` something.
     """
 
     register_size = 1
@@ -155,7 +157,7 @@ class Uart8250(Device):
         self._room_due = False  # on_room is to be called
         self._sent = bytearray()  # by the guest, not yet output
         self.has_transmitted = False  # ever
-        self.shortcut: Shortcut | None = None
+        self.fast_path: FastPath | None = None
         self._output_lock = threading.Lock()  # held from taking _sent until it is out: keeps order
 
     def mmio_read(self, offset: int, length: int) -> int:
@@ -175,14 +177,14 @@ class Uart8250(Device):
         if self._room_due:
             self._tell_room()
 
-    def take_shortcut(self, shortcut: Shortcut | None) -> None:
-        """Let the guest use that from now on, as far as it goes; or none any more."""
+    def use_fast_path(self, fast_path: FastPath | None) -> None:
+        """Let the guest use a fast path from now on; None: no longer."""
         with self.lock:
-            self.shortcut = shortcut
+            self.fast_path = fast_path
             self._publish()
 
     def collect(self) -> None:
-        """Take what the guest has sent by the shortcut; `send_out` outputs it."""
+        """Take what the guest has sent by the fast path; `send_out` outputs it."""
         with self.lock:
             self._collect()
 
@@ -241,7 +243,7 @@ class Uart8250(Device):
     def _(self, value: int) -> None:
         if value & ~self.IER & IER_THRI:
             self.thr_emptied = True  # enabling it while THR is empty interrupts at once
-        self.IER = value & 0x0F
+        self.IER = value & IER_BITS
         self._update()
 
     @IIR.read
@@ -358,7 +360,7 @@ class Uart8250(Device):
         return IIR_NO_INT
 
     def _update(self) -> None:
-        """Make the interrupt line, and the shortcut before it, follow the state."""
+        """Make the fast path, and then the interrupt line, follow the state."""
         if self.IER & (IER_RDI | IER_RLSI):
             self._arrive()
         self._publish()
@@ -368,51 +370,52 @@ class Uart8250(Device):
             self.irq(raised)
 
     def _publish(self) -> None:
-        """Tell the shortcut, if there is one, what it may do from now on."""
-        if self.shortcut is None:
+        """Publish to the fast path, if there is one, what it may complete from now on."""
+        if self.fast_path is None:
             return
-        diverted = self.MCR & MCR_LOOP or self.LCR & LCR_DLAB  # what is written to THR's offset
-        only_sends = not diverted and not self.IER & IER_THRI
-        # Where the interrupt waits already, another empty THR is no news.
-        sends = only_sends or (not diverted and self.thr_emptied)
-        if self.shortcut.publish(self._steady(), sends=sends, only_sends=only_sends):
+        diverted = self.MCR & MCR_LOOP or self.LCR & LCR_DLAB  # writes at THR's offset
+        coalesce = not diverted and not self.IER & IER_THRI
+        # While THRI is pending, an empty THR raises no other interrupt.
+        complete = coalesce or (not diverted and self.thr_emptied)
+        registers = self._readable()
+        if self.fast_path.publish(registers, complete_thr=complete, coalesce_thr=coalesce):
             self._collect()
 
-    def _steady(self) -> int:
-        """What reads give, in bytes 1 to 7, and in byte 0 those of them that change nothing."""
+    def _readable(self) -> int:
+        """Return what reads give in bytes 1 to 7; in byte 0, which of them have no side effect."""
         pending = self._pending()
-        steady = 1 << 3 | 1 << 4 | 1 << 7  # LCR, MCR, SCR
+        free = 1 << 3 | 1 << 4 | 1 << 7  # LCR, MCR, SCR
         arriving = self.line and not self.MCR & MCR_LOOP  # with LSR or RBR read, if there is room
         if not arriving or len(self.fifo) >= self._depth():
             if self.LSR == LSR_IDLE and (not self.fifo or max(self.fifo) <= 0xFF):
-                steady |= 1 << 5
+                free |= 1 << 5
             if not self.fifo and not self.LCR & LCR_DLAB:
-                steady |= 1 << 0
+                free |= 1 << 0
         if not self.LCR & LCR_DLAB:
-            steady |= 1 << 1
+            free |= 1 << 1
         if pending != IIR_THRI:
-            steady |= 1 << 2
+            free |= 1 << 2
         if not self.MSR & MSR_DELTA:
-            steady |= 1 << 6
+            free |= 1 << 6
         iir = pending | (IIR_FIFO_ENABLED if self.FCR & FCR_ENABLE_FIFO else 0)
         status = LSR_IDLE | LSR_DR if self.fifo else LSR_IDLE
-        values = (steady, self.IER, iir, self.LCR, self.MCR, status, self.MSR, self.SCR)
+        values = (free, self.IER, iir, self.LCR, self.MCR, status, self.MSR, self.SCR)
         return int.from_bytes(values, "little")
 
     def _collect(self) -> None:
-        """Take what the guest has sent by the shortcut; with the lock."""
-        if self.shortcut is not None and (data := self.shortcut.sent()):
+        """Take what the guest has sent by the fast path; with the lock."""
+        if self.fast_path is not None and (data := self.fast_path.sent()):
             self._sent += data
-            if not self.IER & IER_THRI:  # else it was so before: `sends` was published
+            if not self.IER & IER_THRI:  # else it was so before: `complete_thr` was published
                 self.thr_emptied = True
 
     def send_out(self) -> None:
-        """Output what the guest has sent, without holding up the receiving side."""
+        """Output what the guest has sent, without blocking the receiving side."""
         with self._output_lock:
             self._send_out()
 
     def send_out_unless_busy(self) -> None:
-        """The same, but leave it to whoever is outputting already, unless much waits for that."""
+        """Output too, but leave it to a thread that does so already, unless much waits."""
         while self._sent:
             if not self._output_lock.acquire(blocking=len(self._sent) >= MUCH):
                 return

@@ -61,38 +61,37 @@ int pyvmm_irq_line(int vm, uint32_t irq, int level);
 int pyvmm_sve_set_vl(unsigned long limit, uint64_t *rdvl);
 uint64_t pyvmm_counter_frequency(void);
 
-#define PYVMM_PORTS ...
-#define PYVMM_LATCHES ...
+#define PYVMM_UARTS ...
+#define PYVMM_ISRS ...
 #define PYVMM_REGIONS ...
-#define PYVMM_SENT ...
+#define PYVMM_TX_SIZE ...
 struct pyvmm_region { uint64_t base; uint64_t end; };
-struct pyvmm_port {
+struct pyvmm_uart {
     uint64_t base;
     uint64_t registers;
-    uint32_t sends;
-    int32_t patience;
+    uint32_t complete_thr;
+    int32_t exits_left;
     ...;
 };
-struct pyvmm_latch {
+struct pyvmm_isr {
     uint64_t address;
     uint32_t bits;
 };
-struct pyvmm_settler {
-    uint32_t unclaimed;
+struct pyvmm_fast_mmio {
+    uint32_t complete_unclaimed;
     uint32_t regions;
     struct pyvmm_region region[...];
-    struct pyvmm_port port[...];
-    uint32_t latches;
-    struct pyvmm_latch latch[...];
+    struct pyvmm_uart uart[...];
+    uint32_t isrs;
+    struct pyvmm_isr isr[...];
     ...;
 };
-void pyvmm_settler_init(struct pyvmm_settler *settler);
-void pyvmm_latch_set(struct pyvmm_settler *settler, int number, uint32_t bits);
-void pyvmm_latch_clear(struct pyvmm_settler *settler, int number, uint32_t bits);
-int pyvmm_has_sent(struct pyvmm_settler *settler, int number);
-size_t pyvmm_take(struct pyvmm_settler *settler, int number, uint8_t *bytes, size_t size);
-int pyvmm_wait_sent(struct pyvmm_settler *settler, int number, int stop, int soon,
-                    int seldom);
+void pyvmm_fast_mmio_init(struct pyvmm_fast_mmio *fast);
+void pyvmm_isr_set(struct pyvmm_fast_mmio *fast, int number, uint32_t bits);
+void pyvmm_isr_clear(struct pyvmm_fast_mmio *fast, int number, uint32_t bits);
+int pyvmm_has_tx(struct pyvmm_fast_mmio *fast, int number);
+size_t pyvmm_take_tx(struct pyvmm_fast_mmio *fast, int number, uint8_t *bytes, size_t size);
+int pyvmm_wait_tx(struct pyvmm_fast_mmio *fast, int number, int stop, int min_ms, int max_ms);
 
 struct pyvmm_vcpu {
     int thread;
@@ -103,7 +102,7 @@ struct pyvmm_vcpu {
     uint64_t address;
     uint64_t data;
     uint32_t attention;
-    uint64_t settled[...];
+    uint64_t completed[...];
     ...;
 };
 int pyvmm_vcpu_open(struct pyvmm_vcpu *vcpu, int fd, size_t size);
@@ -111,10 +110,9 @@ void pyvmm_vcpu_close(struct pyvmm_vcpu *vcpu);
 int pyvmm_run(struct pyvmm_vcpu *vcpu);
 void pyvmm_set_mmio_data(struct pyvmm_vcpu *vcpu, uint64_t value);
 void pyvmm_kick(struct pyvmm_vcpu *vcpu);
-int pyvmm_coalesced_pop(struct pyvmm_vcpu *vcpu);
-void pyvmm_vcpu_settle_by(struct pyvmm_vcpu *vcpu, struct pyvmm_settler *settler);
+void pyvmm_vcpu_use_fast_mmio(struct pyvmm_vcpu *vcpu, struct pyvmm_fast_mmio *fast);
 """
-SOURCES = ("settle.c", "run.c")
+SOURCES = ("fastmmio.c", "run.c")
 
 # The registers' names in C.
 REGISTERS = {

@@ -3,27 +3,27 @@
 from _cffi_backend import _CDataBase
 from cffi import FFI
 
-class SettlerRegion:
+class RegionState:
     base: int
     end: int
 
-class SettlerPort:
+class UartState:
     base: int
     registers: int
-    sends: int
-    patience: int
+    complete_thr: int
+    exits_left: int
 
-class SettlerLatch:
+class IsrState:
     address: int
     bits: int
 
-class SettlerState:
-    unclaimed: int
+class FastMmioState:
+    complete_unclaimed: int
     regions: int
-    region: list[SettlerRegion]
-    port: list[SettlerPort]
-    latches: int
-    latch: list[SettlerLatch]
+    region: list[RegionState]
+    uart: list[UartState]
+    isrs: int
+    isr: list[IsrState]
 
 class VcpuState:
     thread: int
@@ -34,13 +34,13 @@ class VcpuState:
     address: int
     data: int
     attention: int
-    settled: list[int]
+    completed: list[int]
 
 class Lib:
-    PYVMM_PORTS: int
-    PYVMM_LATCHES: int
+    PYVMM_UARTS: int
+    PYVMM_ISRS: int
     PYVMM_REGIONS: int
-    PYVMM_SENT: int
+    PYVMM_TX_SIZE: int
     def pyvmm_ioctl(self, fd: int, request: int, argument: int, /) -> int: ...
     def pyvmm_ioctl_at(self, fd: int, request: int, argument: object, /) -> int: ...
     def pyvmm_one_reg(self, fd: int, request: int, id: int, value: object, /) -> int: ...
@@ -69,17 +69,16 @@ class Lib:
     def pyvmm_run(self, vcpu: VcpuState, /) -> int: ...
     def pyvmm_set_mmio_data(self, vcpu: VcpuState, value: int, /) -> None: ...
     def pyvmm_kick(self, vcpu: VcpuState, /) -> None: ...
-    def pyvmm_coalesced_pop(self, vcpu: VcpuState, /) -> int: ...
-    def pyvmm_vcpu_settle_by(self, vcpu: VcpuState, settler: SettlerState, /) -> None: ...
-    def pyvmm_settler_init(self, settler: SettlerState, /) -> None: ...
-    def pyvmm_latch_set(self, settler: SettlerState, number: int, bits: int, /) -> None: ...
-    def pyvmm_latch_clear(self, settler: SettlerState, number: int, bits: int, /) -> None: ...
-    def pyvmm_has_sent(self, settler: SettlerState, number: int, /) -> int: ...
-    def pyvmm_take(
-        self, settler: SettlerState, number: int, bytes_: object, size: int, /
+    def pyvmm_vcpu_use_fast_mmio(self, vcpu: VcpuState, fast: FastMmioState, /) -> None: ...
+    def pyvmm_fast_mmio_init(self, fast: FastMmioState, /) -> None: ...
+    def pyvmm_isr_set(self, fast: FastMmioState, number: int, bits: int, /) -> None: ...
+    def pyvmm_isr_clear(self, fast: FastMmioState, number: int, bits: int, /) -> None: ...
+    def pyvmm_has_tx(self, fast: FastMmioState, number: int, /) -> int: ...
+    def pyvmm_take_tx(
+        self, fast: FastMmioState, number: int, bytes_: object, size: int, /
     ) -> int: ...
-    def pyvmm_wait_sent(
-        self, settler: SettlerState, number: int, stop: int, soon: int, seldom: int, /
+    def pyvmm_wait_tx(
+        self, fast: FastMmioState, number: int, stop: int, min_ms: int, max_ms: int, /
     ) -> int: ...
 
 ffi: FFI

@@ -1,7 +1,7 @@
 /*
  * The calls that need C: ioctls with the GIL released and errno in the result, KVM_RUN, the kick
  * that ends one, and the instruction RDVL.  Mechanism only.  _build.py puts the includes,
- * assertions that pyvmm's tables agree with the kernel's headers, and settle.c above this file.
+ * assertions that pyvmm's tables agree with the kernel's headers, and fastmmio.c above this file.
  */
 
 /* Make an ioctl again when a signal interrupts it; the result, or -errno. */
@@ -101,7 +101,7 @@ static uint64_t pyvmm_counter_frequency(void)
 	return frequency;
 }
 
-/* A vCPU's fd and shared pages; below them what the last exit, or ring entry, said. */
+/* A vCPU's fd and shared pages; below them the facts of the last exit. */
 struct pyvmm_vcpu {
 	int fd;
 	pid_t thread; /* which thread is in KVM_RUN, 0 for none; written by that thread only */
@@ -114,9 +114,9 @@ struct pyvmm_vcpu {
 	uint64_t address;
 	uint64_t data;
 
-	struct pyvmm_settler *settler; /* of exits that need no Python; may be NULL */
-	uint32_t attention; /* a port's patience is at its end, or a guest has sent something */
-	uint64_t settled[2 * (PYVMM_PORTS + 2)]; /* see pyvmm_settle */
+	struct pyvmm_fast_mmio *fast; /* completes exits without Python; may be NULL */
+	uint32_t attention; /* transmitted bytes wait, or a UART has no exits left */
+	uint64_t completed[2 * (PYVMM_UARTS + 2)]; /* see pyvmm_complete_mmio */
 };
 
 #define PYVMM_KICK SIGRTMIN /* as in kvmtool */
@@ -146,15 +146,14 @@ static void pyvmm_vcpu_close(struct pyvmm_vcpu *vcpu)
 	vcpu->run = NULL;
 }
 
-/* Have exits settled by that, which is to live as long as the vCPU; before its first run. */
-static void pyvmm_vcpu_settle_by(struct pyvmm_vcpu *vcpu, struct pyvmm_settler *settler)
+/* Complete exits as that says.  It must live as long as the vCPU.  Before the first run. */
+static void pyvmm_vcpu_use_fast_mmio(struct pyvmm_vcpu *vcpu, struct pyvmm_fast_mmio *fast)
 {
 	size_t page = sysconf(_SC_PAGESIZE);
 
-	settler->ring = (void *)((char *)vcpu->run + KVM_COALESCED_MMIO_PAGE_OFFSET * page);
-	settler->entries =
-		(page - sizeof(*settler->ring)) / sizeof(settler->ring->coalesced_mmio[0]);
-	vcpu->settler = settler;
+	fast->ring = (void *)((char *)vcpu->run + KVM_COALESCED_MMIO_PAGE_OFFSET * page);
+	fast->entries = (page - sizeof(*fast->ring)) / sizeof(fast->ring->coalesced_mmio[0]);
+	vcpu->fast = fast;
 }
 
 /* The kernel's answer to a read, or the value written, is in memory order: little endian. */
@@ -179,19 +178,19 @@ static void pyvmm_unblock_kick(void)
 	done = 1;
 }
 
-static int pyvmm_wants_attention(struct pyvmm_settler *settler)
+static int pyvmm_wants_attention(struct pyvmm_fast_mmio *fast)
 {
-	for (int n = 0; n < PYVMM_PORTS; n++)
-		if (settler->port[n].base &&
-		    (pyvmm_has_sent(settler, n) ||
-		     !__atomic_load_n(&settler->port[n].patience, __ATOMIC_RELAXED)))
+	for (int n = 0; n < PYVMM_UARTS; n++)
+		if (fast->uart[n].base &&
+		    (pyvmm_has_tx(fast, n) ||
+		     !__atomic_load_n(&fast->uart[n].exits_left, __ATOMIC_RELAXED)))
 			return 1;
 	return 0;
 }
 
 /*
- * KVM_RUN until an exit that is not settled here: 0, or -errno; -EINTR when kicked, and then the
- * kick is used up.
+ * KVM_RUN until an exit that C does not complete: 0, or -errno.  A kick makes it -EINTR, and is
+ * then used up.
  *
  * No kick is lost.  The kicker sets immediate_exit, then looks whether a thread is in KVM_RUN and
  * signals it; this side names its thread, then enters KVM_RUN, which looks at immediate_exit.
@@ -210,12 +209,12 @@ static int pyvmm_run(struct pyvmm_vcpu *vcpu)
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	do {
 		error = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? errno : 0;
-	} while (!error && vcpu->settler && run->exit_reason == KVM_EXIT_MMIO &&
-		 pyvmm_settle(vcpu->settler, run, vcpu->settled));
+	} while (!error && vcpu->fast && run->exit_reason == KVM_EXIT_MMIO &&
+		 pyvmm_complete_mmio(vcpu->fast, run, vcpu->completed));
 	__atomic_store_n(&vcpu->thread, 0, __ATOMIC_SEQ_CST);
 	if (error == EINTR)
 		__atomic_exchange_n(&run->immediate_exit, 0, __ATOMIC_SEQ_CST);
-	vcpu->attention = vcpu->settler && pyvmm_wants_attention(vcpu->settler);
+	vcpu->attention = vcpu->fast && pyvmm_wants_attention(vcpu->fast);
 	if (error)
 		return -error;
 
@@ -230,7 +229,7 @@ static int pyvmm_run(struct pyvmm_vcpu *vcpu)
 	return 0;
 }
 
-/* Answer an MMIO read: KVM takes as many bytes as the access has. */
+/* Set the result of an MMIO read: KVM takes as many bytes as the access has. */
 static void pyvmm_set_mmio_data(struct pyvmm_vcpu *vcpu, uint64_t value)
 {
 	if (vcpu->run)
@@ -250,27 +249,4 @@ static void pyvmm_kick(struct pyvmm_vcpu *vcpu)
 	thread = __atomic_load_n(&vcpu->thread, __ATOMIC_SEQ_CST);
 	if (thread)
 		syscall(SYS_tgkill, getpid(), thread, PYVMM_KICK);
-}
-
-/* Take one entry of the VM's ring of coalesced writes: 1, or 0 when there is none. */
-static int pyvmm_coalesced_pop(struct pyvmm_vcpu *vcpu)
-{
-	size_t page = sysconf(_SC_PAGESIZE);
-	struct kvm_coalesced_mmio_ring *ring;
-	const struct kvm_coalesced_mmio *entry;
-	uint32_t entries, first;
-
-	if (!vcpu->run)
-		return 0;
-	ring = (void *)((char *)vcpu->run + KVM_COALESCED_MMIO_PAGE_OFFSET * page);
-	entries = (page - sizeof(*ring)) / sizeof(ring->coalesced_mmio[0]);
-	first = ring->first;
-	entry = &ring->coalesced_mmio[first];
-	if (first == __atomic_load_n(&ring->last, __ATOMIC_ACQUIRE))
-		return 0;
-	vcpu->address = entry->phys_addr;
-	vcpu->length = entry->len;
-	vcpu->data = pyvmm_little_endian(entry->data, entry->len);
-	__atomic_store_n(&ring->first, (first + 1) % entries, __ATOMIC_RELEASE);
-	return 1;
 }

@@ -18,7 +18,7 @@ from pyvmm.kvm.native import native
 from pyvmm.kvm.uapi import ExitReason, MpState, PmuAttr, PvtimeAttr, VcpuFeature, VcpuGroup
 
 if TYPE_CHECKING:
-    from pyvmm.kvm._kvm import SettlerState, VcpuState
+    from pyvmm.kvm._kvm import FastMmioState, VcpuState
 
 
 class VcpuEvents(Record):
@@ -43,7 +43,7 @@ class Vcpu(AttributeFd):
         extension = native()
         self._ffi, self._lib = extension.ffi, extension.lib
         self._state = cast("VcpuState", self._ffi.new("struct pyvmm_vcpu *"))
-        self._settler: SettlerState | None = None
+        self._fast: FastMmioState | None = None
         # A kick must not meet pages that are gone; reentrant, for a kick by a signal handler.
         self._open_lock = threading.RLock()
         error = self._lib.pyvmm_vcpu_open(self._state, fd, mmap_size)
@@ -197,7 +197,7 @@ class Vcpu(AttributeFd):
     def run(self) -> Exit:
         """Run the guest until it needs something, or a kick() or a signal comes.
 
-        Exits that a Settler can settle, if there is one, do not count.
+        Exits that a FastMmio completes do not count.
 
         A vCPU whose last exit was an MMIO read must have its answer (set_mmio_data) first.
         """
@@ -234,28 +234,23 @@ class Vcpu(AttributeFd):
         """Answer an MMIO read; bits above the access's length do not count."""
         self._lib.pyvmm_set_mmio_data(self._state, value & 0xFFFF_FFFF_FFFF_FFFF)
 
-    def settle_by(self, settler: SettlerState) -> None:
-        """Have exits settled without Python, as a Settler says; before the first run."""
-        self._settler = settler  # so that it lives as long as this does
-        self._lib.pyvmm_vcpu_settle_by(self._state, settler)
+    def use_fast_mmio(self, fast: FastMmioState) -> None:
+        """Let C complete exits as a FastMmio says; before the first run."""
+        self._fast = fast  # so that it lives as long as this does
+        self._lib.pyvmm_vcpu_use_fast_mmio(self._state, fast)
 
     @property
     def attention(self) -> bool:
-        """Whether a Settler's owner was wanted when the last run ended."""
+        """Whether the owner of the FastMmio had something to do when the last run ended."""
         return self._state.attention != 0
 
-    def settled(self) -> tuple[list[int], list[int]]:
-        """How many reads and writes were settled: each port's, latches', and what nobody claims."""
-        counts = list(self._state.settled)
-        return counts[::2], counts[1::2]
+    def completed_mmio(self) -> tuple[list[int], list[int]]:
+        """Count the reads and the writes that C completed.
 
-    def coalesced_mmio(self) -> list[Exit]:
-        """Take the writes that wait in the VM's ring, oldest first; one thread at a time."""
-        writes = []
-        state = self._state
-        while self._lib.pyvmm_coalesced_pop(state):
-            writes.append(Exit(ExitReason.MMIO, state.address, state.length, True, state.data))
-        return writes
+        One number for each UART, then one for interrupt status, then one for unclaimed accesses.
+        """
+        counts = list(self._state.completed)
+        return counts[::2], counts[1::2]
 
     # State besides registers
 

@@ -146,7 +146,7 @@ class Vm(AttributeFd):
         return ioctls.RESET_DIRTY_RINGS(self.fd)
 
     def register_coalesced_mmio(self, addr: int, size: int) -> None:
-        """Gather guest writes to that range in the ring that Vcpu.coalesced_mmio empties."""
+        """Gather guest writes to that range in the ring that FastMmio.take_tx drains."""
         ioctls.REGISTER_COALESCED_MMIO.write(self.fd, addr=addr, size=size)
 
     def unregister_coalesced_mmio(self, addr: int, size: int) -> None:

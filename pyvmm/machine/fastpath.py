@@ -1,15 +1,33 @@
-"""UARTs that a guest polls and feeds without exits, and other accesses settled without Python.
+"""UARTs that a guest polls and writes without exits, and MMIO exits that C completes.
 
-Among these are the two that a virtio driver makes for each interrupt: so no vCPU waits for Python
-while a device's own thread is at work.
+A virtio driver's two accesses at each interrupt are among the latter. So no vCPU waits for Python
+while a device's thread holds the interpreter.
 
-While no register of a port changes by being read, they lie in a read-only page of the guest's,
-and while writing THR does nothing but send, KVM gathers such writes in its ring: then a guest that
-prints never leaves. Neither tells anyone, so a thread looks after the ring; and whatever takes a
-vCPU out to Python takes out what was sent before (`FastPaths.attend`).
+The way of a guest's access to a UART register. `Uart8250` owns every register at every moment: it
+alone changes them, under its lock. The steps before it have copies, and only while `publish`
+allows: each time the UART's state changes, it publishes anew before the guest can see the change.
 
-Both cost about as much to set up as 16 exits, so they wait for as many that would have been saved;
-until then, and where pages of the host hold more than one port, exits are settled in C.
+      load or store
+           |
+      a load, page mapped? --yes--> read-only page               no exit       Page, here
+           | no
+      a store to THR,
+      coalesced by KVM? -----yes--> KVM's ring --+               no exit       FastUart, here
+           | no                                  |
+      MMIO exit to C                             v
+      a load without side effect? -> registers   |               exit to C     kvm/fastmmio.c
+      a store that only transmits? ------------> tx ring         exit to C     kvm/fastmmio.c
+           | no                                  |
+      MMIO exit to Python                        v
+      Uart8250.mmio_read, mmio_write      Uart8250.collect       exit to Python    devices/uart8250.py
+
+      owner of      RBR..SCR    Uart8250, always; C and the page have copies to read
+                    sent bytes  KVM's ring, then the tx ring, then Uart8250
+
+The page and the ring cost about as much to set up as 16 exits. So each UART first makes 16 exits
+that they would have saved. C completes these, and later ones where a page of the host holds more
+than one UART. KVM signals neither a read of the page nor a coalesced write: a thread polls the
+ring, and a vCPU that exits to Python outputs first what was sent before (`FastPaths.attend`).
 
 Source: Linux, Documentation/virt/kvm/api.rst, KVM_REGISTER_COALESCED_MMIO, KVM_MEM_READONLY.
 """
@@ -24,9 +42,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from pyvmm import layout
-from pyvmm.devices.uart8250 import ALL_STEADY, REGISTERS, Uart8250
+from pyvmm.devices.uart8250 import ALL_READABLE, REGISTERS, Uart8250
 from pyvmm.kvm.caps import Cap
-from pyvmm.kvm.settle import NO_PATIENCE_NEEDED, PATIENCE_OVER, Settler
+from pyvmm.kvm.fastmmio import NONE_LEFT, UNLIMITED, FastMmio
 from pyvmm.kvm.uapi import MemoryFlag
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm
@@ -35,13 +53,13 @@ from pyvmm.memory.ram import GuestMemory
 if TYPE_CHECKING:
     from pyvmm.devices.virtio.mmio import VirtioMmio
 
-PATIENCE: Final = 16  # exits settled in C before a port is mapped
-SOON_MS: Final = 2  # how long what was sent may wait: at first, and
-SELDOM_MS: Final = 32  # after a while without any
+EXITS_FIRST: Final = 16  # completed in C before a UART gets its page and coalesced writes
+MIN_WAIT_MS: Final = 2  # between two looks at the ring, while there is output
+MAX_WAIT_MS: Final = 32  # after a while without output
 
 
 class Page:
-    """Registers of a port's that a guest reads without an exit: in a page, while that is mapped."""
+    """A UART's registers in a page, which the guest reads without an exit while it is mapped."""
 
     def __init__(self, vm: Vm, slot: int, base: int) -> None:
         self._vm = vm
@@ -51,16 +69,16 @@ class Page:
         self.is_mapped = False
 
     def close(self) -> None:
-        """Give it back; no vCPU uses it any more."""
+        """Free the page; no vCPU may use it any more."""
         self._registers.release()
         self._memory.close()
 
     def show(self, registers: int) -> None:
-        """Have these in the page."""
+        """Write these registers into the page."""
         self._registers[0] = registers
 
     def map(self, mapped: bool) -> None:
-        """Let the guest have the page, or not."""
+        """Map the page into the guest, or unmap it."""
         size = self._memory.size if mapped else 0
         self._vm.set_user_memory_region(
             self._slot, self._memory.base, size, self._memory.host_address, MemoryFlag.READONLY
@@ -68,80 +86,80 @@ class Page:
         self.is_mapped = mapped
 
 
-class FastPort:
-    """One UART's shortcut: its registers in C, and at times in a page of the guest's."""
+class FastUart:
+    """The fast path of one UART: its registers in C, and at times in a page of the guest."""
 
-    def __init__(self, vm: Vm, settler: Settler, number: int, uart: Uart8250, slot: int) -> None:
-        """Be ready for `Uart8250.take_shortcut`; ``slot`` -1: there is to be no page."""
+    def __init__(self, vm: Vm, fast: FastMmio, number: int, uart: Uart8250, slot: int) -> None:
+        """Prepare for `Uart8250.use_fast_path`. ``slot`` -1: no page."""
         self._vm = vm
-        self._settler = settler
+        self._fast = fast
         self._number = number
         self._uart = uart
         self._base = layout.uart(number).base
         self._slot = slot
-        self._state = settler.port(number)
+        self._state = fast.uart(number)
         self._registers = 0
-        self._eligible = False  # for going without exits
+        self._eligible = False  # for a page and coalesced writes
         self._coalesced = False
-        # Most ports are never used, and need neither of these.
+        # Most UARTs are never used, and need neither of these.
         self._page: Page | None = None
         self._stop_fd = -1
         self._thread: threading.Thread | None = None
         self.bytes_sent = 0  # without an exit to Python
 
     def close(self) -> None:
-        """Output what was sent, and give the page back, which no vCPU must use any more."""
+        """Output what was sent, and free the page; no vCPU may use it any more."""
         if self._thread is not None:
             os.eventfd_write(self._stop_fd, 1)
             self._thread.join()
             os.close(self._stop_fd)
         self._uart.collect()
         self._uart.send_out()
-        self._uart.take_shortcut(None)
+        self._uart.use_fast_path(None)
         if self._page is not None:
             self._page.close()
 
-    def publish(self, registers: int, *, sends: bool, only_sends: bool) -> bool:
-        """Take over how the port is now; see Shortcut."""
+    def publish(self, registers: int, *, complete_thr: bool, coalesce_thr: bool) -> bool:
+        """Take over the UART's state; see FastPath."""
         state = self._state
         self._registers = registers
         state.registers = registers
         if self._thread is None and self._uart.has_transmitted:
             self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC)
-            self._thread = threading.Thread(target=self._look_after, name=f"uart{self._number}")
+            self._thread = threading.Thread(target=self._poll, name=f"uart{self._number}")
             self._thread.start()
-        state.sends = sends and self._thread is not None
-        steady = registers & ALL_STEADY == ALL_STEADY
+        state.complete_thr = complete_thr and self._thread is not None
+        readable = registers & ALL_READABLE == ALL_READABLE
         if self._page is not None and self._page.is_mapped:
-            if steady:
-                self._page.show(registers & ~ALL_STEADY)
+            if readable:
+                self._page.show(registers & ~ALL_READABLE)
             else:
                 self._page.map(False)
-        withdrawn = self._coalesced and not only_sends
+        withdrawn = self._coalesced and not coalesce_thr
         if withdrawn:
             self._vm.unregister_coalesced_mmio(self._base, 1)
             self._coalesced = False
-        eligible = steady and only_sends and self._thread is not None
+        eligible = readable and coalesce_thr and self._thread is not None
         if eligible and not self._eligible:
-            state.patience = PATIENCE
+            state.exits_left = EXITS_FIRST
         elif not eligible:
-            state.patience = NO_PATIENCE_NEEDED
+            state.exits_left = UNLIMITED
         self._eligible = eligible
         return withdrawn
 
     def sent(self) -> bytes:
-        """What the guest has sent since the last time."""
-        data = self._settler.take(self._number)
+        """Take what the guest has sent since the last call."""
+        data = self._fast.take_tx(self._number)
         self.bytes_sent += len(data)
         return data
 
     def speed_up(self) -> None:
-        """Save the guest more exits, if it has made enough of them that could be saved."""
-        if self._state.patience != PATIENCE_OVER:
+        """Map the page and coalesce writes, if the guest has made enough exits."""
+        if self._state.exits_left != NONE_LEFT:
             return
         with self._uart.lock:
-            self._state.patience = NO_PATIENCE_NEEDED
-            if not self._eligible:  # any more
+            self._state.exits_left = UNLIMITED
+            if not self._eligible:  # any longer
                 return
             if not self._coalesced:
                 self._vm.register_coalesced_mmio(self._base, 1)
@@ -151,18 +169,18 @@ class FastPort:
             if self._page is None:
                 self._page = Page(self._vm, self._slot, self._base)
             if not self._page.is_mapped:
-                self._page.show(self._registers & ~ALL_STEADY)
+                self._page.show(self._registers & ~ALL_READABLE)
                 self._page.map(True)
 
-    def _look_after(self) -> None:
-        """The thread, from the first byte on: output what nothing tells of."""
-        while self._settler.wait_sent(self._number, self._stop_fd, SOON_MS, SELDOM_MS):
+    def _poll(self) -> None:
+        """Output what the guest sends without an exit; in a thread, from the first byte on."""
+        while self._fast.wait_tx(self._number, self._stop_fd, MIN_WAIT_MS, MAX_WAIT_MS):
             self._uart.collect()
             self._uart.send_out()
 
 
 class FastPaths:
-    """The shortcuts of a machine, from its first run on; to be closed before its vCPUs are."""
+    """The fast paths of a machine, from its first run on. Close them before its vCPUs."""
 
     def __init__(
         self,
@@ -172,52 +190,54 @@ class FastPaths:
         uarts: Sequence[Uart8250],
         slots: Sequence[VirtioMmio] = (),
         *,
-        settle_unclaimed: bool,
+        complete_unclaimed: bool,
     ) -> None:
-        """Begin; ``claimed`` is what no access may be settled in as nobody's.
+        """Begin. C completes accesses outside ``claimed``, if ``complete_unclaimed``.
 
         ``slots`` are the virtio devices from the first slot of the map on.
         """
         claimed_ranges = [(region.base, region.end) for region in claimed]
         bases = [layout.uart(number).base for number in range(len(uarts))]
         self._open = True
-        latches = [
+        isrs = [
             layout.virtio(number).base + type(transport).InterruptStatus.offset
             for number, transport in enumerate(slots)
         ]
-        self._settler = Settler(vcpus, claimed_ranges, bases, latches, unclaimed=settle_unclaimed)
+        self._fast = FastMmio(
+            vcpus, claimed_ranges, bases, isrs, complete_unclaimed=complete_unclaimed
+        )
         self._vcpus = vcpus
         self._uarts = uarts
         has_pages = layout.UART.size == mmap.PAGESIZE and vm.has(Cap.READONLY_MEM)
         last_slot = vm.check_extension(Cap.NR_MEMSLOTS) - 1  # RAM has the first
         with ExitStack() as undo:
-            self._ports: list[FastPort] = []
+            self._fast_uarts: list[FastUart] = []
             for number, uart in enumerate(uarts):
                 slot = last_slot - number if has_pages else -1
-                port = FastPort(vm, self._settler, number, uart, slot)
-                undo.callback(port.close)
-                uart.take_shortcut(port)
-                self._ports.append(port)
+                fast_uart = FastUart(vm, self._fast, number, uart, slot)
+                undo.callback(fast_uart.close)
+                uart.use_fast_path(fast_uart)
+                self._fast_uarts.append(fast_uart)
             for number, transport in enumerate(slots):
-                transport.take_latch(self._settler.latch(number))
-                undo.callback(transport.take_latch, None)
+                transport.use_interrupt_bits(self._fast.interrupt_bits(number))
+                undo.callback(transport.use_interrupt_bits, None)
             self._undo = undo.pop_all()
 
     def close(self) -> None:
-        """Output what was sent, and let go; idempotent."""
+        """Output what was sent, and end every fast path; idempotent."""
         self._open = False  # the ring is the vCPUs', which are about to go
         self._undo.close()
 
     def attend(self) -> None:
-        """Do what is wanted when Vcpu.attention says so."""
+        """Output what was sent, and set up fast paths; when Vcpu.attention says so."""
         self._collect()
         for uart in self._uarts:
             uart.send_out_unless_busy()
-        for port in self._ports:
-            port.speed_up()
+        for fast_uart in self._fast_uarts:
+            fast_uart.speed_up()
 
     def flush(self) -> None:
-        """Output all that guests have sent before this was called."""
+        """Output all that guests sent before this call."""
         if not self._open:
             return
         self._collect()
@@ -227,21 +247,21 @@ class FastPaths:
     def _collect(self) -> None:
         for uart in self._uarts:
             uart.collect()
-        if self._settler.has_sent(0):  # the ring was held up by what another port had sent
+        if self._fast.has_tx(0):  # another UART's bytes blocked the ring
             for uart in self._uarts:
                 uart.collect()
 
-    def settled(self) -> list[dict[str, int]]:
-        """How many exits of each vCPU were settled without Python, by what caused them."""
-        return [self.settled_of(vcpu) for vcpu in self._vcpus]
+    def completed(self) -> list[dict[str, int]]:
+        """Count the exits of each vCPU that C completed, by cause."""
+        return [self.completed_by(vcpu) for vcpu in self._vcpus]
 
-    def settled_of(self, vcpu: Vcpu) -> dict[str, int]:
-        """How many exits of one vCPU were."""
-        return _by_cause(*vcpu.settled())
+    def completed_by(self, vcpu: Vcpu) -> dict[str, int]:
+        """Count the exits of one vCPU that C completed, by cause."""
+        return _by_cause(*vcpu.completed_mmio())
 
     def bytes_sent(self) -> dict[str, int]:
-        """How many bytes each UART was given without an exit to Python."""
-        return {f"uart{number}": port.bytes_sent for number, port in enumerate(self._ports)}
+        """Count the bytes that each UART got without an exit to Python."""
+        return {f"uart{number}": fast.bytes_sent for number, fast in enumerate(self._fast_uarts)}
 
 
 def _by_cause(reads: list[int], writes: list[int]) -> dict[str, int]:

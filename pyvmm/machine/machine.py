@@ -159,7 +159,7 @@ class Machine(Closing):
             [*(region for region, _ in board.bus), *board.plan.windows],
             board.uarts,
             board.virtio,
-            settle_unclaimed=self._on_unclaimed is None,
+            complete_unclaimed=self._on_unclaimed is None,
         )
         undo.callback(fast.close)
         return fast
@@ -336,7 +336,7 @@ class Machine(Closing):
         counts = [self._counts[vcpu.id].by_cause() for vcpu in self.board.vcpus]
         if self._fast is None:
             return counts
-        return [totals(pair) for pair in zip(counts, self._fast.settled(), strict=True)]
+        return [totals(pair) for pair in zip(counts, self._fast.completed(), strict=True)]
 
     def bytes_without_exit(self) -> dict[str, int]:
         """How many bytes each UART was given without an exit to Python; some of C's made one."""
@@ -426,7 +426,7 @@ class Machine(Closing):
         finally:
             trace.exit(vcpu.id, self._cause(leave), leave, began_ns)
             if self._fast is not None:
-                trace.settled(vcpu.id, self._fast.settled_of(vcpu))
+                trace.completed(vcpu.id, self._fast.completed_by(vcpu))
 
     def _cause(self, leave: Exit) -> str:
         """What exit_counts() calls it."""

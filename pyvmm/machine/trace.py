@@ -4,7 +4,7 @@
         vm.run()
 
 Each vCPU is a track with a slice for every exit that Python handled, named as `pyvmm stat` names
-it, with address, length and data. What was settled without Python is in counters.
+it, with address, length and data. Counters show the exits that C completed.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class ExitTrace(Closing):
         if sequence.size > FLUSH:
             self._write(sequence.take())
 
-    def settled(self, vcpu: int, counts: dict[str, int]) -> None:
-        """How much was settled without Python until now, by cause; in the vCPU's thread."""
+    def completed(self, vcpu: int, counts: dict[str, int]) -> None:
+        """Add the exits that C has completed until now, by cause; in the vCPU's thread."""
         known, sequence = self._counters.setdefault(vcpu, {}), self._sequence(vcpu)
         for cause, count in counts.items():
             if known.get(cause) != count:

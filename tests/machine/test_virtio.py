@@ -149,10 +149,10 @@ def test_interrupts_are_acknowledged_without_python_or_with_it(
     assert machine.run() == 0
     assert b"echo: 100000 bytes" in screen.text
     (counts,) = machine.exit_counts()
-    settled = counts.get("virtio interrupt read", 0), counts.get("virtio interrupt write", 0)
+    completed = counts.get("virtio interrupt read", 0), counts.get("virtio interrupt write", 0)
     of_interrupts = {VirtioMmio.InterruptStatus.offset, VirtioMmio.InterruptACK.offset}
     assert of_interrupts & asked == (set() if fast else of_interrupts)
-    assert (min(settled) > 0) == fast
+    assert (min(completed) > 0) == fast
 
 
 def test_stop_ends_a_guest_whose_output_nobody_takes(make: Make, screen: Screen) -> None:

@@ -103,8 +103,8 @@ def test_counters_show_what_was_settled(tmp_path: Path) -> None:
     path = tmp_path / "trace"
     with ExitTrace(path, "demo") as written:
         for count in (3, 3, 8):
-            written.settled(0, {"uart0 read": count})
-        written.settled(1, {"unclaimed write": 1, "uart0 read": 2})
+            written.completed(0, {"uart0 read": count})
+        written.completed(1, {"unclaimed write": 1, "uart0 read": 2})
 
     tracks = {}
     values = []

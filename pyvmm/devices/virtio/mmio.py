@@ -40,31 +40,31 @@ def _half(area: str, shift: int) -> Writer:
     return write
 
 
-class Latch(Protocol):
-    """Bits that a device sets and its driver clears, each at once, whoever else does."""
+class InterruptBits(Protocol):
+    """The bits of InterruptStatus: the device sets them, the driver clears them; each atomically."""
 
     def get(self) -> int:
-        """The bits that are set."""
+        """Return the bits that are set."""
 
     def set(self, bits: int) -> None:
-        """Set bits more."""
+        """Set more bits."""
 
     def clear(self, bits: int) -> None:
         """Clear bits."""
 
 
-class OwnLatch:
-    """Such bits where everybody has the transport's lock."""
+class LockedInterruptBits:
+    """The bits of InterruptStatus where every user holds the transport's lock."""
 
     def __init__(self) -> None:
         self._bits = 0
 
     def get(self) -> int:
-        """The bits that are set."""
+        """Return the bits that are set."""
         return self._bits
 
     def set(self, bits: int) -> None:
-        """Set bits more."""
+        """Set more bits."""
         self._bits |= bits
 
     def clear(self, bits: int) -> None:
@@ -75,8 +75,8 @@ class OwnLatch:
 class VirtioMmio(Device):
     """Shows a virtio device to the guest; ``irq`` pulses its interrupt.
 
-    Kicks arrive as writes of QueueNotify, or, where somebody else watches that register, as calls
-    of `kick`.  InterruptStatus and InterruptACK may be another's as well: see `take_latch`.
+    Kicks arrive as writes of QueueNotify, or as calls of `kick`, where KVM watches that register.
+    C may complete accesses to InterruptStatus and InterruptACK too: see `use_interrupt_bits`.
     """
 
     node_name = "virtio"
@@ -130,7 +130,8 @@ class VirtioMmio(Device):
         self.lock = device.lock
         self.device = device
         self.irq = irq
-        self._reasons: Latch = OwnLatch()  # of interrupts; InterruptStatus is a copy for snapshots
+        # InterruptStatus is a copy for snapshots.
+        self._reasons: InterruptBits = LockedInterruptBits()
         bank = LEGACY if legacy else MODERN
         self.select_bank(bank)
         self.Version = VERSIONS[bank]
@@ -156,10 +157,10 @@ class VirtioMmio(Device):
                 self.device.write_config(offset - CONFIG, length, value)
         self.device.run_deferred()
 
-    def take_latch(self, latch: Latch | None) -> None:
-        """Have InterruptStatus in a latch from which others answer the guest; None: no longer."""
+    def use_interrupt_bits(self, bits: InterruptBits | None) -> None:
+        """Keep InterruptStatus in ``bits``, which the guest uses without Python; None: here."""
         with self.lock:
-            before, self._reasons = self._reasons, latch or OwnLatch()
+            before, self._reasons = self._reasons, bits or LockedInterruptBits()
             self._reasons.set(before.get())
 
     def state(self) -> dict[str, Any]:

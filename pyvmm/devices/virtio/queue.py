@@ -383,29 +383,3 @@ def _crossed(event: int, new: int, old: int) -> bool:
     Source: vring_need_event() in linux/virtio_ring.h
     """
     return (new - event - 1) & INDEX < (new - old) & INDEX
-
-
-class InOrder:
-    """Gives chains back in the order they were taken in, however a backend finishes them."""
-
-    def __init__(self, queue: Virtqueue) -> None:
-        self._queue = queue
-        self._taken: dict[Chain, int | None] = {}  # in order; the bytes written, once finished
-
-    def pop(self) -> Chain | None:
-        """Take the next chain."""
-        chain = self._queue.pop()
-        if chain is not None:
-            self._taken[chain] = None
-        return chain
-
-    def finish(self, chain: Chain, written: int) -> None:
-        """Note that a chain is done with, and give back all that no unfinished one precedes."""
-        if chain in self._taken:
-            self._taken[chain] = written
-        while self._taken:
-            first, done = next(iter(self._taken.items()))
-            if done is None and self._queue.owns(first):
-                break
-            del self._taken[first]
-            self._queue.push(first, done or 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyvmm.devices.virtio.mmio import OwnLatch, VirtioMmio
+from pyvmm.devices.virtio.mmio import LockedInterruptBits, VirtioMmio
 from pyvmm.layout import RAM_BASE
 from tests.devices.virtio.conftest import RECEIVEQ, TRANSMITQ, Rig
 from tests.devices.virtio.driver import (
@@ -381,27 +381,27 @@ def test_acknowledging_clears_just_those_bits(rig: Rig) -> None:
     assert (both, rig.driver.read(INTERRUPT_STATUS)) == (3, 2)
 
 
-def test_reasons_of_interrupts_move_to_a_latch_and_back(rig: Rig) -> None:
+def test_interrupt_status_moves_to_other_bits_and_back(rig: Rig) -> None:
     rig.driver.start()
     rig.send(b"x")
-    latch = OwnLatch()
+    bits = LockedInterruptBits()
 
-    rig.mmio.take_latch(latch)
+    rig.mmio.use_interrupt_bits(bits)
     rig.console.resize(1, 2)
-    both = latch.get()
-    latch.clear(1)  # as the driver does, without anybody being asked
+    both = bits.get()
+    bits.clear(1)  # as the driver does, without the transport
     seen = rig.driver.read(INTERRUPT_STATUS)
-    rig.mmio.take_latch(None)
-    latch.set(0xFF)  # no longer of any meaning
+    rig.mmio.use_interrupt_bits(None)
+    bits.set(0xFF)  # has no meaning any longer
 
     assert (both, seen, rig.driver.read(INTERRUPT_STATUS)) == (3, 2, 2)
 
 
-@pytest.mark.parametrize("latched", [False, True])
-def test_reasons_of_interrupts_are_in_snapshots(rig: Rig, latched: bool) -> None:
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_reasons_of_interrupts_are_in_snapshots(rig: Rig, elsewhere: bool) -> None:
     rig.driver.start()
-    if latched:
-        rig.mmio.take_latch(OwnLatch())
+    if elsewhere:
+        rig.mmio.use_interrupt_bits(LockedInterruptBits())
     rig.console.resize(1, 2)
 
     state = rig.mmio.state()

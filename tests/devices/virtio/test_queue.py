@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyvmm.devices.virtio.queue import InOrder, QueueError, Virtqueue
+from pyvmm.devices.virtio.queue import QueueError, Virtqueue
 from pyvmm.layout import RAM_BASE
 from pyvmm.memory.ram import GuestMemory
 from tests.devices.virtio.driver import INDIRECT, NEXT, RAM_SIZE, WRITE, Buffer, Ram, Ring
@@ -494,39 +494,3 @@ def test_reset_lets_go_of_guest_memory(memory: GuestMemory) -> None:
     pair.queue.push(chain, 0)
 
     memory.close()  # BufferError if a view is left
-
-
-# In order
-
-
-def test_chains_finished_out_of_order_go_back_in_order(pair: Pair) -> None:
-    in_order = InOrder(pair.queue)
-    heads = [pair.ring.add(pair.room(4)) for _ in range(3)]
-    first, second, third = (in_order.pop() for _ in heads)
-    assert first and second and third
-
-    in_order.finish(second, 2)
-    early = pair.ring.take_used()
-    in_order.finish(first, 1)
-    then = pair.ring.take_used()
-    in_order.finish(third, 3)
-
-    assert early == []
-    assert then == [(heads[0], 1), (heads[1], 2)]
-    assert pair.ring.take_used() == [(heads[2], 3)]
-
-
-def test_chains_of_before_a_reset_hold_up_nothing(pair: Pair) -> None:
-    in_order = InOrder(pair.queue)
-    pair.ring.add(pair.room(4))
-    lost = in_order.pop()
-    pair.queue.disable()
-    pair.ring.start_at(0)
-    pair.queue.enable()
-    head = pair.ring.add(pair.room(4))
-    chain = in_order.pop()
-    assert lost and chain
-
-    in_order.finish(chain, 4)
-
-    assert pair.ring.take_used() == [(head, 4)]

@@ -1,4 +1,4 @@
-"""What a UART publishes to its shortcut, taken at its word: no guest could tell the difference."""
+"""What a UART publishes to its fast path: a guest that uses it sees no difference."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyvmm.devices.uart8250 import ALL_STEADY, Uart8250
+from pyvmm.devices.uart8250 import ALL_READABLE, Uart8250
 
 THR, IER, FCR, LCR, MCR, LSR = 0, 1, 2, 3, 4, 5
 
 
 @dataclass
 class Direct:
-    """A guest at a port without a shortcut."""
+    """A guest at a port without a fast path."""
 
     output: bytearray = field(default_factory=bytearray)
     levels: list[bool] = field(default_factory=list)
@@ -31,27 +31,27 @@ class Direct:
     def write(self, offset: int, width: int, value: int) -> None:
         self.uart.mmio_write(offset, width, value)
 
-    def look_after(self) -> None:
+    def flush(self) -> None:
         """Nothing waits."""
 
 
-class Short(Direct):
-    """One that uses every shortcut there is, as C and KVM do."""
+class Fast(Direct):
+    """A guest whose accesses are completed where that is allowed, as C and KVM do."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.registers = 0
-        self.sends = False
-        self.gathers = False  # KVM does
+        self.completes = False
+        self.coalesces = False
         self.waiting = bytearray()
         self.used = 0
         self.level_when_published: list[bool] = []
-        self.uart.take_shortcut(self)
+        self.uart.use_fast_path(self)
 
-    def publish(self, registers: int, *, sends: bool, only_sends: bool) -> bool:
-        self.registers, self.sends = registers, sends
-        withdrawn = self.gathers and not only_sends
-        self.gathers = only_sends
+    def publish(self, registers: int, *, complete_thr: bool, coalesce_thr: bool) -> bool:
+        self.registers, self.completes = registers, complete_thr
+        withdrawn = self.coalesces and not coalesce_thr
+        self.coalesces = coalesce_thr
         return withdrawn
 
     def sent(self) -> bytes:
@@ -59,23 +59,23 @@ class Short(Direct):
         return data
 
     def read(self, offset: int, width: int) -> int:
-        asked = ((1 << width) - 1) << offset & ALL_STEADY
+        asked = ((1 << width) - 1) << offset & ALL_READABLE
         if offset < 8 and self.registers & asked == asked:
             self.used += 1
-            everything = self.registers & ~ALL_STEADY
+            everything = self.registers & ~ALL_READABLE
             return everything >> 8 * offset & ((1 << 8 * width) - 1)
-        self.look_after()
+        self.flush()
         return super().read(offset, width)
 
     def write(self, offset: int, width: int, value: int) -> None:
-        if offset == THR and (self.sends or (self.gathers and width == 1)):
+        if offset == THR and (self.completes or (self.coalesces and width == 1)):
             self.used += 1
             self.waiting.append(value & 0xFF)
             return
-        self.look_after()
+        self.flush()
         super().write(offset, width, value)
 
-    def look_after(self) -> None:
+    def flush(self) -> None:
         self.uart.collect()
         self.uart.send_out()
 
@@ -106,7 +106,7 @@ def calm(guest: Direct) -> list[int]:
 calms = st.just(calm)
 inputs = st.builds(lambda data: lambda guest: guest.uart.receive(data), st.binary(max_size=20))
 breaks = st.just(lambda guest: guest.uart.receive_break())
-looks = st.just(lambda guest: guest.look_after())
+looks = st.just(lambda guest: guest.flush())
 steps = st.lists(
     st.one_of(reads, reads, writes, writes, prints, prints, calms, inputs, breaks, looks),
     max_size=40,
@@ -115,20 +115,20 @@ steps = st.lists(
 
 @settings(max_examples=400)
 @given(steps)
-def test_nothing_tells_the_shortcut_from_the_port(script: list[Step]) -> None:
-    plain, short = Direct(), Short()
+def test_guest_sees_the_same_with_a_fast_path(script: list[Step]) -> None:
+    plain, fast = Direct(), Fast()
 
     for step in script:
-        assert step(short) == step(plain)
-        assert short.levels == plain.levels
-    short.look_after()
+        assert step(fast) == step(plain)
+        assert fast.levels == plain.levels
+    fast.flush()
 
-    assert short.output == plain.output
-    assert short.uart.state() == plain.uart.state()
+    assert fast.output == plain.output
+    assert fast.uart.state() == plain.uart.state()
 
 
-def test_a_polled_byte_takes_the_shortcut() -> None:
-    guest = Short()
+def test_polled_byte_takes_the_fast_path() -> None:
+    guest = Fast()
 
     for byte in b"hello":
         assert guest.read(LSR, 1) == 0x60
@@ -136,7 +136,7 @@ def test_a_polled_byte_takes_the_shortcut() -> None:
 
     assert guest.used == 10
     assert not guest.output
-    guest.look_after()
+    guest.flush()
     assert guest.output == b"hello"
 
 
@@ -151,9 +151,9 @@ def test_a_polled_byte_takes_the_shortcut() -> None:
     ],
     ids=["input", "break", "transmitter interrupt", "divisor latch", "modem inputs changed"],
 )
-def test_read_that_changes_something_is_not_offered(make: Step, offset: int) -> None:
-    guest = Short()
-    assert guest.registers & ALL_STEADY == ALL_STEADY
+def test_read_with_a_side_effect_is_not_published(make: Step, offset: int) -> None:
+    guest = Fast()
+    assert guest.registers & ALL_READABLE == ALL_READABLE
 
     make(guest)
 
@@ -161,22 +161,22 @@ def test_read_that_changes_something_is_not_offered(make: Step, offset: int) -> 
 
 
 @pytest.mark.parametrize("offset", [LCR, MCR, IER])
-def test_sending_is_not_offered_where_it_is_more_than_that(offset: int) -> None:
-    guest = Short()
-    assert (guest.sends, guest.gathers) == (True, True)
+def test_thr_write_is_not_published_where_it_has_another_effect(offset: int) -> None:
+    guest = Fast()
+    assert (guest.completes, guest.coalesces) == (True, True)
 
     guest.write(offset, 1, {LCR: 0x80, MCR: 0x10, IER: 0x02}[offset])
-    assert not guest.gathers
-    assert guest.sends == (offset == IER)  # its interrupt waits already
-    guest.read(2, 1)  # and now it does not
+    assert not guest.coalesces
+    assert guest.completes == (offset == IER)  # THRI is pending already
+    guest.read(2, 1)  # which ends that
 
-    assert not guest.sends
+    assert not guest.completes
 
 
-def test_what_is_published_comes_before_the_interrupt() -> None:
-    """Whoever takes the interrupt finds its cause, on whatever CPU."""
+def test_publish_comes_before_the_interrupt() -> None:
+    """A vCPU that takes the interrupt finds its cause, on any CPU."""
     found: list[int] = []
-    guest = Short()
+    guest = Fast()
     guest.uart.irq = lambda level: found.append(guest.registers >> 16 & 0xFF)
 
     guest.write(IER, 1, 0x01)
@@ -185,9 +185,9 @@ def test_what_is_published_comes_before_the_interrupt() -> None:
     assert found == [0x04]
 
 
-def test_what_another_cpu_sent_is_taken_when_that_is_not_offered_any_more() -> None:
-    """Its interrupt would come late else: nothing tells of what is gathered."""
-    guest = Short()
+def test_coalesced_bytes_are_collected_when_coalescing_ends() -> None:
+    """Else its interrupt would be late: KVM does not signal a coalesced write."""
+    guest = Fast()
     guest.write(THR, 1, 0x41)
 
     guest.uart.mmio_write(IER, 1, 0x02)

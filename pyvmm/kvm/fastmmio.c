@@ -1,0 +1,265 @@
+/*
+ * MMIO exits that C completes without Python:
+ *
+ *	accesses that no device claims;
+ *	16550A UARTs: reads without a side effect, transmitted bytes, writes that change nothing;
+ *	virtio-mmio: InterruptStatus and InterruptACK, which a driver uses at each interrupt.
+ *
+ * C also takes the bytes that guests write to a UART without an exit, from KVM's ring of coalesced
+ * writes.  Mechanism only: a device publishes here what C may complete.  The picture in
+ * machine/fastpath.py shows the owner of a UART's registers at each moment.
+ *
+ * A UART's bytes arrive in the ring and by exits.  A vCPU that completes such an exit moves the
+ * bytes in the ring first, under the lock.  So bytes stay in order.
+ */
+
+#define PYVMM_UARTS 4
+#define PYVMM_ISRS 64
+#define PYVMM_REGIONS 128
+#define PYVMM_TX_SIZE 4096
+
+/* The registers known here.  tests/devices/test_fastmmio.py compares them with the devices'. */
+#define PYVMM_UART_SIZE 8 /* bytes of registers */
+#define PYVMM_UART_THR 0
+#define PYVMM_UART_IER 1
+#define PYVMM_UART_IER_BITS 0x0f /* those that can be set */
+#define PYVMM_VIRTIO_STATUS_TO_ACK 4 /* from InterruptStatus to InterruptACK */
+
+struct pyvmm_region {
+	uint64_t base;
+	uint64_t end;
+};
+
+struct pyvmm_uart {
+	uint64_t base; /* 0: there is no such UART */
+	/*
+	 * Bit n of byte 0 says that a read of register n has no side effect.  Byte n is then the
+	 * value that it returns; register 0 returns 0.  One word, so that a read sees one moment.
+	 */
+	uint64_t registers;
+	uint32_t complete_thr; /* a write of THR transmits its byte and changes nothing else */
+	int32_t exits_left; /* to complete until Python is called; 0: call it now; -1: never */
+	uint32_t tx_first;
+	uint32_t tx_count;
+	uint8_t tx[PYVMM_TX_SIZE]; /* transmitted bytes that Python has not taken: a ring */
+};
+
+/*
+ * The interrupt status register of a virtio device.  The interrupt must be an edge: then reading
+ * the bits and acknowledging them changes nothing else.
+ */
+struct pyvmm_isr {
+	uint64_t address; /* of InterruptStatus */
+	uint32_t bits;
+};
+
+struct pyvmm_fast_mmio {
+	pthread_mutex_t lock; /* over every tx ring, and the consumer's end of the coalesced ring */
+	struct kvm_coalesced_mmio_ring *ring;
+	uint32_t entries;
+	uint32_t complete_unclaimed; /* whether C completes accesses outside all regions */
+	uint32_t regions;
+	struct pyvmm_region region[PYVMM_REGIONS];
+	struct pyvmm_uart uart[PYVMM_UARTS];
+	uint32_t isrs;
+	struct pyvmm_isr isr[PYVMM_ISRS];
+};
+
+static void pyvmm_fast_mmio_init(struct pyvmm_fast_mmio *fast)
+{
+	pthread_mutex_init(&fast->lock, NULL);
+}
+
+static int pyvmm_put_tx(struct pyvmm_uart *uart, uint8_t byte)
+{
+	if (uart->tx_count == PYVMM_TX_SIZE)
+		return 0;
+	uart->tx[(uart->tx_first + uart->tx_count) % PYVMM_TX_SIZE] = byte;
+	__atomic_store_n(&uart->tx_count, uart->tx_count + 1, __ATOMIC_RELAXED);
+	return 1;
+}
+
+/* Move coalesced writes to their UARTs, until one of these has no room; with the lock. */
+static void pyvmm_drain_coalesced(struct pyvmm_fast_mmio *fast)
+{
+	struct kvm_coalesced_mmio_ring *ring = fast->ring;
+	const struct kvm_coalesced_mmio *entry;
+	uint32_t first, n;
+
+	for (first = ring->first; first != __atomic_load_n(&ring->last, __ATOMIC_ACQUIRE);) {
+		entry = &ring->coalesced_mmio[first];
+		for (n = 0; n < PYVMM_UARTS; n++)
+			if (fast->uart[n].base == entry->phys_addr)
+				break;
+		if (n < PYVMM_UARTS && !pyvmm_put_tx(&fast->uart[n], entry->data[0]))
+			return;
+		first = (first + 1) % fast->entries;
+		__atomic_store_n(&ring->first, first, __ATOMIC_RELEASE);
+	}
+}
+
+static int pyvmm_coalesced_is_empty(struct pyvmm_fast_mmio *fast)
+{
+	return __atomic_load_n(&fast->ring->first, __ATOMIC_RELAXED) ==
+	       __atomic_load_n(&fast->ring->last, __ATOMIC_ACQUIRE);
+}
+
+/* Whether bytes wait for Python.  Those in the coalesced ring may be another UART's. */
+static int pyvmm_has_tx(struct pyvmm_fast_mmio *fast, int number)
+{
+	return __atomic_load_n(&fast->uart[number].tx_count, __ATOMIC_RELAXED) ||
+	       !pyvmm_coalesced_is_empty(fast);
+}
+
+/* Take a UART's transmitted bytes, oldest first.  Returns how many, at most size. */
+static size_t pyvmm_take_tx(struct pyvmm_fast_mmio *fast, int number, uint8_t *bytes, size_t size)
+{
+	struct pyvmm_uart *uart = &fast->uart[number];
+	size_t taken = 0, before;
+
+	pthread_mutex_lock(&fast->lock);
+	do {
+		pyvmm_drain_coalesced(fast);
+		for (before = taken; uart->tx_count && taken < size; taken++) {
+			bytes[taken] = uart->tx[uart->tx_first];
+			uart->tx_first = (uart->tx_first + 1) % PYVMM_TX_SIZE;
+			__atomic_store_n(&uart->tx_count, uart->tx_count - 1, __ATOMIC_RELAXED);
+		}
+	} while (taken > before); /* that may have made room for more of the coalesced ring */
+	pthread_mutex_unlock(&fast->lock);
+	return taken;
+}
+
+/*
+ * Wait until bytes wait for Python: 1; or until stop can be read: 0.  KVM does not signal a
+ * coalesced write, so this polls: after min_ms at first, then less often, up to max_ms.
+ */
+static int pyvmm_wait_tx(struct pyvmm_fast_mmio *fast, int number, int stop, int min_ms,
+			 int max_ms)
+{
+	struct pollfd poll_stop = { .fd = stop, .events = POLLIN };
+
+	for (int pause = min_ms;; pause = pause * 2 < max_ms ? pause * 2 : max_ms) {
+		if (poll(&poll_stop, 1, pause) > 0)
+			return 0;
+		if (pyvmm_has_tx(fast, number))
+			return 1;
+	}
+}
+
+/* Set, or clear, bits of an interrupt status register; atomic. */
+static void pyvmm_isr_set(struct pyvmm_fast_mmio *fast, int number, uint32_t bits)
+{
+	__atomic_fetch_or(&fast->isr[number].bits, bits, __ATOMIC_SEQ_CST);
+}
+
+static void pyvmm_isr_clear(struct pyvmm_fast_mmio *fast, int number, uint32_t bits)
+{
+	__atomic_fetch_and(&fast->isr[number].bits, ~bits, __ATOMIC_SEQ_CST);
+}
+
+static int pyvmm_complete_isr(struct pyvmm_fast_mmio *fast, int number, struct kvm_run *run)
+{
+	struct pyvmm_isr *isr = &fast->isr[number];
+	uint32_t offset = run->mmio.is_write ? PYVMM_VIRTIO_STATUS_TO_ACK : 0;
+	uint32_t bits;
+
+	if (run->mmio.len != sizeof(bits) || run->mmio.phys_addr != isr->address + offset)
+		return 0;
+	if (run->mmio.is_write) {
+		memcpy(&bits, run->mmio.data, sizeof(bits));
+		pyvmm_isr_clear(fast, number, bits);
+	} else {
+		bits = __atomic_load_n(&isr->bits, __ATOMIC_SEQ_CST);
+		memcpy(run->mmio.data, &bits, sizeof(bits));
+	}
+	return 1;
+}
+
+/* Count an exit.  Returns whether it is the one at which Python is called instead. */
+static int pyvmm_was_last_exit(struct pyvmm_uart *uart)
+{
+	return __atomic_load_n(&uart->exits_left, __ATOMIC_RELAXED) > 0 &&
+	       __atomic_sub_fetch(&uart->exits_left, 1, __ATOMIC_RELAXED) == 0;
+}
+
+static int pyvmm_complete_uart_read(struct pyvmm_uart *uart, uint64_t offset, struct kvm_run *run)
+{
+	uint64_t registers = __atomic_load_n(&uart->registers, __ATOMIC_ACQUIRE);
+	uint64_t asked = ((1u << run->mmio.len) - 1) << offset & 0xff;
+
+	if ((registers & asked) != asked || pyvmm_was_last_exit(uart))
+		return 0;
+	registers = (registers & ~0xffull) >> 8 * offset; /* nothing above the last register */
+	memcpy(run->mmio.data, &registers, sizeof(registers));
+	return 1;
+}
+
+/*
+ * Whether a write gives IER the value that it has, which changes nothing.  Linux's console writes 0
+ * before each line and the old value after it, which is 0 until a program opens its tty.
+ */
+static int pyvmm_keeps_ier(struct pyvmm_uart *uart, uint64_t offset, uint8_t value)
+{
+	uint64_t registers = __atomic_load_n(&uart->registers, __ATOMIC_ACQUIRE);
+
+	return offset == PYVMM_UART_IER && registers >> PYVMM_UART_IER & 1 &&
+	       (value & PYVMM_UART_IER_BITS) == (registers >> 8 * PYVMM_UART_IER & 0xff);
+}
+
+static int pyvmm_complete_uart_write(struct pyvmm_fast_mmio *fast, struct pyvmm_uart *uart,
+				     uint64_t offset, struct kvm_run *run)
+{
+	int done;
+
+	if (pyvmm_keeps_ier(uart, offset, run->mmio.data[0]))
+		return 1;
+	if (offset != PYVMM_UART_THR || !__atomic_load_n(&uart->complete_thr, __ATOMIC_ACQUIRE) ||
+	    pyvmm_was_last_exit(uart))
+		return 0;
+	pthread_mutex_lock(&fast->lock);
+	pyvmm_drain_coalesced(fast);
+	done = pyvmm_coalesced_is_empty(fast) && pyvmm_put_tx(uart, run->mmio.data[0]);
+	pthread_mutex_unlock(&fast->lock);
+	return done;
+}
+
+/*
+ * Complete an MMIO exit, if that needs no Python.  counts holds pairs, reads before writes: one
+ * for each UART, then one for interrupt status registers, then one for unclaimed accesses.
+ */
+static int pyvmm_complete_mmio(struct pyvmm_fast_mmio *fast, struct kvm_run *run, uint64_t *counts)
+{
+	uint64_t address = run->mmio.phys_addr;
+	struct pyvmm_uart *uart;
+	uint32_t n;
+
+	for (n = 0; n < fast->isrs; n++)
+		if (pyvmm_complete_isr(fast, n, run)) {
+			counts[2 * PYVMM_UARTS + run->mmio.is_write]++;
+			return 1;
+		}
+	for (n = 0; n < PYVMM_UARTS; n++) {
+		uart = &fast->uart[n];
+		if (uart->base && address - uart->base < PYVMM_UART_SIZE) {
+			if (!(run->mmio.is_write ?
+			      pyvmm_complete_uart_write(fast, uart, address - uart->base, run) :
+			      pyvmm_complete_uart_read(uart, address - uart->base, run)))
+				return 0;
+			break;
+		}
+	}
+	if (n == PYVMM_UARTS) {
+		if (!fast->complete_unclaimed)
+			return 0;
+		for (uint32_t r = 0; r < fast->regions; r++)
+			if (address - fast->region[r].base <
+			    fast->region[r].end - fast->region[r].base)
+				return 0;
+		if (!run->mmio.is_write)
+			memset(run->mmio.data, 0, sizeof(run->mmio.data));
+		n = PYVMM_UARTS + 1;
+	}
+	counts[2 * n + run->mmio.is_write]++;
+	return 1;
+}

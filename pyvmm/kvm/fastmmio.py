@@ -1,0 +1,121 @@
+"""MMIO exits that C completes without Python: see fastmmio.c for which these are.
+
+A device publishes here what C may complete: the UARTs' registers, and virtio devices' interrupt
+status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final, cast
+
+from pyvmm.kvm.native import native
+from pyvmm.kvm.vcpu import Vcpu
+
+if TYPE_CHECKING:
+    from pyvmm.kvm._kvm import FastMmioState, Lib, UartState
+
+# Values of UartState.exits_left
+NONE_LEFT: Final = 0  # Python is called
+UNLIMITED: Final = -1  # C completes exits without end
+
+
+class InterruptBits:
+    """A virtio device's InterruptStatus; see struct pyvmm_isr. Each change is atomic."""
+
+    def __init__(self, lib: Lib, state: FastMmioState, number: int) -> None:
+        self._lib = lib
+        self._state = state
+        self._number = number
+
+    def get(self) -> int:
+        """Return the bits that are set."""
+        return self._state.isr[self._number].bits
+
+    def set(self, bits: int) -> None:
+        """Set more bits."""
+        self._lib.pyvmm_isr_set(self._state, self._number, bits)
+
+    def clear(self, bits: int) -> None:
+        """Clear bits."""
+        self._lib.pyvmm_isr_clear(self._state, self._number, bits & 0xFFFF_FFFF)
+
+
+class FastMmio:
+    """Completes MMIO exits of a VM's vCPUs in C. It must not be used after they are closed.
+
+    ``claimed`` are the regions of devices, each as its first address and its end. C completes
+    accesses outside them all, if ``complete_unclaimed``: a read returns 0, a write does nothing.
+    ``uarts`` are the addresses of 16550As, at most 4 (0: no UART of that number). ``isrs`` are the
+    addresses of virtio devices' InterruptStatus registers.
+    """
+
+    def __init__(
+        self,
+        vcpus: Sequence[Vcpu],
+        claimed: Iterable[tuple[int, int]],
+        uarts: Sequence[int],
+        isrs: Sequence[int] = (),
+        *,
+        complete_unclaimed: bool = True,
+    ) -> None:
+        extension = native()
+        self._ffi, self._lib = extension.ffi, extension.lib
+        self._state = cast("FastMmioState", self._ffi.new("struct pyvmm_fast_mmio *"))
+        self._lib.pyvmm_fast_mmio_init(self._state)
+        regions = list(claimed)
+        if (
+            len(regions) > self._lib.PYVMM_REGIONS
+            or len(uarts) > self._lib.PYVMM_UARTS
+            or len(isrs) > self._lib.PYVMM_ISRS
+        ):
+            counts = f"{len(regions)} regions, {len(uarts)} UARTs, {len(isrs)} virtio devices"
+            raise ValueError(f"{counts}: too many")
+        for number, (base, end) in enumerate(regions):
+            self._state.region[number].base, self._state.region[number].end = base, end
+        self._state.regions = len(regions)
+        self._state.complete_unclaimed = int(complete_unclaimed)
+        for number, base in enumerate(uarts):
+            self._state.uart[number].base = base
+            self._state.uart[number].exits_left = UNLIMITED
+        for number, address in enumerate(isrs):
+            self._state.isr[number].address = address
+        self._state.isrs = len(isrs)
+        for vcpu in vcpus:
+            vcpu.use_fast_mmio(self._state)
+
+    def uart(self, number: int) -> UartState:
+        """Return what C may complete of that UART: see struct pyvmm_uart.
+
+        Byte n of ``registers`` is the value of register n. Bit n of byte 0 says that reading it has
+        no side effect. With bit 1 of byte 0, writing IER its own value has none either.
+        ``complete_thr`` says that writing THR only transmits. When C has completed ``exits_left``
+        exits, Vcpu.attention is set.
+        """
+        return self._state.uart[number]
+
+    def interrupt_bits(self, number: int) -> InterruptBits:
+        """Return the interrupt status of that virtio device."""
+        return InterruptBits(self._lib, self._state, number)
+
+    def has_tx(self, number: int) -> bool:
+        """Return whether transmitted bytes wait: this UART's, or any in the coalesced ring."""
+        return bool(self._lib.pyvmm_has_tx(self._state, number))
+
+    def take_tx(self, number: int) -> bytes:
+        """Take what that UART has transmitted without Python, oldest byte first.
+
+        One call takes everything, unless another UART's bytes block the coalesced ring.
+        """
+        size = self._lib.PYVMM_TX_SIZE
+        buffer = bytearray(size)
+        taken = self._lib.pyvmm_take_tx(self._state, number, self._ffi.from_buffer(buffer), size)
+        return bytes(buffer[:taken])
+
+    def wait_tx(self, number: int, stop_fd: int, min_ms: int, max_ms: int) -> bool:
+        """Wait until transmitted bytes wait. False: ``stop_fd`` can be read.
+
+        KVM does not signal a coalesced write. This polls: after ``min_ms`` at first, then less
+        often, at least every ``max_ms``.
+        """
+        return bool(self._lib.pyvmm_wait_tx(self._state, number, stop_fd, min_ms, max_ms))

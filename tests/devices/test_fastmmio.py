@@ -1,0 +1,23 @@
+"""The registers that C knows, against the devices' own tables."""
+
+from __future__ import annotations
+
+import re
+
+from pyvmm.devices import uart8250
+from pyvmm.devices.uart8250 import Uart8250
+from pyvmm.devices.virtio.mmio import VirtioMmio
+from tests.test_imports import PACKAGE
+
+
+def test_registers_in_c_are_those_of_the_devices() -> None:
+    source = (PACKAGE / "kvm/fastmmio.c").read_text()
+    found = re.findall(r"^#define PYVMM_((?:UART|VIRTIO)_\w+) (\w+)", source, re.MULTILINE)
+
+    assert {name: int(value, 0) for name, value in found} == {
+        "UART_SIZE": uart8250.REGISTERS,
+        "UART_THR": Uart8250.THR.offset,
+        "UART_IER": Uart8250.IER.offset,
+        "UART_IER_BITS": uart8250.IER_BITS,
+        "VIRTIO_STATUS_TO_ACK": VirtioMmio.InterruptACK.offset - VirtioMmio.InterruptStatus.offset,
+    }
