@@ -55,7 +55,7 @@ class Cap(Numbers):
     ARM_INJECT_SERROR_ESR = 158  # v4.19: the CPUs have the RAS extension
     COALESCED_PIO = 162
     ARM_VM_IPA_SIZE = 165  # v4.20: the largest guest physical address, in bits
-    MANUAL_DIRTY_LOG_PROTECT2 = 168  # v5.2: bits of DirtyLogFlag
+    MANUAL_DIRTY_LOG_PROTECT2 = 168  # v5.2
     ARM_SVE = 170  # v5.2
     ARM_PTRAUTH_ADDRESS = 171  # v5.2
     ARM_PTRAUTH_GENERIC = 172  # v5.2

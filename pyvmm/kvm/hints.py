@@ -74,8 +74,6 @@ HINTS: dict[tuple[str, int], str] = {
     ("KVM_SIGNAL_MSI", errno.EINVAL): "the VM has no ITS at that address",
     ("KVM_SIGNAL_MSI", errno.EBUSY): "the guest has not enabled the ITS",
     ("KVM_GET_DIRTY_LOG", errno.ENOENT): "the slot has no KVM_MEM_LOG_DIRTY_PAGES",
-    ("KVM_CLEAR_DIRTY_LOG", errno.ENOENT): "the slot has no KVM_MEM_LOG_DIRTY_PAGES",
-    ("KVM_CLEAR_DIRTY_LOG", errno.EINVAL): "pages go by 64, inside the slot",
     ("KVM_SET_DEVICE_ATTR", errno.EBUSY): f"set already, or a vCPU is running: {_BUSY_RUNNING}",
     ("KVM_GET_DEVICE_ATTR", errno.EBUSY): f"initialise it first; or a vCPU is running: "
     f"{_BUSY_RUNNING}",
@@ -84,8 +82,6 @@ HINTS: dict[tuple[str, int], str] = {
     ("KVM_GET_DEVICE_ATTR", errno.ENXIO): "this kernel knows no such attribute here",
     ("KVM_SET_DEVICE_ATTR", errno.E2BIG): "beyond the VM's guest physical addresses",
     ("KVM_ENABLE_CAP", errno.EINVAL): "this kernel cannot enable that, or not any more",
-    ("KVM_ARM_SET_COUNTER_OFFSET", errno.EINVAL): "the kernel is older than Linux 6.4",
-    ("KVM_ARM_GET_REG_WRITABLE_MASKS", errno.EINVAL): "the kernel is older than Linux 6.7",
 }
 
 

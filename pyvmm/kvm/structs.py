@@ -165,15 +165,6 @@ DIRTY_LOG = Struct(
     u64 dirty_bitmap
     """,
 )
-CLEAR_DIRTY_LOG = Struct(
-    "struct kvm_clear_dirty_log",
-    """
-    u32 slot
-    u32 num_pages
-    u64 first_page
-    u64 dirty_bitmap
-    """,
-)
 MP_STATE = Struct("struct kvm_mp_state", "u32 mp_state")
 GUEST_DEBUG = Struct(
     "struct kvm_guest_debug",
@@ -206,39 +197,6 @@ ENABLE_CAP = Struct(
     u8  pad[64]
     """,
 )
-IRQ_ROUTING = Struct(
-    "struct kvm_irq_routing",
-    """
-    u32 nr
-    u32 flags
-    """,
-)
-IRQ_ROUTING_IRQCHIP = Struct(
-    "struct kvm_irq_routing_entry",
-    """
-    u32 gsi
-    u32 type
-    u32 flags
-    u32 pad
-    u32 u.irqchip.irqchip
-    u32 u.irqchip.pin
-    u32 pad_union[6]
-    """,
-)
-IRQ_ROUTING_MSI = Struct(
-    "struct kvm_irq_routing_entry",
-    """
-    u32 gsi
-    u32 type
-    u32 flags
-    u32 pad
-    u32 u.msi.address_lo
-    u32 u.msi.address_hi
-    u32 u.msi.data
-    u32 u.msi.devid
-    u32 pad_union[4]
-    """,
-)
 IRQFD = Struct(
     "struct kvm_irqfd",
     """
@@ -266,13 +224,6 @@ MSI = Struct(
     u32 flags
     u32 devid
     u8  pad[12]
-    """,
-)
-ARM_DEVICE_ADDR = Struct(
-    "struct kvm_arm_device_addr",
-    """
-    u64 id
-    u64 addr
     """,
 )
 CREATE_DEVICE = Struct(
@@ -311,51 +262,5 @@ VCPU_EVENTS = Struct(
     u64 exception.serror_esr
     u32 reserved[12]
     """,
-)
-PMU_EVENT_FILTER = Struct(
-    "struct kvm_pmu_event_filter",
-    """
-    u16 base_event
-    u16 nevents
-    u8  action
-    u8  pad[3]
-    """,
-)
-ARM_COPY_MTE_TAGS = Struct(
-    "struct kvm_arm_copy_mte_tags",
-    """
-    u64 guest_ipa
-    u64 length
-    u64 addr
-    u64 flags
-    u64 reserved[2]
-    """,
-)
-ARM_COUNTER_OFFSET = Struct(
-    "struct kvm_arm_counter_offset",
-    """
-    u64 counter_offset
-    u64 reserved
-    """,
-    newer="KVM_CAP_COUNTER_OFFSET",
-)
-SMCCC_FILTER = Struct(
-    "struct kvm_smccc_filter",
-    """
-    u32 base
-    u32 nr_functions
-    u8  action
-    u8  pad[15]
-    """,
-    newer="KVM_ARM_VM_SMCCC_FILTER",
-)
-REG_MASK_RANGE = Struct(
-    "struct reg_mask_range",
-    """
-    u64 addr
-    u32 range
-    u32 reserved[13]
-    """,
-    newer="KVM_CAP_ARM_SUPPORTED_REG_MASK_RANGES",
 )
 INT = Struct("int", "s32 value")

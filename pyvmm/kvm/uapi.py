@@ -105,13 +105,6 @@ class MemoryFlag(Numbers):
     GUEST_MEMFD = 1 << 2
 
 
-class DirtyLogFlag(Numbers):
-    """Bits of the argument that enables MANUAL_DIRTY_LOG_PROTECT2."""
-
-    MANUAL_PROTECT_ENABLE = 1 << 0
-    INITIALLY_SET = 1 << 1
-
-
 class IrqfdFlag(Numbers):
     """Bits of kvm_irqfd.flags."""
 
@@ -148,15 +141,8 @@ class IrqField(Numbers):
     NUM_MASK = 0xFFFF
 
 
-class IrqRouting(Numbers):
-    """kvm_irq_routing_entry.type."""
-
-    IRQCHIP = 1
-    MSI = 2
-
-
 class MsiFlag(Numbers):
-    """Bits of kvm_msi.flags and, for an MSI, of kvm_irq_routing_entry.flags."""
+    """Bits of kvm_msi.flags."""
 
     VALID_DEVID = 1 << 0
 
@@ -259,13 +245,6 @@ class SmcccAttr(Numbers):
     FILTER = 0
 
 
-class FeatureId(Numbers):
-    """What KVM_ARM_GET_REG_WRITABLE_MASKS covers."""
-
-    RANGE = 0
-    RANGE_SIZE = 3 * 8 * 8
-
-
 # The kernel's prefix of each class's names.
 C_PREFIX: dict[type[Numbers | IntEnum], str] = {
     ExitReason: "KVM_EXIT_",
@@ -276,12 +255,10 @@ C_PREFIX: dict[type[Numbers | IntEnum], str] = {
     DeviceType: "KVM_DEV_TYPE_",
     InternalError: "KVM_INTERNAL_ERROR_",
     MemoryFlag: "KVM_MEM_",
-    DirtyLogFlag: "KVM_DIRTY_LOG_",
     IrqfdFlag: "KVM_IRQFD_FLAG_",
     IoeventfdFlag: "KVM_IOEVENTFD_FLAG_",
     IrqType: "KVM_ARM_IRQ_TYPE_",
     IrqField: "KVM_ARM_IRQ_",
-    IrqRouting: "KVM_IRQ_ROUTING_",
     MsiFlag: "KVM_MSI_",
     GuestDebug: "KVM_GUESTDBG_",
     VgicGroup: "KVM_DEV_ARM_VGIC_GRP_",
@@ -294,7 +271,6 @@ C_PREFIX: dict[type[Numbers | IntEnum], str] = {
     PvtimeAttr: "KVM_ARM_VCPU_PVTIME_",
     VmGroup: "KVM_ARM_VM_",
     SmcccAttr: "KVM_ARM_VM_SMCCC_",
-    FeatureId: "KVM_ARM_FEATURE_ID_",
 }
 
 NEWER = frozenset(

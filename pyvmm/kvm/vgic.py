@@ -32,14 +32,15 @@ class Vgic:
 
         ``redistributors`` is where the first vCPU's lies; each takes 128 KiB, in vCPU order.
         ``nr_irqs`` counts INTIDs, private ones included: 64 to 1024, a multiple of 32.
-        ``maintenance_irq`` is for guests in EL2, see set_maintenance_irq().
+        ``maintenance_irq`` is for guests in EL2: the private interrupt of their own GIC's list
+        registers.
         """
         vgic = cls(vm)
         try:
             vgic.place(distributor, redistributors)
-            vgic.set_nr_irqs(nr_irqs)
+            vgic.device.set_attr(VgicGroup.NR_IRQS, 0, nr_irqs)
             if maintenance_irq is not None:
-                vgic.set_maintenance_irq(maintenance_irq)
+                vgic.device.set_attr(VgicGroup.MAINT_IRQ, 0, maintenance_irq)
             vgic.init()
         except BaseException:
             vgic.close()
@@ -55,21 +56,9 @@ class Vgic:
         self.device.set_attr(VgicGroup.ADDR, VgicAddr.V3_ADDR_TYPE_DIST, distributor)
         self.device.set_attr(VgicGroup.ADDR, VgicAddr.V3_ADDR_TYPE_REDIST, redistributors)
 
-    def set_maintenance_irq(self, intid: int) -> None:
-        """Choose the private interrupt by which a guest hypervisor's own GIC calls for it."""
-        self.device.set_attr(VgicGroup.MAINT_IRQ, 0, intid)
-
-    def set_nr_irqs(self, nr_irqs: int) -> None:
-        """Choose how many INTIDs there are."""
-        self.device.set_attr(VgicGroup.NR_IRQS, 0, nr_irqs)
-
     def init(self) -> None:
         """Fix the vCPUs, addresses and interrupts."""
         self.device.set_attr(VgicGroup.CTRL, VgicCtrl.VGIC_CTRL_INIT)
-
-    def save_pending_tables(self) -> None:
-        """Write pending LPIs to the tables in guest memory."""
-        self.device.set_attr(VgicGroup.CTRL, VgicCtrl.VGIC_SAVE_PENDING_TABLES)
 
     # Registers; ``mpidr`` is the vCPU's MPIDR_EL1.
 

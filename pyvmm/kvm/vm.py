@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import errno
-import struct
-from collections.abc import Iterable, Iterator
 from typing import TypeVar, overload
 
-from pyvmm.base.records import Record
 from pyvmm.errors import KvmError
-from pyvmm.kvm import ioctls, regs, structs
+from pyvmm.kvm import ioctls
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.device import AttributeFd, Device
 from pyvmm.kvm.native import address, native
@@ -17,11 +14,9 @@ from pyvmm.kvm.structs import words
 from pyvmm.kvm.uapi import (
     CREATE_DEVICE_TEST,
     DeviceType,
-    FeatureId,
     IoeventfdFlag,
     IrqfdFlag,
     IrqField,
-    IrqRouting,
     IrqType,
     MsiFlag,
 )
@@ -32,22 +27,6 @@ _Vcpu = TypeVar("_Vcpu", bound=Vcpu)
 _FIRST_SPI = 32  # INTIDs.  Source: GICv3 architecture (Arm IHI 0069), table 2-1
 _FIRST_PPI = 16
 _BITMAP_WORD = 64  # KVM's dirty bitmaps are arrays of 64-bit words
-
-
-class IrqchipRoute(Record):
-    """A GSI that drives a shared interrupt: ``pin`` n is SPI n."""
-
-    gsi: int
-    pin: int
-
-
-class MsiRoute(Record):
-    """A GSI that sends a message: ``devid`` names the device where an ITS needs one."""
-
-    gsi: int
-    address: int
-    data: int
-    devid: int | None = None
 
 
 def spi(number: int) -> int:
@@ -63,15 +42,6 @@ def ppi(vcpu: int, number: int) -> int:
         | (vcpu & IrqField.VCPU_MASK) << IrqField.VCPU_SHIFT
         | _FIRST_PPI + number
     )
-
-
-def dirty_pages(bitmap: bytes) -> Iterator[int]:
-    """The numbers of the pages whose bits are set."""
-    bits = int.from_bytes(bitmap, "little")
-    while bits:
-        lowest = bits & -bits
-        yield lowest.bit_length() - 1
-        bits ^= lowest
 
 
 class Vm(AttributeFd):
@@ -125,26 +95,6 @@ class Vm(AttributeFd):
         ioctls.GET_DIRTY_LOG.write(self.fd, slot=slot, dirty_bitmap=address(bitmap))
         return bytes(bitmap)
 
-    def clear_dirty_log(self, slot: int, first_page: int, pages: int, bitmap: bytes) -> None:
-        """Watch again for writes to the pages in ``bitmap``, whose bit 0 is ``first_page``.
-
-        ``first_page`` is a multiple of 64, and so is ``pages`` unless it ends with the slot.
-        """
-        if len(bitmap) * 8 < pages:
-            raise ValueError(f"a bitmap of {len(bitmap)} bytes is too short for {pages} pages")
-        buffer = bytearray(bitmap)
-        ioctls.CLEAR_DIRTY_LOG.write(
-            self.fd,
-            slot=slot,
-            num_pages=pages,
-            first_page=first_page,
-            dirty_bitmap=address(buffer),
-        )
-
-    def reset_dirty_rings(self) -> int:
-        """Watch again for writes to the pages taken from the dirty rings; how many there were."""
-        return ioctls.RESET_DIRTY_RINGS(self.fd)
-
     def register_coalesced_mmio(self, addr: int, size: int) -> None:
         """Gather guest writes to that range in the ring that FastMmio.take_tx drains."""
         ioctls.REGISTER_COALESCED_MMIO.write(self.fd, addr=addr, size=size)
@@ -152,19 +102,6 @@ class Vm(AttributeFd):
     def unregister_coalesced_mmio(self, addr: int, size: int) -> None:
         """Undo register_coalesced_mmio of the same range."""
         ioctls.UNREGISTER_COALESCED_MMIO.write(self.fd, addr=addr, size=size)
-
-    def mte_copy_tags(self, guest_ipa: int, tags: bytearray, *, to_guest: bool) -> int:
-        """Copy MTE tags, one a byte for 16 bytes of memory; how many bytes of memory were done.
-
-        Needs ARM_MTE.  ``guest_ipa`` and the length it spans are whole pages.
-        """
-        return ioctls.ARM_MTE_COPY_TAGS.write(
-            self.fd,
-            guest_ipa=guest_ipa,
-            length=len(tags) * 16,
-            addr=address(tags),
-            flags=0 if to_guest else 1,
-        )
 
     # vCPUs and devices
 
@@ -253,59 +190,6 @@ class Vm(AttributeFd):
             self.fd, datamatch=datamatch or 0, addr=addr, len=length, fd=fd, flags=flags
         )
 
-    def set_gsi_routing(self, routes: Iterable[IrqchipRoute | MsiRoute]) -> None:
-        """Replace the whole table of what each GSI does."""
-        entries = [_routing_entry(route) for route in routes]
-        table = structs.IRQ_ROUTING.pack({"nr": len(entries)}) + b"".join(entries)
-        ioctls.SET_GSI_ROUTING.at(self.fd, table, words({"nr": len(entries)}))
-
-    def set_device_addr(self, id_: int, addr: int) -> None:
-        """Place a GICv2 the old way; a Device's attributes do it since Linux 3.15."""
-        ioctls.ARM_SET_DEVICE_ADDR.write(self.fd, id=id_, addr=addr)
-
-    # What guests may see
-
-    def set_counter_offset(self, offset: int) -> None:
-        """Let every counter of the guest read the host's less ``offset`` (COUNTER_OFFSET)."""
-        ioctls.ARM_SET_COUNTER_OFFSET.write(self.fd, counter_offset=offset)
-
-    def get_reg_writable_masks(self) -> dict[int, int]:
-        """Which bits of which ID registers user space may change, by register id.
-
-        Needs ARM_SUPPORTED_REG_MASK_RANGES.  Source: api.rst, KVM_ARM_GET_REG_WRITABLE_MASKS.
-        """
-        count = FeatureId.RANGE_SIZE
-        buffer = bytearray(count * 8)
-        ioctls.ARM_GET_REG_WRITABLE_MASKS.write(
-            self.fd, addr=address(buffer), range=FeatureId.RANGE
-        )
-        masks = struct.unpack(f"<{count}Q", buffer)
-        return {
-            regs.sysreg(3, op1, 0, crm, op2): masks[row << 6 | crm << 3 | op2]
-            for row, op1 in enumerate((0, 1, 3))
-            for crm in range(8)
-            for op2 in range(8)
-            if masks[row << 6 | crm << 3 | op2]
-        }
-
     def get_stats_fd(self) -> int:
         """A file descriptor of the VM's binary statistics; the caller closes it."""
         return ioctls.GET_STATS_FD(self.fd)
-
-
-def _routing_entry(route: IrqchipRoute | MsiRoute) -> bytearray:
-    if isinstance(route, IrqchipRoute):
-        return structs.IRQ_ROUTING_IRQCHIP.pack(
-            {"gsi": route.gsi, "type": IrqRouting.IRQCHIP, "pin": route.pin}
-        )
-    return structs.IRQ_ROUTING_MSI.pack(
-        {
-            "gsi": route.gsi,
-            "type": IrqRouting.MSI,
-            "flags": 0 if route.devid is None else MsiFlag.VALID_DEVID,
-            "address_lo": route.address & 0xFFFF_FFFF,
-            "address_hi": route.address >> 32,
-            "data": route.data,
-            "devid": route.devid or 0,
-        }
-    )

@@ -44,7 +44,7 @@ def order(paths: Iterable[Path]) -> list[str]:
 def test_order_refuses_files_that_need_each_other(cross_gcc: Path, tmp_path: Path) -> None:
     for name, text in {"one": "one: bl other", "other": "other: bl one"}.items():
         (tmp_path / f"{name}.s").write_text(f".global {name}\n{text}\n")
-    command = [cross_gcc, "-c", tmp_path / "one.s", tmp_path / "other.s"]
+    command: list[str | Path] = [cross_gcc, "-c", tmp_path / "one.s", tmp_path / "other.s"]
     subprocess.run(command, cwd=tmp_path, check=True)
 
     with pytest.raises(CycleError):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import struct
 
-from pyvmm.kvm.exits import UNION_SIZE, Exit, decode
+from pyvmm.kvm.exits import UNION_SIZE, Exit, decode, reason_name
 from pyvmm.kvm.uapi import ExitReason, InternalError, SystemEvent
 
 
@@ -62,3 +62,7 @@ def test_mmio_reads_well() -> None:
         "MMIO 1-byte write of 0x41 at 0x1000000"
     )
     assert str(Exit(ExitReason.MMIO, 0x100_0005, 4)) == "MMIO 4-byte read at 0x1000005"
+
+
+def test_reason_has_the_kernels_name_or_its_number() -> None:
+    assert (reason_name(6), reason_name(1234)) == ("MMIO", "exit 1234")

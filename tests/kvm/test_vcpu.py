@@ -21,7 +21,7 @@ from pyvmm.kvm.uapi import (
     VcpuGroup,
 )
 from pyvmm.kvm.vcpu import Vcpu, VcpuEvents
-from tests.kvm.guest import guest
+from tests.kvm.guest import RAM_BASE, guest
 
 pytestmark = pytest.mark.kvm
 
@@ -350,11 +350,12 @@ def test_attributes_of_timer_pmu_and_pvtime() -> None:
         assert vcpu.get_attr(VcpuGroup.TIMER_CTRL, TimerAttr.IRQ_VTIMER) == 27
         vcpu.set_attr(VcpuGroup.TIMER_CTRL, TimerAttr.IRQ_VTIMER, 28)
         assert vcpu.get_attr(VcpuGroup.TIMER_CTRL, TimerAttr.IRQ_VTIMER) == 28
-        vcpu.set_attr(VcpuGroup.PMU_V3_CTRL, PmuAttr.IRQ, 23)
-        vcpu.set_attr(VcpuGroup.PMU_V3_CTRL, PmuAttr.INIT)
+        vcpu.init_pmu(23)
+        assert vcpu.get_attr(VcpuGroup.PMU_V3_CTRL, PmuAttr.IRQ) == 23
         with pytest.raises(KvmError, match=r"\(group=PMU_V3_CTRL, attr=INIT\).*EBUSY"):
             vcpu.set_attr(VcpuGroup.PMU_V3_CTRL, PmuAttr.INIT)
-        assert vcpu.has_attr(VcpuGroup.PVTIME_CTRL, PvtimeAttr.IPA)
+        vcpu.set_pvtime(RAM_BASE + 0x1000)
+        assert vcpu.get_attr(VcpuGroup.PVTIME_CTRL, PvtimeAttr.IPA) == RAM_BASE + 0x1000
 
 
 def test_has_attr_is_false_for_what_is_not_there() -> None:

@@ -1,0 +1,170 @@
+"""MMIO exits that C completes, and the writes that KVM coalesces, as Python sees them."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from pyvmm.kvm import regs
+from pyvmm.kvm.exits import Exit
+from pyvmm.kvm.fastmmio import NONE_LEFT, FastMmio
+from tests.kvm.guest import MMIO, RAM_BASE, Guest, guest
+
+pytestmark = pytest.mark.kvm
+
+SCRIPT, LOG = RAM_BASE + 0x1_0000, RAM_BASE + 0x2_0000
+MARK = MMIO + 0x1000  # claimed, and no UART
+THR, IER, LSR = 0, 1, 5
+STATUS, ACK = 0x60, 0x64  # of a virtio device at MMIO
+UNCLAIMED = 0x80
+READ_1, READ_4, WRITE_1, WRITE_4, AT_MARK = 0, 2, 4, 5, 6  # the script's words
+
+Step = tuple[int, int, int]  # what, offset, value
+MARKED: Step = (AT_MARK, 0, 0)
+
+
+@pytest.fixture
+def made() -> Iterator[Guest]:
+    with guest("script") as made:
+        yield made
+
+
+def fast_mmio(made: Guest, *, complete_unclaimed: bool = True) -> FastMmio:
+    """A FastMmio with a UART and a virtio device's interrupt status."""
+    claimed = [(MMIO, MMIO + UNCLAIMED), (MARK, MARK + 4)]
+    return FastMmio(
+        made.vcpus, claimed, [MMIO], [MMIO + STATUS], complete_unclaimed=complete_unclaimed
+    )
+
+
+def play(made: Guest, *steps: Step) -> Exit:
+    """Have the guest make these accesses and then one of MARK; its first exit to Python."""
+    words = [struct.pack("<BBBB", what, at, 0, value) for what, at, value in (*steps, MARKED)]
+    made.memory.write(SCRIPT, b"".join(words))
+    made.set(x0=SCRIPT, x1=LOG, x2=MMIO, x9=MARK)
+    made.vcpu.set_one_reg(regs.PC, RAM_BASE)
+    return made.vcpu.run()
+
+
+def logged(made: Guest) -> int:
+    """What the guest's first read returned."""
+    return int.from_bytes(made.memory.read(LOG, 8), "little")
+
+
+def counts(made: Guest) -> tuple[list[int], list[int]]:
+    """Completed reads, and writes: the UART's, of interrupt status, unclaimed."""
+    reads, writes = made.vcpu.completed_mmio()
+    return [reads[0], *reads[-2:]], [writes[0], *writes[-2:]]
+
+
+def test_read_without_side_effect_is_completed(made: Guest) -> None:
+    fast_mmio(made).uart(0).registers = 1 << LSR | 0x60 << 8 * LSR
+
+    leave = play(made, (READ_1, LSR, 0))
+
+    assert (leave.address, logged(made)) == (MARK, 0x60)
+    assert counts(made) == ([1, 0, 0], [0, 0, 0])
+
+
+def test_read_with_a_side_effect_exits(made: Guest) -> None:
+    fast_mmio(made).uart(0).registers = 0xFF & ~(1 << LSR)
+
+    assert play(made, (READ_1, LSR, 0)).address == MMIO + LSR
+
+
+def test_transmitted_bytes_wait_in_order(made: Guest) -> None:
+    fast = fast_mmio(made)
+    fast.uart(0).complete_thr = 1
+
+    leave = play(made, (WRITE_1, THR, ord("h")), (WRITE_1, THR, ord("i")))
+
+    assert leave.address == MARK
+    assert made.vcpu.attention
+    assert fast.has_tx(0)
+    assert fast.take_tx(0) == b"hi"
+    assert not fast.has_tx(0)
+    assert counts(made) == ([0, 0, 0], [2, 0, 0])
+
+
+def test_last_exit_that_is_left_goes_to_python(made: Guest) -> None:
+    fast = fast_mmio(made)
+    uart = fast.uart(0)
+    uart.complete_thr, uart.exits_left = 1, 2
+
+    leave = play(made, (WRITE_1, THR, 1), (WRITE_1, THR, 2), (WRITE_1, THR, 3))
+
+    assert (leave.address, leave.data) == (MMIO, 2)
+    assert uart.exits_left == NONE_LEFT
+    assert made.vcpu.attention
+
+
+@pytest.mark.parametrize(("value", "address"), [(0, MARK), (1, MMIO + IER)])
+def test_write_of_ier_is_completed_where_it_changes_nothing(
+    made: Guest, value: int, address: int
+) -> None:
+    fast_mmio(made).uart(0).registers = 1 << IER
+
+    assert play(made, (WRITE_1, IER, value)).address == address
+
+
+def test_driver_reads_and_acknowledges_interrupt_status(made: Guest) -> None:
+    bits = fast_mmio(made).interrupt_bits(0)
+    bits.set(7)
+    bits.clear(4)
+
+    leave = play(made, (READ_4, STATUS, 0), (WRITE_4, ACK, 1))
+
+    assert (leave.address, logged(made)) == (MARK, 3)
+    assert bits.get() == 2
+    assert counts(made) == ([0, 1, 0], [0, 1, 0])
+
+
+def test_coalesced_writes_are_taken_in_order(made: Guest) -> None:
+    fast = fast_mmio(made)
+    made.vm.register_coalesced_mmio(MMIO, 1)
+
+    play(made, (WRITE_1, THR, ord("h")), (WRITE_1, THR, ord("i")))
+
+    assert made.vcpu.attention
+    assert fast.take_tx(0) == b"hi"
+    assert counts(made) == ([0, 0, 0], [0, 0, 0])  # no exit
+
+
+def test_coalesced_writes_exit_again_once_unregistered(made: Guest) -> None:
+    fast_mmio(made)
+    made.vm.register_coalesced_mmio(MMIO, 1)
+    made.vm.unregister_coalesced_mmio(MMIO, 1)
+
+    assert play(made, (WRITE_1, THR, 1)).address == MMIO
+
+
+def test_wait_ends_with_bytes_or_when_told_to(made: Guest) -> None:
+    fast = fast_mmio(made)
+    fast.uart(0).complete_thr = 1
+    stop = os.eventfd(0, os.EFD_CLOEXEC)
+    try:
+        play(made, (WRITE_1, THR, 1))
+        assert fast.wait_tx(0, stop, 1, 8)
+        fast.take_tx(0)
+        os.eventfd_write(stop, 1)
+        assert not fast.wait_tx(0, stop, 1, 8)
+    finally:
+        os.close(stop)
+
+
+@pytest.mark.parametrize("completed", [True, False])
+def test_unclaimed_accesses_are_completed_if_so_chosen(made: Guest, completed: bool) -> None:
+    fast_mmio(made, complete_unclaimed=completed)
+
+    leave = play(made, (READ_1, UNCLAIMED, 0), (WRITE_1, UNCLAIMED, 1))
+
+    assert leave.address == (MARK if completed else MMIO + UNCLAIMED)
+    assert counts(made) == ([0, 0, int(completed)], [0, 0, int(completed)])
+
+
+def test_too_many_uarts_are_refused(made: Guest) -> None:
+    with pytest.raises(ValueError, match="5 UARTs, 0 virtio devices: too many"):
+        FastMmio(made.vcpus, [], [MMIO] * 5)
