@@ -70,7 +70,7 @@ class Bus:
             self._map = [region.end for region, _ in entries], entries
 
     def find(self, address: int) -> tuple[Region, MmioDevice]:
-        """Return the region and device at that address: UNCLAIMED and NO_DEVICE if there is none."""
+        """Return the region and device at an address: UNCLAIMED and NO_DEVICE without one."""
         ends, entries = self._map
         index = bisect_right(ends, address)
         if index < len(entries) and entries[index][0].base <= address:

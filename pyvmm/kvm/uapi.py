@@ -289,7 +289,5 @@ NEWER = frozenset(
         "KVM_ARM_VCPU_TIMER_IRQ_HPTIMER",
         "KVM_ARM_VM_SMCCC_CTRL",
         "KVM_ARM_VM_SMCCC_FILTER",
-        "KVM_ARM_FEATURE_ID_RANGE",
-        "KVM_ARM_FEATURE_ID_RANGE_SIZE",
     }
 )

@@ -3,26 +3,19 @@
 A virtio driver's two accesses at each interrupt are among the latter. So no vCPU waits for Python
 while a device's thread holds the interpreter.
 
-The way of a guest's access to a UART register. `Uart8250` owns every register at every moment: it
-alone changes them, under its lock. The steps before it have copies, and only while `publish`
-allows: each time the UART's state changes, it publishes anew before the guest can see the change.
+Who owns a UART's registers: `Uart8250`, at every moment. It alone changes them, under its lock.
+C and the page have copies that the guest may read, and only what `publish` last allowed: the UART
+publishes each change before the guest can see it. A guest's access takes the first step that fits:
 
-      load or store
-           |
-      a load, page mapped? --yes--> read-only page               no exit       Page, here
-           | no
-      a store to THR,
-      coalesced by KVM? -----yes--> KVM's ring --+               no exit       FastUart, here
-           | no                                  |
-      MMIO exit to C                             v
-      a load without side effect? -> registers   |               exit to C     kvm/fastmmio.c
-      a store that only transmits? ------------> tx ring         exit to C     kvm/fastmmio.c
-           | no                                  |
-      MMIO exit to Python                        v
-      Uart8250.mmio_read, mmio_write      Uart8250.collect       exit to Python    devices/uart8250.py
+    step                                  who completes it             cost
+    1 a load, and the page is mapped      the page (Page)              no exit
+    2 a store to THR, coalesced           KVM's ring ----+             no exit
+    3 a load without a side effect        C: registers   |             exit to C
+    4 a store that only transmits         C: tx ring <---+             exit to C
+    5 anything else                       Uart8250.mmio_read, _write   exit to Python
 
-      owner of      RBR..SCR    Uart8250, always; C and the page have copies to read
-                    sent bytes  KVM's ring, then the tx ring, then Uart8250
+Who owns a byte that the guest sends: KVM's ring, then the tx ring of C (kvm/fastmmio.c), then
+Uart8250, which takes it in `collect` and outputs it in `send_out`.
 
 The page and the ring cost about as much to set up as 16 exits. So each UART first makes 16 exits
 that they would have saved. C completes these, and later ones where a page of the host holds more

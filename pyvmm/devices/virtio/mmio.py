@@ -41,7 +41,7 @@ def _half(area: str, shift: int) -> Writer:
 
 
 class InterruptBits(Protocol):
-    """The bits of InterruptStatus: the device sets them, the driver clears them; each atomically."""
+    """The bits of InterruptStatus. The device sets them, the driver clears them, atomically."""
 
     def get(self) -> int:
         """Return the bits that are set."""
