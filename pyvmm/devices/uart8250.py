@@ -346,7 +346,7 @@ class Uart8250(Device):
             self.fifo[0] &= 0xFF
 
     def _pending(self) -> int:
-        """The pending interrupt of highest priority, as IIR shows it."""
+        """Return the pending interrupt of highest priority, as IIR shows it."""
         enabled = self.IER
         if enabled & IER_RLSI and self.LSR & (LSR_OE | LSR_OF_CHARACTER):
             return IIR_RLSI

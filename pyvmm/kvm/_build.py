@@ -172,7 +172,7 @@ def constants() -> Iterator[tuple[str, int]]:
 
 
 def newer() -> frozenset[str]:
-    """The names in C that the oldest supported headers lack."""
+    """Return the names in C that the oldest supported headers lack."""
     return caps.NEWER | uapi.NEWER | regs.NEWER
 
 
@@ -214,7 +214,7 @@ def _guarded(macro: str, condition: str, what: str) -> Iterator[str]:
 
 
 def builder() -> FFI:
-    """The declarations and the C source, ready to be written or compiled."""
+    """Return the declarations and the C source, ready to be written or compiled."""
     ffi = FFI()
     ffi.cdef(DECLARATIONS)
     bodies = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in SOURCES]
@@ -224,7 +224,7 @@ def builder() -> FFI:
 
 
 def extension() -> Extension:
-    """The extension for setuptools."""
+    """Return the extension for setuptools."""
     ext = cast("Extension", builder().distutils_extension())
     ext.define_macros.append(("Py_LIMITED_API", LIMITED_API))
     ext.py_limited_api = True

@@ -143,12 +143,12 @@ class Exit:
 
 
 def reason_name(reason: int) -> str:
-    """An exit's reason in words."""
+    """Return an exit's reason in words."""
     return ExitReason.name_of(reason) if reason in ExitReason.members.values() else f"exit {reason}"
 
 
 def decode(reason: int, union: Buffer) -> Exit:
-    """The exit for that reason, from the part of struct kvm_run at UNION_OFFSET."""
+    """Return the exit for that reason, from the part of struct kvm_run at UNION_OFFSET."""
     if reason not in PARTS:
         return Exit(ExitReason.of(reason))
     fields = PARTS[reason].unpack(union)

@@ -86,7 +86,7 @@ HINTS: dict[tuple[str, int], str] = {
 
 
 def hint(ioctl: str, error: int) -> str | None:
-    """What helps against that errno of that ioctl, if anything is known to."""
+    """Return what to do about that errno of that ioctl, if a hint is known."""
     if error == errno.ENOTTY:
         return "this kernel is too old for the ioctl, or the file is of another kind"
     if error == errno.EMFILE:

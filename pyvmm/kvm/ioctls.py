@@ -69,7 +69,7 @@ class Ioctl:
         return self._struct.unpack(buffer)
 
     def error(self, errno: int, arguments: Words) -> KvmError:
-        """What a refusal of this ioctl is raised as."""
+        """Return the error of a refusal of this ioctl."""
         from pyvmm.kvm.hints import hint  # late: most runs have no errors
 
         said = arguments if isinstance(arguments, str) else arguments()
@@ -90,7 +90,7 @@ def io(
     *,
     newer: bool = False,
 ) -> Ioctl:
-    """A line of the table: ``direction`` is the header's, "w" where user space writes."""
+    """Make a line of the table. ``direction`` is the header's: "w" where user space writes."""
     return Ioctl(name, number, direction, struct, newer)
 
 

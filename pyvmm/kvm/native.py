@@ -24,7 +24,7 @@ class Native(Record):
 
 @functools.cache
 def native() -> Native:
-    """The extension.
+    """Return the extension.
 
     Raises HostError on a machine that has none.
     """

@@ -40,11 +40,11 @@ class Numbers:
 
     @classmethod
     def of(cls, value: int) -> int:
-        """The number with its name; one that has none here is as good, and stays as it is."""
+        """Return the number with its name. A number without a name stays as it is."""
         return next((number for number in cls.members.values() if number == value), value)
 
     @classmethod
     def name_of(cls, value: int) -> str:
-        """The number's name, or the number itself in words."""
+        """Return the number's name, or the number itself in words."""
         number = cls.of(value)
         return number.name if isinstance(number, Number) else str(value)

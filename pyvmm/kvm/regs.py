@@ -45,7 +45,7 @@ class RegisterFile(Protocol):
         """Write a register."""
 
     def get_reg_list(self) -> list[int]:
-        """The ids of all registers there are."""
+        """Return the ids of all registers there are."""
 
 
 class Held(Record):
@@ -72,27 +72,27 @@ def size(reg_id: int) -> int:
 
 
 def group(reg_id: int) -> int:
-    """The register's group: CORE, SYSREG, SVE, ..."""
+    """Return the register's group: CORE, SYSREG, SVE, ..."""
     return reg_id & _GROUP_MASK
 
 
 def core(offset: int, size_bits: int = U64) -> int:
-    """The member of struct kvm_regs at that byte offset."""
+    """Return the member of struct kvm_regs at that byte offset."""
     return ARM64 | size_bits | CORE | offset // 4
 
 
 def sysreg(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
-    """The AArch64 system register with that encoding."""
+    """Return the AArch64 system register with that encoding."""
     return ARM64 | U64 | SYSREG | encoding(op0, op1, crn, crm, op2)
 
 
 def encoding(op0: int, op1: int, crn: int, crm: int, op2: int) -> int:
-    """A system register's 16-bit encoding: also the GIC's CPU_SYSREGS attribute number."""
+    """Return a system register's 16-bit encoding, which is the GIC's CPU_SYSREGS number too."""
     return op0 << 14 | op1 << 11 | crn << 7 | crm << 3 | op2
 
 
 def fields(reg_id: int) -> tuple[int, int, int, int, int]:
-    """The op0, op1, CRn, CRm and op2 of a system register's id or encoding."""
+    """Return the op0, op1, CRn, CRm and op2 of a system register's id or encoding."""
     return (
         reg_id >> 14 & 3,
         reg_id >> 11 & 7,
@@ -103,12 +103,12 @@ def fields(reg_id: int) -> tuple[int, int, int, int, int]:
 
 
 def fw(number: int) -> int:
-    """A pseudo-register of KVM as firmware: its PSCI version, its workarounds."""
+    """Return a firmware pseudo-register of KVM: its PSCI version, its workarounds."""
     return ARM64 | U64 | FW | number
 
 
 def bmap(number: int) -> int:
-    """A bitmap of hypercall services that the guest may use."""
+    """Return a bitmap of hypercall services that the guest may use."""
     return ARM64 | U64 | FW_FEAT_BMAP | number
 
 
@@ -152,7 +152,7 @@ def P(number: int, slice_: int = 0) -> int:
 
 
 def FFR(slice_: int = 0) -> int:
-    """The SVE first-fault register."""
+    """Return the SVE first-fault register."""
     return ARM64 | U256 | SVE | 0x600 | slice_
 
 
@@ -194,7 +194,7 @@ NEWER = frozenset({"KVM_REG_ARM_VENDOR_HYP_BMAP_2"})  # not in the headers of Li
 # By name and by id: made when somebody asks, as an error message does, and most runs do not.
 @functools.cache
 def fixed() -> dict[str, int]:
-    """The registers that KVM always numbers so, by name."""
+    """Return the registers whose ids never change, by name."""
     return {
         **{f"X{n}": X(n) for n in range(31)},
         "SP_EL0": SP_EL0,
@@ -238,7 +238,7 @@ def _names() -> dict[int, str]:
 
 
 def name(reg_id: int, sysregs: Mapping[int, str] | None = None) -> str:
-    """The register's name, or something unique that says what it is.
+    """Return the register's name, or a unique description.
 
     ``sysregs`` gives system registers their names, by encoding; without one they are shown as an
     assembler takes them, S3_0_C1_C0_0.
@@ -253,7 +253,7 @@ def name(reg_id: int, sysregs: Mapping[int, str] | None = None) -> str:
 
 
 def lookup(text: str, sysregs: Mapping[str, int] | None = None) -> int:
-    """The id of the register with that name; ``name`` turned around.
+    """Return the id of the register with that name: the inverse of `name`.
 
     ``sysregs`` gives system registers' encodings by name.  Timers have Arm's names too.
     Raises KeyError for an unknown name.

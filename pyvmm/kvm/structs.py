@@ -76,7 +76,7 @@ class Struct:
         return struct.Struct("<" + "".join(f"{m.length}{m.code}" for m in self.members))
 
     def pack(self, values: Mapping[str, Value]) -> bytearray:
-        """The structure's bytes: what is not given is zero, an array may be given in part."""
+        """Return the structure's bytes. A missing value is zero; an array may be given in part."""
         if not values.keys() <= self._names:
             raise TypeError(f"{self.ctype} has no {', '.join(values.keys() - self._names)}")
         flat: list[int] = []
@@ -90,11 +90,11 @@ class Struct:
         return bytearray(self._codec.pack(*flat))
 
     def unpack(self, data: Buffer) -> dict[str, int]:
-        """The single members by name, without padding and arrays."""
+        """Return the single members by name, without padding and arrays."""
         return {name: items[0] for name, items in self._items(data) if len(items) == 1}
 
     def unpack_arrays(self, data: Buffer) -> dict[str, tuple[int, ...]]:
-        """The array members by name."""
+        """Return the array members by name."""
         return {name: items for name, items in self._items(data) if len(items) > 1}
 
     def _items(self, data: Buffer) -> Iterator[tuple[str, tuple[int, ...]]]:

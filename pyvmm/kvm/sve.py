@@ -29,7 +29,7 @@ class OwnLengths(Record):
 
 
 def read_vls(vcpu: RegisterFile) -> frozenset[int]:
-    """The vector lengths a vCPU has (with SVE, initialised)."""
+    """Return the vector lengths a vCPU has (with SVE, initialised)."""
     return lengths(vcpu.get_one_reg(regs.SVE_VLS))
 
 
@@ -43,7 +43,7 @@ def write_vls(vcpu: RegisterFile, vls: Iterable[int]) -> None:
 
 
 def bitmap(vls: Iterable[int]) -> int:
-    """A set as KVM_REG_ARM64_SVE_VLS encodes it: bit n is the length (n + 1) * 128.
+    """Return a set as KVM_REG_ARM64_SVE_VLS encodes it: bit n is the length (n + 1) * 128.
 
     Raises ValueError for what is no vector length at all.
     """
@@ -56,12 +56,12 @@ def bitmap(vls: Iterable[int]) -> int:
 
 
 def lengths(bits: int) -> frozenset[int]:
-    """The set that such a bitmap encodes."""
+    """Return the set that such a bitmap encodes."""
     return frozenset((bit + 1) * QUADWORD for bit in range(bits.bit_length()) if bits >> bit & 1)
 
 
 def host_vector_lengths(system: System) -> frozenset[int]:
-    """The vector lengths the host can give a guest; none when it has no SVE.
+    """Return the vector lengths the host can give a guest; none when it has no SVE.
 
     Asked of a vCPU made for the purpose, in a VM of its own that ends with the call.
     """
@@ -73,7 +73,7 @@ def host_vector_lengths(system: System) -> frozenset[int]:
 
 
 def own_vector_lengths() -> OwnLengths:
-    """The vector lengths of the host's own programs; none without SVE.
+    """Return the vector lengths of the host's own programs; none without SVE.
 
     Tried one after the other by a thread made for it: a vector length is a thread's own.
     Source: Documentation/arch/arm64/sve.rst, "prctl() extensions".

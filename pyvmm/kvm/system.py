@@ -43,11 +43,11 @@ class System(Fd):
         return system
 
     def get_api_version(self) -> int:
-        """The version of KVM's interface: 12 since 2007."""
+        """Return the version of KVM's interface: 12 since 2007."""
         return ioctls.GET_API_VERSION(self.fd)
 
     def check_extension(self, cap: int) -> int:
-        """What the host answers about a capability: 0 for no, else as Cap says.
+        """Return the host's value of a capability: 0 for no, else as Cap says.
 
         0 also for the one that only a VM can be asked about, MSI_DEVID: KVM calls that EINVAL.
         """

@@ -177,7 +177,7 @@ class Vcpu(AttributeFd):
         return f"vcpu {self.id}, {regs.name(reg_id)}"
 
     def get_reg_list(self) -> list[int]:
-        """The ids of all registers that make up the vCPU's state."""
+        """Return the ids of all registers that make up the vCPU's state."""
         count = 0
         while True:
             buffer = bytearray(8 + count * 8)
@@ -263,7 +263,7 @@ class Vcpu(AttributeFd):
         ioctls.SET_MP_STATE.write(self.fd, mp_state=mp_state)
 
     def get_vcpu_events(self) -> VcpuEvents:
-        """The exceptions that wait to be taken."""
+        """Return the exceptions that wait to be taken."""
         reply = ioctls.GET_VCPU_EVENTS.read(self.fd)
         return VcpuEvents(
             serror_pending=bool(reply["serror_pending"]),
@@ -304,7 +304,7 @@ class Vcpu(AttributeFd):
         )
 
     def get_stats_fd(self) -> int:
-        """A file descriptor of the vCPU's binary statistics; the caller closes it."""
+        """Return a file descriptor of the vCPU's binary statistics; the caller closes it."""
         return ioctls.GET_STATS_FD(self.fd)
 
     def _run_error(self, error: int) -> KvmError:

@@ -28,7 +28,7 @@ class Vgic:
         nr_irqs: int,
         maintenance_irq: int | None = None,
     ) -> Vgic:
-        """A GIC ready to run, for a VM whose vCPUs are all created.
+        """Make a GIC ready to run, for a VM whose vCPUs are all created.
 
         ``redistributors`` is where the first vCPU's lies; each takes 128 KiB, in vCPU order.
         ``nr_irqs`` counts INTIDs, private ones included: 64 to 1024, a multiple of 32.
@@ -87,7 +87,7 @@ class Vgic:
         self.device.set_attr(VgicGroup.CPU_SYSREGS, affinity(mpidr) | encoding, value)
 
     def get_line_level(self, mpidr: int, intid: int) -> int:
-        """The input lines of 32 interrupts from ``intid``, a multiple of 32; bit n is the nth."""
+        """Return the input lines of 32 interrupts from ``intid``, a multiple of 32."""
         return self.device.get_attr(VgicGroup.LEVEL_INFO, affinity(mpidr) | intid)
 
     def set_line_level(self, mpidr: int, intid: int, lines: int) -> None:
@@ -106,7 +106,7 @@ class VgicV2:
 
     @classmethod
     def create(cls, vm: Vm, *, distributor: int, cpu_interface: int, nr_irqs: int) -> VgicV2:
-        """A GIC ready to run, for a VM whose vCPUs (at most 8) are all created."""
+        """Make a GIC ready to run, for a VM whose vCPUs (at most 8) are all created."""
         vgic = cls(vm)
         try:
             set_attr = vgic.device.set_attr
@@ -135,7 +135,7 @@ class Its:
 
     @classmethod
     def create(cls, vm: Vm, *, base: int) -> Its:
-        """An ITS ready to run, at a multiple of 64 KiB; the GICv3 is there before it."""
+        """Make an ITS ready to run, at a multiple of 64 KiB. The GICv3 must exist before it."""
         its = cls(vm)
         try:
             its.device.set_attr(VgicGroup.ADDR, VgicAddr.ITS_ADDR_TYPE, base)
@@ -151,6 +151,6 @@ class Its:
 
 
 def affinity(mpidr: int) -> int:
-    """An MPIDR_EL1 value as the upper half of a GIC attribute number: Aff3.Aff2.Aff1.Aff0."""
+    """Return an MPIDR_EL1 value as the upper half of a GIC attribute: Aff3.Aff2.Aff1.Aff0."""
     aff3 = mpidr >> 32 & 0xFF
     return (aff3 << 24 | mpidr & 0x00FF_FFFF) << VgicField.V3_MPIDR_SHIFT

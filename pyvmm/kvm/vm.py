@@ -30,12 +30,12 @@ _BITMAP_WORD = 64  # KVM's dirty bitmaps are arrays of 64-bit words
 
 
 def spi(number: int) -> int:
-    """The KVM_IRQ_LINE number of shared interrupt ``number`` (0 is INTID 32)."""
+    """Return the KVM_IRQ_LINE number of shared interrupt ``number`` (0 is INTID 32)."""
     return IrqType.SPI << IrqField.TYPE_SHIFT | _FIRST_SPI + number
 
 
 def ppi(vcpu: int, number: int) -> int:
-    """The KVM_IRQ_LINE number of a vCPU's private interrupt ``number`` (0 is INTID 16)."""
+    """Return the KVM_IRQ_LINE number of a vCPU's private interrupt (0 is INTID 16)."""
     return (
         (vcpu >> 8 & IrqField.VCPU2_MASK) << IrqField.VCPU2_SHIFT
         | IrqType.PPI << IrqField.TYPE_SHIFT
@@ -52,7 +52,7 @@ class Vm(AttributeFd):
         self.vcpu_mmap_size = vcpu_mmap_size
 
     def check_extension(self, cap: int) -> int:
-        """What KVM answers about a capability for this VM."""
+        """Return KVM's value of a capability for this VM."""
         return ioctls.CHECK_EXTENSION(self.fd, cap, lambda: Cap.name_of(cap))
 
     def has(self, cap: int) -> bool:
@@ -87,7 +87,7 @@ class Vm(AttributeFd):
         )
 
     def get_dirty_log(self, slot: int, pages: int) -> bytes:
-        """A bitmap of the slot's pages written since the last call; ``pages`` is its size.
+        """Return a bitmap of the slot's pages written since the last call; ``pages`` is its size.
 
         Without MANUAL_DIRTY_LOG_PROTECT2 the call also clears the log.
         """
@@ -119,7 +119,7 @@ class Vm(AttributeFd):
         )
 
     def preferred_target(self) -> int:
-        """The CPU model that Vcpu.init takes on this host."""
+        """Return the CPU model that Vcpu.init takes on this host."""
         return ioctls.ARM_PREFERRED_TARGET.read(self.fd)["target"]
 
     def create_device(self, type_: int, flags: int = 0) -> Device:
@@ -191,5 +191,5 @@ class Vm(AttributeFd):
         )
 
     def get_stats_fd(self) -> int:
-        """A file descriptor of the VM's binary statistics; the caller closes it."""
+        """Return a file descriptor of the VM's binary statistics; the caller closes it."""
         return ioctls.GET_STATS_FD(self.fd)

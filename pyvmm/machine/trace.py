@@ -60,7 +60,7 @@ class ExitTrace(Closing):
         self._undo.close()
 
     def exit(self, vcpu: int, cause: str, leave: Exit, began_ns: int) -> None:
-        """An exit that has been dealt with; in the vCPU's thread."""
+        """Add an exit that was handled; in the vCPU's thread."""
         facts = {}
         if leave.reason == ExitReason.MMIO:
             facts = {"address": leave.address, "length": leave.length}
@@ -83,7 +83,7 @@ class ExitTrace(Closing):
                 known[cause] = count
 
     def _sequence(self, vcpu: int) -> perfetto.Sequence:
-        """A vCPU's track, from its first exit on; in its thread."""
+        """Return a vCPU's track, made at its first exit; in its thread."""
         if vcpu not in self._vcpus:
             thread = perfetto.message(
                 (perfetto.THREAD_PID, os.getpid()),

@@ -29,7 +29,7 @@ VERSIONS = {MODERN: 2, LEGACY: 1}
 
 
 def _half(area: str, shift: int) -> Writer:
-    """The handler of one half of an address of the selected queue."""
+    """Return the handler of one half of an address of the selected queue."""
 
     def write(transport: VirtioMmio, value: int) -> None:
         queue = transport.queue_to_place()
@@ -164,7 +164,7 @@ class VirtioMmio(Device):
             self._reasons.set(before.get())
 
     def state(self) -> dict[str, Any]:
-        """The transport's registers, and the device behind them."""
+        """Return the transport's registers, and the device behind them."""
         self.InterruptStatus = self._reasons.get()
         return {**super().state(), "virtio": self.device.state()}
 
@@ -174,7 +174,7 @@ class VirtioMmio(Device):
         self.device.restore(part(state, "virtio", where), f"{where}.virtio")
 
     def restored(self) -> None:
-        """What is fixed is as it was made: a snapshot has no say in it."""
+        """Refuse a snapshot of another device or version."""
         version = next(v for bank, v in VERSIONS.items() if (bank == LEGACY) == self.device.legacy)
         if (self.Version, self.DeviceID) != (version, self.device.device_id):
             raise StateError(
@@ -208,7 +208,7 @@ class VirtioMmio(Device):
         return queues[self.QueueSel] if self.QueueSel < len(queues) else None
 
     def queue_to_place(self) -> Virtqueue | None:
-        """The selected queue, to change its size or place; the device fails if it is in use."""
+        """Return the selected queue, to size or place it; the device fails if it is in use."""
         queue = self.queue
         if queue is not None and queue.ready:
             self.device.fail(f"{queue.name} is moved while it is in use")

@@ -1,14 +1,26 @@
-"""virtio devices whose chains are requests, each served by a thread of the device's own.
+"""virtio devices whose chains are requests, served by threads of the device.
 
-Neither a vCPU nor the machine's loop waits for what a request waits for. Requests are taken in
-the order of the queue; where a device has more threads than one, several are in flight and are
-given back as they end.
+Neither a vCPU nor the machine's loop waits for the I/O of a request. The threads are leader and
+followers: one thread waits for kicks, and takes requests in the order of the queue.
 
-One thread at a time leads: it waits for kicks. What needs no waiting, as with a disk that is in
-the page cache, is served best by one thread that hands nothing over, so it serves what it takes
-itself, and tells the guest of all that it found together, at the latest with the first that had to
-wait. Where requests have had to wait a moment ago, or one says that it will take its time, it lets
-another lead first.
+                        +--------------------------------------------+
+                        v                                            |
+    start ---> FOLLOWER: waits until        no leader          gives it back
+                there is no leader                                   ^
+                        |                                            |
+                        v                   overlap, step_back       |
+      +-----> LEADER: takes a request -----------------------> SERVES ALONE: makes another
+      |       or waits for a kick                              thread the leader, then serves
+      |                 | no overlap
+      |                 v
+      +--- SERVES AS LEADER, gives it back
+
+Where no request waits for I/O, as with a disk in the page cache, one thread that hands nothing
+over is the fastest: it serves as leader, and interrupts the guest once for all requests it found
+together. Where requests wait, several are in flight: the device overlaps them. It begins to when
+two requests waited within `WAIT_WINDOW` requests: one alone may have been preempted. It ends
+`OVERLAP` requests after the last such pair. A request that knows that it takes long calls
+`step_back`. A request that waited interrupts the guest as soon as it is given back.
 """
 
 from __future__ import annotations
@@ -23,13 +35,13 @@ from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
 from pyvmm.memory.ram import Memory
 
-WAITED_NS = 50_000  # off the CPU: as for a disk
-RECENT = 8  # requests after one that waited: if another does, neither was just kept from the CPU
-LINGER = 64  # requests that did not wait, until the next are taken not to either
+WAITED_NS = 50_000  # off the CPU: a request that took longer has waited for I/O
+WAIT_WINDOW = 8  # requests: two waits this close together mean I/O, not preemption
+OVERLAP = 64  # requests to overlap after the last such pair
 
 
 class Job:
-    """A request; whether who took it still leads; and what its device counts of it."""
+    """A request, whether its thread is still the leader, and what its device counts of it."""
 
     __slots__ = ("chain", "counts", "leads", "queue")
 
@@ -41,12 +53,11 @@ class Job:
 
 
 class ServedDevice(VirtioDevice):
-    """The base of such devices, which fill in `serve`.
+    """The base of such devices, which implement `serve`.
 
-    Up to ``threads`` threads are started as there is need. ``kick_fd`` is an eventfd: who signals
-    it has the device look into its queues, once `listen` was called. A reset, the end of the
-    machine and `drain` wait for the requests in flight, so that nothing touches guest RAM
-    afterwards.
+    The device starts up to ``threads`` threads as it needs them. ``kick_fd`` is an eventfd: after
+    `listen`, a signal makes the device look into its queues. A reset, the end of the machine and
+    `drain` wait for the requests in flight, so that nothing touches guest RAM afterwards.
     """
 
     threads: ClassVar[int] = 1
@@ -54,32 +65,35 @@ class ServedDevice(VirtioDevice):
     def __init__(self, memory: Memory, log: Callable[[str], None]) -> None:
         super().__init__(memory, log)
         self.kick_fd = os.eventfd(0, os.EFD_CLOEXEC)
-        self._vacancy = threading.Condition(self.lock)  # nobody leads
-        self._quiet = threading.Condition(self.lock)  # there may be nothing to do any more
-        self._waiting = 0  # threads that wait for that
-        self._led = False
-        self._idle = 0  # threads that wait to lead
-        self._busy = 0  # requests in flight
+        # Threads
         self._started = 0
-        self._recent = 0  # as long as it is not 0, a request has waited not long ago
-        self._overlap = 0  # as long as it is not 0, somebody leads while others serve
+        self._has_leader = False
+        self._followers = 0
+        self._no_leader = threading.Condition(self.lock)  # wakes a follower
+        # Requests
+        self._in_flight = 0
+        self._ended = threading.Condition(self.lock)  # a request, or the last one taken
+        self._waiting = 0  # threads that wait for that: in `drain` or `deactivate`
+        # Whether requests wait for I/O: both count down to 0, request by request
+        self._since_wait = 0  # from WAIT_WINDOW, after a request that waited
+        self._overlap = 0  # from OVERLAP, after two of them
 
     def serve(self, job: Job) -> int:
-        """Do what a request says; returns how many bytes were written to it. Without the lock.
+        """Serve a request, and return how many bytes were written to it. Without the lock.
 
-        One that will take its time calls `step_back` first.
+        A request that will take long calls `step_back` first.
 
         Raises: QueueError, where the driver breaks the rules.
         """
         raise NotImplementedError
 
     def notify(self, queue: Virtqueue) -> None:
-        """The driver has put requests into a queue."""
+        """Look into a queue: the driver has put requests there."""
         with self.lock:
             self._look()
 
     def step_back(self, job: Job) -> None:
-        """Have another thread wait for kicks while that request is served."""
+        """Make another thread the leader while that request is served."""
         with self.lock:
             if job.leads:
                 self.signal(job.queue)
@@ -91,27 +105,27 @@ class ServedDevice(VirtioDevice):
             self._look()
 
     def deactivate(self) -> None:
-        """Wait for the requests in flight; what they still write is where it was to go."""
+        """Wait for the requests in flight, which still write to guest RAM."""
         if self.stopped and self.kick_fd >= 0:
             os.eventfd_write(self.kick_fd, 1)
-            self._vacancy.notify_all()
+            self._no_leader.notify_all()
             self._close_if_last()
-        self._wait_until(lambda: not self._busy)
+        self._wait_until(lambda: not self._in_flight)
 
     def drain(self) -> None:
-        """Serve all that the driver has asked for, and wait for its end; while no vCPU runs."""
+        """Serve all requests of the driver, and wait for their end; while no vCPU runs."""
         with self.lock:
-            if self._asked():
+            if self._has_requests():
                 self._look()
-            self._wait_until(lambda: not (self._busy or self._asked()))
+            self._wait_until(lambda: not (self._in_flight or self._has_requests()))
 
-    def _wait_until(self, quiet: Callable[[], bool]) -> None:
+    def _wait_until(self, done: Callable[[], bool]) -> None:
         self._waiting += 1
-        self._quiet.wait_for(quiet)
+        self._ended.wait_for(done)
         self._waiting -= 1
 
-    def _asked(self) -> bool:
-        """Whether there are requests that nobody has taken; with the lock."""
+    def _has_requests(self) -> bool:
+        """Return whether a queue has requests that no thread has taken; with the lock."""
         try:
             return self.live and any(queue.has_chains() for queue in self.queues)
         except QueueError as error:
@@ -119,14 +133,14 @@ class ServedDevice(VirtioDevice):
             return False
 
     def _look(self) -> None:
-        """Have whoever leads look into the queues; with the lock."""
+        """Make the leader look into the queues; with the lock."""
         if not self.stopped:
             os.eventfd_write(self.kick_fd, 1)
             if not self._started:
                 self._start()
 
     def _start(self) -> bool:
-        """Start one more thread; False when this machine has none to give. With the lock."""
+        """Start one more thread; False if the host refuses one. With the lock."""
         name = f"{self.name}-{self._started + 1}"
         try:
             threading.Thread(target=self._work, name=name, daemon=True).start()
@@ -137,7 +151,7 @@ class ServedDevice(VirtioDevice):
         return True
 
     def _work(self) -> None:
-        """A thread's life; what `serve` throws is a bug of ours: another thread goes on."""
+        """Serve requests until the device stops. If a bug in `serve` ends the thread, start one."""
         job, leads = None, False
         try:
             while (job := self._next_job(leads)) is not None:
@@ -147,7 +161,7 @@ class ServedDevice(VirtioDevice):
             with self.lock:
                 self._started -= 1
                 if job is not None and not self.stopped:
-                    self._led = self._led and not job.leads
+                    self._has_leader = self._has_leader and not job.leads
                     self._start()
                 self._close_if_last()
 
@@ -163,21 +177,21 @@ class ServedDevice(VirtioDevice):
             busy, took = time.thread_time_ns() - busy, time.monotonic_ns() - began
             waited = took - busy > WAITED_NS
             with self.lock:
-                if waited and self._recent:
-                    self._overlap = LINGER
-                self._recent = RECENT if waited else max(0, self._recent - 1)
+                if waited and self._since_wait:
+                    self._overlap = OVERLAP
+                self._since_wait = WAIT_WINDOW if waited else max(0, self._since_wait - 1)
                 if job.counts:
                     for name, number in job.counts.items():
                         self.counts[name] += number
-                self._busy -= 1
+                self._in_flight -= 1
                 job.queue.push(job.chain, written)
                 if waited or self._overlap or not (job.leads and job.queue.waiting):
                     self.signal(job.queue)
                 if self._waiting:
-                    self._quiet.notify_all()
+                    self._ended.notify_all()
 
     def _next_job(self, leads: bool) -> Job | None:
-        """Lead, unless we do, and wait for a request; None when the machine is at its end."""
+        """Become the leader, and wait for a request; None at the end of the machine."""
         with self.lock:
             if not leads and not self._wait_to_lead():
                 return None
@@ -189,15 +203,15 @@ class ServedDevice(VirtioDevice):
         return job
 
     def _wait_to_lead(self) -> bool:
-        """Wait until nobody leads, and do it; False at the machine's end. With the lock."""
-        self._idle += 1
-        self._vacancy.wait_for(lambda: self.stopped or not self._led)
-        self._idle -= 1
-        self._led = True
+        """Wait until there is no leader, and lead; False at the machine's end. With the lock."""
+        self._followers += 1
+        self._no_leader.wait_for(lambda: self.stopped or not self._has_leader)
+        self._followers -= 1
+        self._has_leader = True
         return not self.stopped
 
     def _take(self) -> Job | None:
-        """The next request of any queue, if there is one; with the lock."""
+        """Return the next request of any queue, if there is one; with the lock."""
         self._overlap = max(0, self._overlap - 1)
         for queue in self.queues:
             chain = None
@@ -206,25 +220,25 @@ class ServedDevice(VirtioDevice):
             except QueueError as error:
                 self.fail(error.message)
             if chain is not None:
-                self._busy += 1
+                self._in_flight += 1
                 job = Job(queue, chain)
                 if self._overlap:
                     self._hand_over(job)
                 return job
         if self._waiting:
-            self._quiet.notify_all()
+            self._ended.notify_all()
         return None
 
     def _hand_over(self, job: Job) -> None:
-        """Let another thread lead, or whoever is done first if all have something to do."""
-        if self._idle:
-            self._vacancy.notify()
+        """Make a follower or a new thread the leader, or the first thread that is done serving."""
+        if self._followers:
+            self._no_leader.notify()
         elif self._started < self.threads and not self._start():
             return
-        job.leads = self._led = False
+        job.leads = self._has_leader = False
 
     def _close_if_last(self) -> None:
-        """Give the eventfd back, when nobody waits for it any more; with the lock."""
+        """Close the eventfd once no thread waits for it; with the lock."""
         if self.stopped and not self._started and self.kick_fd >= 0:
             os.close(self.kick_fd)
             self.kick_fd = -1

@@ -11,7 +11,7 @@ import pytest
 from pyvmm.devices.virtio import served
 from pyvmm.devices.virtio.device import INT_CONFIG, INT_VRING, QueueSpec
 from pyvmm.devices.virtio.queue import QueueError
-from pyvmm.devices.virtio.served import LINGER, Job, ServedDevice
+from pyvmm.devices.virtio.served import OVERLAP, Job, ServedDevice
 from pyvmm.memory.ram import GuestMemory
 from tests.devices.virtio.driver import NEEDS_RESET, Buffer
 from tests.devices.virtio.rig import ENOUGH_S, DeviceRig
@@ -217,12 +217,12 @@ def test_threads_that_came_for_a_rush_wait_until_the_next(
     ask(rig, 1, 2, 3)
     rig.collect(3)
 
-    for _ in range(2 * LINGER):
+    for _ in range(2 * OVERLAP):
         ask(rig, 1)
         rig.collect()
     rig.device.gates[1].clear()
     ask(rig, 1)
-    wait_until_in_flight(rig, 3 + 2 * LINGER + 1)
+    wait_until_in_flight(rig, 3 + 2 * OVERLAP + 1)
     ask(rig, 2)
 
     assert not rig.device.entered.acquire(timeout=0.05)
