@@ -87,7 +87,7 @@ def lines(reply: Message, before: Message | None, memory: bool = False) -> Itera
     if memory:
         return
     yield from _table("exits to pyvmm", reply, before, "exits")
-    yield from _table("bytes sent by the way", reply, before, "sent_without_exit")
+    yield from _table("bytes sent without a VM exit", reply, before, "sent_without_exit")
     yield from _table("counted by KVM", reply, before, "kvm")
     yield from _devices(reply, before)
 
