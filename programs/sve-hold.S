@@ -87,11 +87,13 @@ sve_hold:
 	ldp	d14, d15, [sp, #48]
 	ldp	d8, d9, [sp], #64
 	ret
+	.size	sve_hold, . - sve_hold
 
 	.global	sve_rdvl
 	.type	sve_rdvl, %function
 sve_rdvl:
 	rdvl	x0, #1
 	ret
+	.size	sve_rdvl, . - sve_rdvl
 
 	.section .note.GNU-stack, "", %progbits
