@@ -9,10 +9,10 @@ import mmap
 import os
 from pathlib import Path
 
+from pyvmm.base import mounts
 from pyvmm.base.units import show_size
 from pyvmm.errors import HostError, UsageError
 
-MOUNTS = Path("/proc/self/mountinfo")
 POOLS = Path("/sys/kernel/mm/hugepages")
 
 
@@ -27,11 +27,8 @@ def page_size(directory: Path) -> int:
         size = os.statvfs(directory).f_bsize
     except OSError as error:
         raise UsageError(f"--hugetlbfs {directory}: {error.strerror}") from error
-    number = f"{os.major(device)}:{os.minor(device)}"
-    for line in MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines():
-        fields, _, after = line.partition(" - ")
-        if fields.split()[2] == number and after.split()[0] == "hugetlbfs":
-            return size
+    if mounts.file_system(device) == "hugetlbfs":
+        return size
     raise UsageError(
         f"--hugetlbfs {directory}: that is no hugetlbfs",
         hint=f"mount -t hugetlbfs none {directory}",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.base import mounts
 from pyvmm.errors import HostError, UsageError
 from pyvmm.layout import MIB
 from pyvmm.memory import hugetlbfs
@@ -71,9 +72,9 @@ def tmp_path_page(path: Path) -> int:
 def pretend(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the kernel's list of mounts call the file system there a hugetlbfs."""
     device = path.stat().st_dev
-    mounts = path.parent / "mountinfo"
-    mounts.write_text(
+    listed = path.parent / "mountinfo"
+    listed.write_text(
         f"30 1 {os.major(device)}:{os.minor(device)} / {path} rw "
         f"shared:9 - hugetlbfs none rw,pagesize=2M\n"
     )
-    monkeypatch.setattr(hugetlbfs, "MOUNTS", mounts)
+    monkeypatch.setattr(mounts, "MOUNTINFO", listed)
