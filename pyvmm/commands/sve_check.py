@@ -18,8 +18,8 @@ from pyvmm.errors import UsageError
 from pyvmm.host.settings import HostSettings
 from pyvmm.kvm.system import System
 from pyvmm.svecheck import report, runner
-from pyvmm.svecheck.case import Result, Verdict
-from pyvmm.svecheck.target import Target
+from pyvmm.svecheck.bench import SveHost
+from pyvmm.svecheck.case import CaseResult, Verdict
 
 COLOURS = {Verdict.OK: "green", Verdict.DIFFERS: "red", Verdict.KNOWN: "cyan",
            Verdict.SKIPPED: "yellow"}  # fmt: skip
@@ -49,13 +49,13 @@ def check(
         raise UsageError(f"--junit {junit}: {junit.parent} is no directory you can write to")
     run_here_or_forward(where, [junit] if junit else [])
     with System.open() as system:
-        target = runner.probe(system)
-        facts = obtained(target)
+        sve_host = runner.probe(system)
+        facts = obtained(sve_host)
         if not as_json:
             for name, value in facts.items():
                 click.echo(f"{name:8}  {value}")
         results = []
-        for result in runner.run(system, target, cases):
+        for result in runner.run(system, sve_host, cases):
             results.append(result)
             if not as_json:
                 show(result, verbose)
@@ -68,17 +68,17 @@ def check(
     return report.exit_code(results)
 
 
-def obtained(target: Target) -> dict[str, str]:
+def obtained(sve_host: SveHost) -> dict[str, str]:
     """Where a result comes from: machine, kernel, lengths."""
     return {
         "host": kind_of_machine() or "hardware",
         "cpu": processor(),
         "kernel": " ".join((os.uname().sysname, os.uname().release, os.uname().version)),
-        "lengths": vl.show(target.vls),
+        "lengths": vl.show(sve_host.vls),
     }
 
 
-def show(result: Result, verbose: bool) -> None:
+def show(result: CaseResult, verbose: bool) -> None:
     """Print a case as it ends."""
     first, *more = report.lines(result, verbose)
     click.echo(paint(first, result.verdict))

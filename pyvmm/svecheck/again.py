@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from pyvmm.arm64.vl import show
 from pyvmm.kvm import regs, sve
 from pyvmm.kvm.uapi import VcpuFeature
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.svecheck import ids
 from pyvmm.svecheck import promises as doc
-from pyvmm.svecheck.bench import PLAIN, SVE, Bench, each, outcome, show, values
+from pyvmm.svecheck.bench import PLAIN, SVE, Bench, SveHost, each, outcome, values
 from pyvmm.svecheck.case import Case, case
-from pyvmm.svecheck.target import Target
 
 PSTATE_AT_RESET = 0x3C5  # EL1h; D, A, I and F set
 
 
-def _all_lengths(target: Target) -> str:
-    return show(target.vls)
+def _all_lengths(host: SveHost) -> str:
+    return show(host.vls)
 
 
 def _ran(bench: Bench) -> Vcpu:
@@ -82,16 +82,16 @@ def the_set_is_chosen_anew(bench: Bench) -> str:
     """Choose the shortest length alone, INIT again, read the set"""
     bench.need_lengths(2)
     vcpu = bench.vcpu()
-    sve.write_vls(vcpu, [min(bench.target.vls)])
+    sve.write_vls(vcpu, [min(bench.host.vls)])
     bench.init(vcpu)
     return show(sve.read_vls(vcpu))
 
 
-@case(doc.VLS_IMMUTABLE, lambda target: show(frozenset({min(target.vls)})))
+@case(doc.VLS_IMMUTABLE, lambda host: show(frozenset({min(host.vls)})))
 def a_final_set_stays(bench: Bench) -> str:
     """Choose the shortest length alone, FINALIZE, INIT again, read the set"""
     bench.need_lengths(2)
-    vcpu = bench.final([min(bench.target.vls)])
+    vcpu = bench.final([min(bench.host.vls)])
     bench.init(vcpu)
     return show(sve.read_vls(vcpu))
 
@@ -104,7 +104,7 @@ def it_stays_final(bench: Bench) -> str:
     return each(
         {
             "FINALIZE": lambda: vcpu.finalize(VcpuFeature.SVE),
-            "SET SVE_VLS": lambda: sve.write_vls(vcpu, bench.target.vls),
+            "SET SVE_VLS": lambda: sve.write_vls(vcpu, bench.host.vls),
         }
     )
 

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Self
 
+from pyvmm.arm64.vl import VlSet
+from pyvmm.base.records import Record
 from pyvmm.errors import GuestError, KvmError
 from pyvmm.kvm import regs, sve
 from pyvmm.kvm.system import System
@@ -19,7 +21,6 @@ from pyvmm.layout import RAM_BASE
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.svecheck import ids
 from pyvmm.svecheck.programs import code
-from pyvmm.svecheck.target import Skip, Target
 
 PLAIN = (VcpuFeature.PSCI_0_2,)
 SVE = (VcpuFeature.PSCI_0_2, VcpuFeature.SVE)
@@ -29,17 +30,28 @@ REPORT = 0x100_0000  # nothing is there: a guest's write leaves KVM_RUN
 REPORT_REGISTER = 20  # where the programs expect that address
 VECTORS = RAM_BASE + 0x800  # VBAR_EL1 for the program "handler"
 SYNC_FROM_EL1 = 0x200  # the offset of synchronous exceptions with SP_EL1.  Source: DDI 0487, D1.3.1
-PATIENCE_S = 60.0  # for a guest to report, on a machine that is busy
+TIMEOUT_S = 60.0  # for a guest to report, on a machine that is busy
 
 Wrap = Callable[[Vcpu], Vcpu]
+
+
+class SveHost(Record):
+    """The vector lengths, in bits, that KVM offers to guests, and those of the host's programs."""
+
+    vls: VlSet
+    own: VlSet
+
+
+class Skip(Exception):
+    """The reason why a host cannot run a case."""
 
 
 class Bench:
     """What a case works with; everything it makes ends with the ``with`` block."""
 
-    def __init__(self, system: System, target: Target, wrap: Wrap = lambda vcpu: vcpu) -> None:
+    def __init__(self, system: System, host: SveHost, wrap: Wrap = lambda vcpu: vcpu) -> None:
         self.system = system
-        self.target = target
+        self.host = host
         self._wrap = wrap
         self._undo = contextlib.ExitStack()
 
@@ -51,7 +63,7 @@ class Bench:
 
     def need_lengths(self, count: int) -> None:
         """Skip the case where the host has fewer vector lengths."""
-        if len(self.target.vls) < count:
+        if len(self.host.vls) < count:
             raise Skip(f"needs a host with {count} vector lengths or more")
 
     def vm(self) -> Vm:
@@ -109,7 +121,7 @@ class Bench:
         vcpu.set_one_reg(regs.X(REPORT_REGISTER), REPORT)
         vcpu.set_one_reg(ids.VBAR_EL1, VECTORS)
         values: list[int] = []
-        guard = threading.Timer(PATIENCE_S, vcpu.kick)
+        guard = threading.Timer(TIMEOUT_S, vcpu.kick)
         guard.start()
         try:
             while len(values) < count:
@@ -153,11 +165,6 @@ def each(calls: Mapping[str, Callable[[], object]]) -> str:
 def values(vcpu: Vcpu, registers: Mapping[str, int]) -> str:
     """What all these registers hold."""
     return alike({name: f"{vcpu.get_one_reg(reg):#x}" for name, reg in registers.items()})
-
-
-def show(vls: Iterable[int]) -> str:
-    """A set of lengths: ``128,256``."""
-    return ",".join(map(str, sorted(vls))) or "none"
 
 
 def some(names: list[str], most: int = 6) -> str:

@@ -8,8 +8,7 @@ from enum import StrEnum
 from types import ModuleType
 from typing import NamedTuple
 
-from pyvmm.svecheck.bench import Bench
-from pyvmm.svecheck.target import Target
+from pyvmm.svecheck.bench import Bench, SveHost
 
 
 class Verdict(StrEnum):
@@ -41,7 +40,7 @@ class Known(NamedTuple):
     which: str
 
 
-Expected = str | Callable[[Target], str]
+Expected = str | Callable[[SveHost], str]
 Act = Callable[[Bench], str]
 
 
@@ -56,13 +55,13 @@ class Case:
     act: Act
     known: tuple[Known, ...] = ()
 
-    def expects(self, target: Target) -> str:
+    def expects(self, host: SveHost) -> str:
         """The promised outcome on that host."""
-        return self.expected if isinstance(self.expected, str) else self.expected(target)
+        return self.expected if isinstance(self.expected, str) else self.expected(host)
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class CaseResult:
     """How a case turned out, and in what words; ``why`` is for what is not simply ok."""
 
     case: Case

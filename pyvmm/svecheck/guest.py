@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pyvmm.arm64.esr import Esr
 from pyvmm.arm64.idregs import IdAa64Pfr0
-from pyvmm.arm64.vl import VlSet, current, legal_sets
+from pyvmm.arm64.vl import VlSet, current, legal_sets, show
 from pyvmm.kvm import regs
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.svecheck import ids
 from pyvmm.svecheck import promises as doc
-from pyvmm.svecheck.bench import PLAIN, Bench, alike, show
+from pyvmm.svecheck.bench import PLAIN, Bench, alike
 from pyvmm.svecheck.case import case
 
 LENS = 16  # values of ZCR_EL1.LEN
@@ -74,7 +74,7 @@ def lengths(bench: Bench) -> str:
     return alike(
         {
             show(vls): seen_lengths(bench, bench.final(vls, bench.vm_with("lengths")), vls)
-            for vls in legal_sets(bench.target.vls)
+            for vls in legal_sets(bench.host.vls)
         }
     )
 
@@ -82,7 +82,7 @@ def lengths(bench: Bench) -> str:
 @case(doc.ZCR_SELECTS, EXPECTED_LENGTHS)
 def lengths_after_init_again(bench: Bench) -> str:
     """A guest with the shortest length alone reads RDVL, before and after INIT again"""
-    shortest = frozenset({min(bench.target.vls)})
+    shortest = frozenset({min(bench.host.vls)})
     vcpu = bench.final(shortest, bench.vm_with("lengths"))
     before = seen_lengths(bench, vcpu, shortest)
     bench.init(vcpu)
@@ -102,7 +102,7 @@ def sve_without_sve(bench: Bench) -> str:
 def what_we_write(bench: Bench) -> str:
     """With each set of lengths, write Z1, P1 and FFR; a guest reads what of them it has"""
     outcomes = {}
-    for vls in legal_sets(bench.target.vls):
+    for vls in legal_sets(bench.host.vls):
         size = max(vls) // 8
         vcpu = bench.final(vls, bench.vm_with("vectors"))
         # First: what lies beyond the length at entry may be lost, also to a longer one later.
@@ -119,7 +119,7 @@ def what_we_write(bench: Bench) -> str:
 def what_it_writes(bench: Bench) -> str:
     """With each set of lengths, a guest fills Z0, P0 and FFR, and clears P3; read them"""
     outcomes = {}
-    for vls in legal_sets(bench.target.vls):
+    for vls in legal_sets(bench.host.vls):
         size = max(vls) // 8
         vcpu = bench.final(vls, bench.vm_with("vectors"))
         vcpu.set_one_reg(regs.P(3), _ones(256))

@@ -7,15 +7,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from pyvmm.arm64.idregs import IdAa64Pfr0
-from pyvmm.arm64.vl import legal_sets
+from pyvmm.arm64.vl import legal_sets, show
 from pyvmm.kvm import ioctls, regs
 from pyvmm.kvm.structs import Struct
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.svecheck import ids
 from pyvmm.svecheck import promises as doc
-from pyvmm.svecheck.bench import PLAIN, Bench, alike, each, outcome, show, values
+from pyvmm.svecheck.bench import PLAIN, Bench, Skip, alike, each, outcome, values
 from pyvmm.svecheck.case import case
-from pyvmm.svecheck.target import Skip
 
 SIZES = {"U32": regs.U32, "U64": regs.U64, "U128": regs.U128, "U256": regs.U256,
          "U512": regs.U512, "U1024": regs.U1024, "U2048": regs.U2048}  # fmt: skip
@@ -118,9 +117,7 @@ FEW = {
 @case(doc.SLICES, "ENOENT")
 def slices_beyond_each_length(bench: Bench) -> str:
     """Access slices 1 and 31 of Z0, Z31, P0, P15 and FFR with each set of lengths"""
-    return alike(
-        {show(vls): _access(bench.final(vls), FEW) for vls in legal_sets(bench.target.vls)}
-    )
+    return alike({show(vls): _access(bench.final(vls), FEW) for vls in legal_sets(bench.host.vls)})
 
 
 @case(doc.SEED_RAZ_WI, RAZ_WI, doc.NEVER_RAZ_WI)
@@ -140,7 +137,7 @@ def surplus_slices_as_the_series_had_them(bench: Bench) -> str:
 def values_come_back(bench: Bench) -> str:
     """With each set of lengths, write all 2048 and 256 bits of every register, read them"""
     outcomes = {}
-    for vls in legal_sets(bench.target.vls):
+    for vls in legal_sets(bench.host.vls):
         outcomes[show(vls)] = _write_all(bench.final(vls), max(vls))
     return alike(outcomes)
 
@@ -226,5 +223,5 @@ def zfr0_cannot_be_invented(bench: Bench) -> str:
 def zfr0_does_not_depend_on_the_set(bench: Bench) -> str:
     """Read ID_AA64ZFR0_EL1 and ID_AA64PFR0_EL1 with each set of lengths"""
     registers = {name: ids.SYSREGS[name] for name in ("ID_AA64PFR0_EL1", "ID_AA64ZFR0_EL1")}
-    found = {values(bench.final(vls), registers) for vls in legal_sets(bench.target.vls)}
+    found = {values(bench.final(vls), registers) for vls in legal_sets(bench.host.vls)}
     return "the same" if len(found) == 1 else "; ".join(sorted(found))

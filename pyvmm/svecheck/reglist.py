@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import groupby
 
-from pyvmm.arm64.vl import legal_sets
+from pyvmm.arm64.vl import legal_sets, show
 from pyvmm.kvm import ioctls, regs
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.svecheck import ids
 from pyvmm.svecheck import promises as doc
-from pyvmm.svecheck.bench import PLAIN, Bench, alike, each, outcome, show
+from pyvmm.svecheck.bench import PLAIN, Bench, alike, each, outcome
 from pyvmm.svecheck.case import Known, case
 
 SVE_REGISTERS = {**ids.VLS, **ids.Z_P_FFR}
@@ -55,7 +55,7 @@ def surplus_slices(bench: Bench) -> str:
 def slices_by_the_longest_length(bench: Bench) -> str:
     """With each set of lengths, list the slices of Z0-Z31, P0-P15 and FFR"""
     wrong = {}
-    for vls in legal_sets(bench.target.vls):
+    for vls in legal_sets(bench.host.vls):
         listed = set(_sve(bench.final(vls).get_reg_list())) - {regs.SVE_VLS}
         slices = range(-(-max(vls) // SLICE_BITS))
         if listed != {reg + slice_ for reg in ids.Z_P_FFR.values() for slice_ in slices}:
@@ -94,7 +94,7 @@ def what_sve_changes(bench: Bench) -> str:
 @case(doc.LISTS, "the same")
 def whatever_the_set(bench: Bench) -> str:
     """List a vCPU with each set of lengths"""
-    lists = {tuple(bench.final(vls).get_reg_list()) for vls in legal_sets(bench.target.vls)}
+    lists = {tuple(bench.final(vls).get_reg_list()) for vls in legal_sets(bench.host.vls)}
     return "the same" if len(lists) == 1 else f"{len(lists)} different lists"
 
 

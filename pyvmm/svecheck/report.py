@@ -8,7 +8,7 @@ from typing import Any
 
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.report import junit
-from pyvmm.svecheck.case import Result, Verdict
+from pyvmm.svecheck.case import CaseResult, Verdict
 
 SCHEMA = 1
 WIDTH = max(len(verdict) for verdict in Verdict)
@@ -17,13 +17,13 @@ INDENT = " " * (WIDTH + 2)
 Where = Mapping[str, str]
 
 
-def exit_code(results: Sequence[Result]) -> int:
+def exit_code(results: Sequence[CaseResult]) -> int:
     """Whether the kernel did what documents promise, known differences aside."""
     differs = any(result.verdict is Verdict.DIFFERS for result in results)
     return EXIT_FAILED if differs else EXIT_OK
 
 
-def lines(result: Result, verbose: bool = False) -> Iterator[str]:
+def lines(result: CaseResult, verbose: bool = False) -> Iterator[str]:
     """A case in one line, verdict first; where there is more to say, in some more."""
     case, verdict = result.case, result.verdict
     said = result.why if verdict is Verdict.SKIPPED else result.got
@@ -37,14 +37,14 @@ def lines(result: Result, verbose: bool = False) -> Iterator[str]:
         yield f"{INDENT}known: {result.why}"
 
 
-def summary(results: Sequence[Result]) -> str:
+def summary(results: Sequence[CaseResult]) -> str:
     """How many of each verdict there are."""
     counts = Counter(result.verdict for result in results)
     words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict)
     return f"{len(results)} case{'s' * (len(results) != 1)}: {words}"
 
 
-def document(results: Sequence[Result], where: Where) -> dict[str, Any]:
+def document(results: Sequence[CaseResult], where: Where) -> dict[str, Any]:
     """The JSON document."""
     counts = Counter(result.verdict for result in results)
     return {
@@ -55,7 +55,7 @@ def document(results: Sequence[Result], where: Where) -> dict[str, Any]:
     }
 
 
-def _entry(result: Result) -> dict[str, Any]:
+def _entry(result: CaseResult) -> dict[str, Any]:
     case = result.case
     return {
         "name": case.name,
@@ -70,12 +70,12 @@ def _entry(result: Result) -> dict[str, Any]:
     }
 
 
-def junit_document(results: Sequence[Result], where: Where) -> bytes:
+def junit_document(results: Sequence[CaseResult], where: Where) -> bytes:
     """The JUnit document: a deviation is a failure, a known difference is told of and passes."""
     return junit.document("pyvmm sve check", [_testcase(result) for result in results], where)
 
 
-def _testcase(result: Result) -> junit.Testcase:
+def _testcase(result: CaseResult) -> junit.Testcase:
     subject, _, name = result.case.name.partition("/")
     text = "\n".join(lines(result, verbose=True))
     differs, skipped = (result.verdict is verdict for verdict in (Verdict.DIFFERS, Verdict.SKIPPED))

@@ -11,9 +11,8 @@ from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.sve import host_vector_lengths, own_vector_lengths
 from pyvmm.kvm.system import System
 from pyvmm.svecheck import again, guest, registers, reglist, sets, states, vcpus
-from pyvmm.svecheck.bench import Bench, Wrap
-from pyvmm.svecheck.case import Case, Result, Verdict, cases_of
-from pyvmm.svecheck.target import Skip, Target
+from pyvmm.svecheck.bench import Bench, Skip, SveHost, Wrap
+from pyvmm.svecheck.case import Case, CaseResult, Verdict, cases_of
 
 SUBJECTS = (states, again, sets, registers, reglist, guest, vcpus)
 CASES = tuple(case for subject in SUBJECTS for case in cases_of(subject))
@@ -33,7 +32,7 @@ def chosen(pattern: str | None) -> list[Case]:
     return found
 
 
-def probe(system: System) -> Target:
+def probe(system: System) -> SveHost:
     """The host under test.
 
     Raises: HostError, where it has no SVE.
@@ -43,25 +42,25 @@ def probe(system: System) -> Target:
             "this host's KVM has no SVE (KVM_CAP_ARM_SVE is 0)",
             hint="an emulated host has it: --host emulated --host-cpu max",
         )
-    return Target(host_vector_lengths(system), own_vector_lengths().prctl)
+    return SveHost(host_vector_lengths(system), own_vector_lengths().prctl)
 
 
 def run(
-    system: System, target: Target, cases: Iterable[Case], wrap: Wrap = lambda vcpu: vcpu
-) -> Iterator[Result]:
+    system: System, host: SveHost, cases: Iterable[Case], wrap: Wrap = lambda vcpu: vcpu
+) -> Iterator[CaseResult]:
     """Run the cases in turn; ``wrap`` may put something around every vCPU they make."""
     for case in cases:
-        yield run_case(case, Bench(system, target, wrap))
+        yield run_case(case, Bench(system, host, wrap))
 
 
-def run_case(case: Case, bench: Bench) -> Result:
+def run_case(case: Case, bench: Bench) -> CaseResult:
     """Run one case, whatever comes of it."""
     began = time.monotonic()
-    expected = case.expects(bench.target)
+    expected = case.expects(bench.host)
     skipped = ""
     try:
         with bench:
-            got = case.act(bench)
+            got = case.act(bench) or "none"
     except Skip as skip:
         got, skipped = "", str(skip)
     except VmmError as error:
@@ -70,9 +69,9 @@ def run_case(case: Case, bench: Bench) -> Result:
         got = f"{type(error).__name__}: {error}"
     seconds = time.monotonic() - began
     if skipped:
-        return Result(case, Verdict.SKIPPED, expected, got, skipped, seconds)
+        return CaseResult(case, Verdict.SKIPPED, expected, got, skipped, seconds)
     verdict, why = judge(case, expected, got)
-    return Result(case, verdict, expected, got, why, seconds)
+    return CaseResult(case, verdict, expected, got, why, seconds)
 
 
 def judge(case: Case, expected: str, got: str) -> tuple[Verdict, str]:

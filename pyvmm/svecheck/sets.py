@@ -11,15 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import combinations
 
-from pyvmm.arm64.vl import QUADWORD, VlSet, is_legal, legal_sets, up_to
+from pyvmm.arm64.vl import QUADWORD, VlSet, is_legal, legal_sets, show, up_to
 from pyvmm.kvm import regs, sve
 from pyvmm.kvm.sve import bitmap, lengths
 from pyvmm.kvm.uapi import VcpuFeature
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.svecheck import promises as doc
-from pyvmm.svecheck.bench import Bench, alike, outcome, show, some
+from pyvmm.svecheck.bench import Bench, Skip, alike, outcome, some
 from pyvmm.svecheck.case import case
-from pyvmm.svecheck.target import Skip
 
 BITS = 512  # of KVM_REG_ARM64_SVE_VLS
 EXHAUSTIVE = 6  # quadwords: every set of so many lengths is tried
@@ -40,7 +39,7 @@ def _try_all(bench: Bench, sets: Iterable[int]) -> str:
     words = set(tried.values())
     if len(words) == 1:
         return words.pop()
-    return alike({show(lengths(bits)): word for bits, word in tried.items()})
+    return alike({show(lengths(bits)) or "none": word for bits, word in tried.items()})
 
 
 def _against_the_rule(bench: Bench, sets: Iterable[int]) -> str:
@@ -49,12 +48,12 @@ def _against_the_rule(bench: Bench, sets: Iterable[int]) -> str:
     wrong = {}
     for bits in sets:
         got = _try(vcpu, bits)
-        if got != ("ok" if is_legal(lengths(bits), bench.target.vls) else "EINVAL"):
-            wrong[show(lengths(bits))] = got
+        if got != ("ok" if is_legal(lengths(bits), bench.host.vls) else "EINVAL"):
+            wrong[show(lengths(bits)) or "none"] = got
     return f"wrong: {alike(wrong)} for {some(list(wrong))}" if wrong else RULE
 
 
-@case(doc.INITIAL_SET, lambda target: show(target.own))
+@case(doc.INITIAL_SET, lambda host: show(host.own))
 def initial(bench: Bench) -> str:
     """INIT, read the set; beside it what programs of this machine have, by prctl"""
     return show(sve.read_vls(bench.vcpu()))
@@ -67,7 +66,7 @@ def encoding(bench: Bench) -> str:
     before = vcpu.get_one_reg(regs.SVE_VLS)
     vcpu.set_one_reg(regs.SVE_VLS, 1)
     after = vcpu.get_one_reg(regs.SVE_VLS)
-    right = (bitmap(bench.target.vls), 1)
+    right = (bitmap(bench.host.vls), 1)
     return "as encoded" if (before, after) == right else f"{before:#x}, then {after:#x}"
 
 
@@ -90,7 +89,7 @@ def legal_can_be_finalized(bench: Bench) -> str:
 
 def _each_legal(bench: Bench, then: Callable[[Vcpu, VlSet], VlSet]) -> str:
     outcomes = {}
-    for vls in legal_sets(bench.target.vls):
+    for vls in legal_sets(bench.host.vls):
         vcpu = bench.vcpu()
         word = outcome(partial(sve.write_vls, vcpu, vls))
         if word == "ok" and (read := then(vcpu, vls)) != vls:
@@ -99,12 +98,12 @@ def _each_legal(bench: Bench, then: Callable[[Vcpu, VlSet], VlSet]) -> str:
     return alike(outcomes)
 
 
-@case(doc.VLS_WRITABLE, lambda target: show(target.vls))
+@case(doc.VLS_WRITABLE, lambda host: show(host.vls))
 def can_grow_again(bench: Bench) -> str:
     """Choose the shortest length alone, then each longer set, then read it"""
     bench.need_lengths(2)
     vcpu = bench.vcpu()
-    for vls in legal_sets(bench.target.vls):
+    for vls in legal_sets(bench.host.vls):
         sve.write_vls(vcpu, vls)
     return show(sve.read_vls(vcpu))
 
@@ -119,14 +118,14 @@ def empty(bench: Bench) -> str:
 def without_128(bench: Bench) -> str:
     """Leave 128 out of each set that has more"""
     bench.need_lengths(2)
-    return _try_all(bench, (bitmap(vls) & ~1 for vls in legal_sets(bench.target.vls)[1:]))
+    return _try_all(bench, (bitmap(vls) & ~1 for vls in legal_sets(bench.host.vls)[1:]))
 
 
 @case(doc.INVALID_SET, "EINVAL")
 def without_one_between(bench: Bench) -> str:
     """Leave one length below the longest out of each set"""
     bench.need_lengths(2)
-    return _try_all(bench, _gaps(bench.target.vls))
+    return _try_all(bench, _gaps(bench.host.vls))
 
 
 def _gaps(host: VlSet) -> Iterator[int]:
@@ -139,7 +138,7 @@ def _gaps(host: VlSet) -> Iterator[int]:
 def the_longest_alone(bench: Bench) -> str:
     """Choose each length but 128 alone, and with 128 where that leaves one out"""
     bench.need_lengths(2)
-    longer = sorted(bench.target.vls)[1:]
+    longer = sorted(bench.host.vls)[1:]
     alone = [bitmap([length]) for length in longer]
     return _try_all(bench, [*alone, *(bits | 1 for bits in alone[1:])])
 
@@ -147,7 +146,7 @@ def the_longest_alone(bench: Bench) -> str:
 @case(doc.INVALID_SET, "EINVAL")
 def with_one_the_host_lacks_below(bench: Bench) -> str:
     """Add a length the host lacks, below the host's longest, to each set"""
-    host = bench.target.vls
+    host = bench.host.vls
     lacking = set(range(QUADWORD, max(host), QUADWORD)) - host
     if not lacking:
         raise Skip("needs a host that lacks a length below its longest")
@@ -160,7 +159,7 @@ def with_one_the_host_lacks_below(bench: Bench) -> str:
 @case(doc.INVALID_SET, "EINVAL")
 def beyond_the_host(bench: Bench) -> str:
     """Add each of the 512 lengths above the host's longest to the host's set"""
-    host = bitmap(bench.target.vls)
+    host = bitmap(bench.host.vls)
     return _try_all(bench, (host | 1 << bit for bit in range(host.bit_length(), BITS)))
 
 
@@ -170,10 +169,10 @@ def beyond_the_architecture(bench: Bench) -> str:
     return _try_all(bench, [(1 << BITS) - 1, *(1 << word for word in range(64, BITS, 64))])
 
 
-@case(doc.PREFIX_SETS, lambda target: "ok" if is_legal(AS_ON_A64FX, target.vls) else "EINVAL")
+@case(doc.PREFIX_SETS, lambda host: "ok" if is_legal(AS_ON_A64FX, host.vls) else "EINVAL")
 def as_on_a64fx(bench: Bench) -> str:
     """Choose 128, 256 and 512, which is a set just where 384 is no length of the host"""
-    if max(bench.target.vls) < max(AS_ON_A64FX):
+    if max(bench.host.vls) < max(AS_ON_A64FX):
         raise Skip("needs a host with 512 bits")
     return _try_all(bench, [bitmap(AS_ON_A64FX)])
 
@@ -181,13 +180,13 @@ def as_on_a64fx(bench: Bench) -> str:
 @case(doc.PREFIX_SETS, RULE)
 def refused_though_legal(bench: Bench) -> str:
     """Choose each legal set on one vCPU, which an early vq_present() refused from 256 up"""
-    return _against_the_rule(bench, map(bitmap, legal_sets(bench.target.vls)))
+    return _against_the_rule(bench, map(bitmap, legal_sets(bench.host.vls)))
 
 
 @case(doc.INVALID_SET, RULE)
 def accepted_though_not(bench: Bench) -> str:
     """Flip each of the 512 bits of each legal set, where a lost bit would go unseen"""
-    legal = list(map(bitmap, legal_sets(bench.target.vls)))
+    legal = list(map(bitmap, legal_sets(bench.host.vls)))
     return _against_the_rule(bench, (bits ^ 1 << bit for bits in legal for bit in range(BITS)))
 
 
@@ -201,7 +200,7 @@ def every_set_of_short_lengths(bench: Bench) -> str:
 def every_pair_left_out(bench: Bench) -> str:
     """Leave any two lengths out of the host's set"""
     bench.need_lengths(3)
-    host = bench.target.vls
+    host = bench.host.vls
     return _against_the_rule(bench, (bitmap(host - set(two)) for two in combinations(host, 2)))
 
 
@@ -209,7 +208,7 @@ def every_pair_left_out(bench: Bench) -> str:
 def refused_set_changes_nothing(bench: Bench) -> str:
     """Choose each legal set, try some that are not, read it"""
     vcpu = bench.vcpu()
-    host = bench.target.vls
+    host = bench.host.vls
     wrong = (0, (1 << BITS) - 1, bitmap(host) | 1 << BITS - 1, bitmap(host) << 1)
     changed = []
     for vls in legal_sets(host):
@@ -221,10 +220,10 @@ def refused_set_changes_nothing(bench: Bench) -> str:
     return f"changed {some(changed)}" if changed else "unchanged"
 
 
-@case(doc.PREFIX_SETS, lambda target: show(up_to(target.vls, 256)))
+@case(doc.PREFIX_SETS, lambda host: show(up_to(host.vls, 256)))
 def others_see_nothing_of_it(bench: Bench) -> str:
     """Choose a set on one vCPU, read it, after another VM's vCPU chose 128 alone"""
     vcpu, other = bench.vcpu(), bench.vcpu()
-    sve.write_vls(vcpu, up_to(bench.target.vls, 256))
+    sve.write_vls(vcpu, up_to(bench.host.vls, 256))
     sve.write_vls(other, [QUADWORD])
     return show(sve.read_vls(vcpu))

@@ -13,9 +13,8 @@ from pyvmm.kvm.uapi import VcpuFeature
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.svecheck import ids
 from pyvmm.svecheck import promises as doc
-from pyvmm.svecheck.bench import PLAIN, SVE, Bench, alike, each, outcome
+from pyvmm.svecheck.bench import PLAIN, SVE, Bench, Skip, alike, each, outcome
 from pyvmm.svecheck.case import Case, Promise, case
-from pyvmm.svecheck.target import Skip
 
 NO_FEATURE = 7 * 32 - 1  # the last bit of kvm_vcpu_init.features
 NO_TARGET = 77

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pyvmm.arm64.vl import show
 from pyvmm.kvm import regs, sve
 from pyvmm.kvm.uapi import VcpuFeature
 from pyvmm.svecheck import ids
 from pyvmm.svecheck import promises as doc
-from pyvmm.svecheck.bench import PLAIN, SVE, Bench, alike, outcome, show, values
+from pyvmm.svecheck.bench import PLAIN, SVE, Bench, alike, outcome, values
 from pyvmm.svecheck.case import case
 from pyvmm.svecheck.guest import EXPECTED_LENGTHS, seen_lengths
 
@@ -17,7 +18,7 @@ def different_sets(bench: Bench) -> str:
     bench.need_lengths(2)
     vm = bench.vm()
     bench.final(vm=vm)
-    return outcome(lambda: bench.final([min(bench.target.vls)], vm, 1))
+    return outcome(lambda: bench.final([min(bench.host.vls)], vm, 1))
 
 
 @case(doc.ONE_VM_ONE_SET, EXPECTED_LENGTHS)
@@ -25,22 +26,22 @@ def different_lengths_seen(bench: Bench) -> str:
     """Let guests run on both such vCPUs, each reading RDVL for each ZCR_EL1.LEN"""
     bench.need_lengths(2)
     vm = bench.vm_with("lengths")
-    shortest = frozenset({min(bench.target.vls)})
+    shortest = frozenset({min(bench.host.vls)})
     first, second = bench.final(vm=vm), bench.final(shortest, vm, 1)
     return alike(
         {
-            "vCPU 0": seen_lengths(bench, first, bench.target.vls),
+            "vCPU 0": seen_lengths(bench, first, bench.host.vls),
             "vCPU 1": seen_lengths(bench, second, shortest),
         }
     )
 
 
-@case(doc.VLS_WRITABLE, lambda target: show(target.vls))
+@case(doc.VLS_WRITABLE, lambda host: show(host.vls))
 def another_s_set(bench: Bench) -> str:
     """Choose 128 alone on one vCPU, read another's set"""
     vm = bench.vm()
     first, second = bench.vcpu(vm=vm), bench.vcpu(vm=vm, number=1)
-    sve.write_vls(second, [min(bench.target.vls)])
+    sve.write_vls(second, [min(bench.host.vls)])
     return show(sve.read_vls(first))
 
 
@@ -84,7 +85,7 @@ def one_that_is_not_final_yet(bench: Bench) -> str:
     vm = bench.vm_with("lengths")
     first = bench.final(vm=vm)
     bench.vcpu(vm=vm, number=1)
-    return seen_lengths(bench, first, bench.target.vls)
+    return seen_lengths(bench, first, bench.host.vls)
 
 
 @case(doc.AGAIN, "0x7")

@@ -13,28 +13,28 @@ from pyvmm import cli
 from pyvmm.commands import sve, sve_check
 from pyvmm.kvm.system import System
 from pyvmm.svecheck import runner
-from pyvmm.svecheck.case import Case, Promise, Result, Verdict
-from pyvmm.svecheck.target import Target
+from pyvmm.svecheck.bench import SveHost
+from pyvmm.svecheck.case import Case, CaseResult, Promise, Verdict
 
 Capture = pytest.CaptureFixture[str]
 
 CASE = Case("sets/empty", "choose it", Promise("refused", "api.rst", "4.68"), "EINVAL", str)
-OK = Result(CASE, Verdict.OK, "EINVAL", "EINVAL")
-KNOWN = Result(CASE, Verdict.KNOWN, "EINVAL", "ok", "since Linux 9")
-DIFFERS = Result(CASE, Verdict.DIFFERS, "EINVAL", "ok")
+OK = CaseResult(CASE, Verdict.OK, "EINVAL", "EINVAL")
+KNOWN = CaseResult(CASE, Verdict.KNOWN, "EINVAL", "ok", "since Linux 9")
+DIFFERS = CaseResult(CASE, Verdict.DIFFERS, "EINVAL", "ok")
 
 
 @pytest.fixture
-def results(monkeypatch: pytest.MonkeyPatch) -> list[Result]:
+def results(monkeypatch: pytest.MonkeyPatch) -> list[CaseResult]:
     """What the run will find; put results in."""
-    found: list[Result] = []
+    found: list[CaseResult] = []
 
-    def run(*_: Any) -> Iterator[Result]:
+    def run(*_: Any) -> Iterator[CaseResult]:
         yield from found
 
     monkeypatch.setattr(sve_check, "run_here_or_forward", lambda *_: None)
     monkeypatch.setattr(System, "open", lambda: System(-1))
-    monkeypatch.setattr(runner, "probe", lambda _: Target(frozenset({128}), frozenset()))
+    monkeypatch.setattr(runner, "probe", lambda _: SveHost(frozenset({128}), frozenset()))
     monkeypatch.setattr(runner, "run", run)
     return found
 
@@ -52,7 +52,7 @@ def test_group_has_the_verbs_of_its_table(capsys: Capture) -> None:
     ("found", "code"), [([OK, KNOWN], 0), ([OK, DIFFERS], 1)], ids=["known", "differs"]
 )
 def test_only_a_deviation_makes_it_fail(
-    found: list[Result], code: int, results: list[Result], capsys: Capture
+    found: list[CaseResult], code: int, results: list[CaseResult], capsys: Capture
 ) -> None:
     results.extend(found)
 
@@ -64,7 +64,7 @@ def test_only_a_deviation_makes_it_fail(
     assert lines[-1].startswith("2 cases: 1 ok, ")
 
 
-def test_verbose_says_what_each_case_does(results: list[Result], capsys: Capture) -> None:
+def test_verbose_says_what_each_case_does(results: list[CaseResult], capsys: Capture) -> None:
     results.append(OK)
 
     cli.main(["sve", "check", "-v"])
@@ -78,7 +78,7 @@ def test_verbose_says_what_each_case_does(results: list[Result], capsys: Capture
 
 
 def test_json_is_all_that_is_printed_and_junit_is_written_too(
-    results: list[Result], capsys: Capture, tmp_path: Path
+    results: list[CaseResult], capsys: Capture, tmp_path: Path
 ) -> None:
     results.append(KNOWN)
     file = tmp_path / "sve.xml"

@@ -11,13 +11,13 @@ from elftools.elf.elffile import ELFFile
 from pyvmm.arm64.vl import LENGTHS
 from pyvmm.kvm.sve import bitmap, lengths
 from pyvmm.svecheck import ids, promises, registers, reglist
+from pyvmm.svecheck.bench import SveHost
 from pyvmm.svecheck.case import Case, Promise
 from pyvmm.svecheck.programs import PROGRAMS, code
 from pyvmm.svecheck.runner import CASES, SUBJECTS, chosen
 from pyvmm.svecheck.states import ROWS, STATES
-from pyvmm.svecheck.target import Target
 
-TARGET = Target(frozenset({128, 256}), frozenset({128, 256}))
+TARGET = SveHost(frozenset({128, 256}), frozenset({128, 256}))
 
 
 def test_names_are_unique_and_begin_with_the_subject() -> None:

@@ -12,10 +12,9 @@ from pyvmm.errors import GuestError
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.system import System
 from pyvmm.svecheck import ids
-from pyvmm.svecheck.bench import Bench, Wrap
-from pyvmm.svecheck.case import Case, Result, Verdict
+from pyvmm.svecheck.bench import Bench, SveHost, Wrap
+from pyvmm.svecheck.case import Case, CaseResult, Verdict
 from pyvmm.svecheck.runner import CASES, judge, probe, run_case
-from pyvmm.svecheck.target import Target
 from tests.svecheck.liars import LIES, AcceptsSurplusSlices, Liar
 
 pytestmark = pytest.mark.kvm
@@ -32,18 +31,18 @@ def system() -> Iterator[System]:
 
 
 @pytest.fixture(scope="module")
-def target(system: System) -> Target:
+def host(system: System) -> SveHost:
     return probe(system)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_case_holds_here_and_differs_with_its_expectation_inverted(
-    case: Case, system: System, target: Target
+    case: Case, system: System, host: SveHost
 ) -> None:
-    expected = case.expects(target)
+    expected = case.expects(host)
     inverted = dataclasses.replace(case, expected=f"not {expected}", known=())
 
-    result = run_case(inverted, Bench(system, target))
+    result = run_case(inverted, Bench(system, host))
 
     if result.verdict is not Verdict.SKIPPED:
         assert result.verdict is Verdict.DIFFERS
@@ -55,19 +54,19 @@ def test_case_holds_here_and_differs_with_its_expectation_inverted(
     [(lie, name) for lie, names in LIES.items() for name in names],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
-def test_lie_is_noticed(lie: type[Liar], name: str, system: System, target: Target) -> None:
-    result = lied_to(lie, BY_NAME[name], system, target)
+def test_lie_is_noticed(lie: type[Liar], name: str, system: System, host: SveHost) -> None:
+    result = lied_to(lie, BY_NAME[name], system, host)
 
     if result.verdict is not Verdict.SKIPPED:
         assert result.verdict is Verdict.DIFFERS, result.got
 
 
-def lied_to(lie: type[Liar], case: Case, system: System, target: Target) -> Result:
-    return run_case(case, Bench(system, target, cast("Wrap", lie)))
+def lied_to(lie: type[Liar], case: Case, system: System, host: SveHost) -> CaseResult:
+    return run_case(case, Bench(system, host, cast("Wrap", lie)))
 
 
 def test_series_that_accepted_surplus_slices_would_keep_its_promise(
-    system: System, target: Target
+    system: System, host: SveHost
 ) -> None:
     class Series(AcceptsSurplusSlices):
         def set_one_reg(self, reg: int, value: int) -> None:
@@ -76,15 +75,15 @@ def test_series_that_accepted_surplus_slices_would_keep_its_promise(
 
     case = BY_NAME["registers/surplus-slices-as-the-series-had-them"]
 
-    assert lied_to(Series, case, system, target).verdict is Verdict.OK
+    assert lied_to(Series, case, system, host).verdict is Verdict.OK
 
 
 def test_guest_that_never_reports_is_ended(
-    system: System, target: Target, monkeypatch: pytest.MonkeyPatch
+    system: System, host: SveHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pyvmm.svecheck.bench.PATIENCE_S", 0.3)
+    monkeypatch.setattr("pyvmm.svecheck.bench.TIMEOUT_S", 0.3)
 
-    with Bench(system, target) as bench:
+    with Bench(system, host) as bench:
         vcpu = bench.final(vm=bench.vm_with("zcr"))
         with pytest.raises(GuestError, match="the guest reported 1 of 2, then: INTR"):
             bench.reports(vcpu, 2)

@@ -8,13 +8,13 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from pyvmm.svecheck import report
-from pyvmm.svecheck.case import Case, Promise, Result, Verdict
+from pyvmm.svecheck.case import Case, CaseResult, Promise, Verdict
 
 CASE = Case("states/run-created", "KVM_RUN", Promise("refused", "api.rst", "4.82"), "ENOEXEC", str)
-OK = Result(CASE, Verdict.OK, "ENOEXEC", "ENOEXEC", seconds=0.25)
-DIFFERS = Result(CASE, Verdict.DIFFERS, "ENOEXEC", "ok & <more>")
-KNOWN = Result(CASE, Verdict.KNOWN, "ENOEXEC", "ok", "since Linux 9")
-SKIPPED = Result(CASE, Verdict.SKIPPED, "ENOEXEC", "", "needs a host with a hole")
+OK = CaseResult(CASE, Verdict.OK, "ENOEXEC", "ENOEXEC", seconds=0.25)
+DIFFERS = CaseResult(CASE, Verdict.DIFFERS, "ENOEXEC", "ok & <more>")
+KNOWN = CaseResult(CASE, Verdict.KNOWN, "ENOEXEC", "ok", "since Linux 9")
+SKIPPED = CaseResult(CASE, Verdict.SKIPPED, "ENOEXEC", "", "needs a host with a hole")
 ALL = [OK, DIFFERS, KNOWN, SKIPPED]
 WHERE = {"host": "emulated: QEMU 7.2", "kernel": "Linux 6.1"}
 
@@ -42,7 +42,7 @@ def test_summary_counts_every_verdict() -> None:
 
 
 @pytest.mark.parametrize(("results", "code"), [(ALL, 1), ([OK, KNOWN, SKIPPED], 0), ([], 0)])
-def test_only_a_deviation_fails(results: list[Result], code: int) -> None:
+def test_only_a_deviation_fails(results: list[CaseResult], code: int) -> None:
     assert report.exit_code(results) == code
 
 

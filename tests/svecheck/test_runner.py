@@ -11,12 +11,11 @@ import pytest
 from pyvmm.errors import GuestError, HostError, KvmError, UsageError
 from pyvmm.kvm.system import System
 from pyvmm.svecheck import runner
-from pyvmm.svecheck.bench import Bench, alike, each, outcome
+from pyvmm.svecheck.bench import Bench, Skip, SveHost, alike, each, outcome
 from pyvmm.svecheck.case import Case, Known, Promise, Verdict, case
-from pyvmm.svecheck.target import Skip, Target
 
 PROMISE = Promise("it is refused", "api.rst", "4.1")
-TARGET = Target(frozenset({128}), frozenset({128}))
+TARGET = SveHost(frozenset({128}), frozenset({128}))
 NO_SYSTEM = cast("System", None)
 
 
@@ -88,7 +87,7 @@ def test_failing_case_does_not_end_the_run() -> None:
 
 
 def test_expectation_may_depend_on_the_host() -> None:
-    @case(PROMISE, lambda target: str(max(target.vls)), subject="runner")
+    @case(PROMISE, lambda host: str(max(host.vls)), subject="runner")
     def longest_length(bench: Bench) -> str:
         """Look."""
         return "128"
