@@ -66,11 +66,11 @@ class Board:
             table.add_column(column, justify="right" if column == "SECONDS" else "left")
         for cell in self._cells:
             state, style = self._state(cell)
-            seconds = f"{cell.seconds:.1f}" if cell.outcome is not None else ""
+            seconds = f"{cell.seconds:.1f}" if cell.result is not None else ""
             table.add_row(cell.model, cell.kernel, cell.variant, f"[{style}]{state}[/]", seconds)
         return table
 
     def _state(self, cell: Cell) -> tuple[str, str]:
-        if cell.outcome is not None:
-            return cell.verdict, STYLES[cell.outcome.finding.code]
+        if cell.result is not None:
+            return cell.verdict, STYLES[cell.result.finding.code]
         return ("running", "cyan") if cell is self._running else ("waiting", "dim")

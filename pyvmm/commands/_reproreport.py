@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pyvmm.repro.runner import LOST, Outcome
+from pyvmm.repro.runner import LOST, ReproResult
 
 
-def lines(outcome: Outcome) -> Iterator[str]:
+def lines(result: ReproResult) -> Iterator[str]:
     """The whole of it for people."""
-    yield f"machine      {outcome.machine}"
-    yield from _shown(outcome)
+    yield f"machine      {result.machine}"
+    yield from _shown(result)
     yield ""
-    yield from verdict(outcome)
+    yield from verdict(result)
 
 
-def verdict(outcome: Outcome) -> Iterator[str]:
+def verdict(result: ReproResult) -> Iterator[str]:
     """The verdict, and why."""
-    finding = outcome.finding
+    finding = result.finding
     yield finding.verdict
     for sentence in finding.why:
         yield f"  {sentence}"
@@ -25,23 +25,23 @@ def verdict(outcome: Outcome) -> Iterator[str]:
         yield f"  hint: {finding.advice}"
 
 
-def markdown(outcome: Outcome) -> str:
+def markdown(result: ReproResult) -> str:
     """A report to be sent to somebody."""
-    job, finding = outcome.job, outcome.finding
+    job, finding = result.job, result.finding
     settings = [f"- {name}: {value}" for name, value in job.settings.items()]
     parts = [
         f"# {job.reproduction.name}: {finding.verdict}",
         job.reproduction.title,
         "\n".join(f"- {sentence}" for sentence in finding.why),
-        f"Machine: {outcome.machine}",
+        f"Machine: {result.machine}",
         "## Settings",
         "\n".join([*settings, f"- seed: {job.seed}"]),
         "## What was seen",
-        "```\n" + "\n".join(_shown(outcome)) + "\n```",
+        "```\n" + "\n".join(_shown(result)) + "\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _shown(outcome: Outcome) -> Iterator[str]:
-    if LOST not in outcome.evidence:
-        yield from outcome.job.reproduction.show(outcome.job.settings, outcome.evidence)
+def _shown(result: ReproResult) -> Iterator[str]:
+    if LOST not in result.evidence:
+        yield from result.job.reproduction.show(result.job.settings, result.evidence)

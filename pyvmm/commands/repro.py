@@ -22,7 +22,7 @@ from pyvmm.repro import replay as _reprocapsule
 from pyvmm.repro.capsule import Capsule
 from pyvmm.repro.matrix import Matrix
 from pyvmm.repro.model import Option, Reproduction
-from pyvmm.repro.runner import Job, Outcome, perform
+from pyvmm.repro.runner import Job, ReproResult, perform
 
 EPILOG = (
     "Exit codes: 0 not reproduced, and a control shows that it would have been seen; "
@@ -73,11 +73,11 @@ def run_capsule(where: HostSettings, capsule: Path, trust: bool, as_json: bool) 
     chosen = {name: getattr(where, name) for name, option in named.items() if _said(option)}
     settings = _reprocapsule.host_of(found, chosen)
     with _reprocapsule.unpacked(found, settings, trust=trust) as job:
-        outcome = perform(job, Progress())
-    then = _reprocapsule.then(found)
-    sentence, code = then.compare(outcome)
-    show(outcome, as_json=as_json)
-    click.echo(f"\nthen         {then.machine}, pyvmm {then.pyvmm}", err=as_json)
+        result = perform(job, Progress())
+    saved = _reprocapsule.saved_verdict(found)
+    sentence, code = saved.compare(result)
+    show(result, as_json=as_json)
+    click.echo(f"\nthen         {saved.machine}, pyvmm {saved.pyvmm}", err=as_json)
     click.echo(sentence, err=as_json)
     return code
 
@@ -144,12 +144,12 @@ class _Run:
         """Do it, show it, write it; the exit code."""
         if self._options["matrix"]:
             return self._matrix()
-        outcome = perform(self._job, Progress())
-        show(outcome, as_json=self._options["as_json"])
-        self._report(_reproreport.markdown(outcome), outcome.document())
+        result = perform(self._job, Progress())
+        show(result, as_json=self._options["as_json"])
+        self._report(_reproreport.markdown(result), result.document())
         if (path := self._options["save"]) is not None:
-            _reprocapsule.pack(outcome).write(path)
-        return outcome.finding.code
+            _reprocapsule.pack(result).write(path)
+        return result.finding.code
 
     def _matrix(self) -> int:
         """Every host; what was finished is reported also after a Ctrl-C."""
@@ -189,12 +189,12 @@ def _said(parameter: str) -> bool:
     return source is not ParameterSource.DEFAULT
 
 
-def show(outcome: Outcome, *, as_json: bool) -> None:
+def show(result: ReproResult, *, as_json: bool) -> None:
     """Print what came of a job."""
     if as_json:
-        click.echo(_json(outcome.document()), nl=False)
+        click.echo(_json(result.document()), nl=False)
         return
-    for line in _reproreport.lines(outcome):
+    for line in _reproreport.lines(result):
         click.echo(line)
 
 

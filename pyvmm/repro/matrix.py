@@ -17,7 +17,7 @@ from pyvmm.host.running import running_at, stop
 from pyvmm.host.settings import HostSettings
 from pyvmm.repro.model import CANNOT_TELL, THERE
 from pyvmm.repro.picture import Line, svg
-from pyvmm.repro.runner import LOST, SCHEMA, Job, Outcome, perform
+from pyvmm.repro.runner import LOST, SCHEMA, Job, ReproResult, perform
 
 
 @dataclass(slots=True)
@@ -26,7 +26,7 @@ class Cell:
 
     job: Job
     variant: str
-    outcome: Outcome | None = None
+    result: ReproResult | None = None
     seconds: float = 0.0
 
     @property
@@ -42,14 +42,14 @@ class Cell:
     @property
     def verdict(self) -> str:
         """Its name, or nothing yet."""
-        return "" if self.outcome is None else self.outcome.finding.verdict
+        return "" if self.result is None else self.result.finding.verdict
 
     def points(self) -> dict[int, int]:
         """What its line in the picture goes through; none where there is nothing to draw."""
         curve = self.job.reproduction.curve
-        if curve is None or self.outcome is None or LOST in self.outcome.evidence:
+        if curve is None or self.result is None or LOST in self.result.evidence:
             return {}
-        return dict(curve.points(self.outcome.evidence))
+        return dict(curve.points(self.result.evidence))
 
 
 class Matrix:
@@ -86,15 +86,15 @@ class Matrix:
 
     def exit_code(self) -> int:
         """That of the worst verdict: there, cannot tell, not there."""
-        codes = {cell.outcome.finding.code for cell in self.cells if cell.outcome is not None}
+        codes = {cell.result.finding.code for cell in self.cells if cell.result is not None}
         return next((code for code in (THERE, CANNOT_TELL) if code in codes), EXIT_OK)
 
     def document(self) -> dict[str, Any]:
         """Everything, for JSON."""
         runs = [
-            {"variant": cell.variant, "seconds": round(cell.seconds, 1), **cell.outcome.document()}
+            {"variant": cell.variant, "seconds": round(cell.seconds, 1), **cell.result.document()}
             for cell in self.cells
-            if cell.outcome is not None
+            if cell.result is not None
         ]
         return {"schema": SCHEMA, "reproduction": self._job.reproduction.name, "runs": runs}
 
@@ -148,17 +148,17 @@ class Matrix:
 
     def _reasons(self) -> Iterator[str]:
         for cell in self.cells:
-            if cell.outcome is not None:
-                machine = f"{cell.outcome.machine}, {cell.variant}".rstrip(", ")
-                why = "; ".join(cell.outcome.finding.why)
+            if cell.result is not None:
+                machine = f"{cell.result.machine}, {cell.variant}".rstrip(", ")
+                why = "; ".join(cell.result.finding.why)
                 yield f"- {machine}: **{cell.verdict}** in {cell.seconds:.1f} s: {why}"
 
 
 def _perform(cell: Cell) -> None:
     began = time.monotonic()
     try:
-        cell.outcome = perform(cell.job, Progress(quiet=True))
+        cell.result = perform(cell.job, Progress(quiet=True))
     except HostError as error:  # the other hosts may be there
         lost = {LOST: ("INCONCLUSIVE", CANNOT_TELL, (error.message,))}
-        cell.outcome = Outcome(job=cell.job, evidence=lost, machine=cell.job.where.label)
+        cell.result = ReproResult(job=cell.job, evidence=lost, machine=cell.job.where.label)
     cell.seconds = time.monotonic() - began

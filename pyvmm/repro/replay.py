@@ -14,32 +14,32 @@ from pyvmm.host.settings import HostSettings
 from pyvmm.repro import cases
 from pyvmm.repro.capsule import Capsule
 from pyvmm.repro.model import CANNOT_TELL, Reproduction
-from pyvmm.repro.runner import Job, Outcome
+from pyvmm.repro.runner import Job, ReproResult
 
 FILES: Final = "files/"
 MODULE: Final = "module/"
 SEEDS: Final = range(1 << 24)
 
 
-def pack(outcome: Outcome) -> Capsule:
+def pack(result: ReproResult) -> Capsule:
     """Everything to do that job again, and what came of it."""
-    job = outcome.job
+    job = result.job
     paths = {**job.reproduction.files, **job.files}
     members = {f"{FILES}{name}": path.read_bytes() for name, path in paths.items()}
     if (source := job.module or job.reproduction.module) is not None:
         members[f"{MODULE}{source.name}"] = source.read_bytes()
-    return Capsule(outcome.document(), members)
+    return Capsule(result.document(), members)
 
 
 @dataclass(frozen=True, slots=True)
-class Then:
+class SavedVerdict:
     """What a capsule says came of it when it was made."""
 
     verdict: str
     machine: str
     pyvmm: str
 
-    def compare(self, now: Outcome) -> tuple[str, int]:
+    def compare(self, now: ReproResult) -> tuple[str, int]:
         """Whether that verdict holds, in a sentence; and the exit code.
 
         What comes after a comma depends on the moment: contents are lost when a change of length
@@ -58,10 +58,10 @@ def _family(verdict: str) -> str:
     return verdict.partition(",")[0]
 
 
-def then(capsule: Capsule) -> Then:
+def saved_verdict(capsule: Capsule) -> SavedVerdict:
     """What came of it when it was made."""
     manifest = capsule.manifest
-    return Then(manifest["verdict"], manifest["machine"], manifest["pyvmm"])
+    return SavedVerdict(manifest["verdict"], manifest["machine"], manifest["pyvmm"])
 
 
 @contextlib.contextmanager

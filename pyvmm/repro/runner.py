@@ -25,7 +25,7 @@ from pyvmm.repro import worker
 from pyvmm.repro.model import CANNOT_TELL, Case, Evidence, Finding, Reproduction, Settings
 
 SCHEMA = 1
-PATIENCE_S = 120.0  # with a host that hangs; the worker says something every 5 s
+TIMEOUT_S = 120.0  # with a host that hangs; the worker says something every 5 s
 LOST = "lost"  # in evidence: why there is none
 
 
@@ -53,7 +53,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class ReproResult:
     """What came of a job."""
 
     job: Job
@@ -86,7 +86,7 @@ class Outcome:
         }
 
 
-def perform(job: Job, progress: Progress) -> Outcome:
+def perform(job: Job, progress: Progress) -> ReproResult:
     """Do the job on this machine's KVM or in its emulated host.
 
     Raises: HostError, where there is no host to do it in.
@@ -106,28 +106,28 @@ def perform(job: Job, progress: Progress) -> Outcome:
     raise AssertionError
 
 
-def _here(job: Job, progress: Progress) -> Outcome:
+def _here(job: Job, progress: Progress) -> ReproResult:
     machine = f"{kind_of_machine() or 'hardware'}, Linux {platform.release()}"
     try:
         module = _module(job, kmodule.build_for_this_machine, progress)
     except HostError as error:
-        return Outcome(job=job, evidence={LOST: _lost(error)}, machine=machine)
-    return Outcome(job=job, evidence=worker.do(_case(job, module)), machine=machine)
+        return ReproResult(job=job, evidence={LOST: _lost(error)}, machine=machine)
+    return ReproResult(job=job, evidence=worker.do(_case(job, module)), machine=machine)
 
 
-def _inside(job: Job, running: Running, progress: Progress) -> Outcome:
+def _inside(job: Job, running: Running, progress: Progress) -> ReproResult:
     machine = f"emulated: {running.description}, Linux {running.facts.get('kernel')}"
     argv = ["python3", "-m", worker.__name__]
     try:
         module = _module(job, partial(kmodule.build, job.where.kernel), progress)
         share.refuse_hidden([*job.files.values(), *([module] if module else [])])
         data = json.dumps(asdict(_case(job, module))).encode()
-        answer = capture(running, argv, data, as_root=True, patience_s=PATIENCE_S)
+        answer = capture(running, argv, data, as_root=True, patience_s=TIMEOUT_S)
     except Unreachable:
         raise
     except HostError as error:
-        return Outcome(job=job, evidence={LOST: _lost(error)}, machine=machine)
-    return Outcome(job=job, evidence=json.loads(answer), machine=machine)
+        return ReproResult(job=job, evidence={LOST: _lost(error)}, machine=machine)
+    return ReproResult(job=job, evidence=json.loads(answer), machine=machine)
 
 
 def _module(job: Job, build: Callable[[Path, Progress], Path], progress: Progress) -> Path | None:

@@ -18,7 +18,7 @@ from pyvmm.repro import matrix as _repromatrix
 from pyvmm.repro.cases import all_cases, find
 from pyvmm.repro.matrix import Cell, Matrix
 from pyvmm.repro.model import Evidence
-from pyvmm.repro.runner import Job, Outcome
+from pyvmm.repro.runner import Job, ReproResult
 from tests.repro.rows import evidence, following, row, settings
 
 CLEAN = following({0: 64, 1: 64, 15: 64})
@@ -42,11 +42,11 @@ def see(job: Job) -> Evidence:
 def run(own: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Matrix]:
     """A way to have a matrix done by nobody."""
 
-    def perform(job: Job, progress: Progress) -> Outcome:
+    def perform(job: Job, progress: Progress) -> ReproResult:
         if job.where.kernel == "7.2":
             raise HostError("there is no such kernel today")
         saved.directory(Instance(job.where, progress).name).mkdir(exist_ok=True)
-        return Outcome(job=job, evidence=see(job), machine=f"QEMU {job.where.qemu}")
+        return ReproResult(job=job, evidence=see(job), machine=f"QEMU {job.where.qemu}")
 
     def run(qemus: list[str], kernels: list[str], stream: io.StringIO | None = None) -> Matrix:
         job = Job(reproduction=find("zcr-el12"), settings=settings(), where=HostSettings())

@@ -14,8 +14,8 @@ from pyvmm.repro import cases
 from pyvmm.repro.capsule import Capsule
 from pyvmm.repro.cases import find
 from pyvmm.repro.model import Reproduction
-from pyvmm.repro.replay import Then, host_of, pack, unpacked
-from pyvmm.repro.runner import LOST, Job, Outcome
+from pyvmm.repro.replay import SavedVerdict, host_of, pack, unpacked
+from pyvmm.repro.runner import LOST, Job, ReproResult
 from tests.repro.rows import evidence, following
 
 ZCR = find("zcr-el12")
@@ -47,7 +47,7 @@ def capsule(reproduction: Reproduction, tmp_path: Path) -> Callable[..., Capsule
             texts=texts,
             seed=7,
         )
-        packed = pack(Outcome(job=job, evidence=evidence(BUG), machine="emulated: QEMU 5.2.0"))
+        packed = pack(ReproResult(job=job, evidence=evidence(BUG), machine="emulated: QEMU 5.2.0"))
         members = {f"files/{name}": text.encode() for name, text in changed.items()}
         Capsule(packed.manifest, {**packed.members, **members}).write(tmp_path / "c.zip")
         return Capsule.read(tmp_path / "c.zip")
@@ -145,9 +145,9 @@ def test_verdicts_are_compared(
     codes = {"NOT REPRODUCED": 0, "INCONCLUSIVE": 3}
     lost = {LOST: (verdict, codes.get(verdict, 1), ())}
     job = Job(reproduction=reproduction, settings={}, where=HostSettings())
-    now = Outcome(job=job, evidence=lost, machine="here")
+    now = ReproResult(job=job, evidence=lost, machine="here")
 
-    sentence, got = Then(verdict="REPRODUCED", machine="there", pyvmm="0").compare(now)
+    sentence, got = SavedVerdict(verdict="REPRODUCED", machine="there", pyvmm="0").compare(now)
 
     assert got == code
     assert sentence.startswith(words)
