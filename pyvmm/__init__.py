@@ -29,9 +29,9 @@ if TYPE_CHECKING:
         VmmError,
     )
     from pyvmm.machine.machine import Machine
-    from pyvmm.snapshot.look import Snapshot
     from pyvmm.snapshot.restorer import restore
     from pyvmm.snapshot.save import save
+    from pyvmm.snapshot.snapshot import Snapshot
     from pyvmm.svecheck.probe import Probe
 
 __version__ = "0.1.0"
@@ -66,7 +66,7 @@ _HOMES = {
     "Pmem": "pyvmm.config",
     "Predicate": "pyvmm.arm64.lanes",
     "Probe": "pyvmm.svecheck.probe",
-    "Snapshot": "pyvmm.snapshot.look",
+    "Snapshot": "pyvmm.snapshot.snapshot",
     "Rng": "pyvmm.config",
     "Vector": "pyvmm.arm64.lanes",
     "restore": "pyvmm.snapshot.restorer",

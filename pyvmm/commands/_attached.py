@@ -118,7 +118,7 @@ class Attached:
         )
         self._machine.before_time_out = self._save_on_exit
         try:
-            for line in restorer.outcome.lines() if restorer is not None else ():
+            for line in restorer.report.lines() if restorer is not None else ():
                 _log(f"not as it was saved: {line}")
             if self._extras.dump_dtb is not None:
                 from pyvmm.base.files import write_whole

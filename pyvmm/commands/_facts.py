@@ -23,7 +23,7 @@ from pyvmm.machine.board import read_limits
 from pyvmm.machine.devices import MAKERS
 from pyvmm.machine.plan import most_memory
 from pyvmm.machine.vcpus import host_features
-from pyvmm.snapshot.offer import registers_here
+from pyvmm.snapshot.hostlimits import registers_here
 
 REGISTERS = "registers"  # a topic for programs: of a vCPU that has all there is
 Value = str | int | bool | list[int] | None

@@ -11,8 +11,8 @@ import click
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.host.settings import HostSettings
-from pyvmm.snapshot.check import Row, Verdict, machine_rows, predicted, summary, tried
-from pyvmm.snapshot.offer import offer_here, read_offer
+from pyvmm.snapshot.check import Compatibility, Row, machine_rows, predicted, summary, tried
+from pyvmm.snapshot.hostlimits import limits_here, read_limits_file
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.state import State
 
@@ -39,9 +39,9 @@ def check(where: HostSettings, file: Path, probe: Path | None, as_json: bool) ->
         run_here_or_forward(where, [file])
         rows = _rows_here(state)
     else:
-        offer = read_offer(probe)
-        registers = list(predicted(state, offer))
-        rows = [*machine_rows(state, offer), summary(registers), *registers]
+        limits = read_limits_file(probe)
+        registers = list(predicted(state, limits))
+        rows = [*machine_rows(state, limits), summary(registers), *registers]
     if as_json:
         click.echo(json.dumps(_document(file, rows), indent=2))
     else:
@@ -53,8 +53,8 @@ def _rows_here(state: State) -> list[Row]:
     from pyvmm.kvm.system import System
 
     with System.open() as system:
-        rows = list(machine_rows(state, offer_here(system)))
-        if any(row.verdict is Verdict.IMPOSSIBLE for row in rows):
+        rows = list(machine_rows(state, limits_here(system)))
+        if any(row.compatibility is Compatibility.IMPOSSIBLE for row in rows):
             return rows  # there can be no such VM to try registers on
         registers = list(tried(system, state))
     return [*rows, summary(registers), *registers]
@@ -64,12 +64,14 @@ def _document(file: Path, rows: Iterable[Row]) -> dict[str, object]:
     return {
         "schema": SCHEMA,
         "file": str(file),
-        "rows": [{"name": r.name, "verdict": r.verdict.value, "reason": r.reason} for r in rows],
+        "rows": [
+            {"name": r.name, "verdict": r.compatibility.value, "reason": r.reason} for r in rows
+        ],
     }
 
 
 def _show(rows: list[Row]) -> None:
     width = max(len(row.name) for row in rows)
-    verdicts = max(len(row.verdict.value) for row in rows)
+    verdicts = max(len(row.compatibility.value) for row in rows)
     for row in rows:
-        click.echo(f"{row.name:{width}}  {row.verdict.value:{verdicts}}  {row.reason}")
+        click.echo(f"{row.name:{width}}  {row.compatibility.value:{verdicts}}  {row.reason}")

@@ -15,7 +15,7 @@ from pyvmm.commands.snapshot_show import printable
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.snapshot.compare import Change, Comparison, MemoryChange, compare, page_count
 from pyvmm.snapshot.format import PAGE
-from pyvmm.snapshot.look import Snapshot
+from pyvmm.snapshot.snapshot import Snapshot
 
 SCHEMA = 1
 DETAILS = 8  # lanes or fields told of for people

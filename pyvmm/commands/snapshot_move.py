@@ -15,10 +15,10 @@ from pyvmm.base.files import USUAL, replacing, write_all
 from pyvmm.boot import zstd
 from pyvmm.cli import say
 from pyvmm.errors import UsageError
-from pyvmm.snapshot.moving import export as packed
-from pyvmm.snapshot.moving import flatten as write_flat
-from pyvmm.snapshot.moving import unpack
 from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.transfer import export as packed
+from pyvmm.snapshot.transfer import flatten as write_flat
+from pyvmm.snapshot.transfer import unpack
 
 STREAM = Path("-")
 PATH = click.Path(path_type=Path)

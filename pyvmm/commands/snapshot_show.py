@@ -18,7 +18,7 @@ from pyvmm.machine.registers import VcpuRegisters
 from pyvmm.memory.ranges import Range
 from pyvmm.snapshot.format import PAGE, VERSION
 from pyvmm.snapshot.gic import CPU
-from pyvmm.snapshot.look import GICV2, GicPart, Snapshot
+from pyvmm.snapshot.snapshot import GICV2, GicPart, Snapshot
 
 SCHEMA = 1
 ROW = 16  # bytes in a line of memory

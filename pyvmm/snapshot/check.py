@@ -1,6 +1,6 @@
 """Can a host go on with a machine that was saved on another?  Row by row, with the reason.
 
-What a host's KVM can be asked at once is in an Offer: this host's, or one that `pyvmm doctor
+What a host's KVM can be asked at once is in an HostLimits: this host's, or one that `pyvmm doctor
 --json` saved.  Of registers this host's KVM is the judge itself; of another host it is known
 which registers it has, and what its ID registers say.
 """
@@ -19,10 +19,10 @@ from pyvmm.arm64.idregs import IdAa64Mmfr3
 from pyvmm.kvm import regs
 from pyvmm.kvm.system import System
 from pyvmm.machine.vcpus import make_vcpus
-from pyvmm.snapshot import classes
-from pyvmm.snapshot.classes import Setting
-from pyvmm.snapshot.offer import Offer
-from pyvmm.snapshot.restore import Loss, differences, plan_of, write_registers
+from pyvmm.snapshot import restoreorder
+from pyvmm.snapshot.hostlimits import HostLimits
+from pyvmm.snapshot.restoreorder import Setting
+from pyvmm.snapshot.restorestate import Loss, differences, plan_of, write_registers
 from pyvmm.snapshot.state import State
 
 ABSENT = 0xF  # in a field that is signed: the feature is not there
@@ -40,7 +40,7 @@ BY_FEATURE = {
 }
 
 
-class Verdict(Enum):
+class Compatibility(Enum):
     """How much a difference matters."""
 
     OK = "ok"
@@ -53,62 +53,62 @@ class Row(NamedTuple):
     """One thing that was looked at."""
 
     name: str
-    verdict: Verdict
+    compatibility: Compatibility
     reason: str
 
     def allows(self, force: bool) -> bool:
         """Whether a restore may go on."""
-        return self.verdict in (Verdict.OK, Verdict.HARMLESS) or (
-            force and self.verdict is Verdict.REFUSED
+        return self.compatibility in (Compatibility.OK, Compatibility.HARMLESS) or (
+            force and self.compatibility is Compatibility.REFUSED
         )
 
 
-def machine_rows(state: State, offer: Offer) -> Iterator[Row]:
+def machine_rows(state: State, limits: HostLimits) -> Iterator[Row]:
     """What can be told without a VM."""
-    yield _at_most("vCPUs", len(state.vcpus), offer.max_vcpus)
-    yield _at_most("guest physical address bits", state.ipa_bits, offer.ipa_bits)
-    yield _lengths(state, offer)
-    lacking = state.features - offer.features
+    yield _at_most("vCPUs", len(state.vcpus), limits.max_vcpus)
+    yield _at_most("guest physical address bits", state.ipa_bits, limits.ipa_bits)
+    yield _lengths(state, limits)
+    lacking = state.features - limits.features
     names = ", ".join(sorted(feature.value for feature in state.features)) or "none"
     if lacking:
         words = ", ".join(sorted(feature.value for feature in lacking))
-        yield Row("CPU features", Verdict.IMPOSSIBLE, f"this host gives guests no {words}")
+        yield Row("CPU features", Compatibility.IMPOSSIBLE, f"this host gives guests no {words}")
     else:
-        yield Row("CPU features", Verdict.OK, names)
-    has = ", ".join(sorted(offer.gics)) or "none"
-    verdict = Verdict.OK if state.gic.kind in offer.gics else Verdict.IMPOSSIBLE
-    yield Row("GIC", verdict, f"the guest has a {state.gic.kind}, and this host has {has}")
-    yield _frequency(state, offer)
+        yield Row("CPU features", Compatibility.OK, names)
+    has = ", ".join(sorted(limits.gics)) or "none"
+    compatibility = Compatibility.OK if state.gic.kind in limits.gics else Compatibility.IMPOSSIBLE
+    yield Row("GIC", compatibility, f"the guest has a {state.gic.kind}, and this host has {has}")
+    yield _frequency(state, limits)
 
 
 def _at_most(name: str, needed: int, most: int) -> Row:
-    verdict = Verdict.OK if needed <= most else Verdict.IMPOSSIBLE
-    return Row(name, verdict, f"{needed}, and this host has up to {most}")
+    compatibility = Compatibility.OK if needed <= most else Compatibility.IMPOSSIBLE
+    return Row(name, compatibility, f"{needed}, and this host has up to {most}")
 
 
-def _lengths(state: State, offer: Offer) -> Row:
+def _lengths(state: State, limits: HostLimits) -> Row:
     vls = state.vls
     if not vls:
-        return Row("SVE", Verdict.OK, "the guest has none")
-    if vl.is_legal(vls, offer.vls):
-        return Row("SVE", Verdict.OK, f"{vl.show(vls)} bits")
-    if not offer.vls:
+        return Row("SVE", Compatibility.OK, "the guest has none")
+    if vl.is_legal(vls, limits.vls):
+        return Row("SVE", Compatibility.OK, f"{vl.show(vls)} bits")
+    if not limits.vls:
         reason = "this host has no SVE"
     else:
-        reason = f"{vl.why_not(vls, offer.vls)}; this host has {vl.show(offer.vls)}"
-    return Row("SVE", Verdict.IMPOSSIBLE, f"the guest has {vl.show(vls)} bits: {reason}")
+        reason = f"{vl.why_not(vls, limits.vls)}; this host has {vl.show(limits.vls)}"
+    return Row("SVE", Compatibility.IMPOSSIBLE, f"the guest has {vl.show(vls)} bits: {reason}")
 
 
-def _frequency(state: State, offer: Offer) -> Row:
+def _frequency(state: State, limits: HostLimits) -> Row:
     name, hz = "timer frequency", state.clock.hz
-    if hz == offer.counter_hz:
-        return Row(name, Verdict.OK, f"{hz} Hz")
-    speed = offer.counter_hz / hz
+    if hz == limits.counter_hz:
+        return Row(name, Compatibility.OK, f"{hz} Hz")
+    speed = limits.counter_hz / hz
     reason = (
-        f"the guest's clock has {hz} Hz and this host's {offer.counter_hz}: "
+        f"the guest's clock has {hz} Hz and this host's {limits.counter_hz}: "
         f"it would go {speed:.4g} times as fast"
     )
-    return Row(name, Verdict.REFUSED, reason)
+    return Row(name, Compatibility.REFUSED, reason)
 
 
 # Registers
@@ -116,22 +116,24 @@ def _frequency(state: State, offer: Offer) -> Row:
 
 def register_row(loss: Loss, registers: Mapping[int, int]) -> Row:
     """What it means that one of a vCPU's saved ``registers`` is not on a host as it was."""
-    name, saved = classes.name(loss.reg_id), registers[loss.reg_id]
-    row = classes.class_of(loss.reg_id)
+    name, saved = restoreorder.name(loss.reg_id), registers[loss.reg_id]
+    row = restoreorder.class_of(loss.reg_id)
     if regs.group(loss.reg_id) == regs.DEMUX or name in CACHES:
-        return Row(name, Verdict.HARMLESS, f"{loss.reason}: what caches are like is advice")
+        return Row(name, Compatibility.HARMLESS, f"{loss.reason}: what caches are like is advice")
     if row.dispensable:
-        return Row(name, Verdict.HARMLESS, f"{loss.reason}: {row.dispensable}")
+        return Row(name, Compatibility.HARMLESS, f"{loss.reason}: {row.dispensable}")
     if loss.missing:
         if is_unused(loss.reg_id, registers):
-            return Row(name, Verdict.HARMLESS, f"{loss.reason}: the guest does not use it")
-    elif loss.reg_id in classes.IDENTIFICATION and loss.found is not None:
+            return Row(name, Compatibility.HARMLESS, f"{loss.reason}: the guest does not use it")
+    elif loss.reg_id in restoreorder.IDENTIFICATION and loss.found is not None:
         less = [*_less(name, saved, loss.found)]
         reason = f"{loss.reason}, was {saved:#x} and is {loss.found:#x} here"
         if not less:
-            return Row(name, Verdict.HARMLESS, f"{reason}: this host offers all of it, and more")
-        return Row(name, Verdict.REFUSED, f"{reason}, which is less: {', '.join(less)}")
-    return Row(name, Verdict.REFUSED, loss.reason)
+            return Row(
+                name, Compatibility.HARMLESS, f"{reason}: this host offers all of it, and more"
+            )
+        return Row(name, Compatibility.REFUSED, f"{reason}, which is less: {', '.join(less)}")
+    return Row(name, Compatibility.REFUSED, loss.reason)
 
 
 CACHES = ("CLIDR_EL1", "CSSELR_EL1")
@@ -158,7 +160,7 @@ def is_unused(reg_id: int, registers: Mapping[int, int]) -> bool:
     value = registers[reg_id]
     if reg_id == regs.PTIMER_CTL:
         return not value & TIMER_ENABLE
-    feature = OF_FEATURE.get(classes.name(reg_id))
+    feature = OF_FEATURE.get(restoreorder.name(reg_id))
     return value == 0 or (feature is not None and feature.get(registers.get(MMFR3, ~0)) == 0)
 
 
@@ -181,19 +183,19 @@ def _fields(name: str, value: int) -> Iterator[tuple[str, int, int]]:
         yield f"bits {lo + 3}:{lo}", lo, 4
 
 
-def predicted(state: State, offer: Offer) -> Iterator[Row]:
-    """The rows of registers on a host that is known by its Offer alone."""
+def predicted(state: State, limits: HostLimits) -> Iterator[Row]:
+    """The rows of registers on a host that is known by its HostLimits alone."""
     registers = state.vcpus[0].registers
     for reg_id, saved in registers.items():
-        row = classes.class_of(reg_id)
+        row = restoreorder.class_of(reg_id)
         if regs.group(reg_id) in (regs.CORE, regs.SVE) or row.setting is Setting.EARLY:
             continue
-        found = offer.registers.get(reg_id)
+        found = limits.registers.get(reg_id)
         if found is None:
             loss = Loss(0, reg_id, "is not there on that host", missing=True)
             yield register_row(loss, registers)
-        elif reg_id in classes.IDENTIFICATION:
-            ignored = BY_FEATURE.get(classes.name(reg_id), 0)
+        elif reg_id in restoreorder.IDENTIFICATION:
+            ignored = BY_FEATURE.get(restoreorder.name(reg_id), 0)
             if (found ^ saved) & ~ignored:
                 here = found & ~ignored | saved & ignored
                 yield register_row(Loss(0, reg_id, "differs", found=here), registers)
@@ -215,4 +217,4 @@ def tried(system: System, state: State) -> Iterator[Row]:
 def summary(rows: Iterable[Row]) -> Row:
     """One row for registers of which there is nothing to say."""
     differing = len(list(rows))
-    return Row("registers", Verdict.OK, f"all but {differing}" if differing else "all")
+    return Row("registers", Compatibility.OK, f"all but {differing}" if differing else "all")

@@ -18,10 +18,10 @@ from pyvmm.arm64.lanes import Predicate, Vector
 from pyvmm.kvm import regs
 from pyvmm.machine.registers import PREDICATES, VECTORS
 from pyvmm.memory.ranges import Range, merged, runs
-from pyvmm.snapshot import classes, gic, pages
+from pyvmm.snapshot import gic, pages, restoreorder
 from pyvmm.snapshot.format import BLOCK, PAGE
-from pyvmm.snapshot.look import Snapshot, SnapshotVcpu
 from pyvmm.snapshot.reader import Placed, SnapshotFile
+from pyvmm.snapshot.snapshot import Snapshot, SnapshotVcpu
 from pyvmm.snapshot.state import PVTIME
 
 # Parts of the state that two saves of one machine do not share, and why.
@@ -175,12 +175,12 @@ def _register(where: str, reg_id: int, left: SnapshotVcpu, right: SnapshotVcpu) 
     if a == b:
         return
     expected = ""
-    if a is not None and b is not None and not classes.differs(reg_id, a, b):
-        expected = TICKS if classes.class_of(reg_id).ticks else NOT_KEPT
+    if a is not None and b is not None and not restoreorder.differs(reg_id, a, b):
+        expected = TICKS if restoreorder.class_of(reg_id).ticks else NOT_KEPT
     bits = _bits(reg_id, max((*left.state.vls, *right.state.vls), default=0))
     yield Change(
         where=where,
-        name=classes.name(reg_id),
+        name=restoreorder.name(reg_id),
         a=None if a is None else f"{a:#0{2 + bits // 4}x}",
         b=None if b is None else f"{b:#0{2 + bits // 4}x}",
         details=() if a is None or b is None else tuple(_details(reg_id, a, b, bits)),
@@ -207,7 +207,7 @@ def _details(reg_id: int, a: int, b: int, bits: int) -> Iterator[Detail]:
             if (a ^ b) >> number & 1:
                 yield Detail(f"b[{number}]", str(a >> number & 1), str(b >> number & 1))
     else:
-        yield from _fields(classes.name(reg_id), a, b)
+        yield from _fields(restoreorder.name(reg_id), a, b)
 
 
 def _fields(name: str, a: int, b: int) -> Iterator[Detail]:

@@ -17,7 +17,7 @@ from pyvmm.machine.board import read_limits
 from pyvmm.machine.irqchip import NEEDS
 from pyvmm.machine.plan import Feature, Plan
 from pyvmm.machine.vcpus import make_vcpus
-from pyvmm.snapshot import classes
+from pyvmm.snapshot import restoreorder
 from pyvmm.snapshot.codec import read_hexadecimal
 
 LARGEST: Final = 1 << 20  # bytes of a document
@@ -27,7 +27,7 @@ TOGETHER: Final = frozenset({Feature.PAUTH, Feature.PMU, Feature.PVTIME})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
+class HostLimits:
     """A host's limits; ``registers`` are those of a vCPU that has all it can have, by KVM's id."""
 
     max_vcpus: int
@@ -39,12 +39,12 @@ class Offer:
     registers: dict[int, int] = field(default_factory=dict)
 
 
-def offer_here(system: System) -> Offer:
+def limits_here(system: System) -> HostLimits:
     """This host's; without registers, as KVM itself can be asked about those."""
     limits = read_limits(system)
     with system.create_vm(regs_ipa(limits.ipa_bits)) as vm:
         gics = {kind for kind, needs in NEEDS.items() if all(map(vm.has_device, needs))}
-    return Offer(
+    return HostLimits(
         max_vcpus=limits.max_vcpus,
         ipa_bits=limits.ipa_bits,
         vls=limits.vls,
@@ -80,13 +80,13 @@ def registers_here(system: System) -> dict[str, str]:
             if regs.group(reg_id) in (regs.CORE, regs.SVE):
                 continue
             try:
-                found[classes.name(reg_id)] = f"{vcpu.get_one_reg(reg_id):#x}"
+                found[restoreorder.name(reg_id)] = f"{vcpu.get_one_reg(reg_id):#x}"
             except KvmError:
                 continue
     return found
 
 
-def read_offer(path: Path) -> Offer:
+def read_limits_file(path: Path) -> HostLimits:
     """The offer in what `pyvmm doctor --json` printed.
 
     Raises: UsageError, for what is none, or of a pyvmm that did not tell enough.
@@ -101,10 +101,10 @@ def read_offer(path: Path) -> Offer:
         raise UsageError(f"{path}: not what `pyvmm doctor --json` prints", hint=HOW) from None
 
 
-def _offer(document: Mapping[str, Any]) -> Offer:
+def _offer(document: Mapping[str, Any]) -> HostLimits:
     kvm = document["kvm"]
     names = {feature.name: feature for feature in Feature}
-    return Offer(
+    return HostLimits(
         max_vcpus=int(kvm["vcpus_at_most"]),
         ipa_bits=int(kvm["guest_physical_address_bits"]),
         vls=frozenset(int(length) for length in kvm["sve_vector_lengths"]),

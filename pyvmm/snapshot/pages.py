@@ -24,7 +24,7 @@ THERE: Final = bytes(int(byte & 0xC0 != 0) for byte in range(256))
 AT_ONCE: Final = 1 << 30  # bytes of memory whose pagemap is read at once
 
 
-class Memory(Protocol):
+class MemorySource(Protocol):
     """Guest memory: RAM, or what a file holds of it."""
 
     def view(self, gpa: int, length: int) -> memoryview:
@@ -62,7 +62,7 @@ def _present(fd: int, memory: GuestMemory) -> Iterator[Range]:
         yield from runs(there, first * mmap.PAGESIZE + shift, mmap.PAGESIZE)
 
 
-def used(memory: Memory, ranges: Iterable[Range]) -> list[Range]:
+def used(memory: MemorySource, ranges: Iterable[Range]) -> list[Range]:
     """The pages within those ranges that are not zero, as ranges."""
     found: list[Range] = []
     for low, high in ranges:

@@ -16,7 +16,7 @@ from pyvmm.snapshot.reader import SnapshotFile, in_threads, told_with
 MOST_MAPPED: Final = 16384
 
 
-class Target(Protocol):
+class FillableMemory(Protocol):
     """Guest memory to be filled."""
 
     base: int
@@ -32,7 +32,7 @@ class Target(Protocol):
         """Make it zero."""
 
 
-class MappedTarget(Target, Protocol):
+class MappableMemory(FillableMemory, Protocol):
     """Guest memory whose bytes can be a file's."""
 
     def map_file(self, gpa: int, length: int, fd: int, offset: int) -> None:
@@ -43,10 +43,10 @@ class MappedTarget(Target, Protocol):
         """Whether map_file() works here."""
 
 
-M = TypeVar("M", bound=Target)
+M = TypeVar("M", bound=FillableMemory)
 
 
-def fill(snapshot: SnapshotFile, memories: Sequence[Target]) -> None:
+def fill(snapshot: SnapshotFile, memories: Sequence[FillableMemory]) -> None:
     """Read all of guest memory into memory that is zero; everything is checked.
 
     Raises: Damaged, also where there is memory outside of what is to be filled.
@@ -60,7 +60,7 @@ def fill(snapshot: SnapshotFile, memories: Sequence[Target]) -> None:
 class _Filler:
     """Reads a block of a file to where it belongs."""
 
-    def __init__(self, file: SnapshotFile, memories: Sequence[Target]) -> None:
+    def __init__(self, file: SnapshotFile, memories: Sequence[FillableMemory]) -> None:
         self._file = file
         self._memories = memories
 
@@ -79,7 +79,7 @@ class _Filler:
         _scatter(file.read_block(number), start, pieces, self._memories)
 
 
-def map_into(snapshot: SnapshotFile, memories: Sequence[MappedTarget]) -> None:
+def map_into(snapshot: SnapshotFile, memories: Sequence[MappableMemory]) -> None:
     """Have the files' bytes as guest memory, unread and unchecked: verify() is to follow.
 
     What cannot be mapped, as on a host with larger pages than the file's, is read; so are the
@@ -112,7 +112,7 @@ def _least_to_map(snapshot: SnapshotFile) -> int:
     return lengths[MOST_MAPPED] + 1 if len(lengths) > MOST_MAPPED else 0
 
 
-def _map(file: SnapshotFile, piece: Extent, memory: MappedTarget) -> list[Extent]:
+def _map(file: SnapshotFile, piece: Extent, memory: MappableMemory) -> list[Extent]:
     """Map a piece; returns what of it has to be read instead."""
     page = mmap.PAGESIZE
     if not memory.takes_files or (piece.gpa - piece.offset) % page:
@@ -126,7 +126,7 @@ def _map(file: SnapshotFile, piece: Extent, memory: MappedTarget) -> list[Extent
     return [Extent(a, b - a, a + shift) for a, b in edges if a < b]
 
 
-def _zero(file: SnapshotFile, memories: Sequence[Target]) -> None:
+def _zero(file: SnapshotFile, memories: Sequence[FillableMemory]) -> None:
     """Make zero what became zero after the parent."""
     for extent in file.extents:
         if not extent.offset:
@@ -134,7 +134,9 @@ def _zero(file: SnapshotFile, memories: Sequence[Target]) -> None:
                 memory.zero(gpa, length)
 
 
-def _scatter(data: bytes, start: int, pieces: Sequence[Extent], memories: Sequence[Target]) -> None:
+def _scatter(
+    data: bytes, start: int, pieces: Sequence[Extent], memories: Sequence[FillableMemory]
+) -> None:
     """Copy a block's data, which is at ``start`` of the file, to where it belongs."""
     with memoryview(data) as view:
         for piece in pieces:
@@ -143,7 +145,7 @@ def _scatter(data: bytes, start: int, pieces: Sequence[Extent], memories: Sequen
                 memory.write(gpa, view[at : at + length])
 
 
-def _check_covered(snapshot: SnapshotFile, memories: Sequence[Target]) -> None:
+def _check_covered(snapshot: SnapshotFile, memories: Sequence[FillableMemory]) -> None:
     room = merged((memory.base, memory.base + memory.size) for memory in memories)
     for file in snapshot.chain():
         ranges = ((extent.gpa, extent.end) for extent in file.extents)

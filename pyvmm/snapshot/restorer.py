@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
+from pyvmm.base import mounts
 from pyvmm.base.closing import Closing
 from pyvmm.config import Config
 from pyvmm.errors import HostError, UsageError, VmmError
@@ -21,14 +21,13 @@ from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.machine.board import Board, Hooks, assemble
 from pyvmm.machine.machine import Machine, write_to_stdout
 from pyvmm.memory.ram import GuestMemory
-from pyvmm.snapshot.check import Verdict, machine_rows, register_row
-from pyvmm.snapshot.filling import fill, map_into
-from pyvmm.snapshot.offer import offer_here
+from pyvmm.snapshot.check import Compatibility, machine_rows, register_row
+from pyvmm.snapshot.hostlimits import limits_here
 from pyvmm.snapshot.reader import SnapshotFile
-from pyvmm.snapshot.restore import Loss, Outcome, plan_of, restore_state
+from pyvmm.snapshot.restorememory import fill, map_into
+from pyvmm.snapshot.restorestate import Loss, RestoreReport, plan_of, restore_state
 from pyvmm.snapshot.state import State
 
-MOUNTS: Final = Path("/proc/self/mountinfo")
 NANOSECONDS: Final = 1_000_000_000
 
 
@@ -49,7 +48,7 @@ class ClockPolicy(Enum):
 class Restorer(Closing):
     """A snapshot's file, and how a machine is to go on from it; a context manager.
 
-    ``config`` is the machine's, ``outcome`` what the restore could not give it, once it is made.
+    ``config`` is the machine's, ``report`` what the restore could not give it, once it is made.
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class Restorer(Closing):
         self.reading = reading or default_reading(path)
         self.clock = clock
         self.force = force
-        self.outcome = Outcome()
+        self.report = RestoreReport()
         self._verifier: threading.Thread | None = None
         self._stop = threading.Event()
         self._undo = ExitStack()
@@ -95,7 +94,7 @@ class Restorer(Closing):
         self._refuse_impossible(system)
         board = assemble(system, config, plan_of(self.state), hooks, undo)
         self._fill(board)
-        self.outcome = restore_state(board, self.state, self._may_lose, force=self.force)
+        self.report = restore_state(board, self.state, self._may_lose, force=self.force)
         return board
 
     def virtual_now(self) -> int:
@@ -151,7 +150,7 @@ class Restorer(Closing):
 
         Raises: HostError.
         """
-        rows = machine_rows(self.state, offer_here(system))
+        rows = machine_rows(self.state, limits_here(system))
         wrong = [row for row in rows if not row.allows(self.force)]
         if wrong:
             can_force = all(row.allows(True) for row in wrong)
@@ -164,26 +163,16 @@ class Restorer(Closing):
 
     def _may_lose(self, loss: Loss) -> bool:
         registers = self.state.vcpus[loss.vcpu].registers
-        return register_row(loss, registers).verdict is Verdict.HARMLESS
+        return register_row(loss, registers).compatibility is Compatibility.HARMLESS
 
 
 def default_reading(path: Path) -> Reading:
-    """How to read a file by where it lies: what measured better, see the README."""
-    return Reading.EAGER if is_shared(path) else Reading.LAZY
+    """Return how to read a file by where it lies: what was measured to be faster, see the README.
 
-
-def is_shared(path: Path, mounts: Path = MOUNTS) -> bool:
-    """Whether a file comes through 9p, as the user's files do in an emulated host.
-
-    Source: proc_pid_mountinfo(5); the file system's type is the first word after " - ".
+    In an emulated host the user's files come through 9p.
     """
-    device = path.stat().st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
-        before, _, after = line.partition(" - ")
-        if before.split()[2] == number:
-            return after.split()[0] == "9p"
-    return False
+    is_shared = mounts.file_system(path.stat().st_dev) == "9p"
+    return Reading.EAGER if is_shared else Reading.LAZY
 
 
 def restore(

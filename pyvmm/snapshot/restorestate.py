@@ -22,9 +22,9 @@ from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vgic import VgicV2
 from pyvmm.machine.board import Board
 from pyvmm.machine.plan import Plan
-from pyvmm.snapshot import classes
-from pyvmm.snapshot.classes import Setting
+from pyvmm.snapshot import restoreorder
 from pyvmm.snapshot.gic import gic_registers, restore_gic
+from pyvmm.snapshot.restoreorder import Setting
 from pyvmm.snapshot.state import State, VcpuState
 
 SHOWN = 12  # lines of an error that lists registers
@@ -40,11 +40,11 @@ class Loss(NamedTuple):
     found: int | None = None  # what it is on that host, if it is there
 
     def __str__(self) -> str:
-        return f"vCPU {self.vcpu}: {classes.name(self.reg_id)} {self.reason}"
+        return f"vCPU {self.vcpu}: {restoreorder.name(self.reg_id)} {self.reason}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class RestoreReport:
     """What became of a restore: registers that were lost, as was allowed."""
 
     losses: tuple[Loss, ...] = ()
@@ -57,7 +57,7 @@ class Outcome:
             vcpus.setdefault((loss.reg_id, loss.reason), []).append(loss.vcpu)
         for (reg_id, reason), numbers in vcpus.items():
             who = "every vCPU" if len(numbers) > 1 else f"vCPU {numbers[0]}"
-            yield f"{classes.name(reg_id)} of {who} {reason}"
+            yield f"{restoreorder.name(reg_id)} of {who} {reason}"
         yield from self.gic
 
 
@@ -77,7 +77,7 @@ def plan_of(state: State) -> Plan:
 
 def restore_state(
     board: Board, state: State, may_lose: Callable[[Loss], bool], *, force: bool = False
-) -> Outcome:
+) -> RestoreReport:
     """Give the machine its state; memory is there, and no vCPU has run.
 
     ``may_lose`` says of which registers the guest goes on without; with ``force``, of any.
@@ -99,17 +99,17 @@ def restore_state(
     for vcpu, saved in zip(board.vcpus, state.vcpus, strict=True):
         vcpu.set_mp_state(saved.mp_state)
     _refuse([loss for loss in losses if not may_lose(loss)], gic, force)
-    return Outcome(losses=tuple(losses), gic=tuple(gic))
+    return RestoreReport(losses=tuple(losses), gic=tuple(gic))
 
 
 def write_registers(vcpu: Vcpu, saved: VcpuState) -> list[Loss]:
     """Write a vCPU's registers in the order of their classes; returns what KVM refused."""
     values = {}
-    for reg_id in classes.in_order(saved.registers):
-        setting = classes.class_of(reg_id).setting
+    for reg_id in restoreorder.in_order(saved.registers):
+        setting = restoreorder.class_of(reg_id).setting
         if setting is not Setting.EARLY:
             clear = setting is Setting.CLEAR
-            values[reg_id] = classes.ones(reg_id) if clear else saved.registers[reg_id]
+            values[reg_id] = restoreorder.ones(reg_id) if clear else saved.registers[reg_id]
     refused = vcpu.set_regs(values)
     return [_refusal(vcpu, reg_id, error) for reg_id, error in refused.items()]
 
@@ -132,7 +132,7 @@ def differences(vcpu: Vcpu, saved: VcpuState, refused: Collection[int]) -> list[
         if isinstance(found, KvmError):
             raise found
         value = saved.registers[reg_id]
-        if value != found and classes.differs(reg_id, value, found):
+        if value != found and restoreorder.differs(reg_id, value, found):
             reason = f"was {value:#x} and reads back as {found:#x}"
             losses.append(Loss(vcpu.id, reg_id, reason, found=found))
     return losses
@@ -166,7 +166,7 @@ def _is_first(device: Device) -> bool:
 
 
 def _refuse(losses: list[Loss], gic: list[str], force: bool) -> None:
-    lines = [*Outcome(losses=tuple(losses), gic=tuple(gic)).lines()]
+    lines = [*RestoreReport(losses=tuple(losses), gic=tuple(gic)).lines()]
     if not lines or force:
         return
     more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []

@@ -29,7 +29,7 @@ from pyvmm.machine.board import Board
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.plan import Feature
 from pyvmm.machine.vcpus import MachineVcpu, features_of
-from pyvmm.snapshot import classes
+from pyvmm.snapshot import restoreorder
 from pyvmm.snapshot.changes import changed
 from pyvmm.snapshot.gic import gic_registers, save_gic, save_tables
 from pyvmm.snapshot.reader import SnapshotFile
@@ -233,7 +233,7 @@ def _warnings(vcpus: tuple[VcpuState, ...]) -> Iterator[str]:
         reg_id
         for vcpu in vcpus
         for reg_id in vcpu.registers
-        if classes.class_of(reg_id) is classes.UNKNOWN
+        if restoreorder.class_of(reg_id) is restoreorder.UNKNOWN
     }
     if unknown:
         ids = ", ".join(f"{reg_id:#x}" for reg_id in sorted(unknown)[:4])

@@ -33,7 +33,7 @@ from pyvmm.snapshot.reader import SnapshotFile, in_threads
 class Part(NamedTuple):
     """Guest memory to be saved: those guest addresses of it, by default all of a GuestMemory."""
 
-    memory: pages.Memory
+    memory: pages.MemorySource
     ranges: Iterable[Range] | None = None
 
 
@@ -43,7 +43,7 @@ class _Layout:
 
     index: int  # its length
     memory: Memory
-    pieces: list[tuple[Extent, pages.Memory]]
+    pieces: list[tuple[Extent, pages.MemorySource]]
     zero: list[Range]
 
     @property
@@ -127,8 +127,8 @@ def _lay_out(start: int, parts: Sequence[Part], *, keep_zero: bool) -> _Layout:
     What fills whole blocks, with guest addresses aligned as they are, gets whole blocks in the
     file: a host with larger pages can map it.  The rest lies before, page by page.
     """
-    small: list[tuple[Range, pages.Memory]] = []
-    large: list[tuple[Range, pages.Memory]] = []
+    small: list[tuple[Range, pages.MemorySource]] = []
+    large: list[tuple[Range, pages.MemorySource]] = []
     zero: list[Range] = []
     for memory, data, holes in _contents(parts, keep_zero):
         zero += holes
@@ -157,7 +157,7 @@ def _lay_out(start: int, parts: Sequence[Part], *, keep_zero: bool) -> _Layout:
 
 def _contents(
     parts: Sequence[Part], keep_zero: bool
-) -> Iterator[tuple[pages.Memory, list[Range], list[Range]]]:
+) -> Iterator[tuple[pages.MemorySource, list[Range], list[Range]]]:
     """Of each part what is to be stored, and what is to be noted as zero."""
     for memory, ranges in parts:
         if ranges is None:
@@ -177,7 +177,7 @@ def _write_memory(fd: int, layout: _Layout) -> list[bytes]:
     return in_threads(lambda job: _write_block(fd, *job), _jobs(layout))
 
 
-Piece = tuple[pages.Memory, int, int]  # memory, guest address and length
+Piece = tuple[pages.MemorySource, int, int]  # memory, guest address and length
 
 
 def _jobs(layout: _Layout) -> Iterator[tuple[int, int, list[Piece]]]:

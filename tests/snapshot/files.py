@@ -9,9 +9,9 @@ from typing import Any
 
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.memory.ranges import Range
-from pyvmm.snapshot.filling import fill, map_into
 from pyvmm.snapshot.format import BLOCK, PAGE
 from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.restorememory import fill, map_into
 from pyvmm.snapshot.state import State
 from pyvmm.snapshot.writer import Part, write_snapshot
 

@@ -15,7 +15,7 @@ from pyvmm.layout import MIB
 from pyvmm.machine.machine import Machine
 from pyvmm.snapshot.restorer import Restorer, named
 
-PATIENCE_S = 120
+TIMEOUT_S = 120
 PARAMS = "patience=2"  # seconds without a timer interrupt
 
 
@@ -38,7 +38,7 @@ class Guest:
 
     def wait_for(self, words: str) -> None:
         """Wait until the guest has printed something."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while not re.search(words, self.text):
             assert time.monotonic() < deadline, self.text
             assert not self.machine._runner.has_ended, self.text
@@ -59,14 +59,14 @@ class Guest:
     def go_on(self, more: int = 3) -> None:
         """Let every vCPU that is on go through some rounds more."""
         before = self.rounds()
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while any(now < before.get(n, 0) + more for n, now in self.rounds().items()):
             assert time.monotonic() < deadline, self.text
 
     def finish(self) -> int:
         """Have it end; its exit code: 1 where anything has failed."""
         self.type("q")
-        assert select.select([self.machine.ended_fd], [], [], PATIENCE_S)[0], self.text
+        assert select.select([self.machine.ended_fd], [], [], TIMEOUT_S)[0], self.text
         return self.machine.result()
 
 

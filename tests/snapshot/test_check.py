@@ -13,16 +13,16 @@ from pyvmm.arm64 import sysregs
 from pyvmm.errors import UsageError
 from pyvmm.kvm import regs
 from pyvmm.machine.plan import Feature
-from pyvmm.snapshot.check import Row, Verdict, machine_rows, predicted, register_row
-from pyvmm.snapshot.offer import Offer, read_offer
-from pyvmm.snapshot.restore import Loss
+from pyvmm.snapshot.check import Compatibility, Row, machine_rows, predicted, register_row
+from pyvmm.snapshot.hostlimits import HostLimits, read_limits_file
+from pyvmm.snapshot.restorestate import Loss
 from pyvmm.snapshot.state import State
 from tests.snapshot import sample
 
 PFR0 = regs.lookup("ID_AA64PFR0_EL1", sysregs.ENCODINGS)
 MMFR3 = regs.lookup("ID_AA64MMFR3_EL1", sysregs.ENCODINGS)
 ISAR0 = regs.lookup("ID_AA64ISAR0_EL1", sysregs.ENCODINGS)
-FULL = Offer(
+FULL = HostLimits(
     max_vcpus=8,
     ipa_bits=40,
     vls=frozenset({128, 256, 512}),
@@ -33,37 +33,42 @@ FULL = Offer(
 
 
 def rows(state: State, **other: Any) -> dict[str, Row]:
-    offer = dataclasses.replace(FULL, **other)
-    return {row.name: row for row in machine_rows(state, offer)}
+    limits = dataclasses.replace(FULL, **other)
+    return {row.name: row for row in machine_rows(state, limits)}
 
 
 def test_a_host_like_the_one_it_was_taken_on_is_ok_in_every_row() -> None:
     found = rows(sample.state())
 
-    assert {row.verdict for row in found.values()} == {Verdict.OK}
+    assert {row.compatibility for row in found.values()} == {Compatibility.OK}
 
 
 @pytest.mark.parametrize(
-    ("other", "name", "verdict", "words"),
+    ("other", "name", "compatibility", "words"),
     [
-        ({"max_vcpus": 1}, "vCPUs", Verdict.IMPOSSIBLE, "2, and this host has up to 1"),
-        ({"ipa_bits": 31}, "guest physical address bits", Verdict.IMPOSSIBLE, "32, and"),
-        ({"vls": frozenset({128})}, "SVE", Verdict.IMPOSSIBLE, "128,256 bits"),
-        ({"vls": frozenset()}, "SVE", Verdict.IMPOSSIBLE, "this host has no SVE"),
-        ({"features": frozenset()}, "CPU features", Verdict.IMPOSSIBLE, "pointer authentication"),
-        ({"gics": frozenset({"gicv2"})}, "GIC", Verdict.IMPOSSIBLE, "this host has gicv2"),
-        ({"counter_hz": 125_000_000}, "timer frequency", Verdict.REFUSED, "2 times as fast"),
+        ({"max_vcpus": 1}, "vCPUs", Compatibility.IMPOSSIBLE, "2, and this host has up to 1"),
+        ({"ipa_bits": 31}, "guest physical address bits", Compatibility.IMPOSSIBLE, "32, and"),
+        ({"vls": frozenset({128})}, "SVE", Compatibility.IMPOSSIBLE, "128,256 bits"),
+        ({"vls": frozenset()}, "SVE", Compatibility.IMPOSSIBLE, "this host has no SVE"),
+        (
+            {"features": frozenset()},
+            "CPU features",
+            Compatibility.IMPOSSIBLE,
+            "pointer authentication",
+        ),
+        ({"gics": frozenset({"gicv2"})}, "GIC", Compatibility.IMPOSSIBLE, "this host has gicv2"),
+        ({"counter_hz": 125_000_000}, "timer frequency", Compatibility.REFUSED, "2 times as fast"),
     ],
 )
 def test_what_a_host_cannot_give_is_told_in_its_row(
-    other: dict[str, Any], name: str, verdict: Verdict, words: str
+    other: dict[str, Any], name: str, compatibility: Compatibility, words: str
 ) -> None:
     found = rows(sample.state(), **other)
 
-    assert found[name].verdict is verdict
+    assert found[name].compatibility is compatibility
     assert words in found[name].reason
-    others = {row.verdict for row in found.values() if row.name != name}
-    assert others == {Verdict.OK}
+    others = {row.compatibility for row in found.values() if row.name != name}
+    assert others == {Compatibility.OK}
 
 
 def test_a_set_with_a_hole_is_impossible_where_the_host_has_the_length() -> None:
@@ -73,52 +78,52 @@ def test_a_set_with_a_hole_is_impossible_where_the_host_has_the_length() -> None
 
     row = rows(state, vls=frozenset({128, 256, 384, 512}))["SVE"]
 
-    assert row.verdict is Verdict.IMPOSSIBLE
+    assert row.compatibility is Compatibility.IMPOSSIBLE
     assert "384 is left out" in row.reason
 
 
 @pytest.mark.parametrize(
-    ("loss", "saved", "verdict"),
+    ("loss", "saved", "compatibility"),
     [
-        (Loss(0, regs.PSCI_VERSION, "gone", missing=True), 1, Verdict.HARMLESS),
-        (Loss(0, regs.PSCI_VERSION, "refused", found=1), 0x10003, Verdict.HARMLESS),
-        (Loss(0, regs.ccsidr(3), "gone", missing=True), 7, Verdict.HARMLESS),
-        (Loss(0, regs.PTIMER_CTL, "gone", missing=True), 2, Verdict.HARMLESS),
-        (Loss(0, regs.PTIMER_CTL, "gone", missing=True), 1, Verdict.REFUSED),
-        (Loss(0, sample.ZCR, "gone", missing=True), 0, Verdict.HARMLESS),
-        (Loss(0, sample.ZCR, "gone", missing=True), 1, Verdict.REFUSED),
-        (Loss(0, regs.ccsidr(1), "refused"), 7, Verdict.HARMLESS),
-        (Loss(0, regs.PC, "reads back as 0", found=0), 1, Verdict.REFUSED),
-        (Loss(0, ISAR0, "refused", found=0x20), 0x10, Verdict.HARMLESS),
-        (Loss(0, ISAR0, "refused", found=0x10), 0x20, Verdict.REFUSED),
+        (Loss(0, regs.PSCI_VERSION, "gone", missing=True), 1, Compatibility.HARMLESS),
+        (Loss(0, regs.PSCI_VERSION, "refused", found=1), 0x10003, Compatibility.HARMLESS),
+        (Loss(0, regs.ccsidr(3), "gone", missing=True), 7, Compatibility.HARMLESS),
+        (Loss(0, regs.PTIMER_CTL, "gone", missing=True), 2, Compatibility.HARMLESS),
+        (Loss(0, regs.PTIMER_CTL, "gone", missing=True), 1, Compatibility.REFUSED),
+        (Loss(0, sample.ZCR, "gone", missing=True), 0, Compatibility.HARMLESS),
+        (Loss(0, sample.ZCR, "gone", missing=True), 1, Compatibility.REFUSED),
+        (Loss(0, regs.ccsidr(1), "refused"), 7, Compatibility.HARMLESS),
+        (Loss(0, regs.PC, "reads back as 0", found=0), 1, Compatibility.REFUSED),
+        (Loss(0, ISAR0, "refused", found=0x20), 0x10, Compatibility.HARMLESS),
+        (Loss(0, ISAR0, "refused", found=0x10), 0x20, Compatibility.REFUSED),
         # FP and AdvSIMD are signed: 15 is not there at all, 0 is.
-        (Loss(0, PFR0, "refused", found=0x0000_0000), 0xFF_0000, Verdict.HARMLESS),
-        (Loss(0, PFR0, "refused", found=0xFF_0000), 0x0000_0000, Verdict.REFUSED),
+        (Loss(0, PFR0, "refused", found=0x0000_0000), 0xFF_0000, Compatibility.HARMLESS),
+        (Loss(0, PFR0, "refused", found=0xFF_0000), 0x0000_0000, Compatibility.REFUSED),
     ],
 )
 def test_a_register_that_is_lost_matters_or_does_not(
-    loss: Loss, saved: int, verdict: Verdict
+    loss: Loss, saved: int, compatibility: Compatibility
 ) -> None:
-    assert register_row(loss, {loss.reg_id: saved}).verdict is verdict
+    assert register_row(loss, {loss.reg_id: saved}).compatibility is compatibility
 
 
 @pytest.mark.parametrize(
-    ("mmfr3", "verdict"),
+    ("mmfr3", "compatibility"),
     [
-        ({MMFR3: 0}, Verdict.HARMLESS),
-        ({MMFR3: 1 << 16}, Verdict.HARMLESS),  # another feature
-        ({MMFR3: 1 << 8}, Verdict.REFUSED),  # S1PIE: the guest may use it
-        ({}, Verdict.REFUSED),  # nothing says that it does not
+        ({MMFR3: 0}, Compatibility.HARMLESS),
+        ({MMFR3: 1 << 16}, Compatibility.HARMLESS),  # another feature
+        ({MMFR3: 1 << 8}, Compatibility.REFUSED),  # S1PIE: the guest may use it
+        ({}, Compatibility.REFUSED),  # nothing says that it does not
     ],
 )
 @pytest.mark.parametrize("name", ["PIR_EL1", "PIRE0_EL1"])
 def test_register_of_a_feature_that_the_cpu_has_not_does_not_matter(
-    name: str, mmfr3: dict[int, int], verdict: Verdict
+    name: str, mmfr3: dict[int, int], compatibility: Compatibility
 ) -> None:
     reg_id = regs.lookup(name, sysregs.ENCODINGS)
     loss = Loss(0, reg_id, "gone", missing=True)
 
-    assert register_row(loss, {reg_id: 0x1DE7EC7EDBADC0DE, **mmfr3}).verdict is verdict
+    assert register_row(loss, {reg_id: 0x1DE7EC7EDBADC0DE, **mmfr3}).compatibility is compatibility
 
 
 def test_registers_on_another_host_are_told_from_what_it_said() -> None:
@@ -127,7 +132,7 @@ def test_registers_on_another_host_are_told_from_what_it_said() -> None:
 
     (row,) = predicted(state, dataclasses.replace(FULL, registers=registers))
 
-    assert (row.name, row.verdict) == ("ZCR_EL1", Verdict.REFUSED)
+    assert (row.name, row.compatibility) == ("ZCR_EL1", Compatibility.REFUSED)
 
 
 DOCTOR: dict[str, Any] = {
@@ -144,10 +149,10 @@ DOCTOR: dict[str, Any] = {
 def test_an_offer_is_what_doctor_printed(tmp_path: Path) -> None:
     (tmp_path / "host.json").write_text(json.dumps(DOCTOR))
 
-    offer = read_offer(tmp_path / "host.json")
+    limits = read_limits_file(tmp_path / "host.json")
 
     expected = {PFR0: 0x11, regs.PTIMER_CTL: 0}
-    assert offer == dataclasses.replace(FULL, registers=expected)
+    assert limits == dataclasses.replace(FULL, registers=expected)
 
 
 @pytest.mark.parametrize(
@@ -157,4 +162,4 @@ def test_what_is_no_offer_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "host.json").write_text(text)
 
     with pytest.raises(UsageError, match="doctor --json"):
-        read_offer(tmp_path / "host.json")
+        read_limits_file(tmp_path / "host.json")

@@ -16,8 +16,8 @@ from pyvmm.layout import MIB, PVTIME, RAM_BASE
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.compare import Change, Comparison, MemoryChange, compare
 from pyvmm.snapshot.format import BLOCK, PAGE
-from pyvmm.snapshot.look import Snapshot
 from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.snapshot import Snapshot
 from pyvmm.snapshot.state import GicBlock, State
 from pyvmm.snapshot.writer import Part, write_snapshot
 from tests.snapshot import sample

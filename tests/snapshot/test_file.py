@@ -15,9 +15,9 @@ import pytest
 
 from pyvmm.errors import UsageError
 from pyvmm.memory.ram import GuestMemory
-from pyvmm.snapshot.filling import fill, map_into
 from pyvmm.snapshot.format import BLOCK, PAGE
 from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.restorememory import fill, map_into
 from pyvmm.snapshot.writer import Part, write_snapshot
 from tests.snapshot.files import (
     BASE,
@@ -226,7 +226,7 @@ def test_many_small_pieces_are_read_and_large_ones_mapped(
         real(self, gpa, length, fd, offset)
 
     monkeypatch.setattr(GuestMemory, "map_file", note)
-    monkeypatch.setattr("pyvmm.snapshot.filling.MOST_MAPPED", 8)
+    monkeypatch.setattr("pyvmm.snapshot.restorememory.MOST_MAPPED", 8)
 
     assert restored(path, "lazy") == memory.read(BASE, SIZE)
     assert mapped == [BLOCK]

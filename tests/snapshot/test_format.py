@@ -18,9 +18,9 @@ from pyvmm.errors import UsageError
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot import format
 from pyvmm.snapshot.codec import Damaged
-from pyvmm.snapshot.filling import fill
 from pyvmm.snapshot.format import PAGE, Extent, Header, Memory
 from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.restorememory import fill
 
 BASE = 0x8000_0000
 HUGE = [0, 1, -1, 4095, 4096, 8192, 2**21, 2**40, 2**52, 2**63, 2**64, 2**80, -4096]

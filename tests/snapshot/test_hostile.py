@@ -16,7 +16,7 @@ from pyvmm.commands import snapshot_diff, snapshot_show
 from pyvmm.commands._registers import show_registers
 from pyvmm.errors import VmmError
 from pyvmm.snapshot.compare import compare
-from pyvmm.snapshot.look import Snapshot
+from pyvmm.snapshot.snapshot import Snapshot
 from pyvmm.snapshot.writer import write_snapshot
 from tests.snapshot import sample
 from tests.snapshot.files import save_machine

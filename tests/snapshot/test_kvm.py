@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from pyvmm.memory.ram import GuestMemory
-from pyvmm.snapshot import classes, pages
+from pyvmm.snapshot import pages, restoreorder
 from pyvmm.snapshot.compare import compare
 from pyvmm.snapshot.format import BLOCK, PAGE
-from pyvmm.snapshot.look import Snapshot
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.save import save as save_machine
+from pyvmm.snapshot.snapshot import Snapshot
 from tests.snapshot import machines
 from tests.snapshot.files import BASE, FILLERS, SIZE, restored, save, write_scene
 
@@ -90,7 +90,7 @@ def test_snapshot_shows_what_the_machine_had(tmp_path: Path) -> None:
                 shown = {row.id: row.value for row in saved.registers()}
                 assert there.keys() == shown.keys()
                 changed = {reg_id for reg_id in there if there[reg_id] != shown[reg_id]}
-                assert all(classes.class_of(reg_id).ticks for reg_id in changed)
+                assert all(restoreorder.class_of(reg_id).ticks for reg_id in changed)
                 assert saved.z[3] == live.z[3]
                 assert saved.vl_in_use == live.vl_in_use
             ram = machine.memory

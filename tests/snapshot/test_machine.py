@@ -14,7 +14,7 @@ from pyvmm.arm64 import sysregs
 from pyvmm.errors import HostError, UsageError, VmmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.uapi import MpState
-from pyvmm.snapshot import restore as restoring
+from pyvmm.snapshot import restorestate
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.restorer import ClockPolicy, Reading, Restorer, restore
 from pyvmm.snapshot.save import save
@@ -215,7 +215,7 @@ LOSSES: dict[str, tuple[Callable[[Restorer], None], str]] = {
 @pytest.fixture
 def no_readback(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a machine go on that differs from what was saved, which is else an error."""
-    monkeypatch.setattr(restoring, "differences", lambda *_: [])
+    monkeypatch.setattr(restorestate, "differences", lambda *_: [])
 
 
 @pytest.mark.parametrize("what", LOSSES)
@@ -231,7 +231,7 @@ def test_guest_notices_what_is_lost(saved: Path, what: str) -> None:
 def test_guest_notices_a_gic_that_is_not_restored(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restoring, "restore_gic", lambda *_: [])
+    monkeypatch.setattr(restorestate, "restore_gic", lambda *_: [])
 
     with machines.again(saved) as guest:
         guest.machine.start()

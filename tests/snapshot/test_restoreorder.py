@@ -9,8 +9,8 @@ import pytest
 from pyvmm.arm64 import sysregs
 from pyvmm.errors import KvmError
 from pyvmm.kvm import regs
-from pyvmm.snapshot import classes, restore, save
-from pyvmm.snapshot.classes import Setting
+from pyvmm.snapshot import restoreorder, restorestate, save
+from pyvmm.snapshot.restoreorder import Setting
 from tests.snapshot import sample
 
 NEWER = regs.ARM64 | regs.U64 | 0x77 << 16  # a group that no kernel has yet
@@ -47,14 +47,14 @@ def reg(name: str) -> int:
     ],
 )
 def test_a_register_is_of_one_class(name: str, row: str) -> None:
-    assert classes.class_of(reg(name)).name == row
+    assert restoreorder.class_of(reg(name)).name == row
 
 
 def test_every_register_arm_names_is_of_a_known_class() -> None:
     ids = [regs.ARM64 | regs.U64 | regs.SYSREG | number for number in sysregs.NAMES]
 
-    assert classes.UNKNOWN not in map(classes.class_of, ids)
-    assert classes.class_of(NEWER) is classes.UNKNOWN
+    assert restoreorder.UNKNOWN not in map(restoreorder.class_of, ids)
+    assert restoreorder.class_of(NEWER) is restoreorder.UNKNOWN
 
 
 def test_what_decides_over_others_is_restored_before_them() -> None:
@@ -62,7 +62,7 @@ def test_what_decides_over_others_is_restored_before_them() -> None:
              "PSCI_VERSION", "ID_AA64PFR0_EL1", "PMOVSSET_EL0"]  # fmt: skip
     shuffled = [NEWER, *map(reg, names)]
 
-    order = classes.in_order(shuffled)
+    order = restoreorder.in_order(shuffled)
 
     def before(one: int, other: int) -> bool:
         return order.index(one) < order.index(other)
@@ -89,7 +89,7 @@ def test_what_decides_over_others_is_restored_before_them() -> None:
 def test_only_what_is_declared_may_read_back_otherwise(
     name: str, saved: int, found: int, differs: bool
 ) -> None:
-    assert classes.differs(reg(name), saved, found) == differs
+    assert restoreorder.differs(reg(name), saved, found) == differs
 
 
 class Registers:
@@ -120,11 +120,11 @@ def test_registers_are_written_each_as_its_class_says() -> None:
     )
     vcpu = Registers({})
 
-    losses = restore.write_registers(vcpu, saved)  # type: ignore[arg-type]
+    losses = restorestate.write_registers(vcpu, saved)  # type: ignore[arg-type]
 
     assert losses == []
     assert vcpu.written == [(regs.PC, 8), (reg("PMOVSCLR_EL0"), (1 << 64) - 1), (NEWER, 9)]
-    assert classes.class_of(regs.SVE_VLS).setting is Setting.EARLY
+    assert restoreorder.class_of(regs.SVE_VLS).setting is Setting.EARLY
 
 
 def test_a_register_that_is_missing_or_refused_is_told_apart() -> None:
@@ -132,7 +132,7 @@ def test_a_register_that_is_missing_or_refused_is_told_apart() -> None:
     vcpu = Registers({regs.PC: 2, regs.X(0): 22})  # ENOENT, EINVAL
 
     x0, pc = sorted(
-        restore.write_registers(vcpu, saved),  # type: ignore[arg-type]
+        restorestate.write_registers(vcpu, saved),  # type: ignore[arg-type]
         key=lambda loss: loss.reg_id,
     )
 

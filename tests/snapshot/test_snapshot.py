@@ -16,7 +16,7 @@ from pyvmm.kvm.uapi import MpState
 from pyvmm.layout import MIB, RAM_BASE
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.gic import CPU
-from pyvmm.snapshot.look import Snapshot
+from pyvmm.snapshot.snapshot import Snapshot
 from pyvmm.snapshot.state import GicBlock, State, VcpuState
 from tests.snapshot import sample
 from tests.snapshot.files import noise, save_machine

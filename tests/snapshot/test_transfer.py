@@ -12,8 +12,8 @@ import pytest
 from pyvmm.errors import UsageError, VmmError
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.format import BLOCK, PAGE
-from pyvmm.snapshot.moving import export, flatten, unpack
 from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.transfer import export, flatten, unpack
 from tests.conftest import tool
 from tests.snapshot.files import BASE, DOCUMENT, SIZE, noise, restored, save, write_scene
 
