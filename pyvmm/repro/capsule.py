@@ -19,11 +19,11 @@ import re
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from pyvmm.base.files import write_whole
+from pyvmm.base.records import Record
 from pyvmm.errors import UsageError
 
 FORMAT: Final = "pyvmm reproduction"
@@ -40,8 +40,7 @@ FIELDS: Final[dict[str, type]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Capsule:
+class Capsule(Record):
     """A capsule in memory: the manifest, and the members by their names in the archive."""
 
     manifest: dict[str, Any]

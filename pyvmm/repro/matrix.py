@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -20,14 +19,14 @@ from pyvmm.repro.picture import Line, svg
 from pyvmm.repro.runner import LOST, SCHEMA, Job, ReproResult, perform
 
 
-@dataclass(slots=True)
 class Cell:
-    """One run of a matrix: its host, its variant, and what came of it."""
+    """One run of a matrix: its host, its variant, and its result."""
 
-    job: Job
-    variant: str
-    result: ReproResult | None = None
-    seconds: float = 0.0
+    def __init__(self, job: Job, variant: str) -> None:
+        self.job = job
+        self.variant = variant
+        self.result: ReproResult | None = None
+        self.seconds = 0.0
 
     @property
     def model(self) -> str:
@@ -57,9 +56,9 @@ class Matrix:
 
     def __init__(self, job: Job, qemus: Sequence[str], kernels: Sequence[str]) -> None:
         self.cells = [
-            Cell(replace(job, where=where, settings=settings), name)
+            Cell(job.replace(where=where, settings=settings), name)
             for qemu, kernel in product(qemus, kernels)
-            for where in [replace(job.where, kind="emulated", qemu=qemu, kernel=kernel)]
+            for where in [job.where.replace(kind="emulated", qemu=qemu, kernel=kernel)]
             for name, settings in job.reproduction.variants(job.settings)
         ]
         self._job = job

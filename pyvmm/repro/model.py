@@ -7,10 +7,10 @@ The verdict is a function of the evidence alone, so that it can be found again f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pyvmm.base.records import Record, made
 from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, UsageError
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -21,8 +21,7 @@ Evidence = dict[str, Any]
 NOT_THERE, THERE, CANNOT_TELL = EXIT_OK, EXIT_FAILED, EXIT_HOST
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
+class Option(Record, kw_only=True):
     """One setting of a reproduction, as the command line takes it.
 
     ``parse`` makes a value of the text, or of None where there is no default, and raises
@@ -42,8 +41,7 @@ class Option:
         return self.name.replace("-", "_")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class Case(Record, kw_only=True):
     """What a worker gets: which reproduction, how, and where the files lie that it needs."""
 
     reproduction: str
@@ -57,8 +55,7 @@ class Case:
         return Path(self.files[name])
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Record):
     """The verdict: its name, the exit code it stands for, and why, in sentences."""
 
     verdict: str
@@ -67,8 +64,7 @@ class Finding:
     advice: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Curve:
+class Curve(Record, kw_only=True):
     """What to draw of the evidence of many runs: a line for each, over the same axes."""
 
     x: str
@@ -81,8 +77,7 @@ def as_they_are(settings: Settings) -> Iterable[tuple[str, Settings]]:
     return [("", settings)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reproduction:
+class Reproduction(Record, kw_only=True):
     """One bug, and everything that shows whether a machine has it.
 
     ``files`` are what the work needs of pyvmm's own, by name. ``module`` is the source of a kernel
@@ -97,7 +92,7 @@ class Reproduction:
     work: Callable[[Case], Evidence]
     judge: Callable[[Settings, Evidence], Finding]
     show: Callable[[Settings, Evidence], Iterable[str]]
-    files: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[str, Path] = made(dict)
     module: Path | None = None
     wants_module: Callable[[Settings], bool] = lambda settings: False
     variants: Callable[[Settings], Iterable[tuple[str, Settings]]] = as_they_are

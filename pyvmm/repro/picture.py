@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 from xml.sax.saxutils import escape
+
+from pyvmm.base.records import Record
 
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 70, 230, 30, 60  # margins; the legend is in the right one
@@ -16,8 +17,7 @@ APART: Final = 3  # pixels between lines that would hide each other
 TICKS: Final = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(Record):
     """A named line through points."""
 
     name: str

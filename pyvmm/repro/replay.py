@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from pyvmm.base.records import Record
 from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, UsageError
 from pyvmm.host.settings import HostSettings
 from pyvmm.repro import cases
@@ -31,8 +31,7 @@ def pack(result: ReproResult) -> Capsule:
     return Capsule(result.document(), members)
 
 
-@dataclass(frozen=True, slots=True)
-class SavedVerdict:
+class SavedVerdict(Record):
     """What a capsule says came of it when it was made."""
 
     verdict: str
@@ -93,7 +92,7 @@ def unpacked(capsule: Capsule, where: HostSettings, *, trust: bool) -> Iterator[
         paths = capsule.unpack(Path(scratch))
         files = {n.removeprefix(FILES): p for n, p in paths.items() if n.startswith(FILES)}
         module = next((path for name, path in paths.items() if name.startswith(MODULE)), None)
-        yield replace(job, files=files, module=module)
+        yield job.replace(files=files, module=module)
 
 
 def _strange(capsule: Capsule, reproduction: Reproduction) -> Iterator[str]:

@@ -6,13 +6,14 @@ import json
 import platform
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pyvmm import __version__, host
 from pyvmm.base.computer import kind_of_machine
+from pyvmm.base.records import Record, made
 from pyvmm.errors import EXIT_SIGNAL, HostError
 from pyvmm.host import kmodule, share
 from pyvmm.host.capture import CommandFailed, capture
@@ -29,8 +30,7 @@ TIMEOUT_S = 120.0  # with a host that hangs; the worker says something every 5 s
 LOST = "lost"  # in evidence: why there is none
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(Record, kw_only=True):
     """One reproduction to be run: which, how, on which host, with whose files.
 
     ``texts`` are the settings as they were typed. ``files`` are those that are not pyvmm's own,
@@ -40,9 +40,9 @@ class Job:
     reproduction: Reproduction
     settings: Settings
     where: HostSettings
-    texts: Mapping[str, str | None] = field(default_factory=dict)
+    texts: Mapping[str, str | None] = made(dict)
     seed: int = 1
-    files: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[str, Path] = made(dict)
     module: Path | None = None
 
     @property
@@ -52,8 +52,7 @@ class Job:
         return (self.module or self.reproduction.module) if wanted else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReproResult:
+class ReproResult(Record, kw_only=True):
     """What came of a job."""
 
     job: Job

@@ -6,10 +6,11 @@ import contextlib
 import os
 import signal
 import subprocess
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 
 from pyvmm.base.closing import Closing
+from pyvmm.base.records import Record
 from pyvmm.errors import VmmError
 from pyvmm.repro.programs import Executable, numbers
 
@@ -28,8 +29,7 @@ class WatcherEnded(VmmError):
         self.starved = starved
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
+class Tally(Record, kw_only=True):
     """What a number of holds came to; see programs/sve-watcher.h.  Lengths are in bytes."""
 
     holds: int
@@ -102,7 +102,7 @@ class Watcher(Closing):
         """Have patterns held so many times, with the registers damaged in each where asked."""
         order = f"damage {damage}" if damage else "hold"
         told = numbers(self._ask(f"{order} {microseconds} {count}", "hold"))
-        return Tally(**{field.name: told[field.name] for field in fields(Tally)})
+        return Tally(**{name: told[name] for name in Tally.record_fields})
 
     def arm(self) -> None:
         """From now on, have the kernel itself load the holder's SVE state before each hold."""

@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import sys
-from dataclasses import replace
 from types import FrameType
 from typing import Any, Final
 
@@ -25,7 +24,7 @@ def do(case: Case) -> Evidence:
     """Work on a case on this machine, with pyvmm's own files where the case brings none."""
     reproduction = cases.find(case.reproduction)
     own = {name: str(path) for name, path in reproduction.files.items()}
-    return reproduction.work(replace(case, files={**own, **case.files}))
+    return reproduction.work(case.replace(files={**own, **case.files}))
 
 
 def _end(number: int, frame: FrameType | None) -> None:

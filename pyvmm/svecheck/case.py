@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 from types import ModuleType
-from typing import NamedTuple
 
+from pyvmm.base.records import Record
 from pyvmm.svecheck.bench import Bench, SveHost
 
 
@@ -20,7 +19,7 @@ class Verdict(StrEnum):
     SKIPPED = "skipped"
 
 
-class Promise(NamedTuple):
+class Promise(Record):
     """What a document says, in our words, and where."""
 
     says: str
@@ -33,7 +32,7 @@ class Promise(NamedTuple):
         return f"{self.document}, {self.section}"
 
 
-class Known(NamedTuple):
+class Known(Record):
     """Another outcome that kernels have on purpose, and which ones: a version and its commit."""
 
     outcome: str
@@ -44,8 +43,7 @@ Expected = str | Callable[[SveHost], str]
 Act = Callable[[Bench], str]
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(Record):
     """One thing to do, and the outcome that a document promises."""
 
     name: str
@@ -60,8 +58,7 @@ class Case:
         return self.expected if isinstance(self.expected, str) else self.expected(host)
 
 
-@dataclass(frozen=True, slots=True)
-class CaseResult:
+class CaseResult(Record):
     """How a case turned out, and in what words; ``why`` is for what is not simply ok."""
 
     case: Case

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from pyvmm.arm64 import vl
 from pyvmm.base.files import write_whole
+from pyvmm.base.records import Record
 from pyvmm.errors import UsageError
 
 FORMAT = "pyvmm host probe"
@@ -21,15 +21,14 @@ LARGEST = 1 << 20  # bytes; a probe has some hundred
 HOW = "`pyvmm sve list --probe FILE` on that host writes one"
 
 
-class Difference(NamedTuple):
+class Difference(Record):
     """A point where KVM's answer is not the host's own; ``known`` tells what can be from a bug."""
 
     text: str
     known: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
+class Probe(Record, kw_only=True):
     """A host's SVE: what KVM gives guests, and the host's own programs, and what the host is.
 
     ``machine`` is the computer in words, and ``emulated`` whether pyvmm emulates it. ``midrs``

@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple
 
+from pyvmm.base.records import Record
 from pyvmm.kvm import ioctls, regs
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.uapi import VcpuFeature
@@ -29,14 +29,14 @@ STATES: dict[str, tuple[str, Callable[[Bench], Vcpu]]] = {
 }
 
 
-class Cell(NamedTuple):
+class Cell(Record):
     """What a call does in one state, and who says so."""
 
     expected: str
     promise: Promise
 
 
-class Row(NamedTuple):
+class Row(Record):
     """A call, and what it does in each of STATES; None is not looked at."""
 
     name: str

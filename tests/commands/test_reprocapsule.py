@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +27,7 @@ def reproduction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reproductio
     programs = {name: tmp_path / name for name in ZCR.files}
     for name, path in programs.items():
         path.write_text(f"our {name}")
-    made = replace(ZCR, files=programs)
+    made = ZCR.replace(files=programs)
     monkeypatch.setattr(Reproduction, "is_guest", lambda self, name: name == "guest")
     monkeypatch.setattr(cases, "find", lambda name: made)
     return made

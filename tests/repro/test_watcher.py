@@ -45,7 +45,7 @@ def test_lengths_and_tallies_are_read(program: Make) -> None:
 
 
 def test_sums_keep_the_extremes_and_what_was_read_last() -> None:
-    values = dict.fromkeys(Tally.__dataclass_fields__, 1)
+    values = dict.fromkeys(Tally.record_fields, 1)
     first = Tally(**values | {"vl_min": 16, "vl_max": 32, "rdvl": 16, "loops_min": 5})
     second = Tally(**values | {"vl_min": 32, "vl_max": 64, "rdvl": 64, "loops_min": 9})
 

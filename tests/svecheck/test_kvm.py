@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import cast
 
@@ -40,7 +39,7 @@ def test_case_holds_here_and_differs_with_its_expectation_inverted(
     case: Case, system: System, host: SveHost
 ) -> None:
     expected = case.expects(host)
-    inverted = dataclasses.replace(case, expected=f"not {expected}", known=())
+    inverted = case.replace(expected=f"not {expected}", known=())
 
     result = run_case(inverted, Bench(system, host))
 
