@@ -1,5 +1,5 @@
-"""Reproductions of bugs that need a guest, a host and a witness: run, judged, kept in a file.
+"""Reproductions of kernel and hardware bugs, with verdicts, and capsules to run them again.
 
-``model`` says what one is made of, ``cases`` holds them, a file each; ``worker`` runs on the
-machine whose KVM is meant.
+``model`` defines a reproduction, and ``cases`` has one file for each.  ``runner`` starts
+``worker`` on the machine whose KVM is tested.
 """

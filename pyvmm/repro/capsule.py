@@ -1,13 +1,12 @@
-"""A capsule: one file with everything to run a reproduction again, and what came of it then.
+"""A capsule: one file with everything to run a reproduction again, and its result.
 
 It is a ZIP archive, so that ``unzip`` shows what is in it:
 
     manifest.json      which reproduction, options, seed, host, versions, verdict, evidence, hashes
-    files/NAME         the guest, and what else the work needs
-    module/NAME.c      the source of the kernel module, where there is one
+    files/NAME         the guest and other files that the work needs
+    module/NAME.c      the source of the kernel module, if the reproduction has one
 
-What a capsule holds is a stranger's: its manifest is checked, every file is what the manifest
-says, and nothing is unpacked under a name of the archive's choosing.
+A capsule is untrusted input: the manifest, the members' names and their SHA-256 are checked.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ LARGEST: Final = 32 << 20  # bytes, of the archive and of each member
 MOST: Final = 16  # members
 NAME: Final = re.compile(r"(files|module)/[a-z0-9][a-z0-9_.-]{0,60}")
 TIME: Final = (1980, 1, 1, 0, 0, 0)  # the same capsule is the same bytes
-# What a manifest must have, and of which type
+# The required fields of a manifest, and their types
 FIELDS: Final[dict[str, type]] = {
     "reproduction": str, "options": dict, "seed": int, "host": dict, "machine": str, "pyvmm": str,
     "verdict": str, "exit_code": int, "why": list, "members": dict,
@@ -41,13 +40,13 @@ FIELDS: Final[dict[str, type]] = {
 
 
 class Capsule(Record):
-    """A capsule in memory: the manifest, and the members by their names in the archive."""
+    """A capsule in memory: the manifest, and the members by name in the archive."""
 
     manifest: dict[str, Any]
     members: Mapping[str, bytes]
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all.  Raises: UsageError."""
+        """Write the file completely, or not at all.  Raises: UsageError."""
         hashes = {name: _sha256(data) for name, data in self.members.items()}
         head = {"format": FORMAT, "schema": SCHEMA, **self.manifest, "members": hashes}
         text = json.dumps(head, indent=2).encode() + b"\n"
@@ -62,7 +61,7 @@ class Capsule(Record):
 
     @classmethod
     def read(cls, path: Path) -> Capsule:
-        """The capsule in a file.  Raises: UsageError, where there is none, or a damaged one."""
+        """Read a file.  Raises: UsageError, if it is no capsule or damaged."""
         try:
             if path.stat().st_size > LARGEST:
                 raise UsageError(f"{path}: too large for a capsule")
@@ -74,13 +73,13 @@ class Capsule(Record):
                 RuntimeError, EOFError, zlib.error) as error:  # fmt: skip
             raise _damaged(path, str(error) or type(error).__name__) from error
         if MANIFEST not in members:
-            raise _damaged(path, f"it holds no {MANIFEST}")
+            raise _damaged(path, f"it lacks {MANIFEST}")
         manifest = _manifest(path, members.pop(MANIFEST))
         _check_members(path, manifest["members"], members)
         return cls(manifest, members)
 
     def unpack(self, directory: Path) -> dict[str, Path]:
-        """Write the members below a directory; the paths by the members' names."""
+        """Write the members below a directory, and return their paths by name."""
         paths = {}
         for name, data in self.members.items():
             path = paths[name] = directory / name
@@ -92,14 +91,14 @@ class Capsule(Record):
 def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, bytes]:
     infos = archive.infolist()
     if len(infos) > MOST:
-        raise _damaged(path, f"it holds {len(infos)} files")
+        raise _damaged(path, f"it has {len(infos)} files")
     members: dict[str, bytes] = {}
     for info in infos:
         known = info.filename == MANIFEST or NAME.fullmatch(info.filename)
         if not known or info.filename in members or ".." in info.filename:
-            raise _damaged(path, f"it holds a file {info.filename!r}")
+            raise _damaged(path, f"it has a file {info.filename!r}")
         with archive.open(info) as member:
-            data = member.read(LARGEST + 1)  # whatever the archive says of its size
+            data = member.read(LARGEST + 1)  # the size in the archive is untrusted
         if len(data) > LARGEST:
             raise _damaged(path, f"{info.filename} is too large")
         members[info.filename] = data
@@ -112,37 +111,38 @@ def _manifest(path: Path, data: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"{MANIFEST}: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UsageError(f"{path}: not a capsule", hint="`pyvmm repro NAME --save FILE` writes one")
+        raise UsageError(f"{path}: not a capsule", hint="let `pyvmm repro` save one")
     if manifest.get("schema") != SCHEMA:
         raise UsageError(
-            f"{path}: a capsule of schema {manifest.get('schema')}, and this pyvmm knows {SCHEMA}"
+            f"{path}: its schema is {manifest.get('schema')}, this pyvmm reads {SCHEMA}",
+            hint="use the newer pyvmm that wrote it",
         )
     for name, kind in FIELDS.items():
         if type(manifest.get(name)) is not kind:
-            raise _damaged(path, f"{MANIFEST}: {name} is no {kind.__name__}")
-        if not _is_plain(manifest[name]):  # it is shown, on a terminal perhaps
-            raise _damaged(path, f"{MANIFEST}: {name} holds what is no text")
+            raise _damaged(path, f"{MANIFEST}: {name} is not of type {kind.__name__}")
+        if not _is_printable(manifest[name]):  # terminals show it
+            raise _damaged(path, f"{MANIFEST}: {name} has unprintable text")
     return manifest
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether all text in a field can be shown; what is nested deeper nobody shows."""
+def _is_printable(value: Any) -> bool:
+    """Return whether all text in a field is printable; text nested deeper is never shown."""
     if isinstance(value, dict):
-        return all(map(_is_plain, (*value.keys(), *value.values())))
+        return all(map(_is_printable, (*value.keys(), *value.values())))
     return not isinstance(value, str) or value.isprintable()
 
 
 def _check_members(path: Path, hashes: dict[str, Any], members: Mapping[str, bytes]) -> None:
     if hashes.keys() != members.keys():
-        raise _damaged(path, "its files are not those of the manifest")
+        raise _damaged(path, "its files differ from those in the manifest")
     for name, data in members.items():
         if _sha256(data) != hashes[name]:
-            raise _damaged(path, f"{name} is not what the manifest says")
+            raise _damaged(path, f"{name} differs from its SHA-256 in the manifest")
 
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _damaged(path: Path, what: str) -> UsageError:
-    return UsageError(f"{path}: damaged: {what}")
+def _damaged(path: Path, reason: str) -> UsageError:
+    return UsageError(f"{path}: damaged: {reason}")

@@ -1,4 +1,4 @@
-"""A reproduction on many hosts: every QEMU with every kernel, each with every variant."""
+"""A reproduction on many emulated hosts: every QEMU with every kernel and every variant."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class Cell:
 
     @property
     def model(self) -> str:
-        """The QEMU, as --host-qemu takes it."""
+        """The host's QEMU, as in HostSettings."""
         return self.job.where.qemu
 
     @property
     def kernel(self) -> str:
-        """The kernel, as --host-kernel takes it."""
+        """The host's kernel, as in HostSettings."""
         return self.job.where.kernel
 
     @property
     def verdict(self) -> str:
-        """Its name, or nothing yet."""
+        """The name of the verdict, or empty before the run has ended."""
         return "" if self.result is None else self.result.finding.verdict
 
     def points(self) -> dict[int, int]:
-        """What its line in the picture goes through; none where there is nothing to draw."""
+        """Return the points of this run's line in the picture, if any."""
         curve = self.job.reproduction.curve
         if curve is None or self.result is None or LOST in self.result.evidence:
             return {}
@@ -64,7 +64,7 @@ class Matrix:
         self._job = job
 
     def run(self, begun: Callable[[Cell], None], finished: Callable[[Cell], None]) -> None:
-        """Do them all; each host that was not there before goes with its last run."""
+        """Run all cells; a host that did not exist before is removed after its last run."""
         hosts: dict[HostSettings, list[Cell]] = defaultdict(list)
         for cell in self.cells:
             hosts[cell.job.where].append(cell)
@@ -76,7 +76,7 @@ class Matrix:
                     _perform(cell)
                     finished(cell)
             finally:
-                # only now: its name depends on the versions that the first run fetched
+                # Only now: the name depends on the versions that the first run downloaded.
                 instance = Instance(where, Progress(quiet=True))
                 if (running := running_at(instance.sockets)) is not None:
                     stop(running)
@@ -84,12 +84,12 @@ class Matrix:
                     saved.remove(saved.directory(instance.name))
 
     def exit_code(self) -> int:
-        """That of the worst verdict: there, cannot tell, not there."""
+        """Return the exit code of the worst verdict: bug present, unknown, absent."""
         codes = {cell.result.finding.code for cell in self.cells if cell.result is not None}
         return next((code for code in (THERE, CANNOT_TELL) if code in codes), EXIT_OK)
 
     def document(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Return all results as JSON."""
         runs = [
             {"variant": cell.variant, "seconds": round(cell.seconds, 1), **cell.result.document()}
             for cell in self.cells
@@ -98,7 +98,7 @@ class Matrix:
         return {"schema": SCHEMA, "reproduction": self._job.reproduction.name, "runs": runs}
 
     def picture(self) -> str | None:
-        """The lines of all models, as SVG; None where there is nothing to draw."""
+        """Return an SVG with the lines of all models, or None if there are none."""
         reproduction = self._job.reproduction
         lines = list(self._lines())
         if reproduction.curve is None or not lines:
@@ -107,7 +107,7 @@ class Matrix:
         return svg(title, reproduction.curve.x, reproduction.curve.y, lines)
 
     def _lines(self) -> Iterator[Line]:
-        """One for each model and variant, unless its kernels differ, or variants do not."""
+        """Yield a line for each model and variant; equal lines of a model are merged."""
         alike: dict[tuple[str, tuple[tuple[int, int], ...]], list[Cell]] = defaultdict(list)
         for cell in self.cells:
             if points := cell.points():
@@ -121,7 +121,7 @@ class Matrix:
             yield Line(f"QEMU {model}{several}{some}", dict(points_of))
 
     def markdown(self, picture: str | None) -> str:
-        """The report; ``picture`` is the name of the file beside it."""
+        """Return the report; ``picture`` is the file name of the picture."""
         reproduction = self._job.reproduction
         kernels = list(dict.fromkeys(cell.kernel for cell in self.cells))
         head = ["QEMU", "variant", *(f"Linux {kernel}" for kernel in kernels)]
@@ -157,7 +157,7 @@ def _perform(cell: Cell) -> None:
     began = time.monotonic()
     try:
         cell.result = perform(cell.job, Progress(quiet=True))
-    except HostError as error:  # the other hosts may be there
+    except HostError as error:  # the other hosts may work
         lost = {LOST: ("INCONCLUSIVE", CANNOT_TELL, (error.message,))}
         cell.result = ReproResult(job=cell.job, evidence=lost, machine=cell.job.where.label)
     cell.seconds = time.monotonic() - began

@@ -1,7 +1,7 @@
-"""What a reproduction is made of: options, a case to work on, evidence, and the verdict on it.
+"""A reproduction: options, a case to work on, evidence, and the verdict on it.
 
-The work is done on the machine whose KVM is meant and returns evidence, plain data for JSON.
-The verdict is a function of the evidence alone, so that it can be found again from a file.
+The work runs on the machine whose KVM is tested, and returns evidence: plain data for JSON.
+The verdict is a function of the evidence alone, so that it can be computed again from a file.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pyvmm.arm64 import vl
 from pyvmm.base.records import Record, made
 from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, UsageError
 
@@ -17,15 +18,14 @@ PACKAGE = Path(__file__).resolve().parent.parent
 Settings = dict[str, Any]
 Evidence = dict[str, Any]
 
-# A verdict's exit code by what it says about the bug that was looked for.
+# A verdict's exit code: the bug is absent, present, or unknown.
 NOT_THERE, THERE, CANNOT_TELL = EXIT_OK, EXIT_FAILED, EXIT_HOST
 
 
 class Option(Record, kw_only=True):
-    """One setting of a reproduction, as the command line takes it.
+    """One setting of a reproduction, for the command line.
 
-    ``parse`` makes a value of the text, or of None where there is no default, and raises
-    UsageError.
+    ``parse`` converts the text, or None if there is no default, and raises UsageError.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Option(Record, kw_only=True):
 
     @property
     def key(self) -> str:
-        """The name as settings have it."""
+        """The key in settings, and the field in errors."""
         return self.name.replace("-", "_")
 
 
 class Case(Record, kw_only=True):
-    """What a worker gets: which reproduction, how, and where the files lie that it needs."""
+    """The input of a worker: the reproduction, its settings, and the paths of its files."""
 
     reproduction: str
     settings: Settings
@@ -51,12 +51,12 @@ class Case(Record, kw_only=True):
     module: str | None = None  # a kernel module, ready to load
 
     def path(self, name: str) -> Path:
-        """Where a file of the case is."""
+        """Return the path of a file."""
         return Path(self.files[name])
 
 
 class Finding(Record):
-    """The verdict: its name, the exit code it stands for, and why, in sentences."""
+    """A verdict: its name, its exit code, and the reasons in sentences."""
 
     verdict: str
     code: int
@@ -65,25 +65,25 @@ class Finding(Record):
 
 
 class Curve(Record, kw_only=True):
-    """What to draw of the evidence of many runs: a line for each, over the same axes."""
+    """The curve to draw for each of many runs, on common axes."""
 
     x: str
     y: str
     points: Callable[[Evidence], Mapping[int, int]]
 
 
-def as_they_are(settings: Settings) -> Iterable[tuple[str, Settings]]:
-    """The variants of a reproduction that has but one."""
+def single_variant(settings: Settings) -> Iterable[tuple[str, Settings]]:
+    """Return the settings as the only variant."""
     return [("", settings)]
 
 
 class Reproduction(Record, kw_only=True):
-    """One bug, and everything that shows whether a machine has it.
+    """One bug, and the test that shows whether a machine has it.
 
-    ``files`` are what the work needs of pyvmm's own, by name. ``module`` is the source of a kernel
-    module, built for the machine's kernel where ``wants_module`` says so. ``show`` puts evidence
-    into lines for people. ``variants`` are the settings that each host of a matrix is tried with,
-    and their names; ``curve`` is what its picture shows.
+    ``files`` are files of pyvmm that the work needs.  ``module`` is the source of a kernel module,
+    which is built for the host's kernel if ``wants_module`` returns true.  ``show`` formats the
+    evidence as text.  ``variants`` returns the settings to run on each host of a matrix, with
+    their names.  ``curve`` is for the matrix's picture.
     """
 
     name: str
@@ -95,38 +95,44 @@ class Reproduction(Record, kw_only=True):
     files: Mapping[str, Path] = made(dict)
     module: Path | None = None
     wants_module: Callable[[Settings], bool] = lambda settings: False
-    variants: Callable[[Settings], Iterable[tuple[str, Settings]]] = as_they_are
+    variants: Callable[[Settings], Iterable[tuple[str, Settings]]] = single_variant
     curve: Curve | None = None
 
     def read(self, texts: Mapping[str, Any]) -> Settings:
-        """Settings of what was typed, by the options' keys; what is missing has its default.
+        """Parse settings by the options' keys; a missing one has its default.
 
-        Raises: UsageError, where something makes no sense.
+        Raises: UsageError.
         """
         settings = {}
         for option in self.options:
             text = texts.get(option.key, option.default)
             if not isinstance(text, str if option.default is not None else str | None):
-                raise UsageError(f"--{option.name}: {text!r} is no text")
+                raise UsageError(f"`{option.key}`: {text!r} is not text")
             if option.choices and text not in option.choices:
-                raise UsageError(f"--{option.name} {text}: not one of {', '.join(option.choices)}")
+                choices = ", ".join(option.choices)
+                raise UsageError(f"`{option.key}`={text}: not one of {choices}")
             settings[option.key] = option.parse(text) if option.parse else text
         return settings
 
     def defaults(self) -> Settings:
-        """The settings nobody said anything about."""
+        """Return the default settings."""
         return self.read({})
 
     def is_guest(self, name: str) -> bool:
-        """Whether one of the files only ever runs as a guest, which nobody needs to trust."""
+        """Return whether a file runs only as a guest, and so needs no trust."""
         return self.files[name].parent == PACKAGE / "guests"
 
 
 def guest(name: str) -> Path:
-    """Where a guest of pyvmm's own lies."""
+    """Return the path of a guest that comes with pyvmm."""
     return PACKAGE / "guests" / name
 
 
 def program(name: str) -> Path:
-    """Where a program for an arm64 host of pyvmm's own lies."""
+    """Return the path of an arm64 program that comes with pyvmm."""
     return PACKAGE / "programs" / name
+
+
+def parse_max_vl(text: str | None) -> int | None:
+    """Read a guest's longest vector length, in bits.  Raises: UsageError."""
+    return None if text is None else vl.parse_max(text, option="`guest_max_vl`")

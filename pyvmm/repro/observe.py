@@ -1,4 +1,4 @@
-"""What a host says of itself beside KVM: its CPUs, VHE, kernel warnings; and kernel modules."""
+"""Facts of a host beside KVM: its CPUs, VHE, kernel warnings; and loading of kernel modules."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ LONGEST: Final = 8192  # bytes of a record.  Source: Documentation/ABI/testing/d
 
 
 def cpus() -> frozenset[int]:
-    """The CPUs that are online and that this process may use."""
+    """Return the online CPUs that this process may use."""
     return online_cpus() & frozenset(os.sched_getaffinity(0)) or online_cpus()
 
 
 def runs_in_vhe() -> bool | None:
-    """Whether the host's kernel runs at EL2; None where it has no KVM that would tell.
+    """Return whether the host's kernel runs at EL2, or None if it lacks KVM.
 
-    Only then does KVM take the physical timer for guests: the host uses EL2's own.
+    At EL2 the kernel uses EL2's own timer, so that KVM can give guests the physical timer.
     Source: Linux, arch_timer_populate_kvm_info() in drivers/clocksource/arm_arch_timer.c.
     """
     text = INTERRUPTS.read_text(encoding="ascii", errors="replace")
@@ -43,12 +43,12 @@ def runs_in_vhe() -> bool | None:
 
 
 def kernel() -> str:
-    """The host's kernel in words."""
+    """Return the name and version of the host's kernel."""
     return f"Linux {platform.release()} {platform.version()}"
 
 
 class KernelLog:
-    """The kernel's log from now on; says nothing where it may not be read."""
+    """The kernel's log from now on; empty if this process may not read it."""
 
     def __init__(self) -> None:
         try:
@@ -58,7 +58,7 @@ class KernelLog:
             self._fd = None
 
     def alarming(self) -> list[str] | None:
-        """Lines since the last time that tell of something wrong; None where none can be had."""
+        """Return new lines that report an error, or None if the log cannot be read."""
         if self._fd is None:
             return None
         return [line for line in self._lines(self._fd) if ALARMING.search(line)]
@@ -74,7 +74,7 @@ class KernelLog:
             yield record.decode(errors="replace").partition(";")[2].partition("\n")[0]
 
     def close(self) -> None:
-        """Give it back."""
+        """Close the log."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -82,9 +82,9 @@ class KernelLog:
 
 @contextmanager
 def loaded(module: Path, name: str, **parameters: int) -> Iterator[Path]:
-    """Have a kernel module loaded meanwhile; gives the directory of its parameters.
+    """Load a kernel module for the block; yield the directory of its parameters.
 
-    Raises: HostError, where the kernel refuses it.
+    Raises: HostError, if the kernel refuses it.
     """
     values = " ".join(f"{key}={value}" for key, value in parameters.items())
     with module.open("rb") as file:
@@ -100,9 +100,9 @@ def _call(number: int, what: str, *arguments: object) -> None:
     if libc.syscall(ctypes.c_long(number), *arguments) < 0:
         code = ctypes.get_errno()
         hints = {
-            errno.EPERM: "it needs root on this host, and a kernel that is not locked down",
-            errno.EEXIST: f"another run has it loaded: rmmod {what.split()[-1]}",
-            errno.ENOEXEC: "it was built for another kernel",
-            errno.EOPNOTSUPP: "it wants VHE and SVE, and as a control Linux 6.1 or later",
+            errno.EPERM: "run as root, on a kernel that is not locked down",
+            errno.EEXIST: f"unload the module of another run: rmmod {what.split()[-1]}",
+            errno.ENOEXEC: "build the module for this kernel",
+            errno.EOPNOTSUPP: "use a host with VHE and SVE; the control needs Linux 6.1 or later",
         }
         raise HostError(f"{what}: {os.strerror(code)}", hint=hints.get(code, "see `dmesg`"))

@@ -1,4 +1,4 @@
-"""Lines over a pair of axes, as an SVG file: no more than reports need."""
+"""Line charts as SVG, for reports."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pyvmm.base.records import Record
 
 WIDTH, HEIGHT = 760, 420
 LEFT, RIGHT, TOP, BOTTOM = 70, 230, 30, 60  # margins; the legend is in the right one
-# Told apart by people who see colours differently, too.  Source: Okabe and Ito, 2008.
+# Distinct for colour-blind readers.  Source: Okabe and Ito, 2008.
 COLOURS: Final = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES: Final = ("", "7 4", "2 4")
-APART: Final = 3  # pixels between lines that would hide each other
+APART: Final = 3  # pixels between lines with equal values
 TICKS: Final = 8
 
 
 class Line(Record):
-    """A named line through points."""
+    """A line through points, with its name in the legend."""
 
     name: str
     points: Mapping[int, int]
 
 
 def svg(title: str, x: str, y: str, lines: Sequence[Line]) -> str:
-    """The picture; lines are in the order of the legend."""
+    """Return the chart; the legend has the lines in the same order."""
     return "\n".join(_Picture(lines).parts(title, x, y)) + "\n"
 
 
 class _Picture:
-    """The scales that a set of lines needs."""
+    """The chart of a set of lines, with its scales."""
 
     def __init__(self, lines: Sequence[Line]) -> None:
         self._lines = lines

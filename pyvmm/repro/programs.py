@@ -1,4 +1,4 @@
-"""Programs of pyvmm's own that run on an arm64 host beside its guests; see programs/."""
+"""Programs for an arm64 host that come with pyvmm; see programs/."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Self
 
 
 class Executable:
-    """A copy of a program that can be executed wherever the file lies, for a moment."""
+    """A temporary copy of a program in memory: its file system may be mounted noexec."""
 
     def __init__(self, program: Path) -> None:
         self.fd = os.memfd_create(program.name)
@@ -23,6 +23,6 @@ class Executable:
 
 
 def numbers(text: str) -> dict[str, int]:
-    """The NAME=NUMBER words of an answer as a table."""
+    """Return the NAME=NUMBER words of an answer as a table."""
     pairs = (word.partition("=") for word in text.split())
     return {name: int(value) for name, _, value in pairs}

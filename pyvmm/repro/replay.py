@@ -1,4 +1,4 @@
-"""Reproductions to and from capsules: saved with what they need, run again, and compared."""
+"""Capsules of reproductions: save a result with its files, run it again, and compare."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SEEDS: Final = range(1 << 24)
 
 
 def pack(result: ReproResult) -> Capsule:
-    """Everything to do that job again, and what came of it."""
+    """Return a capsule with the job's files and its result."""
     job = result.job
     paths = {**job.reproduction.files, **job.files}
     members = {f"{FILES}{name}": path.read_bytes() for name, path in paths.items()}
@@ -32,43 +32,43 @@ def pack(result: ReproResult) -> Capsule:
 
 
 class SavedVerdict(Record):
-    """What a capsule says came of it when it was made."""
+    """The verdict in a capsule, and where it was found."""
 
     verdict: str
     machine: str
     pyvmm: str
 
     def compare(self, now: ReproResult) -> tuple[str, int]:
-        """Whether that verdict holds, in a sentence; and the exit code.
+        """Return whether the verdict holds, as a sentence and an exit code.
 
-        What comes after a comma depends on the moment: contents are lost when a change of length
-        falls into a hold.
+        The part after a comma depends on timing and is ignored: contents are lost only if the
+        vector length changes during a hold.
         """
         finding = now.finding
-        if _family(finding.verdict) == _family(self.verdict):
+        if _main_part(finding.verdict) == _main_part(self.verdict):
             return f"the verdict holds: {self.verdict} then, {finding.verdict} now", EXIT_OK
         text = f"{self.verdict} then, {finding.verdict} now"
         if finding.code == CANNOT_TELL:
-            return f"it cannot be told whether the verdict holds: {text}", EXIT_HOST
+            return f"it is unknown whether the verdict holds: {text}", EXIT_HOST
         return f"the verdict does not hold: {text}", EXIT_FAILED
 
 
-def _family(verdict: str) -> str:
+def _main_part(verdict: str) -> str:
     return verdict.partition(",")[0]
 
 
 def saved_verdict(capsule: Capsule) -> SavedVerdict:
-    """What came of it when it was made."""
+    """Return the verdict in a capsule."""
     manifest = capsule.manifest
     return SavedVerdict(manifest["verdict"], manifest["machine"], manifest["pyvmm"])
 
 
 @contextlib.contextmanager
 def unpacked(capsule: Capsule, where: HostSettings, *, trust: bool) -> Iterator[Job]:
-    """The capsule's job, with its own files, for as long as this lasts.
+    """Unpack a capsule, and yield its job with the capsule's files.
 
-    Raises: UsageError, where there is no such reproduction, or the capsule brings programs that
-    are not this pyvmm's and nobody said to trust them.
+    Raises: UsageError, if this pyvmm lacks the reproduction, or the capsule has foreign programs
+    that the user does not ``trust``.
     """
     reproduction = cases.find(capsule.manifest["reproduction"])
     texts = capsule.manifest["options"]
@@ -82,11 +82,11 @@ def unpacked(capsule: Capsule, where: HostSettings, *, trust: bool) -> Iterator[
         texts=texts,
         seed=seed,
     )
-    strange = list(_strange(capsule, reproduction))
-    if strange and not trust:
+    foreign = list(_foreign(capsule, reproduction))
+    if foreign and not trust:
         raise UsageError(
-            f"the capsule brings programs of its own: {', '.join(strange)}",
-            hint="they run on the host, with access to your files; --trust runs them all the same",
+            f"the capsule has foreign programs: {', '.join(foreign)}",
+            hint="use `trust` to run them on the host, with access to your files",
         )
     with tempfile.TemporaryDirectory(prefix="pyvmm-capsule-") as scratch:
         paths = capsule.unpack(Path(scratch))
@@ -95,8 +95,8 @@ def unpacked(capsule: Capsule, where: HostSettings, *, trust: bool) -> Iterator[
         yield job.replace(files=files, module=module)
 
 
-def _strange(capsule: Capsule, reproduction: Reproduction) -> Iterator[str]:
-    """The members that would run on the host, and are not what this pyvmm has."""
+def _foreign(capsule: Capsule, reproduction: Reproduction) -> Iterator[str]:
+    """Yield the members that would run on the host and differ from this pyvmm's."""
     own: dict[str, Path] = {f"{FILES}{name}": path for name, path in reproduction.files.items()}
     if reproduction.module is not None:
         own[f"{MODULE}{reproduction.module.name}"] = reproduction.module
@@ -110,9 +110,9 @@ def _strange(capsule: Capsule, reproduction: Reproduction) -> Iterator[str]:
 
 
 def host_of(capsule: Capsule, chosen: dict[str, Any]) -> HostSettings:
-    """The host a capsule was made on, but for what the user chose.
+    """Return the settings of the host of a capsule, with ``chosen`` ones in their place.
 
-    Raises: UsageError, where that was a file of somebody's.
+    Raises: UsageError, if the capsule's kernel or QEMU is a file on another machine.
     """
     fields = {name: capsule.manifest["host"].get(name) for name in ("kernel", "qemu", "cpu")}
     fields |= {"append": capsule.manifest["host"].get("append", ""), "kind": "auto"}
@@ -121,10 +121,10 @@ def host_of(capsule: Capsule, chosen: dict[str, Any]) -> HostSettings:
     fields |= chosen
     for name, value in fields.items():
         if not isinstance(value, str):
-            raise UsageError(f"the capsule names no {name} of a host: {value!r}")
+            raise UsageError(f"the capsule's host.{name} is not text: {value!r}")
         if name in ("kernel", "qemu") and name not in chosen and "/" in value:
             raise UsageError(
-                f"the capsule was made with a {name} of its maker's: {value}",
-                hint=f"--host-{name} names the one to use here",
+                f"the capsule was made with a {name} in a file of another machine: {value}",
+                hint=f"choose one with `host.{name}`",
             )
     return HostSettings(**fields)

@@ -1,4 +1,4 @@
-"""Running a reproduction where it belongs, and what came of it."""
+"""The run of a reproduction, on this machine or in an emulated host, and its result."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from pyvmm.repro import worker
 from pyvmm.repro.model import CANNOT_TELL, Case, Evidence, Finding, Reproduction, Settings
 
 SCHEMA = 1
-TIMEOUT_S = 120.0  # with a host that hangs; the worker says something every 5 s
-LOST = "lost"  # in evidence: why there is none
+TIMEOUT_S = 120.0  # for a host that hangs; the worker sends an empty line every 5 s
+LOST = "lost"  # the key in evidence if the worker returned none: the verdict
 
 
 class Job(Record, kw_only=True):
-    """One reproduction to be run: which, how, on which host, with whose files.
+    """One reproduction to run: its settings, its host and its files.
 
-    ``texts`` are the settings as they were typed. ``files`` are those that are not pyvmm's own,
-    ``module`` the source of the kernel module.
+    ``texts`` are the settings as the user typed them.  ``files`` replace pyvmm's files, and
+    ``module`` its source of the kernel module.
     """
 
     reproduction: Reproduction
@@ -47,13 +47,13 @@ class Job(Record, kw_only=True):
 
     @property
     def module_source(self) -> Path | None:
-        """The module's source where these settings want one."""
+        """The module's source, if these settings need the module."""
         wanted = self.reproduction.wants_module(self.settings)
         return (self.module or self.reproduction.module) if wanted else None
 
 
 class ReproResult(Record, kw_only=True):
-    """What came of a job."""
+    """The evidence of a job, and its verdict."""
 
     job: Job
     evidence: Evidence
@@ -67,7 +67,7 @@ class ReproResult(Record, kw_only=True):
         return self.job.reproduction.judge(self.job.settings, self.evidence)
 
     def document(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """Return the result as JSON."""
         finding = self.finding
         return {
             "schema": SCHEMA,
@@ -86,9 +86,9 @@ class ReproResult(Record, kw_only=True):
 
 
 def perform(job: Job, progress: Progress) -> ReproResult:
-    """Do the job on this machine's KVM or in its emulated host.
+    """Run the job on this machine's KVM or in its emulated host.
 
-    Raises: HostError, where there is no host to do it in.
+    Raises: HostError, if there is no host.
     """
     if host.is_local(job.where):
         return _here(job, progress)
@@ -98,7 +98,7 @@ def perform(job: Job, progress: Progress) -> ReproResult:
         running = instance.ensure()
         try:
             return _inside(job, running, progress)
-        except Unreachable:  # it was just being stopped, or had been idle long enough
+        except Unreachable:  # the host was just stopping, perhaps because it was idle
             if last:
                 raise
             wait_for_end(running)
@@ -130,13 +130,13 @@ def _inside(job: Job, running: Running, progress: Progress) -> ReproResult:
 
 
 def _module(job: Job, build: Callable[[Path, Progress], Path], progress: Progress) -> Path | None:
-    """The kernel module, built, where the job wants one."""
+    """Build the kernel module, if the job needs it."""
     source = job.module_source
     return None if source is None else build(source, progress)
 
 
 def _lost(error: HostError) -> tuple[str, int, tuple[str, ...]]:
-    """The verdict where nothing came back: never that nothing is wrong."""
+    """Return the verdict if there is no evidence: the bug may be present."""
     killed = isinstance(error, CommandFailed) and error.code == EXIT_SIGNAL + signal.SIGKILL
     why = (error.message, *([f"hint: {error.hint}"] if error.hint else []))
     return ("KILLED BY KERNEL" if killed else "INCONCLUSIVE", CANNOT_TELL, why)

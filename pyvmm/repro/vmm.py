@@ -1,4 +1,4 @@
-"""A guest in a process of its own, which a bug of the host's may kill without taking the rest."""
+"""A guest in a child process: a bug of the host may kill it without ending the test."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pyvmm.config import Config
 from pyvmm.errors import VmmError
 from pyvmm.machine.machine import Machine
 
-ANSWER_S: Final = 120.0  # an emulated host may be busy, and the machine it is on
+ANSWER_S: Final = 120.0  # for a busy machine
 
 
 class GuestEnded(VmmError):
-    """The guest, or the process that runs it, does not answer any more.
+    """The guest's process has ended, or the guest does not respond.
 
-    ``signal`` is what killed the process, 0 where nothing did.
+    ``signal`` is the signal that killed the process, or 0.
     """
 
     def __init__(self, message: str, signal: int = 0) -> None:
@@ -31,12 +31,12 @@ class GuestEnded(VmmError):
 
 
 class GuestProcess:
-    """A guest that is told what to do by letters on its console, and answers in lines."""
+    """A guest that takes commands as letters on its console, and responds with lines."""
 
     def __init__(self, config: Config, elsewhere: frozenset[int]) -> None:
-        """Start it; all of its process but the vCPUs stays on the CPUs ``elsewhere``.
+        """Start it; the threads of its process, except vCPUs, run on the CPUs ``elsewhere``.
 
-        Raises: GuestEnded, with the words of what refused it.
+        Raises: GuestEnded, with the reason.
         """
         ours, theirs = socket.socketpair()
         self.pid = os.fork()
@@ -60,14 +60,14 @@ class GuestProcess:
         self.close()
 
     def ask(self, letter: str) -> tuple[str, int]:
-        """Type a letter; the line it answers, and how many exits to the VMM there were so far."""
-        with contextlib.suppress(BrokenPipeError):  # its end is told below
+        """Send a letter; return the guest's line, and the number of VM exits so far."""
+        with contextlib.suppress(BrokenPipeError):  # _read() reports the end
             self._socket.sendall(letter.encode())
         answer = self._read()
         return answer["said"], answer["exits"]
 
     def close(self) -> int:
-        """End it, if need be by force; the process's wait status."""
+        """End the process, kill it after a timeout, and return its wait status."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
         if self._status is None:
@@ -78,7 +78,7 @@ class GuestProcess:
 
     def _read(self) -> dict[str, Any]:
         line = ""
-        with contextlib.suppress(ConnectionResetError):  # it died with something unread
+        with contextlib.suppress(ConnectionResetError):  # the process died with unread input
             line = self._answers.readline()
         if not line:
             status = self._status = self._wait(ANSWER_S)
@@ -102,20 +102,20 @@ class GuestProcess:
 
 
 class Console:
-    """What the guest writes, in lines."""
+    """The guest's output, in lines."""
 
     def __init__(self) -> None:
         self._text = b""
         self._changed = threading.Condition()
 
     def write(self, data: bytes) -> None:
-        """Take in what the guest wrote; in the vCPU's thread."""
+        """Store output; the vCPU's thread calls it."""
         with self._changed:
             self._text += data
             self._changed.notify_all()
 
     def line(self) -> str:
-        """The next line.  Raises: TimeoutError."""
+        """Return the next line.  Raises: TimeoutError."""
         with self._changed:
             if not self._changed.wait_for(lambda: b"\n" in self._text, ANSWER_S):
                 raise TimeoutError
@@ -124,7 +124,7 @@ class Console:
 
 
 def _be_guest(connection: socket.socket, config: Config, elsewhere: frozenset[int]) -> None:
-    """In the forked process: run the guest until the other end hangs up; never returns."""
+    """Run the guest in the forked process until the parent disconnects; never return."""
     code = 1
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -155,6 +155,6 @@ def _answer(vm: Machine, console: Console, send: Callable[[bytes], None]) -> Non
     try:
         said = console.line()
     except TimeoutError:
-        raise GuestEnded(f"the guest said nothing for {ANSWER_S:g} s") from None
+        raise GuestEnded(f"the guest printed nothing for {ANSWER_S:g} s") from None
     exits = sum(vm.exit_counts()[0].values())
     send(json.dumps({"said": said, "exits": exits}).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""The witness: ``sve-watcher``, a process that holds patterns in SVE registers on one CPU."""
+"""The watcher: ``sve-watcher``, a program that holds patterns in SVE registers on one CPU."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pyvmm.base.records import Record
 from pyvmm.errors import VmmError
 from pyvmm.repro.programs import Executable, numbers
 
-FAILED_S = 60.0  # for a program that said why to end
+FAILED_S = 60.0  # for a failed program to end
 
 
 class WatcherEnded(VmmError):
-    """The watcher, or its process that holds the registers, is there no more.
+    """The watcher, or its child process that holds the registers, has ended.
 
-    ``signal`` is what killed it, 0 where it was none; ``starved`` says that it got no time.
+    ``signal`` is the signal that killed it, or 0.  ``starved`` means that it got no CPU time.
     """
 
     def __init__(self, message: str, *, signal: int = 0, starved: bool = False) -> None:
@@ -30,7 +30,7 @@ class WatcherEnded(VmmError):
 
 
 class Tally(Record, kw_only=True):
-    """What a number of holds came to; see programs/sve-watcher.h.  Lengths are in bytes."""
+    """The counts of a number of holds; see programs/sve-watcher.h.  Lengths are in bytes."""
 
     holds: int
     bad: int
@@ -54,7 +54,7 @@ class Tally(Record, kw_only=True):
     arm_failed: int
 
     def __add__(self, other: Tally) -> Tally:
-        """Both together; lengths read afterwards are the later ones."""
+        """Add the counts; ``rdvl`` and ``prctl`` are those of ``other``, the later one."""
         mine, theirs = asdict(self), asdict(other)
         total = {name: mine[name] + theirs[name] for name in mine}
         total |= {"rdvl": other.rdvl, "prctl": other.prctl}
@@ -68,7 +68,7 @@ class Watcher(Closing):
     def __init__(self, program: Path, cpu: int, seed: int) -> None:
         """Start it, pinned to that CPU.
 
-        Raises: WatcherEnded, where it cannot work here, as without SVE.
+        Raises: WatcherEnded, if it cannot run here, for example without SVE.
         """
         with Executable(program) as file:
             self._process = subprocess.Popen(
@@ -85,33 +85,33 @@ class Watcher(Closing):
         except BaseException:
             self.close()
             raise
-        self.vl = ready["vl"]  # bytes: the longest
+        self.vl = ready["vl"]  # the longest, in bytes
         self.lengths = frozenset(128 * (n + 1) for n in range(16) if ready["lengths"] >> n & 1)
         self.armed = False
 
     def close(self) -> None:
-        """End it, and the process that holds the registers; idempotent."""
-        self._process.kill()  # the other one dies of its parent's death
+        """End it and its child process; idempotent."""
+        self._process.kill()  # the child dies with its parent
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                with contextlib.suppress(BrokenPipeError):  # a word that it never read
+                with contextlib.suppress(BrokenPipeError):  # it has unread input
                     stream.close()
 
     def hold(self, microseconds: int, count: int, damage: str = "") -> Tally:
-        """Have patterns held so many times, with the registers damaged in each where asked."""
+        """Hold patterns ``count`` times, and damage the registers each time if asked."""
         order = f"damage {damage}" if damage else "hold"
-        told = numbers(self._ask(f"{order} {microseconds} {count}", "hold"))
-        return Tally(**{name: told[name] for name in Tally.record_fields})
+        answer = numbers(self._ask(f"{order} {microseconds} {count}", "hold"))
+        return Tally(**{name: answer[name] for name in Tally.record_fields})
 
     def arm(self) -> None:
-        """From now on, have the kernel itself load the holder's SVE state before each hold."""
+        """Let the kernel load the holder's SVE state before each hold from now on."""
         self._ask("arm", "armed")
         self.armed = True
 
     def _ask(self, line: str, expected: str) -> str:
         assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # its end is told below
+        with contextlib.suppress(BrokenPipeError):  # _answer() reports the end
             self._process.stdin.write(f"{line}\n")
         return self._answer(expected)
 
@@ -124,16 +124,16 @@ class Watcher(Closing):
         raise self._end(kind, rest.split())
 
     def _end(self, kind: str, words: list[str]) -> WatcherEnded:
-        """What it means that there is no answer."""
+        """Return the reason why there is no answer."""
         if kind == "starved":
-            return WatcherEnded("the watcher got no time on its CPU", starved=True)
+            return WatcherEnded("the watcher got no CPU time", starved=True)
         if kind == "died":
             number = int(words[0])
             how = signal.Signals(number).name if number else f"exit code {words[1]}"
             return WatcherEnded(f"the watcher's holder died: {how}", signal=number)
         if kind == "failed":
             reason = os.strerror(int(words[1]))
-            return WatcherEnded(f"the watcher cannot work here: {words[0]}: {reason}")
+            return WatcherEnded(f"the watcher cannot run here: {words[0]}: {reason}")
         code = self._process.wait(FAILED_S)
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return WatcherEnded(f"the watcher died: {name}", signal=max(0, -code))

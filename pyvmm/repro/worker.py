@@ -1,7 +1,7 @@
-"""On the machine whose KVM is meant: ``python3 -m pyvmm.repro.worker``, a case in, evidence out.
+"""``python3 -m pyvmm.repro.worker``, which runs on the machine whose KVM is tested.
 
-The case comes as JSON on standard input; the evidence goes to standard output.  Meanwhile an empty
-line goes there every few seconds, which JSON may begin with: a host that hangs sends none.
+It reads a case as JSON from standard input, and writes the evidence to standard output.  Before
+that it writes an empty line every few seconds, which JSON may begin with: a sign of life.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ BEAT_S: Final = 5.0
 
 
 def do(case: Case) -> Evidence:
-    """Work on a case on this machine, with pyvmm's own files where the case brings none."""
+    """Run a case on this machine; pyvmm's own files are the default."""
     reproduction = cases.find(case.reproduction)
     own = {name: str(path) for name, path in reproduction.files.items()}
     return reproduction.work(case.replace(files={**own, **case.files}))
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    """Unwind: a module that was loaded is not left behind."""
+    """Unwind the stack, so that a loaded module is unloaded."""
     raise SystemExit(EXIT_SIGNAL + number)
 
 
 def main() -> None:
-    """One case, whole; what the work itself prints goes to standard error."""
+    """Run one case; output of the work itself goes to standard error."""
     for number in (signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, _end)
     out = os.dup(1)

@@ -1,7 +1,7 @@
-"""The hunt for ZCR_EL1 reaching the host: a guest, a watcher, one CPU, and rows of what was seen.
+"""The test whether a guest's ZCR_EL1 affects the host: a guest and a watcher share one CPU.
 
-The guest chooses ZCR_EL1.LEN; the watcher, a process that has nothing to do with KVM, holds
-patterns at the host's full vector length on the same CPU.  docs/zcr-el12.md tells the story.
+The guest sets ZCR_EL1.LEN.  The watcher, a process that does not use KVM, holds patterns at the
+host's full vector length on the same CPU.  The results are rows.  See docs/zcr-el12.md.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from pyvmm.repro.watcher import Tally, Watcher, WatcherEnded
 
 LEN_MAX: Final = 15
 MODULE: Final = "zcr_el12"
-HOLDS: Final = 2  # at a time, until a row is settled
+HOLDS: Final = 2  # at a time, until a row has enough
 TRIES: Final = 20
 TOGGLE_HOLDS: Final = 10
 CONTROL_HOLDS: Final = 6
-LOOPS: Final = 200  # of RDVL, in a row: fewer is a watcher that had no time
-# What the module tells of its last visit; see the module's source
+LOOPS: Final = 200  # RDVL loops that a row needs: with fewer the watcher was starved
+# The module's counters; see its source
 PARAMETERS: Final = ("hits", "last_zcr_el12", "last_zcr_el2", "last_hcr_el2", "last_cptr_el2")
 
 
 class Trouble(VmmError):
-    """Why the hunt came to no end; ``kind`` is what the verdict goes by."""
+    """The reason why the hunt ended early; ``kind`` decides the verdict."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -41,7 +41,7 @@ class Trouble(VmmError):
 
 
 def hunt(case: Case) -> Evidence:
-    """Do it all on this machine; what was seen, whatever came of it."""
+    """Run the hunt on this machine, and return the evidence, also after an error."""
     began = time.monotonic()
     found: Evidence = {"kernel": kernel(), "rows": [], "children": {}, "armed": False}
     log = KernelLog()
@@ -60,7 +60,7 @@ def hunt(case: Case) -> Evidence:
 
 
 class _Hunt:
-    """One hunt; ``found`` is filled as it goes on, so that what ends it early loses nothing."""
+    """One hunt; it adds evidence to ``found`` at each step, so that an error loses nothing."""
 
     def __init__(self, case: Case, found: Evidence) -> None:
         self._case = case
@@ -72,11 +72,11 @@ class _Hunt:
         self._guest: GuestProcess | None = None
 
     def run(self) -> None:
-        """The whole of it.  Raises: Trouble."""
-        self._refuse_hosts()
+        """Run all steps.  Raises: Trouble."""
+        self._check_host()
         with ExitStack() as stack:
             self._watcher = stack.enter_context(self._start_watcher())
-            self._refuse_lengths()
+            self._check_lengths()
             if self._settings["arm"] == "always":
                 self._arm()
             self._row("before")
@@ -95,37 +95,37 @@ class _Hunt:
         self._found |= {"cpus": sorted(online), "cpu": chosen}
         if chosen not in online:
             shown = ",".join(map(str, sorted(online)))
-            raise Trouble("inconclusive", f"CPU {chosen} is not online, or not ours ({shown} are)")
-        # Nothing else of ours shares that CPU, where there is another one.
+            raise Trouble("inconclusive", f"CPU {chosen} cannot be used, but {shown} can")
+        # Our other threads use the other CPUs, if there are any.
         if elsewhere := online - {chosen}:
             os.sched_setaffinity(0, elsewhere)
         self._elsewhere = elsewhere
         return chosen
 
-    def _refuse_hosts(self) -> None:
+    def _check_host(self) -> None:
         vhe = self._found["vhe"] = runs_in_vhe()
         if vhe is None:
             raise Trouble("unsupported", "the host's kernel has no KVM")
         if not vhe:
             raise Trouble(
                 "unsupported",
-                "the host's kernel runs at EL1 (nVHE): ZCR_EL1 is then its own, there is no "
-                "ZCR_EL12, and KVM keeps host and guest apart by saving it",
+                "the host's kernel runs at EL1 (nVHE): it has its own ZCR_EL1 and no ZCR_EL12, "
+                "and KVM saves and restores ZCR_EL1",
             )
 
     def _start_watcher(self) -> Watcher:
         try:
             return Watcher(self._case.path("watcher"), self._cpu, self._case.seed)
         except WatcherEnded as error:
-            if "cannot work here: sve" in error.message:
+            if "cannot run here: sve" in error.message:
                 raise Trouble("unsupported", "the host's programs have no SVE") from None
             raise self._of_watcher(error) from None
 
-    def _refuse_lengths(self) -> None:
+    def _check_lengths(self) -> None:
         watcher = self._watcher
         self._found |= {"lengths": sorted(watcher.lengths), "vl": watcher.vl}
         if len(watcher.lengths) < 2:
-            raise Trouble("unsupported", "the host has one vector length: none is shorter")
+            raise Trouble("unsupported", "the host has only one vector length")
 
     def _start_guest(self) -> GuestProcess:
         config = Config(
@@ -145,7 +145,7 @@ class _Hunt:
         self._found["armed"] = True
 
     def _prime(self) -> bool:
-        """Have the guest allow every length, after which a host is whole; whether it is."""
+        """Let the guest allow every length, and return whether the host's length is then right."""
         row = self._row("primed", LEN_MAX)
         if self._is_whole(row):
             return True
@@ -160,7 +160,7 @@ class _Hunt:
 
     @contextmanager
     def _hack(self) -> Iterator[None]:
-        """Meanwhile, have N written to ZCR_EL12 whenever KVM has put a vCPU's registers away."""
+        """Write N to ZCR_EL12 each time KVM has saved a vCPU's registers, during the block."""
         value = self._settings["hack"]
         if value is None:
             yield
@@ -181,7 +181,7 @@ class _Hunt:
                 self._row("sweep", length, round=number)
 
     def _toggle(self) -> None:
-        self._say("t")
+        self._send("t")
         self._row("toggle", holds=TOGGLE_HOLDS)
 
     def _controls(self) -> None:
@@ -196,10 +196,10 @@ class _Hunt:
     def _row(
         self, phase: str, length: int | None = None, *, holds: int = HOLDS, **more: Any
     ) -> Tally:
-        """See what the watcher sees, with ZCR_EL1.LEN chosen before."""
+        """Set ZCR_EL1.LEN, and add a row with the watcher's counts."""
         row: dict[str, Any] = {"phase": phase, "len": length, **more}
         if length is not None:
-            words = self._say(chr(ord("A") + length)).split()
+            words = self._send(chr(ord("A") + length)).split()
             row |= {"zcr": int(words[3]), "guest_vl": int(words[5])}
         damage = more.get("control", "")
         tally = self._hold(holds, "" if damage == "module" else damage)
@@ -207,7 +207,7 @@ class _Hunt:
         return tally
 
     def _hold(self, holds: int, damage: str) -> Tally:
-        """Hold until it says something: both had the CPU meanwhile, the watcher not for nothing."""
+        """Hold until the counts are conclusive: guest and watcher both had the CPU."""
         try:
             total = self._watcher.hold(self._hold_us, holds, damage)
             for _ in range(TRIES):
@@ -219,14 +219,14 @@ class _Hunt:
         except WatcherEnded as error:
             raise self._of_watcher(error) from None
         if total.moved:
-            raise Trouble("inconclusive", f"the watcher was moved away from CPU {self._cpu}")
+            raise Trouble("inconclusive", f"the kernel moved the watcher away from CPU {self._cpu}")
         if total.arm_failed:
             raise Trouble("inconclusive", f"arm: ptrace: {os.strerror(total.arm_failed)}")
         return total
 
-    def _say(self, letter: str) -> str:
-        """Tell the guest; what it answers."""
-        assert self._guest is not None, "a guest that is asked runs"
+    def _send(self, letter: str) -> str:
+        """Send a letter to the guest, and return its answer."""
+        assert self._guest is not None, "the guest was not started"
         try:
             answer, self._found["exits"] = self._guest.ask(letter)
         except GuestEnded as error:
@@ -245,5 +245,5 @@ class _Hunt:
 
 
 def _read(parameters: Path) -> dict[str, int]:
-    """What the module saw."""
+    """Read the module's counters."""
     return {name: int((parameters / name).read_text(), 0) for name in PARAMETERS}

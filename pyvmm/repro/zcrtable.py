@@ -1,4 +1,4 @@
-"""The rows of a hunt as a table of text."""
+"""The rows of a hunt as a text table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pyvmm.repro.model import Evidence, Settings
 
-# Heading -> where a row has it
+# Heading -> key in a row
 COLUMNS: Final = {
     "PHASE": "phase", "LEN": "len", "ZCR": "zcr", "GUEST": "guest_vl", "PRCTL": "prctl",
     "RDVL": "rdvl", "MIN": "vl_min", "MAX": "vl_max", "HOLDS": "holds", "BAD": "bad",
@@ -17,14 +17,14 @@ COLUMNS: Final = {
 
 
 def lines(settings: Settings, found: Evidence) -> Iterator[str]:
-    """What was seen, for people."""
+    """Format the evidence."""
     yield f"host kernel  {found['kernel']}"
     yield f"watched      CPU {found.get('cpu')} of {found.get('cpus')}"
     if "vl" in found:
         lengths = ",".join(map(str, found["lengths"]))
         yield f"lengths      {lengths} bits; the watcher has {found['vl']} bytes"
     if found["armed"]:
-        yield "armed        the kernel loads the watcher's SVE state before each hold, by ptrace"
+        yield "armed        ptrace makes the kernel load the watcher's SVE state before each hold"
     for name in ("module", "control_module"):
         if name in found:
             values = ", ".join(f"{key}={value:#x}" for key, value in found[name].items())

@@ -1,4 +1,4 @@
-"""What the rows of a hunt mean: the verdict, and the sentences that say why."""
+"""The verdict on a hunt, with its reasons in sentences."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ Row = dict[str, Any]
 
 
 def expected_vl(lengths: Iterable[int], vl: int, length: int) -> int:
-    """The vector length in bytes where ZCR_EL1.LEN reaches a host whose own is ``vl`` bytes.
+    """Return a host's vector length in bytes if ZCR_EL1.LEN limits it; ``vl`` is its full length.
 
-    ``lengths`` are what the host has, in bits.  A LEN that is none of them selects the next lower.
+    ``lengths`` are the host's lengths in bits.  A LEN between them selects the next shorter one.
     """
     limit = min(8 * vl, 128 * (length + 1))
     return max(bits for bits in lengths if bits <= limit) // 8
 
 
 def judge(settings: Settings, found: Evidence) -> Finding:
-    """The verdict on a hunt."""
+    """Return the verdict on a hunt."""
     for step in (_trouble, _starved, _baseline, _hook, _rows, _power):
         if (finding := step(settings, found)) is not None:
             return finding
@@ -48,7 +48,7 @@ def _trouble(settings: Settings, found: Evidence) -> Finding | None:
         return None
     verdict = {"killed": KILLED, "unsupported": UNSUPPORTED}.get(trouble["kind"], INCONCLUSIVE)
     warnings = tuple(f"kernel: {line}" for line in (found.get("warnings") or ())[:3])
-    advice = "dmesg on the host has the whole of it" if verdict == KILLED else ""
+    advice = "see `dmesg` on the host" if verdict == KILLED else ""
     return Finding(verdict, CANNOT_TELL, (trouble["text"], *warnings), advice)
 
 
@@ -58,36 +58,36 @@ def _starved(settings: Settings, found: Evidence) -> Finding | None:
         if row["loops"] < MINIMUM_LOOPS or not (row["interrupted"] or alone):
             text = (
                 f"watcher and guest did not share the CPU in {_name(row)}: {row['holds']} holds, "
-                f"{row['loops']} looks at RDVL, {row['interrupted']} holds interrupted"
+                f"{row['loops']} reads of RDVL, {row['interrupted']} holds interrupted"
             )
-            return Finding(INCONCLUSIVE, CANNOT_TELL, (text,), "run it again on a calmer machine")
+            return Finding(INCONCLUSIVE, CANNOT_TELL, (text,), "run it again on an idle machine")
     return None
 
 
 def _baseline(settings: Settings, found: Evidence) -> Finding | None:
-    """A host that is wrong although the guest allows everything is wrong for another reason."""
+    """Check the host while the guest allows every length: this bug cannot affect it then."""
     primed = [row for row in found["rows"] if row["phase"] in ("primed", "armed")]
     if not primed:
-        return Finding(INCONCLUSIVE, CANNOT_TELL, ("there is no row with ZCR_EL1.LEN=15",))
+        return Finding(INCONCLUSIVE, CANNOT_TELL, ("no row has ZCR_EL1.LEN=15",))
     if _whole(primed[-1], found["vl"]):
         return None
     before = next(row for row in found["rows"] if row["phase"] == "before")
     why = (
         f"before any guest ran: {_seen(before)}",
-        f"with a guest that has set ZCR_EL1.LEN to 15: {_seen(primed[-1])}"
-        + (", the arm step included" if found["armed"] else ""),
+        f"after a guest set ZCR_EL1.LEN to 15: {_seen(primed[-1])}"
+        + (", with the arm step" if found["armed"] else ""),
     )
-    advice = "" if found["armed"] else "--arm auto makes the kernel load the watcher's SVE state"
+    advice = "" if found["armed"] else "use `arm`=auto to load the watcher's SVE state"
     return Finding(BROKEN, CANNOT_TELL, why, advice)
 
 
 def _hook(settings: Settings, found: Evidence) -> Finding | None:
-    """Without effect and without a hit are two things."""
+    """Check that the module ran and had its effect."""
     if settings["hack"] is None:
         return None
     module = found.get("module")
     if not module or not module["hits"]:
-        why = "the module was loaded, but kvm_arch_vcpu_put_fp() was never seen to return"
+        why = "the module was loaded, but saw no return of kvm_arch_vcpu_put_fp()"
         return Finding(INCONCLUSIVE, CANNOT_TELL, (why,))
     if module["last_zcr_el12"] & LEN != settings["hack"]:
         why = f"ZCR_EL12 reads back as {module['last_zcr_el12']:#x}, not {settings['hack']}"
@@ -101,7 +101,7 @@ def _rows(settings: Settings, found: Evidence) -> Finding | None:
     watched = [row for row in found["rows"] if row["phase"] in WATCHED]
     wrong = [row for row in watched if not _whole(row, found["vl"])]
     if not watched:
-        return Finding(INCONCLUSIVE, CANNOT_TELL, ("there is no row of a sweep",))
+        return Finding(INCONCLUSIVE, CANNOT_TELL, ("the evidence has no row of a sweep",))
     if not wrong:
         return None
     swept = [row for row in watched if row["phase"] == "sweep"]
@@ -113,34 +113,34 @@ def _rows(settings: Settings, found: Evidence) -> Finding | None:
     lost = [row for row in wrong if row["zeroed"] or row["foreign"]]
     why = [_rule(settings, swept)]
     if found["armed"]:
-        why.append("the kernel had to be made to load the watcher's SVE state (the arm step)")
+        why.append("it needed the arm step: the kernel loads the watcher's SVE state")
     if lost:
         zeroed, foreign = (sum(row[kind] for row in lost) for kind in ("zeroed", "foreign"))
-        why.append(f"contents were lost: {zeroed} holds came back with zeros, {foreign} with "
-                   "bytes that were never there")  # fmt: skip
+        why.append(f"contents were lost: {zeroed} holds returned zeros, {foreign} returned "
+                   "foreign bytes")  # fmt: skip
     return Finding(LOST if lost else REPRODUCED, THERE, tuple(why))
 
 
 def _power(settings: Settings, found: Evidence) -> Finding | None:
-    """Rows in which the bug itself would change nothing prove nothing."""
+    """Check that the bug would have shortened the host's vectors in some row."""
     vl = found["vl"]
     swept = [row for row in found["rows"] if row["phase"] == "sweep"]
     if any(_expected(settings, found, row) < vl for row in swept):
         return None
-    what = "--zcr" if settings["hack"] is None else f"--hack {settings['hack']}"
-    why = f"the host's vectors are {vl} bytes, and {what} would not shorten them"
-    return Finding(INCONCLUSIVE, CANNOT_TELL, (why,), "choose a smaller LEN, as 0")
+    field = "`zcr`" if settings["hack"] is None else f"`hack`={settings['hack']}"
+    why = f"the host's vectors have {vl} bytes, and {field} does not shorten them"
+    return Finding(INCONCLUSIVE, CANNOT_TELL, (why,), "choose a smaller LEN, for example 0")
 
 
 def _clean(found: Evidence) -> Finding:
-    """Nothing was wrong; whether anything would have been seen is what controls are for."""
+    """Return the verdict if no row is wrong: it depends on the controls."""
     controls = [row for row in found["rows"] if row["phase"] == "control"]
     if not controls:
-        why = "nothing was wrong, but no control shows that it would have been noticed"
-        return Finding(INCONCLUSIVE, CANNOT_TELL, (why,), "leave out --control none")
+        why = "no row was wrong, but without a control that proves nothing"
+        return Finding(INCONCLUSIVE, CANNOT_TELL, (why,), "do not use `control`=none")
     missed = [row["control"] for row in controls if not is_caught(row, found["vl"])]
     if missed:
-        why = f"nothing was wrong, but what was done as a control was not noticed either: {missed}"
+        why = f"no row was wrong, but the watcher missed the damage of controls: {missed}"
         return Finding(INCONCLUSIVE, CANNOT_TELL, (why,))
     swept = [row for row in found["rows"] if row["phase"] in WATCHED]
     holds = sum(row["holds"] for row in swept)
@@ -149,7 +149,7 @@ def _clean(found: Evidence) -> Finding:
         CLEAN,
         NOT_THERE,
         (
-            f"the host kept {found['vl']} bytes and all it held in {holds} holds, "
+            f"the host kept {found['vl']} bytes and their contents in {holds} holds, "
             f"{sum(row['interrupted'] for row in swept)} of them interrupted",
             f"controls caught: {kinds}",
         ),
@@ -157,7 +157,7 @@ def _clean(found: Evidence) -> Finding:
 
 
 def is_caught(row: Row, vl: int) -> bool:
-    """Whether a control was noticed, each time it was there."""
+    """Return whether the watcher caught the damage of a control every time."""
     if row["control"] == "module":
         return bool(row["bad"]) and row["vl_min"] < vl
     return bool(row["damaged"] > 0 and row["caught"] == row["damaged"])
@@ -191,15 +191,15 @@ def _rule(settings: Settings, swept: list[Row]) -> str:
 def _what_is_wrong(wrong: list[Row], wanted: dict[int, int]) -> tuple[str, ...]:
     lines = [
         f"{_name(row)}: {_seen(row)}"
-        + (f"; {wanted[id(row)]} if it followed ZCR_EL1" if id(row) in wanted else "")
+        + (f"; ZCR_EL1 would give {wanted[id(row)]}" if id(row) in wanted else "")
         for row in wrong[:4]
     ]
-    return (f"{len(wrong)} rows are wrong, but not as ZCR_EL1.LEN would make them", *lines)
+    return (f"{len(wrong)} rows are wrong, but do not follow ZCR_EL1.LEN", *lines)
 
 
 def _seen(row: Row) -> str:
-    """A row in a few words."""
-    return (f"RDVL says {_span(row)} bytes where prctl() says {row['prctl']}, and "
+    """Describe a row."""
+    return (f"RDVL returns {_span(row)} bytes, prctl() returns {row['prctl']}, and "
             f"{row['bad']} of {row['holds']} holds are bad")  # fmt: skip
 
 

@@ -1,1 +1,1 @@
-"""Snapshots: the state of a machine as a document, and the file it is kept in."""
+"""Snapshots: the state of a machine as a document, and the file that stores it."""

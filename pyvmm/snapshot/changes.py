@@ -1,7 +1,7 @@
-"""The memory an incremental snapshot must store: what may differ from its parent.
+"""The memory an incremental snapshot must store: pages that may differ from its parent.
 
-DirtyPages has it where the parent is the snapshot that tracking started from.  Untracked memory is
-compared with the parent.
+DirtyPages lists them if tracking started from the parent.  Untracked memory is compared with the
+parent.
 """
 
 from __future__ import annotations

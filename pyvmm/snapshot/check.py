@@ -1,8 +1,8 @@
-"""Can a host go on with a machine that was saved on another?  Row by row, with the reason.
+"""Whether a host can resume a machine that was saved on another: a table of rows with reasons.
 
-What a host's KVM can be asked at once is in an HostLimits: this host's, or one that `pyvmm doctor
---json` saved.  Of registers this host's KVM is the judge itself; of another host it is known
-which registers it has, and what its ID registers say.
+HostLimits describes this host, or another one by the JSON that `pyvmm doctor` printed there.
+On this host KVM itself is tried with every register.  For another host the check knows its
+registers and the values of its ID registers.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from enum import Enum
-from typing import NamedTuple
 
 from pyvmm.arm64 import sysregs, vl
 from pyvmm.arm64.bits import Bits
 from pyvmm.arm64.fields import decode
 from pyvmm.arm64.idregs import IdAa64Mmfr3
+from pyvmm.base.records import Record
 from pyvmm.kvm import regs
 from pyvmm.kvm.system import System
 from pyvmm.machine.vcpus import make_vcpus
@@ -25,8 +25,8 @@ from pyvmm.snapshot.restoreorder import Setting
 from pyvmm.snapshot.restorestate import Loss, differences, plan_of, write_registers
 from pyvmm.snapshot.state import State
 
-ABSENT = 0xF  # in a field that is signed: the feature is not there
-# Of ID registers, what KVM makes up by a VM's features: the rows about those tell.
+ABSENT = 0xF  # in a signed field: the CPU lacks the feature
+# Bits of ID registers that KVM sets by the VM's features.  Other rows report those features.
 # Source: Arm ARM DDI 0487, D23.2
 BY_FEATURE = {
     "ID_AA64PFR0_EL1": 0xF << 32,  # SVE
@@ -41,30 +41,30 @@ BY_FEATURE = {
 
 
 class Compatibility(Enum):
-    """How much a difference matters."""
+    """Whether a host can give a part of the machine."""
 
     OK = "ok"
     HARMLESS = "differs, harmless"
-    REFUSED = "impossible, but for --force"
+    REFUSED = "impossible unless forced"
     IMPOSSIBLE = "impossible"
 
 
-class Row(NamedTuple):
-    """One thing that was looked at."""
+class Row(Record):
+    """One part of the machine that was checked."""
 
     name: str
     compatibility: Compatibility
     reason: str
 
     def allows(self, force: bool) -> bool:
-        """Whether a restore may go on."""
+        """Return whether a restore may continue."""
         return self.compatibility in (Compatibility.OK, Compatibility.HARMLESS) or (
             force and self.compatibility is Compatibility.REFUSED
         )
 
 
 def machine_rows(state: State, limits: HostLimits) -> Iterator[Row]:
-    """What can be told without a VM."""
+    """Check all that needs no VM."""
     yield _at_most("vCPUs", len(state.vcpus), limits.max_vcpus)
     yield _at_most("guest physical address bits", state.ipa_bits, limits.ipa_bits)
     yield _lengths(state, limits)
@@ -77,13 +77,13 @@ def machine_rows(state: State, limits: HostLimits) -> Iterator[Row]:
         yield Row("CPU features", Compatibility.OK, names)
     has = ", ".join(sorted(limits.gics)) or "none"
     compatibility = Compatibility.OK if state.gic.kind in limits.gics else Compatibility.IMPOSSIBLE
-    yield Row("GIC", compatibility, f"the guest has a {state.gic.kind}, and this host has {has}")
+    yield Row("GIC", compatibility, f"the guest has a {state.gic.kind}, this host supports: {has}")
     yield _frequency(state, limits)
 
 
 def _at_most(name: str, needed: int, most: int) -> Row:
     compatibility = Compatibility.OK if needed <= most else Compatibility.IMPOSSIBLE
-    return Row(name, compatibility, f"{needed}, and this host has up to {most}")
+    return Row(name, compatibility, f"{needed}, this host supports up to {most}")
 
 
 def _lengths(state: State, limits: HostLimits) -> Row:
@@ -105,8 +105,8 @@ def _frequency(state: State, limits: HostLimits) -> Row:
         return Row(name, Compatibility.OK, f"{hz} Hz")
     speed = limits.counter_hz / hz
     reason = (
-        f"the guest's clock has {hz} Hz and this host's {limits.counter_hz}: "
-        f"it would go {speed:.4g} times as fast"
+        f"the guest's counter runs at {hz} Hz and this host's at {limits.counter_hz}: "
+        f"the guest's time would run {speed:.4g} times as fast"
     )
     return Row(name, Compatibility.REFUSED, reason)
 
@@ -115,11 +115,15 @@ def _frequency(state: State, limits: HostLimits) -> Row:
 
 
 def register_row(loss: Loss, registers: Mapping[int, int]) -> Row:
-    """What it means that one of a vCPU's saved ``registers`` is not on a host as it was."""
+    """Return what the loss of one of a vCPU's saved ``registers`` means."""
     name, saved = restoreorder.name(loss.reg_id), registers[loss.reg_id]
     row = restoreorder.class_of(loss.reg_id)
     if regs.group(loss.reg_id) == regs.DEMUX or name in CACHES:
-        return Row(name, Compatibility.HARMLESS, f"{loss.reason}: what caches are like is advice")
+        return Row(
+            name,
+            Compatibility.HARMLESS,
+            f"{loss.reason}: the guest uses cache geometry as a hint only",
+        )
     if row.dispensable:
         return Row(name, Compatibility.HARMLESS, f"{loss.reason}: {row.dispensable}")
     if loss.missing:
@@ -139,7 +143,7 @@ def register_row(loss: Loss, registers: Mapping[int, int]) -> Row:
 CACHES = ("CLIDR_EL1", "CSSELR_EL1")
 TIMER_ENABLE = 1  # of CNT*_CTL
 MMFR3 = regs.lookup("ID_AA64MMFR3_EL1", sysregs.ENCODINGS)
-# Registers that a guest reaches only with a feature, by the field of MMFR3 that says of it.
+# Registers that a guest can access only with a CPU feature, by the feature's field in MMFR3.
 # Source: Arm ARM DDI 0487, D23.2, the registers' "Accessing"
 OF_FEATURE = {
     "TCR2_EL1": IdAa64Mmfr3.TCRX,
@@ -152,10 +156,10 @@ OF_FEATURE = {
 
 
 def is_unused(reg_id: int, registers: Mapping[int, int]) -> bool:
-    """Whether a register holds nothing that matters to the guest.
+    """Return whether a register's value is irrelevant to the guest.
 
-    That is 0, a timer that is off, or what is of a feature that the guest's CPU has not: Linux 6.12
-    lists PIR_EL1 of a CPU without S1PIE, too.
+    It is if it is 0, if its timer is off, or if the guest's CPU lacks the register's feature:
+    Linux 6.12 lists PIR_EL1 also for a CPU without S1PIE.
     """
     value = registers[reg_id]
     if reg_id == regs.PTIMER_CTL:
@@ -165,7 +169,7 @@ def is_unused(reg_id: int, registers: Mapping[int, int]) -> bool:
 
 
 def _less(name: str, saved: int, found: int) -> Iterator[str]:
-    """The fields of an ID register by which a host offers less."""
+    """Yield the fields of an ID register in which the host offers less."""
     for field, lo, size in _fields(name, saved):
         was, now = (value >> lo & (1 << size) - 1 for value in (saved, found))
         if (now + 1 & ABSENT if size == 4 else now) < (was + 1 & ABSENT if size == 4 else was):
@@ -173,7 +177,7 @@ def _less(name: str, saved: int, found: int) -> Iterator[str]:
 
 
 def _fields(name: str, value: int) -> Iterator[tuple[str, int, int]]:
-    """Name, lowest bit and width of each field; four bits each where they are not known here."""
+    """Yield name, lowest bit and width of each field: 4 bits each in an unknown register."""
     decoded = decode(name, value)
     if isinstance(decoded, Bits):
         for field in type(decoded).fields():
@@ -184,7 +188,7 @@ def _fields(name: str, value: int) -> Iterator[tuple[str, int, int]]:
 
 
 def predicted(state: State, limits: HostLimits) -> Iterator[Row]:
-    """The rows of registers on a host that is known by its HostLimits alone."""
+    """Check registers against another host, which is known by its HostLimits alone."""
     registers = state.vcpus[0].registers
     for reg_id, saved in registers.items():
         row = restoreorder.class_of(reg_id)
@@ -192,7 +196,7 @@ def predicted(state: State, limits: HostLimits) -> Iterator[Row]:
             continue
         found = limits.registers.get(reg_id)
         if found is None:
-            loss = Loss(0, reg_id, "is not there on that host", missing=True)
+            loss = Loss(0, reg_id, "is missing on that host", missing=True)
             yield register_row(loss, registers)
         elif reg_id in restoreorder.IDENTIFICATION:
             ignored = BY_FEATURE.get(restoreorder.name(reg_id), 0)
@@ -202,7 +206,7 @@ def predicted(state: State, limits: HostLimits) -> Iterator[Row]:
 
 
 def tried(system: System, state: State) -> Iterator[Row]:
-    """The rows of registers on this host: KVM is given them all, in a VM that never runs."""
+    """Check registers on this host: write them all to a vCPU of a VM that never runs."""
     plan = plan_of(state)
     with ExitStack() as undo:
         vm = undo.enter_context(system.create_vm(plan.ipa_bits))
@@ -215,6 +219,6 @@ def tried(system: System, state: State) -> Iterator[Row]:
 
 
 def summary(rows: Iterable[Row]) -> Row:
-    """One row for registers of which there is nothing to say."""
+    """Return one row for all registers that do not differ."""
     differing = len(list(rows))
     return Row("registers", Compatibility.OK, f"all but {differing}" if differing else "all")

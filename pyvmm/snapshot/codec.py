@@ -1,8 +1,7 @@
-"""Dataclasses to JSON and back, by the types of their fields.
+"""Records to JSON and back, by the types of their fields.
 
-What is read is checked field by field: a snapshot is untrusted input.  A field that is missing
-takes its default, where it has one, so that older documents stay readable; a field that is not
-known is damage, as newer documents say so by their schema.
+A snapshot is untrusted input: every field is checked.  A missing field takes its default, so that
+older documents stay readable.  An unknown field is damage: newer documents have a newer schema.
 
 | type of a field           | in JSON                                              |
 |---------------------------|------------------------------------------------------|
@@ -13,15 +12,14 @@ known is damage, as newer documents say so by their schema.
 | tuple[T, ...]             | a list                                               |
 | frozenset[T]              | a sorted list                                        |
 | dict[str, T]              | an object                                            |
-| a dataclass               | an object of its fields                              |
-| dataclasses A or B        | the same, and "kind" with the class's name           |
-| a dataclass with heirs    | likewise: one of the heirs                           |
-| Annotated[T, Form(...)]   | what the Form makes of it                            |
+| a record                  | an object of its fields                              |
+| records A or B            | the same, and "kind" with the class's name           |
+| a record with subclasses  | likewise: one of the subclasses                      |
+| Annotated[T, Form(...)]   | as the Form converts it                              |
 """
 
 from __future__ import annotations
 
-import dataclasses
 import types
 from collections.abc import Callable
 from enum import Enum
@@ -30,7 +28,6 @@ from typing import (
     Annotated,
     Any,
     Final,
-    NamedTuple,
     TypeVar,
     Union,
     cast,
@@ -39,6 +36,7 @@ from typing import (
     get_type_hints,
 )
 
+from pyvmm.base.records import Record
 from pyvmm.errors import UsageError, VmmError
 
 Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
@@ -47,27 +45,27 @@ KIND: Final = "kind"
 PLAIN: Final = (int, str, bool, float)
 DIGITS: Final = 2 * 512  # of the widest number there is: a register of 512 bytes
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Record)
 
 
 class Damaged(UsageError):
-    """A document that is not what it should be: where, and what is there."""
+    """A damaged document; the message has the place and the value."""
 
 
-class Form(NamedTuple):
-    """How values of an annotated type look in JSON; ``read`` says by ValueError that it cannot."""
+class Form(Record):
+    """The JSON form of an annotated type; ``read`` raises ValueError for other values."""
 
     write: Callable[[Any], Json]
     read: Callable[[Any], Any]
 
 
 def hexadecimal(value: int, digits: int = 1) -> str:
-    """A number as text: JSON's numbers lose what is beyond 2^53."""
+    """Return a number as text: JSON numbers lose bits beyond 2^53."""
     return f"{value:#0{2 + digits}x}"
 
 
 def read_hexadecimal(text: Any) -> int:
-    """The number in such a text.
+    """Return the number in a text of hexadecimal().
 
     Raises: ValueError.
     """
@@ -90,7 +88,7 @@ def _read_64(text: Any) -> int:
 
 
 Hex = Annotated[int, Form(hexadecimal, _read_64)]
-# 32-bit registers by their offset, or whatever else numbers them
+# 32-bit registers by their offset or number
 HexTable = Annotated[
     dict[int, int],
     Form(lambda table: {hexadecimal(k, 4): hexadecimal(v, 8) for k, v in table.items()},
@@ -98,29 +96,27 @@ HexTable = Annotated[
 ]  # fmt: skip
 
 
-def encode(value: Any) -> Json:
-    """A dataclass as JSON has it."""
+def encode(value: Record) -> Json:
+    """Return a record as JSON."""
     hints = _hints(type(value))
-    return {field.name: _write(hints[field.name], getattr(value, field.name))
-            for field in dataclasses.fields(value)}  # fmt: skip
+    return {name: _write(hints[name], getattr(value, name)) for name in value.record_fields}
 
 
 def decode(kind: type[T], document: Any, where: str) -> T:
-    """The dataclass in a document; ``where`` is what messages call it.
+    """Return the record in a document; ``where`` is for messages.
 
-    Raises: Damaged; what the class itself refuses is told of as damage too.
+    Raises: Damaged, also if the class refuses the values.
     """
     if not isinstance(document, dict):
         raise _damage(where, document, "not an object")
     hints = _hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(cast("Any", kind))}
-    for name in document.keys() - fields.keys():
+    for name in document.keys() - kind.record_fields.keys():
         raise _damage(f"{where}.{str(name)[:40]}", document[name], "no such field")
     values = {}
-    for name, field in fields.items():
+    for name in kind.record_fields:
         if name in document:
             values[name] = _read(hints[name], document[name], f"{where}.{name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        elif name not in kind.record_defaults:
             raise Damaged(f"{where}.{name} is missing")
     try:
         return kind(**values)
@@ -128,20 +124,24 @@ def decode(kind: type[T], document: Any, where: str) -> T:
         raise Damaged(f"{where}: {error.message}") from None
 
 
-_hints_of: dict[type, dict[str, Any]] = {}  # what is slow to make, and needed again and again
+_hints_of: dict[type, dict[str, Any]] = {}  # a cache: get_type_hints() is slow
 
 
 def learn(kind: type) -> None:
-    """Find out the types of a dataclass's fields, and of all that is in it, before it is needed.
+    """Cache the field types of a record and of all records in it.
 
-    Who loads the classes long before using them, as an emulated host's agent does, has it done.
+    An emulated host's agent loads the classes long before their first use.
     """
     waiting: list[Any] = [kind]
     while waiting:
         hint = waiting.pop()
         waiting += get_args(hint)
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint) and hint not in _hints_of:
+        if _is_record(hint) and hint not in _hints_of:
             waiting += [*_hints(hint).values(), *hint.__subclasses__()]
+
+
+def _is_record(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Record)
 
 
 def _hints(kind: type) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _write(hint: Any, value: Any) -> Json:
-    """A value of that type, as JSON."""
+    """Return a value of that type as JSON."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return cast("Json", arguments[1].write(value))
@@ -167,8 +167,8 @@ def _write(hint: Any, value: Any) -> Json:
     if isinstance(hint, type) and issubclass(hint, Enum):
         return str(value.name)
     if hint is Path:
-        return str(value.absolute())  # who reads it is elsewhere
-    if not dataclasses.is_dataclass(value):
+        return str(value.absolute())  # the reader has another working directory
+    if not isinstance(value, Record):
         return cast("Json", value)
     return _write_kind(value) if hint.__subclasses__() else encode(value)
 
@@ -187,13 +187,13 @@ def _write_kind(value: Any) -> Json:
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:
-    """The value of that type that JSON has there."""
+    """Return the value of that type in JSON."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         try:
             return arguments[1].read(value)
         except ValueError:
-            raise _damage(where, value, "not what belongs there") from None
+            raise _damage(where, value, "malformed") from None
     if origin in (Union, types.UnionType):
         return _read_choice(arguments, value, where)
     if origin in (tuple, frozenset):
@@ -211,13 +211,9 @@ def _read(hint: Any, value: Any, where: str) -> Any:
 def _read_one(hint: Any, value: Any, where: str) -> Any:
     if hint is Any:
         return value
-    if dataclasses.is_dataclass(hint):
-        kinds = cast("type[Any]", hint).__subclasses__()
-        return (
-            _read_kind(kinds, value, where)
-            if kinds
-            else decode(cast("type[Any]", hint), value, where)
-        )
+    if _is_record(hint):
+        kinds = hint.__subclasses__()
+        return _read_kind(kinds, value, where) if kinds else decode(hint, value, where)
     if isinstance(hint, type) and issubclass(hint, Enum):
         if not isinstance(value, str) or value not in hint.__members__:
             raise _damage(where, value, f"not one of {', '.join(hint.__members__)}")
@@ -240,7 +236,7 @@ def _read_choice(choices: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _read_kind(choices: list[Any], value: Any, where: str) -> Any:
-    """A dataclass that says which it is."""
+    """Return a record that names its class."""
     named = {choice.__name__: choice for choice in choices}
     kind = value.get(KIND) if isinstance(value, dict) else None
     if not isinstance(kind, str) or kind not in named:

@@ -1,20 +1,20 @@
-"""What is different between two snapshots: registers by name and lane, devices, memory.
+"""The differences between two snapshots: registers by name and lane, devices, memory.
 
-Some differences are as they are to be between two saves of one machine at rest: counters go on,
-and a save is made at another time.  They are found too, with the reason.
+Even two saves of one stopped machine differ in some parts, such as counters and the time of the
+save.  Such a difference is listed with the reason why it is expected.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from pyvmm.arm64 import sysregs
 from pyvmm.arm64.bits import Bits
 from pyvmm.arm64.fields import decode
 from pyvmm.arm64.lanes import Predicate, Vector
+from pyvmm.base.records import Record
 from pyvmm.kvm import regs
 from pyvmm.machine.registers import PREDICATES, VECTORS
 from pyvmm.memory.ranges import Range, merged, runs
@@ -24,32 +24,31 @@ from pyvmm.snapshot.reader import Placed, SnapshotFile
 from pyvmm.snapshot.snapshot import Snapshot, SnapshotVcpu
 from pyvmm.snapshot.state import PVTIME
 
-# Parts of the state that two saves of one machine do not share, and why.
+# Parts of the state that differ between two saves of one machine, and the reason.
 EXPECTED: Final = {
-    "taken": "where and when it was saved",
-    "clock": "the guest's clock goes on",
-    "config.name": "what the VM was called",
-    "warnings": "what was said to whoever saved it",
+    "taken": "place and time of the save",
+    "clock": "the guest's clock keeps counting",
+    "config.name": "the name of the VM",
+    "warnings": "warnings of the save",
 }
-TICKS: Final = "counters go on"
-NOT_KEPT: Final = "bits that KVM gives anew"
-STOLEN_TIME: Final = "the host's account of stolen time"
+TICKS: Final = "counters keep counting"
+RECOMPUTED: Final = "bits that KVM recomputes"
+STOLEN_TIME: Final = "stolen time, which the host writes"
 V_REGISTERS: Final = frozenset(regs.V(number) for number in range(32))
 
 
 class Detail(NamedTuple):
-    """A field or a lane of a register that is different."""
+    """A field or a lane of a register that differs."""
 
     name: str
     a: str
     b: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """Something that is different; a side that has no such thing is None.
+class Change(Record, kw_only=True):
+    """A difference; a side without the value is None.
 
-    ``expected`` is the reason, where it is no wonder.
+    ``expected`` is the reason why the difference is expected, or empty.
     """
 
     where: str  # "vCPU 0", "GIC dist", "uart0", "machine"
@@ -60,32 +59,31 @@ class Change:
     expected: str = ""
 
 
-class MemoryChange(NamedTuple):
-    """Pages of guest memory that are different, from one address up to another."""
+class MemoryChange(Record):
+    """A range of guest memory that differs, in whole pages."""
 
     start: int
     end: int
     expected: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """All that is different between two snapshots."""
+class Comparison(Record):
+    """All differences between two snapshots."""
 
     changes: tuple[Change, ...]
     memory: tuple[MemoryChange, ...]
 
     @property
     def differ(self) -> bool:
-        """Whether there is a difference that is not an expected one."""
+        """Whether there is an unexpected difference."""
         reasons = [change.expected for change in self.changes]
         return not all([*reasons, *(change.expected for change in self.memory)])
 
 
 def compare(a: Snapshot, b: Snapshot) -> Comparison:
-    """Everything that is different between two snapshots.
+    """Return all differences between two snapshots.
 
-    Raises: UsageError, where memory that has to be read is damaged.
+    Raises: UsageError, if memory is damaged that must be read.
     """
     changes = [*_machine(a, b), *_vcpus(a, b), *_gic(a, b), *_devices(a, b)]
     return Comparison(tuple(changes), tuple(_memory(a, b)))
@@ -108,7 +106,7 @@ def _devices(a: Snapshot, b: Snapshot) -> Iterator[Change]:
 
 
 def _documents(where: str, a: Any, b: Any, path: str = "") -> Iterator[Change]:
-    """The leaves of two JSON values that are different."""
+    """Yield the leaves of two JSON values that differ."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in _either(a, b):
             yield from _documents(where, a.get(key), b.get(key), f"{path}.{key}".lstrip("."))
@@ -119,7 +117,7 @@ def _documents(where: str, a: Any, b: Any, path: str = "") -> Iterator[Change]:
         expected = [reason for prefix, reason in EXPECTED.items() if _is_in(path, prefix)]
         yield Change(
             where=where,
-            name=path or "all of it",
+            name=path or "everything",
             a=_text(a),
             b=_text(b),
             expected=expected[0] if expected and where == "machine" else "",
@@ -135,7 +133,7 @@ def _text(value: Any) -> str | None:
 
 
 def _either(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> list[Any]:
-    """The keys of both, in order."""
+    """Return the keys of both, in order."""
     return list(dict.fromkeys([*a, *b]))
 
 
@@ -147,16 +145,16 @@ def _vcpus(a: Snapshot, b: Snapshot) -> Iterator[Change]:
         where = f"vCPU {number}"
         left, right = (s.vcpus[number] if number < len(s.vcpus) else None for s in (a, b))
         if left is None or right is None:
-            a_has, b_has = (None if vcpu is None else "there" for vcpu in (left, right))
+            a_has, b_has = (None if vcpu is None else "present" for vcpu in (left, right))
             yield Change(where=where, name="vCPU", a=a_has, b=b_has)
             continue
-        yield from _documents(where, _rest(left), _rest(right))
+        yield from _documents(where, _without_registers(left), _without_registers(right))
         for reg_id in _either(left.state.registers, right.state.registers):
             yield from _register(where, reg_id, left, right)
 
 
-def _rest(vcpu: SnapshotVcpu) -> dict[str, Any]:
-    """What there is of a vCPU beside its registers."""
+def _without_registers(vcpu: SnapshotVcpu) -> dict[str, Any]:
+    """Return a vCPU's state without its registers."""
     state = vcpu.state
     return {
         "mp_state": state.mp_state.name,
@@ -176,7 +174,7 @@ def _register(where: str, reg_id: int, left: SnapshotVcpu, right: SnapshotVcpu) 
         return
     expected = ""
     if a is not None and b is not None and not restoreorder.differs(reg_id, a, b):
-        expected = TICKS if restoreorder.class_of(reg_id).ticks else NOT_KEPT
+        expected = TICKS if restoreorder.class_of(reg_id).ticks else RECOMPUTED
     bits = _bits(reg_id, max((*left.state.vls, *right.state.vls), default=0))
     yield Change(
         where=where,
@@ -189,14 +187,14 @@ def _register(where: str, reg_id: int, left: SnapshotVcpu, right: SnapshotVcpu) 
 
 
 def _bits(reg_id: int, longest: int) -> int:
-    """How wide a register is, in vCPUs of that longest vector length."""
+    """Return the width of a register in vCPUs with that longest vector length."""
     if reg_id in VECTORS:
         return longest
     return longest // Predicate.SHARE if reg_id in PREDICATES else 8 * regs.size(reg_id)
 
 
 def _details(reg_id: int, a: int, b: int, bits: int) -> Iterator[Detail]:
-    """The lanes or fields that are different; a predicate's lanes are bytes'."""
+    """Yield the lanes or fields that differ; a predicate has one bit for each byte lane."""
     if reg_id in VECTORS or reg_id in V_REGISTERS:
         lanes = zip(Vector(a, bits).d, Vector(b, bits).d, strict=True)
         for number, (left, right) in enumerate(lanes):
@@ -220,7 +218,9 @@ def _fields(name: str, a: int, b: int) -> Iterator[Detail]:
 
 
 def _gic(a: Snapshot, b: Snapshot) -> Iterator[Change]:
-    left, right = ({part[:2]: part.registers for part in s.gic_parts()} for s in (a, b))
+    left, right = (
+        {(part.part, part.vcpu): part.registers for part in s.gic_parts()} for s in (a, b)
+    )
     if a.state.gic.kind != b.state.gic.kind:
         yield Change(where="GIC", name="kind", a=a.state.gic.kind, b=b.state.gic.kind)
     for part, vcpu in _either(left, right):
@@ -240,7 +240,7 @@ def _gic(a: Snapshot, b: Snapshot) -> Iterator[Change]:
                 details=tuple(_fields(name, one or 0, other or 0))
                 if both and name in sysregs.ENCODINGS
                 else (),
-                expected=NOT_KEPT if rounded else "",
+                expected=RECOMPUTED if rounded else "",
             )
 
 
@@ -255,9 +255,9 @@ def _memory(a: Snapshot, b: Snapshot) -> Iterator[MemoryChange]:
 
 
 def differing_memory(a: SnapshotFile, b: SnapshotFile) -> list[Range]:
-    """The guest pages that two files hold differently.
+    """Return the ranges of guest pages that differ between two files.
 
-    What lies in blocks of one SHA-256, or is the same file's, is not read.
+    Blocks with the same SHA-256, or stored once for both files, are not read.
     """
     found: list[Range] = []
     left, right = _by_block(a), _by_block(b)
@@ -270,7 +270,7 @@ def differing_memory(a: SnapshotFile, b: SnapshotFile) -> list[Range]:
 
 
 def _by_block(file: SnapshotFile) -> dict[int, list[Placed]]:
-    """What is stored, cut at multiples of BLOCK of the guest's addresses, by these."""
+    """Return the stored pieces, cut at multiples of BLOCK, by guest address of their block."""
     blocks: dict[int, list[Placed]] = {}
     for piece in file.placed():
         end = piece.gpa + piece.length
@@ -282,7 +282,7 @@ def _by_block(file: SnapshotFile) -> dict[int, list[Placed]]:
 
 
 def _identity(pieces: list[Placed]) -> object:
-    """What is equal only where memory is: the SHA-256 of a whole block, or the place it is at."""
+    """Return a key that is equal only for equal memory: a block's SHA-256, or its place."""
     if len(pieces) == 1 and pieces[0].length == BLOCK and pieces[0].offset % BLOCK == 0:
         file, offset = pieces[0].file, pieces[0].offset
         return file.hashes[offset // BLOCK - file.header.memory.offset // BLOCK]
@@ -290,5 +290,5 @@ def _identity(pieces: list[Placed]) -> object:
 
 
 def page_count(memory: tuple[MemoryChange, ...]) -> int:
-    """How many pages there are in ranges."""
+    """Return the number of pages in ranges."""
     return sum(change.end - change.start for change in memory) // PAGE

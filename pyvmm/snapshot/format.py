@@ -1,4 +1,4 @@
-"""The snapshot file's outer form: its first page, and where everything else lies.
+"""The layout of a snapshot file: its first page, and the sections it points to.
 
     0            pyvmm snapshot 1 SHA-256-OF-THE-REST-OF-THIS-PAGE
                  {"page": 4096, "block": 2097152, "state": {...}, "index": ..., ...}
@@ -6,10 +6,9 @@
     index        the extents (24 bytes each), then the blocks' SHA-256 (32 bytes each), then zeros
     memory       pages of guest memory, to the end of the file
 
-The first page holds the SHA-256 of state and index, the index that of every 2 MiB of memory: so
-the 64 digits in the first line stand for everything in the file, and are its identity.  Nothing
-of a file is used before what vouches for it has been checked.  docs/snapshot-format.md says all
-this to whoever writes another reader.
+The first page has the SHA-256 of state and index, and the index that of every 2 MiB of memory.
+So the SHA-256 in the first line covers the whole file, and is its identity.  A reader checks each
+part against its SHA-256 before it uses the part.  docs/snapshot-format.md is the specification.
 """
 
 from __future__ import annotations
@@ -21,25 +20,25 @@ import os
 import re
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from pyvmm.base.records import Record
 from pyvmm.errors import UsageError
 from pyvmm.snapshot.codec import Damaged, decode, encode
 
 MAGIC: Final = b"pyvmm snapshot "
 VERSION: Final = 1
-PAGE: Final = 4096  # of the file and of guest memory, whatever the host's
-BLOCK: Final = 2 << 20  # memory that has one SHA-256, at multiples of that in the file
-ADDRESSES: Final = 1 << 52  # guest physical addresses there can be.  Source: Arm ARM, FEAT_LPA
+PAGE: Final = 4096  # bytes, in the file and in guest memory, whatever the host's page size is
+BLOCK: Final = 2 << 20  # bytes of memory with one SHA-256, aligned in the file
+ADDRESSES: Final = 1 << 52  # limit of guest physical addresses.  Source: Arm ARM, FEAT_LPA
 
-# What a file that may hold anything is allowed to have us do.  512 vCPUs' registers are 25 MiB.
+# Limits on untrusted files.  The registers of 512 vCPUs are 25 MiB.
 MOST_STATE: Final = 64 << 20  # bytes of JSON
-MOST_VALUES: Final = 1_000_000  # in that JSON
+MOST_VALUES: Final = 1_000_000  # of that JSON
 MOST_EXTENTS: Final = 1 << 20
 MOST_MEMORY: Final = 1 << 44  # bytes stored
 
-SHORTER: Final = "the file has become shorter while it was read"
+SHORTER: Final = "the file became shorter while it was read"
 EXTENT: Final = struct.Struct("<QQQ")
 DIGEST: Final = hashlib.sha256().digest_size
 _FIRST_LINE: Final = re.compile(rb"pyvmm snapshot ([1-9][0-9]{0,9}) ([0-9a-f]{64})\n")
@@ -49,7 +48,7 @@ _IDENTITY: Final = re.compile("[0-9a-f]{64}")
 class Extent(NamedTuple):
     """Guest memory in the file: ``length`` bytes at guest address ``gpa`` are at ``offset``.
 
-    An offset of 0 means that they are zero, and stored nowhere: an incremental snapshot has such.
+    An offset of 0 marks zeros of an incremental snapshot, which are not stored.
     """
 
     gpa: int
@@ -58,13 +57,12 @@ class Extent(NamedTuple):
 
     @property
     def end(self) -> int:
-        """The first guest address after it."""
+        """The end as a guest address, exclusive."""
         return self.gpa + self.length
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """Bytes of the file, and their SHA-256."""
+class Section(Record, kw_only=True):
+    """A section of the file, and its SHA-256."""
 
     offset: int
     length: int
@@ -72,13 +70,12 @@ class Section:
 
     @property
     def end(self) -> int:
-        """The first byte after it."""
+        """The end as an offset in the file, exclusive."""
         return self.offset + self.length
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Index:
-    """The section that says where guest memory lies, and with how many extents."""
+class Index(Record, kw_only=True):
+    """The section with the extents of guest memory."""
 
     offset: int
     length: int
@@ -86,9 +83,8 @@ class Index:
     extents: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """The pages of guest memory, to the end of the file."""
+class Memory(Record, kw_only=True):
+    """The section with the pages of guest memory, at the end of the file."""
 
     offset: int
     length: int
@@ -99,16 +95,14 @@ class Memory:
         return self.offset + self.length
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parent:
-    """The snapshot that an incremental one goes on from; the path starts at the latter's place."""
+class Parent(Record, kw_only=True):
+    """The parent of an incremental snapshot; the path is relative to the child's directory."""
 
     sha256: str
     path: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
+class Header(Record, kw_only=True):
     """The first page."""
 
     page: int = PAGE
@@ -119,41 +113,41 @@ class Header:
     parent: Parent | None = None
 
     def pack(self) -> bytes:
-        """The page itself.
+        """Return the page.
 
-        Raises: UsageError, where the parent's path does not fit.
+        Raises: UsageError, if the parent's path does not fit.
         """
         text = json.dumps(encode(self), indent=1).encode() + b"\n"
         room = PAGE - len(MAGIC) - len(str(VERSION)) - 2 * DIGEST - 2
         if len(text) > room:
-            raise UsageError("the path to the parent is too long to be kept in a snapshot")
+            raise UsageError("the path of the parent is too long for a snapshot")
         body = text.ljust(room, b"\n")
         return b"%s%d %s\n%s" % (MAGIC, VERSION, _sha256(body).encode(), body)
 
     @classmethod
     def unpack(cls, page: bytes) -> tuple[Header, str]:
-        """The header in a file's first page, and the snapshot's identity.
+        """Return the header in a file's first page, and the snapshot's identity.
 
-        Raises: UsageError, for what is no snapshot, is damaged, or is of a newer pyvmm.
+        Raises: UsageError, if it is no snapshot or damaged, or a newer pyvmm wrote it.
         """
         line = _FIRST_LINE.match(page)
         if line is None:
             damaged = page.startswith(MAGIC)
-            raise Damaged("its first line is damaged" if damaged else "no snapshot of pyvmm's")
+            raise Damaged("its first line is damaged" if damaged else "not a pyvmm snapshot")
         if (version := int(line[1])) > VERSION:
             raise UsageError(
-                f"a snapshot of version {version}, and this pyvmm reads up to {VERSION}",
-                hint="a newer pyvmm wrote it: use that one",
+                f"it has version {version}, this pyvmm reads up to {VERSION}",
+                hint="use the newer pyvmm that wrote it",
             )
         body = page[line.end() :]
         if len(page) != PAGE or _sha256(body) != line[2].decode():
-            raise Damaged("its first page is damaged: the SHA-256 is another")
+            raise Damaged("its first page is damaged: the SHA-256 differs")
         header = decode(cls, parse_json(body, "the header"), "header")
         header.check()
         return header, line[2].decode()
 
     def check(self) -> None:
-        """Refuse what no writer makes, however well its hashes fit.
+        """Check the values: a file with matching hashes may still be made up.
 
         Raises: Damaged.
         """
@@ -164,7 +158,7 @@ class Header:
         ends = (PAGE, self.state.end, index.offset + index.length)
         lengths = (self.state.length, index.length, memory.length)
         if starts != ends or any(n < 0 or n % PAGE for n in lengths):
-            raise Damaged("its parts do not follow upon each other in whole pages")
+            raise Damaged("its sections are not adjacent whole pages")
         if not 0 < self.state.length <= MOST_STATE:
             raise Damaged(f"a state of {self.state.length} bytes")
         if not 0 <= index.extents <= MOST_EXTENTS or memory.length > MOST_MEMORY:
@@ -173,36 +167,36 @@ class Header:
             raise Damaged(f"an index of {index.length} bytes for {index.extents} extents")
         hashes = [self.state.sha256, index.sha256, *([self.parent.sha256] if self.parent else [])]
         if not all(_IDENTITY.fullmatch(text) for text in hashes):
-            raise Damaged("a SHA-256 that is none")
+            raise Damaged("a malformed SHA-256")
 
 
 def whole_pages(size: int) -> int:
-    """The size up to the next whole page."""
+    """Round a size up to whole pages."""
     return -(-size // PAGE) * PAGE
 
 
 def blocks(memory: Memory) -> list[tuple[int, int]]:
-    """Start and end in the file of each piece that has one SHA-256."""
+    """Return start and end in the file of each block: memory with one SHA-256."""
     if not memory.length:
         return []
-    edges = range(memory.offset // BLOCK * BLOCK + BLOCK, memory.end, BLOCK)
-    return list(itertools.pairwise([memory.offset, *edges, memory.end]))
+    aligned = range(memory.offset // BLOCK * BLOCK + BLOCK, memory.end, BLOCK)
+    return list(itertools.pairwise([memory.offset, *aligned, memory.end]))
 
 
 def index_size(extents: int, memory: Memory) -> int:
-    """How long the index section is at least, for so many extents of that memory."""
+    """Return the minimal length of the index section for that many extents."""
     hashes = -(-memory.end // BLOCK) - memory.offset // BLOCK if memory.length else 0
     return whole_pages(EXTENT.size * extents + DIGEST * hashes)
 
 
 def pack_index(extents: Iterable[Extent], hashes: Iterable[bytes], length: int) -> bytes:
-    """The index section, of that length."""
+    """Return the index section, padded to that length."""
     data = b"".join([*(EXTENT.pack(*extent) for extent in extents), *hashes])
     return data.ljust(length, b"\0")
 
 
 def unpack_index(data: bytes, header: Header) -> tuple[list[Extent], list[bytes]]:
-    """The extents, by guest address, and the blocks' hashes.
+    """Return the extents, sorted by guest address, and the blocks' hashes.
 
     Raises: Damaged.
     """
@@ -212,19 +206,19 @@ def unpack_index(data: bytes, header: Header) -> tuple[list[Extent], list[bytes]
     count = len(blocks(header.memory))
     hashes = [data[at : at + DIGEST] for at in range(table, table + count * DIGEST, DIGEST)]
     if data[table + count * DIGEST :].strip(b"\0"):
-        raise Damaged("there is something behind its index")
+        raise Damaged("data follows its index")
     return extents, hashes
 
 
 def _check_extents(extents: Sequence[Extent], header: Header) -> None:
-    """Refuse extents that are out of order, overlap, or lie outside of memory or file."""
+    """Check that extents are sorted, do not overlap, and lie within the guest and the file."""
     memory, last = header.memory, 0
     for gpa, length, offset in extents:
         if length <= 0 or (gpa | length | offset) % PAGE or not last <= gpa <= ADDRESSES - length:
             raise Damaged(f"an extent of {length:#x} bytes at guest address {gpa:#x}")
         stored = memory.offset <= offset <= memory.end - length
         if not stored and (offset or header.parent is None):
-            raise Damaged(f"an extent of {length:#x} bytes at {offset:#x}, outside of its memory")
+            raise Damaged(f"an extent of {length:#x} bytes at {offset:#x}, outside its memory")
         last = gpa + length
     at = 0
     for _, length, offset in sorted((e for e in extents if e.offset), key=lambda e: e.offset):
@@ -234,16 +228,16 @@ def _check_extents(extents: Sequence[Extent], header: Header) -> None:
 
 
 def parse_json(data: bytes, what: str) -> dict[str, Any]:
-    """The JSON object in bytes that may be anything, within the limits of this module.
+    """Return the JSON object in untrusted bytes, within the limits of this module.
 
     Raises: Damaged.
     """
-    # Every value but the first has one of these before it: an upper bound, and found fast.
+    # One of these precedes every value but the first: a fast upper bound.
     if data.count(b",") + data.count(b"[") + data.count(b"{") > MOST_VALUES:
         raise Damaged(f"{what} has more than {MOST_VALUES} values")
     try:
         document = json.loads(data, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:  # no text, no JSON; brackets without end
+    except (ValueError, RecursionError) as error:  # not text or not JSON; too deeply nested
         raise Damaged(f"{what} is not JSON ({type(error).__name__})") from None
     if not isinstance(document, dict):
         raise Damaged(f"{what} is not a JSON object")
@@ -251,9 +245,9 @@ def parse_json(data: bytes, what: str) -> dict[str, Any]:
 
 
 def pack_state(document: dict[str, Any]) -> bytes:
-    """The state section: JSON, to be read by people too.
+    """Return the state section: indented JSON.
 
-    Raises: UsageError, for more than read() would take.
+    Raises: UsageError, if it is larger than a reader accepts.
     """
     text = json.dumps(document, indent=1, allow_nan=False).encode() + b"\n"
     if len(text) > MOST_STATE:
@@ -262,14 +256,14 @@ def pack_state(document: dict[str, Any]) -> bytes:
 
 
 def section(offset: int, data: bytes) -> Section:
-    """Data at that offset of the file."""
+    """Return the section of that data at that offset."""
     return Section(offset=offset, length=len(data), sha256=_sha256(data))
 
 
 def read_exactly(fd: int, offset: int, length: int) -> bytes:
-    """That many bytes of a file.
+    """Read that many bytes of a file.
 
-    Raises: Damaged, where it ends before.
+    Raises: Damaged, if the file is shorter.
     """
     data = os.pread(fd, length, offset)
     while len(data) < length:
@@ -281,16 +275,16 @@ def read_exactly(fd: int, offset: int, length: int) -> bytes:
 
 
 def read_into(fd: int, offset: int, view: memoryview) -> None:
-    """Fill a view with what is at that offset of a file.
+    """Fill a view from a file.
 
-    Raises: Damaged, where it ends before.
+    Raises: Damaged, if the file is shorter.
     """
     done = 0
     while done < len(view):
-        came = os.preadv(fd, [view[done:]], offset + done)
-        if not came:
+        count = os.preadv(fd, [view[done:]], offset + done)
+        if not count:
             raise Damaged(SHORTER)
-        done += came
+        done += count
 
 
 def _sha256(data: bytes) -> str:

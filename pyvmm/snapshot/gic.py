@@ -1,6 +1,5 @@
-"""The registers of interrupt controllers that make up their state: tables, and who walks them.
+"""The state of interrupt controllers: tables of registers in restore order, save and restore.
 
-Each table is in the order of restoring.
 Source: Linux, Documentation/virt/kvm/devices/arm-vgic-v3.rst, arm-vgic.rst and arm-vgic-its.rst;
 names and offsets: Arm IHI 0069 (GICv3), chapter 12, and IHI 0048 (GICv2), chapter 4.
 """
@@ -10,12 +9,12 @@ from __future__ import annotations
 import errno
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
 from pyvmm import layout
 from pyvmm.arm64 import sysregs
+from pyvmm.base.records import Record
 from pyvmm.errors import KvmError, VmmError
 from pyvmm.kvm.device import Device
 from pyvmm.kvm.uapi import VgicCtrl, VgicGroup
@@ -30,19 +29,19 @@ V2_CPU_SHIFT: Final = 32  # KVM_DEV_ARM_VGIC_CPUID_SHIFT
 
 
 class Use(Enum):
-    """What is done with a register."""
+    """How a register is saved and restored."""
 
-    KEEP = "saved, and written back"
-    CHANGE = "saved, and written back where it is another: KVM rounds whatever is written"
-    CHECK = "saved, and must be the same"
-    CLEAR = "not saved: all ones are written, before what sets the same bits"
+    RESTORE = "saved, and written back"
+    RESTORE_IF_CHANGED = "saved, and written back if it differs: KVM rounds every written value"
+    CHECK = "saved, and must read the same"
+    CLEAR = "not saved: written as all ones, before the register that sets the same bits"
 
 
-class Row(NamedTuple):
-    """Registers at ``offset``, ``offset + 4``, ...: as many as ``each`` says.
+class Row(Record):
+    """One register, or registers at ``offset``, ``offset + step``, ... for many INTIDs.
 
-    ``each`` is how many INTIDs one register is for; 0: there is one register.  ``first`` is the
-    INTID of the first that counts: SPIs for a distributor, whose private ones are elsewhere.
+    ``each`` is the number of INTIDs in one register; 0 means one register.  ``first`` is the first
+    INTID to save: a distributor's rows start at SPIs, as the redistributors have the rest.
     """
 
     name: str
@@ -50,19 +49,18 @@ class Row(NamedTuple):
     each: int = 0
     first: int = 0
     step: int = 4
-    use: Use = Use.KEEP
-    may_lack: bool = False  # a GIC with fewer priority bits has not got it
+    use: Use = Use.RESTORE
+    may_lack: bool = False  # a GIC with fewer priority bits lacks it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
-    """One table: where its registers are reached, whether each vCPU has them, how wide they are."""
+class Part(Record, kw_only=True):
+    """One table of registers: KVM's attribute group, and whether each vCPU has its own."""
 
     name: str
     group: int
     per_vcpu: bool
     rows: tuple[Row, ...]
-    last: int = 0  # INTIDs from there on are not this part's; 0: as many as the GIC has
+    last: int = 0  # end of its INTIDs, exclusive; 0: all of the GIC
 
 
 def _icc(name: str, *, may_lack: bool = False) -> Row:
@@ -74,7 +72,7 @@ DIST: Final = Part(
     group=VgicGroup.DIST_REGS,
     per_vcpu=False,
     rows=(
-        Row("GICD_IIDR", 0x0008),  # chooses the revision that the kernel is to be
+        Row("GICD_IIDR", 0x0008),  # selects the revision that the kernel emulates
         Row("GICD_CTLR", 0x0000),
         Row("GICD_STATUSR", 0x0010),
         Row("GICD_TYPER", 0x0004, use=Use.CHECK),
@@ -97,11 +95,11 @@ REDIST: Final = Part(
         Row("GICR_ICENABLER0", 0x10180, use=Use.CLEAR),  # a reset leaves SGIs enabled
         Row("GICR_WAKER", 0x0014),
         Row("GICR_STATUSR", 0x0010),
-        # Before CTLR.EnableLPIs, which makes the kernel read the tables that they name.
-        Row("GICR_PROPBASER", 0x0070, use=Use.CHANGE),
-        Row("GICR_PROPBASER+4", 0x0074, use=Use.CHANGE),
-        Row("GICR_PENDBASER", 0x0078, use=Use.CHANGE),
-        Row("GICR_PENDBASER+4", 0x007C, use=Use.CHANGE),
+        # Before CTLR.EnableLPIs, which makes the kernel read the tables at these addresses.
+        Row("GICR_PROPBASER", 0x0070, use=Use.RESTORE_IF_CHANGED),
+        Row("GICR_PROPBASER+4", 0x0074, use=Use.RESTORE_IF_CHANGED),
+        Row("GICR_PENDBASER", 0x0078, use=Use.RESTORE_IF_CHANGED),
+        Row("GICR_PENDBASER+4", 0x007C, use=Use.RESTORE_IF_CHANGED),
         Row("GICR_CTLR", 0x0000),
         Row("GICR_IGROUPR", 0x10080, 32),
         Row("GICR_ICFGR", 0x10C00, 16),
@@ -126,7 +124,7 @@ CPU: Final = Part(
         *(_icc(f"ICC_AP{group}R{n}_EL1", may_lack=n > 0) for group in (0, 1) for n in range(4)),
     ),
 )
-# Lines last: they make pending what the registers above had not.
+# Lines last: a raised line makes its interrupt pending.
 SPI_LINES: Final = Part(
     name="lines of SPIs",
     group=VgicGroup.LEVEL_INFO,
@@ -146,10 +144,10 @@ ITS: Final = Part(
     per_vcpu=False,
     rows=(
         Row("GITS_IIDR", 0x0004),
-        Row("GITS_CBASER", 0x0080, use=Use.CHANGE),
+        Row("GITS_CBASER", 0x0080, use=Use.RESTORE_IF_CHANGED),
         Row("GITS_CREADR", 0x0090),
         Row("GITS_CWRITER", 0x0088),
-        *(Row(f"GITS_BASER{n}", 0x0100 + 8 * n, use=Use.CHANGE) for n in range(8)),
+        *(Row(f"GITS_BASER{n}", 0x0100 + 8 * n, use=Use.RESTORE_IF_CHANGED) for n in range(8)),
         Row("GITS_CTLR", 0x0000),  # after the tables: see restore_its()
     ),
 )
@@ -165,11 +163,11 @@ V2_DIST: Final = Part(
     group=VgicGroup.DIST_REGS,
     per_vcpu=False,
     rows=(
-        Row("GICD_IIDR", 0x008),  # since Linux 4.20 what makes the groups writable
+        Row("GICD_IIDR", 0x008),  # since Linux 4.20 a write makes the groups writable
         Row("GICD_CTLR", 0x000),
         Row("GICD_TYPER", 0x004, use=Use.CHECK),
         Row("GICD_ITARGETSR", 0x800, 4, FIRST_SPI),
-        *(row._replace(first=FIRST_SPI) for row in V2_BANKED),
+        *(row.replace(first=FIRST_SPI) for row in V2_BANKED),
     ),
 )
 V2_PRIVATE: Final = Part(
@@ -196,13 +194,13 @@ V2_CPU: Final = Part(
     ),
 )
 
-# What each --irqchip is made of, in the order of restoring; the ITS, a device of its own, last.
+# The tables of each kind of GIC, in restore order.  The ITS, which is its own device, is last.
 PARTS: Final[dict[str, tuple[Part, ...]]] = {
     "gicv3": (DIST, REDIST, CPU, SPI_LINES, PPI_LINES),
     "gicv3-its": (DIST, REDIST, CPU, SPI_LINES, PPI_LINES, ITS),
     "gicv2": (V2_DIST, V2_PRIVATE, V2_CPU),
 }
-# What may read back otherwise: KVM rounds bases of tables that the guest never placed.
+# Bits that may read back changed: KVM rounds the base of a table that the guest never set.
 # Source: vgic_sanitise_field() in arch/arm64/kvm/vgic/vgic-mmio-v3.c
 ROUNDED: Final = {"GICR_PROPBASER": 0xF80, "GICR_PENDBASER": 0xF80}
 
@@ -217,7 +215,7 @@ class Place(NamedTuple):
 
 @functools.cache
 def places(part: Part, nr_irqs: int) -> tuple[Place, ...]:
-    """Every register of a part, in the order of restoring."""
+    """Return every register of a part, in restore order."""
     return tuple(_places(part, nr_irqs))
 
 
@@ -233,7 +231,7 @@ def _places(part: Part, nr_irqs: int) -> Iterator[Place]:
 
 
 def names(kind: str, part: str, nr_irqs: int) -> dict[int, str]:
-    """What each register of a part is called; nothing for a part that is not known."""
+    """Return the names of a part's registers by number; empty for an unknown part."""
     for known in PARTS.get(kind, ()):
         if known.name == part:
             return {place.number: place.name for place in places(known, nr_irqs)}
@@ -241,7 +239,7 @@ def names(kind: str, part: str, nr_irqs: int) -> dict[int, str]:
 
 
 class GicRegisters:
-    """An interrupt controller's registers, by part, vCPU and number; no vCPU runs."""
+    """Access to an interrupt controller's registers by part, vCPU and number; no vCPU runs."""
 
     def __init__(self, irqchip: Irqchip, mpidrs: Sequence[int], nr_irqs: int) -> None:
         self._irqchip = irqchip
@@ -254,19 +252,19 @@ class GicRegisters:
         return PARTS[self._irqchip.name]
 
     def vcpus(self, part: Part) -> Iterator[int | None]:
-        """Whose registers a part has: every vCPU's, or nobody's own."""
+        """Yield the vCPUs that have the part, or None if it is shared."""
         yield from range(len(self._mpidrs)) if part.per_vcpu else (None,)
 
     def read(
         self, part: Part, vcpu: int | None, numbers: Iterable[int]
     ) -> dict[int, int | KvmError]:
-        """Registers by their numbers; of one that KVM refuses, its error."""
+        """Read registers by number; a register that KVM refuses gives its error."""
         attributes = {self._attribute(vcpu, number): number for number in numbers}
         found = self._device(part).get_attrs(part.group, attributes)
         return {attributes[attribute]: value for attribute, value in found.items()}
 
     def write(self, part: Part, vcpu: int | None, values: Mapping[int, int]) -> None:
-        """Write registers in their order, as user space may.
+        """Write registers in the given order.
 
         Raises: KvmError.
         """
@@ -288,7 +286,7 @@ class GicRegisters:
 
 
 def save_tables(irqchip: Irqchip) -> None:
-    """Have the kernel write what an ITS knows, and pending LPIs, to the guest's memory."""
+    """Let the kernel write an ITS's tables and pending LPIs to guest memory."""
     if irqchip.its is not None:
         irqchip.its.device.set_attr(VgicGroup.CTRL, VgicCtrl.ITS_SAVE_TABLES)
         irqchip.gic.device.set_attr(VgicGroup.CTRL, VgicCtrl.VGIC_SAVE_PENDING_TABLES)
@@ -301,29 +299,29 @@ def gic_registers(board: Board) -> GicRegisters:
 
 
 def save_gic(gic: GicRegisters, kind: str) -> GicState:
-    """The state of an interrupt controller."""
+    """Read the state of an interrupt controller."""
     blocks = []
     for part in gic.parts:
         for vcpu in gic.vcpus(part):
-            kept = {
+            rows = {
                 place.number: place.row
                 for place in places(part, gic.nr_irqs) if place.row.use is not Use.CLEAR
             }  # fmt: skip
             registers = {}
-            for number, found in gic.read(part, vcpu, kept).items():
+            for number, found in gic.read(part, vcpu, rows).items():
                 if not isinstance(found, KvmError):
                     registers[number] = found
-                elif not (kept[number].may_lack and found.errno in (errno.EINVAL, errno.ENXIO)):
+                elif not (rows[number].may_lack and found.errno in (errno.EINVAL, errno.ENXIO)):
                     raise found
             blocks.append(GicBlock(part=part.name, vcpu=vcpu, registers=registers))
     return GicState(kind=kind, nr_irqs=gic.nr_irqs, blocks=tuple(blocks))
 
 
 def restore_gic(gic: GicRegisters, state: GicState, irqchip: Irqchip) -> list[str]:
-    """Write an interrupt controller's state back; guest RAM is there.
+    """Restore an interrupt controller; guest RAM is restored already.
 
     Returns:
-        What reads back otherwise and should not, a line each.
+        A line for each register that wrongly reads back changed.
 
     Raises:
         KvmError: the kernel refuses a register.
@@ -340,13 +338,13 @@ def _block(state: GicState, part: Part, vcpu: int | None) -> dict[int, int]:
     for block in state.blocks:
         if (block.part, block.vcpu) == (part.name, vcpu):
             return block.registers
-    raise VmmError(f"the snapshot has no {_whose(part, vcpu)}")
+    raise VmmError(f"the snapshot has no {_part_name(part, vcpu)}")
 
 
 def _restore_part(
     gic: GicRegisters, part: Part, vcpu: int | None, saved: dict[int, int], irqchip: Irqchip
 ) -> None:
-    here = _rounded_here(gic, part, vcpu)
+    here = _reset_values(gic, part, vcpu)
     values: dict[int, int] = {}
     for place in places(part, gic.nr_irqs):
         number, use = place.number, place.row.use
@@ -358,22 +356,26 @@ def _restore_part(
         if use is Use.CLEAR:
             values[number] = ALL_32
         elif number in saved and (
-            use is Use.KEEP or (use is Use.CHANGE and here[number] != saved[number])
+            use is Use.RESTORE or (use is Use.RESTORE_IF_CHANGED and here[number] != saved[number])
         ):
             values[number] = saved[number]
     gic.write(part, vcpu, values)
 
 
-def _rounded_here(gic: GicRegisters, part: Part, vcpu: int | None) -> dict[int, int]:
-    """What a reset gave the registers that are to be written only where they are another."""
-    changing = [place.number for place in places(part, gic.nr_irqs) if place.row.use is Use.CHANGE]
+def _reset_values(gic: GicRegisters, part: Part, vcpu: int | None) -> dict[int, int]:
+    """Return the reset values of registers that are written only if they differ."""
+    changing = [
+        place.number
+        for place in places(part, gic.nr_irqs)
+        if place.row.use is Use.RESTORE_IF_CHANGED
+    ]
     return _values(gic.read(part, vcpu, changing))
 
 
 def _values(read: Mapping[int, int | KvmError]) -> dict[int, int]:
-    """What was read, where none was refused.
+    """Return the values of read().
 
-    Raises: KvmError.
+    Raises: KvmError, if KVM refused a register.
     """
     values = {}
     for number, found in read.items():
@@ -391,10 +393,10 @@ def _differences(
     for number, value in found.items():
         if (value ^ saved[number]) & ~ROUNDED.get(here[number], 0):
             yield (
-                f"{here[number]} of {_whose(part, vcpu)} was {saved[number]:#x} "
+                f"{here[number]} of {_part_name(part, vcpu)} was {saved[number]:#x} "
                 f"and reads back as {value:#x}"
             )
 
 
-def _whose(part: Part, vcpu: int | None) -> str:
+def _part_name(part: Part, vcpu: int | None) -> str:
     return f"GIC part {part.name}" + ("" if vcpu is None else f" of vCPU {vcpu}")

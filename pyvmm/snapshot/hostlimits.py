@@ -1,15 +1,15 @@
-"""What a host's KVM can give a machine: asked of this host, or read from `pyvmm doctor --json`."""
+"""The limits of a host's KVM: queried here, or read from the JSON that `pyvmm doctor` prints."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from pyvmm.arm64 import sysregs, vl
+from pyvmm.base.records import Record, made
 from pyvmm.errors import KvmError, UsageError
 from pyvmm.kvm import native, regs
 from pyvmm.kvm.system import System
@@ -21,14 +21,13 @@ from pyvmm.snapshot import restoreorder
 from pyvmm.snapshot.codec import read_hexadecimal
 
 LARGEST: Final = 1 << 20  # bytes of a document
-HOW: Final = "`pyvmm doctor --json` on that host writes one"
-# Features that go together with others; the rest exclude something, and a probe is without.
+HOW: Final = "use the JSON that `pyvmm doctor` prints on that host"
+# Features that combine with any other.  The rest exclude something: the probed vCPU lacks them.
 TOGETHER: Final = frozenset({Feature.PAUTH, Feature.PMU, Feature.PVTIME})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostLimits:
-    """A host's limits; ``registers`` are those of a vCPU that has all it can have, by KVM's id."""
+class HostLimits(Record, kw_only=True):
+    """What a host can give a machine; ``registers`` are those of a vCPU with all features."""
 
     max_vcpus: int
     ipa_bits: int
@@ -36,11 +35,11 @@ class HostLimits:
     features: frozenset[Feature]
     gics: frozenset[str]
     counter_hz: int
-    registers: dict[int, int] = field(default_factory=dict)
+    registers: dict[int, int] = made(dict)
 
 
 def limits_here(system: System) -> HostLimits:
-    """This host's; without registers, as KVM itself can be asked about those."""
+    """Return this host's limits, without registers: KVM itself can be tried with those."""
     limits = read_limits(system)
     with system.create_vm(regs_ipa(limits.ipa_bits)) as vm:
         gics = {kind for kind, needs in NEEDS.items() if all(map(vm.has_device, needs))}
@@ -55,14 +54,14 @@ def limits_here(system: System) -> HostLimits:
 
 
 def regs_ipa(ipa_bits: int) -> int:
-    """Address bits of a VM that is only asked something."""
+    """Return the address bits of a VM that never runs."""
     return min(ipa_bits, 40)
 
 
 def registers_here(system: System) -> dict[str, str]:
-    """Every register of a vCPU that has all that this host can give, by its id; for a probe.
+    """Return the registers, by name, of a vCPU with all features of this host.
 
-    SVE's and the core's are left out: every host has those.
+    SVE and core registers are left out: every host has those.
     """
     limits = read_limits(system)
     plan = Plan(
@@ -87,21 +86,21 @@ def registers_here(system: System) -> dict[str, str]:
 
 
 def read_limits_file(path: Path) -> HostLimits:
-    """The offer in what `pyvmm doctor --json` printed.
+    """Return the limits in a file with the JSON that `pyvmm doctor` printed.
 
-    Raises: UsageError, for what is none, or of a pyvmm that did not tell enough.
+    Raises: UsageError, if it holds something else, or an older pyvmm wrote it.
     """
     try:
         with path.open("rb") as file:
             document = json.loads(file.read(LARGEST + 1))
-        return _offer(document)
+        return _from_document(document)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}", hint=HOW) from error
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise UsageError(f"{path}: not what `pyvmm doctor --json` prints", hint=HOW) from None
+        raise UsageError(f"{path}: not the JSON that `pyvmm doctor` prints", hint=HOW) from None
 
 
-def _offer(document: Mapping[str, Any]) -> HostLimits:
+def _from_document(document: Mapping[str, Any]) -> HostLimits:
     kvm = document["kvm"]
     names = {feature.name: feature for feature in Feature}
     return HostLimits(

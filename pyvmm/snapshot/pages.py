@@ -1,4 +1,4 @@
-"""Which pages of guest memory hold something, found without a step of Python for each."""
+"""The pages of guest memory that are not zero, found without a Python loop over pages."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ PAGEMAP: Final = Path("/proc/self/pagemap")
 ENTRY: Final = 8  # bytes of /proc/self/pagemap for a page
 # In an entry's highest byte: the page is present, or swapped.
 # Source: Linux, Documentation/admin-guide/mm/pagemap.rst
-THERE: Final = bytes(int(byte & 0xC0 != 0) for byte in range(256))
+PRESENT: Final = bytes(int(byte & 0xC0 != 0) for byte in range(256))
 AT_ONCE: Final = 1 << 30  # bytes of memory whose pagemap is read at once
 
 
 class MemorySource(Protocol):
-    """Guest memory: RAM, or what a file holds of it."""
+    """Guest memory: RAM, or its copy in a file."""
 
     def view(self, gpa: int, length: int) -> memoryview:
-        """The bytes at a guest address, without a copy where that can be."""
+        """Return the bytes at a guest address, without a copy if possible."""
 
 
 def touched(memory: GuestMemory) -> list[Range]:
-    """What of a memory may be other than zero, by the kernel's page tables.
+    """Return the ranges that may not be zero, by the kernel's page tables.
 
-    All of it, where the kernel does not tell: /proc/self/pagemap is the user's alone, and a
-    process that has changed its uid is nobody's.
+    A process that changed its uid cannot read /proc/self/pagemap.  Then it is all of the memory.
     """
     try:
         fd = os.open(PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
@@ -57,13 +56,13 @@ def _present(fd: int, memory: GuestMemory) -> Iterator[Range]:
         first = (memory.host_address + start) // mmap.PAGESIZE
         entries = os.pread(fd, length // mmap.PAGESIZE * ENTRY, first * ENTRY)
         if len(entries) != length // mmap.PAGESIZE * ENTRY:
-            raise OSError("the page tables were not read in whole")
-        there = entries[ENTRY - 1 :: ENTRY].translate(THERE)
-        yield from runs(there, first * mmap.PAGESIZE + shift, mmap.PAGESIZE)
+            raise OSError("a short read of the page tables")
+        present = entries[ENTRY - 1 :: ENTRY].translate(PRESENT)
+        yield from runs(present, first * mmap.PAGESIZE + shift, mmap.PAGESIZE)
 
 
 def used(memory: MemorySource, ranges: Iterable[Range]) -> list[Range]:
-    """The pages within those ranges that are not zero, as ranges."""
+    """Return the pages within ``ranges`` that are not zero, as ranges."""
     found: list[Range] = []
     for low, high in ranges:
         for start in range(low, high, BLOCK):
@@ -75,12 +74,12 @@ def used(memory: MemorySource, ranges: Iterable[Range]) -> list[Range]:
 
 
 def not_zero(view: memoryview) -> bytes:
-    """For each page of a view 1 where it holds something, else 0."""
+    """Return 1 for each page of a view that is not zero, else 0."""
     pages = chain.from_iterable(struct.iter_unpack(f"{PAGE}s", view))
     return bytes(map(ne, pages, repeat(ZERO)))
 
 
 def differing(one: memoryview, other: memoryview) -> bytes:
-    """For each page of two views 1 where they differ, else 0."""
+    """Return 1 for each page that differs between two views, else 0."""
     left, right = (struct.iter_unpack(f"{PAGE}s", view) for view in (one, other))
     return bytes(map(ne, left, right))

@@ -1,4 +1,4 @@
-"""A snapshot file is read: nothing of it is believed before what vouches for it was checked."""
+"""Reading of snapshot files: each part is checked against its SHA-256 before it is used."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.format import BLOCK, PAGE, Header
 
 WORKERS: Final = 4
-RECENT: Final = 4  # blocks kept in memory
+RECENT: Final = 4  # blocks in the cache
 MOST_PARENTS: Final = 200  # each is an open file
 J = TypeVar("J")
 R = TypeVar("R")
 
-DAMAGE_HINT: Final = "use another copy of it: what was changed cannot be told"
+DAMAGE_HINT: Final = "use another copy of the file"
 
 
 class Placed(NamedTuple):
-    """Guest memory, and the file of a chain that has it; ``offset`` as an Extent's."""
+    """A piece of guest memory at ``offset`` in a file of a chain."""
 
     gpa: int
     length: int
@@ -39,18 +39,18 @@ class Placed(NamedTuple):
 
 
 class SnapshotFile(Closing):
-    """One snapshot, open for reading; a context manager that closes it, and its parents.
+    """One snapshot, open for reading; a context manager that closes it and its parents.
 
-    ``document`` is the machine's state, ``identity`` the SHA-256 that stands for everything.
+    ``document`` is the machine's state.  ``identity`` is the SHA-256 that covers the whole file.
     """
 
     def __init__(self, path: Path, fd: int) -> None:
-        """Check everything but memory; takes the descriptor over."""
+        """Check everything except memory; close() closes the descriptor."""
         self.path = path
         self.fd = fd
         self.parent: SnapshotFile | None = None
-        self._blocks: dict[int, bytes] = {}  # the last that were read
-        self._lock = threading.Lock()  # of these
+        self._blocks: dict[int, bytes] = {}  # the cache
+        self._lock = threading.Lock()  # of the cache
         self._placed: list[Placed] | None = None
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -60,7 +60,7 @@ class SnapshotFile(Closing):
         self.header, self.identity = Header.unpack(format.read_exactly(fd, 0, PAGE))
         if status.st_size != self.header.memory.end:
             raise Damaged(
-                f"the file has {status.st_size} bytes, and should have {self.header.memory.end}"
+                f"the file has {status.st_size} bytes instead of {self.header.memory.end}"
             )
         self.document: dict[str, Any] = format.parse_json(self._section("state"), "its state")
         index = self._section("index")
@@ -69,9 +69,9 @@ class SnapshotFile(Closing):
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open a snapshot and all it goes on from.
+        """Open a snapshot and its parents.
 
-        Raises: UsageError, for what is no snapshot or a damaged one, or has lost its parent.
+        Raises: UsageError, if a file is no snapshot or damaged, or a parent is missing.
         """
         file = cls._open(path)
         try:
@@ -88,25 +88,25 @@ class SnapshotFile(Closing):
 
     @classmethod
     def _open(cls, path: Path) -> Self:
-        """Open one file; what is wrong with it is told with its name."""
+        """Open one file; errors have its path."""
         try:
-            # Not to wait for the other end, should it be a pipe.
+            # O_NONBLOCK: the open of a pipe would wait for its writer.
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
         try:
-            with told_with(path):
+            with path_in_errors(path):
                 return cls(path, fd)
         except BaseException:
             os.close(fd)
             raise
 
     def _open_parent(self, wanted: format.Parent) -> Self:
-        """Open the parent, and see that it is the one that was meant."""
+        """Open the parent, and check its identity."""
         path = Path(os.path.realpath(self.path)).parent / wanted.path
-        hint = "a snapshot that was saved with --parent needs that file, unchanged, where it was"
+        hint = "put the parent back: an incremental snapshot needs that file unchanged"
         if "\0" in wanted.path:
-            raise Damaged(f"{self.path}: its parent's path holds a NUL")
+            raise Damaged(f"{self.path}: its parent's path has a NUL")
         try:
             parent = self._open(path)
         except UsageError as error:
@@ -114,38 +114,38 @@ class SnapshotFile(Closing):
         if parent.identity != wanted.sha256:
             parent.close()
             raise UsageError(
-                f"{self.path}: its parent {path} is another snapshot now: "
-                f"{parent.identity[:12]}, and not {wanted.sha256[:12]}",
+                f"{self.path}: its parent {path} has changed: it is snapshot "
+                f"{parent.identity[:12]}, not {wanted.sha256[:12]}",
                 hint=hint,
             )
         return parent
 
     def close(self) -> None:
-        """Close the file and its parents; what is mapped stays.  Idempotent."""
+        """Close the file and its parents; mappings stay.  Idempotent."""
         for file in self.chain():
             if file.fd >= 0:
                 os.close(file.fd)
                 file.fd = -1
 
     def chain(self) -> list[SnapshotFile]:
-        """The files that make the snapshot, the oldest first."""
+        """Return the file and its parents, the oldest first."""
         files: list[SnapshotFile] = [self]
         while (parent := files[-1].parent) is not None:
             files.append(parent)
         return files[::-1]
 
     def _section(self, name: str) -> bytes:
-        """The state or the index, checked."""
+        """Read and check the state or the index."""
         section: format.Section | format.Index = getattr(self.header, name)
         data = format.read_exactly(self.fd, section.offset, section.length)
         if hashlib.sha256(data).hexdigest() != section.sha256:
-            raise Damaged(f"its {name} is damaged: the SHA-256 is another", hint=DAMAGE_HINT)
+            raise Damaged(f"its {name} is damaged: the SHA-256 differs", hint=DAMAGE_HINT)
         return data
 
-    # What of guest memory is where
+    # Where guest memory is stored
 
     def placed(self) -> list[Placed]:
-        """All memory that is stored, in the chain's files, by guest address, without overlaps."""
+        """Return all stored memory of the chain, sorted by guest address, without overlaps."""
         if self._placed is None:
             found: list[Placed] = []
             covered: list[Range] = []
@@ -165,13 +165,13 @@ class SnapshotFile(Closing):
         return self._placed
 
     def stored(self) -> list[Range]:
-        """The guest addresses of what is stored."""
+        """Return the ranges of guest memory that are stored."""
         return merged((piece.gpa, piece.gpa + piece.length) for piece in self.placed())
 
-    # Reading, everything checked
+    # Reading, with checks
 
     def read(self, gpa: int, length: int) -> bytes:
-        """Guest memory; what is not stored is zero.
+        """Read guest memory; memory that is not stored is zero.
 
         Raises: Damaged.
         """
@@ -188,11 +188,11 @@ class SnapshotFile(Closing):
         return bytes(data)
 
     def view(self, gpa: int, length: int) -> memoryview:
-        """The same, as memory is seen."""
+        """Read guest memory as a memoryview."""
         return memoryview(self.read(gpa, length))
 
     def _read(self, offset: int, length: int) -> bytes:
-        """Bytes of the memory section, out of blocks that were checked."""
+        """Read bytes of the memory section from checked blocks."""
         found = bytearray()
         while len(found) < length:
             at = offset + len(found)
@@ -203,7 +203,7 @@ class SnapshotFile(Closing):
         return bytes(found)
 
     def _recent_block(self, number: int) -> bytes:
-        """A block, checked; small pieces that are near each other are read once."""
+        """Return a checked block from the cache, or read it."""
         with self._lock:
             block = self._blocks.get(number)
         if block is None:
@@ -215,31 +215,30 @@ class SnapshotFile(Closing):
         return block
 
     def read_block(self, number: int) -> bytes:
-        """What one SHA-256 is of, checked.
+        """Read and check a block.
 
         Raises: Damaged.
         """
         start, end = self.blocks[number]
-        with told_with(self.path):
+        with path_in_errors(self.path):
             data = format.read_exactly(self.fd, start, end - start)
             self.check_block(number, data)
         return data
 
     def check_block(self, number: int, data: bytes | memoryview) -> None:
-        """Hold what was read against its SHA-256.
+        """Check a block's data against its SHA-256.
 
         Raises: Damaged.
         """
         if hashlib.sha256(data).digest() != self.hashes[number]:
             start, end = self.blocks[number]
             raise Damaged(
-                f"its memory is damaged, between bytes {start:#x} and {end:#x}: "
-                "the SHA-256 is another",
+                f"its memory is damaged between bytes {start:#x} and {end:#x}: the SHA-256 differs",
                 hint=DAMAGE_HINT,
             )
 
     def verify(self, stop: Callable[[], bool] = lambda: False, workers: int = 1) -> bool:
-        """Check all memory of the chain; False where ``stop`` said so before the end.
+        """Check all memory of the chain; return False if ``stop`` ended the check.
 
         Raises: Damaged.
         """
@@ -256,8 +255,8 @@ class SnapshotFile(Closing):
 
 
 @contextlib.contextmanager
-def told_with(path: Path) -> Iterator[None]:
-    """Have what is wrong with a file told with its name."""
+def path_in_errors(path: Path) -> Iterator[None]:
+    """Add a file's path to the errors of the block."""
     try:
         yield
     except UsageError as error:
@@ -267,7 +266,7 @@ def told_with(path: Path) -> Iterator[None]:
 
 
 def in_threads(work: Callable[[J], R], jobs: Iterable[J], workers: int = WORKERS) -> list[R]:
-    """Do all jobs, several at a time; the first error ends it."""
+    """Do jobs in parallel; the first error ends them."""
     with ThreadPoolExecutor(min(workers, os.cpu_count() or 1)) as pool:
         try:
             return list(pool.map(work, jobs))

@@ -1,4 +1,4 @@
-"""A snapshot's memory becomes a machine's: read at once, or mapped and read when it is used."""
+"""Restore of guest memory: read at once, or mapped from the file and read on first use."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from pyvmm.memory.ranges import Range, merged, without
 from pyvmm.snapshot import format
 from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.format import Extent
-from pyvmm.snapshot.reader import SnapshotFile, in_threads, told_with
+from pyvmm.snapshot.reader import SnapshotFile, in_threads, path_in_errors
 
-# Each may split another in three.  Source: Linux, DEFAULT_MAX_MAP_COUNT is 65530
+# Each mapping may split another in three.  Source: Linux, DEFAULT_MAX_MAP_COUNT is 65530
 MOST_MAPPED: Final = 16384
 
 
 class FillableMemory(Protocol):
-    """Guest memory to be filled."""
+    """Guest memory that a snapshot can be read into."""
 
     base: int
     size: int
 
     def view(self, gpa: int, length: int) -> memoryview:
-        """The memory itself at a guest address."""
+        """Return the memory at a guest address, without a copy."""
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
-        """Copy into it."""
+        """Copy data to a guest address."""
 
     def zero(self, gpa: int, length: int) -> None:
-        """Make it zero."""
+        """Set a range to zero."""
 
 
 class MappableMemory(FillableMemory, Protocol):
-    """Guest memory whose bytes can be a file's."""
+    """Guest memory that a file can be mapped into."""
 
     def map_file(self, gpa: int, length: int, fd: int, offset: int) -> None:
-        """Have a file's bytes there, read when they are first used, and written to privately."""
+        """Map a file privately: bytes are read on first use, and writes do not change the file."""
 
     @property
     def takes_files(self) -> bool:
@@ -47,9 +47,9 @@ M = TypeVar("M", bound=FillableMemory)
 
 
 def fill(snapshot: SnapshotFile, memories: Sequence[FillableMemory]) -> None:
-    """Read all of guest memory into memory that is zero; everything is checked.
+    """Read and check all of guest memory; ``memories`` are zero.
 
-    Raises: Damaged, also where there is memory outside of what is to be filled.
+    Raises: Damaged, also if the file has memory outside ``memories``.
     """
     _check_covered(snapshot, memories)
     for file in snapshot.chain():
@@ -58,7 +58,7 @@ def fill(snapshot: SnapshotFile, memories: Sequence[FillableMemory]) -> None:
 
 
 class _Filler:
-    """Reads a block of a file to where it belongs."""
+    """Reads a block of a file into guest memory."""
 
     def __init__(self, file: SnapshotFile, memories: Sequence[FillableMemory]) -> None:
         self._file = file
@@ -70,9 +70,9 @@ class _Filler:
         start, end = file.blocks[number]
         if len(pieces) == 1 and pieces[0].length == end - start:
             parts = list(_within(self._memories, pieces[0].gpa, pieces[0].length))
-            if len(parts) == 1:  # then without a copy
+            if len(parts) == 1:  # without a copy
                 memory, gpa, length = parts[0]
-                with told_with(file.path), memory.view(gpa, length) as view:
+                with path_in_errors(file.path), memory.view(gpa, length) as view:
                     format.read_into(file.fd, start, view)
                     file.check_block(number, view)
                 return
@@ -80,12 +80,12 @@ class _Filler:
 
 
 def map_into(snapshot: SnapshotFile, memories: Sequence[MappableMemory]) -> None:
-    """Have the files' bytes as guest memory, unread and unchecked: verify() is to follow.
+    """Map the files as guest memory, without a check: verify() must follow.
 
-    What cannot be mapped, as on a host with larger pages than the file's, is read; so are the
-    smallest pieces, where there are more than a process should have mappings of.
+    Pieces that cannot be mapped are read, for example on a host with larger pages.  So are the
+    smallest pieces, if the process would have too many mappings.
 
-    Raises: Damaged, where there is memory outside of what is to be filled.
+    Raises: Damaged, if the file has memory outside ``memories``.
     """
     _check_covered(snapshot, memories)
     least = _least_to_map(snapshot)
@@ -101,19 +101,19 @@ def map_into(snapshot: SnapshotFile, memories: Sequence[MappableMemory]) -> None
         for number, pieces in _per_block(file, left):
             if pieces:
                 start, end = file.blocks[number]
-                with told_with(file.path):
+                with path_in_errors(file.path):
                     data = format.read_exactly(file.fd, start, end - start)
                 _scatter(data, start, pieces, memories)
 
 
 def _least_to_map(snapshot: SnapshotFile) -> int:
-    """How long a piece must be to be worth a mapping."""
+    """Return the minimal length of a piece to map."""
     lengths = sorted((e.length for file in snapshot.chain() for e in file.extents), reverse=True)
     return lengths[MOST_MAPPED] + 1 if len(lengths) > MOST_MAPPED else 0
 
 
 def _map(file: SnapshotFile, piece: Extent, memory: MappableMemory) -> list[Extent]:
-    """Map a piece; returns what of it has to be read instead."""
+    """Map a piece, and return the parts that must be read instead."""
     page = mmap.PAGESIZE
     if not memory.takes_files or (piece.gpa - piece.offset) % page:
         return [piece]
@@ -122,12 +122,12 @@ def _map(file: SnapshotFile, piece: Extent, memory: MappableMemory) -> list[Exte
         return [piece]
     shift = piece.offset - piece.gpa
     memory.map_file(low, high - low, file.fd, low + shift)
-    edges = (piece.gpa, low), (high, piece.end)
-    return [Extent(a, b - a, a + shift) for a, b in edges if a < b]
+    rest = (piece.gpa, low), (high, piece.end)
+    return [Extent(a, b - a, a + shift) for a, b in rest if a < b]
 
 
 def _zero(file: SnapshotFile, memories: Sequence[FillableMemory]) -> None:
-    """Make zero what became zero after the parent."""
+    """Set memory to zero that became zero after the parent was saved."""
     for extent in file.extents:
         if not extent.offset:
             for memory, gpa, length in _within(memories, extent.gpa, extent.length):
@@ -137,7 +137,7 @@ def _zero(file: SnapshotFile, memories: Sequence[FillableMemory]) -> None:
 def _scatter(
     data: bytes, start: int, pieces: Sequence[Extent], memories: Sequence[FillableMemory]
 ) -> None:
-    """Copy a block's data, which is at ``start`` of the file, to where it belongs."""
+    """Copy a block's data, at ``start`` of the file, into guest memory."""
     with memoryview(data) as view:
         for piece in pieces:
             for memory, gpa, length in _within(memories, piece.gpa, piece.length):
@@ -152,12 +152,12 @@ def _check_covered(snapshot: SnapshotFile, memories: Sequence[FillableMemory]) -
         for low, high in without(ranges, room):
             raise Damaged(
                 f"{file.path}: memory at guest addresses {low:#x} to {high:#x}, "
-                "which the machine does not have"
+                "outside the machine's memory"
             )
 
 
 def _within(memories: Sequence[M], gpa: int, length: int) -> Iterator[tuple[M, int, int]]:
-    """The parts of a range of guest addresses, with the memory each is in."""
+    """Yield the parts of a range of guest addresses, each with its memory."""
     for memory in memories:
         low, high = max(gpa, memory.base), min(gpa + length, memory.base + memory.size)
         if low < high:
@@ -165,7 +165,7 @@ def _within(memories: Sequence[M], gpa: int, length: int) -> Iterator[tuple[M, i
 
 
 def _per_block(file: SnapshotFile, extents: Sequence[Extent]) -> Iterator[tuple[int, list[Extent]]]:
-    """Each block's number, and what of the extents is in it, by their place in the file."""
+    """Yield each block's number and the parts of the extents in it, by offset in the file."""
     stored = sorted((e for e in extents if e.offset), key=lambda extent: extent.offset)
     at = 0
     for number, block in enumerate(file.blocks):
@@ -179,7 +179,7 @@ def _per_block(file: SnapshotFile, extents: Sequence[Extent]) -> Iterator[tuple[
 
 
 def _cut(extent: Extent, block: Range) -> Iterator[Extent]:
-    """What of an extent is in a block."""
+    """Yield the part of an extent that is in a block."""
     low, high = max(extent.offset, block[0]), min(extent.offset + extent.length, block[1])
     if low < high:
         yield Extent(extent.gpa + low - extent.offset, high - low, low)

@@ -1,48 +1,46 @@
-"""Every class of vCPU register: in which order they are restored, and what is special about it.
+"""The order in which a vCPU's registers are restored: a table of register classes.
 
-Save, restore, show, diff and check walk this one table.  The order of its rows is the order of
-restoring; a register belongs to the row that names it, else to the row of its group.  One that no
-row has, because KVM is newer than this table, is saved and restored as it is, last of all, and
-named in a warning.
+Save, restore, show, diff and check use this one table.  The order of its rows is the restore
+order.  A register belongs to the row that names it, or else to the row of its group.  A newer KVM
+may have registers that no row covers.  They are restored last, and the save prints a warning.
 
-What is said of orders was measured on Linux 6.1, 6.12 and 7.2; sources of the rest are Linux's
+The order was measured on Linux 6.1, 6.12 and 7.2.  Source of the rest: Linux,
 Documentation/virt/kvm/api.rst (KVM_SET_ONE_REG) and arch/arm64/kvm/.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
 from pyvmm.arm64 import sysregs
+from pyvmm.base.records import Record, made
 from pyvmm.kvm import regs
 
 
 class Setting(Enum):
-    """How a class is restored."""
+    """How the registers of a class are restored."""
 
     WRITE = "written"
-    EARLY = "given before FINALIZE, and fixed since"
-    CLEAR = "written as all ones first: another register has its value"
+    EARLY = "written before FINALIZE, read-only afterwards"
+    CLEAR = "written as all ones, before the register that sets the same bits"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegisterClass:
+class RegisterClass(Record, kw_only=True):
     """One row of the table.
 
-    ``ids`` are its registers, ``groups`` those of KVM's groups that no other row names.
-    ``ignored`` has bits that need not read back as they were written, by register;
-    ``ticks`` says that values go on by themselves.  ``dispensable`` tells why a guest goes on
-    without a register that the host lacks; where it is empty, only if the register held 0.
+    ``ids`` are its registers.  ``groups`` are KVM's groups, for registers that no row names.
+    ``ignored`` maps a register to the bits that may read back changed.  ``ticks`` marks counters.
+    ``dispensable`` is the reason why a guest can run without these registers.  If it is empty, a
+    guest can only lack a register that held 0.
     """
 
     name: str
     ids: frozenset[int] = frozenset()
     groups: frozenset[int] = frozenset()
     setting: Setting = Setting.WRITE
-    ignored: dict[int, int] = field(default_factory=dict)
+    ignored: dict[int, int] = made(dict)
     ticks: bool = False
     dispensable: str = ""
 
@@ -52,20 +50,20 @@ def _named(*names: str) -> frozenset[int]:
 
 
 def _space(op1: int, crns: Iterable[int]) -> frozenset[int]:
-    """Every system register there may be with op0 3, that op1 and those CRn."""
+    """Return every possible system register with op0 3, this op1 and these CRn."""
     return frozenset(
         regs.sysreg(3, op1, crn, crm, op2) for crn in crns for crm in range(16) for op2 in range(8)
     )
 
 
 # MIDR, MPIDR, REVIDR and the ID registers; CCSIDR, CLIDR, AIDR; CTR, DCZID.  Not CSSELR_EL1
-# (op1 2), which the guest writes.  Source: Arm ARM DDI 0487, D23.1, "System register encodings"
+# (op1 2): the guest writes it.  Source: Arm ARM DDI 0487, D23.1, "System register encodings"
 IDENTIFICATION: Final = _space(0, [0]) | _space(1, [0]) | _space(3, [0])
-# What sets bits of the same register that the *SET one shows.  Linux 6.12 clears it when either
-# is written after the other (set_pmreg() in sys_regs.c); written as ones before, it is right
-# everywhere.
+# Each shares its bits with the *SET register of the same name.  On Linux 6.12 a write to either
+# clears bits of both (set_pmreg() in sys_regs.c).  All ones here, and then the *SET register, work
+# on every kernel.
 PMU_CLEARING: Final = _named("PMCNTENCLR_EL0", "PMINTENCLR_EL1", "PMOVSCLR_EL0")
-TIMER_ISTATUS: Final = 1 << 2  # of CNT*_CTL: whether the timer has fired; not the guest's to set
+TIMER_ISTATUS: Final = 1 << 2  # CNT*_CTL: the timer condition is met; read-only for the guest
 
 CLASSES: Final = (
     RegisterClass(
@@ -73,7 +71,7 @@ CLASSES: Final = (
         ids=frozenset({regs.SVE_VLS}),
         setting=Setting.EARLY,
     ),
-    # First, as they decide which other registers there are.
+    # First: they decide which other registers the vCPU has.
     RegisterClass(
         name="identification",
         ids=IDENTIFICATION,
@@ -82,30 +80,30 @@ CLASSES: Final = (
     RegisterClass(
         name="firmware",
         groups=frozenset({regs.FW, regs.FW_FEAT_BMAP}),
-        dispensable="what the guest knows of this firmware it has asked for already",
+        dispensable="the guest has already read this firmware's version",
     ),
-    # Before the vectors: QEMU's model forgets of Z and P what is beyond ZCR_EL1.LEN.
+    # Before the vectors: QEMU's model loses the bits of Z and P beyond ZCR_EL1.LEN.
     RegisterClass(name="vector length in use", ids=_named("ZCR_EL1")),
     RegisterClass(name="core", groups=frozenset({regs.CORE})),
     RegisterClass(name="vectors", groups=frozenset({regs.SVE})),
-    # Before the timers that compare with them; once more when the guest goes on.
+    # Before the timers that compare with them.  Written again just before the guest resumes.
     RegisterClass(
         name="counters",
         ids=frozenset({regs.TIMER_CNT, regs.PTIMER_CNT}),
         ticks=True,
-        dispensable="this host's physical counter goes on as it is",
+        dispensable="the guest reads this host's physical counter",
     ),
     RegisterClass(
         name="timers",
         ids=frozenset({regs.TIMER_CVAL, regs.TIMER_CTL, regs.PTIMER_CVAL, regs.PTIMER_CTL}),
-        # Linux 7.2 gives it anew when the vCPU runs.
+        # Linux 7.2 computes it when the vCPU runs.
         ignored={regs.TIMER_CTL: TIMER_ISTATUS, regs.PTIMER_CTL: TIMER_ISTATUS},
     ),
     RegisterClass(name="PMU, cleared first", ids=PMU_CLEARING, setting=Setting.CLEAR),
     RegisterClass(
         name="system",
         groups=frozenset({regs.SYSREG}),
-        # IMP and IDCODE, which say whose PMU the host's is: newer kernels show guests none.
+        # IMP and IDCODE, the implementer of the host's PMU: newer kernels hide them from guests.
         ignored=dict.fromkeys(_named("PMCR_EL0"), 0xFFFF_0000),
     ),
 )
@@ -117,26 +115,26 @@ _ORDER: Final = {row.name: number for number, row in enumerate((*CLASSES, UNKNOW
 
 
 def class_of(reg_id: int) -> RegisterClass:
-    """The row of a register; UNKNOWN where there is none."""
+    """Return the class of a register, or UNKNOWN."""
     return _BY_ID.get(reg_id) or _BY_GROUP.get(regs.group(reg_id), UNKNOWN)
 
 
 def in_order(reg_ids: Iterable[int]) -> list[int]:
-    """Registers in the order of restoring; KVM's own order within a class."""
+    """Sort registers by restore order; within a class KVM's order stays."""
     return sorted(reg_ids, key=lambda reg_id: _ORDER[class_of(reg_id).name])
 
 
 def name(reg_id: int) -> str:
-    """Arm's name of a register, or the number of one that is not known here."""
+    """Return Arm's name of a register, or the number of an unknown one."""
     return regs.name(reg_id, sysregs.NAMES)
 
 
 def ones(reg_id: int) -> int:
-    """The register with every bit set."""
+    """Return the register's value with every bit set."""
     return (1 << 8 * regs.size(reg_id)) - 1
 
 
 def differs(reg_id: int, saved: int, found: int) -> bool:
-    """Whether a register reads back as something that its class does not allow."""
+    """Return whether a register read back differs in bits that its class does not ignore."""
     row = class_of(reg_id)
     return not row.ticks and (saved ^ found) & ~row.ignored.get(reg_id, 0) != 0

@@ -1,8 +1,7 @@
-"""A snapshot from which a machine goes on: opened and checked, then filled into new hardware."""
+"""Restore of a machine from a snapshot: the file is checked, then loaded into new hardware."""
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -32,23 +31,23 @@ NANOSECONDS: Final = 1_000_000_000
 
 
 class Reading(Enum):
-    """How memory comes from a snapshot's file."""
+    """How memory is read from a snapshot's file."""
 
-    LAZY = "lazy"  # mapped, and read when it is used; checked in the background
-    EAGER = "eager"  # read and checked before anything runs
+    LAZY = "lazy"  # mapped and read on first use; checked in the background
+    EAGER = "eager"  # read and checked before the guest runs
 
 
 class ClockPolicy(Enum):
-    """What the guest's time is, when it goes on."""
+    """The guest's time when it resumes."""
 
-    CONTINUE = "continue"  # what it was: no time has passed
-    CATCH_UP = "catch-up"  # what it would be, had the guest run on
+    CONTINUE = "continue"  # the time of the save
+    CATCH_UP = "catch-up"  # the time of the save and the host's time since then
 
 
 class Restorer(Closing):
-    """A snapshot's file, and how a machine is to go on from it; a context manager.
+    """A snapshot's file, and how to restore a machine from it; a context manager.
 
-    ``config`` is the machine's, ``report`` what the restore could not give it, once it is made.
+    ``config`` is the machine's.  ``report`` lists registers that build() could not restore.
     """
 
     def __init__(
@@ -59,9 +58,9 @@ class Restorer(Closing):
         clock: ClockPolicy = ClockPolicy.CONTINUE,
         force: bool = False,
     ) -> None:
-        """Open and check the file's state and index.
+        """Open the file, and check its state and index.
 
-        Raises: UsageError, for what is no snapshot, or damaged.
+        Raises: UsageError, if it is no snapshot or is damaged.
         """
         self.path = path
         self.reading = reading or default_reading(path)
@@ -78,17 +77,17 @@ class Restorer(Closing):
         self.config = self.state.config
 
     def close(self) -> None:
-        """Stop checking, and close the file; idempotent."""
+        """Stop the check and close the file; idempotent."""
         self._stop.set()
         if self._verifier is not None:
             self._verifier.join()
         self._undo.close()
 
     def build(self, system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Board:
-        """Make the machine as it was saved, but for its counter: see virtual_now().
+        """Make the machine as it was saved, except for its counter: see start_clock().
 
         Raises:
-            HostError: this host cannot give what the machine had.
+            HostError: this host lacks a part of the machine.
             UsageError: the snapshot is damaged.
         """
         self._refuse_impossible(system)
@@ -98,7 +97,7 @@ class Restorer(Closing):
         return board
 
     def virtual_now(self) -> int:
-        """What the guest's virtual counter is to be when it goes on."""
+        """Return the value of the guest's virtual counter when it resumes."""
         clock = self.state.clock
         if self.clock is ClockPolicy.CONTINUE:
             return clock.virtual
@@ -106,7 +105,7 @@ class Restorer(Closing):
         return (clock.virtual + passed_ns * clock.hz // NANOSECONDS) & (1 << 64) - 1
 
     def start_clock(self, vcpu: Vcpu) -> None:
-        """Set the guest's counters, the whole VM's by one vCPU's, just before it goes on."""
+        """Set the guest's counters just before it resumes; one vCPU's are the whole VM's."""
         now = self.virtual_now()
         vcpu.set_one_reg(regs.TIMER_CNT, now)
         physical = self.state.vcpus[0].registers.get(regs.PTIMER_CNT)
@@ -115,7 +114,7 @@ class Restorer(Closing):
             vcpu.set_one_reg(regs.PTIMER_CNT, (physical + passed) & (1 << 64) - 1)
 
     def verify(self, on_damage: Callable[[VmmError], None]) -> None:
-        """Check memory that was mapped, in a thread of its own."""
+        """Check mapped memory in a new thread."""
         if self.reading is not Reading.LAZY:
             return
 
@@ -129,7 +128,7 @@ class Restorer(Closing):
         self._verifier.start()
 
     def _fill(self, board: Board) -> None:
-        """Put the memory in its place."""
+        """Restore the guest's memory."""
         memories = self._memories(board)
         if self.reading is Reading.LAZY:
             map_into(self.file, memories)
@@ -137,28 +136,29 @@ class Restorer(Closing):
             fill(self.file, memories)
 
     def _memories(self, board: Board) -> list[GuestMemory]:
-        """The machine's memory that the snapshot has, which is to be all of it."""
-        kept = board.slots.kept
-        here = {name: (memory.base, memory.size) for name, memory in kept.items()}
+        """Return the machine's memory; the snapshot must have the same areas."""
+        memories = board.slots.kept
+        here = {name: (memory.base, memory.size) for name, memory in memories.items()}
         saved = {area.name: (area.base, area.size) for area in self.state.memory}
         if here != saved:
-            raise UsageError(f"{self.path}: its memory map is not that of its machine")
-        return list(kept.values())
+            raise UsageError(f"{self.path}: its memory areas differ from its config's")
+        return list(memories.values())
 
     def _refuse_impossible(self, system: System) -> None:
-        """Refuse what this host cannot give, before anything is made.
+        """Check the host before the machine is made.
 
-        Raises: HostError.
+        Raises: HostError, if the host lacks a part of the machine.
         """
         rows = machine_rows(self.state, limits_here(system))
         wrong = [row for row in rows if not row.allows(self.force)]
         if wrong:
             can_force = all(row.allows(True) for row in wrong)
             raise HostError(
-                f"{self.path}: this host cannot go on with it: "
+                f"{self.path}: this host cannot restore it: "
                 + "; ".join(f"{row.name}: {row.reason}" for row in wrong),
-                hint="`pyvmm snapshot check FILE` tells more"
-                + ("; --force goes on all the same" if can_force else ""),
+                hint="use `force` to restore it all the same"
+                if can_force
+                else f"`pyvmm snapshot check {self.path}` shows every row",
             )
 
     def _may_lose(self, loss: Loss) -> bool:
@@ -184,18 +184,18 @@ def restore(
     clock: ClockPolicy = ClockPolicy.CONTINUE,
     force: bool = False,
 ) -> Machine:
-    """Make the machine that a snapshot holds; start() resumes its guest.
+    """Make the machine in a snapshot; start() resumes its guest.
 
-    ``output`` is Machine's, ``name`` its new name.  The rest is Restorer's.
+    ``output`` is Machine's and ``name`` its new name.  The rest is Restorer's.
 
     Raises:
-        UsageError: there is no such snapshot, or it is damaged.
-        HostError: this host cannot give what the machine had.
+        UsageError: the file is missing, no snapshot, or damaged.
+        HostError: this host lacks a part of the machine.
     """
     restorer = Restorer(path, reading=reading, clock=clock, force=force)
     return Machine(named(restorer.config, name), output, restorer=restorer)
 
 
 def named(config: Config, name: str | None) -> Config:
-    """The Config under another name, without a limit of time: that was the run's."""
-    return dataclasses.replace(config, name=name or config.name, timeout_s=None)
+    """Return the Config with another name, and without the timeout of the saved run."""
+    return config.replace(name=name or config.name, timeout_s=None)

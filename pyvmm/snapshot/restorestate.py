@@ -1,17 +1,16 @@
-"""A machine that was just made becomes the one that was saved; its memory is there already.
+"""Restore of a machine's state into new hardware, whose memory is restored already.
 
-The order is the kernel's, and that of the tables in classes.py and gic.py: registers, pending
-exceptions, GIC, ITS, devices, and last which vCPUs are on.  Then everything is read back.
+The kernel demands the order: registers (restoreorder.py), pending exceptions, GIC and ITS
+(gic.py), devices, and last which vCPUs are on.  Then registers are read back and compared.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from pyvmm import layout
+from pyvmm.base.records import Record
 from pyvmm.devices.device import Device
 from pyvmm.devices.kept import StateError
 from pyvmm.devices.pl031 import Pl031
@@ -27,42 +26,41 @@ from pyvmm.snapshot.gic import gic_registers, restore_gic
 from pyvmm.snapshot.restoreorder import Setting
 from pyvmm.snapshot.state import State, VcpuState
 
-SHOWN = 12  # lines of an error that lists registers
+SHOWN = 12  # registers that an error lists
 
 
-class Loss(NamedTuple):
-    """A register that is not on a host as it was: missing, refused, or something else now."""
+class Loss(Record):
+    """A register that a host cannot restore: it is missing, refused, or reads back changed."""
 
     vcpu: int
     reg_id: int
     reason: str
     missing: bool = False
-    found: int | None = None  # what it is on that host, if it is there
+    found: int | None = None  # its value on that host, if it exists there
 
     def __str__(self) -> str:
         return f"vCPU {self.vcpu}: {restoreorder.name(self.reg_id)} {self.reason}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestoreReport:
-    """What became of a restore: registers that were lost, as was allowed."""
+class RestoreReport(Record, kw_only=True):
+    """The registers that a restore lost, as was allowed."""
 
     losses: tuple[Loss, ...] = ()
     gic: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[str]:
-        """The same, for people; one line for what several vCPUs share."""
+        """Yield the report as text, with one line for a loss that several vCPUs share."""
         vcpus: dict[tuple[int, str], list[int]] = {}
         for loss in self.losses:
             vcpus.setdefault((loss.reg_id, loss.reason), []).append(loss.vcpu)
         for (reg_id, reason), numbers in vcpus.items():
-            who = "every vCPU" if len(numbers) > 1 else f"vCPU {numbers[0]}"
-            yield f"{restoreorder.name(reg_id)} of {who} {reason}"
+            vcpu = "every vCPU" if len(numbers) > 1 else f"vCPU {numbers[0]}"
+            yield f"{restoreorder.name(reg_id)} of {vcpu} {reason}"
         yield from self.gic
 
 
 def plan_of(state: State) -> Plan:
-    """The machine that a state is of, nothing left open."""
+    """Return the Plan of the machine that was saved."""
     config = state.config
     ram_end = config.ram_base + (config.memory or 0)
     return Plan(
@@ -78,13 +76,14 @@ def plan_of(state: State) -> Plan:
 def restore_state(
     board: Board, state: State, may_lose: Callable[[Loss], bool], *, force: bool = False
 ) -> RestoreReport:
-    """Give the machine its state; memory is there, and no vCPU has run.
+    """Restore the machine's state; its memory is restored, and no vCPU has run.
 
-    ``may_lose`` says of which registers the guest goes on without; with ``force``, of any.
+    ``may_lose`` returns whether the guest can run without a register.  With ``force`` it runs
+    without any of them.
 
     Raises:
-        HostError: something is not as it was saved, and not of what may be.
-        StateError: a device cannot be as the snapshot says.
+        HostError: a register is lost that the guest needs.
+        StateError: a device cannot take its saved state.
     """
     losses: list[Loss] = []
     for vcpu, saved in zip(board.vcpus, state.vcpus, strict=True):
@@ -103,7 +102,7 @@ def restore_state(
 
 
 def write_registers(vcpu: Vcpu, saved: VcpuState) -> list[Loss]:
-    """Write a vCPU's registers in the order of their classes; returns what KVM refused."""
+    """Write a vCPU's registers in restore order, and return those that KVM refused."""
     values = {}
     for reg_id in restoreorder.in_order(saved.registers):
         setting = restoreorder.class_of(reg_id).setting
@@ -116,16 +115,16 @@ def write_registers(vcpu: Vcpu, saved: VcpuState) -> list[Loss]:
 
 def _refusal(vcpu: Vcpu, reg_id: int, error: KvmError) -> Loss:
     if error.errno == errno.ENOENT:
-        return Loss(vcpu.id, reg_id, "is not there on this host", missing=True)
+        return Loss(vcpu.id, reg_id, "is missing on this host", missing=True)
     try:
         found = vcpu.get_one_reg(reg_id)
     except KvmError:
         found = None
-    return Loss(vcpu.id, reg_id, f"is not taken by this host [{error.errno_name}]", found=found)
+    return Loss(vcpu.id, reg_id, f"is refused by this host [{error.errno_name}]", found=found)
 
 
 def differences(vcpu: Vcpu, saved: VcpuState, refused: Collection[int]) -> list[Loss]:
-    """What reads back otherwise than it was written, and is not of what may."""
+    """Return registers that read back changed, unless their class allows it."""
     losses = []
     read = vcpu.get_regs(reg_id for reg_id in saved.registers if reg_id not in refused)
     for reg_id, found in read.items():
@@ -139,20 +138,20 @@ def differences(vcpu: Vcpu, saved: VcpuState, refused: Collection[int]) -> list[
 
 
 def restore_devices(board: Board, state: State) -> None:
-    """Give each device its own account; a snapshot has exactly the devices of its Config.
+    """Restore each device; a snapshot has exactly the devices of its Config.
 
     Raises: StateError.
     """
     here = {region.name: device for region, device in board.bus if isinstance(device, Device)}
     if here.keys() != state.devices.keys():
         odd = sorted(here.keys() ^ state.devices.keys())
-        raise StateError(f"the snapshot's devices are not those of its machine: {', '.join(odd)}")
+        raise StateError(f"the snapshot's devices differ from its config's: {', '.join(odd)}")
     for name in sorted(here, key=lambda name: not _is_first(here[name])):
         here[name].restore(state.devices[name], name)
 
 
 def raise_lines(board: Board) -> None:
-    """Raise the interrupt lines again that were raised: a GICv2 does not tell of its lines."""
+    """Raise the lines that were raised: a GICv2 does not report their level on save."""
     if isinstance(board.irqchip.gic, VgicV2):
         lines: list[Uart8250 | Pl031] = [*board.uarts, board.rtc]
         for device in lines:
@@ -161,7 +160,7 @@ def raise_lines(board: Board) -> None:
 
 
 def _is_first(device: Device) -> bool:
-    """Whether others depend on it: it says which memory there is."""
+    """Return whether other devices depend on it: it decides which memory exists."""
     return isinstance(device, VirtioMmio) and device.device.gives_memory
 
 
@@ -171,6 +170,6 @@ def _refuse(losses: list[Loss], gic: list[str], force: bool) -> None:
         return
     more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     raise HostError(
-        "the machine is not as it was saved:\n  " + "\n  ".join([*lines[:SHOWN], *more]),
-        hint="`pyvmm snapshot check FILE` tells more; --force goes on all the same",
+        "this host cannot restore the machine's state:\n  " + "\n  ".join([*lines[:SHOWN], *more]),
+        hint="use `force` to run the guest with those differences",
     )

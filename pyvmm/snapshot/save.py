@@ -1,25 +1,25 @@
-"""A machine that stands still becomes a state: everything but its memory.
+"""Save of a machine whose vCPUs are stopped.
 
-The order is the kernel's: first what it writes to guest memory itself (an ITS's tables, pending
-LPIs), then vCPUs, GIC and devices; memory, which the caller writes, comes last.
+The kernel demands the order.  First it writes an ITS's tables and pending LPIs to guest memory.
+Then vCPUs, GIC and devices are read.  Memory comes last.
 Source: Linux, Documentation/virt/kvm/devices/arm-vgic-its.rst, "ITS Restore Sequence".
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyvmm
 from pyvmm import layout
 from pyvmm.arm64 import sysregs
 from pyvmm.base import computer
+from pyvmm.base.records import Record
 from pyvmm.config import Config
 from pyvmm.devices.device import Device
 from pyvmm.errors import KvmError, UsageError, VmmError
@@ -36,11 +36,11 @@ from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.state import Area, Clock, Events, State, Taken, VcpuState
 from pyvmm.snapshot.writer import Part, write_snapshot
 
-DRAINS = 100  # times that devices may have more to do when they were just done
+DRAINS = 100  # attempts to complete the devices' requests
 
 
-class Saved(NamedTuple):
-    """What was written: the file's identity, and what whoever saved should know."""
+class Saved(Record):
+    """The identity of the file that was written, and warnings for the user."""
 
     identity: str
     warnings: tuple[str, ...]
@@ -50,16 +50,16 @@ MIDR_EL1 = regs.lookup("MIDR_EL1", sysregs.ENCODINGS)
 
 
 def save_state(board: Board, config: Config, virtual: int) -> State:
-    """What a machine is at the moment; no vCPU runs, and its virtual counter is ``virtual``.
+    """Return a machine's state; no vCPU runs, and its virtual counter is ``virtual``.
 
     Raises:
-        KvmError: the kernel does not give something.
-        VmmError: the machine has something that snapshots do not keep.
+        KvmError: the kernel refuses a read.
+        VmmError: snapshots do not support a feature of the machine.
     """
     if Feature.MTE in board.plan.features:
         raise VmmError(
-            "the guest has memory tags (MTE), which snapshots do not keep",
-            hint="run it with --disable-mte",
+            "the guest has memory tags (MTE), which snapshots do not store",
+            hint="start the guest with `cpu.mte` off",
         )
     save_tables(board.irqchip)
     vcpus = tuple(save_vcpu(board, vcpu, virtual) for vcpu in board.vcpus)
@@ -78,21 +78,20 @@ def save_state(board: Board, config: Config, virtual: int) -> State:
 
 
 def save(machine: Machine, path: Path, *, parent: Path | None = None, track: bool = False) -> Saved:
-    """Write a snapshot of a machine, which is paused meanwhile.
+    """Pause a machine and write a snapshot of it.
 
-    With a ``parent``, a snapshot of this machine or of the one it was restored from, only what
-    has changed since then is written.  With ``track`` KVM logs from now on which pages the guest
-    writes.  That slows the guest a little; the next save with this snapshot as its parent then
-    need not compare all memory.
+    A ``parent`` is an earlier snapshot of this machine, or the one it was restored from.  Then
+    only pages that changed since are written.  With ``track`` KVM logs dirty pages from now on,
+    which slows the guest a little.  The next save with this snapshot as its parent is faster.
 
     Raises:
-        VmmError: the guest has ended, or a device does not come to rest.
+        VmmError: the guest has ended, or a device's requests do not end.
         HostError: the kernel refuses a read, or the disk is full.
-        UsageError: the file cannot be made, or the parent is of another machine.
+        UsageError: the file cannot be written, or the parent is of another machine.
     """
     with machine.paused(), ExitStack() as undo:
         if machine.has_ended:
-            raise VmmError("the guest has ended: there is nothing to save")
+            raise VmmError("the guest has ended: it cannot be saved")
         board, dirty = machine.board, machine.dirty
         if machine.has_started:
             complete_accesses(board)
@@ -104,7 +103,7 @@ def save(machine: Machine, path: Path, *, parent: Path | None = None, track: boo
             identity = write_snapshot(path, state.document(), [Part(m) for m in memories])
         else:
             base = undo.enter_context(SnapshotFile.open(parent))
-            _refuse_stranger(state, base)
+            _check_parent(state, base)
             parts = [Part(memory, changed(memory, base, dirty)) for memory in memories]
             identity = write_snapshot(path, state.document(), parts, parent=base)
         if track or dirty.since is not None:
@@ -112,35 +111,33 @@ def save(machine: Machine, path: Path, *, parent: Path | None = None, track: boo
     return Saved(identity, state.warnings)
 
 
-def _refuse_stranger(state: State, parent: SnapshotFile) -> None:
-    """Make sure that the parent is of a machine with this one's memory.
+def _check_parent(state: State, parent: SnapshotFile) -> None:
+    """Check that the parent's machine has the same memory.
 
     Raises: UsageError.
     """
-    theirs = State.of(parent.document, str(parent.path))
-    if theirs.memory != state.memory:
+    if State.of(parent.document, str(parent.path)).memory != state.memory:
         raise UsageError(
-            f"{parent.path}: its machine has other memory than this one: it is no parent of it",
-            hint="--parent is a snapshot of the same VM, or the one it was restored from",
+            f"{parent.path}: this snapshot's machine has other memory than the VM to save",
+            hint="use as `parent` a snapshot of the same VM, or the one it was restored from",
         )
 
 
 def taken(board: Board) -> Taken:
-    """Where and when it is."""
+    """Return the time, the host and the version of this save."""
     return Taken(
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         pyvmm=pyvmm.__version__,
         kernel=os.uname().release,
-        machine=computer.kind_of_machine() or "hardware, as far as can be told",
+        machine=computer.kind_of_machine() or "hardware, as far as is known",
         emulated=computer.describe_inside() is not None,
         midr=board.vcpus[0].get_one_reg(MIDR_EL1),
     )
 
 
 def config_of(board: Board, config: Config) -> Config:
-    """The Config that makes this machine again, with what it left open decided."""
-    return dataclasses.replace(
-        config,
+    """Return the machine's Config with the values that were chosen for open fields."""
+    return config.replace(
         vcpus=board.plan.vcpus,
         memory=board.plan.memory,
         irqchip=board.irqchip.name,
@@ -148,13 +145,13 @@ def config_of(board: Board, config: Config) -> Config:
 
 
 def areas(board: Board) -> Iterator[Area]:
-    """The guest's memory, but for what lies in files of the user's own."""
+    """Yield the guest's memory, except for files of the user (pmem)."""
     for name, memory in board.slots.kept.items():
         yield Area(name=name, base=memory.base, size=memory.size)
 
 
 def save_vcpu(board: Board, vcpu: MachineVcpu, virtual: int) -> VcpuState:
-    """One vCPU, with every register that KVM lists."""
+    """Return one vCPU's state, with every register that KVM lists."""
     registers: dict[int, int] = {}
     refused: dict[str, str] = {}
     for reg_id, found in vcpu.get_regs(vcpu.get_reg_list()).items():
@@ -180,11 +177,11 @@ def save_vcpu(board: Board, vcpu: MachineVcpu, virtual: int) -> VcpuState:
 
 @contextlib.contextmanager
 def still(board: Board) -> Iterator[None]:
-    """Have nothing move around vCPUs that stand still: what devices were asked for is done.
+    """Complete the devices' requests and lock the devices; vCPUs are stopped.
 
-    Input that comes meanwhile waits.
+    Input from outside waits.
 
-    Raises: VmmError, when a device comes to no rest.
+    Raises: VmmError, if a device's requests do not end.
     """
     for _ in range(DRAINS):
         for transport in board.virtio:
@@ -197,13 +194,11 @@ def still(board: Board) -> Iterator[None]:
             if not busy:
                 yield
                 return
-    raise VmmError(
-        f"the machine comes to no rest: the guest's requests in {', '.join(busy)} do not end"
-    )
+    raise VmmError(f"the machine cannot be saved: requests in {', '.join(busy)} do not end")
 
 
 def complete_accesses(board: Board) -> None:
-    """Let vCPUs that have run complete the device accesses that KVM_RUN returned for.
+    """Complete the MMIO accesses of vCPUs whose KVM_RUN returned for one.
 
     Source: Linux, Documentation/virt/kvm/api.rst, KVM_RUN, on KVM_EXIT_MMIO.
     """
@@ -213,14 +208,14 @@ def complete_accesses(board: Board) -> None:
 
 
 def save_devices(board: Board) -> dict[str, Any]:
-    """Each device's own account, by its name in the guest physical map; in still()."""
+    """Return each device's state by its name in the guest physical map; needs still()."""
     return {
         region.name: device.state() for region, device in board.bus if isinstance(device, Device)
     }
 
 
 def _stop_counters(registers: dict[int, int], virtual: int) -> None:
-    """Let the counters be what they were when the guest stopped: they go on meanwhile."""
+    """Set the saved counters back to the moment when the guest stopped: they keep counting."""
     since = registers[regs.TIMER_CNT] - virtual
     registers[regs.TIMER_CNT] = virtual
     if regs.PTIMER_CNT in registers:
@@ -228,7 +223,7 @@ def _stop_counters(registers: dict[int, int], virtual: int) -> None:
 
 
 def _warnings(vcpus: tuple[VcpuState, ...]) -> Iterator[str]:
-    """What whoever saves should know."""
+    """Yield warnings for the user."""
     unknown = {
         reg_id
         for vcpu in vcpus
@@ -239,9 +234,9 @@ def _warnings(vcpus: tuple[VcpuState, ...]) -> Iterator[str]:
         ids = ", ".join(f"{reg_id:#x}" for reg_id in sorted(unknown)[:4])
         more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
         yield (
-            f"KVM has registers of a class that this pyvmm does not know ({ids}{more}): they are "
-            "kept as they are, and restored last"
+            f"this pyvmm does not know the class of some KVM registers ({ids}{more}): they are "
+            "saved, and restored last"
         )
     refused = {name for vcpu in vcpus for name in vcpu.refused}
     if refused:
-        yield f"KVM lists registers that it does not give: {', '.join(sorted(refused)[:8])}"
+        yield f"KVM lists registers but refuses to read them: {', '.join(sorted(refused)[:8])}"

@@ -1,4 +1,4 @@
-"""A snapshot looked into: a machine's registers, devices and memory, on any machine.
+"""The content of a snapshot, on any machine: registers, devices and memory.
 
 with Snapshot("guest.snap") as snapshot:
     snapshot.vcpus[0].z[3].s.signed, snapshot.vcpus[0].sysreg["ESR_EL1"].EC
@@ -13,11 +13,12 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from pyvmm.arm64 import sysregs
 from pyvmm.arm64.lanes import PREDICATE_SHARE
 from pyvmm.base.closing import Closing
+from pyvmm.base.records import Record
 from pyvmm.errors import KvmError, UsageError
 from pyvmm.kvm import regs, sve
 from pyvmm.kvm.vcpu import VcpuEvents
@@ -37,16 +38,16 @@ _REGISTER_ID: Final = re.compile("0x[0-9a-f]{1,16}")
 
 
 class SnapshotVcpu(RegisterView):
-    """A vCPU as it was saved: every register by name, as a typed value; see RegisterView."""
+    """A saved vCPU: every register by name, as a typed value; see RegisterView."""
 
     def __init__(self, state: VcpuState) -> None:
         self.id = state.id
         self.state = state
 
     def get_one_reg(self, reg_id: int) -> int:
-        """A register.
+        """Return a register's value.
 
-        Raises: KvmError, for one that the vCPU had not, or that KVM did not give.
+        Raises: KvmError, if the vCPU lacked the register, or KVM refused the read.
         """
         if reg_id in self.state.registers:
             return self.state.registers[reg_id]
@@ -55,27 +56,27 @@ class SnapshotVcpu(RegisterView):
         raise KvmError("saved KVM_GET_ONE_REG", f"vcpu {self.id}, {regs.name(reg_id)}", number)
 
     def set_one_reg(self, reg_id: int, value: int) -> None:
-        """Refused: a snapshot is what it was.
+        """Refuse the write.
 
-        Raises: TypeError.
+        Raises: TypeError, always.
         """
         raise TypeError("a snapshot's registers cannot be written")
 
     def get_reg_list(self) -> list[int]:
-        """The ids of all registers, those included that KVM did not give."""
+        """Return the ids of all registers, with those that KVM refused to read."""
         return [*self.state.registers, *(int(text, 16) for text in self.state.refused)]
 
     def get_mp_state(self) -> int:
-        """Whether it ran, as KVM_GET_MP_STATE had it."""
+        """Return whether the vCPU ran, as KVM_GET_MP_STATE did."""
         return self.state.mp_state
 
     def get_vcpu_events(self) -> VcpuEvents:
-        """What waited to be taken."""
+        """Return the pending exceptions."""
         return self.state.events.for_kvm()
 
 
-class GicPart(NamedTuple):
-    """Registers of an interrupt controller by name; ``vcpu`` is whose they are, if one's."""
+class GicPart(Record):
+    """Registers of an interrupt controller by name, per vCPU or shared (``vcpu`` is None)."""
 
     part: str
     vcpu: int | None
@@ -83,15 +84,16 @@ class GicPart(NamedTuple):
 
 
 class Snapshot(Closing):
-    """A snapshot file, open and checked but for its memory; a context manager that closes it.
+    """An open snapshot file; a context manager that closes it.
 
-    ``state`` is everything but memory, ``file`` what it came from, ``vcpus`` have the registers.
+    ``state`` has everything except memory.  ``file`` has the memory, which is checked when it is
+    read.  ``vcpus`` have the registers.
     """
 
     def __init__(self, path: Path | str | os.PathLike[str]) -> None:
-        """Open a snapshot, and the parents of an incremental one.
+        """Open a snapshot and its parents.
 
-        Raises: UsageError, for what is no snapshot or a damaged one, or has lost its parent.
+        Raises: UsageError, if a file is no snapshot or damaged, or a parent is missing.
         """
         self.file = SnapshotFile.open(Path(path))
         try:
@@ -103,30 +105,30 @@ class Snapshot(Closing):
         self.vcpus = tuple(map(SnapshotVcpu, self.state.vcpus))
 
     def close(self) -> None:
-        """Close the files; the state stays."""
+        """Close the files; ``state`` stays usable."""
         self.file.close()
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The file's path."""
         return self.file.path
 
     def read(self, gpa: int, length: int) -> bytes:
-        """Guest memory, checked.
+        """Read guest memory, and check it.
 
-        Raises: UsageError, where there is none, or it is damaged.
+        Raises: UsageError, if the address is outside memory, or memory is damaged.
         """
         for area in self.state.memory:
             if area.base <= gpa and 0 <= length <= area.end - gpa:
                 return self.file.read(gpa, length)
         has = ", ".join(f"{a.name} {a.base:#x} to {a.end:#x}" for a in self.state.memory)
         raise UsageError(
-            f"{self.path}: {length:#x} bytes at guest address {gpa:#x} are not in its memory",
-            hint=f"it has {has}",
+            f"{self.path}: {length:#x} bytes at guest address {gpa:#x} are outside its memory",
+            hint=f"its memory is {has}",
         )
 
     def gic_parts(self) -> Iterator[GicPart]:
-        """The interrupt controller's registers, by their names in Arm's documents."""
+        """Yield the interrupt controller's registers by Arm's names."""
         state = self.state.gic
         for block in state.blocks:
             known = gic.names(state.kind, block.part, state.nr_irqs)
@@ -134,10 +136,9 @@ class Snapshot(Closing):
             yield GicPart(block.part, block.vcpu, registers)
 
     def registers(self, vcpu: int, *, whole: bool = False) -> VcpuRegisters:
-        """A vCPU's registers in the form that `pyvmm debug --json` has.
+        """Return a vCPU's registers as JSON-ready text, as `pyvmm debug` prints them.
 
-        ``whole`` keeps Z, P and FFR at their longest, also where the guest has chosen a shorter
-        length.
+        Z, P and FFR are cut to the vector length in use; with ``whole`` they are not.
         """
         state = self.state
         has_icc = state.gic.kind != GICV2 and any(b.part == gic.CPU.name for b in state.gic.blocks)
@@ -145,7 +146,7 @@ class Snapshot(Closing):
         return read_registers(self.vcpus[vcpu], state.vls, gic=reader, whole=whole)
 
     def _check(self) -> None:
-        """Refuse what would mislead whoever looks.
+        """Check memory ranges and registers, which the file's hashes do not.
 
         Raises: Damaged.
         """
@@ -153,43 +154,43 @@ class Snapshot(Closing):
         for low, high in without(self.file.stored(), room):
             raise Damaged(
                 f"{self.path}: memory at guest addresses {low:#x} to {high:#x}, "
-                "which the machine does not have"
+                "outside the machine's memory"
             )
         for vcpu in self.state.vcpus:
-            if reason := _flaw(vcpu):
+            if reason := _damage(vcpu):
                 raise Damaged(f"{self.path}: vCPU {vcpu.id}: {reason}")
 
 
-def _flaw(vcpu: VcpuState) -> str:
-    """What is wrong with a vCPU's registers; empty if nothing is."""
+def _damage(vcpu: VcpuState) -> str:
+    """Return the reason why a vCPU's registers are damaged, or an empty text."""
     registers = vcpu.registers
     for reg_id in NEEDED if not vcpu.vls else (*NEEDED, *NEEDED_OF_SVE):
         if reg_id not in registers:
             return f"{regs.name(reg_id, sysregs.NAMES)} is missing"
     if sve.lengths(registers.get(regs.SVE_VLS, 0)) != vcpu.vls:
-        return "its vector lengths are not those of its SVE_VLS"
+        return "its vector lengths differ from its SVE_VLS"
     bits = max(vcpu.vls, default=0)
     for kind, width in ((VECTORS, bits), (PREDICATES, bits // PREDICATE_SHARE)):
         for reg_id in kind & registers.keys():
             if registers[reg_id] >> width:
-                return f"{regs.name(reg_id)} is longer than its vectors"
+                return f"{regs.name(reg_id)} is longer than the vector length"
     for text in vcpu.refused:
         if not _REGISTER_ID.fullmatch(text):
-            return f"no register: {text[:20]}"
+            return f"malformed register id {text[:20]}"
     return ""
 
 
 class _CpuInterfaces:
-    """The GIC's CPU interfaces, as read_registers() asks for them."""
+    """The saved CPU interfaces of the GIC, for read_registers()."""
 
     def __init__(self, state: GicState, vcpus: tuple[SnapshotVcpu, ...]) -> None:
         self._whose = {affinity(vcpu.get_one_reg(MPIDR_EL1)): vcpu.id for vcpu in vcpus}
         self._registers = {b.vcpu: b.registers for b in state.blocks if b.part == gic.CPU.name}
 
     def get_cpu_sysreg(self, mpidr: int, encoding: int) -> int:
-        """An ICC_*_EL1 register.
+        """Return the value of an ICC_*_EL1 register.
 
-        Raises: KvmError, for one that was not saved.
+        Raises: KvmError, if it was not saved.
         """
         try:
             return self._registers[self._whose[affinity(mpidr)]][encoding]

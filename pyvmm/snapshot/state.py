@@ -1,15 +1,16 @@
-"""What a snapshot says of a machine beside its memory: one document, readable by a person.
+"""The state of a machine without its memory: one JSON document that a person can read.
 
-Numbers that may be wider than 53 bits are hexadecimal text.  Registers go by KVM's ids, GIC
-registers by their offsets, devices by the names of the guest physical map (pyvmm.layout).
+Numbers that may be wider than 53 bits are hexadecimal text.  The keys of registers are KVM's ids,
+of GIC registers their offsets, and of devices their names in the guest physical map
+(pyvmm.layout).
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
+from pyvmm.base.records import Record, made
 from pyvmm.config import Config
 from pyvmm.errors import UsageError
 from pyvmm.kvm import regs
@@ -44,7 +45,7 @@ def _write_registers(registers: dict[int, int]) -> Json:
 
 
 def _read_registers(document: Any) -> dict[int, int]:
-    """Registers by id, each value no wider than its id says, and no id of more than KVM has."""
+    """Return registers by id; each value must fit the size in its id."""
     if not isinstance(document, dict) or len(document) > MOST_REGISTERS:
         raise ValueError(document)
     registers = {}
@@ -60,12 +61,11 @@ def _read_registers(document: Any) -> dict[int, int]:
 Registers = Annotated[dict[int, int], Form(_write_registers, _read_registers)]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Taken:
-    """Where and when a snapshot was taken.
+class Taken(Record, kw_only=True):
+    """The place and time of a save.
 
-    ``time`` is UTC, as 2026-11-26T21:40:00Z; ``machine`` is the computer in words, ``emulated``
-    whether pyvmm emulates it; ``midr`` is MIDR_EL1 of the CPU that saved.
+    ``time`` is UTC, as 2026-11-26T21:40:00Z.  ``machine`` describes the computer, and
+    ``emulated`` is whether pyvmm emulates it.  ``midr`` is MIDR_EL1 of vCPU 0.
     """
 
     time: str
@@ -76,12 +76,11 @@ class Taken:
     midr: Hex
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clock:
-    """The guest's time when it stopped.
+class Clock(Record, kw_only=True):
+    """The time when the guest stopped.
 
-    ``virtual`` is CNTVCT_EL0 as the guest saw it, at ``hz`` ticks a second; ``real_ns`` is the
-    host's CLOCK_REALTIME then.
+    ``virtual`` is the guest's CNTVCT_EL0, at ``hz`` ticks a second.  ``real_ns`` is the host's
+    CLOCK_REALTIME.
     """
 
     hz: int
@@ -90,12 +89,11 @@ class Clock:
 
     def __post_init__(self) -> None:
         if self.hz < 1 or self.virtual >> 64 or self.real_ns < 0:
-            raise UsageError("no clock is like that")
+            raise UsageError("the clock's values are out of range")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Area:
-    """Guest physical addresses with memory behind them: RAM, the stolen time of vCPUs."""
+class Area(Record, kw_only=True):
+    """A range of guest physical memory: RAM, or the stolen time of vCPUs."""
 
     name: str
     base: Hex
@@ -107,9 +105,8 @@ class Area:
         return self.base + self.size
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Events:
-    """Exceptions that wait to be taken (KVM_GET_VCPU_EVENTS)."""
+class Events(Record, kw_only=True):
+    """A vCPU's pending exceptions (KVM_GET_VCPU_EVENTS)."""
 
     serror_pending: bool = False
     serror_has_esr: bool = False
@@ -117,7 +114,7 @@ class Events:
 
     @classmethod
     def of(cls, events: VcpuEvents) -> Events:
-        """What KVM says; an external abort is never pending there, only set."""
+        """Return KVM's events; KVM never reports an external abort as pending."""
         return cls(
             serror_pending=events.serror_pending,
             serror_has_esr=events.serror_has_esr,
@@ -125,16 +122,15 @@ class Events:
         )
 
     def for_kvm(self) -> VcpuEvents:
-        """The same, for KVM_SET_VCPU_EVENTS."""
+        """Return the argument of KVM_SET_VCPU_EVENTS."""
         return VcpuEvents(self.serror_pending, self.serror_has_esr, self.serror_esr)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VcpuState:
-    """One vCPU: what it was made with, and everything KVM_GET_REG_LIST names, in its order.
+class VcpuState(Record, kw_only=True):
+    """One vCPU: its features, and every register of KVM_GET_REG_LIST, in that order.
 
-    ``vls`` are vector lengths in bits; ``pvtime`` is where the guest reads its stolen time.
-    ``refused`` are registers that KVM listed and did not give, with the errno's name.
+    ``vls`` are vector lengths in bits.  ``pvtime`` is the guest address of its stolen time.
+    ``refused`` are registers that KVM listed but refused to read, with the errno's name.
     """
 
     id: int
@@ -144,14 +140,13 @@ class VcpuState:
     events: Events
     pvtime: Hex | None
     registers: Registers
-    refused: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = made(dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GicBlock:
-    """Registers of one part of an interrupt controller; ``vcpu`` is whose they are, if one's.
+class GicBlock(Record, kw_only=True):
+    """Registers of one part of an interrupt controller, per vCPU or shared (``vcpu`` is None).
 
-    ``part`` is the name of a table in pyvmm.snapshot.gic, which numbers the registers.
+    ``part`` names a table of pyvmm.snapshot.gic, which has the registers' numbers.
     """
 
     part: str
@@ -159,22 +154,19 @@ class GicBlock:
     registers: HexTable
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GicState:
-    """The interrupt controller; ``kind`` is how --irqchip calls it."""
+class GicState(Record, kw_only=True):
+    """The interrupt controller; ``kind`` is the Config's ``irqchip``."""
 
     kind: str
     nr_irqs: int
     blocks: tuple[GicBlock, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class State:
-    """A machine at rest, but for what is in its memory.
+class State(Record, kw_only=True):
+    """A stopped machine without its memory.
 
-    ``config`` is what was asked for, the rest what it came to.  ``devices`` is each device's own
-    account by its name in the guest physical map.  ``warnings`` are what the one who saved it had
-    to say: registers of a class that pyvmm does not know.
+    ``config`` describes the machine.  ``devices`` has each device's state by its name in the guest
+    physical map.  ``warnings`` are those of the save: registers whose class pyvmm does not know.
     """
 
     schema: int = SCHEMA
@@ -195,63 +187,63 @@ class State:
         return self.vcpus[0].vls
 
     def area(self, name: str) -> Area | None:
-        """The memory of that name."""
+        """Return the memory area of that name."""
         return next((area for area in self.memory if area.name == name), None)
 
     def document(self) -> dict[str, Json]:
-        """The state as JSON has it."""
+        """Return the state as a JSON document."""
         document = encode(self)
         assert isinstance(document, dict)
         return document
 
     @classmethod
     def of(cls, document: object, name: str) -> State:
-        """The state in a JSON document that may hold anything; ``name`` is what messages call it.
+        """Return the state in an untrusted JSON document; ``name`` is for messages.
 
-        Raises: UsageError, for a document that is none, is damaged, or is of a newer pyvmm.
+        Raises: UsageError, if the document is damaged, or a newer pyvmm wrote it.
         """
         if not isinstance(document, dict):
-            raise Damaged(f"{name}: no state of a machine")
+            raise Damaged(f"{name}: not the state of a machine")
         schema = document.get("schema")
         if type(schema) is int and schema > SCHEMA:
             raise UsageError(
-                f"{name}: a state of schema {schema}, and this pyvmm reads up to {SCHEMA}",
-                hint="a newer pyvmm wrote it: use that one",
+                f"{name}: its state has schema {schema}, this pyvmm reads up to {SCHEMA}",
+                hint="use the newer pyvmm that wrote it",
             )
         if schema != SCHEMA or type(schema) is not int:
-            raise Damaged(f"{name}: a damaged state: its schema is {str(schema)[:40]}")
+            raise Damaged(f"{name}: its state is damaged: the schema is {str(schema)[:40]}")
         try:
             state = decode(cls, document, "state")
             _check(state)
         except UsageError as error:
-            raise Damaged(f"{name}: a damaged state: {error.message}") from None
+            raise Damaged(f"{name}: its state is damaged: {error.message}") from None
         return state
 
 
 def _check(state: State) -> None:
-    """Refuse what is well formed and describes no machine.
+    """Check that a well-formed state describes a machine.
 
     Raises: Damaged.
     """
     if [vcpu.id for vcpu in state.vcpus] != list(range(len(state.vcpus))) or not state.vcpus:
-        raise Damaged("state.vcpus are not vCPUs 0, 1, 2 and so on")
+        raise Damaged("state.vcpus: the ids are not 0, 1, 2 and so on")
     if any(vcpu.vls != state.vls for vcpu in state.vcpus):
-        raise Damaged("state.vcpus differ in their vector lengths")
+        raise Damaged("state.vcpus: the vector lengths differ")
     areas = sorted(state.memory, key=lambda area: area.base)
     names = [area.name for area in areas]
     if len(set(names)) != len(names) or RAM not in names:
-        raise Damaged("state.memory has no RAM, or two areas of one name")
+        raise Damaged("state.memory: it lacks RAM, or has two areas of one name")
     for area in areas:
         if not 32 <= state.ipa_bits <= 52 or area.size <= 0 or area.end > 1 << state.ipa_bits:
-            raise Damaged(f"state.memory: {area.name} is not within the guest's addresses")
+            raise Damaged(f"state.memory: {area.name} is outside the guest's addresses")
     for below, above in itertools.pairwise(areas):
         if below.end > above.base:
             raise Damaged(f"state.memory: {below.name} and {above.name} overlap")
     if not 0 < state.gic.nr_irqs <= 1024:  # Source: Linux, VGIC_NR_IRQS_LEGACY, KVM's limit
-        raise Damaged(f"state.gic has {state.gic.nr_irqs} interrupts")
+        raise Damaged(f"state.gic: {state.gic.nr_irqs} interrupts")
     for block in state.gic.blocks:
         if block.vcpu is not None and not 0 <= block.vcpu < len(state.vcpus):
-            raise Damaged(f"state.gic: registers of vCPU {block.vcpu}, which there is not")
+            raise Damaged(f"state.gic: registers of vCPU {block.vcpu}, which does not exist")
 
 
 learn(State)

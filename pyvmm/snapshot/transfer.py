@@ -1,4 +1,4 @@
-"""Snapshots made fit to be moved: a chain as one file, a file packed with zstd, and back."""
+"""Snapshots for transfer: a chain written as one file, a file packed with zstd, and unpacked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyvmm.memory.ranges import runs
 from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.format import BLOCK, PAGE, Header, read_exactly
 from pyvmm.snapshot.pages import not_zero
-from pyvmm.snapshot.reader import SnapshotFile, told_with
+from pyvmm.snapshot.reader import SnapshotFile, path_in_errors
 from pyvmm.snapshot.writer import Part, write_into, write_snapshot
 
 WORKERS: Final = min(4, os.cpu_count() or 1)
@@ -24,34 +24,34 @@ PACKED_HINT: Final = "`pyvmm snapshot export` packs a snapshot with zstd"
 
 
 def flatten(snapshot: SnapshotFile, path: Path) -> str:
-    """Write a chain as one file, which needs no parent; everything is checked.
+    """Check a chain and write it as one file without a parent.
 
     Returns:
         The new file's identity.
 
     Raises:
-        UsageError: the snapshot is damaged, or there can be no such file.
+        UsageError: the snapshot is damaged, or the file cannot be written.
         HostError: the disk is full.
     """
     return write_snapshot(path, snapshot.document, [Part(snapshot, snapshot.stored())])
 
 
 def export(snapshot: SnapshotFile, place: Path, level: int) -> Iterator[bytes]:
-    """A snapshot packed with zstd, piece by piece; a chain as one; everything is checked.
+    """Check a snapshot and yield it packed with zstd; a chain is packed as one file.
 
-    ``place`` is a directory with room for the one file that a chain becomes meanwhile.
+    ``place`` is a directory for a temporary file, which a chain needs.
 
     Raises:
         UsageError: the snapshot is damaged.
-        HostError: there is no libzstd, or no room.
+        HostError: libzstd is missing, or the disk is full.
     """
     if snapshot.parent is None:
         yield from zstd.compress(_pieces(snapshot), level, WORKERS)
         return
     try:
-        # Without a name as soon as it is there: nothing is left behind, whatever happens.
+        # Unlinked at once: no file stays after an error.
         fd, name = tempfile.mkstemp(dir=place, prefix=".pyvmm-export-")
-        os.unlink(name)  # noqa: PTH108 - as mkstemp gave it
+        os.unlink(name)  # noqa: PTH108 - mkstemp returns text
         write_into(fd, snapshot.document, [Part(snapshot, snapshot.stored())])
     except OSError as error:
         raise cannot_write(place, error) from error
@@ -60,22 +60,22 @@ def export(snapshot: SnapshotFile, place: Path, level: int) -> Iterator[bytes]:
 
 
 def _pieces(snapshot: SnapshotFile) -> Iterator[bytes]:
-    """The bytes of one file, from beginning to end."""
-    with told_with(snapshot.path):
+    """Yield the bytes of one file, from the start to the end."""
+    with path_in_errors(snapshot.path):
         yield read_exactly(snapshot.fd, 0, snapshot.header.memory.offset)
     for number in range(len(snapshot.blocks)):
         yield snapshot.read_block(number)
 
 
 def unpack(source: BinaryIO, name: str, path: Path) -> str:
-    """Write the snapshot that export() packed; it has its name when all of it was checked.
+    """Write the snapshot that export() packed; it gets its name after all of it was checked.
 
     Returns:
         The identity.
 
     Raises:
-        UsageError: what is packed is no snapshot, or damaged, or there can be no such file.
-        HostError: there is no libzstd, or the disk is full.
+        UsageError: the input is no packed snapshot or damaged, or the file cannot be written.
+        HostError: libzstd is missing, or the disk is full.
     """
     with replacing(path, PRIVATE) as fd:
         try:
@@ -83,7 +83,7 @@ def unpack(source: BinaryIO, name: str, path: Path) -> str:
             os.ftruncate(fd, size)
             with closing(SnapshotFile(Path(name), os.dup(fd))) as snapshot:
                 if snapshot.header.parent is not None:
-                    raise UsageError("it needs a parent, which is not in it", hint=PACKED_HINT)
+                    raise UsageError("it needs a parent", hint=PACKED_HINT)
                 snapshot.verify(workers=WORKERS)
                 return snapshot.identity
         except zstd.ZstdError as error:
@@ -94,10 +94,12 @@ def unpack(source: BinaryIO, name: str, path: Path) -> str:
 
 
 def _write_sparsely(fd: int, pieces: Iterable[bytes]) -> int:
-    """Write pieces one after the other, but for pages of zeros; no more than the first page says.
+    """Write pieces one after the other, without pages of zeros.
 
     Returns:
-        How many bytes there were.
+        The number of bytes.
+
+    Raises: Damaged, if there are more bytes than the first page says.
     """
     done, limit, held = 0, None, b""
     for piece in pieces:
@@ -105,7 +107,7 @@ def _write_sparsely(fd: int, pieces: Iterable[bytes]) -> int:
         if limit is None and len(held) >= PAGE:
             limit = Header.unpack(held[:PAGE])[0].memory.end
         if limit is not None and done + len(held) > limit:
-            raise Damaged(f"there is more in it than the {limit} bytes that it says")
+            raise Damaged(f"it is longer than the {limit} bytes that its first page says")
         while len(held) >= BLOCK:
             _write_used(fd, held[:BLOCK], done)
             held, done = held[BLOCK:], done + BLOCK

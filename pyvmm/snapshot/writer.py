@@ -1,15 +1,15 @@
-"""A snapshot file is written: whole and under its name, or not at all."""
+"""Writing of snapshot files: a file is complete before it gets its name."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pyvmm.base.files import PRIVATE, replacing, write_all
+from pyvmm.base.records import Record
 from pyvmm.errors import UsageError
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.memory.ranges import Range, merged, whole, without
@@ -31,17 +31,16 @@ from pyvmm.snapshot.reader import SnapshotFile, in_threads
 
 
 class Part(NamedTuple):
-    """Guest memory to be saved: those guest addresses of it, by default all of a GuestMemory."""
+    """Guest memory to save: these ranges of guest addresses, by default all of a GuestMemory."""
 
     memory: pages.MemorySource
     ranges: Iterable[Range] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """Which guest memory goes where: ``pieces`` by file offset, with the memory each is in."""
+class _Layout(Record):
+    """The layout of a file: ``pieces`` of guest memory, sorted by offset in the file."""
 
-    index: int  # its length
+    index: int  # bytes
     memory: Memory
     pieces: list[tuple[Extent, pages.MemorySource]]
     zero: list[Range]
@@ -59,14 +58,13 @@ def write_snapshot(
     *,
     parent: SnapshotFile | None = None,
 ) -> str:
-    """Write the state and the memory of a machine that stands still; returns the identity.
+    """Write the state and memory of a stopped machine, and return the file's identity.
 
-    Of the parts, pages that are zero are not stored.  With a ``parent``, memory outside of the
-    parts' ranges is as it is there.  The file is the user's alone, as it holds what the guest
-    keeps secret.
+    Zero pages are not stored.  Memory outside the parts' ranges is that of the ``parent``.  Only
+    the user may read the file: it has the guest's secrets.
 
     Raises:
-        UsageError: there can be no such file.
+        UsageError: the file cannot be written.
         HostError: the disk is full.
     """
     reference = None if parent is None else _reference(parent, path)
@@ -77,11 +75,11 @@ def write_snapshot(
 def write_into(
     fd: int, document: dict[str, Any], parts: Sequence[Part], parent: Parent | None = None
 ) -> str:
-    """Write a snapshot to an empty file; returns the identity.
+    """Write a snapshot to an empty file, and return its identity.
 
     Raises:
-        UsageError: what is to be written does not fit the format.
-        OSError: the disk does not take it.
+        UsageError: the state or the parent's path exceeds a limit of the format.
+        OSError: the write fails.
     """
     state = format.pack_state(document)
     layout = _lay_out(PAGE + len(state), parts, keep_zero=parent is not None)
@@ -100,20 +98,20 @@ def write_into(
     )
     page = header.pack()
     write_all(fd, state + index, PAGE)
-    write_all(fd, page)  # last: a file without it is no snapshot
+    write_all(fd, page)  # last: without it the file is no snapshot
     return Header.unpack(page)[1]
 
 
 def _reference(parent: SnapshotFile, child: Path) -> Parent:
-    """How a snapshot names its parent: so that both can be moved together.
+    """Return the reference to a parent: a relative path, so that both can be moved together.
 
-    Raises: UsageError, where the child would be in the place of what it needs.
+    Raises: UsageError, if the child would replace a file that it needs.
     """
     for file in parent.chain():
         if child.exists() and os.path.samestat(os.fstat(file.fd), child.stat()):
             raise UsageError(
-                f"{child}: the snapshot to be written needs that file: it goes on from it",
-                hint="write it to another name; `pyvmm snapshot flatten` makes one of both",
+                f"{child}: an incremental snapshot cannot replace its own parent",
+                hint="write it to another file",
             )
     place = os.path.dirname(os.path.realpath(child))  # noqa: PTH120 - relpath takes text
     return Parent(
@@ -122,10 +120,10 @@ def _reference(parent: SnapshotFile, child: Path) -> Parent:
 
 
 def _lay_out(start: int, parts: Sequence[Part], *, keep_zero: bool) -> _Layout:
-    """Decide where memory goes; ``start`` is where the index does.
+    """Lay the file out; ``start`` is the offset of the index.
 
-    What fills whole blocks, with guest addresses aligned as they are, gets whole blocks in the
-    file: a host with larger pages can map it.  The rest lies before, page by page.
+    Memory that fills whole aligned blocks gets aligned blocks in the file, so that a host with
+    larger pages can map it.  The rest comes before, page by page.
     """
     small: list[tuple[Range, pages.MemorySource]] = []
     large: list[tuple[Range, pages.MemorySource]] = []
@@ -136,12 +134,12 @@ def _lay_out(start: int, parts: Sequence[Part], *, keep_zero: bool) -> _Layout:
             inner = -(-low // BLOCK) * BLOCK, high // BLOCK * BLOCK
             if inner[0] < inner[1]:
                 large.append((inner, memory))
-                edges = (low, inner[0]), (inner[1], high)
-                small += [(edge, memory) for edge in edges if edge[0] < edge[1]]
+                ends = (low, inner[0]), (inner[1], high)
+                small += [(end, memory) for end in ends if end[0] < end[1]]
             else:
                 small.append(((low, high), memory))
     stored = sum(high - low for (low, high), _ in (*small, *large))
-    # Three more hashes than whole blocks: a block at each end, and the gap before the large.
+    # Three more hashes than whole blocks: a block at each end, and the gap before large pieces.
     hashes = stored // BLOCK + 3 if stored else 0
     extents = len(small) + len(large) + len(zero)
     index = whole_pages(EXTENT.size * extents + DIGEST * hashes)
@@ -158,22 +156,22 @@ def _lay_out(start: int, parts: Sequence[Part], *, keep_zero: bool) -> _Layout:
 def _contents(
     parts: Sequence[Part], keep_zero: bool
 ) -> Iterator[tuple[pages.MemorySource, list[Range], list[Range]]]:
-    """Of each part what is to be stored, and what is to be noted as zero."""
+    """Yield each part's memory, the ranges to store, and the ranges to mark as zero."""
     for memory, ranges in parts:
         if ranges is None:
             if not isinstance(memory, GuestMemory):
-                raise TypeError("whose memory is not this process's own needs ranges")
+                raise TypeError("only a GuestMemory may come without ranges")
             ranges = pages.touched(memory)
         asked = whole(ranges, PAGE)
         data = pages.used(memory, asked)
         gap = PAGE
-        while len(data) > MOST_EXTENTS // 4:  # then what lies between is stored too
+        while len(data) > MOST_EXTENTS // 4:  # too many: store small gaps as well
             data, gap = merged(data, gap), 2 * gap
         yield memory, data, without(asked, data) if keep_zero else []
 
 
 def _write_memory(fd: int, layout: _Layout) -> list[bytes]:
-    """Write the pages; returns the blocks' hashes."""
+    """Write the pages, and return the blocks' hashes."""
     return in_threads(lambda job: _write_block(fd, *job), _jobs(layout))
 
 
@@ -181,7 +179,7 @@ Piece = tuple[pages.MemorySource, int, int]  # memory, guest address and length
 
 
 def _jobs(layout: _Layout) -> Iterator[tuple[int, int, list[Piece]]]:
-    """Each block's place in the file, its length, and what goes there, from its start on."""
+    """Yield each block's offset, its length, and the pieces in it."""
     pieces = iter(layout.pieces)
     extent, memory = next(pieces, (Extent(0, 0, layout.memory.end), None))
     for start, end in format.blocks(layout.memory):
@@ -196,7 +194,7 @@ def _jobs(layout: _Layout) -> Iterator[tuple[int, int, list[Piece]]]:
 
 
 def _write_block(fd: int, offset: int, length: int, pieces: list[Piece]) -> bytes:
-    """Write one block, which may end in zeros that nothing is written for; returns its hash."""
+    """Write one block without the zeros at its end, and return its hash."""
     if len(pieces) == 1 and pieces[0][2] == length:
         memory, gpa, _ = pieces[0]
         with memory.view(gpa, length) as view:

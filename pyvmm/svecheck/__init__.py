@@ -1,14 +1,13 @@
 """A conformance run of KVM's user space API for SVE, against the kernel it runs on.
 
-    states sets registers reglist guest vcpus     the cases, by subject
-        |                          |
-    promises  what documents say   bench  fresh VMs, guests, outcomes in words
-        |                          |
-    runner  each case on VMs of its own; no case ends the run
+    states again sets registers reglist guest vcpus     the cases, by subject
+        |                             |
+    promises  of documents         bench  new VMs, guests, outcomes in words
+        |                             |
+    runner  runs each case on its own VMs; a failed case does not end the run
         |
-    report  lines, JSON, JUnit
+    report  text, JSON, JUnit
 
-A case does something, says its outcome in a word or a few, and holds it against what a document
-promises.  What today's or yesterday's kernels do otherwise, on purpose, is a known difference,
-recognised by what happens and never by the kernel's version.
+A case acts on a vCPU and compares the outcome with the promise of a document.  Some kernels differ
+on purpose.  Such a known difference is recognised by its outcome, never by the kernel's version.
 """

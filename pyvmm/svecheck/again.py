@@ -1,4 +1,4 @@
-"""INIT of a vCPU that had its INIT before: what it takes, what it resets, and what stays."""
+"""A second INIT of a vCPU: what it accepts, what it resets, and what stays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _all_lengths(host: SveHost) -> str:
 
 
 def _ran(bench: Bench) -> Vcpu:
-    """A finalized vCPU whose guest ran."""
+    """Return a finalized vCPU whose guest ran."""
     vcpu = bench.final(vm=bench.vm_with("lengths"))
     bench.reports(vcpu, 1)
     return vcpu
@@ -79,7 +79,7 @@ INIT_AGAIN = tuple(_init_again())
 
 @case(doc.INITIAL_SET, _all_lengths)
 def the_set_is_chosen_anew(bench: Bench) -> str:
-    """Choose the shortest length alone, INIT again, read the set"""
+    """Choose the shortest length alone, run INIT again, read the set"""
     bench.need_lengths(2)
     vcpu = bench.vcpu()
     sve.write_vls(vcpu, [min(bench.host.vls)])
@@ -89,7 +89,7 @@ def the_set_is_chosen_anew(bench: Bench) -> str:
 
 @case(doc.VLS_IMMUTABLE, lambda host: show(frozenset({min(host.vls)})))
 def a_final_set_stays(bench: Bench) -> str:
-    """Choose the shortest length alone, FINALIZE, INIT again, read the set"""
+    """Choose the shortest length alone, finalize, run INIT again, read the set"""
     bench.need_lengths(2)
     vcpu = bench.final([min(bench.host.vls)])
     bench.init(vcpu)
@@ -98,7 +98,7 @@ def a_final_set_stays(bench: Bench) -> str:
 
 @case(doc.FINALIZE_TWICE, "EPERM")
 def it_stays_final(bench: Bench) -> str:
-    """FINALIZE, INIT again, then FINALIZE and write the set"""
+    """Finalize, run INIT again, then finalize again and write the set"""
     vcpu = bench.final()
     bench.init(vcpu)
     return each(
@@ -117,7 +117,7 @@ def sve_registers_are_zero_at_first(bench: Bench) -> str:
 
 @case(doc.RESET_SVE, "0x0")
 def sve_registers_become_zero(bench: Bench) -> str:
-    """Set all bits of Z0-Z31, P0-P15, FFR, FPSR and FPCR, INIT again, read them"""
+    """Set all bits of Z0-Z31, P0-P15, FFR, FPSR and FPCR, run INIT again, read them"""
     vcpu = bench.final()
     floats = {name: ids.CORE[name] for name in ("FPSR", "FPCR")}
     for reg in (*ids.Z_P_FFR.values(), *floats.values()):
@@ -128,18 +128,18 @@ def sve_registers_become_zero(bench: Bench) -> str:
 
 @case(doc.RESET_SVE, "0x0")
 def a_guest_s_sve_registers_become_zero(bench: Bench) -> str:
-    """Let a guest fill Z0, P0 and FFR, INIT again, read all SVE registers"""
+    """Let a guest fill Z0, P0 and FFR, run INIT again, read all SVE registers"""
     vcpu = bench.final(vm=bench.vm_with("vectors"))
     bench.reports(vcpu, 5)
     if not vcpu.get_one_reg(regs.FFR()):
-        return "the guest's FFR did not arrive"
+        return "the guest did not set FFR"
     bench.init(vcpu)
     return values(vcpu, ids.Z_P_FFR)
 
 
 @case(doc.RESET_CORE, f"0x0, PSTATE {PSTATE_AT_RESET:#x}")
 def a_guest_s_core_registers_are_reset(bench: Bench) -> str:
-    """Let a guest run, INIT again, read X0-X30, SP, PC and PSTATE"""
+    """Let a guest run, run INIT again, read X0-X30, SP, PC and PSTATE"""
     vcpu = _ran(bench)
     bench.init(vcpu)
     zero = {**{f"X{n}": regs.X(n) for n in range(31)}, "SP": regs.SP_EL0, "PC": regs.PC}
@@ -148,7 +148,7 @@ def a_guest_s_core_registers_are_reset(bench: Bench) -> str:
 
 @case(doc.RESET_SYSREGS, "0x0")
 def zcr_is_reset(bench: Bench) -> str:
-    """Write 15 to ZCR_EL1, INIT again, read it"""
+    """Write 15 to ZCR_EL1, run INIT again, read it"""
     vcpu = bench.final()
     vcpu.set_one_reg(ids.ZCR_EL1, 15)
     bench.init(vcpu)

@@ -1,4 +1,4 @@
-"""Fresh VMs for one case, guests in them, and outcomes in words."""
+"""New VMs and guests for one case, and outcomes in words."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ PLAIN = (VcpuFeature.PSCI_0_2,)
 SVE = (VcpuFeature.PSCI_0_2, VcpuFeature.SVE)
 
 RAM_SIZE = 0x20_0000
-REPORT = 0x100_0000  # nothing is there: a guest's write leaves KVM_RUN
-REPORT_REGISTER = 20  # where the programs expect that address
+REPORT = 0x100_0000  # unmapped: a guest's write is an MMIO exit
+REPORT_REGISTER = 20  # X20 has that address
 VECTORS = RAM_BASE + 0x800  # VBAR_EL1 for the program "handler"
 SYNC_FROM_EL1 = 0x200  # the offset of synchronous exceptions with SP_EL1.  Source: DDI 0487, D1.3.1
-TIMEOUT_S = 60.0  # for a guest to report, on a machine that is busy
+TIMEOUT_S = 60.0  # for a guest to report on a busy machine
 
 Wrap = Callable[[Vcpu], Vcpu]
 
@@ -47,7 +47,7 @@ class Skip(Exception):
 
 
 class Bench:
-    """What a case works with; everything it makes ends with the ``with`` block."""
+    """The VMs and vCPUs of one case; the ``with`` block closes them."""
 
     def __init__(self, system: System, host: SveHost, wrap: Wrap = lambda vcpu: vcpu) -> None:
         self.system = system
@@ -62,25 +62,25 @@ class Bench:
         self._undo.close()
 
     def need_lengths(self, count: int) -> None:
-        """Skip the case where the host has fewer vector lengths."""
+        """Skip the case if the host has fewer vector lengths."""
         if len(self.host.vls) < count:
             raise Skip(f"needs a host with {count} vector lengths or more")
 
     def vm(self) -> Vm:
-        """A VM without memory."""
+        """Make a VM without memory."""
         return self._undo.enter_context(self.system.create_vm(sve.MIN_IPA_BITS))
 
     def created(self, vm: Vm | None = None, number: int = 0) -> Vcpu:
-        """A vCPU that was only created, in a VM of its own unless one is given."""
+        """Create a vCPU without INIT; without ``vm`` in a new VM."""
         vcpu = self._undo.enter_context((vm or self.vm()).create_vcpu(number))
         return self._wrap(vcpu)
 
     def init(self, vcpu: Vcpu, features: Iterable[int] = SVE) -> None:
-        """Initialise a vCPU, or do it again."""
+        """Run INIT on a vCPU."""
         vcpu.init(self.preferred_target, features)
 
     def vcpu(self, features: Iterable[int] = SVE, vm: Vm | None = None, number: int = 0) -> Vcpu:
-        """A vCPU that was initialised."""
+        """Create a vCPU and run INIT."""
         vcpu = self.created(vm, number)
         self.init(vcpu, features)
         return vcpu
@@ -88,7 +88,7 @@ class Bench:
     def final(
         self, vls: Iterable[int] | None = None, vm: Vm | None = None, number: int = 0
     ) -> Vcpu:
-        """A vCPU with SVE that was finalized, with the host's lengths unless others are given."""
+        """Create a vCPU with SVE and finalize it; the default lengths are the host's."""
         vcpu = self.vcpu(SVE, vm, number)
         if vls is not None:
             sve.write_vls(vcpu, vls)
@@ -97,15 +97,15 @@ class Bench:
 
     @functools.cached_property
     def preferred_target(self) -> int:
-        """What INIT takes on this host."""
+        """The target for INIT on this host."""
         with self.system.create_vm(sve.MIN_IPA_BITS) as vm:
             return vm.preferred_target()
 
     def vm_with(self, program: str) -> Vm:
-        """A VM whose memory begins with a program, and has the exception handler in its place."""
+        """Make a VM with a program at the start of its memory, and the exception handler."""
         vm = self.vm()
         memory = self._undo.enter_context(GuestMemory(RAM_BASE, RAM_SIZE))
-        # Not by write(): see GuestMemory.load about code.
+        # Not by write(): see GuestMemory.load for code.
         for address, name in ((RAM_BASE, program), (VECTORS + SYNC_FROM_EL1, "handler")):
             words = code(name)
             memory.load_from(address, len(words), io.BytesIO(words), 0)
@@ -113,9 +113,9 @@ class Bench:
         return vm
 
     def reports(self, vcpu: Vcpu, count: int) -> list[int]:
-        """Run the VM's program from its beginning, until it has reported so often.
+        """Run the VM's program from its start, and return its first ``count`` reports.
 
-        Raises: GuestError, when it does anything else.
+        Raises: GuestError, if the guest causes another exit.
         """
         vcpu.set_one_reg(regs.PC, RAM_BASE)
         vcpu.set_one_reg(regs.X(REPORT_REGISTER), REPORT)
@@ -132,14 +132,14 @@ class Bench:
         finally:
             guard.cancel()
             guard.join()
-        # Completes the last write, so that the registers are the guest's after it.
+        # Complete the last write, so that the guest's registers are those after it.
         vcpu.kick()
         vcpu.run()
         return values
 
 
 def outcome(call: Callable[[], object]) -> str:
-    """``ok``, or the name of the errno the kernel refused with."""
+    """Make a call, and return ``ok`` or the name of the kernel's errno."""
     try:
         call()
     except KvmError as error:
@@ -148,7 +148,7 @@ def outcome(call: Callable[[], object]) -> str:
 
 
 def alike(outcomes: Mapping[str, str]) -> str:
-    """One outcome where all are the same, else each with what came out so."""
+    """Return the outcome if all are equal, else each outcome with its names."""
     groups: dict[str, list[str]] = {}
     for name, word in outcomes.items():
         groups.setdefault(word, []).append(name)
@@ -158,16 +158,16 @@ def alike(outcomes: Mapping[str, str]) -> str:
 
 
 def each(calls: Mapping[str, Callable[[], object]]) -> str:
-    """The outcome of all these calls, each made once."""
+    """Make all calls, and return their outcome."""
     return alike({name: outcome(call) for name, call in calls.items()})
 
 
 def values(vcpu: Vcpu, registers: Mapping[str, int]) -> str:
-    """What all these registers hold."""
+    """Return the value of all these registers."""
     return alike({name: f"{vcpu.get_one_reg(reg):#x}" for name, reg in registers.items()})
 
 
 def some(names: list[str], most: int = 6) -> str:
-    """The first few names, and how many more there are."""
+    """Return the first few names, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return " ".join(names[:most]) + more

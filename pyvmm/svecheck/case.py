@@ -1,4 +1,4 @@
-"""What a case is, what it is held against, and how one turned out."""
+"""Cases, the promises they check, and their results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyvmm.svecheck.bench import Bench, SveHost
 
 
 class Verdict(StrEnum):
-    """How a case turned out."""
+    """The verdict on a case."""
 
     OK = "ok"
     DIFFERS = "differs"
@@ -20,7 +20,7 @@ class Verdict(StrEnum):
 
 
 class Promise(Record):
-    """What a document says, in our words, and where."""
+    """A promise of a document, in our words, and its place."""
 
     says: str
     document: str
@@ -28,12 +28,12 @@ class Promise(Record):
 
     @property
     def source(self) -> str:
-        """The document and the place in it."""
+        """The document and the section."""
         return f"{self.document}, {self.section}"
 
 
 class Known(Record):
-    """Another outcome that kernels have on purpose, and which ones: a version and its commit."""
+    """Another outcome that is intended, and the kernels that have it: version and commit."""
 
     outcome: str
     which: str
@@ -44,7 +44,7 @@ Act = Callable[[Bench], str]
 
 
 class Case(Record):
-    """One thing to do, and the outcome that a document promises."""
+    """One action, and the outcome that a document promises."""
 
     name: str
     done: str
@@ -54,12 +54,12 @@ class Case(Record):
     known: tuple[Known, ...] = ()
 
     def expects(self, host: SveHost) -> str:
-        """The promised outcome on that host."""
+        """Return the promised outcome on a host."""
         return self.expected if isinstance(self.expected, str) else self.expected(host)
 
 
 class CaseResult(Record):
-    """How a case turned out, and in what words; ``why`` is for what is not simply ok."""
+    """The result of a case; ``why`` is the reason of a skip or a known difference."""
 
     case: Case
     verdict: Verdict
@@ -72,22 +72,22 @@ class CaseResult(Record):
 def case(
     promise: Promise, expected: Expected, *known: Known, subject: str = ""
 ) -> Callable[[Act], Case]:
-    """Make a case of a function: its name is the case's, its docstring what is done.
+    """Make a case of a function: its name names the case, its docstring describes the action.
 
-    The subject is the function's module, unless given.
+    The default subject is the function's module.
     """
 
     def make(act: Act) -> Case:
-        room = subject or act.__module__.rpartition(".")[2]
+        prefix = subject or act.__module__.rpartition(".")[2]
         done = (act.__doc__ or "").strip().rstrip(".")
-        name = f"{room}/{act.__name__.replace('_', '-')}"
+        name = f"{prefix}/{act.__name__.replace('_', '-')}"
         return Case(name, " ".join(done.split()), promise, expected, act, known)
 
     return make
 
 
 def cases_of(module: ModuleType) -> Iterator[Case]:
-    """The cases a module defines, single or in tuples, from its first line to its last."""
+    """Yield the cases of a module, single or in tuples, in the order of its lines."""
     for value in vars(module).values():
         if isinstance(value, Case):
             yield value

@@ -1,4 +1,4 @@
-"""What a guest sees: ID registers, vector lengths by ZCR_EL1.LEN, registers it shares with us."""
+"""The guest's view: ID registers, vector lengths by ZCR_EL1.LEN, registers that user space sets."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pyvmm.svecheck.case import case
 LENS = 16  # values of ZCR_EL1.LEN
 EXPECTED_LENGTHS = "as LEN selects"
 UNDEFINED_INSTRUCTIONS = 4  # of the program "undefined"
-Z1 = sum((3 * n + 1 & 0xFF) << 8 * n for n in range(256))  # each byte different from its neighbours
+Z1 = sum((3 * n + 1 & 0xFF) << 8 * n for n in range(256))  # neighbouring bytes differ
 
 
 def seen_lengths(bench: Bench, vcpu: Vcpu, vls: VlSet) -> str:
-    """Whether RDVL in a guest is what each ZCR_EL1.LEN selects of a set; else what it is."""
+    """Compare RDVL in a guest for each ZCR_EL1.LEN with the length that LEN selects."""
     seen = bench.reports(vcpu, LENS)
     right = [current(vls, len_) // 8 for len_ in range(LENS)]
     return EXPECTED_LENGTHS if seen == right else f"RDVL {' '.join(map(str, seen))}"
@@ -27,50 +27,50 @@ def seen_lengths(bench: Bench, vcpu: Vcpu, vls: VlSet) -> str:
 
 @case(doc.PFR0, "1, as KVM_GET_ONE_REG")
 def pfr0_with_sve(bench: Bench) -> str:
-    """A guest with SVE reads ID_AA64PFR0_EL1.SVE"""
+    """Let a guest with SVE read ID_AA64PFR0_EL1.SVE"""
     return _id_registers(bench, bench.final(vm=bench.vm_with("id")))[0]
 
 
 @case(doc.ZFR0, "as KVM_GET_ONE_REG")
 def zfr0_with_sve(bench: Bench) -> str:
-    """A guest with SVE reads ID_AA64ZFR0_EL1"""
+    """Let a guest with SVE read ID_AA64ZFR0_EL1"""
     return _id_registers(bench, bench.final(vm=bench.vm_with("id")))[1].partition(", ")[2]
 
 
 @case(doc.PFR0, "0, as KVM_GET_ONE_REG")
 def pfr0_without_sve(bench: Bench) -> str:
-    """A guest without SVE reads ID_AA64PFR0_EL1.SVE"""
+    """Let a guest without SVE read ID_AA64PFR0_EL1.SVE"""
     return _id_registers(bench, bench.vcpu(PLAIN, bench.vm_with("id")))[0]
 
 
 @case(doc.ZFR0, "0x0, as KVM_GET_ONE_REG")
 def zfr0_without_sve(bench: Bench) -> str:
-    """A guest without SVE reads ID_AA64ZFR0_EL1"""
+    """Let a guest without SVE read ID_AA64ZFR0_EL1"""
     return _id_registers(bench, bench.vcpu(PLAIN, bench.vm_with("id")))[1]
 
 
 def _id_registers(bench: Bench, vcpu: Vcpu) -> tuple[str, str]:
-    """PFR0.SVE and ZFR0 as the guest has them, and whether we read the same."""
+    """Return the guest's PFR0.SVE and ZFR0, and whether KVM_GET_ONE_REG reads the same."""
     pfr0, zfr0 = bench.reports(vcpu, 2)
     words = (str(int(IdAa64Pfr0(pfr0).SVE)), f"{zfr0:#x}")
-    ours = (vcpu.get_one_reg(ids.ID_AA64PFR0_EL1), vcpu.get_one_reg(ids.ID_AA64ZFR0_EL1))
+    values = (vcpu.get_one_reg(ids.ID_AA64PFR0_EL1), vcpu.get_one_reg(ids.ID_AA64ZFR0_EL1))
     same = [
         "as KVM_GET_ONE_REG" if seen == read else f"not {read:#x}"
-        for seen, read in zip((pfr0, zfr0), ours, strict=True)
+        for seen, read in zip((pfr0, zfr0), values, strict=True)
     ]
     return f"{words[0]}, {same[0]}", f"{words[1]}, {same[1]}"
 
 
 @case(doc.ZCR_LEN, "0xf")
 def zcr_bits(bench: Bench) -> str:
-    """A guest writes ones to all of ZCR_EL1, and reads it"""
+    """Let a guest write all ones to ZCR_EL1, and read it"""
     (zcr,) = bench.reports(bench.final(vm=bench.vm_with("zcr")), 1)
     return f"{zcr:#x}"
 
 
 @case(doc.ZCR_SELECTS, EXPECTED_LENGTHS)
 def lengths(bench: Bench) -> str:
-    """With each set of lengths, a guest reads RDVL for each ZCR_EL1.LEN"""
+    """Let a guest read RDVL for each ZCR_EL1.LEN, with each set of lengths"""
     return alike(
         {
             show(vls): seen_lengths(bench, bench.final(vls, bench.vm_with("lengths")), vls)
@@ -81,7 +81,7 @@ def lengths(bench: Bench) -> str:
 
 @case(doc.ZCR_SELECTS, EXPECTED_LENGTHS)
 def lengths_after_init_again(bench: Bench) -> str:
-    """A guest with the shortest length alone reads RDVL, before and after INIT again"""
+    """Let a guest with the shortest length alone read RDVL, before and after a second INIT"""
     shortest = frozenset({min(bench.host.vls)})
     vcpu = bench.final(shortest, bench.vm_with("lengths"))
     before = seen_lengths(bench, vcpu, shortest)
@@ -91,7 +91,7 @@ def lengths_after_init_again(bench: Bench) -> str:
 
 @case(doc.UNDEFINED, "4 times UNKNOWN")
 def sve_without_sve(bench: Bench) -> str:
-    """A guest without SVE tries RDVL, a write and a read of ZCR_EL1, and INDEX; reads ESR_EL1"""
+    """Let a guest without SVE execute RDVL, MSR and MRS of ZCR_EL1, and INDEX; read ESR_EL1"""
     vcpu = bench.vcpu(PLAIN, bench.vm_with("undefined"))
     classes = [Esr(esr).EC for esr in bench.reports(vcpu, UNDEFINED_INSTRUCTIONS)]
     words = alike({str(n): getattr(ec, "name", str(int(ec))) for n, ec in enumerate(classes)})
@@ -100,12 +100,12 @@ def sve_without_sve(bench: Bench) -> str:
 
 @case(doc.REG_VALUES, "arrive")
 def what_we_write(bench: Bench) -> str:
-    """With each set of lengths, write Z1, P1 and FFR; a guest reads what of them it has"""
+    """Write Z1, P1 and FFR, and let a guest read them, with each set of lengths"""
     outcomes = {}
     for vls in legal_sets(bench.host.vls):
         size = max(vls) // 8
         vcpu = bench.final(vls, bench.vm_with("vectors"))
-        # First: what lies beyond the length at entry may be lost, also to a longer one later.
+        # First: the vCPU may lose bits beyond the length that it has when it is entered.
         vcpu.set_one_reg(ids.ZCR_EL1, LENS - 1)
         for reg, value in ((regs.Z(1), Z1), (regs.P(1), _ones(256)), (regs.FFR(), _ones(3))):
             vcpu.set_one_reg(reg, value)
@@ -117,7 +117,7 @@ def what_we_write(bench: Bench) -> str:
 
 @case(doc.REG_VALUES, "arrive")
 def what_it_writes(bench: Bench) -> str:
-    """With each set of lengths, a guest fills Z0, P0 and FFR, and clears P3; read them"""
+    """Let a guest fill Z0, P0 and FFR and clear P3, and read them, with each set of lengths"""
     outcomes = {}
     for vls in legal_sets(bench.host.vls):
         size = max(vls) // 8
@@ -133,7 +133,7 @@ def what_it_writes(bench: Bench) -> str:
 
 @case(doc.V_IS_LOW_Z, "0x1234")
 def v_is_the_low_part_of_z(bench: Bench) -> str:
-    """Write Z1; a guest reads its FP/SIMD register D1"""
+    """Write Z1, and let a guest read its FP/SIMD register D1"""
     vcpu = bench.final(vm=bench.vm_with("vectors"))
     vcpu.set_one_reg(regs.Z(1), 0x1234)
     return f"{bench.reports(vcpu, 1)[0]:#x}"

@@ -1,11 +1,11 @@
-"""The registers that cases access, by name."""
+"""Register ids by name, for cases."""
 
 from __future__ import annotations
 
 from pyvmm.arm64 import sysregs
 from pyvmm.kvm import regs
 
-SLICES = 32  # as many as a register id can name
+SLICES = 32  # the range of the slice in a register id
 
 ZCR_EL1 = regs.lookup("ZCR_EL1", sysregs.ENCODINGS)
 ID_AA64PFR0_EL1 = regs.lookup("ID_AA64PFR0_EL1", sysregs.ENCODINGS)

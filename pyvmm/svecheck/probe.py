@@ -1,6 +1,6 @@
-"""What a host gives guests of SVE, as data: of this host, or read from a file about another.
+"""The SVE of a host: its probe, also as a JSON file for use on another machine.
 
-The file is JSON; see Probe.document.  Lengths are in bits.
+Lengths are in bits.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from pyvmm.errors import UsageError
 FORMAT = "pyvmm host probe"
 SCHEMA = 1
 LARGEST = 1 << 20  # bytes; a probe has some hundred
-HOW = "`pyvmm sve list --probe FILE` on that host writes one"
+HOW = "let `pyvmm sve list` on that host write a probe"
 
 
 class Difference(Record):
-    """A point where KVM's answer is not the host's own; ``known`` tells what can be from a bug."""
+    """A difference between KVM and the host; ``known`` is false if it may be a bug."""
 
     text: str
     known: bool
 
 
 class Probe(Record, kw_only=True):
-    """A host's SVE: what KVM gives guests, and the host's own programs, and what the host is.
+    """A host, and its SVE vector lengths in guests and in its own programs.
 
-    ``machine`` is the computer in words, and ``emulated`` whether pyvmm emulates it. ``midrs``
-    are the MIDR_EL1 of every kind of CPU it has. ``prctl`` and ``rdvl`` are what its own
-    programs have, by PR_SVE_SET_VL and by the instruction.
+    ``machine`` describes the computer, and ``emulated`` is whether pyvmm emulates it.  ``midrs``
+    are the MIDR_EL1 values of its CPUs.  ``vls`` are KVM's lengths.  ``prctl`` and ``rdvl`` are
+    those of the host's programs, by PR_SVE_SET_VL and by the instruction.
     """
 
     kernel: str
@@ -45,21 +45,21 @@ class Probe(Record, kw_only=True):
     rdvl: vl.VlSet
 
     def differences(self) -> Iterator[Difference]:
-        """Where KVM's answer and the host's own are not the same, and why that can be."""
+        """Yield the differences between KVM's lengths and the host's, with possible reasons."""
         if self.rdvl != self.prctl:
             yield Difference(
-                f"RDVL reads {_show(self.rdvl)} where prctl(PR_SVE_SET_VL) gave "
+                f"RDVL reads {_show(self.rdvl)}, but prctl(PR_SVE_SET_VL) set "
                 f"{_show(self.prctl)}: the instruction and the kernel contradict each other",
                 known=False,
             )
         if surplus := self.vls - self.prctl:
             yield Difference(
-                f"KVM offers {vl.words(surplus)}, which the host's own programs do not have",
+                f"KVM offers {vl.words(surplus)}, which the host's programs lack",
                 known=False,
             )
         if self.prctl and not self.vls:
             yield Difference(
-                "the host's own programs have SVE and guests have not: its KVM is without "
+                "the host's programs have SVE, but guests lack it: this KVM does not support it "
                 "(before Linux v5.2, or in protected mode)",
                 known=True,
             )
@@ -70,9 +70,9 @@ class Probe(Record, kw_only=True):
             # Source: Linux, sve_setup() in arch/arm64/kernel/fpsimd.c, max_virtualisable_vl;
             # kvm_arm_init_sve() in arch/arm64/kvm/reset.c
             yield Difference(
-                f"KVM does not offer {vl.words(above)}: it stops below the shortest length "
-                "that only some of the CPUs have, as a guest may run on any of them (the kernel's "
-                "log then says: SVE vector length for guests limited)",
+                f"KVM does not offer {vl.words(above)}: it stops below the shortest length that "
+                "only some of the CPUs have (the kernel log then has: SVE vector length for "
+                "guests limited)",
                 known=True,
             )
         if inside := {length for length in lacking if length < longest}:
@@ -82,7 +82,7 @@ class Probe(Record, kw_only=True):
             )
 
     def document(self) -> dict[str, Any]:
-        """The probe as JSON has it."""
+        """Return the probe as JSON."""
         return {
             "format": FORMAT,
             "schema": SCHEMA,
@@ -101,7 +101,7 @@ class Probe(Record, kw_only=True):
         }
 
     def write(self, path: Path) -> None:
-        """Save the probe.
+        """Write the probe to a file.
 
         Raises: UsageError.
         """
@@ -109,25 +109,25 @@ class Probe(Record, kw_only=True):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a probe that was saved, here or on another machine.
+        """Read a probe from a file.
 
-        Raises: UsageError, for a file that is none, is damaged, or is of a newer pyvmm.
+        Raises: UsageError, if it is no probe or damaged, or a newer pyvmm wrote it.
         """
         return cls.of(_document(path), str(path))
 
     @classmethod
     def of(cls, document: object, name: str) -> Self:
-        """The probe in a JSON document; ``name`` is what messages call it.
+        """Return the probe in a JSON document; ``name`` is for messages.
 
         Raises: UsageError.
         """
         if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise UsageError(f"{name}: this is JSON, but no probe of a host", hint=HOW)
+            raise UsageError(f"{name}: this JSON is not the probe of a host", hint=HOW)
         schema = document.get("schema")
         if type(schema) is int and schema > SCHEMA:
             raise UsageError(
-                f"{name}: a probe of schema {schema}, and this pyvmm reads up to {SCHEMA}",
-                hint="a newer pyvmm wrote it: use that one, or probe the host again with this one",
+                f"{name}: its schema is {schema}, this pyvmm reads up to {SCHEMA}",
+                hint="use the newer pyvmm that wrote it, or probe the host again",
             )
         if schema != SCHEMA:
             raise _damaged(name, "schema", schema)
@@ -144,14 +144,14 @@ class Probe(Record, kw_only=True):
 
 
 class _Fields:
-    """The fields of a document that may hold anything."""
+    """The fields of an untrusted document."""
 
     def __init__(self, document: dict[str, Any], name: str) -> None:
         self._document = document
         self._name = name
 
     def get(self, part: str, key: str, reader: Callable[[Any], Any]) -> Any:
-        """What ``reader`` makes of a field, which says by ValueError or TypeError that it fails."""
+        """Convert a field with ``reader``, which raises ValueError or TypeError."""
         fields = self._document.get(part)
         value = fields.get(key) if isinstance(fields, dict) else None
         try:
@@ -163,22 +163,22 @@ class _Fields:
 
 
 def _document(path: Path) -> object:
-    """What JSON there is in a file that may hold anything."""
+    """Parse an untrusted JSON file."""
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST + 1)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}", hint=HOW) from error
     if len(data) > LARGEST:
-        raise UsageError(f"{path}: too large to be a probe of a host", hint=HOW)
+        raise UsageError(f"{path}: too large for the probe of a host", hint=HOW)
     if not data.strip():
         raise UsageError(f"{path}: the file is empty", hint=HOW)
     try:
         document: object = json.loads(data)
     except json.JSONDecodeError as error:
         reason = f"{error.msg}, line {error.lineno} column {error.colno}"
-        raise UsageError(f"{path}: not JSON, or not all of it: {reason}", hint=HOW) from None
-    except (ValueError, RecursionError):  # bytes that are no text; brackets without end
+        raise UsageError(f"{path}: not JSON, or incomplete: {reason}", hint=HOW) from None
+    except (ValueError, RecursionError):  # not text; too deeply nested
         raise UsageError(f"{path}: not JSON", hint=HOW) from None
     return document
 
@@ -186,7 +186,7 @@ def _document(path: Path) -> object:
 def _damaged(name: str, field: str, value: object) -> UsageError:
     said = json.dumps(value)
     short = said if len(said) <= 40 else f"{said[:40]}..."
-    return UsageError(f"{name}: a damaged probe: {field} is {short}", hint=HOW)
+    return UsageError(f"{name}: the probe is damaged: {field} is {short}", hint=HOW)
 
 
 def _text(value: Any) -> str:
@@ -211,7 +211,7 @@ def _midrs(value: Any) -> tuple[int, ...]:
 
 
 def _lengths(value: Any) -> vl.VlSet:
-    """A list of lengths in bits; one in another unit is told from the numbers, as elsewhere."""
+    """Read a list of lengths in bits; vl.parse() detects other units."""
     if not isinstance(value, list) or not all(type(length) is int for length in value):
         raise TypeError(value)
     if not value:

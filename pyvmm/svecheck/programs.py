@@ -1,7 +1,7 @@
-"""The guests of the conformance run: a few instructions each, that report by writes to [x20].
+"""The guests of the conformance run: a few instructions each, which report by writes to [x20].
 
-They run at EL1 with the MMU off.  Each line is an instruction's word and its source; the tests
-have an assembler judge them.
+They run at EL1 with the MMU off.  Each line is an instruction's word and its source.  A test
+compares the words with an assembler's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PROGRAMS = {
         54ffff41  b.ne .-24
         14000000  b .
     """,
-    # Reports ZCR_EL1 after writing ones to all of it.
+    # Reports ZCR_EL1 after a write of all ones.
     "zcr": """
         d2a00669  mov x9, #0x330000
         d5181049  msr cpacr_el1, x9
@@ -41,8 +41,8 @@ PROGRAMS = {
         f9000281  str x1, [x20]
         14000000  b .
     """,
-    # Reports Z1's low half-quadword and last byte, and how many bits are set in P1 and in FFR;
-    # then counts bytes in Z0, sets all of P0 and FFR, clears P3, and reports once more.
+    # Reports the low 64 bits and the last byte of Z1, and the numbers of bits set in P1 and FFR.
+    # Then numbers the bytes of Z0, sets all of P0 and FFR, clears P3, and reports once more.
     "vectors": """
         d2a00669  mov x9, #0x330000
         d5181049  msr cpacr_el1, x9
@@ -66,7 +66,7 @@ PROGRAMS = {
         f9000294  str x20, [x20]
         14000000  b .
     """,
-    # Tries RDVL, a write and a read of ZCR_EL1, and INDEX.
+    # Executes RDVL, a write and a read of ZCR_EL1, and INDEX.
     "undefined": """
         d2a00669  mov x9, #0x330000
         d5181049  msr cpacr_el1, x9
@@ -77,7 +77,7 @@ PROGRAMS = {
         04214000  index z0.b, #0, #1
         14000000  b .
     """,
-    # The handler of exceptions taken from EL1: reports ESR_EL1, and skips the instruction.
+    # The handler of exceptions from EL1: reports ESR_EL1, and skips the instruction.
     "handler": """
         d5385201  mrs x1, esr_el1
         f9000281  str x1, [x20]
@@ -90,6 +90,6 @@ PROGRAMS = {
 
 
 def code(program: str) -> bytes:
-    """A program's machine code."""
+    """Return a program's machine code."""
     lines = PROGRAMS[program].strip().splitlines()
     return b"".join(int(line.split()[0], 16).to_bytes(4, "little") for line in lines)

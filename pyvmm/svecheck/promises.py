@@ -1,8 +1,8 @@
-"""What documents say about SVE guests, in our words: every case is held against a line of these.
+"""The promises of documents about SVE guests, in our words: every case checks one of them.
 
-api.rst's sections are numbered as in Linux 6.8, and were so in 5.2, when it came to speak of SVE.
-It calls the errors of 4.68 and 4.69 indicative; the run holds every kernel to them all the same.
-Where it leaves something open, the code that decides is named.
+The sections of api.rst have the same numbers in Linux 5.2, the first with SVE guests, and in 6.8.
+The document calls the errors of 4.68 and 4.69 indicative, but the run requires them.  If a
+document leaves something open, the promise names the code.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Register ids, sizes, slices and values, as KVM_GET_ONE_REG and KVM_SET_ONE_REG have them."""
+"""KVM_GET_ONE_REG and KVM_SET_ONE_REG: register ids, sizes, slices and values."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ VECTOR, PREDICATE = ("U2048", "U256")
 NUMBERS_WITHOUT_A_REGISTER = (0x620, 0x640, 0x7FF, 0x800, 0xFFE0, 0xFFFE)
 RAZ_WI = "read as zero, ignore writes"
 KEPT = "kept up to the length, zero beyond"
-SEED = 4  # of the random values: any will do, the same each time
+SEED = 4  # of the random values: arbitrary but fixed
 
-# Ioctls that arm64 KVM refuses, which pyvmm does not use.  Source: linux/kvm.h
+# Ioctls that arm64 KVM refuses.  Source: linux/kvm.h
 GET_REGS = ioctls.io("KVM_GET_REGS", 0x81, "r", Struct("struct kvm_regs", "u8 regs[864]"))
 GET_FPU = ioctls.io("KVM_GET_FPU", 0x8C, "r", Struct("struct kvm_fpu", ""))
 
 
 def _sized(registers: Mapping[str, int], right: str) -> dict[str, int]:
-    """Those ids with every size but the right one."""
+    """Return the ids with every size except the right one."""
     return {
         f"{name} as {size}": reg & ~SIZE_MASK | bits
         for name, reg in registers.items()
@@ -41,7 +41,7 @@ def _sized(registers: Mapping[str, int], right: str) -> dict[str, int]:
 
 
 def _access(vcpu: Vcpu, registers: Mapping[str, int]) -> str:
-    """The outcome of reading and of writing all of these."""
+    """Read and write all registers, and return the outcome."""
     calls: dict[str, Callable[[], object]] = {}
     for name, reg in registers.items():
         calls[f"GET {name}"] = partial(vcpu.get_one_reg, reg)
@@ -100,7 +100,7 @@ def v_of_another_size(bench: Bench) -> str:
 
 @case(doc.NO_KVM_REGS, "EINVAL")
 def all_at_once(bench: Bench) -> str:
-    """KVM_GET_REGS and KVM_GET_FPU"""
+    """Call KVM_GET_REGS and KVM_GET_FPU"""
     vcpu = bench.final()
     return each({io.name: partial(io.read, vcpu.fd) for io in (GET_REGS, GET_FPU)})
 
@@ -122,7 +122,7 @@ def slices_beyond_each_length(bench: Bench) -> str:
 
 @case(doc.SEED_RAZ_WI, RAZ_WI, doc.NEVER_RAZ_WI)
 def surplus_slices_as_the_series_had_them(bench: Bench) -> str:
-    """Access slices 1 and 31 of the same, which a vector of 2048 bits does not need"""
+    """Access slices 1 and 31 of the same registers, which 2048 bits do not need"""
     vcpu = bench.final()
     got = _access(vcpu, FEW)
     if got != "ok":
@@ -135,7 +135,7 @@ def surplus_slices_as_the_series_had_them(bench: Bench) -> str:
 # Values
 @case(doc.REG_VALUES, KEPT)
 def values_come_back(bench: Bench) -> str:
-    """With each set of lengths, write all 2048 and 256 bits of every register, read them"""
+    """Write all 2048 or 256 bits of every register, and read them, with each set of lengths"""
     outcomes = {}
     for vls in legal_sets(bench.host.vls):
         outcomes[show(vls)] = _write_all(bench.final(vls), max(vls))
@@ -160,7 +160,7 @@ def _write_all(vcpu: Vcpu, length: int) -> str:
 
 @case(doc.FFR_VALUES, "0x5")
 def ffr_that_no_instruction_makes(bench: Bench) -> str:
-    """Write 0x05 to FFR, where no set bit may follow a clear one; read it"""
+    """Write 0x05 to FFR, a value that no instruction makes, and read it"""
     vcpu = bench.final()
     vcpu.set_one_reg(regs.FFR(), 5)
     return f"{vcpu.get_one_reg(regs.FFR()):#x}"
@@ -209,7 +209,7 @@ def zfr0_can_be_cut_down(bench: Bench) -> str:
     """Write 0 to ID_AA64ZFR0_EL1 of a vCPU with SVE"""
     vcpu = bench.final()
     if not vcpu.get_one_reg(ids.ID_AA64ZFR0_EL1):
-        raise Skip("needs a host with SVE2: of the first SVE the register is zero")
+        raise Skip("needs a host with SVE2: without it the register is zero")
     return outcome(lambda: vcpu.set_one_reg(ids.ID_AA64ZFR0_EL1, 0))
 
 

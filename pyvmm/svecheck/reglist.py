@@ -1,4 +1,4 @@
-"""KVM_GET_REG_LIST: what it holds, in which order, and how it is asked for."""
+"""KVM_GET_REG_LIST: its content, its order, and the size of the list."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SLICE_BITS = 2048
 
 
 def _compare(found: Iterable[int], right: Iterable[int]) -> str:
-    """``as promised``, or what is missing and what is too much."""
+    """Return ``as promised``, or the missing and the surplus registers."""
     found, right = set(found), set(right)
     words = [
         f"{what} {' '.join(regs.name(reg) for reg in sorted(which)[:6])}"
@@ -40,7 +40,7 @@ def _sve(listed: Iterable[int]) -> list[int]:
 
 @case(doc.SVE_IDS, "as promised")
 def sve_registers(bench: Bench) -> str:
-    """List a vCPU with SVE: the set, Z0-Z31, P0-P15, FFR, slice 0 of each"""
+    """List a vCPU with SVE: SVE_VLS, and slice 0 of Z0-Z31, P0-P15 and FFR"""
     return _compare(_sve(bench.final().get_reg_list()), SVE_REGISTERS.values())
 
 
@@ -53,7 +53,7 @@ def surplus_slices(bench: Bench) -> str:
 
 @case(doc.SEED_SLICES, "as many")
 def slices_by_the_longest_length(bench: Bench) -> str:
-    """With each set of lengths, list the slices of Z0-Z31, P0-P15 and FFR"""
+    """List the slices of Z0-Z31, P0-P15 and FFR, with each set of lengths"""
     wrong = {}
     for vls in legal_sets(bench.host.vls):
         listed = set(_sve(bench.final(vls).get_reg_list())) - {regs.SVE_VLS}
@@ -100,7 +100,7 @@ def whatever_the_set(bench: Bench) -> str:
 
 @case(doc.LISTS, "the same")
 def after_a_run_and_init_again(bench: Bench) -> str:
-    """List a vCPU before and after its guest ran, and after INIT again"""
+    """List a vCPU before and after its guest ran, and after a second INIT"""
     vcpu = bench.final(vm=bench.vm_with("lengths"))
     lists = [vcpu.get_reg_list()]
     bench.reports(vcpu, 16)
@@ -112,7 +112,7 @@ def after_a_run_and_init_again(bench: Bench) -> str:
 
 @case(doc.LISTS, "none")
 def twice(bench: Bench) -> str:
-    """List a vCPU with SVE: ids that come twice"""
+    """List a vCPU with SVE: duplicate ids"""
     listed = bench.final().get_reg_list()
     return _names(reg for reg in set(listed) if listed.count(reg) > 1)
 
@@ -126,7 +126,7 @@ def readable(bench: Bench) -> str:
 
 @case(doc.LISTS, "ok, but SVE_VLS: EPERM")
 def writable(bench: Bench) -> str:
-    """Write to every register listed what it holds, in the order of the list"""
+    """Write every listed register with its own value, in the order of the list"""
     vcpu = bench.final()
     refused = {}
     for reg in vcpu.get_reg_list():
@@ -137,7 +137,7 @@ def writable(bench: Bench) -> str:
     return "ok, but " + _pairs(refused) if refused else "ok"
 
 
-# Asking
+# The size of the list
 @case(doc.LIST_TOO_BIG, "E2BIG, n as many as there are")
 def too_small(bench: Bench) -> str:
     """List with room for none, for one, and for all but one"""
@@ -155,7 +155,7 @@ def too_large(bench: Bench) -> str:
 
 
 def _ask(vcpu: Vcpu, room: int, count: int) -> str:
-    """Ask for a list with that much room; the outcome, and whether n is ``count`` then."""
+    """Request a list with that much room; return the outcome, and whether n is then ``count``."""
     buffer = bytearray(8 + 8 * room)
     struct.pack_into("<Q", buffer, 0, room)
     word = outcome(lambda: ioctls.GET_REG_LIST.at(vcpu.fd, buffer, f"vcpu {vcpu.id}, n={room}"))
@@ -166,7 +166,7 @@ def _ask(vcpu: Vcpu, room: int, count: int) -> str:
 # Order
 @case(doc.LIST_ORDER, "core, then SVE with the set first")
 def begins_with(bench: Bench) -> str:
-    """List a vCPU with SVE: where core and SVE registers stand"""
+    """List a vCPU with SVE: the places of core and SVE registers"""
     listed = bench.final().get_reg_list()
     order = [group for group, _ in groupby(listed, lambda reg: GROUPS.get(regs.group(reg)))]
     first = regs.name(_sve(listed)[0])

@@ -1,4 +1,4 @@
-"""What a run found: lines for people, JSON for programs, JUnit for continuous integration."""
+"""The results of a run: text for people, JSON for programs, JUnit for continuous integration."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ Where = Mapping[str, str]
 
 
 def exit_code(results: Sequence[CaseResult]) -> int:
-    """Whether the kernel did what documents promise, known differences aside."""
+    """Return failure if a case differs from its promise; known differences pass."""
     differs = any(result.verdict is Verdict.DIFFERS for result in results)
     return EXIT_FAILED if differs else EXIT_OK
 
 
 def lines(result: CaseResult, verbose: bool = False) -> Iterator[str]:
-    """A case in one line, verdict first; where there is more to say, in some more."""
+    """Format a result as a line with the verdict first, and lines with details if needed."""
     case, verdict = result.case, result.verdict
     said = result.why if verdict is Verdict.SKIPPED else result.got
     yield f"{verdict:{WIDTH}}  {case.name}: {said}"
     if verbose or verdict is Verdict.DIFFERS:
-        yield f"{INDENT}done: {case.done}"
-        yield f"{INDENT}said: {case.promise.says} ({case.promise.source})"
+        yield f"{INDENT}action: {case.done}"
+        yield f"{INDENT}document: {case.promise.says} ({case.promise.source})"
     if verdict in (Verdict.DIFFERS, Verdict.KNOWN):
         yield f"{INDENT}promised: {result.expected}"
     if verdict is Verdict.KNOWN:
@@ -38,14 +38,14 @@ def lines(result: CaseResult, verbose: bool = False) -> Iterator[str]:
 
 
 def summary(results: Sequence[CaseResult]) -> str:
-    """How many of each verdict there are."""
+    """Return the number of results for each verdict."""
     counts = Counter(result.verdict for result in results)
     words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict)
     return f"{len(results)} case{'s' * (len(results) != 1)}: {words}"
 
 
 def document(results: Sequence[CaseResult], where: Where) -> dict[str, Any]:
-    """The JSON document."""
+    """Return the results as JSON."""
     counts = Counter(result.verdict for result in results)
     return {
         "schema": SCHEMA,
@@ -71,7 +71,7 @@ def _entry(result: CaseResult) -> dict[str, Any]:
 
 
 def junit_document(results: Sequence[CaseResult], where: Where) -> bytes:
-    """The JUnit document: a deviation is a failure, a known difference is told of and passes."""
+    """Return the results as JUnit: a deviation fails, a known difference passes with a text."""
     return junit.document("pyvmm sve check", [_testcase(result) for result in results], where)
 
 

@@ -1,4 +1,4 @@
-"""Runs cases, each on VMs of its own; whatever one does, the next gets its turn."""
+"""The run of cases, each on its own VMs; a failed case does not end the run."""
 
 from __future__ import annotations
 
@@ -19,28 +19,30 @@ CASES = tuple(case for subject in SUBJECTS for case in cases_of(subject))
 
 
 def chosen(pattern: str | None) -> list[Case]:
-    """The cases whose name holds the pattern, which may have ``*`` and ``?``.
+    """Return the cases whose name contains the pattern, which may have ``*`` and ``?``.
 
-    Raises: UsageError, where there are none.
+    Raises: UsageError, if no name does.
     """
     if pattern is None:
         return list(CASES)
     found = [case for case in CASES if fnmatch.fnmatchcase(case.name, f"*{pattern}*")]
     if not found:
         subjects = ", ".join(dict.fromkeys(case.name.partition("/")[0] for case in CASES))
-        raise UsageError(f"-k {pattern}: no case has that in its name", hint=f"such as {subjects}")
+        raise UsageError(
+            f"`pattern`={pattern}: no case has that in its name", hint=f"use for example {subjects}"
+        )
     return found
 
 
 def probe(system: System) -> SveHost:
-    """The host under test.
+    """Return the vector lengths of this host.
 
-    Raises: HostError, where it has no SVE.
+    Raises: HostError, if it lacks SVE.
     """
     if not system.has(Cap.ARM_SVE):
         raise HostError(
-            "this host's KVM has no SVE (KVM_CAP_ARM_SVE is 0)",
-            hint="an emulated host has it: --host emulated --host-cpu max",
+            "this host's KVM lacks SVE (KVM_CAP_ARM_SVE is 0)",
+            hint="use an emulated host with SVE: `host.kind`=emulated `host.cpu`=max",
         )
     return SveHost(host_vector_lengths(system), own_vector_lengths().prctl)
 
@@ -48,13 +50,13 @@ def probe(system: System) -> SveHost:
 def run(
     system: System, host: SveHost, cases: Iterable[Case], wrap: Wrap = lambda vcpu: vcpu
 ) -> Iterator[CaseResult]:
-    """Run the cases in turn; ``wrap`` may put something around every vCPU they make."""
+    """Run the cases in turn; ``wrap`` may replace every vCPU that they make."""
     for case in cases:
         yield run_case(case, Bench(system, host, wrap))
 
 
 def run_case(case: Case, bench: Bench) -> CaseResult:
-    """Run one case, whatever comes of it."""
+    """Run one case; an error becomes its result."""
     began = time.monotonic()
     expected = case.expects(bench.host)
     skipped = ""
@@ -65,7 +67,7 @@ def run_case(case: Case, bench: Bench) -> CaseResult:
         got, skipped = "", str(skip)
     except VmmError as error:
         got = str(error)
-    except Exception as error:  # an answer of the kernel's that the case cannot even read
+    except Exception as error:  # the case cannot read the kernel's answer
         got = f"{type(error).__name__}: {error}"
     seconds = time.monotonic() - began
     if skipped:
@@ -75,7 +77,7 @@ def run_case(case: Case, bench: Bench) -> CaseResult:
 
 
 def judge(case: Case, expected: str, got: str) -> tuple[Verdict, str]:
-    """The verdict on an outcome; for a known difference, which kernels have it."""
+    """Return the verdict on an outcome; for a known difference also the kernels that have it."""
     if got == expected:
         return Verdict.OK, ""
     for known in case.known:

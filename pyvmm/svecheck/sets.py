@@ -1,8 +1,8 @@
-"""Which sets of vector lengths KVM takes, and which it refuses.
+"""Sets of vector lengths: those that KVM accepts, and those that it refuses.
 
-The rule is arm64/vl.py's is_legal(): a set holds every length the host has up to its longest.
-vq_present() of Linux 5.2-rc6 (0c529ff789bc, mended by e644fa18e2ff) compared a bit of the set with
-a bool, and so got sets wrong both ways; every single bit is therefore tried on its own.
+The rule is is_legal() of arm64/vl.py: a set has every length of the host up to its longest.
+vq_present() of Linux 5.2-rc6 (0c529ff789bc, fixed by e644fa18e2ff) compared a bit of the set with
+a bool: it accepted and refused wrong sets.  So the cases try every bit on its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pyvmm.svecheck.bench import Bench, Skip, alike, outcome, some
 from pyvmm.svecheck.case import case
 
 BITS = 512  # of KVM_REG_ARM64_SVE_VLS
-EXHAUSTIVE = 6  # quadwords: every set of so many lengths is tried
+EXHAUSTIVE = 6  # quadwords: every set of lengths up to there is tried
 AS_ON_A64FX = frozenset({128, 256, 512})
 RULE = "as the rule has it"
 
@@ -31,11 +31,11 @@ def _try(vcpu: Vcpu, bits: int) -> str:
 
 
 def _try_all(bench: Bench, sets: Iterable[int]) -> str:
-    """The outcome of all these sets, tried one after the other; skips the case without any."""
+    """Try all sets one after the other, and return the outcome; without sets skip the case."""
     vcpu = bench.vcpu()
     tried = {bits: _try(vcpu, bits) for bits in sets}
     if not tried:
-        raise Skip("this host has no such sets")
+        raise Skip("this host has no such set")
     words = set(tried.values())
     if len(words) == 1:
         return words.pop()
@@ -43,7 +43,7 @@ def _try_all(bench: Bench, sets: Iterable[int]) -> str:
 
 
 def _against_the_rule(bench: Bench, sets: Iterable[int]) -> str:
-    """Whether KVM takes and refuses just what the rule says, and else which sets it gets wrong."""
+    """Compare KVM with the rule, and return the sets that KVM gets wrong."""
     vcpu = bench.vcpu()
     wrong = {}
     for bits in sets:
@@ -55,13 +55,13 @@ def _against_the_rule(bench: Bench, sets: Iterable[int]) -> str:
 
 @case(doc.INITIAL_SET, lambda host: show(host.own))
 def initial(bench: Bench) -> str:
-    """INIT, read the set; beside it what programs of this machine have, by prctl"""
+    """Read the set after INIT, and the lengths of the host's programs, by prctl"""
     return show(sve.read_vls(bench.vcpu()))
 
 
 @case(doc.VLS_ENCODING, "as encoded")
 def encoding(bench: Bench) -> str:
-    """Read all 512 bits of the set, and write and read the shortest alone"""
+    """Read all 512 bits of the set; write and read the shortest length alone"""
     vcpu = bench.vcpu()
     before = vcpu.get_one_reg(regs.SVE_VLS)
     vcpu.set_one_reg(regs.SVE_VLS, 1)
@@ -72,7 +72,7 @@ def encoding(bench: Bench) -> str:
 
 @case(doc.PREFIX_SETS, "ok")
 def legal_are_taken(bench: Bench) -> str:
-    """Choose each set that leaves out just the host's longer lengths, on a vCPU of its own"""
+    """Choose each set that leaves out only the host's longer lengths, on a new vCPU"""
     return _each_legal(bench, lambda vcpu, vls: sve.read_vls(vcpu))
 
 
@@ -171,7 +171,7 @@ def beyond_the_architecture(bench: Bench) -> str:
 
 @case(doc.PREFIX_SETS, lambda host: "ok" if is_legal(AS_ON_A64FX, host.vls) else "EINVAL")
 def as_on_a64fx(bench: Bench) -> str:
-    """Choose 128, 256 and 512, which is a set just where 384 is no length of the host"""
+    """Choose 128, 256 and 512, which is legal only if the host lacks 384"""
     if max(bench.host.vls) < max(AS_ON_A64FX):
         raise Skip("needs a host with 512 bits")
     return _try_all(bench, [bitmap(AS_ON_A64FX)])
@@ -179,13 +179,13 @@ def as_on_a64fx(bench: Bench) -> str:
 
 @case(doc.PREFIX_SETS, RULE)
 def refused_though_legal(bench: Bench) -> str:
-    """Choose each legal set on one vCPU, which an early vq_present() refused from 256 up"""
+    """Choose each legal set on one vCPU: an early vq_present() refused those above 128"""
     return _against_the_rule(bench, map(bitmap, legal_sets(bench.host.vls)))
 
 
 @case(doc.INVALID_SET, RULE)
 def accepted_though_not(bench: Bench) -> str:
-    """Flip each of the 512 bits of each legal set, where a lost bit would go unseen"""
+    """Flip each of the 512 bits of each legal set"""
     legal = list(map(bitmap, legal_sets(bench.host.vls)))
     return _against_the_rule(bench, (bits ^ 1 << bit for bits in legal for bit in range(BITS)))
 
@@ -206,7 +206,7 @@ def every_pair_left_out(bench: Bench) -> str:
 
 @case(doc.FAILED_SET, "unchanged")
 def refused_set_changes_nothing(bench: Bench) -> str:
-    """Choose each legal set, try some that are not, read it"""
+    """Choose each legal set, try some illegal ones, and read the set"""
     vcpu = bench.vcpu()
     host = bench.host.vls
     wrong = (0, (1 << BITS) - 1, bitmap(host) | 1 << BITS - 1, bitmap(host) << 1)
@@ -222,7 +222,7 @@ def refused_set_changes_nothing(bench: Bench) -> str:
 
 @case(doc.PREFIX_SETS, lambda host: show(up_to(host.vls, 256)))
 def others_see_nothing_of_it(bench: Bench) -> str:
-    """Choose a set on one vCPU, read it, after another VM's vCPU chose 128 alone"""
+    """Choose a set on one vCPU, then 128 alone on a vCPU of another VM; read the first set"""
     vcpu, other = bench.vcpu(), bench.vcpu()
     sve.write_vls(vcpu, up_to(bench.host.vls, 256))
     sve.write_vls(other, [QUADWORD])

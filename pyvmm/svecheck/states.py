@@ -1,4 +1,4 @@
-"""The life of a vCPU: what each ioctl does before and after INIT and FINALIZE."""
+"""The states of a vCPU: what each ioctl does before and after INIT and FINALIZE."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_FEATURE = 7 * 32 - 1  # the last bit of kvm_vcpu_init.features
 NO_TARGET = 77
 
 
-# Every ioctl in every state.  A state is how a vCPU comes to be in it.
+# The states, each with a function that makes a vCPU in that state.
 STATES: dict[str, tuple[str, Callable[[Bench], Vcpu]]] = {
     "created": ("on a vCPU that was only created", lambda bench: bench.created()),
     "without-sve": ("after INIT without SVE", lambda bench: bench.vcpu(PLAIN)),
@@ -30,14 +30,14 @@ STATES: dict[str, tuple[str, Callable[[Bench], Vcpu]]] = {
 
 
 class Cell(Record):
-    """What a call does in one state, and who says so."""
+    """The outcome of a call in one state, and the promise."""
 
     expected: str
     promise: Promise
 
 
 class Row(Record):
-    """A call, and what it does in each of STATES; None is not looked at."""
+    """A call, and its outcome in each of STATES; None is not checked."""
 
     name: str
     done: str
@@ -53,7 +53,7 @@ def _get(registers: Mapping[str, int]) -> Callable[[Vcpu], str]:
 
 
 def _set(registers: Mapping[str, int]) -> Callable[[Vcpu], str]:
-    """Write zero, or what is there already where it can be read."""
+    """Write the current value, or zero if it cannot be read."""
 
     def put(vcpu: Vcpu) -> str:
         return each({name: _setter(vcpu, reg) for name, reg in registers.items()})
@@ -75,7 +75,7 @@ def _run(vcpu: Vcpu) -> str:
 
 
 def _count(vcpu: Vcpu) -> str:
-    """Ask for a list with room for none."""
+    """Request a list without room for an entry."""
     empty = bytearray(struct.pack("<Q", 0))
     return outcome(lambda: ioctls.GET_REG_LIST.at(vcpu.fd, empty, f"vcpu {vcpu.id}, n=0"))
 
@@ -111,7 +111,7 @@ ROWS = (
     Row("set-core", "write the same", _set(ids.CORE), (_NO_INIT, _CORE, _CORE, _CORE)),
     Row("get-sysregs", "read MPIDR_EL1, ID_AA64PFR0_EL1, ID_AA64ZFR0_EL1", _get(ids.SYSREGS),
         (_NO_INIT, _SYSREG, _SYSREG, _SYSREG)),
-    Row("set-sysregs", "write to them what they hold", _set(ids.SYSREGS),
+    Row("set-sysregs", "write their own values", _set(ids.SYSREGS),
         (_NO_INIT, _SYSREG, _SYSREG, _SYSREG)),
     Row("get-zcr", "read ZCR_EL1", _get({"ZCR_EL1": ids.ZCR_EL1}),
         (_NO_INIT, _NO_SVE, _SYSREG, _SYSREG)),
@@ -119,7 +119,7 @@ ROWS = (
         (_NO_INIT, _NO_SVE, _SYSREG, _SYSREG)),
     Row("get-vls", "read KVM_REG_ARM64_SVE_VLS", _get(ids.VLS),
         (_NO_INIT, _NO_SVE, Cell("ok", doc.VLS_READABLE), Cell("ok", doc.VLS_READABLE))),
-    Row("set-vls", "write to KVM_REG_ARM64_SVE_VLS what it holds", _set(ids.VLS),
+    Row("set-vls", "write KVM_REG_ARM64_SVE_VLS with its own value", _set(ids.VLS),
         (_NO_INIT, _NO_SVE, Cell("ok", doc.VLS_WRITABLE), Cell("EPERM", doc.VLS_IMMUTABLE))),
     Row("set-wrong-vls", "write an empty set",
         lambda vcpu: outcome(lambda: vcpu.set_one_reg(regs.SVE_VLS, 0)),
@@ -166,10 +166,10 @@ def _table() -> Iterator[Case]:
 TABLE = tuple(_table())
 
 
-# The capability, and what INIT refuses.
+# The capability, and arguments that INIT refuses.
 @case(doc.CAPABILITY, "1")
 def capability(bench: Bench) -> str:
-    """CHECK_EXTENSION of KVM_CAP_ARM_SVE, on /dev/kvm and on a VM"""
+    """Check KVM_CAP_ARM_SVE on /dev/kvm and on a VM"""
     return alike(
         {
             "/dev/kvm": str(bench.system.check_extension(Cap.ARM_SVE)),
@@ -180,21 +180,21 @@ def capability(bench: Bench) -> str:
 
 @case(doc.UNKNOWN_FEATURE, "ENOENT")
 def init_unknown_feature(bench: Bench) -> str:
-    """INIT with the last feature bit beside SVE"""
+    """Run INIT with SVE and the last feature bit"""
     vcpu = bench.created()
     return outcome(lambda: bench.init(vcpu, (*SVE, NO_FEATURE)))
 
 
 @case(doc.UNKNOWN_TARGET, "EINVAL")
 def init_unknown_target(bench: Bench) -> str:
-    """INIT with SVE and target 77"""
+    """Run INIT with SVE and target 77"""
     vcpu = bench.created()
     return outcome(lambda: vcpu.init(NO_TARGET, SVE))
 
 
 @case(doc.FEATURE_32BIT, "ok")
 def init_with_32bit(bench: Bench) -> str:
-    """INIT with SVE and EL1_32BIT"""
+    """Run INIT with SVE and EL1_32BIT"""
     if not bench.system.has(Cap.ARM_EL1_32BIT):
         raise Skip("needs a host whose CPUs run 32-bit code at EL1")
     vcpu = bench.created()

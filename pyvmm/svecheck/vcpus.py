@@ -1,4 +1,4 @@
-"""Several vCPUs in one VM, and what may differ between them."""
+"""Several vCPUs in one VM, and the differences that KVM allows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyvmm.svecheck.guest import EXPECTED_LENGTHS, seen_lengths
 
 @case(doc.ONE_VM_ONE_SET, "ok")
 def different_sets(bench: Bench) -> str:
-    """Give one vCPU all lengths and another 128 alone, FINALIZE both"""
+    """Give one vCPU all lengths and another 128 alone, and finalize both"""
     bench.need_lengths(2)
     vm = bench.vm()
     bench.final(vm=vm)
@@ -23,7 +23,7 @@ def different_sets(bench: Bench) -> str:
 
 @case(doc.ONE_VM_ONE_SET, EXPECTED_LENGTHS)
 def different_lengths_seen(bench: Bench) -> str:
-    """Let guests run on both such vCPUs, each reading RDVL for each ZCR_EL1.LEN"""
+    """Let guests on both such vCPUs read RDVL for each ZCR_EL1.LEN"""
     bench.need_lengths(2)
     vm = bench.vm_with("lengths")
     shortest = frozenset({min(bench.host.vls)})
@@ -38,7 +38,7 @@ def different_lengths_seen(bench: Bench) -> str:
 
 @case(doc.VLS_WRITABLE, lambda host: show(host.vls))
 def another_s_set(bench: Bench) -> str:
-    """Choose 128 alone on one vCPU, read another's set"""
+    """Choose 128 alone on one vCPU, and read another vCPU's set"""
     vm = bench.vm()
     first, second = bench.vcpu(vm=vm), bench.vcpu(vm=vm, number=1)
     sve.write_vls(second, [min(bench.host.vls)])
@@ -47,7 +47,7 @@ def another_s_set(bench: Bench) -> str:
 
 @case(doc.ONE_VM_FEATURES, "EINVAL", doc.FEATURES_MAY_DIFFER)
 def one_without_sve(bench: Bench) -> str:
-    """INIT one vCPU with SVE, the next without"""
+    """Run INIT on one vCPU with SVE, on the next without"""
     vm = bench.vm()
     bench.vcpu(vm=vm)
     return outcome(lambda: bench.vcpu(PLAIN, vm, 1))
@@ -55,7 +55,7 @@ def one_without_sve(bench: Bench) -> str:
 
 @case(doc.ONE_VM_FEATURES, "EINVAL", doc.FEATURES_MAY_DIFFER)
 def one_with_sve(bench: Bench) -> str:
-    """INIT one vCPU without SVE, the next with"""
+    """Run INIT on one vCPU without SVE, on the next with"""
     vm = bench.vm()
     bench.vcpu(PLAIN, vm)
     return outcome(lambda: bench.vcpu(SVE, vm, 1))
@@ -63,7 +63,7 @@ def one_with_sve(bench: Bench) -> str:
 
 @case(doc.POWER_OFF, "ok")
 def one_powered_off(bench: Bench) -> str:
-    """INIT one vCPU with SVE, the next with SVE and POWER_OFF"""
+    """Run INIT on one vCPU with SVE, on the next with SVE and POWER_OFF"""
     vm = bench.vm()
     bench.vcpu(vm=vm)
     return outcome(lambda: bench.vcpu((*SVE, VcpuFeature.POWER_OFF), vm, 1))
@@ -71,7 +71,7 @@ def one_powered_off(bench: Bench) -> str:
 
 @case(doc.RUN_NEEDS_FINALIZE, "EPERM")
 def finalize_is_for_one(bench: Bench) -> str:
-    """FINALIZE one vCPU, and run another"""
+    """Finalize one vCPU, and run another"""
     vm = bench.vm_with("lengths")
     bench.final(vm=vm)
     other = bench.vcpu(vm=vm, number=1)
@@ -81,7 +81,7 @@ def finalize_is_for_one(bench: Bench) -> str:
 
 @case(doc.RUNS, EXPECTED_LENGTHS)
 def one_that_is_not_final_yet(bench: Bench) -> str:
-    """FINALIZE one vCPU but not another, and run the first"""
+    """Finalize one vCPU but not another, and run the first"""
     vm = bench.vm_with("lengths")
     first = bench.final(vm=vm)
     bench.vcpu(vm=vm, number=1)
@@ -90,7 +90,7 @@ def one_that_is_not_final_yet(bench: Bench) -> str:
 
 @case(doc.AGAIN, "0x7")
 def init_of_another(bench: Bench) -> str:
-    """Write 7 to Z0, P0, FFR and ZCR_EL1 of one vCPU, INIT another again, read them"""
+    """Write 7 to Z0, P0, FFR and ZCR_EL1 of one vCPU, run INIT again on another, read them"""
     vm = bench.vm()
     first, second = bench.final(vm=vm), bench.final(vm=vm, number=1)
     registers = {"Z0": regs.Z(0), "P0": regs.P(0), "FFR": regs.FFR(), "ZCR_EL1": ids.ZCR_EL1}
@@ -102,7 +102,7 @@ def init_of_another(bench: Bench) -> str:
 
 @case(doc.FINALIZE, "ok")
 def one_made_late(bench: Bench) -> str:
-    """Make, INIT and FINALIZE a vCPU after another one ran"""
+    """Create and finalize a vCPU after another one ran"""
     vm = bench.vm_with("lengths")
     bench.reports(bench.final(vm=vm), 1)
     return outcome(lambda: bench.final(vm=vm, number=1))

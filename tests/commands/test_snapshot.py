@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,7 +126,7 @@ def test_memory_that_says_the_same_is_one_star() -> None:
         (["--memory", "0x80000000"], "not ADDR,LEN"),
         (["--memory", "0x80000000,0"], "1 byte to 64 MiB"),
         (["--memory", "0x80000000,1G"], "1 byte to 64 MiB"),
-        (["--memory", "0x7ffff000,8K"], "are not in its memory"),
+        (["--memory", "0x7ffff000,8K"], "are outside its memory"),
     ],
 )
 def test_show_refuses_what_is_not_there(
@@ -147,7 +146,7 @@ def test_show_of_a_damaged_file_is_one_error(path: Path, capsys: Capture) -> Non
     code, out, err = run(capsys, "show", path)
 
     assert (code, out) == (2, "")
-    assert "a.snap: its state is damaged: the SHA-256 is another" in err
+    assert "a.snap: its state is damaged: the SHA-256 differs" in err
     assert err.count("\n") == 2  # and a hint
 
 
@@ -163,7 +162,7 @@ def test_nothing_of_a_snapshot_s_moves_the_cursor(
 
 
 def other(path: Path, memory: GuestMemory, **changes: Any) -> Path:
-    state = dataclasses.replace(sample.state(), **changes)
+    state = sample.state().replace(**changes)
     save_machine(path.with_name("b.snap"), state, memory)
     return path.with_name("b.snap")
 
@@ -189,11 +188,11 @@ def test_diff_ends_with_1_and_tells(path: Path, memory: GuestMemory, capsys: Cap
 def test_diff_that_is_expected_ends_with_0_unless_strict(
     path: Path, memory: GuestMemory, capsys: Capture
 ) -> None:
-    taken = dataclasses.replace(sample.state().taken, time="2027-01-01T00:00:00Z")
+    taken = sample.state().taken.replace(time="2027-01-01T00:00:00Z")
     b = other(path, memory, taken=taken)
 
     code, out, _ = run(capsys, "diff", path, b)
-    assert (code, out) == (0, "expected\n  taken.time: where and when it was saved\n")
+    assert (code, out) == (0, "expected\n  taken.time: place and time of the save\n")
     assert run(capsys, "diff", path, b, "--strict")[0] == 1
 
 

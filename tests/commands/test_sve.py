@@ -145,9 +145,9 @@ def test_probes_are_what_stands_beside_the_set(order: str, save: Save, capsys: C
         ("128 256", "256: one set at a time"),
         ("128 --on missing.json", "missing.json: cannot be read: No such file"),
         ("128 --on a.json a.json", "a.json: the probe is given twice"),
-        ("128 --on cut.json", "cut.json: not JSON, or not all of it"),
-        ("128 --on list.json", "list.json: this is JSON, but no probe of a host"),
-        ("128 --on later.json", "later.json: a probe of schema 9"),
+        ("128 --on cut.json", "cut.json: not JSON, or incomplete"),
+        ("128 --on list.json", "list.json: this JSON is not the probe of a host"),
+        ("128 --on later.json", "later.json: its schema is 9"),
         ("128 --on units.json", "units.json: sve.kvm: 1,2: lengths are in bits"),
     ],
 )

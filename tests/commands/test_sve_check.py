@@ -71,8 +71,8 @@ def test_verbose_says_what_each_case_does(results: list[CaseResult], capsys: Cap
 
     assert capsys.readouterr().out.splitlines()[4:] == [
         "ok       sets/empty: EINVAL",
-        "         done: choose it",
-        "         said: refused (api.rst, 4.68)",
+        "         action: choose it",
+        "         document: refused (api.rst, 4.68)",
         "1 case: 1 ok, 0 differs, 0 known, 0 skipped",
     ]
 

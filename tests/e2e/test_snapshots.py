@@ -78,7 +78,7 @@ def test_what_cannot_be_saved_or_restored_is_told(pyvmm: Pyvmm, tmp_path: Path) 
     junk = tmp_path / "junk"
     junk.write_text("no snapshot\n" * 1000)
 
-    assert "no snapshot of pyvmm's" in message(pyvmm("restore", str(junk)))
+    assert "not a pyvmm snapshot" in message(pyvmm("restore", str(junk)))
     nobody = pyvmm("save", "nobody", str(junk))
     assert nobody.returncode == 2
     assert "no VM called nobody is running" in message(nobody)

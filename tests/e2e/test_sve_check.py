@@ -150,5 +150,5 @@ def test_host_without_sve_is_3(pyvmm: Pyvmm) -> None:
 
     done = pyvmm("sve", "check", "--host-cpu", vls.NONE.cpu)
 
-    assert "this host's KVM has no SVE" in message(done)
+    assert "this host's KVM lacks SVE" in message(done)
     assert done.returncode == 3

@@ -102,7 +102,7 @@ def test_program_that_does_not_end_is_ended(patcher: Make, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("text", ["0", "601", "1.5", "-1", "x", ""])
 def test_seconds_are_checked(text: str) -> None:
-    with pytest.raises(UsageError, match="--seconds"):
+    with pytest.raises(UsageError, match="`seconds`"):
         STALE.read({"seconds": text})
 
 

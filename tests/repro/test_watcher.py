@@ -58,10 +58,10 @@ def test_sums_keep_the_extremes_and_what_was_read_last() -> None:
 @pytest.mark.parametrize(
     ("script", "words", "number", "starved"),
     [
-        ("echo failed sve 22", "cannot work here: sve: Invalid argument", 0, False),
+        ("echo failed sve 22", "cannot run here: sve: Invalid argument", 0, False),
         (f"{READY}; read x; echo died 9 0", "holder died: SIGKILL", 9, False),
         (f"{READY}; read x; echo died 0 3", "holder died: exit code 3", 0, False),
-        (f"{READY}; read x; echo starved", "got no time", 0, True),
+        (f"{READY}; read x; echo starved", "got no CPU time", 0, True),
         (f"{READY}; read x; kill -9 $$", "watcher died: SIGKILL", signal.SIGKILL, False),
         (f"{READY}; exit 4", "watcher died: exit code 4", 0, False),
     ],

@@ -103,7 +103,7 @@ def test_baseline_that_stays_wrong_is_broken_and_the_arm_step_suggested() -> Non
     finding = judge(settings(), found)
 
     assert (finding.verdict, finding.code) == ("BASELINE BROKEN", 3)
-    assert "--arm auto" in finding.advice
+    assert "`arm`=auto" in finding.advice
 
 
 def test_baseline_that_is_wrong_until_a_guest_ran_counts_as_good() -> None:

@@ -97,7 +97,7 @@ def test_missing_parent_is_told(child: Path) -> None:
 def test_changed_parent_is_told(child: Path, memory: GuestMemory) -> None:
     save(child.with_name("parent.snap"), memory)
 
-    with pytest.raises(UsageError, match=r"its parent .*parent\.snap is another snapshot now"):
+    with pytest.raises(UsageError, match=r"its parent .*parent\.snap has changed: it is snapshot"):
         SnapshotFile.open(child)
 
 
@@ -109,7 +109,7 @@ def test_child_does_not_take_the_place_of_what_it_needs(
 
     with (
         SnapshotFile.open(child) as parent,
-        pytest.raises(UsageError, match="needs that file: it goes on from it"),
+        pytest.raises(UsageError, match="cannot replace its own parent"),
     ):
         save(child.with_name(name), memory, DIRTY, parent)
 

@@ -101,7 +101,7 @@ def test_guest_notices_a_dirty_page_that_is_lost(
 def test_a_stranger_is_no_parent(guest: machines.Guest, tmp_path: Path) -> None:
     with (
         machines.boot(memory=32 * MIB) as other,
-        pytest.raises(UsageError, match=r"base.snap: its machine has other memory"),
+        pytest.raises(UsageError, match=r"base.snap: this snapshot's machine has other memory"),
     ):
         save(other.machine, tmp_path / "x.snap", parent=tmp_path / "base.snap")
     assert not (tmp_path / "x.snap").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,9 +40,7 @@ def compared(tmp_path: Path, a: State, b: State) -> Comparison:
 
 
 def vcpu_0(state: State, **fields: Any) -> State:
-    return dataclasses.replace(
-        state, vcpus=(dataclasses.replace(state.vcpus[0], **fields), *state.vcpus[1:])
-    )
+    return state.replace(vcpus=(state.vcpus[0].replace(**fields), *state.vcpus[1:]))
 
 
 def registers(state: State, **values: int) -> State:
@@ -122,37 +119,34 @@ MACHINES: list[tuple[str, Callable[[State], State], str, str]] = [
     ("pvtime", lambda s: vcpu_0(s, pvtime=None), "vCPU 0", "pvtime"),
     (
         "events",
-        lambda s: vcpu_0(s, events=dataclasses.replace(s.vcpus[0].events, serror_pending=True)),
+        lambda s: vcpu_0(s, events=s.vcpus[0].events.replace(serror_pending=True)),
         "vCPU 0",
         "events.serror_pending",
     ),
     (
         "vcpus",
-        lambda s: dataclasses.replace(
-            s, vcpus=s.vcpus[:1], gic=dataclasses.replace(s.gic, blocks=s.gic.blocks[:2])
+        lambda s: s.replace(vcpus=s.vcpus[:1], gic=s.gic.replace(blocks=s.gic.blocks[:2])
         ),
         "vCPU 1",
         "vCPU",
     ),
     (
         "device",
-        lambda s: dataclasses.replace(s, devices={**s.devices, "rtc": {"offset": 1}}),
+        lambda s: s.replace(devices={**s.devices, "rtc": {"offset": 1}}),
         "rtc",
         "offset",
     ),
-    ("ipa", lambda s: dataclasses.replace(s, ipa_bits=40), "machine", "ipa_bits"),
+    ("ipa", lambda s: s.replace(ipa_bits=40), "machine", "ipa_bits"),
     (
         "params",
-        lambda s: dataclasses.replace(s, config=dataclasses.replace(s.config, params="x")),
+        lambda s: s.replace(config=s.config.replace(params="x")),
         "machine",
         "config.params",
     ),
     (
         "gic",
-        lambda s: dataclasses.replace(
-            s,
-            gic=dataclasses.replace(
-                s.gic,
+        lambda s: s.replace(
+            gic=s.gic.replace(
                 blocks=(GicBlock(part="dist", vcpu=None, registers={0x0: 0x13, 0x8: 0x43B}),
                         *s.gic.blocks[1:]),
             ),
@@ -177,11 +171,10 @@ def test_everything_else_is_told(
 
 def test_time_and_name_are_expected(tmp_path: Path) -> None:
     state = sample.state()
-    later = dataclasses.replace(
-        state,
-        taken=dataclasses.replace(state.taken, time="2026-11-27T00:00:00Z"),
-        clock=dataclasses.replace(state.clock, virtual=5),
-        config=dataclasses.replace(state.config, name="other"),
+    later = state.replace(
+        taken=state.taken.replace(time="2026-11-27T00:00:00Z"),
+        clock=state.clock.replace(virtual=5),
+        config=state.config.replace(name="other"),
     )
 
     found = compared(tmp_path, state, later)

@@ -87,8 +87,8 @@ def test_forger_makes_good_files(tmp_path: Path) -> None:
     [
         (b"", "empty"),
         (b"x" * 100, "too short"),
-        (b"\x7fELF" + bytes(PAGE), "no snapshot of pyvmm's"),
-        (bytes(PAGE), "no snapshot of pyvmm's"),
+        (b"\x7fELF" + bytes(PAGE), "not a pyvmm snapshot"),
+        (bytes(PAGE), "not a pyvmm snapshot"),
         (b"pyvmm snapshot 1 " + b"0" * 64 + b"\n" + bytes(PAGE), "first page is damaged"),
         (b"pyvmm snapshot 01 " + b"0" * 64 + b"\n" + bytes(PAGE), "first line is damaged"),
         (b"pyvmm snapshot 1 " + b"F" * 64 + b"\n" + bytes(PAGE), "first line is damaged"),
@@ -109,7 +109,7 @@ def test_what_is_no_snapshot_is_refused(tmp_path: Path, text: bytes, reason: str
 def test_newer_version_is_refused_by_its_number(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(first_page(b"whatever there will be", b"2"))
 
-    with pytest.raises(UsageError, match="a snapshot of version 2, and this pyvmm reads up to 1"):
+    with pytest.raises(UsageError, match="it has version 2, this pyvmm reads up to 1"):
         SnapshotFile.open(tmp_path / "f")
 
 
@@ -151,16 +151,16 @@ def test_extents_that_no_writer_makes_are_refused(
         ({"block": 1}, "blocks of"),
         ({"surprise": 1}, "header.surprise"),
         ({"memory": {"offset": 3 * PAGE, "length": 1 << 60}}, "bytes of memory"),
-        ({"memory": {"offset": 3 * PAGE, "length": -PAGE}}, "do not follow"),
-        ({"memory": {"offset": 2 * PAGE, "length": 2 * PAGE}}, "do not follow"),
+        ({"memory": {"offset": 3 * PAGE, "length": -PAGE}}, "are not adjacent"),
+        ({"memory": {"offset": 2 * PAGE, "length": 2 * PAGE}}, "are not adjacent"),
         ({"memory": {"offset": True, "length": PAGE}}, "not int"),
         ({"memory": {"offset": 3.0, "length": PAGE}}, "not int"),
         ({"memory": None}, "not an object"),
-        ({"parent": {"sha256": "x", "path": "p"}}, "a SHA-256 that is none"),
-        ({"parent": {"sha256": "0" * 64, "path": "a\0b"}}, "holds a NUL"),
+        ({"parent": {"sha256": "x", "path": "p"}}, "a malformed SHA-256"),
+        ({"parent": {"sha256": "0" * 64, "path": "a\0b"}}, "has a NUL"),
         ({"parent": {"sha256": "0" * 64, "path": "nowhere"}}, "nowhere: cannot be read"),
         ({"parent": {"sha256": "0" * 64, "path": "."}}, "not a regular file"),
-        ({"parent": {"sha256": "0" * 64, "path": "f"}}, "is another snapshot now"),
+        ({"parent": {"sha256": "0" * 64, "path": "f"}}, "has changed: it is snapshot"),
     ],
 )
 def test_headers_that_no_writer_makes_are_refused(
@@ -252,14 +252,14 @@ def test_state_that_is_too_large_is_refused_both_ways(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="too large for a snapshot"):
         format.pack_state({"a": "x" * size})
-    with pytest.raises(Damaged, match=r"do not follow|a state of"):
+    with pytest.raises(Damaged, match=r"not adjacent|a state of"):
         SnapshotFile.open(path)
 
 
 def test_index_with_something_behind_is_refused(tmp_path: Path) -> None:
     path = forged(tmp_path / "f", hashes=[hashlib.sha256(bytes(PAGE)).digest(), b"behind"])
 
-    with pytest.raises(Damaged, match="something behind its index"):
+    with pytest.raises(Damaged, match="data follows its index"):
         SnapshotFile.open(path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -152,8 +151,8 @@ def test_clock_continues_or_catches_up(
 
 
 def every_vcpu(restorer: Restorer, change: Callable[[VcpuState], dict[str, Any]]) -> None:
-    vcpus = tuple(dataclasses.replace(v, **change(v)) for v in restorer.state.vcpus)
-    restorer.state = dataclasses.replace(restorer.state, vcpus=vcpus)
+    vcpus = tuple(v.replace(**change(v)) for v in restorer.state.vcpus)
+    restorer.state = restorer.state.replace(vcpus=vcpus)
 
 
 def without(*reg_ids: int) -> Callable[[Restorer], None]:
@@ -285,7 +284,7 @@ def test_a_register_that_the_host_refuses_is_named(saved: Path) -> None:
     def add(restorer: Restorer) -> None:
         every_vcpu(restorer, lambda vcpu: {"registers": {**vcpu.registers, unknown: 1}})
 
-    with pytest.raises(HostError, match=r"0x6030000000770000 of every vCPU is not there on this"):
+    with pytest.raises(HostError, match=r"0x6030000000770000 of every vCPU is missing on this"):
         machines.again(saved, add)
 
 

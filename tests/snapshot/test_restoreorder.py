@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from pyvmm.arm64 import sysregs
@@ -114,8 +112,7 @@ class Registers:
 
 
 def test_registers_are_written_each_as_its_class_says() -> None:
-    saved = dataclasses.replace(
-        sample.vcpu(),
+    saved = sample.vcpu().replace(
         registers={NEWER: 9, regs.SVE_VLS: 3, reg("PMOVSCLR_EL0"): 4, regs.PC: 8},
     )
     vcpu = Registers({})
@@ -128,7 +125,7 @@ def test_registers_are_written_each_as_its_class_says() -> None:
 
 
 def test_a_register_that_is_missing_or_refused_is_told_apart() -> None:
-    saved = dataclasses.replace(sample.vcpu(), registers={regs.PC: 8, regs.X(0): 1})
+    saved = sample.vcpu().replace(registers={regs.PC: 8, regs.X(0): 1})
     vcpu = Registers({regs.PC: 2, regs.X(0): 22})  # ENOENT, EINVAL
 
     x0, pc = sorted(
@@ -142,7 +139,7 @@ def test_a_register_that_is_missing_or_refused_is_told_apart() -> None:
 
 
 def test_a_class_that_is_not_known_is_named_in_a_warning() -> None:
-    vcpu = dataclasses.replace(sample.vcpu(), registers={**sample.vcpu().registers, NEWER: 1})
+    vcpu = sample.vcpu().replace(registers={**sample.vcpu().registers, NEWER: 1})
 
     (line,) = save._warnings((vcpu,))
 

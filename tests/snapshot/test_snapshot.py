@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,8 @@ def path(tmp_path: Path) -> Path:
 
 def changed(state: State, **of_vcpu_0: Any) -> State:
     """The state with vCPU 0 as said."""
-    first = dataclasses.replace(state.vcpus[0], **of_vcpu_0)
-    return dataclasses.replace(state, vcpus=(first, *state.vcpus[1:]))
+    first = state.vcpus[0].replace(**of_vcpu_0)
+    return state.replace(vcpus=(first, *state.vcpus[1:]))
 
 
 def with_registers(state: State, registers: dict[int, int]) -> State:
@@ -95,8 +94,8 @@ def test_registers_are_those_of_debug(path: Path) -> None:
         GicBlock(part=CPU.name, vcpu=0, registers={ICC_PMR: 0xF0}),
         GicBlock(part=CPU.name, vcpu=1, registers={ICC_PMR: 0x80}),
     )
-    gic = dataclasses.replace(state.gic, blocks=blocks)
-    save_machine(path, dataclasses.replace(state, gic=gic))
+    gic = state.gic.replace(blocks=blocks)
+    save_machine(path, state.replace(gic=gic))
 
     with Snapshot(path) as snapshot:
         first, second = snapshot.registers(0), snapshot.registers(1)
@@ -135,7 +134,7 @@ def test_memory_is_read_within_its_areas(path: Path) -> None:
         assert snapshot.read(RAM_BASE + 5, 9000) == noise(9000)
         assert snapshot.read(RAM_BASE + MIB, 8) == bytes(8)
         for gpa, length in ((RAM_BASE - 1, 2), (RAM_BASE + 16 * MIB - 1, 2), (RAM_BASE, -1)):
-            with pytest.raises(UsageError, match="are not in its memory"):
+            with pytest.raises(UsageError, match="are outside its memory"):
                 snapshot.read(gpa, length)
 
 
@@ -165,10 +164,10 @@ def test_state_without_a_register_that_is_needed_is_refused(path: Path, name: st
 @pytest.mark.parametrize(
     ("registers", "reason"),
     [
-        ({regs.SVE_VLS: 7}, "its vector lengths are not those"),
-        ({regs.Z(5): 1 << 256}, "Z5 is longer than its vectors"),
-        ({regs.P(5): 1 << 32}, "P5 is longer than its vectors"),
-        ({regs.FFR(): 1 << 32}, "FFR is longer than its vectors"),
+        ({regs.SVE_VLS: 7}, "its vector lengths differ from its SVE_VLS"),
+        ({regs.Z(5): 1 << 256}, "Z5 is longer than the vector length"),
+        ({regs.P(5): 1 << 32}, "P5 is longer than the vector length"),
+        ({regs.FFR(): 1 << 32}, "FFR is longer than the vector length"),
     ],
 )
 def test_vectors_that_cannot_be_are_refused(
@@ -183,14 +182,14 @@ def test_vectors_that_cannot_be_are_refused(
 def test_refused_register_that_is_none_is_refused(path: Path) -> None:
     save_machine(path, changed(sample.state(), refused={"PC\x1b[2J": "EINVAL"}))
 
-    with pytest.raises(UsageError, match="no register"):
+    with pytest.raises(UsageError, match="malformed register id"):
         Snapshot(path)
 
 
-def test_state_that_is_none_is_told_with_the_file(path: Path) -> None:
+def test_state_that_is_none_is_errors_name_the_file(path: Path) -> None:
     from pyvmm.snapshot.writer import write_snapshot
 
     write_snapshot(path, {"schema": 1}, [])
 
-    with pytest.raises(UsageError, match=r"guest\.snap: a damaged state"):
+    with pytest.raises(UsageError, match=r"guest\.snap: its state is damaged"):
         Snapshot(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 from typing import Any
 
@@ -30,7 +29,7 @@ def test_a_state_survives_json_whole() -> None:
 
 @pytest.mark.parametrize("config", sample.configs(), ids=lambda config: config.name)
 def test_a_config_survives_json_whole(config: Config) -> None:
-    state = dataclasses.replace(sample.state(), config=config)
+    state = sample.state().replace(config=config)
 
     assert State.of(through_json(state), "x").config == config
 
@@ -68,14 +67,14 @@ def test_registers_are_no_more_and_no_larger_than_kvm_has(
     if fits:
         assert len(State.of(document, "x").vcpus[0].registers) == len(registers)
     else:
-        with pytest.raises(UsageError, match=r"x: a damaged state: .*vcpus\[0\].registers"):
+        with pytest.raises(UsageError, match=r"x: its state is damaged: .*vcpus\[0\].registers"):
             State.of(document, "x")
 
 
 def test_a_newer_state_is_refused_by_its_number() -> None:
     document = through_json(sample.state()) | {"schema": 2}
 
-    with pytest.raises(UsageError, match="schema 2, and this pyvmm reads up to 1"):
+    with pytest.raises(UsageError, match="schema 2, this pyvmm reads up to 1"):
         State.of(document, "x")
 
 
@@ -89,26 +88,26 @@ def test_a_field_that_an_older_pyvmm_did_not_have_takes_its_default() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        (("vcpus",), [], "not vCPUs 0, 1, 2"),
-        (("vcpus", 0, "id"), 1, "not vCPUs 0, 1, 2"),
-        (("vcpus", 1, "vls"), [128], "differ in their vector lengths"),
+        (("vcpus",), [], "the ids are not 0, 1, 2"),
+        (("vcpus", 0, "id"), 1, "the ids are not 0, 1, 2"),
+        (("vcpus", 1, "vls"), [128], "the vector lengths differ"),
         (("vcpus", 0, "mp_state"), "RUNNING", "not one of RUNNABLE"),
-        (("vcpus", 0, "registers"), {"0x6030000000100000": "0x1" + "0" * 16}, "what belongs"),
-        (("vcpus", 0, "registers"), {"0x1" + "0" * 16: "0x0"}, "what belongs"),
-        (("vcpus", 0, "registers"), ["0x0"], "what belongs"),
-        (("memory", 0, "size"), 0, "not within the guest's addresses"),
-        (("memory", 0, "size"), 1 << 40, "not within the guest's addresses"),
+        (("vcpus", 0, "registers"), {"0x6030000000100000": "0x1" + "0" * 16}, "malformed"),
+        (("vcpus", 0, "registers"), {"0x1" + "0" * 16: "0x0"}, "malformed"),
+        (("vcpus", 0, "registers"), ["0x0"], "malformed"),
+        (("memory", 0, "size"), 0, "outside the guest's addresses"),
+        (("memory", 0, "size"), 1 << 40, "outside the guest's addresses"),
         (("memory", 0, "size"), True, "not int"),
         (("memory", 1, "base"), "0x80000000", "overlap"),
         (("memory", 1, "name"), "ram", "two areas of one name"),
-        (("ipa_bits",), 4096, "not within the guest's addresses"),
-        (("clock", "hz"), 0, "no clock is like that"),
+        (("ipa_bits",), 4096, "outside the guest's addresses"),
+        (("clock", "hz"), 0, "the clock's values are out of range"),
         (("config", "vcpus"), 0, "needs at least 1 vCPU"),
         (("config", "name"), "../x", "not a name for a VM"),
         (("config", "colour"), "red", "no such field"),
-        (("gic", "blocks", 1, "vcpu"), 7, "vCPU 7, which there is not"),
+        (("gic", "blocks", 1, "vcpu"), 7, "vCPU 7, which does not exist"),
         (("taken",), None, "not an object"),
-        (("taken", "midr"), "0x" + "f" * 5000, "what belongs"),
+        (("taken", "midr"), "0x" + "f" * 5000, "malformed"),
     ],
 )
 def test_damage_is_named(path: tuple[Any, ...], value: Any, words: str) -> None:

@@ -161,17 +161,17 @@ def test_more_than_the_file_says_is_refused(tmp_path: Path, memory: GuestMemory)
     save(tmp_path / "one.snap", memory)
     data = (tmp_path / "one.snap").read_bytes()
 
-    with pytest.raises(UsageError, match=rf"more in it than the {len(data)} bytes"):
+    with pytest.raises(UsageError, match=rf"longer than the {len(data)} bytes"):
         unpack(repacked(tmp_path, data + bytes(1 << 20)), "in.zst", tmp_path / "two")
 
 
 def test_anything_else_that_is_packed_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"in\.zst: no snapshot of pyvmm's"):
+    with pytest.raises(UsageError, match=r"in\.zst: not a pyvmm snapshot"):
         unpack(repacked(tmp_path, b"text " * 4000), "in.zst", tmp_path / "two")
 
 
 def test_packed_child_is_refused(child: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="it needs a parent, which is not in it"):
+    with pytest.raises(UsageError, match="it needs a parent"):
         unpack(repacked(tmp_path, child.read_bytes()), "in.zst", tmp_path / "two")
 
 

@@ -73,7 +73,7 @@ def test_probe_cut_off_anywhere_is_refused_in_words(data: st.DataObject, scratch
         Probe.read(path)
 
     assert caught.value.message.startswith(f"{path}: ")
-    assert "pyvmm sve list --probe" in (caught.value.hint or "")
+    assert "`pyvmm sve list`" in (caught.value.hint or "")
 
 
 @given(content=st.binary(max_size=64))
@@ -116,9 +116,9 @@ def test_field_that_holds_anything_is_read_or_refused_by_its_name(
         (b"[" * 100_000, "not JSON"),
         (b"9" * 5_000, "not JSON"),
         (b"x" * ((1 << 20) + 1), "too large"),
-        (b"[]", "this is JSON, but no probe of a host"),
-        (b'{"schema": 1, "vms": []}', "this is JSON, but no probe of a host"),
-        (b'{"format": "pyvmm host probe"', "not JSON, or not all of it"),
+        (b"[]", "this JSON is not the probe of a host"),
+        (b'{"schema": 1, "vms": []}', "this JSON is not the probe of a host"),
+        (b'{"format": "pyvmm host probe"', "not JSON, or incomplete"),
     ],
 )
 def test_file_of_another_kind_is_refused(content: bytes, words: str, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_file_that_cannot_be_read_is_told(name: str, tmp_path: Path) -> None:
 
 
 def test_probe_of_a_newer_schema_is_refused_with_what_to_do() -> None:
-    with pytest.raises(UsageError, match="a probe of schema 2, and this pyvmm reads up to 1") as e:
+    with pytest.raises(UsageError, match="its schema is 2, this pyvmm reads up to 1") as e:
         Probe.of(HOST.document() | {"schema": 2}, "a")
 
     assert e.value.hint is not None
@@ -153,21 +153,24 @@ def damage(part: str, field: str, value: object) -> Callable[[dict[str, Any]], N
     [
         (damage("sve", "kvm", [1, 2, 4]), "128-bit units and would be 128,256,512"),
         (damage("sve", "kvm", [16, 32]), "bytes, as prctl and vlset take them, and would be"),
-        (damage("sve", "kvm", [256]), r"a damaged probe: sve.kvm is \[256\]"),
+        (damage("sve", "kvm", [256]), r"the probe is damaged: sve.kvm is \[256\]"),
         (damage("sve", "kvm", [128, 128]), "sve.kvm: 128,128: 128 is given twice"),
-        (damage("sve", "kvm", "128,256"), 'a damaged probe: sve.kvm is "128,256"'),
-        (damage("sve", "kvm", [128.0]), r"a damaged probe: sve.kvm is \[128.0\]"),
-        (damage("sve", "rdvl", None), "a damaged probe: sve.rdvl is null"),
-        (damage("host", "kernel", 7), "a damaged probe: host.kernel is 7"),
-        (damage("host", "kernel", "a\x1b[2J"), "a damaged probe: host.kernel"),
-        (damage("host", "midr_el1", ["x"]), "a damaged probe: host.midr_el1"),
-        (damage("host", "midr_el1", ["-0x1"]), "a damaged probe: host.midr_el1"),
-        (damage("host", "midr_el1", ["0x1" + "0" * 16]), "a damaged probe: host.midr_el1"),
-        (damage("host", "emulated", 1), "a damaged probe: host.emulated is 1"),
-        (lambda document: document.pop("sve"), "a damaged probe: sve.kvm is null"),
-        (lambda document: document.update(schema="1"), 'a damaged probe: schema is "1"'),
-        (lambda document: document.update(schema=0), "a damaged probe: schema is 0"),
-        (lambda document: document.update(host=["x" * 99] * 9), "a damaged probe: host.kernel"),
+        (damage("sve", "kvm", "128,256"), 'the probe is damaged: sve.kvm is "128,256"'),
+        (damage("sve", "kvm", [128.0]), r"the probe is damaged: sve.kvm is \[128.0\]"),
+        (damage("sve", "rdvl", None), "the probe is damaged: sve.rdvl is null"),
+        (damage("host", "kernel", 7), "the probe is damaged: host.kernel is 7"),
+        (damage("host", "kernel", "a\x1b[2J"), "the probe is damaged: host.kernel"),
+        (damage("host", "midr_el1", ["x"]), "the probe is damaged: host.midr_el1"),
+        (damage("host", "midr_el1", ["-0x1"]), "the probe is damaged: host.midr_el1"),
+        (damage("host", "midr_el1", ["0x1" + "0" * 16]), "the probe is damaged: host.midr_el1"),
+        (damage("host", "emulated", 1), "the probe is damaged: host.emulated is 1"),
+        (lambda document: document.pop("sve"), "the probe is damaged: sve.kvm is null"),
+        (lambda document: document.update(schema="1"), 'the probe is damaged: schema is "1"'),
+        (lambda document: document.update(schema=0), "the probe is damaged: schema is 0"),
+        (
+            lambda document: document.update(host=["x" * 99] * 9),
+            "the probe is damaged: host.kernel",
+        ),
     ],
 )
 def test_damaged_probe_is_refused_by_the_field(
@@ -191,10 +194,10 @@ def test_kvm_that_offers_what_the_host_has_agrees() -> None:
     ("changed", "words", "known"),
     [
         ({"vls": frozenset({128, 256})}, "does not offer 384 and 512: it stops below", True),
-        ({"vls": frozenset()}, "guests have not", True),
+        ({"vls": frozenset()}, "guests lack it", True),
         ({"vls": frozenset({128, 512})}, "does not offer 256 and 384, though it offers", False),
-        ({"vls": FULL | {1024}}, "KVM offers 1024, which the host's own", False),
-        ({"rdvl": frozenset({128})}, "RDVL reads 128 where prctl", False),
+        ({"vls": FULL | {1024}}, "KVM offers 1024, which the host's programs lack", False),
+        ({"rdvl": frozenset({128})}, "RDVL reads 128, but prctl", False),
         ({"prctl": frozenset(), "rdvl": frozenset()}, "KVM offers 128, 256, 384 and 512", False),
     ],
 )

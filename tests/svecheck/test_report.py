@@ -26,8 +26,8 @@ def test_case_that_is_ok_is_one_line() -> None:
 def test_deviation_says_what_was_done_who_says_what_and_what_came() -> None:
     assert list(report.lines(DIFFERS)) == [
         "differs  states/run-created: ok & <more>",
-        "         done: KVM_RUN",
-        "         said: refused (api.rst, 4.82)",
+        "         action: KVM_RUN",
+        "         document: refused (api.rst, 4.82)",
         "         promised: ENOEXEC",
     ]
 

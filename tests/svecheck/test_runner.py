@@ -106,7 +106,7 @@ def test_outcomes_that_are_alike_are_one_word_and_others_are_told_apart() -> Non
 
 
 def test_pattern_without_a_case_is_refused() -> None:
-    with pytest.raises(UsageError, match="-k nonsense: no case") as caught:
+    with pytest.raises(UsageError, match="`pattern`=nonsense: no case") as caught:
         runner.chosen("nonsense")
 
     assert "states" in (caught.value.hint or "")
@@ -117,5 +117,5 @@ def test_host_without_sve_is_refused() -> None:
         def has(self, cap: int) -> bool:
             return False
 
-    with pytest.raises(HostError, match="KVM has no SVE"):
+    with pytest.raises(HostError, match="KVM lacks SVE"):
         runner.probe(cast("System", Without()))

@@ -1,4 +1,4 @@
-"""The reproductions there are: each module in here with a ``REPRODUCTION`` is one."""
+"""The reproductions: each module of this package has one as ``REPRODUCTION``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyvmm.repro.model import Reproduction
 
 @cache
 def all_cases() -> dict[str, Reproduction]:
-    """Every reproduction by its name."""
+    """Return every reproduction by name."""
     modules = (
         importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)
     )
@@ -21,9 +21,9 @@ def all_cases() -> dict[str, Reproduction]:
 
 
 def find(name: str) -> Reproduction:
-    """The reproduction of that name.  Raises: UsageError."""
+    """Return the reproduction of that name.  Raises: UsageError."""
     try:
         return all_cases()[name]
     except KeyError:
         known = ", ".join(all_cases())
-        raise UsageError(f"there is no reproduction {name}", hint=f"there are {known}") from None
+        raise UsageError(f"no reproduction is named {name}", hint=f"choose from {known}") from None

@@ -1,8 +1,8 @@
-"""A machine whose CPU goes on with instructions that another CPU has replaced.
+"""A CPU executes old instructions after another CPU has replaced them.
 
-Linux replaces its own instructions while it runs, as where a static key is switched: KVM switches
-``preempt_notifier_key`` with the first VM and with the last.  A CPU that keeps the old instruction
-then changes from one vCPU's thread to another's without saving the first one's registers.
+Linux patches its own code, for example for static keys: KVM switches ``preempt_notifier_key`` when
+the first VM is made and when the last one ends.  A CPU that still executes the old instruction
+switches between vCPU threads without saving the registers of the first one.
 
 Source: Arm DDI 0487, B2.7.4.2; QEMU commit deba78709ae8 (v8.1), "accel/tcg: Always lock pages
 before translation".
@@ -35,21 +35,21 @@ from pyvmm.repro.programs import Executable, numbers
 
 PROGRAM: Final = "code-patcher"
 LONGEST_S: Final = 600
-STARVED_S: Final = 120.0  # beyond the time that was asked for
+STARVED_S: Final = 120.0  # added to the requested time, for a busy machine
 SHARED, ALONE = "shared", "alone"
-ENOUGH_ROUNDS: Final = 100  # fewer show nothing
-ADVICE: Final = "on such a machine, keep one VM open as long as any VM runs (docs/stale-code.md)"
+ENOUGH_ROUNDS: Final = 100  # the minimum for a verdict
+ADVICE: Final = "keep one VM open as long as any VM runs on this machine (docs/stale-code.md)"
 
 
 def parse_seconds(text: str) -> int:
-    """Read --seconds.  Raises: UsageError."""
+    """Read a duration in seconds.  Raises: UsageError."""
     if not re.fullmatch(r"\d{1,3}", text) or not 1 <= int(text) <= LONGEST_S:
-        raise UsageError(f"--seconds {text}: not from 1 to {LONGEST_S}")
+        raise UsageError(f"`seconds`={text}: not from 1 to {LONGEST_S}")
     return int(text)
 
 
 def work(case: Case) -> Evidence:
-    """Have one CPU execute code that another one replaces, and count what was not noticed."""
+    """Let one CPU execute code that another CPU replaces, and count stale executions."""
     found: Evidence = {"kernel": kernel(), "cpus": len(cpus())}
     if len(cpus()) < 2:
         return found
@@ -61,7 +61,7 @@ def work(case: Case) -> Evidence:
 
 
 def _answer(patcher: Path, arguments: list[str], timeout_s: float) -> Evidence:
-    """What code-patcher counted, or the trouble it had."""
+    """Run code-patcher, and return its counts or the error."""
     with Executable(patcher) as file:
         try:
             done = subprocess.run(
@@ -80,9 +80,9 @@ def _answer(patcher: Path, arguments: list[str], timeout_s: float) -> Evidence:
 
 
 def judge(settings: Settings, found: Evidence) -> Finding:
-    """The verdict: whether an old instruction was executed long after it had been replaced."""
+    """Return whether a CPU executed an old instruction long after its replacement."""
     if found["cpus"] < 2:
-        return Finding("UNSUPPORTED", CANNOT_TELL, ("the host has one CPU, and two are needed",))
+        return Finding("UNSUPPORTED", CANNOT_TELL, ("the test needs two CPUs, the host has one",))
     if "trouble" in found:
         return Finding("INCONCLUSIVE", CANNOT_TELL, (found["trouble"],))
     rounds, stale = found["rounds"], found["stale"]
@@ -90,39 +90,39 @@ def judge(settings: Settings, found: Evidence) -> Finding:
     if not found["controls"] or found["caught"] < found["controls"]:
         return Finding("INCONCLUSIVE", CANNOT_TELL, (caught,))
     if stale:
-        why = f"in {stale} of {rounds} rounds a CPU kept an instruction that had been replaced"
+        why = f"in {stale} of {rounds} rounds a CPU executed a replaced instruction"
         return Finding("REPRODUCED", THERE, (why, caught), advice=ADVICE)
-    why = f"in none of {rounds} rounds did a CPU keep an instruction that had been replaced"
+    why = f"no CPU executed a replaced instruction in {rounds} rounds"
     if rounds < ENOUGH_ROUNDS:
-        few = f"{ENOUGH_ROUNDS} rounds are needed: --seconds gives them more time"
+        few = f"a verdict needs {ENOUGH_ROUNDS} rounds: use a larger `seconds`"
         return Finding("INCONCLUSIVE", CANNOT_TELL, (why, few))
     return Finding("NOT REPRODUCED", NOT_THERE, (why, caught))
 
 
 def variants(settings: Settings) -> Iterable[tuple[str, Settings]]:
-    """What each host of a matrix is tried with."""
+    """Yield the settings that a matrix runs on each host."""
     for page in (SHARED, ALONE):
         yield f"page {page}", {**settings, "page": page}
 
 
 def show(settings: Settings, found: Evidence) -> Iterator[str]:
-    """What was counted."""
+    """Format the counts."""
     yield f"host kernel  {found['kernel']}"
     if "rounds" in found:
         yield f"rounds       {found['rounds']}"
-        yield f"late         {found['late']} (the old instruction at the first look)"
-        yield f"stale        {found['stale']} (and still 20 ms and 1000 calls later)"
+        yield f"late         {found['late']} (the first call executed the old instruction)"
+        yield f"stale        {found['stale']} (as did a call 20 ms and 1000 calls later)"
         yield f"controls     {found['caught']} of {found['controls']} caught"
 
 
 REPRODUCTION = Reproduction(
     name="stale-code",
-    title="A CPU goes on with instructions that another CPU has replaced.",
+    title="A CPU executes old instructions after another CPU has replaced them.",
     options=(
         Option(name="seconds", metavar="S", default="10", parse=parse_seconds,
-               help="How long to replace instructions; it ends early after 20 stale ones."),
+               help="How long to replace instructions; the test ends early after 20 stale rounds."),
         Option(name="page", default=SHARED, choices=(SHARED, ALONE),
-               help="Whether other code of the page is executed too, as in a kernel's."),
+               help="Whether other code of the page runs as well, as in a kernel."),
     ),
     work=work,
     judge=judge,

@@ -1,8 +1,8 @@
-"""SVE state that a snapshot loses when a register of its list is left out: FFR, ZCR_EL1, Z or P.
+"""A snapshot loses SVE state if it leaves out a register: FFR, ZCR_EL1, Z or P.
 
-A vCPU's SVE state is more than Z and P. FFR is reached by no load or store of its own, and
-ZCR_EL1 is a system register: who saves "the vectors" alone restores a guest that goes on with
-other state than it had.  KVM lists both.  Source: Linux, Documentation/virt/kvm/api.rst,
+A vCPU's SVE state is more than Z and P.  No load or store accesses FFR, and ZCR_EL1 is a system
+register: a VMM that saves only the vectors resumes the guest with wrong state.  KVM lists both
+registers.  Source: Linux, Documentation/virt/kvm/api.rst,
 KVM_GET_REG_LIST and the register tables of arm64.
 """
 
@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from pyvmm.arm64 import vl
 from pyvmm.config import Config, SveRequest
 from pyvmm.errors import UsageError, VmmError
 from pyvmm.kvm import regs
@@ -32,6 +31,7 @@ from pyvmm.repro.model import (
     Reproduction,
     Settings,
     guest,
+    parse_max_vl,
 )
 from pyvmm.repro.observe import kernel
 from pyvmm.repro.vmm import Console
@@ -41,7 +41,7 @@ from pyvmm.snapshot.save import save
 NOTHING: Final = "nothing"
 MEMORY: Final = 32 * MIB
 LEN_MAX: Final = 15
-FILLINGS: Final = 8  # that a seed chooses from
+FILLINGS: Final = 8  # patterns that a seed selects from
 
 
 def _bank(name: str, vcpu: MachineVcpu) -> Any:
@@ -61,7 +61,7 @@ def _set_zcr(vcpu: MachineVcpu, value: Any) -> None:
     vcpu.sysreg["ZCR_EL1"] = value
 
 
-# What can be left out: how to read it of a vCPU, and how to give it to another one
+# Registers that can be left out, with functions to read them from a vCPU and to write them
 REGISTERS: Final[dict[str, tuple[Callable[[MachineVcpu], Any], Callable[..., None]]]] = {
     "ffr": (lambda vcpu: vcpu.ffr, _set_ffr),
     "zcr_el1": (lambda vcpu: vcpu.sysreg["ZCR_EL1"], _set_zcr),
@@ -72,23 +72,18 @@ CONTROL: Final = "z"
 
 
 def parse_registers(text: str) -> list[str]:
-    """Read --leave-out.  Raises: UsageError."""
+    """Read a list of registers to leave out.  Raises: UsageError."""
     names = [name.strip().lower() for name in text.split(",")]
     for name in names:
         if name not in REGISTERS:
-            raise UsageError(f"--leave-out {name}: not one of {', '.join(REGISTERS)}")
+            raise UsageError(f"`leave_out`={name}: not one of {', '.join(REGISTERS)}")
     return list(dict.fromkeys(names))
 
 
-def parse_max_vl(text: str | None) -> int | None:
-    """Read --guest-max-vl, in bits."""
-    return None if text is None else vl.parse_max(text, option="--guest-max-vl")
-
-
 def work(case: Case) -> Evidence:
-    """Fill a guest's SVE registers, save it, restore it with registers left out, and look.
+    """Fill a guest's SVE registers, save it, and restore it with registers left out.
 
-    What is left out of a snapshot has, in the machine that goes on, what a new vCPU has.
+    A register that is left out has the value of a new vCPU.
     """
     found: Evidence = {"kernel": kernel(), "rows": []}
     wanted = [NOTHING, *case.settings["leave_out"]]
@@ -110,24 +105,24 @@ def _config(case: Case) -> Config:
 
 
 def _save(case: Case, snapshot: Path) -> Evidence:
-    """Run the guest until its registers hold patterns, and save it so."""
+    """Run the guest until its registers have patterns, and save it."""
     console = Console()
     with Machine(_config(case), console.write) as vm:
         vm.start()
         _expect(console, "ready")
         vm.send(bytes([ord("A") + LEN_MAX]))
         _expect(console, "len")
-        for _ in range(1 + case.seed % FILLINGS):  # each time with other patterns
+        for _ in range(1 + case.seed % FILLINGS):  # other patterns each time
             vm.send(b"f")
             words = _expect(console, "filled")
-        vm.pause()  # for good: registers are read of a vCPU at rest alone
+        vm.pause()  # registers can be read only while the vCPU is stopped
         save(vm, snapshot)
         listed = [reg_id for reg_id in vm.vcpus[0].get_reg_list() if regs.group(reg_id) == regs.SVE]
     return {"vl": int(words[2]), "zcr": int(words[4]), "listed": len(listed)}
 
 
 def _restore(config: Config, snapshot: Path, left_out: str) -> dict[str, Any]:
-    """Go on from the snapshot without a register; what the guest then finds."""
+    """Restore the snapshot without a register, and return the guest's report."""
     console = Console()
     with restore(snapshot, console.write, name="repro-restored") as vm:
         if left_out != NOTHING:
@@ -148,18 +143,18 @@ def _restore(config: Config, snapshot: Path, left_out: str) -> dict[str, Any]:
 
 
 def _expect(console: Console, word: str) -> list[str]:
-    """The guest's next line, which begins so.  Raises: VmmError."""
+    """Return the words of the guest's next line, which begins with ``word``.  Raises: VmmError."""
     try:
         line = console.line()
     except TimeoutError:
-        raise VmmError("the guest says nothing") from None
+        raise VmmError("the guest printed nothing") from None
     if not line.startswith(word):
-        raise VmmError(f"the guest says {line!r}, not {word!r}")
+        raise VmmError(f"the guest printed {line!r} instead of {word!r}")
     return line.split()
 
 
 def judge(settings: Settings, found: Evidence) -> Finding:
-    """The verdict: whether each that was left out was missed, and nothing else was."""
+    """Return whether the guest lost exactly the registers that were left out."""
     if "trouble" in found:
         unsupported = "SVE" in found["trouble"]
         return Finding(
@@ -169,13 +164,15 @@ def judge(settings: Settings, found: Evidence) -> Finding:
     if _lost(found, rows[NOTHING]):
         broken = f"with nothing left out: {_seen(rows[NOTHING])}"
         return Finding("SNAPSHOT BROKEN", THERE, (broken,))
-    missed = [name for name in settings["leave_out"] if _lost(found, rows[name])]
+    lost = [name for name in settings["leave_out"] if _lost(found, rows[name])]
     why = tuple(f"without {name.upper()}: {_seen(rows[name])}" for name in rows)
-    if missed == settings["leave_out"]:
+    if lost == settings["leave_out"]:
         return Finding("REPRODUCED", THERE, why)
     if not _lost(found, rows[CONTROL]):
-        return Finding("INCONCLUSIVE", CANNOT_TELL, (*why, "nor were the Z registers missed"))
-    if missed:
+        return Finding(
+            "INCONCLUSIVE", CANNOT_TELL, (*why, "the guest missed even lost Z registers")
+        )
+    if lost:
         return Finding("REPRODUCED IN PART", THERE, why)
     return Finding("NOT REPRODUCED", NOT_THERE, why)
 
@@ -190,7 +187,7 @@ def _seen(row: dict[str, Any]) -> str:
 
 
 def show(settings: Settings, found: Evidence) -> Iterator[str]:
-    """What the guest found, restore by restore."""
+    """Format the guest's report of each restore."""
     yield f"host kernel  {found['kernel']}"
     if "vl" in found:
         yield f"saved        VL {found['vl']} bytes, ZCR_EL1={found['zcr']}"
@@ -203,12 +200,12 @@ def show(settings: Settings, found: Evidence) -> Iterator[str]:
 
 REPRODUCTION = Reproduction(
     name="sve-snapshot",
-    title="SVE state is lost across a snapshot where FFR or ZCR_EL1 is left out.",
+    title="A snapshot without FFR or ZCR_EL1 loses SVE state.",
     options=(
         Option(name="leave-out", metavar="NAME,...", default="ffr,zcr_el1", parse=parse_registers,
-               help="What to leave out, one at a time: ffr, zcr_el1, z, p."),
+               help="The registers to leave out, one at a time: ffr, zcr_el1, z, p."),
         Option(name="guest-max-vl", metavar="BITS", parse=parse_max_vl,
-               help="The guest's longest vector length; else the host's."),
+               help="The guest's longest vector length (default: the host's)."),
     ),
     work=work,
     judge=judge,

@@ -1,11 +1,13 @@
-"""ZCR_EL1 reaches the host: known issue 1 of "[PATCH v4 00/25] KVM: arm64: SVE guest support"."""
+"""The guest's ZCR_EL1 affects the host.
+
+Known issue 1 of "[PATCH v4 00/25] KVM: arm64: SVE guest support".
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
 
-from pyvmm.arm64 import vl
 from pyvmm.errors import UsageError
 from pyvmm.repro import zcrhunt, zcrtable, zcrverdict
 from pyvmm.repro.model import (
@@ -16,63 +18,62 @@ from pyvmm.repro.model import (
     Reproduction,
     Settings,
     guest,
+    parse_max_vl,
     program,
 )
 
 LENS = range(16)
-DEFAULT_HACK = 2  # in a matrix: it shortens the vectors of every host with more than 384 bits
+DEFAULT_HACK = 2  # in a matrix: shortens the vectors of hosts with more than 384 bits
 CONTROLS = ("vl", "zero", "flip", "pred", "module")
 
 
 def parse_lens(text: str) -> list[int]:
-    """Read --zcr: values of LEN, as 0-15 or 2,6.  Raises: UsageError."""
+    """Read values of LEN, such as 0-15 or 2,6.  Raises: UsageError."""
     lens: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d{1,2})(?:-(\d{1,2}))?", part.strip())
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if not (first in LENS and last in LENS and first <= last):
-            raise UsageError(f"--zcr {text}: not values of LEN from 0 to 15", hint="--zcr 0-3,15")
+            raise UsageError(
+                f"`zcr`={text}: not values of LEN from 0 to 15",
+                hint="for example `zcr`=0-3,15",
+            )
         lens += range(first, last + 1)
     return lens
 
 
 def parse_controls(text: str) -> list[str]:
-    """Read --control: kinds of damage; none at all for none.  Raises: UsageError."""
+    """Read kinds of damage, or "none".  Raises: UsageError."""
     kinds = [part.strip() for part in text.split(",")]
     if kinds == ["none"]:
         return []
     for kind in kinds:
         if kind not in CONTROLS:
             known = ", ".join(("none", *CONTROLS))
-            raise UsageError(f"--control {kind}: not one of {known}")
+            raise UsageError(f"`control`={kind}: not one of {known}")
     return list(dict.fromkeys(kinds))
 
 
-def parse_max_vl(text: str | None) -> int | None:
-    """Read --guest-max-vl, in bits."""
-    return None if text is None else vl.parse_max(text, option="--guest-max-vl")
-
-
 def parse_number(name: str, allowed: range) -> Callable[[str | None], int | None]:
-    """A reader of whole numbers within a range, for one option."""
+    """Return a parser of whole numbers in a range, for one setting."""
 
     def parse(text: str | None) -> int | None:
         if text is None:
             return None
         if not re.fullmatch(r"\d{1,6}", text) or int(text) not in allowed:
-            raise UsageError(f"--{name} {text}: not from {allowed[0]} to {allowed[-1]}")
+            raise UsageError(f"`{name}`={text}: not from {allowed[0]} to {allowed[-1]}")
         return int(text)
 
     return parse
 
 
 def wants_module(settings: Settings) -> bool:
-    """Whether these settings need the kernel module."""
+    """Return whether these settings need the kernel module."""
     return settings["hack"] is not None or "module" in settings["control"]
 
 
 def variants(settings: Settings) -> Iterable[tuple[str, Settings]]:
-    """What each host of a matrix is tried with; without the arm step first, in a fresh host."""
+    """Return the runs on each host of a matrix; the one without the arm step needs a new host."""
     value = DEFAULT_HACK if settings["hack"] is None else settings["hack"]
     plain = {**settings, "hack": None}
     yield "no arm step", {**plain, "arm": "never"}
@@ -81,37 +82,37 @@ def variants(settings: Settings) -> Iterable[tuple[str, Settings]]:
 
 
 def points(found: Evidence) -> dict[int, int]:
-    """The host's vector length in bytes by the guest's ZCR_EL1.LEN."""
+    """Return the host's vector length in bytes for each ZCR_EL1.LEN of the guest."""
     sweep = [row for row in found["rows"] if row["phase"] == "sweep"]
     return {row["len"]: row["vl_min"] for row in sweep}
 
 
 OPTIONS = (
     Option(name="zcr", metavar="LEN,...", default="0-15", parse=parse_lens,
-           help="The values of ZCR_EL1.LEN the guest sets, up and down again."),
+           help="The values of ZCR_EL1.LEN that the guest sets, up and down again."),
     Option(name="guest-max-vl", metavar="BITS", parse=parse_max_vl,
-           help="The guest's longest vector length; else the host's."),
+           help="The guest's longest vector length (default: the host's)."),
     Option(name="cpu", metavar="N", parse=parse_number("cpu", range(4096)),
-           help="The CPU that guest and watcher share; else the last one."),
+           help="The CPU that guest and watcher share (default: the last one)."),
     Option(name="arm", default="auto", choices=("auto", "never", "always"),
-           help="Make the kernel load the watcher's SVE state (ptrace, NT_ARM_SVE): where the "
-           "host is wrong without, or not, or in any case."),
+           help="Make the kernel load the watcher's SVE state (ptrace, NT_ARM_SVE): auto does so "
+           "only if the host's state is wrong without it."),
     Option(name="hack", metavar="N", parse=parse_number("hack", range(16)),
-           help="Write N to ZCR_EL12 whenever KVM has put a vCPU's registers away (a kernel "
-           "module; the experiment of the series' cover letter)."),
+           help="Write N to ZCR_EL12 each time KVM has saved a vCPU's registers (a kernel module; "
+           "the experiment of the series' cover letter)."),
     Option(name="control", metavar="KIND,...", default="vl,zero,flip,pred", parse=parse_controls,
-           help="Damage that must be noticed: vl, zero, flip, pred (ptrace on the watcher), "
-           "module (ZCR_EL2 cut down as the bug would); or none."),
+           help="Damage that the watcher must detect: vl, zero, flip, pred (by ptrace), module "
+           "(lowers ZCR_EL2 as the bug would); or none."),
     Option(name="rounds", metavar="N", default="1", parse=parse_number("rounds", range(1, 1000)),
-           help="How often to sweep."),
+           help="The number of sweeps."),
     Option(name="hold-ms", metavar="MS", default="20",
-           parse=parse_number("hold-ms", range(1, 5000)),
-           help="How long the watcher holds its registers at a time."),
+           parse=parse_number("hold_ms", range(1, 5000)),
+           help="How long the watcher holds its registers at a time, in ms."),
 )  # fmt: skip
 
 REPRODUCTION = Reproduction(
     name="zcr-el12",
-    title="A guest's ZCR_EL1 shortens the vectors of the host's own programs.",
+    title="A guest's ZCR_EL1 shortens the vectors of the host's programs.",
     options=OPTIONS,
     work=zcrhunt.hunt,
     judge=zcrverdict.judge,
