@@ -1,4 +1,4 @@
-"""Evidence of hunts that nobody went on: rows as a watcher would have given them."""
+"""Made-up evidence of hunts: rows as a watcher would have counted them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VL = 64
 
 
 def row(phase: str, length: int | None = None, vl: int = VL, **more: Any) -> dict[str, Any]:
-    """A row in which the host had ``vl`` bytes all the time, and what follows from that."""
+    """Return a row in which the host had ``vl`` bytes all the time."""
     bad = 0 if vl == VL else 2
     base: dict[str, Any] = {
         "phase": phase, "len": length, "holds": 2, "bad": bad, "truncated": bad, "zeroed": 0,
@@ -26,17 +26,17 @@ def row(phase: str, length: int | None = None, vl: int = VL, **more: Any) -> dic
 
 
 def control(kind: str, damaged: int = 6, caught: int = 6) -> dict[str, Any]:
-    """A control: damaged so often, and noticed so often."""
+    """Return the row of a control with those counts."""
     return row("control", 15, control=kind, bad=caught, damaged=damaged, caught=caught)
 
 
 def settings(**changed: Any) -> Settings:
-    """What nobody said anything about, but for these."""
+    """Return the default settings with changes."""
     return find("zcr-el12").defaults() | changed
 
 
 def evidence(rows: list[dict[str, Any]], **more: Any) -> Evidence:
-    """A hunt with these rows between a good baseline and a control that was noticed."""
+    """Return a hunt with these rows between a good baseline and a caught control."""
     before = [row("before", interrupted=0), row("primed", 15)]
     return {
         "kernel": "Linux 6.1", "cpu": 1, "cpus": [0, 1], "vhe": True, "lengths": LENGTHS,
@@ -46,5 +46,5 @@ def evidence(rows: list[dict[str, Any]], **more: Any) -> Evidence:
 
 
 def following(vl_of: dict[int, int]) -> list[dict[str, Any]]:
-    """A sweep in which the host had these lengths, by the guest's LEN."""
+    """Return a sweep in which the host had these lengths, by the guest's LEN."""
     return [row("sweep", length, vl) for length, vl in vl_of.items()]

@@ -1,4 +1,4 @@
-"""Capsules: what is written is read, and nothing else is."""
+"""Capsules: valid ones are read, and others are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def rewritten(path: Path, **changed: bytes | None) -> Path:
-    """The same archive with some members changed, added or (None) left out."""
+    """Change, add or (None) remove members of an archive."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     wanted = {**members, **changed}
@@ -48,20 +48,20 @@ def manifest_with(path: Path, **changed: Any) -> Path:
     return rewritten(path, **{"manifest.json": json.dumps(manifest | changed).encode()})
 
 
-def test_what_was_written_is_read(path: Path) -> None:
+def test_capsule_is_equal_after_write_and_read(path: Path) -> None:
     found = Capsule.read(path)
 
     assert found.members == MEMBERS
     assert {name: found.manifest[name] for name in MANIFEST} == MANIFEST
 
 
-def test_the_same_capsule_is_the_same_file(path: Path, tmp_path: Path) -> None:
+def test_equal_capsules_are_equal_files(path: Path, tmp_path: Path) -> None:
     Capsule(MANIFEST, MEMBERS).write(tmp_path / "again.zip")
 
     assert (tmp_path / "again.zip").read_bytes() == path.read_bytes()
 
 
-def test_members_are_unpacked_below_the_directory(path: Path, tmp_path: Path) -> None:
+def test_unpack_writes_members_below_the_directory(path: Path, tmp_path: Path) -> None:
     paths = Capsule.read(path).unpack(tmp_path / ".")
 
     assert {name: p.read_bytes() for name, p in paths.items()} == MEMBERS
@@ -84,7 +84,7 @@ def test_members_are_unpacked_below_the_directory(path: Path, tmp_path: Path) ->
         ({f"files/n{n}": b"" for n in range(20)}, "files"),
     ],
 )
-def test_archive_that_is_no_capsule_is_refused(
+def test_read_refuses_an_invalid_archive(
     changed: dict[str, bytes | None], words: str, path: Path
 ) -> None:
     with pytest.raises(UsageError, match="case") as caught:
@@ -107,16 +107,14 @@ def test_archive_that_is_no_capsule_is_refused(
         ({"host": {"cpu": "a\nb"}}, "host has unprintable text"),
     ],
 )
-def test_manifest_of_another_shape_is_refused(
-    changed: dict[str, Any], words: str, path: Path
-) -> None:
+def test_read_refuses_an_invalid_manifest(changed: dict[str, Any], words: str, path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         Capsule.read(manifest_with(path, **changed))
 
     assert words in caught.value.message
 
 
-def test_member_that_grows_beyond_all_bounds_is_refused(
+def test_read_refuses_a_member_that_is_too_large(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bomb = io.BytesIO()
@@ -132,7 +130,7 @@ def test_member_that_grows_beyond_all_bounds_is_refused(
         Capsule.read(path)
 
 
-def test_damage_of_any_kind_is_told_of_as_such(path: Path) -> None:
+def test_read_refuses_or_survives_any_damage(path: Path) -> None:
     whole = path.read_bytes()
     chance = random.Random(1)
     for _ in range(300):
@@ -145,10 +143,10 @@ def test_damage_of_any_kind_is_told_of_as_such(path: Path) -> None:
             found = Capsule.read(path)
         except UsageError:
             continue
-        assert found.members == MEMBERS  # damage to what nobody reads, as a date
+        assert found.members == MEMBERS  # damage to unused bytes, for example a date
 
 
 @pytest.mark.parametrize("missing", ["nowhere.zip", "."])
-def test_what_is_not_there_is_refused(missing: str, tmp_path: Path) -> None:
+def test_read_refuses_a_missing_file(missing: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         Capsule.read(tmp_path / missing)

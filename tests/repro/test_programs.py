@@ -19,7 +19,7 @@ HOLDERS = ("sve_hold", "sve_rdvl")
 
 @pytest.fixture(scope="module")
 def built(cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the programs are, just built."""
+    """The directory of newly built programs."""
     out, build = (tmp_path_factory.mktemp(name) for name in ("programs", "build"))
     command = [
         "make",
@@ -40,7 +40,7 @@ def watcher(built: Path) -> Iterator[Any]:
         yield ELFFile(file)
 
 
-def test_sve_is_used_by_the_holder_alone(watcher: Any) -> None:
+def test_only_the_holder_s_functions_use_sve(watcher: Any) -> None:
     symbols = {s.name: s for s in watcher.get_section_by_name(".symtab").iter_symbols()}
     holders = [
         range(symbols[name]["st_value"], symbols[name]["st_value"] + symbols[name]["st_size"])
@@ -53,10 +53,10 @@ def test_sve_is_used_by_the_holder_alone(watcher: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["sve-watcher", "code-patcher"])
-def test_program_needs_nothing_else(built: Path, name: str) -> None:
+def test_program_is_static(built: Path, name: str) -> None:
     with (built / name).open("rb") as file:
         segments = list(ELFFile(file).iter_segments())
 
     assert {"PT_INTERP", "PT_DYNAMIC"}.isdisjoint(s["p_type"] for s in segments)
-    # Linux 5.10 does not start a program whose writable segment is not in the file at all.
+    # Linux 5.10 cannot start a program whose writable segment has no bytes in the file.
     assert all(s["p_filesz"] for s in segments if s["p_type"] == "PT_LOAD")

@@ -1,4 +1,4 @@
-"""What is made of a CPU that goes on with instructions that another CPU has replaced."""
+"""Verdicts on CPUs that execute replaced instructions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Make = Callable[[str], Path]
 
 @pytest.fixture
 def patcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """A way to make a program that does what a shell script says, in code-patcher's place."""
+    """A function that makes a code-patcher of a shell script."""
     monkeypatch.setattr(stale_code, "cpus", lambda: frozenset({2, 4, 5}))
 
     def make(script: str) -> Path:
@@ -55,7 +55,7 @@ def work(program: Path, seed: int = 3) -> Evidence:
         ({"stale": 0, "caught": 0, "controls": 0}, ("INCONCLUSIVE", 3)),
     ],
 )
-def test_verdict_is_the_tallys(others: dict[str, int], expected: tuple[str, int]) -> None:
+def test_verdict_follows_from_the_counts(others: dict[str, int], expected: tuple[str, int]) -> None:
     finding = stale_code.judge(STALE.defaults(), found(**others))
 
     assert (finding.verdict, finding.code) == expected
@@ -67,7 +67,7 @@ def test_host_with_one_cpu_is_unsupported() -> None:
     assert (finding.verdict, finding.code) == ("UNSUPPORTED", 3)
 
 
-def test_program_gets_cpus_milliseconds_and_seed(patcher: Make, tmp_path: Path) -> None:
+def test_patcher_gets_cpus_milliseconds_and_seed(patcher: Make, tmp_path: Path) -> None:
     said = tmp_path / "said"
 
     evidence = work(patcher(f'echo "$@" > {said}; echo patched rounds=1 late=0'))
@@ -84,7 +84,7 @@ def test_program_gets_cpus_milliseconds_and_seed(patcher: Make, tmp_path: Path) 
         ("kill -9 $$", "code-patcher ended with -9"),
     ],
 )
-def test_trouble_is_no_verdict_on_the_machine(patcher: Make, script: str, trouble: str) -> None:
+def test_failure_of_the_patcher_is_inconclusive(patcher: Make, script: str, trouble: str) -> None:
     evidence = work(patcher(script))
 
     finding = stale_code.judge(STALE.defaults(), evidence)
@@ -92,7 +92,7 @@ def test_trouble_is_no_verdict_on_the_machine(patcher: Make, script: str, troubl
     assert list(stale_code.show(STALE.defaults(), evidence))
 
 
-def test_program_that_does_not_end_is_ended(patcher: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patcher_that_hangs_is_killed(patcher: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stale_code, "STARVED_S", -1.9)
 
     evidence = work(patcher("exec sleep 1000"))
@@ -101,7 +101,7 @@ def test_program_that_does_not_end_is_ended(patcher: Make, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("text", ["0", "601", "1.5", "-1", "x", ""])
-def test_seconds_are_checked(text: str) -> None:
+def test_seconds_out_of_range_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="`seconds`"):
         STALE.read({"seconds": text})
 

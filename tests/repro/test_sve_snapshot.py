@@ -1,4 +1,4 @@
-"""What a guest misses when a register is left out of its snapshot."""
+"""Snapshots without a register: what the guest loses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def verdict(evidence: Evidence) -> tuple[str, int]:
     return finding.verdict, finding.code
 
 
-def test_each_that_was_left_out_was_missed() -> None:
+def test_guest_that_lost_every_register_left_out_is_reproduced() -> None:
     lost = found(row("nothing"), row("ffr", 1), row("zcr_el1", vl=16, zcr=0), row("z", 32))
 
     assert verdict(lost) == ("REPRODUCED", 1)
@@ -39,26 +39,28 @@ def test_each_that_was_left_out_was_missed() -> None:
     [
         (0, 15, 32, ("NOT REPRODUCED", 0)),
         (1, 15, 32, ("REPRODUCED IN PART", 1)),
-        (0, 15, 0, ("INCONCLUSIVE", 3)),  # the guest would not have noticed anything
+        (0, 15, 0, ("INCONCLUSIVE", 3)),  # the guest detects nothing
     ],
 )
-def test_what_was_not_missed(ffr: int, zcr: int, z: int, expected: tuple[str, int]) -> None:
+def test_verdict_depends_on_which_registers_the_guest_lost(
+    ffr: int, zcr: int, z: int, expected: tuple[str, int]
+) -> None:
     rows = (row("nothing"), row("ffr", ffr), row("zcr_el1", zcr=zcr), row("z", z))
 
     assert verdict(found(*rows)) == expected
 
 
-def test_snapshot_that_loses_without_leaving_out_is_broken() -> None:
+def test_snapshot_that_loses_registers_without_cause_is_broken() -> None:
     assert verdict(found(row("nothing", 3), row("ffr", 1))) == ("SNAPSHOT BROKEN", 1)
 
 
-def test_trouble_is_no_verdict_on_snapshots() -> None:
+def test_error_is_inconclusive_or_unsupported() -> None:
     assert verdict({"trouble": "no KVM here", "rows": []}) == ("INCONCLUSIVE", 3)
     assert verdict({"trouble": "the host has no SVE", "rows": []}) == ("UNSUPPORTED", 3)
 
 
 @pytest.mark.kvm
-def test_guest_misses_what_was_left_out_and_nothing_else() -> None:
+def test_guest_loses_exactly_the_registers_left_out() -> None:
     wishes = SNAPSHOT.read({"leave_out": "ffr,zcr_el1,p", "guest_max_vl": "256"})
 
     evidence = worker.do(Case(reproduction="sve-snapshot", settings=wishes, files={}))

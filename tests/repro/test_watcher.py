@@ -1,4 +1,4 @@
-"""What the watcher's answers mean; programs that answer as it would stand for it."""
+"""The watcher's answers; shell scripts stand for the program."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Make = Callable[[str], Path]
 
 @pytest.fixture
 def program(tmp_path: Path) -> Make:
-    """A way to make a program that does what a shell script says."""
+    """A function that makes a watcher of a shell script."""
 
     def make(script: str) -> Path:
         path = tmp_path / "sve-watcher"
         path.write_text(f"#!/bin/sh\n{script}\n")
-        path.chmod(stat.S_IRUSR)  # it need not be executable where it lies
+        path.chmod(stat.S_IRUSR)  # it need not be executable
         return path
 
     return make
 
 
-def test_lengths_and_tallies_are_read(program: Make) -> None:
+def test_watcher_reads_lengths_and_tallies(program: Make) -> None:
     script = f'{READY}; read a b c; test "$a $b $c" = "hold 500 2" && echo {TALLY}; read x'
 
     with Watcher(program(script), 1, 1) as watcher:
@@ -44,7 +44,7 @@ def test_lengths_and_tallies_are_read(program: Make) -> None:
     assert (tally.holds, tally.vl_min, tally.ffr) == (2, 16, 1)
 
 
-def test_sums_keep_the_extremes_and_what_was_read_last() -> None:
+def test_sum_of_tallies_keeps_extremes_and_the_last_lengths() -> None:
     values = dict.fromkeys(Tally.record_fields, 1)
     first = Tally(**values | {"vl_min": 16, "vl_max": 32, "rdvl": 16, "loops_min": 5})
     second = Tally(**values | {"vl_min": 32, "vl_max": 64, "rdvl": 64, "loops_min": 9})
@@ -66,7 +66,7 @@ def test_sums_keep_the_extremes_and_what_was_read_last() -> None:
         (f"{READY}; exit 4", "watcher died: exit code 4", 0, False),
     ],
 )
-def test_ends_are_told_apart(
+def test_watcher_reports_why_the_program_ended(
     script: str, words: str, number: int, starved: bool, program: Make
 ) -> None:
     with pytest.raises(WatcherEnded, match=words) as caught, Watcher(program(script), 1, 1) as w:

@@ -1,4 +1,4 @@
-"""The worker, as a program: a case in, signs of life, evidence out."""
+"""The worker as a program: it reads a case, and writes signs of life and evidence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyvmm.repro.model import Case, Evidence
 
 @pytest.fixture
 def own_descriptors() -> Iterator[None]:
-    """The worker moves its standard output; and its signals are not the tests'."""
+    """Restore standard output and signal handlers, which the worker changes."""
     before = os.dup(1)
     handlers = {n: signal.getsignal(n) for n in (signal.SIGHUP, signal.SIGTERM, signal.SIGALRM)}
     yield
@@ -29,7 +29,7 @@ def own_descriptors() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("own_descriptors")
-def test_evidence_comes_after_signs_of_life(
+def test_worker_sends_signs_of_life_before_the_evidence(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slowly(case: Case) -> Evidence:

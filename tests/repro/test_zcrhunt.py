@@ -1,4 +1,4 @@
-"""The hunt on this machine's KVM, controls included."""
+"""The hunt on this machine's KVM, with controls."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ pytestmark = [pytest.mark.kvm, pytest.mark.timeout(300)]
 
 @pytest.fixture(autouse=True)
 def same_cpus_afterwards() -> Any:
-    """A hunt stays away from the CPU it watches; the next test need not."""
+    """Restore the CPU affinity, which a hunt changes."""
     before = os.sched_getaffinity(0)
     yield
     os.sched_setaffinity(0, before)
 
 
 def hunt(**changed: Any) -> tuple[Finding, Evidence]:
-    """A short one."""
+    """Run a short hunt."""
     wishes = settings(zcr=[0, 2, 15], **changed)
     found = worker.do(Case(reproduction="zcr-el12", settings=wishes, files={}))
     return judge(wishes, found), found
 
 
-def test_correct_host_is_not_reproduced_and_every_control_is_caught() -> None:
+def test_hunt_on_a_correct_host_is_not_reproduced_and_catches_every_control() -> None:
     finding, found = hunt()
 
     assert (finding.verdict, finding.code) == ("NOT REPRODUCED", 0), finding
@@ -52,7 +52,7 @@ def test_correct_host_is_not_reproduced_and_every_control_is_caught() -> None:
     ]
 
 
-def test_guest_had_its_lengths_and_the_cpu_meanwhile() -> None:
+def test_guest_had_its_lengths_and_cpu_time_during_the_hunt() -> None:
     _, found = hunt(control=["flip"], guest_max_vl=256)
 
     sweep = [row for row in found["rows"] if row["phase"] == "sweep"]
@@ -76,7 +76,7 @@ def test_cpu_that_is_not_online_is_inconclusive() -> None:
     assert "CPU 4000 is not online" in finding.why[0]
 
 
-def test_watcher_that_is_killed_meanwhile_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hunt_reports_a_killed_watcher(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Watcher] = []
 
     class Doomed(Watcher):
@@ -99,7 +99,7 @@ def test_watcher_that_is_killed_meanwhile_is_told_of(monkeypatch: pytest.MonkeyP
     assert "SIGKILL" in finding.why[0]
 
 
-def test_guest_whose_process_is_killed_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hunt_reports_a_killed_guest_process(monkeypatch: pytest.MonkeyPatch) -> None:
     class Doomed(GuestProcess):
         def ask(self, letter: str) -> tuple[str, int]:
             if letter == "C":  # LEN becomes 2
@@ -116,7 +116,7 @@ def test_guest_whose_process_is_killed_is_told_of(monkeypatch: pytest.MonkeyPatc
     assert [row["len"] for row in found["rows"]] == [None, 15, 0]
 
 
-def test_guest_that_cannot_be_made_is_inconclusive(tmp_path: Path) -> None:
+def test_hunt_with_a_missing_guest_is_inconclusive(tmp_path: Path) -> None:
     (tmp_path / "guest").write_bytes(b"\x7fELF and nothing more")
     wishes = settings()
 
@@ -127,7 +127,7 @@ def test_guest_that_cannot_be_made_is_inconclusive(tmp_path: Path) -> None:
     assert "guest" in judge(wishes, found).why[0]
 
 
-def test_nothing_is_left_running() -> None:
+def test_hunt_leaves_no_process() -> None:
     hunt(control=["flip"])
 
     deadline = time.monotonic() + 120
@@ -146,7 +146,7 @@ def command_lines() -> list[str]:
     return lines
 
 
-def test_host_of_the_tests_runs_in_vhe() -> None:
+def test_test_host_runs_in_vhe() -> None:
     assert observe.runs_in_vhe() is True
 
 
@@ -161,7 +161,7 @@ def test_host_of_the_tests_runs_in_vhe() -> None:
         ("13: 1 2 GICv3 27 Level arch_timer\n", None),
     ],
 )
-def test_vhe_is_told_by_whose_the_physical_timer_is(
+def test_vhe_is_detected_by_the_physical_timer(
     text: str, expected: bool | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "interrupts").write_text(text)

@@ -1,4 +1,4 @@
-"""Guest memory for tests of the snapshot file, and files made of it."""
+"""Guest memory for tests of snapshot files."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ FILLERS = {"eager": fill, "lazy": map_into}
 
 @functools.cache
 def noise(length: int, seed: int = 1) -> bytes:
-    """Bytes without a page of zeros, the same for each seed."""
+    """Return random bytes without a zero page; the seed determines them."""
     return random.Random(seed).randbytes(length)
 
 
 def write_scene(memory: GuestMemory) -> None:
-    """Pages alone, a run across two blocks' edges with a whole block in it, a last page."""
+    """Write single pages, a run with a whole block in it, and the last page."""
     memory.write(BASE + 3 * PAGE, noise(PAGE, 1))
     memory.write(BASE + BLOCK - 2 * PAGE, noise(BLOCK + 5 * PAGE, 2))
     memory.write(BASE + SIZE - 1, b"!")
@@ -45,13 +45,13 @@ def save(
 
 
 def restored(path: Path, how: str = "eager") -> bytes:
-    """All of the memory in a snapshot."""
+    """Return all memory of a snapshot."""
     with SnapshotFile.open(path) as snapshot, GuestMemory(BASE, SIZE) as memory:
         FILLERS[how](snapshot, [memory])
         return memory.read(BASE, SIZE)
 
 
 def save_machine(path: Path, state: State, memory: GuestMemory | None = None) -> str:
-    """A snapshot of a machine whose memory, without any given, is zero."""
+    """Write a snapshot of a machine; without ``memory`` its memory is zero."""
     parts = [] if memory is None else [Part(memory)]
     return write_snapshot(path, state.document(), parts)

@@ -1,4 +1,4 @@
-"""The self-checking guest of the tests of save and restore, and its way into a file and out."""
+"""The self-checking guest of the tests of save and restore."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PARAMS = "patience=2"  # seconds without a timer interrupt
 
 
 class Guest:
-    """A machine with the guest, and what it has printed."""
+    """A machine with the guest, and the guest's output."""
 
     def __init__(self, make: Callable[[Callable[[bytes], None]], Machine]) -> None:
         self.text = ""
@@ -37,7 +37,7 @@ class Guest:
         self.machine.close()
 
     def wait_for(self, words: str) -> None:
-        """Wait until the guest has printed something."""
+        """Wait until the guest has printed these words."""
         deadline = time.monotonic() + TIMEOUT_S
         while not re.search(words, self.text):
             assert time.monotonic() < deadline, self.text
@@ -49,29 +49,29 @@ class Guest:
             assert self.machine.send(key.encode())
 
     def rounds(self) -> dict[int, int]:
-        """How many rounds each vCPU has behind it."""
+        """Return the number of rounds that each vCPU has completed."""
         self.text = ""
         self.type("s")
         self.wait_for("failures=[0-9]+\n")
         found = re.findall(r"vCPU ([0-9]+): on rounds=([0-9]+)", self.text)
         return {int(number): int(rounds) for number, rounds in found}
 
-    def go_on(self, more: int = 3) -> None:
-        """Let every vCPU that is on go through some rounds more."""
+    def run_rounds(self, more: int = 3) -> None:
+        """Let every vCPU that is on complete some more rounds."""
         before = self.rounds()
         deadline = time.monotonic() + TIMEOUT_S
         while any(now < before.get(n, 0) + more for n, now in self.rounds().items()):
             assert time.monotonic() < deadline, self.text
 
     def finish(self) -> int:
-        """Have it end; its exit code: 1 where anything has failed."""
+        """End the guest, and return its exit code: 1 after any failure."""
         self.type("q")
         assert select.select([self.machine.ended_fd], [], [], TIMEOUT_S)[0], self.text
         return self.machine.result()
 
 
 def boot(vls: frozenset[int] | None = None, params: str = "", **options: Any) -> Guest:
-    """The guest with three vCPUs, the last of them off, at work."""
+    """Boot the guest with three vCPUs, the last of them off, and wait until it works."""
     shape: dict[str, Any] = {"vcpus": 3, "memory": 16 * MIB, "console": "serial"} | options
     config = Config(
         image=GUESTS / "sve-snapshot", sve=SveRequest(vls=vls), params=f"{PARAMS} {params}", **shape
@@ -82,10 +82,10 @@ def boot(vls: frozenset[int] | None = None, params: str = "", **options: Any) ->
     return guest
 
 
-def again(
+def restored(
     path: Path, change: Callable[[Restorer], None] = lambda restorer: None, **how: Any
 ) -> Guest:
-    """The guest out of a file, not yet going on; ``change`` may spoil what is restored."""
+    """Restore the guest from a file without a start; ``change`` may damage the restore."""
 
     def make(output: Callable[[bytes], None]) -> Machine:
         restorer = Restorer(path, **how)

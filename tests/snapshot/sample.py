@@ -27,7 +27,7 @@ ZCR = regs.sysreg(3, 0, 1, 2, 0)
 
 
 def vcpu(number: int = 0) -> VcpuState:
-    """A vCPU with a pattern in its registers."""
+    """Return a vCPU with patterns in its registers."""
     return VcpuState(
         id=number,
         features=FEATURES | {VcpuFeature.POWER_OFF} if number else FEATURES,
@@ -55,7 +55,7 @@ def vcpu(number: int = 0) -> VcpuState:
 
 
 def state(vcpus: int = 2, memory: int = 16 * MIB) -> State:
-    """A machine of that many vCPUs with that much memory."""
+    """Return the state of a machine with that many vCPUs and that much memory."""
     config = Config(image=Path("/images/guest.elf"), vcpus=vcpus, memory=memory, name="sample")
     return State(
         taken=Taken(
@@ -94,7 +94,7 @@ def state(vcpus: int = 2, memory: int = 16 * MIB) -> State:
 
 
 def configs() -> list[Config]:
-    """Configs in which every field is something else than it is by default somewhere."""
+    """Return Configs; in one of them each field differs from its default."""
     return [
         Config(image=Path("/a")),
         Config(

@@ -1,4 +1,4 @@
-"""Forks processes that save to one file until they are killed: python -m tests.snapshot.saver FILE.
+"""Fork processes that save to one file until they are killed: python -m tests.snapshot.saver FILE.
 
 For each line on stdin one process: its number is printed at once, and "dead" when it has ended.
 """

@@ -1,4 +1,4 @@
-"""Incremental snapshots: what comes of a chain of files, and of one that is broken."""
+"""Incremental snapshots: chains of files, complete and broken."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def memory() -> Iterator[GuestMemory]:
 
 
 def change(memory: GuestMemory) -> None:
-    """Write where DIRTY says: two pages of something, three of zeros."""
+    """Write the pages in DIRTY: two with data, three with zeros."""
     memory.write(BASE, noise(PAGE, 7))
     memory.write(BASE + BLOCK, noise(PAGE, 8) + bytes(3 * PAGE))
 
 
 @pytest.fixture
 def child(tmp_path: Path, memory: GuestMemory) -> Path:
-    """A snapshot with a parent; ``memory`` is as it was saved last."""
+    """A snapshot with a parent, of the current ``memory``."""
     save(tmp_path / "parent.snap", memory)
     change(memory)
     with SnapshotFile.open(tmp_path / "parent.snap") as parent:
@@ -40,11 +40,13 @@ def child(tmp_path: Path, memory: GuestMemory) -> Path:
 
 
 @pytest.mark.parametrize("how", FILLERS)
-def test_chain_comes_back_as_one(child: Path, memory: GuestMemory, how: str) -> None:
+def test_chain_restores_the_memory_of_parent_and_child(
+    child: Path, memory: GuestMemory, how: str
+) -> None:
     assert restored(child, how) == memory.read(BASE, SIZE)
 
 
-def test_chain_of_three_comes_back_as_one(child: Path, memory: GuestMemory) -> None:
+def test_chain_of_three_restores_the_newest_memory(child: Path, memory: GuestMemory) -> None:
     memory.write(BASE + BLOCK + PAGE, noise(PAGE, 9))
     grandchild = child.with_name("grandchild.snap")
     with SnapshotFile.open(child) as parent:
@@ -58,11 +60,11 @@ def test_chain_of_three_comes_back_as_one(child: Path, memory: GuestMemory) -> N
     assert restored(grandchild, "lazy") == memory.read(BASE, SIZE)
 
 
-def test_child_holds_only_what_was_dirty(child: Path) -> None:
+def test_child_stores_only_dirty_pages(child: Path) -> None:
     assert child.stat().st_size == 5 * PAGE  # header, state, index, two pages
 
 
-def test_page_that_became_zero_is_zero(child: Path) -> None:
+def test_child_marks_a_page_that_became_zero(child: Path) -> None:
     with SnapshotFile.open(child) as snapshot:
         assert snapshot.read(BASE + BLOCK + PAGE, 3 * PAGE) == bytes(3 * PAGE)
         assert (BASE + BLOCK + PAGE, BASE + BLOCK + 4 * PAGE) in [
@@ -70,7 +72,9 @@ def test_page_that_became_zero_is_zero(child: Path) -> None:
         ]
 
 
-def test_chain_is_moved_together(child: Path, memory: GuestMemory, tmp_path: Path) -> None:
+def test_chain_restores_after_all_files_were_moved(
+    child: Path, memory: GuestMemory, tmp_path: Path
+) -> None:
     (tmp_path / "elsewhere").mkdir()
     for name in ("parent.snap", "child.snap"):
         (tmp_path / name).rename(tmp_path / "elsewhere" / name)
@@ -78,7 +82,7 @@ def test_chain_is_moved_together(child: Path, memory: GuestMemory, tmp_path: Pat
     assert restored(tmp_path / "elsewhere/child.snap") == memory.read(BASE, SIZE)
 
 
-def test_parent_elsewhere_is_found_through_a_link(
+def test_child_finds_its_parent_when_opened_by_a_link(
     tmp_path: Path, child: Path, memory: GuestMemory
 ) -> None:
     (tmp_path / "links").mkdir()
@@ -87,14 +91,14 @@ def test_parent_elsewhere_is_found_through_a_link(
     assert restored(tmp_path / "links/child.snap") == memory.read(BASE, SIZE)
 
 
-def test_missing_parent_is_told(child: Path) -> None:
+def test_open_reports_a_missing_parent(child: Path) -> None:
     child.with_name("parent.snap").unlink()
 
     with pytest.raises(UsageError, match=r"child\.snap: its parent: .*parent\.snap: cannot be"):
         SnapshotFile.open(child)
 
 
-def test_changed_parent_is_told(child: Path, memory: GuestMemory) -> None:
+def test_open_reports_a_changed_parent(child: Path, memory: GuestMemory) -> None:
     save(child.with_name("parent.snap"), memory)
 
     with pytest.raises(UsageError, match=r"its parent .*parent\.snap has changed: it is snapshot"):
@@ -102,7 +106,7 @@ def test_changed_parent_is_told(child: Path, memory: GuestMemory) -> None:
 
 
 @pytest.mark.parametrize("name", ["parent.snap", "child.snap", "link.snap"])
-def test_child_does_not_take_the_place_of_what_it_needs(
+def test_save_refuses_to_replace_its_own_parent(
     child: Path, memory: GuestMemory, name: str
 ) -> None:
     child.with_name("link.snap").symlink_to(child)
@@ -116,7 +120,7 @@ def test_child_does_not_take_the_place_of_what_it_needs(
     assert restored(child) == memory.read(BASE, SIZE)
 
 
-def test_damage_in_the_parent_s_memory_is_found(child: Path) -> None:
+def test_restore_reports_damaged_memory_of_the_parent(child: Path) -> None:
     parent = child.with_name("parent.snap")
     data = bytearray(parent.read_bytes())
     data[-1] ^= 1

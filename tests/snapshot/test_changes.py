@@ -1,4 +1,4 @@
-"""Incremental snapshots of machines: what has changed is in them, and nothing but that."""
+"""Incremental snapshots of machines: they store changed pages and no others."""
 
 from __future__ import annotations
 
@@ -22,31 +22,29 @@ from tests.snapshot.test_machine import contents, find_pages
 
 pytestmark = pytest.mark.kvm
 
-FREE = 8 * MIB  # an offset in RAM where the guest has nothing
+FREE = 8 * MIB  # an offset in RAM that the guest does not use
 
 
 @pytest.fixture(params=["noted by KVM", "compared"])
 def guest(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[machines.Guest]:
-    """A guest that goes on after it was saved."""
+    """A guest that runs after it was saved."""
     with machines.boot() as guest:
         base = guest.machine.memory.base
         guest.machine.memory.write(base + FREE + 0x5000, b"will be zero")
-        guest.go_on(1)
+        guest.run_rounds(1)
         save(guest.machine, tmp_path / "base.snap", track=request.param == "noted by KVM")
-        guest.go_on(2)
+        guest.run_rounds(2)
         yield guest
 
 
-def test_an_incremental_snapshot_is_what_a_full_one_is(
-    guest: machines.Guest, tmp_path: Path
-) -> None:
+def test_incremental_snapshot_equals_a_full_one(guest: machines.Guest, tmp_path: Path) -> None:
     vm, base = guest.machine, guest.machine.memory.base
     vm.memory.write(base + FREE, b"by pyvmm, not by the guest")
     vm.memory.zero(base + FREE + 0x5000, 0x1000)
     with vm.paused():
         save(vm, tmp_path / "more.snap", parent=tmp_path / "base.snap")
         save(vm, tmp_path / "full.snap")
-    guest.go_on(1)
+    guest.run_rounds(1)
     with vm.paused():
         save(vm, tmp_path / "third.snap", parent=tmp_path / "more.snap")
         save(vm, tmp_path / "full3.snap")
@@ -63,20 +61,20 @@ def test_an_incremental_snapshot_is_what_a_full_one_is(
             assert part.header.memory.length < whole.header.memory.length
 
 
-def test_a_chain_goes_on_as_one(guest: machines.Guest, tmp_path: Path) -> None:
+def test_guest_runs_after_restore_of_a_chain(guest: machines.Guest, tmp_path: Path) -> None:
     save(guest.machine, tmp_path / "more.snap", parent=tmp_path / "base.snap")
 
-    with machines.again(tmp_path / "more.snap") as other:
+    with machines.restored(tmp_path / "more.snap") as other:
         other.machine.start()
-        other.go_on(2)
+        other.run_rounds(2)
         save(other.machine, tmp_path / "third.snap", parent=tmp_path / "more.snap")
-    with machines.again(tmp_path / "third.snap") as other:
+    with machines.restored(tmp_path / "third.snap") as other:
         other.machine.start()
-        other.go_on(2)
+        other.run_rounds(2)
         assert other.finish() == 0, other.text
 
 
-def test_guest_notices_a_dirty_page_that_is_lost(
+def test_guest_detects_a_lost_dirty_page(
     guest: machines.Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ram = guest.machine.memory
@@ -93,12 +91,12 @@ def test_guest_notices_a_dirty_page_that_is_lost(
     monkeypatch.setattr(saving, "changed", lose)
     save(guest.machine, tmp_path / "more.snap", parent=tmp_path / "base.snap")
 
-    with machines.again(tmp_path / "more.snap") as other:
+    with machines.restored(tmp_path / "more.snap") as other:
         other.machine.start()
         other.wait_for(r"page [0-9]+ has [0-9]+, not [0-9]+")
 
 
-def test_a_stranger_is_no_parent(guest: machines.Guest, tmp_path: Path) -> None:
+def test_save_refuses_a_parent_of_another_machine(guest: machines.Guest, tmp_path: Path) -> None:
     with (
         machines.boot(memory=32 * MIB) as other,
         pytest.raises(UsageError, match=r"base.snap: this snapshot's machine has other memory"),

@@ -1,4 +1,4 @@
-"""Whether a host can go on with a snapshot: each row, by what the host is."""
+"""The check whether a host can restore a snapshot, row by row."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def rows(state: State, **other: Any) -> dict[str, Row]:
     return {row.name: row for row in machine_rows(state, limits)}
 
 
-def test_a_host_like_the_one_it_was_taken_on_is_ok_in_every_row() -> None:
+def test_check_is_ok_in_every_row_on_an_equal_host() -> None:
     found = rows(sample.state())
 
     assert {row.compatibility for row in found.values()} == {Compatibility.OK}
@@ -64,7 +64,7 @@ def test_a_host_like_the_one_it_was_taken_on_is_ok_in_every_row() -> None:
         ({"counter_hz": 125_000_000}, "timer frequency", Compatibility.REFUSED, "2 times as fast"),
     ],
 )
-def test_what_a_host_cannot_give_is_told_in_its_row(
+def test_check_reports_each_limit_of_a_host_in_its_row(
     other: dict[str, Any], name: str, compatibility: Compatibility, words: str
 ) -> None:
     found = rows(sample.state(), **other)
@@ -75,7 +75,7 @@ def test_what_a_host_cannot_give_is_told_in_its_row(
     assert others == {Compatibility.OK}
 
 
-def test_a_set_with_a_hole_is_impossible_where_the_host_has_the_length() -> None:
+def test_check_refuses_a_set_with_a_hole_if_the_host_has_that_length() -> None:
     holed = frozenset({128, 256, 512})
     vcpus = tuple(v.replace(vls=holed) for v in sample.state().vcpus)
     state = sample.state().replace(vcpus=vcpus)
@@ -100,12 +100,12 @@ def test_a_set_with_a_hole_is_impossible_where_the_host_has_the_length() -> None
         (Loss(0, regs.PC, "reads back as 0", found=0), 1, Compatibility.REFUSED),
         (Loss(0, ISAR0, "refused", found=0x20), 0x10, Compatibility.HARMLESS),
         (Loss(0, ISAR0, "refused", found=0x10), 0x20, Compatibility.REFUSED),
-        # FP and AdvSIMD are signed: 15 is not there at all, 0 is.
+        # FP and AdvSIMD are signed: 15 means that the CPU lacks them, 0 that it has them.
         (Loss(0, PFR0, "refused", found=0x0000_0000), 0xFF_0000, Compatibility.HARMLESS),
         (Loss(0, PFR0, "refused", found=0xFF_0000), 0x0000_0000, Compatibility.REFUSED),
     ],
 )
-def test_a_register_that_is_lost_matters_or_does_not(
+def test_check_decides_whether_a_lost_register_matters(
     loss: Loss, saved: int, compatibility: Compatibility
 ) -> None:
     assert register_row(loss, {loss.reg_id: saved}).compatibility is compatibility
@@ -117,11 +117,11 @@ def test_a_register_that_is_lost_matters_or_does_not(
         ({MMFR3: 0}, Compatibility.HARMLESS),
         ({MMFR3: 1 << 16}, Compatibility.HARMLESS),  # another feature
         ({MMFR3: 1 << 8}, Compatibility.REFUSED),  # S1PIE: the guest may use it
-        ({}, Compatibility.REFUSED),  # nothing says that it does not
+        ({}, Compatibility.REFUSED),  # MMFR3 is unknown
     ],
 )
 @pytest.mark.parametrize("name", ["PIR_EL1", "PIRE0_EL1"])
-def test_register_of_a_feature_that_the_cpu_has_not_does_not_matter(
+def test_check_ignores_a_register_of_a_feature_that_the_cpu_lacks(
     name: str, mmfr3: dict[int, int], compatibility: Compatibility
 ) -> None:
     reg_id = regs.lookup(name, sysregs.ENCODINGS)
@@ -130,7 +130,7 @@ def test_register_of_a_feature_that_the_cpu_has_not_does_not_matter(
     assert register_row(loss, {reg_id: 0x1DE7EC7EDBADC0DE, **mmfr3}).compatibility is compatibility
 
 
-def test_registers_on_another_host_are_told_from_what_it_said() -> None:
+def test_check_predicts_lost_registers_from_host_limits() -> None:
     state = sample.state()
     registers = {k: v for k, v in state.vcpus[0].registers.items() if k != sample.ZCR}
 
@@ -150,7 +150,7 @@ DOCTOR: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_an_offer_is_what_doctor_printed(tmp_path: Path) -> None:
+def test_host_limits_are_read_from_the_json_of_doctor(tmp_path: Path) -> None:
     (tmp_path / "host.json").write_text(json.dumps(DOCTOR))
 
     limits = read_limits_file(tmp_path / "host.json")
@@ -162,7 +162,7 @@ def test_an_offer_is_what_doctor_printed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"kvm": 1}', json.dumps({**DOCTOR, "registers": {"X": "0x0"}})]
 )
-def test_what_is_no_offer_is_refused(tmp_path: Path, text: str) -> None:
+def test_host_limits_file_with_other_content_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "host.json").write_text(text)
 
     with pytest.raises(UsageError, match="not the JSON that `pyvmm doctor` prints"):

@@ -1,4 +1,4 @@
-"""What is different between two snapshots is found, and named."""
+"""The differences between two snapshots."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def only(found: Comparison) -> Change:
     return change
 
 
-def test_equal_snapshots_are_equal(tmp_path: Path) -> None:
+def test_compare_finds_nothing_in_equal_snapshots(tmp_path: Path) -> None:
     found = compared(tmp_path, sample.state(), sample.state())
 
     assert found == Comparison((), ())
     assert not found.differ
 
 
-def test_register_with_fields_is_told_by_them(tmp_path: Path) -> None:
+def test_compare_reports_the_fields_of_a_register(tmp_path: Path) -> None:
     a, b = (registers(sample.state(), ESR_EL1=value) for value in (0x5600_0007, 0x9600_0007))
 
     change = only(compared(tmp_path, a, b))
@@ -70,7 +70,7 @@ def test_register_with_fields_is_told_by_them(tmp_path: Path) -> None:
     assert ("EC", "SVC64", "DABT_CUR") in change.details
 
 
-def test_vector_is_told_by_its_lanes(tmp_path: Path) -> None:
+def test_compare_reports_the_lanes_of_a_vector(tmp_path: Path) -> None:
     old = sample.state().vcpus[0].registers[regs.Z(7)]
 
     change = only(compared(tmp_path, sample.state(), registers(sample.state(), Z7=old ^ 1 << 200)))
@@ -79,7 +79,7 @@ def test_vector_is_told_by_its_lanes(tmp_path: Path) -> None:
     assert [detail.name for detail in change.details] == ["d[3]"]
 
 
-def test_predicate_is_told_by_its_byte_lanes(tmp_path: Path) -> None:
+def test_compare_reports_the_byte_lanes_of_a_predicate(tmp_path: Path) -> None:
     old = sample.state().vcpus[0].registers[regs.P(4)]
 
     change = only(compared(tmp_path, sample.state(), registers(sample.state(), P4=old ^ 0x8002)))
@@ -88,7 +88,7 @@ def test_predicate_is_told_by_its_byte_lanes(tmp_path: Path) -> None:
     assert [detail.name for detail in change.details] == ["b[1]", "b[15]"]
 
 
-def test_register_that_one_side_lacks_is_told(tmp_path: Path) -> None:
+def test_compare_reports_a_register_that_one_side_lacks(tmp_path: Path) -> None:
     change = only(compared(tmp_path, sample.state(), registers(sample.state(), ESR_EL1=0)))
 
     assert (change.name, change.a, change.b) == ("ESR_EL1", None, "0x0000000000000000")
@@ -105,7 +105,7 @@ def test_register_that_one_side_lacks_is_told(tmp_path: Path) -> None:
         ("X3", 3, False),
     ],
 )
-def test_counters_and_what_kvm_gives_anew_are_expected(
+def test_compare_expects_counters_and_recomputed_bits_to_differ(
     tmp_path: Path, name: str, value: int, expected: bool
 ) -> None:
     found = compared(tmp_path, sample.state(), registers(sample.state(), **{name: value}))
@@ -160,7 +160,7 @@ MACHINES: list[tuple[str, Callable[[State], State], str, str]] = [
 @pytest.mark.parametrize(
     ("change", "where", "name"), [row[1:] for row in MACHINES], ids=[row[0] for row in MACHINES]
 )
-def test_everything_else_is_told(
+def test_compare_reports_every_other_part(
     tmp_path: Path, change: Callable[[State], State], where: str, name: str
 ) -> None:
     found = compared(tmp_path, sample.state(), change(sample.state()))
@@ -169,7 +169,7 @@ def test_everything_else_is_told(
     assert found.differ
 
 
-def test_time_and_name_are_expected(tmp_path: Path) -> None:
+def test_compare_expects_time_and_name_to_differ(tmp_path: Path) -> None:
     state = sample.state()
     later = state.replace(
         taken=state.taken.replace(time="2026-11-27T00:00:00Z"),
@@ -188,7 +188,7 @@ def saved(path: Path, memory: GuestMemory) -> SnapshotFile:
     return SnapshotFile.open(path)
 
 
-def test_pages_that_changed_are_ranges(tmp_path: Path, memory: GuestMemory) -> None:
+def test_compare_reports_changed_pages_as_ranges(tmp_path: Path, memory: GuestMemory) -> None:
     save_machine(tmp_path / "a", sample.state(), memory)
     memory.write(RAM_BASE + 2 * BLOCK + 5, b"?" * PAGE)  # two pages
     memory.write(RAM_BASE + 16 * MIB - 1, b"?")  # one that was zero
@@ -206,7 +206,7 @@ def test_pages_that_changed_are_ranges(tmp_path: Path, memory: GuestMemory) -> N
     assert found.differ
 
 
-def test_equal_blocks_are_not_read(
+def test_compare_does_not_read_equal_blocks(
     tmp_path: Path, memory: GuestMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_machine(tmp_path / "a", sample.state(), memory)
@@ -226,7 +226,7 @@ def test_equal_blocks_are_not_read(
         assert len(read) < len(left.file.blocks) + len(right.file.blocks) - 1
 
 
-def test_child_is_compared_with_its_parent_by_what_it_holds(
+def test_compare_of_parent_and_child_reports_the_changed_page(
     tmp_path: Path, memory: GuestMemory
 ) -> None:
     save_machine(tmp_path / "a", sample.state(), memory)
@@ -241,7 +241,7 @@ def test_child_is_compared_with_its_parent_by_what_it_holds(
         assert compare(left, right).memory == (MemoryChange(*dirty[0]),)
 
 
-def test_stolen_time_is_expected(tmp_path: Path) -> None:
+def test_compare_expects_stolen_time_to_differ(tmp_path: Path) -> None:
     with GuestMemory(PVTIME.base, PVTIME.size) as memory:
         save_machine(tmp_path / "a", sample.state(), memory)
         memory.write(PVTIME.base + 8, b"\1")

@@ -1,4 +1,4 @@
-"""Whatever happens to a save or to a file, a snapshot is whole, or told of as damaged."""
+"""Interrupted saves and damaged files: a snapshot is complete, or reported as damaged."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def debris(path: Path) -> list[Path]:
 
 
 def seed_of_whole(path: Path) -> int:
-    """Whose file it is, from beginning to end."""
+    """Return the seed of the save that wrote the whole file."""
     with SnapshotFile.open(path) as snapshot:
         assert snapshot.verify()
         seed = int(snapshot.document["seed"])
@@ -52,7 +52,7 @@ def seed_of_whole(path: Path) -> int:
 
 
 def is_refused(path: Path) -> bool:
-    """Whether a file is no snapshot; one that lacks nothing but its name is one, and whole."""
+    """Return whether a temporary file is refused; a complete one is a valid snapshot."""
     try:
         snapshot = SnapshotFile.open(path)
     except UsageError:
@@ -62,7 +62,7 @@ def is_refused(path: Path) -> bool:
     return False
 
 
-def test_killed_saves_leave_whole_files(path: Path, memory: GuestMemory) -> None:
+def test_killed_save_leaves_the_old_file_or_a_complete_one(path: Path, memory: GuestMemory) -> None:
     memory.write(BASE, noise(saver.LENGTH, 0))
     began = time.perf_counter()
     write_snapshot(path, {"seed": 0}, [Part(memory)])
@@ -87,12 +87,12 @@ def test_killed_saves_leave_whole_files(path: Path, memory: GuestMemory) -> None
         forker.stdin.close()
     assert saver.SEED in seeds
     assert broken
-    assert left_most == 1  # what one leaves, the next takes away
+    assert left_most == 1  # each save removes what the one before left
     write_snapshot(path, {"seed": 0}, [Part(memory)])
     assert not debris(path)
 
 
-def test_disk_that_is_full_is_told_and_the_old_file_stays(path: Path, memory: GuestMemory) -> None:
+def test_save_to_a_full_disk_fails_and_leaves_the_old_file(path: Path, memory: GuestMemory) -> None:
     save(path, memory)
     before = path.read_bytes()
     write_scene(memory)
@@ -109,10 +109,10 @@ def test_disk_that_is_full_is_told_and_the_old_file_stays(path: Path, memory: Gu
     assert not debris(path)
 
 
-def test_disk_that_fills_up_at_any_write_is_told(
+def test_save_fails_if_any_write_fails(
     path: Path, memory: GuestMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last of a full disk's writes can be any of them: memory, index, first page, fsync."""
+    """Any write can fail on a full disk: memory, index, first page, fsync."""
     save(path, memory)
     before = path.read_bytes()
     write_scene(memory)
@@ -135,8 +135,8 @@ def test_disk_that_fills_up_at_any_write_is_told(
         assert not debris(path)
 
 
-def test_any_byte_that_is_changed_is_found(path: Path, memory: GuestMemory) -> None:
-    """At places of which a third is in what comes before memory."""
+def test_open_or_verify_detects_any_changed_byte(path: Path, memory: GuestMemory) -> None:
+    """A third of the changes are before memory."""
     write_scene(memory)
     save(path, memory)
     data, dice = bytearray(path.read_bytes()), random.Random(7)
@@ -161,7 +161,7 @@ def test_any_byte_that_is_changed_is_found(path: Path, memory: GuestMemory) -> N
 
 
 @pytest.mark.parametrize("check", [SnapshotFile.verify, None])
-def test_change_in_memory_is_found_before_anything_runs(
+def test_restore_detects_changed_memory(
     path: Path, memory: GuestMemory, check: Callable[[SnapshotFile], bool] | None
 ) -> None:
     write_scene(memory)
@@ -178,7 +178,9 @@ def test_change_in_memory_is_found_before_anything_runs(
             restored(path)
 
 
-def test_change_between_the_parts_of_memory_is_found(path: Path, memory: GuestMemory) -> None:
+def test_restore_detects_a_change_between_small_and_large_pieces(
+    path: Path, memory: GuestMemory
+) -> None:
     write_scene(memory)
     save(path, memory)
     with SnapshotFile.open(path) as snapshot:
@@ -192,7 +194,7 @@ def test_change_between_the_parts_of_memory_is_found(path: Path, memory: GuestMe
         restored(path)
 
 
-def test_file_that_was_cut_is_refused(path: Path, memory: GuestMemory) -> None:
+def test_open_refuses_a_truncated_file(path: Path, memory: GuestMemory) -> None:
     write_scene(memory)
     save(path, memory)
     data, dice = path.read_bytes(), random.Random(9)
@@ -205,7 +207,7 @@ def test_file_that_was_cut_is_refused(path: Path, memory: GuestMemory) -> None:
         path.write_bytes(data)
 
 
-def test_file_that_has_grown_is_refused(path: Path, memory: GuestMemory) -> None:
+def test_open_refuses_a_file_with_data_at_its_end(path: Path, memory: GuestMemory) -> None:
     save(path, memory)
     with path.open("ab") as file:
         file.write(bytes(PAGE))
@@ -215,7 +217,7 @@ def test_file_that_has_grown_is_refused(path: Path, memory: GuestMemory) -> None
 
 
 @pytest.mark.parametrize("how", ["eager", "lazy"])
-def test_eight_read_one_file_at_once(path: Path, memory: GuestMemory, how: str) -> None:
+def test_eight_threads_restore_one_file_at_once(path: Path, memory: GuestMemory, how: str) -> None:
     write_scene(memory)
     save(path, memory)
     same: list[bool] = []
@@ -233,7 +235,7 @@ def test_eight_read_one_file_at_once(path: Path, memory: GuestMemory, how: str) 
     assert same == [True] * 8
 
 
-def test_two_saves_to_one_name_leave_one_whole_file(path: Path) -> None:
+def test_two_saves_to_one_name_leave_one_complete_file(path: Path) -> None:
     def save_often(seed: int) -> None:
         with GuestMemory(BASE, SIZE) as memory:
             memory.write(BASE, noise(saver.LENGTH, seed))
@@ -251,12 +253,14 @@ def test_two_saves_to_one_name_leave_one_whole_file(path: Path) -> None:
     assert not debris(path)
 
 
-def test_save_in_progress_is_not_taken_for_debris(path: Path, memory: GuestMemory) -> None:
+def test_save_does_not_remove_the_file_of_another_running_save(
+    path: Path, memory: GuestMemory
+) -> None:
     write_scene(memory)
     seen: list[list[Path]] = []
 
     class Slow:
-        """Memory that, while it is saved, is saved by another to the same name."""
+        """Memory whose save runs during another save to the same name."""
 
         def view(self, gpa: int, length: int) -> memoryview:
             if not seen:
@@ -273,7 +277,7 @@ def test_save_in_progress_is_not_taken_for_debris(path: Path, memory: GuestMemor
 
 
 @pytest.mark.parametrize("what", ["directory", "pipe", "missing/guest.snap"])
-def test_place_where_no_snapshot_can_be_is_told(
+def test_save_reports_a_path_that_cannot_be_written(
     tmp_path: Path, memory: GuestMemory, what: str
 ) -> None:
     (tmp_path / "directory").mkdir()

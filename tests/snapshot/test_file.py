@@ -1,4 +1,4 @@
-"""What was written to a snapshot file comes back, at once and when it is used."""
+"""Snapshot files: memory and state are restored as they were written, eagerly and lazily."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("how", FILLERS)
-def test_memory_comes_back(memory: GuestMemory, path: Path, how: str) -> None:
+def test_restore_returns_the_memory_that_was_saved(
+    memory: GuestMemory, path: Path, how: str
+) -> None:
     write_scene(memory)
 
     save(path, memory)
@@ -51,7 +53,7 @@ def test_memory_comes_back(memory: GuestMemory, path: Path, how: str) -> None:
     assert restored(path, how) == memory.read(BASE, SIZE)
 
 
-def test_state_comes_back(memory: GuestMemory, path: Path) -> None:
+def test_file_returns_the_state_that_was_written(memory: GuestMemory, path: Path) -> None:
     identity = save(path, memory)
 
     with SnapshotFile.open(path) as snapshot:
@@ -60,9 +62,9 @@ def test_state_comes_back(memory: GuestMemory, path: Path) -> None:
         assert snapshot.verify()
 
 
-def test_pages_that_are_zero_are_not_stored(memory: GuestMemory, path: Path) -> None:
+def test_file_does_not_store_zero_pages(memory: GuestMemory, path: Path) -> None:
     write_scene(memory)
-    memory.write(BASE + 3 * BLOCK, bytes(BLOCK // 2))  # touched, and zero
+    memory.write(BASE + 3 * BLOCK, bytes(BLOCK // 2))  # touched but zero
 
     save(path, memory)
 
@@ -75,7 +77,9 @@ def test_pages_that_are_zero_are_not_stored(memory: GuestMemory, path: Path) -> 
     assert path.stat().st_blocks * 512 < BLOCK + 16 * PAGE + 64 * PAGE
 
 
-def test_whole_blocks_lie_in_the_file_as_in_the_guest(memory: GuestMemory, path: Path) -> None:
+def test_whole_blocks_are_aligned_in_the_file_as_in_the_guest(
+    memory: GuestMemory, path: Path
+) -> None:
     write_scene(memory)
 
     save(path, memory)
@@ -85,7 +89,7 @@ def test_whole_blocks_lie_in_the_file_as_in_the_guest(memory: GuestMemory, path:
         assert [(e.gpa % BLOCK, e.offset % BLOCK) for e in aligned] == [(0, 0)]
 
 
-def test_everything_in_the_file_is_below_one_hash(memory: GuestMemory, path: Path) -> None:
+def test_first_line_hash_covers_the_whole_file(memory: GuestMemory, path: Path) -> None:
     write_scene(memory)
     save(path, memory)
     data = path.read_bytes()
@@ -105,7 +109,7 @@ def test_everything_in_the_file_is_below_one_hash(memory: GuestMemory, path: Pat
     assert not index[at:].strip(b"\0")
 
 
-def test_state_is_read_with_dd_and_json(memory: GuestMemory, path: Path) -> None:
+def test_state_is_readable_with_dd_and_json(memory: GuestMemory, path: Path) -> None:
     save(path, memory)
     page = path.read_bytes()[:PAGE]
     state = json.loads(page.split(b"\n", 1)[1])["state"]
@@ -116,13 +120,13 @@ def test_state_is_read_with_dd_and_json(memory: GuestMemory, path: Path) -> None
     assert json.loads(text) == DOCUMENT
 
 
-def test_file_is_the_user_s_alone(memory: GuestMemory, path: Path) -> None:
+def test_only_the_user_may_read_the_file(memory: GuestMemory, path: Path) -> None:
     save(path, memory)
 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_two_memories_go_to_one_file(memory: GuestMemory, path: Path) -> None:
+def test_file_stores_two_memories(memory: GuestMemory, path: Path) -> None:
     with GuestMemory(BASE + SIZE, BLOCK) as beside, GuestMemory(BASE + SIZE, BLOCK) as other:
         memory.write(BASE + SIZE - PAGE, noise(PAGE))
         beside.write(BASE + SIZE, noise(PAGE))
@@ -135,7 +139,7 @@ def test_two_memories_go_to_one_file(memory: GuestMemory, path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", FILLERS)
-def test_memory_that_the_machine_has_not_is_refused(
+def test_restore_refuses_memory_outside_the_machine(
     memory: GuestMemory, path: Path, how: str
 ) -> None:
     write_scene(memory)
@@ -149,7 +153,7 @@ def test_memory_that_the_machine_has_not_is_refused(
         FILLERS[how](snapshot, [short])
 
 
-def test_lazy_memory_is_written_apart_from_the_file(memory: GuestMemory, path: Path) -> None:
+def test_write_to_lazy_memory_does_not_change_the_file(memory: GuestMemory, path: Path) -> None:
     write_scene(memory)
     save(path, memory)
     before = path.read_bytes()
@@ -163,7 +167,7 @@ def test_lazy_memory_is_written_apart_from_the_file(memory: GuestMemory, path: P
 
 
 @pytest.mark.parametrize("give_back", [GuestMemory.zero, GuestMemory.discard])
-def test_lazy_memory_that_was_given_back_is_zero(
+def test_lazy_memory_is_zero_after_it_was_given_back(
     memory: GuestMemory, path: Path, give_back: object
 ) -> None:
     write_scene(memory)
@@ -178,7 +182,7 @@ def test_lazy_memory_that_was_given_back_is_zero(
         assert back.read(BASE + BLOCK + 4 * PAGE, 9) == memory.read(BASE + BLOCK + 4 * PAGE, 9)
 
 
-def test_lazy_memory_that_nobody_touched_is_saved_again(memory: GuestMemory, path: Path) -> None:
+def test_save_includes_untouched_lazy_memory(memory: GuestMemory, path: Path) -> None:
     write_scene(memory)
     save(path, memory)
     again = path.with_name("again.snap")
@@ -190,7 +194,7 @@ def test_lazy_memory_that_nobody_touched_is_saved_again(memory: GuestMemory, pat
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_host_with_larger_pages_maps_what_it_can(
+def test_restore_maps_aligned_pieces_on_a_host_with_larger_pages(
     memory: GuestMemory, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_scene(memory)
@@ -211,7 +215,7 @@ def test_host_with_larger_pages_maps_what_it_can(
         assert back.read(BASE, SIZE) == memory.read(BASE, SIZE)
 
 
-def test_many_small_pieces_are_read_and_large_ones_mapped(
+def test_restore_reads_small_pieces_and_maps_large_ones_if_there_are_many(
     memory: GuestMemory, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for page in range(0, 64, 2):
@@ -233,7 +237,7 @@ def test_many_small_pieces_are_read_and_large_ones_mapped(
 
 
 @pytest.mark.parametrize("gpa", [BASE, BASE + BLOCK - 3, BASE + SIZE - 8])
-def test_any_bytes_are_read(memory: GuestMemory, path: Path, gpa: int) -> None:
+def test_read_returns_any_range_of_bytes(memory: GuestMemory, path: Path, gpa: int) -> None:
     write_scene(memory)
     save(path, memory)
 
@@ -242,14 +246,14 @@ def test_any_bytes_are_read(memory: GuestMemory, path: Path, gpa: int) -> None:
         assert snapshot.read(BASE, SIZE) == memory.read(BASE, SIZE)
 
 
-def test_empty_memory_makes_an_empty_file(memory: GuestMemory, path: Path) -> None:
+def test_file_of_empty_memory_has_no_extents(memory: GuestMemory, path: Path) -> None:
     save(path, memory)
 
     assert path.stat().st_size == 2 * PAGE
     assert restored(path) == bytes(SIZE)
 
 
-def test_save_that_the_kernel_tells_no_page_tables_is_the_same(
+def test_save_without_pagemap_writes_the_same_file(
     memory: GuestMemory, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_scene(memory)

@@ -1,4 +1,4 @@
-"""The first page, the index and the state of files that somebody made by hand."""
+"""The first page, the index and the state of forged files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def forged(
     header: dict[str, Any] | None = None,
     hashes: list[bytes] | None = None,
 ) -> Path:
-    """A file in which every hash fits, whatever it says; without more it is a good one."""
+    """Write a file with matching hashes and the given values; the defaults are valid."""
     state = state.ljust(format.whole_pages(len(state)), b"\n")
     at = 2 * PAGE + len(state) if memory else PAGE + len(state)
     if extents is None:
@@ -68,7 +68,7 @@ def sha256(data: bytes) -> str:
 
 
 def use(path: Path) -> bytes:
-    """Everything that can be done with a file."""
+    """Use a file in every way."""
     with SnapshotFile.open(path) as snapshot, GuestMemory(BASE, 1 << 16) as memory:
         snapshot.verify()
         fill(snapshot, [memory])
@@ -76,7 +76,7 @@ def use(path: Path) -> bytes:
         return memory.read(BASE, 1 << 16)
 
 
-def test_forger_makes_good_files(tmp_path: Path) -> None:
+def test_forged_file_without_changes_is_accepted(tmp_path: Path) -> None:
     page = b"page".ljust(PAGE, b".")
 
     assert use(forged(tmp_path / "f", memory=page))[:PAGE] == page
@@ -99,14 +99,14 @@ def test_forger_makes_good_files(tmp_path: Path) -> None:
         (first_page(b"[" * 3000), "the header is not JSON"),
     ],
 )
-def test_what_is_no_snapshot_is_refused(tmp_path: Path, text: bytes, reason: str) -> None:
+def test_open_refuses_a_file_that_is_no_snapshot(tmp_path: Path, text: bytes, reason: str) -> None:
     (tmp_path / "f").write_bytes(text)
 
     with pytest.raises(Damaged, match=rf"f: .*{re.escape(reason)}"):
         SnapshotFile.open(tmp_path / "f")
 
 
-def test_newer_version_is_refused_by_its_number(tmp_path: Path) -> None:
+def test_open_refuses_a_newer_version(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(first_page(b"whatever there will be", b"2"))
 
     with pytest.raises(UsageError, match="it has version 2, this pyvmm reads up to 1"):
@@ -135,9 +135,7 @@ def test_newer_version_is_refused_by_its_number(tmp_path: Path) -> None:
         [(BASE, PAGE, (1 << 64) - PAGE)],
     ],
 )
-def test_extents_that_no_writer_makes_are_refused(
-    tmp_path: Path, extents: list[tuple[int, int, int]]
-) -> None:
+def test_open_refuses_invalid_extents(tmp_path: Path, extents: list[tuple[int, int, int]]) -> None:
     path = forged(tmp_path / "f", extents=extents, memory=bytes(2 * PAGE))
 
     with pytest.raises(Damaged, match=r"f: .*extent"):
@@ -163,7 +161,7 @@ def test_extents_that_no_writer_makes_are_refused(
         ({"parent": {"sha256": "0" * 64, "path": "f"}}, "has changed: it is snapshot"),
     ],
 )
-def test_headers_that_no_writer_makes_are_refused(
+def test_open_refuses_an_invalid_header(
     tmp_path: Path, header: dict[str, Any], reason: str
 ) -> None:
     path = forged(tmp_path / "f", header=header)
@@ -186,7 +184,7 @@ def test_headers_that_no_writer_makes_are_refused(
         max_size=3,
     )
 )
-def test_any_number_in_the_header_is_refused_or_harmless(
+def test_open_refuses_or_accepts_any_number_in_the_header(
     tmp_path: Path, where: list[tuple[str, str, Any]]
 ) -> None:
     good_data = forged(tmp_path / "f").read_bytes()
@@ -200,7 +198,7 @@ def test_any_number_in_the_header_is_refused_or_harmless(
         use(tmp_path / "f")
     except UsageError:
         return
-    assert data == good_data  # the number was the one it has to be
+    assert data == good_data  # the number was the valid one
 
 
 number = st.sampled_from([0, 1, 2, 3, 4, 5, 8]).map(lambda n: n * PAGE) | st.sampled_from(
@@ -212,7 +210,7 @@ number = st.sampled_from([0, 1, 2, 3, 4, 5, 8]).map(lambda n: n * PAGE) | st.sam
     deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(extents=st.lists(st.tuples(number, number, number), max_size=4))
-def test_any_extents_are_refused_or_harmless(
+def test_open_refuses_or_accepts_any_extents(
     tmp_path: Path, extents: list[tuple[int, int, int]]
 ) -> None:
     path = forged(tmp_path / "f", extents=extents, memory=b"x" * 3 * PAGE)
@@ -236,14 +234,14 @@ def test_any_extents_are_refused_or_harmless(
         (b'{"a": "\xff"}', "its state is not JSON"),
     ],
 )
-def test_states_that_are_no_json_are_refused(tmp_path: Path, state: bytes, reason: str) -> None:
+def test_open_refuses_a_state_that_is_not_json(tmp_path: Path, state: bytes, reason: str) -> None:
     path = forged(tmp_path / "f", state=state)
 
     with pytest.raises(Damaged, match=re.escape(reason)):
         SnapshotFile.open(path)
 
 
-def test_state_that_is_too_large_is_refused_both_ways(tmp_path: Path) -> None:
+def test_save_and_open_refuse_a_state_that_is_too_large(tmp_path: Path) -> None:
     size = format.MOST_STATE + 1
     path = forged(tmp_path / "f")
     said = json.loads(path.read_bytes()[:PAGE].split(b"\n", 1)[1])
@@ -256,14 +254,14 @@ def test_state_that_is_too_large_is_refused_both_ways(tmp_path: Path) -> None:
         SnapshotFile.open(path)
 
 
-def test_index_with_something_behind_is_refused(tmp_path: Path) -> None:
+def test_open_refuses_data_after_the_index(tmp_path: Path) -> None:
     path = forged(tmp_path / "f", hashes=[hashlib.sha256(bytes(PAGE)).digest(), b"behind"])
 
     with pytest.raises(Damaged, match="data follows its index"):
         SnapshotFile.open(path)
 
 
-def test_header_survives_the_round_trip() -> None:
+def test_header_is_equal_after_pack_and_unpack() -> None:
     header = Header(
         state=format.section(PAGE, bytes(PAGE)),
         index=format.Index(offset=2 * PAGE, length=PAGE, sha256="a" * 64, extents=1),
@@ -274,7 +272,7 @@ def test_header_survives_the_round_trip() -> None:
     assert Header.unpack(header.pack())[0] == header
 
 
-def test_parent_path_that_does_not_fit_is_refused() -> None:
+def test_header_refuses_a_parent_path_that_is_too_long() -> None:
     header = Header(
         state=format.section(PAGE, bytes(PAGE)),
         index=format.Index(offset=2 * PAGE, length=PAGE, sha256="a" * 64, extents=1),
@@ -287,7 +285,7 @@ def test_parent_path_that_does_not_fit_is_refused() -> None:
 
 
 @given(st.integers(0, 1 << 22), st.integers(0, 1 << 23))
-def test_blocks_cover_memory_and_end_at_their_multiples(offset: int, length: int) -> None:
+def test_blocks_cover_memory_and_end_at_aligned_offsets(offset: int, length: int) -> None:
     blocks = format.blocks(Memory(offset=offset, length=length))
 
     assert sum(end - start for start, end in blocks) == length
@@ -296,5 +294,5 @@ def test_blocks_cover_memory_and_end_at_their_multiples(offset: int, length: int
     assert all(a[1] == b[0] for a, b in itertools.pairwise(blocks))
 
 
-def test_extent_tells_its_end() -> None:
+def test_extent_end_is_its_address_plus_its_length() -> None:
     assert Extent(BASE, PAGE, 0).end == BASE + PAGE

@@ -1,4 +1,4 @@
-"""Whatever a state says, looking at it gives an answer or one error."""
+"""Snapshots with arbitrary states are read, or refused with one error."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VALUES: list[Any] = [
 
 
 def leaves(value: Any, path: Path_ = ()) -> Iterator[Path_]:
-    """Every place in a document."""
+    """Yield every place in a document."""
     if path:
         yield path
     items: list[tuple[str | int, Any]] = []
@@ -64,7 +64,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_size=3,
     )
 )
-def test_any_state_is_looked_at_or_refused(
+def test_snapshot_reads_or_refuses_any_state(
     good: Path, tmp_path: Path, changes: list[tuple[Path_, Any]]
 ) -> None:
     document = copy.deepcopy(ORIGINAL)
@@ -79,7 +79,7 @@ def test_any_state_is_looked_at_or_refused(
 
 
 def change(document: Any, place: Path_, value: Any) -> None:
-    """Put a value somewhere, if that is there still."""
+    """Set a value at a place, if the place still exists."""
     for key in place[:-1]:
         try:
             document = document[key]

@@ -1,4 +1,4 @@
-"""An interrupt translation service goes on from a file: its tables, and what is pending there."""
+"""Save and restore of an interrupt translation service: tables and pending interrupts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GICR_CTLR, GICR_PROPBASER, GICR_PENDBASER = 0x0, 0x70, 0x78
 VALID = 1 << 63
 MAPD, MAPC, MAPTI, INV, SYNC = 0x08, 0x09, 0x0A, 0x0C, 0x05
 DEVICE, EVENT, LPI, COLLECTION = 5, 2, 8195, 1
-PTZ = 1 << 62  # the pending table holds zeros
+PTZ = 1 << 62  # the pending table is zero
 
 TABLES = 4 * MIB  # from the start of RAM
 COMMANDS, DEVICES, COLLECTIONS, ITT, CONFIGS, PENDING = (TABLES + n * 0x1_0000 for n in range(6))
@@ -37,7 +37,7 @@ def command(*words: int) -> bytes:
 
 
 def set_up(vm: Machine) -> None:
-    """Do what a guest's driver does: one device with one event, mapped to an LPI."""
+    """Map one event of one device to an LPI, as a guest's driver does."""
     base = vm.memory.base
     assert vm.board.irqchip.its is not None and isinstance(vm.board.irqchip.gic, Vgic)
     its, gic = vm.board.irqchip.its.device, vm.board.irqchip.gic
@@ -70,12 +70,12 @@ def signal(vm: Machine, event: int = EVENT) -> bool:
 
 
 def pending(vm: Machine) -> bool:
-    """Whether the pending table in guest memory has the LPI, as the last save left it."""
+    """Return whether the last save wrote the LPI to the pending table in guest memory."""
     (byte,) = vm.memory.read(vm.memory.base + PENDING + LPI // 8, 1)
     return bool(byte >> LPI % 8 & 1)
 
 
-def test_mappings_and_pending_interrupts_go_on(tmp_path: Path) -> None:
+def test_its_keeps_mappings_and_pending_interrupts_across_a_restore(tmp_path: Path) -> None:
     config = Config(
         image=programs.write("spin", tmp_path), vcpus=1, memory=16 * MIB, irqchip="gicv3-its"
     )

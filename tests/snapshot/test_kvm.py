@@ -1,4 +1,4 @@
-"""Snapshot files where VMs run: on an emulated host's share of the user's files, and its tmpfs."""
+"""Snapshot files on the file systems of an emulated host: the share, and tmpfs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.kvm
 
 @pytest.fixture(params=["share", "tmpfs"])
 def directory(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """Directories on both: the working directory is the user's own, TMPDIR the host's."""
+    """A directory on each: the working directory is the user's, TMPDIR the host's."""
     where = Path.cwd() if request.param == "share" else None
     with tempfile.TemporaryDirectory(dir=where, prefix=".test-snapshot-") as name:
         yield Path(name)
@@ -38,25 +38,31 @@ def memory() -> Iterator[GuestMemory]:
 
 
 @pytest.mark.parametrize("how", FILLERS)
-def test_memory_comes_back(directory: Path, memory: GuestMemory, how: str) -> None:
+def test_restore_returns_the_saved_memory_on_share_and_tmpfs(
+    directory: Path, memory: GuestMemory, how: str
+) -> None:
     save(directory / "guest.snap", memory)
 
     assert restored(directory / "guest.snap", how) == memory.read(BASE, SIZE)
 
 
-def test_lazy_memory_outlives_the_file_s_name(directory: Path, memory: GuestMemory) -> None:
+def test_lazy_memory_stays_after_the_file_was_replaced(
+    directory: Path, memory: GuestMemory
+) -> None:
     path = directory / "guest.snap"
     save(path, memory)
 
     with GuestMemory(BASE, SIZE) as back:
         with SnapshotFile.open(path) as snapshot:
             FILLERS["lazy"](snapshot, [back])
-        save(path, back)  # over the very file that the memory is
+        save(path, back)  # replaces the mapped file
         assert back.read(BASE, SIZE) == memory.read(BASE, SIZE)
     assert restored(path) == memory.read(BASE, SIZE)
 
 
-def test_what_a_killed_save_left_is_removed(directory: Path, memory: GuestMemory) -> None:
+def test_save_removes_the_temporary_file_of_a_killed_save(
+    directory: Path, memory: GuestMemory
+) -> None:
     left = directory / ".guest.snap.01234567.tmp"
     left.write_bytes(b"half")
 
@@ -65,7 +71,7 @@ def test_what_a_killed_save_left_is_removed(directory: Path, memory: GuestMemory
     assert os.listdir(directory) == ["guest.snap"]  # noqa: PTH208 - names
 
 
-def test_kernel_tells_which_memory_was_touched() -> None:
+def test_pagemap_reports_touched_memory() -> None:
     with GuestMemory(BASE, 32 * BLOCK) as memory:
         memory.write(BASE + 8 * BLOCK, b"x")
 
@@ -76,10 +82,10 @@ def test_kernel_tells_which_memory_was_touched() -> None:
         assert pages.used(memory, [(low, high)]) == [(BASE + 8 * BLOCK, BASE + 8 * BLOCK + PAGE)]
 
 
-def test_snapshot_shows_what_the_machine_had(tmp_path: Path) -> None:
+def test_snapshot_has_the_registers_and_memory_of_the_machine(tmp_path: Path) -> None:
     first, second = tmp_path / "first.snap", tmp_path / "second.snap"
     with machines.boot(frozenset({128, 256})) as guest:
-        guest.go_on()
+        guest.run_rounds()
         machine = guest.machine
         machine.pause()
         save_machine(machine, first)
@@ -97,13 +103,13 @@ def test_snapshot_shows_what_the_machine_had(tmp_path: Path) -> None:
             assert a.read(ram.base, ram.size) == ram.read(ram.base, ram.size)
             assert not compare(a, b).differ
         machine.resume()
-        guest.go_on()
+        guest.run_rounds()
         machine.pause()
         save_machine(machine, second)
         with Snapshot(first) as a, Snapshot(second) as b:
             found = compare(a, b)
             assert found.differ
             assert {change.where for change in found.changes} >= {"vCPU 0", "vCPU 1"}
-            assert found.memory  # its counts of rounds
+            assert found.memory  # counts of rounds
         machine.resume()
         assert guest.finish() == 0, guest.text

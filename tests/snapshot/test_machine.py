@@ -1,4 +1,4 @@
-"""Machines that go on from a file: nothing is lost, and where something is, it is noticed."""
+"""Save and restore of machines: nothing is lost, and the guest detects a loss."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ PSTATE_I = 1 << 7  # interrupts are masked.  Source: Arm DDI 0487, SPSR_EL1
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The guest in the middle of its work."""
+    """A snapshot of the guest while it works."""
     path = tmp_path_factory.mktemp("saved") / "guest.snap"
     with machines.boot(SMALL) as guest:
-        guest.go_on()
+        guest.run_rounds()
         for _ in range(100):
             save(guest.machine, path)
             if holds_patterns(path):
                 break
         else:
             pytest.fail("the guest is never in the middle of a round")
-        assert guest.finish() == 0, guest.text  # and the one that was saved goes on
+        assert guest.finish() == 0, guest.text  # the saved machine still runs
     return path
 
 
@@ -56,19 +56,19 @@ def holds_patterns(path: Path) -> bool:
 
 
 @pytest.mark.parametrize("reading", Reading)
-def test_guest_goes_on_with_all_it_had(saved: Path, reading: Reading) -> None:
-    with machines.again(saved, reading=reading) as guest:
+def test_guest_resumes_after_a_restore(saved: Path, reading: Reading) -> None:
+    with machines.restored(saved, reading=reading) as guest:
         guest.machine.start()
-        guest.go_on()
+        guest.run_rounds()
         guest.type("c")
-        guest.go_on()
+        guest.run_rounds()
 
         assert guest.rounds().keys() == {0, 1, 2}
         assert guest.finish() == 0, guest.text
 
 
 def comparable(document: dict[str, Any]) -> dict[str, Any]:
-    """A state without what is of the moment of saving."""
+    """Return a state without the parts that depend on the time of the save."""
     return {**document, "taken": None, "clock": {**document["clock"], "real_ns": 0}}
 
 
@@ -76,8 +76,8 @@ def contents(file: SnapshotFile) -> list[tuple[int, bytes]]:
     return [(low, file.read(low, high - low)) for low, high in file.stored()]
 
 
-def test_what_was_restored_and_has_not_run_is_what_was_saved(saved: Path, tmp_path: Path) -> None:
-    with machines.again(saved) as guest:
+def test_save_right_after_a_restore_writes_the_same_state(saved: Path, tmp_path: Path) -> None:
+    with machines.restored(saved) as guest:
         save(guest.machine, tmp_path / "again.snap")
 
     with SnapshotFile.open(saved) as one, SnapshotFile.open(tmp_path / "again.snap") as other:
@@ -85,22 +85,22 @@ def test_what_was_restored_and_has_not_run_is_what_was_saved(saved: Path, tmp_pa
         assert contents(other) == contents(one)
 
 
-def test_a_chain_of_restores_goes_on(saved: Path, tmp_path: Path) -> None:
+def test_guest_resumes_after_repeated_restores(saved: Path, tmp_path: Path) -> None:
     path = saved
     for number in range(2):
-        with machines.again(path) as guest:
+        with machines.restored(path) as guest:
             guest.machine.start()
-            guest.go_on(2)
+            guest.run_rounds(2)
             path = tmp_path / f"{number}.snap"
             save(guest.machine, path)
 
-    with machines.again(path) as guest:
+    with machines.restored(path) as guest:
         guest.machine.start()
-        guest.go_on(2)
+        guest.run_rounds(2)
         assert guest.finish() == 0, guest.text
 
 
-def test_a_paused_guest_is_saved_as_it_is_and_stays_paused(tmp_path: Path) -> None:
+def test_save_of_a_paused_guest_leaves_it_paused(tmp_path: Path) -> None:
     with machines.boot() as guest:
         guest.machine.pause()
         save(guest.machine, tmp_path / "one.snap")
@@ -114,7 +114,7 @@ def test_a_paused_guest_is_saved_as_it_is_and_stays_paused(tmp_path: Path) -> No
         assert comparable(one.document) == comparable(two.document)
 
 
-def test_a_guest_that_has_ended_is_not_saved(tmp_path: Path) -> None:
+def test_save_refuses_a_guest_that_has_ended(tmp_path: Path) -> None:
     with machines.boot() as guest:
         guest.finish()
 
@@ -124,20 +124,20 @@ def test_a_guest_that_has_ended_is_not_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("policy", ClockPolicy)
-def test_clock_continues_or_catches_up(
+def test_guest_clock_continues_or_catches_up_after_a_restore(
     tmp_path: Path, policy: ClockPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This machine's clock goes on by a minute, more than a busy machine delays a guest."""
+    """This machine's clock advances by a minute, more than a busy machine delays a guest."""
     path = tmp_path / "clock.snap"
     with machines.boot() as guest:
-        guest.go_on(1)
+        guest.run_rounds(1)
         save(guest.machine, path)
     saved_ns = time.time_ns()
     monkeypatch.setattr(time, "time_ns", lambda: saved_ns + 60_000_000_000)
 
-    with machines.again(path, clock=policy) as guest:
+    with machines.restored(path, clock=policy) as guest:
         guest.machine.start()
-        guest.go_on(2)
+        guest.run_rounds(2)
         gaps = [int(line.partition("gap_us=")[2].split()[0]) // 1000
                 for line in guest.text.splitlines() if ": on" in line]  # fmt: skip
 
@@ -147,7 +147,7 @@ def test_clock_continues_or_catches_up(
         assert max(gaps) < 60_000
 
 
-# Negative controls: each step, left out, is noticed for what it is
+# Negative controls: the guest detects each step that is left out
 
 
 def every_vcpu(restorer: Restorer, change: Callable[[VcpuState], dict[str, Any]]) -> None:
@@ -156,7 +156,7 @@ def every_vcpu(restorer: Restorer, change: Callable[[VcpuState], dict[str, Any]]
 
 
 def without(*reg_ids: int) -> Callable[[Restorer], None]:
-    """Leave registers as a new vCPU has them."""
+    """Leave out registers, which then have the values of a new vCPU."""
 
     def change(restorer: Restorer) -> None:
         every_vcpu(
@@ -169,7 +169,7 @@ def without(*reg_ids: int) -> Callable[[Restorer], None]:
     return change
 
 
-LATE = 10 << 30  # ticks: 10 s at the least
+LATE = 10 << 30  # ticks: at least 10 s
 
 
 def without_clock(restorer: Restorer) -> None:
@@ -185,7 +185,7 @@ def without_clock(restorer: Restorer) -> None:
 
 
 def all_on(restorer: Restorer) -> None:
-    """What is lost when MP states are: vCPUs that were just made are off, but for the first."""
+    """Without MP states all vCPUs but the first are off, as new ones are."""
     every_vcpu(restorer, lambda vcpu: {"mp_state": MpState.STOPPED if vcpu.id else vcpu.mp_state})
 
 
@@ -213,36 +213,36 @@ LOSSES: dict[str, tuple[Callable[[Restorer], None], str]] = {
 
 @pytest.fixture
 def no_readback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a machine go on that differs from what was saved, which is else an error."""
+    """Resume a machine that differs from the saved one, which is otherwise an error."""
     monkeypatch.setattr(restorestate, "differences", lambda *_: [])
 
 
 @pytest.mark.parametrize("what", LOSSES)
 @pytest.mark.usefixtures("no_readback")
-def test_guest_notices_what_is_lost(saved: Path, what: str) -> None:
+def test_guest_detects_each_part_that_a_restore_leaves_out(saved: Path, what: str) -> None:
     change, words = LOSSES[what]
 
-    with machines.again(saved, change) as guest:
+    with machines.restored(saved, change) as guest:
         guest.machine.start()
         guest.wait_for(words)
 
 
-def test_guest_notices_a_gic_that_is_not_restored(
+def test_guest_detects_a_gic_that_was_not_restored(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(restorestate, "restore_gic", lambda *_: [])
 
-    with machines.again(saved) as guest:
+    with machines.restored(saved) as guest:
         guest.machine.start()
         guest.wait_for("no timer interrupt for 2 s")
 
 
-def test_guest_notices_a_page_that_is_lost(saved: Path) -> None:
+def test_guest_detects_a_lost_page(saved: Path) -> None:
     with SnapshotFile.open(saved) as file:
         state = State.of(file.document, "saved")
         ram = state.area("ram")
         assert ram is not None
-    with machines.again(saved) as guest:
+    with machines.restored(saved) as guest:
         memory = guest.machine.memory
         page = find_pages(memory.read(ram.base, ram.size))
         memory.zero(ram.base + page, 4096)
@@ -251,7 +251,7 @@ def test_guest_notices_a_page_that_is_lost(saved: Path) -> None:
 
 
 def find_pages(ram: bytes, *, latest: bool = False) -> int:
-    """Where a page is whose last word the guest has written a round's number to."""
+    """Return the offset of a page in which the guest has written a round's number."""
     ends = range(4096, len(ram) + 1, 4096)
     numbers = [int.from_bytes(ram[end - 8 : end], "little") for end in ends]
     found = {
@@ -263,32 +263,32 @@ def find_pages(ram: bytes, *, latest: bool = False) -> int:
     return found[max(found) if latest else min(found)]
 
 
-def test_what_reads_back_otherwise_is_an_error(saved: Path) -> None:
+def test_restore_fails_if_a_register_reads_back_changed(saved: Path) -> None:
     def spoil(restorer: Restorer) -> None:
-        # Bits that the register has not: a kernel may keep or drop them.
+        # Bits that the register lacks: a kernel may keep or drop them.
         every_vcpu(
             restorer, lambda vcpu: {"registers": {**vcpu.registers, ZCR_EL1: 1 << 40 | 0xFFFF}}
         )
 
     try:
-        with machines.again(saved, spoil) as guest:
+        with machines.restored(saved, spoil) as guest:
             vcpu = guest.machine.vcpus[0]
             assert vcpu.get_one_reg(ZCR_EL1) == 1 << 40 | 0xFFFF  # this kernel keeps them
     except HostError as error:
         assert "ZCR_EL1 of every vCPU was 0x1000000ffff and reads back as" in error.message
 
 
-def test_a_register_that_the_host_refuses_is_named(saved: Path) -> None:
+def test_restore_names_a_register_that_the_host_refuses(saved: Path) -> None:
     unknown = regs.ARM64 | regs.U64 | 0x77 << 16
 
     def add(restorer: Restorer) -> None:
         every_vcpu(restorer, lambda vcpu: {"registers": {**vcpu.registers, unknown: 1}})
 
     with pytest.raises(HostError, match=r"0x6030000000770000 of every vCPU is missing on this"):
-        machines.again(saved, add)
+        machines.restored(saved, add)
 
 
-def test_restore_makes_the_machine_that_was_saved(saved: Path) -> None:
+def test_restore_returns_the_machine_that_was_saved(saved: Path) -> None:
     printed: list[bytes] = []
 
     with restore(saved, printed.append, name="other", reading=Reading.LAZY) as vm:
@@ -297,7 +297,7 @@ def test_restore_makes_the_machine_that_was_saved(saved: Path) -> None:
 
 
 def damaged(saved: Path, tmp_path: Path) -> Path:
-    """The file with one byte of its memory changed."""
+    """Return a copy of the file with one changed byte of memory."""
     path = tmp_path / "damaged.snap"
     data = bytearray(saved.read_bytes())
     data[-100] ^= 1
@@ -305,13 +305,13 @@ def damaged(saved: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_damage_is_found_before_a_guest_runs_or_ends_it(saved: Path, tmp_path: Path) -> None:
+def test_damage_fails_an_eager_restore_and_ends_a_lazy_guest(saved: Path, tmp_path: Path) -> None:
     path = damaged(saved, tmp_path)
 
     with pytest.raises(UsageError, match="its memory is damaged"):
-        machines.again(path, reading=Reading.EAGER)
+        machines.restored(path, reading=Reading.EAGER)
     with (
-        machines.again(path, reading=Reading.LAZY) as guest,
+        machines.restored(path, reading=Reading.LAZY) as guest,
         pytest.raises(UsageError, match="its memory is damaged"),
     ):
         guest.machine.run()

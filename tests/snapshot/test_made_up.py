@@ -1,4 +1,4 @@
-"""Snapshots whose state somebody has made up: KVM takes it, or there is one error."""
+"""Snapshots with made-up states: KVM accepts them, or the restore fails with one error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ODD: list[Any] = [None, -1, 0, 1, 7, 1 << 64, "x", "0x0", "0xffffffffffffffff", 
 
 
 def mutated(rng: random.Random, document: dict[str, Any]) -> dict[str, Any]:
-    """A copy with up to three values replaced, deep down."""
+    """Return a copy with up to three values replaced."""
     changed = copy.deepcopy(document)
     for _ in range(rng.randint(1, 3)):
         place: Any = changed
@@ -42,7 +42,7 @@ def mutated(rng: random.Random, document: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def test_a_state_made_by_hand_is_taken_or_refused_by_one_error(tmp_path: Path) -> None:
+def test_restore_accepts_or_refuses_any_made_up_state(tmp_path: Path) -> None:
     path = tmp_path / "honest.snap"
     config = Config(image=programs.write("spin", tmp_path), vcpus=2, memory=2 * MIB)
     with Machine(config, lambda data: None) as vm:

@@ -1,4 +1,4 @@
-"""Ranges of pages, and which pages hold something."""
+"""Ranges of pages, and detection of pages that are not zero."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def points(of: list[Range]) -> set[int]:
 
 
 @given(ranges)
-def test_merged_ranges_hold_the_same_in_order(some: list[Range]) -> None:
+def test_merged_ranges_cover_the_same_addresses_in_order(some: list[Range]) -> None:
     found = merged(some)
 
     assert points(found) == points(some)
@@ -33,7 +33,7 @@ def test_merged_ranges_hold_the_same_in_order(some: list[Range]) -> None:
 
 
 @given(ranges, ranges)
-def test_without_takes_away_what_is_in_holes(some: list[Range], holes: list[Range]) -> None:
+def test_without_removes_the_addresses_of_the_holes(some: list[Range], holes: list[Range]) -> None:
     left = without(merged(some), merged(holes))
 
     assert points(left) == points(some) - points(holes)
@@ -44,11 +44,11 @@ def test_merged_ranges_within_a_gap_are_one() -> None:
     assert merged([(0, 2), (3, 4), (6, 7)], 1) == [(0, 4), (6, 7)]
 
 
-def test_whole_pages_are_those_around() -> None:
+def test_whole_extends_ranges_to_whole_pages() -> None:
     assert whole([(PAGE + 1, PAGE + 2), (2 * PAGE, 2 * PAGE + 1)], PAGE) == [(PAGE, 3 * PAGE)]
 
 
-def test_untouched_memory_is_not_looked_at() -> None:
+def test_save_does_not_read_untouched_memory() -> None:
     with GuestMemory(BASE, 64 * BLOCK) as memory:
         memory.write(BASE + 5 * BLOCK + 7, b"x")
 
@@ -59,7 +59,7 @@ def test_untouched_memory_is_not_looked_at() -> None:
         }
 
 
-def test_last_byte_of_a_page_makes_it_used() -> None:
+def test_page_is_used_if_only_its_last_byte_is_set() -> None:
     with GuestMemory(BASE, BLOCK) as memory:
         memory.write(BASE + 4 * PAGE - 1, b"x")
         memory.write(BASE + 9 * PAGE, b"x")
@@ -70,7 +70,7 @@ def test_last_byte_of_a_page_makes_it_used() -> None:
         ]
 
 
-def test_pages_that_differ_are_marked() -> None:
+def test_differing_marks_pages_that_differ() -> None:
     one, other = bytearray(4 * PAGE), bytearray(4 * PAGE)
     other[2 * PAGE + 5] = 1
 

@@ -1,4 +1,4 @@
-"""The table of register classes: what comes before what, and what may read back otherwise."""
+"""The table of register classes: restore order, and bits that may read back changed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyvmm.snapshot import restoreorder, restorestate, save
 from pyvmm.snapshot.restoreorder import Setting
 from tests.snapshot import sample
 
-NEWER = regs.ARM64 | regs.U64 | 0x77 << 16  # a group that no kernel has yet
+NEWER = regs.ARM64 | regs.U64 | 0x77 << 16  # a group that no kernel has
 
 
 def reg(name: str) -> int:
@@ -44,18 +44,18 @@ def reg(name: str) -> int:
         ("SCTLR_EL1", "system"),
     ],
 )
-def test_a_register_is_of_one_class(name: str, row: str) -> None:
+def test_register_belongs_to_the_expected_class(name: str, row: str) -> None:
     assert restoreorder.class_of(reg(name)).name == row
 
 
-def test_every_register_arm_names_is_of_a_known_class() -> None:
+def test_every_register_of_arm_has_a_known_class() -> None:
     ids = [regs.ARM64 | regs.U64 | regs.SYSREG | number for number in sysregs.NAMES]
 
     assert restoreorder.UNKNOWN not in map(restoreorder.class_of, ids)
     assert restoreorder.class_of(NEWER) is restoreorder.UNKNOWN
 
 
-def test_what_decides_over_others_is_restored_before_them() -> None:
+def test_registers_are_restored_before_those_that_depend_on_them() -> None:
     names = ["SCTLR_EL1", "TIMER_CTL", "PMOVSCLR_EL0", "TIMER_CNT", "Z0", "FFR", "ZCR_EL1",
              "PSCI_VERSION", "ID_AA64PFR0_EL1", "PMOVSSET_EL0"]  # fmt: skip
     shuffled = [NEWER, *map(reg, names)]
@@ -84,14 +84,14 @@ def test_what_decides_over_others_is_restored_before_them() -> None:
         ("PMCR_EL0", 0x30A8, 0x28A8, True),
     ],
 )
-def test_only_what_is_declared_may_read_back_otherwise(
+def test_only_ignored_bits_may_read_back_changed(
     name: str, saved: int, found: int, differs: bool
 ) -> None:
     assert restoreorder.differs(reg(name), saved, found) == differs
 
 
 class Registers:
-    """Stands for a vCPU whose KVM is newer, or older, than the table."""
+    """A fake vCPU whose KVM is newer or older than the table."""
 
     id = 0
 
@@ -111,7 +111,7 @@ class Registers:
         return 0
 
 
-def test_registers_are_written_each_as_its_class_says() -> None:
+def test_restore_writes_each_register_as_its_class_demands() -> None:
     saved = sample.vcpu().replace(
         registers={NEWER: 9, regs.SVE_VLS: 3, reg("PMOVSCLR_EL0"): 4, regs.PC: 8},
     )
@@ -124,7 +124,7 @@ def test_registers_are_written_each_as_its_class_says() -> None:
     assert restoreorder.class_of(regs.SVE_VLS).setting is Setting.EARLY
 
 
-def test_a_register_that_is_missing_or_refused_is_told_apart() -> None:
+def test_restore_distinguishes_missing_and_refused_registers() -> None:
     saved = sample.vcpu().replace(registers={regs.PC: 8, regs.X(0): 1})
     vcpu = Registers({regs.PC: 2, regs.X(0): 22})  # ENOENT, EINVAL
 
@@ -138,7 +138,7 @@ def test_a_register_that_is_missing_or_refused_is_told_apart() -> None:
     assert "EINVAL" in x0.reason
 
 
-def test_a_class_that_is_not_known_is_named_in_a_warning() -> None:
+def test_save_warns_of_registers_of_an_unknown_class() -> None:
     vcpu = sample.vcpu().replace(registers={**sample.vcpu().registers, NEWER: 1})
 
     (line,) = save._warnings((vcpu,))

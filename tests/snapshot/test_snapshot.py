@@ -1,4 +1,4 @@
-"""A snapshot's registers by name, its GIC, its memory; and states that would mislead."""
+"""A snapshot's registers, GIC and memory; and states that are refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def changed(state: State, **of_vcpu_0: Any) -> State:
-    """The state with vCPU 0 as said."""
+    """Return the sample state with a changed vCPU 0."""
     first = state.vcpus[0].replace(**of_vcpu_0)
     return state.replace(vcpus=(first, *state.vcpus[1:]))
 
@@ -38,7 +38,7 @@ def with_registers(state: State, registers: dict[int, int]) -> State:
     return changed(state, registers={**state.vcpus[0].registers, **registers})
 
 
-def test_registers_are_typed_values(path: Path) -> None:
+def test_snapshot_has_registers_as_typed_values(path: Path) -> None:
     state = with_registers(sample.state(), {regs.lookup("ESR_EL1", sysregs.ENCODINGS): 0x5600_0007})
     save_machine(path, state)
 
@@ -53,14 +53,14 @@ def test_registers_are_typed_values(path: Path) -> None:
         assert snapshot.vcpus[1].get_mp_state() == MpState.STOPPED
 
 
-def test_snapshot_is_part_of_the_library(path: Path) -> None:
+def test_library_exports_snapshot(path: Path) -> None:
     save_machine(path, sample.state())
 
     with pyvmm.Snapshot(str(path)) as snapshot:
         assert snapshot.vcpus[0].p[2].value == 0x5555_5557
 
 
-def test_register_that_was_not_there_is_told(path: Path) -> None:
+def test_read_of_a_missing_register_raises_kvm_error(path: Path) -> None:
     save_machine(path, sample.state())
 
     with Snapshot(path) as snapshot:
@@ -70,7 +70,7 @@ def test_register_that_was_not_there_is_told(path: Path) -> None:
             snapshot.vcpus[0].get_one_reg(regs.V(0))
 
 
-def test_register_that_kvm_refused_is_there_with_its_reason(path: Path) -> None:
+def test_read_of_a_refused_register_raises_its_errno(path: Path) -> None:
     refused = regs.lookup("TCR_EL1", sysregs.ENCODINGS)
     save_machine(path, changed(sample.state(), refused={f"{refused:#x}": "EINVAL"}))
 
@@ -80,14 +80,14 @@ def test_register_that_kvm_refused_is_there_with_its_reason(path: Path) -> None:
         assert snapshot.registers(0)["errors"] == {"TCR_EL1": "EINVAL"}
 
 
-def test_registers_cannot_be_written(path: Path) -> None:
+def test_write_to_a_saved_register_is_refused(path: Path) -> None:
     save_machine(path, sample.state())
 
     with Snapshot(path) as snapshot, pytest.raises(TypeError, match="cannot be written"):
         snapshot.vcpus[0].reg["PC"] = 0
 
 
-def test_registers_are_those_of_debug(path: Path) -> None:
+def test_registers_have_the_form_of_debug(path: Path) -> None:
     state = sample.state()
     blocks = (
         *state.gic.blocks,
@@ -107,7 +107,7 @@ def test_registers_are_those_of_debug(path: Path) -> None:
     assert (first["mp_state"], second["mp_state"]) == ("RUNNABLE", "STOPPED")
 
 
-def test_vectors_are_cut_to_the_length_in_use(path: Path) -> None:
+def test_registers_cuts_vectors_to_the_length_in_use(path: Path) -> None:
     save_machine(path, with_registers(sample.state(), {sample.ZCR: 0}))
 
     with Snapshot(path) as snapshot:
@@ -115,7 +115,7 @@ def test_vectors_are_cut_to_the_length_in_use(path: Path) -> None:
         assert snapshot.registers(0, whole=True)["registers"]["Z3"] == "0x" + "04" * 32
 
 
-def test_gic_registers_have_names(path: Path) -> None:
+def test_gic_parts_have_register_names(path: Path) -> None:
     save_machine(path, sample.state())
 
     with Snapshot(path) as snapshot:
@@ -125,7 +125,7 @@ def test_gic_registers_have_names(path: Path) -> None:
     assert parts["redist", 1] == {"GICR_ISENABLER0": 0x800_FFFF}
 
 
-def test_memory_is_read_within_its_areas(path: Path) -> None:
+def test_read_is_limited_to_memory_areas(path: Path) -> None:
     with GuestMemory(RAM_BASE, 16 * MIB) as memory:
         memory.write(RAM_BASE + 5, noise(9000))
         save_machine(path, sample.state(), memory)
@@ -138,7 +138,7 @@ def test_memory_is_read_within_its_areas(path: Path) -> None:
                 snapshot.read(gpa, length)
 
 
-def test_memory_that_no_area_has_is_refused(path: Path) -> None:
+def test_open_refuses_memory_outside_all_areas(path: Path) -> None:
     with GuestMemory(RAM_BASE + 16 * MIB, MIB) as memory:
         memory.write(RAM_BASE + 16 * MIB, b"x")
         save_machine(path, sample.state(), memory)
@@ -153,7 +153,7 @@ def without(vcpu: VcpuState, name: str) -> dict[int, int]:
 
 
 @pytest.mark.parametrize("name", ["PC", "PSTATE", "MPIDR_EL1", "SVE_VLS", "ZCR_EL1"])
-def test_state_without_a_register_that_is_needed_is_refused(path: Path, name: str) -> None:
+def test_open_refuses_a_state_without_a_required_register(path: Path, name: str) -> None:
     state = sample.state()
     save_machine(path, changed(state, registers=without(state.vcpus[0], name)))
 
@@ -170,7 +170,7 @@ def test_state_without_a_register_that_is_needed_is_refused(path: Path, name: st
         ({regs.FFR(): 1 << 32}, "FFR is longer than the vector length"),
     ],
 )
-def test_vectors_that_cannot_be_are_refused(
+def test_open_refuses_vectors_that_do_not_fit_the_vector_length(
     path: Path, registers: dict[int, int], reason: str
 ) -> None:
     save_machine(path, with_registers(sample.state(), registers))
@@ -179,14 +179,14 @@ def test_vectors_that_cannot_be_are_refused(
         Snapshot(path)
 
 
-def test_refused_register_that_is_none_is_refused(path: Path) -> None:
+def test_open_refuses_a_malformed_id_of_a_refused_register(path: Path) -> None:
     save_machine(path, changed(sample.state(), refused={"PC\x1b[2J": "EINVAL"}))
 
     with pytest.raises(UsageError, match="malformed register id"):
         Snapshot(path)
 
 
-def test_state_that_is_none_is_errors_name_the_file(path: Path) -> None:
+def test_open_of_a_damaged_state_names_the_file(path: Path) -> None:
     from pyvmm.snapshot.writer import write_snapshot
 
     write_snapshot(path, {"schema": 1}, [])

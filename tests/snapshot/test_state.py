@@ -1,4 +1,4 @@
-"""The state document: nothing is lost in it, and nothing that is damaged is believed."""
+"""The state document: it is complete, and damage is refused."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def through_json(state: State) -> Any:
     return json.loads(json.dumps(state.document()))
 
 
-def test_a_state_survives_json_whole() -> None:
+def test_state_is_equal_after_json() -> None:
     state = sample.state()
 
     assert State.of(through_json(state), "x") == state
 
 
 @pytest.mark.parametrize("config", sample.configs(), ids=lambda config: config.name)
-def test_a_config_survives_json_whole(config: Config) -> None:
+def test_config_is_equal_after_json(config: Config) -> None:
     state = sample.state().replace(config=config)
 
     assert State.of(through_json(state), "x").config == config
 
 
-def test_registers_are_written_with_all_their_digits() -> None:
+def test_registers_are_written_with_all_digits() -> None:
     document = through_json(sample.state())
 
     registers = document["vcpus"][0]["registers"]
@@ -44,7 +44,7 @@ def test_registers_are_written_with_all_their_digits() -> None:
 
 
 def numbered(count: int, size: int) -> dict[str, str]:
-    """Registers that nobody knows, with that size in their ids."""
+    """Return made-up register ids of that size."""
     return {f"{0x6000_0000_00FF_0000 | size << 52 | n << 32:#x}": "0x0" for n in range(count)}
 
 
@@ -53,12 +53,12 @@ def numbered(count: int, size: int) -> dict[str, str]:
     [
         (numbered(8192, 3), True),
         (numbered(8193, 3), False),
-        (numbered(1, 8), True),  # 256 bytes, as a Z register's
+        (numbered(1, 8), True),  # 256 bytes, the size of a Z register
         (numbered(1, 9), False),
         (numbered(1, 15), False),
     ],
 )
-def test_registers_are_no_more_and_no_larger_than_kvm_has(
+def test_state_refuses_too_many_or_too_wide_registers(
     registers: dict[str, str], fits: bool
 ) -> None:
     document = through_json(sample.state())
@@ -71,14 +71,14 @@ def test_registers_are_no_more_and_no_larger_than_kvm_has(
             State.of(document, "x")
 
 
-def test_a_newer_state_is_refused_by_its_number() -> None:
+def test_state_of_a_newer_schema_is_refused() -> None:
     document = through_json(sample.state()) | {"schema": 2}
 
     with pytest.raises(UsageError, match="schema 2, this pyvmm reads up to 1"):
         State.of(document, "x")
 
 
-def test_a_field_that_an_older_pyvmm_did_not_have_takes_its_default() -> None:
+def test_missing_field_of_an_older_document_takes_its_default() -> None:
     document = through_json(sample.state())
     del document["config"]["hugetlbfs"], document["warnings"]
 
@@ -110,7 +110,9 @@ def test_a_field_that_an_older_pyvmm_did_not_have_takes_its_default() -> None:
         (("taken", "midr"), "0x" + "f" * 5000, "malformed"),
     ],
 )
-def test_damage_is_named(path: tuple[Any, ...], value: Any, words: str) -> None:
+def test_damaged_state_is_refused_with_the_field(
+    path: tuple[Any, ...], value: Any, words: str
+) -> None:
     document = through_json(sample.state())
     place = document
     for step in path[:-1]:
@@ -130,7 +132,7 @@ JSON = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(data=st.data())
-def test_whatever_takes_a_fields_place_is_a_state_or_one_error(data: st.DataObject) -> None:
+def test_state_with_any_value_in_a_field_is_read_or_refused(data: st.DataObject) -> None:
     document = copy.deepcopy(DOCUMENT)
     place: Any = document
     while True:

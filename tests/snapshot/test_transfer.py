@@ -1,4 +1,4 @@
-"""Chains as one file; files packed, moved and unpacked."""
+"""Chains flattened to one file; files packed and unpacked."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_flat_chain_needs_no_parent(child: Path, memory: GuestMemory, tmp_path: 
     assert restored(flat) == memory.read(BASE, SIZE)
 
 
-def test_flat_chain_is_the_file_a_full_save_makes(
+def test_flat_chain_equals_the_file_of_a_full_save(
     child: Path, memory: GuestMemory, tmp_path: Path
 ) -> None:
     save(tmp_path / "full.snap", memory)
@@ -62,7 +62,7 @@ def test_flat_chain_is_the_file_a_full_save_makes(
     assert (tmp_path / "flat.snap").read_bytes() == (tmp_path / "full.snap").read_bytes()
 
 
-def test_chain_is_flattened_over_itself(child: Path, memory: GuestMemory) -> None:
+def test_flatten_may_replace_the_chain_s_own_file(child: Path, memory: GuestMemory) -> None:
     with SnapshotFile.open(child) as snapshot:
         flatten(snapshot, child)
 
@@ -70,7 +70,7 @@ def test_chain_is_flattened_over_itself(child: Path, memory: GuestMemory) -> Non
     assert restored(child) == memory.read(BASE, SIZE)
 
 
-def test_damaged_chain_is_not_flattened(child: Path, tmp_path: Path) -> None:
+def test_flatten_refuses_a_damaged_chain(child: Path, tmp_path: Path) -> None:
     parent = child.with_name("parent.snap")
     data = bytearray(parent.read_bytes())
     data[-1] ^= 1
@@ -85,17 +85,17 @@ def test_damaged_chain_is_not_flattened(child: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["child.snap", "parent.snap"]
 
 
-def test_file_comes_back_byte_by_byte(tmp_path: Path, memory: GuestMemory) -> None:
+def test_exported_file_unpacks_to_the_same_bytes(tmp_path: Path, memory: GuestMemory) -> None:
     identity = save(tmp_path / "one.snap", memory)
 
     assert unpack(io.BytesIO(packed(tmp_path / "one.snap")), "x", tmp_path / "two") == identity
 
     assert (tmp_path / "two").read_bytes() == (tmp_path / "one.snap").read_bytes()
     blocks = [(tmp_path / name).stat().st_blocks for name in ("one.snap", "two")]
-    assert blocks[1] <= blocks[0]  # what was sparse is so again
+    assert blocks[1] <= blocks[0]  # the file is sparse again
 
 
-def test_chain_is_exported_as_one_file(child: Path, memory: GuestMemory, tmp_path: Path) -> None:
+def test_export_packs_a_chain_as_one_file(child: Path, memory: GuestMemory, tmp_path: Path) -> None:
     data = packed(child)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["child.snap", "parent.snap"]
     (tmp_path / "away").mkdir()
@@ -105,7 +105,7 @@ def test_chain_is_exported_as_one_file(child: Path, memory: GuestMemory, tmp_pat
     assert restored(tmp_path / "away/moved.snap") == memory.read(BASE, SIZE)
 
 
-def test_zstd_itself_unpacks_it(tmp_path: Path, memory: GuestMemory) -> None:
+def test_zstd_command_unpacks_an_exported_file(tmp_path: Path, memory: GuestMemory) -> None:
     save(tmp_path / "one.snap", memory)
 
     done = subprocess.run(
@@ -115,7 +115,7 @@ def test_zstd_itself_unpacks_it(tmp_path: Path, memory: GuestMemory) -> None:
     assert done.stdout == (tmp_path / "one.snap").read_bytes()
 
 
-def test_damaged_file_is_not_exported(tmp_path: Path, memory: GuestMemory) -> None:
+def test_export_refuses_a_damaged_file(tmp_path: Path, memory: GuestMemory) -> None:
     save(tmp_path / "one.snap", memory)
     data = bytearray((tmp_path / "one.snap").read_bytes())
     data[-1] ^= 1
@@ -126,9 +126,7 @@ def test_damaged_file_is_not_exported(tmp_path: Path, memory: GuestMemory) -> No
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])
-def test_packed_file_that_ends_early_is_refused(
-    tmp_path: Path, memory: GuestMemory, cut: int
-) -> None:
+def test_unpack_refuses_a_truncated_file(tmp_path: Path, memory: GuestMemory, cut: int) -> None:
     save(tmp_path / "one.snap", memory)
     data = packed(tmp_path / "one.snap")[:cut]
 
@@ -139,7 +137,7 @@ def test_packed_file_that_ends_early_is_refused(
 
 
 @pytest.mark.parametrize("part", [0.01, 0.3, 0.6, 0.95])
-def test_changed_packed_file_is_refused(tmp_path: Path, memory: GuestMemory, part: float) -> None:
+def test_unpack_refuses_a_changed_file(tmp_path: Path, memory: GuestMemory, part: float) -> None:
     save(tmp_path / "one.snap", memory)
     data = bytearray(packed(tmp_path / "one.snap"))
     data[int(len(data) * part)] ^= 4
@@ -151,13 +149,15 @@ def test_changed_packed_file_is_refused(tmp_path: Path, memory: GuestMemory, par
 
 
 def repacked(tmp_path: Path, data: bytes) -> io.BytesIO:
-    """Bytes packed by the same library, whatever they are."""
+    """Return any bytes packed by the same library."""
     from pyvmm.boot.zstd import compress
 
     return io.BytesIO(b"".join(compress([data])))
 
 
-def test_more_than_the_file_says_is_refused(tmp_path: Path, memory: GuestMemory) -> None:
+def test_unpack_refuses_more_data_than_the_first_page_says(
+    tmp_path: Path, memory: GuestMemory
+) -> None:
     save(tmp_path / "one.snap", memory)
     data = (tmp_path / "one.snap").read_bytes()
 
@@ -165,19 +165,17 @@ def test_more_than_the_file_says_is_refused(tmp_path: Path, memory: GuestMemory)
         unpack(repacked(tmp_path, data + bytes(1 << 20)), "in.zst", tmp_path / "two")
 
 
-def test_anything_else_that_is_packed_is_refused(tmp_path: Path) -> None:
+def test_unpack_refuses_a_packed_file_that_is_no_snapshot(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"in\.zst: not a pyvmm snapshot"):
         unpack(repacked(tmp_path, b"text " * 4000), "in.zst", tmp_path / "two")
 
 
-def test_packed_child_is_refused(child: Path, tmp_path: Path) -> None:
+def test_unpack_refuses_an_incremental_snapshot(child: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="it needs a parent"):
         unpack(repacked(tmp_path, child.read_bytes()), "in.zst", tmp_path / "two")
 
 
-def test_unpacking_over_a_file_leaves_it_when_that_fails(
-    tmp_path: Path, memory: GuestMemory
-) -> None:
+def test_failed_unpack_leaves_the_old_file(tmp_path: Path, memory: GuestMemory) -> None:
     (tmp_path / "two").write_bytes(b"old")
 
     with pytest.raises(VmmError):

@@ -1,4 +1,4 @@
-"""vCPUs that lie about what the kernel did, and the cases that must notice."""
+"""vCPUs that misreport what the kernel did, and the cases that must detect it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyvmm.svecheck import ids
 
 
 class Liar:
-    """A vCPU that is honest but for what a subclass says."""
+    """A vCPU that passes calls on; a subclass changes some of them."""
 
     def __init__(self, honest: Vcpu) -> None:
         self.honest = honest
@@ -30,7 +30,7 @@ def refuse(number: int) -> None:
 
 
 def forgive(call: Callable[[], object]) -> None:
-    """Take a refusal for success."""
+    """Make a call, and ignore the kernel's refusal."""
     with contextlib.suppress(KvmError):
         call()
 
@@ -50,7 +50,7 @@ class TakesAnySet(Liar):
 
 
 class EarlyVqPresent(Liar):
-    """Compares a bit with a bool, as Linux 5.2-rc6 did: but for 128, no bit equals 1."""
+    """Compares a bit with a bool, as Linux 5.2-rc6 did: only the bit of 128 equals 1."""
 
     def set_one_reg(self, reg: int, value: int) -> None:
         if reg == regs.SVE_VLS and value > 1:
@@ -59,14 +59,14 @@ class EarlyVqPresent(Liar):
 
 
 class LosesHighBits(Liar):
-    """Keeps bits of the set in 32 of them."""
+    """Keeps only the low 32 bits of the set."""
 
     def set_one_reg(self, reg: int, value: int) -> None:
         self.honest.set_one_reg(reg, value & 0xFFFF_FFFF if reg == regs.SVE_VLS else value)
 
 
 class SwapsSets(Liar):
-    """Changes the set, and then says that it refused."""
+    """Changes the set, but reports a refusal."""
 
     def set_one_reg(self, reg: int, value: int) -> None:
         try:
@@ -127,7 +127,7 @@ class WritesAFinalSet(Liar):
 
 
 class AnotherErrno(Liar):
-    """Says EBUSY where it should be EPERM."""
+    """Reports EBUSY instead of EPERM."""
 
     def run(self) -> Exit:
         try:
@@ -154,7 +154,7 @@ class IgnoresInitAgain(Liar):
 
 
 class LosesTheSetInInitAgain(Liar):
-    """Resets all, but keeps a chosen set that was not final yet."""
+    """Resets all, but keeps a chosen set that is not final."""
 
     def init(self, cpu: int, features: Iterable[int]) -> None:
         kept = None
@@ -217,14 +217,14 @@ class InventsZfr0(Liar):
 
 
 class Hangs(Liar):
-    """Is kicked before it runs, as a guest that never reports would be in the end."""
+    """Is kicked before it runs, as a guest that never reports finally is."""
 
     def run(self) -> Exit:
         self.honest.kick()
         return self.honest.run()
 
 
-# Each lie, and cases that must notice it.
+# Each lie, and the cases that must detect it.
 LIES: dict[type[Liar], tuple[str, ...]] = {
     HidesTheLongest: ("sets/initial", "sets/encoding", "sets/legal-are-taken", "again/the-set-is-"
                       "chosen-anew", "vcpus/another-s-set"),

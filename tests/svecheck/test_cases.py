@@ -1,4 +1,4 @@
-"""The tables of the conformance run: complete, and each line with its source."""
+"""The tables of the conformance run: complete, with a source for each promise."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pyvmm.svecheck.states import ROWS, STATES
 TARGET = SveHost(frozenset({128, 256}), frozenset({128, 256}))
 
 
-def test_names_are_unique_and_begin_with_the_subject() -> None:
+def test_case_names_are_unique_and_begin_with_the_subject() -> None:
     names = [case.name for case in CASES]
     subjects = {subject.__name__.rpartition(".")[2] for subject in SUBJECTS}
 
@@ -30,7 +30,7 @@ def test_names_are_unique_and_begin_with_the_subject() -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_case_says_what_is_done_and_what_is_expected(case: Case) -> None:
+def test_case_has_an_action_and_an_expectation(case: Case) -> None:
     assert case.done
     assert not case.done.endswith(".")
     assert case.expects(TARGET)
@@ -59,21 +59,21 @@ def test_surplus_slices_are_all_but_slice_0_of_every_register() -> None:
     assert len(reglist.SVE_REGISTERS) == 50
 
 
-def test_sets_and_their_bits_are_each_other_s_inverse() -> None:
+def test_bitmap_and_lengths_are_inverse() -> None:
     assert bitmap({128, 256, 512}) == 0b1011
     assert lengths(bitmap(LENGTHS)) == LENGTHS
     assert lengths(0) == frozenset()
     assert lengths(1 << 511) == {65536}
 
 
-def test_pattern_chooses_cases_by_what_is_in_their_names() -> None:
+def test_pattern_selects_cases_by_name() -> None:
     assert {case.name.partition("/")[0] for case in chosen("guest/")} == {"guest"}
     assert [case.name for case in chosen("sets/*short")] == ["sets/every-set-of-short-lengths"]
     assert chosen(None) == list(CASES)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_words_are_what_an_assembler_makes_of_the_source(
+def test_program_words_equal_those_of_an_assembler(
     program: str, cross_gcc: Path, tmp_path: Path
 ) -> None:
     lines = [line.split(maxsplit=1)[1] for line in PROGRAMS[program].strip().splitlines()]

@@ -1,4 +1,4 @@
-"""The conformance run on a real KVM: it holds here, and it is not blind."""
+"""The conformance run on a real KVM: it passes here, and it detects deviations."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def host(system: System) -> SveHost:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_case_holds_here_and_differs_with_its_expectation_inverted(
+def test_case_passes_and_differs_if_its_expectation_is_inverted(
     case: Case, system: System, host: SveHost
 ) -> None:
     expected = case.expects(host)
@@ -53,7 +53,9 @@ def test_case_holds_here_and_differs_with_its_expectation_inverted(
     [(lie, name) for lie, names in LIES.items() for name in names],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
-def test_lie_is_noticed(lie: type[Liar], name: str, system: System, host: SveHost) -> None:
+def test_case_detects_a_lying_vcpu(
+    lie: type[Liar], name: str, system: System, host: SveHost
+) -> None:
     result = lied_to(lie, BY_NAME[name], system, host)
 
     if result.verdict is not Verdict.SKIPPED:
@@ -64,9 +66,7 @@ def lied_to(lie: type[Liar], case: Case, system: System, host: SveHost) -> CaseR
     return run_case(case, Bench(system, host, cast("Wrap", lie)))
 
 
-def test_series_that_accepted_surplus_slices_would_keep_its_promise(
-    system: System, host: SveHost
-) -> None:
+def test_case_accepts_surplus_slices_as_in_the_series(system: System, host: SveHost) -> None:
     class Series(AcceptsSurplusSlices):
         def set_one_reg(self, reg: int, value: int) -> None:
             if reg not in ids.SURPLUS.values():
@@ -77,7 +77,7 @@ def test_series_that_accepted_surplus_slices_would_keep_its_promise(
     assert lied_to(Series, case, system, host).verdict is Verdict.OK
 
 
-def test_guest_that_never_reports_is_ended(
+def test_bench_ends_a_guest_that_never_reports(
     system: System, host: SveHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pyvmm.svecheck.bench.TIMEOUT_S", 0.3)

@@ -1,4 +1,4 @@
-"""Probes of hosts: what their files may hold, and whether KVM and the host agree."""
+"""Probes of hosts: valid and invalid files, and differences between KVM and the host."""
 
 from __future__ import annotations
 
@@ -38,24 +38,24 @@ probes = st.builds(
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory for many files of one name."""
+    """A directory for many files with the same name."""
     return tmp_path_factory.mktemp("scratch")
 
 
 @given(probe=probes)
-def test_probe_comes_back_from_its_document(probe: Probe) -> None:
+def test_probe_is_equal_after_its_document(probe: Probe) -> None:
     document = json.loads(json.dumps(probe.document()))
 
     assert Probe.of(document, "a") == probe
 
 
-def test_probe_comes_back_from_its_file(tmp_path: Path) -> None:
+def test_probe_is_equal_after_its_file(tmp_path: Path) -> None:
     HOST.write(tmp_path / "host.json")
 
     assert Probe.read(tmp_path / "host.json") == HOST
 
 
-def test_fields_of_later_pyvmms_are_no_hindrance() -> None:
+def test_probe_with_unknown_fields_is_read() -> None:
     document = HOST.document()
     document["sme"] = {"unit": "bits"}
     document["sve"]["since"] = "yesterday"
@@ -64,7 +64,7 @@ def test_fields_of_later_pyvmms_are_no_hindrance() -> None:
 
 
 @given(data=st.data())
-def test_probe_cut_off_anywhere_is_refused_in_words(data: st.DataObject, scratch: Path) -> None:
+def test_truncated_probe_is_refused(data: st.DataObject, scratch: Path) -> None:
     whole = json.dumps(HOST.document()).encode()
     path = scratch / "cut.json"
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
@@ -77,7 +77,7 @@ def test_probe_cut_off_anywhere_is_refused_in_words(data: st.DataObject, scratch
 
 
 @given(content=st.binary(max_size=64))
-def test_file_of_any_bytes_is_refused_in_words(content: bytes, scratch: Path) -> None:
+def test_file_of_any_bytes_is_refused(content: bytes, scratch: Path) -> None:
     path = scratch / "any"
     path.write_bytes(content)
 
@@ -93,7 +93,7 @@ json_values = st.recursive(
 
 
 @given(part=st.sampled_from(["host", "sve"]), value=json_values, data=st.data())
-def test_field_that_holds_anything_is_read_or_refused_by_its_name(
+def test_field_with_any_value_is_read_or_refused_by_name(
     part: str, value: object, data: st.DataObject
 ) -> None:
     document = HOST.document()
@@ -132,12 +132,12 @@ def test_file_of_another_kind_is_refused(content: bytes, words: str, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["missing", "."])
-def test_file_that_cannot_be_read_is_told(name: str, tmp_path: Path) -> None:
+def test_unreadable_file_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read: "):
         Probe.read(tmp_path / name)
 
 
-def test_probe_of_a_newer_schema_is_refused_with_what_to_do() -> None:
+def test_probe_of_a_newer_schema_is_refused_with_a_hint() -> None:
     with pytest.raises(UsageError, match="its schema is 2, this pyvmm reads up to 1") as e:
         Probe.of(HOST.document() | {"schema": 2}, "a")
 
@@ -186,7 +186,7 @@ def test_damaged_probe_is_refused_by_the_field(
     assert len(caught.value.message) < 200
 
 
-def test_kvm_that_offers_what_the_host_has_agrees() -> None:
+def test_probe_without_differences_reports_none() -> None:
     assert [*HOST.differences()] == []
 
 
@@ -201,7 +201,7 @@ def test_kvm_that_offers_what_the_host_has_agrees() -> None:
         ({"prctl": frozenset(), "rdvl": frozenset()}, "KVM offers 128, 256, 384 and 512", False),
     ],
 )
-def test_difference_is_explained(
+def test_differences_are_explained(
     changed: dict[str, frozenset[int]], words: str, known: bool
 ) -> None:
     (difference,) = HOST.replace(**changed).differences()
@@ -210,7 +210,7 @@ def test_difference_is_explained(
     assert difference.known == known
 
 
-def test_host_without_sve_agrees_with_itself() -> None:
+def test_host_without_sve_has_no_differences() -> None:
     none: frozenset[int] = frozenset()
 
     assert [*HOST.replace(vls=none, prctl=none, rdvl=none).differences()] == []

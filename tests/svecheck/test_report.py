@@ -1,4 +1,4 @@
-"""What is told of a run: to people, to programs, to continuous integration."""
+"""Reports of a run: for people, programs and continuous integration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_case_that_is_ok_is_one_line() -> None:
     assert list(report.lines(OK)) == ["ok       states/run-created: ENOEXEC"]
 
 
-def test_deviation_says_what_was_done_who_says_what_and_what_came() -> None:
+def test_deviation_has_action_document_and_outcome() -> None:
     assert list(report.lines(DIFFERS)) == [
         "differs  states/run-created: ok & <more>",
         "         action: KVM_RUN",
@@ -32,7 +32,7 @@ def test_deviation_says_what_was_done_who_says_what_and_what_came() -> None:
     ]
 
 
-def test_known_difference_says_since_when_and_skipped_says_why() -> None:
+def test_known_difference_and_skip_have_their_reason() -> None:
     assert list(report.lines(KNOWN))[2] == "         known: since Linux 9"
     assert list(report.lines(SKIPPED)) == ["skipped  states/run-created: needs a host with a hole"]
 
@@ -42,11 +42,11 @@ def test_summary_counts_every_verdict() -> None:
 
 
 @pytest.mark.parametrize(("results", "code"), [(ALL, 1), ([OK, KNOWN, SKIPPED], 0), ([], 0)])
-def test_only_a_deviation_fails(results: list[CaseResult], code: int) -> None:
+def test_exit_code_is_failure_only_after_a_deviation(results: list[CaseResult], code: int) -> None:
     assert report.exit_code(results) == code
 
 
-def test_json_has_everything_with_a_schema_and_where_it_was_obtained() -> None:
+def test_json_has_the_schema_the_host_and_all_results() -> None:
     document = json.loads(json.dumps(report.document(ALL, WHERE)))
 
     assert (document["schema"], document["where"]) == (1, WHERE)
@@ -64,7 +64,7 @@ def test_json_has_everything_with_a_schema_and_where_it_was_obtained() -> None:
     }
 
 
-def test_junit_has_a_failure_for_a_deviation_alone() -> None:
+def test_junit_has_a_failure_only_for_a_deviation() -> None:
     suite = ET.fromstring(report.junit_document(ALL, WHERE))[0]
 
     counts = {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped")}

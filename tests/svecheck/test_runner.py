@@ -47,14 +47,14 @@ def test_another_outcome_differs() -> None:
     assert run(made(lambda bench: "ok")) == (Verdict.DIFFERS, "ok", "")
 
 
-def test_known_outcome_is_known_and_says_where() -> None:
+def test_known_outcome_is_known_with_its_kernels() -> None:
     known = Known("ok", "since Linux 9")
 
     assert run(made(lambda bench: "ok", known)) == (Verdict.KNOWN, "ok", "since Linux 9")
     assert run(made(lambda bench: "EIO", known))[0] is Verdict.DIFFERS
 
 
-def test_lack_of_the_host_s_is_skipped_with_the_reason() -> None:
+def test_case_that_the_host_cannot_run_is_skipped_with_the_reason() -> None:
     def act(bench: Bench) -> str:
         bench.need_lengths(2)
         return "EINVAL"
@@ -74,7 +74,7 @@ def test_lack_of_the_host_s_is_skipped_with_the_reason() -> None:
         (IndexError("list index out of range"), "IndexError: list index out of range"),
     ],
 )
-def test_error_in_a_case_differs_with_its_words(error: Exception, words: str) -> None:
+def test_error_in_a_case_differs_with_its_message(error: Exception, words: str) -> None:
     assert run(made(raising(error))) == (Verdict.DIFFERS, words, "")
 
 
@@ -96,7 +96,7 @@ def test_expectation_may_depend_on_the_host() -> None:
     assert run(longest_length)[0] is Verdict.OK
 
 
-def test_outcomes_that_are_alike_are_one_word_and_others_are_told_apart() -> None:
+def test_alike_joins_equal_outcomes_and_lists_others() -> None:
     assert each({"Z0": refuse, "Z1": refuse}) == "EINVAL"
     assert each({"Z0": refuse, "Z1": lambda: None, "Z2": refuse}) == "EINVAL: Z0 Z2; ok: Z1"
     assert (
@@ -105,7 +105,7 @@ def test_outcomes_that_are_alike_are_one_word_and_others_are_told_apart() -> Non
     )
 
 
-def test_pattern_without_a_case_is_refused() -> None:
+def test_pattern_that_matches_no_case_is_refused() -> None:
     with pytest.raises(UsageError, match="`pattern`=nonsense: no case") as caught:
         runner.chosen("nonsense")
 
