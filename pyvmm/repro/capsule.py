@@ -115,7 +115,7 @@ def _manifest(path: Path, data: bytes) -> dict[str, Any]:
     if manifest.get("schema") != SCHEMA:
         raise UsageError(
             f"{path}: its schema is {manifest.get('schema')}, this pyvmm reads {SCHEMA}",
-            hint="use the newer pyvmm that wrote it",
+            hint="use the pyvmm that wrote it",
         )
     for name, kind in FIELDS.items():
         if type(manifest.get(name)) is not kind:

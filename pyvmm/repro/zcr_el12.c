@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * zcr_el12: writes ZCR_EL12 as "[PATCH v4 00/25] KVM: arm64: SVE guest support" did in its hunt
- * for known issue 1; or, as a control, shortens the host's vectors as a CPU with that bug would.
+ * zcr_el12: writes ZCR_EL12, the experiment of "[PATCH v4 00/25] KVM: arm64: SVE guest support"
+ * for known issue 1.  As a control it shortens the host's vectors, as a CPU with that bug would.
  *
- *   mode=0 value=N   N goes to ZCR_EL12 each time kvm_arch_vcpu_put_fp() returns
- *   mode=1           ZCR_EL2 is no more than ZCR_EL12 while a process with SVE is in user space
+ *   mode=0 value=N   write N to ZCR_EL12 each time kvm_arch_vcpu_put_fp() returns
+ *   mode=1           limit ZCR_EL2 to ZCR_EL12 while a process with SVE is in user space
  *
- * Only on CPU `cpu`.  What the last visit saw can be read as parameters.
+ * Only on CPU `cpu`.  Parameters have the values that the last probe read.
  */
 
 #include <linux/kprobes.h>
@@ -22,7 +22,7 @@
 
 #define LEN			0xfUL		/* ZCR_ELx.LEN */
 #define PFR0_SVE(pfr0)		((pfr0) >> 32 & 0xf)
-/* By encoding: the name means another register where E2H is 1.  Source: Arm DDI 0487, D23. */
+/* By encoding: if E2H is 1, the name is another register.  Source: Arm DDI 0487, D23. */
 #define CPTR_EL2		sys_reg(3, 4, 1, 1, 2)
 
 enum { HACK, CONTROL };
@@ -41,7 +41,7 @@ module_param(last_zcr_el2, ulong, 0444);
 module_param(last_hcr_el2, ulong, 0444);
 module_param(last_cptr_el2, ulong, 0444);
 
-/* The control's: what ZCR_EL2 was before it was lowered, on that CPU. */
+/* For the control: ZCR_EL2 of that CPU before it was lowered. */
 static ulong before;
 static bool lowered;
 
@@ -91,8 +91,8 @@ static int state_is_loaded(struct kretprobe_instance *instance, struct pt_regs *
 	return 0;
 }
 
-/* The kernel saves by the length it believes in: with another one it warns, and kills. */
-static void put_right(void *unused)
+/* The kernel saves with its own length: if ZCR_EL2 differs, it warns and kills the task. */
+static void restore_zcr(void *unused)
 {
 	if (!lowered)
 		return;
@@ -104,7 +104,7 @@ static void put_right(void *unused)
 static int state_is_saved(struct kprobe *probe, struct pt_regs *regs)
 {
 	if (is_here())
-		put_right(NULL);
+		restore_zcr(NULL);
 	return 0;
 }
 
@@ -123,7 +123,7 @@ static struct kretprobe access_probe = {
 	.handler = state_is_loaded,
 	.maxactive = 64,
 };
-/* What saves a task's registers, by its names since 6.8 and before. */
+/* The function that saves a task's registers: its names since 6.8 and before. */
 static const char *const savers[] = {"fpsimd_save_user_state", "fpsimd_save"};
 static struct kprobe save_probe = {
 	.pre_handler = state_is_saved,
@@ -147,7 +147,7 @@ static int start_control(void)
 {
 	int error;
 
-	/* Linux 5.10 was seen to crash with these probes; 6.1, 6.12 and 7.2 take them. */
+	/* Linux 5.10 crashed with these probes; 6.1, 6.12 and 7.2 work. */
 	if (LINUX_VERSION_CODE < KERNEL_VERSION(6, 1, 0))
 		return -EOPNOTSUPP;
 	error = register_save_probe();
@@ -183,11 +183,11 @@ static void __exit zcr_el12_exit(void)
 	}
 	unregister_kretprobe(&access_probe);
 	unregister_kretprobe(&load_probe);
-	smp_call_function_single(cpu, put_right, NULL, 1);
+	smp_call_function_single(cpu, restore_zcr, NULL, 1);
 	unregister_kprobe(&save_probe);
 }
 
 module_init(zcr_el12_init);
 module_exit(zcr_el12_exit);
-MODULE_DESCRIPTION("Lets ZCR_EL12 be blamed, or cleared");
+MODULE_DESCRIPTION("Writes ZCR_EL12, or limits ZCR_EL2 to it");
 MODULE_LICENSE("GPL");

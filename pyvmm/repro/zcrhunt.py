@@ -119,7 +119,7 @@ class _Hunt:
         except WatcherEnded as error:
             if "cannot run here: sve" in error.message:
                 raise Trouble("unsupported", "the host's programs have no SVE") from None
-            raise self._of_watcher(error) from None
+            raise self._ended("watcher", error) from None
 
     def _check_lengths(self) -> None:
         watcher = self._watcher
@@ -138,7 +138,7 @@ class _Hunt:
         try:
             return GuestProcess(config, frozenset(self._elsewhere))
         except GuestEnded as error:
-            raise self._of_guest(error) from None
+            raise self._ended("guest", error) from None
 
     def _arm(self) -> None:
         self._watcher.arm()
@@ -217,7 +217,7 @@ class _Hunt:
                     break
                 total += self._watcher.hold(self._hold_us, HOLDS, damage)
         except WatcherEnded as error:
-            raise self._of_watcher(error) from None
+            raise self._ended("watcher", error) from None
         if total.moved:
             raise Trouble("inconclusive", f"the kernel moved the watcher away from CPU {self._cpu}")
         if total.arm_failed:
@@ -230,18 +230,12 @@ class _Hunt:
         try:
             answer, self._found["exits"] = self._guest.ask(letter)
         except GuestEnded as error:
-            raise self._of_guest(error) from None
+            raise self._ended("guest", error) from None
         return answer
 
-    def _of_watcher(self, error: WatcherEnded) -> Trouble:
-        self._found["children"]["watcher"] = error.signal
-        kind = "killed" if error.signal else "inconclusive"
-        return Trouble(kind, error.message)
-
-    def _of_guest(self, error: GuestEnded) -> Trouble:
-        self._found["children"]["guest"] = error.signal
-        kind = "killed" if error.signal else "inconclusive"
-        return Trouble(kind, error.message)
+    def _ended(self, child: str, error: WatcherEnded | GuestEnded) -> Trouble:
+        self._found["children"][child] = error.signal
+        return Trouble("killed" if error.signal else "inconclusive", error.message)
 
 
 def _read(parameters: Path) -> dict[str, int]:

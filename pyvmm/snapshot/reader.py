@@ -168,6 +168,19 @@ class SnapshotFile(Closing):
         """Return the ranges of guest memory that are stored."""
         return merged((piece.gpa, piece.gpa + piece.length) for piece in self.placed())
 
+    def check_within(self, ranges: Iterable[Range]) -> None:
+        """Check that all memory of the chain is within the machine's ``ranges``.
+
+        Raises: Damaged.
+        """
+        machine = merged(ranges)
+        for file in self.chain():
+            for low, high in without(((e.gpa, e.end) for e in file.extents), machine):
+                raise Damaged(
+                    f"{file.path}: memory at guest addresses {low:#x} to {high:#x}, "
+                    "outside the machine's memory"
+                )
+
     # Reading, with checks
 
     def read(self, gpa: int, length: int) -> bytes:

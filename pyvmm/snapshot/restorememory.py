@@ -6,9 +6,8 @@ import mmap
 from collections.abc import Iterator, Sequence
 from typing import Final, Protocol, TypeVar
 
-from pyvmm.memory.ranges import Range, merged, without
+from pyvmm.memory.ranges import Range
 from pyvmm.snapshot import format
-from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.format import Extent
 from pyvmm.snapshot.reader import SnapshotFile, in_threads, path_in_errors
 
@@ -51,7 +50,7 @@ def fill(snapshot: SnapshotFile, memories: Sequence[FillableMemory]) -> None:
 
     Raises: Damaged, also if the file has memory outside ``memories``.
     """
-    _check_covered(snapshot, memories)
+    snapshot.check_within((memory.base, memory.base + memory.size) for memory in memories)
     for file in snapshot.chain():
         _zero(file, memories)
         in_threads(_Filler(file, memories), list(_per_block(file, file.extents)))
@@ -87,7 +86,7 @@ def map_into(snapshot: SnapshotFile, memories: Sequence[MappableMemory]) -> None
 
     Raises: Damaged, if the file has memory outside ``memories``.
     """
-    _check_covered(snapshot, memories)
+    snapshot.check_within((memory.base, memory.base + memory.size) for memory in memories)
     least = _least_to_map(snapshot)
     for file in snapshot.chain():
         _zero(file, memories)
@@ -143,17 +142,6 @@ def _scatter(
             for memory, gpa, length in _within(memories, piece.gpa, piece.length):
                 at = piece.offset - start + gpa - piece.gpa
                 memory.write(gpa, view[at : at + length])
-
-
-def _check_covered(snapshot: SnapshotFile, memories: Sequence[FillableMemory]) -> None:
-    room = merged((memory.base, memory.base + memory.size) for memory in memories)
-    for file in snapshot.chain():
-        ranges = ((extent.gpa, extent.end) for extent in file.extents)
-        for low, high in without(ranges, room):
-            raise Damaged(
-                f"{file.path}: memory at guest addresses {low:#x} to {high:#x}, "
-                "outside the machine's memory"
-            )
 
 
 def _within(memories: Sequence[M], gpa: int, length: int) -> Iterator[tuple[M, int, int]]:

@@ -25,7 +25,6 @@ from pyvmm.kvm.vcpu import VcpuEvents
 from pyvmm.kvm.vgic import affinity
 from pyvmm.machine.registers import MPIDR_EL1, PREDICATES, VECTORS, VcpuRegisters, read_registers
 from pyvmm.machine.view import RegisterView
-from pyvmm.memory.ranges import merged, without
 from pyvmm.snapshot import gic
 from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.reader import SnapshotFile
@@ -150,12 +149,7 @@ class Snapshot(Closing):
 
         Raises: Damaged.
         """
-        room = merged((area.base, area.end) for area in self.state.memory)
-        for low, high in without(self.file.stored(), room):
-            raise Damaged(
-                f"{self.path}: memory at guest addresses {low:#x} to {high:#x}, "
-                "outside the machine's memory"
-            )
+        self.file.check_within((area.base, area.end) for area in self.state.memory)
         for vcpu in self.state.vcpus:
             if reason := _damage(vcpu):
                 raise Damaged(f"{self.path}: vCPU {vcpu.id}: {reason}")
