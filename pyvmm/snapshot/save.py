@@ -59,7 +59,7 @@ def save_state(board: Board, config: Config, virtual: int) -> State:
     if Feature.MTE in board.plan.features:
         raise VmmError(
             "the guest has memory tags (MTE), which snapshots do not store",
-            hint="start the guest with `cpu.mte` off",
+            hint="run the guest with `cpu.mte`=False",
         )
     save_tables(board.irqchip)
     vcpus = tuple(save_vcpu(board, vcpu, virtual) for vcpu in board.vcpus)
