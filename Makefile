@@ -95,10 +95,10 @@ $(VENV)/.dev: $(VENV)/.ready
 
 # Wrappers of tools that lie in the cache: looked after each time, as the cache may be gone.
 tools: $(VENV)/.ready
-	@$(BIN)/python -m pyvmm.host.tools $(TOOLS) aarch64-linux-gnu-gcc aarch64-linux-gnu-objcopy
+	@$(BIN)/python -m pyvmm.host.parts.tools $(TOOLS) aarch64-linux-gnu-gcc aarch64-linux-gnu-objcopy
 
 test-tools: tools
-	@$(BIN)/python -m pyvmm.host.tools $(TOOLS) dtc mandoc tmux mke2fs e2fsck debugfs cpio busybox zstd
+	@$(BIN)/python -m pyvmm.host.parts.tools $(TOOLS) dtc mandoc tmux mke2fs e2fsck debugfs cpio busybox zstd
 
 # dist/: the sdist, and the wheel of this machine's architecture made from it.
 wheel: dev

@@ -49,7 +49,7 @@ def cross_gcc() -> str:
     """
     if shutil.which(GCC):
         return GCC
-    run(sys.executable, "-m", "pyvmm.host.tools", TOOLS, GCC)
+    run(sys.executable, "-m", "pyvmm.host.parts.tools", TOOLS, GCC)
     return f"../{TOOLS}/{GCC}"
 
 

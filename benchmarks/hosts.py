@@ -15,8 +15,9 @@ from benchmarks.counters import PARANOID
 from benchmarks.inside import KVM_STATS
 from benchmarks.rows import INSIDE
 from pyvmm.base.dirs import runtime_dir
-from pyvmm.host import HostSettings, saved, trees
+from pyvmm.host import HostSettings, saved
 from pyvmm.host.capture import capture
+from pyvmm.host.parts import trees
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, stop
 from pyvmm.host.start import boot_counted, fetch, start

@@ -17,9 +17,9 @@ from benchmarks.snapshots import FILL
 from pyvmm import layout
 from pyvmm.base.dirs import cached
 from pyvmm.errors import HostError
-from pyvmm.host import kernel, tools
-from pyvmm.host.cpio import CpioWriter
-from pyvmm.host.debian import Suite
+from pyvmm.host.parts import kernel, tools
+from pyvmm.host.parts.cpio import CpioWriter
+from pyvmm.host.parts.debian import Suite
 from pyvmm.host.progress import Progress
 
 PROGRAMS: Final = Path(__file__).with_name("programs")

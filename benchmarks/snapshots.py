@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from benchmarks.hosts import Results, drive, say
 from benchmarks.rows import SECONDS, Cell, Row, Unit
+from pyvmm.host.parts.tools import TOOLS_SUITE, tree
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running
-from pyvmm.host.tools import TOOLS_SUITE, tree
 from tests import linux
 
 INIT = b"""#!/bin/busybox sh

@@ -84,8 +84,8 @@ def _logged(log: str, what: str, command: list[str]) -> bool:
 
 def _pip_wheel() -> Path:
     """Debian's own pip, as a wheel: from the system, or unpacked privately."""
+    from pyvmm.host.parts.tools import TOOLS_SUITE, tree
     from pyvmm.host.progress import Progress
-    from pyvmm.host.tools import TOOLS_SUITE, tree
 
     pattern = "usr/share/python-wheels/pip-*.whl"
     found = sorted(Path("/").glob(pattern))

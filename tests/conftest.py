@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.host import extension, has_device, why_not_local
+from pyvmm.host import has_device, why_not_local
 from pyvmm.host.inside.agent import DEVICE, keep_vm_open
+from pyvmm.host.parts import extension
 from pyvmm.host.progress import Progress
 from tests.runtime import own_runtime_dir
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from pyvmm.base.dirs import cached
-from pyvmm.host.debian import Package, Suite
+from pyvmm.host.parts.debian import Package, Suite
+from pyvmm.host.parts.tools import TOOLS_SUITE, trees_dir
 from pyvmm.host.progress import Progress
-from pyvmm.host.tools import TOOLS_SUITE, trees_dir
 from tests.conftest import tool
 
 # Programs of the guest's own kind; their libraries follow.

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from pyvmm.base.dirs import cached
-from pyvmm.host import kernel, root, tools
-from pyvmm.host.cpio import CpioWriter
-from pyvmm.host.debian import Suite
+from pyvmm.host.parts import kernel, root, tools
+from pyvmm.host.parts.cpio import CpioWriter
+from pyvmm.host.parts.debian import Suite
 from pyvmm.host.progress import Progress
 
 # The virtio console is a module of Debian's kernels: before it is loaded, nothing is open on it,

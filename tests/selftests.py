@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from pyvmm.base.dirs import cached
-from pyvmm.host.debian import Suite
+from pyvmm.host.parts.debian import Suite
+from pyvmm.host.parts.tools import trees_dir
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import DEFAULT_KERNEL, KERNEL_SUITES
-from pyvmm.host.tools import trees_dir
 
 FP: Final = "tools/testing/selftests/arm64/fp"
 KVM: Final = "tools/testing/selftests/kvm"

@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from pyvmm.base.dirs import size_on_disk
 from pyvmm.errors import HostError
-from pyvmm.host import trees
+from pyvmm.host.parts import trees
+from pyvmm.host.parts.trees import Look, Tree
 from pyvmm.host.progress import Progress
 from pyvmm.host.saved import everyone
 from pyvmm.host.settings import LINUX, QEMU, SUITES, Product, matches
-from pyvmm.host.trees import Look, Tree
 
 COLUMNS: Final = ("DEBIAN SUITE", "NEWEST", "LOOKED AT", "IN THE CACHE", "SAVED HOSTS")
 AT_A_TIME: Final = 4  # suites; a mirror takes its time for each
@@ -22,8 +22,8 @@ AT_A_TIME: Final = 4  # suites; a mirror takes its time for each
 
 def refresh(progress: Progress) -> bool:
     """Look at every suite again; tell whether all of them answered."""
-    from pyvmm.host import catalogue
-    from pyvmm.host.debian import SuiteMissingError
+    from pyvmm.host.parts import catalogue
+    from pyvmm.host.parts.debian import SuiteMissingError
 
     answered = True
     progress.say(f"reading the package lists of {', '.join(SUITES)} ...")

@@ -11,7 +11,8 @@ from typing import Final
 
 from pyvmm.base.dirs import locked, runtime_dir
 from pyvmm.errors import HostError
-from pyvmm.host import saved, trees
+from pyvmm.host import saved
+from pyvmm.host.parts import trees
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, running_at
 from pyvmm.host.settings import HostSettings

@@ -17,8 +17,8 @@ from qemu.qmp import QMPClient, QMPError
 
 from pyvmm.errors import HostError
 from pyvmm.host import saved
+from pyvmm.host.parts.tools import Tool
 from pyvmm.host.running import starting_failed
-from pyvmm.host.tools import Tool
 from pyvmm.host.wire import PORTS
 
 COLD_BOOT_S: Final = 180.0

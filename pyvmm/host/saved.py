@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyvmm.base.dirs import cache_dir, runtime_dir, try_lock
-from pyvmm.host import payload, trees
+from pyvmm.host.parts import payload, trees
+from pyvmm.host.parts.trees import Tree
 from pyvmm.host.running import all_running, running_at, sessions, stop
 from pyvmm.host.settings import HostSettings
-from pyvmm.host.trees import Tree
 
 RECIPE: Final = 1  # raised when a saved host made by older code must not be used
 KEEP: Final = 8  # saved hosts; the least recently used go

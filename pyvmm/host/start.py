@@ -17,12 +17,13 @@ from typing import Any, Final
 
 from pyvmm.base.dirs import cached, try_lock
 from pyvmm.errors import EXIT_SIGNAL, HostError
-from pyvmm.host import extension, kernel, payload, qemu, root, saved, tools, trees
-from pyvmm.host.cpio import CpioWriter
+from pyvmm.host import qemu, saved
+from pyvmm.host.parts import extension, kernel, payload, root, tools, trees
+from pyvmm.host.parts.cpio import CpioWriter
+from pyvmm.host.parts.trees import Tree
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, end, end_orphan, starting_failed
 from pyvmm.host.settings import HostSettings
-from pyvmm.host.trees import Tree
 from pyvmm.host.wire import PORTS
 
 READY: Final = "pyvmm-agent: ready"

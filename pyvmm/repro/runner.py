@@ -15,10 +15,11 @@ from pyvmm import __version__, host
 from pyvmm.base.computer import kind_of_machine
 from pyvmm.base.records import Record, made
 from pyvmm.errors import EXIT_SIGNAL, HostError
-from pyvmm.host import kmodule, share
+from pyvmm.host import share
 from pyvmm.host.capture import CommandFailed, capture
 from pyvmm.host.connection import Unreachable
 from pyvmm.host.instance import Instance
+from pyvmm.host.parts import kmodule
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, wait_for_end
 from pyvmm.host.settings import HostSettings

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from pyvmm.errors import HostError
-from pyvmm.host.debian import KEYRING, mirror
-from pyvmm.host.tools import TOOLS_SUITE
+from pyvmm.host.parts.debian import KEYRING, mirror
+from pyvmm.host.parts.tools import TOOLS_SUITE
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CERTIFICATES: Final = Path("etc/ssl/certs/ca-certificates.crt")

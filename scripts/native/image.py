@@ -16,11 +16,11 @@ from typing import Final
 
 from pyvmm.base.dirs import cached
 from pyvmm.errors import HostError
-from pyvmm.host import kernel, root
-from pyvmm.host.cpio import CpioWriter
-from pyvmm.host.debian import Suite
+from pyvmm.host.parts import kernel, root
+from pyvmm.host.parts.cpio import CpioWriter
+from pyvmm.host.parts.debian import Suite
+from pyvmm.host.parts.tools import TOOLS_SUITE, judge, trees_dir
 from pyvmm.host.progress import Progress
-from pyvmm.host.tools import TOOLS_SUITE, judge, trees_dir
 from scripts.native.machine import Boot, Machine
 
 KERNEL_PACKAGE: Final = "linux-image-arm64:arm64"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from pyvmm.errors import HostError
-from pyvmm.host import tools
+from pyvmm.host.parts import tools
 from pyvmm.host.progress import Progress
 from pyvmm.host.qemu import QemuPlan
 from pyvmm.host.settings import DEFAULT_CPU, DEFAULT_QEMU

@@ -9,7 +9,7 @@ from typing import Any
 from elftools.elf.elffile import ELFFile
 
 from benchmarks import counters
-from pyvmm.host import tools
+from pyvmm.host.parts import tools
 from pyvmm.host.progress import Progress
 
 SOURCE = """

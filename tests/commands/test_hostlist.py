@@ -13,11 +13,12 @@ from click.testing import CliRunner
 from pyvmm.commands import _hostlist
 from pyvmm.commands.host import host
 from pyvmm.errors import HostError
-from pyvmm.host import catalogue, saved, trees
-from pyvmm.host.debian import SuiteMissingError
+from pyvmm.host import saved
+from pyvmm.host.parts import catalogue, trees
+from pyvmm.host.parts.debian import SuiteMissingError
+from pyvmm.host.parts.trees import Look, Offer
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import LINUX, QEMU, SUITES
-from pyvmm.host.trees import Look, Offer
 from tests.host.conftest import add_tree
 
 DAY = 86400

@@ -21,7 +21,8 @@ from elftools.elf.elffile import ELFFile
 from qemu.qmp import QMPClient
 
 from pyvmm.arm64.lanes import Predicate, Vector
-from pyvmm.host import HostSettings, is_local, tools
+from pyvmm.host import HostSettings, is_local
+from pyvmm.host.parts import tools
 from pyvmm.host.progress import Progress
 from tests import runtime
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from pyvmm.host.parts.tools import TOOLS_SUITE, through_loader, tree
 from pyvmm.host.progress import Progress
-from pyvmm.host.tools import TOOLS_SUITE, through_loader, tree
 from tests.e2e import vls
 
 pytestmark = [pytest.mark.e2e, pytest.mark.matrix, pytest.mark.timeout(900)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pyvmm.host import trees
+from pyvmm.host.parts import trees
 from pyvmm.host.running import Running
 from pyvmm.host.settings import QEMU, Product
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.host.conftest import ENOUGH_S, Channel, wait_for
-from tests.host.test_session import is_alive
+from tests.host.inside.test_session import is_alive
 from tests.terminal.test_pty import rest, show
 
 GUEST = Path(__file__).with_name("guest.py")

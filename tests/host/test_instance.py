@@ -15,10 +15,10 @@ from pyvmm.errors import HostError
 from pyvmm.host import client, instance, running, start
 from pyvmm.host.connection import Unreachable
 from pyvmm.host.instance import Instance
+from pyvmm.host.parts.trees import Tree
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running
 from pyvmm.host.settings import LINUX, QEMU, HostSettings
-from pyvmm.host.trees import Tree
 from tests.host.conftest import add_tree
 
 QUIET = Progress(quiet=True)

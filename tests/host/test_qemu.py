@@ -11,8 +11,8 @@ import pytest
 
 from pyvmm.errors import HostError
 from pyvmm.host import qemu, saved
+from pyvmm.host.parts.tools import Tool
 from pyvmm.host.qemu import QemuPlan
-from pyvmm.host.tools import Tool
 from pyvmm.host.wire import PORTS
 from tests.host.conftest import ENOUGH_S, wait_for
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pyvmm.base.dirs import runtime_dir, try_lock
-from pyvmm.host import payload, saved, trees
+from pyvmm.host import saved
+from pyvmm.host.parts import payload, trees
 from pyvmm.host.running import Running
 from pyvmm.host.settings import LINUX, QEMU, HostSettings, Product
 from tests.host.conftest import add_tree
@@ -102,7 +103,7 @@ def test_key_is_not_about_where_a_command_runs() -> None:
 @pytest.mark.parametrize(
     ("target", "value"),
     [
-        ("pyvmm.host.payload.fingerprint", lambda: "changed"),
+        ("pyvmm.host.parts.payload.fingerprint", lambda: "changed"),
         ("pyvmm.host.saved.RECIPE", saved.RECIPE + 1),
         ("pyvmm.host.saved.memory_size", lambda: 1 << 30),
         ("os.cpu_count", lambda: 77),

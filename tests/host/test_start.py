@@ -14,7 +14,8 @@ import pytest
 
 from pyvmm.base.dirs import runtime_dir, try_lock
 from pyvmm.errors import HostError
-from pyvmm.host import qemu, saved, start, tools, trees
+from pyvmm.host import qemu, saved, start
+from pyvmm.host.parts import tools, trees
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, running_at
 from pyvmm.host.settings import LINUX, QEMU, HostSettings

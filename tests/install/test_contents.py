@@ -13,7 +13,7 @@ import zipfile
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
-from pyvmm.host import payload
+from pyvmm.host.parts import payload
 from tests.distributions import ROOT, Distributions, copy_tree, python_build
 
 GUESTS = {f"pyvmm/guests/{name}" for name in ("hello", "sve-vls", "zcr-el12")}

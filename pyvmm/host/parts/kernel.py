@@ -16,11 +16,11 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
 from pyvmm.errors import HostError, UsageError
-from pyvmm.host import catalogue
-from pyvmm.host.debian import Suite
+from pyvmm.host.parts import catalogue
+from pyvmm.host.parts.debian import Suite
+from pyvmm.host.parts.trees import PACKAGES, Offer, Tree, upstream
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import LINUX, is_path
-from pyvmm.host.trees import PACKAGES, Offer, Tree, upstream
 
 PARTS: Final = re.compile(r"linux-(image|binary|modules|base)-\d.*-arm64$")
 MODULES: Final = ("virtio_mmio", "virtio_blk", "virtio_console", "erofs", "9p", "9pnet_virtio")

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import HostError
-from pyvmm.host import tools
-from pyvmm.host.debian import Package, Suite
+from pyvmm.host.parts import tools
+from pyvmm.host.parts.debian import Package, Suite
+from pyvmm.host.parts.tools import Tool, write_wrapper
+from pyvmm.host.parts.trees import PACKAGES, Offer
 from pyvmm.host.progress import Progress
-from pyvmm.host.tools import Tool, write_wrapper
-from pyvmm.host.trees import PACKAGES, Offer
 
 QUIET = Progress(quiet=True)
 SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ.get('MARK')]))"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.host import payload
+from pyvmm.host.parts import payload
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from typing import ClassVar
 import pytest
 
 from pyvmm.errors import HostError, UsageError
-from pyvmm.host import kernel
-from pyvmm.host.debian import Package, Suite
-from pyvmm.host.kernel import Kernel
+from pyvmm.host.parts import kernel
+from pyvmm.host.parts.debian import Package, Suite
+from pyvmm.host.parts.kernel import Kernel
+from pyvmm.host.parts.trees import PACKAGES, Offer
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import LINUX
-from pyvmm.host.trees import PACKAGES, Offer
 from tests.host.conftest import add_tree
 
 QUIET = Progress(quiet=True)

@@ -10,8 +10,8 @@ import pytest
 
 from pyvmm.base.dirs import cache_dir
 from pyvmm.errors import HostError
-from pyvmm.host import debian
-from pyvmm.host.debian import Package, Suite, SuiteMissingError, mirror
+from pyvmm.host.parts import debian
+from pyvmm.host.parts.debian import Package, Suite, SuiteMissingError, mirror
 from pyvmm.host.progress import Progress
 
 QUIET = Progress(quiet=True)

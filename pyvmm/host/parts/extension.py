@@ -12,11 +12,11 @@ from typing import Final
 
 from pyvmm.base.dirs import cache_dir, cached
 from pyvmm.errors import HostError
-from pyvmm.host.debian import Suite
 from pyvmm.host.logs import failure
-from pyvmm.host.payload import EXTENSION, PACKAGE
+from pyvmm.host.parts.debian import Suite
+from pyvmm.host.parts.payload import EXTENSION, PACKAGE
+from pyvmm.host.parts.tools import TOOLS_SUITE, cross, trees_dir
 from pyvmm.host.progress import Progress
-from pyvmm.host.tools import TOOLS_SUITE, cross, trees_dir
 
 BUILDER: Final = "pyvmm.kvm._build"
 HEADERS: Final = "libpython3.11-dev:arm64"

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import HostError
-from pyvmm.host import catalogue, trees
-from pyvmm.host.debian import Suite, SuiteMissingError
+from pyvmm.host.parts import catalogue, trees
+from pyvmm.host.parts.debian import Suite, SuiteMissingError
+from pyvmm.host.parts.trees import Offer, Tree
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import LINUX, QEMU, SUITES, Product
-from pyvmm.host.trees import Offer, Tree
 
 QUIET = Progress(quiet=True)
 MIRROR = "http://deb.example/debian"

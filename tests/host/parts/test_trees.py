@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.host import trees
+from pyvmm.host.parts import trees
+from pyvmm.host.parts.trees import Look, Offer
 from pyvmm.host.settings import LINUX, QEMU, HostSettings
-from pyvmm.host.trees import Look, Offer
 from tests.host.conftest import add_tree
 
 DAY = 86400

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import HostError
-from pyvmm.host import kmodule
+from pyvmm.host.parts import kmodule
 from pyvmm.host.progress import Progress
 
 QUIET = Progress(quiet=True)

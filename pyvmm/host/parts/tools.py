@@ -22,13 +22,13 @@ from typing import Final
 
 from pyvmm.base.dirs import cached
 from pyvmm.errors import EXIT_SIGNAL, HostError
-from pyvmm.host import catalogue
-from pyvmm.host.debian import Suite, machine_arch
 from pyvmm.host.logs import failure
+from pyvmm.host.parts import catalogue
+from pyvmm.host.parts.debian import Suite, machine_arch
+from pyvmm.host.parts.trees import NOT_NEEDED, PACKAGES, Offer, recipe
+from pyvmm.host.parts.trees import trees_dir as trees_dir
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import QEMU, is_path
-from pyvmm.host.trees import NOT_NEEDED, PACKAGES, Offer, recipe
-from pyvmm.host.trees import trees_dir as trees_dir
 
 TOOLS_SUITE: Final = "bookworm"
 PYTHON: Final[tuple[int, int]] = (sys.version_info.major, sys.version_info.minor)
@@ -251,7 +251,7 @@ def write_wrapper(tool: Tool, path: Path) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write wrappers: ``python -m pyvmm.host.tools DIRECTORY PROGRAM...``."""
+    """Write wrappers: ``python -m pyvmm.host.parts.tools DIRECTORY PROGRAM...``."""
     directory, *programs = arguments
     progress = Progress()
     for name in programs:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from pyvmm.host.cpio import CpioWriter
+from pyvmm.host.parts.cpio import CpioWriter
 from tests.conftest import tool
 
 FIELDS = (

@@ -14,11 +14,11 @@ from typing import Final
 
 from pyvmm.base.dirs import cached
 from pyvmm.errors import HostError
-from pyvmm.host import trees
-from pyvmm.host.debian import Suite, SuiteMissingError, machine_arch
+from pyvmm.host.parts import trees
+from pyvmm.host.parts.debian import Suite, SuiteMissingError, machine_arch
+from pyvmm.host.parts.trees import Look, Offer, Tree
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import LINUX, QEMU, SUITES, Product, matches, suites_for
-from pyvmm.host.trees import Look, Offer, Tree
 
 # The full flavour: the cloud one has no 9p, through which the user's files are seen.
 KERNELS: Final = re.compile(r"linux-image-\d[^-]*(-\d[^-]*)?-arm64")

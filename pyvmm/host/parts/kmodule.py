@@ -17,12 +17,12 @@ from typing import Final
 
 from pyvmm.base.dirs import cache_dir, cached
 from pyvmm.errors import HostError
-from pyvmm.host import kernel
-from pyvmm.host.debian import Suite
+from pyvmm.host.parts import kernel
+from pyvmm.host.parts.debian import Suite
+from pyvmm.host.parts.tools import Tool, cross, through_loader, write_wrapper
+from pyvmm.host.parts.trees import Tree, trees_dir
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import LINUX, is_path
-from pyvmm.host.tools import Tool, cross, through_loader, write_wrapper
-from pyvmm.host.trees import Tree, trees_dir
 
 WANTED: Final = re.compile(r"(linux-(headers|kbuild)-.*|libc6|libelf1(t64)?|zlib1g|libzstd1)$")
 # make's words for the tools that kbuild starts

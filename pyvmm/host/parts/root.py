@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from pyvmm.base.dirs import cache_dir, cached
-from pyvmm.host.debian import Suite
+from pyvmm.host.parts.debian import Suite
+from pyvmm.host.parts.tools import TOOLS_SUITE, Tool, erofs, python311, trees_dir
 from pyvmm.host.progress import Progress
-from pyvmm.host.tools import TOOLS_SUITE, Tool, erofs, python311, trees_dir
 
 PACKAGES: Final = tuple(
     f"{name}:arm64" for name in ("python3.11", "python3-cffi-backend", "busybox-static", "libzstd1")
