@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from typing import Final
 
 from pyvmm.errors import HostError
@@ -46,7 +45,7 @@ def capture(
     with connected(running, ANSWER_S) as connection:
         request = request_for(running, argv, running.description, [])
         if as_root:
-            request = replace(request, uid=0, gid=0, groups=[0])
+            request = request.replace(uid=0, gid=0, groups=[0])
         rest = greet(running, connection, request)
         connection.settimeout(PATIENCE_S if patience_s is None else patience_s)
         frames = FrameReader()

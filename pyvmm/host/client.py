@@ -28,10 +28,18 @@ from pathlib import Path
 from typing import Final
 
 from pyvmm.errors import EXIT_SIGNAL, HostError, UsageError
-from pyvmm.host.command import Request
 from pyvmm.host.connection import connected, ended_in_the_middle, greet
 from pyvmm.host.running import Running
-from pyvmm.host.wire import CHUNK, LENGTH, STDIN_WINDOW, Frame, FrameReader, WireError, pack
+from pyvmm.host.wire import (
+    CHUNK,
+    LENGTH,
+    STDIN_WINDOW,
+    Frame,
+    FrameReader,
+    Request,
+    WireError,
+    pack,
+)
 
 IDLE_VARIABLE: Final = "PYVMM_HOST_IDLE"
 IDLE_S: Final = 900.0

@@ -13,14 +13,12 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Final
 
 from pyvmm.base.dirs import try_lock
 from pyvmm.errors import HostError
-from pyvmm.host.command import Request
 from pyvmm.host.running import Running
-from pyvmm.host.wire import CHUNK, HELLO, LENGTH, MAGIC, NONCE_SIZE, PORTS, Synchroniser
+from pyvmm.host.wire import CHUNK, HELLO, LENGTH, MAGIC, NONCE_SIZE, PORTS, Request, Synchroniser
 
 HELLO_S: Final = 0.5  # usually 30 ms
 ANSWER_S: Final = 30.0
@@ -69,7 +67,7 @@ def greet(running: Running, connection: socket.socket, request: Request) -> byte
         HostError: the host ended, or does not answer.
     """
     nonce = os.urandom(NONCE_SIZE)
-    body = json.dumps(asdict(request)).encode()
+    body = json.dumps(vars(request)).encode()
     finder = Synchroniser(MAGIC + nonce)
     connection.settimeout(ANSWER_S)
     try:

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import Final
 
+from pyvmm.base.records import Record, made
+
 MAGIC: Final = b"\x00\xffPYVMM\x01"
 HELLO: Final = b"\x00\xffPYVMM hello"
 CHUNK: Final = 1 << 16  # bytes to read at once
@@ -45,6 +47,25 @@ class Frame(IntEnum):
     CREDIT = 19  # agent: u32, that many bytes of STDIN were taken
     PONG = 21  # agent: there is
     EXIT = 20  # agent: u8, the command's exit code; the last frame
+
+
+class Request(Record):
+    """A command that a client asks for, and the surroundings that it sees."""
+
+    argv: list[str]
+    cwd: str
+    uid: int
+    gid: int
+    groups: list[int]
+    umask: int
+    environment: dict[str, str]
+    start_id: str  # of this start of the machine
+    now_ns: int
+    entropy: str  # hexadecimal
+    idle_s: float
+    terminal: list[int] = made(list)  # which of 0, 1, 2 are on a terminal
+    raw_input: bool = False  # the client reads its terminal in raw mode
+    window: list[int] = made(lambda: [24, 80])  # rows, columns
 
 
 def pack(kind: Frame, payload: bytes = b"") -> bytes:

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from pyvmm.host import command
-from pyvmm.host.inside import session
+from pyvmm.host.inside import command, session
 
 PORTS = 5  # a command with four terminals
 

@@ -15,10 +15,9 @@ import pytest
 from pyvmm.base.dirs import try_lock
 from pyvmm.errors import HostError
 from pyvmm.host import connection
-from pyvmm.host.command import Request
 from pyvmm.host.connection import Unreachable, connected, greet
 from pyvmm.host.running import Running
-from pyvmm.host.wire import HELLO, MAGIC, NONCE_SIZE, PORTS
+from pyvmm.host.wire import HELLO, MAGIC, NONCE_SIZE, PORTS, Request
 
 REQUEST = Request(
     argv=["true"], cwd="/", uid=0, gid=0, groups=[], umask=0, environment={}, start_id="",

@@ -1,7 +1,7 @@
 #!/busybox sh
 # The emulated host's first program: loads the modules its root needs, lays out the root, and
 # becomes the agent.  / is a tmpfs with /usr from a read-only erofs; the user's own directories
-# are mounted beside them when a command comes (pyvmm/host/share.py).
+# are mounted beside them when a command comes (pyvmm/host/inside/files.py).
 b=/busybox
 $b mkdir -p /proc /sys /dev /new
 $b mount -t proc proc /proc

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from pyvmm.errors import EXIT_HOST
-from pyvmm.host import share
-from pyvmm.host.command import Request, run_command
-from pyvmm.host.inside import clock
+from pyvmm.host.inside import clock, files
+from pyvmm.host.inside.command import run_command
 from pyvmm.host.wire import (
     CHUNK,
     HELLO,
@@ -33,6 +32,7 @@ from pyvmm.host.wire import (
     NONCE_SIZE,
     Frame,
     FrameReader,
+    Request,
     Synchroniser,
     WireError,
     pack,
@@ -304,10 +304,10 @@ def _prepare(request: Request) -> OSError | None:
             done = STATE / "started"
             if not done.exists() or done.read_text() != request.start_id:
                 clock.set_right(request.now_ns)
-                share.reseed(bytes.fromhex(request.entropy))
-                share.mount_user_files()
+                files.reseed(bytes.fromhex(request.entropy))
+                files.mount_user_files()
                 done.write_text(request.start_id)
-            share.show_top_level()
+            files.show_top_level()
     except OSError as error:
         return error
     return None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.host import command
+from pyvmm.host.inside import command
 
 
 def test_commands_at_the_same_time_make_one_runtime_directory(

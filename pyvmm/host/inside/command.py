@@ -18,9 +18,10 @@ import signal
 import sys
 import termios
 import traceback
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NoReturn, TextIO
+
+from pyvmm.host.wire import Request
 
 ENTRY: Final = ("pyvmm.cli", "main")
 NOT_FOUND: Final = 127
@@ -30,26 +31,6 @@ PATH: Final = "/usr/bin:/usr/sbin"
 LIBRARY: Final = "/run/pyvmm/lib"
 RUNTIME_DIRS: Final = Path("/run/user")
 PR_SET_DUMPABLE: Final = 4  # Source: Linux, include/uapi/linux/prctl.h
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a client asks for: a command and the surroundings it is to see."""
-
-    argv: list[str]
-    cwd: str
-    uid: int
-    gid: int
-    groups: list[int]
-    umask: int
-    environment: dict[str, str]
-    start_id: str  # of this start of the machine
-    now_ns: int
-    entropy: str  # hexadecimal
-    idle_s: float
-    terminal: list[int] = field(default_factory=list)  # which of 0, 1, 2 are on a terminal
-    raw_input: bool = False  # the client reads its terminal in raw mode
-    window: list[int] = field(default_factory=lambda: [24, 80])  # rows, columns
 
 
 def run_command(request: Request, fds: list[int], slave: int) -> NoReturn:

@@ -1,0 +1,66 @@
+"""The user's files at their own paths in the emulated host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pyvmm.host.inside import files
+
+
+@pytest.fixture
+def mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
+    """The mounts made, of a user's tree in tmp_path/user."""
+    made: list[tuple[str, Path]] = []
+    (tmp_path / "user").mkdir()
+    (tmp_path / "root").mkdir()
+    monkeypatch.setattr(files, "USER_ROOT", tmp_path / "user")
+    monkeypatch.setattr(files, "_mount", lambda what, where, *_: made.append((what, where)))
+    return made
+
+
+def test_top_level_is_shown_but_for_what_the_host_has_itself(
+    tmp_path: Path, mounts: list[tuple[str, Path]]
+) -> None:
+    user, root = tmp_path / "user", tmp_path / "root"
+    for name in ("home", "etc", "usr", "run"):
+        (user / name).mkdir()
+    (user / "lib").symlink_to("usr/lib")
+
+    files.show_top_level(root)
+
+    assert mounts == [(f"{user}/home", root / "home")]
+    assert [p.name for p in root.iterdir()] == ["home"]
+
+
+def test_files_and_links_at_the_top_level_lead_to_the_users(
+    tmp_path: Path, mounts: list[tuple[str, Path]]
+) -> None:
+    user, root = tmp_path / "user", tmp_path / "root"
+    (user / "swap.img").write_text("data")
+    (user / "mnt").mkdir()
+    (user / "mnt/file").write_text("linked")
+    (user / "data").symlink_to("mnt")
+    (user / "broken").symlink_to("nowhere")
+
+    files.show_top_level(root)
+
+    assert (root / "swap.img").read_text() == "data"
+    assert (root / "data/file").read_text() == "linked"
+    assert (root / "broken").is_symlink()
+    assert [where.name for _, where in mounts] == ["mnt"]
+
+
+def test_what_is_new_at_the_top_level_is_shown_later(
+    tmp_path: Path, mounts: list[tuple[str, Path]]
+) -> None:
+    user, root = tmp_path / "user", tmp_path / "root"
+    (user / "home").mkdir()
+    (user / "broken").symlink_to("nowhere")
+    files.show_top_level(root)
+
+    (user / "new").mkdir()
+    files.show_top_level(root)
+
+    assert [where.name for _, where in mounts] == ["home", "new"]
