@@ -98,7 +98,7 @@ tools: $(VENV)/.ready
 	@$(BIN)/python -m pyvmm.host.parts.tools $(TOOLS) aarch64-linux-gnu-gcc aarch64-linux-gnu-objcopy
 
 test-tools: tools
-	@$(BIN)/python -m pyvmm.host.parts.tools $(TOOLS) dtc mandoc tmux mke2fs e2fsck debugfs cpio busybox zstd
+	@$(BIN)/python -m tests.tools $(TOOLS) dtc mandoc tmux mke2fs e2fsck debugfs cpio busybox zstd
 
 # dist/: the sdist, and the wheel of this machine's architecture made from it.
 wheel: dev

@@ -19,7 +19,7 @@ from pyvmm.errors import HostError
 from pyvmm.host.parts import kernel, root
 from pyvmm.host.parts.cpio import CpioWriter
 from pyvmm.host.parts.debian import Suite
-from pyvmm.host.parts.tools import TOOLS_SUITE, judge, trees_dir
+from pyvmm.host.parts.tools import TOOLS_SUITE, packaged, trees_dir
 from pyvmm.host.progress import Progress
 from scripts.native.machine import Boot, Machine
 
@@ -134,7 +134,7 @@ def _write_disk(path: Path, progress: Progress) -> None:
     with path.open("wb") as file:
         file.truncate(SIZE)
     command = [
-        *judge("mke2fs", progress).command,
+        *packaged("mke2fs", "e2fsprogs", progress, "sbin").command,
         "-q",
         "-t",
         "ext4",

@@ -22,9 +22,8 @@ from qemu.qmp import QMPClient
 
 from pyvmm.arm64.lanes import Predicate, Vector
 from pyvmm.host import HostSettings, is_local
-from pyvmm.host.parts import tools
 from pyvmm.host.progress import Progress
-from tests import runtime
+from tests import runtime, tools
 
 SOURCE = Path(__file__).with_name("lanes.S")
 pytestmark = [pytest.mark.e2e, pytest.mark.matrix, pytest.mark.timeout(600)]

@@ -15,7 +15,7 @@ from typing import Final
 
 from pyvmm.base.dirs import cache_dir, cached
 from pyvmm.host.parts.debian import Suite
-from pyvmm.host.parts.tools import TOOLS_SUITE, Tool, erofs, python311, trees_dir
+from pyvmm.host.parts.tools import TOOLS_SUITE, Tool, packaged, python311, trees_dir
 from pyvmm.host.progress import Progress
 
 PACKAGES: Final = tuple(
@@ -59,7 +59,9 @@ def image(progress: Progress) -> Path:
             _copy_distribution(distribution, root / SITE)
         _add_links(root / "usr/bin")
         compile_python(root, "/", progress)
-        erofs(progress).run(["--all-root", str(into / "usr.erofs"), str(root / "usr")])
+        packaged("mkfs.erofs", "erofs-utils", progress).run(
+            ["--all-root", str(into / "usr.erofs"), str(root / "usr")]
+        )
         shutil.rmtree(root)
 
     if not path.is_dir():

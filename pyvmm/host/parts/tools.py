@@ -15,7 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -34,20 +34,8 @@ TOOLS_SUITE: Final = "bookworm"
 PYTHON: Final[tuple[int, int]] = (sys.version_info.major, sys.version_info.minor)
 
 SANITIZERS: Final = ("asan8", "atomic1", "gomp1", "hwasan0", "itm1", "lsan0", "stdc++6", "tsan2")
+CROSS_PREFIX: Final = "aarch64-linux-gnu-"
 CROSS_NOT_NEEDED: Final = frozenset(f"lib{name}-arm64-cross" for name in SANITIZERS)
-
-# The programs that tests judge pyvmm by, or run it in: package, and where they are in it.
-JUDGES: Final = {
-    "busybox": ("busybox", "bin"),
-    "cpio": ("cpio", "bin"),
-    "debugfs": ("e2fsprogs", "sbin"),
-    "dtc": ("device-tree-compiler", "usr/bin"),
-    "e2fsck": ("e2fsprogs", "sbin"),
-    "mandoc": ("mandoc", "usr/bin"),
-    "mke2fs": ("e2fsprogs", "sbin"),
-    "tmux": ("tmux", "usr/bin"),
-    "zstd": ("zstd", "usr/bin"),
-}
 
 LOADERS: Final = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64.so.1"}
 TRIPLETS: Final = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
@@ -172,11 +160,15 @@ def qemu_version(tool: Tool) -> str:
     return match[1]
 
 
-def cross(program: str, progress: Progress) -> Tool:
-    """A program of the aarch64 toolchain (gcc, objcopy, ...), with C library and kernel headers."""
+def cross(name: str, progress: Progress) -> Tool:
+    """Return a program of the aarch64 toolchain, for example aarch64-linux-gnu-gcc.
+
+    A C library and the kernel's headers come with it.
+    """
+    program = name.removeprefix(CROSS_PREFIX)
     if platform.machine() == "aarch64" and (native := shutil.which(program)):
         return Tool((native,))
-    name = f"aarch64-linux-gnu-{program}"
+    name = f"{CROSS_PREFIX}{program}"
     installed = shutil.which(name)
     if installed and Path("/usr/aarch64-linux-gnu/include/linux/kvm.h").exists():
         return Tool((installed,))
@@ -197,29 +189,8 @@ def _cross_tree(progress: Progress) -> Path:
     return tree("cross-gcc", TOOLS_SUITE, packages, progress, drop=drop)
 
 
-def erofs(progress: Progress) -> Tool:
-    """mkfs.erofs."""
-    return _small_tool("mkfs.erofs", "erofs-utils", progress)
-
-
-def judge(program: str, progress: Progress) -> Tool:
-    """A program of `JUDGES`."""
-    package, directory = JUDGES[program]
-    return _small_tool(program, package, progress, directory)
-
-
-def gdb(progress: Progress) -> Tool:
-    """gdb for every architecture, with its Python: the tests' judge of registers and lanes."""
-    installed = shutil.which("gdb-multiarch")
-    if installed:
-        return Tool((installed,))
-    root = tree("gdb-multiarch", TOOLS_SUITE, ["gdb-multiarch"], progress)
-    data = f"--data-directory={root}/usr/share/gdb"
-    command = through_loader(root, "usr/bin/gdb-multiarch", data)
-    return Tool(command, {"PYTHONHOME": str(root / "usr")})
-
-
-def _small_tool(program: str, package: str, progress: Progress, directory: str = "usr/bin") -> Tool:
+def packaged(program: str, package: str, progress: Progress, directory: str = "usr/bin") -> Tool:
+    """Return a program: the one on this machine, or that of a Debian package."""
     installed = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
     if installed:
         return Tool((installed,))
@@ -250,21 +221,18 @@ def write_wrapper(tool: Tool, path: Path) -> None:
     partial.rename(path)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Write wrappers: ``python -m pyvmm.host.parts.tools DIRECTORY PROGRAM...``."""
+def main(arguments: Sequence[str], find: Callable[[str, Progress], Tool]) -> int | str:
+    """Write wrappers: the arguments are DIRECTORY PROGRAM... Return what sys.exit takes."""
     directory, *programs = arguments
-    progress = Progress()
-    for name in programs:
-        program = name.removeprefix("aarch64-linux-gnu-")
-        tool = judge(name, progress) if name in JUDGES else cross(program, progress)
-        write_wrapper(tool, Path(directory) / name)
+    try:
+        for name in programs:
+            write_wrapper(find(name, Progress()), Path(directory) / name)
+    except KeyboardInterrupt:
+        return EXIT_SIGNAL + signal.SIGINT
+    except HostError as error:
+        return f"pyvmm: {error}" + (f"\n  hint: {error.hint}" if error.hint else "")
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(EXIT_SIGNAL + signal.SIGINT)
-    except HostError as error:
-        sys.exit(f"pyvmm: {error}" + (f"\n  hint: {error.hint}" if error.hint else ""))
+    sys.exit(main(sys.argv[1:], cross))

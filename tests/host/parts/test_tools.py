@@ -16,6 +16,7 @@ from pyvmm.host.parts.debian import Package, Suite
 from pyvmm.host.parts.tools import Tool, write_wrapper
 from pyvmm.host.parts.trees import PACKAGES, Offer
 from pyvmm.host.progress import Progress
+from tests.tools import find
 
 QUIET = Progress(quiet=True)
 SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ.get('MARK')]))"
@@ -132,7 +133,7 @@ def test_main_writes_a_wrapper_for_each_program(
 ) -> None:
     monkeypatch.setattr(shutil, "which", "/opt/bin/{}".format)
 
-    assert tools.main([str(tmp_path), "dtc", "tmux"]) == 0
+    assert tools.main([str(tmp_path), "dtc", "tmux"], find) == 0
 
     found = {path.name: path.read_text().split()[-2] for path in tmp_path.iterdir()}
     assert found == {"dtc": "/opt/bin/dtc", "tmux": "/opt/bin/tmux"}

@@ -1,0 +1,48 @@
+"""The programs that tests compare pyvmm with, or run it in: ``python -m tests.tools`` gets them.
+
+A program that is not installed comes from Debian, unpacked in the cache.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import Final
+
+from pyvmm.host.parts import tools
+from pyvmm.host.parts.tools import TOOLS_SUITE, Tool, through_loader, tree
+from pyvmm.host.progress import Progress
+
+# program -> its package, and where it is in that package
+PACKAGES: Final = {
+    "busybox": ("busybox", "bin"),
+    "cpio": ("cpio", "bin"),
+    "debugfs": ("e2fsprogs", "sbin"),
+    "dtc": ("device-tree-compiler", "usr/bin"),
+    "e2fsck": ("e2fsprogs", "sbin"),
+    "mandoc": ("mandoc", "usr/bin"),
+    "mke2fs": ("e2fsprogs", "sbin"),
+    "tmux": ("tmux", "usr/bin"),
+    "zstd": ("zstd", "usr/bin"),
+}
+
+
+def find(program: str, progress: Progress) -> Tool:
+    """Return one of the programs."""
+    package, directory = PACKAGES[program]
+    return tools.packaged(program, package, progress, directory)
+
+
+def gdb(progress: Progress) -> Tool:
+    """Return gdb for every architecture, with its Python."""
+    installed = shutil.which("gdb-multiarch")
+    if installed:
+        return Tool((installed,))
+    root = tree("gdb-multiarch", TOOLS_SUITE, ["gdb-multiarch"], progress)
+    data = f"--data-directory={root}/usr/share/gdb"
+    command = through_loader(root, "usr/bin/gdb-multiarch", data)
+    return Tool(command, {"PYTHONHOME": str(root / "usr")})
+
+
+if __name__ == "__main__":
+    sys.exit(tools.main(sys.argv[1:], find))
