@@ -19,6 +19,7 @@ from typing import Final
 from pyvmm.errors import HostError
 
 PACKAGE: Final = Path(__file__).resolve().parents[1]
+LONGEST_SOCKET: Final = 107  # bytes of a path.  Source: unix(7), sun_path less its final NUL
 BUILT: Final = {"guests", "programs"}  # directories of the package that `make guests` fills
 
 

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Final
 
 from pyvmm.base.closing import Closing
-from pyvmm.base.dirs import runtime_dir, try_lock
+from pyvmm.base.dirs import LONGEST_SOCKET, runtime_dir, try_lock
 from pyvmm.errors import HostError, UsageError
 
 VMS: Final = "vms"  # below the runtime directory
-LONGEST: Final = 107  # Source: unix(7), sun_path with its final NUL
 BACKLOG: Final = 16
 PATIENCE_S: Final = 0.5  # others look at a lock for a moment only
 
@@ -79,7 +78,7 @@ def running() -> Iterator[Path]:
 
 def _socket_path(name: str) -> Path:
     path = runtime_dir(VMS) / f"{name}.sock"
-    longest = LONGEST - len(os.fsencode(path)) + len(os.fsencode(name))
+    longest = LONGEST_SOCKET - len(os.fsencode(path)) + len(os.fsencode(name))
     if len(os.fsencode(name)) > longest:
         raise UsageError(
             f"--name {name}: too long for the path of a socket, {longest} bytes fit",

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pyvmm.base.signals import handling
 from pyvmm.errors import EXIT_SIGNAL, HostError, UsageError
 from pyvmm.host.connection import connected, ended_in_the_middle, greet
 from pyvmm.host.running import Running
@@ -328,16 +329,13 @@ def _signals(wake: int) -> Iterator[None]:
 
     What the caller has this process ignore (as nohup does) stays ignored.
     """
-    before = {number: signal.signal(number, lambda *_: None)
-              for number in (*FORWARDED, signal.SIGWINCH, signal.SIGCONT)
-              if signal.getsignal(number) is not signal.SIG_IGN}  # fmt: skip
-    old = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(old)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    handled = (*FORWARDED, signal.SIGWINCH, signal.SIGCONT)
+    with handling(handled, lambda *_: None):
+        old = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(old)
 
 
 def request_for(running: Running, argv: list[str], inside: str, terminals: list[int]) -> Request:

@@ -7,9 +7,8 @@ to make.
 from __future__ import annotations
 
 import os
-from typing import Final
 
-from pyvmm.base.dirs import locked, runtime_dir
+from pyvmm.base.dirs import LONGEST_SOCKET, locked, runtime_dir
 from pyvmm.errors import HostError
 from pyvmm.host import saved
 from pyvmm.host.parts import trees
@@ -17,8 +16,6 @@ from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, running_at
 from pyvmm.host.settings import HostSettings
 from pyvmm.host.wire import PORTS
-
-LONGEST_SOCKET: Final = 107  # Source: unix(7), sun_path with its final NUL
 
 
 class Instance:

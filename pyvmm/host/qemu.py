@@ -9,12 +9,12 @@ import shlex
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from qemu.qmp import QMPClient, QMPError
 
+from pyvmm.base.records import Record
 from pyvmm.errors import HostError
 from pyvmm.host import saved
 from pyvmm.host.parts.tools import Tool
@@ -51,8 +51,7 @@ CPU_EXTRAS: Final = (
 CPUS_WITH_EXTRAS: Final = ("max",)
 
 
-@dataclass(frozen=True, slots=True)
-class QemuPlan:
+class QemuPlan(Record):
     """One emulated host: the program, what it models, and the files it needs."""
 
     tool: Tool

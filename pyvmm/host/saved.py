@@ -9,7 +9,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +24,6 @@ RECENT_S: Final = 60.0  # who has just made one, or found it, is about to start 
 KEEP_ALIKE: Final = 3  # of the same settings, made by other code: several checkouts take turns
 MAX_MEMORY: Final = 4 << 30
 MAX_CPUS: Final = 4  # more make TCG slower as a whole
-INIT: Final = Path(__file__).parent / "inside/init.sh"
 
 
 def key(settings: HostSettings, made_of: Iterable[Tree | None] | None = None) -> str:
@@ -86,7 +84,7 @@ def prune(newest: Path, settings: HostSettings) -> None:
 
     A host still running other code with these settings is ended unless it is in use.
     """
-    wanted = asdict(settings)
+    wanted = vars(settings)
     for running in all_running():
         outdated = running.facts.get("settings") == wanted and running.path.name != newest.name
         if outdated and sessions(running) == 0:

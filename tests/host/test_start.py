@@ -79,7 +79,7 @@ def test_fresh_directory_of_sockets_is_empty_private_and_locked() -> None:
     sockets.mkdir()
     (sockets / "p1").touch()
 
-    with start._fresh(sockets):
+    with start.fresh(sockets):
         assert [p.name for p in sockets.iterdir()] == ["alive"]
         assert sockets.stat().st_mode & 0o777 == 0o700
         assert try_lock(sockets / "alive") is None
@@ -99,7 +99,7 @@ def test_qemu_left_by_a_killed_start_is_ended_by_the_next() -> None:
         orphan.stdout.readline()
         (sockets / "pid").write_text(f"{orphan.pid}\n")
 
-        with start._fresh(sockets):
+        with start.fresh(sockets):
             assert orphan.wait(120) == -signal.SIGKILL
 
 
@@ -109,7 +109,7 @@ def test_signal_in_the_middle_of_a_start_undoes_it(number: signal.Signals) -> No
 import time
 from pyvmm.host import start
 try:
-    with start._signals_unwind():
+    with start.signals_unwind():
         print("starting", flush=True)
         for _ in range(60000):  # a signal before a sleep begins is handled after it
             time.sleep(0.01)
@@ -128,7 +128,7 @@ finally:
 def test_signal_that_is_ignored_stays_so_during_a_start() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with start._signals_unwind():
+        with start.signals_unwind():
             os.kill(os.getpid(), signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
@@ -175,8 +175,8 @@ def test_host_of_a_newer_kernel_than_it_is_named_after_is_not_saved(
         add_tree(LINUX, "7.2.13-1", "sid")
         return process.pid, {}
 
-    monkeypatch.setattr(start, "_plan", lambda settings, facts, progress: None)
-    monkeypatch.setattr(start, "_boot", boot)
+    monkeypatch.setattr(start, "plan_for", lambda settings, facts, progress: None)
+    monkeypatch.setattr(start, "boot", boot)
     monkeypatch.setattr(qemu, "save", lambda sockets, state: pytest.fail("it was saved"))
     with process, pytest.raises(HostError, match="fetched a newer kernel") as caught:
         start.start(settings, made_of, sockets, QUIET)
@@ -197,7 +197,7 @@ def test_start_says_that_a_suite_was_looked_at_long_ago(
     os.kill(running.pid, signal.SIGTERM)
     wait_for(fake.has_ended, "QEMU's end")
     said = capsys.readouterr().err
-    assert "Debian sid is taken as it was 33 days ago; `pyvmm host list --refresh`" in said
+    assert "the list of Debian sid is 33 days old; `pyvmm host list --refresh`" in said
 
 
 def test_start_that_fails_leaves_no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,12 +211,12 @@ def test_start_that_fails_leaves_no_qemu(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_start_interrupted_at_its_last_step_leaves_no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(path: Path, text: str) -> None:
+    def interrupt(sockets: Path, pid: int, facts: object) -> None:
         raise KeyboardInterrupt
 
     fake = Fake(monkeypatch, make_sockets(runtime_dir() / "host"))
     monkeypatch.setattr(qemu, "restore", lambda sockets, state: None)
-    monkeypatch.setattr(start, "_write_whole", interrupt)
+    monkeypatch.setattr(start, "publish", interrupt)
 
     with pytest.raises(KeyboardInterrupt):
         fake.start()
@@ -238,7 +238,7 @@ def test_damaged_host_is_made_again(
     (saved.directory("host") / "state").write_bytes(b"stale")
     boots: list[Path] = []
     plan = qemu.QemuPlan(tools.qemu("7.2", QUIET), "7.2", "max", Path("i"), Path("u"))
-    monkeypatch.setattr(start, "_plan", lambda *_: plan)
+    monkeypatch.setattr(start, "plan_for", lambda *_: plan)
     monkeypatch.setattr(start.Starter, "_cold_boot", lambda self, into: boots.append(into))
     monkeypatch.setattr(qemu, "restore", lambda sockets, state: None)
 

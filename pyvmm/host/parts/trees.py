@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from pyvmm.base.dirs import cache_dir
+from pyvmm.base.files import write_whole
 from pyvmm.base.records import Record
 from pyvmm.host.settings import (
     LINUX,
@@ -150,10 +151,7 @@ def remember(seen: Look) -> None:
         for name, found in seen.offers.items()
     }
     document = {"seen": seen.seen, "mirror": seen.mirror, "gone": seen.gone, "offers": offers}
-    path = _look_path(seen.suite)
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    partial.rename(path)
+    write_whole(_look_path(seen.suite), f"{json.dumps(document, indent=1)}\n".encode())
 
 
 def old_looks(settings: HostSettings) -> list[Look]:
