@@ -23,10 +23,10 @@ import time
 import tty
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pyvmm.base.records import Record
 from pyvmm.base.signals import handling
 from pyvmm.errors import EXIT_SIGNAL, HostError, UsageError
 from pyvmm.host.connection import connected, ended_in_the_middle, greet
@@ -117,8 +117,7 @@ class _OutputError(Exception):
     """Standard output, error or the terminal takes nothing any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Streams:
+class _Streams(Record):
     """The descriptors that are a command's, and which of them are terminals."""
 
     stdin: int = 0

@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from qemu.qmp import QMPClient, QMPError
 
@@ -28,7 +28,7 @@ BOOT_ARGUMENTS: Final = (
 )
 
 
-class Extra(NamedTuple):
+class Extra(Record):
     """A property a CPU wants beside the user's choice, from a version of QEMU on, and before one.
 
     Versions and CPUs that lack a property reject it.

@@ -13,11 +13,11 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from pyvmm.base.dirs import runtime_dir, try_lock
+from pyvmm.base.records import Record
 from pyvmm.errors import HostError
 from pyvmm.host.logs import failure
 from pyvmm.host.wire import PORTS
@@ -27,8 +27,7 @@ QEMU_LOG: Final = "qemu.log"
 CONSOLE_LOG: Final = "console.log"
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(Record):
     """A host that runs: its directory of sockets and what it was started with."""
 
     path: Path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,7 @@ def save(name: str, age: int, settings: HostSettings = DEFAULT) -> Path:
     """A saved host, last used so long ago."""
     path = saved.directory(name)
     path.mkdir()
-    (path / "facts.json").write_text(json.dumps({"settings": asdict(settings)}))
+    (path / "facts.json").write_text(json.dumps({"settings": vars(settings)}))
     os.utime(path, (1_000_000 - age, 1_000_000 - age))
     return path
 
@@ -56,7 +55,7 @@ def test_key_begins_with_what_people_know(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", [{"kernel": "5.10"}, {"qemu": "10"}, {"cpu": "max"}])
 def test_key_changes_with_the_settings(change: dict[str, str]) -> None:
-    assert saved.key(replace(DEFAULT, **change)) != saved.key(DEFAULT)
+    assert saved.key(DEFAULT.replace(**change)) != saved.key(DEFAULT)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +215,7 @@ def test_prune_ends_a_host_of_older_code_but_never_one_in_use(
     busy: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newest = save("new", 0)
-    old = Running(runtime_dir() / "old", "id", 1, {"settings": asdict(DEFAULT)})
+    old = Running(runtime_dir() / "old", "id", 1, {"settings": vars(DEFAULT)})
     save("old", 50)
     alive = [old]
     monkeypatch.setattr(saved, "all_running", lambda: list(alive))
@@ -235,7 +234,7 @@ def test_prune_leaves_running_hosts_of_other_settings_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     newest = save("new", 0)
-    kept = Running(runtime_dir() / "kept", "id", 1, {"settings": asdict(other(1))})
+    kept = Running(runtime_dir() / "kept", "id", 1, {"settings": vars(other(1))})
     stopped: list[Running] = []
     monkeypatch.setattr(saved, "all_running", lambda: [kept])
     monkeypatch.setattr(saved, "stop", stopped.append)

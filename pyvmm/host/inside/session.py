@@ -16,10 +16,10 @@ import signal
 import struct
 import termios
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from pyvmm.base.records import Record, made
 from pyvmm.errors import EXIT_HOST
 from pyvmm.host.inside import clock, files
 from pyvmm.host.inside.command import run_command
@@ -65,12 +65,11 @@ def serve(port: int) -> None:
         return
 
 
-@dataclass(slots=True)
-class _Child:
+class _Child(Record, frozen=False):
     """The command's process and this side of its file descriptors."""
 
     process: int
-    outputs: dict[int, Frame] = field(default_factory=dict)
+    outputs: dict[int, Frame] = made(dict)
     stdin: int | None = None  # a pipe, or the terminal; None once it is closed
     terminal: int | None = None
 

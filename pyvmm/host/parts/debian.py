@@ -15,11 +15,11 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from pyvmm.base.dirs import cache_dir, locked
+from pyvmm.base.records import Record
 from pyvmm.errors import HostError
 from pyvmm.host.logs import failure
 from pyvmm.host.progress import Progress
@@ -37,8 +37,7 @@ KEYRING_PACKAGE = "debian-archive-keyring"
 FEDORAS_KEYRING_PACKAGE = "debian-keyring"  # of the archive's keys too: Debian's own is another
 
 
-@dataclass(frozen=True, slots=True)
-class Package:
+class Package(Record):
     """One package apt chose: its name, architecture, version and download size in bytes."""
 
     name: str

@@ -7,7 +7,6 @@ import lzma
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -15,6 +14,7 @@ from typing import Final
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
+from pyvmm.base.records import Record
 from pyvmm.errors import HostError, UsageError
 from pyvmm.host.parts import catalogue
 from pyvmm.host.parts.debian import Suite
@@ -29,8 +29,7 @@ BANNER: Final = re.compile(rb"Linux version \d[^\n\0]* Debian (\d\S*) \(")
 ARM64_MAGIC: Final = (0x38, b"ARM\x64")  # Source: Documentation/arch/arm64/booting.rst
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
+class Kernel(Record):
     """A bootable Image, and its modules in the order to insert them (name -> bytes of the .ko)."""
 
     image: Path

@@ -16,11 +16,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from pyvmm.base.dirs import cached
+from pyvmm.base.records import Record, made
 from pyvmm.errors import EXIT_SIGNAL, HostError
 from pyvmm.host.logs import failure
 from pyvmm.host.parts import catalogue
@@ -41,12 +41,11 @@ LOADERS: Final = {"x86_64": "ld-linux-x86-64.so.2", "aarch64": "ld-linux-aarch64
 TRIPLETS: Final = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 
 
-@dataclass(frozen=True, slots=True)
-class Tool:
+class Tool(Record):
     """A program to run: what to put before its arguments, and what to add to the environment."""
 
     command: tuple[str, ...]
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = made(dict)
 
     @property
     def name(self) -> str:
