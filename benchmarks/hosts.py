@@ -80,7 +80,7 @@ def drive(host: Running, driver: str, arguments: Sequence[str], data: bytes = b"
     """
     script = f'cd {INSIDE} && LC_ALL=C exec python3 -m benchmarks.{driver} "$@"'
     command = ["sh", "-c", script, "sh", *arguments]
-    return capture(host, command, data, patience_s=PATIENCE_S)
+    return capture(host, command, data, timeout_s=PATIENCE_S)
 
 
 def _boot_counted(settings: HostSettings, sockets: Path, progress: Progress) -> Running:
@@ -120,4 +120,4 @@ def _prepare(host: Running, files: Path) -> None:
     drivers = " ".join(str(Path(__file__).with_name(name).absolute()) for name in DRIVERS)
     unpack = (f"mkdir -p {INSIDE}/peer {INSIDE}/benchmarks && cd {INSIDE} && cp {files}/* . && "
               f"cp {drivers} benchmarks && tar -xf peer.tar -C peer && rm peer.tar")  # fmt: skip
-    capture(host, ["sh", "-c", unpack], b"", patience_s=PATIENCE_S)
+    capture(host, ["sh", "-c", unpack], b"", timeout_s=PATIENCE_S)

@@ -35,10 +35,10 @@ def measure(host: Running, files: Path) -> Found:
         "linux": _arguments(pyvmm("Image", *log)),
     }
     copy = " ".join(f"{files}/{name}" for name in FILES)
-    capture(host, ["sh", "-c", f"cp {copy} {INSIDE}/"], b"", patience_s=PATIENCE_S)
+    capture(host, ["sh", "-c", f"cp {copy} {INSIDE}/"], b"", timeout_s=PATIENCE_S)
     command = [*ENVIRONMENT, "python3", f"{INSIDE}/{FILES[0]}"]
     found: Found = json.loads(
-        capture(host, command, json.dumps(task).encode(), patience_s=PATIENCE_S)
+        capture(host, command, json.dumps(task).encode(), timeout_s=PATIENCE_S)
     )
     return found
 

@@ -48,7 +48,7 @@ class Place:
         lines = b"".join(map(pack, questions))
         requests = [question.get("request") or {} for question in questions]
         patience_s = max(map(client.patience_of, requests), default=0.0) + RELAY_S
-        answers = capture(self.running, RELAY, lines, patience_s=patience_s)
+        answers = capture(self.running, RELAY, lines, timeout_s=patience_s)
         return [json.loads(line) for line in answers.splitlines()]
 
 

@@ -1,6 +1,6 @@
-"""Where a command runs: on this machine's own KVM, or in an emulated arm64 host.
+"""The choice between this machine's own KVM and an emulated arm64 host.
 
-``is_local`` decides; ``forward`` runs a command line in an emulated host, as if it ran here.
+``is_local`` chooses. ``forward`` runs a command line in an emulated host, as if it ran here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def why_not_local() -> HostError | None:
             f"this machine is {platform.machine()}, and its KVM runs no arm64 guests",
             hint=emulated,
         )
-    try:  # access() knows neither a container's rules nor a device without a driver
+    try:  # access(2) would ignore a container's rules and a missing driver
         os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except FileNotFoundError:
         return HostError(
@@ -55,11 +55,11 @@ def why_not_local() -> HostError | None:
 def is_local(settings: HostSettings) -> bool:
     """Return whether a command with these settings runs on this machine's own KVM.
 
-    An arm64 machine whose /dev/kvm exists never gets an emulated host unasked: its user is told
-    why the device cannot be opened.
+    On an arm64 machine with a /dev/kvm, only the settings choose an emulated host: a device that
+    cannot be opened is an error.
 
     Raises:
-        HostError: this machine's KVM is meant, and cannot be used.
+        HostError: this machine's KVM was chosen and cannot be used.
     """
     if describe_inside() is not None:
         return True
@@ -77,7 +77,7 @@ def has_device() -> bool:
 
 
 def say_why_emulated(settings: HostSettings, say: Callable[[str], None]) -> None:
-    """Say why a command that could run on an arm64 machine itself gets an emulated host."""
+    """Report why an arm64 machine uses an emulated host by default."""
     if settings.kind == "auto" and not settings.customised and platform.machine() == ARM64:
         say(f"{why_not_local()}; using an emulated host")
 
@@ -87,12 +87,12 @@ def forward(
 ) -> int:
     """Run a command line in the emulated host of these settings and return its exit code.
 
-    ``files`` are those the command is to read or write, ``ttys`` the terminals of its guest that
-    are to be on ptys of this machine.
+    The command reads or writes ``files``. ``ttys`` are the numbers of its guest's terminals that
+    appear as ptys of this machine.
 
     Raises:
-        HostError: the host cannot be made or started, ended in the middle of the command, or
-            does not see the files or the current directory.
+        HostError: the host cannot be made or started, ended during the command, or cannot see
+            the files or the current directory.
     """
     from pyvmm.host import running, share
     from pyvmm.host.bridges import run_with_ttys
@@ -107,7 +107,7 @@ def forward(
     found = instance.ensure()
     try:
         return run_with_ttys(found, argv, ttys)
-    except Unreachable:  # it was just being stopped, or had been idle long enough
+    except Unreachable:  # it was being stopped, or its idle time was over
         running.wait_for_end(found)
     found = instance.ensure()
     return run_with_ttys(found, argv, ttys)

@@ -1,4 +1,4 @@
-"""Why /dev/kvm cannot be opened, and what to do about it: imported only when that has happened."""
+"""Errors for a /dev/kvm that cannot be opened; imported only then."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pyvmm.errors import HostError
 
 GROUP: Final = "kvm"  # the group of Debian's udev rule, 50-udev-default.rules
 FOR_GROUP: Final = stat.S_IRGRP | stat.S_IWGRP
-EMULATED: Final = "or use an emulated host: --host emulated, PYVMM_HOST=emulated for make"
+EMULATED: Final = "or use an emulated host: `host.kind`=emulated, PYVMM_HOST=emulated for make"
 
 HINTS: Final = {
-    errno.EPERM: "a container withholds the device: start it with --device /dev/kvm",
-    errno.ENODEV: "the file is there but KVM is not: see `dmesg | grep -i kvm`",
-    errno.ENXIO: "the file is there but KVM is not: see `dmesg | grep -i kvm`",
-    errno.EBUSY: "see whether another hypervisor has the CPUs: `dmesg | grep -i kvm`",
+    errno.EPERM: "the container denies the device: start it with --device /dev/kvm",
+    errno.ENODEV: "the kernel has no KVM behind this file: see `dmesg | grep -i kvm`",
+    errno.ENXIO: "the kernel has no KVM behind this file: see `dmesg | grep -i kvm`",
+    errno.EBUSY: "another hypervisor may use the CPUs: see `dmesg | grep -i kvm`",
 }
 
 
 def refusal(device: Path, error: OSError) -> HostError:
-    """Return the error of a device that exists and could not be opened."""
+    """Return the error for a device that exists and could not be opened."""
     number = error.errno or errno.EIO
     reason = f"{os.strerror(number)} [{errno.errorcode.get(number, number)}]"
     if number == errno.EACCES:
@@ -38,10 +38,10 @@ def refusal(device: Path, error: OSError) -> HostError:
 
 
 def _permission(device: Path) -> str:
-    """Say how this user gets the permission to open the device."""
+    """Return how this user gets the permission to open the device."""
     try:
         about = _status(device)
-    except OSError:  # another user's directory, or it has just gone
+    except OSError:  # it is in another user's directory, or was just removed
         return f"see `ls -l {device}`"
     group = _group(about.st_gid)
     if about.st_mode & FOR_GROUP != FOR_GROUP or about.st_gid == 0:

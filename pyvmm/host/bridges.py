@@ -1,8 +1,8 @@
-"""Ptys of this machine for the terminals of a guest in an emulated host, from outside.
+"""Ptys of this machine for the terminals of a guest in an emulated host.
 
-For each terminal a second session runs the module ``handover`` inside.  That gives the command
-there its standard input and output, which lead here, to a pty.  So every terminal has a channel
-of its own, with the flow control that sessions have: none can hold up another.
+For each terminal a second session runs the module ``handover`` inside.  It passes its standard
+input and output to the command there.  The other end of that session is a pty here.  So each
+terminal has its own channel and flow control, and cannot block another.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ HANDOVER = "pyvmm.host.inside.handover"
 
 
 def run_with_ttys(running: Running, argv: list[str], ttys: Iterable[int]) -> int:
-    """Run a command in a host, its guest's terminals of those numbers on ptys of this machine.
+    """Run a command in a host, with those terminals of its guest on ptys of this machine.
 
     Raises:
         Unreachable: the host ended before it had the command.
-        HostError: the host ended in the middle of it; or there is no pty left.
+        HostError: the host ended during the command, or no pty is left.
     """
     with ExitStack() as stack:
         outer = {number: _bridge(running, stack) for number in sorted(ttys)}
@@ -35,12 +35,12 @@ def run_with_ttys(running: Running, argv: list[str], ttys: Iterable[int]) -> int
 
 
 def _bridge(running: Running, stack: ExitStack) -> tuple[str, str]:
-    """Lay one bridge; returns the pty's path and where the handover listens."""
+    """Connect one terminal; return the pty's path and the name of the handover's socket."""
     name = f"pyvmm-tty-{secrets.token_hex(16)}"
     pty = Pty()
     stack.callback(pty.close)
     guest, end = map(stack.enter_context, socket.socketpair())
     command = ["python3", "-m", HANDOVER, name]
     stack.enter_context(client.bridged(running, command, running.description, end))
-    stack.enter_context(Carrier(pty, guest))  # closed first, while the bridge still stands
+    stack.enter_context(Carrier(pty, guest))  # closed first, while the session still runs
     return pty.path, name

@@ -1,4 +1,4 @@
-"""Running a command inside an emulated host for what it prints."""
+"""Running a command inside an emulated host and returning its output."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pyvmm.host.connection import connected, ended_in_the_middle, greet, no_answ
 from pyvmm.host.running import Running
 from pyvmm.host.wire import CHUNK, STDIN_WINDOW, Frame, FrameReader, WireError, pack
 
-PATIENCE_S: Final = 60.0  # between one piece of output and the next
-ANSWER_S: Final = 10.0  # usually a tenth of a second; of a machine that is busy, many times that
+OUTPUT_TIMEOUT_S: Final = 60.0  # between two pieces of output
+PORT_TIMEOUT_S: Final = 10.0  # usually 0.1 s; much longer on a busy machine
 
 
 class CommandFailed(HostError):
-    """The command ended with another exit code than 0: ``code``; 128+n for signal n."""
+    """A command that ended with another exit code than 0; 128+n for signal n."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -29,29 +29,29 @@ def capture(
     data: bytes,
     *,
     as_root: bool = False,
-    patience_s: float | None = None,
+    timeout_s: float = OUTPUT_TIMEOUT_S,
 ) -> bytes:
-    """What ``argv`` prints in the host that gets ``data`` (256 KiB at most) on standard input.
+    """Run ``argv`` in the host with ``data`` on its standard input; return its output.
 
-    ``as_root`` is root inside, as loading a module wants; the user's files are the user's all
-    the same, since it is the user's own QEMU that touches them.
+    With ``as_root`` the command is root inside, for example to load a module.  The user's files
+    still belong to the user, as the user's own QEMU accesses them.
 
     Raises:
-        CommandFailed: it fails, with its own words.
+        CommandFailed: the command failed; the message has its standard error.
         HostError: the host ended, or does not answer.
     """
     if len(data) > STDIN_WINDOW:
-        raise ValueError(f"{len(data)} bytes are more than may be on their way unread")
-    with connected(running, ANSWER_S) as connection:
+        raise ValueError(f"{len(data)} bytes: at most {STDIN_WINDOW} can be sent")
+    with connected(running, PORT_TIMEOUT_S) as connection:
         request = request_for(running, argv, running.description, [])
         if as_root:
             request = request.replace(uid=0, gid=0, groups=[0])
         rest = greet(running, connection, request)
-        connection.settimeout(PATIENCE_S if patience_s is None else patience_s)
+        connection.settimeout(timeout_s)
         frames = FrameReader()
         streams = {Frame.OUT: bytearray(), Frame.ERR: bytearray()}
         try:
-            with contextlib.suppress(BrokenPipeError):  # it has ended without reading
+            with contextlib.suppress(BrokenPipeError):  # it ended without reading
                 connection.sendall(pack(Frame.STDIN, data) + pack(Frame.EOF))
             while True:
                 for kind, payload in frames.feed(rest):

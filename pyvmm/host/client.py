@@ -1,9 +1,9 @@
-"""Running one command inside an emulated host, from outside: the client's half of a session.
+"""The client's half of a session: it runs one command inside an emulated host.
 
-One thread takes frames and writes standard output and error; a second one reads standard input
-and sends signals.  Either may wait without holding up the other.
+One thread receives frames and writes standard output and error.  A second one reads standard
+input and sends signals.  Neither blocks the other.
 
-``run`` carries this process's own streams; ``bridged`` a socket's, for a command beside it.
+``run`` connects this process's own streams to the command, ``bridged`` those of a socket.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from pyvmm.host.wire import (
 
 IDLE_VARIABLE: Final = "PYVMM_HOST_IDLE"
 IDLE_S: Final = 900.0
-BACKGROUND_MS: Final = 300  # not every shell tells a job that it is in the foreground again
-# Of the user's environment, what a command inside may see.
+BACKGROUND_MS: Final = 300  # not every shell signals a job that returns to the foreground
+# The variables of the user's environment that a command inside gets.
 PASSED_ON: Final = ("TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "HOME",
                     "USER", "TZ", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")  # fmt: skip
-ANSWER_S: Final = 8.0  # for a host, after a signal that is to end the command
+ANSWER_S: Final = 8.0  # the host's time to answer after a signal that ends the command
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT,
                     signal.SIGUSR1, signal.SIGUSR2)  # fmt: skip
@@ -57,14 +57,14 @@ FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT
 def run(
     running: Running, argv: list[str], inside: str, environment: Mapping[str, str] | None = None
 ) -> int:
-    """Run ``argv`` in the host, as if it ran here; returns its exit code.
+    """Run ``argv`` in the host, as if it ran here; return its exit code.
 
-    ``inside`` describes the host to the command (PYVMM_INSIDE); ``environment`` is what it is to
-    have beside the user's.
+    ``inside`` describes the host to the command (PYVMM_INSIDE).  ``environment`` is added to the
+    user's.
 
     Raises:
         Unreachable: the host ended before it had the command.
-        HostError: the host ended in the middle of it.
+        HostError: the host ended during the command.
     """
     terminals = [fd for fd in (0, 1, 2) if _is_terminal(fd)]
     request = request_for(running, argv, inside, terminals)
@@ -82,9 +82,9 @@ def run(
 
 @contextlib.contextmanager
 def bridged(running: Running, argv: list[str], inside: str, end: socket.socket) -> Iterator[None]:
-    """Meanwhile, run ``argv`` in the host with that socket as its standard input and output.
+    """Run ``argv`` in the host during the block; a socket is its standard input and output.
 
-    When the command ends, the socket is closed; when the context does, so is the command.
+    The socket is closed when the command ends.  The command is ended when the block ends.
 
     Raises:
         Unreachable, HostError: the host ended before it had the command.
@@ -103,7 +103,7 @@ def bridged(running: Running, argv: list[str], inside: str, end: socket.socket) 
 
 
 def _bridge(session: _Session, rest: bytes, end: socket.socket) -> None:
-    """The thread of one: whatever ends it, the other end of the socket learns of it."""
+    """Run a bridged session in its thread; always close the socket at the end."""
     with end:
         try:
             with contextlib.suppress(HostError, _OutputError):
@@ -114,11 +114,11 @@ def _bridge(session: _Session, rest: bytes, end: socket.socket) -> None:
 
 
 class _OutputError(Exception):
-    """Standard output, error or the terminal takes nothing any more."""
+    """A failed write to standard output, error or the terminal."""
 
 
 class _Streams(Record):
-    """The descriptors that are a command's, and which of them are terminals."""
+    """A command's descriptors, and which of them are terminals."""
 
     stdin: int = 0
     stdout: int = 1
@@ -143,39 +143,39 @@ class _Session:
         self._frames = FrameReader()
         self._send_lock = threading.Lock()
         self._wakeup, self.wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._window = STDIN_WINDOW  # the sending thread's own
-        self._credits: deque[int] = deque()  # on their way to it
+        self._window = STDIN_WINDOW  # used by the sending thread alone
+        self._credits: deque[int] = deque()  # for the sending thread
         self._tty_out = next((fd for fd in (1, 2, 0) if fd in streams.terminals), 1)
         self._over = False
         self._terminated = False  # by one SIGTERM; a second one gives up
-        self._given_up = 0  # by that signal
-        self._ending = 0  # the signal after which somebody was asked to answer
-        self._asked = self._heard = 0.0  # when, and when anything came
+        self._given_up = 0  # the signal that ended the session
+        self._ending = 0  # the signal after which a PING was sent
+        self._ping_at = self._received_at = 0.0
         self._sender = threading.Thread(target=self._carry_input, daemon=True)
 
     def greet(self, request: Request) -> bytes:
-        """Hand over the request; returns what came of the output together with the answer."""
+        """Send the request; return the output that came with the answer."""
         return greet(self._running, self._connection, request)
 
     def carry(self, rest: bytes) -> int:
-        """Carry until the command has ended; returns its exit code.
+        """Carry the streams until the command has ended; return its exit code.
 
         Raises:
-            HostError: the host ended in the middle of it.
-            _OutputError: nobody takes what it writes.
+            HostError: the host ended during the command.
+            _OutputError: its output cannot be written.
         """
         self._sender.start()
         return self._carry_output(rest)
 
     def hang_up(self) -> None:
-        """End the command, if it has not ended, and what carries its streams; from any thread."""
+        """End the command and the session, from any thread."""
         self._over = True
-        with contextlib.suppress(OSError):  # not connected any more
+        with contextlib.suppress(OSError):  # no longer connected
             self._connection.shutdown(socket.SHUT_RDWR)
         self._wake_sender()
 
     def wait_for_input(self) -> None:
-        """Wait until nothing reads the command's standard input any more, having hung up."""
+        """Wait, after hanging up, until the sending thread has ended."""
         self._sender.join()
 
     def _carry_output(self, data: bytes) -> int:
@@ -188,7 +188,7 @@ class _Session:
                 data = self._connection.recv(CHUNK)
             except (WireError, OSError) as error:
                 raise ended_in_the_middle(self._running) from error
-            self._heard = time.monotonic()
+            self._received_at = time.monotonic()
             if not data and self._given_up:
                 return EXIT_SIGNAL + self._given_up
             if not data:
@@ -219,7 +219,7 @@ class _Session:
                 poll.register(self._wakeup, select.POLLIN)
                 if reading and self._window > 0 and ours:
                     poll.register(self._streams.stdin, select.POLLIN)
-                left_ms = self._look_for_answer()
+                left_ms = self._check_answer()
                 events = dict(poll.poll(left_ms if ours else BACKGROUND_MS))
                 if self._wakeup in events:
                     self._forward_signals(os.read(self._wakeup, 256))
@@ -232,30 +232,30 @@ class _Session:
 
     def _forward_signals(self, numbers: bytes) -> None:
         for number in numbers:
-            if number == signal.SIGCONT:  # a shell has had the terminal meanwhile
+            if number == signal.SIGCONT:  # a shell used the terminal in the meantime
                 self._terminal.lose()
             if number in (signal.SIGCONT, signal.SIGWINCH):
                 self._send(Frame.RESIZE, _window())
             elif number:
-                self._count(number)
+                self._note_signal(number)
                 self._send(Frame.SIGNAL, bytes([number]))
 
-    def _count(self, number: int) -> None:
-        """Give up on a command that a second SIGTERM finds still there; ask whether a host is."""
+    def _note_signal(self, number: int) -> None:
+        """Give up at a second SIGTERM; after the first ending signal, ping the host."""
         if number == signal.SIGTERM and self._terminated:
             self._give_up(number)
         self._terminated |= number == signal.SIGTERM
         if number in ENDING and not self._ending:
-            self._ending, self._asked = number, time.monotonic()
+            self._ending, self._ping_at = number, time.monotonic()
             self._send(Frame.PING)
 
-    def _look_for_answer(self) -> int | None:
-        """Give up on a host that has not answered for long; or how many ms it has left."""
-        if self._heard >= self._asked:
+    def _check_answer(self) -> int | None:
+        """Give up on a host that does not answer a ping; return the ms it has left, or None."""
+        if self._received_at >= self._ping_at:
             self._ending = 0
         if not self._ending:
             return None
-        left_s = self._asked + ANSWER_S - time.monotonic()
+        left_s = self._ping_at + ANSWER_S - time.monotonic()
         if left_s <= 0:
             self._give_up(self._ending)
         return max(0, int(left_s * 1000) + 1)
@@ -272,7 +272,7 @@ class _Session:
         if data:
             self._window -= len(data)
             self._send(Frame.STDIN, data)
-        elif self._streams.stdin in self._streams.terminals:  # a terminal that hung up
+        elif self._streams.stdin in self._streams.terminals:  # the terminal hung up
             self._send(Frame.SIGNAL, bytes([signal.SIGHUP]))
         else:
             self._send(Frame.EOF)
@@ -324,10 +324,7 @@ class _RawTerminal:
 
 @contextlib.contextmanager
 def _signals(wake: int) -> Iterator[None]:
-    """Have signals written to ``wake`` as bytes, for the sending thread.
-
-    What the caller has this process ignore (as nohup does) stays ignored.
-    """
+    """Write signals to ``wake`` as bytes, for the sending thread."""
     handled = (*FORWARDED, signal.SIGWINCH, signal.SIGCONT)
     with handling(handled, lambda *_: None):
         old = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -338,7 +335,7 @@ def _signals(wake: int) -> Iterator[None]:
 
 
 def request_for(running: Running, argv: list[str], inside: str, terminals: list[int]) -> Request:
-    """What asks the host to run ``argv`` as if it ran here, now."""
+    """Return the request to run ``argv`` in the host as if it ran here."""
     environment = {k: v for k, v in os.environ.items() if k in PASSED_ON or k.startswith("PYVMM_")}
     environment["PYVMM_INSIDE"] = inside
     umask = os.umask(0o077)
@@ -353,17 +350,17 @@ def request_for(running: Running, argv: list[str], inside: str, terminals: list[
 
 
 def _idle_s() -> float:
-    """How long the host is to stay without a command."""
+    """Return how long the host stays up without a command."""
     text = os.environ.get(IDLE_VARIABLE)
     with contextlib.suppress(ValueError):
         seconds = IDLE_S if text is None else float(text)
         if 0 <= seconds < float("inf"):
             return seconds
-    raise UsageError(f"{IDLE_VARIABLE}={text}: not a time in seconds")
+    raise UsageError(f"{IDLE_VARIABLE}={text}: not a number of seconds")
 
 
 def _window() -> bytes:
-    """Rows and columns of the user's terminal, as a RESIZE frame has them."""
+    """Return the rows and columns of the user's terminal, encoded for a RESIZE frame."""
     for fd in (0, 1, 2):
         with contextlib.suppress(OSError):
             rows, columns, _, _ = struct.unpack(
@@ -393,13 +390,13 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 def _give_up(reason: int) -> int:
-    """End without the rest of the output: a signal's exit code, where it stands for one."""
+    """Discard the rest of the output; return the exit code of the signal that the error means."""
     _discard_stdout()
     if reason == errno.EPIPE:
         return EXIT_SIGNAL + signal.SIGPIPE
     if reason == errno.EIO:  # the terminal hung up
         return EXIT_SIGNAL + signal.SIGHUP
-    raise HostError(f"cannot write what the command prints: {os.strerror(reason)}")
+    raise HostError(f"cannot write the command's output: {os.strerror(reason)}")
 
 
 def _discard_stdout() -> None:

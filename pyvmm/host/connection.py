@@ -1,7 +1,7 @@
-"""The client's way to a session in an emulated host: a free port, and somebody who answers.
+"""Connecting to a session in an emulated host: a free port with a new session.
 
-A port's session may still be busy ending what an earlier client left behind.  So a client says
-nothing before a new session has said hello; where none does, the next port is tried.
+A port's earlier session may still be ending its command.  So the client waits for the new
+session's hello before it sends anything; without one it tries the next port.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ from pyvmm.host.wire import CHUNK, HELLO, LENGTH, MAGIC, NONCE_SIZE, PORTS, Requ
 
 HELLO_S: Final = 0.5  # usually 30 ms
 ANSWER_S: Final = 30.0
-PORT_WAIT_S: Final = 60.0
+PORT_TIMEOUT_S: Final = 60.0
 
 
 class Unreachable(HostError):
-    """The host ended before it was given the command: another one can be started for it."""
+    """A host that ended before it had the command: the command can run in a new one."""
 
 
 @contextlib.contextmanager
-def connected(running: Running, wait_s: float | None = None) -> Iterator[socket.socket]:
-    """A connection to a session that waits for a request, on a port no other client uses.
+def connected(running: Running, timeout_s: float | None = None) -> Iterator[socket.socket]:
+    """Connect to a session on a free port that is ready for a request.
 
-    One is waited for that long, PORT_WAIT_S where nothing else is said.
+    ``timeout_s`` limits the wait for one; the default is PORT_TIMEOUT_S.
 
     Raises:
-        Unreachable: the host has ended, or ends just now.
-        HostError: every port is in use, or nobody answers.
+        Unreachable: the host has ended, or is ending.
+        HostError: every port is in use, or no session answers.
     """
-    deadline = time.monotonic() + (PORT_WAIT_S if wait_s is None else wait_s)
-    patience_s = HELLO_S
+    deadline = time.monotonic() + (PORT_TIMEOUT_S if timeout_s is None else timeout_s)
+    hello_s = HELLO_S
     for number in itertools.cycle(range(1, PORTS + 1)):
         left_s = deadline - time.monotonic()
         if left_s <= 0:
             break
         with _port(running, number) as connection:
             if connection is not None:
-                if _said_hello(running, connection, min(patience_s, left_s)):
+                if _said_hello(running, connection, min(hello_s, left_s)):
                     yield connection
                     return
-                patience_s *= 2  # the host may be slow
+                hello_s *= 2  # the host may be slow
         if number == PORTS:
             time.sleep(0.05)
-    if patience_s > HELLO_S:
+    if hello_s > HELLO_S:
         raise no_answer(running)
     raise HostError(
         f"all {PORTS} sessions of the emulated host are in use", hint="wait for one to end"
@@ -61,7 +61,7 @@ def connected(running: Running, wait_s: float | None = None) -> Iterator[socket.
 
 
 def greet(running: Running, connection: socket.socket, request: Request) -> bytes:
-    """Hand a session the request; returns what came of its output together with the answer.
+    """Send the request to a session; return the output that came with its answer.
 
     Raises:
         HostError: the host ended, or does not answer.
@@ -85,25 +85,24 @@ def greet(running: Running, connection: socket.socket, request: Request) -> byte
 
 
 def ended_in_the_middle(running: Running) -> HostError:
-    """What to say when the connection breaks while a command runs."""
+    """Return the error for a connection that breaks while a command runs."""
     return HostError(
-        f"the emulated host ended in the middle of the command (process {running.pid}: "
-        f"{running.last_words})",
-        hint="run the command again: it starts a new one",
+        f"the emulated host ended during the command (process {running.pid}: {running.last_words})",
+        hint="run the command again: it starts a new host",
     )
 
 
 def no_answer(running: Running) -> HostError:
-    """What to say when a host is there, and silent."""
+    """Return the error for a host that runs and does not answer."""
     return HostError(
         f"the emulated host does not answer ({running.last_words})",
-        hint="pyvmm host rm, then run the command again: it makes the host anew",
+        hint="`pyvmm host rm`, then run the command again: it makes a new host",
     )
 
 
 @contextlib.contextmanager
 def _port(running: Running, number: int) -> Iterator[socket.socket | None]:
-    """A connection to one port, or None where another client has it."""
+    """Connect to one port; yield None if another client has it."""
     path = running.path / f"p{number}"
     with contextlib.ExitStack() as stack:
         try:
@@ -118,7 +117,7 @@ def _port(running: Running, number: int) -> Iterator[socket.socket | None]:
 
 
 def _said_hello(running: Running, connection: socket.socket, timeout_s: float) -> bool:
-    """Whether a session is there, and waits for a request."""
+    """Return whether a session on that port is ready for a request."""
     finder = Synchroniser(HELLO)
     deadline = time.monotonic() + timeout_s
     while (left := deadline - time.monotonic()) > 0:
@@ -139,5 +138,5 @@ def _said_hello(running: Running, connection: socket.socket, timeout_s: float) -
 def _unreachable(running: Running) -> Unreachable:
     return Unreachable(
         f"the emulated host has ended (process {running.pid}: {running.last_words})",
-        hint="run the command again: it starts a new one",
+        hint="run the command again: it starts a new host",
     )

@@ -1,7 +1,7 @@
-"""The emulated host of one set of settings: found running, started from its saved state, or made.
+"""The emulated host of one set of settings: found running, started, or made.
 
-This module is on the way of every command, so it loads the makers only when there is something
-to make.
+Every command in an emulated host imports this module.  It imports the code that makes hosts only
+to make one.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ class Instance:
         self._locate()
 
     def _locate(self) -> None:
-        """Name the host by what it is made of, as far as that is in the cache."""
+        """Name the host after the parts of it that are in the cache."""
         self._made_of = trees.chosen(self.settings)
         self.name = saved.key(self.settings, self._made_of)
         self.sockets = runtime_dir() / self.name
         if len(os.fsencode(self.sockets / f"p{PORTS}")) > LONGEST_SOCKET:
             raise HostError(
-                f"{self.sockets} is too long a path for sockets",
-                hint="set XDG_RUNTIME_DIR to a directory with a shorter one",
+                f"{self.sockets}: the path is too long for sockets",
+                hint="set XDG_RUNTIME_DIR to a directory with a shorter path",
             )
 
     def ensure(self) -> Running:
-        """Return the running host, started (and made, the first time) when it is not there.
+        """Return the running host; start it if it does not run, and make it the first time.
 
-        Where somebody else is just starting it, that is waited for.
+        If another command is starting it, wait for that.
 
         Raises:
-            HostError: something it is made of cannot be had, or QEMU does not start.
+            HostError: a part of the host is not available, or QEMU does not start.
         """
         if None in self._made_of:
             from pyvmm.host import start

@@ -1,4 +1,4 @@
-"""What a long step says while it runs: a line on stderr, with a moving figure on a terminal."""
+"""Progress of long steps: lines on stderr, and a moving figure on a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REFRESH_S = 0.2
 
 
 class Progress:
-    """Announces steps; quiet when asked, plain lines on anything but a terminal."""
+    """Messages about steps: none if ``quiet``, plain lines if the stream is no terminal."""
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
         self._stream = sys.stderr if stream is None else stream
@@ -22,12 +22,12 @@ class Progress:
         self._terminal = self._stream.isatty()
 
     def say(self, text: str) -> None:
-        """Print a remark."""
+        """Print a message."""
         self._line(f"pyvmm: {text}")
 
     @contextmanager
     def step(self, what: str) -> Iterator[None]:
-        """Announce one step, and on success how long it took."""
+        """Print the step's name, and on success its duration."""
         started = time.monotonic()
         self._line(f"pyvmm: {what} ...")
         yield
@@ -35,7 +35,7 @@ class Progress:
 
     @contextmanager
     def watch(self, directory: Path, total: int) -> Iterator[None]:
-        """Show how much of ``total`` bytes has arrived in ``directory``."""
+        """Show how many of ``total`` bytes are in ``directory``."""
         if self._quiet or not self._terminal:
             self._line(f"pyvmm:   downloading {total / 1e6:.1f} MB")
             yield
@@ -67,5 +67,5 @@ class Progress:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:  # apt has renamed it meanwhile
+    except OSError:  # apt has renamed it
         return 0

@@ -1,4 +1,4 @@
-"""The emulated host's QEMU: its command line, a cold boot, the save, a warm start."""
+"""The emulated host's QEMU: its command line, its start, save and restore."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BOOT_ARGUMENTS: Final = (
 
 
 class Extra(Record):
-    """A property a CPU wants beside the user's choice, from a version of QEMU on, and before one.
+    """A CPU property to add for QEMU versions from ``since`` up to ``before``.
 
     Versions and CPUs that lack a property reject it.
     """
@@ -40,9 +40,10 @@ class Extra(Record):
     before: tuple[int, ...] = (1 << 31,)
 
 
-# Fast pointer authentication; no SME, under which QEMU 7.2 aborts (aarch64_sve_narrow_vq); no LPA2
-# where a stage 2 fault on a stage 1 walk has the walk's level (get_phys_addr_lpae; 10.0 is right):
-# at level -1, which Linux guests have from 6.9 on, KVM knows no such fault: KVM_RUN gives EFAULT.
+# - Fast pointer authentication.
+# - No SME: QEMU 7.2 aborts with it (aarch64_sve_narrow_vq).
+# - No LPA2 before QEMU 10.0: a stage 2 fault on a stage 1 walk reports the walk's level
+#   (get_phys_addr_lpae).  That is -1 for Linux guests from 6.9 on, and KVM_RUN returns EFAULT.
 CPU_EXTRAS: Final = (
     Extra("pauth-impdef", "on", (6,)),
     Extra("sme", "off", (7, 1)),
@@ -59,11 +60,11 @@ class QemuPlan(Record):
     cpu: str
     kernel: Path
     usr: Path  # the erofs image of /usr
-    counted: bool = False  # time is instructions: one CPU, and a nanosecond for each of them
+    counted: bool = False  # one CPU, and one nanosecond per instruction
 
     @property
     def cpu_argument(self) -> str:
-        """The -cpu argument, with what pyvmm adds to it."""
+        """The -cpu argument, with the extra properties."""
         model, *properties = self.cpu.split(",")
         if model not in CPUS_WITH_EXTRAS:
             return self.cpu
@@ -77,10 +78,10 @@ class QemuPlan(Record):
         return ",".join([self.cpu, *extras])
 
     def machine(self, memory: Path, sockets: Path, *, keep_memory: bool) -> list[str]:
-        """The arguments both kinds of start share; the saved state fits no others.
+        """Return the arguments that a cold boot and a start from its saved state share.
 
-        ``memory`` is the file of the host's RAM: written by a cold boot that is to be saved
-        (``keep_memory``), a private copy-on-write view of it otherwise.
+        ``memory`` is the file of the host's RAM.  A cold boot writes to it (``keep_memory``); a
+        start from the saved state maps it private, copy-on-write.
         """
         share = "on" if keep_memory else "off"
         size = saved.memory_size()
@@ -112,17 +113,17 @@ class QemuPlan(Record):
 
 
 def _option(path: Path) -> str:
-    """A path inside one of QEMU's options, where a comma is doubled."""
+    """Escape a path in a QEMU option: commas are doubled."""
     return str(path).replace(",", ",,")
 
 
 def version_tuple(version: str) -> tuple[int, ...]:
-    """A QEMU version as numbers: 7.2.22 is (7, 2, 22)."""
+    """Return a QEMU version as numbers: 7.2.22 is (7, 2, 22)."""
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def launch(tool: Tool, arguments: Sequence[str], sockets: Path, inherit: Sequence[int]) -> int:
-    """Start QEMU in a session of its own and return its process id; it outlives this command."""
+    """Start QEMU in a session of its own, so that it outlives this command; return its pid."""
     with (sockets / "qemu.log").open("wb") as log:
         process = subprocess.Popen(
             [*tool.command, *arguments],
@@ -136,7 +137,7 @@ def launch(tool: Tool, arguments: Sequence[str], sockets: Path, inherit: Sequenc
         )
     (sockets / "command").write_text(shlex.join([*tool.command, *arguments]) + "\n")
     (sockets / "pid").write_text(f"{process.pid}\n")
-    process.returncode = 0  # it is nobody's child once this command ends: no warning about it
+    process.returncode = 0  # no warning that it still runs when this command ends
     return process.pid
 
 
@@ -144,7 +145,7 @@ def wait_for_line(sockets: Path, marker: str, pid: int, timeout_s: float) -> Non
     """Wait until the host's serial console shows ``marker``.
 
     Raises:
-        HostError: QEMU ended first, or it took too long; the message has the last lines.
+        HostError: QEMU ended first, or the time ran out; the message has the last lines.
     """
     console = sockets / "console.log"
     deadline = time.monotonic() + timeout_s
@@ -158,7 +159,7 @@ def wait_for_line(sockets: Path, marker: str, pid: int, timeout_s: float) -> Non
 
 
 def ended(pid: int) -> bool:
-    """Whether that process is gone; it is reaped where it is a child of this one."""
+    """Return whether a process has ended; reap it if it is a child of this one."""
     try:
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
@@ -166,10 +167,10 @@ def ended(pid: int) -> bool:
 
 
 def save(sockets: Path, state: Path) -> None:
-    """Save the running host's state (its RAM is in its file already) and end it.
+    """Save the running host's devices and end it; its RAM is in a file already.
 
     Raises:
-        HostError: QEMU refused, or it took too long.
+        HostError: QEMU failed, or did not finish in time.
     """
 
     async def conversation(client: QMPClient) -> None:
@@ -185,10 +186,10 @@ def save(sockets: Path, state: Path) -> None:
 
 
 def restore(sockets: Path, state: Path) -> None:
-    """Have a QEMU started with ``-incoming defer`` read the saved state and go on.
+    """Load the saved state into a QEMU started with ``-incoming defer``, and resume it.
 
     Raises:
-        HostError: QEMU refused, or it took too long.
+        HostError: QEMU failed, or did not finish in time.
     """
 
     async def conversation(client: QMPClient) -> None:
@@ -198,7 +199,7 @@ def restore(sockets: Path, state: Path) -> None:
 
 
 def _converse(sockets: Path, conversation: Callable[[QMPClient], Awaitable[None]]) -> None:
-    """Hold a conversation with QEMU in which RAM stays in its file (x-ignore-shared)."""
+    """Send QMP commands; migration leaves RAM in its file (x-ignore-shared)."""
     capability = {"capability": "x-ignore-shared", "state": True}
 
     async def whole() -> None:
@@ -208,7 +209,7 @@ def _converse(sockets: Path, conversation: Callable[[QMPClient], Awaitable[None]
             await client.execute("migrate-set-capabilities", {"capabilities": [capability]})
             await conversation(client)
         finally:
-            # After "quit" there may be nobody left to part from.
+            # QEMU may have ended after "quit".
             with contextlib.suppress(QMPError, EOFError, OSError):
                 await client.disconnect()
 
@@ -216,9 +217,9 @@ def _converse(sockets: Path, conversation: Callable[[QMPClient], Awaitable[None]
         asyncio.run(asyncio.wait_for(whole(), CONVERSATION_S))
     except (OSError, EOFError, TimeoutError, QMPError) as error:
         raise starting_failed(
-            f"QEMU does not do as told: {error!r}",
+            f"QEMU does not follow a QMP command: {error!r}",
             sockets,
-            hint="pyvmm host rm, then run the command again",
+            hint="`pyvmm host rm`, then run the command again",
         ) from error
 
 

@@ -1,7 +1,7 @@
-"""Emulated hosts that run: finding and stopping them.
+"""Running emulated hosts: finding and stopping them.
 
-A running host has a directory of sockets in the runtime directory, and QEMU holds the lock
-`alive` there for as long as it lives, however it ends: no process id can be mistaken for it.
+A running host has a directory of sockets in the runtime directory.  QEMU holds the lock `alive`
+there until it ends.  A process id would not do: another process can get the same one.
 """
 
 from __future__ import annotations
@@ -22,45 +22,45 @@ from pyvmm.errors import HostError
 from pyvmm.host.logs import failure
 from pyvmm.host.wire import PORTS
 
-STOP_S: Final = 30.0  # on a machine that is busy
+STOP_S: Final = 30.0  # long enough for a busy machine
 QEMU_LOG: Final = "qemu.log"
 CONSOLE_LOG: Final = "console.log"
 
 
 class Running(Record):
-    """A host that runs: its directory of sockets and what it was started with."""
+    """A running host: its directory of sockets, and what it was made of."""
 
     path: Path
     start_id: str
     pid: int
     facts: dict[str, Any]
-    heard: int = 0  # bytes QEMU had said when it was found: of what ended it later, nothing
+    log_size: int = 0  # of QEMU's log when the host was found: later output tells why it ended
 
     @property
     def last_words(self) -> str:
-        """What it said last, since it was found."""
-        return last_words(self.path, self.heard)
+        """Its last output since it was found."""
+        return last_words(self.path, self.log_size)
 
     @property
     def description(self) -> str:
-        """The host in a few words: what every result obtained in it says."""
+        """The host in a few words, for the results obtained in it."""
         facts = self.facts
         return f"QEMU {facts['qemu']} (TCG), -cpu {facts['settings']['cpu']}"
 
 
 def running_at(sockets: Path) -> Running | None:
-    """The host whose sockets are there, if it is alive and up."""
+    """Return the host with those sockets, if it runs and has booted."""
     try:
         about = json.loads((sockets / "about.json").read_text())
-        heard = _size(sockets / QEMU_LOG)
-        found = Running(sockets, about["start_id"], about["pid"], about, heard)
+        log_size = _size(sockets / QEMU_LOG)
+        found = Running(sockets, about["start_id"], about["pid"], about, log_size)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if _is_alive(sockets) else None
 
 
 def _is_alive(sockets: Path) -> bool:
-    """Whether a QEMU holds the lock there."""
+    """Return whether a QEMU holds the lock there."""
     try:
         lock = try_lock(sockets / "alive")
     except FileNotFoundError:  # it is being removed
@@ -72,7 +72,7 @@ def _is_alive(sockets: Path) -> bool:
 
 
 def all_running() -> Iterator[Running]:
-    """Every host of this user that runs."""
+    """Yield the running hosts of this user."""
     for path in sorted(runtime_dir().glob("*/about.json")):
         running = running_at(path.parent)
         if running is not None:
@@ -80,17 +80,17 @@ def all_running() -> Iterator[Running]:
 
 
 def stop(running: Running) -> None:
-    """End a running host and wait until it is gone."""
+    """End a running host and wait until it has ended."""
     end(running.pid)
     wait_for_end(running)
     shutil.rmtree(running.path, ignore_errors=True)
 
 
 def wait_for_end(running: Running) -> None:
-    """Wait until a host that is ending has ended.
+    """Wait until a host has ended.
 
     Raises:
-        HostError: it does not.
+        HostError: it does not end in time.
     """
     deadline = time.monotonic() + STOP_S
     while (found := running_at(running.path)) is not None and found.start_id == running.start_id:
@@ -103,11 +103,11 @@ def wait_for_end(running: Running) -> None:
 
 
 def end_orphans() -> None:
-    """End every QEMU whose starter was killed before it was up: no command can use it."""
+    """End each QEMU whose start was killed half way: no command can use it."""
     for alive in runtime_dir().glob("*/alive"):
         sockets = alive.parent
         start = try_lock(sockets.with_name(f"{sockets.name}.start"))
-        if start is None:  # it is being started just now
+        if start is None:  # it is being started
             continue
         try:
             if running_at(sockets) is None:
@@ -117,20 +117,20 @@ def end_orphans() -> None:
 
 
 def end_orphan(sockets: Path) -> None:
-    """End a QEMU that is alive but not up; the caller holds the start lock."""
+    """End a QEMU that runs and was never published; the caller holds the start lock."""
     if _is_alive(sockets):
         with contextlib.suppress(OSError, ValueError):
             os.kill(int((sockets / "pid").read_text()), signal.SIGKILL)
 
 
 def end(pid: int) -> None:
-    """Ask a QEMU to end; it does so at once, its saved state being elsewhere."""
+    """End a QEMU; nothing of it is saved."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
 
 
 def sessions(running: Running) -> int:
-    """How many commands a host runs at this moment."""
+    """Return the number of commands that a host runs now."""
     busy = 0
     for number in range(1, PORTS + 1):
         lock = try_lock(running.path / f"p{number}.lock")
@@ -141,26 +141,25 @@ def sessions(running: Running) -> int:
     return busy
 
 
-def last_words(sockets: Path, heard: int = 0) -> str:
-    """What QEMU said last, after so many bytes, or else the host's console."""
-    for name, skipped in ((QEMU_LOG, heard), (CONSOLE_LOG, 0)):
+def last_words(sockets: Path, log_size: int = 0) -> str:
+    """Return the last lines of QEMU's log, after those bytes, or else of the host's console."""
+    for name, skipped in ((QEMU_LOG, log_size), (CONSOLE_LOG, 0)):
         file = sockets / name
         text = file.read_bytes()[skipped:].decode(errors="replace") if file.exists() else ""
-        lines = text.split("\n")
-        said = [line.strip() for line in lines if line.strip()]
-        if said:
-            return " / ".join(said[-3:])
-    return "it said nothing"
+        lines = [line.strip() for line in text.split("\n") if line.strip()]
+        if lines:
+            return " / ".join(lines[-3:])
+    return "no output"
 
 
 def starting_failed(what: str, sockets: Path, *, hint: str | None = None) -> HostError:
-    """The error for a host that did not come up: what QEMU said last, or else the console."""
+    """Return the error for a failed start: QEMU's last output, or else the console's."""
     for name in (QEMU_LOG, CONSOLE_LOG):
         log = sockets / name
         text = log.read_text(errors="replace") if log.exists() else ""
         if text.strip():
             return failure(what, text, log=log, hint=hint)
-    return HostError(f"{what}: it said nothing", hint=hint)
+    return HostError(f"{what}: no output", hint=hint)
 
 
 def _size(path: Path) -> int:

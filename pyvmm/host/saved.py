@@ -18,19 +18,19 @@ from pyvmm.host.parts.trees import Tree
 from pyvmm.host.running import all_running, running_at, sessions, stop
 from pyvmm.host.settings import HostSettings
 
-RECIPE: Final = 1  # raised when a saved host made by older code must not be used
-KEEP: Final = 8  # saved hosts; the least recently used go
-RECENT_S: Final = 60.0  # who has just made one, or found it, is about to start it
-KEEP_ALIKE: Final = 3  # of the same settings, made by other code: several checkouts take turns
+RECIPE: Final = 1  # raised when hosts saved by older code must not be used
+KEEP: Final = 8  # saved hosts; the least recently used ones are removed
+RECENT_S: Final = 60.0  # a command may be about to start a host used so recently
+KEEP_ALIKE: Final = 3  # with the same settings, made by the code of other checkouts
 MAX_MEMORY: Final = 4 << 30
-MAX_CPUS: Final = 4  # more make TCG slower as a whole
+MAX_CPUS: Final = 4  # more make TCG slower
 
 
 def key(settings: HostSettings, made_of: Iterable[Tree | None] | None = None) -> str:
-    """A name for a host: what it models, and a hash of all it depends on.
+    """Return a host's name: its kernel, its QEMU, and a hash of everything it depends on.
 
-    ``made_of`` is the trees that the settings mean, looked up where it is not given. They count,
-    not only the versions asked for: hosts of two kernels never share a name.
+    ``made_of`` is the trees of the settings, by default those in the cache.  They are part of the
+    hash: one requested version can mean different trees.
     """
     parts = [
         str(RECIPE), settings.kernel, settings.qemu, settings.cpu, payload.fingerprint(),
@@ -49,23 +49,23 @@ def key(settings: HostSettings, made_of: Iterable[Tree | None] | None = None) ->
 
 
 def memory_size() -> int:
-    """An emulated host's RAM in bytes: 4 GiB, or half of this machine's where that is less."""
+    """Return an emulated host's RAM in bytes: 4 GiB, or half of this machine's if less."""
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(MAX_MEMORY, physical // 2 >> 20 << 20)
 
 
 def cpus() -> int:
-    """How many CPUs an emulated host has: this machine's, but two at least (see clock.py)."""
+    """Return an emulated host's number of CPUs: at least two (see clock.py), at most MAX_CPUS."""
     return max(2, min(os.cpu_count() or 1, MAX_CPUS))
 
 
 def directory(name: str) -> Path:
-    """Where the saved host of that name is, or will be."""
+    """Return the directory of the saved host of that name."""
     return cache_dir("hosts") / name
 
 
 def facts(path: Path) -> dict[str, Any] | None:
-    """What a saved host was made of, or None where it is not there or cannot be read."""
+    """Return what a saved host is made of, or None if it does not exist or is damaged."""
     try:
         found = json.loads((path / "facts.json").read_text())
     except (OSError, ValueError):
@@ -74,15 +74,15 @@ def facts(path: Path) -> dict[str, Any] | None:
 
 
 def everyone() -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every saved host in the cache, with its facts (none where it is damaged)."""
+    """Yield the saved hosts in the cache, with their facts (none if damaged)."""
     for path in sorted(cache_dir("hosts").glob("[!.]*")):
         yield path, facts(path) or {}
 
 
 def prune(newest: Path, settings: HostSettings) -> None:
-    """Remove what a new saved host leaves no room for: too many of its settings, or in all.
+    """Remove saved hosts beyond the limits, for all hosts and for those with these settings.
 
-    A host still running other code with these settings is ended unless it is in use.
+    An idle host that runs other code with these settings is ended.
     """
     wanted = vars(settings)
     for running in all_running():
@@ -105,23 +105,23 @@ def prune(newest: Path, settings: HostSettings) -> None:
 def _last_used(path: Path) -> float:
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:  # another process has just removed it
+    except FileNotFoundError:  # another process has removed it
         return 0.0
 
 
 def _sweep(hosts: Path) -> None:
-    """Remove what a removal or a cold boot that was killed left."""
+    """Remove the leftovers of killed removals and cold boots."""
     for leftover in hosts.glob(".*.gone-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     for leftover in hosts.glob(".*.tmp-*"):
         lock = try_lock(hosts / f"{leftover.name.partition('.tmp-')[0]}.lock")
-        if lock is not None:  # nobody is making that host
+        if lock is not None:  # no process is making that host
             shutil.rmtree(leftover, ignore_errors=True)
             os.close(lock)
 
 
 def remove(path: Path) -> None:
-    """Remove a saved host: out of sight first, so that none is ever half there."""
+    """Remove a saved host; rename it first, so that no command finds half of it."""
     doomed = path.with_name(f".{path.name}.gone-{os.getpid()}")
     with contextlib.suppress(FileNotFoundError):
         path.rename(doomed)

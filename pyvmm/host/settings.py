@@ -117,7 +117,7 @@ def suites_for(product: Product, version: str) -> list[str]:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """A version's numbers, to compare it by."""
+    """Return a version's numbers, for comparisons."""
     return tuple(map(int, version.split(".")))
 
 

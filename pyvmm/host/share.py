@@ -1,8 +1,4 @@
-"""Inside the emulated host: the user's files at their own paths, and fresh randomness.
-
-The user's file tree comes through QEMU's 9p at /run/pyvmm/user; every real directory at its top
-is then bound at its own path, but for those that make up the emulated host itself.
-"""
+"""Which of the user's files a command in an emulated host can see."""
 
 from __future__ import annotations
 
@@ -14,7 +10,7 @@ from typing import Final
 
 from pyvmm.errors import HostError
 
-# What the emulated host has of its own; of the user's /usr these three are shared.
+# The emulated host's own directories at the top level, and the shared ones of the user's /usr.
 OWN: Final = frozenset({
     "usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "proc", "sys", "dev", "run",
 })  # fmt: skip
@@ -22,7 +18,7 @@ SHARED_USR: Final = ("src", "local", "share")
 
 
 def hidden(path: Path) -> bool:
-    """Whether an absolute path lies where the emulated host has its own files instead."""
+    """Return whether the emulated host has its own files at an absolute path."""
     parts = path.parts[1:]
     if not parts or parts[0] not in OWN:
         return False
@@ -30,10 +26,10 @@ def hidden(path: Path) -> bool:
 
 
 def refuse_hidden(files: Iterable[Path]) -> None:
-    """Make sure that a command in the emulated host sees those files, and where it is started.
+    """Check that a command in the emulated host sees some files and the current directory.
 
     Raises:
-        HostError: it has its own files there.
+        HostError: the host has its own files there.
     """
     try:
         cwd = Path.cwd()
@@ -48,7 +44,7 @@ def refuse_hidden(files: Iterable[Path]) -> None:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether that is something like /dev/null, which the emulated host has as well."""
+    """Return whether a path is no regular file: the emulated host has /dev/null too."""
     try:
         return not stat.S_ISREG(path.stat().st_mode)
     except OSError:

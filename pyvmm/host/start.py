@@ -87,7 +87,7 @@ def fresh(sockets: Path) -> Iterator[int]:
     sockets.mkdir(mode=0o700)
     alive = try_lock(sockets / "alive")
     if alive is None:
-        raise HostError(f"{sockets} is in use", hint="pyvmm host stop --all")
+        raise HostError(f"{sockets} is in use", hint="run the command again")
     try:
         yield alive
     finally:
@@ -163,8 +163,8 @@ class Starter:
         """Make the saved state if there is none, and start QEMU from it."""
         for seen in trees.old_looks(self._settings):
             self._progress.say(
-                f"the list of Debian {seen.suite} is {seen.days:.0f} days old; "
-                "`pyvmm host list --refresh` reads it again"
+                f"the list of Debian {seen.suite} is {seen.days:.0f} days old "
+                "(`pyvmm host list` can refresh it)"
             )
         if not self._directory.is_dir():
             with self._progress.step(f"booting the emulated host once ({self._settings.label})"):

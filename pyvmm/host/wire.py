@@ -1,14 +1,13 @@
 """The command channel's frames: one session is one connection to one virtio-serial port.
 
-A session begins with a greeting, which also resynchronises a port on which an earlier client
-died in the middle of something:
+A session begins with a greeting.  It also resynchronises a port after a client that died:
 
-    agent    HELLO, once a new session is there for the client that connected
+    agent    HELLO, when a new session is ready for the connected client
     client   MAGIC, 16 random bytes, length (u32), a JSON request
     agent    MAGIC, the same 16 bytes
 
-Each side discards what comes before that.  Then both send frames: type (u8), length of the
-payload (u32, little endian), payload.
+Each side discards the bytes before that.  Then both send frames: type (u8), length of the payload
+(u32, little endian), payload.
 """
 
 from __future__ import annotations
@@ -28,24 +27,24 @@ HEADER: Final = struct.Struct("<BI")
 LENGTH: Final = struct.Struct("<I")
 MAX_PAYLOAD: Final = 1 << 16
 MAX_REQUEST: Final = 1 << 20
-# How much standard input may be on its way unread: signals must never wait behind a full pipe.
+# The most standard input that is sent and unread: signals must not wait behind a full pipe.
 STDIN_WINDOW: Final = 1 << 18
 PORTS: Final = 15  # sessions at a time; QEMU keeps port 0 for a console
 
 
 class Frame(IntEnum):
-    """Frame types, and what each one carries."""
+    """Frame types, their senders and payloads."""
 
     STDIN = 1  # client: bytes for the command's standard input (or its terminal)
-    EOF = 2  # client: the end of it
+    EOF = 2  # client: the end of standard input
     SIGNAL = 3  # client: u8, a signal for the command
     RESIZE = 4  # client: u16 rows, u16 columns
-    PING = 5  # client: is there anybody?
+    PING = 5  # client: asks for a PONG
     OUT = 16  # agent: bytes of standard output
     ERR = 17  # agent: bytes of standard error
     TTY = 18  # agent: bytes of the command's terminal
-    CREDIT = 19  # agent: u32, that many bytes of STDIN were taken
-    PONG = 21  # agent: there is
+    CREDIT = 19  # agent: u32, the bytes of STDIN that were consumed
+    PONG = 21  # agent: the answer to a PING
     EXIT = 20  # agent: u8, the command's exit code; the last frame
 
 
@@ -59,17 +58,17 @@ class Request(Record):
     groups: list[int]
     umask: int
     environment: dict[str, str]
-    start_id: str  # of this start of the machine
+    start_id: str  # of this start of the host
     now_ns: int
     entropy: str  # hexadecimal
     idle_s: float
-    terminal: list[int] = made(list)  # which of 0, 1, 2 are on a terminal
+    terminal: list[int] = made(list)  # the descriptors of 0, 1, 2 that are terminals
     raw_input: bool = False  # the client reads its terminal in raw mode
     window: list[int] = made(lambda: [24, 80])  # rows, columns
 
 
 def pack(kind: Frame, payload: bytes = b"") -> bytes:
-    """Return one frame (several where the payload is longer than a frame may be)."""
+    """Return a frame, or several if the payload is too long for one."""
     if len(payload) <= MAX_PAYLOAD:
         return HEADER.pack(kind, len(payload)) + payload
     pieces = (payload[i : i + MAX_PAYLOAD] for i in range(0, len(payload), MAX_PAYLOAD))
@@ -77,17 +76,17 @@ def pack(kind: Frame, payload: bytes = b"") -> bytes:
 
 
 class WireError(Exception):
-    """What came over the channel is not a frame."""
+    """Bytes on the channel that are no frame."""
 
 
 class FrameReader:
-    """Takes bytes as they come and gives whole frames."""
+    """A parser that turns bytes into whole frames."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[tuple[Frame, bytes]]:
-        """Yield the frames that ``data`` completes.
+        """Add bytes; yield the frames that are complete now.
 
         Raises:
             WireError: the stream is damaged.
@@ -106,14 +105,14 @@ class FrameReader:
 
 
 class Synchroniser:
-    """Discards a stream up to and including a marker."""
+    """A filter that discards a stream up to the end of a marker."""
 
     def __init__(self, marker: bytes) -> None:
         self._marker = marker
         self._buffer = b""
 
     def feed(self, data: bytes) -> bytes | None:
-        """Return what follows the marker once it has come, None before."""
+        """Add bytes; return those after the marker, or None if it has not arrived."""
         self._buffer += data
         at = self._buffer.find(self._marker)
         if at >= 0:

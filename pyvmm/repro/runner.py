@@ -122,7 +122,7 @@ def _inside(job: Job, running: Running, progress: Progress) -> ReproResult:
         module = _module(job, partial(kmodule.build, job.where.kernel), progress)
         share.refuse_hidden([*job.files.values(), *([module] if module else [])])
         data = json.dumps(asdict(_case(job, module))).encode()
-        answer = capture(running, argv, data, as_root=True, patience_s=TIMEOUT_S)
+        answer = capture(running, argv, data, as_root=True, timeout_s=TIMEOUT_S)
     except Unreachable:
         raise
     except HostError as error:

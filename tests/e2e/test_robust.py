@@ -42,10 +42,10 @@ def test_killed_host_is_a_clear_error_and_the_next_command_works(pyvmm: Pyvmm) -
         assert process.wait(ENOUGH_S) == 3
         first, *rest = process.stderr.read().decode().splitlines()
         assert re.fullmatch(
-            rf"pyvmm: the emulated host ended in the middle of the command "
+            rf"pyvmm: the emulated host ended during the command "
             rf"\(process {host['pid']}: .*\)", first
         )  # fmt: skip
-        assert rest == ["  hint: run the command again: it starts a new one"]
+        assert rest == ["  hint: run the command again: it starts a new host"]
     assert pyvmm("run", "hello").returncode == 0
     assert pyvmm.hosts()[0]["pid"] != host["pid"]
 

@@ -100,7 +100,7 @@ def test_output_that_cannot_be_written_is_an_error(pyvmm: Pyvmm) -> None:
     with Path("/dev/full").open("w") as full:
         done = pyvmm("run", "hello", capture_output=False, stdout=full, stderr=subprocess.PIPE)
 
-    assert done.stderr == "pyvmm: cannot write what the command prints: No space left on device\n"
+    assert done.stderr == "pyvmm: cannot write the command's output: No space left on device\n"
     assert done.returncode == 3
 
 

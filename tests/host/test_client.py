@@ -276,7 +276,7 @@ def test_signal_the_caller_has_ignored_stays_so(number: signal.Signals, channel:
 def test_idle_time_that_is_no_time_is_refused(text: str, channel: Channel) -> None:
     done = channel.run("true", env={**os.environ, "PYVMM_HOST_IDLE": text})
 
-    assert done.stderr.decode() == f"pyvmm: PYVMM_HOST_IDLE={text}: not a time in seconds\n"
+    assert done.stderr.decode() == f"pyvmm: PYVMM_HOST_IDLE={text}: not a number of seconds\n"
     assert done.returncode == 2
 
 

@@ -32,7 +32,7 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     """A host without ports, whose clients are impatient."""
     monkeypatch.setattr(connection, "HELLO_S", 0.1)
     monkeypatch.setattr(connection, "ANSWER_S", 0.2)
-    monkeypatch.setattr(connection, "PORT_WAIT_S", 0.5)
+    monkeypatch.setattr(connection, "PORT_TIMEOUT_S", 0.5)
     path = Path(tempfile.mkdtemp(prefix="pyvmm-test-"))
     yield Running(path, "start", 77, {})
     shutil.rmtree(path)
@@ -130,7 +130,7 @@ def test_host_with_every_port_in_use_says_so(running: Running) -> None:
 def test_port_that_becomes_free_is_waited_for(
     running: Running, port: Callable[[int, Answer], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "PORT_WAIT_S", 20)
+    monkeypatch.setattr(connection, "PORT_TIMEOUT_S", 20)
     port(1, hello)
     locks = [try_lock(running.path / f"p{number}.lock") for number in range(1, PORTS + 1)]
     timer = threading.Timer(0.2, lambda: os.close(locks[0] or 0))
@@ -212,8 +212,8 @@ def test_answer_is_found_behind_what_is_stale(
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (lambda client, nonce: None, "ended in the middle of the command"),
-        (lambda client, nonce: client.sendall(MAGIC), "ended in the middle of the command"),
+        (lambda client, nonce: None, "ended during the command"),
+        (lambda client, nonce: client.sendall(MAGIC), "ended during the command"),
         (lambda client, nonce: client.recv(1), "does not answer"),
     ],
     ids=["ends", "ends half way", "hangs"],

@@ -88,7 +88,7 @@ def test_runtime_directory_with_too_long_a_path_is_refused(
     deep.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(deep))
 
-    with pytest.raises(HostError, match="too long a path for sockets") as caught:
+    with pytest.raises(HostError, match="the path is too long for sockets") as caught:
         Instance(HostSettings(), QUIET)
 
     assert "XDG_RUNTIME_DIR" in (caught.value.hint or "")

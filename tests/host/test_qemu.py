@@ -165,5 +165,5 @@ def test_qemu_nobody_can_talk_to_is_an_error(tmp_path: Path) -> None:
     run = sockets(tmp_path)
     (run / "qemu.log").write_text("qemu: bad luck\n")
 
-    with pytest.raises(HostError, match=r"QEMU does not do as told: .*bad luck"):
+    with pytest.raises(HostError, match=r"QEMU does not follow a QMP command: .*bad luck"):
         qemu.restore(run, tmp_path / "state")

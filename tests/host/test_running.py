@@ -178,7 +178,7 @@ def test_host_that_is_just_being_started_is_no_orphan() -> None:
 
 
 def test_last_words_are_qemus_or_else_the_consoles(tmp_path: Path) -> None:
-    assert last_words(tmp_path) == "it said nothing"
+    assert last_words(tmp_path) == "no output"
 
     (tmp_path / "console.log").write_bytes(b"[    0.0] booting\r\n\xff\n\nKernel panic\n")
     (tmp_path / "qemu.log").write_text("\n")

@@ -126,7 +126,7 @@ def test_device_that_cannot_be_opened_is_reported_with_the_kernels_reason(
     assert str(tmp_path / "kvm") in str(caught.value)
     assert f"[{name}]" in str(caught.value)
     assert remedy in (caught.value.hint or "")
-    assert "--host emulated" in (caught.value.hint or "")
+    assert "`host.kind`=emulated" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(

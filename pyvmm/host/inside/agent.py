@@ -1,8 +1,8 @@
-"""Inside the emulated host: process 1, a fork server with pyvmm loaded.
+"""Process 1 of the emulated host: a fork server with pyvmm loaded.
 
-It waits for a client on each virtio-serial port, forks one session for it (session.py), and
-powers the machine off when nobody has used it for a while.  It is started by init.sh at a cold
-boot and is part of the saved machine: a warm start resumes in its loop.
+It waits for clients on the virtio-serial ports and forks a session for each (session.py).  It
+powers the host off after some idle time.  init.sh starts it at a cold boot.  The saved host has
+it running: a start from the saved state resumes in its loop.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from pyvmm.host.inside import clock
 from pyvmm.host.inside.session import serve
 
 READY: Final = "pyvmm-agent: ready"
-IDLE_FILE: Final = Path("/run/pyvmm/idle_s")  # written by sessions: how long to stay unused
+IDLE_FILE: Final = Path("/run/pyvmm/idle_s")  # written by sessions
 IDLE_S: Final = 900.0
 DEVICE: Final = Path("/dev/kvm")
 KVM_CREATE_VM: Final = 0xAE01  # _IO(KVMIO, 0x01).  Source: uapi/linux/kvm.h
-SMALLEST_VM: Final = 32  # bits of guest physical address, the fewest that KVM takes
-DESCRIPTORS: Final = (1024, 1 << 16)  # soft and hard limit of a command's; two a vCPU
+SMALLEST_VM: Final = 32  # bits of guest physical address, KVM's minimum
+DESCRIPTORS: Final = (1024, 1 << 16)  # soft and hard limit for a command; a vCPU has two
 PORT_NAME: Final = "pyvmm."
 
-# Loaded beside every module of pyvmm: a forked command then starts in about 30 ms, not seconds.
-NOT_PRELOADED: Final = ("._build", "__main__", ".handover")  # runpy warns of what it runs twice
+# Modules to load besides pyvmm's own: a forked command starts in about 30 ms, not seconds.
+NOT_PRELOADED: Final = ("._build", "__main__", ".handover")  # runpy warns if these are loaded
 PRELOAD: Final = (
     "rich.console", "rich.table", "rich.text", "elftools.elf.elffile", "runpy", "json", "shutil",
     "selectors", "tempfile", "subprocess", "termios", "tty",
@@ -42,10 +42,10 @@ PRELOAD: Final = (
 
 
 def main() -> None:
-    """Serve until the machine has been idle long enough; never returns."""
+    """Serve clients until the idle time is over, then power off."""
     _preload()
     resource.setrlimit(resource.RLIMIT_NOFILE, DESCRIPTORS)
-    if DEVICE.exists():  # commands run as the user, whom no group inside knows
+    if DEVICE.exists():  # commands run as the user, who is in no group inside
         DEVICE.chmod(0o666)
         keep_vm_open(DEVICE)
     wakeup = _wakeup_pipe()
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 class Agent:
-    """The ports, and the session each busy one has."""
+    """The ports, and the sessions of the busy ones."""
 
     def __init__(self, wakeup: int) -> None:
         self._wakeup = wakeup
@@ -69,7 +69,7 @@ class Agent:
             _notify(port)
 
     def run(self) -> None:
-        """Start a session on every port a client connects to, until idle too long."""
+        """Start a session for each client, until the idle time is over."""
         while True:
             self._start_sessions()
             left = self._last_use + _idle_s() - time.monotonic()
@@ -90,7 +90,7 @@ class Agent:
                 self._sessions[process] = port
 
     def _reap(self) -> None:
-        """Bury sessions and orphans; a finished session's port is watched again."""
+        """Reap sessions and orphans; watch the ports of ended sessions again."""
         while True:
             try:
                 process, _ = os.waitpid(-1, os.WNOHANG)
@@ -105,11 +105,11 @@ class Agent:
 
 
 def keep_vm_open(device: Path) -> int | None:
-    """Make a VM that nothing runs in; returns its descriptor, or None where KVM makes none.
+    """Make an empty VM; return its descriptor, or None if KVM cannot make one.
 
-    With the first VM and with the last, Linux replaces instructions of its scheduler, those which
-    save a vCPU's registers before another thread gets the CPU (preempt_notifier_key).  QEMU before
-    8.1 may go on with the old ones.  With this VM in the saved machine they are never replaced.
+    For the first VM and after the last, Linux patches code in its scheduler that saves a vCPU's
+    registers before a switch to another thread (preempt_notifier_key).  QEMU before 8.1 can
+    execute the old code.  With this VM in the saved host, Linux never patches it again.
     See docs/stale-code.md.
     """
     try:
@@ -124,7 +124,7 @@ def keep_vm_open(device: Path) -> int | None:
 
 
 def _run_session(port: int) -> None:
-    """In the forked process: serve one client and end."""
+    """Serve one client in this forked process, and end."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGIO, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
@@ -150,7 +150,7 @@ def _preload() -> None:
 
 
 def _import(name: str) -> None:
-    """Import ahead of use; a module that cannot be is an error for the command that wants it."""
+    """Import a module ahead of use; print an error, which the command that needs it gets too."""
     try:
         importlib.import_module(name)
     except ImportError as error:
@@ -158,7 +158,7 @@ def _import(name: str) -> None:
 
 
 def _wakeup_pipe() -> int:
-    """Have SIGIO (a client came) and SIGCHLD (a session ended) wake the loop."""
+    """Let SIGIO (a client has connected) and SIGCHLD (a session has ended) wake the loop."""
     reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in (signal.SIGIO, signal.SIGCHLD):
@@ -167,7 +167,7 @@ def _wakeup_pipe() -> int:
 
 
 def _notify(port: int) -> None:
-    """Ask for SIGIO when a client connects: an unconnected port polls as readable for ever."""
+    """Request SIGIO when a client connects: poll always reports an unconnected port as readable."""
     fcntl.fcntl(port, fcntl.F_SETOWN, os.getpid())
     flags = fcntl.fcntl(port, fcntl.F_GETFL)
     fcntl.fcntl(port, fcntl.F_SETFL, flags | os.O_ASYNC)

@@ -1,13 +1,13 @@
-"""Inside the emulated host: clocks and timers across a save.
+"""The emulated host's clocks and timers across a save.
 
-QEMU (5.2 to 11 alike) does not save the timers of EL2, and a VHE kernel's own ticks come from
-one: after a restore the register says when, but nothing goes off.  A CPU that then waits for its
-next tick waits for ever, and with it whatever needs an RCU grace period, a mount for one.
+QEMU (5.2 to 11) does not save the timers of EL2, and a VHE kernel uses one for its ticks.  After
+a restore that timer never fires.  A CPU that waits for its next tick then waits for ever, and so
+does every RCU grace period, for example in a mount.
 
-Linux programs the timer anew, on every *other* CPU that has a pending CLOCK_REALTIME timer, when
-the clock is set past that timer (kernel/time/hrtimer.c, clock_was_set).  So one such timer is
-left on each CPU before the save; after the restore the clock is set past them from one CPU, then
-from a second for the first one's sake, and then right.  An emulated host has two CPUs at least.
+Linux programs the timer again when CLOCK_REALTIME is set past a pending timer.  It does so on
+every *other* CPU with such a timer (kernel/time/hrtimer.c, clock_was_set).  So each CPU gets one
+before the save.  After the restore, two CPUs set the clock past the timers and then correctly:
+the second one for the first one's timer.  An emulated host has at least two CPUs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-AHEAD_S: Final = 1_000_000  # where the timers are left: no host waits that long to be restored
+AHEAD_S: Final = 1_000_000  # when the timers are due: long after any restore
 TFD_TIMER_ABSTIME: Final = 1  # Source: uapi/linux/timerfd.h
 CHECK_S: Final = 0.001
 
@@ -28,7 +28,7 @@ class _Itimerspec(ctypes.Structure):
 
 
 def leave_timers() -> None:
-    """Leave a pending timer on every CPU; the host can be saved then."""
+    """Start a timer on every CPU; after that the host can be saved."""
     libc = ctypes.CDLL(None, use_errno=True)
     due = _Itimerspec(value=(int(time.time()) + AHEAD_S, 0))
     for _ in _every_cpu():
@@ -38,8 +38,8 @@ def leave_timers() -> None:
             raise OSError(error, f"timerfd: {os.strerror(error)}")
 
 
-def set_right(now_ns: int) -> None:
-    """Set the real-time clock of a restored host and wake its timers; returns when all work."""
+def correct(now_ns: int) -> None:
+    """Set the real-time clock of a restored host, and wait until the timers of all CPUs work."""
     began_ns = time.monotonic_ns()
     past_all = max(time.time_ns(), now_ns) + 2 * AHEAD_S * 1_000_000_000
     for _ in _every_cpu():
@@ -50,7 +50,7 @@ def set_right(now_ns: int) -> None:
 
 
 def _every_cpu() -> Iterator[int]:
-    """Move to each CPU in turn, and back to all of them."""
+    """Run on each CPU in turn, and then on all of them again."""
     cpus = os.sched_getaffinity(0)
     try:
         for cpu in sorted(cpus):

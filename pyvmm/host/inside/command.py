@@ -1,7 +1,7 @@
-"""Inside the emulated host: becoming the user's command, in a fork of the agent.
+"""The user's command in the emulated host, in a process forked from the agent.
 
-`pyvmm ...` and `python3 -m MODULE ...` run in the forked interpreter, where everything is
-loaded already; any other command is executed.
+`pyvmm ...` and `python3 -m MODULE ...` run in the forked interpreter, which has all modules
+loaded.  Other commands are executed.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ PR_SET_DUMPABLE: Final = 4  # Source: Linux, include/uapi/linux/prctl.h
 
 
 def run_command(request: Request, fds: list[int], slave: int) -> NoReturn:
-    """Become the command in this freshly forked process."""
+    """Run the command in this forked process, and end."""
     code = 1
     try:
-        _take_place(request, fds, slave)
+        _set_up(request, fds, slave)
         code = _start(request)
     except SystemExit as end:
         code = _code(end)
@@ -56,8 +56,8 @@ def run_command(request: Request, fds: list[int], slave: int) -> NoReturn:
         os._exit(code)
 
 
-def _take_place(request: Request, fds: list[int], slave: int) -> None:
-    """Take on the user's identity, directory, environment and standard streams."""
+def _set_up(request: Request, fds: list[int], slave: int) -> None:
+    """Set the user's identity, directory, environment and standard streams."""
     signal.set_wakeup_fd(-1)
     for caught in (signal.SIGCHLD, signal.SIGIO):
         signal.signal(caught, signal.SIG_DFL)
@@ -67,7 +67,7 @@ def _take_place(request: Request, fds: list[int], slave: int) -> None:
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
-    _close_the_rest()
+    os.closerange(3, 256)
     _reopen_streams()
     runtime = _runtime_dir(request.uid, request.gid)
     os.umask(request.umask)
@@ -77,26 +77,22 @@ def _take_place(request: Request, fds: list[int], slave: int) -> None:
     os.setgroups(request.groups)
     os.setresgid(request.gid, request.gid, request.gid)
     os.setresuid(request.uid, request.uid, request.uid)
-    # Who has changed its uid is not shown its own /proc/self/pagemap, nor /proc/self/fd.
+    # Without it, a process that has changed its uid cannot read its own /proc/self.
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
     os.chdir(request.cwd)
     random.seed()
 
 
-def _close_the_rest() -> None:
-    os.closerange(3, 256)
-
-
 def _runtime_dir(uid: int, gid: int) -> str:
-    """The user's runtime directory, made by whichever of its commands comes first."""
+    """Make the user's runtime directory, unless another command has; return its path."""
     path = RUNTIME_DIRS / str(uid)
     path.mkdir(mode=0o700, exist_ok=True)
-    os.chown(path, uid, gid)  # by each, as another may not have come to it yet
+    os.chown(path, uid, gid)  # the command that made it may not have done so yet
     return str(path)
 
 
 def _reopen_streams() -> None:
-    """Standard streams as a new interpreter would have them on these descriptors."""
+    """Open the standard streams as a new interpreter does."""
     sys.stdin = _stream(0, "r", line_buffering=False)
     sys.stdout = _stream(1, "w", line_buffering=os.isatty(1))
     sys.stderr = _stream(2, "w", line_buffering=True)
@@ -109,7 +105,7 @@ def _stream(fd: int, mode: str, *, line_buffering: bool) -> TextIO:
 
 
 def _start(request: Request) -> int:
-    """Run or execute the command; returns its exit code where it ran in this interpreter."""
+    """Run the command in this interpreter and return its exit code, or execute it."""
     argv = request.argv
     paths = request.environment.get("PYTHONPATH", "").split(os.pathsep)
     if argv[0] == "pyvmm":
@@ -128,7 +124,7 @@ def _start(request: Request) -> int:
 
 
 def _code(end: SystemExit) -> int:
-    """The exit code of a SystemExit, as the interpreter would make it."""
+    """Return the exit code of a SystemExit, as the interpreter does."""
     if end.code is None:
         return 0
     if isinstance(end.code, int):

@@ -25,7 +25,7 @@ RNDRESEEDCRNG: Final = 0x5207
 
 
 def mount_user_files() -> None:
-    """Mount the user's file tree and bind three of its directories of /usr."""
+    """Mount the user's file tree, and bind the shared directories of its /usr."""
     USER_ROOT.mkdir(parents=True, exist_ok=True)
     _mount(MOUNT_TAG, USER_ROOT, "9p", 0, OPTIONS)
     for name in SHARED_USR:
@@ -34,7 +34,7 @@ def mount_user_files() -> None:
 
 
 def show_top_level(root: Path = Path("/")) -> None:
-    """Have what is at the top of the user's file tree at its own path; again, for what is new."""
+    """Bind or link new entries at the top of the user's file tree to their own paths."""
     for source in USER_ROOT.iterdir():
         target = root / source.name
         if source.name in OWN or os.path.lexists(target):
@@ -47,16 +47,16 @@ def show_top_level(root: Path = Path("/")) -> None:
 
 
 def _mount(source: str, target: Path, kind: str | None, flags: int, data: str | None) -> None:
-    """mount(2), which Python has not."""
+    """Call mount(2), which Python lacks."""
     libc = ctypes.CDLL(None, use_errno=True)
-    words = [None if w is None else w.encode() for w in (source, str(target), kind)]
-    if libc.mount(*words, flags, None if data is None else data.encode()):
+    texts = [None if t is None else t.encode() for t in (source, str(target), kind)]
+    if libc.mount(*texts, flags, None if data is None else data.encode()):
         error = ctypes.get_errno()
         raise OSError(error, f"mount {source} on {target}: {os.strerror(error)}")
 
 
 def reseed(entropy: bytes) -> None:
-    """Stir fresh bytes into the kernel's random pool: restored hosts would else all be alike."""
+    """Add fresh bytes to the kernel's random pool, which is the same in all restored hosts."""
     with Path("/dev/urandom").open("wb", buffering=0) as pool:
         request = struct.pack("ii", len(entropy) * 8, len(entropy)) + entropy
         fcntl.ioctl(pool, RNDADDENTROPY, request)

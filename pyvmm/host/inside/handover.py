@@ -1,7 +1,7 @@
-"""``python3 -m pyvmm.host.inside.handover NAME`` hands over its own descriptors 0 and 1.
+"""``python3 -m pyvmm.host.inside.handover NAME`` passes its descriptors 0 and 1 to a process.
 
-They lead to a pty outside, through this process's session.  Whoever connects to the abstract
-socket NAME gets them; the session, and with it the way out, lasts until that process hangs up.
+They lead to a pty outside, through this process's session.  The first process that connects to
+the abstract socket NAME gets them.  The session lasts until that process hangs up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 
 
 def main() -> None:
-    """Wait for the one that asks, hand over, and wait until it hangs up."""
+    """Wait for a process to connect, pass the descriptors, and wait until it hangs up."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind("\0" + sys.argv[1])
         listener.listen(1)

@@ -1,7 +1,7 @@
 #!/busybox sh
-# The emulated host's first program: loads the modules its root needs, lays out the root, and
-# becomes the agent.  / is a tmpfs with /usr from a read-only erofs; the user's own directories
-# are mounted beside them when a command comes (pyvmm/host/inside/files.py).
+# The emulated host's first program: it loads the modules that the root needs, makes the root, and
+# executes the agent.  / is a tmpfs with /usr from a read-only erofs.  The user's own directories
+# are mounted beside them when a command arrives (pyvmm/host/inside/files.py).
 b=/busybox
 $b mkdir -p /proc /sys /dev /new
 $b mount -t proc proc /proc
@@ -33,6 +33,6 @@ $b mkdir -p dev/pts dev/shm
 $b mount -t devpts -o mode=620,ptmxmode=666 devpts dev/pts
 $b mount -t tmpfs -o mode=1777 shm dev/shm
 export HOME=/ PATH=/usr/bin:/usr/sbin PYTHONPATH=/run/pyvmm/lib TMPDIR=/run/tmp LANG=C.UTF-8
-# QEMU emulates the CPU's SHA-256 instructions at half the speed of the ones they are to replace.
+# In QEMU the CPU's SHA-256 instructions are half as fast as the code they replace.
 export OPENSSL_armcap=0
 exec $b switch_root /new /usr/bin/python3 -m pyvmm.host.inside.agent

@@ -1,7 +1,7 @@
-"""Inside the emulated host: one client's session, from its greeting to the command's exit code.
+"""One client's session in the emulated host, from the greeting to the command's exit code.
 
-A session is a process of its own.  It forks the command, and carries standard input, output,
-error, a terminal where the client has one, signals and the exit code between it and the port.
+A session is a process.  It forks the command.  Between the command and the port it carries the
+standard streams, a terminal if the client has one, signals, and the exit code.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from pyvmm.host.wire import (
 )
 
 STATE: Final = Path("/run/pyvmm")
-HIGH_WATER: Final = 1 << 20  # bytes queued for a client before its command is left to wait
+HIGH_WATER: Final = 1 << 20  # bytes queued for a client before its command has to wait
 PIPE_SIZE: Final = 1 << 20
 GRACE_S: Final = 2.0  # between asking an abandoned command to end and killing it
 GREETING_S: Final = 10.0
 
 
 class ClientGone(Exception):
-    """The client closed its connection."""
+    """A client that closed its connection."""
 
 
 def serve(port: int) -> None:
-    """Serve the client on ``port``: its greeting, its command, the exit code."""
+    """Serve the client on ``port``: greeting, command, exit code."""
     try:
         _say(port, HELLO)
         nonce, request, rest = _greeting(port)
@@ -59,23 +59,23 @@ def serve(port: int) -> None:
         if problem is None:
             Session(port, request).run(rest)
         else:
-            text = f"pyvmm: the emulated host cannot be made ready: {problem}\n".encode()
+            text = f"pyvmm: the emulated host cannot be prepared: {problem}\n".encode()
             _say(port, pack(Frame.ERR, text) + pack(Frame.EXIT, bytes([EXIT_HOST])))
     except ClientGone:
         return
 
 
 class _Child(Record, frozen=False):
-    """The command's process and this side of its file descriptors."""
+    """The command's process, and this side of its file descriptors."""
 
     process: int
     outputs: dict[int, Frame] = made(dict)
-    stdin: int | None = None  # a pipe, or the terminal; None once it is closed
+    stdin: int | None = None  # a pipe or the terminal; None when closed
     terminal: int | None = None
 
 
 class Session:
-    """Carries bytes between one command and one client."""
+    """The traffic between one command and one client."""
 
     def __init__(self, port: int, request: Request) -> None:
         self._port = port
@@ -89,21 +89,22 @@ class Session:
         self._child = _spawn(request)
 
     def run(self, rest: bytes) -> None:
-        """Carry until the command has ended and the client has its exit code."""
+        """Carry bytes until the command has ended and the client has its exit code."""
+        code = None
         try:
             self._take(rest)
-            code = None
             while code is None:
-                self._turn(None)
+                self._step(None)
                 code = self._exit_code()
             self._drain()
             self._send(Frame.EXIT, bytes([code]))
             self._flush()
         except (ClientGone, WireError):
-            self._abandon()
+            if code is None:
+                self._abandon()
 
-    def _turn(self, timeout_ms: int | None) -> bool:
-        """Wait for something to do and do it; False where nothing came in time."""
+    def _step(self, timeout_ms: int | None) -> bool:
+        """Wait for events and handle them; return False at a timeout."""
         poll = select.poll()
         poll.register(self._port, select.POLLIN | (select.POLLOUT if self._to_client else 0))
         poll.register(self._wakeup, select.POLLIN)
@@ -149,7 +150,7 @@ class Session:
     def _signal(self, number: int) -> None:
         try:
             os.killpg(self._child.process, number)
-        except ProcessLookupError:  # it has no group of its own yet, or has ended
+        except ProcessLookupError:  # it has no process group yet, or has ended
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._child.process, number)
 
@@ -158,7 +159,7 @@ class Session:
             written = os.write(sink, self._to_child[:CHUNK])
         except BlockingIOError:
             return
-        except OSError:  # the command closed its standard input: what comes is discarded
+        except OSError:  # the command closed its standard input: discard the rest
             written = len(self._to_child)
             self._input_ended = True
         del self._to_child[:written]
@@ -173,12 +174,12 @@ class Session:
             self._child.stdin = None
 
     def _from_child(self, fd: int) -> int:
-        """Take what the command wrote; 0 bytes at the end or when there is nothing."""
+        """Read the command's output and send it; return the number of bytes."""
         try:
             data = os.read(fd, CHUNK)
         except BlockingIOError:
             return 0
-        except OSError:  # a terminal whose last user has gone
+        except OSError:  # the terminal's last process has ended
             data = b""
         if data:
             self._send(self._child.outputs[fd], data)
@@ -195,7 +196,7 @@ class Session:
         return os.WEXITSTATUS(status)
 
     def _drain(self) -> None:
-        """Send what the ended command had written; a child it left behind does not hold us."""
+        """Send the rest of the ended command's output; do not wait for processes that it left."""
         for fd in list(self._child.outputs):
             left = PIPE_SIZE
             while left > 0 and (taken := self._from_child(fd)):
@@ -228,7 +229,7 @@ class Session:
             self._write_port()
 
     def _abandon(self) -> None:
-        """End a command whose client has gone: politely, then not."""
+        """End a command whose client has gone: SIGHUP, then SIGKILL."""
         self._signal(signal.SIGHUP)
         deadline = time.monotonic() + GRACE_S
         while time.monotonic() < deadline:
@@ -239,7 +240,7 @@ class Session:
 
 
 def _greeting(port: int) -> tuple[bytes, Request, bytes]:
-    """Wait for a client's greeting; return its nonce, its request and what came after it."""
+    """Wait for a client's greeting; return its nonce, its request and the bytes after it."""
     deadline = time.monotonic() + GREETING_S
     finder = Synchroniser(MAGIC)
     found = finder.feed(b"")
@@ -258,7 +259,7 @@ def _greeting(port: int) -> tuple[bytes, Request, bytes]:
 
 
 def _say(port: int, marker: bytes) -> None:
-    """Write a marker, whole, to a client that may not be reading yet."""
+    """Write all of a marker to a client, which may not read yet."""
     deadline = time.monotonic() + GREETING_S
     while marker:
         poll = select.poll()
@@ -291,10 +292,9 @@ def _read(port: int) -> bytes:
 
 
 def _prepare(request: Request) -> OSError | None:
-    """Show the user's files; before, once a start of the machine, set clock and randomness.
+    """Prepare the host for a command: clock and random pool once per start, then the files.
 
-    The client has no answer until this is done: a host that hangs in here is one that does not
-    answer.
+    The client gets its answer after this, so it notices a host that hangs here.
     """
     try:
         (STATE / "idle_s").write_text(str(request.idle_s))
@@ -302,7 +302,7 @@ def _prepare(request: Request) -> OSError | None:
             fcntl.flock(lock, fcntl.LOCK_EX)
             done = STATE / "started"
             if not done.exists() or done.read_text() != request.start_id:
-                clock.set_right(request.now_ns)
+                clock.correct(request.now_ns)
                 files.reseed(bytes.fromhex(request.entropy))
                 files.mount_user_files()
                 done.write_text(request.start_id)
@@ -313,9 +313,9 @@ def _prepare(request: Request) -> OSError | None:
 
 
 def _spawn(request: Request) -> _Child:
-    """Fork the command with pipes, or a terminal for those of 0, 1, 2 the client has on one."""
+    """Fork the command with pipes, and with a terminal for descriptors the client has on one."""
     child = _Child(0)
-    theirs: list[int] = []
+    child_fds: list[int] = []
     slave = -1
     if request.terminal:
         child.terminal, slave = pty.openpty()
@@ -326,23 +326,23 @@ def _spawn(request: Request) -> _Child:
         os.set_blocking(child.terminal, False)
     for number, kind in ((0, None), (1, Frame.OUT), (2, Frame.ERR)):
         if number in request.terminal:
-            theirs.append(slave)
+            child_fds.append(slave)
             if kind is None:
                 child.stdin = child.terminal
             continue
         reader, writer = os.pipe2(os.O_CLOEXEC)
         fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-        ours = writer if kind is None else reader
-        os.set_blocking(ours, False)
+        own_fd = writer if kind is None else reader
+        os.set_blocking(own_fd, False)
         if kind is None:
-            child.stdin = ours
+            child.stdin = own_fd
         else:
-            child.outputs[ours] = kind
-        theirs.append(reader if kind is None else writer)
+            child.outputs[own_fd] = kind
+        child_fds.append(reader if kind is None else writer)
     child.process = os.fork()
     if child.process == 0:
-        run_command(request, theirs, slave)
-    for fd in {*theirs} - {-1}:
+        run_command(request, child_fds, slave)
+    for fd in {*child_fds} - {-1}:
         os.close(fd)
     return child
 
@@ -352,7 +352,7 @@ def _resize(terminal: int, rows: int, columns: int) -> None:
 
 
 def _plain_output(slave: int) -> None:
-    """Leave newlines alone: the client's own terminal, not in raw mode, maps them."""
+    """Turn newline mapping off: the client's terminal, which is not raw, does it."""
     attributes = termios.tcgetattr(slave)
     attributes[1] &= ~termios.OPOST
     termios.tcsetattr(slave, termios.TCSANOW, attributes)

@@ -1,7 +1,7 @@
-"""Kernels and QEMUs from Debian's suites: which suite has a version today, and getting it.
+"""Kernels and QEMUs from Debian's suites: finding the suite that has a version, and unpacking it.
 
-What is unpacked is checked against what was asked for: a suite may have moved on, and the version
-of a package does not always tell that of the program in it.
+The unpacked version is checked against the request: a suite may have moved on, and a package's
+version may differ from that of the program in it.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from pyvmm.host.parts.trees import Look, Offer, Tree
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import LINUX, QEMU, SUITES, Product, matches, suites_for
 
-# The full flavour: the cloud one has no 9p, through which the user's files are seen.
+# The full flavour: the cloud one lacks 9p, which the user's files need.
 KERNELS: Final = re.compile(r"linux-image-\d[^-]*(-\d[^-]*)?-arm64")
 
-# Fills a directory with an offer of a suite; returns the version that is in it.
+# Unpacks an offer of a suite into a directory, and returns the version of its program.
 Unpack = Callable[[Suite, Offer, Path], str]
 
 
 def look(suite: str) -> Look:
-    """Read a suite's package lists (fetched where they are older than a few minutes).
+    """Read a suite's package lists; fetch them again if they are older than ten minutes.
 
     Raises:
-        SuiteMissingError: the mirror has no such suite; that is remembered too.
+        SuiteMissingError: the mirror has no such suite; the cache remembers that too.
         HostError: the mirror cannot be reached.
     """
     source = Suite(suite)
@@ -51,9 +51,9 @@ def look(suite: str) -> Look:
 
 
 def _kernels(source: Suite) -> list[str]:
-    """Return the kernel packages of a suite whose other parts the suite has too.
+    """Return the kernel packages of a suite that can be installed.
 
-    Of some older kernels the mirrors keep this package only.
+    For some older kernels the mirrors keep this package without its dependencies.
     """
     names = [name for name in source.names(trees.KERNEL_PACKAGE) if KERNELS.fullmatch(name)]
     lacking = source.lacking(f"{name}:arm64" for name in names)
@@ -67,10 +67,10 @@ def _kernels(source: Suite) -> list[str]:
 
 
 def get(product: Product, choice: str, unpack: Unpack, progress: Progress) -> Tree:
-    """Return the tree that a choice means (a version or a suite), unpacked where it is not there.
+    """Return the tree of a version or a suite; unpack it if the cache lacks it.
 
     Raises:
-        HostError: no suite has that version today, or the mirror cannot be reached.
+        HostError: no suite has that version now, or the mirror cannot be reached.
     """
     found = trees.find(product, choice)
     if found is not None:
@@ -95,7 +95,7 @@ def get(product: Product, choice: str, unpack: Unpack, progress: Progress) -> Tr
 
 
 def _offer(product: Product, choice: str, progress: Progress) -> tuple[str, Offer]:
-    """Find a suite that has what was chosen today, and its newest package of that."""
+    """Find a suite that has the chosen version now, and its newest matching package."""
     held: list[tuple[str, str]] = []
     missing: list[SuiteMissingError] = []
     for suite in [choice] if choice in SUITES else suites_for(product, choice):
@@ -107,7 +107,7 @@ def _offer(product: Product, choice: str, progress: Progress) -> tuple[str, Offe
             missing.append(error)
             continue
         for offer in offers:
-            # the program's own version may be longer than the package's: 7.2.22 in 7.2+dfsg-7
+            # the program's version can be longer than the package's: 7.2.22 in 7.2+dfsg-7
             if choice == suite or matches(choice, offer.version) or matches(offer.version, choice):
                 return suite, offer
         held += [(suite, offer.version) for offer in offers[:1]]
@@ -117,7 +117,7 @@ def _offer(product: Product, choice: str, progress: Progress) -> tuple[str, Offe
 
 
 def _moved_on(product: Product, choice: str, held: list[tuple[str, str]]) -> HostError:
-    """The error for a version that no suite has: what they have in its place."""
+    """Return the error for a version that no suite has now."""
     (suite, version), *others = held
     more = "".join(f", {name} {other}" for name, other in others)
     series = ".".join(version.split(".")[:2])
@@ -129,11 +129,11 @@ def _moved_on(product: Product, choice: str, held: list[tuple[str, str]]) -> Hos
 
 
 def _missing(product: Product, choice: str, missing: list[SuiteMissingError]) -> HostError:
-    """The error for suites that left the mirror (or hold none): what else there is."""
+    """Return the error for suites that the mirror lacks, or that have no such package."""
     if not missing:
         return HostError(
             f"{product.option} {choice}: Debian has no {product.title} of that name today",
-            hint="`pyvmm host list --refresh` shows what there is",
+            hint="`pyvmm host list` shows what there is",
         )
     gone = {error.suite for error in missing}
     rest = ", ".join(f"{version} ({suite})" for version, suite in product.suites.items()

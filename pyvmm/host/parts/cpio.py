@@ -1,4 +1,4 @@
-"""Writing an initramfs: the kernel's "newc" cpio format.
+"""A writer of the kernel's "newc" cpio format, for an initramfs.
 
 Source: Documentation/driver-api/early-userspace/buffer-format.rst.
 """
@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 
 class CpioWriter:
-    """Writes entries owned by root to an archive, making the directories on their way."""
+    """An archive whose entries belong to root; parent directories are added by themselves."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out
@@ -18,7 +18,7 @@ class CpioWriter:
         self._directories: set[str] = set()
 
     def directory(self, path: str) -> None:
-        """Add a directory, and those above it."""
+        """Add a directory and its parents."""
         if not path or path in self._directories:
             return
         self.directory(path.rpartition("/")[0])

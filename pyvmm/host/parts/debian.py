@@ -1,8 +1,8 @@
-"""Debian packages without being root and without touching the system: a private apt per suite.
+"""Debian packages, without root and without a change to the system: a private apt per suite.
 
-The mirror and every other setting (proxies, certificates) come from the machine's own apt
-configuration; lists and downloads are kept in pyvmm's cache; nothing is ever installed.
-Packages are verified by apt against the Debian archive keyring.
+The mirror and all other settings (proxies, certificates) come from this machine's apt
+configuration.  Lists and downloads are in pyvmm's cache.  Nothing is installed.  apt verifies the
+packages with the Debian archive keyring.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from pyvmm.host.logs import failure
 from pyvmm.host.progress import Progress
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-LISTS_FRESH_S = 600  # several packages in a row come from one fetching of the lists
+LISTS_FRESH_S = 600  # packages fetched one after the other use the same lists
 NEEDED = ("apt-get", "apt-cache", "dpkg", "dpkg-deb")
 BACKPORTS = "-backports"
-ABSENT = re.compile(r"Depends: <(.+)>")  # apt-cache's form of a name that no package has
-# What apt says of a mirror that answers and does not have the suite.
+ABSENT = re.compile(r"Depends: <(.+)>")  # apt-cache's form of a missing package
+# apt's error for a mirror that answers and lacks the suite.
 NO_SUITE = re.compile(r"^E: The repository '.*' does not have a Release file", re.MULTILINE)
 MIRROR_VARIABLE = "PYVMM_DEBIAN_MIRROR"
 CHOOSE_MIRROR = f"export {MIRROR_VARIABLE}=URL, with the URL of a Debian mirror"
 KEYRING_PACKAGE = "debian-archive-keyring"
-FEDORAS_KEYRING_PACKAGE = "debian-keyring"  # of the archive's keys too: Debian's own is another
+FEDORAS_KEYRING_PACKAGE = "debian-keyring"  # not the package of that name in Debian
 
 
 class Package(Record):
-    """One package apt chose: its name, architecture, version and download size in bytes."""
+    """One package that apt chose, with its download size in bytes."""
 
     name: str
     arch: str
@@ -47,20 +47,20 @@ class Package(Record):
 
     @property
     def spec(self) -> str:
-        """The package as apt-get takes it."""
+        """The package as an argument of apt-get."""
         return f"{self.name}:{self.arch}={self.version}"
 
 
 class PackagingError(HostError):
-    """A packaging tool failed; ``said`` is all of its standard error."""
+    """A failed packaging tool; ``stderr`` is all of its standard error."""
 
-    def __init__(self, message: str, hint: str, said: str) -> None:
+    def __init__(self, message: str, hint: str, stderr: str) -> None:
         super().__init__(message, hint=hint)
-        self.said = said
+        self.stderr = stderr
 
 
 class SuiteMissingError(HostError):
-    """The mirror answers, and has no such suite."""
+    """A mirror that answers and has no such suite."""
 
     def __init__(self, suite: str, where: str) -> None:
         super().__init__(
@@ -72,16 +72,16 @@ class SuiteMissingError(HostError):
 
 
 def machine_arch() -> str:
-    """This machine's architecture in Debian's words (amd64, arm64)."""
+    """Return Debian's name of this machine's architecture (amd64, arm64)."""
     require_tools()
     return _run(["dpkg", "--print-architecture"]).strip()
 
 
 def require_tools() -> None:
-    """Refuse a machine that cannot unpack Debian packages.
+    """Check that this machine can unpack Debian packages.
 
     Raises:
-        HostError: apt or dpkg is missing, or Debian's archive keyring.
+        HostError: apt, dpkg or Debian's archive keyring is missing.
     """
     missing = [tool for tool in NEEDED if shutil.which(tool) is None]
     if missing:
@@ -98,9 +98,9 @@ def require_tools() -> None:
 
 
 class Suite:
-    """One Debian suite, seen through a private apt that knows this machine's and arm64 packages.
+    """One Debian suite, with packages for this machine and for arm64.
 
-    With ``arch``, through the apt of a machine of that architecture, which knows no other's.
+    With ``arch`` it has the packages of that architecture alone.
     """
 
     def __init__(self, name: str, arch: str | None = None) -> None:
@@ -111,7 +111,7 @@ class Suite:
         self._ready = False
 
     def closure(self, names: Iterable[str], *, recommends: bool = False) -> list[Package]:
-        """Return what apt would install for ``names`` on an empty system, dependencies included."""
+        """Return the packages that apt would install for ``names`` on an empty system."""
         self._prepare()
         option = f"APT::Install-Recommends={'true' if recommends else 'false'}"
         output = self._apt("install", "-y", "-o", option, "--print-uris", *names)
@@ -131,14 +131,14 @@ class Suite:
         downloads.rmdir()
 
     def names(self, beginning: str) -> list[str]:
-        """Return the names of packages that begin so, of whatever architecture."""
+        """Return the names of packages of any architecture that begin with ``beginning``."""
         self._prepare()
         return self._cache("pkgnames", beginning).split()
 
     def versions(self, specs: Iterable[str]) -> list[tuple[str, str]]:
-        """Return the packages that this suite itself has, as (name, version).
+        """Return the packages of this suite itself, as (name, version).
 
-        A specification is NAME or NAME:ARCHITECTURE.  A name may come several times.
+        A specification is NAME or NAME:ARCHITECTURE.  A name can occur several times.
         """
         self._prepare()
         wanted = list(specs)
@@ -151,7 +151,7 @@ class Suite:
         ]
 
     def lacking(self, specs: Iterable[str]) -> dict[str, list[str]]:
-        """Return the dependencies of packages that no package of this suite is, by name."""
+        """Return the dependencies of packages that this suite lacks, by package."""
         self._prepare()
         wanted = list(specs)
         found: dict[str, list[str]] = {}
@@ -165,7 +165,7 @@ class Suite:
         return found
 
     def download(self, packages: Iterable[Package], into: Path, progress: Progress) -> list[Path]:
-        """Download ``packages``, checked by apt against the archive's signatures.
+        """Download ``packages``; apt checks their signatures.
 
         Raises:
             HostError: a download failed.
@@ -178,7 +178,7 @@ class Suite:
         return sorted(into.glob("*.deb"))
 
     def _prepare(self) -> None:
-        """Write the private configuration and fetch the package lists, once a process."""
+        """Write the private configuration and fetch the package lists, once per process."""
         if self._ready:
             return
         require_tools()
@@ -188,7 +188,7 @@ class Suite:
             (self.path / "status").touch()
             sources = self.path / "sources.list"
             where = mirror()
-            # Backports build on their release, which is a suite of its own.
+            # Backports need the packages of their release.
             suites = dict.fromkeys((self.name.removesuffix(BACKPORTS), self.name))
             source = "".join(f"deb [signed-by={KEYRING}] {where} {s} main\n" for s in suites)
             if not sources.exists() or sources.read_text() != source:
@@ -203,12 +203,12 @@ class Suite:
         try:
             self._apt("update", "--error-on=any")
         except PackagingError as error:
-            if NO_SUITE.search(error.said):
+            if NO_SUITE.search(error.stderr):
                 raise SuiteMissingError(self.name, where) from error
             raise
 
     def _fresh(self) -> bool:
-        """Whether the lists were fetched from this very source a short while ago."""
+        """Return whether the lists of this source were fetched recently."""
         stamp = self.path / "updated"
         newest = (self.path / "sources.list").stat().st_mtime
         return stamp.exists() and newest <= stamp.stat().st_mtime > time.time() - LISTS_FRESH_S
@@ -249,7 +249,7 @@ DPkg::Post-Invoke-Success "";
 
 
 def _install(*packages: str) -> str:
-    """How to get packages here, and what is missing beside them: the commands to go on with."""
+    """Return a hint: the commands that install packages, and those that set a mirror."""
     try:
         system = platform.freedesktop_os_release()
     except OSError:
@@ -267,10 +267,10 @@ def _install(*packages: str) -> str:
 
 
 def mirror() -> str:
-    """The Debian mirror this machine's apt is set up with.
+    """Return the Debian mirror of this machine's apt.
 
     Raises:
-        HostError: none is found (a derivative distribution, or no sources at all).
+        HostError: there is none (a derived distribution, or no sources).
     """
     found = _mirror()
     if found is None:
@@ -279,7 +279,7 @@ def mirror() -> str:
 
 
 def _mirror() -> str | None:
-    """The mirror that was chosen, or the first one apt knows."""
+    """Return the chosen mirror, or the first one of apt's configuration."""
     chosen = os.environ.get(MIRROR_VARIABLE)
     if chosen or shutil.which("apt-get") is None:
         return chosen or None
@@ -289,7 +289,7 @@ def _mirror() -> str | None:
 
 
 def _parse_uri(line: str, native: str) -> Package | None:
-    """Read a line of ``--print-uris``: 'URI' NAME_VERSION_ARCH.deb SIZE HASH."""
+    """Parse a line of ``--print-uris``: 'URI' NAME_VERSION_ARCH.deb SIZE HASH."""
     fields = line.split()
     if len(fields) < 3 or not fields[0].startswith("'"):
         return None
@@ -300,21 +300,21 @@ def _parse_uri(line: str, native: str) -> Package | None:
 
 
 def _run(command: list[str], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-    """Run a packaging tool and return its output; what it said is the error when it fails."""
+    """Run a packaging tool and return its output."""
     done = subprocess.run(
         command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     if done.returncode == 0:
         return done.stdout
-    said = [line for line in done.stderr.splitlines() if not line.startswith("W:")]
-    reason = "\n".join(line.removeprefix("E: ") for line in said)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("W:")]
+    reason = "\n".join(line.removeprefix("E: ") for line in lines)
     whole = done.stdout + done.stderr
     error = failure(f"{' '.join(command[:3])} ...", reason, whole=whole, hint=_hint(reason))
     raise PackagingError(error.message, _hint(reason), done.stderr)
 
 
 def _hint(reason: str) -> str:
-    """What to do about a packaging tool's failure."""
+    """Return the hint for a packaging tool's failure."""
     if os.strerror(errno.ENOSPC) in reason:
-        return "free some space in the cache, or set XDG_CACHE_HOME to another directory"
+        return "free space in the cache, or set XDG_CACHE_HOME to another directory"
     return "check that this machine reaches its Debian mirror: apt-get update"

@@ -1,21 +1,18 @@
-"""The KVM extension for arm64, compiled with a cross compiler and kept in the cache."""
+"""The KVM extension for arm64, compiled with a cross compiler into the cache."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
 from pyvmm.base.dirs import cache_dir, cached
 from pyvmm.errors import HostError
-from pyvmm.host.logs import failure
 from pyvmm.host.parts.debian import Suite
 from pyvmm.host.parts.payload import EXTENSION, PACKAGE
-from pyvmm.host.parts.tools import TOOLS_SUITE, cross, trees_dir
+from pyvmm.host.parts.tools import TOOLS_SUITE, Tool, cross, trees_dir
 from pyvmm.host.progress import Progress
 
 BUILDER: Final = "pyvmm.kvm._build"
@@ -23,10 +20,10 @@ HEADERS: Final = "libpython3.11-dev:arm64"
 
 
 def build(progress: Progress) -> Path:
-    """Return the extension (a file), compiled when its sources changed.
+    """Return the extension (a file); compile it if its sources changed.
 
     Raises:
-        HostError: the compiler cannot be had, or refuses.
+        HostError: the compiler is not available, or fails.
     """
     cffi = importlib.util.find_spec("cffi")
     if cffi is None or cffi.origin is None:
@@ -38,7 +35,9 @@ def build(progress: Progress) -> Path:
 
     def compile_into(into: Path) -> None:
         source = into / "_kvm.c"
-        _write_c_source(source)
+        # In another process: host does not import kvm.
+        builder = Tool((sys.executable, "-m", BUILDER), {"PYTHONPATH": str(PACKAGE.parent)})
+        builder.run([str(source)])
         include = python_headers(progress)
         cross("gcc", progress).run(
             ["-shared", "-fPIC", "-O2", "-Wall", "-Wl,--build-id=none",
@@ -52,21 +51,8 @@ def build(progress: Progress) -> Path:
     return path / EXTENSION
 
 
-def _write_c_source(out: Path) -> None:
-    """Have the extension's own builder write its C, in a process of its own: host knows no KVM."""
-    done = subprocess.run(
-        [sys.executable, "-m", BUILDER, str(out)],
-        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        raise failure(f"python -m {BUILDER}", done.stderr)
-
-
 def python_headers(progress: Progress) -> Path:
-    """The directory of Python.h for arm64's Python 3.11."""
+    """Return the directory of Python.h of Python 3.11 for arm64."""
 
     def build(into: Path) -> None:
         source = Suite(TOOLS_SUITE)

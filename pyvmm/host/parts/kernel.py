@@ -1,4 +1,4 @@
-"""The emulated host's kernel: a Debian arm64 kernel, and the modules its root needs."""
+"""The emulated host's kernel: a Debian arm64 kernel, and the modules that its root needs."""
 
 from __future__ import annotations
 
@@ -24,28 +24,31 @@ from pyvmm.host.settings import LINUX, is_path
 
 PARTS: Final = re.compile(r"linux-(image|binary|modules|base)-\d.*-arm64$")
 MODULES: Final = ("virtio_mmio", "virtio_blk", "virtio_console", "erofs", "9p", "9pnet_virtio")
-# Its uname, compiler and build; then what Debian's package is: "#1 SMP Debian 6.1.176-1 (".
+# Ends with the version of Debian's package: "#1 SMP Debian 6.1.176-1 (".
 BANNER: Final = re.compile(rb"Linux version \d[^\n\0]* Debian (\d\S*) \(")
 ARM64_MAGIC: Final = (0x38, b"ARM\x64")  # Source: Documentation/arch/arm64/booting.rst
 
 
 class Kernel(Record):
-    """A bootable Image, and its modules in the order to insert them (name -> bytes of the .ko)."""
+    """A bootable Image and its modules."""
 
     image: Path
     release: str
     root: Path | None
 
     def modules(self, names: tuple[str, ...] = MODULES) -> dict[str, bytes]:
-        """Read those modules, dependencies first; by default what the emulated host needs."""
+        """Read modules (name -> bytes of the .ko), dependencies first.
+
+        The default is the modules that the emulated host needs.
+        """
         return {} if self.root is None else _Modules(self.root).closure(names)
 
 
 def find(choice: str, progress: Progress) -> Kernel:
-    """Return the kernel of that version or Debian suite, or the one at that path.
+    """Return the kernel of a version or Debian suite, or the one at a path.
 
-    A path is an uncompressed arm64 Image that has everything built in, or a directory into which
-    a kernel package was unpacked (its Image and modules are found inside).
+    A path leads to an uncompressed arm64 Image with built-in drivers, or to a directory with an
+    unpacked kernel package.
     """
     if not is_path(choice):
         return _in_tree(tree(choice, progress).path)
@@ -57,19 +60,19 @@ def find(choice: str, progress: Progress) -> Kernel:
     offset, magic = ARM64_MAGIC
     if head[offset : offset + 4] != magic:
         raise UsageError(
-            f"--host-kernel {choice}: not an uncompressed arm64 Image",
-            hint="Debian's vmlinuz and arch/arm64/boot/Image are; a vmlinuz.gz wants gunzip first",
+            f"`host.kernel`={choice}: not an uncompressed arm64 Image",
+            hint="use Debian's vmlinuz or arch/arm64/boot/Image; unpack a vmlinuz.gz with gunzip",
         )
     return Kernel(path, path.name, None)
 
 
 def tree(choice: str, progress: Progress) -> Tree:
-    """Return the tree of the Debian kernel that a version or a suite means."""
+    """Return the tree of the Debian kernel of a version or a suite."""
     return catalogue.get(LINUX, choice, partial(_unpack, progress=progress), progress)
 
 
 def _unpack(source: Suite, offer: Offer, into: Path, progress: Progress) -> str:
-    """Unpack a kernel package of a suite; return the version that its Image says it has."""
+    """Unpack a kernel package of a suite; return the version in its Image."""
     wanted = source.closure([f"{offer.name}:arm64={offer.package}"])
     parts = [p for p in wanted if PARTS.match(p.name)]
     source.unpack(parts, into, progress)
@@ -80,14 +83,14 @@ def _unpack(source: Suite, offer: Offer, into: Path, progress: Progress) -> str:
 
 
 def _strip(tree: Path) -> None:
-    """Drop what the emulated host never loads: device trees of boards, drivers, documentation."""
+    """Remove device trees, drivers and documentation that the emulated host never loads."""
     for useless in [*tree.glob("usr/lib/linux-image-*"), *tree.glob("usr/share")]:
         shutil.rmtree(useless, ignore_errors=True)
     for modules in _module_dirs(tree):
-        for kept_out in ("kernel/sound", "kernel/drivers/gpu", "kernel/drivers/media",
+        for unused in ("kernel/sound", "kernel/drivers/gpu", "kernel/drivers/media",
                          "kernel/drivers/net", "kernel/drivers/infiniband",
                          "kernel/drivers/staging", "kernel/drivers/usb"):  # fmt: skip
-            shutil.rmtree(modules / kept_out, ignore_errors=True)
+            shutil.rmtree(modules / unused, ignore_errors=True)
 
 
 def _module_dirs(tree: Path) -> list[Path]:
@@ -104,7 +107,7 @@ def _in_tree(tree: Path) -> Kernel:
     if image is None or not directories:
         raise HostError(
             f"{tree} holds no kernel with its modules",
-            hint="it wants boot/vmlinuz-* and lib/modules/*, as dpkg-deb -x of a package leaves",
+            hint="unpack a kernel package there with dpkg-deb -x: boot/vmlinuz-*, lib/modules/*",
         )
     return Kernel(image, directories[0].name, directories[0])
 
@@ -154,7 +157,7 @@ def _read_module(file: Path) -> bytes:
 
 
 def _dependencies(module: bytes, file: Path) -> Iterator[tuple[str, bool]]:
-    """Yield what a module's .modinfo asks to have loaded first, and whether it can do without."""
+    """Yield a module's dependencies of its .modinfo, and whether each one is optional."""
     try:
         section = ELFFile(io.BytesIO(module)).get_section_by_name(".modinfo")
     except ELFError as error:
@@ -165,6 +168,6 @@ def _dependencies(module: bytes, file: Path) -> Iterator[tuple[str, bool]]:
             yield from ((name.replace("-", "_"), False) for name in value.split(","))
         elif key == "softdep" and value.startswith("pre:"):
             before = value.removeprefix("pre:").split("post:")[0]
-            # crypto-NAME is the alias of whatever modules have that algorithm
+            # crypto-NAME is an alias of the modules with that algorithm
             names = (name.removeprefix("crypto-") for name in before.split())
             yield from ((name.replace("-", "_"), True) for name in names)

@@ -1,7 +1,7 @@
-"""Kernel modules of pyvmm's own, built against the headers of the kernel that is to load them.
+"""pyvmm's own kernel modules, built with the headers of the kernel that loads them.
 
-On another machine than arm64 they are cross-compiled: Debian's headers for arm64, its kbuild
-programs for this machine, and the cross compiler that builds everything else here.
+A machine other than arm64 cross-compiles them: with Debian's headers for arm64, its kbuild
+programs for this machine, and the cross compiler.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Final
 
 from pyvmm.base.dirs import cache_dir, cached
 from pyvmm.errors import HostError
+from pyvmm.host.logs import failure
 from pyvmm.host.parts import kernel
 from pyvmm.host.parts.debian import Suite
 from pyvmm.host.parts.tools import Tool, cross, through_loader, write_wrapper
@@ -25,14 +26,14 @@ from pyvmm.host.progress import Progress
 from pyvmm.host.settings import LINUX, is_path
 
 WANTED: Final = re.compile(r"(linux-(headers|kbuild)-.*|libc6|libelf1(t64)?|zlib1g|libzstd1)$")
-# make's words for the tools that kbuild starts
+# kbuild's make variables -> tools
 TOOLS: Final = {
     "CC": "gcc", "LD": "ld", "AR": "ar", "NM": "nm", "OBJCOPY": "objcopy", "OBJDUMP": "objdump",
     "READELF": "readelf", "STRIP": "strip",
 }  # fmt: skip
-# Programs of kbuild's that run on this machine: by their own suite's C library, which may be newer
+# kbuild's programs for this machine; they run with their own suite's C library
 KBUILD: Final = {"scripts/mod/modpost": "modpost.real-lsb-64", "scripts/basic/fixdep": "fixdep"}
-# What Debian's compiler had, or its build machine, and these have not
+# Features of Debian's compiler and build machine that this machine lacks
 SETTINGS: Final = (
     "CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT=",  # GCC 14
     "CONFIG_DEBUG_INFO_BTF_MODULES=",  # pahole
@@ -42,15 +43,15 @@ LEGACY_SOURCES: Final = "/usr/src/"
 
 
 def build(choice: str, source: Path, progress: Progress) -> Path:
-    """A module (a .ko) for the emulated host's kernel of that --host-kernel, from one C file.
+    """Build a module (a .ko) for the emulated host's kernel `host.kernel`, from one C file.
 
     Raises:
-        HostError: there are no headers for that kernel, or the compiler refuses.
+        HostError: there are no headers for that kernel, or the compiler fails.
     """
     if is_path(choice):
         raise HostError(
-            f"--host-kernel {choice}: a kernel module needs its headers, and pyvmm only knows "
-            f"where those of Debian's kernels are",
+            f"`host.kernel`={choice}: a kernel module needs the headers, which pyvmm gets "
+            "for Debian's kernels only",
             hint=f"use one of {', '.join(LINUX.suites)}",
         )
     tree = kernel.tree(choice, progress)
@@ -60,16 +61,16 @@ def build(choice: str, source: Path, progress: Progress) -> Path:
 
 
 def build_for_this_machine(source: Path, progress: Progress) -> Path:
-    """A module for the kernel that runs here.
+    """Build a module for this machine's running kernel.
 
     Raises:
-        HostError: its headers are not installed, or the compiler refuses.
+        HostError: its headers are not installed, or the compiler fails.
     """
     release = platform.release()
     headers = Path("/lib/modules") / release / "build"
     if not (headers / "Makefile").exists():
         raise HostError(
-            f"{headers} has no kernel headers, and the module is built against them",
+            f"{headers} has no kernel headers, which the module needs",
             hint=f"apt-get install linux-headers-{release}",
         )
     return _built(headers, source, release, progress)
@@ -87,10 +88,10 @@ def _built(headers: Path, source: Path, release: str, progress: Progress) -> Pat
 
 
 def _make(headers: Path, source: Path, into: Path, progress: Progress) -> None:
-    """Run kbuild in a directory, and leave nothing there but the module."""
+    """Run kbuild in a directory; leave the module alone there."""
     make = shutil.which("make")
     if make is None:
-        raise HostError("kernel modules are built by make", hint="apt-get install make")
+        raise HostError("make is missing: it builds kernel modules", hint="apt-get install make")
     work = into / "work"
     work.mkdir()
     shutil.copyfile(source, work / source.name)
@@ -107,26 +108,25 @@ def _make(headers: Path, source: Path, into: Path, progress: Progress) -> None:
     )
     module = work / f"{source.stem}.ko"
     if done.returncode or not module.exists():
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise HostError(f"building {source.name}: {' / '.join(said[-6:])}")
+        raise failure(f"make {source.name}", done.stderr)
     module.rename(into / module.name)
     shutil.rmtree(work)
     shutil.rmtree(into / "bin", ignore_errors=True)
 
 
 def _cross_tools(directory: Path, progress: Progress) -> list[str]:
-    """What makes kbuild use our cross compiler: its words for make.
+    """Return the arguments of make that choose the cross compiler.
 
-    Each tool by its name: headers may insist on a CROSS_COMPILE of their own.
+    They name each tool: some headers set a CROSS_COMPILE of their own.
     """
     for name in TOOLS.values():
         write_wrapper(cross(name, progress), directory / f"aarch64-linux-gnu-{name}")
     prefix = directory / "aarch64-linux-gnu-"
-    return [f"CROSS_COMPILE={prefix}", *(f"{word}={prefix}{name}" for word, name in TOOLS.items())]
+    return [f"CROSS_COMPILE={prefix}", *(f"{make}={prefix}{tool}" for make, tool in TOOLS.items())]
 
 
 def _headers(tree: Tree, release: str, progress: Progress) -> Path:
-    """The directory to run kbuild in, of headers unpacked for exactly that release."""
+    """Return the directory to run kbuild in, with the headers of exactly that release."""
     suite, package = tree.suite, f"linux-headers-{release}"
     path = trees_dir().resolve() / f"linux-headers-{release}"  # make follows links
 
@@ -135,7 +135,7 @@ def _headers(tree: Tree, release: str, progress: Progress) -> Path:
         if package not in source.names(package):
             raise HostError(
                 f"Debian {suite} no longer has the headers of Linux {release}",
-                hint=f"--host-kernel {suite}, whose headers it has",
+                hint=f"use `host.kernel`={suite}",
             )
         wanted = [p for p in source.closure([f"{package}:arm64"]) if WANTED.match(p.name)]
         source.unpack(wanted, into, progress)
@@ -149,10 +149,10 @@ def _headers(tree: Tree, release: str, progress: Progress) -> Path:
 
 
 def _arrange(tree: Path, home: Path) -> None:
-    """Make an unpacked tree usable where it will lie, which is at ``home``."""
+    """Make an unpacked tree work at its final path ``home``."""
     for makefile in tree.glob("usr/src/linux-headers-*/Makefile"):
         text = makefile.read_text()
-        if len(text) < 4096:  # Debian's own, which includes the real one by its absolute path
+        if len(text) < 4096:  # Debian's, which includes the real one by its absolute path
             makefile.write_text(text.replace(LEGACY_SOURCES, f"{home}{LEGACY_SOURCES}"))
     if platform.machine() == "aarch64":
         return

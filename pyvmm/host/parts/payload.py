@@ -1,4 +1,4 @@
-"""What of pyvmm itself travels into the emulated host: its code, its guests, the KVM extension."""
+"""The files of pyvmm that are copied into the emulated host: code, guests, KVM extension."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pyvmm
 PACKAGE: Final = Path(pyvmm.__file__).parent
 EXTENSION: Final = "_kvm.abi3.so"
 NOT_SENT: Final = (".pyc", ".so")
-COMPILED: Final = "__pycache__"  # while Python writes there, files come and go under other names
+COMPILED: Final = "__pycache__"  # Python renames files there
 
 
 def files() -> list[Path]:
-    """The files of the pyvmm package that travel, relative to it, sorted."""
+    """Return the copied files of the pyvmm package, relative to it, sorted."""
     return sorted(
         path.relative_to(PACKAGE)
         for path in PACKAGE.rglob("*")
@@ -25,7 +25,7 @@ def files() -> list[Path]:
 
 
 def fingerprint() -> str:
-    """A hash of everything that travels: another one means another emulated host."""
+    """Return a hash of all copied files; it is part of the emulated host's identity."""
     digest = hashlib.sha256()
     for path in files():
         digest.update(f"{path}\0".encode())

@@ -1,7 +1,7 @@
 """The emulated host's root: a read-only erofs with arm64 Python and pyvmm's dependencies.
 
-Python and what it links come from Debian's arm64 packages.  Pure-Python dependencies are copied
-from the environment pyvmm itself runs in, so both sides run the same versions.
+Python and its libraries come from Debian's arm64 packages.  Pure-Python dependencies are copied
+from pyvmm's own environment, so both sides run the same versions.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from pyvmm.host.progress import Progress
 PACKAGES: Final = tuple(
     f"{name}:arm64" for name in ("python3.11", "python3-cffi-backend", "busybox-static", "libzstd1")
 )
-# Dependencies of python3.11 that only maintainer scripts, or modules nobody here imports, want.
+# Dependencies of python3.11 for maintainer scripts, and for modules that pyvmm never imports.
 NOT_NEEDED: Final = re.compile(
     r"(dpkg|tar|media-types|readline-common|python3(-minimal)?|libpython3-stdlib|debconf"
     r"|libtirpc.*|libnsl2|libk.*|libgssapi.*|libdb5.3|libsqlite3-0|libcom-err2|gcc-12-base)$"
 )
 NATIVE_HELPERS: Final = re.compile(r"lib(acl1|md0|pcre2-8-0|selinux1|zstd1)$")  # dpkg's own
 DISTRIBUTION: Final = "pyvmm-arm64"
-COMPILED: Final = frozenset({"cffi"})  # its arm64 backend is Debian's; the rest is build-time
+COMPILED: Final = frozenset({"cffi"})  # Debian has its arm64 backend; the rest serves builds
 
-# Where the user's files are shown inside, a directory must exist to be mounted over.
+# Mount points for the user's files.
 MOUNTPOINTS: Final = tuple(f"usr/{name}" for name in ("src", "local", "share"))
-# What `pyvmm host shell` and `host exec` find beside Python, all of it busybox.
+# busybox's programs for `pyvmm host shell` and `pyvmm host exec`.
 APPLETS: Final = tuple(
     """ash awk cat chmod chown clear cmp cp cut date dd df diff dmesg du echo env false find free
     grep gunzip gzip head hexdump hostname id insmod kill killall less ln ls lsmod md5sum mkdir
@@ -44,7 +44,7 @@ SITE: Final = "usr/lib/python3/dist-packages"
 
 
 def image(progress: Progress) -> Path:
-    """Return the erofs image of /usr (a file), made when it is not in the cache yet."""
+    """Return the erofs image of /usr (a file); make it if the cache lacks it."""
     base = _python_tree(progress)
     dependencies = _dependencies(DISTRIBUTION)
     names = sorted(f"{d.metadata['Name']}=={d.version}" for d in dependencies)
@@ -71,12 +71,12 @@ def image(progress: Progress) -> Path:
 
 
 def busybox(progress: Progress) -> Path:
-    """A static arm64 busybox."""
+    """Return a static arm64 busybox."""
     return _python_tree(progress) / "usr/bin/busybox"
 
 
 def compile_python(root: Path, prefix: str, progress: Progress) -> None:
-    """Write .pyc files that Python 3.11 trusts without looking at the sources' times."""
+    """Write .pyc files that Python 3.11 loads without a check of the sources."""
     compiler: Tool = python311(progress)
     compiler.run(
         ["-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash",
@@ -107,7 +107,7 @@ def _python_tree(progress: Progress) -> Path:
 
 
 def _arrange(tree: Path) -> None:
-    """Merge /lib, /bin and /sbin into /usr as Debian's installer would, and drop what is unused."""
+    """Merge /lib, /bin and /sbin into /usr, as Debian's installer does; remove unused files."""
     for name in ("bin", "sbin", "lib"):
         merged = tree / "usr" / name
         merged.mkdir(parents=True, exist_ok=True)
@@ -115,10 +115,10 @@ def _arrange(tree: Path) -> None:
             shutil.copytree(tree / name, merged, symlinks=True, dirs_exist_ok=True)
             shutil.rmtree(tree / name)
         (tree / name).symlink_to(f"usr/{name}")
-    for useless in ("etc", "var", "usr/share", "usr/lib/python3.11/__phello__",
+    for unused in ("etc", "var", "usr/share", "usr/lib/python3.11/__phello__",
                     "usr/lib/python3.11/lib2to3", "usr/lib/python3.11/pydoc_data",
                     "usr/lib/python3.11/distutils"):  # fmt: skip
-        shutil.rmtree(tree / useless, ignore_errors=True)
+        shutil.rmtree(tree / unused, ignore_errors=True)
     for gconv in tree.glob("usr/lib/*/gconv"):
         shutil.rmtree(gconv)
     for directory in (*MOUNTPOINTS, SITE):
@@ -126,7 +126,7 @@ def _arrange(tree: Path) -> None:
 
 
 def _add_links(programs: Path) -> None:
-    """Name Python and busybox as people call them."""
+    """Make the links python3 and those to busybox."""
     (programs / "python3").unlink(missing_ok=True)
     (programs / "python3").symlink_to("python3.11")
     for applet in APPLETS:
@@ -135,7 +135,7 @@ def _add_links(programs: Path) -> None:
 
 
 def _dependencies(name: str) -> list[metadata.Distribution]:
-    """Return the installed pure-Python run-time dependencies of a distribution, all levels."""
+    """Return all pure-Python run-time dependencies of an installed distribution."""
     found: dict[str, metadata.Distribution] = {}
 
     def visit(requirement: str) -> None:
@@ -148,7 +148,7 @@ def _dependencies(name: str) -> list[metadata.Distribution]:
         try:
             distribution = metadata.distribution(wanted)
         except metadata.PackageNotFoundError:
-            return  # its marker does not hold here
+            return  # its marker excludes this environment
         found[wanted] = distribution
         for below in distribution.requires or ():
             visit(below)

@@ -1,7 +1,7 @@
-"""The programs an emulated host is made with: found on this machine, or unpacked privately.
+"""The programs that make an emulated host: those of this machine, or Debian's.
 
-Each tool that is not on PATH comes from Debian as a *tree*: the package and its libraries,
-unpacked in the cache, run through its own dynamic loader or library path.
+A program that is not on PATH comes from Debian as a *tree*: the package and its libraries,
+unpacked in the cache.  It runs with the tree's dynamic loader or library path.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ TRIPLETS: Final = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 
 
 class Tool(Record):
-    """A program to run: what to put before its arguments, and what to add to the environment."""
+    """A program: the words before its arguments, and additions to the environment."""
 
     command: tuple[str, ...]
     environment: dict[str, str] = made(dict)
 
     @property
     def name(self) -> str:
-        """The program's name; a tree's program has its loader before it."""
+        """The program's name, without a loader before it."""
         return Path(self.command[3 if "--library-path" in self.command[1:2] else 0]).name
 
     def run(self, arguments: Sequence[str], *, cwd: Path | None = None) -> str:
-        """Run the tool to its end and return its output.
+        """Run the tool and return its output.
 
         Raises:
-            HostError: it failed; the message has what it said last.
+            HostError: it failed; the message has its last lines.
         """
         done = subprocess.run(
             [*self.command, *arguments],
@@ -79,7 +79,7 @@ def tree(
     *,
     drop: frozenset[str] = NOT_NEEDED,
 ) -> Path:
-    """Return a directory with ``packages`` of that Debian suite unpacked, dependencies included."""
+    """Return a directory with unpacked packages of a Debian suite and their dependencies."""
 
     def build(into: Path) -> None:
         source = Suite(suite)
@@ -95,7 +95,7 @@ def tree(
 
 
 def _library_path(root: Path, *directories: str, machine: str | None = None) -> str:
-    """Where a tree keeps its libraries, for a loader; ``directories`` are looked through too."""
+    """Return a tree's library directories, for a loader."""
     triplet = TRIPLETS[machine or platform.machine()]
     found = [root / base / triplet for base in directories]
     found += sorted({library.parent for library in found[-1].glob("*/*.so.*")})
@@ -107,18 +107,18 @@ def through_loader(
 ) -> tuple[str, ...]:
     """Return the command that runs a tree's program with the tree's own C library.
 
-    ``machine`` is what the tree is for, if not this machine: "aarch64" for the emulated host.
+    ``machine`` is the tree's architecture, by default this machine's.
     """
     name = LOADERS[machine or platform.machine()]
     loader = next((p for p in sorted(root.glob(f"**/{name}")) if p.exists()), None)
     if loader is None:
-        raise HostError(f"{root} holds no {name}", hint="pyvmm host rm --all")
+        raise HostError(f"{root} holds no {name}", hint=f"rm -r {root}")
     path = _library_path(root, "lib", "usr/lib", machine=machine)
     return (str(loader), "--library-path", path, str(root / program), *arguments)
 
 
 def qemu(choice: str, progress: Progress) -> Tool:
-    """The qemu-system-aarch64 of that version or Debian suite, or at that path."""
+    """Return the qemu-system-aarch64 of a version or Debian suite, or the one at a path."""
     if is_path(choice):
         return Tool((str(Path(choice).resolve()),))
     unpack = functools.partial(_unpack_qemu, progress=progress)
@@ -126,7 +126,7 @@ def qemu(choice: str, progress: Progress) -> Tool:
 
 
 def _unpack_qemu(source: Suite, offer: Offer, into: Path, progress: Progress) -> str:
-    """Unpack a QEMU of a suite; return the version that it says it has."""
+    """Unpack a QEMU of a suite; return the version that it prints."""
     found = source.closure([f"{offer.name}:{machine_arch()}={offer.package}"])
     wanted = [p for p in found if p.name not in NOT_NEEDED]
     source.unpack(wanted, into, progress)
@@ -138,13 +138,13 @@ def _qemu_in(root: Path) -> Tool:
     firmware = ("-L", str(root / "usr/share/qemu"))
     return Tool(
         through_loader(root, "usr/bin/qemu-system-aarch64", *firmware),
-        # the module caches of this machine are for its own libraries
+        # this machine's module caches belong to its own libraries
         {"GIO_MODULE_DIR": "/nonexistent", "QEMU_MODULE_DIR": str(root / "usr/lib/qemu")},
     )
 
 
 def qemu_version(tool: Tool) -> str:
-    """The version QEMU says it has, for example 7.2.22.
+    """Return the version that QEMU prints, for example 7.2.22.
 
     Raises:
         HostError: the program is not QEMU for aarch64.
@@ -174,11 +174,11 @@ def cross(name: str, progress: Progress) -> Tool:
     root = _cross_tree(progress)
     command = [str(root / "usr/bin" / name)]
     if program == "gcc":
-        # An unpacked gcc finds its own parts beside itself, but not the C library's; its linker
-        # scripts name absolute paths, which --sysroot moves into the tree.
+        # An unpacked gcc finds its own files, but not the C library's.  The linker scripts have
+        # absolute paths, which --sysroot moves into the tree.
         target = root / "usr/aarch64-linux-gnu"
         command += [f"--sysroot={root}", f"-B{target}/lib/", "-isystem", f"{target}/include"]
-    # By the environment, not a loader: gcc starts programs of its own.
+    # Not through a loader: gcc starts other programs of the tree.
     return Tool(tuple(command), {"LD_LIBRARY_PATH": _library_path(root, "usr/lib")})
 
 
@@ -198,7 +198,7 @@ def packaged(program: str, package: str, progress: Progress, directory: str = "u
 
 
 def python311(progress: Progress) -> Tool:
-    """A Python 3.11 of this machine's kind: .pyc files load only where the version is the same."""
+    """Return a Python 3.11 for this machine: .pyc files depend on Python's version."""
     if PYTHON == (3, 11):
         return Tool((sys.executable,))
     root = tree("python3.11", TOOLS_SUITE, ["python3.11"], progress)
@@ -207,7 +207,7 @@ def python311(progress: Progress) -> Tool:
 
 
 def write_wrapper(tool: Tool, path: Path) -> None:
-    """Write a shell script that is the tool, for make and for tests."""
+    """Write a shell script that runs the tool, for make and for tests."""
     words = [f"{name}={shlex.quote(value)}" for name, value in tool.environment.items()]
     command = shlex.join(tool.command)
     script = f'#!/bin/sh\n{" ".join(["exec env", *words])} {command} "$@"\n'

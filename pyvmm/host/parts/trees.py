@@ -1,10 +1,10 @@
-"""Kernels and QEMUs in the cache, and what is remembered of Debian's suites.
+"""Kernels and QEMUs in the cache, and the last known contents of Debian's suites.
 
-A *tree* is a directory with Debian packages unpacked.  That of a kernel or a QEMU is named by the
-version that was unpacked, never by the one that was asked for: linux-7.2.13-1-sid.  So two versions
-never share a tree, and a tree is found by its version after its suite has moved on.
+A *tree* is a directory with unpacked Debian packages.  The tree of a kernel or a QEMU has the
+unpacked version in its name, not the requested one: linux-7.2.13-1-sid.  So each version has its
+own tree, which is found even after its suite has moved on.
 
-This module is on the way of every command: it reads a few small files and starts nothing.
+Every command in an emulated host imports this module: it reads a few small files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pyvmm.host.settings import (
     numbers,
 )
 
-# What a closure drags in for maintainer scripts and user interfaces; no tool here loads it.
+# Dependencies for maintainer scripts and user interfaces, which no tool here loads.
 NOT_NEEDED: Final = frozenset({
     "adduser", "debconf", "dpkg", "gcc-12-base", "ipxe-qemu", "iso-codes", "libpam-modules",
     "libpam-modules-bin", "passwd", "perl-base", "seabios", "sensible-utils",
@@ -40,12 +40,12 @@ NOT_NEEDED: Final = frozenset({
 QEMU_PACKAGE: Final = "qemu-system-arm"
 KERNEL_PACKAGE: Final = "linux-image-"
 PACKAGES: Final = ".packages"  # in a tree: the packages in it, as apt takes them
-VERSION_FILE: Final = ".version"  # in a tree: what its kernel or QEMU says of itself
-OLD_DAYS: Final = 7  # a look at a suite that is older is mentioned
+VERSION_FILE: Final = ".version"  # in a tree: the version that its kernel or QEMU prints
+OLD_DAYS: Final = 7  # a start reports an older look at a suite
 
 
 class Tree(Record):
-    """A kernel or QEMU in the cache: its Debian package's version, and its own."""
+    """A kernel or QEMU in the cache, with its Debian package's version and its own."""
 
     path: Path
     suite: str
@@ -54,24 +54,24 @@ class Tree(Record):
 
     @property
     def identity(self) -> str:
-        """What tells it from any other."""
+        """A text that no other tree has."""
         return f"{self.path.name} {self.package}"
 
 
 class Offer(Record):
-    """A package of a suite that holds a kernel or a QEMU."""
+    """A package of a suite with a kernel or a QEMU."""
 
     name: str
     package: str
 
     @property
     def version(self) -> str:
-        """The version of what is in it, as far as the package's own tells."""
+        """The version of its program, as far as the package's version has it."""
         return upstream(self.package)
 
 
 class Look(Record):
-    """What a suite held when its package lists were last read: newest first."""
+    """The contents of a suite when its package lists were last read, newest first."""
 
     suite: str
     seen: float  # seconds since the epoch
@@ -81,22 +81,22 @@ class Look(Record):
 
     @property
     def days(self) -> float:
-        """How long ago that was."""
+        """The days since then."""
         return max(0.0, time.time() - self.seen) / 86400
 
 
 def trees_dir() -> Path:
-    """Where unpacked packages are kept."""
+    """Return the directory of unpacked packages."""
     return cache_dir("trees")
 
 
 def recipe(packages: Sequence[str], drop: frozenset[str] = NOT_NEEDED) -> str:
-    """A few digits that change with what a tree is made of."""
+    """Return a few digits that depend on a tree's packages."""
     return hashlib.sha256(" ".join([*packages, *sorted(drop)]).encode()).hexdigest()[:8]
 
 
 def place(product: Product, package: str, suite: str) -> Path:
-    """Where the tree of a package's version belongs; its path has no colon, as loaders want it."""
+    """Return the path for the tree of a package's version, without a colon, for loaders."""
     version = package.partition(":")[2] or package
     return trees_dir() / f"{product.name}-{version}-{suite}{_end(product)}"
 
@@ -113,10 +113,9 @@ def cached(product: Product) -> list[Tree]:
 
 
 def find(product: Product, choice: str) -> Tree | None:
-    """Return the tree in the cache that a choice means: no path, but a version or a suite.
+    """Return the tree in the cache for a choice, which is a version or a suite.
 
-    A version means the newest one in the cache.  A suite means what it held when it was last
-    looked at.
+    A version means the newest match in the cache.  A suite means its contents at the last look.
     """
     if choice not in SUITES:
         return next((t for t in cached(product) if matches(choice, t.version)), None)
@@ -127,13 +126,13 @@ def find(product: Product, choice: str) -> Tree | None:
 
 
 def chosen(settings: HostSettings) -> list[Tree | None]:
-    """Return the trees that settings mean and that are in the cache; a path means none."""
+    """Return the trees of the settings: None if the cache lacks one, no item for a path."""
     choices = ((LINUX, settings.kernel), (QEMU, settings.qemu))
     return [find(product, choice) for product, choice in choices if not is_path(choice)]
 
 
 def look(suite: str) -> Look | None:
-    """Return what a suite held when it was last looked at, or None if it never was."""
+    """Return the last look at a suite, or None if there was none."""
     try:
         found = json.loads(_look_path(suite).read_text())
         offers = {
@@ -145,7 +144,7 @@ def look(suite: str) -> Look | None:
 
 
 def remember(seen: Look) -> None:
-    """Keep what was seen, for commands that do not ask the mirror."""
+    """Write a look to the cache, for commands that do not ask the mirror."""
     offers = {
         name: [[offer.name, offer.package] for offer in found]
         for name, found in seen.offers.items()
@@ -155,19 +154,19 @@ def remember(seen: Look) -> None:
 
 
 def old_looks(settings: HostSettings) -> list[Look]:
-    """Return the looks that settings rely on (a suite was asked for) and that are old."""
+    """Return the old looks at suites that the settings name."""
     looks = [look(choice) for choice in {settings.kernel, settings.qemu} if choice in SUITES]
     return [seen for seen in looks if seen is not None and seen.days > OLD_DAYS]
 
 
 def upstream(package: str) -> str:
-    """The version of what a Debian package holds: 7.2 of 1:7.2+dfsg-7+deb12u18."""
+    """Return the upstream version of a Debian package: 7.2 of 1:7.2+dfsg-7+deb12u18."""
     match = re.match(r"(?:\d+:)?(\d+(?:\.\d+)*)", package)
     return match[1] if match else package
 
 
 def order(package: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """A key that sorts a product's Debian versions: the upstream version, then the revision."""
+    """Return a key that sorts Debian versions by upstream version, then by revision."""
     version, rest = upstream(package), package.partition(upstream(package))[2]
     own = numbers(version) if version[:1].isdigit() else ()
     return own, tuple(map(int, re.findall(r"\d+", rest)))
@@ -178,12 +177,12 @@ def _look_path(suite: str) -> Path:
 
 
 def _end(product: Product) -> str:
-    """What ends the name of a product's trees: another recipe makes another tree."""
+    """Return the end of the name of a product's trees: its recipe, if it has one."""
     return f"-{recipe([QEMU_PACKAGE])}" if product.name == QEMU.name else ""
 
 
 def _read(product: Product, path: Path, suite: str) -> Tree | None:
-    """Read what a tree was made of; None where it does not say."""
+    """Return the tree at a path, or None if it does not list its packages."""
     begin = KERNEL_PACKAGE if product.name == LINUX.name else QEMU_PACKAGE
     try:
         specs = (path / PACKAGES).read_text().split()
@@ -194,6 +193,6 @@ def _read(product: Product, path: Path, suite: str) -> Tree | None:
         return None
     try:
         version = (path / VERSION_FILE).read_text().strip()
-    except OSError:  # made by a pyvmm that did not ask
+    except OSError:  # made by an older pyvmm
         version = upstream(package)
     return Tree(path, suite, package, version)

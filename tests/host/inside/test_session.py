@@ -298,7 +298,7 @@ def test_output_that_cannot_be_written_is_an_error(channel: Channel) -> None:
             channel.command("echo", "words"), stdout=full, stderr=subprocess.PIPE, timeout=ENOUGH_S
         )
 
-    assert done.stderr == b"pyvmm: cannot write what the command prints: No space left on device\n"
+    assert done.stderr == b"pyvmm: cannot write the command's output: No space left on device\n"
     assert done.returncode == 3
 
 

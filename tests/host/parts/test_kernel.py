@@ -177,7 +177,7 @@ def test_file_that_is_no_image_is_refused(content: bytes, tmp_path: Path) -> Non
     path = tmp_path / "vmlinuz"
     path.write_bytes(content)
 
-    with pytest.raises(UsageError, match=f"--host-kernel {path}: not an uncompressed arm64 Image"):
+    with pytest.raises(UsageError, match=f"`host.kernel`={path}: not an uncompressed arm64 Image"):
         kernel.find(str(path), QUIET)
 
 

@@ -17,7 +17,7 @@ def test_kernel_without_known_headers_is_refused(tmp_path: Path) -> None:
     image = tmp_path / "Image"
     image.touch()
 
-    with pytest.raises(HostError, match="needs its headers"):
+    with pytest.raises(HostError, match="needs the headers"):
         kmodule.build(str(image), tmp_path / "x.c", QUIET)
 
 
@@ -45,7 +45,7 @@ def test_what_the_compiler_says_is_the_error(
     source = tmp_path / "x.c"
     source.touch()
 
-    with pytest.raises(HostError, match=r"building x\.c: x\.c:1: no good"):
+    with pytest.raises(HostError, match=r"make x\.c:\n +x\.c:1: no good\n"):
         kmodule._built(headers, source, "6.9", QUIET)
 
 

@@ -179,4 +179,4 @@ def test_tree_without_a_loader_is_damaged(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="holds no ld-linux") as caught:
         tools.through_loader(tmp_path, "usr/bin/dtc")
 
-    assert caught.value.hint == "pyvmm host rm --all"
+    assert caught.value.hint == f"rm -r {tmp_path}"
