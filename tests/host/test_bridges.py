@@ -58,14 +58,14 @@ def echoing(channel: Channel, *numbers: int) -> Iterator[Echoing]:
         made.close()
 
 
-def test_terminal_is_here_and_goes_there(channel: Channel) -> None:
+def test_bridge_carries_bytes_both_ways(channel: Channel) -> None:
     with echoing(channel, 1) as guest:
         os.write(guest.terminals[0], b"over and back")
 
         assert show(guest.terminals[0], 13) == b"over and back"
 
 
-def test_exit_code_is_the_commands_and_the_terminal_hangs_up(channel: Channel) -> None:
+def test_bridge_returns_the_commands_exit_code_and_hangs_up_the_pty(channel: Channel) -> None:
     with echoing(channel, 2) as guest:
         os.write(guest.terminals[0], b"last words" + EOT)
 
@@ -73,7 +73,7 @@ def test_exit_code_is_the_commands_and_the_terminal_hangs_up(channel: Channel) -
         assert guest.process.wait(ENOUGH_S) == 7
 
 
-def test_terminal_that_nobody_reads_holds_up_no_other(channel: Channel) -> None:
+def test_unread_pty_does_not_block_another(channel: Channel) -> None:
     data = random.Random(9).randbytes(100_000).replace(EOT, b"")
     with echoing(channel, 0, 3) as guest:
         stalled, other = guest.terminals
@@ -85,7 +85,7 @@ def test_terminal_that_nobody_reads_holds_up_no_other(channel: Channel) -> None:
         assert show(stalled, len(data)) == data
 
 
-def test_reader_that_stalls_loses_nothing(channel: Channel) -> None:
+def test_bridge_loses_nothing_when_the_reader_stalls(channel: Channel) -> None:
     data = random.Random(10).randbytes(MIB).replace(EOT, b"")
     with echoing(channel, 1) as guest:
         (terminal,) = guest.terminals
@@ -101,7 +101,7 @@ def test_reader_that_stalls_loses_nothing(channel: Channel) -> None:
     assert shown == data
 
 
-def test_terminal_that_is_closed_holds_up_no_command(channel: Channel) -> None:
+def test_closed_pty_does_not_block_the_command(channel: Channel) -> None:
     data = random.Random(11).randbytes(200_000).replace(EOT, b"")
     with echoing(channel, 1) as guest:
         type_all(guest.terminals[0], data + EOT)
@@ -111,7 +111,7 @@ def test_terminal_that_is_closed_holds_up_no_command(channel: Channel) -> None:
         assert guest.process.wait(ENOUGH_S) == 7
 
 
-def test_terminal_can_be_opened_again_and_again(channel: Channel) -> None:
+def test_pty_can_be_opened_repeatedly(channel: Channel) -> None:
     with echoing(channel, 1) as guest:
         for number in range(5):
             os.close(guest.terminals.pop())
@@ -121,7 +121,7 @@ def test_terminal_can_be_opened_again_and_again(channel: Channel) -> None:
             assert show(guest.terminals[0], 1) == b"%d" % number
 
 
-def test_size_goes_there(channel: Channel) -> None:
+def test_bridge_passes_the_window_size_to_the_command(channel: Channel) -> None:
     with echoing(channel, 0) as guest:
         (terminal,) = guest.terminals
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 43, 132, 0, 0))
@@ -131,7 +131,9 @@ def test_size_goes_there(channel: Channel) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_signal_ends_the_command_and_hangs_up(number: signal.Signals, channel: Channel) -> None:
+def test_signal_ends_the_command_and_hangs_up_the_pty(
+    number: signal.Signals, channel: Channel
+) -> None:
     with echoing(channel, 1) as guest:
         guest.process.send_signal(number)
 
@@ -139,7 +141,7 @@ def test_signal_ends_the_command_and_hangs_up(number: signal.Signals, channel: C
         assert rest(guest.terminals[0]) == b""
 
 
-def test_nothing_stays_behind_of_a_client_that_is_killed(channel: Channel) -> None:
+def test_killed_client_leaves_no_process(channel: Channel) -> None:
     with echoing(channel, 1, 2) as guest:
         assert is_alive(guest.inner)
 
@@ -149,7 +151,7 @@ def test_nothing_stays_behind_of_a_client_that_is_killed(channel: Channel) -> No
         assert rest(guest.terminals[0]) == b""
 
 
-def test_command_that_dies_hangs_up(channel: Channel) -> None:
+def test_pty_hangs_up_when_the_command_dies(channel: Channel) -> None:
     with echoing(channel, 1) as guest:
         os.kill(guest.inner, signal.SIGKILL)
 
@@ -157,7 +159,7 @@ def test_command_that_dies_hangs_up(channel: Channel) -> None:
         assert guest.process.wait(ENOUGH_S) == 128 + signal.SIGKILL
 
 
-def test_command_that_never_asks_for_its_terminal_is_not_held_up(channel: Channel) -> None:
+def test_command_ends_without_opening_its_terminal(channel: Channel) -> None:
     done = channel.run("sh", "-c", "exit 5", env={**os.environ, "TTYS": "0 1"})
 
     assert (done.stderr, done.returncode) == (b"", 5)

@@ -16,24 +16,24 @@ def running(channel: Channel) -> Running:
     return Running(channel.directory, "start", 0, facts)
 
 
-def test_command_gets_its_input_and_its_output_comes_back(running: Running) -> None:
+def test_capture_passes_input_and_returns_output(running: Running) -> None:
     data = bytes(range(256)) * 400
 
     assert capture(running, ["cat"], data) == data
 
 
-def test_output_larger_than_any_buffer_comes_back_whole(running: Running) -> None:
+def test_capture_returns_output_larger_than_every_buffer(running: Running) -> None:
     printed = capture(running, ["sh", "-c", "yes 0123456 | head -c 8000000"], b"")
 
     assert printed == b"0123456\n" * 1_000_000
 
 
-def test_failure_is_told_in_the_commands_own_words(running: Running) -> None:
+def test_capture_reports_a_failed_commands_stderr(running: Running) -> None:
     with pytest.raises(HostError, match=r"\(3\): what went wrong"):
         capture(running, ["sh", "-c", "echo what went wrong >&2; exit 3"], b"")
 
 
-def test_what_it_says_on_stderr_is_no_part_of_the_output(running: Running) -> None:
+def test_capture_leaves_stderr_out_of_the_output(running: Running) -> None:
     assert capture(running, ["sh", "-c", "echo x >&2; echo y"], b"") == b"y\n"
 
 

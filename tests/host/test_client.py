@@ -50,7 +50,7 @@ def test_window_change_reaches_the_command(channel: Channel, terminal: Terminal)
     assert terminal.wait(process) == 0
 
 
-def test_terminal_is_raw_meanwhile_and_as_before_afterwards(
+def test_terminal_is_raw_during_the_command_and_restored_after_it(
     channel: Channel, terminal: Terminal
 ) -> None:
     before = terminal.mode
@@ -65,7 +65,7 @@ def test_terminal_is_raw_meanwhile_and_as_before_afterwards(
     assert terminal.mode == before
 
 
-def test_interrupt_key_is_the_commands_sigint(channel: Channel, terminal: Terminal) -> None:
+def test_interrupt_key_sends_sigint_to_the_command(channel: Channel, terminal: Terminal) -> None:
     before = terminal.mode
     script = f"trap 'echo caught; exit 7' INT; echo ready; {LOOP}"
     process = terminal.start(channel.command(*shell(script)))
@@ -90,7 +90,7 @@ def test_interrupt_key_ends_a_command_that_does_not_catch_it(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_terminal_is_as_before_after_a_signal(
+def test_terminal_is_restored_after_a_signal(
     number: signal.Signals, channel: Channel, terminal: Terminal
 ) -> None:
     before = terminal.mode
@@ -113,7 +113,7 @@ def test_end_of_file_key_ends_the_input(channel: Channel, terminal: Terminal) ->
     assert terminal.shown.split()[-1] == b"5"
 
 
-def test_closed_window_hangs_up_on_the_command(
+def test_closed_window_sends_sighup_to_the_command(
     channel: Channel, terminal: Terminal, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
@@ -127,7 +127,7 @@ def test_closed_window_hangs_up_on_the_command(
     process.wait(ENOUGH_S)
 
 
-def test_closed_window_ends_a_command_in_the_middle_of_a_flood(
+def test_closed_window_ends_a_command_that_floods_the_terminal(
     channel: Channel, terminal: Terminal, tmp_path: Path
 ) -> None:
     said = tmp_path / "stderr"
@@ -142,7 +142,7 @@ def test_closed_window_ends_a_command_in_the_middle_of_a_flood(
     assert said.read_bytes() == b""
 
 
-def test_output_to_a_pipe_and_errors_to_the_terminal_stay_apart(
+def test_output_to_a_pipe_stays_apart_from_errors_on_the_terminal(
     channel: Channel, terminal: Terminal
 ) -> None:
     process = terminal.start(
@@ -159,7 +159,7 @@ def test_output_to_a_pipe_and_errors_to_the_terminal_stay_apart(
     assert terminal.wait(process) == 0
 
 
-def test_input_from_a_file_leaves_the_terminals_mode_alone(
+def test_terminal_mode_does_not_change_when_input_is_a_file(
     channel: Channel, terminal: Terminal
 ) -> None:
     before = terminal.mode
@@ -174,7 +174,7 @@ def test_input_from_a_file_leaves_the_terminals_mode_alone(
     assert terminal.wait(process) == 130
 
 
-def test_input_nobody_wants_is_not_shown(channel: Channel, terminal: Terminal) -> None:
+def test_unread_input_is_not_echoed(channel: Channel, terminal: Terminal) -> None:
     with Path("/dev/zero").open("rb") as zeros:
         process = terminal.start(
             channel.command(*shell("exec <&-; sleep 0.3; echo done")), stdin=zeros
@@ -184,7 +184,7 @@ def test_input_nobody_wants_is_not_shown(channel: Channel, terminal: Terminal) -
     assert terminal.shown == b"done\r\n"
 
 
-def test_flood_on_the_terminal_is_whole(channel: Channel, terminal: Terminal) -> None:
+def test_large_output_on_the_terminal_is_complete(channel: Channel, terminal: Terminal) -> None:
     process = terminal.start(channel.command("seq", "30000"))
 
     assert terminal.wait(process) == 0
@@ -207,7 +207,7 @@ def typed(channel: Channel, *argv: str) -> bytes:
     return quoted.encode()
 
 
-def test_stopped_client_has_the_terminal_raw_again_when_it_goes_on(
+def test_stopped_client_makes_the_terminal_raw_again_when_it_continues(
     channel: Channel, terminal: Terminal, job_control: object
 ) -> None:
     line = b"sh -c 'echo client $$; exec \"$@\"' sh "
@@ -228,7 +228,7 @@ def test_stopped_client_has_the_terminal_raw_again_when_it_goes_on(
     terminal.expect(b"@ ")
 
 
-def test_command_in_the_background_runs_and_leaves_the_terminal_alone(
+def test_background_command_does_not_change_the_terminal(
     channel: Channel, terminal: Terminal, job_control: object
 ) -> None:
     before = terminal.mode
@@ -246,7 +246,7 @@ def test_command_in_the_background_runs_and_leaves_the_terminal_alone(
     terminal.expect(b"@ ")
 
 
-def test_suspended_command_without_a_shell_goes_on(channel: Channel, terminal: Terminal) -> None:
+def test_suspended_command_continues_without_a_shell(channel: Channel, terminal: Terminal) -> None:
     process = terminal.start(channel.command(*shell("echo ready; read line; echo got $line")))
     terminal.expect(b"ready\r\n")
 
@@ -258,7 +258,7 @@ def test_suspended_command_without_a_shell_goes_on(channel: Channel, terminal: T
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
-def test_signal_the_caller_has_ignored_stays_so(number: signal.Signals, channel: Channel) -> None:
+def test_ignored_signal_stays_ignored(number: signal.Signals, channel: Channel) -> None:
     ignoring = f"trap '' {number.name.removeprefix('SIG')}; exec \"$@\""
     command = channel.command(*shell("echo ready; sleep 0.5; exit 4"))
 
@@ -273,14 +273,14 @@ def test_signal_the_caller_has_ignored_stays_so(number: signal.Signals, channel:
 
 
 @pytest.mark.parametrize("text", ["soon", "-1", "nan", "inf", ""])
-def test_idle_time_that_is_no_time_is_refused(text: str, channel: Channel) -> None:
+def test_client_refuses_an_invalid_idle_time(text: str, channel: Channel) -> None:
     done = channel.run("true", env={**os.environ, "PYVMM_HOST_IDLE": text})
 
     assert done.stderr.decode() == f"pyvmm: PYVMM_HOST_IDLE={text}: not a number of seconds\n"
     assert done.returncode == 2
 
 
-def test_terminal_modes_can_be_seen_at_all(terminal: Terminal) -> None:
+def test_terminal_mode_check_detects_raw_mode(terminal: Terminal) -> None:
     raw = f"import termios, tty; tty.setraw(0, {termios.TCSANOW}); input()"
 
     terminal.start([sys.executable, "-c", raw])
@@ -288,7 +288,7 @@ def test_terminal_modes_can_be_seen_at_all(terminal: Terminal) -> None:
     wait_for(lambda: terminal.is_raw, "raw mode")
 
 
-def test_second_sigterm_gives_up_on_a_command_that_does_not_end(
+def test_second_sigterm_ends_the_client_when_the_command_does_not_end(
     channel: Channel, terminal: Terminal
 ) -> None:
     before = terminal.mode

@@ -79,7 +79,7 @@ def silence(client: socket.socket) -> None:
     client.recv(1)
 
 
-def test_first_free_port_is_taken_and_given_back(
+def test_connected_uses_the_first_free_port_and_releases_it(
     running: Running, port: Callable[[int, Answer], None]
 ) -> None:
     port(1, hello)
@@ -90,7 +90,7 @@ def test_first_free_port_is_taken_and_given_back(
             assert try_lock(running.path / "p1.lock") is None
 
 
-def test_port_another_client_has_is_passed_over(
+def test_connected_skips_a_port_in_use(
     running: Running, port: Callable[[int, Answer], None]
 ) -> None:
     port(2, hello)
@@ -103,7 +103,7 @@ def test_port_another_client_has_is_passed_over(
     os.close(lock)
 
 
-def test_port_whose_session_is_busy_ending_is_passed_over(
+def test_connected_skips_a_port_whose_session_is_ending(
     running: Running, port: Callable[[int, Answer], None]
 ) -> None:
     port(1, silence)
@@ -116,7 +116,7 @@ def test_port_whose_session_is_busy_ending_is_passed_over(
         os.close(lock)
 
 
-def test_host_with_every_port_in_use_says_so(running: Running) -> None:
+def test_connected_reports_that_every_port_is_in_use(running: Running) -> None:
     locks = [try_lock(running.path / f"p{number}.lock") for number in range(1, PORTS + 1)]
 
     with pytest.raises(HostError, match=f"all {PORTS} sessions .* are in use"), connected(running):
@@ -127,7 +127,7 @@ def test_host_with_every_port_in_use_says_so(running: Running) -> None:
         os.close(lock)
 
 
-def test_port_that_becomes_free_is_waited_for(
+def test_connected_waits_for_a_free_port(
     running: Running, port: Callable[[int, Answer], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "PORT_TIMEOUT_S", 20)
@@ -145,7 +145,7 @@ def test_port_that_becomes_free_is_waited_for(
         os.close(lock)
 
 
-def test_host_that_does_not_answer_is_an_error_with_its_last_words(
+def test_connected_reports_a_silent_host_with_its_last_output(
     running: Running, port: Callable[[int, Answer], None]
 ) -> None:
     (running.path / "console.log").write_text("Kernel panic - not syncing\n")
@@ -159,14 +159,14 @@ def test_host_that_does_not_answer_is_an_error_with_its_last_words(
     assert not isinstance(caught.value, Unreachable)
 
 
-def test_host_whose_directory_is_gone_can_be_replaced(running: Running) -> None:
+def test_connected_is_unreachable_when_the_directory_is_gone(running: Running) -> None:
     gone = Running(running.path / "gone", "start", 77, {})
 
     with pytest.raises(Unreachable, match="process 77"), connected(gone):
         pass
 
 
-def test_host_that_left_its_sockets_behind_can_be_replaced(
+def test_connected_is_unreachable_when_no_process_listens(
     running: Running,
 ) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
@@ -177,7 +177,7 @@ def test_host_that_left_its_sockets_behind_can_be_replaced(
 
 
 @pytest.mark.parametrize("last", [b"", HELLO[:-1]])
-def test_host_that_ends_before_its_hello_can_be_replaced(
+def test_connected_is_unreachable_when_the_host_ends_before_its_hello(
     last: bytes, running: Running, port: Callable[[int, Answer], None]
 ) -> None:
     port(1, lambda client: client.sendall(last))
@@ -198,7 +198,7 @@ def greeting(answer: Callable[[socket.socket, bytes], None]) -> Answer:
     return serve
 
 
-def test_answer_is_found_behind_what_is_stale(
+def test_greet_finds_the_answer_behind_stale_bytes(
     running: Running, port: Callable[[int, Answer], None]
 ) -> None:
     stale = b"stale" + MAGIC + bytes(NONCE_SIZE) + MAGIC[:-1]
@@ -218,7 +218,7 @@ def test_answer_is_found_behind_what_is_stale(
     ],
     ids=["ends", "ends half way", "hangs"],
 )
-def test_command_that_may_have_begun_is_not_given_to_another_host(
+def test_greet_never_allows_a_second_host_once_the_request_is_sent(
     answer: Callable[[socket.socket, bytes], None],
     words: str,
     running: Running,

@@ -45,7 +45,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def test_host_that_runs_is_not_started(starts: list[str]) -> None:
+def test_ensure_returns_a_running_host(starts: list[str]) -> None:
     first = Instance(HostSettings(), QUIET).ensure()
     second = Instance(HostSettings(), QUIET).ensure()
 
@@ -53,7 +53,7 @@ def test_host_that_runs_is_not_started(starts: list[str]) -> None:
     assert len(starts) == 1
 
 
-def test_two_who_want_it_at_once_start_one(starts: list[str]) -> None:
+def test_ensure_starts_one_host_for_two_commands(starts: list[str]) -> None:
     threads = [threading.Thread(target=Instance(HostSettings(), QUIET).ensure) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -63,7 +63,7 @@ def test_two_who_want_it_at_once_start_one(starts: list[str]) -> None:
     assert len(starts) == 1
 
 
-def test_host_is_named_after_the_versions_that_are_fetched_for_it(
+def test_instance_is_named_after_the_fetched_versions(
     starts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = Instance(HostSettings(kernel="6.12"), QUIET)
@@ -81,7 +81,7 @@ def test_host_is_named_after_the_versions_that_are_fetched_for_it(
     assert wanted.sockets.name == wanted.name
 
 
-def test_runtime_directory_with_too_long_a_path_is_refused(
+def test_instance_refuses_a_runtime_directory_with_too_long_a_path(
     own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deep = own / ("d" * 100)
@@ -124,7 +124,7 @@ def outcomes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     return install
 
 
-def test_command_is_given_to_a_new_host_where_the_old_one_ended_before_it_had_it(
+def test_forward_uses_a_new_host_when_the_old_one_ended_before_the_request(
     outcomes: Callable[..., list[str]],
 ) -> None:
     events = outcomes(Unreachable("gone"), 7)
@@ -136,7 +136,7 @@ def test_command_is_given_to_a_new_host_where_the_old_one_ended_before_it_had_it
 
 
 @pytest.mark.parametrize("error", [Unreachable("gone again"), HostError("no answer")])
-def test_command_is_given_to_a_host_twice_at_most(
+def test_forward_tries_two_hosts_at_most(
     error: HostError, outcomes: Callable[..., list[str]]
 ) -> None:
     outcomes(Unreachable("gone"), error)
@@ -145,7 +145,7 @@ def test_command_is_given_to_a_host_twice_at_most(
         host.forward(HostSettings(), ["true"])
 
 
-def test_command_that_had_begun_is_not_run_again(outcomes: Callable[..., list[str]]) -> None:
+def test_forward_never_repeats_a_command_that_had_begun(outcomes: Callable[..., list[str]]) -> None:
     events = outcomes(HostError("ended in the middle"))
 
     with pytest.raises(HostError, match="in the middle"):
@@ -154,7 +154,7 @@ def test_command_that_had_begun_is_not_run_again(outcomes: Callable[..., list[st
     assert events == ["start", "run"]
 
 
-def test_nothing_is_started_for_files_it_would_not_see(
+def test_forward_starts_no_host_for_hidden_files(
     outcomes: Callable[..., list[str]],
 ) -> None:
     events = outcomes()

@@ -20,7 +20,7 @@ class Screen(io.StringIO):
         return True
 
 
-def test_step_says_what_and_how_long() -> None:
+def test_step_prints_its_name_and_duration() -> None:
     out = io.StringIO()
 
     with Progress(out).step("making the root"):
@@ -32,7 +32,7 @@ def test_step_says_what_and_how_long() -> None:
     )
 
 
-def test_step_that_fails_does_not_say_done() -> None:
+def test_step_that_fails_does_not_print_done() -> None:
     out = io.StringIO()
 
     with pytest.raises(OSError, match="full"), Progress(out).step("making the root"):
@@ -41,7 +41,7 @@ def test_step_that_fails_does_not_say_done() -> None:
     assert out.getvalue() == "pyvmm: making the root ...\n"
 
 
-def test_quiet_says_nothing(tmp_path: Path) -> None:
+def test_quiet_progress_prints_nothing(tmp_path: Path) -> None:
     out = Screen()
     quiet = Progress(out, quiet=True)
 
@@ -52,7 +52,7 @@ def test_quiet_says_nothing(tmp_path: Path) -> None:
     assert out.getvalue() == ""
 
 
-def test_download_without_a_terminal_is_one_line(tmp_path: Path) -> None:
+def test_watch_prints_one_line_without_a_terminal(tmp_path: Path) -> None:
     out = io.StringIO()
 
     with Progress(out).watch(tmp_path, 36_800_000):
@@ -61,7 +61,7 @@ def test_download_without_a_terminal_is_one_line(tmp_path: Path) -> None:
     assert out.getvalue() == "pyvmm:   downloading 36.8 MB\n"
 
 
-def test_download_on_a_terminal_moves_and_clears_its_line(
+def test_watch_updates_and_clears_its_line_on_a_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "REFRESH_S", 0.01)

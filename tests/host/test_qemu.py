@@ -42,14 +42,14 @@ def option(arguments: list[str], name: str) -> list[str]:
         ("max", "11.0.0-rc1", "max,pauth-impdef=on,sme=off"),
     ],
 )
-def test_cpu_gets_what_its_version_knows_and_the_user_did_not_choose(
+def test_cpu_argument_adds_the_properties_that_the_version_knows(
     cpu: str, version: str, argument: str
 ) -> None:
     assert plan(cpu, version).cpu_argument == argument
 
 
 @pytest.mark.parametrize(("keep_memory", "share"), [(True, "on"), (False, "off")])
-def test_memory_is_written_by_the_boot_that_is_saved_only(keep_memory: bool, share: str) -> None:
+def test_memory_is_shared_only_by_the_boot_that_is_saved(keep_memory: bool, share: str) -> None:
     arguments = plan().machine(HERE / "memory", HERE / "run", keep_memory=keep_memory)
 
     (memory,) = option(arguments, "-object")
@@ -59,7 +59,7 @@ def test_memory_is_written_by_the_boot_that_is_saved_only(keep_memory: bool, sha
     )
 
 
-def test_both_kinds_of_start_differ_in_nothing_else() -> None:
+def test_both_kinds_of_start_have_the_same_other_arguments() -> None:
     cold = plan().machine(HERE / "memory", HERE / "run", keep_memory=True)
     warm = plan().machine(HERE / "memory", HERE / "run", keep_memory=False)
 
@@ -75,7 +75,7 @@ def test_machine_has_el2_a_gicv3_and_no_network() -> None:
     assert int(option(arguments, "-smp")[0]) <= min(os.cpu_count() or 1, 4)
 
 
-def test_every_session_has_a_port_of_its_own() -> None:
+def test_each_session_has_its_own_port() -> None:
     arguments = plan().machine(HERE / "memory", HERE / "run", keep_memory=False)
 
     chardevs = [c for c in option(arguments, "-chardev") if c.startswith("socket,")]
@@ -112,7 +112,7 @@ def program(code: str) -> Tool:
     return Tool((sys.executable, "-c", f"import sys, time; {code}"), {"MARK": "here"})
 
 
-def test_launched_program_has_the_lock_the_environment_and_a_log(tmp_path: Path) -> None:
+def test_launch_passes_the_lock_and_environment_and_makes_a_log(tmp_path: Path) -> None:
     run = sockets(tmp_path)
     reader, writer = os.pipe()
     code = "import os; os.write(int(sys.argv[1]), os.environ['MARK'].encode()); sys.exit('words')"
@@ -128,7 +128,7 @@ def test_launched_program_has_the_lock_the_environment_and_a_log(tmp_path: Path)
     os.close(writer)
 
 
-def test_line_on_the_console_is_waited_for(tmp_path: Path) -> None:
+def test_wait_for_line_returns_when_the_console_shows_it(tmp_path: Path) -> None:
     run = sockets(tmp_path)
     code = f"time.sleep(0.2); open('{run}/console.log', 'w').write('x ready y'); time.sleep(600)"
 
@@ -140,7 +140,7 @@ def test_line_on_the_console_is_waited_for(tmp_path: Path) -> None:
     wait_for(lambda: qemu.ended(pid), "its end")
 
 
-def test_program_that_ends_while_it_boots_is_quoted(tmp_path: Path) -> None:
+def test_wait_for_line_quotes_a_program_that_ends(tmp_path: Path) -> None:
     run = sockets(tmp_path)
 
     pid = qemu.launch(program("sys.exit('unable to find CPU model')"), [], run, [])
@@ -149,7 +149,7 @@ def test_program_that_ends_while_it_boots_is_quoted(tmp_path: Path) -> None:
         qemu.wait_for_line(run, "ready", pid, ENOUGH_S)
 
 
-def test_boot_that_hangs_is_given_up(tmp_path: Path) -> None:
+def test_wait_for_line_gives_up_at_the_timeout(tmp_path: Path) -> None:
     run = sockets(tmp_path)
     pid = qemu.launch(program("print('Panic!', flush=True); time.sleep(600)"), [], run, [])
     wait_for((run / "qemu.log").read_text, "its output")
@@ -161,7 +161,7 @@ def test_boot_that_hangs_is_given_up(tmp_path: Path) -> None:
     wait_for(lambda: qemu.ended(pid), "its end")
 
 
-def test_qemu_nobody_can_talk_to_is_an_error(tmp_path: Path) -> None:
+def test_save_reports_a_failed_qmp_connection(tmp_path: Path) -> None:
     run = sockets(tmp_path)
     (run / "qemu.log").write_text("qemu: bad luck\n")
 

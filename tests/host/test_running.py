@@ -59,7 +59,7 @@ def found(name: str) -> Running:
     return at
 
 
-def test_host_runs_while_its_lock_is_held_and_no_longer() -> None:
+def test_host_runs_exactly_while_its_lock_is_held() -> None:
     with host("one") as process:
         assert found("one").pid == process.pid
         assert found("one").description == "QEMU 7.2 (TCG), -cpu max"
@@ -70,12 +70,12 @@ def test_host_runs_while_its_lock_is_held_and_no_longer() -> None:
         assert running_at(runtime_dir() / "one") is None
 
 
-def test_host_is_not_running_before_it_is_up() -> None:
+def test_host_is_not_running_before_it_is_published() -> None:
     with host("one", about=False):
         assert running_at(runtime_dir() / "one") is None
 
 
-def test_directory_left_behind_is_not_a_host() -> None:
+def test_leftover_directory_is_no_host() -> None:
     sockets = runtime_dir() / "stale"
     sockets.mkdir()
     (sockets / "about.json").write_text(json.dumps({"pid": os.getpid(), "start_id": "abc"}))
@@ -85,14 +85,14 @@ def test_directory_left_behind_is_not_a_host() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"pid": 1}'])
-def test_garbled_description_is_no_host(text: str) -> None:
+def test_damaged_description_is_no_host(text: str) -> None:
     with host("one"):
         (runtime_dir() / "one/about.json").write_text(text)
 
         assert running_at(runtime_dir() / "one") is None
 
 
-def test_host_whose_directory_is_just_being_removed_is_none(
+def test_directory_under_removal_is_no_host(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sockets = runtime_dir() / "going"
@@ -112,7 +112,7 @@ def test_host_whose_directory_is_just_being_removed_is_none(
     assert running_at(sockets) is None
 
 
-def test_all_running_are_those_alive() -> None:
+def test_all_running_yields_the_hosts_that_are_alive() -> None:
     with host("a"), host("b"), host("c") as gone:
         gone.kill()
         gone.wait()
@@ -120,7 +120,7 @@ def test_all_running_are_those_alive() -> None:
         assert [r.path.name for r in all_running()] == ["a", "b"]
 
 
-def test_stopped_host_is_gone_with_its_directory() -> None:
+def test_stop_ends_a_host_and_removes_its_directory() -> None:
     with host("one") as process:
         running.stop(found("one"))
 
@@ -128,7 +128,7 @@ def test_stopped_host_is_gone_with_its_directory() -> None:
         assert not (runtime_dir() / "one").exists()
 
 
-def test_host_that_does_not_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_reports_a_host_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "STOP_S", 0.2)
     with host("one", "stubborn") as process:
         with pytest.raises(HostError, match=f"process {process.pid}.* does not end") as caught:
@@ -137,14 +137,14 @@ def test_host_that_does_not_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> 
         assert caught.value.hint == f"kill -9 {process.pid}"
 
 
-def test_end_of_a_host_is_not_waited_for_once_another_has_its_place() -> None:
+def test_wait_for_end_returns_when_another_host_has_the_directory() -> None:
     with host("one"):
         earlier = Running(runtime_dir() / "one", "another start", 1, {})
 
         running.wait_for_end(earlier)
 
 
-def test_sessions_are_the_ports_in_use() -> None:
+def test_sessions_counts_the_ports_in_use() -> None:
     with host("one"):
         locks = [try_lock(runtime_dir() / "one" / f"p{n}.lock") for n in (1, 4)]
 
@@ -156,7 +156,7 @@ def test_sessions_are_the_ports_in_use() -> None:
         assert running.sessions(found("one")) == 0
 
 
-def test_orphans_are_ended_and_hosts_are_not() -> None:
+def test_end_orphans_ends_no_running_host() -> None:
     with host("up") as up, host("orphan", "stubborn", about=False) as orphan:
         running.end_orphans()
 
@@ -165,7 +165,7 @@ def test_orphans_are_ended_and_hosts_are_not() -> None:
             up.wait(0.2)
 
 
-def test_host_that_is_just_being_started_is_no_orphan() -> None:
+def test_end_orphans_leaves_a_starting_host_alone() -> None:
     with host("starting", about=False) as starting:
         lock = try_lock(runtime_dir() / "starting.start")
         assert lock is not None
@@ -177,7 +177,7 @@ def test_host_that_is_just_being_started_is_no_orphan() -> None:
         os.close(lock)
 
 
-def test_last_words_are_qemus_or_else_the_consoles(tmp_path: Path) -> None:
+def test_last_words_are_from_qemus_log_or_else_the_console(tmp_path: Path) -> None:
     assert last_words(tmp_path) == "no output"
 
     (tmp_path / "console.log").write_bytes(b"[    0.0] booting\r\n\xff\n\nKernel panic\n")

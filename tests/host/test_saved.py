@@ -41,11 +41,11 @@ def other(number: int) -> HostSettings:
     return HostSettings(cpu=f"max,sve-max-vq={number}")
 
 
-def test_key_is_the_same_for_the_same() -> None:
+def test_key_is_stable() -> None:
     assert saved.key(DEFAULT) == saved.key(HostSettings())
 
 
-def test_key_begins_with_what_people_know(tmp_path: Path) -> None:
+def test_key_begins_with_kernel_and_qemu(tmp_path: Path) -> None:
     image = tmp_path / "my-kernel-image"
     image.touch()
 
@@ -78,7 +78,7 @@ def test_key_changes_with_the_version_that_a_choice_means(
     assert saved.key(DEFAULT) == saved.key(HostSettings())
 
 
-def test_key_changes_with_what_a_suite_holds() -> None:
+def test_key_changes_with_the_contents_of_a_suite() -> None:
     settings = HostSettings(kernel="sid")
     for package in ("7.2.13-1", "7.3.1-1"):
         add_tree(LINUX, package, "sid")
@@ -95,7 +95,7 @@ def remember_sid(package: str) -> None:
     trees.remember(trees.Look("sid", 0.0, {"linux": (offer,)}))
 
 
-def test_key_is_not_about_where_a_command_runs() -> None:
+def test_key_does_not_depend_on_the_kind_of_host() -> None:
     assert saved.key(HostSettings(kind="emulated")) == saved.key(DEFAULT)
 
 
@@ -110,7 +110,7 @@ def test_key_is_not_about_where_a_command_runs() -> None:
     ],
     ids=["code", "recipe", "memory", "cpus", "user"],
 )
-def test_key_changes_with_what_the_host_is_made_of(
+def test_key_changes_with_the_parts_of_the_host(
     target: str, value: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = saved.key(DEFAULT)
@@ -152,7 +152,7 @@ def test_memory_is_at_most_four_gib_and_half_of_the_machine(
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "3"])
-def test_facts_that_cannot_be_read_are_none(text: str | None) -> None:
+def test_facts_returns_none_for_a_damaged_file(text: str | None) -> None:
     path = save("6.1", 0)
     (path / "facts.json").unlink()
     if text is not None:
@@ -185,7 +185,7 @@ def test_prune_keeps_the_most_recently_used() -> None:
     assert names() == ["new", *(f"other{n:02}" for n in range(1, saved.KEEP))]
 
 
-def test_prune_keeps_what_another_command_is_about_to_start() -> None:
+def test_prune_keeps_a_host_that_another_command_is_about_to_start() -> None:
     newest = save("new", 0)
     for number in range(1, 12):
         save(f"other{number:02}", 10 * number)
@@ -198,7 +198,7 @@ def test_prune_keeps_what_another_command_is_about_to_start() -> None:
     assert names() == ["new", "other09", "other10", "other11"]
 
 
-def test_prune_removes_damaged_hosts_like_others_and_never_stumbles() -> None:
+def test_prune_removes_damaged_hosts() -> None:
     newest = save("new", 0)
     damaged = save("damaged", 1000, other(1))
     (damaged / "facts.json").write_text("[]")
@@ -211,9 +211,7 @@ def test_prune_removes_damaged_hosts_like_others_and_never_stumbles() -> None:
 
 
 @pytest.mark.parametrize("busy", [0, 1])
-def test_prune_ends_a_host_of_older_code_but_never_one_in_use(
-    busy: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prune_ends_idle_hosts_of_older_code(busy: int, monkeypatch: pytest.MonkeyPatch) -> None:
     newest = save("new", 0)
     old = Running(runtime_dir() / "old", "id", 1, {"settings": vars(DEFAULT)})
     save("old", 50)
@@ -230,7 +228,7 @@ def test_prune_ends_a_host_of_older_code_but_never_one_in_use(
     assert bool(alive) == bool(busy)
 
 
-def test_prune_leaves_running_hosts_of_other_settings_alone(
+def test_prune_keeps_running_hosts_of_other_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     newest = save("new", 0)
@@ -244,7 +242,7 @@ def test_prune_leaves_running_hosts_of_other_settings_alone(
     assert stopped == []
 
 
-def test_prune_sweeps_up_what_was_killed_half_way() -> None:
+def test_prune_removes_leftovers_of_killed_commands() -> None:
     newest = save("new", 0)
     hosts = newest.parent
     for leftover in (".gone1.gone-77", ".dead.tmp-abc", ".busy.tmp-abc"):
@@ -259,7 +257,7 @@ def test_prune_sweeps_up_what_was_killed_half_way() -> None:
     assert sorted(p.name for p in hosts.iterdir() if p.is_dir()) == [".busy.tmp-abc", "new"]
 
 
-def test_removed_host_is_gone_and_removing_it_again_is_no_error() -> None:
+def test_remove_succeeds_twice() -> None:
     path = save("6.1", 0)
 
     saved.remove(path)

@@ -28,21 +28,21 @@ def test_default_models_the_power_of_two_lengths() -> None:
 
 @pytest.mark.parametrize("kernel", KERNEL_SUITES)
 @pytest.mark.parametrize("qemu", QEMU_SUITES)
-def test_every_known_version_is_taken(kernel: str, qemu: str) -> None:
+def test_settings_accept_every_known_version(kernel: str, qemu: str) -> None:
     settings = HostSettings(kernel=kernel, qemu=qemu)
 
     assert settings.label.startswith(f"Linux {kernel}, QEMU {qemu}, ")
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_suite_is_taken(suite: str) -> None:
+def test_settings_accept_a_suite(suite: str) -> None:
     assert HostSettings(kernel=suite, qemu=suite).customised
 
 
 @pytest.mark.parametrize(
     ("kernel", "qemu"), [("6.12.43", "9.2"), ("7.1", "11.1.3"), ("6", "10.0"), ("8.1", "12")]
 )
-def test_version_that_debian_may_have_is_taken(kernel: str, qemu: str) -> None:
+def test_settings_accept_a_version_that_debian_may_have(kernel: str, qemu: str) -> None:
     assert HostSettings(kernel=kernel, qemu=qemu).customised
 
 
@@ -58,20 +58,18 @@ def test_version_that_debian_may_have_is_taken(kernel: str, qemu: str) -> None:
         ("5.15", []),
     ],
 )
-def test_suites_that_may_have_a_version_begin_with_the_likeliest(
-    version: str, suites: list[str]
-) -> None:
+def test_suites_for_returns_the_likeliest_suite_first(version: str, suites: list[str]) -> None:
     assert suites_for(LINUX, version) == suites
 
 
-def test_version_takes_its_series_and_no_other() -> None:
+def test_matches_accepts_the_same_series_only() -> None:
     assert matches("6.1", "6.1.176")
     assert matches("6.1.176", "6.1.176")
     assert not matches("6.1", "6.12.3")
     assert not matches("6.1.176", "6.1")
 
 
-def test_words_for_the_kernel_make_another_host() -> None:
+def test_append_makes_the_settings_customised() -> None:
     settings = HostSettings(append="kvm-arm.mode=nvhe")
 
     assert settings.customised
@@ -79,7 +77,7 @@ def test_words_for_the_kernel_make_another_host() -> None:
     assert saved.key(settings) != saved.key(HostSettings())
 
 
-def test_path_that_exists_is_taken(tmp_path: Path) -> None:
+def test_settings_accept_an_existing_path(tmp_path: Path) -> None:
     image = tmp_path / "Image"
     image.touch()
 
@@ -109,7 +107,9 @@ def test_path_that_exists_is_taken(tmp_path: Path) -> None:
         ({"append": "x" * 1025}, "not words of a kernel command line"),
     ],
 )
-def test_nonsense_is_refused_by_the_options_name(choice: dict[str, str], words: str) -> None:
+def test_settings_refuse_invalid_values_by_the_fields_name(
+    choice: dict[str, str], words: str
+) -> None:
     with pytest.raises(UsageError) as caught:
         HostSettings(**choice)
 

@@ -16,7 +16,7 @@ from pyvmm.host.share import hidden, refuse_hidden
     ["/etc", "/etc/passwd", "/usr", "/usr/lib/x", "/bin/sh", "/lib64/ld.so", "/dev/shm/x",
      "/run/user/0/x", "/proc/self", "/sys/kernel", "/sbin"],
 )  # fmt: skip
-def test_paths_the_emulated_host_has_itself_are_hidden(path: str) -> None:
+def test_hidden_is_true_for_the_hosts_own_paths(path: str) -> None:
     assert hidden(Path(path))
 
 
@@ -25,12 +25,12 @@ def test_paths_the_emulated_host_has_itself_are_hidden(path: str) -> None:
     ["/", "/home/u/x", "/tmp", "/usr/local/bin/x", "/usr/src/linux", "/usr/share", "/root/etc",
      "/mnt/usr/lib", "/etcetera", "/boot/vmlinuz"],
 )  # fmt: skip
-def test_other_paths_are_the_users(path: str) -> None:
+def test_hidden_is_false_for_the_users_paths(path: str) -> None:
     assert not hidden(Path(path))
 
 
 @pytest.mark.parametrize("file", ["/etc/hostname", "/etc/nowhere", "/usr/lib/os-release"])
-def test_file_the_command_would_not_see_is_refused(file: str, tmp_path: Path) -> None:
+def test_refuse_hidden_refuses_a_file_that_the_host_hides(file: str, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(file)
 
@@ -46,17 +46,17 @@ def test_file_the_command_would_not_see_is_refused(file: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("file", ["/dev/null", "/dev/zero", "/etc", "/tmp/nowhere"])
-def test_what_the_emulated_host_has_as_well_is_not(file: str) -> None:
+def test_refuse_hidden_accepts_special_and_missing_files(file: str) -> None:
     refuse_hidden([Path(file)])
 
 
-def test_loop_of_links_is_not_this_checks_business(tmp_path: Path) -> None:
+def test_refuse_hidden_accepts_a_loop_of_links(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
 
     refuse_hidden([tmp_path / "loop"])
 
 
-def test_current_directory_the_command_would_not_see_is_refused(
+def test_refuse_hidden_refuses_a_hidden_current_directory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir("/usr/lib")
@@ -67,7 +67,7 @@ def test_current_directory_the_command_would_not_see_is_refused(
     assert caught.value.hint == "run pyvmm from another directory"
 
 
-def test_current_directory_that_was_removed_is_refused(
+def test_refuse_hidden_refuses_a_removed_current_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = tmp_path / "gone"

@@ -33,13 +33,13 @@ def facts(tmp_path: Path) -> dict[str, Any]:
     return {"memory": 100, "state_sha256": hashlib.sha256(b"state").hexdigest()}
 
 
-def test_saved_host_is_intact_as_its_boot_left_it(tmp_path: Path, facts: dict[str, Any]) -> None:
+def test_saved_host_is_intact_after_its_boot(tmp_path: Path, facts: dict[str, Any]) -> None:
     assert start._intact(tmp_path, facts)
 
 
 @pytest.mark.parametrize("file", ["memory", "state"])
 @pytest.mark.parametrize("change", ["missing", "shorter", "longer"])
-def test_saved_host_with_a_damaged_file_is_not(
+def test_saved_host_is_damaged_when_a_file_has_changed(
     file: str, change: str, tmp_path: Path, facts: dict[str, Any]
 ) -> None:
     content = (tmp_path / file).read_bytes()
@@ -50,7 +50,7 @@ def test_saved_host_with_a_damaged_file_is_not(
     assert not start._intact(tmp_path, facts)
 
 
-def test_saved_host_with_another_state_of_the_same_size_is_not(
+def test_saved_host_is_damaged_when_its_state_has_changed(
     tmp_path: Path, facts: dict[str, Any]
 ) -> None:
     (tmp_path / "state").write_bytes(b"stale")
@@ -61,13 +61,13 @@ def test_saved_host_with_another_state_of_the_same_size_is_not(
 @pytest.mark.parametrize(
     "change", [{"memory": None}, {"memory": "100"}, {"state_sha256": 3}, {"memory": 99}]
 )
-def test_saved_host_with_garbled_facts_is_not(
+def test_saved_host_is_damaged_when_its_facts_are_invalid(
     change: dict[str, Any], tmp_path: Path, facts: dict[str, Any]
 ) -> None:
     assert not start._intact(tmp_path, facts | change)
 
 
-def test_saved_host_without_facts_is_not(tmp_path: Path, facts: dict[str, Any]) -> None:
+def test_saved_host_is_damaged_without_facts(tmp_path: Path, facts: dict[str, Any]) -> None:
     del facts["state_sha256"]
 
     assert not start._intact(tmp_path, facts)
@@ -89,7 +89,7 @@ def test_fresh_directory_of_sockets_is_empty_private_and_locked() -> None:
     os.close(lock)
 
 
-def test_qemu_left_by_a_killed_start_is_ended_by_the_next() -> None:
+def test_fresh_ends_the_qemu_of_a_killed_start() -> None:
     sockets = runtime_dir() / "host"
     sockets.mkdir()
     code = "import sys, time; from pathlib import Path; from pyvmm.base.dirs import try_lock\n"
@@ -104,7 +104,7 @@ def test_qemu_left_by_a_killed_start_is_ended_by_the_next() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_signal_in_the_middle_of_a_start_undoes_it(number: signal.Signals) -> None:
+def test_signal_during_a_start_runs_its_cleanup(number: signal.Signals) -> None:
     code = """
 import time
 from pyvmm.host import start
@@ -125,7 +125,7 @@ finally:
         assert process.wait(120) == 128 + number
 
 
-def test_signal_that_is_ignored_stays_so_during_a_start() -> None:
+def test_ignored_signal_stays_ignored_during_a_start() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with start.signals_unwind():
@@ -161,7 +161,7 @@ def make_sockets(sockets: Path) -> str:
     return f"touch {sockets}/p{PORTS}; exec sleep 60"
 
 
-def test_host_of_a_newer_kernel_than_it_is_named_after_is_not_saved(
+def test_start_saves_no_host_whose_kernel_is_newer_than_its_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Another command fetches one between the choice of a name and the end of the boot."""
@@ -185,7 +185,7 @@ def test_host_of_a_newer_kernel_than_it_is_named_after_is_not_saved(
     assert not saved.directory("host").is_dir()
 
 
-def test_start_says_that_a_suite_was_looked_at_long_ago(
+def test_start_reports_an_old_look_at_a_suite(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = Fake(monkeypatch, make_sockets(runtime_dir() / "host"))
@@ -224,14 +224,14 @@ def test_start_interrupted_at_its_last_step_leaves_no_qemu(monkeypatch: pytest.M
     wait_for(fake.has_ended, "QEMU's end")
 
 
-def test_qemu_that_ends_at_once_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_quotes_a_qemu_that_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Fake(monkeypatch, "echo 'qemu: cannot set up guest memory' >&2; exit 1")
 
     with pytest.raises(HostError, match="ended at once: qemu: cannot set up guest memory"):
         fake.start()
 
 
-def test_damaged_host_is_made_again(
+def test_start_makes_a_damaged_host_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = Fake(monkeypatch, make_sockets(runtime_dir() / "host"))

@@ -38,7 +38,7 @@ def test_arm64_machine_with_kvm_runs_commands_itself() -> None:
         HostSettings(kernel="5.10"),
     ],
 )
-def test_what_only_an_emulated_host_can_be_is_asked_of_one(settings: HostSettings) -> None:
+def test_customised_settings_choose_an_emulated_host(settings: HostSettings) -> None:
     assert not host.is_local(settings)
 
 
@@ -48,7 +48,7 @@ def test_inside_an_emulated_host_every_command_is_local(monkeypatch: pytest.Monk
     assert host.is_local(HostSettings(kind="emulated"))
 
 
-def test_other_architectures_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_host_is_refused_on_another_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
 
     assert not host.is_local(HostSettings())
@@ -56,7 +56,7 @@ def test_other_architectures_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
         host.is_local(HostSettings(kind="local"))
 
 
-def test_missing_device_says_so(tmp_path: Path) -> None:
+def test_local_host_is_refused_without_a_device(tmp_path: Path) -> None:
     (tmp_path / "kvm").unlink()
 
     assert not host.is_local(HostSettings())
@@ -72,7 +72,7 @@ def test_missing_device_says_so(tmp_path: Path) -> None:
         (HostSettings(kernel="5.10"), 0),
     ],
 )
-def test_missing_device_is_the_reason_given_for_an_emulated_host_nobody_asked_for(
+def test_automatic_emulated_host_is_explained_by_the_missing_device(
     settings: HostSettings, remarks: int, tmp_path: Path
 ) -> None:
     (tmp_path / "kvm").unlink()
@@ -84,7 +84,7 @@ def test_missing_device_is_the_reason_given_for_an_emulated_host_nobody_asked_fo
     assert all("kvm does not exist" in line and "\n" not in line for line in said)
 
 
-def test_other_architectures_get_an_emulated_host_without_a_remark(
+def test_emulated_host_on_another_architecture_is_not_explained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
@@ -132,7 +132,7 @@ def test_device_that_cannot_be_opened_is_reported_with_the_kernels_reason(
 @pytest.mark.parametrize(
     "settings", [HostSettings(kind="emulated"), HostSettings(cpu="max,sve384=off")]
 )
-def test_emulated_host_that_was_asked_for_needs_no_device(
+def test_emulated_host_needs_no_device(
     settings: HostSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_to_open(monkeypatch, errno.EACCES)
@@ -159,7 +159,7 @@ def as_another(monkeypatch: pytest.MonkeyPatch) -> str:
         (0o660, 0, [], "sudo chgrp kvm {device} && sudo chmod 660 {device}"),
     ],
 )
-def test_user_without_permission_is_told_how_to_get_it(
+def test_refusal_hints_how_to_get_the_permission(
     mode: int,
     gid: int,
     members: list[str],

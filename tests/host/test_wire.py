@@ -31,7 +31,7 @@ def pieces(data: bytes, lengths: list[int]) -> list[bytes]:
 
 
 @given(FRAMES, CUTS)
-def test_frames_come_out_as_they_went_in_however_cut(
+def test_reader_returns_the_packed_frames_for_every_split(
     frames: list[tuple[Frame, bytes]], cuts: list[int]
 ) -> None:
     stream = b"".join(pack(kind, payload) for kind, payload in frames)
@@ -42,7 +42,7 @@ def test_frames_come_out_as_they_went_in_however_cut(
     assert read == frames
 
 
-def test_payload_longer_than_a_frame_is_split() -> None:
+def test_pack_splits_a_long_payload() -> None:
     payload = bytes(range(256)) * 1000
 
     frames = list(FrameReader().feed(pack(Frame.OUT, payload)))
@@ -52,7 +52,7 @@ def test_payload_longer_than_a_frame_is_split() -> None:
     assert b"".join(piece for _, piece in frames) == payload
 
 
-def test_incomplete_frame_waits_for_its_rest() -> None:
+def test_reader_waits_for_the_rest_of_a_frame() -> None:
     reader = FrameReader()
 
     assert list(reader.feed(pack(Frame.ERR, b"words")[:-1])) == []
@@ -64,7 +64,7 @@ def test_incomplete_frame_waits_for_its_rest() -> None:
     [HEADER.pack(99, 0), HEADER.pack(0, 5), HEADER.pack(Frame.OUT, MAX_PAYLOAD + 1)],
     ids=["unknown type", "no type", "too long"],
 )
-def test_damaged_stream_is_an_error_after_what_was_whole(header: bytes) -> None:
+def test_reader_returns_whole_frames_before_the_error_of_a_damaged_stream(header: bytes) -> None:
     frames = FrameReader().feed(pack(Frame.OUT, b"fine") + header)
 
     assert next(frames) == (Frame.OUT, b"fine")
@@ -73,7 +73,7 @@ def test_damaged_stream_is_an_error_after_what_was_whole(header: bytes) -> None:
 
 
 @given(st.binary(max_size=100), st.binary(max_size=100), CUTS)
-def test_synchroniser_gives_what_follows_the_marker_however_cut(
+def test_synchroniser_returns_the_bytes_after_the_marker_for_every_split(
     stale: bytes, rest: bytes, cuts: list[int]
 ) -> None:
     marker = b"\x00\xffMARK\x01" + b"nonce"
@@ -99,7 +99,7 @@ def test_synchroniser_finds_a_marker_split_anywhere_after_a_false_start(split: i
     assert finder.feed(stream[at:]) == b"rest"
 
 
-def test_synchroniser_forgets_what_it_discarded() -> None:
+def test_synchroniser_keeps_no_discarded_bytes() -> None:
     finder = Synchroniser(b"marker")
 
     for _ in range(1000):

@@ -11,7 +11,7 @@ from pyvmm.host.inside.agent import DEVICE, keep_vm_open
 
 
 @pytest.mark.kvm
-def test_vm_is_kept_open_until_the_descriptor_is_closed() -> None:
+def test_keep_vm_open_returns_the_vms_descriptor() -> None:
     fd = keep_vm_open(DEVICE)
 
     assert fd is not None
@@ -20,7 +20,7 @@ def test_vm_is_kept_open_until_the_descriptor_is_closed() -> None:
     os.close(fd)
 
 
-def test_machine_without_kvm_says_so_and_starts(
+def test_keep_vm_open_prints_an_error_without_kvm(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     no_kvm = tmp_path / "kvm"

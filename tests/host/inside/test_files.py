@@ -20,7 +20,7 @@ def mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, P
     return made
 
 
-def test_top_level_is_shown_but_for_what_the_host_has_itself(
+def test_top_level_is_bound_except_for_the_hosts_own_directories(
     tmp_path: Path, mounts: list[tuple[str, Path]]
 ) -> None:
     user, root = tmp_path / "user", tmp_path / "root"
@@ -34,7 +34,7 @@ def test_top_level_is_shown_but_for_what_the_host_has_itself(
     assert [p.name for p in root.iterdir()] == ["home"]
 
 
-def test_files_and_links_at_the_top_level_lead_to_the_users(
+def test_top_level_files_and_links_become_links(
     tmp_path: Path, mounts: list[tuple[str, Path]]
 ) -> None:
     user, root = tmp_path / "user", tmp_path / "root"
@@ -52,7 +52,7 @@ def test_files_and_links_at_the_top_level_lead_to_the_users(
     assert [where.name for _, where in mounts] == ["mnt"]
 
 
-def test_what_is_new_at_the_top_level_is_shown_later(
+def test_new_top_level_entries_are_bound_later(
     tmp_path: Path, mounts: list[tuple[str, Path]]
 ) -> None:
     user, root = tmp_path / "user", tmp_path / "root"

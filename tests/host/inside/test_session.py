@@ -48,14 +48,12 @@ def test_output_and_error_stay_apart(channel: Channel) -> None:
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 42, 124, 255])
-def test_exit_code_is_the_commands(code: int, channel: Channel) -> None:
+def test_session_returns_the_commands_exit_code(code: int, channel: Channel) -> None:
     assert channel.run("sh", "-c", f"exit {code}").returncode == code
 
 
 @pytest.mark.parametrize("name", ["TERM", "KILL", "SEGV"])
-def test_command_that_dies_of_a_signal_ends_with_128_and_its_number(
-    name: str, channel: Channel
-) -> None:
+def test_exit_code_is_128_and_the_number_of_a_fatal_signal(name: str, channel: Channel) -> None:
     done = channel.run("sh", "-c", f"kill -{name} $$")
 
     assert done.returncode == 128 + signal.Signals[f"SIG{name}"]
@@ -69,7 +67,7 @@ def test_command_that_dies_of_a_signal_ends_with_128_and_its_number(
         ("./data", 126, "./data: Permission denied"),
     ],
 )
-def test_command_that_cannot_be_started_is_told_as_a_shell_does(
+def test_command_that_cannot_start_has_a_shells_exit_code(
     command: str, code: int, words: str, channel: Channel, tmp_path: Path
 ) -> None:
     (tmp_path / "data").touch(0o644)
@@ -90,7 +88,7 @@ def test_module_runs_in_the_forked_interpreter(channel: Channel, tmp_path: Path)
     assert (done.stderr, done.returncode) == (b"bad luck\n", 1)
 
 
-def test_command_sees_the_users_directory_mask_and_chosen_variables(
+def test_command_has_the_users_directory_umask_and_chosen_variables(
     channel: Channel, tmp_path: Path
 ) -> None:
     script = 'pwd; umask; id -u; echo "$TERM $PYVMM_RUN_MEM $PYVMM_INSIDE:$SECRET"'
@@ -103,14 +101,14 @@ def test_command_sees_the_users_directory_mask_and_chosen_variables(
     ]  # fmt: skip
 
 
-def test_nothing_of_the_sessions_is_open_in_the_command(channel: Channel) -> None:
+def test_command_inherits_no_descriptor_of_the_session(channel: Channel) -> None:
     done = channel.run("sh", "-c", "ls /proc/self/fd")
 
     assert done.stdout == b"0\n1\n2\n3\n"  # 3 is the directory being listed
 
 
 @pytest.mark.parametrize("size", [0, 1, STDIN_WINDOW, 3 * MIB + 1])
-def test_input_arrives_whole_and_ends(size: int, channel: Channel) -> None:
+def test_input_arrives_complete_and_ends(size: int, channel: Channel) -> None:
     data = os.urandom(size)
 
     done = channel.run("sha256sum", input=data)
@@ -118,7 +116,7 @@ def test_input_arrives_whole_and_ends(size: int, channel: Channel) -> None:
     assert done.stdout.decode().split()[0] == hashlib.sha256(data).hexdigest()
 
 
-def test_input_waits_for_a_slow_reader_and_signals_do_not(channel: Channel) -> None:
+def test_signals_arrive_while_input_waits_for_a_slow_reader(channel: Channel) -> None:
     with channel.start("sleep", "60", stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         fd = process.stdin.fileno()
@@ -136,7 +134,7 @@ def test_input_waits_for_a_slow_reader_and_signals_do_not(channel: Channel) -> N
 
 
 @pytest.mark.parametrize("then", ["exit 5", "exec <&-; sleep 0.3; exit 5"])
-def test_input_the_command_does_not_want_is_no_trouble(then: str, channel: Channel) -> None:
+def test_unread_input_is_discarded(then: str, channel: Channel) -> None:
     done = channel.run("sh", "-c", f"head -c 3; {then}", input=b"abc" + bytes(4 * MIB))
 
     assert (done.stdout, done.stderr, done.returncode) == (b"abc", b"", 5)
@@ -170,7 +168,7 @@ def test_signal_ends_a_command_that_does_not_catch_it(
         assert process.wait(ENOUGH_S) == 128 + number
 
 
-def test_interrupted_module_says_nothing_and_ends_as_by_the_signal(
+def test_interrupted_module_prints_nothing_and_ends_with_130(
     channel: Channel, tmp_path: Path
 ) -> None:
     slow = "import time\nprint('ready', flush=True)\nfor _ in range(6000): time.sleep(0.01)\n"
@@ -205,7 +203,7 @@ def frames(connection: socket.socket) -> list[tuple[Frame, bytes]]:
     return found
 
 
-def test_signal_that_comes_with_the_greeting_is_not_lost(channel: Channel) -> None:
+def test_signal_sent_with_the_greeting_is_not_lost(channel: Channel) -> None:
     with connected(channel.running) as connection:
         request = client.request_for(channel.running, ["sleep", "60"], "a test", [])
         send = connection.sendall
@@ -237,7 +235,7 @@ def test_damaged_stream_ends_the_command(channel: Channel, tmp_path: Path) -> No
         wait_for(lambda: not is_alive(process), "the command's end")
 
 
-def test_output_waits_for_a_slow_client_and_loses_nothing(channel: Channel) -> None:
+def test_output_to_a_slow_client_is_complete(channel: Channel) -> None:
     script = "import sys; data = b''.join(b'%09d\\n' % i for i in range(1_200_000));"
     script += "sys.stdout.buffer.write(data); sys.stderr.buffer.write(data[:3_000_000])"
     expected = b"".join(b"%09d\n" % i for i in range(1_200_000))
@@ -260,7 +258,7 @@ def test_output_waits_for_a_slow_client_and_loses_nothing(channel: Channel) -> N
         assert errors == expected[:3_000_000]
 
 
-def test_command_without_a_reader_is_left_to_wait(channel: Channel, tmp_path: Path) -> None:
+def test_command_blocks_when_the_client_does_not_read(channel: Channel, tmp_path: Path) -> None:
     log = tmp_path / "written"
     script = (
         f"import os\nwhile True: os.write(1, bytes(65536)); open({str(log)!r}, 'ab').write(b'.')"
@@ -277,9 +275,7 @@ def test_command_without_a_reader_is_left_to_wait(channel: Channel, tmp_path: Pa
         process.kill()
 
 
-def test_reader_that_goes_away_ends_the_command_as_sigpipe(
-    channel: Channel, tmp_path: Path
-) -> None:
+def test_closed_output_pipe_ends_the_client_with_sigpipe(channel: Channel, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     with channel.start("sh", "-c", f"echo $$ >{pid}; exec yes", stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -292,7 +288,7 @@ def test_reader_that_goes_away_ends_the_command_as_sigpipe(
     wait_for(lambda: not is_alive(int(pid.read_text())), "the command's end")
 
 
-def test_output_that_cannot_be_written_is_an_error(channel: Channel) -> None:
+def test_client_reports_output_that_cannot_be_written(channel: Channel) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             channel.command("echo", "words"), stdout=full, stderr=subprocess.PIPE, timeout=ENOUGH_S
@@ -302,7 +298,7 @@ def test_output_that_cannot_be_written_is_an_error(channel: Channel) -> None:
     assert done.returncode == 3
 
 
-def test_child_left_in_the_background_does_not_hold_up_the_end(channel: Channel) -> None:
+def test_background_child_does_not_delay_the_end(channel: Channel) -> None:
     done = channel.run("sh", "-c", "sleep 600 & echo $!; exit 4")
 
     child = int(done.stdout)
@@ -311,7 +307,7 @@ def test_child_left_in_the_background_does_not_hold_up_the_end(channel: Channel)
     os.kill(child, signal.SIGKILL)
 
 
-def test_child_that_floods_from_the_background_does_not_either(channel: Channel) -> None:
+def test_flooding_background_child_does_not_delay_the_end(channel: Channel) -> None:
     with channel.start("sh", "-c", "yes & exit 4") as process:
         assert process.stdout is not None
         read = 0
@@ -332,7 +328,7 @@ def test_child_that_floods_from_the_background_does_not_either(channel: Channel)
     ],
     ids=["ends", "ignores", "dies"],
 )
-def test_client_that_vanishes_hangs_up_on_the_command(
+def test_command_gets_sighup_when_its_client_vanishes(
     script: str, says: str, channel: Channel, tmp_path: Path
 ) -> None:
     pid, log = tmp_path / "pid", tmp_path / "log"
@@ -347,9 +343,7 @@ def test_client_that_vanishes_hangs_up_on_the_command(
         assert log.read_text() == says
 
 
-def test_children_of_a_command_whose_client_vanishes_end_too(
-    channel: Channel, tmp_path: Path
-) -> None:
+def test_commands_children_end_when_its_client_vanishes(channel: Channel, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     script = f"trap '' HUP; sh -c 'echo $$ >{pid}; {LOOP}' & trap 'exit' HUP; {LOOP}"
     with channel.start("sh", "-c", script) as process:
@@ -361,7 +355,7 @@ def test_children_of_a_command_whose_client_vanishes_end_too(
         wait_for(lambda: not is_alive(child), "the child's end")
 
 
-def test_leftovers_of_an_earlier_client_are_skipped(channel: Channel) -> None:
+def test_session_skips_leftovers_of_an_earlier_client(channel: Channel) -> None:
     leftovers = os.urandom(100_000) + pack(Frame.OUT, b"stale") + pack(Frame.EXIT, b"\x07")
     stale = channel.directory / "stale"
     stale.write_bytes(leftovers + HELLO[:-1] + MAGIC + os.urandom(16) + MAGIC[:-1])

@@ -106,7 +106,7 @@ def get(product: Product, choice: str, holds: str = "") -> Tree:
         ("trixie-backports", "trixie-backports", "7.1.13"),
     ],
 )
-def test_kernel_comes_from_the_suite_that_has_it(
+def test_get_unpacks_a_kernel_from_the_suite_that_has_it(
     choice: str, suite: str, version: str, mirror: Mirror
 ) -> None:
     found = get(LINUX, choice)
@@ -115,7 +115,7 @@ def test_kernel_comes_from_the_suite_that_has_it(
     assert trees.find(LINUX, choice) == found
 
 
-def test_cached_tree_is_used_without_asking_the_mirror(mirror: Mirror) -> None:
+def test_get_uses_a_cached_tree_without_the_mirror(mirror: Mirror) -> None:
     first = get(LINUX, "7.2")
     suite = get(LINUX, "sid")
     mirror.asked.clear()
@@ -125,7 +125,7 @@ def test_cached_tree_is_used_without_asking_the_mirror(mirror: Mirror) -> None:
     assert mirror.asked == []
 
 
-def test_version_that_a_suite_moved_on_from_stays_usable(mirror: Mirror) -> None:
+def test_get_uses_a_cached_version_that_its_suite_no_longer_has(mirror: Mirror) -> None:
     before = get(LINUX, "7.2")
     mirror.suites["sid"] = [("linux-image-7.3.1+deb14-arm64", "7.3.1-1")]
     catalogue.look("sid")
@@ -135,7 +135,7 @@ def test_version_that_a_suite_moved_on_from_stays_usable(mirror: Mirror) -> None
     assert len(trees.cached(LINUX)) == 2
 
 
-def test_version_that_every_suite_moved_on_from_names_what_there_is(mirror: Mirror) -> None:
+def test_get_names_the_current_versions_when_no_suite_has_the_requested_one(mirror: Mirror) -> None:
     for suite in ("sid", "forky"):
         mirror.suites[suite] = [("linux-image-7.3.1+deb14-arm64", "7.3.1-1")]
 
@@ -150,26 +150,26 @@ def test_version_that_every_suite_moved_on_from_names_what_there_is(mirror: Mirr
     assert (caught.value.hint or "").startswith("--host-kernel 7.3 or --host-kernel sid;")
 
 
-def test_program_of_another_version_than_its_package_says_is_refused(mirror: Mirror) -> None:
+def test_get_refuses_a_program_of_another_version_than_its_package(mirror: Mirror) -> None:
     with pytest.raises(HostError, match=r"^Debian bookworm holds QEMU 8\.0\.1 today: not 7\.2$"):
         get(QEMU, "7.2", holds="8.0.1")
 
     assert trees.cached(QEMU) == []
 
 
-def test_suite_whose_program_is_not_what_its_package_says_is_refused(mirror: Mirror) -> None:
+def test_get_refuses_a_suite_whose_program_differs_from_its_package(mirror: Mirror) -> None:
     with pytest.raises(HostError, match=r"holds Linux 6\.1\.176 today: not sid"):
         get(LINUX, "sid", holds="6.1.176")
 
 
-def test_version_in_full_is_checked_against_the_program(mirror: Mirror) -> None:
+def test_get_checks_a_full_version_against_the_program(mirror: Mirror) -> None:
     assert get(QEMU, "7.2.22", holds="7.2.22").version == "7.2.22"
 
     with pytest.raises(HostError, match=r"Debian bookworm holds QEMU 7\.2\.22 today: not 7\.2\.9"):
         get(QEMU, "7.2.9", holds="7.2.22")
 
 
-def test_suite_that_left_the_mirror_is_named_with_what_there_is(mirror: Mirror) -> None:
+def test_get_names_a_missing_suite_and_the_others(mirror: Mirror) -> None:
     del mirror.suites["bullseye"]
 
     for choice in ("5.10", "bullseye"):
@@ -186,18 +186,18 @@ def test_suite_that_left_the_mirror_is_named_with_what_there_is(mirror: Mirror) 
     assert seen.gone
 
 
-def test_version_is_looked_for_where_else_it_may_be_when_its_suite_left(mirror: Mirror) -> None:
+def test_get_tries_other_suites_when_a_versions_suite_is_missing(mirror: Mirror) -> None:
     del mirror.suites["trixie"]
 
     assert get(LINUX, "6.12").suite == "bookworm-backports"
 
 
-def test_suite_without_a_package_of_the_kind_is_an_error(mirror: Mirror) -> None:
+def test_get_reports_a_suite_without_such_a_package(mirror: Mirror) -> None:
     with pytest.raises(HostError, match="--host-qemu forky: Debian has no QEMU of that name"):
         get(QEMU, "forky")
 
 
-def test_look_takes_kernels_of_the_full_flavour_newest_first(mirror: Mirror) -> None:
+def test_look_returns_kernels_of_the_full_flavour_newest_first(mirror: Mirror) -> None:
     seen = catalogue.look("bookworm")
 
     assert [offer.name for offer in seen.offers["linux"]] == [
@@ -207,12 +207,12 @@ def test_look_takes_kernels_of_the_full_flavour_newest_first(mirror: Mirror) -> 
     assert trees.look("bookworm") == seen
 
 
-def test_kernel_of_which_the_mirror_keeps_one_part_is_no_offer(mirror: Mirror) -> None:
+def test_look_omits_a_kernel_without_its_dependencies(mirror: Mirror) -> None:
     newest = "7.1.13+deb13-arm64"
     mirror.lacking[f"linux-image-{newest}"] = ["linux-base", f"linux-modules-{newest}"]
 
     assert get(LINUX, "7.1").version == "7.1.7"
 
 
-def test_every_suite_of_the_table_is_on_the_tests_mirror() -> None:
+def test_fake_mirror_has_every_suite_of_the_table() -> None:
     assert set(TODAY) == set(SUITES)

@@ -70,7 +70,7 @@ def test_files_have_their_contents_and_modes(archive: bytes) -> None:
         assert entries[f"deep/er/{'n' * (size + 1)}"].content == b"x" * size
 
 
-def test_directories_come_once_and_before_what_is_in_them(archive: bytes) -> None:
+def test_directories_occur_once_and_before_their_contents(archive: bytes) -> None:
     names = list(parse(archive))
 
     assert names.index("deep") < names.index("deep/er") < names.index("deep/er/n")
@@ -92,7 +92,7 @@ def test_inode_numbers_differ(archive: bytes) -> None:
 
 
 @pytest.mark.parametrize("program", ["cpio", "busybox"])
-def test_other_programs_unpack_it(program: str, archive: bytes, tmp_path: Path) -> None:
+def test_other_programs_unpack_the_archive(program: str, archive: bytes, tmp_path: Path) -> None:
     path = tool(program)
     command = [path, "cpio"] if program == "busybox" else [path]
 

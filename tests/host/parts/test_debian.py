@@ -63,12 +63,12 @@ def apt(directory: Path, tmp_path: Path, **verbs: str) -> Path:
 INDEX = "echo http://deb.example/debian"
 
 
-def test_package_is_named_as_apt_takes_it() -> None:
+def test_spec_is_an_argument_of_apt() -> None:
     assert Package("libc6", "arm64", "2.36-9", 1).spec == "libc6:arm64=2.36-9"
 
 
 @pytest.mark.usefixtures("programs")
-def test_uris_become_packages_and_other_lines_nothing() -> None:
+def test_parse_uri_returns_packages_and_ignores_other_lines() -> None:
     packages = [p for line in URIS.splitlines() if (p := debian._parse_uri(line, "amd64"))]
 
     assert packages == [
@@ -85,7 +85,7 @@ def test_mirror_is_the_first_debian_one_of_this_machine(programs: Path) -> None:
     assert mirror() == "https://b.example/mirrors/debian/"
 
 
-def test_mirror_that_is_not_there_is_an_error_with_a_way_out(programs: Path) -> None:
+def test_mirror_reports_that_apt_has_none(programs: Path) -> None:
     program(programs, "apt-get", "echo http://archive.example/ubuntu")
 
     with pytest.raises(HostError) as caught:
@@ -103,9 +103,7 @@ def test_mirror_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("missing", ["apt-get", "apt-cache", "dpkg", "dpkg-deb"])
-def test_machine_without_debians_tools_is_told_what_to_install(
-    missing: str, programs: Path
-) -> None:
+def test_require_tools_names_the_missing_tools(missing: str, programs: Path) -> None:
     (programs / missing).unlink()
 
     with pytest.raises(HostError) as caught:
@@ -133,7 +131,7 @@ EXPORT = "export PYVMM_DEBIAN_MIRROR=URL, with the URL of a Debian mirror"
         ({}, "keyring.gpg", "debian", "install debian-archive-keyring"),
     ],
 )  # fmt: skip
-def test_hint_is_the_systems_own_command(
+def test_hint_is_the_distributions_own_command(
     system: dict[str, str],
     lacking: str,
     site: str,
@@ -158,7 +156,7 @@ def test_hint_is_the_systems_own_command(
 
 
 @pytest.mark.usefixtures("programs")
-def test_root_needs_no_sudo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hint_has_no_sudo_for_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "freedesktop_os_release", lambda: {"ID": "debian"})
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     (tmp_path / "keyring.gpg").unlink()
@@ -169,7 +167,7 @@ def test_root_needs_no_sudo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert caught.value.hint == "apt-get install debian-archive-keyring"
 
 
-def test_closure_asks_apt_for_an_empty_system_of_that_suite(programs: Path, tmp_path: Path) -> None:
+def test_closure_runs_apt_for_an_empty_system_of_the_suite(programs: Path, tmp_path: Path) -> None:
     uris = tmp_path / "uris"
     uris.write_text(URIS)
     log = apt(programs, tmp_path, indextargets=INDEX, install=f"cat {uris}")
@@ -186,7 +184,7 @@ def test_closure_asks_apt_for_an_empty_system_of_that_suite(programs: Path, tmp_
     assert f'Dir::State "{suite.path}/state";' in (suite.path / "apt.conf").read_text()
 
 
-def test_suite_of_one_architecture_knows_no_other(programs: Path, tmp_path: Path) -> None:
+def test_suite_with_an_architecture_has_no_other(programs: Path, tmp_path: Path) -> None:
     uris = tmp_path / "uris"
     uris.write_text(URIS)
     apt(programs, tmp_path, indextargets=INDEX, install=f"cat {uris}")
@@ -222,7 +220,7 @@ def test_lists_are_fetched_again_from_another_mirror(
     assert log.read_text().count("update") == 2
 
 
-def test_what_apt_says_is_the_error(programs: Path, tmp_path: Path) -> None:
+def test_update_reports_apts_error(programs: Path, tmp_path: Path) -> None:
     said = "echo 'W: hashes' >&2; echo 'E: Could not resolve deb.example' >&2; exit 100"
     apt(programs, tmp_path, indextargets=INDEX, update=said)
 
@@ -236,7 +234,7 @@ def test_what_apt_says_is_the_error(programs: Path, tmp_path: Path) -> None:
     assert "apt-get update" in (caught.value.hint or "")
 
 
-def test_full_disk_is_no_matter_of_the_mirror(programs: Path, tmp_path: Path) -> None:
+def test_full_disk_has_its_own_hint(programs: Path, tmp_path: Path) -> None:
     said = "echo 'E: Write error - write (28: No space left on device)' >&2; exit 100"
     apt(programs, tmp_path, indextargets=INDEX, update=said)
 
@@ -246,7 +244,7 @@ def test_full_disk_is_no_matter_of_the_mirror(programs: Path, tmp_path: Path) ->
     assert "free space" in (caught.value.hint or "")
 
 
-def test_lists_that_did_not_come_are_fetched_again(programs: Path, tmp_path: Path) -> None:
+def test_lists_are_fetched_again_after_a_failure(programs: Path, tmp_path: Path) -> None:
     apt(programs, tmp_path, indextargets=INDEX, update="exit 100")
     with pytest.raises(HostError, match="no reason given"):
         Suite("trixie").closure(["qemu-system-arm"])
@@ -271,7 +269,7 @@ linux-image-6.1.0-47-arm64:arm64 |  6.1.170-3 | http://d.example bookworm/main a
         ("bookworm-backports", [("qemu-system-arm", "1:10.0.2+ds-1~bpo12+1")]),
     ],
 )
-def test_versions_are_those_of_the_suite_itself(
+def test_versions_returns_those_of_the_suite_itself(
     suite: str, found: list[tuple[str, str]], programs: Path, tmp_path: Path
 ) -> None:
     apt(programs, tmp_path, indextargets=INDEX)
@@ -284,14 +282,14 @@ def test_versions_are_those_of_the_suite_itself(
     assert asked == "-q madison linux-image-6.1.0-47-arm64:arm64 qemu-system-arm\n"
 
 
-def test_versions_of_nothing_are_none(programs: Path, tmp_path: Path) -> None:
+def test_versions_returns_nothing_for_no_packages(programs: Path, tmp_path: Path) -> None:
     apt(programs, tmp_path, indextargets=INDEX)
     program(programs, "apt-cache", "exit 1")
 
     assert Suite("bookworm").versions([]) == []
 
 
-def test_names_are_those_that_begin_so(programs: Path, tmp_path: Path) -> None:
+def test_names_returns_the_names_with_a_prefix(programs: Path, tmp_path: Path) -> None:
     apt(programs, tmp_path, indextargets=INDEX)
     program(programs, "apt-cache", 'echo "$3"one; echo "$3"two')
 
@@ -310,7 +308,7 @@ linux-image-7.3-arm64:arm64
 """
 
 
-def test_dependencies_that_no_package_is_are_lacking(programs: Path, tmp_path: Path) -> None:
+def test_lacking_returns_dependencies_without_a_package(programs: Path, tmp_path: Path) -> None:
     apt(programs, tmp_path, indextargets=INDEX)
     (tmp_path / "depends").write_text(DEPENDS)
     program(programs, "apt-cache", f'echo "$*" >{tmp_path}/asked; cat {tmp_path}/depends')
@@ -322,7 +320,7 @@ def test_dependencies_that_no_package_is_are_lacking(programs: Path, tmp_path: P
     assert (tmp_path / "asked").read_text() == "-q depends --important a b\n"
 
 
-def test_backports_are_seen_with_the_release_they_build_on(programs: Path, tmp_path: Path) -> None:
+def test_backports_include_their_release(programs: Path, tmp_path: Path) -> None:
     apt(programs, tmp_path, indextargets=INDEX)
     suite = Suite("trixie-backports")
 
@@ -333,7 +331,7 @@ def test_backports_are_seen_with_the_release_they_build_on(programs: Path, tmp_p
     assert 'APT::Default-Release "trixie-backports";' in (suite.path / "apt.conf").read_text()
 
 
-def test_suite_that_is_not_on_the_mirror_is_named(programs: Path, tmp_path: Path) -> None:
+def test_missing_suite_is_named(programs: Path, tmp_path: Path) -> None:
     """As apt says it of a mirror that answers with 404."""
     said = tmp_path / "said"
     said.write_text(

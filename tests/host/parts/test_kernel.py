@@ -61,7 +61,7 @@ def closure(tree: Path, *names: str) -> list[str]:
     return list(kernel._Modules(root(tree)).closure(names))
 
 
-def test_dependencies_come_first_each_once(tree: Path, module: Module) -> None:
+def test_modules_are_in_order_of_dependencies_once_each(tree: Path, module: Module) -> None:
     module("fs/9p/9p.ko", "license=GPL", "depends=9pnet,netfs")
     module("net/9p/9pnet_virtio.ko", "depends=9pnet")
     module("net/9p/9pnet.ko", "depends=")
@@ -73,9 +73,7 @@ def test_dependencies_come_first_each_once(tree: Path, module: Module) -> None:
     ]  # fmt: skip
 
 
-def test_soft_dependencies_are_loaded_before_where_there_are_any(
-    tree: Path, module: Module
-) -> None:
+def test_soft_dependencies_come_first_if_they_exist(tree: Path, module: Module) -> None:
     module("fs/erofs/erofs.ko", "depends=libcrc32c", "softdep=post: never")
     module("lib/libcrc32c.ko", "softdep=pre: crc32c nowhere post: later")
     module("crypto/crc32c_generic.ko")
@@ -85,14 +83,14 @@ def test_soft_dependencies_are_loaded_before_where_there_are_any(
     assert closure(tree, "erofs") == ["crc32c_generic", "libcrc32c", "erofs"]
 
 
-def test_names_with_dashes_are_those_with_underscores(tree: Path, module: Module) -> None:
+def test_module_names_treat_dashes_as_underscores(tree: Path, module: Module) -> None:
     module("drivers/virtio-mmio.ko", "depends=virtio-ring")
     module("drivers/virtio_ring.ko")
 
     assert closure(tree, "virtio_mmio") == ["virtio_ring", "virtio_mmio"]
 
 
-def test_what_is_built_in_is_not_loaded(tree: Path, module: Module) -> None:
+def test_built_in_modules_are_omitted(tree: Path, module: Module) -> None:
     module("fs/erofs.ko", "depends=libcrc32c")
     (root(tree) / "modules.builtin").write_text(
         "kernel/lib/libcrc32c.ko\nkernel/drivers/virtio/virtio-mmio.ko\n"
@@ -101,14 +99,14 @@ def test_what_is_built_in_is_not_loaded(tree: Path, module: Module) -> None:
     assert closure(tree, "virtio_mmio", "erofs") == ["erofs"]
 
 
-def test_modules_that_depend_on_each_other_end(tree: Path, module: Module) -> None:
+def test_modules_that_depend_on_each_other_occur_once(tree: Path, module: Module) -> None:
     module("a.ko", "softdep=pre: b")
     module("b.ko", "softdep=pre: a")
 
     assert set(closure(tree, "a")) == {"a", "b"}
 
 
-def test_compressed_module_is_given_plain(tree: Path, module: Module) -> None:
+def test_compressed_module_is_decompressed(tree: Path, module: Module) -> None:
     module("one.ko.xz", "depends=two")
     module("two.ko.xz")
 
@@ -118,7 +116,7 @@ def test_compressed_module_is_given_plain(tree: Path, module: Module) -> None:
     assert all(content.startswith(b"\x7fELF") for content in modules.values())
 
 
-def test_module_without_modinfo_depends_on_nothing(tree: Path, module: Module) -> None:
+def test_module_without_modinfo_has_no_dependencies(tree: Path, module: Module) -> None:
     module("one.ko", "depends=two", section=".other")
 
     assert closure(tree, "one") == ["one"]
@@ -162,7 +160,7 @@ def test_unpacked_package_may_have_its_image_beside_the_modules(tmp_path: Path) 
     assert kernel.find(str(tmp_path), QUIET) == Kernel(modules / "vmlinuz", "7.2-arm64", modules)
 
 
-def test_image_at_a_path_has_all_it_needs_built_in(tmp_path: Path) -> None:
+def test_image_at_a_path_has_no_modules(tmp_path: Path) -> None:
     path = tmp_path / "Image"
     path.write_bytes(IMAGE)
 
@@ -205,7 +203,7 @@ class FakeSuite(Suite):
         (into / "boot/vmlinuz-6.9").write_bytes(said)
 
 
-def test_unpacked_kernel_has_the_version_its_image_says(tmp_path: Path) -> None:
+def test_unpacked_kernel_has_the_version_in_its_image(tmp_path: Path) -> None:
     offer = Offer("linux-image-7.3-arm64", "7.2.1-1")
 
     version = kernel._unpack(FakeSuite("sid"), offer, tmp_path, QUIET)
@@ -217,7 +215,7 @@ def test_unpacked_kernel_has_the_version_its_image_says(tmp_path: Path) -> None:
     )
 
 
-def test_unpacked_kernel_that_says_nothing_has_the_version_of_its_package(
+def test_unpacked_kernel_without_a_version_has_that_of_its_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeSuite, "banner", b"compressed")

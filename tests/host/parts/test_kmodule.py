@@ -21,7 +21,7 @@ def test_kernel_without_known_headers_is_refused(tmp_path: Path) -> None:
         kmodule.build(str(image), tmp_path / "x.c", QUIET)
 
 
-def test_absolute_paths_of_a_headers_package_move_into_its_tree(tmp_path: Path) -> None:
+def test_absolute_paths_of_a_headers_package_are_moved_into_its_tree(tmp_path: Path) -> None:
     own, common = (tmp_path / f"usr/src/linux-headers-{n}" for n in ("6.9-arm64", "6.9-common"))
     for directory in (own, common):
         directory.mkdir(parents=True)
@@ -35,7 +35,7 @@ def test_absolute_paths_of_a_headers_package_move_into_its_tree(tmp_path: Path) 
     assert "# the kernel's own: /usr/src/\n" in (common / "Makefile").read_text()
 
 
-def test_what_the_compiler_says_is_the_error(
+def test_build_reports_the_compilers_error(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     headers = tmp_path / "headers"

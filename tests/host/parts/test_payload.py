@@ -23,7 +23,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("package")
-def test_fingerprint_is_the_same_for_the_same() -> None:
+def test_fingerprint_is_stable() -> None:
     assert payload.fingerprint() == payload.fingerprint()
 
 
@@ -45,7 +45,7 @@ def test_fingerprint_changes_with_the_code(change: Callable[[Path], object], pac
     assert payload.fingerprint() != before
 
 
-def test_fingerprint_does_not_change_with_what_does_not_travel(package: Path) -> None:
+def test_fingerprint_ignores_files_that_are_not_copied(package: Path) -> None:
     before = payload.fingerprint()
 
     (package / "host/__pycache__").mkdir()
@@ -57,7 +57,7 @@ def test_fingerprint_does_not_change_with_what_does_not_travel(package: Path) ->
     assert payload.fingerprint() == before
 
 
-def test_guests_and_the_start_script_travel() -> None:
+def test_payload_has_the_guests_and_the_start_script() -> None:
     files = {str(path) for path in payload.files()}
 
     assert {"cli.py", "host/inside/agent.py", "host/inside/init.sh", "kvm/_build.py"} <= files

@@ -28,14 +28,14 @@ def test_tool_runs_with_its_environment() -> None:
     assert tool.run(["a b"]) == '[["a b"], "here"]\n'
 
 
-def test_tool_that_fails_is_an_error_with_what_it_said() -> None:
+def test_tool_reports_its_output_when_it_fails() -> None:
     tool = Tool((sys.executable, "-c", "import sys; sys.exit('out of luck')"))
 
     with pytest.raises(HostError, match=r"out of luck$"):
         tool.run([])
 
 
-def test_wrapper_is_the_tool_whatever_its_words(tmp_path: Path) -> None:
+def test_wrapper_passes_unusual_arguments(tmp_path: Path) -> None:
     odd = """it's "here" $HOME `x` \\ """
     tool = Tool((sys.executable, "-c", SHOW, odd), {"MARK": odd})
 
@@ -45,13 +45,13 @@ def test_wrapper_is_the_tool_whatever_its_words(tmp_path: Path) -> None:
     assert done.stdout == (tool.run(["a b", "", "*"])).encode()
 
 
-def test_wrapper_passes_the_exit_code_on(tmp_path: Path) -> None:
+def test_wrapper_returns_the_exit_code(tmp_path: Path) -> None:
     write_wrapper(Tool((sys.executable, "-c", "raise SystemExit(7)")), tmp_path / "tool")
 
     assert subprocess.run([tmp_path / "tool"]).returncode == 7
 
 
-def test_wrapper_that_would_not_change_is_not_written(tmp_path: Path) -> None:
+def test_unchanged_wrapper_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "tool"
     write_wrapper(Tool(("true",)), path)
     before = path.stat()
@@ -72,18 +72,18 @@ def test_wrapper_that_would_not_change_is_not_written(tmp_path: Path) -> None:
         ("QEMU emulator version 11.1.3\n", "11.1.3"),
     ],
 )
-def test_qemus_version_is_what_it_says(said: str, version: str) -> None:
+def test_qemu_version_is_read_from_its_output(said: str, version: str) -> None:
     assert tools.qemu_version(Tool(("echo", said))) == version
 
 
-def test_program_that_is_no_qemu_is_refused(tmp_path: Path) -> None:
+def test_qemu_version_refuses_another_program(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="is not a qemu-system-aarch64"):
         tools.qemu_version(Tool(("echo",)))
     with pytest.raises(HostError, match="nothing: No such file"):
         tools.qemu_version(Tool((str(tmp_path / "nothing"),)))
 
 
-def test_qemu_at_a_path_is_run_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_qemu_at_a_path_needs_no_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "qemu").touch()
     monkeypatch.chdir(tmp_path)
 
@@ -116,7 +116,7 @@ class QemuSuite(Suite):
         loader.chmod(0o755)
 
 
-def test_unpacked_qemu_has_the_version_it_says(
+def test_unpacked_qemu_has_the_version_that_it_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tools, "machine_arch", lambda: "arm64")
@@ -139,7 +139,7 @@ def test_main_writes_a_wrapper_for_each_program(
     assert found == {"dtc": "/opt/bin/dtc", "tmux": "/opt/bin/tmux"}
 
 
-def test_tree_holds_the_packages_but_for_those_nobody_needs(
+def test_tree_has_the_packages_without_unneeded_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tools, "Suite", FakeSuite)
@@ -150,7 +150,7 @@ def test_tree_holds_the_packages_but_for_those_nobody_needs(
     assert (made / ".packages").read_text() == "wanted:amd64=1\nlibrary:amd64=1\n"
 
 
-def test_tree_with_another_recipe_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tree_depends_on_its_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tools, "Suite", FakeSuite)
 
     one = tools.tree("qemu", "bookworm", ["a"], QUIET)
@@ -175,7 +175,7 @@ def test_trees_program_runs_through_the_trees_own_loader(tmp_path: Path) -> None
     assert command == (str(libraries / loader), "--library-path", path, program, "-q")
 
 
-def test_tree_without_a_loader_is_damaged(tmp_path: Path) -> None:
+def test_through_loader_refuses_a_tree_without_a_loader(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="holds no ld-linux") as caught:
         tools.through_loader(tmp_path, "usr/bin/dtc")
 

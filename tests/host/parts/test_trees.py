@@ -21,7 +21,7 @@ def remember(suite: str, *packages: str, age_days: float = 0, gone: bool = False
     trees.remember(Look(suite, time.time() - age_days * DAY, offers, "http://m.example", gone))
 
 
-def test_version_means_the_newest_that_is_cached() -> None:
+def test_find_returns_the_newest_cached_match_for_a_version() -> None:
     for package in ("6.1.99-1", "6.1.176-1", "6.12.9-1"):
         add_tree(LINUX, package, "bookworm")
 
@@ -35,7 +35,7 @@ def test_version_means_the_newest_that_is_cached() -> None:
     assert version("6.2") is None
 
 
-def test_version_stays_in_the_cache_when_its_suite_has_moved_on() -> None:
+def test_find_returns_a_cached_version_that_its_suite_no_longer_has() -> None:
     path = add_tree(LINUX, "7.2.13-1", "sid")
     remember("sid", "7.3.1-1")
 
@@ -46,7 +46,7 @@ def test_version_stays_in_the_cache_when_its_suite_has_moved_on() -> None:
     assert trees.find(LINUX, "sid") is None
 
 
-def test_suite_means_what_it_held_when_it_was_looked_at() -> None:
+def test_find_returns_a_suites_version_at_the_last_look() -> None:
     for package in ("7.2.13-1", "7.3.1-1"):
         add_tree(LINUX, package, "sid")
     add_tree(LINUX, "7.3.1-1", "forky")
@@ -59,7 +59,7 @@ def test_suite_means_what_it_held_when_it_was_looked_at() -> None:
     assert (found.suite, found.package) == ("sid", "7.3.1-1")
 
 
-def test_suite_that_left_the_mirror_means_nothing() -> None:
+def test_find_returns_none_for_a_suite_that_left_the_mirror() -> None:
     add_tree(LINUX, "5.10.1-1", "bullseye")
     remember("bullseye", gone=True)
 
@@ -67,7 +67,7 @@ def test_suite_that_left_the_mirror_means_nothing() -> None:
     assert trees.find(LINUX, "5.10") is not None
 
 
-def test_program_in_a_tree_may_have_a_longer_version_than_its_package() -> None:
+def test_tree_can_have_a_longer_version_than_its_package() -> None:
     add_tree(QEMU, "1:7.2+dfsg-7+deb12u18", "bookworm", version="7.2.22")
 
     (found,) = trees.cached(QEMU)
@@ -77,7 +77,7 @@ def test_program_in_a_tree_may_have_a_longer_version_than_its_package() -> None:
     assert trees.find(QEMU, "7.2.22") == found == trees.find(QEMU, "7.2")
 
 
-def test_tree_of_an_older_pyvmm_counts_by_the_package_in_it_not_by_its_name() -> None:
+def test_tree_of_an_older_pyvmm_has_its_packages_version() -> None:
     path = trees.trees_dir() / "linux-7.2-sid"
     path.mkdir()
     (path / trees.PACKAGES).write_text("linux-image-7.3.1+deb14-arm64:arm64=7.3.1-1\n")
@@ -87,20 +87,20 @@ def test_tree_of_an_older_pyvmm_counts_by_the_package_in_it_not_by_its_name() ->
 
 
 @pytest.mark.parametrize("name", ["linux-headers-6.1-bookworm", "linux-6.1-woody", "linux-6.1-sid"])
-def test_directory_that_is_no_tree_does_not_count(name: str) -> None:
+def test_cached_ignores_other_directories(name: str) -> None:
     (trees.trees_dir() / name).mkdir()
 
     assert trees.cached(LINUX) == []
 
 
-def test_tree_of_another_recipe_does_not_count() -> None:
+def test_cached_ignores_trees_of_another_recipe() -> None:
     path = add_tree(QEMU, "1:7.2+dfsg-7", "bookworm")
     path.rename(path.with_name("qemu-7.2+dfsg-7-bookworm-00000000"))
 
     assert trees.cached(QEMU) == []
 
 
-def test_look_is_remembered_as_it_was() -> None:
+def test_look_returns_the_remembered_look() -> None:
     assert trees.look("sid") is None
     remember("sid", "7.3.1-1", "7.2.13-1", age_days=3)
 
@@ -112,7 +112,7 @@ def test_look_is_remembered_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"seen": 1, "offers": []}'])
-def test_look_that_cannot_be_read_is_none(text: str) -> None:
+def test_look_returns_none_for_a_damaged_file(text: str) -> None:
     remember("sid", "7.3.1-1")
     path: Path = trees._look_path("sid")
     path.write_text(text)
@@ -120,7 +120,7 @@ def test_look_that_cannot_be_read_is_none(text: str) -> None:
     assert trees.look("sid") is None
 
 
-def test_old_look_matters_where_a_suite_was_asked_for() -> None:
+def test_old_looks_returns_old_looks_at_chosen_suites() -> None:
     remember("sid", "7.3.1-1", age_days=33)
     remember("forky", "7.2.12-1", age_days=1)
 
@@ -140,11 +140,11 @@ def test_old_look_matters_where_a_suite_was_asked_for() -> None:
         ("7.3~rc7-1~exp1", "7.3"),
     ],
 )
-def test_upstream_version_is_read_off_debians(package: str, version: str) -> None:
+def test_upstream_returns_the_upstream_version(package: str, version: str) -> None:
     assert trees.upstream(package) == version
 
 
-def test_debian_versions_are_in_order_of_their_numbers() -> None:
+def test_order_sorts_debian_versions_by_number() -> None:
     packages = ["6.1.99-1", "6.1.170-3", "6.1.170-12", "6.12.9-1", "7.2.13-1"]
 
     keys = [trees.order(package) for package in packages]
