@@ -1,7 +1,7 @@
-"""Run the tests marked `kvm` where there is an arm64 /dev/kvm: here, or in the emulated host.
+"""Run the tests marked `kvm` on an arm64 /dev/kvm: here, or in the emulated host.
 
-Inside, the interpreter and pyvmm are the emulated host's; pytest and hypothesis, being pure
-Python, are this environment's.
+Inside, the interpreter and pyvmm are the emulated host's.  pytest and hypothesis are pure Python
+and come from this environment.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pyvmm.errors import VmmError
 from pyvmm.host import HostSettings, forward, is_local
 from tests.runtime import own_runtime_dir
 
-# hypothesis's plugin, a part of it that is not pure Python, stays out.
+# Without hypothesis's plugin, which is not pure Python.
 PYTEST = ["python3", "-m", "pytest", "-m", "kvm", "-p", "no:cacheprovider"]
 PYTEST += ["-p", "no:hypothesispytest"]
 
@@ -24,14 +24,14 @@ MARK = "pytest.mark.kvm"
 
 
 def _files() -> list[str]:
-    """The test files that hold such tests: collecting the others is slow in there."""
+    """Return the test files with such tests: to collect the others is slow inside."""
     here = Path(__file__)
     found = (f for f in sorted(here.parent.rglob("test_*.py")) if MARK in f.read_text())
     return [os.path.relpath(f) for f in found]
 
 
 def main() -> int:
-    """Run pytest with the arguments given (every such file by default); returns its exit code."""
+    """Run pytest with the given arguments, by default on all such files; return its exit code."""
     arguments = sys.argv[1:]
     if not any(a.partition("::")[0].endswith(".py") for a in arguments):
         arguments += _files()

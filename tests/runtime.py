@@ -1,6 +1,6 @@
-"""A runtime directory for a run of tests: what it starts is its own, and ends with it.
+"""A runtime directory for one run of tests; the hosts in it end with the run.
 
-No test finds, ends, or trips over the hosts and the directory of whoever runs them.
+Tests do not find or end the hosts of the user who runs them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ VARIABLE = "XDG_RUNTIME_DIR"
 
 @contextlib.contextmanager
 def own_runtime_dir(name: str) -> Iterator[None]:
-    """While this lasts the runtime directory is a new one; the hosts in it are stopped after."""
+    """Use a new runtime directory in the block; stop the hosts in it at the end."""
     directory = tempfile.mkdtemp(prefix=f"pyvmm-{name}-")  # short: sockets have short paths
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, directory)
         try:
             yield
         finally:
-            patch.setenv(VARIABLE, directory)  # whatever a test left there
+            patch.setenv(VARIABLE, directory)  # a test may have changed it
             running.end_orphans()
             for host in [*running.all_running()]:
                 running.stop(host)

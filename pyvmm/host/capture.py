@@ -7,7 +7,7 @@ from typing import Final
 
 from pyvmm.errors import HostError
 from pyvmm.host.client import request_for
-from pyvmm.host.connection import connected, ended_in_the_middle, greet, no_answer
+from pyvmm.host.connection import connected, ended_during_command, greet, no_answer
 from pyvmm.host.running import Running
 from pyvmm.host.wire import CHUNK, STDIN_WINDOW, Frame, FrameReader, WireError, pack
 
@@ -61,11 +61,11 @@ def capture(
                         streams[kind] += payload
                 rest = connection.recv(CHUNK)
                 if not rest:
-                    raise ended_in_the_middle(running)
+                    raise ended_during_command(running)
         except TimeoutError as error:
             raise no_answer(running) from error
         except (WireError, OSError) as error:
-            raise ended_in_the_middle(running) from error
+            raise ended_during_command(running) from error
 
 
 def _result(argv: list[str], code: int, streams: dict[Frame, bytearray]) -> bytes:

@@ -29,7 +29,7 @@ from typing import Final
 from pyvmm.base.records import Record
 from pyvmm.base.signals import handling
 from pyvmm.errors import EXIT_SIGNAL, HostError, UsageError
-from pyvmm.host.connection import connected, ended_in_the_middle, greet
+from pyvmm.host.connection import connected, ended_during_command, greet
 from pyvmm.host.running import Running
 from pyvmm.host.wire import (
     CHUNK,
@@ -187,12 +187,12 @@ class _Session:
                     self._handle(kind, payload)
                 data = self._connection.recv(CHUNK)
             except (WireError, OSError) as error:
-                raise ended_in_the_middle(self._running) from error
+                raise ended_during_command(self._running) from error
             self._received_at = time.monotonic()
             if not data and self._given_up:
                 return EXIT_SIGNAL + self._given_up
             if not data:
-                raise ended_in_the_middle(self._running)
+                raise ended_during_command(self._running)
 
     def _handle(self, kind: Frame, payload: bytes) -> None:
         if kind is Frame.OUT:

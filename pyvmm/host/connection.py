@@ -80,14 +80,15 @@ def greet(running: Running, connection: socket.socket, request: Request) -> byte
     except TimeoutError as error:
         raise no_answer(running) from error
     except OSError as error:
-        raise ended_in_the_middle(running) from error
-    raise ended_in_the_middle(running)
+        raise ended_during_command(running) from error
+    raise ended_during_command(running)
 
 
-def ended_in_the_middle(running: Running) -> HostError:
+def ended_during_command(running: Running) -> HostError:
     """Return the error for a connection that breaks while a command runs."""
     return HostError(
-        f"the emulated host ended during the command (process {running.pid}: {running.last_words})",
+        "the emulated host ended during the command "
+        f"(process {running.pid}: {running.last_output})",
         hint="run the command again: it starts a new host",
     )
 
@@ -95,7 +96,7 @@ def ended_in_the_middle(running: Running) -> HostError:
 def no_answer(running: Running) -> HostError:
     """Return the error for a host that runs and does not answer."""
     return HostError(
-        f"the emulated host does not answer ({running.last_words})",
+        f"the emulated host does not answer ({running.last_output})",
         hint="`pyvmm host rm`, then run the command again: it makes a new host",
     )
 
@@ -137,6 +138,6 @@ def _said_hello(running: Running, connection: socket.socket, timeout_s: float) -
 
 def _unreachable(running: Running) -> Unreachable:
     return Unreachable(
-        f"the emulated host has ended (process {running.pid}: {running.last_words})",
+        f"the emulated host has ended (process {running.pid}: {running.last_output})",
         hint="run the command again: it starts a new host",
     )

@@ -37,9 +37,9 @@ class Running(Record):
     log_size: int = 0  # of QEMU's log when the host was found: later output tells why it ended
 
     @property
-    def last_words(self) -> str:
+    def last_output(self) -> str:
         """Its last output since it was found."""
-        return last_words(self.path, self.log_size)
+        return last_output(self.path, self.log_size)
 
     @property
     def description(self) -> str:
@@ -141,7 +141,7 @@ def sessions(running: Running) -> int:
     return busy
 
 
-def last_words(sockets: Path, log_size: int = 0) -> str:
+def last_output(sockets: Path, log_size: int = 0) -> str:
     """Return the last lines of QEMU's log, after those bytes, or else of the host's console."""
     for name, skipped in ((QEMU_LOG, log_size), (CONSOLE_LOG, 0)):
         file = sockets / name

@@ -1,8 +1,8 @@
 """The inner half of the command channel on this machine, in place of the emulated host's agent.
 
 ``python -m tests.host.agent DIRECTORY`` listens on the sockets DIRECTORY/p1 ... p5, as QEMU does
-on a host's ports, and serves each client with the real session code.  What is left out is what
-only a freshly started machine wants (clock, randomness, mounts) and what only root may do.
+on a host's ports, and serves each client with the real session code.  It omits the
+preparations of a started host (clock, random pool, mounts), and actions that need root.
 With a file DIRECTORY/stale, its content is what an earlier client left unread in the port.
 """
 
@@ -63,7 +63,7 @@ def _serve(connection: socket.socket, stale: Path) -> None:
 
 
 def _root_only(directory: Path) -> Iterator[tuple[Any, str, Any]]:
-    """What is replaced here, and by what."""
+    """Yield the functions to replace, and their replacements."""
     yield session, "_prepare", lambda request: None
     yield command, "_runtime_dir", lambda uid, gid: str(directory)
     if os.getuid():

@@ -1,6 +1,6 @@
 """``python -m tests.host.client DIRECTORY COMMAND...``: run a command through tests.host.agent.
 
-Its guest's terminals whose numbers are in $TTYS are on ptys out here.
+The guest's terminals with numbers in $TTYS appear as ptys here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pyvmm.host.running import Running
 
 
 def main() -> int:
-    """Run it; errors end as the pyvmm command's do."""
+    """Run the command; report errors as pyvmm does."""
     facts = {"qemu": "none", "settings": {"cpu": "any"}}
     running = Running(Path(sys.argv[1]), "start", 0, facts)
     ttys = map(int, os.environ.get("TTYS", "").split())

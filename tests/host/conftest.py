@@ -1,4 +1,4 @@
-"""Fixtures of the emulated host's unit tests: directories of their own, and the command channel."""
+"""Fixtures of the emulated host's unit tests: private directories, and the command channel."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def python(code: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 @pytest.fixture(autouse=True)
 def own_directories(own: Path) -> None:
-    """Every test here has them."""
+    """Give each test its own directories."""
 
 
 def add_tree(product: Product, package: str, suite: str, version: str = "") -> Path:
-    """Put a tree into the cache, as if that version of a Debian package were unpacked there."""
+    """Put a tree of a Debian package's version into the cache."""
     path = trees.place(product, package, suite)
     path.mkdir()
     name = trees.QEMU_PACKAGE if product is QEMU else "linux-image-x-arm64"
@@ -53,7 +53,7 @@ def add_tree(product: Product, package: str, suite: str, version: str = "") -> P
 
 
 class Channel:
-    """Both halves of the command channel on this machine; commands run in it as this user."""
+    """Both halves of the command channel on this machine, for commands of this user."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

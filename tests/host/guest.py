@@ -16,7 +16,7 @@ EOT = b"\x04"
 
 
 class Echo:
-    """A guest that sends back what is typed."""
+    """A guest that echoes its input."""
 
     def __init__(self, terminals: Terminals, loop: Loop) -> None:
         self._outputs = terminals.outputs

@@ -1,4 +1,4 @@
-"""Terminals out of the host: ptys of this machine, through both real halves of the channel."""
+"""A guest's terminals as ptys of this machine, through both halves of the channel."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MIB = 1 << 20
 
 
 class Echoing:
-    """A command whose guest's terminals echo, and those terminals, open."""
+    """Run a command whose guest's terminals echo; open those terminals."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
@@ -166,6 +166,6 @@ def test_command_ends_without_opening_its_terminal(channel: Channel) -> None:
 
 
 def type_all(terminal: int, data: bytes) -> None:
-    """Type all that, however long it takes."""
+    """Type a text; wait as long as it takes."""
     while data:
         data = data[os.write(terminal, data[:4096]) :]

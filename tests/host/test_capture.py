@@ -1,4 +1,4 @@
-"""Commands inside an emulated host, run for what they print."""
+"""The output of commands inside an emulated host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client at a terminal: raw mode and back, the window, ^C and ^Z, the background, the end."""
+"""The client on a terminal: raw mode, window size, ^C and ^Z, background jobs, the end."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def job_control(terminal: Terminal) -> subprocess.Popen[bytes]:
 
 
 def typed(channel: Channel, *argv: str) -> bytes:
-    """A command as it is typed to a shell."""
+    """Return a command as it is typed into a shell."""
     quoted = " ".join("'" + word.replace("'", "'\\''") + "'" for word in channel.command(*argv))
     return quoted.encode()
 
@@ -250,7 +250,7 @@ def test_suspended_command_continues_without_a_shell(channel: Channel, terminal:
     process = terminal.start(channel.command(*shell("echo ready; read line; echo got $line")))
     terminal.expect(b"ready\r\n")
 
-    terminal.type(b"\x1a")  # nobody could bring it back
+    terminal.type(b"\x1a")  # without a shell it could not continue
     terminal.type(b"words\r")
 
     terminal.expect(b"got words")

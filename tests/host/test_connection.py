@@ -1,4 +1,4 @@
-"""Finding a session: free ports, sessions that are busy ending, hosts that are gone."""
+"""Connecting to a session: free ports, sessions that are ending, hosts that have ended."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Answer = Callable[[socket.socket], None]
 
 @pytest.fixture
 def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
-    """A host without ports, whose clients are impatient."""
+    """A host without ports, with short timeouts for its clients."""
     monkeypatch.setattr(connection, "HELLO_S", 0.1)
     monkeypatch.setattr(connection, "ANSWER_S", 0.2)
     monkeypatch.setattr(connection, "PORT_TIMEOUT_S", 0.5)
@@ -40,7 +40,7 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
 
 @pytest.fixture
 def port(running: Running) -> Iterator[Callable[[int, Answer], None]]:
-    """A way to have somebody at a port."""
+    """Return a function that serves a port."""
     listeners: list[socket.socket] = []
     threads: list[threading.Thread] = []
 
@@ -187,7 +187,7 @@ def test_connected_is_unreachable_when_the_host_ends_before_its_hello(
 
 
 def greeting(answer: Callable[[socket.socket, bytes], None]) -> Answer:
-    """A session that says hello, and answers the nonce it gets as told."""
+    """Serve a session that sends hello, and handles the nonce with a function."""
 
     def serve(client: socket.socket) -> None:
         client.sendall(HELLO)

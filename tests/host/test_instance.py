@@ -1,4 +1,4 @@
-"""The host of one set of settings: found running, or started by one of those who want it."""
+"""The host of one set of settings: found running, or started by one of several commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUIET = Progress(quiet=True)
 
 @pytest.fixture
 def starts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The starts of a host that takes a while to be up; what it is made of is in the cache."""
+    """Count the starts of a host that boots slowly, with its parts in the cache."""
     add_tree(LINUX, "6.1.176-1", "bookworm")
     add_tree(QEMU, "1:7.2+dfsg-7", "bookworm")
     made: list[str] = []
@@ -96,7 +96,7 @@ def test_instance_refuses_a_runtime_directory_with_too_long_a_path(
 
 @pytest.fixture
 def outcomes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """A way to have commands end as told; gives what happened meanwhile."""
+    """Return a function that makes commands end in given ways, and reports the events."""
 
     def install(*results: int | HostError) -> list[str]:
         events: list[str] = []

@@ -1,4 +1,4 @@
-"""What a failed tool's error shows, and what is kept of the rest."""
+"""The errors of failed tools, and their logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a long step says while it runs."""
+"""The messages of long steps."""
 
 from __future__ import annotations
 

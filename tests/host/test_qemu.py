@@ -1,4 +1,4 @@
-"""The emulated host's QEMU: what is on its command line, and how its end is noticed."""
+"""The emulated host's QEMU: its command line, and the detection of its end."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def plan(cpu: str = "max", version: str = "7.2.22", usr: str = "/cache/usr.erofs
 
 
 def option(arguments: list[str], name: str) -> list[str]:
-    """The values given for an option."""
+    """Return the values of an option."""
     return [value for flag, value in pairwise(arguments) if flag == name]
 
 

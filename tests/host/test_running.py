@@ -1,4 +1,4 @@
-"""Hosts that run: told by a lock that QEMU holds for as long as it lives."""
+"""Running hosts, which are known by the lock that QEMU holds until it ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from pyvmm.base.dirs import runtime_dir, try_lock
 from pyvmm.errors import HostError
 from pyvmm.host import running
-from pyvmm.host.running import Running, all_running, last_words, running_at
+from pyvmm.host.running import Running, all_running, last_output, running_at
 from tests.host.conftest import python
 
 # In place of QEMU: holds the lock argv[1]/alive, inherited as QEMU does, and does nothing else.
@@ -32,7 +32,7 @@ time.sleep(600)
 
 @contextmanager
 def host(name: str, *how: str, about: bool = True) -> Iterator[subprocess.Popen[str]]:
-    """A process that has the directory of that name as a host has it."""
+    """Start a process that holds a directory's lock as a host does."""
     sockets = runtime_dir() / name
     sockets.mkdir()
     with python(HOST, str(sockets), *how) as process:
@@ -178,11 +178,11 @@ def test_end_orphans_leaves_a_starting_host_alone() -> None:
 
 
 def test_last_words_are_from_qemus_log_or_else_the_console(tmp_path: Path) -> None:
-    assert last_words(tmp_path) == "no output"
+    assert last_output(tmp_path) == "no output"
 
     (tmp_path / "console.log").write_bytes(b"[    0.0] booting\r\n\xff\n\nKernel panic\n")
     (tmp_path / "qemu.log").write_text("\n")
-    assert last_words(tmp_path) == "[    0.0] booting / \ufffd / Kernel panic"
+    assert last_output(tmp_path) == "[    0.0] booting / \ufffd / Kernel panic"
 
     (tmp_path / "qemu.log").write_text("1\n2\n3\n4\n")
-    assert last_words(tmp_path) == "2 / 3 / 4"
+    assert last_output(tmp_path) == "2 / 3 / 4"

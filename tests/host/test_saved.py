@@ -1,4 +1,4 @@
-"""Saved hosts: when another one is made, and which ones are removed."""
+"""Saved hosts: their names, and the removal of old ones."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ DEFAULT = HostSettings()
 
 @pytest.fixture(autouse=True)
 def code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pyvmm itself does not change during a test."""
+    """Keep the fingerprint of pyvmm constant during a test."""
     monkeypatch.setattr(payload, "fingerprint", lambda: "as it is")
 
 
 def save(name: str, age: int, settings: HostSettings = DEFAULT) -> Path:
-    """A saved host, last used so long ago."""
+    """Make a saved host with a time of last use."""
     path = saved.directory(name)
     path.mkdir()
     (path / "facts.json").write_text(json.dumps({"settings": vars(settings)}))
@@ -163,7 +163,7 @@ def test_facts_returns_none_for_a_damaged_file(text: str | None) -> None:
 
 
 def test_prune_keeps_a_few_hosts_of_the_same_settings() -> None:
-    """Several checkouts of pyvmm, or a checkout and an installation, may take turns."""
+    """Several checkouts of pyvmm can use the same cache."""
     for age in range(1, saved.KEEP_ALIKE + 2):
         save(f"old{age}", 50 * age)
     newest = save("new", 0)
@@ -248,7 +248,7 @@ def test_prune_removes_leftovers_of_killed_commands() -> None:
     for leftover in (".gone1.gone-77", ".dead.tmp-abc", ".busy.tmp-abc"):
         (hosts / leftover).mkdir()
         (hosts / leftover / "memory").touch()
-    lock = try_lock(hosts / ".busy.lock")  # somebody is making that one
+    lock = try_lock(hosts / ".busy.lock")  # another command is making that one
     assert lock is not None
 
     saved.prune(newest, DEFAULT)

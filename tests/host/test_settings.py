@@ -1,4 +1,4 @@
-"""What an emulated host is to model: what is taken, and what is refused before anything runs."""
+"""The settings of an emulated host: accepted and refused values."""
 
 from __future__ import annotations
 

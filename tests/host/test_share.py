@@ -1,4 +1,4 @@
-"""The user's files at their own paths: which ones the emulated host does not see."""
+"""The user's files that an emulated host cannot see."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starting a host: a saved one is checked before it is used, and nothing is left half way."""
+"""Starting a host: saved hosts are checked, and a failed start leaves nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUIET = Progress(quiet=True)
 
 @pytest.fixture
 def facts(tmp_path: Path) -> dict[str, Any]:
-    """What belongs to the saved host in tmp_path."""
+    """Make a saved host in tmp_path; return its facts."""
     (tmp_path / "memory").write_bytes(b"m" * 100)
     (tmp_path / "state").write_bytes(b"state")
     return {"memory": 100, "state_sha256": hashlib.sha256(b"state").hexdigest()}
@@ -136,7 +136,7 @@ def test_ignored_signal_stays_ignored_during_a_start() -> None:
 
 
 class Fake:
-    """A saved host whose QEMU is a script of the test's."""
+    """A saved host with a script as its QEMU."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
         self.sockets = runtime_dir() / "host"
@@ -164,7 +164,7 @@ def make_sockets(sockets: Path) -> str:
 def test_start_saves_no_host_whose_kernel_is_newer_than_its_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Another command fetches one between the choice of a name and the end of the boot."""
+    """Another command fetches it between the choice of a name and the end of the boot."""
     settings, sockets = HostSettings(kernel="7.2"), runtime_dir() / "host"
     for product, package in ((LINUX, "7.2.12-1"), (QEMU, "1:7.2+dfsg-7")):
         add_tree(product, package, "sid")

@@ -1,4 +1,4 @@
-"""Where a command runs: on this machine, in an emulated host, and why not."""
+"""The choice between this machine's KVM and an emulated host, and its errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyvmm.host import HostSettings, access
 
 @pytest.fixture(autouse=True)
 def arm64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An arm64 machine whose KVM can be used, not inside an emulated host."""
+    """Simulate an arm64 machine with a usable KVM, outside an emulated host."""
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(host, "DEVICE", tmp_path / "kvm")
     (tmp_path / "kvm").touch()
@@ -96,7 +96,7 @@ def test_emulated_host_on_another_architecture_is_not_explained(
 
 
 def refuse_to_open(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Have every open() end with that error, though access() allows it."""
+    """Let open() fail with an error, although access() allows it."""
 
     def refuse(path: Path, flags: int) -> int:
         raise OSError(number, os.strerror(number), str(path))

@@ -1,4 +1,4 @@
-"""The command channel's frames, however the bytes arrive."""
+"""The command channel's frames, for every split of the bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CUTS = st.lists(st.integers(1, 50), min_size=1, max_size=20)
 
 
 def pieces(data: bytes, lengths: list[int]) -> list[bytes]:
-    """Cut data into pieces of these lengths, over and over."""
+    """Cut data into pieces of these lengths, repeatedly."""
     found = []
     while data:
         for length in lengths:

@@ -1,4 +1,4 @@
-"""The emulated host's first process: what it prepares for the commands."""
+"""The preparations of the emulated host's first process."""
 
 from __future__ import annotations
 

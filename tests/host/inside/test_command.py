@@ -1,4 +1,4 @@
-"""What a command in the emulated host finds around it."""
+"""The surroundings of a command in the emulated host."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from pyvmm.host.inside import files
 
 @pytest.fixture
 def mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
-    """The mounts made, of a user's tree in tmp_path/user."""
+    """Record the mounts of a user's tree in tmp_path/user."""
     made: list[tuple[str, Path]] = []
     (tmp_path / "user").mkdir()
     (tmp_path / "root").mkdir()

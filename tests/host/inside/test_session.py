@@ -1,4 +1,4 @@
-"""A command's streams, exit code and signals, through both real halves of the channel."""
+"""A command's streams, exit code and signals, through both halves of the channel."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOOP = "while :; do sleep 0.05; done"
 
 
 def is_alive(process: int) -> bool:
-    """Whether it runs; one that only waits to be buried does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         status = Path(f"/proc/{process}/stat").read_text()
     except FileNotFoundError:
@@ -36,7 +36,7 @@ def is_alive(process: int) -> bool:
 
 
 def written(path: Path) -> str:
-    """What is in a file, once there is something."""
+    """Wait for content in a file, and return it."""
     wait_for(lambda: path.exists() and path.read_text(), f"writing {path.name}")
     return path.read_text()
 
@@ -122,7 +122,7 @@ def test_signals_arrive_while_input_waits_for_a_slow_reader(channel: Channel) ->
         fd = process.stdin.fileno()
         os.set_blocking(fd, False)
         taken = 0
-        while select.select([], [fd], [], 1.0)[1]:
+        while select.select([], [fd], [], 1.0 if taken > MIB else ENOUGH_S)[1]:
             taken += os.write(fd, bytes(65536))
 
         process.send_signal(signal.SIGTERM)
@@ -187,7 +187,7 @@ def test_interrupted_module_prints_nothing_and_ends_with_130(
 
 @contextmanager
 def session(channel: Channel, *argv: str) -> Iterator[socket.socket]:
-    """A session by hand, after its greeting."""
+    """Connect to a session and send the greeting."""
     request = client.request_for(channel.running, list(argv), "a test", [])
     with connected(channel.running) as connection:
         assert greet(channel.running, connection, request) == b""
@@ -196,7 +196,7 @@ def session(channel: Channel, *argv: str) -> Iterator[socket.socket]:
 
 
 def frames(connection: socket.socket) -> list[tuple[Frame, bytes]]:
-    """All that a session sends."""
+    """Return everything that a session sends."""
     reader, found = FrameReader(), []
     while data := connection.recv(65536):
         found += list(reader.feed(data))
@@ -323,7 +323,7 @@ def test_flooding_background_child_does_not_delay_the_end(channel: Channel) -> N
     ("script", "says"),
     [
         ("trap 'echo hung up >$0; exit' HUP;", "hung up\n"),
-        ("trap 'echo hung up >$0' HUP;", "hung up\n"),  # and goes on: it is killed
+        ("trap 'echo hung up >$0' HUP;", "hung up\n"),  # and continues: it is killed
         ("", ""),
     ],
     ids=["ends", "ignores", "dies"],

@@ -1,4 +1,4 @@
-"""Which Debian suite has a version today, with suites of the test's own."""
+"""The Debian suite that has a version now, with fake suites."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ TODAY: dict[str, list[tuple[str, str]]] = {
 
 
 class Mirror:
-    """A Debian mirror: what its suites hold, which of them it has, and how often it is asked."""
+    """A fake Debian mirror: its suites, their contents, and the number of requests."""
 
     def __init__(self) -> None:
         self.suites = {name: list(packages) for name, packages in TODAY.items()}
@@ -59,7 +59,7 @@ class Mirror:
 
 @pytest.fixture
 def mirror(monkeypatch: pytest.MonkeyPatch) -> Mirror:
-    """The mirror that every suite is on."""
+    """Return a mirror with every suite."""
     made = Mirror()
 
     class FakeSuite(Suite):
@@ -84,7 +84,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Mirror:
 
 
 def get(product: Product, choice: str, holds: str = "") -> Tree:
-    """Get a tree; its program says it is ``holds``, or what its package says."""
+    """Get a tree whose program has the version ``holds``, by default the package's."""
 
     def unpack(suite: Suite, offer: Offer, into: Path) -> str:
         (into / trees.PACKAGES).write_text(f"{offer.name}:arm64={offer.package}\n")

@@ -29,7 +29,7 @@ class Entry(NamedTuple):
 
 
 def parse(archive: bytes) -> dict[str, Entry]:
-    """Read an archive by the letter of its description."""
+    """Read an archive as the format's description says."""
     entries: dict[str, Entry] = {}
     at = 0
     while True:
@@ -50,7 +50,7 @@ def parse(archive: bytes) -> dict[str, Entry]:
 
 @pytest.fixture
 def archive() -> bytes:
-    """Files of every length modulo 4, directories in between, a device."""
+    """Write files of every length modulo 4, directories and a device."""
     out = io.BytesIO()
     writer = CpioWriter(out)
     writer.file("init", b"#!/busybox sh\n", 0o755)

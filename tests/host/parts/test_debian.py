@@ -1,4 +1,4 @@
-"""The private apt, with programs of the test's own in place of apt and dpkg."""
+"""The private apt, with fake programs in place of apt and dpkg."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ The following NEW packages will be installed:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A PATH that holds nothing but what a test writes into it, and a shell's own needs."""
+    """Make a PATH with the programs of a test, and those that a shell needs."""
     directory = tmp_path / "bin"
     directory.mkdir()
     for name in ("sh", "cat", "touch", "basename"):
@@ -53,7 +53,7 @@ def program(directory: Path, name: str, script: str) -> None:
 
 
 def apt(directory: Path, tmp_path: Path, **verbs: str) -> Path:
-    """An apt-get with a script for each verb; returns the log of its command lines."""
+    """Write an apt-get with a script for each verb; return the log of its command lines."""
     log = tmp_path / "apt.log"
     cases = "\n".join(f'*" {verb} "*) {script} ;;' for verb, script in verbs.items())
     program(directory, "apt-get", f'echo "$*" >>{log}\ncase " $* " in\n{cases}\nesac')
@@ -332,7 +332,7 @@ def test_backports_include_their_release(programs: Path, tmp_path: Path) -> None
 
 
 def test_missing_suite_is_named(programs: Path, tmp_path: Path) -> None:
-    """As apt says it of a mirror that answers with 404."""
+    """The error is apt's for a mirror that answers with 404."""
     said = tmp_path / "said"
     said.write_text(
         "W: The repository 'http://d.example buster Release' is odd\n"

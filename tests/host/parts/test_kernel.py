@@ -1,4 +1,4 @@
-"""Finding the emulated host's kernel, and the modules its root needs in the order to load them."""
+"""The emulated host's kernel, and the modules of its root in the order to load them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Module = Callable[..., None]
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A kernel package, unpacked; its modules are in root(tree)."""
+    """Make an unpacked kernel package; its modules are in root(tree)."""
     (tmp_path / "boot").mkdir()
     (tmp_path / "boot/vmlinuz-6.9").write_bytes(IMAGE)
     root(tmp_path).mkdir(parents=True)
@@ -40,7 +40,7 @@ def root(tree: Path) -> Path:
 
 @pytest.fixture
 def module(tree: Path, cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Module:
-    """A way to add a module whose .modinfo has these entries."""
+    """Return a function that adds a module with entries in .modinfo."""
     scratch = tmp_path_factory.mktemp("modules")
 
     def add(path: str, *modinfo: str, section: str = ".modinfo") -> None:
@@ -185,7 +185,7 @@ def test_directory_without_a_kernel_is_refused(tmp_path: Path) -> None:
 
 
 class FakeSuite(Suite):
-    """A suite whose kernel's Image says it is 7.3.1, whatever its package is called."""
+    """A suite whose kernel's Image has the version 7.3.1."""
 
     banner = b"Linux version 7.3-arm64 (x@debian.org) (gcc (Debian 15.1-2) 15.1) #1 SMP "
     asked: ClassVar[list[str]] = []

@@ -1,4 +1,4 @@
-"""Building kernel modules: what makes a headers package usable, and what is refused."""
+"""Building kernel modules, with the headers of a package."""
 
 from __future__ import annotations
 

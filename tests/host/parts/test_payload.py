@@ -1,4 +1,4 @@
-"""What of pyvmm travels into an emulated host, and when that makes it another host."""
+"""The files of pyvmm that are copied into an emulated host, and their fingerprint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyvmm.host.parts import payload
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small pyvmm."""
+    """Make a small pyvmm."""
     (tmp_path / "host").mkdir()
     (tmp_path / "guests").mkdir()
     (tmp_path / "cli.py").write_text("cli")

@@ -1,4 +1,4 @@
-"""The programs a host is made with: running them, and wrappers that stand for them."""
+"""The programs that make a host, and their wrappers."""
 
 from __future__ import annotations
 

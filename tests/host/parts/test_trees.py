@@ -1,4 +1,4 @@
-"""Kernels and QEMUs in the cache: which one a choice means."""
+"""The kernel or QEMU in the cache for a choice."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DAY = 86400
 
 
 def remember(suite: str, *packages: str, age_days: float = 0, gone: bool = False) -> None:
-    """Have a suite looked at, some days ago."""
+    """Remember a look at a suite, some days ago."""
     offers = {"linux": tuple(Offer("linux-image-x-arm64", package) for package in packages)}
     trees.remember(Look(suite, time.time() - age_days * DAY, offers, "http://m.example", gone))
 
