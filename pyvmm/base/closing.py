@@ -1,4 +1,4 @@
-"""What is closed at the end of a ``with`` block."""
+"""The base of context managers that close themselves."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Self
 
 
 class Closing:
-    """A context manager whose end is its ``close``, which is harmless when called again."""
+    """A context manager that calls ``close`` at its end; closing twice is harmless."""
 
     __slots__ = ()
 
     def close(self) -> None:
-        """Give back what this holds."""
+        """Release every resource."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:

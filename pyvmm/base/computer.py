@@ -1,4 +1,4 @@
-"""The machine this process runs on, in words; it may be one that pyvmm emulates."""
+"""A description of the machine this process runs on."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import os
 from pathlib import Path
 from typing import Final
 
-INSIDE_VARIABLE: Final = "PYVMM_INSIDE"  # set inside an emulated host: its description
+INSIDE_VARIABLE: Final = "PYVMM_INSIDE"  # the description of an emulated host, set inside it
 DEVICE_TREE: Final = Path("/sys/firmware/devicetree/base")
 BOARD: Final = Path("/sys/class/dmi/id/product_name")
 
 
 def describe_inside() -> str | None:
-    """The emulated host this process runs in, or None on a machine of its own."""
+    """Return the description of the emulated host this process runs in, or None outside one."""
     return os.environ.get(INSIDE_VARIABLE)
 
 
 def kind_of_machine() -> str:
-    """Whether this is hardware, as far as it can be told; empty where it cannot."""
+    """Return the machine's model, or that it is virtual or emulated; empty if unknown."""
     if inside := describe_inside():
         return f"emulated: {inside}"
     compatible = small_text(DEVICE_TREE / "compatible")
@@ -27,7 +27,7 @@ def kind_of_machine() -> str:
 
 
 def small_text(path: Path) -> str:
-    """A small file's text without the NULs of a device tree; empty if it cannot be read."""
+    """Return a small file's text, without a device tree's NULs; empty if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").replace("\0", " ").strip()
     except OSError:

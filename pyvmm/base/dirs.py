@@ -1,8 +1,8 @@
-"""The package's, the cache and the runtime directory, and how what is cached becomes complete.
+"""The package's, the cache and the runtime directory, and how the cache is filled.
 
-What is in the cache is complete or absent: it is made in a temporary directory beside its
-final place, under a lock, flushed, and renamed.  A killed download or build leaves only a
-temporary directory, which the next one to hold the lock removes.
+A directory in the cache is complete or absent. It is filled in a temporary directory beside its
+final place, under a lock, flushed, and renamed. A killed download or build leaves a temporary
+directory, which the next holder of the lock removes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Final
 
 from pyvmm.errors import HostError
 
+SUN_PATH: Final = 107  # bytes of a socket's path.  Source: unix(7), sun_path, less its final NUL
 PACKAGE: Final = Path(__file__).resolve().parents[1]
-LONGEST_SOCKET: Final = 107  # bytes of a path.  Source: unix(7), sun_path less its final NUL
 BUILT: Final = {"guests", "programs"}  # directories of the package that `make guests` fills
 
 
 def missing_part(error: OSError) -> HostError | None:
-    """Return the error to show where ``error`` is about a file of pyvmm's own, else None."""
+    """Return the error to show if ``error`` is about a file of pyvmm's own, else None."""
     try:
         name = Path(os.fsdecode(error.filename)).resolve().relative_to(PACKAGE)
     except (TypeError, ValueError):  # no name, or outside the package
@@ -39,7 +39,7 @@ def missing_part(error: OSError) -> HostError | None:
 
 
 def cache_dir(*below: str) -> Path:
-    """What can be made again: packages, tools, kernels, saved hosts (XDG_CACHE_HOME/pyvmm).
+    """Return a directory of the cache (XDG_CACHE_HOME/pyvmm): packages, kernels, saved hosts.
 
     Raises:
         HostError: the directory cannot be made.
@@ -48,7 +48,7 @@ def cache_dir(*below: str) -> Path:
 
 
 def size_on_disk(path: Path) -> int:
-    """Bytes a directory takes on disk; what is removed meanwhile does not count."""
+    """Return the bytes that a directory takes on disk; files removed meanwhile count as 0."""
     total = 0
     for file in path.rglob("*"):
         with suppress(OSError):
@@ -57,19 +57,15 @@ def size_on_disk(path: Path) -> int:
 
 
 def remove_cache() -> Path:
-    """Remove the cache, out of sight first, so that nothing in it is ever half there.
+    """Remove the cache and return its path; it is renamed first, so that no part stays visible.
 
-    Returns:
-        Where it was.
-
-    Raises:
-        HostError: it cannot be removed.
+    Raises: HostError, if it cannot be removed.
     """
     cache = cache_dir()
     doomed = cache.with_name(f".{cache.name}.gone-{os.getpid()}")
     try:
         cache.rename(doomed)
-        for left in cache.parent.glob(f".{cache.name}.gone-*"):  # and what was interrupted before
+        for left in cache.parent.glob(f".{cache.name}.gone-*"):  # also of an interrupted removal
             _rmtree(left)
     except OSError as error:
         raise HostError(f"cannot remove {cache}: {error.strerror}") from error
@@ -77,11 +73,10 @@ def remove_cache() -> Path:
 
 
 def runtime_dir(*below: str) -> Path:
-    """Sockets and locks of what runs: XDG_RUNTIME_DIR/pyvmm, else /tmp/pyvmm-UID (0700).
+    """Return the directory of sockets and locks: XDG_RUNTIME_DIR/pyvmm, else /tmp/pyvmm-UID.
 
     Raises:
-        HostError: it cannot be made, belongs to somebody else, or was open to others, who laid
-            something into it.
+        HostError: it cannot be made, belongs to another user, or contains another user's files.
     """
     base = _xdg("XDG_RUNTIME_DIR")
     made = _private(base / "pyvmm" if base and base.is_dir() else _tmp_runtime_dir())
@@ -93,7 +88,7 @@ def _cache_path() -> Path:
 
 
 def _xdg(variable: str) -> Path | None:
-    """The directory a variable names; a relative one does not count, as XDG has it."""
+    """Return the directory in a variable; XDG ignores a relative one."""
     path = Path(os.environ.get(variable, ""))
     return path if path.is_absolute() else None
 
@@ -111,15 +106,15 @@ def _made(path: Path, mode: int = 0o777) -> Path:
 
 
 def _private(path: Path) -> Path:
-    """A directory of this user alone, made so where it is not.
+    """Return a directory that only this user can access, and make it if it is missing.
 
-    One of ours that is open to others may come from a copy of the file system that lost its modes;
-    it is closed to them, and good if there is nothing of theirs in it.
+    A copy of the file system may have lost the directory's mode: the mode is restored. The
+    directory is refused if it then contains another user's files.
     """
     _made(path, 0o700)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:  # a link, a file, somebody else's
+    except OSError as error:  # a link, a file, another user's
         raise _not_ours(path) from error
     try:
         status = os.fstat(fd)
@@ -127,20 +122,20 @@ def _private(path: Path) -> Path:
             raise _not_ours(path)
         if status.st_mode & 0o077:
             os.fchmod(fd, 0o700)
-            _refuse_gifts(path, fd, status)
+            _refuse_foreign_files(path, fd, status)
     finally:
         os.close(fd)
     return path
 
 
-def _refuse_gifts(path: Path, fd: int, was: os.stat_result) -> None:
-    """Refuse what others could lay into a directory that was open: none can now, or ever again."""
+def _refuse_foreign_files(path: Path, fd: int, was: os.stat_result) -> None:
+    """Raise an error if a directory that others could write to contains their files."""
     if not was.st_mode & 0o022:
         return
     for directory, names, files, at in os.fwalk(dir_fd=fd):
         for name in (*names, *files):
             if os.lstat(name, dir_fd=at).st_uid != was.st_uid:
-                os.fchmod(fd, stat.S_IMODE(was.st_mode))  # as found: the next one is to see it too
+                os.fchmod(fd, stat.S_IMODE(was.st_mode))  # as found, for the next check
                 raise HostError(
                     f"{path} was open to others, and {path / directory / name} is not yours",
                     hint=f"remove {path}, or set XDG_RUNTIME_DIR to a directory of your own",
@@ -156,9 +151,9 @@ def _not_ours(path: Path) -> HostError:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on ``path`` (made when absent), waiting for whoever has it.
+    """Hold an exclusive lock on ``path`` in the block; wait for it, and make the file if missing.
 
-    Its directory is there: made here, a runtime directory that was just removed would be open.
+    The directory must exist: a runtime directory made here would be open to others.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -169,7 +164,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def try_lock(path: Path) -> int | None:
-    """Take an exclusive lock and return its descriptor, or None where somebody has it."""
+    """Take an exclusive lock and return its descriptor, or None if another process has it."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,11 +175,10 @@ def try_lock(path: Path) -> int | None:
 
 
 def cached(path: Path, build: Callable[[Path], None]) -> Path:
-    """Return the directory ``path``, which ``build`` fills when it is not there yet.
+    """Return the directory ``path``; ``build`` fills it if it is missing.
 
     Raises:
-        HostError: the cache cannot be written (no space, no permission), or something that
-            ``build`` reads is missing.
+        HostError: the cache cannot be written, or a file that ``build`` reads is missing.
     """
     if path.is_dir():
         return path
@@ -199,7 +193,7 @@ def cached(path: Path, build: Callable[[Path], None]) -> Path:
 
 
 def _cannot_fill(path: Path, error: OSError) -> HostError:
-    """Return the error to show: of the cache, or of the other file that ``error`` names."""
+    """Return the error to show: about the cache, or about another file that ``error`` names."""
     if isinstance(error.filename, str):
         about = Path(error.filename)
         ours = {path.parent, _cache_path()}
@@ -214,10 +208,10 @@ def _cannot_fill(path: Path, error: OSError) -> HostError:
 
 
 def _make(path: Path, build: Callable[[Path], None]) -> None:
-    """Build beside the final place and rename; the caller holds the lock."""
+    """Fill a directory beside the final place and rename it; the caller holds the lock."""
     for stale in path.parent.glob(f".{path.name}.tmp-*"):
         _rmtree(stale, ignore_errors=True)
-    import tempfile  # late: it takes much along
+    import tempfile  # imported lazily: large
 
     made = Path(tempfile.mkdtemp(prefix=f".{path.name}.tmp-", dir=path.parent))
     try:
@@ -230,7 +224,7 @@ def _make(path: Path, build: Callable[[Path], None]) -> None:
 
 
 def _flush(directory: Path) -> None:
-    """Have the file system holding ``directory`` on disk, so that a rename means complete."""
+    """Flush the file system of ``directory``, so that a renamed directory is complete."""
     os.sync()
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -240,7 +234,7 @@ def _flush(directory: Path) -> None:
 
 
 def _rmtree(path: Path, *, ignore_errors: bool = False) -> None:
-    import shutil  # late: it takes every compressor along
+    import shutil  # imported lazily: it imports every compressor
 
     if ignore_errors:
         shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Files of the user's that are complete or as they were before."""
+"""Writing the user's files: a file is written completely, or stays unchanged."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 
 from pyvmm.errors import HostError, UsageError, VmmError
 
-# What a disk says that has no room, or none for this user or this process, or is broken.
+# The errors of a full or faulty disk.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
-USUAL = 0o666  # less the user's umask
-PRIVATE = 0o600  # for what holds a guest's secrets
+USUAL = 0o666  # the umask applies
+PRIVATE = 0o600  # for files with a guest's memory
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole, or as it was; what is no file is written to.
+    """Write a file completely, or leave the old one; write directly to a device or pipe.
 
-    Raises: UsageError or HostError, where it cannot be written.
+    Raises: UsageError or HostError, if it cannot be written.
     """
     try:
         if path.exists() and not path.is_file():  # /dev/stdout, a pipe
@@ -35,19 +35,19 @@ def write_whole(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: int = USUAL) -> Iterator[int]:
-    """The descriptor of a file beside ``path``, which takes its place when the block has ended.
+    """Yield the descriptor of a new file beside ``path``, and rename it to ``path`` at the end.
 
-    What a killed writer has left beside the same path is removed first; what another one is at
-    work on is not, and the last to end has the name.  An OSError in the block is told of as one
-    of writing the file; after any error the old file is there as it was.
+    Temporary files of killed writers beside the same path are removed first. Of two concurrent
+    writers the last to end replaces the file. An OSError in the block is reported as a write
+    error; after any error the old file is unchanged.
 
-    Raises: UsageError or HostError, where the file cannot be written.
+    Raises: UsageError or HostError, if the file cannot be written.
     """
-    target = Path(os.path.realpath(path))  # a link stays one
+    target = Path(os.path.realpath(path))  # a link stays a link
     try:
         if target.exists() and not target.is_file():
-            raise UsageError(f"{path}: cannot be written: it is there, and not a regular file")
-        _remove_debris(target)
+            raise UsageError(f"{path}: cannot be written: it is not a regular file")
+        _remove_stale(target)
         beside, fd = _make_beside(target, mode)
         try:
             yield fd
@@ -56,24 +56,24 @@ def replacing(path: Path, mode: int = USUAL) -> Iterator[int]:
             _flush_directory(target.parent)
         finally:
             beside.unlink(missing_ok=True)
-            os.close(fd)  # and with it the lock
+            os.close(fd)  # also releases the lock
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
-    """Write everything at an offset of a file, however little the kernel takes at a time."""
+    """Write all of ``data`` at an offset of a file."""
     with memoryview(data) as view:
         done = 0
         while done < len(view):
-            # Released here: an error's traceback keeps frames alive, and guest RAM that a frame
-            # holds a view of cannot be unmapped.
+            # Released here: an error's traceback keeps this frame alive, and guest RAM cannot be
+            # unmapped while a frame has a view of it.
             with view[done:] as rest:
                 done += os.pwrite(fd, rest, offset + done)
 
 
 def cannot_write(path: Path, error: OSError) -> VmmError:
-    """What a failed write comes to: the disk's fault, or the path's."""
+    """Return the error of a failed write: about the disk, or about the path."""
     message = f"{path}: cannot be written: {error.strerror}"
     if error.errno in FULL:
         return HostError(message, hint="free some space there, or write to another disk")
@@ -81,26 +81,26 @@ def cannot_write(path: Path, error: OSError) -> VmmError:
 
 
 def _make_beside(target: Path, mode: int) -> tuple[Path, int]:
-    """A new file beside ``target``, locked as being worked on, until it is closed."""
+    """Make a file beside ``target``, locked until it is closed."""
     while True:
         beside = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
-        # Made, never found: in /tmp anybody may have laid a link to a file of the user's.
+        # O_EXCL: in /tmp another user may have made a link to a file of this user.
         fd = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with contextlib.suppress(OSError):  # a file system without locks: nobody takes it there
+        with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(fd, fcntl.LOCK_EX)
-        if os.fstat(fd).st_nlink:  # else somebody took it for debris before the lock was there
+        if os.fstat(fd).st_nlink:  # otherwise another writer has removed it before the lock
             return beside, fd
         os.close(fd)
 
 
-def _remove_debris(target: Path) -> None:
-    """Remove what killed writers left: files beside ``target`` that nobody holds a lock on.
+def _remove_stale(target: Path) -> None:
+    """Remove the unlocked temporary files beside ``target``, which killed writers left.
 
-    Locks do not cross into or out of an emulated host: a writer over there can lose its file
-    here, and says so; no file that is complete is ever touched.
+    Locks do not cross the border of an emulated host: a writer on the other side can lose its
+    temporary file, and reports that. Complete files are never removed.
     """
     for found in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.tmp"):
-        with contextlib.suppress(OSError):  # gone already, not the user's: it stays
+        with contextlib.suppress(OSError):  # gone, or another user's
             fd = os.open(found, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -110,7 +110,7 @@ def _remove_debris(target: Path) -> None:
 
 
 def _flush_directory(path: Path) -> None:
-    """Have the new name on disk, where the file system can do that."""
+    """Flush the new name to disk, if the file system can do that."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with contextlib.suppress(OSError):

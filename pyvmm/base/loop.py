@@ -1,8 +1,8 @@
-"""One thread that waits for files, timers, signals and other threads, and calls back.
+"""An event loop: one thread waits for files, timers, signals and other threads.
 
-Everything of a machine that is not a vCPU happens in such a loop: input for the guest, the
-end of the run, a timeout, SIGTERM. Callbacks run one at a time, in the loop's thread; only
-``call`` and ``stop`` may be used from others.
+All of a machine but its vCPUs runs in such a loop: input for the guest, the end of the run, a
+timeout, SIGTERM. Callbacks run one at a time, in the loop's thread. Other threads may use only
+``call`` and ``stop``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Callback = Callable[[], None]
 
 
 class Timer:
-    """A callback that is due at a moment of the monotonic clock."""
+    """A callback that is due at a time of the monotonic clock."""
 
     __slots__ = ("callback", "due")
 
@@ -36,7 +36,7 @@ class Timer:
 
 
 class Loop(Closing):
-    """A selectors loop with timers, signals, and a door for other threads.
+    """A selectors loop with timers, signals and calls from other threads.
 
     A context manager: leaving it restores the signal handlers it replaced.
     """
@@ -53,7 +53,7 @@ class Loop(Closing):
         self.watch(self._wake, self._run_calls)
 
     def close(self) -> None:
-        """Give back the signal handlers and the loop's own descriptors; idempotent."""
+        """Restore the signal handlers and close the loop's own descriptors; idempotent."""
         self._undo.close()
         if self._wake >= 0:
             self._selector.close()
@@ -61,26 +61,26 @@ class Loop(Closing):
             self._wake = -1
 
     def watch(self, fd: int, callback: Callback) -> None:
-        """Call back whenever ``fd`` can be read, or has ended."""
+        """Call back whenever ``fd`` is readable or has ended."""
         self._selector.register(fd, selectors.EVENT_READ, callback)
 
     def watch_room(self, fd: int, callback: Callback) -> None:
-        """Call back whenever ``fd`` can be written, instead of when it can be read."""
+        """Call back whenever ``fd`` is writable."""
         self._selector.register(fd, selectors.EVENT_WRITE, callback)
 
     def unwatch(self, fd: int) -> None:
-        """Forget ``fd``; one that is not watched is fine."""
+        """Stop watching ``fd``, if it is watched."""
         with contextlib.suppress(KeyError):
             self._selector.unregister(fd)
 
     def after(self, delay_s: float, callback: Callback) -> Timer:
         """Call back once, ``delay_s`` seconds from now, unless cancelled before."""
         timer = Timer(time.monotonic() + max(0.0, delay_s), callback)
-        bisect.insort(self._timers, timer)  # behind others of the same instant
+        bisect.insort(self._timers, timer)  # after others of the same time
         return timer
 
     def cancel(self, timer: Timer) -> None:
-        """Forget a timer; one that has gone off is fine."""
+        """Cancel a timer, if it has not expired."""
         with contextlib.suppress(ValueError):
             self._timers.remove(timer)
 
@@ -90,7 +90,7 @@ class Loop(Closing):
         os.eventfd_write(self._wake, 1)
 
     def on_signal(self, signum: int, callback: Callback) -> None:
-        """Call back when the process gets that signal, instead of what it does by default.
+        """Call back when the process gets that signal, in place of its old handler.
 
         Raises: ValueError, outside the main thread (Python's own rule).
         """
@@ -101,10 +101,10 @@ class Loop(Closing):
         self._signals[signum] = callback
 
     def run(self) -> None:
-        """Wait and call back until ``stop``; what a callback raises comes out here."""
+        """Wait and call back until ``stop``; raise what a callback raises."""
         while not self._stopping:
             for key, _ in self._selector.select(self._next_timeout_s()):
-                if key.fd in self._selector.get_map():  # not if a callback before just unwatched it
+                if key.fd in self._selector.get_map():  # an earlier callback may have unwatched it
                     key.data()
             self._run_timers()
         self._stopping = False
@@ -116,7 +116,7 @@ class Loop(Closing):
 
     def _run_calls(self) -> None:
         os.eventfd_read(self._wake)
-        for _ in range(len(self._calls)):  # what these add waits for the next round
+        for _ in range(len(self._calls)):  # calls that these add run in the next round
             self._calls.popleft()()
 
     def _next_timeout_s(self) -> float | None:
@@ -128,9 +128,9 @@ class Loop(Closing):
             self._timers.pop(0).callback()
 
     def _open_signal_pipe(self) -> None:
-        """Let Python's C-level handler write each signal's number into a pipe of ours.
+        """Let Python's C-level handler write each signal's number into a pipe.
 
-        Without it a signal that arrives just before poll(2) would wait for the next event.
+        Otherwise a signal that arrives just before poll(2) waits for the next event.
         """
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._undo.callback(os.close, reader)
@@ -146,4 +146,4 @@ class Loop(Closing):
 
 
 def _ignore(signum: int, frame: FrameType | None) -> None:
-    """Stand in for the default action: the number travels through the pipe."""
+    """Do nothing: the signal's number arrives through the pipe."""

@@ -7,12 +7,12 @@
     disk = Disk(Path("a.img"))
     disk.replace(read_only=True)
 
-A record is what a frozen dataclass is, to type checkers too; ``dataclasses.fields`` and ``asdict``
-accept it.  The reason for our own is the start of a run, which imports two dozen such classes: a
-frozen dataclass with slots costs 5 million instructions when its module is imported, a NamedTuple
-1.4 million, a Record 0.4 million.  Records share their methods.
+A record behaves like a frozen dataclass, for type checkers too; ``dataclasses.fields`` and
+``asdict`` accept it. Records share their methods, and so start faster. A run imports two dozen
+such classes: at import a frozen dataclass with slots costs 5 million instructions, a NamedTuple 1.4
+million, a Record 0.4 million.
 
-The fields are a class's own annotations, in their order; modules with records need ``from
+The fields are a class's own annotations, in their order. A module with records needs ``from
 __future__ import annotations``.
 """
 
@@ -28,19 +28,19 @@ T = TypeVar("T")
 
 
 class _Made:
-    """Stands for a default that is made anew for each record."""
+    """A default that is made anew for each record."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self.make = make
 
 
 def made(make: Callable[[], T]) -> T:
-    """A default: what ``make`` returns when a record is made without that field."""
+    """Return a default: each record without that field gets a new result of ``make``."""
     return cast("T", _Made(make))
 
 
 class _Fields:
-    """A record's fields as the dataclasses module has them, made when it asks."""
+    """A record's fields for the dataclasses module, made on its first access."""
 
     def __get__(self, record: Record | None, kind: type[Record]) -> dict[str, Field[Any]]:
         from dataclasses import field, make_dataclass
@@ -60,12 +60,12 @@ class _Fields:
 
 @dataclass_transform(frozen_default=True)
 class Record:
-    """The base of records; a subclass may have ``__post_init__``, to check what it was given.
+    """The base of records; a subclass may check its fields in ``__post_init__``.
 
-    ``kw_only``: its fields are given by name alone. With ``frozen=False`` they may change, and it
-    has no hash.
+    With ``kw_only`` its fields are given by name only. With ``frozen=False`` fields may change, and
+    records have no hash.
 
-    Raises: TypeError, for fields that it has not, and those without a default that are missing.
+    Raises: TypeError, for an unknown field and for a missing field without a default.
     """
 
     record_fields: ClassVar[dict[str, str]] = {}  # name -> annotation, a base's first
@@ -75,9 +75,9 @@ class Record:
         __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def __init_subclass__(cls, *, kw_only: bool = False, frozen: bool = True) -> None:
-        # Python 3.10 and later give a class its own annotations by this attribute, and a dict when
-        # it has none.  inspect.get_annotations returns the same, but to import inspect takes 10 ms
-        # or more of each start, as does annotationlib (3.14).
+        # Since Python 3.10 this attribute has a class's own annotations, or an empty dict.
+        # inspect.get_annotations returns the same, but importing inspect or annotationlib (3.14)
+        # takes 10 ms or more of each start.
         own = {
             name: annotation
             for name, annotation in cls.__annotations__.items()
@@ -90,7 +90,7 @@ class Record:
         cls._positional = not kw_only
         cls.__dataclass_fields__ = cast("Any", _Fields())
         if not frozen:
-            # Ignored below: mypy takes no assignment to a method, and None for no __hash__.
+            # Ignored: mypy accepts no assignment to a method, and no None as __hash__.
             cls.__setattr__ = object.__setattr__  # type: ignore[method-assign, assignment]
             cls.__delattr__ = object.__delattr__  # type: ignore[method-assign]
             cls.__hash__ = None  # type: ignore[method-assign, assignment]
@@ -99,7 +99,7 @@ class Record:
         kind = type(self)
         names = list(kind.record_fields) if kind._positional else []
         if len(in_order) > len(names):
-            raise TypeError(f"{kind.__name__} takes {len(names)} values without a name")
+            raise TypeError(f"{kind.__name__} takes {len(names)} positional values")
         for name, value in zip(names, in_order, strict=False):
             if name in values:
                 raise TypeError(f"{kind.__name__}: {name} is given twice")
@@ -114,24 +114,24 @@ class Record:
                 raise TypeError(f"{kind.__name__}: {name} is missing")
             object.__setattr__(self, name, value)
         if values:
-            raise TypeError(f"{kind.__name__} has no {', '.join(values)}")
+            raise TypeError(f"{kind.__name__} has no field {', '.join(values)}")
         self.__post_init__()
 
     def __post_init__(self) -> None:
-        """Check a new record; a subclass raises an error here."""
+        """Check a new record; a subclass raises an error if it is invalid."""
 
     def replace(self, **changes: Any) -> Self:
         """Return a record with other values in those fields; it is checked like a new one.
 
-        Raises: TypeError, for a name that is no field.
+        Raises: TypeError, for an unknown field.
         """
         return type(self)(**{name: getattr(self, name) for name in self.record_fields} | changes)
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"a {type(self).__name__} does not change: {name}")
+        raise AttributeError(f"{type(self).__name__} is frozen: {name} cannot be changed")
 
     def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"a {type(self).__name__} does not change: {name}")
+        raise AttributeError(f"{type(self).__name__} is frozen: {name} cannot be changed")
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):

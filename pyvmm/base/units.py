@@ -1,4 +1,4 @@
-"""Sizes, addresses and lists of CPUs as people write and read them."""
+"""Sizes, addresses and lists of CPUs, read and written as text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyvmm.layout import MIB
 
 _SHIFT = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 _SIZE_DIGITS = 19
-_NUMBER = r"0x[0-9a-f]{1,32}|[0-9]{1,32}"  # not compiled: most runs read none
+_NUMBER = r"0x[0-9a-f]{1,32}|[0-9]{1,32}"  # not compiled: most runs do not need it
 _CPU_DIGITS = 5
 
 
@@ -33,7 +33,7 @@ def parse_size(text: str) -> int:
 
 
 def show_size(size: int) -> str:
-    """A size in the largest unit that keeps it whole: ``256 MiB``."""
+    """Return a size in the largest unit that gives a whole number: ``256 MiB``."""
     for suffix in "PTGMK":
         if size and size % (1 << _SHIFT[suffix]) == 0:
             return f"{size >> _SHIFT[suffix]} {suffix}iB"
@@ -41,7 +41,7 @@ def show_size(size: int) -> str:
 
 
 def parse_number(text: str, what: str) -> int:
-    """Read a number, in hexadecimal after 0x; ``what`` says in a message what it was to be.
+    """Read a number, hexadecimal after 0x; ``what`` describes it in the error.
 
     Raises: UsageError.
     """
@@ -52,7 +52,7 @@ def parse_number(text: str, what: str) -> int:
 
 
 def parse_memory(text: str) -> tuple[int, int | None]:
-    """Read SIZE or SIZE@ADDR; an address is in bytes, or has a suffix as sizes do.
+    """Read SIZE or SIZE@ADDR; an address is in bytes, or has a suffix like sizes.
 
     Raises: UsageError.
     """
@@ -65,7 +65,7 @@ def parse_memory(text: str) -> tuple[int, int | None]:
 
 
 def parse_cpulist(text: str) -> frozenset[int]:
-    """Read a list of CPUs as the kernel writes them: ``0-3,8,16-30:2``.
+    """Read a list of CPUs in the kernel's format: ``0-3,8,16-30:2``.
 
     Raises: UsageError.  Source: Documentation/admin-guide/cputopology.rst.
     """
@@ -88,7 +88,7 @@ def _is_cpu(text: str) -> bool:
 
 
 def show_cpulist(cpus: Iterable[int]) -> str:
-    """A list of CPUs with ranges: ``0-3,8``."""
+    """Return a list of CPUs with ranges: ``0-3,8``."""
     parts: list[list[int]] = []
     for cpu in sorted(cpus):
         if parts and cpu == parts[-1][-1] + 1:

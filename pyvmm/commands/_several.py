@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import click
 
 from pyvmm import cli
+from pyvmm.base.signals import handled
 from pyvmm.errors import EXIT_FAILED, EXIT_OK, EXIT_SIGNAL
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -96,9 +97,5 @@ def _ending_together(children: list[Child]) -> Iterator[None]:
         for child in children:
             os.kill(child.pid, number)
 
-    before = {number: signal.signal(number, end) for number in ENDING}
-    try:
+    with handled(ENDING, end):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

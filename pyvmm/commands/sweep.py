@@ -13,13 +13,13 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from threading import Event
-from types import FrameType
 from typing import Any
 
 import click
 
 from pyvmm.arm64.vl import VlSet
 from pyvmm.base.files import write_whole
+from pyvmm.base.signals import handled
 from pyvmm.commands._hostopts import CHOICE
 from pyvmm.commands._sweeptable import Board
 from pyvmm.commands.run import complete_image, find_image, run
@@ -67,17 +67,10 @@ class Interruption:
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
         """The time in which signals do no more than that."""
-        before = {number: signal.getsignal(number) for number in ENDING}
-        for number, handler in before.items():
-            if handler is not signal.SIG_IGN:  # as under nohup
-                signal.signal(number, self._note)
-        try:
+        with handled(ENDING, self._note):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int, frame: object) -> None:
         self.number = number
         self.event.set()
 

@@ -20,14 +20,13 @@ import sys
 import termios
 import threading
 import time
-import tty
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from pyvmm.base.records import Record
-from pyvmm.base.signals import handling
+from pyvmm.base.signals import handled
 from pyvmm.errors import EXIT_SIGNAL, HostError, UsageError
 from pyvmm.host.connection import connected, ended_during_command, greet
 from pyvmm.host.running import Running
@@ -41,6 +40,7 @@ from pyvmm.host.wire import (
     WireError,
     pack,
 )
+from pyvmm.terminal.stdio import Terminal
 
 IDLE_VARIABLE: Final = "PYVMM_HOST_IDLE"
 IDLE_S: Final = 900.0
@@ -69,7 +69,7 @@ def run(
     terminals = [fd for fd in (0, 1, 2) if _is_terminal(fd)]
     request = request_for(running, argv, inside, terminals)
     request.environment.update(environment or {})
-    terminal = _RawTerminal(0 in terminals)
+    terminal = Terminal(raw_output=True)
     with connected(running) as connection:
         session = _Session(running, connection, _Streams(terminals=terminals), terminal)
         rest = session.greet(request)
@@ -91,7 +91,7 @@ def bridged(running: Running, argv: list[str], inside: str, end: socket.socket) 
     """
     with connected(running) as connection:
         streams = _Streams(stdin=end.fileno(), stdout=end.fileno())
-        session = _Session(running, connection, streams, _RawTerminal(False))
+        session = _Session(running, connection, streams, Terminal(end.fileno()))
         rest = session.greet(request_for(running, argv, inside, []))
         thread = threading.Thread(target=_bridge, args=(session, rest, end), daemon=True)
         thread.start()
@@ -134,7 +134,7 @@ class _Session:
         running: Running,
         connection: socket.socket,
         streams: _Streams,
-        terminal: _RawTerminal,
+        terminal: Terminal,
     ) -> None:
         self._running = running
         self._connection = connection
@@ -147,6 +147,7 @@ class _Session:
         self._credits: deque[int] = deque()  # for the sending thread
         self._tty_out = next((fd for fd in (1, 2, 0) if fd in streams.terminals), 1)
         self._over = False
+        self._is_raw = False  # the user's terminal, if there is one
         self._terminated = False  # by one SIGTERM; a second one gives up
         self._given_up = 0  # the signal that ended the session
         self._ending = 0  # the signal after which a PING was sent
@@ -214,7 +215,7 @@ class _Session:
         reading = True
         try:
             while not self._over:
-                ours = self._terminal.take()
+                ours = self._is_raw = self._is_raw or self._terminal.enter_raw_mode()
                 poll = select.poll()
                 poll.register(self._wakeup, select.POLLIN)
                 if reading and self._window > 0 and ours:
@@ -233,7 +234,7 @@ class _Session:
     def _forward_signals(self, numbers: bytes) -> None:
         for number in numbers:
             if number == signal.SIGCONT:  # a shell used the terminal in the meantime
-                self._terminal.lose()
+                self._is_raw = False
             if number in (signal.SIGCONT, signal.SIGWINCH):
                 self._send(Frame.RESIZE, _window())
             elif number:
@@ -283,50 +284,10 @@ class _Session:
             self._connection.sendall(pack(kind, payload))
 
 
-class _RawTerminal:
-    """The user's terminal in raw mode, or nothing where standard input is none.
-
-    A background job does not touch it: that would stop the job.
-    """
-
-    def __init__(self, wanted: bool) -> None:
-        self._saved = termios.tcgetattr(0) if wanted else None
-        self._taken = False
-
-    def __enter__(self) -> None:
-        self.take()
-
-    def __exit__(self, *error: object) -> None:
-        if self._saved is not None and self._usable():
-            with contextlib.suppress(termios.error):  # the terminal is gone
-                termios.tcsetattr(0, termios.TCSANOW, self._saved)
-
-    def take(self) -> bool:
-        """Enter raw mode where that is not done yet; False in the background."""
-        if self._saved is None or self._taken:
-            return True
-        if self._usable():
-            self._taken = True
-            with contextlib.suppress(termios.error):
-                tty.setraw(0, termios.TCSANOW)
-        return self._taken
-
-    def lose(self) -> None:
-        """Raw mode wants to be entered again: this process was stopped for a while."""
-        self._taken = False
-
-    def _usable(self) -> bool:
-        try:
-            return os.tcgetpgrp(0) == os.getpgrp()
-        except OSError:  # not the terminal that controls this process, or it has gone
-            return True
-
-
 @contextlib.contextmanager
 def _signals(wake: int) -> Iterator[None]:
     """Write signals to ``wake`` as bytes, for the sending thread."""
-    handled = (*FORWARDED, signal.SIGWINCH, signal.SIGCONT)
-    with handling(handled, lambda *_: None):
+    with handled((*FORWARDED, signal.SIGWINCH, signal.SIGCONT), lambda *_: None):
         old = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         try:
             yield

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from pyvmm.base.dirs import LONGEST_SOCKET, locked, runtime_dir
+from pyvmm.base.dirs import SUN_PATH, locked, runtime_dir
 from pyvmm.errors import HostError
 from pyvmm.host import saved
 from pyvmm.host.parts import trees
@@ -31,7 +31,7 @@ class Instance:
         self._made_of = trees.chosen(self.settings)
         self.name = saved.key(self.settings, self._made_of)
         self.sockets = runtime_dir() / self.name
-        if len(os.fsencode(self.sockets / f"p{PORTS}")) > LONGEST_SOCKET:
+        if len(os.fsencode(self.sockets / f"p{PORTS}")) > SUN_PATH:
             raise HostError(
                 f"{self.sockets}: the path is too long for sockets",
                 hint="set XDG_RUNTIME_DIR to a directory with a shorter path",

@@ -17,8 +17,8 @@ from pyvmm.kvm.system import System
 from pyvmm.kvm.uapi import VcpuFeature
 
 MIN_IPA_BITS = 32  # a VM of this size every host can make
-QUADWORD = 128  # bits; the unit of a vector length
-MAX_BITS = 512 * QUADWORD  # as far as KVM_REG_ARM64_SVE_VLS reaches, and PR_SVE_SET_VL
+VQ_BITS = 128  # the unit of a vector length.  Source: asm/sve_context.h
+MAX_BITS = 512 * VQ_BITS  # as far as KVM_REG_ARM64_SVE_VLS reaches, and PR_SVE_SET_VL
 
 
 class OwnLengths(Record):
@@ -49,15 +49,15 @@ def bitmap(vls: Iterable[int]) -> int:
     """
     bits = 0
     for length in vls:
-        if length % QUADWORD or not QUADWORD <= length <= MAX_BITS:
-            raise ValueError(f"{length} is not a multiple of {QUADWORD} up to {MAX_BITS}")
-        bits |= 1 << (length // QUADWORD - 1)
+        if length % VQ_BITS or not VQ_BITS <= length <= MAX_BITS:
+            raise ValueError(f"{length} is not a multiple of {VQ_BITS} up to {MAX_BITS}")
+        bits |= 1 << (length // VQ_BITS - 1)
     return bits
 
 
 def lengths(bits: int) -> frozenset[int]:
     """Return the set that such a bitmap encodes."""
-    return frozenset((bit + 1) * QUADWORD for bit in range(bits.bit_length()) if bits >> bit & 1)
+    return frozenset((bit + 1) * VQ_BITS for bit in range(bits.bit_length()) if bits >> bit & 1)
 
 
 def host_vector_lengths(system: System) -> frozenset[int]:
@@ -102,7 +102,7 @@ def _try_lengths() -> OwnLengths:
     rdvl: set[int] = set()
     read = native().ffi.new("uint64_t *")
     limit = MAX_BITS
-    while limit >= QUADWORD:
+    while limit >= VQ_BITS:
         given = lib.pyvmm_sve_set_vl(limit // 8, read)
         if given == -errno.EINVAL:  # no SVE
             break
@@ -111,5 +111,5 @@ def _try_lengths() -> OwnLengths:
         length = given * 8
         prctl.add(length)
         rdvl.add(int(read[0]) * 8)
-        limit = min(length, limit) - QUADWORD
+        limit = min(length, limit) - VQ_BITS
     return OwnLengths(frozenset(prctl), frozenset(rdvl))

@@ -1,8 +1,8 @@
-"""The lines of a guest's terminals: pseudo-terminals, and the ways to them.
+"""The lines of a guest's terminals: a pseudo-terminal each, and the descriptors that reach it.
 
-On a machine of its own, pyvmm makes the ptys. In an emulated host, OUTER_VARIABLE names those that
-the pyvmm outside has made, and for each the socket of a process that has descriptors to hand over
-which lead there.
+Outside an emulated host, pyvmm makes the ptys. In an emulated host, OUTER_VARIABLE names the ptys
+that the pyvmm outside has made. For each it names the socket of a process that passes descriptors
+connected to that pty.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pyvmm.terminal.pty import GRACE_S, Carrier, Pty, Records
 from pyvmm.terminal.stdio import Key, Output
 
 OUTER_VARIABLE: Final = "PYVMM_OUTER_TTYS"  # JSON: number -> [path, name of an abstract socket]
-HANDOVER_S: Final = 30.0  # until an emulated host has started the process that hands over
+HANDOVER_S: Final = 30.0  # until an emulated host has started the process that passes descriptors
 HANDOVER_PAUSE_S: Final = 0.02
 
 
 class Line:
-    """One terminal: where it is found, and the descriptors that lead there."""
+    """One terminal: its path, and the descriptors connected to it."""
 
     def __init__(self, path: str, reader: int, writer: int, carrier: Carrier | None = None) -> None:
         self.path = path
@@ -33,31 +33,31 @@ class Line:
         self.records = Records()
         self._writer = writer
         self._carrier = carrier
-        os.set_blocking(writer, False)  # so that progress shows by the byte, not by the block
+        os.set_blocking(writer, False)  # so that Output.written counts bytes, not blocks
 
     def close(self) -> None:
-        """Let what was printed go out, unless its reader takes nothing for GRACE_S."""
-        if self._carrier is not None:  # it knows its reader, and when to give up on it
+        """Write the pending output, but give up after GRACE_S in which the reader reads nothing."""
+        if self._carrier is not None:  # it gives up on its reader itself
             self._carrier.end()
-            done = self.output.close()
+            done = self.output.drain(None)
         else:
             before = -1
-            while not (done := self.output.close(GRACE_S)) and self.output.written > before:
+            while not (done := self.output.drain(GRACE_S)) and self.output.written > before:
                 before = self.output.written
-        if done:  # else a thread still writes there
+        if done:  # otherwise a thread still writes to it
             for fd in {self.reader, self._writer}:
                 os.close(fd)
 
     def split(self, data: bytes) -> tuple[bytes, list[Key]]:
-        """All that is typed is the guest's: no key of these terminals is for pyvmm."""
+        """Return the input as the guest's: these terminals have no keys for pyvmm."""
         return self.records.feed(data), []
 
 
 def make_line(number: int, undo: ExitStack) -> Line:
-    """The line of a terminal; ``undo`` gets the way back.
+    """Make the line of a terminal; ``undo`` gets the cleanup.
 
     Raises:
-        HostError: there is no pseudo-terminal left, or the way out of the emulated host fails.
+        HostError: no pseudo-terminal is left, or the emulated host cannot reach one outside.
     """
     outer = json.loads(os.environ.get(OUTER_VARIABLE, "{}"))
     if str(number) in outer:
@@ -70,7 +70,7 @@ def make_line(number: int, undo: ExitStack) -> Line:
 
 
 def _own_line(undo: ExitStack) -> Line:
-    """A terminal on a new pty of this machine."""
+    """Make a terminal on a new pty of this machine."""
     pty = Pty()
     guest, ours = socket.socketpair()
     carrier = undo.enter_context(Carrier(pty, guest))
@@ -79,7 +79,7 @@ def _own_line(undo: ExitStack) -> Line:
 
 
 def _outer_line(path: str, name: str, undo: ExitStack) -> Line:
-    """A terminal outside the emulated host, by the descriptors that lead there."""
+    """Make a terminal outside the emulated host, from descriptors connected to it."""
     connection = undo.enter_context(socket.socket(socket.AF_UNIX))
     deadline = time.monotonic() + HANDOVER_S
     try:
@@ -88,12 +88,12 @@ def _outer_line(path: str, name: str, undo: ExitStack) -> Line:
         _, fds, _, _ = socket.recv_fds(connection, 1, 2)
         reader, writer = fds
     except (OSError, ValueError) as error:
-        raise HostError(f"no way from the emulated host to {path}: {error}") from error
+        raise HostError(f"cannot reach {path} from the emulated host: {error}") from error
     return Line(path, reader, writer)
 
 
 def _connects(connection: socket.socket, name: str) -> bool:
-    """Whether somebody listens there yet."""
+    """Return whether a process listens there yet."""
     try:
         connection.connect("\0" + name)
     except ConnectionRefusedError:

@@ -1,11 +1,10 @@
-"""Pseudo-terminals, and the thread that carries bytes between one and a guest's end of it.
+"""Pseudo-terminals, and the thread that carries bytes between one and the guest's end.
 
-A guest's end is a stream socket. What the guest prints comes over it as it is; what is typed, and
-the terminal's size, goes over it in records, which Records takes apart.
+The guest's end is a stream socket. The guest's output comes over it unchanged. Input and the
+terminal's size go over it in records, which Records takes apart.
 
-Drivers of ptys tell whoever holds the master when a slave is closed, and when it is written to or
-read from, but not when it is opened: so everything here goes by edges, and looks at the moment a
-byte is to be written whether there is somebody to read it.
+A pty's master reports when a slave is closed, read or written, but not when it is opened. So
+everything here is edge-triggered, and checks for a reader just before it writes.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ RECORD: Final = struct.Struct("<BH")  # kind, length of what follows
 TYPED: Final = 0  # bytes for the guest
 SIZE: Final = 1  # of the terminal
 ROWS_COLUMNS: Final = struct.Struct("<HH")
-RETRY_S: Final = 0.25  # a reader that has not read for so long is looked at again
-GRACE_S: Final = 2.0  # without a byte read, until a reader has lost what a guest left behind
+RETRY_S: Final = 0.25  # between checks of a reader that reads nothing
+GRACE_S: Final = 2.0  # without a byte read, until the rest of the output is dropped
 DRAIN_S: Final = 0.01
 
 
 class Pty:
-    """A new pseudo-terminal, raw and without echo, its slave at ``path`` for the user alone.
+    """A new pseudo-terminal, raw and without echo; only the user may open its slave at ``path``.
 
     Raises:
-        HostError: there is none left.
+        HostError: none is left.
     """
 
     def __init__(self) -> None:
@@ -49,11 +48,11 @@ class Pty:
         except OSError as error:
             raise HostError(
                 f"cannot make a pseudo-terminal: {error.strerror}",
-                hint="/proc/sys/kernel/pty/max says how many there can be, nr how many there are",
+                hint="raise the limit in /proc/sys/kernel/pty/max; nr beside it shows the use",
             ) from error
         self.path = os.ttyname(slave)
         tty.setraw(slave)
-        # Where devpts lets the group tty write, wall(1) would type into the guest.
+        # If devpts lets the group tty write, wall(1) writes into the guest.
         os.fchmod(slave, 0o600)
         os.close(slave)
         os.set_blocking(self._master, False)
@@ -61,7 +60,7 @@ class Pty:
         self._poll.register(self._master, 0)
 
     def fileno(self) -> int:
-        """The master's descriptor."""
+        """Return the master's descriptor."""
         return self._master
 
     def close(self) -> None:
@@ -72,33 +71,33 @@ class Pty:
 
     @property
     def is_open(self) -> bool:
-        """Whether somebody has the slave open."""
+        """Whether a process has the slave open."""
         return not self._poll.poll(0)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Rows and columns; 0 for what nobody has said."""
+        """Rows and columns; 0 if not set."""
         rows, columns, _, _ = struct.unpack(
             "HHHH", fcntl.ioctl(self._master, termios.TIOCGWINSZ, b"\0" * 8)
         )
         return rows, columns
 
     def read(self, size: int) -> bytes:
-        """What was typed; empty where there is nothing."""
+        """Read input; return nothing if there is none."""
         try:
             return os.read(self._master, size)
-        except OSError:  # EAGAIN; EIO where nobody has the slave open
+        except OSError:  # EAGAIN; EIO while no process has the slave open
             return b""
 
     def write(self, data: bytes | bytearray) -> int:
-        """Show that; returns how many bytes there was room for."""
+        """Write output; return how many bytes there was room for."""
         try:
             return os.write(self._master, data)
         except BlockingIOError:
             return 0
 
     def has_unread(self) -> bool:
-        """Whether a reader has not read yet all that was shown: closing would lose it."""
+        """Return whether output is unread: closing would lose it."""
         if not self.is_open:
             return False
         slave = os.open(self.path, os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
@@ -111,9 +110,9 @@ class Pty:
 class Carrier(Closing):
     """Carries bytes between a pty and ``guest``, in a thread, until the guest's end is closed.
 
-    A reader of the pty that stalls makes the guest's end wait and loses nothing. While nobody
-    has the pty open, what the guest prints is dropped, as on a line that nobody is connected to.
-    A context manager; at its end a reader gets what is left, unless it takes nothing for GRACE_S.
+    A reader that stalls blocks the guest's end and loses nothing. While no process has the pty
+    open, the guest's output is dropped, as on an unconnected line. A context manager; at its end
+    a reader gets the rest, unless it reads nothing for GRACE_S.
     """
 
     def __init__(self, pty: Pty, guest: socket.socket) -> None:
@@ -122,8 +121,8 @@ class Carrier(Closing):
         self._to_pty = bytearray()
         self._to_guest = bytearray()
         self._size = (0, 0)
-        self._guest_gone = False  # nothing comes from it any more
-        self._guest_deaf = False  # nothing goes to it any more
+        self._output_ended = False  # the guest sends nothing more
+        self._input_ended = False  # the guest takes nothing more
         self._ending = False
         self._last_move = 0.0
         guest.setblocking(False)
@@ -136,14 +135,14 @@ class Carrier(Closing):
         self._thread.start()
 
     def end(self) -> None:
-        """The guest prints nothing more: do not wait for a reader that stalls; from any thread."""
+        """Stop waiting for a stalled reader: the guest has ended; from any thread."""
         if not self._ending:
             self._last_move = time.monotonic()
             self._ending = True
             os.eventfd_write(self._wake, 1)
 
     def close(self) -> None:
-        """End, and wait for that; then hang up."""
+        """End the thread, then hang up."""
         self.end()
         self._thread.join()
         self._epoll.close()
@@ -151,39 +150,39 @@ class Carrier(Closing):
         self._pty.close()
 
     def _run(self) -> None:
-        """The thread."""
+        """Carry bytes until the end; the thread."""
         with self._guest:
             while not self._is_over():
                 if self._move():
                     self._last_move = time.monotonic()
                 else:
-                    self._epoll.poll(self._patience_s())
+                    self._epoll.poll(self._timeout_s())
                     with contextlib.suppress(BlockingIOError):
                         os.eventfd_read(self._wake)
-        while self._pty.has_unread() and self._is_patient():
+        while self._pty.has_unread() and self._has_moved():
             time.sleep(DRAIN_S)
 
     def _is_over(self) -> bool:
-        if self._guest_gone and not self._to_pty:
+        if self._output_ended and not self._to_pty:
             return True
-        return self._ending and not (self._pty.is_open and self._is_patient())
+        return self._ending and not (self._pty.is_open and self._has_moved())
 
-    def _is_patient(self) -> bool:
+    def _has_moved(self) -> bool:
         return time.monotonic() - self._last_move < GRACE_S
 
-    def _patience_s(self) -> float | None:
-        """How long to wait for an event; the rest is for what might come without one."""
+    def _timeout_s(self) -> float | None:
+        """Return how long to wait for an event; some changes cause none."""
         return RETRY_S if self._to_pty or self._ending else None
 
     def _move(self) -> bool:
-        """Carry what can be carried now; False where that is nothing."""
+        """Carry bytes without waiting; return whether there were any."""
         moved = self._from_guest()
         moved |= self._show()
         moved |= self._from_pty()
         return self._type() or moved
 
     def _from_guest(self) -> bool:
-        if self._to_pty or self._guest_gone:
+        if self._to_pty or self._output_ended:
             return False
         try:
             data = self._guest.recv(CHUNK)
@@ -191,7 +190,7 @@ class Carrier(Closing):
             return False
         except OSError:
             data = b""
-        self._guest_gone = not data
+        self._output_ended = not data
         self._to_pty += data
         return True
 
@@ -203,7 +202,7 @@ class Carrier(Closing):
         return taken > 0
 
     def _from_pty(self) -> bool:
-        if len(self._to_guest) >= CHUNK or self._guest_deaf:
+        if len(self._to_guest) >= CHUNK or self._input_ended:
             return False
         size = self._pty.size
         if size != self._size:
@@ -221,27 +220,27 @@ class Carrier(Closing):
             sent = self._guest.send(self._to_guest)
         except BlockingIOError:
             return False
-        except OSError:  # what it has printed may still be on its way
-            self._guest_deaf = True
+        except OSError:  # its earlier output may still be in the socket
+            self._input_ended = True
             sent = len(self._to_guest)
         del self._to_guest[:sent]
         return True
 
 
 def record(kind: int, payload: bytes) -> bytes:
-    """One record on its way to a guest."""
+    """Encode a record for a guest."""
     return RECORD.pack(kind, len(payload)) + payload
 
 
 class Records:
-    """Takes records apart, however they come in pieces; ``on_size`` gets columns and rows."""
+    """Decodes records from a stream of bytes; ``on_size`` gets columns and rows."""
 
     def __init__(self) -> None:
         self.on_size: Callable[[int, int], None] | None = None
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> bytes:
-        """What was typed in the records that ``data`` completes."""
+        """Return the input in the records that ``data`` completes."""
         self._buffer += data
         typed = bytearray()
         while len(self._buffer) >= RECORD.size:

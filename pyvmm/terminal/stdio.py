@@ -1,7 +1,7 @@
 """A guest's serial line on this process's stdin and stdout.
 
-Three parts, each usable alone: Terminal puts a terminal into raw mode and back, Output carries
-what the guest prints, Input carries what is typed, less the keys that are for pyvmm.
+Terminal puts a terminal into raw mode and back. Output carries the guest's output. Input carries
+input to the guest, without the keys for pyvmm. Each is usable alone.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import termios
 import threading
 from collections.abc import Callable
 from enum import Enum
-from types import TracebackType
 from typing import Self
 
+from pyvmm.base.closing import Closing
 from pyvmm.base.loop import Loop
 
 ESCAPE = 0x01  # Ctrl-A
@@ -27,31 +27,26 @@ Ctrl-A h       show this
 """
 
 
-class Terminal:
-    """Raw mode for a terminal, and its way back; does nothing where ``fd`` is no terminal.
+class Terminal(Closing):
+    """Raw mode for a terminal, until closed; a context manager. No effect on other files.
 
-    Output processing stays on (as in lkvm), so that a guest's bare newline starts a line.
+    Output processing stays on, as in lkvm: a guest's bare newline starts a line. With
+    ``raw_output`` it is off, for output that another terminal has processed. A background job
+    leaves the terminal alone: changing it would stop the job (SIGTTOU).
     """
 
-    def __init__(self, fd: int = 0) -> None:
+    def __init__(self, fd: int = 0, *, raw_output: bool = False) -> None:
         self._fd = fd
+        self._raw_output = raw_output
         self._saved: list[int | list[bytes | int]] | None = None
 
     def __enter__(self) -> Self:
         self.enter_raw_mode()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.restore()
-
     @property
     def usable(self) -> bool:
-        """Whether reading ``fd`` cannot stop the process: no terminal, or one it owns."""
+        """Whether reading ``fd`` cannot stop the process: no terminal, or a terminal it owns."""
         if not os.isatty(self._fd):
             return True
         try:
@@ -59,13 +54,16 @@ class Terminal:
         except OSError:  # a terminal, but not the one that controls this process
             return True
 
-    def enter_raw_mode(self) -> None:
-        """Give the guest every key; again after a stop (SIGCONT) is fine.
+    def enter_raw_mode(self) -> bool:
+        """Give the guest every key, also again after a stop; return False in the background."""
+        if not self.usable:
+            return False
+        if os.isatty(self._fd):
+            with contextlib.suppress(termios.error):  # the terminal has hung up
+                self._set_raw_mode()
+        return True
 
-        A background job leaves the terminal alone: changing it would stop the job (SIGTTOU).
-        """
-        if not os.isatty(self._fd) or not self.usable:
-            return
+    def _set_raw_mode(self) -> None:
         mode = termios.tcgetattr(self._fd)
         if self._saved is None:
             self._saved = list(mode)
@@ -73,19 +71,21 @@ class Terminal:
             termios.BRKINT | termios.ICRNL | termios.IGNCR | termios.INLCR
             | termios.INPCK | termios.ISTRIP | termios.IXON
         )  # fmt: skip
+        if self._raw_output:
+            mode[1] &= ~termios.OPOST
         mode[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN | termios.ISIG)
         mode[6] = list(mode[6])
         mode[6][termios.VMIN] = 1
         mode[6][termios.VTIME] = 0
-        # TCSANOW: the draining kinds would wait for ever behind a terminal stopped by Ctrl-S.
+        # TCSANOW: the other modes wait for output, for ever if Ctrl-S has stopped the terminal.
         termios.tcsetattr(self._fd, termios.TCSANOW, mode)
 
-    def restore(self) -> None:
-        """Put the terminal back as it was found; idempotent, and quiet if it has gone."""
+    def close(self) -> None:
+        """Restore the terminal's first mode; idempotent, and silent if the terminal is gone."""
         saved, self._saved = self._saved, None
-        if saved is None:
+        if saved is None or not self.usable:
             return
-        # A shell that took the terminal back must not stop us on the way out.
+        # A shell may take the terminal back at any moment: that must not stop this process.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
         try:
             with contextlib.suppress(termios.error):
@@ -94,19 +94,18 @@ class Terminal:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-class Output:
-    """Carries what guests print to a descriptor, without making a vCPU wait for each byte.
+class Output(Closing):
+    """Carries a guest's output to a descriptor, without blocking a vCPU for each byte.
 
-    Bytes are gathered until a newline or a few milliseconds, then written by a thread of its
-    own, so that no kind of descriptor (a full pipe, a stopped terminal) can hold up more than
-    that thread. A guest that prints faster than the reader reads waits once ROOM bytes stand
-    in line. When nothing can be written any more, ``error`` says why, and ``on_gone`` is called.
+    A thread of its own writes the bytes, after a newline or a few milliseconds. Only that thread
+    waits for a full pipe or a stopped terminal. A guest that prints faster waits once ROOM bytes
+    are pending. After a failed write, ``error`` has the reason, and ``on_gone`` is called.
     """
 
     ROOM = 256 << 10  # bytes
-    GATHER_S = 0.004  # a prompt without a newline appears after that
-    BLOCK = 64 << 10  # bytes handed to one write(2)
-    GRACE_S = 1.0  # for what is left when the run ends with an error
+    GATHER_S = 0.004  # until a prompt without a newline is written
+    BLOCK = 64 << 10  # bytes of one write(2)
+    GRACE_S = 1.0  # for the rest of the output after an error
 
     def __init__(self, fd: int = 1) -> None:
         self.error: OSError | None = None
@@ -115,26 +114,18 @@ class Output:
         self._fd = fd
         self._changed = threading.Condition()
         self._pending = bytearray()
-        self._waits = True  # writers wait while there is no room
+        self._is_blocking = True  # writers wait for room
         self._ending = False
         self._thread = threading.Thread(target=self._pump, name="output", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close(self.GRACE_S if error else None)
+    def __exit__(self, *error: object) -> None:
+        self.drain(self.GRACE_S if error[0] else None)
 
     def write(self, data: bytes) -> None:
-        """Take bytes from the guest; safe from any thread."""
+        """Take output of the guest; safe from any thread."""
         with self._changed:
-            while len(self._pending) >= self.ROOM and self._waits:
+            while len(self._pending) >= self.ROOM and self._is_blocking:
                 self._changed.wait()
             if self.error is not None:
                 return
@@ -143,20 +134,21 @@ class Output:
             if was_empty or b"\n" in data:
                 self._changed.notify_all()
 
-    def let_go(self, hurry: bool = True) -> None:
-        """Let nobody wait for room while vCPUs are to stop: little more can come.
-
-        ``hurry`` False: they run again, and wait again.
-        """
+    def set_blocking(self, blocking: bool) -> None:
+        """Let writers wait for room, or not: vCPUs that are to stop must not wait."""
         with self._changed:
-            self._waits = not hurry and self.error is None
+            self._is_blocking = blocking and self.error is None
             self._changed.notify_all()
 
-    def close(self, grace_s: float | None = None) -> bool:
-        """Write what is left, waiting at most ``grace_s`` seconds (None: as long as it takes).
+    def close(self) -> None:
+        """Write the pending output, and end the thread; idempotent."""
+        self.drain(None)
+
+    def drain(self, grace_s: float | None) -> bool:
+        """Write the pending output, waiting at most ``grace_s`` seconds (None: without limit).
 
         Returns:
-            Whether nothing is left; if not, closing again waits again.
+            Whether all is written; if not, another call waits again.
         """
         with self._changed:
             self._ending = True
@@ -165,19 +157,19 @@ class Output:
         return not self._thread.is_alive()
 
     def _pump(self) -> None:
-        """The thread: write whatever comes, until closed and empty."""
+        """Write output until closed and empty; the thread."""
         while block := self._take():
             try:
                 self._write_all(block)
             except OSError as error:
                 self.error = error
-                self.let_go()
+                self.set_blocking(False)
                 if self.on_gone is not None:
                     self.on_gone()
                 return
 
     def _take(self) -> bytes:
-        """Wait for a line, or for what has stood there long enough; empty at the end."""
+        """Wait for a line or GATHER_S, and return the pending output; empty at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._pending or self._ending)
             self._changed.wait_for(self._worth_writing, timeout=self.GATHER_S)
@@ -196,14 +188,14 @@ class Output:
                 written = os.write(self._fd, view)
                 self.written += written
                 view = view[written:]
-            except BlockingIOError:  # somebody made our descriptor non-blocking
+            except BlockingIOError:  # another process made the descriptor non-blocking
                 poll = select.poll()
                 poll.register(self._fd, select.POLLOUT)
                 poll.poll()
 
 
 class Key(Enum):
-    """What a key after Ctrl-A asks of pyvmm."""
+    """The meaning of a key after Ctrl-A."""
 
     STOP = "x"
     HELP = "h"
@@ -211,18 +203,18 @@ class Key(Enum):
 
 KEYS = {ord(key.value): key for key in Key}
 
-# The next piece of input, as bytes for the guest and keys for pyvmm.
+# Splits a piece of input into bytes for the guest and keys for pyvmm.
 Splitter = Callable[[bytes], tuple[bytes, list[Key]]]
 
 
 class Escapes:
-    """Splits what is typed into the guest's part and pyvmm's."""
+    """Splits input into bytes for the guest and keys for pyvmm."""
 
     def __init__(self) -> None:
         self._escaped = False
 
     def split(self, data: bytes) -> tuple[bytes, list[Key]]:
-        """The bytes for the guest, and the keys for pyvmm, of the next piece of input."""
+        """Split the next piece of input."""
         guest = bytearray()
         keys = []
         at = 0
@@ -244,16 +236,16 @@ class Escapes:
 
 
 class Input:
-    """Carries what is typed to the guest, no faster than the guest takes it.
+    """Carries input to the guest, no faster than the guest reads it.
 
-    ``receive`` takes bytes for the guest and returns how many it accepted; whoever refused
-    some calls ``resume`` (from any thread) when there is room. ``on_key`` gets pyvmm's keys.
-    ``split`` tells the one from the other; it is that of Escapes where none is given.
+    ``receive`` takes bytes for the guest and returns how many it accepted. After it refused some,
+    ``resume`` must be called (from any thread) when there is room. ``on_key`` gets pyvmm's keys,
+    which ``split`` finds; the default is that of Escapes.
     """
 
     CHUNK = 4096  # bytes read at once
-    OFFER = 4096  # bytes offered at once; a UART takes 16, a virtio buffer of Linux's all of them
-    BACKLOG = 64 << 10  # bytes read ahead of the guest, so that a stuck one can still be stopped
+    OFFER = 4096  # bytes offered at once; a UART takes 16, a virtio buffer of Linux all
+    BACKLOG = 64 << 10  # bytes read ahead, so that keys stop a guest that reads nothing
 
     def __init__(
         self,
@@ -271,10 +263,10 @@ class Input:
         self._backlog = bytearray()
         self._watching = False
         self._ended = False
-        self._held = False  # not reading, because the backlog is full
+        self._is_full = False  # not reading: the backlog is full
 
     def start(self) -> None:
-        """Begin, or go on, to read; in the loop's thread, like all but ``resume``."""
+        """Start reading; in the loop's thread, like all methods but ``resume``."""
         if not self._watching and not self._ended and len(self._backlog) < self.BACKLOG:
             self._loop.watch(self._fd, self._read)
             self._watching = True
@@ -282,10 +274,10 @@ class Input:
     def pause(self) -> None:
         """Stop reading until ``start``."""
         self._loop.unwatch(self._fd)
-        self._watching = self._held = False
+        self._watching = self._is_full = False
 
     def resume(self) -> None:
-        """Offer the guest again what it had no room for; safe from any thread."""
+        """Offer the guest the pending input again; safe from any thread."""
         self._loop.call(self._offer)
 
     def _read(self) -> None:
@@ -293,7 +285,7 @@ class Input:
             data = os.read(self._fd, self.CHUNK)
         except BlockingIOError:
             return
-        except OSError:  # a terminal that hung up: the end of input, like any other
+        except OSError:  # a terminal that hung up: the end of input
             data = b""
         if not data:
             self._ended = True
@@ -311,7 +303,7 @@ class Input:
         full = len(self._backlog) >= self.BACKLOG
         if full and self._watching:
             self.pause()
-            self._held = True
-        elif self._held and not full:
-            self._held = False
+            self._is_full = True
+        elif self._is_full and not full:
+            self._is_full = False
             self.start()

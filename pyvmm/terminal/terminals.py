@@ -1,4 +1,4 @@
-"""A guest's terminals on pseudo-terminals of the machine its user sits at.
+"""A guest's terminals on pseudo-terminals of the user's machine.
 
 Terminal 0 is the guest's console, 1 to 3 are its other UARTs.
 """
@@ -18,56 +18,56 @@ if TYPE_CHECKING:
     from pyvmm.terminal.line import Line
 
 
-class Guest(Protocol):
-    """What terminals need of a machine."""
+class GuestInput(Protocol):
+    """The input of a guest's terminals: machine.console.Console is one."""
 
     def send(self, data: bytes, terminal: int = 0) -> int:
-        """Type; returns how many bytes there was room for."""
+        """Send input; return how many bytes the guest had room for."""
 
     def on_room(self, callback: Callable[[], None], terminal: int = 0) -> None:
-        """Say what to call when there is room again."""
+        """Set what is called when there is room again."""
 
     def resize(self, columns: int, rows: int) -> None:
-        """Tell the size of terminal 0."""
+        """Set the size of terminal 0."""
 
 
 class Terminals(Closing):
-    """The terminals of those numbers, from when they are made until closed; a context manager.
+    """The terminals of those numbers, until closed; a context manager.
 
     Raises:
-        HostError: there is no pseudo-terminal left, or the way out of the emulated host fails.
+        HostError: no pseudo-terminal is left, or the emulated host cannot reach one outside.
     """
 
     def __init__(self, numbers: Iterable[int] = ()) -> None:
         self._lines: dict[int, Line] = {}
         with ExitStack() as undo:
             for number in sorted(numbers):
-                from pyvmm.terminal.line import make_line  # late: most guests have a console alone
+                from pyvmm.terminal.line import make_line  # imported lazily: rarely used
 
                 self._lines[number] = make_line(number, undo)
             self._undo = undo.pop_all()
 
     def close(self) -> None:
-        """Hang up, when readers have what was printed; idempotent."""
+        """Hang up after readers have read the output; idempotent."""
         self._undo.close()
 
     @property
     def paths(self) -> Mapping[int, str]:
-        """Where each is found, as /dev/pts/5."""
+        """The path of each, such as /dev/pts/5."""
         return {number: line.path for number, line in self._lines.items()}
 
     @property
     def outputs(self) -> Mapping[int, Callable[[bytes], None]]:
-        """What takes that which the guest prints on each; it waits for a reader that stalls."""
+        """The function that takes each terminal's output; it blocks if the reader stalls."""
         return {number: line.output.write for number, line in self._lines.items()}
 
-    def let_go(self, hurry: bool = True) -> None:
-        """Let nobody wait for a reader while vCPUs are to stop; ``hurry`` False: they run again."""
+    def set_blocking(self, blocking: bool) -> None:
+        """Let writers wait for slow readers, or not: vCPUs that are to stop must not wait."""
         for line in self._lines.values():
-            line.output.let_go(hurry)
+            line.output.set_blocking(blocking)
 
-    def attach(self, guest: Guest, loop: Loop) -> Callable[[], None]:
-        """Carry what is typed to a guest, in that loop, until what this returns is called."""
+    def attach(self, guest: GuestInput, loop: Loop) -> Callable[[], None]:
+        """Carry input to a guest, in that loop, until the returned function is called."""
         undo = ExitStack()
         for number, line in self._lines.items():
             send = functools.partial(guest.send, terminal=number)
@@ -80,4 +80,4 @@ class Terminals(Closing):
 
 
 def _no_key(key: Key) -> None:
-    """Where no keys come from."""
+    """Ignore a key: these terminals have none."""

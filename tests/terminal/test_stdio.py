@@ -175,7 +175,7 @@ def test_released_output_holds_nobody_up_and_still_loses_nothing(pipe: tuple[int
     guest.join(0.2)
     held_up = guest.is_alive()
 
-    output.let_go()
+    output.set_blocking(False)
     guest.join(ENOUGH_S)
     gone_on = not guest.is_alive()
     received = 0
@@ -193,7 +193,7 @@ def test_output_that_cannot_be_written_gives_up_after_the_grace(pipe: tuple[int,
     output.write(b"x" * Output.ROOM)
     started = time.monotonic()
 
-    output.close(grace_s=0.1)
+    output.drain(0.1)
 
     assert time.monotonic() - started < ENOUGH_S
     os.close(pipe[0])

@@ -168,7 +168,7 @@ def test_guest_is_held_up_by_a_reader_that_stalls_until_the_run_is_over() -> Non
         printing.join(0.5)
         held_up = printing.is_alive()
 
-        made.let_go()
+        made.set_blocking(False)
         printing.join(ENOUGH_S)
 
         assert held_up
@@ -255,5 +255,5 @@ def test_way_out_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(lines, "HANDOVER_S", 0.1)
     outside(monkeypatch, 1)
 
-    with pytest.raises(HostError, match="no way from the emulated host to /dev/pts/outside"):
+    with pytest.raises(HostError, match="cannot reach /dev/pts/outside from the emulated host"):
         Terminals({1})
