@@ -89,9 +89,9 @@ class Exits:
         self.causes: dict[str, list[int]] = {}
         self.in_kvm = 0
 
-    def watch(self, machine: type[Any], vcpu: type[Any]) -> None:
+    def watch(self, handler: type[Any], vcpu: type[Any]) -> None:
         """Have both tell what they do."""
-        handle, run = machine._handle, vcpu.run
+        handle, run = handler._handle, vcpu.run
 
         def timed_handle(self_: Any, vcpu: Any, leave: Any) -> None:
             before = time.thread_time_ns()
@@ -106,7 +106,7 @@ class Exits:
             self.in_kvm += time.thread_time_ns() - before
             return leave
 
-        machine._handle, vcpu.run = timed_handle, timed_run
+        handler._handle, vcpu.run = timed_handle, timed_run
 
 
 def run(out: str, modules: list[str], linux: bool, arguments: list[str]) -> None:
@@ -141,7 +141,7 @@ def run(out: str, modules: list[str], linux: bool, arguments: list[str]) -> None
 def _end_in_time(phases: Phases, exits: Exits, out: str, linux: bool) -> None:
     """Write what was found and end: at the first exit, or when Linux's init is there."""
     from pyvmm.kvm.vcpu import Vcpu
-    from pyvmm.machine.machine import Machine
+    from pyvmm.machine.exits import ExitHandler
     from pyvmm.terminal.stdio import Output
 
     enter, write = Vcpu.run, Output.write
@@ -168,7 +168,7 @@ def _end_in_time(phases: Phases, exits: Exits, out: str, linux: bool) -> None:
         phases.taken[FIRST_RUN] = found["first"] - begin
         if not linux:
             end()
-        exits.watch(Machine, Vcpu)
+        exits.watch(ExitHandler, Vcpu)
         return leave
 
     def watched_write(self: Output, data: bytes) -> None:

@@ -36,11 +36,11 @@ HEAVY = (
     "dataclasses", "json", "traceback", "textwrap", "zlib", "tty",
 )  # fmt: skip
 NOT_FOR_A_RUN = (
-    "pyvmm.snapshot", "pyvmm.svecheck", "pyvmm.sweep", "pyvmm.repro", "pyvmm.machine.registers",
+    "pyvmm.snapshot", "pyvmm.svecheck", "pyvmm.sweep", "pyvmm.repro", "pyvmm.machine.registerdump",
     "pyvmm.svecheck.probe", "pyvmm.machine.trace", "pyvmm.report.perfetto", "pyvmm.host.client",
     "pyvmm.host.qemu", "pyvmm.arm64.idregs", "pyvmm.arm64.esr", "pyvmm.arm64.control",
     "pyvmm.arm64.fields", "pyvmm.arm64.sysregs", "pyvmm.boot.elf", "pyvmm.devices.virtio",
-    "pyvmm.devices.diskfile", "pyvmm.machine.virtio", "pyvmm.machine.devices", "pyvmm.memory.map",
+    "pyvmm.devices.diskfile", "pyvmm.machine.dirty", "pyvmm.machine.devices", "pyvmm.memory.map",
     "pyvmm.terminal.line", "pyvmm.terminal.pty", "pyvmm.base.files", "pyvmm.boot.wrapping",
     "pyvmm.boot.zstd", "pyvmm.kvm.hints", "pyvmm.memory.hugetlbfs", "pyvmm.control.server",
     "pyvmm.control.service", "pyvmm.control.wire",

@@ -110,7 +110,7 @@ class Attached:
         self._machine = Machine(
             config or self._config,
             self._output.write,
-            let_go=self._output.let_go,
+            set_blocking=self._output.set_blocking,
             on_unclaimed=_show_unclaimed if self._extras.debug_mmio else None,
             log=_log,
             restorer=restorer,
@@ -145,7 +145,9 @@ class Attached:
         if 0 in self._config.ttys:  # the console is there: nothing here is the guest's
             return
         undo.enter_context(self._terminal)
-        self._keyboard = Input(self._loop, lambda data: self._machine.send(data), self._on_key)
+        self._keyboard = Input(
+            self._loop, lambda data: self._machine.console.send(data), self._on_key
+        )
         self._loop.on_signal(signal.SIGCONT, self._take_terminal)
         self._loop.on_signal(signal.SIGWINCH, self._resize)
         self._connect()
@@ -171,7 +173,7 @@ class Attached:
 
     def _connect(self) -> None:
         """Tell a new machine of the terminal, and the terminal of the machine."""
-        self._machine.on_room(self._keyboard.resume)
+        self._machine.console.on_room(self._keyboard.resume)
         self._resize()
         self._take_terminal()
         self._keyboard.resume()
@@ -186,7 +188,7 @@ class Attached:
 
     def _resize(self) -> None:
         with contextlib.suppress(OSError):  # no terminal: its size stays unknown
-            self._machine.resize(*os.get_terminal_size(STDIN))
+            self._machine.console.resize(*os.get_terminal_size(STDIN))
 
     def _save_on_exit(self) -> None:
         """Save the guest, if that is wanted, before it is ended; a failure is how it ends."""

@@ -17,7 +17,7 @@ from pyvmm.arm64.core import GENERAL_REGISTERS
 from pyvmm.arm64.fields import FIELDS
 from pyvmm.arm64.pstate import Mode, pstate
 from pyvmm.commands._regwords import explain
-from pyvmm.machine.registers import VcpuRegisters
+from pyvmm.machine.registerdump import VcpuRegisters
 
 WIDTH = 100
 NAME = 17  # columns of a name

@@ -14,7 +14,7 @@ from pyvmm.arm64 import vl
 from pyvmm.base.units import parse_number, parse_size, show_size
 from pyvmm.commands._registers import PARTS, show_matching, show_registers
 from pyvmm.errors import UsageError
-from pyvmm.machine.registers import VcpuRegisters
+from pyvmm.machine.registerdump import VcpuRegisters
 from pyvmm.memory.ranges import Range
 from pyvmm.snapshot.format import PAGE, VERSION
 from pyvmm.snapshot.gic import CPU

@@ -119,12 +119,12 @@ class Service:
         "sent_without_exit" are the bytes UARTs were given that made none, or none for Python.
         """
         machine = self._machine()
-        exits, kernel = machine.exit_counts(), machine.kernel_counts()
+        exits, kernel = machine.counts.exits(), machine.counts.kernel()
         return {
             **self.info(request),
             "exits": totals(exits),
             "exits_by_vcpu": exits,
-            "sent_without_exit": machine.bytes_without_exit(),
+            "sent_without_exit": machine.counts.bytes_without_exit(),
             "kvm": totals(kernel),
             "kvm_by_vcpu": kernel,
             "memory_resident_bytes": _resident(machine),
@@ -147,7 +147,7 @@ class Service:
         "whole" keeps Z, P and FFR at the longest length the guest could choose.
         """
         from pyvmm.kvm.vgic import Vgic
-        from pyvmm.machine.registers import read_registers
+        from pyvmm.machine.registerdump import read_registers
 
         machine = self._machine()
         number = vcpu_number(request, machine)
@@ -161,7 +161,7 @@ class Service:
                 for vcpu in machine.vcpus
                 if number in (None, vcpu.id)
             ]
-        exits = machine.exit_counts()
+        exits = machine.counts.exits()
         return {"vcpus": [{**vcpu, "exits": exits[vcpu["vcpu"]]} for vcpu in read]}
 
     def balloon(self, request: Message) -> Message:
@@ -202,8 +202,8 @@ class Service:
         machine, key = self._machine(), request.get("key")
         if not isinstance(key, str) or len(key) != 1 or not key.isascii():
             raise UsageError(f"{str(key)[:40]!r} is no key")
-        machine.send_break()
-        if not machine.send(key.encode()):
+        machine.console.send_break()
+        if not machine.console.send(key.encode()):
             raise VmmError("the guest took the break, but has no room for the key")
         return {}
 

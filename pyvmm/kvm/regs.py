@@ -156,7 +156,13 @@ def FFR(slice_: int = 0) -> int:
     return ARM64 | U256 | SVE | 0x600 | slice_
 
 
+V_REGISTERS = frozenset(map(V, range(32)))
+Z_REGISTERS = frozenset(map(Z, range(32)))
+P_REGISTERS = frozenset([*map(P, range(16)), FFR()])
+
 SVE_VLS = ARM64 | U512 | SVE | 0xFFFF  # bit n: (n + 1) * 128 bits
+
+MPIDR_EL1 = sysreg(3, 0, 0, 0, 5)
 
 # Timers.  TIMER_CVAL and TIMER_CNT have each other's encoding, by a mistake that became ABI.
 TIMER_CTL = sysreg(3, 3, 14, 3, 1)

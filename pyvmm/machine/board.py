@@ -7,11 +7,13 @@ the GIC's INIT, registers last.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from pyvmm import layout
+from pyvmm.base.loop import Loop, Timer
 from pyvmm.base.records import Record
 from pyvmm.boot.cmdline import command_line
 from pyvmm.boot.dtb import MachineDescription, machine_dtb
@@ -48,7 +50,6 @@ if TYPE_CHECKING:
     from pyvmm.devices.virtio.device import VirtioDevice
     from pyvmm.devices.virtio.mmio import VirtioMmio
 
-MPIDR_EL1 = regs.sysreg(3, 0, 0, 0, 5)
 ID_AA64MMFR0_EL1 = regs.sysreg(3, 0, 0, 7, 0)
 RNG_SEED = 64  # bytes of the guest's first entropy: a ChaCha key and then some
 
@@ -85,6 +86,33 @@ class Board(Record, kw_only=True, frozen=False):
     kernel_counts: KernelCounts
     image: LoadedImage | None = None
     dtb: bytes = b""
+
+
+class RtcAlarm:
+    """Raises the alarm of the real-time clock in time, by a timer of a loop."""
+
+    def __init__(self, rtc: Pl031, loop: Loop) -> None:
+        self._rtc = rtc
+        self._loop = loop
+        self._timer: Timer | None = None
+        self._rtc.on_rearm = lambda: loop.call(self._rearm)
+        loop.call(self._rearm)  # the clock of a restored machine may have its alarm set
+
+    def stop(self) -> None:
+        """Stop using the loop."""
+        self._rtc.on_rearm = None
+
+    def _rearm(self) -> None:
+        if self._timer is not None:
+            self._loop.cancel(self._timer)
+            self._timer = None
+        due = self._rtc.next_alarm()
+        if due is not None:
+            self._timer = self._loop.after(due - time.time(), self._tick)
+
+    def _tick(self) -> None:
+        self._rtc.tick()
+        self._rearm()
 
 
 def read_limits(system: System) -> HostLimits:
@@ -124,7 +152,7 @@ def assemble(system: System, config: Config, decided: Plan, hooks: Hooks, undo: 
     )
     slots = MemorySlots(vm)
     slots.add(layout.RAM, memory.base, memory.size, memory.host_address)
-    slots.keep(layout.RAM, memory)
+    slots.save(layout.RAM, memory)
     _enable_capabilities(system, vm, decided)
     vcpus = make_vcpus(vm, decided, undo)
     irqchip = make_irqchip(vm, config, len(vcpus), undo)
@@ -186,7 +214,7 @@ def _description(
     return MachineDescription(
         ram_base=memory.base,
         ram_size=memory.size,
-        mpidrs=tuple(vcpu.get_one_reg(MPIDR_EL1) for vcpu in vcpus),
+        mpidrs=tuple(vcpu.get_one_reg(regs.MPIDR_EL1) for vcpu in vcpus),
         bootargs=command_line(
             config.params,
             console=config.console,
@@ -248,7 +276,7 @@ def _make_virtio(
 def _plug_in(
     devices: list[VirtioDevice], vm: Vm, undo: ExitStack, transport: str
 ) -> list[VirtioMmio]:
-    from pyvmm.machine.virtio import plug_in
+    from pyvmm.machine.devices import plug_in
 
     return [plug_in(device, slot, vm, undo, transport) for slot, device in enumerate(devices)]
 

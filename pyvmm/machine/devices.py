@@ -1,21 +1,30 @@
-"""The virtio devices of a machine: what a Config asks for becomes devices, by one table.
+"""The virtio devices of a machine: a table makes them from the Config, KVM connects them.
 
-To add a kind of device: its file in pyvmm/devices/virtio/, its class in deviceconfig.py, its
-option in commands/_deviceopts.py, and a row here.
+Interrupts travel by irqfds, doorbells by ioeventfds.
+
+To add a kind of device: its file in pyvmm/devices/virtio/, its class in config.py, its option in
+commands/_deviceopts.py, and a row in MAKERS.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from pyvmm import layout
+from pyvmm.base.loop import Loop
 from pyvmm.base.records import Record
 from pyvmm.config import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng
 from pyvmm.devices.virtio.device import VirtioDevice
+from pyvmm.devices.virtio.mmio import VirtioMmio
+from pyvmm.devices.virtio.served import ServedDevice
 from pyvmm.errors import HostError
+from pyvmm.kvm.uapi import IoeventfdFlag
+from pyvmm.kvm.vm import Vm
 from pyvmm.layout import Region
 from pyvmm.machine.plan import Plan
 from pyvmm.machine.slots import MemorySlots
@@ -23,10 +32,10 @@ from pyvmm.memory.map import MemoryMap
 
 
 class Site(Record, kw_only=True):
-    """What a device may be made of; ``undo`` gets the way back of what its maker opens.
+    """The resources a device is made from; ``undo`` gets the cleanup of each.
 
-    ``memory`` is what devices may address, to which a device may add. ``window`` is where the
-    addresses above RAM are that its DeviceConfig asked for.
+    ``memory`` is the memory that devices may address; a maker may add to it. ``window`` is the
+    address range above RAM that its DeviceConfig requested.
     """
 
     memory: MemoryMap
@@ -36,24 +45,24 @@ class Site(Record, kw_only=True):
     log: Callable[[str], None]
 
 
-# Each kind's modules are imported when there is one: most machines have few of them.
+# Imported lazily: most machines have few of these devices.
 
 
 def _make_mem(asked: Hotplug, site: Site) -> VirtioDevice:
-    """Room for memory, with its own addresses."""
+    """Make memory that the guest can plug, at addresses of its own."""
     from pyvmm.devices.virtio.mem import VirtioMem
-    from pyvmm.machine.hotplug import PluggedSlots
+    from pyvmm.machine.slots import PluggedSlots
     from pyvmm.memory.map import PluggableMemory
 
     blocks = site.undo.enter_context(PluggableMemory(site.window.base, asked.size, asked.block))
     shown = PluggedSlots(blocks, site.slots)
     site.memory.add(blocks)
-    site.slots.keep(site.window.name, blocks.backing)
+    site.slots.save(site.window.name, blocks.backing)
     return VirtioMem(site.memory, site.log, blocks, shown.show)
 
 
 def _make_disk(asked: Disk, site: Site) -> VirtioDevice:
-    """A disk, whose file is closed with the machine."""
+    """Make a disk; its file is closed with the machine."""
     from pyvmm.devices.diskfile import DiskFile
     from pyvmm.devices.virtio.blk import VirtioBlk
 
@@ -63,7 +72,7 @@ def _make_disk(asked: Disk, site: Site) -> VirtioDevice:
 
 
 def _make_pmem(asked: Pmem, site: Site) -> VirtioDevice:
-    """A file as memory; what the VMM does for the guest may go there, unless it is read-only."""
+    """Make a file the guest's memory; devices may write there too unless it is read-only."""
     from pyvmm.devices.diskfile import DiskFile
     from pyvmm.devices.virtio.pmem import VirtioPmem
     from pyvmm.memory.file import FileMemory
@@ -72,7 +81,7 @@ def _make_pmem(asked: Pmem, site: Site) -> VirtioDevice:
     disk = DiskFile(asked.path, option="--pmem", read_only=asked.read_only)
     site.undo.callback(disk.close)
     if disk.size != window.size:
-        raise HostError(f"{asked}: its size changes while it is opened")
+        raise HostError(f"{asked}: the file's size changed while it was opened")
     content = site.undo.enter_context(
         FileMemory(disk.fd, window.base, window.size, read_only=asked.read_only)
     )
@@ -85,7 +94,7 @@ def _make_pmem(asked: Pmem, site: Site) -> VirtioDevice:
 
 
 def serial_of(path: Path) -> bytes:
-    """What a disk is called in /dev/disk/by-id: the same for the same path, whatever its inode."""
+    """Return a disk's name in /dev/disk/by-id, which depends on its path alone."""
     import hashlib
 
     from pyvmm.devices.virtio.blk import ID_BYTES
@@ -106,7 +115,7 @@ def _make_rng(asked: Rng, site: Site) -> VirtioDevice:
     return VirtioRng(site.memory, site.log)
 
 
-# How each kind of device is made: of its DeviceConfig, at a Site.
+# The function that makes each kind of device from its DeviceConfig
 MAKERS: dict[type[DeviceConfig], Callable[[Any, Site], VirtioDevice]] = {
     Balloon: _make_balloon,
     Hotplug: _make_mem,
@@ -127,9 +136,72 @@ def make_devices(
 ) -> list[VirtioDevice]:
     """Make the devices, in order.
 
-    Raises: HostError, for what this machine cannot give one of them.
+    Raises: HostError, if this machine cannot provide what one of them needs.
     """
     return [
         MAKERS[type(one)](one, Site(memory=memory, slots=slots, window=window, undo=undo, log=log))
         for one, window in zip(asked, decided.windows, strict=True)
     ]
+
+
+def plug_in(device: VirtioDevice, slot: int, vm: Vm, undo: ExitStack, transport: str) -> VirtioMmio:
+    """Put a device into a slot of the map, with an irqfd for its interrupt.
+
+    ``transport`` is mmio or mmio-legacy. ``undo`` gets the cleanup. The caller must have put the
+    unmapping of guest RAM there before.
+    """
+    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    undo.callback(os.close, fd)
+    number = layout.virtio(slot).spi
+    assert number is not None
+    vm.irqfd(fd, number)
+    undo.callback(device.stop)  # the device holds views of guest RAM
+    pulse = functools.partial(os.eventfd_write, fd, 1)
+    return VirtioMmio(device, pulse, legacy=transport == "mmio-legacy")
+
+
+class Doorbells:
+    """Delivers doorbells (writes to QueueNotify) without an exit of the vCPU that rings.
+
+    A loop serves them, or the threads of a device that has its own. Before and after, and for
+    queues served by exits, QueueNotify is a register like any other.
+    """
+
+    def __init__(self, vm: Vm, slots: Sequence[VirtioMmio], loop: Loop) -> None:
+        self._vm = vm
+        self._loop = loop
+        self._undo = ExitStack()
+        for slot, transport in enumerate(slots):
+            address = layout.virtio(slot).base + VirtioMmio.QueueNotify.offset
+            device = transport.device
+            for queue, spec in enumerate(device.queue_specs):
+                if isinstance(device, ServedDevice):
+                    fd = os.dup(device.kick_fd)  # the device closes its own fd
+                    self._undo.callback(os.close, fd)
+                    self._connect(fd, address, queue)
+                elif not spec.by_exit:
+                    self._watch(transport, address, queue)
+            if isinstance(device, ServedDevice):
+                device.listen()
+
+    def stop(self) -> None:
+        """Stop delivering; idempotent."""
+        self._undo.close()
+
+    def _watch(self, transport: VirtioMmio, address: int, queue: int) -> None:
+        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._undo.callback(os.close, fd)
+        self._connect(fd, address, queue)
+
+        def ring() -> None:
+            os.eventfd_read(fd)
+            transport.kick(queue)
+
+        self._loop.watch(fd, ring)
+        self._undo.callback(self._loop.unwatch, fd)
+
+    def _connect(self, fd: int, address: int, queue: int) -> None:
+        """Have KVM signal an eventfd when the guest rings that queue's doorbell."""
+        assign = functools.partial(self._vm.ioeventfd, fd, address, 4, datamatch=queue)
+        assign()
+        self._undo.callback(assign, flags=IoeventfdFlag.DEASSIGN)

@@ -1,33 +1,38 @@
-"""The memory slots of a VM: numbered as they are added, large memory split as KVM asks."""
+"""The memory slots of a VM: RAM and device memory in few slots, plugged memory in one a block."""
 
 from __future__ import annotations
 
 import functools
 import mmap
+from typing import TYPE_CHECKING
 
 from pyvmm.base.records import Record
-from pyvmm.errors import KvmError
+from pyvmm.errors import HostError, KvmError
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.uapi import MemoryFlag
 from pyvmm.kvm.vm import Vm
 from pyvmm.memory.ram import GuestMemory
 
-# A memory slot has fewer than 2^31 pages, which may be of 4 KiB.
+if TYPE_CHECKING:  # imported by machines that can plug memory
+    from pyvmm.memory.map import PluggableMemory
+
+# A memory slot has fewer than 2^31 pages, and a page may be 4 KiB.
 # Source: Linux, include/linux/kvm_host.h, KVM_MEM_MAX_NR_PAGES
 SLOT_SIZE = 4 << 40
+HOTPLUG = "hotplug"  # the name of the slots of plugged memory
 
 
 @functools.cache
 def _bits() -> list[bytes]:
-    """A byte of a bitmap as a byte for each of its bits, the lowest first."""
+    """Return for each byte of a bitmap its bits, a byte each, the lowest first."""
     return [bytes(byte >> bit & 1 for bit in range(8)) for byte in range(256)]
 
 
 class Slot(Record):
-    """One slot as KVM was told of it."""
+    """One slot, as KVM has it."""
 
     number: int
-    name: str  # of the memory it is a part of
+    name: str  # of the memory that the slot is a part of
     base: int
     size: int
     host_address: int
@@ -35,16 +40,17 @@ class Slot(Record):
 
 
 class MemorySlots:
-    """Hands out a VM's memory slots, and remembers them.
+    """Numbers a VM's memory slots and records them.
 
-    ``slots`` changes in whole steps: who looks through it sees those of one moment.
+    ``slots`` is replaced as a whole: an iteration sees the slots of one moment. ``saved`` is the
+    memory that snapshots contain, by name.
     """
 
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
         self.slots: list[Slot] = []
-        self.kept: dict[str, GuestMemory] = {}  # what snapshots take along, by name
-        self._used = 0  # numbers below are taken, or free again
+        self.saved: dict[str, GuestMemory] = {}
+        self._used = 0  # every number below is in use or in _free
         self._free: list[int] = []
 
     @property
@@ -55,10 +61,10 @@ class MemorySlots:
     def add(
         self, name: str, base: int, size: int, host_address: int, *, read_only: bool = False
     ) -> None:
-        """Make memory of this process the guest's at ``base``, in as many slots as it takes.
+        """Map memory of this process for the guest at ``base``; large memory takes several slots.
 
-        The memory must stay mapped as long as the VM lives. A guest's write to what is
-        ``read_only`` becomes an MMIO exit.
+        The memory must stay mapped as long as the VM lives. A guest's write to ``read_only``
+        memory becomes an MMIO exit.
         """
         flags = MemoryFlag.READONLY if read_only else 0
         for start in range(0, size, SLOT_SIZE):
@@ -74,12 +80,12 @@ class MemorySlots:
                 raise
             self.slots = [*self.slots, slot]
 
-    def keep(self, name: str, memory: GuestMemory) -> None:
-        """Have snapshots take that memory along; what lies in the user's files they leave there."""
-        self.kept[name] = memory
+    def save(self, name: str, memory: GuestMemory) -> None:
+        """Include that memory in snapshots. Snapshots leave out memory in the user's files."""
+        self.saved[name] = memory
 
     def log_writes(self, name: str) -> None:
-        """Have KVM note which pages of that memory the guest writes to; see `written`."""
+        """Make KVM log the pages of that memory that the guest writes; see `written`."""
         for slot in self.slots:
             if slot.name == name:
                 self._vm.set_user_memory_region(
@@ -91,7 +97,7 @@ class MemorySlots:
                 )
 
     def written(self, name: str) -> bytes:
-        """For each host page of that memory 1 where the guest has written to it since last asked.
+        """Return for each host page of that memory 1 if the guest wrote it since the last call.
 
         Source: Linux, Documentation/virt/kvm/api.rst, KVM_GET_DIRTY_LOG.
         """
@@ -104,7 +110,7 @@ class MemorySlots:
         return bytes(flags)
 
     def remove(self, base: int) -> None:
-        """Take the slot at ``base`` away from the guest: there is no memory there any more."""
+        """Remove the slot at ``base``: the guest has no memory there any more."""
         (slot,) = (slot for slot in self.slots if slot.base == base)
         self._vm.set_user_memory_region(slot.number, slot.base, 0, slot.host_address)
         self.slots = [other for other in self.slots if other is not slot]
@@ -115,3 +121,48 @@ class MemorySlots:
             return self._free.pop()
         self._used += 1
         return self._used - 1
+
+
+class PluggedSlots:
+    """The slots of plugged memory: one for each plugged block.
+
+    An unplugged block has no slot: a guest's read there is an exit, returns 0, and takes no memory
+    of the host. Linux does read past the end of a page (load_unaligned_zeropad() in its
+    asm/word-at-a-time.h).
+
+    Raises: HostError, if KVM has too few slots for all blocks.
+    """
+
+    def __init__(self, blocks: PluggableMemory, slots: MemorySlots) -> None:
+        if blocks.blocks > slots.room:
+            raise HostError(
+                f"`devices.hotplug`: {blocks.blocks} blocks take a memory slot each, and this "
+                f"host's KVM has {slots.room} more for one VM",
+                hint="use larger blocks: `devices.hotplug`=SIZE,block=SIZE",
+            )
+        self._blocks = blocks
+        self._slots = slots
+
+    def show(self, first: int, count: int, there: bool) -> None:
+        """Map ``count`` blocks from the ``first`` on for the guest, or unmap them: all or none.
+
+        Raises: KvmError, if the kernel has no memory for the slots.
+        """
+        done = first
+        try:
+            for block in range(first, first + count):
+                self._set(block, there)
+                done = block + 1
+        except HostError:
+            for block in range(first, done):
+                self._set(block, not there)
+            raise
+
+    def _set(self, block: int, there: bool) -> None:
+        address = self._blocks.address(block)
+        if not there:
+            self._slots.remove(address)
+            return
+        backing = self._blocks.backing
+        host_address = backing.host_address + address - backing.base
+        self._slots.add(HOTPLUG, address, self._blocks.block_size, host_address)

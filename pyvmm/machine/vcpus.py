@@ -21,8 +21,8 @@ from pyvmm.kvm.uapi import VcpuFeature
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm
 from pyvmm.machine.plan import Feature, Plan
+from pyvmm.machine.registers import RegisterView
 from pyvmm.machine.slots import MemorySlots
-from pyvmm.machine.view import RegisterView
 from pyvmm.memory.ram import GuestMemory
 
 # The capabilities by which KVM says that it has a feature, all of them
@@ -129,7 +129,7 @@ def give_pvtime(
     region = layout.PVTIME
     memory = undo.enter_context(GuestMemory(region.base, region.size))
     slots.add(region.name, memory.base, memory.size, memory.host_address)
-    slots.keep(region.name, memory)
+    slots.save(region.name, memory)
     for vcpu in vcpus:
         vcpu.set_pvtime(region.base + vcpu.id * layout.PVTIME_SIZE)
     return memory

@@ -147,7 +147,7 @@ def _serve(connection: socket.socket, config: Config) -> None:
         vm.start()
         _answer(vm, console, connection.sendall)
         while letter := connection.recv(1):
-            vm.send(letter)
+            vm.console.send(letter)
             _answer(vm, console, connection.sendall)
 
 
@@ -156,5 +156,5 @@ def _answer(vm: Machine, console: Console, send: Callable[[bytes], None]) -> Non
         said = console.line()
     except TimeoutError:
         raise GuestEnded(f"the guest printed nothing for {ANSWER_S:g} s") from None
-    exits = sum(vm.exit_counts()[0].values())
+    exits = sum(vm.counts.exits()[0].values())
     send(json.dumps({"said": said, "exits": exits}).encode() + b"\n")

@@ -16,7 +16,6 @@ from pyvmm.arm64.fields import decode
 from pyvmm.arm64.lanes import Predicate, Vector
 from pyvmm.base.records import Record
 from pyvmm.kvm import regs
-from pyvmm.machine.registers import PREDICATES, VECTORS
 from pyvmm.memory.ranges import Range, merged, runs
 from pyvmm.snapshot import gic, pages, restoreorder
 from pyvmm.snapshot.format import BLOCK, PAGE
@@ -34,7 +33,6 @@ EXPECTED: Final = {
 TICKS: Final = "counters keep counting"
 RECOMPUTED: Final = "bits that KVM recomputes"
 STOLEN_TIME: Final = "stolen time, which the host writes"
-V_REGISTERS: Final = frozenset(regs.V(number) for number in range(32))
 
 
 class Detail(NamedTuple):
@@ -188,19 +186,19 @@ def _register(where: str, reg_id: int, left: SnapshotVcpu, right: SnapshotVcpu) 
 
 def _bits(reg_id: int, longest: int) -> int:
     """Return the width of a register in vCPUs with that longest vector length."""
-    if reg_id in VECTORS:
+    if reg_id in regs.Z_REGISTERS:
         return longest
-    return longest // Predicate.SHARE if reg_id in PREDICATES else 8 * regs.size(reg_id)
+    return longest // Predicate.SHARE if reg_id in regs.P_REGISTERS else 8 * regs.size(reg_id)
 
 
 def _details(reg_id: int, a: int, b: int, bits: int) -> Iterator[Detail]:
     """Yield the lanes or fields that differ; a predicate has one bit for each byte lane."""
-    if reg_id in VECTORS or reg_id in V_REGISTERS:
+    if reg_id in regs.Z_REGISTERS or reg_id in regs.V_REGISTERS:
         lanes = zip(Vector(a, bits).d, Vector(b, bits).d, strict=True)
         for number, (left, right) in enumerate(lanes):
             if left != right:
                 yield Detail(f"d[{number}]", f"{left:#018x}", f"{right:#018x}")
-    elif reg_id in PREDICATES:
+    elif reg_id in regs.P_REGISTERS:
         for number in range(bits):
             if (a ^ b) >> number & 1:
                 yield Detail(f"b[{number}]", str(a >> number & 1), str(b >> number & 1))

@@ -16,10 +16,11 @@ from pyvmm import layout
 from pyvmm.arm64 import sysregs
 from pyvmm.base.records import Record
 from pyvmm.errors import KvmError, VmmError
+from pyvmm.kvm import regs
 from pyvmm.kvm.device import Device
 from pyvmm.kvm.uapi import VgicCtrl, VgicGroup
 from pyvmm.kvm.vgic import affinity
-from pyvmm.machine.board import MPIDR_EL1, Board
+from pyvmm.machine.board import Board
 from pyvmm.machine.irqchip import Irqchip
 from pyvmm.snapshot.state import GicBlock, GicState
 
@@ -294,7 +295,7 @@ def save_tables(irqchip: Irqchip) -> None:
 
 def gic_registers(board: Board) -> GicRegisters:
     """Return a machine's interrupt controller as its registers."""
-    mpidrs = [vcpu.get_one_reg(MPIDR_EL1) for vcpu in board.vcpus]
+    mpidrs = [vcpu.get_one_reg(regs.MPIDR_EL1) for vcpu in board.vcpus]
     return GicRegisters(board.irqchip, mpidrs, layout.NR_IRQS)
 
 

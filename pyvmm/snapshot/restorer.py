@@ -137,7 +137,7 @@ class Restorer(Closing):
 
     def _memories(self, board: Board) -> list[GuestMemory]:
         """Return the machine's memory; the snapshot must have the same areas."""
-        memories = board.slots.kept
+        memories = board.slots.saved
         here = {name: (memory.base, memory.size) for name, memory in memories.items()}
         saved = {area.name: (area.base, area.size) for area in self.state.memory}
         if here != saved:

@@ -98,7 +98,7 @@ def save(machine: Machine, path: Path, *, parent: Path | None = None, track: boo
         undo.enter_context(still(board))
         state = save_state(board, machine.config, machine.virtual_time)
         dirty.collect()
-        memories = list(board.slots.kept.values())
+        memories = list(board.slots.saved.values())
         if parent is None:
             identity = write_snapshot(path, state.document(), [Part(m) for m in memories])
         else:
@@ -146,7 +146,7 @@ def config_of(board: Board, config: Config) -> Config:
 
 def areas(board: Board) -> Iterator[Area]:
     """Yield the guest's memory, except for files of the user (pmem)."""
-    for name, memory in board.slots.kept.items():
+    for name, memory in board.slots.saved.items():
         yield Area(name=name, base=memory.base, size=memory.size)
 
 

@@ -23,14 +23,14 @@ from pyvmm.errors import KvmError, UsageError
 from pyvmm.kvm import regs, sve
 from pyvmm.kvm.vcpu import VcpuEvents
 from pyvmm.kvm.vgic import affinity
-from pyvmm.machine.registers import MPIDR_EL1, PREDICATES, VECTORS, VcpuRegisters, read_registers
-from pyvmm.machine.view import RegisterView
+from pyvmm.machine.registerdump import VcpuRegisters, read_registers
+from pyvmm.machine.registers import RegisterView
 from pyvmm.snapshot import gic
 from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.state import GicState, State, VcpuState
 
-NEEDED: Final = (regs.PC, regs.PSTATE, MPIDR_EL1)
+NEEDED: Final = (regs.PC, regs.PSTATE, regs.MPIDR_EL1)
 NEEDED_OF_SVE: Final = (regs.SVE_VLS, regs.lookup("ZCR_EL1", sysregs.ENCODINGS))
 GICV2: Final = "gicv2"
 _REGISTER_ID: Final = re.compile("0x[0-9a-f]{1,16}")
@@ -164,7 +164,7 @@ def _damage(vcpu: VcpuState) -> str:
     if sve.lengths(registers.get(regs.SVE_VLS, 0)) != vcpu.vls:
         return "its vector lengths differ from its SVE_VLS"
     bits = max(vcpu.vls, default=0)
-    for kind, width in ((VECTORS, bits), (PREDICATES, bits // PREDICATE_SHARE)):
+    for kind, width in ((regs.Z_REGISTERS, bits), (regs.P_REGISTERS, bits // PREDICATE_SHARE)):
         for reg_id in kind & registers.keys():
             if registers[reg_id] >> width:
                 return f"{regs.name(reg_id)} is longer than the vector length"
@@ -178,7 +178,7 @@ class _CpuInterfaces:
     """The saved CPU interfaces of the GIC, for read_registers()."""
 
     def __init__(self, state: GicState, vcpus: tuple[SnapshotVcpu, ...]) -> None:
-        self._whose = {affinity(vcpu.get_one_reg(MPIDR_EL1)): vcpu.id for vcpu in vcpus}
+        self._whose = {affinity(vcpu.get_one_reg(regs.MPIDR_EL1)): vcpu.id for vcpu in vcpus}
         self._registers = {b.vcpu: b.registers for b in state.blocks if b.part == gic.CPU.name}
 
     def get_cpu_sysreg(self, mpidr: int, encoding: int) -> int:

@@ -9,7 +9,7 @@ import pytest
 from pyvmm.arm64 import sysregs
 from pyvmm.commands._registers import NEVER_WRITTEN, PARTS, WIDTH, show_registers
 from pyvmm.commands._regwords import explain
-from pyvmm.machine.registers import PendingEvents, VcpuRegisters
+from pyvmm.machine.registerdump import PendingEvents, VcpuRegisters
 
 NO_EVENTS = PendingEvents(
     serror_pending=False, serror_has_esr=False, serror_esr="0x0", ext_dabt_pending=False

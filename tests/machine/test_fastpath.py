@@ -233,7 +233,7 @@ def test_output_is_whole_when_the_run_ends(tmp_path: Path, fast: bool) -> None:
 
         assert code == (1 + 3000) & 0xFF
         assert screen.text == counting(3000, 1)
-        (exits,) = made.exit_counts()
+        (exits,) = made.counts.exits()
         assert (exits["uart0 write"] == 3000) == (not fast)
 
 
@@ -246,8 +246,8 @@ def test_output_comes_though_the_guest_never_leaves(tmp_path: Path) -> None:
 
         assert screen.wait_for(40) == counting(40)
         time.sleep(0.1)
-        assert sum(made.exit_counts()[0].values()) < 3 * EXITS_FIRST
-        assert 0 < made.bytes_without_exit()["uart0"] < 40
+        assert sum(made.counts.exits()[0].values()) < 3 * EXITS_FIRST
+        assert 0 < made.counts.bytes_without_exit()["uart0"] < 40
 
 
 def test_a_paused_guests_output_is_out(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_every_vcpus_output_is_whole_while_input_arrives(tmp_path: Path) -> None
 
         def type_on() -> None:
             while not done.wait(0.02):
-                made.send(b"x")
+                made.console.send(b"x")
 
         typist = threading.Thread(target=type_on)
         typist.start()
@@ -297,7 +297,7 @@ def test_c_completes_and_counts_unclaimed_accesses(tmp_path: Path) -> None:
         made.vcpus[0].set_one_reg(regs.X(3), layout.FLASH.base)
 
         assert made.run() == 0
-        assert made.exit_counts() == [{"exit write": 1, "unclaimed read": 1}]
+        assert made.counts.exits() == [{"exit write": 1, "unclaimed read": 1}]
 
 
 def test_on_unclaimed_is_called_with_each_unclaimed_access(tmp_path: Path) -> None:

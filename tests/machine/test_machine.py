@@ -54,7 +54,9 @@ def boot(tmp_path: Path, screen: Screen) -> Iterator[Boot]:
 
         def make(program: str, x1: int = 0, x2: int = 0, **options: Any) -> Machine:
             hooks = {
-                name: options.pop(name) for name in ("on_unclaimed", "let_go") if name in options
+                name: options.pop(name)
+                for name in ("on_unclaimed", "set_blocking")
+                if name in options
             }
             output = options.pop("output", screen.write)
             image = programs.write(program, tmp_path)
@@ -111,11 +113,11 @@ def test_console_carries_both_ways_and_loses_nothing(boot: Boot, screen: Screen)
     typed = bytes(range(1, 101))
     left = bytearray(typed)
     room = threading.Event()
-    machine.on_room(room.set)
+    machine.console.on_room(room.set)
     machine.start()
 
     while left:
-        del left[: machine.send(bytes(left))]
+        del left[: machine.console.send(bytes(left))]
         assert not left or room.wait(120)
         room.clear()
     deadline = time.monotonic() + 120
@@ -359,7 +361,7 @@ def test_pause_does_not_wait_for_a_reader_that_stalls(boot: Boot) -> None:
 
     machine = boot(
         "flood", x1=ord("x"), x2=layout.UART.base, output=output,
-        let_go=lambda now: hurry.set() if now else hurry.clear(),
+        set_blocking=lambda now: hurry.clear() if now else hurry.set(),
     )  # fmt: skip
     machine.start()
     assert stalled.wait(120)
@@ -374,11 +376,11 @@ def test_exits_are_counted_by_device_and_direction(boot: Boot) -> None:
     machine = boot("store", x2=0x1234_0000)
     machine.start()
     deadline = time.monotonic() + 120
-    while not machine.exit_counts()[0] and time.monotonic() < deadline:
+    while not machine.counts.exits()[0] and time.monotonic() < deadline:
         time.sleep(0.01)
     machine.pause()
 
-    assert machine.exit_counts() == [{"INTR": 1, "unclaimed write": 1}]
+    assert machine.counts.exits() == [{"INTR": 1, "unclaimed write": 1}]
 
 
 def test_kvm_counts_its_exits_by_its_own_names(boot: Boot) -> None:
@@ -387,6 +389,6 @@ def test_kvm_counts_its_exits_by_its_own_names(boot: Boot) -> None:
 
     with System.open() as system:
         offered = system.has(Cap.BINARY_STATS_FD)
-    (counts,) = machine.kernel_counts() if offered else ({"exits": 1, "mmio_exit_user": 1},)
+    (counts,) = machine.counts.kernel() if offered else ({"exits": 1, "mmio_exit_user": 1},)
 
     assert counts["exits"] >= counts["mmio_exit_user"] >= 1

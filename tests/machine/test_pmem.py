@@ -100,8 +100,8 @@ def test_write_to_read_only_memory_is_an_abort_and_not_in_the_file(
     vcpu.set_one_reg(VBAR_EL1, vectors)
 
     machine.start()
-    assert wait_for(lambda: "read-only memory write" in machine.exit_counts()[0] or
-                    "ARM_NISV" in machine.exit_counts()[0])  # fmt: skip
+    assert wait_for(lambda: "read-only memory write" in machine.counts.exits()[0] or
+                    "ARM_NISV" in machine.counts.exits()[0])  # fmt: skip
     while vcpu_pc(machine) != vectors + CURRENT_EL_SPX:
         time.sleep(0.01)
     machine.pause()

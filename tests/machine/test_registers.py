@@ -1,298 +1,377 @@
-"""A vCPU's registers read out by name: what was put in comes out, and what the host says of itself
-agrees with what the decoded registers say.
-"""
+"""Registers by name as typed values, against what a guest writes and reads, lane by lane."""
 
 from __future__ import annotations
 
 import errno
-import json
-import os
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import cast
 
 import pytest
 
 from pyvmm import layout
-from pyvmm.arm64 import sysregs
-from pyvmm.arm64.cpuid import Ctr, line_bytes
-from pyvmm.arm64.fields import decode
+from pyvmm.arm64 import sysregs, vl
+from pyvmm.arm64.control import Zcr
+from pyvmm.arm64.lanes import Predicate, Vector
+from pyvmm.arm64.pstate import Pstate
 from pyvmm.config import Config, SveRequest
-from pyvmm.errors import KvmError
+from pyvmm.errors import KvmError, UsageError
 from pyvmm.kvm import regs, sve
-from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.system import System
-from pyvmm.kvm.uapi import MpState, VcpuFeature
-from pyvmm.kvm.vcpu import Vcpu, VcpuEvents
 from pyvmm.layout import MIB
 from pyvmm.machine.machine import Machine
-from pyvmm.machine.registers import VcpuRegisters, read_registers
+from pyvmm.machine.registerdump import read_registers
+from pyvmm.machine.registers import Register, RegisterView
 from tests import programs
-from tests.kvm.guest import guest
 
-NO_SVE: frozenset[int] = frozenset()
-PSCI, SVE = VcpuFeature.PSCI_0_2, VcpuFeature.SVE
-MIDR = Path("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1")
-CPUINFO = Path("/proc/cpuinfo")
-SC_LEVEL1_ICACHE_LINESIZE, SC_LEVEL1_DCACHE_LINESIZE = 187, 190  # bits/confname.h of glibc
-
-# A feature's name in /proc/cpuinfo, and the least value of the field that stands for it.
-# Source: Linux, Documentation/arch/arm64/elf_hwcaps.rst
-HWCAPS = """
-    aes         ID_AA64ISAR0_EL1.AES        1
-    pmull       ID_AA64ISAR0_EL1.AES        2
-    sha1        ID_AA64ISAR0_EL1.SHA1       1
-    sha2        ID_AA64ISAR0_EL1.SHA2       1
-    sha512      ID_AA64ISAR0_EL1.SHA2       2
-    crc32       ID_AA64ISAR0_EL1.CRC32      1
-    atomics     ID_AA64ISAR0_EL1.ATOMIC     2
-    asimdrdm    ID_AA64ISAR0_EL1.RDM        1
-    sha3        ID_AA64ISAR0_EL1.SHA3       1
-    sm3         ID_AA64ISAR0_EL1.SM3        1
-    sm4         ID_AA64ISAR0_EL1.SM4        1
-    asimddp     ID_AA64ISAR0_EL1.DP         1
-    asimdfhm    ID_AA64ISAR0_EL1.FHM        1
-    flagm       ID_AA64ISAR0_EL1.TS         1
-    flagm2      ID_AA64ISAR0_EL1.TS         2
-    rng         ID_AA64ISAR0_EL1.RNDR       1
-    jscvt       ID_AA64ISAR1_EL1.JSCVT      1
-    fcma        ID_AA64ISAR1_EL1.FCMA       1
-    lrcpc       ID_AA64ISAR1_EL1.LRCPC      1
-    ilrcpc      ID_AA64ISAR1_EL1.LRCPC      2
-    dcpop       ID_AA64ISAR1_EL1.DPB        1
-    dcpodp      ID_AA64ISAR1_EL1.DPB        2
-    sb          ID_AA64ISAR1_EL1.SB         1
-    frint       ID_AA64ISAR1_EL1.FRINTTS    1
-    i8mm        ID_AA64ISAR1_EL1.I8MM       1
-    bf16        ID_AA64ISAR1_EL1.BF16       1
-    dgh         ID_AA64ISAR1_EL1.DGH        1
-    sve         ID_AA64PFR0_EL1.SVE         1
-    dit         ID_AA64PFR0_EL1.DIT         1
-    bti         ID_AA64PFR1_EL1.BT          1
-    uscat       ID_AA64MMFR2_EL1.AT         1
-    sve2        ID_AA64ZFR0_EL1.SVEver      1
-    sveaes      ID_AA64ZFR0_EL1.AES         1
-    svepmull    ID_AA64ZFR0_EL1.AES         2
-    svebitperm  ID_AA64ZFR0_EL1.BitPerm     1
-    svesha3     ID_AA64ZFR0_EL1.SHA3        1
-    svesm4      ID_AA64ZFR0_EL1.SM4         1
-    svei8mm     ID_AA64ZFR0_EL1.I8MM        1
-    svef32mm    ID_AA64ZFR0_EL1.F32MM       1
-    svef64mm    ID_AA64ZFR0_EL1.F64MM       1
-    svebf16     ID_AA64ZFR0_EL1.BF16        1
-"""
+UNKNOWN = 0x6030_0000_0017_0001  # of a group that no kernel has yet
+ZCR_EL1 = regs.lookup("ZCR_EL1", sysregs.ENCODINGS)
 
 
-class Parked:
-    """A vCPU that has three registers, one of which KVM does not give."""
+class Kept(RegisterView):
+    """Registers that were kept of a vCPU: KVM's ids, and its refusals."""
 
-    id = 3
-    values = {regs.X(0): 0xFFFF_FFFF_FFFF_FFFF, regs.FPSR: 8}  # noqa: RUF012 - never changed
+    def __init__(self, values: dict[int, int]) -> None:
+        self.id = 0
+        self.values = values
 
     def get_reg_list(self) -> list[int]:
-        return [regs.X(0), regs.PC, regs.FPSR]
+        return list(self.values)
 
     def get_one_reg(self, reg_id: int) -> int:
         if reg_id not in self.values:
             raise KvmError("KVM_GET_ONE_REG", regs.name(reg_id), errno.ENOENT)
         return self.values[reg_id]
 
-    def get_mp_state(self) -> int:
-        return MpState.SUSPENDED
-
-    def get_vcpu_events(self) -> VcpuEvents:
-        return VcpuEvents(serror_pending=True, serror_has_esr=True, serror_esr=0x41)
+    def set_one_reg(self, reg_id: int, value: int) -> None:
+        assert value < 1 << 8 * regs.size(reg_id)
+        self.values[reg_id] = value
 
 
-def value(read: VcpuRegisters, name: str) -> int:
-    return int(read["registers"][name], 16)
+def kept(longest: int, **values: int) -> Kept:
+    """A vCPU with every vector length up to that, and these registers."""
+    ids = {regs.lookup(name, sysregs.ENCODINGS): value for name, value in values.items()}
+    return Kept({regs.SVE_VLS: (1 << longest // 128) - 1, **ids})
 
 
-def test_register_that_cannot_be_read_is_told_with_its_errno_and_the_others_are_there() -> None:
-    read = read_registers(cast(Vcpu, Parked()), NO_SVE)
+def test_vector_is_at_the_longest_length_the_vcpu_has() -> None:
+    vcpu = kept(512, Z5=0xFF << 504 | 7)
 
-    assert read == {
-        "vcpu": 3,
-        "mp_state": "SUSPENDED",
-        "events": {
-            "serror_pending": True,
-            "serror_has_esr": True,
-            "serror_esr": "0x0000000000000041",
-            "ext_dabt_pending": False,
-        },
-        "vls": [],
-        "current_vl": 0,
-        "shown_vl": 0,
-        "registers": {"X0": "0xffffffffffffffff", "FPSR": "0x00000008"},
-        "errors": {"PC": "ENOENT"},
+    assert vcpu.z[5] == Vector(0xFF << 504 | 7, 512)
+    assert vcpu.z[5].b[63] == 0xFF
+    assert vcpu.vls == {128, 256, 384, 512}
+
+
+def test_predicates_are_at_the_longest_length_the_vcpu_has() -> None:
+    vcpu = kept(256, P3=1 << 31, FFR=0xFFFF_FFFF)
+
+    assert vcpu.p[3] == Predicate(1 << 31, 256)
+    assert all(vcpu.ffr.b)
+    assert len(vcpu.ffr.b) == 32
+
+
+@pytest.mark.parametrize(
+    ("longest", "slices"), [(128, 1), (2048, 1), (2176, 2), (4096, 2), (65536, 32)]
+)
+def test_slices_are_as_many_as_the_longest_length_needs(longest: int, slices: int) -> None:
+    vcpu = Kept({regs.SVE_VLS: 1 << longest // 128 - 1})
+    value = 1 << longest - 1 | 1
+
+    vcpu.z[1] = value
+    vcpu.p[2] = 1 << longest // 8 - 1 | 1
+    vcpu.ffr = Predicate(1, longest)
+
+    written = set(vcpu.values) - {regs.SVE_VLS}
+    numbers = range(slices)
+    assert written == {
+        *(regs.Z(1, n) for n in numbers),
+        *(regs.P(2, n) for n in numbers),
+        *(regs.FFR(n) for n in numbers),
     }
+    assert vcpu.z[1] == Vector(value, longest)
+    assert vcpu.p[2].b[-1]
+    assert vcpu.ffr.value == 1
 
 
-@pytest.mark.kvm
-def test_every_register_kvm_lists_is_read_and_survives_json() -> None:
-    with guest("spin") as made:
-        read = read_registers(made.vcpu, NO_SVE)
-        listed = {regs.name(reg_id, sysregs.NAMES) for reg_id in made.vcpu.get_reg_list()}
+def test_lane_is_written_by_replacing_it() -> None:
+    vcpu = kept(256, Z5=0)
 
-    assert read["registers"].keys() | read["errors"].keys() == listed
-    assert read["errors"] == {}
-    assert json.loads(json.dumps(read)) == read
+    vcpu.z[5] = vcpu.z[5].replace(s={7: -2})
+
+    assert vcpu.z[5].s.signed == (0, 0, 0, 0, 0, 0, 0, -2)
 
 
-@pytest.mark.kvm
-def test_values_set_come_out_under_their_names() -> None:
-    chosen = {
-        **{f"X{number}": 0x1111_1111_1111_1111 * number & (1 << 64) - 1 for number in range(31)},
-        **{f"V{number}": (number << 120) + 7 * number for number in range(32)},
-        "PC": 0xFFFF_8000_0000_1000,
-        "SP_EL0": 0x10,
-        "SP_EL1": 0xFFFF_FFFF_FFFF_FFF0,
-        "PSTATE": 0x6000_03C5,
-        "ESR_EL1": 0x9600_0045,
-        "FAR_EL1": 0xDEAD_BEEF_0000_0000,
-        "ELR_EL1": 0xFFFF_8000_0000_2000,
-        "SPSR_EL1": 0x3C5,
-        "VBAR_EL1": 0xFFFF_8000_0000_0800,
-        "TPIDR_EL0": 0x0123_4567_89AB_CDEF,
-        "TPIDRRO_EL0": 1 << 63,
-        "FPCR": 0x0300_0000,
-        "FPSR": 0x0800_001F,
-    }  # fmt: skip
-    with guest("spin") as made:
-        for name, number in chosen.items():
-            made.vcpu.set_one_reg(regs.lookup(name, sysregs.ENCODINGS), number)
+@pytest.mark.parametrize(("value", "fits"), [(Vector(1, 128), True), (Vector(1 << 255, 512), True),
+                                             (Vector(1 << 256, 512), False)])  # fmt: skip
+def test_vector_of_another_length_is_written_if_its_value_fits(value: Vector, fits: bool) -> None:
+    vcpu = kept(256, Z0=0)
 
-        read = read_registers(made.vcpu, NO_SVE)
+    if not fits:
+        with pytest.raises(ValueError, match="does not fit 256 bits"):
+            vcpu.z[0] = value
+        return
+    vcpu.z[0] = value
 
-    assert {name: value(read, name) for name in chosen} == chosen
-    assert (len(read["registers"]["V3"]), len(read["registers"]["FPCR"])) == (34, 10)
+    assert vcpu.z[0] == Vector(value.value, 256)
 
 
-@pytest.mark.kvm
-def test_state_beside_the_registers_is_told() -> None:
-    with guest("spin", vcpus=2) as made:
-        made.vcpus[1].set_vcpu_events(VcpuEvents(serror_pending=True))
-
-        first, second = (read_registers(vcpu, NO_SVE) for vcpu in made.vcpus)
-
-    assert (first["vcpu"], first["mp_state"]) == (0, "RUNNABLE")
-    assert (second["vcpu"], second["mp_state"]) == (1, "STOPPED")
-    assert [read["events"]["serror_pending"] for read in (first, second)] == [False, True]
+def test_predicate_is_not_written_to_a_vector_register() -> None:
+    with pytest.raises(TypeError, match="Z3 holds a Vector, not a Predicate"):
+        kept(256).reg["Z3"] = Predicate(0, 256)
 
 
-@pytest.mark.kvm
-def test_gic_gives_the_cpu_interface_s_registers() -> None:
-    with guest("spin", vcpus=2, gic=True) as made:
-        assert made.gic is not None
-        mpidr = made.vcpus[1].get_one_reg(regs.sysreg(3, 0, 0, 0, 5))
-        made.gic.set_cpu_sysreg(mpidr, sysregs.ENCODINGS["ICC_PMR_EL1"], 0xF0)
+@pytest.mark.parametrize("number", [-1, 32])
+def test_register_number_that_is_none_is_an_index_error(number: int) -> None:
+    with pytest.raises(IndexError, match="use 0 to 31"):
+        _ = kept(128).z[number]
 
-        read = [read_registers(vcpu, NO_SVE, gic=made.gic) for vcpu in made.vcpus]
 
-    assert [value(one, "ICC_PMR_EL1") for one in read] == [0, 0xF0]
-    assert [value(one, "ICC_SRE_EL1") & 1 for one in read] == [1, 1]
-    assert [one["errors"] for one in read] == [{}, {}]
+def test_banks_are_as_long_as_the_architecture_has_them() -> None:
+    vcpu = kept(128, **{f"P{number}": number for number in range(16)})
+
+    assert (len(vcpu.z), len(vcpu.p)) == (32, 16)
+    assert [predicate.value for predicate in vcpu.p] == list(range(16))
+
+
+def test_vcpu_without_sve_says_so() -> None:
+    vcpu = Kept({regs.V(5): 7})
+
+    assert vcpu.vls == vl.NO_SVE
+    assert vcpu.vl_in_use == 0
+    with pytest.raises(UsageError, match="vCPU 0 has no SVE, and so no Z5"):
+        _ = vcpu.z[5]
+    assert vcpu.reg["V5"] == Vector(7, 128)
+
+
+def test_system_register_has_its_fields() -> None:
+    vcpu = kept(128, ZCR_EL1=3, TPIDR_EL0=0x1234)
+
+    assert vcpu.sysreg["ZCR_EL1"].LEN == 3
+    assert vcpu.sysreg["TPIDR_EL0"] == 0x1234
+
+
+def test_system_register_is_written_with_fields_or_a_number() -> None:
+    vcpu = kept(128, ZCR_EL1=3)
+
+    vcpu.sysreg["ZCR_EL1"] = vcpu.sysreg["ZCR_EL1"].replace(LEN=1)
+    vcpu.sysreg["S3_0_C13_C0_4"] = 9
+
+    assert vcpu.values[ZCR_EL1] == 1
+    assert vcpu.sysreg["TPIDR_EL1"] == 9
+
+
+@pytest.mark.parametrize("name", ["ZCR_EL2", "SCTLR_EL9", "PC", "Z3"])
+def test_name_that_no_system_register_there_has_is_a_key_error(name: str) -> None:
+    vcpu = kept(128, PC=0)
+
+    with pytest.raises(KeyError, match=name):
+        _ = vcpu.sysreg[name]
+    assert name not in vcpu.sysreg
+
+
+def test_timers_have_arm_s_names_whatever_kvm_calls_them() -> None:
+    vcpu = kept(128, TIMER_CNT=1, TIMER_CVAL=2, TIMER_CTL=5)
+
+    assert vcpu.sysreg["CNTVCT_EL0"] == 1
+    assert vcpu.sysreg["CNTV_CVAL_EL0"] == 2
+    assert vcpu.sysreg["CNTV_CTL_EL0"].ISTATUS == 1
+
+
+def test_refusal_for_another_reason_is_kvm_s_error() -> None:
+    class Refusing(Kept):
+        def get_one_reg(self, reg_id: int) -> int:
+            raise KvmError("KVM_GET_ONE_REG", regs.name(reg_id), errno.EPERM)
+
+    with pytest.raises(KvmError):
+        _ = Refusing({}).sysreg["ZCR_EL1"]
+    with pytest.raises(KvmError):
+        _ = Refusing({}).vls
+
+
+def test_every_register_is_listed_with_what_it_is_and_unknown_ones_raw() -> None:
+    vcpu = kept(256, PC=4, PSTATE=0x3C5, Z1=1, P1=1, FFR=1, ZCR_EL1=1, FPSR=0)
+    vcpu.values[UNKNOWN] = 0xABCD
+
+    rows = {row.name: row for row in vcpu.registers()}
+
+    assert [row.id for row in rows.values()] == list(vcpu.values)
+    assert rows[f"{UNKNOWN:#x}"] == Register(UNKNOWN, f"{UNKNOWN:#x}", 8, 0xABCD)
+    assert rows["SVE_VLS"].value == frozenset({128, 256})
+    assert rows["Z1"].value == Vector(1, 256)
+    assert rows["FFR"].value == Predicate(1, 256)
+    assert isinstance(rows["PSTATE"].value, Pstate)
+    assert (rows["FPSR"].size, rows["Z1"].size) == (4, 256)
+    assert set(vcpu.reg) == set(rows)
+    assert len(vcpu.reg) == len(rows)
+    assert list(vcpu.sysreg) == ["ZCR_EL1"]
+    assert vcpu.reg[f"{UNKNOWN:#x}"] == 0xABCD
+
+
+def test_register_that_is_listed_and_refused_is_told_with_its_errno() -> None:
+    vcpu = Kept({regs.PC: 4})
+    vcpu.get_reg_list = lambda: [regs.PC, regs.FPSR]  # type: ignore[method-assign]
+
+    pc, fpsr = vcpu.registers()
+
+    assert (pc.value, pc.error) == (4, "")
+    assert (fpsr.value, fpsr.error) == (None, "ENOENT")
+
+
+@pytest.mark.parametrize(("zcr", "bits"), [(0, 128), (1, 256), (2, 384), (15, 512)])
+def test_length_in_use_is_what_zcr_allows(zcr: int, bits: int) -> None:
+    assert kept(512, ZCR_EL1=zcr, PSTATE=0x3C5).vl_in_use == bits
+
+
+# Against a guest
+
+Z_AT, P_AT = layout.RAM_BASE + 8 * MIB, layout.RAM_BASE + 9 * MIB
+W5, X6, X7, X8 = 0x7FFF_FFF0, 0x8000_0000_0000_0001, 0x0123_4567_89AB_CDEF, 11
+LONGEST = (128, 512, 2048)
+
+Make = Callable[[str, int], Machine]
 
 
 @pytest.fixture
-def run_vectors(tmp_path: Path) -> Callable[[int], tuple[VcpuRegisters, VcpuRegisters]]:
-    """Let a guest fill vector registers under that ZCR_EL1; what is read then, cut and whole."""
+def make(tmp_path: Path) -> Iterator[Make]:
+    """Make a machine that runs a program at that vector length, or without SVE for 0."""
+    with ExitStack() as stack:
 
-    def run(zcr: int) -> tuple[VcpuRegisters, VcpuRegisters]:
-        with System.open() as system:
-            if not sve.host_vector_lengths(system):
-                pytest.skip("the host has no SVE")
-        image = programs.write("vectors", tmp_path)
-        config = Config(image=image, vcpus=1, memory=16 * MIB, timeout_s=120.0, sve=SveRequest())
-        with Machine(config, lambda data: None) as machine:
-            machine.vcpus[0].set_one_reg(regs.X(2), layout.EXIT.base)
-            machine.vcpus[0].set_one_reg(regs.X(4), zcr)
-            assert machine.run() == 0
-            vcpu, vls = machine.vcpus[0], machine.vls
-            return read_registers(vcpu, vls), read_registers(vcpu, vls, whole=True)
+        def machine(program: str, longest: int) -> Machine:
+            with System.open() as system:
+                if longest and longest not in sve.host_vector_lengths(system):
+                    pytest.skip(f"the host has no vectors of {longest} bits")
+            image = programs.write(program, tmp_path)
+            request = SveRequest(max_vl=longest) if longest else SveRequest(off=True)
+            config = Config(image=image, vcpus=1, memory=16 * MIB, timeout_s=120.0, sve=request)
+            made = stack.enter_context(Machine(config, lambda data: None))
+            x = {2: layout.EXIT.base, 5: W5, 6: X6, 7: X7, 8: X8, 9: Z_AT, 10: P_AT}
+            for number, value in x.items():
+                made.vcpus[0].reg[f"X{number}"] = value
+            return made
 
-    return run
+        yield machine
+
+
+def wrapped(numbers: Iterator[int], bits: int) -> list[int]:
+    """Numbers as signed ones of so many bits."""
+    half, whole = 1 << bits - 1, 1 << bits
+    return [(number + half) % whole - half for number in numbers]
+
+
+def rounded(number: int, code: str) -> float:
+    """A number in a float's precision."""
+    value: float = struct.unpack(code, struct.pack(code, number))[0]
+    return value
 
 
 @pytest.mark.kvm
-@pytest.mark.parametrize("zcr", [0, 1, 2, 15, 0x1FF])
-def test_vectors_are_as_long_as_the_guest_made_them(
-    run_vectors: Callable[[int], tuple[VcpuRegisters, VcpuRegisters]], zcr: int
+@pytest.mark.parametrize("longest", LONGEST)
+def test_lanes_are_those_the_guest_wrote(make: Make, longest: int) -> None:
+    vm = make("lanes", longest)
+    assert vm.run() == 0
+    z = vm.vcpus[0].z
+
+    lanes = {size: range(longest // size) for size in (8, 16, 32, 64)}
+    halves = wrapped((5 - 7 * i for i in lanes[16]), 16)
+    singles = wrapped((W5 + 3 * i for i in lanes[32]), 32)
+    doubles = wrapped((X6 + X7 * i for i in lanes[64]), 64)
+    assert list(z[0].b.signed) == wrapped((3 * i - 16 for i in lanes[8]), 8)
+    assert list(z[1].h.signed) == halves
+    assert list(z[2].s.signed) == singles
+    assert list(z[3].d.signed) == doubles
+    assert list(z[4].h.float) == [rounded(number, "e") for number in halves]
+    assert list(z[5].s.float) == [rounded(number, "f") for number in singles]
+    assert list(z[6].d.float) == [rounded(number, "d") for number in doubles]
+    assert {vector.vl for vector in z} == {longest}
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("longest", LONGEST)
+def test_active_lanes_are_those_the_guest_chose(make: Make, longest: int) -> None:
+    vm = make("lanes", longest)
+    assert vm.run() == 0
+    vcpu = vm.vcpus[0]
+
+    first = min(X8, longest // 16)
+    assert vcpu.p[1].d == (True,) * (longest // 64)
+    assert vcpu.p[1].b == (True, *[False] * 7) * (longest // 64)
+    assert vcpu.p[2].h == (True,) * first + (False,) * (longest // 16 - first)
+    assert vcpu.ffr == vcpu.p[2]
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("longest", LONGEST)
+def test_registers_are_what_the_guest_stored_of_them(make: Make, longest: int) -> None:
+    vm = make("lanes", longest)
+    assert vm.run() == 0
+    vcpu = vm.vcpus[0]
+
+    numbers = (0, 1, 2, 3, 4, 5, 6, 31)
+    vector, predicate = longest // 8, longest // 64
+    stored = {n: vm.memory.read(Z_AT + at * vector, vector) for at, n in enumerate(numbers)}
+    assert {n: bytes(vcpu.z[n]) for n in numbers} == stored
+    held = [bytes(one) for one in (vcpu.p[1], vcpu.p[2], vcpu.p[15], vcpu.ffr)]
+    assert held == [vm.memory.read(P_AT + at * predicate, predicate) for at in range(4)]
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("longest", LONGEST)
+def test_guest_finds_what_was_written_from_here(make: Make, longest: int) -> None:
+    vm = make("stores", longest)
+    vcpu = vm.vcpus[0]
+    floats = [-1.5 * i for i in range(longest // 32)]
+    numbers = [i % 256 - 128 for i in range(longest // 8)]
+    thirds = [i % 3 == 0 for i in range(longest // 32)]
+
+    vcpu.z[0] = Vector.of(longest, s=floats)
+    vcpu.z[31] = Vector.of(longest, b=numbers)
+    vcpu.p[0] = 1
+    vcpu.p[15] = Predicate.of(longest, s=thirds)
+    vcpu.ffr = Predicate.of(longest, b=[True] * (longest // 8 - 1))
+    vcpu.sysreg["ZCR_EL1"] = Zcr.of(LEN=15)
+    assert vm.run() == 0
+
+    vector, predicate = longest // 8, longest // 64
+    assert vm.memory.read(Z_AT, vector) == struct.pack(f"<{longest // 32}f", *floats)
+    assert vm.memory.read(Z_AT + vector, vector) == struct.pack(f"<{vector}b", *numbers)
+    p0, p15, ffr = (vm.memory.read(P_AT + n * predicate, predicate) for n in range(3))
+    assert int.from_bytes(p0, "little") == 1
+    assert int.from_bytes(p15, "little") == sum(1 << 4 * i for i, on in enumerate(thirds) if on)
+    assert int.from_bytes(ffr, "little") == (1 << longest // 8 - 1) - 1
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("zcr", [0, 1, 15])
+def test_length_in_use_is_what_the_guest_stored_at(make: Make, zcr: int) -> None:
+    vm = make("stores", 512)
+    vcpu = vm.vcpus[0]
+    vcpu.z[0] = Vector.of(512, b=[0x11] * 64)
+    vcpu.z[31] = Vector.of(512, b=[0x22] * 64)
+    vcpu.sysreg["ZCR_EL1"] = zcr
+    assert vm.run() == 0
+
+    assert vm.memory.read(Z_AT, 64).rstrip(b"\0").count(0x11) == vcpu.vl_in_use // 8
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize("longest", [0, *LONGEST])
+def test_every_register_kvm_lists_has_a_name_of_its_own_and_its_value(
+    make: Make, longest: int
 ) -> None:
-    read, whole = run_vectors(zcr)
+    vm = make("stores", longest)
+    vcpu = vm.vcpus[0]
 
-    allowed = [length for length in read["vls"] if length <= ((zcr & 15) + 1) * 128]
-    vector, predicate = max(allowed) // 8, max(allowed) // 64
-    assert read["current_vl"] == read["shown_vl"] == whole["current_vl"] == max(allowed)
-    z9, p4 = bytes(number & 0xFF for number in range(vector)), b"\xff" * predicate
-    assert read["registers"]["Z9"] == f"0x{z9[::-1].hex()}"
-    assert read["registers"]["Z5"] == f"0x{'5a' * vector}"
-    assert read["registers"]["P4"] == read["registers"]["FFR"] == f"0x{p4.hex()}"
-    assert whole["shown_vl"] == max(read["vls"])
-    assert len(whole["registers"]["Z9"]) == 2 + max(read["vls"]) // 4
-    assert value(whole, "Z9") == value(read, "Z9")
+    rows = list(vcpu.registers())
+    read = read_registers(vcpu, vm.vls, whole=True)["registers"]
 
-
-@pytest.mark.kvm
-def test_vectors_set_from_outside_are_read_to_the_last_bit() -> None:
-    with guest("spin", features=(PSCI, SVE)) as made:
-        vls = sve.read_vls(made.vcpu)
-        made.vcpu.finalize(SVE)
-        longest = max(vls)
-        made.vcpu.set_one_reg(regs.Z(31), 1 << longest - 1 | 1)
-        made.vcpu.set_one_reg(regs.P(15), 1 << longest // 8 - 1)
-        made.vcpu.set_one_reg(regs.lookup("ZCR_EL1", sysregs.ENCODINGS), 0)
-
-        cut, whole = (read_registers(made.vcpu, vls, whole=whole) for whole in (False, True))
-
-    assert value(whole, "Z31") == 1 << longest - 1 | 1
-    assert value(whole, "P15") == 1 << longest // 8 - 1
-    assert cut["registers"]["Z31"] == f"{1:#034x}"
-    assert cut["registers"]["P15"] == f"{0:#06x}"
-    assert "V31" not in whole["registers"]
-
-
-@pytest.fixture
-def like_the_host() -> VcpuRegisters:
-    """A vCPU with all that the host's user space has."""
-    with System.open() as system:
-        features = [PSCI, SVE] if system.has(Cap.ARM_SVE) else [PSCI]
-    with guest("spin", features=features) as made:
-        if SVE not in features:
-            return read_registers(made.vcpu, NO_SVE)
-        vls = sve.read_vls(made.vcpu)
-        made.vcpu.finalize(SVE)
-        return read_registers(made.vcpu, vls)
-
-
-@pytest.mark.kvm
-def test_features_of_the_host_s_cpuinfo_are_those_the_id_registers_tell(
-    like_the_host: VcpuRegisters,
-) -> None:
-    lines = CPUINFO.read_text(encoding="ascii").splitlines()
-    offered = next(line.split()[2:] for line in lines if line.startswith("Features"))
-    known = [line.split() for line in HWCAPS.strip().splitlines()]
-
-    told = set()
-    for feature, place, least in known:
-        register, _, field = place.partition(".")
-        if getattr(decode(register, value(like_the_host, register)), field) >= int(least):
-            told.add(feature)
-
-    assert told == {feature for feature, *_ in known} & set(offered)
-
-
-@pytest.mark.kvm
-def test_cache_lines_of_the_vcpu_are_those_the_host_s_library_tells(
-    like_the_host: VcpuRegisters,
-) -> None:
-    ctr = Ctr(value(like_the_host, "CTR_EL0"))
-
-    lines = [os.sysconf(SC_LEVEL1_ICACHE_LINESIZE), os.sysconf(SC_LEVEL1_DCACHE_LINESIZE)]
-
-    assert [line_bytes(ctr.IminLine), line_bytes(ctr.DminLine)] == lines
-
-
-@pytest.mark.kvm
-def test_vcpu_is_the_processor_that_sysfs_tells_of(like_the_host: VcpuRegisters) -> None:
-    assert value(like_the_host, "MIDR_EL1") == int(MIDR.read_text(encoding="ascii"), 16)
+    assert [row.id for row in rows] == vcpu.get_reg_list()
+    assert len({row.name for row in rows}) == len(rows)
+    assert [row.name for row in rows if row.error] == []
+    assert [row.name for row in rows if row.name.startswith("0x")] == []
+    assert all(regs.lookup(row.name, sysregs.ENCODINGS) == row.id for row in rows)
+    still = [row for row in rows if isinstance(row.value, int | Vector | Predicate)]
+    still = [row for row in still if row.name not in ("TIMER_CNT", "PTIMER_CNT")]
+    assert {row.name: int(row.value) for row in still} == {  # type: ignore[arg-type]
+        row.name: int(read[row.name], 16) for row in still
+    }

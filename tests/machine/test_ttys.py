@@ -87,24 +87,24 @@ def test_flood_on_a_pty_that_nobody_reads_keeps_no_machine_from_ending(boot: Boo
 def test_break_is_seen_by_the_guest(boot: Boot) -> None:
     machine = boot("load byte", x2=layout.EXIT.base, x3=LSR)
 
-    machine.send_break()
+    machine.console.send_break()
 
     assert machine.run() == LSR_IDLE | LSR_BI | LSR_DR
 
 
 def test_break_that_a_guest_leaves_no_room_for_is_an_error(boot: Boot) -> None:
     machine = boot("spin", x2=0)
-    machine.send(bytes(1000))
+    machine.console.send(bytes(1000))
 
     with pytest.raises(VmmError, match="no room for a break"):
-        machine.send_break()
+        machine.console.send_break()
 
 
 def test_virtio_console_has_no_break(boot: Boot) -> None:
     machine = boot("spin", x2=0, console="virtio")
 
     with pytest.raises(VmmError, match="a virtio console has no break") as caught:
-        machine.send_break()
+        machine.console.send_break()
 
     assert caught.value.hint is not None
     assert "--console serial" in caught.value.hint

@@ -20,8 +20,8 @@ from pyvmm.errors import HostError
 from pyvmm.kvm import regs
 from pyvmm.kvm.exits import Exit
 from pyvmm.layout import GIB, MIB
-from pyvmm.machine import hotplug
 from pyvmm.machine.machine import Machine
+from pyvmm.machine.slots import HOTPLUG
 from pyvmm.snapshot.restorer import Reading, restore
 from pyvmm.snapshot.save import save
 from tests import programs
@@ -225,7 +225,7 @@ def test_plugged_blocks_and_balloon_go_on_from_a_snapshot(
         assert told.plugged_info() == rig.machine.resizing.plugged_info()
         assert told.balloon_info() == rig.machine.resizing.balloon_info()
         assert told.size == 16 * MIB + 3 * BLOCK
-        addresses = [slot.base for slot in other.board.slots.slots if slot.name == hotplug.NAME]
+        addresses = [slot.base for slot in other.board.slots.slots if slot.name == HOTPLUG]
         assert sorted(addresses) == [rig.mem.blocks.address(block) for block in (1, 4, 5)]
         other.vcpus[0].set_one_reg(regs.X(2), layout.EXIT.base)
         other.vcpus[0].set_one_reg(regs.X(3), place)

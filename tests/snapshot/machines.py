@@ -46,7 +46,7 @@ class Guest:
 
     def type(self, keys: str) -> None:
         for key in keys:
-            assert self.machine.send(key.encode())
+            assert self.machine.console.send(key.encode())
 
     def rounds(self) -> dict[int, int]:
         """Return the number of rounds that each vCPU has completed."""

@@ -110,10 +110,10 @@ def _save(case: Case, snapshot: Path) -> Evidence:
     with Machine(_config(case), console.write) as vm:
         vm.start()
         _expect(console, "ready")
-        vm.send(bytes([ord("A") + LEN_MAX]))
+        vm.console.send(bytes([ord("A") + LEN_MAX]))
         _expect(console, "len")
         for _ in range(1 + case.seed % FILLINGS):  # other patterns each time
-            vm.send(b"f")
+            vm.console.send(b"f")
             words = _expect(console, "filled")
         vm.pause()  # registers can be read only while the vCPU is stopped
         save(vm, snapshot)
@@ -131,7 +131,7 @@ def _restore(config: Config, snapshot: Path, left_out: str) -> dict[str, Any]:
                 value = read(new.vcpus[0])
             write(vm.vcpus[0], value)
         vm.start()
-        vm.send(b"c")
+        vm.console.send(b"c")
         complaints = []
         while not (line := console.line()).startswith("checked"):
             complaints.append(line)

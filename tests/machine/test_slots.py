@@ -9,8 +9,7 @@ import pytest
 
 from pyvmm.errors import HostError, KvmError
 from pyvmm.layout import MIB
-from pyvmm.machine.hotplug import PluggedSlots
-from pyvmm.machine.slots import MemorySlots
+from pyvmm.machine.slots import MemorySlots, PluggedSlots
 from pyvmm.memory.map import PluggableMemory
 
 BASE = 0x1_0000_0000

@@ -36,9 +36,9 @@ class Screen:
         self.on.set()
         self.entered = threading.Event()
 
-    def let_go(self, hurry: bool) -> None:
+    def set_blocking(self, blocking: bool) -> None:
         """Be on when the guest is to stop."""
-        if hurry:
+        if not blocking:
             self.on.set()
 
     def write(self, data: bytes) -> None:
@@ -66,7 +66,9 @@ def make(screen: Screen) -> Iterator[Make]:
             config = Config(
                 image=GUEST, params=params, console="virtio", vcpus=1, memory=16 * MIB, **options
             )
-            made = Machine(config, screen.write, let_go=screen.let_go, log=screen.lines.append)
+            made = Machine(
+                config, screen.write, set_blocking=screen.set_blocking, log=screen.lines.append
+            )
             return stack.enter_context(made)
 
         yield machine
@@ -75,13 +77,13 @@ def make(screen: Screen) -> Iterator[Make]:
 def type_all(machine: Machine, data: bytes) -> None:
     """Type in a thread of its own, waiting for room."""
     room = threading.Event()
-    machine.on_room(room.set)
+    machine.console.on_room(room.set)
 
     def work() -> None:
         left = data
         while left:
             room.clear()
-            taken = machine.send(left)
+            taken = machine.console.send(left)
             left = left[taken:]
             if not taken and not room.wait(120):
                 return
@@ -148,7 +150,7 @@ def test_interrupts_are_acknowledged_without_python_or_with_it(
 
     assert machine.run() == 0
     assert b"echo: 100000 bytes" in screen.text
-    (counts,) = machine.exit_counts()
+    (counts,) = machine.counts.exits()
     completed = counts.get("virtio interrupt read", 0), counts.get("virtio interrupt write", 0)
     of_interrupts = {VirtioMmio.InterruptStatus.offset, VirtioMmio.InterruptACK.offset}
     assert of_interrupts & asked == (set() if fast else of_interrupts)
@@ -183,11 +185,11 @@ def test_error_in_the_output_ends_the_run_and_gives_the_memory_back(make: Make) 
 
 def test_size_of_the_terminal_reaches_the_guest(make: Make, screen: Screen) -> None:
     machine = make("resize")
-    machine.resize(80, 25)
+    machine.console.resize(80, 25)
     machine.start()
     assert screen.wait_for(b"80 columns, 25 rows\n")
 
-    machine.resize(132, 43)
+    machine.console.resize(132, 43)
 
     assert screen.wait_for(b"132 columns, 43 rows\n")
 

@@ -1,0 +1,188 @@
+"""How a machine handles the exits of its vCPUs: the dispatch, and what ends the run.
+
+An MMIO exit goes to the device at its address. A guest's write to read-only persistent memory
+becomes an external abort, as on hardware where no device accepts the write. Linux then ends the
+program or kernel thread that wrote. Any other exit but a kick ends the run.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from pyvmm.devices.bus import UNCLAIMED, Bus
+from pyvmm.errors import EXIT_OK, GuestError, HostError, KvmError, VmmError
+from pyvmm.kvm import regs
+from pyvmm.kvm.exits import Exit, reason_name
+from pyvmm.kvm.uapi import ExitReason, SystemEvent
+from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.machine.counts import ExitCounts
+from pyvmm.machine.fastpath import FastPaths
+
+if TYPE_CHECKING:
+    from pyvmm.devices.virtio.mmio import VirtioMmio
+    from pyvmm.devices.virtio.pmem import VirtioPmem
+    from pyvmm.machine.trace import ExitTrace
+
+ISS_WNR = 1 << 6  # the access was a write.  Source: Arm DDI 0487, ESR_EL1, ISS for a Data Abort
+
+# Gets the vCPU's number and its access to an address without a device or memory.
+OnUnclaimed = Callable[[int, Exit], None]
+
+
+class ExitHandler:
+    """Runs vCPUs to their exits and handles these, each in the vCPU's own thread.
+
+    ``end`` is called with what ends the run: the first call counts. ``was_reset`` says that the
+    guest ended the run by asking for a reset.
+    """
+
+    __slots__ = (
+        "_bus", "_end", "_fast", "_has_ended", "_on_unclaimed", "_virtio", "counts", "was_reset",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        bus: Bus,
+        virtio: Sequence[VirtioMmio],
+        counts: dict[int, ExitCounts],
+        fast: FastPaths | None,
+        *,
+        on_unclaimed: OnUnclaimed | None,
+        end: Callable[[int | VmmError], None],
+        has_ended: Callable[[], bool],
+    ) -> None:
+        self.counts = counts  # by the vCPU's number
+        self.was_reset = False
+        self._bus = bus
+        self._virtio = virtio
+        self._fast = fast
+        self._on_unclaimed = on_unclaimed
+        self._end = end
+        self._has_ended = has_ended
+
+    def step(self, vcpu: Vcpu) -> None:
+        """Run a vCPU to its next exit and handle that exit."""
+        try:
+            leave = vcpu.run()
+        except KvmError as error:
+            raise explain(error, self._virtio) from error
+        self._handle(vcpu, leave)
+
+    def traced_step(self, trace: ExitTrace, vcpu: Vcpu) -> None:
+        """Do what ``step`` does, and record the exit in a trace."""
+        try:
+            leave = vcpu.run()
+        except KvmError as error:
+            raise explain(error, self._virtio) from error
+        began_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        try:
+            self._handle(vcpu, leave)
+        finally:
+            trace.exit(vcpu.id, self._cause(leave), leave, began_ns)
+            if self._fast is not None:
+                trace.completed(vcpu.id, self._fast.completed_by(vcpu))
+
+    def _cause(self, leave: Exit) -> str:
+        """Return the exit's name in the counts: "uart0 read"."""
+        if leave.reason != ExitReason.MMIO:
+            return reason_name(leave.reason)
+        region, _ = self._bus.find(leave.address)
+        return f"{region.name} {'write' if leave.is_write else 'read'}"
+
+    def _handle(self, vcpu: Vcpu, leave: Exit) -> None:
+        if vcpu.attention and self._fast is not None:
+            self._fast.attend()
+        counts = self.counts[vcpu.id]
+        if leave.reason == ExitReason.MMIO:
+            region, device = self._bus.find(leave.address)
+            if region is UNCLAIMED:
+                if refuse_write(vcpu, leave, self._virtio):
+                    counts.writes["read-only memory"] += 1
+                    return
+                if self._on_unclaimed is not None:
+                    self._on_unclaimed(vcpu.id, leave)
+            offset = leave.address - region.base
+            if leave.is_write:
+                counts.writes[region.name] += 1
+                device.mmio_write(offset, leave.length, leave.data)
+            else:
+                counts.reads[region.name] += 1
+                vcpu.set_mmio_data(device.mmio_read(offset, leave.length))
+            return
+        counts.others[leave.reason] += 1
+        if leave.reason == ExitReason.ARM_NISV and refuse_write(vcpu, leave, self._virtio):
+            return
+        if leave.reason != ExitReason.INTR:
+            if not self._has_ended():
+                self.was_reset = is_system_event(leave, SystemEvent.RESET)
+            self._end(result_of(vcpu, leave))
+
+
+def is_system_event(leave: Exit, *types: int) -> bool:
+    """Return whether the exit is a system event of one of those types."""
+    return leave.reason == ExitReason.SYSTEM_EVENT and leave.type in types
+
+
+def result_of(vcpu: Vcpu, leave: Exit) -> int | VmmError:
+    """Return the exit code or the error with which an exit ends the run."""
+    if is_system_event(leave, SystemEvent.SHUTDOWN, SystemEvent.RESET):
+        return EXIT_OK
+    where = f"vCPU {vcpu.id} at PC {vcpu.get_one_reg(regs.PC):#x}"
+    if is_system_event(leave, SystemEvent.CRASH):
+        return GuestError(f"the guest says it has crashed ({where})")
+    if leave.reason == ExitReason.ARM_NISV:
+        address, iss = leave.fields["fault_ipa"], leave.fields["esr_iss"]
+        return GuestError(
+            f"{where} accessed guest address {address:#x}, where there is no RAM, with an "
+            f"instruction that pyvmm cannot emulate (ISS {iss:#x})",
+            hint="devices take single loads and stores of one general-purpose register",
+        )
+    return GuestError(f"{where} left KVM_RUN with an exit that pyvmm does not handle: {leave}")
+
+
+def refuse_write(vcpu: Vcpu, leave: Exit, slots: Iterable[VirtioMmio]) -> bool:
+    """Inject an external abort if the exit is a write to read-only memory; return whether it is.
+
+    Source: Linux, Documentation/virt/kvm/api.rst, KVM_SET_VCPU_EVENTS on arm64: the abort takes
+    the place of the access, decoded (KVM_EXIT_MMIO) or not (KVM_EXIT_ARM_NISV).
+    """
+    address = leave.address
+    is_write = leave.is_write
+    if leave.reason == ExitReason.ARM_NISV:
+        address = leave.fields["fault_ipa"]
+        is_write = bool(leave.fields["esr_iss"] & ISS_WNR)
+    if not is_write or not any(
+        pmem.disk.read_only and pmem.content.contains(address, 1) for pmem in _pmems(slots)
+    ):
+        return False
+    vcpu.set_vcpu_events(vcpu.get_vcpu_events().replace(ext_dabt_pending=True))
+    return True
+
+
+def explain(error: KvmError, slots: Iterable[VirtioMmio]) -> HostError:
+    """Return the error to show for a failed KVM_RUN: it names a file that caused the failure."""
+    if error.errno == errno.EFAULT:
+        for pmem in _pmems(slots):
+            if missing := pmem.content.missing:
+                return HostError(
+                    f"`devices.pmem` {pmem.backing}: the file became {missing} bytes shorter while "
+                    "the guest had it as memory, and the guest accessed them",
+                    hint=f"{error.message}; what the guest flushed of the rest is in the file",
+                )
+            if pmem.content.is_full:
+                return HostError(
+                    f"`devices.pmem` {pmem.backing}: no space is left for what the guest writes",
+                    hint=f"{error.message}; fallocate -l {pmem.size} takes the space beforehand",
+                )
+    return error
+
+
+def _pmems(slots: Iterable[VirtioMmio]) -> Iterator[VirtioPmem]:
+    for transport in slots:
+        from pyvmm.devices.virtio.pmem import VirtioPmem
+
+        if isinstance(transport.device, VirtioPmem):
+            yield transport.device
