@@ -28,7 +28,7 @@ PHASES = (
     ("guest memory", "pyvmm.machine.slots", "MemorySlots.add"),
     ("vCPUs", "pyvmm.machine.board", "make_vcpus"),
     ("the GIC", "pyvmm.machine.board", "make_irqchip"),
-    ("stolen time", "pyvmm.machine.board", "give_pvtime"),
+    ("stolen time", "pyvmm.machine.board", "make_pvtime"),
     ("devices and the bus", "pyvmm.machine.board", "_make_uarts_and_rtc"),
     ("devices and the bus", "pyvmm.machine.board", "_make_bus"),
     ("KVM's statistics", "pyvmm.machine.board", "KernelCounts.__init__"),

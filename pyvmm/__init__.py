@@ -7,8 +7,8 @@
     with Machine(config) as vm:
         code = vm.run()
 
-The names below load their modules when first used, so that importing pyvmm costs nothing and
-works on any machine; only making a Machine needs an arm64 /dev/kvm.
+The names below import their modules on first use: importing pyvmm is fast and works on any machine.
+Only a Machine needs an arm64 /dev/kvm.
 """
 
 from __future__ import annotations

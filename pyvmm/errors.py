@@ -1,14 +1,15 @@
 """Every deliberate error of pyvmm, and the exit code each one ends a command with.
 
     VmmError                1    the guest, or a verdict, failed
-     +- UsageError          2    what was asked makes no sense on any machine
+     +- UsageError          2    the request makes no sense on any machine
      |   +- ImageError      2    the image cannot be booted
      +- HostError           3    this machine (or the emulated host) lacks something
      |   +- KvmError        3    the kernel refused an ioctl
-     +- GuestError          1    the guest did something no machine can go on from
-     +- TimeoutExpired    124    --timeout ran out
+     +- GuestError          1    the guest did something that no machine can continue from
+     +- TimeoutExpired    124    the run reached its `timeout_s`
 
-A message says what failed and on which object; ``hint`` says what to do next.
+A message names the object, what failed and the reason; ``hint`` is one thing to type or change.
+Both name fields of Config in backquotes: `vcpus`. The command line shows its options instead.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ EXIT_SIGNAL = 128  # plus the signal's number
 
 
 class VmmError(Exception):
-    """The base of every deliberate error: a message, and a hint at what to do next."""
+    """The base of every deliberate error: a message, and a hint what to do next."""
 
     exit_code: ClassVar[int] = EXIT_FAILED
 
@@ -40,17 +41,17 @@ class VmmError(Exception):
 
 
 class UsageError(VmmError):
-    """What was asked makes no sense on any machine."""
+    """A request that makes no sense on any machine."""
 
     exit_code = EXIT_USAGE
 
 
 class ImageError(UsageError):
-    """The image cannot be booted: missing, damaged, for another machine, or misplaced."""
+    """An image that cannot be booted: missing, damaged, or for another machine."""
 
 
 class HostError(VmmError):
-    """The machine the command runs on lacks something."""
+    """A lack of the machine that the command runs on."""
 
     exit_code = EXIT_HOST
 
@@ -68,15 +69,15 @@ class KvmError(HostError):
 
     @property
     def errno_name(self) -> str:
-        """The errno's name, as EINVAL; its number where it has none."""
+        """The errno's name, such as EINVAL, or its number if it has none."""
         return _errno.errorcode.get(self.errno, str(self.errno))
 
 
 class GuestError(VmmError):
-    """The guest did something from which the machine cannot go on."""
+    """Something the guest did that the machine cannot continue from."""
 
 
 class TimeoutExpired(VmmError):
-    """The time given with --timeout ran out before the guest ended."""
+    """The end of Config's `timeout_s` before the guest's end."""
 
     exit_code = EXIT_TIMEOUT

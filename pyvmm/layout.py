@@ -37,14 +37,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-RAM = "ram"  # its name among the areas of guest memory
+RAM = "ram"  # the name of this area of guest memory
 
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
 
-class Region(NamedTuple):  # of the standard library: guests/layout_h.py reads this file alone
+class Region(NamedTuple):  # not a Record: guests/layout_h.py runs this file alone
     """One range of guest physical addresses; ``spi`` is its first shared interrupt, if any."""
 
     name: str
@@ -66,7 +66,7 @@ EXIT = Region("exit", 0x0103_0000, 0x1000)
 FLASH = Region("flash", 0x0200_0000, 16 * MIB)
 VIRTIO = Region("virtio", 0x0300_0000, 0x200, spi=4)  # the first of VIRTIO_COUNT
 GICD = Region("gicd", 0x3FFF_0000, 64 * KIB)
-GICC = Region("gicc", 0x3FFD_0000, 8 * KIB)  # of a GICv2, in the room of 128 KiB lkvm leaves it
+GICC = Region("gicc", 0x3FFD_0000, 8 * KIB)  # of a GICv2, in the 128 KiB that lkvm reserves
 PCI_ECAM = Region("pci-ecam", 0x4000_0000, 256 * MIB)
 
 UART_COUNT = 4
@@ -78,11 +78,11 @@ NR_IRQS = 256  # INTIDs the GIC implements: 16 SGIs, 16 PPIs, SPI 0 to 223
 
 RAM_BASE = 0x8000_0000
 WINDOW_ALIGN = GIB  # a section of arm64 Linux's memory model before v5.12, the largest there is
-KERNEL_OFFSET = 0x8_0000  # where an image without an arm64 header goes, from the start of RAM
-KERNEL_OFFSET_32 = 0x8000  # where a 32-bit image goes
+KERNEL_OFFSET = 0x8_0000  # of an image without an arm64 header, from the start of RAM
+KERNEL_OFFSET_32 = 0x8000  # of a 32-bit image
 DTB_SIZE = 64 * KIB
 DTB_ALIGN = 2 * MIB
-DTB_BELOW = 256 * MIB  # DTB and initrd lie below this much RAM, or its end
+DTB_BELOW = 256 * MIB  # DTB and initrd end below this offset in RAM, or below its end
 
 # Private peripheral interrupts.
 # Source: Arm BSA (DEN0094), table "PPI assignments"; what lkvm and Linux's virt boards use.
@@ -97,31 +97,31 @@ PPI_PMU = 7
 
 
 def uart(index: int) -> Region:
-    """The UART of that index (0 is the console)."""
+    """Return the UART with that index (0 is the console)."""
     return Region(f"uart{index}", UART.base + index * UART.size, UART.size, spi=index)
 
 
 def virtio(index: int) -> Region:
-    """The virtio-mmio slot of that index."""
+    """Return the virtio-mmio slot with that index."""
     spi = 4 + index
     return Region(f"virtio{index}", VIRTIO.base + index * VIRTIO.size, VIRTIO.size, spi=spi)
 
 
 def gicr(vcpus: int) -> Region:
-    """The redistributors of ``vcpus`` vCPUs, in vCPU order."""
+    """Return the redistributors of ``vcpus`` vCPUs, in vCPU order."""
     size = vcpus * GICR_SIZE
     return Region("gicr", GICD.base - size, size)
 
 
 def its(vcpus: int) -> Region:
-    """The interrupt translation service of a machine with ``vcpus`` vCPUs."""
+    """Return the interrupt translation service of a machine with ``vcpus`` vCPUs."""
     return Region("its", gicr(vcpus).base - ITS_SIZE, ITS_SIZE)
 
 
 def windows(sizes: Iterable[int], ram_end: int) -> tuple[Region, ...]:
-    """Where the memory of devices lies, one after the other above RAM; empty ones take nothing.
+    """Return the address ranges of the devices' memory, in order above RAM; some are empty.
 
-    There is a gap before each: a buffer of the guest's never lies in two memories.
+    A gap before each ensures that no buffer of the guest lies in two memories.
     """
     regions = []
     end = ram_end
@@ -133,5 +133,5 @@ def windows(sizes: Iterable[int], ram_end: int) -> tuple[Region, ...]:
 
 
 def ipa_bits(ram_size: int, ram_base: int = RAM_BASE) -> int:
-    """How many guest physical address bits a machine with that RAM needs (at least 32)."""
+    """Return the guest physical address bits that a machine with that RAM needs (at least 32)."""
     return max(32, (ram_base + ram_size - 1).bit_length())

@@ -47,8 +47,8 @@ class Place:
             return client.answers(questions)
         lines = b"".join(map(pack, questions))
         requests = [question.get("request") or {} for question in questions]
-        patience_s = max(map(client.patience_of, requests), default=0.0) + RELAY_S
-        answers = capture(self.running, RELAY, lines, timeout_s=patience_s)
+        timeout_s = max(map(client.timeout_of, requests), default=0.0) + RELAY_S
+        answers = capture(self.running, RELAY, lines, timeout_s=timeout_s)
         return [json.loads(line) for line in answers.splitlines()]
 
 

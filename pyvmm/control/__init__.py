@@ -1,1 +1,1 @@
-"""Running VMs seen from outside: each has a socket, and answers there."""
+"""The control socket of a running VM, and its clients."""

@@ -1,7 +1,7 @@
-"""A VM's end of its control socket: takes requests in the loop's thread, and answers.
+"""A VM's end of its control socket: it answers requests in the loop's thread.
 
-Nothing a client does harms the VM: one that sends rubbish is told so and let go, as is one that
-says nothing, or does not take its answer, for a while.
+No client can harm the VM. A malformed request gets an error and ends the connection. So does a
+client that sends nothing, or does not read its reply, for TIMEOUT_S.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pyvmm.control.wire import (
 )
 from pyvmm.errors import VmmError
 
-# Answers a request; what it raises as a VmmError is the reply that says so.
+# Answers a request; a VmmError becomes a failure reply.
 Handler = Callable[[Message], Message]
 
 CLIENTS: Final = 32  # at a time
-PATIENCE_S: Final = 10.0
-REST_S: Final = 0.5
+TIMEOUT_S: Final = 10.0
+RETRY_S: Final = 0.5
 CHUNK: Final = 64 << 10
 
 
@@ -43,47 +43,47 @@ class Server:
         self._fd = claim.listener.fileno()
         self._handlers = handlers
         self._clients: set[_Client] = set()
-        self._rest: Timer | None = None
+        self._retry: Timer | None = None
         self._listen()
 
     def close(self) -> None:
-        """Let every client go, with the reply that is due; idempotent."""
-        if self._rest is not None:
-            self._loop.cancel(self._rest)
+        """Send due replies and disconnect every client; idempotent."""
+        if self._retry is not None:
+            self._loop.cancel(self._retry)
         self._loop.unwatch(self._fd)
         for client in list(self._clients):
             client.finish()
 
     def answer(self, line: bytes) -> Message:
-        """The reply to a request.
+        """Return the reply to a request.
 
-        Raises: WireError, when it is none.
+        Raises: WireError, if it is malformed.
         """
         request = parse(line)
         verb = request.get("do")
         handler = self._handlers.get(verb) if isinstance(verb, str) else None
         if handler is None:
             known = ", ".join(self._handlers)
-            return failure(f"unknown request {str(verb)[:40]!r}", f"there are {known}")
+            return failure(f"unknown request {str(verb)[:40]!r}", f"use one of {known}")
         try:
             return {"ok": True, **handler(request)}
         except VmmError as error:
             return failure_of(error)
-        except Exception as error:  # a bug of ours is the client's to report, not the VM's end
+        except Exception as error:  # a bug must not end the VM: the client reports it
             return failure(f"unexpected {type(error).__name__}: {error}")
 
     def _listen(self) -> None:
-        self._rest = None
+        self._retry = None
         self._loop.watch(self._fd, self._accept)
 
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()
-        except BlockingIOError:  # it has gone again
+        except BlockingIOError:  # the client has gone
             return
-        except OSError:  # no descriptor is left: the client waits, and the loop must not spin
+        except OSError:  # no descriptor is left: retry later, not in a busy loop
             self._loop.unwatch(self._fd)
-            self._rest = self._loop.after(REST_S, self._listen)
+            self._retry = self._loop.after(RETRY_S, self._listen)
             return
         connection.setblocking(False)
         if len(self._clients) >= CLIENTS or not is_trusted(connection):
@@ -109,15 +109,15 @@ class _Client:
         self._gone = gone
         self._request = bytearray()
         self._reply = memoryview(b"")
-        self._last = False  # let go when the reply is out
-        self._timer: Timer = loop.after(PATIENCE_S, self.close)
+        self._last = False  # disconnect after the reply
+        self._timer: Timer = loop.after(TIMEOUT_S, self.close)
         loop.watch(connection.fileno(), self._read)
 
     def finish(self) -> None:
-        """Send what a socket takes at once of a reply that is due, and end the connection.
+        """Send a due reply without waiting, and end the connection.
 
-        The loop may have ended in the round in which a request was answered: a guest's own reset
-        and the request to stop come together.
+        The loop may end in the round that answered a request, when a guest's reset and a stop
+        request come together.
         """
         with contextlib.suppress(OSError):
             if self._reply:
@@ -146,7 +146,7 @@ class _Client:
         self._take()
 
     def _take(self) -> None:
-        """Answer the first whole request there is, and wait for room to send the reply."""
+        """Answer the first complete request, and wait for room to send the reply."""
         line, newline, rest = self._request.partition(b"\n")
         if not newline and len(line) <= MAX_REQUEST:
             return
@@ -156,8 +156,8 @@ class _Client:
                 raise WireError(f"a request of more than {MAX_REQUEST} bytes")
             reply = self._answer(bytes(line))
         except WireError as error:
-            reply, self._last = failure(f"that is no request: {error}"), True
-        self._wait()
+            reply, self._last = failure(f"malformed request: {error}"), True
+        self._restart_timer()
         self._reply = memoryview(pack(reply))
         self._loop.unwatch(self._connection.fileno())
         self._loop.watch_room(self._connection.fileno(), self._write)
@@ -173,16 +173,16 @@ class _Client:
         if self._reply:
             return
         if self._last:
-            self._let_go()
+            self._disconnect()
             return
         self._loop.unwatch(self._connection.fileno())
         self._loop.watch(self._connection.fileno(), self._read)
         self._take()
 
-    def _let_go(self) -> None:
-        """End the connection so that the reply still arrives: unread bytes would reset it.
+    def _disconnect(self) -> None:
+        """End the connection after the client's unread bytes, which would discard the reply.
 
-        Both ways: a client that sends without end would hold the loop here.
+        Both directions are shut down first, so that this loop ends.
         """
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
@@ -190,7 +190,7 @@ class _Client:
                 pass
         self.close()
 
-    def _wait(self) -> None:
-        """Be patient anew."""
+    def _restart_timer(self) -> None:
+        """Give the client TIMEOUT_S again."""
         self._loop.cancel(self._timer)
-        self._timer = self._loop.after(PATIENCE_S, self.close)
+        self._timer = self._loop.after(TIMEOUT_S, self.close)

@@ -1,4 +1,4 @@
-"""What a running VM does when it is asked: the verbs of its control socket."""
+"""The verbs of a running VM's control socket."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyvmm.control.wire import SCHEMA, Message
 from pyvmm.errors import UsageError, VmmError
 from pyvmm.machine.counts import totals
 from pyvmm.machine.machine import Machine
-from pyvmm.machine.resizing import PATIENCE_S
+from pyvmm.machine.resizing import STATISTICS_S
 from pyvmm.snapshot.save import save
 
 BLOCK: Final = 512  # bytes, of st_blocks.  Source: stat(3type)
@@ -21,9 +21,10 @@ IN_RAM: Final = ("Rss:", "Shared_Hugetlb:", "Private_Hugetlb:")
 
 
 class Service:
-    """Answers for a VM: ``machine`` gives it, as a reboot may change it; ``stop`` ends it.
+    """The request handlers of a VM.
 
-    ``since`` is when it began to run, by the monotonic clock.
+    ``machine`` returns the machine, which a reboot replaces. ``stop`` ends the VM. ``since`` is the
+    monotonic time of its start.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class Service:
 
     @property
     def handlers(self) -> dict[str, Handler]:
-        """What can be asked, by name."""
+        """The handlers, by verb."""
         return {
             "info": self.info,
             "stop": self.stop,
@@ -51,7 +52,7 @@ class Service:
         }
 
     def info(self, request: Message) -> Message:
-        """What the VM is."""
+        """Describe the VM."""
         machine = self._machine()
         return {
             "schema": SCHEMA,
@@ -71,29 +72,29 @@ class Service:
         return {}
 
     def pause(self, request: Message) -> Message:
-        """Stop every vCPU; no time passes for the guest until it is resumed."""
+        """Pause every vCPU; no time passes for the guest until it is resumed."""
         machine = self._machine()
         before = machine.is_paused
         machine.pause()
         return {"was_paused": before}
 
     def resume(self, request: Message) -> Message:
-        """Let the vCPUs go on."""
+        """Resume the vCPUs."""
         machine = self._machine()
         before = machine.is_paused
         machine.resume()
         return {"was_paused": before}
 
     def save(self, request: Message) -> Message:
-        """Write a snapshot to "file"; the VM then goes on if "resume", and else ends.
+        """Write a snapshot to "file"; the VM then continues if "resume" is true, else ends.
 
-        With "parent", a snapshot's path, only what has changed since that; with "track" KVM notes
-        what changes from now on.
+        With "parent", a snapshot's path, only changes since that snapshot are written. With "track"
+        KVM tracks changes from now on.
         """
         machine = self._machine()
         file, parent = request.get("file"), request.get("parent")
         if not isinstance(file, str) or not isinstance(parent, str | None):
-            raise UsageError("no file to save to")
+            raise UsageError("the request names no file to save to")
         path = Path(file)
         begin = time.monotonic()
         saved = save(
@@ -114,9 +115,9 @@ class Service:
         return reply
 
     def stat(self, request: Message) -> Message:
-        """The exits of every vCPU, as pyvmm and as KVM counts them, and the memory in use.
+        """Return every vCPU's exits, as pyvmm and as KVM count them, and the memory in use.
 
-        "sent_without_exit" are the bytes UARTs were given that made none, or none for Python.
+        "sent_without_exit" counts the bytes that UARTs sent without an exit to Python.
         """
         machine = self._machine()
         exits, kernel = machine.counts.exits(), machine.counts.kernel()
@@ -138,13 +139,13 @@ class Service:
         }
 
     def devices(self, request: Message) -> Message:
-        """Every virtio device: its status, features, configuration, queues and counts."""
+        """Describe every virtio device: status, features, configuration, queues, counts."""
         return {"devices": self._machine().devices()}
 
     def registers(self, request: Message) -> Message:
-        """Every register of one vCPU, "vcpu", or of all; the VM stands still meanwhile.
+        """Return the registers of one vCPU, "vcpu", or of all; the VM is paused meanwhile.
 
-        "whole" keeps Z, P and FFR at the longest length the guest could choose.
+        With "whole" Z, P and FFR have the longest length the guest could choose.
         """
         from pyvmm.kvm.vgic import Vgic
         from pyvmm.machine.registerdump import read_registers
@@ -165,10 +166,11 @@ class Service:
         return {"vcpus": [{**vcpu, "exits": exits[vcpu["vcpu"]]} for vcpu in read]}
 
     def balloon(self, request: Message) -> Message:
-        """Resize the balloon, and say how it stands.
+        """Resize the balloon, and return its state.
 
-        "size" is bytes in all, "more" bytes more or less than before; "collect" has the guest say
-        what is free, True to begin and False to stop. None of them changes nothing.
+        "size" is the new size in bytes, "more" the difference to the last requested size.
+        "collect" starts (true) or stops (false) a report of the guest's free pages. Without any
+        of them nothing changes.
         """
         machine = self._machine()
         resizing = machine.resizing
@@ -181,11 +183,11 @@ class Service:
             (resizing.collect_free_pages if collect is True else resizing.stop_collecting)()
         info = resizing.balloon_info()
         if info is None:
-            raise UsageError("the VM has no balloon", hint="start it with --balloon")
+            raise UsageError("the VM has no balloon", hint="start it with `devices.balloon`")
         return {**self.info(request), "balloon": info, "memory_resident_bytes": _resident(machine)}
 
     def memory(self, request: Message) -> Message:
-        """Have the guest plug or unplug memory until it has "size" bytes, and say how it stands."""
+        """Make the guest plug or unplug memory up to "size" bytes, and return the state."""
         machine = self._machine()
         size = request.get("size")
         if size is not None:
@@ -198,20 +200,20 @@ class Service:
         }
 
     def sysrq(self, request: Message) -> Message:
-        """Press BREAK and the key "key" on the guest's console, as Linux takes for SysRq."""
+        """Send a break and the key "key" to the guest's console: SysRq for Linux."""
         machine, key = self._machine(), request.get("key")
         if not isinstance(key, str) or len(key) != 1 or not key.isascii():
-            raise UsageError(f"{str(key)[:40]!r} is no key")
+            raise UsageError(f"{str(key)[:40]!r} is not a key")
         machine.console.send_break()
         if not machine.console.send(key.encode()):
-            raise VmmError("the guest took the break, but has no room for the key")
+            raise VmmError("the guest has read the break, but has no room for the key")
         return {}
 
 
 def vcpu_number(request: Message, machine: Machine) -> int | None:
-    """The vCPU a request is about, or None for all.
+    """Return the vCPU that a request names, or None for all.
 
-    Raises: UsageError, where there is none of that number.
+    Raises: UsageError, if it does not exist.
     """
     number = request.get("vcpu")
     if number is None or (isinstance(number, int) and 0 <= number < machine.plan.vcpus):
@@ -220,31 +222,31 @@ def vcpu_number(request: Message, machine: Machine) -> int | None:
 
 
 def _bytes(number: object) -> int:
-    """A number of bytes from a request.
+    """Check a number of bytes from a request.
 
     Raises: UsageError.
     """
     if type(number) is not int or abs(number) >= 1 << 64:
-        raise UsageError(f"{str(number)[:40]} is no number of bytes")
+        raise UsageError(f"{str(number)[:40]} is not a number of bytes")
     return number
 
 
 def _resident(machine: Machine) -> int:
-    """How much of this machine's memory the guest's takes up."""
+    """Return how much of the host's memory the guest's takes."""
     ram = (machine.memory.host_address, machine.memory.size)
     plugged = machine.resizing.plugged_host_range()
     return resident(ram) if plugged is None else resident(ram, plugged)
 
 
 def _statistics(machine: Machine) -> Message | None:
-    """What the guest says of its memory; one that stands still has no say."""
-    return machine.resizing.statistics(0.0 if machine.is_paused else PATIENCE_S)
+    """Return the guest's own statistics of its memory; a paused guest cannot send new ones."""
+    return machine.resizing.statistics(0.0 if machine.is_paused else STATISTICS_S)
 
 
 def resident(*ranges: tuple[int, int], maps: Path = Path("/proc/self/smaps")) -> int:
-    """How many bytes of ranges of this process's memory, from and how many each, are in RAM.
+    """Return how many bytes of (address, size) ranges of this process are in RAM.
 
-    Source: Linux, Documentation/filesystems/proc.rst, "/proc/PID/smaps": Rss is without hugetlbfs.
+    Source: Linux, Documentation/filesystems/proc.rst, "/proc/PID/smaps": Rss excludes hugetlbfs.
     """
     found = 0
     inside = False

@@ -1,7 +1,7 @@
-"""The sockets of running VMs: one by each VM's name, in the runtime directory (0700).
+"""The sockets of running VMs: one with each VM's name, in the runtime directory (0700).
 
-A VM holds a lock beside its socket for as long as it lives, however it ends: a dead one is told
-by its lock and never by a process id, which may have another owner by then.
+A VM holds a lock beside its socket while it lives. A free lock means a dead VM; a process id does
+not, because the kernel reuses it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from pyvmm.errors import HostError, UsageError
 
 VMS: Final = "vms"  # below the runtime directory
 BACKLOG: Final = 16
-PATIENCE_S: Final = 0.5  # others look at a lock for a moment only
+TIMEOUT_S: Final = 0.5  # of a lock; `running` holds one for a moment
 
 
 class Claim(Closing):
-    """A VM's name, and the socket it answers at; a context manager that gives both back.
+    """A VM's name and control socket; a context manager that releases both.
 
     Raises:
-        UsageError: a VM of that name runs, or the name makes no socket.
-        HostError: something else is there, or the socket cannot be made.
+        UsageError: a VM with that name runs, or the name is too long for a socket.
+        HostError: another file is in the way, or the socket cannot be made.
     """
 
     def __init__(self, name: str) -> None:
@@ -39,7 +39,7 @@ class Claim(Closing):
         if self._lock < 0:
             raise UsageError(
                 f"a VM called {name} is running already",
-                hint="pyvmm list shows it; choose another --name",
+                hint="choose another `name`; `pyvmm list` shows the VMs",
             )
         try:
             self.listener = _listen(self.path)
@@ -48,7 +48,7 @@ class Claim(Closing):
             raise
 
     def close(self) -> None:
-        """Remove the socket and let the name go; idempotent."""
+        """Remove the socket and release the name; idempotent."""
         if self._lock >= 0:
             self.path.unlink(missing_ok=True)
             self.listener.close()
@@ -61,11 +61,11 @@ class Claim(Closing):
 
 
 def running() -> Iterator[Path]:
-    """The sockets of the VMs that run, by name; those of dead ones are removed."""
+    """Yield the sockets of running VMs, by name; remove those of dead VMs."""
     for path in sorted(runtime_dir(VMS).glob("*.sock")):
         try:
             lock = _try(path.with_suffix(".lock"))
-        except HostError:  # something else is in the lock's place: no VM of ours
+        except HostError:  # no lock file: not a VM of pyvmm
             continue
         if lock is None:
             yield path
@@ -81,15 +81,15 @@ def _socket_path(name: str) -> Path:
     longest = SUN_PATH - len(os.fsencode(path)) + len(os.fsencode(name))
     if len(os.fsencode(name)) > longest:
         raise UsageError(
-            f"--name {name}: too long for the path of a socket, {longest} bytes fit",
-            hint="choose a shorter one, or set XDG_RUNTIME_DIR to a directory with a shorter path",
+            f"`name`={name}: too long for the path of a socket: {longest} bytes fit",
+            hint="use a shorter name, or set XDG_RUNTIME_DIR to a directory with a shorter path",
         )
     return path
 
 
 def _take(path: Path) -> int:
-    """Lock a VM's name, or -1 where its owner lives."""
-    deadline = time.monotonic() + PATIENCE_S
+    """Lock a VM's name and return the descriptor, or -1 if another VM has it."""
+    deadline = time.monotonic() + TIMEOUT_S
     while (lock := _try(path)) is None:
         if time.monotonic() > deadline:
             return -1
@@ -98,7 +98,7 @@ def _take(path: Path) -> int:
 
 
 def _try(path: Path) -> int | None:
-    """Lock the file that has that name now: a former owner may just have removed another."""
+    """Lock a file, and check that a former owner has not just removed it."""
     try:
         while (lock := try_lock(path)) is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -111,7 +111,7 @@ def _try(path: Path) -> int | None:
 
 
 def _listen(path: Path) -> socket.socket:
-    """A socket that clients find at ``path`` once it listens; the caller holds its name."""
+    """Make a listening socket at ``path``; the caller holds the lock."""
     fresh = path.with_suffix(".new")
     for left in (path, fresh):
         _remove_stale(left)
@@ -128,11 +128,11 @@ def _listen(path: Path) -> socket.socket:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a dead VM's socket; nothing else is ever removed."""
+    """Remove a dead VM's socket; raise an error for any other file."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise HostError(f"{path} is in the way, and is no socket of pyvmm's", hint="remove it")
+        raise HostError(f"{path} is in the way: it is not a socket", hint="remove it")
     path.unlink()

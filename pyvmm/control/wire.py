@@ -1,8 +1,7 @@
-"""What goes over a control socket: lines of JSON.
+"""The protocol of a control socket: lines of JSON.
 
-A client sends an object, {"do": "pause"} say, with what that verb takes beside it; it gets one
-back, {"ok": true, ...} or {"ok": false, "error": "...", "hint": null,
-"exit_code": 1}; and may go on like that.
+A client sends an object with a verb and its arguments: {"do": "pause"}. The reply is {"ok": true,
+...} or {"ok": false, "error": "...", "hint": null, "exit_code": 1}. More requests may follow.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from pyvmm.errors import EXIT_FAILED, VmmError
 
 SCHEMA: Final = 1
 MAX_REQUEST: Final = 64 << 10  # bytes
-MAX_REPLY: Final = 64 << 20  # the registers of 512 vCPUs take a tenth of that
+MAX_REPLY: Final = 64 << 20  # ten times the registers of 512 vCPUs
 
-# What a VM says of itself ("info"), and how it is shown.
+# The fields of a VM's reply to "info"
 INFO: Final[dict[str, type]] = {
     "name": str, "pid": int, "state": str, "image": str, "vcpus": int, "memory_bytes": int,
     "sve_vls": list,
@@ -29,16 +28,16 @@ Message = dict[str, Any]
 
 
 class WireError(Exception):
-    """What came over the socket is no message."""
+    """A line that is not a message."""
 
 
 def pack(message: Message) -> bytes:
-    """A message as a line."""
+    """Encode a message as a line."""
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
 def parse(line: bytes) -> Message:
-    """The message on a line.
+    """Decode the message on a line.
 
     Raises: WireError.
     """
@@ -52,34 +51,34 @@ def parse(line: bytes) -> Message:
 
 
 def parse_reply(line: bytes) -> Message:
-    """The reply on a line, from whoever listens there.
+    """Decode the reply on a line, from an untrusted peer.
 
     Raises: WireError.
     """
     reply = parse(line)
     if not isinstance(reply.get("ok"), bool):
-        raise WireError("it does not say whether it is ok")
-    return reply if reply["ok"] else {**failure("it does not say why"), **reply}
+        raise WireError('its reply lacks "ok"')
+    return reply if reply["ok"] else {**failure("the VM gave no reason"), **reply}
 
 
 def is_info(reply: Message, name: str) -> bool:
-    """Whether a reply is what the VM of that name says of itself."""
+    """Return whether a reply is the info of the VM with that name."""
     fields = {name: type(reply.get(name)) for name in INFO}
     return fields == INFO and reply["name"] == name
 
 
 def failure(error: str, hint: str | None = None, exit_code: int = EXIT_FAILED) -> Message:
-    """The reply that says what went wrong, and how a command that it ends is to exit."""
+    """Make a failure reply; a command that it ends exits with ``exit_code``."""
     return {"ok": False, "error": error, "hint": hint, "exit_code": exit_code}
 
 
 def failure_of(error: VmmError) -> Message:
-    """The reply that an error is."""
+    """Make the failure reply of an error."""
     return failure(error.message, error.hint, error.exit_code)
 
 
 def is_trusted(peer: socket.socket) -> bool:
-    """Whether this user, or root, is at the other end."""
+    """Return whether the peer is this user or root."""
     size = struct.calcsize("3i")  # Source: unix(7), SO_PEERCRED: pid, uid, gid
     _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     return uid in (0, os.getuid())

@@ -1,7 +1,7 @@
-"""The hardware of one machine: a Config and a host's KVM become RAM, vCPUs, a GIC and devices.
+"""The hardware of one machine: RAM, vCPUs, a GIC and devices, made from a Config by a host's KVM.
 
-Nothing runs here. The order is the kernel's: vector lengths before FINALIZE, every vCPU before
-the GIC's INIT, registers last.
+Nothing runs here. KVM requires the order: vector lengths before FINALIZE, every vCPU before the
+GIC's INIT, registers last.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from pyvmm.machine.plan import DEFAULT_IPA_BITS, Feature, HostLimits, Plan, plan
 from pyvmm.machine.slots import MemorySlots
 from pyvmm.machine.vcpus import (
     MachineVcpu,
-    give_pvtime,
     host_features,
     init_pmus,
+    make_pvtime,
     make_vcpus,
     online_cpus,
     set_boot_registers,
@@ -45,30 +45,30 @@ from pyvmm.machine.vcpus import (
 from pyvmm.memory.ram import GuestMemory
 
 if TYPE_CHECKING:
-    # virtio's modules are imported by the machines that have such devices.
+    # Imported by machines with virtio devices.
     from pyvmm.devices.virtio.console import VirtioConsole
     from pyvmm.devices.virtio.device import VirtioDevice
     from pyvmm.devices.virtio.mmio import VirtioMmio
 
 ID_AA64MMFR0_EL1 = regs.sysreg(3, 0, 0, 7, 0)
-RNG_SEED = 64  # bytes of the guest's first entropy: a ChaCha key and then some
+RNG_SEED = 64  # bytes of the guest's first entropy; a ChaCha key has 32
 
 Output = Callable[[bytes], None]
 
 
 class Hooks(Record, kw_only=True):
-    """Where what the guest does outside itself goes to; called in the vCPUs' threads."""
+    """Functions that get a guest's output and exit code, in the vCPUs' threads."""
 
     on_exit: Callable[[int], None]
     output: Output  # the console's
     terminals: Mapping[int, Output]  # the UARTs', by their numbers
-    log: Callable[[str], None]  # a line about a guest's driver that is broken
+    log: Callable[[str], None]  # a line about a faulty guest driver
 
 
 class Board(Record, kw_only=True, frozen=False):
-    """A machine's parts, built and wired, before its first instruction.
+    """A machine's parts, made and connected, before its first instruction.
 
-    ``image`` and ``dtb`` are what was loaded; a machine that a snapshot goes on in has neither.
+    A restored machine has no ``image`` and no ``dtb``.
     """
 
     plan: Plan
@@ -116,7 +116,7 @@ class RtcAlarm:
 
 
 def read_limits(system: System) -> HostLimits:
-    """Ask the host's KVM what it gives one VM; the vector lengths by a VM made for that."""
+    """Ask the host's KVM for its limits; a temporary VM shows the vector lengths."""
     return HostLimits(
         max_vcpus=system.check_extension(Cap.MAX_VCPUS),
         ipa_bits=system.check_extension(Cap.ARM_VM_IPA_SIZE) or DEFAULT_IPA_BITS,
@@ -127,24 +127,23 @@ def read_limits(system: System) -> HostLimits:
 
 
 def build(system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Board:
-    """Make the machine, and load what it boots; ``undo`` gets the way back of every step.
+    """Make the machine and load its image; ``undo`` gets the cleanup of every step.
 
     Raises:
-        HostError: the host cannot give what was asked; nothing was made of it then.
+        HostError: the host cannot provide what the Config requests.
         ImageError: the image cannot be booted.
     """
     board = assemble(system, config, plan(config, read_limits(system)), hooks, undo)
-    # The image comes after all that a host can refuse: who asks whether this host can do
-    # something, as kvm-unit-tests does, asks with an image that does not exist.
+    # The image is loaded last: kvm-unit-tests checks what a host can do with an image that does
+    # not exist, and must get the host's refusal.
     _load(board, config)
     return board
 
 
 def assemble(system: System, config: Config, decided: Plan, hooks: Hooks, undo: ExitStack) -> Board:
-    """Make a machine with nothing in its memory and vCPUs just reset.
+    """Make a machine with empty memory and reset vCPUs.
 
-    Raises:
-        HostError: the host cannot give what was asked; nothing was made of it then.
+    Raises: HostError, if the host cannot provide what the Config requests.
     """
     vm = undo.enter_context(system.create_vm(decided.ipa_bits))
     memory = undo.enter_context(
@@ -157,7 +156,7 @@ def assemble(system: System, config: Config, decided: Plan, hooks: Hooks, undo: 
     vcpus = make_vcpus(vm, decided, undo)
     irqchip = make_irqchip(vm, config, len(vcpus), undo)
     init_pmus(vcpus, decided)
-    pvtime = give_pvtime(vcpus, decided, slots, undo)
+    pvtime = make_pvtime(vcpus, decided, slots, undo)
     uarts, rtc = _make_uarts_and_rtc(vm, {**hooks.terminals, 0: hooks.output})
     console: Uart8250 | VirtioConsole = uarts[0]
     virtio: list[VirtioMmio] = []
@@ -185,7 +184,7 @@ def assemble(system: System, config: Config, decided: Plan, hooks: Hooks, undo: 
 
 
 def _load(board: Board, config: Config) -> None:
-    """Put the image and a device tree into memory, and have the boot CPU start there.
+    """Load the image and a device tree, and set the boot CPU's registers.
 
     Raises: ImageError.
     """
@@ -200,9 +199,9 @@ def _load(board: Board, config: Config) -> None:
 
 
 def _enable_capabilities(system: System, vm: Vm, decided: Plan) -> None:
-    """Switch on what a VM has only when it is asked for, before its first vCPU."""
+    """Enable optional capabilities of a VM, before its first vCPU."""
     if system.has(Cap.ARM_NISV_TO_USER):
-        vm.enable_cap(Cap.ARM_NISV_TO_USER)  # an access we cannot decode comes to us, with facts
+        vm.enable_cap(Cap.ARM_NISV_TO_USER)  # undecodable accesses become exits
     if Feature.MTE in decided.features:
         vm.enable_cap(Cap.ARM_MTE)
 
@@ -210,7 +209,7 @@ def _enable_capabilities(system: System, vm: Vm, decided: Plan) -> None:
 def _description(
     config: Config, memory: GuestMemory, vcpus: Sequence[Vcpu], irqchip: Irqchip, image: LoadedImage
 ) -> MachineDescription:
-    """What the device tree says."""
+    """Return the machine's description for the device tree."""
     return MachineDescription(
         ram_base=memory.base,
         ram_size=memory.size,
@@ -235,7 +234,7 @@ def _description(
 
 
 def _make_uarts_and_rtc(vm: Vm, outputs: Mapping[int, Output]) -> tuple[list[Uart8250], Pl031]:
-    """The devices of lkvm's map; a UART without an output is connected to nothing."""
+    """Make the devices of lkvm's map; a UART without an output drops its bytes."""
 
     def line(number: int | None) -> Callable[[bool], None]:
         assert number is not None
@@ -243,7 +242,7 @@ def _make_uarts_and_rtc(vm: Vm, outputs: Mapping[int, Output]) -> tuple[list[Uar
         return lambda level: vm.irq_line(irq, level)
 
     uarts = [
-        Uart8250(line(layout.uart(index).spi), outputs.get(index, _nowhere))
+        Uart8250(line(layout.uart(index).spi), outputs.get(index, _drop))
         for index in range(layout.UART_COUNT)
     ]
     return uarts, Pl031(line(layout.RTC.spi))
@@ -257,7 +256,7 @@ def _make_virtio(
     hooks: Hooks,
     undo: ExitStack,
 ) -> tuple[list[VirtioDevice], VirtioConsole | None]:
-    """The virtio devices by slot, and the console among them, if it is to be one."""
+    """Make the virtio devices, by slot, and the virtio console, if the Config has one."""
     from pyvmm.machine.devices import make_devices
     from pyvmm.memory.map import MemoryMap
 
@@ -294,5 +293,5 @@ def _make_bus(
     return bus
 
 
-def _nowhere(data: bytes) -> None:
-    """Where an unconnected UART's output goes."""
+def _drop(data: bytes) -> None:
+    """Drop the output of an unconnected UART."""

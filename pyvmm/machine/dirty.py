@@ -1,7 +1,7 @@
-"""Which pages of a machine's RAM were written to since a snapshot, for the next one.
+"""The pages of a machine's RAM that were written since a snapshot, for the next one.
 
-KVM logs what the guest writes to RAM, when asked to, and GuestMemory what pyvmm writes.  Devices
-write the used rings through views that stay open: those rings always count as written.
+KVM logs the guest's writes to RAM, and GuestMemory logs pyvmm's. Devices write the used rings
+through views that stay open: those rings always count as written.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class DirtyPages:
         if self.since is None:
             self._slots.log_writes(RAM)
         self._slots.written(RAM)  # reading KVM's log clears it
-        self.memory.note_writes()
+        self.memory.log_writes()
         self._flags = bytearray(self.memory.size // mmap.PAGESIZE)
         self.since = identity
 
@@ -54,14 +54,14 @@ class DirtyPages:
             return
         memory = self.memory
         log = self._slots.written(RAM)
-        written = int.from_bytes(log, "little") | int.from_bytes(memory.noted, "little")
+        written = int.from_bytes(log, "little") | int.from_bytes(memory.written, "little")
         written |= int.from_bytes(self._flags, "little")
         self._flags = bytearray(written.to_bytes(len(self._flags), "little"))
         for gpa, length in self._used_rings():
             first = (gpa - memory.base) // mmap.PAGESIZE
             last = (gpa + length - 1 - memory.base) // mmap.PAGESIZE
             self._flags[first : last + 1] = b"\1" * (last + 1 - first)
-        memory.note_writes()
+        memory.log_writes()
 
     def ranges(self) -> list[Range]:
         """Return the ranges of RAM that were written to, as of the last collect()."""
@@ -71,7 +71,7 @@ class DirtyPages:
         """Yield the address and length of each used ring in RAM."""
         if not self._virtio:
             return
-        from pyvmm.devices.virtio.queue import DEVICE_AREA  # only machines with virtio import it
+        from pyvmm.devices.virtio.queue import DEVICE_AREA  # imported by machines with virtio
 
         for transport in self._virtio:
             for queue in transport.device.queues:

@@ -1,4 +1,4 @@
-"""The interrupt controller of a machine: what was asked for, or the best the host has."""
+"""The interrupt controller of a machine: the requested one, or the host's best."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pyvmm.kvm.uapi import DeviceType
 from pyvmm.kvm.vgic import Its, Vgic, VgicV2
 from pyvmm.kvm.vm import Vm
 
-# What each choice of --irqchip needs in the kernel.  An ITS is there only when asked for: no
-# device sends it messages yet, and a guest spends memory and time on one.
+# The KVM devices that each interrupt controller needs. An ITS is made only on request: no device
+# sends it messages yet, and it costs a guest memory and time.
 NEEDS = {
     "gicv3": (DeviceType.ARM_VGIC_V3,),
     "gicv3-its": (DeviceType.ARM_VGIC_V3, DeviceType.ARM_VGIC_ITS),
@@ -23,7 +23,7 @@ BY_DEFAULT = ("gicv3", "gicv2")  # the best first
 
 
 class Irqchip(Record):
-    """The interrupt controller; ``name`` is how --irqchip calls it."""
+    """The interrupt controller; ``name`` is a value of Config's ``irqchip``."""
 
     name: str
     gic: Vgic | VgicV2
@@ -31,10 +31,9 @@ class Irqchip(Record):
 
 
 def make_irqchip(vm: Vm, config: Config, vcpus: int, undo: ExitStack) -> Irqchip:
-    """Make the interrupt controller of a VM with that many vCPUs, which exist.
+    """Make the interrupt controller of a VM, after its vCPUs.
 
-    Raises:
-        HostError: the host's KVM has none that was asked for.
+    Raises: HostError, if the host's KVM lacks the requested one.
     """
     name = _choose(vm, config)
     if name == "gicv2":
@@ -64,14 +63,14 @@ def make_irqchip(vm: Vm, config: Config, vcpus: int, undo: ExitStack) -> Irqchip
 
 
 def _choose(vm: Vm, config: Config) -> str:
-    """The name of the interrupt controller that the machine gets."""
+    """Return the name of the interrupt controller to make."""
     asked = BY_DEFAULT if config.irqchip is None else (config.irqchip,)
     for name in asked:
         if all(vm.has_device(device) for device in NEEDS[name]):
             return name
-    words = f"--irqchip {config.irqchip}: " if config.irqchip else ""
+    field = f"`irqchip`={config.irqchip}: " if config.irqchip else ""
     has = [name for name, needs in NEEDS.items() if all(map(vm.has_device, needs))]
     raise HostError(
-        f"{words}Failed to create virtual GIC: this host's KVM has no {' and no '.join(asked)}",
-        hint=f"it has {', '.join(has)}" if has else "it has none: see dmesg | grep -i vgic",
+        f"{field}Failed to create virtual GIC: this host's KVM has no {' and no '.join(asked)}",
+        hint=f"use one of {', '.join(has)}" if has else "run dmesg | grep -i vgic for the reason",
     )

@@ -1,7 +1,7 @@
-"""The threads that run vCPUs: started, parked, woken and ended together.
+"""The threads that run vCPUs: started, parked, resumed and ended together.
 
-A thread is either in KVM_RUN, in the handler of an exit, or parked. Nobody else touches its
-vCPU but while it is parked or after it has ended: a vCPU ioctl would wait for KVM_RUN to return.
+A thread is in KVM_RUN, in the handler of an exit, or parked. Other threads access its vCPU only
+while it is parked or after it has ended: a vCPU ioctl waits for KVM_RUN to return.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Generic, Protocol, TypeVar
 from pyvmm.base.units import show_cpulist
 from pyvmm.errors import HostError
 
-Outcome = int | BaseException
+Result = int | BaseException
 
 
 class Runnable(Protocol):
-    """What the runner needs of a vCPU; ``run`` gives an exit to be handled."""
+    """What a Runner needs of a vCPU: ``run`` returns an exit."""
 
     @property
     def id(self) -> int:
         """The vCPU's number."""
 
     def run(self) -> object:
-        """Run the guest until it needs something, or a kick."""
+        """Run the guest until an exit or a kick."""
 
     def kick(self) -> None:
         """Make ``run`` return soon; from any thread."""
@@ -35,12 +35,12 @@ V = TypeVar("V", bound=Runnable)
 
 
 class Runner(Generic[V]):
-    """Runs vCPUs, each in a thread of its own, until the first outcome.
+    """Runs vCPUs, each in a thread of its own, until the first result.
 
-    ``step`` runs a vCPU once and handles its exit, in the vCPU's thread; what it raises is the
-    outcome. ``on_end`` is called when there is one, and must let go whatever a step may wait
-    for; ``ended_fd`` becomes readable when the last thread has left. ``cpus`` are the host's
-    CPUs that the threads may run on, all of them if None.
+    ``step`` runs a vCPU once and handles its exit, in the vCPU's thread; an exception it raises is
+    the result. ``on_end`` is called at the result, and must end whatever a step waits for.
+    ``ended_fd`` becomes readable when the last thread has left. The threads run on ``cpus`` of the
+    host, on all of them if None.
     """
 
     def __init__(
@@ -60,23 +60,23 @@ class Runner(Generic[V]):
             for vcpu in vcpus
         ]
         self._changed = threading.Condition()
-        self._going = False  # read without the lock at every exit; False sends a thread to park
+        self._going = False  # read without the lock at every exit; False parks a thread
         self._started = False
         self._paused = False
         self._alive = 0  # threads that have not left
         self._parked = 0
-        self._outcome: Outcome | None = None
+        self._result: Result | None = None
 
     def start(self) -> None:
         """Start every thread.
 
-        Raises: HostError, when the host has no thread left to give.
+        Raises: HostError, if the host cannot start another thread.
         """
         with self._changed:
             if self._started:
                 raise RuntimeError("started twice")
             self._started = True
-            self._going = self._outcome is None and not self._paused
+            self._going = self._result is None and not self._paused
             self._alive = len(self._threads)
         for number, thread in enumerate(self._threads):
             try:
@@ -87,7 +87,7 @@ class Runner(Generic[V]):
                 return
 
     def pause(self) -> None:
-        """Park every vCPU, and return when all are; not from a vCPU's own thread."""
+        """Park every vCPU and return when all are parked; not from a vCPU's own thread."""
         with self._changed:
             self._paused = True
             self._going = False
@@ -96,18 +96,18 @@ class Runner(Generic[V]):
             self._changed.wait_for(lambda: self._parked >= self._alive)
 
     def resume(self) -> None:
-        """Let parked vCPUs go on."""
+        """Resume parked vCPUs."""
         with self._changed:
             self._paused = False
-            self._going = self._started and self._outcome is None
+            self._going = self._started and self._result is None
             self._changed.notify_all()
 
-    def end(self, outcome: Outcome) -> None:
-        """Make every thread leave; the first outcome counts. Safe from any thread."""
+    def end(self, result: Result) -> None:
+        """End the run with a result; the first one counts. Safe from any thread."""
         with self._changed:
-            if self._outcome is not None:
+            if self._result is not None:
                 return
-            self._outcome = outcome
+            self._result = result
             self._going = False
             self._changed.notify_all()
         self._kick()
@@ -120,15 +120,15 @@ class Runner(Generic[V]):
                 thread.join()
 
     def result(self) -> int:
-        """The exit code of a run that has ended, or the error that ended it, raised."""
-        if isinstance(self._outcome, BaseException):
-            raise self._outcome
-        if self._outcome is None:
+        """Return the exit code of a run that has ended, or raise its error."""
+        if isinstance(self._result, BaseException):
+            raise self._result
+        if self._result is None:
             raise RuntimeError("the run has not ended")
-        return self._outcome
+        return self._result
 
     def close(self) -> None:
-        """End what still runs and give back ``ended_fd``; idempotent."""
+        """End the run and close ``ended_fd``; idempotent."""
         if self.ended_fd >= 0:
             self.end(0)
             self.join()
@@ -137,26 +137,26 @@ class Runner(Generic[V]):
 
     @property
     def has_ended(self) -> bool:
-        """Whether there is an outcome; threads may still be on their way out."""
-        return self._outcome is not None
+        """Whether there is a result; threads may still be leaving."""
+        return self._result is not None
 
     def _kick(self) -> None:
         for vcpu in self._vcpus:
             vcpu.kick()
 
     def _work(self, vcpu: V) -> None:
-        """A vCPU's thread."""
+        """Run a vCPU until the end; its thread."""
         try:
             self._stay_on_cpus()
-            while self._going or self._may_go_on():
+            while self._going or self._wait_while_paused():
                 self._step(vcpu)
-        except BaseException as error:  # also a bug of ours: it must end the VM, not hang it
+        except BaseException as error:  # also of a bug: it must end the VM, not hang it
             self.end(error)
         finally:
             self._leave()
 
     def _stay_on_cpus(self) -> None:
-        """Bind the calling thread to the CPUs it may run on."""
+        """Bind the calling thread to ``cpus``."""
         if self._cpus is None:
             return
         try:
@@ -164,17 +164,17 @@ class Runner(Generic[V]):
         except OSError as error:
             raise HostError(
                 f"vCPUs cannot run on CPU {show_cpulist(self._cpus)}: {error.strerror}",
-                hint="taskset -p $$ shows the CPUs that this shell's programs may run on",
+                hint="choose among the CPUs that taskset -p $$ shows",
             ) from error
 
-    def _may_go_on(self) -> bool:
-        """Park while paused; False when the run is over."""
+    def _wait_while_paused(self) -> bool:
+        """Park while paused; return False when the run is over."""
         with self._changed:
             self._parked += 1
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._paused or self._outcome is not None)
+            self._changed.wait_for(lambda: not self._paused or self._result is not None)
             self._parked -= 1
-            return self._outcome is None
+            return self._result is None
 
     def _leave(self, threads: int = 1) -> None:
         with self._changed:

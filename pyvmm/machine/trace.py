@@ -1,4 +1,4 @@
-"""What each vCPU left the guest for, and for how long: a trace that Perfetto shows.
+"""A trace of each vCPU's exits, in Perfetto's format.
 
     with ExitTrace(Path("run.pftrace"), "guest-1") as trace, Machine(config, trace=trace) as vm:
         vm.run()
@@ -22,28 +22,28 @@ from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.uapi import ExitReason
 from pyvmm.report import perfetto
 
-FLUSH: Final = 256 << 10  # bytes of one vCPU's packets that are written at once
+FLUSH: Final = 256 << 10  # bytes of a vCPU's packets before they are written
 PROCESS_TRACK: Final = 1
 FIRST_TRACK: Final = 0x100  # of the vCPUs
 FIRST_COUNTER: Final = 0x1_0000
 
 
 def now_ns() -> int:
-    """Perfetto's clock."""
+    """Read Perfetto's clock."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 class ExitTrace(Closing):
-    """A trace being written; a context manager: the file is there when it is left.
+    """A trace; a context manager that creates the file at its end.
 
-    Raises: UsageError or HostError, where the file cannot be written.
+    Raises: UsageError or HostError, if the file cannot be written.
     """
 
     def __init__(self, path: Path, name: str) -> None:
         self._undo = ExitStack()
         self._fd = self._undo.enter_context(replacing(path))
         self._offset = 0
-        self._lock = threading.Lock()  # over the file
+        self._lock = threading.Lock()  # of the file
         process = perfetto.message(
             (perfetto.PID, os.getpid()), (perfetto.PROCESS_NAME, f"pyvmm {name}")
         )
@@ -53,14 +53,14 @@ class ExitTrace(Closing):
         self._counters: dict[int, dict[str, int]] = {}  # of each vCPU: name -> last value
 
     def close(self) -> None:
-        """Write what is left, and give the file its name; while no vCPU runs. Idempotent."""
+        """Write the rest and rename the file; while no vCPU runs. Idempotent."""
         for sequence in self._vcpus.values():
             self._write(sequence.take())
         self._vcpus.clear()
         self._undo.close()
 
     def exit(self, vcpu: int, cause: str, leave: Exit, began_ns: int) -> None:
-        """Add an exit that was handled; in the vCPU's thread."""
+        """Record an exit that was handled; in the vCPU's thread."""
         facts = {}
         if leave.reason == ExitReason.MMIO:
             facts = {"address": leave.address, "length": leave.length}
@@ -72,7 +72,7 @@ class ExitTrace(Closing):
             self._write(sequence.take())
 
     def completed(self, vcpu: int, counts: dict[str, int]) -> None:
-        """Add the exits that C has completed until now, by cause; in the vCPU's thread."""
+        """Record the exits that C has completed until now, by cause; in the vCPU's thread."""
         known, sequence = self._counters.setdefault(vcpu, {}), self._sequence(vcpu)
         for cause, count in counts.items():
             if known.get(cause) != count:

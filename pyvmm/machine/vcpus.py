@@ -1,4 +1,4 @@
-"""The vCPUs of a machine: their features, their vector lengths, and how the first one starts.
+"""The vCPUs of a machine: features, vector lengths, and the boot CPU's registers.
 
 Source: Linux, Documentation/virt/kvm/api.rst, KVM_ARM_VCPU_INIT, and virt/kvm/devices/vcpu.rst.
 """
@@ -25,7 +25,7 @@ from pyvmm.machine.registers import RegisterView
 from pyvmm.machine.slots import MemorySlots
 from pyvmm.memory.ram import GuestMemory
 
-# The capabilities by which KVM says that it has a feature, all of them
+# KVM has a feature if it has all of these capabilities
 CAPS: dict[Feature, tuple[int, ...]] = {
     Feature.PAUTH: (Cap.ARM_PTRAUTH_ADDRESS, Cap.ARM_PTRAUTH_GENERIC),
     Feature.PMU: (Cap.ARM_PMU_V3,),
@@ -35,7 +35,7 @@ CAPS: dict[Feature, tuple[int, ...]] = {
     Feature.E2H0: (Cap.ARM_EL2_E2H0,),
     Feature.AARCH32: (Cap.ARM_EL1_32BIT,),
 }
-# What a vCPU is initialised with to have it; MTE and stolen time are switched on elsewhere
+# The flags of KVM_ARM_VCPU_INIT for a feature; MTE and stolen time need other calls
 INIT: dict[Feature, tuple[VcpuFeature, ...]] = {
     Feature.PAUTH: (VcpuFeature.PTRAUTH_ADDRESS, VcpuFeature.PTRAUTH_GENERIC),
     Feature.PMU: (VcpuFeature.PMU_V3,),
@@ -44,30 +44,30 @@ INIT: dict[Feature, tuple[VcpuFeature, ...]] = {
     Feature.AARCH32: (VcpuFeature.EL1_32BIT,),
 }
 
-# PSTATE a boot CPU starts with: D, A, I and F masked, and EL1h, EL2h or 32-bit Supervisor mode.
+# PSTATE of a boot CPU: D, A, I and F masked, and EL1h, EL2h or 32-bit Supervisor mode.
 # Source: Linux, Documentation/arch/arm64/booting.rst, "CPU mode"; arch/arm/booting.rst, 5.
 BOOT_PSTATE = 0x3C5
 BOOT_PSTATE_EL2 = 0x3C9
 BOOT_PSTATE_32 = 0xD3
-# R1 of a 32-bit kernel that finds its machine in the device tree.  Source: as above
+# R1 of a 32-bit kernel with a device tree.  Source: as above
 NO_MACHINE_TYPE = 0xFFFF_FFFF
 
 ONLINE = Path("/sys/devices/system/cpu/online")
 
 
 class MachineVcpu(Vcpu, RegisterView):
-    """A vCPU of a machine: KVM's, and its registers by name as typed values."""
+    """A vCPU of a machine: KVM's vCPU, with registers by name as typed values."""
 
 
 def host_features(system: System) -> frozenset[Feature]:
-    """What the host's KVM can give vCPUs."""
+    """Return the features that the host's KVM has."""
     return frozenset(
         feature for feature, caps in CAPS.items() if all(system.has(cap) for cap in caps)
     )
 
 
 def online_cpus() -> frozenset[int]:
-    """The CPUs of this machine that are online; none where the kernel does not say."""
+    """Return the online CPUs of this machine; none if unknown."""
     try:
         return parse_cpulist(ONLINE.read_text(encoding="ascii"))
     except OSError:
@@ -75,7 +75,7 @@ def online_cpus() -> frozenset[int]:
 
 
 def features_of(decided: Plan) -> frozenset[VcpuFeature]:
-    """What every vCPU of a machine is initialised with."""
+    """Return the flags of KVM_ARM_VCPU_INIT for a machine's vCPUs."""
     features = {VcpuFeature.PSCI_0_2}
     for feature in decided.features:
         features.update(INIT.get(feature, ()))
@@ -85,7 +85,7 @@ def features_of(decided: Plan) -> frozenset[VcpuFeature]:
 
 
 def make_vcpus(vm: Vm, decided: Plan, undo: ExitStack) -> list[MachineVcpu]:
-    """Every vCPU, with the same features and the same vector lengths; all but the first off."""
+    """Make every vCPU, with the same features and vector lengths; all but the first are off."""
     features = features_of(decided)
     target = vm.preferred_target()
     vcpus: list[MachineVcpu] = []
@@ -93,34 +93,34 @@ def make_vcpus(vm: Vm, decided: Plan, undo: ExitStack) -> list[MachineVcpu]:
         vcpu = undo.enter_context(vm.create_vcpu(number, MachineVcpu))
         vcpu.init(target, features | {VcpuFeature.POWER_OFF} if number else features)
         if decided.vls:
-            _give_vector_lengths(vcpu, decided.vls)
+            _set_vector_lengths(vcpu, decided.vls)
         vcpus.append(vcpu)
     return vcpus
 
 
-def _give_vector_lengths(vcpu: Vcpu, vls: vl.VlSet) -> None:
-    """Give a vCPU exactly that set, and make sure that KVM took it as it was meant."""
+def _set_vector_lengths(vcpu: Vcpu, vls: vl.VlSet) -> None:
+    """Set a vCPU's vector lengths, and check that KVM reads back the same set."""
     sve.write_vls(vcpu, vls)
     vcpu.finalize(VcpuFeature.SVE)
     taken = sve.read_vls(vcpu)
     if taken != vls:
         raise HostError(
-            f"vCPU {vcpu.id} was given the vector lengths {vl.show(vls)}, "
+            f"vCPU {vcpu.id} was set to the vector lengths {vl.show(vls)}, "
             f"but KVM reads back {vl.show(taken) or 'none'}"
         )
 
 
 def init_pmus(vcpus: Sequence[Vcpu], decided: Plan) -> None:
-    """Make the PMUs ready, if there are any; after the interrupt controller."""
+    """Initialize the PMUs, if there are any; after the interrupt controller."""
     if Feature.PMU in decided.features:
         for vcpu in vcpus:
             vcpu.init_pmu(layout.FIRST_PPI + layout.PPI_PMU)
 
 
-def give_pvtime(
+def make_pvtime(
     vcpus: Sequence[Vcpu], decided: Plan, slots: MemorySlots, undo: ExitStack
 ) -> GuestMemory | None:
-    """Let the guest read how long each vCPU was kept waiting, in memory of its own.
+    """Make the memory in which KVM reports the stolen time of each vCPU.
 
     Source: Arm DEN 0057, "Paravirtualized time".
     """
@@ -136,7 +136,7 @@ def give_pvtime(
 
 
 def set_boot_registers(vcpu: Vcpu, image: LoadedImage, decided: Plan) -> None:
-    """Point the boot CPU at the image, and tell it where the device tree is."""
+    """Set the boot CPU's registers: entry point, device tree and processor state."""
     vcpu.set_one_reg(regs.PC, image.entry)
     if Feature.AARCH32 in decided.features:
         vcpu.set_one_reg(regs.X(0), 0)

@@ -1,1 +1,1 @@
-"""Guest memory, and where it comes from; no KVM here."""
+"""Guest memory and its sources; no KVM here."""

@@ -1,4 +1,4 @@
-"""A file's content as memory of the guest's: what it writes there is in the file."""
+"""A file as guest memory: the guest's writes go to the file."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from pyvmm.memory.ram import OutOfRange
 class FileMemory(Closing):
     """An open file mapped for the guest physical addresses from ``base``.
 
-    One that is ``read_only`` is a private copy, page by page as somebody writes: the guest is to
-    see it through a slot it cannot write to, and nothing comes into the file. A context manager
-    that unmaps it.
+    A ``read_only`` mapping is private: writes never reach the file. The guest gets it in a
+    read-only memory slot. A context manager that unmaps the file.
     """
 
     def __init__(self, fd: int, base: int, size: int, *, read_only: bool = False) -> None:
         """Map ``size`` bytes.
 
-        Raises: HostError, when the file cannot be mapped.
+        Raises: HostError, if the file cannot be mapped.
         """
         self.base = base
         self.size = size
@@ -34,7 +33,7 @@ class FileMemory(Closing):
         except OSError as error:
             raise HostError(
                 f"cannot map {size >> 20} MiB of a file: {error.strerror}",
-                hint="its file system may not have shared mappings, as 9p with cache=none",
+                hint="use a file system with shared mappings: 9p with cache=none has none",
             ) from error
         self.host_address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
         self._view = memoryview(self._mapping)
@@ -46,27 +45,27 @@ class FileMemory(Closing):
 
     @property
     def missing(self) -> int:
-        """How many bytes the file has become too short by; an access to them has no answer."""
+        """How many bytes the file has lost since it was mapped; an access to them fails."""
         return max(0, self.size - os.lseek(self._fd, 0, os.SEEK_END))
 
     @property
     def is_full(self) -> bool:
-        """Whether the file's file system has no room: a write to a hole of it has no answer."""
+        """Whether the file system is full: a write to a hole of the file fails."""
         return os.fstatvfs(self._fd).f_bavail == 0
 
     def contains(self, gpa: int, length: int) -> bool:
-        """Whether all of the ``length`` bytes at ``gpa`` are there."""
+        """Return whether all of the ``length`` bytes at ``gpa`` are in the file."""
         return self.base <= gpa and length >= 0 and gpa + length <= self.end
 
     def view(self, gpa: int, length: int) -> memoryview:
-        """The memory itself at ``gpa``, without a copy."""
+        """Return a view of the memory at ``gpa``."""
         if not self.contains(gpa, length):
             raise OutOfRange(gpa, length, f"{self.base:#x} to {self.end:#x}")
         start = gpa - self.base
         return self._view[start : start + length]
 
     def discard(self, gpa: int, length: int) -> None:
-        """Give nothing back: what is in the file stays."""
+        """Do nothing: the file keeps its content."""
 
     def prefer_huge_pages(self, gpa: int, length: int, prefer: bool) -> None:
-        """Leave the pages to the file system."""
+        """Do nothing: the file system chooses its pages."""

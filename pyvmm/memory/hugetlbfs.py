@@ -1,4 +1,4 @@
-"""Guest RAM from a hugetlbfs mount: pages of its size, reserved when they are mapped.
+"""Guest RAM from a hugetlbfs mount: huge pages, reserved when they are mapped.
 
 Source: Linux, Documentation/admin-guide/mm/hugetlbpage.rst.
 """
@@ -17,53 +17,52 @@ POOLS = Path("/sys/kernel/mm/hugepages")
 
 
 def page_size(directory: Path) -> int:
-    """The page size of the hugetlbfs that is mounted at ``directory``, in bytes.
+    """Return the page size in bytes of the hugetlbfs mounted at ``directory``.
 
-    Raises:
-        UsageError: there is none.
+    Raises: UsageError, if there is none.
     """
     try:
         device = os.stat(directory).st_dev  # noqa: PTH116 - follows links as open() does
         size = os.statvfs(directory).f_bsize
     except OSError as error:
-        raise UsageError(f"--hugetlbfs {directory}: {error.strerror}") from error
+        raise UsageError(f"`hugetlbfs`={directory}: {error.strerror}") from error
     if mounts.file_system(device) == "hugetlbfs":
         return size
     raise UsageError(
-        f"--hugetlbfs {directory}: that is no hugetlbfs",
+        f"`hugetlbfs`={directory}: this is not a hugetlbfs",
         hint=f"mount -t hugetlbfs none {directory}",
     )
 
 
 def map_pages(directory: Path, size: int) -> mmap.mmap:
-    """A private mapping of ``size`` bytes of huge pages; it needs no file any more.
+    """Map ``size`` bytes of huge pages, private and without a file.
 
     Raises:
         UsageError: ``directory`` is no hugetlbfs, or ``size`` not a whole number of its pages.
-        HostError: not enough pages are free, or the file system cannot be used.
+        HostError: too few pages are free, or the file system cannot be used.
     """
     page = page_size(directory)
     if size % page:
         raise UsageError(
-            f"-m: {show_size(size)} is not a whole number of the {show_size(page)} pages "
+            f"`memory`: {show_size(size)} is not a whole number of the {show_size(page)} pages "
             f"of {directory}"
         )
     try:
-        import tempfile  # late: it takes much along
+        import tempfile  # imported lazily: large
 
         with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
             file.truncate(size)
             return mmap.mmap(file.fileno(), size, flags=mmap.MAP_PRIVATE)
     except OSError as error:
         raise HostError(
-            f"--hugetlbfs {directory}: cannot map {size // page} pages of {show_size(page)}: "
+            f"`hugetlbfs`={directory}: cannot map {size // page} pages of {show_size(page)}: "
             f"{error.strerror}",
             hint=_pool(page),
         ) from error
 
 
 def _pool(page: int) -> str:
-    """How many pages there are, and how to have more."""
+    """Return a hint: how many pages there are, and how to get more."""
     pool = POOLS / f"hugepages-{page >> 10}kB"
     try:
         total, free, reserved = (

@@ -1,7 +1,7 @@
-"""All the memory a guest's devices may address: RAM, and what was put beside it.
+"""All memory that a guest's devices may address: RAM, and memory added to it.
 
-Virtqueues see one `Memory`; a range of addresses is there if it is, all of it, in one of the
-pieces. Between pieces there are gaps, so that no buffer lies in two.
+Virtqueues use a `Memory`. A range of addresses is valid if one piece has all of it. Gaps between
+the pieces ensure that no buffer lies in two.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from pyvmm.memory.ram import GuestMemory, Memory, OutOfRange
 
 
 class PluggableMemory(Closing):
-    """Memory in blocks of which only those that are plugged are there; none at first.
+    """Memory in blocks that can be plugged and unplugged; none is plugged at first.
 
-    ``backing`` is the mapping behind all of them. An unplugged block takes up no memory of the
-    host's, and every access to it is refused. A context manager that unmaps it.
+    ``backing`` is the mapping of all blocks. An unplugged block takes no memory of the host, and
+    neither the guest nor a device can access it. A context manager that unmaps it.
     """
 
     def __init__(self, base: int, size: int, block_size: int) -> None:
-        """Reserve addresses for ``size`` bytes; memory is taken when it is plugged and used.
+        """Reserve addresses for ``size`` bytes; plugged blocks take memory when they are used.
 
         Raises:
-            UsageError: the sizes do not fit together.
-            HostError: there is not so much address space.
+            UsageError: base or size is not a multiple of the block size.
+            HostError: the address space is too small.
         """
         if block_size & (block_size - 1) or base % block_size or size % block_size:
             raise UsageError(f"{size:#x} bytes at {base:#x}: not whole blocks of {block_size:#x}")
         self.block_size = block_size
-        self.backing = GuestMemory(base, size, promised=False)
+        self.backing = GuestMemory(base, size, reserve=False)
         self._plugged = bytearray(size // block_size)  # a byte a block; 1: plugged
 
     def close(self) -> None:
@@ -44,29 +44,29 @@ class PluggableMemory(Closing):
 
     @property
     def size(self) -> int:
-        """How many bytes there are when every block is plugged."""
+        """The size in bytes of all blocks, plugged or not."""
         return self.backing.size
 
     @property
     def blocks(self) -> int:
-        """How many blocks there are."""
+        """The number of blocks."""
         return len(self._plugged)
 
     @property
     def plugged_size(self) -> int:
-        """How many bytes are plugged."""
+        """The size in bytes of the plugged blocks."""
         return self._plugged.count(1) * self.block_size
 
     def plugged_among(self, first: int, count: int) -> int:
-        """How many of the ``count`` blocks from the ``first`` on are plugged."""
+        """Return how many of the ``count`` blocks from ``first`` on are plugged."""
         return self._plugged.count(1, first, first + count)
 
     def is_plugged(self, block: int) -> bool:
-        """Whether a block is."""
+        """Return whether a block is plugged."""
         return bool(self._plugged[block])
 
     def runs(self) -> Iterator[tuple[int, int]]:
-        """The plugged blocks, as runs: the first, and how many."""
+        """Yield each run of plugged blocks: its first block and its length."""
         first = self._plugged.find(1)
         while first >= 0:
             end = self._plugged.find(0, first)
@@ -75,17 +75,17 @@ class PluggableMemory(Closing):
             first = self._plugged.find(1, end)
 
     def set_plugged(self, first: int, count: int, plugged: bool) -> None:
-        """Let blocks be there, or not; those that no longer are lose what was in them."""
+        """Plug or unplug blocks; an unplugged block loses its content."""
         self._plugged[first : first + count] = bytes([plugged]) * count
         if not plugged:
             self.backing.discard(self.address(first), count * self.block_size)
 
     def address(self, block: int) -> int:
-        """The guest physical address of a block."""
+        """Return the guest physical address of a block."""
         return self.base + block * self.block_size
 
     def contains(self, gpa: int, length: int) -> bool:
-        """Whether all of the ``length`` bytes at ``gpa`` are in plugged blocks."""
+        """Return whether all of the ``length`` bytes at ``gpa`` are in plugged blocks."""
         if not self.backing.contains(gpa, length):
             return False
         first = (gpa - self.base) // self.block_size
@@ -93,59 +93,59 @@ class PluggableMemory(Closing):
         return self._plugged.find(0, first, end) < 0
 
     def view(self, gpa: int, length: int) -> memoryview:
-        """The memory itself at ``gpa``, without a copy."""
+        """Return a view of the memory at ``gpa``."""
         self._check(gpa, length)
         return self.backing.view(gpa, length)
 
     def discard(self, gpa: int, length: int) -> None:
-        """Give the whole pages of a range back to the host; what was in them is lost."""
+        """Return the whole pages of a range to the host; their content is lost."""
         self._check(gpa, length)
         self.backing.discard(gpa, length)
 
     def prefer_huge_pages(self, gpa: int, length: int, prefer: bool) -> None:
-        """Ask for transparent huge pages there, or for none."""
+        """Enable or disable transparent huge pages in a range."""
         self._check(gpa, length)
         self.backing.prefer_huge_pages(gpa, length, prefer)
 
     def _check(self, gpa: int, length: int) -> None:
         if not self.contains(gpa, length):
-            raise OutOfRange(gpa, length, f"{self.base:#x} on: some of it is not plugged")
+            raise OutOfRange(gpa, length, f"from {self.base:#x}: part of it is not plugged")
 
 
 class MemoryMap:
-    """Several pieces of memory as one; the first is asked first."""
+    """Several pieces of memory as one, searched in order."""
 
     def __init__(self, *pieces: Memory) -> None:
         self._pieces = list(pieces)
 
     def add(self, piece: Memory) -> None:
-        """Put one more piece beside the others; from then on devices may address it."""
+        """Add a piece that devices may address."""
         self._pieces.append(piece)
 
     def contains(self, gpa: int, length: int) -> bool:
-        """Whether all of the ``length`` bytes at ``gpa`` are in one piece."""
-        for piece in self._pieces:  # noqa: SIM110 - any() of a generator takes twice the time
+        """Return whether all of the ``length`` bytes at ``gpa`` are in one piece."""
+        for piece in self._pieces:  # noqa: SIM110 - any() takes twice the time
             if piece.contains(gpa, length):
                 return True
         return False
 
     def view(self, gpa: int, length: int) -> memoryview:
-        """The memory itself at ``gpa``, without a copy."""
+        """Return a view of the memory at ``gpa``."""
         for piece in self._pieces:
             if piece.contains(gpa, length):
                 return piece.view(gpa, length)
         raise _nowhere(gpa, length)
 
     def discard(self, gpa: int, length: int) -> None:
-        """Give the whole pages of a range back to the host; what was in them is lost."""
+        """Return the whole pages of a range to the host; their content is lost."""
         self._at(gpa, length).discard(gpa, length)
 
     def prefer_huge_pages(self, gpa: int, length: int, prefer: bool) -> None:
-        """Ask for transparent huge pages there, or for none."""
+        """Enable or disable transparent huge pages in a range."""
         self._at(gpa, length).prefer_huge_pages(gpa, length, prefer)
 
     def _at(self, gpa: int, length: int) -> Memory:
-        """The piece where that is.
+        """Return the piece with that range.
 
         Raises: OutOfRange.
         """
@@ -156,4 +156,4 @@ class MemoryMap:
 
 
 def _nowhere(gpa: int, length: int) -> OutOfRange:
-    return OutOfRange(gpa, length, "nor in what was put beside it")
+    return OutOfRange(gpa, length, "nor in memory added to it")

@@ -16,7 +16,7 @@ from pyvmm.base.closing import Closing
 from pyvmm.errors import GuestError, HostError, UsageError
 from pyvmm.layout import MIB
 
-# Source: asm-generic/mman.h, the same on arm64 and x86; the mmap module has it from Python 3.13 on
+# Source: asm-generic/mman.h, the same on arm64 and x86; in the mmap module from Python 3.13 on
 MAP_NORESERVE = 0x4000
 
 _MAP_FIXED = 0x10  # Source: Linux, asm-generic/mman-common.h
@@ -26,23 +26,23 @@ HUGE_PAGE = 2 * MIB  # a block of the guest's stage 2 tables when pages are 4 Ki
 
 
 class Memory(Protocol):
-    """What a guest's devices may address: GuestMemory, or several pieces of it (memorymap.py)."""
+    """Memory that a guest's devices may address: GuestMemory, or several pieces (map.py)."""
 
     def contains(self, gpa: int, length: int) -> bool:
-        """Whether all of the ``length`` bytes at ``gpa`` are there."""
+        """Return whether all of the ``length`` bytes at ``gpa`` are in this memory."""
 
     def view(self, gpa: int, length: int) -> memoryview:
-        """The memory itself at ``gpa``, without a copy."""
+        """Return a view of the memory at ``gpa``."""
 
     def discard(self, gpa: int, length: int) -> None:
-        """Give the whole pages of a range back to the host; what was in them is lost."""
+        """Return the whole pages of a range to the host; their content is lost."""
 
     def prefer_huge_pages(self, gpa: int, length: int, prefer: bool) -> None:
-        """Ask for transparent huge pages there, or for none."""
+        """Enable or disable transparent huge pages in a range."""
 
 
 class OutOfRange(GuestError):
-    """An address range that is not, or not wholly, guest RAM."""
+    """An address range that is not completely in guest RAM."""
 
     def __init__(self, gpa: int, length: int, where: str) -> None:
         super().__init__(f"{length:#x} bytes at guest address {gpa:#x} are not in RAM ({where})")
@@ -53,40 +53,38 @@ class OutOfRange(GuestError):
 class GuestMemory(Closing):
     """The RAM of one machine, zero until written; a context manager that unmaps it.
 
-    ``host_address`` is aligned to 2 MiB and huge pages are asked for, so that with a guest base
-    of the same alignment one fault of the guest maps 2 MiB at once. How much may be promised
-    is left to the kernel's overcommit policy.
-
-    Every access is checked: nothing outside ``base`` to ``end`` is ever touched.
+    ``host_address`` is aligned to 2 MiB, and transparent huge pages are enabled: with a guest base
+    of the same alignment one guest fault maps 2 MiB. The kernel's overcommit policy limits the
+    size. Every access is checked: nothing outside ``base`` to ``end`` is touched.
     """
 
     OutOfRange = OutOfRange
 
     def __init__(
-        self, base: int, size: int, *, huge_pages: Path | None = None, promised: bool = True
+        self, base: int, size: int, *, huge_pages: Path | None = None, reserve: bool = True
     ) -> None:
         """Map ``size`` bytes for the guest physical addresses from ``base``.
 
-        With ``huge_pages``, the mount point of a hugetlbfs, all of it is pages from there. What
-        is not ``promised`` is addresses alone: the kernel's overcommit policy does not count it.
+        With ``huge_pages``, the mount point of a hugetlbfs, all pages are from there. Without
+        ``reserve`` the kernel's overcommit policy does not count the memory.
 
         Raises:
             UsageError: ``base`` or ``size`` is not a whole number of host pages.
-            HostError: the kernel does not promise that much memory.
+            HostError: the kernel refuses to map that much memory.
         """
         if size <= 0 or base < 0 or size % mmap.PAGESIZE or base % mmap.PAGESIZE:
             raise UsageError(
                 f"guest memory of {size:#x} bytes at {base:#x}: both must be whole pages of this "
-                f"machine ({mmap.PAGESIZE // 1024} KiB), and the size not zero"
+                f"machine ({mmap.PAGESIZE // 1024} KiB), and the size must not be zero"
             )
         self.base = base
         self.size = size
         self.end = base + size
-        self._reserved = huge_pages is not None
-        self._promised = promised
+        self._is_hugetlbfs = huge_pages is not None
+        self._reserve = reserve
         self._backed: list[tuple[int, int]] = []
         if huge_pages is None:
-            self._mapping = _map(size + HUGE_PAGE, promised)  # room to align: mmap takes no address
+            self._mapping = _map(size + HUGE_PAGE, reserve)  # with room to align
             start = _address(self._mapping)
             self.host_address = (start + HUGE_PAGE - 1) & -HUGE_PAGE
             self._offset = self.host_address - start
@@ -95,14 +93,14 @@ class GuestMemory(Closing):
 
             self._mapping = hugetlbfs.map_pages(huge_pages, size)
             self.host_address, self._offset = _address(self._mapping), 0
-        self._noted: bytearray | None = None
+        self._written: bytearray | None = None
         self._ram = memoryview(self._mapping)[self._offset : self._offset + size]
-        if not self._reserved:
+        if not self._is_hugetlbfs:
             with contextlib.suppress(OSError):  # no transparent huge pages: slower, not wrong
                 self._mapping.madvise(mmap.MADV_HUGEPAGE, self._offset, size)
 
     def close(self) -> None:
-        """Unmap the RAM; once is enough, twice is harmless.
+        """Unmap the RAM; idempotent.
 
         Raises:
             BufferError: a view is still in use.
@@ -111,15 +109,15 @@ class GuestMemory(Closing):
         self._mapping.close()
 
     def contains(self, gpa: int, length: int) -> bool:
-        """Whether all of the ``length`` bytes at ``gpa`` are RAM."""
+        """Return whether all of the ``length`` bytes at ``gpa`` are RAM."""
         return self.base <= gpa and length >= 0 and gpa + length <= self.end
 
     def view(self, gpa: int, length: int) -> memoryview:
-        """The RAM itself at ``gpa``, without a copy; release it before closing the memory."""
+        """Return a view of the RAM at ``gpa``; release it before closing the memory."""
         if not self.contains(gpa, length):
             raise self._out_of_range(gpa, length)
-        if self._noted is not None:
-            self._note(gpa, length)
+        if self._written is not None:
+            self._log(gpa, length)
         start = gpa - self.base
         return self._ram[start : start + length]
 
@@ -133,20 +131,20 @@ class GuestMemory(Closing):
             self.view(gpa, len(source))[:] = source
 
     def load(self, gpa: int, length: int, fd: int, offset: int) -> int:
-        """Read ``length`` bytes at ``offset`` of a file into the guest; returns how many came.
+        """Read ``length`` bytes at ``offset`` of a file into the guest; return how many were read.
 
-        This, and not write(), is for code: the kernel copies straight into RAM.  Under QEMU 7.2
-        a copy made with SVE stores, as glibc's memcpy is, leaves old translations of the pages'
-        code alive (probe_access() tells the translator of the first byte only).
+        Use this, not write(), for code: the kernel copies directly into RAM. glibc's memcpy uses
+        SVE stores, and under QEMU 7.2 these leave stale translations of the pages' code
+        (probe_access() reports only the first byte to the translator).
         """
         done = 0
         with self.view(gpa, length) as view:
-            while done < length and (came := os.preadv(fd, [view[done:]], offset + done)):
-                done += came
+            while done < length and (count := os.preadv(fd, [view[done:]], offset + done)):
+                done += count
         return done
 
     def load_from(self, gpa: int, length: int, file: BinaryIO, offset: int) -> int:
-        """Like load(), from any kind of file; one without a descriptor is copied to one first."""
+        """Do what load() does with any file; one without a descriptor is copied first."""
         try:
             return self.load(gpa, length, file.fileno(), offset)
         except io.UnsupportedOperation:
@@ -156,42 +154,41 @@ class GuestMemory(Closing):
             length = copy.write(file.read(length))
             return self.load(gpa, length, copy.fileno(), 0)
 
-    def note_writes(self) -> None:
-        """Note from now on which pages this process may have written to: see `noted`.
+    def log_writes(self) -> None:
+        """Record from now on which pages this process may write; see `written`.
 
-        A view counts as written to when it is made, whatever becomes of it.
+        Making a view counts as a write.
         """
-        self._noted = bytearray(self.size // mmap.PAGESIZE)
+        self._written = bytearray(self.size // mmap.PAGESIZE)
 
     @property
-    def noted(self) -> bytes:
-        """For each host page 1 where it may have been written to since `note_writes`."""
-        return bytes(self._noted or b"")
+    def written(self) -> bytes:
+        """For each host page 1 if this process may have written it since `log_writes`."""
+        return bytes(self._written or b"")
 
-    def _note(self, gpa: int, length: int) -> None:
-        if self._noted is not None and length:
+    def _log(self, gpa: int, length: int) -> None:
+        if self._written is not None and length:
             first = (gpa - self.base) // mmap.PAGESIZE
             pages = (gpa - self.base + length - 1) // mmap.PAGESIZE - first + 1
-            self._noted[first : first + pages] = b"\1" * pages
+            self._written[first : first + pages] = b"\1" * pages
 
     @property
     def takes_files(self) -> bool:
-        """Whether a file's bytes can be had here without a copy."""
-        return not self._reserved
+        """Whether files can be mapped into this memory."""
+        return not self._is_hugetlbfs
 
     @property
     def backed(self) -> list[tuple[int, int]]:
-        """Guest addresses, from and to, whose pages hold something though nobody used them yet."""
-        return [(self.base, self.end)] if self._reserved else list(self._backed)
+        """The address ranges whose pages have content even if untouched."""
+        return [(self.base, self.end)] if self._is_hugetlbfs else list(self._backed)
 
     def map_file(self, gpa: int, length: int, fd: int, offset: int) -> None:
-        """Have a file's bytes as RAM: each page is read when it is first used, and written apart.
+        """Map a file's bytes as private RAM: each page is read on its first use.
 
-        All three numbers are whole host pages.  The file must keep its length as long as it is
-        in use: a page behind its end ends the process with SIGBUS.
+        All three numbers are whole host pages. The file must keep its length while it is in use:
+        an access to a page past its end kills the process with SIGBUS.
 
-        Raises:
-            HostError: the kernel does not map it, as when there are too many mappings.
+        Raises: HostError, if the kernel refuses, for example because of too many mappings.
         """
         if not self.contains(gpa, length):
             raise self._out_of_range(gpa, length)
@@ -199,37 +196,37 @@ class GuestMemory(Closing):
         self._backed.append((gpa, gpa + length))
 
     def _map_over(self, gpa: int, length: int, fd: int, offset: int) -> None:
-        """Put another private mapping in the place of the pages; fd -1 is zeros."""
+        """Replace the pages by another private mapping; fd -1 gives zeros."""
         flags = mmap.MAP_PRIVATE | _MAP_FIXED | (mmap.MAP_ANONYMOUS if fd < 0 else 0)
-        flags |= 0 if self._promised else MAP_NORESERVE
+        flags |= 0 if self._reserve else MAP_NORESERVE
         address = self.host_address + gpa - self.base
         access = mmap.PROT_READ | mmap.PROT_WRITE
         if _libc_mmap()(address, length, access, flags, fd, offset) == _MAP_FAILED:
             reason = os.strerror(ctypes.get_errno())
             raise HostError(
                 f"cannot map {length:#x} bytes of a file to guest address {gpa:#x}: {reason}",
-                hint="/proc/sys/vm/max_map_count limits how many mappings there can be",
+                hint="raise the limit in /proc/sys/vm/max_map_count",
             )
 
     def zero(self, gpa: int, length: int) -> None:
-        """Make ``length`` bytes zero; whole pages go back to the host instead of being written."""
+        """Set ``length`` bytes to zero; whole pages are returned to the host instead."""
         if not self.contains(gpa, length):
             raise self._out_of_range(gpa, length)
         end = gpa + length
-        if self._reserved:  # those pages are the guest's for good
+        if self._is_hugetlbfs:  # these pages cannot be returned
             self._clear(gpa, length)
             return
         first_page = min(-(-gpa // mmap.PAGESIZE) * mmap.PAGESIZE, end)
         last_page = max(end // mmap.PAGESIZE * mmap.PAGESIZE, first_page)
         self.write(gpa, bytes(first_page - gpa))
         if last_page > first_page:
-            self._give_back(first_page, last_page - first_page)
+            self._return_pages(first_page, last_page - first_page)
         self.write(last_page, bytes(end - last_page))
 
     def discard(self, gpa: int, length: int) -> None:
-        """Give the whole pages of a range back to the host: the next access finds zeroes.
+        """Return the whole pages of a range to the host; the next access reads zeros.
 
-        Nothing happens to pages of a hugetlbfs, nor to pages of which only a part is meant.
+        Pages of a hugetlbfs and pages partly in the range keep their content.
 
         Raises: OutOfRange.
         """
@@ -237,32 +234,32 @@ class GuestMemory(Closing):
             raise self._out_of_range(gpa, length)
         start = -(-gpa // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (gpa + length) // mmap.PAGESIZE * mmap.PAGESIZE
-        if end > start and not self._reserved:
-            self._give_back(start, end - start)
+        if end > start and not self._is_hugetlbfs:
+            self._return_pages(start, end - start)
 
     def prefer_huge_pages(self, gpa: int, length: int, prefer: bool) -> None:
-        """Ask for transparent huge pages in a range of whole pages, as is so at first, or for none.
+        """Enable or disable transparent huge pages in a range of whole pages; enabled at first.
 
-        A wish: a kernel that has none, or no room to note it, goes on as before.
+        The kernel may ignore this.
 
         Raises: OutOfRange.
         """
         if not self.contains(gpa, length):
             raise self._out_of_range(gpa, length)
-        if not self._reserved:
+        if not self._is_hugetlbfs:
             with contextlib.suppress(OSError):
                 self._advise(mmap.MADV_HUGEPAGE if prefer else mmap.MADV_NOHUGEPAGE, gpa, length)
 
-    def _give_back(self, gpa: int, length: int) -> None:
-        """Let whole pages go; they read as zero from then on."""
-        self._note(gpa, length)
+    def _return_pages(self, gpa: int, length: int) -> None:
+        """Return whole pages to the host; they read as zero from then on."""
+        self._log(gpa, length)
         if not self._backed:
             # Source: madvise(2): private anonymous pages read as zero after MADV_DONTNEED.
             self._advise(mmap.MADV_DONTNEED, gpa, length)
             return
-        try:  # what DONTNEED lets go of a file's pages is the file's content again
+        try:  # after MADV_DONTNEED pages of a file would have the file's content again
             self._map_over(gpa, length, -1, 0)
-        except HostError:  # too many mappings: then the pages stay
+        except HostError:  # too many mappings: keep the pages
             self._clear(gpa, length)
             return
         self.prefer_huge_pages(gpa, length, True)
@@ -278,24 +275,25 @@ class GuestMemory(Closing):
             self.write(start, bytes(min(MIB, gpa + length - start)))
 
 
-def _map(length: int, promised: bool) -> mmap.mmap:
-    """An anonymous private mapping of ``length`` bytes, or a HostError that says why not."""
+def _map(length: int, reserve: bool) -> mmap.mmap:
+    """Make an anonymous private mapping of ``length`` bytes, or raise a HostError."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     try:
-        return mmap.mmap(-1, length, flags=flags if promised else flags | MAP_NORESERVE)
+        return mmap.mmap(-1, length, flags=flags if reserve else flags | MAP_NORESERVE)
     except OSError as error:
         reason = os.strerror(error.errno or 0)
     except (OverflowError, ValueError):
         reason = "more than an address space can hold"
+    field = "`memory`" if reserve else "`devices.hotplug`"
     raise HostError(
         f"cannot map {_mib(length - HUGE_PAGE)} of guest memory: {reason}",
-        hint=f"{_what_the_machine_has()}; use a smaller {'-m' if promised else '--hotplug'}",
+        hint=f"{_describe_host_memory()}; use a smaller {field}",
     )
 
 
 @functools.cache
 def _libc_mmap() -> Callable[..., int | None]:
-    """mmap(2) itself: Python's takes no address."""
+    """Return mmap(2), because Python's mmap takes no address."""
     function = ctypes.CDLL(None, use_errno=True).mmap
     number, pointer, size = ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t
     function.argtypes = (pointer, size, number, number, number, ctypes.c_int64)
@@ -304,12 +302,12 @@ def _libc_mmap() -> Callable[..., int | None]:
 
 
 def _address(mapping: mmap.mmap) -> int:
-    """Where the mapping starts in this process."""
+    """Return the mapping's address in this process."""
     return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
 
 
-def _what_the_machine_has() -> str:
-    """The machine's memory and overcommit policy, as a clause for a hint."""
+def _describe_host_memory() -> str:
+    """Return the machine's memory and overcommit policy, as a clause for a hint."""
     kib = {}
     for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
         name, _, rest = line.partition(":")

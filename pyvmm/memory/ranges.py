@@ -1,4 +1,4 @@
-"""Ranges of guest physical addresses: each from an address up to another, which is excluded."""
+"""Ranges of guest physical addresses: the first address, and the one after the last."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _RUNS: Final = re.compile(b"\x01+")
 
 
 def runs(flags: bytes, start: int, page: int) -> Iterator[Range]:
-    """Yield the ranges of pages whose flag is 1; the first flag is that of the page at ``start``.
+    """Yield the ranges of pages with flag 1; the first flag belongs to the page at ``start``.
 
     ``page`` is the size of a page in bytes.
     """

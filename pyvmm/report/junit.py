@@ -1,4 +1,4 @@
-"""JUnit reports, as continuous integration reads them.
+"""JUnit reports for continuous integration.
 
 Source: the JUnit schema of Jenkins' xUnit plugin (junit-10.xsd).
 """
@@ -8,20 +8,20 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-# What XML 1.0 cannot hold, not even escaped: guests print anything.  Source: XML 1.0, 2.2
+from pyvmm.base.records import Record
+
+# Characters that XML 1.0 cannot contain; guests print any.  Source: XML 1.0, 2.2
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Testcase:
-    """One case; it passed where neither ``failure``, ``error`` nor ``skipped`` says why not.
+class Testcase(Record, kw_only=True):
+    """One case; it passed if it has no ``failure``, ``error`` or ``skipped`` reason.
 
-    ``details`` go with the reason, ``output`` is what the case printed.
+    ``details`` belong to the reason, ``output`` is what the case printed.
     """
 
-    __test__ = False  # pytest: this is none of yours
+    __test__ = False  # not a test for pytest
 
     classname: str
     name: str
@@ -34,7 +34,7 @@ class Testcase:
 
 
 def document(suite: str, cases: Sequence[Testcase], properties: Mapping[str, str]) -> bytes:
-    """The report of one test suite; ``properties`` say where its results were obtained."""
+    """Return the report of one test suite; ``properties`` describe the machine it ran on."""
     element = ET.Element(
         "testsuite",
         name=_clean(suite),

@@ -1,6 +1,6 @@
-"""Perfetto traces: the few messages of its protocol buffers that a trace of exits takes.
+"""Perfetto traces: the messages of its protocol buffers that a trace of exits needs.
 
-A file is a row of TracePackets. Names that repeat are interned: said once, then a number.
+A file is a sequence of TracePackets. Repeated names are interned: written once, then a number.
 
 Source: Perfetto, protos/perfetto/trace/: trace.proto, trace_packet.proto, interned_data.proto,
 track_event/{track_event,track_descriptor,thread_descriptor,process_descriptor,
@@ -30,7 +30,7 @@ IID, INTERNED_NAME = 1, 2  # EventName, DebugAnnotationName
 
 
 def varint(number: int) -> bytes:
-    """A number, seven bits a byte, the lowest first."""
+    """Encode a number, seven bits a byte, the lowest first."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
@@ -40,7 +40,7 @@ def varint(number: int) -> bytes:
 
 
 def message(*fields: Field) -> bytes:
-    """A message of those fields."""
+    """Encode a message of those fields."""
     encoded = bytearray()
     for number, value in fields:
         if isinstance(value, int):
@@ -52,12 +52,12 @@ def message(*fields: Field) -> bytes:
 
 
 def packet(*fields: Field) -> bytes:
-    """A TracePacket, as it stands in a file."""
+    """Encode a TracePacket of a file."""
     return message((TRACE_PACKET, message(*fields)))
 
 
 class Sequence:
-    """The packets of one track of slices, written by one thread; ``take`` is any thread's.
+    """The packets of one track of slices, written by one thread; any thread may ``take`` them.
 
     Times are in ns of CLOCK_BOOTTIME, Perfetto's own clock.
     """
@@ -72,7 +72,7 @@ class Sequence:
         )
 
     def slice(self, name: str, began_ns: int, ended_ns: int, facts: dict[str, int]) -> None:
-        """Something that took from then till then; ``facts`` are shown as hexadecimal numbers."""
+        """Add a slice from ``began_ns`` to ``ended_ns``; ``facts`` are shown in hexadecimal."""
         new = bytearray()
         iid = self._intern(name, EVENT_NAMES, new)
         annotations = [
@@ -85,23 +85,23 @@ class Sequence:
         self._packets += self._packet(began_ns, begin, bytes(new)) + self._packet(ended_ns, end)
 
     def count(self, track: int, at_ns: int, value: int) -> None:
-        """The value of a counter, whose track `counter` has declared."""
+        """Add a value of a counter, whose track `counter` has declared."""
         event = message((TYPE, COUNT), (TRACK, track), (COUNTER_VALUE, value))
         self._packets += self._packet(at_ns, event)
 
     def counter(self, track: int, parent: int, name: str) -> None:
-        """Declare a track of a counter."""
+        """Declare the track of a counter."""
         descriptor = message((UUID, track), (PARENT, parent), (NAME, name), (COUNTER, b""))
         self._packets += packet((SEQUENCE, self._number), (DESCRIPTOR, descriptor))
 
     def take(self) -> bytes:
-        """The packets since the last time; they are whole."""
+        """Return the complete packets since the last call."""
         packets, self._packets = self._packets, bytearray()
         return bytes(packets)
 
     @property
     def size(self) -> int:
-        """How many bytes wait to be taken."""
+        """The number of bytes to take."""
         return len(self._packets)
 
     def _packet(self, at_ns: int, event: bytes, interned: bytes = b"") -> bytes:
@@ -116,7 +116,7 @@ class Sequence:
         return packet(*fields)
 
     def _intern(self, name: str, kind: int, new: bytearray) -> int:
-        """The number of a name; one that was not said before is added to ``new``."""
+        """Return the number of a name; a new name is added to ``new``."""
         key = f"{kind} {name}"
         if key not in self._names:
             self._names[key] = len(self._names) + 1

@@ -62,7 +62,7 @@ def test_base_s_fields_come_first() -> None:
 
 def test_class_variable_is_no_field() -> None:
     assert (Base("a").kind, Derived("a").kind) == ("none", "some")
-    with pytest.raises(TypeError, match="Base has no kind"):
+    with pytest.raises(TypeError, match="Base has no field kind"):
         Base("a", kind="x")  # type: ignore[call-arg]  # refused here too
 
 
@@ -155,7 +155,7 @@ def test_replace_checks_the_new_record() -> None:
 
 
 def test_replace_refuses_a_name_that_is_no_field() -> None:
-    with pytest.raises(TypeError, match="Base has no color"):
+    with pytest.raises(TypeError, match="Base has no field color"):
         Base("a").replace(color="red")
 
 

@@ -124,7 +124,7 @@ def test_rubbish_is_told_so_and_let_go(rubbish: bytes, path: Path) -> None:
         (reply,) = replies(connection)
 
     assert reply["ok"] is False
-    assert "that is no request" in reply["error"]
+    assert "malformed request" in reply["error"]
     assert client.ask(path, {"do": "echo"})["ok"]
 
 
@@ -145,7 +145,7 @@ def test_large_reply_arrives_at_a_client_that_reads_slowly(path: Path) -> None:
 def test_client_that_hangs_is_let_go(
     said: bytes, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "PATIENCE_S", 1.0)  # for the other one, too
+    monkeypatch.setattr(server, "TIMEOUT_S", 1.0)  # for the other one, too
     with connect(path) as connection:
         connection.sendall(said)
         other = client.ask(path, {"do": "echo"})
@@ -201,7 +201,7 @@ def test_client_that_leaves_before_its_reply_harms_nobody(path: Path) -> None:
 def test_vm_that_does_not_answer_is_told_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(client, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(client, "TIMEOUT_S", 0.2)
     with Claim("it") as claim, pytest.raises(HostError, match="VM it does not answer"):
         client.ask(claim.path, {"do": "echo"})
 
@@ -219,7 +219,7 @@ def test_foreign_server_is_told_of(said: bytes) -> None:
 
         thread = threading.Thread(target=serve)
         thread.start()
-        with pytest.raises(HostError, match="no VM of pyvmm's"):
+        with pytest.raises(HostError, match="not the socket of a pyvmm VM"):
             client.ask(claim.path, {"do": "echo"})
         thread.join()
 
@@ -308,4 +308,4 @@ def test_foreign_info_is_a_vm_that_does_not_answer(info: Message) -> None:
 
     assert vm["ok"] is False
     assert (vm["name"], vm["state"]) == ("it", "not answering")
-    assert "no VM of pyvmm's" in vm["error"]
+    assert "not the socket of a pyvmm VM" in vm["error"]

@@ -69,14 +69,18 @@ def test_memory_is_asked_for_as_a_whole(rig: Rig) -> None:
     [
         (lambda r: r.resize_balloon(RAM + 4096), "more than the guest has: 64 MiB"),
         (lambda r: r.resize_balloon(1 << 60), "more than the guest has"),
-        (lambda r: r.resize_balloon(100), "it has pages of 4 KiB"),
-        (lambda r: r.inflate_balloon(-4096), "asked for 0 bytes: it cannot be made 4 KiB smaller"),
+        (lambda r: r.resize_balloon(100), "a balloon has whole pages of 4 KiB"),
+        (
+            lambda r: r.inflate_balloon(-4096),
+            "size is 0 bytes: it cannot be made 4 KiB smaller",
+        ),
         (lambda r: r.inflate_balloon(RAM + 4096), "more than the guest has"),
-        (lambda r: r.resize_memory(RAM - 4096), "less than the RAM the guest began with"),
-        (lambda r: r.resize_memory(0), "less than the RAM"),
+        (lambda r: r.resize_memory(RAM - 4096), "less than the guest's RAM"),
+        (lambda r: r.resize_memory(0), "less than the guest's RAM"),
         (
             lambda r: r.resize_memory(RAM + ROOM + 2 * MIB),
-            "98 MiB is more than there is room for: 64 MiB of RAM and --hotplug 32 MiB, 96 MiB",
+            "98 MiB is more than there is room for: "
+            "64 MiB of RAM and `devices.hotplug`=32 MiB, 96 MiB",
         ),
         (lambda r: r.resize_memory(RAM + MIB), "in blocks of 2 MiB beside 64 MiB of RAM"),
     ],
@@ -118,9 +122,9 @@ def test_machine_without_the_devices_says_what_would_give_it_some() -> None:
     bare = Resizing(RAM, [])
 
     for ask, option in (
-        (bare.resize_balloon, "--balloon"),
-        (bare.inflate_balloon, "--balloon"),
-        (bare.resize_memory, "--hotplug"),
+        (bare.resize_balloon, "`devices.balloon`"),
+        (bare.inflate_balloon, "`devices.balloon`"),
+        (bare.resize_memory, "`devices.hotplug`"),
     ):
         with pytest.raises(UsageError) as caught:
             ask(RAM)
@@ -133,12 +137,12 @@ def test_machine_without_the_devices_says_what_would_give_it_some() -> None:
 
 
 def test_free_pages_are_collected_by_a_driver_that_can(rig: Rig) -> None:
-    with pytest.raises(VmmError, match="no driver that does that"):
+    with pytest.raises(VmmError, match="no driver for that"):
         rig.resizing.collect_free_pages()
 
     rig.driver.start(queues=5, size=16)
     rig.resizing.collect_free_pages()
-    with pytest.raises(VmmError, match="about it already"):
+    with pytest.raises(VmmError, match="it is reporting them"):
         rig.resizing.collect_free_pages()
     rig.resizing.stop_collecting()
     rig.resizing.collect_free_pages()

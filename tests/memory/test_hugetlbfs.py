@@ -18,12 +18,12 @@ def test_other_file_system_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         GuestMemory(0x8000_0000, 16 * MIB, huge_pages=tmp_path)
 
-    assert caught.value.message == f"--hugetlbfs {tmp_path}: that is no hugetlbfs"
+    assert caught.value.message == f"`hugetlbfs`={tmp_path}: this is not a hugetlbfs"
     assert caught.value.hint == f"mount -t hugetlbfs none {tmp_path}"
 
 
 def test_missing_directory_is_refused() -> None:
-    with pytest.raises(UsageError, match="--hugetlbfs /no/such: No such file"):
+    with pytest.raises(UsageError, match="`hugetlbfs`=/no/such: No such file"):
         hugetlbfs.page_size(Path("/no/such"))
 
 

@@ -240,11 +240,11 @@ def flags_at(address: int) -> list[str]:
 def test_pages_that_were_written_to_are_noted(memory: GuestMemory) -> None:
     page = mmap.PAGESIZE
     memory.write(memory.base, b"before")
-    memory.note_writes()
+    memory.log_writes()
     memory.write(memory.base + 2 * page - 1, b"ab")
     memory.zero(memory.base + 4 * page, page)
     memory.discard(memory.base + 6 * page, page)
 
-    assert memory.noted[:8] == bytes([0, 1, 1, 0, 1, 0, 1, 0])
-    memory.note_writes()
-    assert not any(memory.noted)
+    assert memory.written[:8] == bytes([0, 1, 1, 0, 1, 0, 1, 0])
+    memory.log_writes()
+    assert not any(memory.written)
