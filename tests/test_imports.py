@@ -130,7 +130,7 @@ def test_imports_go_down(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_rooms_that_lie_apart_do_not_reach_each_other(module: str) -> None:
+def test_separate_rooms_do_not_reach_each_other(module: str) -> None:
     apart = APART.get(room(module), set())
 
     assert not {
@@ -173,7 +173,7 @@ def test_imports_are_absolute_and_by_name(module: str) -> None:
         assert "*" not in {alias.name for alias in node.names}, ast.unparse(node)
 
 
-def test_face_imports_nothing_of_pyvmm_when_it_is_imported() -> None:
+def test_importing_pyvmm_imports_no_module_of_it() -> None:
     at_once = [
         node for node in modules()[FACE].body if isinstance(node, ast.Import | ast.ImportFrom)
     ]

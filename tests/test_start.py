@@ -84,11 +84,11 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [*HEAVY, *NOT_FOR_A_RUN])
-def test_run_of_a_linux_image_does_without(loaded: list[str], name: str) -> None:
+def test_run_of_a_linux_image_does_not_import(loaded: list[str], name: str) -> None:
     assert not [module for module in loaded if module == name or module.startswith(f"{name}.")]
 
 
-def test_what_it_needs_is_among_what_was_looked_at(loaded: list[str]) -> None:
+def test_list_of_imports_contains_what_a_run_needs(loaded: list[str]) -> None:
     """The list is that of a run: else all of the above would hold of nothing."""
     wanted = {"click", "pyvmm.machine.machine", "pyvmm.machine.board", "pyvmm.kvm._kvm"}
     assert wanted <= set(loaded)

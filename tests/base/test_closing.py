@@ -21,7 +21,7 @@ def test_end_of_a_with_block_closes() -> None:
     assert thing.closed == 1
 
 
-def test_error_inside_comes_out_and_closes() -> None:
+def test_error_in_the_block_closes_and_is_raised() -> None:
     thing = Thing()
 
     with pytest.raises(ZeroDivisionError), thing:

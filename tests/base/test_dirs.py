@@ -58,7 +58,7 @@ def test_build_happens_once(tmp_path: Path) -> None:
     assert made.stat().st_mode & 0o777 == 0o755
 
 
-def test_complete_directory_is_the_one_that_was_built_not_a_copy(tmp_path: Path) -> None:
+def test_complete_directory_is_renamed_not_copied(tmp_path: Path) -> None:
     built: list[int] = []
 
     made = cached(tmp_path / "tree", lambda into: built.append(into.stat().st_ino))
@@ -87,7 +87,7 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
     assert contents(tmp_path) == []
 
 
-def test_killed_build_does_not_look_complete_and_is_cleaned_up_by_the_next(tmp_path: Path) -> None:
+def test_killed_build_is_incomplete_and_removed_by_the_next(tmp_path: Path) -> None:
     place, log = tmp_path / "cache/tree", tmp_path / "log"
     with python(BUILDER, str(place), str(log), "60") as builder:
         wait_for(log.exists)
@@ -117,7 +117,7 @@ def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
     assert contents(place) == ["half", "whole"]
 
 
-def test_full_disk_is_a_host_error_that_names_the_place(tmp_path: Path) -> None:
+def test_full_disk_is_a_host_error_with_the_path(tmp_path: Path) -> None:
     def overflow(into: Path) -> None:
         Path("/dev/full").write_bytes(b"x")
 
@@ -131,7 +131,7 @@ def test_full_disk_is_a_host_error_that_names_the_place(tmp_path: Path) -> None:
     assert contents(tmp_path) == []
 
 
-def test_missing_file_of_the_package_is_not_blamed_on_the_cache(tmp_path: Path) -> None:
+def test_missing_package_file_is_reported_as_such(tmp_path: Path) -> None:
     with pytest.raises(HostError) as caught:
         cached(tmp_path / "tree", lambda into: read(dirs.PACKAGE / "host/none.sh"))
 
@@ -142,7 +142,7 @@ def test_missing_file_of_the_package_is_not_blamed_on_the_cache(tmp_path: Path) 
     assert contents(tmp_path) == []
 
 
-def test_guest_that_a_clone_lacks_is_built_by_make() -> None:
+def test_missing_guest_in_a_clone_hints_at_make() -> None:
     missing = FileNotFoundError(errno.ENOENT, "absent", str(dirs.PACKAGE / "guests/none"))
 
     error = dirs.missing_part(missing)
@@ -180,7 +180,7 @@ def test_cache_that_cannot_be_made_is_a_host_error(
 
 
 @pytest.mark.parametrize("value", ["", "relative/cache"])
-def test_cache_falls_back_where_the_variable_names_no_absolute_directory(
+def test_cache_ignores_a_relative_directory_in_the_variable(
     value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", value)
@@ -189,7 +189,7 @@ def test_cache_falls_back_where_the_variable_names_no_absolute_directory(
     assert cache_dir("trees") == tmp_path / ".cache/pyvmm/trees"
 
 
-def test_runtime_directory_is_the_users_alone(own: Path) -> None:
+def test_runtime_directory_is_private(own: Path) -> None:
     path = runtime_dir()
 
     assert path == own / "runtime/pyvmm"
@@ -208,7 +208,7 @@ def test_runtime_directory_falls_back_to_tmp(
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o702, 0o755, 0o1777])
-def test_runtime_directory_of_ours_that_was_open_is_closed(mode: int) -> None:
+def test_open_runtime_directory_is_made_private(mode: int) -> None:
     (runtime_dir("vms") / "it.lock").touch()
     runtime_dir().chmod(mode)
 
@@ -216,7 +216,7 @@ def test_runtime_directory_of_ours_that_was_open_is_closed(mode: int) -> None:
     assert contents(runtime_dir("vms")) == []
 
 
-def test_directory_in_the_runtime_directory_is_the_users_alone_too() -> None:
+def test_directory_below_the_runtime_directory_is_private() -> None:
     path = runtime_dir("vms")
     assert path == runtime_dir() / "vms"
     path.chmod(0o755)
@@ -226,7 +226,7 @@ def test_directory_in_the_runtime_directory_is_the_users_alone_too() -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root makes files of others")
 @pytest.mark.parametrize("kind", ["file", "link", "directory"])
-def test_runtime_directory_where_others_laid_something_is_refused(kind: str) -> None:
+def test_runtime_directory_with_foreign_files_is_refused(kind: str) -> None:
     gift = runtime_dir("vms") / "gift"
     match kind:
         case "file":
@@ -251,7 +251,7 @@ def test_lock_does_not_make_its_directory() -> None:
         pass
 
 
-def test_runtime_directory_of_somebody_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runtime_directory_of_another_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     owner = runtime_dir().stat().st_uid
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
 
@@ -267,7 +267,7 @@ def test_runtime_directory_that_is_a_link_is_refused(own: Path, tmp_path: Path) 
         runtime_dir()
 
 
-def test_lock_is_waited_for(tmp_path: Path) -> None:
+def test_locked_waits_for_the_lock(tmp_path: Path) -> None:
     order = []
 
     def wait() -> None:
@@ -284,7 +284,7 @@ def test_lock_is_waited_for(tmp_path: Path) -> None:
     assert order == ["first", "second"]
 
 
-def test_lock_somebody_has_is_not_given(tmp_path: Path) -> None:
+def test_try_lock_returns_none_for_a_held_lock(tmp_path: Path) -> None:
     code = "import sys, time; from pathlib import Path; from pyvmm.base.dirs import try_lock\n"
     code += "try_lock(Path(sys.argv[1])); print('mine', flush=True); time.sleep(600)"
     with python(code, str(tmp_path / "lock")) as owner:
@@ -300,7 +300,7 @@ def test_lock_somebody_has_is_not_given(tmp_path: Path) -> None:
     os.close(lock)
 
 
-def test_removed_cache_is_gone_with_what_an_interrupted_removal_left() -> None:
+def test_remove_cache_also_removes_an_interrupted_removal() -> None:
     place = cached(cache_dir() / "thing", fill)
     left = cache_dir().parent / ".pyvmm.gone-1/half"
     left.mkdir(parents=True)
@@ -311,7 +311,7 @@ def test_removed_cache_is_gone_with_what_an_interrupted_removal_left() -> None:
     assert list(removed.parent.iterdir()) == []
 
 
-def test_cache_is_out_of_sight_before_anything_of_it_is_removed(
+def test_remove_cache_renames_the_cache_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     place = cached(cache_dir() / "thing", fill)

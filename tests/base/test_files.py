@@ -26,7 +26,7 @@ def test_file_is_written_with_the_user_s_usual_mode(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_write_that_fails_leaves_the_file_as_it_was(
+def test_failed_write_leaves_the_file_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_space(fd: int) -> None:
@@ -43,7 +43,7 @@ def test_write_that_fails_leaves_the_file_as_it_was(
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_write_that_fails_leaves_no_view_of_its_data(
+def test_failed_write_releases_views_of_its_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, kept = bytearray(16), []
@@ -60,7 +60,7 @@ def test_write_that_fails_leaves_no_view_of_its_data(
     data.append(0)  # raises BufferError if a view is left
 
 
-def test_link_that_lies_where_the_new_file_is_made_is_not_followed(
+def test_link_at_the_temporary_path_is_not_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     private = tmp_path / "private"
@@ -85,7 +85,7 @@ def test_link_stays_a_link_and_its_target_is_replaced(tmp_path: Path) -> None:
     assert target.read_bytes() == b"new"
 
 
-def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+def test_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -98,7 +98,7 @@ def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["missing/probe.json", "."])
-def test_place_where_no_file_can_be_is_told(place: str, tmp_path: Path) -> None:
+def test_impossible_path_is_an_error(place: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be written: ") as caught:
         write_whole(tmp_path / place, b"new")
 

@@ -19,7 +19,7 @@ def loop() -> Iterator[Loop]:
         yield made
 
 
-def test_watch_calls_back_when_there_is_something_to_read(loop: Loop) -> None:
+def test_watch_calls_back_when_readable(loop: Loop) -> None:
     event = os.eventfd(0)
     seen = []
 
@@ -50,7 +50,7 @@ def test_watch_takes_descriptors_epoll_refuses(loop: Loop) -> None:
     assert seen == [b""]
 
 
-def test_unwatch_within_a_round_is_respected(loop: Loop) -> None:
+def test_unwatch_in_a_round_prevents_the_callback(loop: Loop) -> None:
     events = [os.eventfd(1), os.eventfd(1)]
     seen = []
 
@@ -84,7 +84,7 @@ def test_after_calls_back_in_order_of_time(loop: Loop) -> None:
     assert seen == ["early", "late"]
 
 
-def test_cancelled_timer_does_not_go_off(loop: Loop) -> None:
+def test_cancelled_timer_does_not_call_back(loop: Loop) -> None:
     seen: list[str] = []
     timer = loop.after(0.01, lambda: seen.append("cancelled"))
     loop.after(0.03, loop.stop)
@@ -96,7 +96,7 @@ def test_cancelled_timer_does_not_go_off(loop: Loop) -> None:
     assert seen == []
 
 
-def test_call_from_another_thread_runs_in_the_loops(loop: Loop) -> None:
+def test_call_from_another_thread_runs_in_the_loops_thread(loop: Loop) -> None:
     threads = []
 
     def note() -> None:
@@ -178,7 +178,7 @@ def test_close_leaves_no_descriptor_open_and_can_be_repeated() -> None:
     assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
-def test_error_of_a_callback_comes_out_of_run(loop: Loop) -> None:
+def test_run_raises_the_error_of_a_callback(loop: Loop) -> None:
     def fail() -> None:
         raise ValueError("no")
 

@@ -44,11 +44,11 @@ def test_fields_are_given_in_order_or_by_name() -> None:
     assert Base("a", 5) == Base(size=5, name="a")
 
 
-def test_default_stands_for_what_is_not_given() -> None:
+def test_missing_field_gets_its_default() -> None:
     assert Base("a").size == 4
 
 
-def test_default_that_is_made_is_made_anew() -> None:
+def test_made_default_is_new_for_each_record() -> None:
     first, second = Derived("a"), Derived("a")
 
     assert second.order == first.order + 1
@@ -60,7 +60,7 @@ def test_base_s_fields_come_first() -> None:
     assert (record.name, record.size, record.order) == ("a", 1, 2)
 
 
-def test_class_variable_is_no_field() -> None:
+def test_class_variable_is_not_a_field() -> None:
     assert (Base("a").kind, Derived("a").kind) == ("none", "some")
     with pytest.raises(TypeError, match="Base has no field kind"):
         Base("a", kind="x")  # type: ignore[call-arg]  # refused here too
@@ -81,13 +81,13 @@ def test_too_many_values_are_refused() -> None:
         Base("a", 1, 2)  # type: ignore[call-arg]  # refused here too
 
 
-def test_fields_by_name_alone() -> None:
+def test_kw_only_fields_are_refused_by_position() -> None:
     assert Apart(name="a").name == "a"
     with pytest.raises(TypeError, match="Apart takes 0 positional values"):
         Apart("a")  # type: ignore[call-arg]  # refused here too
 
 
-def test_record_does_not_change() -> None:
+def test_frozen_record_cannot_be_changed() -> None:
     record = Base("a")
 
     with pytest.raises(AttributeError, match="Base is frozen: size cannot be changed"):
@@ -97,7 +97,7 @@ def test_record_does_not_change() -> None:
     assert record.size == 4
 
 
-def test_record_that_may_change_does() -> None:
+def test_unfrozen_record_can_be_changed() -> None:
     record = Changing("a")
 
     record.name = "b"
@@ -107,12 +107,12 @@ def test_record_that_may_change_does() -> None:
         hash(record)
 
 
-def test_what_a_class_checks_is_refused_when_it_is_made() -> None:
+def test_post_init_refuses_an_invalid_record() -> None:
     with pytest.raises(ValueError, match="-1 is no size"):
         Checked(-1)
 
 
-def test_equal_records_are_of_one_class_and_have_one_hash() -> None:
+def test_equal_records_have_one_class_and_one_hash() -> None:
     assert Base("a", 1) != Base("a", 2)
     assert Base("a", 1) != Derived("a", 1, 0)
     assert len({Base("a", 1), Base("a", 1)}) == 1
@@ -154,10 +154,10 @@ def test_replace_checks_the_new_record() -> None:
         Checked(1).replace(size=-1)
 
 
-def test_replace_refuses_a_name_that_is_no_field() -> None:
+def test_replace_refuses_an_unknown_field() -> None:
     with pytest.raises(TypeError, match="Base has no field color"):
         Base("a").replace(color="red")
 
 
-def test_replace_works_on_fields_given_by_name_alone() -> None:
+def test_replace_works_on_kw_only_fields() -> None:
     assert Apart(name="a").replace(name="b") == Apart(name="b")

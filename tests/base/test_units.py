@@ -31,7 +31,7 @@ def test_parse_size_reads_mib_or_the_suffix(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "M", "-1", "1.5G", "256MB", "256MiB", "0x10", "lots", "1 G", "256M@2G"]
 )
-def test_parse_size_refuses_what_is_no_size(text: str) -> None:
+def test_parse_size_refuses_other_text(text: str) -> None:
     with pytest.raises(UsageError, match="is not a size"):
         parse_size(text)
 
@@ -58,6 +58,6 @@ def test_show_size_loses_nothing(size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["9" * 30, "9" * 20 + "G"])
-def test_parse_size_refuses_what_no_memory_has(text: str) -> None:
+def test_parse_size_refuses_a_size_beyond_any_memory(text: str) -> None:
     with pytest.raises(UsageError, match="larger than any memory"):
         parse_size(text)

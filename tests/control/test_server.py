@@ -74,7 +74,7 @@ def test_request_gets_the_handlers_reply(path: Path) -> None:
     assert reply == {"ok": True, "said": "äöü"}
 
 
-def test_one_connection_can_ask_many_things_at_once_and_in_pieces(path: Path) -> None:
+def test_connection_can_send_several_requests_at_once_and_in_pieces(path: Path) -> None:
     lines = b"".join(b'{"do": "echo", "say": %d}\n' % n for n in range(50))
     with connect(path) as connection:
         connection.sendall(lines[:100])
@@ -94,7 +94,7 @@ def test_error_of_a_handler_is_the_reply(path: Path) -> None:
     }  # fmt: skip
 
 
-def test_bug_in_a_handler_is_the_clients_to_report(path: Path) -> None:
+def test_bug_in_a_handler_is_reported_to_the_client(path: Path) -> None:
     reply = client.ask(path, {"do": "fail"})
 
     assert reply["ok"] is False
@@ -103,7 +103,7 @@ def test_bug_in_a_handler_is_the_clients_to_report(path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", ["nothing", 3, None, [], {"a": 1}])
-def test_unknown_request_says_which_there_are(verb: object, path: Path) -> None:
+def test_unknown_request_gets_the_list_of_requests(verb: object, path: Path) -> None:
     reply = client.ask(path, {"do": verb})
 
     assert reply["ok"] is False
@@ -117,7 +117,7 @@ def test_unknown_request_says_which_there_are(verb: object, path: Path) -> None:
         b"GET / HTTP/1.1\r\n\r\n", b"x" * (MAX_REQUEST + 1), b"1" * 5000 + b"\n",
     ],
 )  # fmt: skip
-def test_rubbish_is_told_so_and_let_go(rubbish: bytes, path: Path) -> None:
+def test_malformed_request_gets_an_error_and_disconnects(rubbish: bytes, path: Path) -> None:
     with connect(path) as connection:
         connection.sendall(rubbish)
 
@@ -142,7 +142,7 @@ def test_large_reply_arrives_at_a_client_that_reads_slowly(path: Path) -> None:
 
 
 @pytest.mark.parametrize("said", [b"", b'{"do": "ec', b'{"do": "large", "size": 9000000}\n'])
-def test_client_that_hangs_is_let_go(
+def test_hanging_client_is_disconnected(
     said: bytes, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "TIMEOUT_S", 1.0)  # for the other one, too
@@ -157,7 +157,7 @@ def test_client_that_hangs_is_let_go(
     assert client.ask(path, {"do": "echo"})["ok"]
 
 
-def test_reply_is_sent_though_the_loop_ends_with_the_request() -> None:
+def test_reply_is_sent_when_the_loop_ends_with_the_request() -> None:
     """A guest's reset ends the loop in the very round in which a client says "stop"."""
     with Claim("it") as claim, Loop() as loop, socket.socket(socket.AF_UNIX) as connection:
 
@@ -190,7 +190,7 @@ def test_clients_beyond_the_limit_are_refused_and_the_others_served(path: Path) 
     wait_for(lambda: client.ask(path, {"do": "echo"})["ok"])
 
 
-def test_client_that_leaves_before_its_reply_harms_nobody(path: Path) -> None:
+def test_client_that_leaves_before_its_reply_harms_no_other(path: Path) -> None:
     for _ in range(20):
         with connect(path) as connection:
             connection.sendall(b'{"do": "large", "size": 9000000}\n')
@@ -198,7 +198,7 @@ def test_client_that_leaves_before_its_reply_harms_nobody(path: Path) -> None:
     assert client.ask(path, {"do": "echo"})["ok"]
 
 
-def test_vm_that_does_not_answer_is_told_of(
+def test_silent_vm_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(client, "TIMEOUT_S", 0.2)
@@ -207,7 +207,7 @@ def test_vm_that_does_not_answer_is_told_of(
 
 
 @pytest.mark.parametrize("said", [b"HTTP/1.1 200 OK\r\n\r\n", b"[]\n", b"{}\n", b'{"ok": 1}\n'])
-def test_foreign_server_is_told_of(said: bytes) -> None:
+def test_foreign_server_is_reported(said: bytes) -> None:
     with Claim("it") as claim:
 
         def serve() -> None:
@@ -224,7 +224,7 @@ def test_foreign_server_is_told_of(said: bytes) -> None:
         thread.join()
 
 
-def test_vm_that_ends_before_it_answers_is_gone() -> None:
+def test_vm_that_ends_before_its_reply_is_gone() -> None:
     with Claim("it") as claim:
         claim.listener.close()
 
@@ -232,14 +232,14 @@ def test_vm_that_ends_before_it_answers_is_gone() -> None:
             client.ask(claim.path, {"do": "echo"})
 
 
-def test_vm_that_ends_before_it_is_told_to_has_done_so() -> None:
+def test_stop_succeeds_when_the_vm_has_just_ended() -> None:
     with Claim("it") as claim:
         claim.listener.close()
 
         assert client.ask(claim.path, {"do": "stop"}) == {"ok": True}
 
 
-def test_question_about_nobody_in_particular_lists_everybody(path: Path) -> None:
+def test_question_without_a_name_lists_every_vm(path: Path) -> None:
     reply = client.answer({"vm": None})
 
     (vm,) = reply["vms"]
@@ -247,14 +247,14 @@ def test_question_about_nobody_in_particular_lists_everybody(path: Path) -> None
     assert vm["state"] == "not answering"  # these handlers have no "info"
 
 
-def test_question_about_a_vm_that_does_not_run_says_so() -> None:
+def test_question_about_an_unknown_vm_is_an_error() -> None:
     reply = client.answer({"vm": "nobody", "request": {"do": "info"}})
 
     assert reply["ok"] is False
     assert "nobody" in reply["error"]
 
 
-def test_silent_vms_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_vms_are_asked_concurrently(monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(3)
 
     def silent(path: Path, request: Message) -> Message:
@@ -269,7 +269,7 @@ def test_silent_vms_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> 
     assert {vm["state"] for vm in reply["vms"]} == {"not answering"}
 
 
-def test_client_is_served_once_there_is_a_descriptor_for_it(
+def test_client_is_served_when_a_descriptor_is_free(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refusals = iter([OSError(errno.EMFILE, "Too many open files")])
@@ -296,7 +296,7 @@ def test_client_is_served_once_there_is_a_descriptor_for_it(
          "sve_vls": []},
     ],
 )  # fmt: skip
-def test_foreign_info_is_a_vm_that_does_not_answer(info: Message) -> None:
+def test_foreign_info_is_listed_as_not_answering(info: Message) -> None:
     with Claim("it") as claim, Loop() as loop:
         serving = Server(loop, claim, {"info": lambda request: info})
         thread = threading.Thread(target=loop.run)

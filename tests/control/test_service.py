@@ -26,7 +26,7 @@ Rss:                1024 kB
 """
 
 
-def test_resident_memory_is_that_of_the_range_alone(tmp_path: Path) -> None:
+def test_resident_memory_counts_only_the_range(tmp_path: Path) -> None:
     maps = tmp_path / "smaps"
     maps.write_text(SMAPS)
 

@@ -42,7 +42,7 @@ def names() -> list[str]:
     return [path.stem for path in running()]
 
 
-def test_claim_makes_a_socket_for_its_owner_alone() -> None:
+def test_claim_makes_a_private_socket() -> None:
     with Claim("it") as claim:
         status = claim.path.stat()
 
@@ -74,7 +74,7 @@ def test_claim_leaves_nothing_behind() -> None:
     assert names() == []
 
 
-def test_name_of_a_running_vm_is_refused_and_says_so() -> None:
+def test_name_of_a_running_vm_is_refused() -> None:
     with start_owner("it") as owner:
         with pytest.raises(UsageError, match="it is running already"):
             Claim("it")
@@ -105,7 +105,7 @@ def test_stale_socket_is_replaced_without_being_listed_first() -> None:
         assert names() == ["it"]
 
 
-def test_file_in_the_way_is_kept_and_named() -> None:
+def test_other_file_at_the_socket_path_is_kept_and_named() -> None:
     Claim("first").close()
     path = runtime_dir() / "vms/it.sock"
     path.write_text("somebody's")
@@ -118,7 +118,7 @@ def test_file_in_the_way_is_kept_and_named() -> None:
     assert listed == []
 
 
-def test_name_too_long_for_a_socket_is_refused_with_the_room_there_is() -> None:
+def test_name_too_long_for_a_socket_is_refused_with_the_limit() -> None:
     Claim("x").close()
     room = 107 - len(os.fsencode(runtime_dir() / "vms/.sock"))
 
@@ -128,12 +128,12 @@ def test_name_too_long_for_a_socket_is_refused_with_the_room_there_is() -> None:
         Claim("x" * (room + 1))
 
 
-def test_socket_can_be_connected_to_as_soon_as_the_name_is_taken() -> None:
+def test_socket_accepts_connections_once_the_name_is_taken() -> None:
     with Claim("it") as claim, socket.socket(socket.AF_UNIX) as client:
         client.connect(str(claim.path))
 
 
-def test_two_claims_at_once_have_one_winner(tmp_path: Path) -> None:
+def test_concurrent_claims_have_one_winner(tmp_path: Path) -> None:
     race = [
         subprocess.Popen(
             [sys.executable, "-c", OWNER, "it"],
@@ -151,14 +151,14 @@ def test_two_claims_at_once_have_one_winner(tmp_path: Path) -> None:
     assert said.count("claimed\n") == 1
 
 
-def test_lock_that_cannot_be_made_is_told() -> None:
+def test_unusable_lock_is_an_error() -> None:
     (runtime_dir("vms") / "it.lock").mkdir()
 
     with pytest.raises(HostError, match=r"cannot lock .*it\.lock: Is a directory"):
         Claim("it")
 
 
-def test_directory_in_a_locks_place_is_no_vm() -> None:
+def test_directory_at_the_lock_path_is_not_a_vm() -> None:
     with Claim("it"):
         place = runtime_dir() / "vms"
         (place / "odd.lock").mkdir()

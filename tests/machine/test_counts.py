@@ -26,7 +26,7 @@ class Fake:
         return self.fd
 
 
-def test_files_are_closed_where_one_cannot_be_had(tmp_path: Path) -> None:
+def test_kernel_counts_close_their_files_when_one_cannot_be_opened(tmp_path: Path) -> None:
     file = tmp_path / "stats"
     file.write_bytes(bytes(24))  # a header that tells of no counts
     fd = os.open(file, os.O_RDONLY)

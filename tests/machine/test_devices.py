@@ -110,7 +110,7 @@ def test_console_works_without_a_loop(make: Make, screen: Screen) -> None:
     assert screen.text.count(b"x") == 100_000
 
 
-def test_kick_by_the_loop_leaves_the_vcpu_alone(make: Make, screen: Screen) -> None:
+def test_doorbell_reaches_the_loop_without_an_exit(make: Make, screen: Screen) -> None:
     machine = make("drain=200000", timeout_s=120.0)
     console = machine.board.virtio[0]
     writes = []
@@ -129,7 +129,7 @@ def test_kick_by_the_loop_leaves_the_vcpu_alone(make: Make, screen: Screen) -> N
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_interrupts_are_acknowledged_without_python_or_with_it(
+def test_interrupts_are_acknowledged_with_and_without_python(
     make: Make, screen: Screen, monkeypatch: pytest.MonkeyPatch, fast: bool
 ) -> None:
     machine = make(timeout_s=120.0, fast_mmio=fast)
@@ -157,7 +157,7 @@ def test_interrupts_are_acknowledged_without_python_or_with_it(
     assert (min(completed) > 0) == fast
 
 
-def test_stop_ends_a_guest_whose_output_nobody_takes(make: Make, screen: Screen) -> None:
+def test_stop_ends_a_guest_while_its_output_blocks(make: Make, screen: Screen) -> None:
     machine = make(f"flood={256 * MIB}")
     screen.on.clear()
     machine.start()
@@ -170,7 +170,7 @@ def test_stop_ends_a_guest_whose_output_nobody_takes(make: Make, screen: Screen)
     assert len(screen.text) < MIB
 
 
-def test_error_in_the_output_ends_the_run_and_gives_the_memory_back(make: Make) -> None:
+def test_output_error_ends_the_run_and_releases_the_memory(make: Make) -> None:
     def output(data: bytes) -> None:
         raise ValueError("no paper")
 
@@ -194,7 +194,7 @@ def test_size_of_the_terminal_reaches_the_guest(make: Make, screen: Screen) -> N
     assert screen.wait_for(b"132 columns, 43 rows\n")
 
 
-def test_devices_are_in_the_slots_the_device_tree_and_what_is_told(make: Make) -> None:
+def test_devices_are_in_their_slots_in_the_device_tree_and_in_the_description(make: Make) -> None:
     machine = make(devices=(Rng(), Rng()), timeout_s=120.0)
 
     told = machine.devices()
@@ -208,7 +208,7 @@ def test_devices_are_in_the_slots_the_device_tree_and_what_is_told(make: Make) -
     assert b"virtio@%x\0" % layout.virtio(3).base not in machine.dtb
 
 
-def test_broken_driver_is_logged_in_one_line(make: Make, screen: Screen) -> None:
+def test_faulty_driver_is_logged_in_one_line(make: Make, screen: Screen) -> None:
     machine = make("break", timeout_s=120.0)
 
     assert machine.run() == 0

@@ -224,7 +224,7 @@ def counting(count: int, first: int = 0) -> bytes:
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_output_is_whole_when_the_run_ends(tmp_path: Path, fast: bool) -> None:
+def test_output_is_complete_when_the_run_ends(tmp_path: Path, fast: bool) -> None:
     screen = Screen()
     with machine(tmp_path, "poll", screen, fast_mmio=fast) as made:
         print_by_polling(made, 0, 3000, first=1)
@@ -237,7 +237,7 @@ def test_output_is_whole_when_the_run_ends(tmp_path: Path, fast: bool) -> None:
         assert (exits["uart0 write"] == 3000) == (not fast)
 
 
-def test_output_comes_though_the_guest_never_leaves(tmp_path: Path) -> None:
+def test_output_arrives_while_the_guest_makes_no_exit(tmp_path: Path) -> None:
     screen = Screen()
     with machine(tmp_path, "poll", screen) as made:
         print_by_polling(made, 0, 40)
@@ -250,7 +250,7 @@ def test_output_comes_though_the_guest_never_leaves(tmp_path: Path) -> None:
         assert 0 < made.counts.bytes_without_exit()["uart0"] < 40
 
 
-def test_a_paused_guests_output_is_out(tmp_path: Path) -> None:
+def test_pause_outputs_everything_the_guest_has_sent(tmp_path: Path) -> None:
     screen = Screen()
     with machine(tmp_path, "poll", screen) as made:
         print_by_polling(made, 0, 1 << 40)
@@ -266,7 +266,7 @@ def test_a_paused_guests_output_is_out(tmp_path: Path) -> None:
         assert screen.text == counting(len(screen.text))
 
 
-def test_every_vcpus_output_is_whole_while_input_arrives(tmp_path: Path) -> None:
+def test_output_of_every_vcpu_is_complete_while_input_arrives(tmp_path: Path) -> None:
     """Four vCPUs print; what is typed takes the page away, and nobody reads it."""
     screen, vcpus, count = Screen(), 4, 700
     with machine(tmp_path, "poll", screen, vcpus=vcpus) as made:

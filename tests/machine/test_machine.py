@@ -90,7 +90,7 @@ def test_exit_register_ends_the_run_with_the_guests_code(
 
 
 @pytest.mark.parametrize("function", [SYSTEM_OFF, SYSTEM_RESET])
-def test_psci_off_and_reset_end_the_run_well(boot: Boot, function: int) -> None:
+def test_psci_off_and_reset_end_the_run_with_code_0(boot: Boot, function: int) -> None:
     machine = boot("call")
     machine.vcpus[0].set_one_reg(regs.X(0), function)
 
@@ -127,7 +127,7 @@ def test_console_carries_both_ways_and_loses_nothing(boot: Boot, screen: Screen)
     assert screen.text == typed
 
 
-def test_access_no_device_answers_reads_zero_and_is_told(boot: Boot) -> None:
+def test_unclaimed_access_reads_zero_and_reaches_the_callback(boot: Boot) -> None:
     told: list[tuple[int, Exit]] = []
     machine = boot(
         "load",
@@ -143,7 +143,7 @@ def test_access_no_device_answers_reads_zero_and_is_told(boot: Boot) -> None:
     ]
 
 
-def test_access_that_cannot_be_decoded_is_the_guests_failure(boot: Boot) -> None:
+def test_undecodable_access_is_a_guest_error(boot: Boot) -> None:
     machine = boot("undecodable", x2=layout.UART.base)
 
     with pytest.raises(GuestError) as caught:
@@ -154,7 +154,7 @@ def test_access_that_cannot_be_decoded_is_the_guests_failure(boot: Boot) -> None
     assert caught.value.exit_code == 1
 
 
-def test_timeout_ends_a_guest_that_does_not(boot: Boot) -> None:
+def test_timeout_ends_a_guest_that_runs_on(boot: Boot) -> None:
     machine = boot("spin", timeout_s=0.3)
 
     with pytest.raises(TimeoutExpired, match=r"within 0\.3 s"):
@@ -179,7 +179,7 @@ def test_close_ends_a_running_guest(boot: Boot) -> None:
     assert threading.active_count() == before - 2
 
 
-def test_error_in_the_output_ends_the_run_and_comes_out(boot: Boot) -> None:
+def test_output_error_ends_the_run_and_is_raised(boot: Boot) -> None:
     def output(data: bytes) -> None:
         raise ValueError("no paper")
 
@@ -189,7 +189,7 @@ def test_error_in_the_output_ends_the_run_and_comes_out(boot: Boot) -> None:
         machine.run()
 
 
-def test_pause_stops_the_guest_and_resume_lets_it_go_on(boot: Boot) -> None:
+def test_pause_stops_the_guest_and_resume_continues_it(boot: Boot) -> None:
     machine = boot("count")
     machine.start()
 
@@ -216,7 +216,7 @@ def counted_beyond(machine: Machine, number: int) -> int:
 
 
 @pytest.mark.parametrize("vcpus", [1, 2, 3, 8, 17])
-def test_every_vcpu_is_there_and_only_the_first_is_on(boot: Boot, vcpus: int) -> None:
+def test_every_vcpu_exists_and_only_the_first_is_on(boot: Boot, vcpus: int) -> None:
     machine = boot("store", x2=layout.EXIT.base, vcpus=vcpus)
 
     states = [vcpu.get_mp_state() for vcpu in machine.vcpus]
@@ -226,7 +226,7 @@ def test_every_vcpu_is_there_and_only_the_first_is_on(boot: Boot, vcpus: int) ->
     assert machine.run() == 0
 
 
-def test_most_vcpus_the_host_gives_all_work_and_one_more_is_refused(boot: Boot) -> None:
+def test_maximum_of_vcpus_works_and_one_more_is_refused(boot: Boot) -> None:
     with System.open() as system:
         most = min(system.check_extension(Cap.MAX_VCPUS), 64)  # all 512 take their time
         limit = system.check_extension(Cap.MAX_VCPUS)
@@ -237,7 +237,7 @@ def test_most_vcpus_the_host_gives_all_work_and_one_more_is_refused(boot: Boot) 
 
 
 @pytest.mark.parametrize("mib", [4, 64, 255, 1024])
-def test_memory_is_as_large_as_asked(boot: Boot, mib: int) -> None:
+def test_memory_has_the_requested_size(boot: Boot, mib: int) -> None:
     machine = boot("store", x2=layout.EXIT.base, memory=mib * MIB)
 
     assert machine.memory.size == mib * MIB
@@ -252,14 +252,14 @@ def test_memory_beyond_the_address_limit_is_refused(boot: Boot) -> None:
         boot("store", memory=1 << bits)
 
 
-def test_memory_the_host_does_not_have_is_refused(boot: Boot) -> None:
+def test_memory_beyond_the_hosts_is_refused(boot: Boot) -> None:
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
     with pytest.raises(HostError, match="cannot map"):
         boot("store", memory=64 * physical // MIB * MIB)
 
 
-def test_host_that_refuses_is_found_before_an_image_that_is_missing(tmp_path: Path) -> None:
+def test_host_limit_is_reported_before_a_missing_image(tmp_path: Path) -> None:
     nothing = tmp_path / "nothing"
 
     with pytest.raises(HostError, match="vCPUs"):
@@ -308,7 +308,7 @@ def test_sve_is_on_at_the_hosts_full_set_by_default(boot: Boot, host_vls: frozen
     assert boot("spin").vls == host_vls
 
 
-def test_sve_can_be_bounded_and_switched_off(boot: Boot, host_vls: frozenset[int]) -> None:
+def test_sve_can_be_limited_and_disabled(boot: Boot, host_vls: frozenset[int]) -> None:
     bounded = boot("spin", sve=SveRequest(max_vl=256))
     off = boot("spin", sve=SveRequest(off=True))
 
@@ -321,7 +321,7 @@ def virtual_time(machine: Machine) -> int:
     return machine.vcpus[0].get_one_reg(regs.TIMER_CNT)
 
 
-def test_time_passes_for_a_guest_that_runs_and_none_for_a_paused_one(boot: Boot) -> None:
+def test_virtual_time_passes_only_while_the_guest_runs(boot: Boot) -> None:
     machine = boot("count", vcpus=2)
     machine.start()
     began = time.monotonic()
@@ -336,7 +336,7 @@ def test_time_passes_for_a_guest_that_runs_and_none_for_a_paused_one(boot: Boot)
     assert 0 < (after - before) / native.counter_frequency() <= took - 2
 
 
-def test_guest_paused_for_a_moment_stays_paused_if_it_was(boot: Boot) -> None:
+def test_paused_block_keeps_a_paused_guest_paused(boot: Boot) -> None:
     machine = boot("count")
     machine.start()
     machine.pause()
@@ -350,7 +350,7 @@ def test_guest_paused_for_a_moment_stays_paused_if_it_was(boot: Boot) -> None:
     assert machine.vcpus[0].get_one_reg(regs.X(1)) == counted
 
 
-def test_pause_does_not_wait_for_a_reader_that_stalls(boot: Boot) -> None:
+def test_pause_does_not_wait_for_a_stalled_reader(boot: Boot) -> None:
     stalled = threading.Event()
     hurry = threading.Event()
     hurried: list[bool] = []
@@ -383,7 +383,7 @@ def test_exits_are_counted_by_device_and_direction(boot: Boot) -> None:
     assert machine.counts.exits() == [{"INTR": 1, "unclaimed write": 1}]
 
 
-def test_kvm_counts_its_exits_by_its_own_names(boot: Boot) -> None:
+def test_kernel_counts_have_kvms_names(boot: Boot) -> None:
     machine = boot("store", x2=layout.EXIT.base)
     machine.run()
 

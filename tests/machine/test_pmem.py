@@ -80,7 +80,7 @@ def test_guest_reads_the_file(boot: Boot, file: Path, read_only: bool) -> None:
     assert machine.devices()[1]["config"] == {"start": WINDOW, "size": SIZE}
 
 
-def test_what_the_guest_writes_is_in_the_file(boot: Boot, file: Path) -> None:
+def test_guest_writes_reach_the_file(boot: Boot, file: Path) -> None:
     machine = boot("store", Pmem(path=file), x1=0xABCD, x2=WINDOW + MIB)
 
     machine.start()
@@ -89,7 +89,7 @@ def test_what_the_guest_writes_is_in_the_file(boot: Boot, file: Path) -> None:
 
 
 @pytest.mark.parametrize("program", ["store", "undecodable"])
-def test_write_to_read_only_memory_is_an_abort_and_not_in_the_file(
+def test_write_to_read_only_memory_aborts_and_leaves_the_file_unchanged(
     boot: Boot, file: Path, program: str
 ) -> None:
     before = file.read_bytes()
@@ -114,7 +114,7 @@ def test_write_to_read_only_memory_is_an_abort_and_not_in_the_file(
     assert file.read_bytes() == before
 
 
-def test_file_that_became_shorter_is_named_when_it_is_accessed(boot: Boot, file: Path) -> None:
+def test_truncated_file_is_named_when_the_guest_accesses_it(boot: Boot, file: Path) -> None:
     machine = boot("load", Pmem(path=file), x2=layout.EXIT.base, x3=WINDOW + SIZE - 4)
     os.truncate(file, MIB)
 
@@ -125,7 +125,7 @@ def test_file_that_became_shorter_is_named_when_it_is_accessed(boot: Boot, file:
     assert f"{SIZE - MIB} bytes shorter" in caught.value.message
 
 
-def test_file_of_another_size_is_refused(boot: Boot, file: Path) -> None:
+def test_file_of_an_odd_size_is_refused(boot: Boot, file: Path) -> None:
     os.truncate(file, SIZE + 512)
 
     with pytest.raises(UsageError, match="whole number of 2 MiB"):

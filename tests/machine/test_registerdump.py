@@ -108,7 +108,7 @@ def value(read: VcpuRegisters, name: str) -> int:
     return int(read["registers"][name], 16)
 
 
-def test_register_that_cannot_be_read_is_told_with_its_errno_and_the_others_are_there() -> None:
+def test_unreadable_register_has_its_errno_and_the_others_are_read() -> None:
     read = read_registers(cast(Vcpu, Parked()), NO_SVE)
 
     assert read == {
@@ -140,7 +140,7 @@ def test_every_register_kvm_lists_is_read_and_survives_json() -> None:
 
 
 @pytest.mark.kvm
-def test_values_set_come_out_under_their_names() -> None:
+def test_values_are_read_under_their_names_after_a_write() -> None:
     chosen = {
         **{f"X{number}": 0x1111_1111_1111_1111 * number & (1 << 64) - 1 for number in range(31)},
         **{f"V{number}": (number << 120) + 7 * number for number in range(32)},
@@ -169,7 +169,7 @@ def test_values_set_come_out_under_their_names() -> None:
 
 
 @pytest.mark.kvm
-def test_state_beside_the_registers_is_told() -> None:
+def test_dump_contains_mp_state_and_events() -> None:
     with guest("spin", vcpus=2) as made:
         made.vcpus[1].set_vcpu_events(VcpuEvents(serror_pending=True))
 
@@ -181,7 +181,7 @@ def test_state_beside_the_registers_is_told() -> None:
 
 
 @pytest.mark.kvm
-def test_gic_gives_the_cpu_interface_s_registers() -> None:
+def test_dump_contains_the_gic_cpu_interface() -> None:
     with guest("spin", vcpus=2, gic=True) as made:
         assert made.gic is not None
         mpidr = made.vcpus[1].get_one_reg(regs.sysreg(3, 0, 0, 0, 5))
@@ -216,7 +216,7 @@ def run_vectors(tmp_path: Path) -> Callable[[int], tuple[VcpuRegisters, VcpuRegi
 
 @pytest.mark.kvm
 @pytest.mark.parametrize("zcr", [0, 1, 2, 15, 0x1FF])
-def test_vectors_are_as_long_as_the_guest_made_them(
+def test_vectors_have_the_length_the_guest_has_set(
     run_vectors: Callable[[int], tuple[VcpuRegisters, VcpuRegisters]], zcr: int
 ) -> None:
     read, whole = run_vectors(zcr)
@@ -266,7 +266,7 @@ def like_the_host() -> VcpuRegisters:
 
 
 @pytest.mark.kvm
-def test_features_of_the_host_s_cpuinfo_are_those_the_id_registers_tell(
+def test_features_from_id_registers_match_cpuinfo(
     like_the_host: VcpuRegisters,
 ) -> None:
     lines = CPUINFO.read_text(encoding="ascii").splitlines()
@@ -283,7 +283,7 @@ def test_features_of_the_host_s_cpuinfo_are_those_the_id_registers_tell(
 
 
 @pytest.mark.kvm
-def test_cache_lines_of_the_vcpu_are_those_the_host_s_library_tells(
+def test_cache_line_size_matches_the_host_library(
     like_the_host: VcpuRegisters,
 ) -> None:
     ctr = Ctr(value(like_the_host, "CTR_EL0"))
@@ -294,5 +294,5 @@ def test_cache_lines_of_the_vcpu_are_those_the_host_s_library_tells(
 
 
 @pytest.mark.kvm
-def test_vcpu_is_the_processor_that_sysfs_tells_of(like_the_host: VcpuRegisters) -> None:
+def test_midr_matches_sysfs(like_the_host: VcpuRegisters) -> None:
     assert value(like_the_host, "MIDR_EL1") == int(MIDR.read_text(encoding="ascii"), 16)

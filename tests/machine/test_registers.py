@@ -55,7 +55,7 @@ def kept(longest: int, **values: int) -> Kept:
     return Kept({regs.SVE_VLS: (1 << longest // 128) - 1, **ids})
 
 
-def test_vector_is_at_the_longest_length_the_vcpu_has() -> None:
+def test_vector_has_the_vcpus_longest_length() -> None:
     vcpu = kept(512, Z5=0xFF << 504 | 7)
 
     assert vcpu.z[5] == Vector(0xFF << 504 | 7, 512)
@@ -63,7 +63,7 @@ def test_vector_is_at_the_longest_length_the_vcpu_has() -> None:
     assert vcpu.vls == {128, 256, 384, 512}
 
 
-def test_predicates_are_at_the_longest_length_the_vcpu_has() -> None:
+def test_predicates_have_the_vcpus_longest_length() -> None:
     vcpu = kept(256, P3=1 << 31, FFR=0xFFFF_FFFF)
 
     assert vcpu.p[3] == Predicate(1 << 31, 256)
@@ -74,7 +74,7 @@ def test_predicates_are_at_the_longest_length_the_vcpu_has() -> None:
 @pytest.mark.parametrize(
     ("longest", "slices"), [(128, 1), (2048, 1), (2176, 2), (4096, 2), (65536, 32)]
 )
-def test_slices_are_as_many_as_the_longest_length_needs(longest: int, slices: int) -> None:
+def test_slices_cover_the_longest_length(longest: int, slices: int) -> None:
     vcpu = Kept({regs.SVE_VLS: 1 << longest // 128 - 1})
     value = 1 << longest - 1 | 1
 
@@ -122,19 +122,19 @@ def test_predicate_is_not_written_to_a_vector_register() -> None:
 
 
 @pytest.mark.parametrize("number", [-1, 32])
-def test_register_number_that_is_none_is_an_index_error(number: int) -> None:
+def test_unknown_register_number_is_an_index_error(number: int) -> None:
     with pytest.raises(IndexError, match="use 0 to 31"):
         _ = kept(128).z[number]
 
 
-def test_banks_are_as_long_as_the_architecture_has_them() -> None:
+def test_banks_have_the_architectures_number_of_registers() -> None:
     vcpu = kept(128, **{f"P{number}": number for number in range(16)})
 
     assert (len(vcpu.z), len(vcpu.p)) == (32, 16)
     assert [predicate.value for predicate in vcpu.p] == list(range(16))
 
 
-def test_vcpu_without_sve_says_so() -> None:
+def test_vectors_are_refused_on_a_vcpu_without_sve() -> None:
     vcpu = Kept({regs.V(5): 7})
 
     assert vcpu.vls == vl.NO_SVE
@@ -162,7 +162,7 @@ def test_system_register_is_written_with_fields_or_a_number() -> None:
 
 
 @pytest.mark.parametrize("name", ["ZCR_EL2", "SCTLR_EL9", "PC", "Z3"])
-def test_name_that_no_system_register_there_has_is_a_key_error(name: str) -> None:
+def test_unknown_system_register_name_is_a_key_error(name: str) -> None:
     vcpu = kept(128, PC=0)
 
     with pytest.raises(KeyError, match=name):
@@ -170,7 +170,7 @@ def test_name_that_no_system_register_there_has_is_a_key_error(name: str) -> Non
     assert name not in vcpu.sysreg
 
 
-def test_timers_have_arm_s_names_whatever_kvm_calls_them() -> None:
+def test_timers_have_arms_names() -> None:
     vcpu = kept(128, TIMER_CNT=1, TIMER_CVAL=2, TIMER_CTL=5)
 
     assert vcpu.sysreg["CNTVCT_EL0"] == 1
@@ -178,7 +178,7 @@ def test_timers_have_arm_s_names_whatever_kvm_calls_them() -> None:
     assert vcpu.sysreg["CNTV_CTL_EL0"].ISTATUS == 1
 
 
-def test_refusal_for_another_reason_is_kvm_s_error() -> None:
+def test_other_refusals_are_kvm_errors() -> None:
     class Refusing(Kept):
         def get_one_reg(self, reg_id: int) -> int:
             raise KvmError("KVM_GET_ONE_REG", regs.name(reg_id), errno.EPERM)
@@ -189,7 +189,7 @@ def test_refusal_for_another_reason_is_kvm_s_error() -> None:
         _ = Refusing({}).vls
 
 
-def test_every_register_is_listed_with_what_it_is_and_unknown_ones_raw() -> None:
+def test_registers_lists_typed_values_and_unknown_ones_raw() -> None:
     vcpu = kept(256, PC=4, PSTATE=0x3C5, Z1=1, P1=1, FFR=1, ZCR_EL1=1, FPSR=0)
     vcpu.values[UNKNOWN] = 0xABCD
 
@@ -208,7 +208,7 @@ def test_every_register_is_listed_with_what_it_is_and_unknown_ones_raw() -> None
     assert vcpu.reg[f"{UNKNOWN:#x}"] == 0xABCD
 
 
-def test_register_that_is_listed_and_refused_is_told_with_its_errno() -> None:
+def test_registers_lists_a_refused_register_with_its_errno() -> None:
     vcpu = Kept({regs.PC: 4})
     vcpu.get_reg_list = lambda: [regs.PC, regs.FPSR]  # type: ignore[method-assign]
 
@@ -219,7 +219,7 @@ def test_register_that_is_listed_and_refused_is_told_with_its_errno() -> None:
 
 
 @pytest.mark.parametrize(("zcr", "bits"), [(0, 128), (1, 256), (2, 384), (15, 512)])
-def test_length_in_use_is_what_zcr_allows(zcr: int, bits: int) -> None:
+def test_length_in_use_follows_zcr(zcr: int, bits: int) -> None:
     assert kept(512, ZCR_EL1=zcr, PSTATE=0x3C5).vl_in_use == bits
 
 
@@ -267,7 +267,7 @@ def rounded(number: int, code: str) -> float:
 
 @pytest.mark.kvm
 @pytest.mark.parametrize("longest", LONGEST)
-def test_lanes_are_those_the_guest_wrote(make: Make, longest: int) -> None:
+def test_lanes_match_those_the_guest_wrote(make: Make, longest: int) -> None:
     vm = make("lanes", longest)
     assert vm.run() == 0
     z = vm.vcpus[0].z
@@ -288,7 +288,7 @@ def test_lanes_are_those_the_guest_wrote(make: Make, longest: int) -> None:
 
 @pytest.mark.kvm
 @pytest.mark.parametrize("longest", LONGEST)
-def test_active_lanes_are_those_the_guest_chose(make: Make, longest: int) -> None:
+def test_active_lanes_match_those_the_guest_chose(make: Make, longest: int) -> None:
     vm = make("lanes", longest)
     assert vm.run() == 0
     vcpu = vm.vcpus[0]
@@ -302,7 +302,7 @@ def test_active_lanes_are_those_the_guest_chose(make: Make, longest: int) -> Non
 
 @pytest.mark.kvm
 @pytest.mark.parametrize("longest", LONGEST)
-def test_registers_are_what_the_guest_stored_of_them(make: Make, longest: int) -> None:
+def test_registers_match_those_the_guest_stored(make: Make, longest: int) -> None:
     vm = make("lanes", longest)
     assert vm.run() == 0
     vcpu = vm.vcpus[0]
@@ -317,7 +317,7 @@ def test_registers_are_what_the_guest_stored_of_them(make: Make, longest: int) -
 
 @pytest.mark.kvm
 @pytest.mark.parametrize("longest", LONGEST)
-def test_guest_finds_what_was_written_from_here(make: Make, longest: int) -> None:
+def test_guest_reads_registers_written_by_the_vmm(make: Make, longest: int) -> None:
     vm = make("stores", longest)
     vcpu = vm.vcpus[0]
     floats = [-1.5 * i for i in range(longest // 32)]
@@ -343,7 +343,7 @@ def test_guest_finds_what_was_written_from_here(make: Make, longest: int) -> Non
 
 @pytest.mark.kvm
 @pytest.mark.parametrize("zcr", [0, 1, 15])
-def test_length_in_use_is_what_the_guest_stored_at(make: Make, zcr: int) -> None:
+def test_length_in_use_matches_the_guests_store_length(make: Make, zcr: int) -> None:
     vm = make("stores", 512)
     vcpu = vm.vcpus[0]
     vcpu.z[0] = Vector.of(512, b=[0x11] * 64)
@@ -356,9 +356,7 @@ def test_length_in_use_is_what_the_guest_stored_at(make: Make, zcr: int) -> None
 
 @pytest.mark.kvm
 @pytest.mark.parametrize("longest", [0, *LONGEST])
-def test_every_register_kvm_lists_has_a_name_of_its_own_and_its_value(
-    make: Make, longest: int
-) -> None:
+def test_every_listed_register_has_a_unique_name_and_its_value(make: Make, longest: int) -> None:
     vm = make("stores", longest)
     vcpu = vm.vcpus[0]
 

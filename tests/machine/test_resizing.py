@@ -44,7 +44,7 @@ def rig() -> Iterator[Rig]:
         made.balloon.stop()
 
 
-def test_balloon_is_asked_for_bytes(rig: Rig) -> None:
+def test_balloon_size_is_in_bytes(rig: Rig) -> None:
     rig.resizing.resize_balloon(8 * MIB)
     rig.resizing.inflate_balloon(3 * MIB)
     rig.resizing.inflate_balloon(-MIB)
@@ -55,7 +55,7 @@ def test_balloon_is_asked_for_bytes(rig: Rig) -> None:
     assert info["target_bytes"] == 10 * MIB
 
 
-def test_memory_is_asked_for_as_a_whole(rig: Rig) -> None:
+def test_memory_size_includes_the_ram(rig: Rig) -> None:
     rig.resizing.resize_memory(RAM + 6 * MIB)
     assert rig.mem.requested_size == 6 * MIB
     rig.resizing.resize_memory(RAM + ROOM)
@@ -85,7 +85,7 @@ def test_memory_is_asked_for_as_a_whole(rig: Rig) -> None:
         (lambda r: r.resize_memory(RAM + MIB), "in blocks of 2 MiB beside 64 MiB of RAM"),
     ],
 )
-def test_what_cannot_be_is_refused_and_changes_nothing(
+def test_impossible_sizes_are_refused_and_change_nothing(
     rig: Rig, ask: Callable[[Resizing], None], words: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
@@ -95,7 +95,7 @@ def test_what_cannot_be_is_refused_and_changes_nothing(
     assert (rig.balloon.num_pages, rig.mem.requested_size) == (0, 0)
 
 
-def test_balloon_may_take_what_was_plugged(rig: Rig) -> None:
+def test_balloon_can_take_plugged_memory(rig: Rig) -> None:
     rig.blocks.set_plugged(0, 2, True)
     rig.mem.plugged_size = 4 * MIB
 
@@ -104,7 +104,7 @@ def test_balloon_may_take_what_was_plugged(rig: Rig) -> None:
         rig.resizing.resize_balloon(RAM + 6 * MIB)
 
 
-def test_machine_that_starts_anew_is_asked_for_the_same(rig: Rig) -> None:
+def test_rebooted_machine_gets_the_same_requests(rig: Rig) -> None:
     rig.resizing.resize_balloon(8 * MIB)
     rig.resizing.resize_memory(RAM + 6 * MIB)
     with (
@@ -118,7 +118,7 @@ def test_machine_that_starts_anew_is_asked_for_the_same(rig: Rig) -> None:
     assert other.mem.requested_size == rig.mem.requested_size == 6 * MIB
 
 
-def test_machine_without_the_devices_says_what_would_give_it_some() -> None:
+def test_resizing_without_devices_is_refused_with_a_hint() -> None:
     bare = Resizing(RAM, [])
 
     for ask, option in (
@@ -136,7 +136,7 @@ def test_machine_without_the_devices_says_what_would_give_it_some() -> None:
     assert bare.size == RAM
 
 
-def test_free_pages_are_collected_by_a_driver_that_can(rig: Rig) -> None:
+def test_free_pages_are_collected_if_the_driver_can_report_them(rig: Rig) -> None:
     with pytest.raises(VmmError, match="no driver for that"):
         rig.resizing.collect_free_pages()
 

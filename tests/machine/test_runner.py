@@ -97,7 +97,7 @@ def test_ended_fd_waits_for_the_last_thread(make: Make) -> None:
     assert ended(runner)
 
 
-def test_first_outcome_counts(make: Make) -> None:
+def test_first_result_counts(make: Make) -> None:
     runner = make()
     runner.start()
 
@@ -119,7 +119,7 @@ def test_on_end_is_called_once(make: Make) -> None:
     assert calls == ["end"]
 
 
-def test_on_end_frees_a_step_that_waits_for_something_else(make: Make) -> None:
+def test_on_end_releases_a_blocked_step(make: Make) -> None:
     reader = threading.Event()
 
     def step(vcpu: FakeVcpu) -> None:
@@ -134,7 +134,7 @@ def test_on_end_frees_a_step_that_waits_for_something_else(make: Make) -> None:
 
 
 @pytest.mark.parametrize("error", [GuestError("crash"), ValueError("bug"), KeyboardInterrupt()])
-def test_error_in_a_thread_ends_the_run_and_comes_out(make: Make, error: BaseException) -> None:
+def test_error_in_a_thread_ends_the_run_and_is_raised(make: Make, error: BaseException) -> None:
     def step(vcpu: FakeVcpu) -> None:
         if vcpu.id == 1:
             raise error
@@ -148,7 +148,9 @@ def test_error_in_a_thread_ends_the_run_and_comes_out(make: Make, error: BaseExc
         runner.result()
 
 
-def test_pause_parks_every_vcpu_and_resume_lets_it_go_on(make: Make, vcpus: list[FakeVcpu]) -> None:
+def test_pause_parks_every_vcpu_and_resume_continues_them(
+    make: Make, vcpus: list[FakeVcpu]
+) -> None:
     runner = make()
     runner.start()
     for vcpu in vcpus:
@@ -167,7 +169,7 @@ def test_pause_parks_every_vcpu_and_resume_lets_it_go_on(make: Make, vcpus: list
         assert vcpu.in_run.wait(ENOUGH_S)
 
 
-def test_pause_again_and_again_is_the_same_as_once(make: Make, vcpus: list[FakeVcpu]) -> None:
+def test_repeated_pause_has_no_effect(make: Make, vcpus: list[FakeVcpu]) -> None:
     runner = make()
     runner.start()
 
@@ -241,12 +243,12 @@ def test_thread_that_cannot_start_ends_the_run(make: Make, monkeypatch: pytest.M
         runner.result()
 
 
-def test_result_before_the_end_is_a_mistake(make: Make) -> None:
+def test_result_before_the_end_is_a_runtime_error(make: Make) -> None:
     with pytest.raises(RuntimeError, match="has not ended"):
         make().result()
 
 
-def test_second_start_is_a_mistake(make: Make) -> None:
+def test_second_start_is_a_runtime_error(make: Make) -> None:
     runner = make()
     runner.start()
 

@@ -55,7 +55,7 @@ def make(vm: Slots, blocks: PluggableMemory) -> PluggedSlots:
     return PluggedSlots(blocks, slots)
 
 
-def test_each_block_is_a_slot_at_its_own_memory(blocks: PluggableMemory) -> None:
+def test_each_block_is_a_slot_of_its_own_memory(blocks: PluggableMemory) -> None:
     vm = Slots()
 
     make(vm, blocks).show(2, 3, True)
@@ -67,7 +67,7 @@ def test_each_block_is_a_slot_at_its_own_memory(blocks: PluggableMemory) -> None
             assert host_address - blocks.backing.host_address == base - BASE
 
 
-def test_slots_are_used_again(blocks: PluggableMemory) -> None:
+def test_slot_numbers_are_reused(blocks: PluggableMemory) -> None:
     vm = Slots(most=9)  # the RAM's, and one for each block
     plugged = make(vm, blocks)
 
@@ -78,7 +78,7 @@ def test_slots_are_used_again(blocks: PluggableMemory) -> None:
         assert shown(vm) == []
 
 
-def test_blocks_that_find_no_room_are_shown_not_even_in_part(blocks: PluggableMemory) -> None:
+def test_blocks_are_shown_all_or_none_when_the_kernel_lacks_memory(blocks: PluggableMemory) -> None:
     vm = Slots(most=9)
     plugged = make(vm, blocks)
     plugged.show(7, 1, True)

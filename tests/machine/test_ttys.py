@@ -72,7 +72,7 @@ def test_uart_echoes_on_its_pty(boot: Boot, number: int) -> None:
     assert code == 9
 
 
-def test_flood_on_a_pty_that_nobody_reads_keeps_no_machine_from_ending(boot: Boot) -> None:
+def test_machine_ends_while_an_unread_pty_is_flooded(boot: Boot) -> None:
     machine = boot("flood", x2=layout.uart(1).base, ttys=frozenset({1}))
     terminal = os.open(machine.terminals.paths[1], os.O_RDWR | os.O_NOCTTY)
     threading.Timer(0.5, machine.stop, (5,)).start()
@@ -84,7 +84,7 @@ def test_flood_on_a_pty_that_nobody_reads_keeps_no_machine_from_ending(boot: Boo
     assert code == 5
 
 
-def test_break_is_seen_by_the_guest(boot: Boot) -> None:
+def test_break_reaches_the_guest(boot: Boot) -> None:
     machine = boot("load byte", x2=layout.EXIT.base, x3=LSR)
 
     machine.console.send_break()
@@ -92,7 +92,7 @@ def test_break_is_seen_by_the_guest(boot: Boot) -> None:
     assert machine.run() == LSR_IDLE | LSR_BI | LSR_DR
 
 
-def test_break_that_a_guest_leaves_no_room_for_is_an_error(boot: Boot) -> None:
+def test_break_without_room_is_an_error(boot: Boot) -> None:
     machine = boot("spin", x2=0)
     machine.console.send(bytes(1000))
 
@@ -107,4 +107,4 @@ def test_virtio_console_has_no_break(boot: Boot) -> None:
         machine.console.send_break()
 
     assert caught.value.hint is not None
-    assert "--console serial" in caught.value.hint
+    assert "`console`=serial" in caught.value.hint

@@ -93,7 +93,7 @@ def test_memory_lies_above_ram_with_a_gap(stack: ExitStack, tmp_path: Path) -> N
     assert rig.backed() == 0
 
 
-def test_guest_finds_its_memory_where_it_was_plugged(stack: ExitStack, tmp_path: Path) -> None:
+def test_guest_can_use_plugged_memory(stack: ExitStack, tmp_path: Path) -> None:
     rig = Rig(stack, tmp_path, "load")
     assert rig.request(Request.PLUG, 3) == Response.ACK
     assert rig.machine.resizing.size == 16 * MIB + BLOCK
@@ -106,7 +106,7 @@ def test_guest_finds_its_memory_where_it_was_plugged(stack: ExitStack, tmp_path:
 
 
 @pytest.mark.parametrize("was_plugged", [False, True])
-def test_guest_finds_nothing_where_none_is_plugged(
+def test_unplugged_memory_reads_as_zero(
     stack: ExitStack, tmp_path: Path, was_plugged: bool
 ) -> None:
     rig = Rig(stack, tmp_path, "load")
@@ -122,9 +122,7 @@ def test_guest_finds_nothing_where_none_is_plugged(
     assert rig.backed() == 0
 
 
-def test_guest_cannot_take_memory_by_writing_where_none_is_plugged(
-    stack: ExitStack, tmp_path: Path
-) -> None:
+def test_write_to_unplugged_memory_takes_no_host_memory(stack: ExitStack, tmp_path: Path) -> None:
     rig = Rig(stack, tmp_path, "store flood")
     place = rig.mem.blocks.address(1)
 
@@ -175,7 +173,7 @@ def test_hostile_balloon_driver_stops_its_device_and_no_other(
     assert rig.run(x2=layout.EXIT.base, x3=place) == 42
 
 
-def test_guests_memory_in_the_balloon_is_the_hosts(stack: ExitStack, tmp_path: Path) -> None:
+def test_memory_in_the_balloon_returns_to_the_host(stack: ExitStack, tmp_path: Path) -> None:
     rig = Rig(stack, tmp_path, "load")
     rig.request(Request.PLUG, 0, BLOCKS)
     size = BLOCKS * BLOCK
@@ -200,7 +198,7 @@ def test_guests_memory_in_the_balloon_is_the_hosts(stack: ExitStack, tmp_path: P
 
 
 @pytest.mark.parametrize("reading", Reading)
-def test_plugged_blocks_and_balloon_go_on_from_a_snapshot(
+def test_plugged_blocks_and_balloon_are_restored_from_a_snapshot(
     stack: ExitStack, tmp_path: Path, reading: Reading
 ) -> None:
     rig = Rig(stack, tmp_path, "load")

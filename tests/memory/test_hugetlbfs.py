@@ -14,7 +14,7 @@ from pyvmm.memory import hugetlbfs
 from pyvmm.memory.ram import GuestMemory
 
 
-def test_other_file_system_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_other_file_system_is_refused_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         GuestMemory(0x8000_0000, 16 * MIB, huge_pages=tmp_path)
 
@@ -53,7 +53,7 @@ def test_half_a_page_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         hugetlbfs.map_pages(tmp_path, tmp_path_page(tmp_path) // 2)
 
 
-def test_file_system_that_refuses_is_named_with_the_pool(
+def test_refusing_file_system_is_named_with_its_pool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(tmp_path, monkeypatch)

@@ -28,7 +28,7 @@ def ram() -> Iterator[GuestMemory]:
         yield memory
 
 
-def test_nothing_is_there_before_it_is_plugged(pluggable: PluggableMemory) -> None:
+def test_memory_is_inaccessible_before_it_is_plugged(pluggable: PluggableMemory) -> None:
     assert pluggable.plugged_size == 0
     assert not pluggable.contains(BASE, 1)
     assert list(pluggable.runs()) == []
@@ -49,7 +49,7 @@ def test_nothing_is_there_before_it_is_plugged(pluggable: PluggableMemory) -> No
         (BASE + 2 * BLOCK, 1 << 64, False),
     ],
 )
-def test_plugged_blocks_alone_are_there(
+def test_only_plugged_blocks_are_accessible(
     pluggable: PluggableMemory, gpa: int, length: int, there: bool
 ) -> None:
     pluggable.set_plugged(2, 3, True)
@@ -63,7 +63,7 @@ def test_plugged_blocks_alone_are_there(
                 access(gpa, length)
 
 
-def test_unplugged_block_loses_what_was_in_it(pluggable: PluggableMemory) -> None:
+def test_unplugged_block_loses_its_content(pluggable: PluggableMemory) -> None:
     pluggable.set_plugged(0, 2, True)
     with pluggable.view(BASE + BLOCK, 4) as view:
         view[:] = b"gone"
@@ -77,7 +77,7 @@ def test_unplugged_block_loses_what_was_in_it(pluggable: PluggableMemory) -> Non
     assert bytes(pluggable.view(BASE, 4)) == b"here"
 
 
-def test_runs_are_what_is_plugged(pluggable: PluggableMemory) -> None:
+def test_runs_cover_the_plugged_blocks(pluggable: PluggableMemory) -> None:
     for first, count in ((0, 1), (3, 2), (7, 1)):
         pluggable.set_plugged(first, count, True)
 
@@ -92,7 +92,7 @@ def test_runs_are_what_is_plugged(pluggable: PluggableMemory) -> None:
     ("base", "size", "block"),
     [(BASE + 4096, BLOCK, BLOCK), (BASE, BLOCK + 4096, BLOCK), (BASE, 3 * MIB, 3 * MIB)],
 )
-def test_sizes_that_do_not_fit_are_refused(base: int, size: int, block: int) -> None:
+def test_sizes_of_no_whole_blocks_are_refused(base: int, size: int, block: int) -> None:
     with pytest.raises(UsageError, match="not whole blocks"):
         PluggableMemory(base, size, block)
 
@@ -115,7 +115,7 @@ def test_map_finds_each_range_in_its_piece(ram: GuestMemory, pluggable: Pluggabl
 
 
 @pytest.mark.parametrize("gpa", [0, RAM + 4 * MIB - 1, RAM + 4 * MIB, BASE, BASE + BLOCK - 1])
-def test_map_refuses_what_is_in_no_piece(
+def test_map_refuses_a_range_outside_the_pieces(
     ram: GuestMemory, pluggable: PluggableMemory, gpa: int
 ) -> None:
     memory = MemoryMap(ram, pluggable)

@@ -31,7 +31,7 @@ def test_host_address_is_aligned_to_a_huge_page(memory: GuestMemory) -> None:
     assert memory.host_address % HUGE_PAGE == 0
 
 
-def test_host_address_is_where_the_bytes_are(memory: GuestMemory) -> None:
+def test_host_address_points_to_the_bytes(memory: GuestMemory) -> None:
     memory.write(BASE + 5, b"here")
 
     assert ctypes.string_at(memory.host_address + 5, 4) == b"here"
@@ -41,7 +41,7 @@ def test_host_address_is_where_the_bytes_are(memory: GuestMemory) -> None:
     ("start", "length"),
     [(0, SIZE), (1, 0x4FFF), (0x1000, 0x2000), (0x1001, 10), (0x1FFF, 2), (SIZE - 5, 5), (7, 0)],
 )
-def test_zero_clears_just_that(memory: GuestMemory, start: int, length: int) -> None:
+def test_zero_clears_only_its_range(memory: GuestMemory, start: int, length: int) -> None:
     memory.write(BASE, b"\xff" * SIZE)
 
     memory.zero(BASE + start, length)
@@ -121,7 +121,7 @@ def test_size_of_no_whole_pages_is_refused(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [1 << 62, 1 << 63, 1 << 80])
-def test_more_than_the_host_has_is_refused_with_numbers(size: int) -> None:
+def test_memory_beyond_the_hosts_is_refused_with_numbers(size: int) -> None:
     with pytest.raises(HostError, match=f"{size >> 20} MiB") as caught:
         GuestMemory(BASE, size)
 
@@ -158,7 +158,7 @@ def test_load_copies_a_part_of_a_file(tmp_path: Path) -> None:
         assert memory.read(BASE, 110) == bytes(5) + bytes(range(50, 150)) + bytes(5)
 
 
-def test_load_tells_of_a_file_that_is_too_short(tmp_path: Path) -> None:
+def test_load_returns_the_bytes_read_from_a_short_file(tmp_path: Path) -> None:
     file = tmp_path / "image"
     file.write_bytes(b"short")
 
@@ -189,7 +189,7 @@ def test_load_outside_ram_is_refused(tmp_path: Path) -> None:
         (7, 0, (0, 0)),
     ],
 )
-def test_discard_empties_whole_pages_alone(
+def test_discard_empties_only_whole_pages(
     memory: GuestMemory, start: int, length: int, gone: tuple[int, int]
 ) -> None:
     memory.write(BASE, b"\xff" * SIZE)
@@ -201,7 +201,7 @@ def test_discard_empties_whole_pages_alone(
     assert memory.read(BASE, SIZE) == expected
 
 
-def test_discarded_memory_is_the_hosts_again(memory: GuestMemory) -> None:
+def test_discard_returns_memory_to_the_host(memory: GuestMemory) -> None:
     memory.write(BASE, b"\xff" * SIZE)
     before = resident((memory.host_address, memory.size))
 
@@ -211,7 +211,7 @@ def test_discarded_memory_is_the_hosts_again(memory: GuestMemory) -> None:
     assert resident((memory.host_address, memory.size)) == 0
 
 
-def test_huge_pages_are_asked_for_range_by_range(memory: GuestMemory) -> None:
+def test_huge_pages_are_enabled_by_range(memory: GuestMemory) -> None:
     memory.prefer_huge_pages(BASE, HUGE_PAGE, False)
     with pytest.raises(GuestMemory.OutOfRange):
         memory.prefer_huge_pages(BASE, SIZE + 4096, False)
@@ -237,7 +237,7 @@ def flags_at(address: int) -> list[str]:
     raise AssertionError("not mapped")
 
 
-def test_pages_that_were_written_to_are_noted(memory: GuestMemory) -> None:
+def test_written_pages_are_logged(memory: GuestMemory) -> None:
     page = mmap.PAGESIZE
     memory.write(memory.base, b"before")
     memory.log_writes()

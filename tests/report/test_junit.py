@@ -11,7 +11,7 @@ from pyvmm.report import junit
 
 
 @given(st.text())
-def test_any_text_makes_a_document_that_can_be_read(text: str) -> None:
+def test_any_text_makes_a_readable_document(text: str) -> None:
     case = junit.Testcase(classname="c", name=text, failure=text, output=text)
 
     root = ET.fromstring(junit.document("suite", [case], {"where": text}))

@@ -88,7 +88,7 @@ def test_slices_are_read_back_with_their_facts(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_names_are_said_once(tmp_path: Path) -> None:
+def test_names_are_interned_once(tmp_path: Path) -> None:
     path = tmp_path / "trace"
     with ExitTrace(path, "demo") as written:
         for _ in range(100):
@@ -99,7 +99,7 @@ def test_names_are_said_once(tmp_path: Path) -> None:
     assert len(slices(data)) == 100
 
 
-def test_counters_show_what_was_settled(tmp_path: Path) -> None:
+def test_counters_show_exits_handled_in_c(tmp_path: Path) -> None:
     path = tmp_path / "trace"
     with ExitTrace(path, "demo") as written:
         for count in (3, 3, 8):
@@ -123,7 +123,7 @@ def test_counters_show_what_was_settled(tmp_path: Path) -> None:
     assert len(tracks) == 3
 
 
-def test_trace_is_there_when_it_is_whole(tmp_path: Path) -> None:
+def test_trace_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "trace"
     with ExitTrace(path, "demo") as written:
         written.exit(0, "INTR", Exit(ExitReason.INTR), trace.now_ns())
@@ -132,6 +132,6 @@ def test_trace_is_there_when_it_is_whole(tmp_path: Path) -> None:
     assert path.exists()
 
 
-def test_place_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+def test_unwritable_path_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere"):
         ExitTrace(tmp_path / "nowhere" / "trace", "demo")

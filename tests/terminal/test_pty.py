@@ -90,7 +90,7 @@ def descriptors() -> set[str]:
     return {entry.name for entry in Path("/proc/self/fd").iterdir()}
 
 
-def test_terminal_is_raw_without_echo_and_the_users_alone(line: Line) -> None:
+def test_pty_is_raw_without_echo_and_private(line: Line) -> None:
     terminal = line.open()
 
     mode = termios.tcgetattr(terminal)
@@ -101,7 +101,7 @@ def test_terminal_is_raw_without_echo_and_the_users_alone(line: Line) -> None:
     os.close(terminal)
 
 
-def test_every_byte_goes_both_ways(line: Line) -> None:
+def test_every_byte_is_carried_both_ways(line: Line) -> None:
     every = bytes(range(256))
     terminal = line.open()
 
@@ -113,7 +113,7 @@ def test_every_byte_goes_both_ways(line: Line) -> None:
     os.close(terminal)
 
 
-def test_output_is_dropped_while_nobody_has_it_open(line: Line) -> None:
+def test_output_is_dropped_while_the_pty_is_closed(line: Line) -> None:
     line.guest.sendall(bytes(MIB))
     wait_for(line.is_taken)
 
@@ -127,7 +127,7 @@ def test_output_is_dropped_while_nobody_has_it_open(line: Line) -> None:
     os.close(terminal)
 
 
-def test_terminal_can_be_opened_again_and_again(line: Line) -> None:
+def test_pty_can_be_reopened(line: Line) -> None:
     for number in range(20):
         terminal = line.open()
         line.guest.sendall(b"out %02d" % number)
@@ -138,7 +138,7 @@ def test_terminal_can_be_opened_again_and_again(line: Line) -> None:
         os.close(terminal)
 
 
-def test_what_was_typed_arrives_when_the_terminal_is_closed_at_once(line: Line) -> None:
+def test_input_arrives_when_the_pty_is_closed_at_once(line: Line) -> None:
     for number in range(20):
         terminal = line.open()
         os.write(terminal, b"%02d" % number)
@@ -147,7 +147,7 @@ def test_what_was_typed_arrives_when_the_terminal_is_closed_at_once(line: Line) 
     assert line.typed(40) == b"".join(b"%02d" % number for number in range(20))
 
 
-def test_output_goes_on_when_one_of_two_closes(line: Line) -> None:
+def test_output_continues_when_one_of_two_readers_closes(line: Line) -> None:
     first, second = line.open(), line.open()
 
     os.close(first)
@@ -157,7 +157,7 @@ def test_output_goes_on_when_one_of_two_closes(line: Line) -> None:
     os.close(second)
 
 
-def test_reader_that_stalls_loses_nothing_and_holds_up_the_guest(line: Line) -> None:
+def test_stalled_reader_loses_nothing_and_blocks_the_guest(line: Line) -> None:
     data = random.Random(3).randbytes(MIB)
     terminal = line.open()
     sender = threading.Thread(target=line.guest.sendall, args=(data,))
@@ -176,7 +176,7 @@ def test_reader_that_stalls_loses_nothing_and_holds_up_the_guest(line: Line) -> 
     os.close(terminal)
 
 
-def test_guest_that_stalls_loses_nothing_and_holds_up_who_types(line: Line) -> None:
+def test_stalled_guest_loses_nothing_and_blocks_the_writer(line: Line) -> None:
     data = random.Random(4).randbytes(MIB)
     terminal = line.open()
     typist = threading.Thread(target=lambda: [os.write(terminal, data[i : i + 4096])
@@ -196,7 +196,7 @@ def test_guest_that_stalls_loses_nothing_and_holds_up_who_types(line: Line) -> N
     os.close(terminal)
 
 
-def test_reader_that_leaves_lets_a_guest_it_held_up_go(line: Line) -> None:
+def test_reader_that_closes_unblocks_the_guest(line: Line) -> None:
     terminal = line.open()
     sender = threading.Thread(target=line.guest.sendall, args=(bytes(MIB),))
     sender.start()
@@ -209,7 +209,7 @@ def test_reader_that_leaves_lets_a_guest_it_held_up_go(line: Line) -> None:
     assert not sender.is_alive()
 
 
-def test_size_is_told_with_what_is_typed_and_when_the_terminal_is_closed(line: Line) -> None:
+def test_size_is_sent_with_input_and_at_close(line: Line) -> None:
     terminal = line.open()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 132, 0, 0))
     os.write(terminal, b"x")
@@ -224,7 +224,7 @@ def test_size_is_told_with_what_is_typed_and_when_the_terminal_is_closed(line: L
     assert line.sizes == [(132, 50), (80, 24)]
 
 
-def test_end_hangs_up_when_the_reader_has_everything() -> None:
+def test_close_hangs_up_after_the_reader_has_read_everything() -> None:
     data = random.Random(5).randbytes(50_000)
     line = Line()
     terminal = line.open()
@@ -243,7 +243,7 @@ def test_end_hangs_up_when_the_reader_has_everything() -> None:
     os.close(terminal)
 
 
-def test_end_does_not_wait_for_a_reader_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_does_not_wait_for_a_stalled_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ptys, "GRACE_S", 0.2)
     line = Line()
     terminal = line.open()
@@ -264,7 +264,7 @@ def _send_until_broken(guest: socket.socket, data: bytes) -> None:
         guest.close()
 
 
-def test_end_does_not_wait_where_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_does_not_wait_without_a_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ptys, "GRACE_S", 3600.0)
     line = Line()
 
@@ -274,7 +274,7 @@ def test_end_does_not_wait_where_nobody_reads(monkeypatch: pytest.MonkeyPatch) -
     line.guest.close()
 
 
-def test_everything_is_given_back() -> None:
+def test_close_leaves_no_descriptor_open() -> None:
     before = descriptors()
 
     line = Line()
@@ -290,7 +290,7 @@ def test_everything_is_given_back() -> None:
     ),
     st.data(),
 )
-def test_records_may_come_in_any_pieces(
+def test_records_are_decoded_from_any_pieces(
     sent: list[bytes | tuple[int, int]], data: st.DataObject
 ) -> None:
     stream = b"".join(

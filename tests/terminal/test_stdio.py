@@ -67,7 +67,7 @@ def wait_until(condition: Callable[[], bool]) -> bool:
     return True
 
 
-def test_terminal_is_raw_within_and_restored_after(terminal: tuple[int, int]) -> None:
+def test_terminal_is_raw_in_the_block_and_restored_after(terminal: tuple[int, int]) -> None:
     _, program = terminal
     before = termios.tcgetattr(program)
 
@@ -78,6 +78,19 @@ def test_terminal_is_raw_within_and_restored_after(terminal: tuple[int, int]) ->
     assert not during[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
     assert not during[0] & (termios.ICRNL | termios.IXON)
     assert during[1] & termios.OPOST
+    assert termios.tcgetattr(program) == before
+
+
+def test_terminal_with_raw_output_is_raw_both_ways(terminal: tuple[int, int]) -> None:
+    _, program = terminal
+    before = termios.tcgetattr(program)
+
+    with Terminal(program, raw_output=True) as raw:
+        during = termios.tcgetattr(program)
+        assert raw.enter_raw_mode()
+
+    assert not during[1] & termios.OPOST
+    assert not during[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
     assert termios.tcgetattr(program) == before
 
 
@@ -103,7 +116,7 @@ def test_terminal_entered_again_keeps_the_first_state_to_restore(
     assert termios.tcgetattr(program) == before
 
 
-def test_terminal_that_hung_up_is_left_quietly() -> None:
+def test_hung_up_terminal_is_closed_without_an_error() -> None:
     person, program = pty.openpty()
 
     with Terminal(program):
@@ -142,14 +155,14 @@ def test_output_gathers_bytes_into_few_writes(pipe: tuple[int, int]) -> None:
         assert os.read(pipe[0], 200) == b"." * 100 + b"\n"
 
 
-def test_output_is_all_out_after_close(pipe: tuple[int, int]) -> None:
+def test_output_is_complete_after_close(pipe: tuple[int, int]) -> None:
     with Output(pipe[1]) as output:
         output.write(b"a\nb\nlast words")
 
     assert os.read(pipe[0], 100) == b"a\nb\nlast words"
 
 
-def test_output_holds_up_the_guest_when_nobody_reads_and_loses_nothing(
+def test_output_blocks_the_guest_without_a_reader_and_loses_nothing(
     pipe: tuple[int, int],
 ) -> None:
     total = 4 * Output.ROOM
@@ -168,7 +181,7 @@ def test_output_holds_up_the_guest_when_nobody_reads_and_loses_nothing(
     assert received == total
 
 
-def test_released_output_holds_nobody_up_and_still_loses_nothing(pipe: tuple[int, int]) -> None:
+def test_non_blocking_output_takes_everything_and_loses_nothing(pipe: tuple[int, int]) -> None:
     output = Output(pipe[1])
     total = 500 * 4096
     guest = repeat(500, lambda: output.write(b"x" * 4096))
@@ -188,7 +201,7 @@ def test_released_output_holds_nobody_up_and_still_loses_nothing(pipe: tuple[int
     assert received == total
 
 
-def test_output_that_cannot_be_written_gives_up_after_the_grace(pipe: tuple[int, int]) -> None:
+def test_drain_gives_up_after_its_timeout(pipe: tuple[int, int]) -> None:
     output = Output(pipe[1])
     output.write(b"x" * Output.ROOM)
     started = time.monotonic()
@@ -200,7 +213,7 @@ def test_output_that_cannot_be_written_gives_up_after_the_grace(pipe: tuple[int,
     output.close()
 
 
-def test_closed_output_says_why_and_then_swallows(pipe: tuple[int, int]) -> None:
+def test_output_keeps_the_write_error_and_drops_the_rest(pipe: tuple[int, int]) -> None:
     told = []
     os.close(pipe[0])
 
@@ -214,7 +227,7 @@ def test_closed_output_says_why_and_then_swallows(pipe: tuple[int, int]) -> None
     assert told == ["gone"]
 
 
-def test_closed_output_holds_nobody_up(pipe: tuple[int, int]) -> None:
+def test_failed_output_blocks_no_writer(pipe: tuple[int, int]) -> None:
     with Output(pipe[1]) as output:
         guest = repeat(500, lambda: output.write(b"x" * 4096))
         guest.join(0.1)
@@ -277,7 +290,7 @@ def test_escapes_take_pyvmms_keys_and_pass_the_rest(
     data=st.binary(max_size=40).map(lambda data: data.translate(FEW)),
     cuts=st.sets(st.integers(0, 40)),
 )
-def test_keys_are_split_byte_by_byte_however_they_come(data: bytes, cuts: set[int]) -> None:
+def test_escapes_split_keys_from_any_pieces(data: bytes, cuts: set[int]) -> None:
     guest, keys, escaped = b"", [], False
     for byte in data:
         if escaped:
@@ -340,7 +353,7 @@ def test_input_reaches_the_guest_no_faster_than_it_reads(pipe: tuple[int, int]) 
     assert guest.received == sent
 
 
-def test_keys_work_while_the_guest_takes_no_input(terminal: tuple[int, int]) -> None:
+def test_keys_work_while_the_guest_reads_no_input(terminal: tuple[int, int]) -> None:
     person, program = terminal
     keys = []
     with Loop() as loop, Terminal(program):
@@ -357,7 +370,7 @@ def test_keys_work_while_the_guest_takes_no_input(terminal: tuple[int, int]) -> 
     assert keys == [Key.STOP]
 
 
-def test_input_reads_ahead_of_a_stuck_guest_only_so_far(pipe: tuple[int, int]) -> None:
+def test_input_reads_ahead_up_to_its_limit(pipe: tuple[int, int]) -> None:
     os.set_blocking(pipe[1], False)
     fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, 1 << 20)
     os.write(pipe[1], b"x" * (200 << 10))
@@ -377,7 +390,7 @@ def test_input_reads_ahead_of_a_stuck_guest_only_so_far(pipe: tuple[int, int]) -
 
 
 @pytest.mark.parametrize("ending", ["eof", "null"])
-def test_end_of_input_is_not_the_end_of_the_run(pipe: tuple[int, int], ending: str) -> None:
+def test_end_of_input_does_not_end_the_run(pipe: tuple[int, int], ending: str) -> None:
     guest = Guest()
     fd = os.open(os.devnull, os.O_RDONLY) if ending == "null" else pipe[0]
     os.write(pipe[1], b"" if ending == "null" else b"last")

@@ -81,7 +81,7 @@ def open_terminal(path: str) -> int:
     return os.open(path, os.O_RDWR | os.O_NOCTTY)
 
 
-def test_none_is_none() -> None:
+def test_no_numbers_make_no_terminals() -> None:
     with Terminals() as made:
         assert dict(made.paths) == {}
         assert dict(made.outputs) == {}
@@ -103,7 +103,7 @@ def test_each_terminal_is_a_pty_of_its_own(guest: Guest) -> None:
         os.close(third)
 
 
-def test_keys_of_pyvmms_are_the_guests_there(guest: Guest) -> None:
+def test_terminals_pass_pyvmms_keys_to_the_guest(guest: Guest) -> None:
     with Terminals({0}) as made, running(made, guest) as until:
         terminal = open_terminal(made.paths[0])
 
@@ -113,7 +113,7 @@ def test_keys_of_pyvmms_are_the_guests_there(guest: Guest) -> None:
         os.close(terminal)
 
 
-def test_guest_without_room_gets_the_rest_when_it_has(guest: Guest) -> None:
+def test_guest_gets_the_rest_when_it_has_room(guest: Guest) -> None:
     guest.room = 3
     with Terminals({2}) as made, running(made, guest) as until:
         terminal = open_terminal(made.paths[2])
@@ -128,7 +128,7 @@ def test_guest_without_room_gets_the_rest_when_it_has(guest: Guest) -> None:
 
 
 @pytest.mark.parametrize(("number", "sizes"), [(0, [(132, 50)]), (1, [])])
-def test_size_is_the_consoles_alone(
+def test_size_reaches_only_the_console(
     number: int, sizes: list[tuple[int, int]], guest: Guest
 ) -> None:
     with Terminals({number}) as made, running(made, guest) as until:
@@ -142,7 +142,7 @@ def test_size_is_the_consoles_alone(
         os.close(terminal)
 
 
-def test_another_guest_can_have_the_terminal_after_the_first(guest: Guest) -> None:
+def test_terminal_can_be_attached_to_another_guest(guest: Guest) -> None:
     another = Guest()
     with Terminals({1}) as made:
         terminal = open_terminal(made.paths[1])
@@ -158,7 +158,7 @@ def test_another_guest_can_have_the_terminal_after_the_first(guest: Guest) -> No
     assert guest.typed[1] == b"one"
 
 
-def test_guest_is_held_up_by_a_reader_that_stalls_until_the_run_is_over() -> None:
+def test_stalled_reader_blocks_the_guest_until_the_end_of_the_run() -> None:
     with Terminals({1}) as made:
         terminal = open_terminal(made.paths[1])
         printing = threading.Thread(
@@ -176,7 +176,7 @@ def test_guest_is_held_up_by_a_reader_that_stalls_until_the_run_is_over() -> Non
         os.close(terminal)
 
 
-def test_what_was_printed_before_the_end_is_shown() -> None:
+def test_output_before_the_end_is_shown() -> None:
     data = random.Random(8).randbytes(200_000)
     made = Terminals({1})
     terminal = open_terminal(made.paths[1])
@@ -204,7 +204,7 @@ def outside(monkeypatch: pytest.MonkeyPatch, number: int) -> str:
     return name
 
 
-def test_terminal_outside_is_reached_by_what_is_handed_over(
+def test_terminal_outside_is_reached_by_passed_descriptors(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = outside(monkeypatch, 2)
@@ -224,7 +224,7 @@ def test_terminal_outside_is_reached_by_what_is_handed_over(
     assert process.returncode == 0
 
 
-def test_process_that_hands_over_ends_with_the_one_that_asked(
+def test_handover_process_ends_with_its_client(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     name = outside(monkeypatch, 1)
@@ -237,7 +237,9 @@ def test_process_that_hands_over_ends_with_the_one_that_asked(
     assert process.wait(ENOUGH_S) == 0
 
 
-def test_end_does_not_wait_for_ever_for_who_stalls_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_does_not_wait_for_ever_for_a_stalled_reader_outside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(lines, "GRACE_S", 0.2)
     name = outside(monkeypatch, 1)
     process = handover(name, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
@@ -251,7 +253,7 @@ def test_end_does_not_wait_for_ever_for_who_stalls_outside(monkeypatch: pytest.M
     process.stdout.close()
 
 
-def test_way_out_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_handover_process_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "HANDOVER_S", 0.1)
     outside(monkeypatch, 1)
 
