@@ -1,4 +1,4 @@
-"""What a run of a Linux Image loads: what takes long to import, and is not needed, it does not."""
+"""The imports of a run of a Linux Image: no slow module that it does not need."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pyvmm
 from pyvmm import layout
 from tests import programs
 
-# A process that loads all of this anew takes its time in an emulated host that is busy.
+# A new process imports all of this, which takes long in a busy emulated host.
 pytestmark = [pytest.mark.kvm, pytest.mark.timeout(300)]
 
-# The process as the console script starts it, which says at its end what it has loaded.
+# The process of the console script; at its end it writes the modules it has imported.
 DRIVER = """
 import sys
 from pyvmm.__main__ import main
@@ -27,8 +27,8 @@ import json
 with open({out!r}, "w") as file:
     json.dump([code, loaded], file)
 """
-# What is known to cost (million instructions each, by -icount): elftools 180, rich 160, asyncio
-# 180, importlib.metadata 140, logging 60, argparse 40; and all that is about other things.
+# Slow modules (million instructions each, by -icount: elftools 180, rich 160, asyncio 180,
+# importlib.metadata 140, logging 60, argparse 40), and modules for other purposes.
 HEAVY = (
     "elftools", "rich", "asyncio", "importlib.metadata", "email", "logging", "argparse", "qemu",
     "subprocess", "tempfile", "random", "hashlib", "shutil", "lzma", "bz2", "concurrent.futures",
@@ -48,7 +48,7 @@ NOT_FOR_A_RUN = (
 
 
 def linux_image(path: Path) -> Path:
-    """A Linux Image of which the first instruction ends the run.
+    """Write a Linux Image whose first instruction ends the run.
 
     Source: Linux, Documentation/arch/arm64/booting.rst
     """
@@ -64,7 +64,7 @@ def linux_image(path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The modules that a run has loaded when it ends."""
+    """Return the modules that a run has imported at its end."""
     directory = tmp_path_factory.mktemp("start")
     out = directory / "modules.json"
     image = linux_image(directory / "Image")
@@ -89,6 +89,6 @@ def test_run_of_a_linux_image_does_not_import(loaded: list[str], name: str) -> N
 
 
 def test_list_of_imports_contains_what_a_run_needs(loaded: list[str]) -> None:
-    """The list is that of a run: else all of the above would hold of nothing."""
+    """The list is a run's; with an empty list every test above would pass."""
     wanted = {"click", "pyvmm.machine.machine", "pyvmm.machine.board", "pyvmm.kvm._kvm"}
     assert wanted <= set(loaded)

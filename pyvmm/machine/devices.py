@@ -66,7 +66,9 @@ def _make_disk(asked: Disk, site: Site) -> VirtioDevice:
     from pyvmm.devices.diskfile import DiskFile
     from pyvmm.devices.virtio.blk import VirtioBlk
 
-    disk = DiskFile(asked.path, option="-d", read_only=asked.read_only, direct=asked.direct)
+    disk = DiskFile(
+        asked.path, option="`devices.disk`", read_only=asked.read_only, direct=asked.direct
+    )
     site.undo.callback(disk.close)
     return VirtioBlk(site.memory, disk, serial_of(asked.path), site.log)
 
@@ -78,7 +80,7 @@ def _make_pmem(asked: Pmem, site: Site) -> VirtioDevice:
     from pyvmm.memory.file import FileMemory
 
     window = site.window
-    disk = DiskFile(asked.path, option="--pmem", read_only=asked.read_only)
+    disk = DiskFile(asked.path, option="`devices.pmem`", read_only=asked.read_only)
     site.undo.callback(disk.close)
     if disk.size != window.size:
         raise HostError(f"{asked}: the file's size changed while it was opened")

@@ -1,4 +1,4 @@
-"""The cache: what is in it is complete or absent, whatever happens while it is made."""
+"""The directories: a cached one is complete or absent, whatever interrupts its build."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.host.conftest import python, wait_for
 
 pytestmark = pytest.mark.usefixtures("own")
 
-# Builds slowly, saying so in a log: argv is the place and the log.
+# Builds slowly and logs it; the arguments are the path and the log.
 BUILDER = """
 import sys, time
 from pathlib import Path
@@ -238,7 +238,7 @@ def test_runtime_directory_with_foreign_files_is_refused(kind: str) -> None:
     os.lchown(gift, 1, 1)
     runtime_dir().chmod(0o777)
 
-    for _ in range(2):  # it does not become good by being looked at
+    for _ in range(2):  # a check must not change it
         with pytest.raises(HostError, match=r"was open to others, and .*/vms/gift is not yours"):
             runtime_dir()
 

@@ -1,4 +1,4 @@
-"""Files are whole or as they were."""
+"""Files are complete or unchanged."""
 
 from __future__ import annotations
 

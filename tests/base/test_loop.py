@@ -15,7 +15,7 @@ from pyvmm.base.loop import Loop
 @pytest.fixture
 def loop() -> Iterator[Loop]:
     with Loop() as made:
-        made.after(10, made.stop)  # a broken test ends too
+        made.after(10, made.stop)  # also ends a broken test
         yield made
 
 

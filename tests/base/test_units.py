@@ -1,4 +1,4 @@
-"""Sizes in and out."""
+"""Sizes read and written."""
 
 from __future__ import annotations
 

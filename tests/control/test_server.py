@@ -1,4 +1,4 @@
-"""The VM's end of a control socket, and what clients can do to it: nothing."""
+"""The VM's end of a control socket: no client can harm it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ HANDLERS: dict[str, Callable[[Message], Message]] = {
 
 @pytest.fixture
 def path() -> Iterator[Path]:
-    """A VM's socket, served."""
+    """Serve a VM's socket."""
     with Claim("it") as claim, Loop() as loop:
         serving = Server(loop, claim, HANDLERS)
         thread = threading.Thread(target=loop.run)
@@ -61,7 +61,7 @@ def connect(path: Path) -> socket.socket:
 
 
 def replies(connection: socket.socket) -> list[Any]:
-    """Everything until the other end closes."""
+    """Read until the other end closes."""
     data = b""
     while more := connection.recv(1 << 16):
         data += more
@@ -145,12 +145,14 @@ def test_large_reply_arrives_at_a_client_that_reads_slowly(path: Path) -> None:
 def test_hanging_client_is_disconnected(
     said: bytes, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "TIMEOUT_S", 1.0)  # for the other one, too
+    monkeypatch.setattr(server, "TIMEOUT_S", 1.0)  # of the silent client
     with connect(path) as connection:
         connection.sendall(said)
         other = client.ask(path, {"do": "echo"})
 
-        while connection.recv(1, socket.MSG_PEEK) and len(said) < 12:  # the end comes by itself
+        while (
+            connection.recv(1, socket.MSG_PEEK) and len(said) < 12
+        ):  # until the server disconnects
             pass
 
     assert other["ok"]
@@ -158,7 +160,7 @@ def test_hanging_client_is_disconnected(
 
 
 def test_reply_is_sent_when_the_loop_ends_with_the_request() -> None:
-    """A guest's reset ends the loop in the very round in which a client says "stop"."""
+    """A guest's reset ends the loop in the round of a client's "stop"."""
     with Claim("it") as claim, Loop() as loop, socket.socket(socket.AF_UNIX) as connection:
 
         def stop(request: Message) -> Message:
@@ -258,7 +260,7 @@ def test_silent_vms_are_asked_concurrently(monkeypatch: pytest.MonkeyPatch) -> N
     together = threading.Barrier(3)
 
     def silent(path: Path, request: Message) -> Message:
-        together.wait(120)  # broken if one is asked after the other
+        together.wait(120)  # a broken barrier if they are asked in sequence
         raise HostError(f"the VM {path.stem} does not answer")
 
     monkeypatch.setattr(client, "ask", silent)

@@ -1,4 +1,4 @@
-"""What a VM answers, as far as no KVM is needed for it."""
+"""A VM's replies, without KVM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of VMs: taken once, given back however a VM ends, and never anybody else's file removed."""
+"""Names of VMs: taken once, and released however a VM ends; no other file is removed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ sys.stdin.read()
 
 
 def start_owner(name: str) -> subprocess.Popen[str]:
-    """A process that has the name until it is told to end."""
+    """Start a process that has the name until its input ends."""
     process = subprocess.Popen(
         [sys.executable, "-c", OWNER, name],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -108,13 +108,13 @@ def test_stale_socket_is_replaced_without_being_listed_first() -> None:
 def test_other_file_at_the_socket_path_is_kept_and_named() -> None:
     Claim("first").close()
     path = runtime_dir() / "vms/it.sock"
-    path.write_text("somebody's")
+    path.write_text("another file")
 
     with pytest.raises(HostError, match=r"it\.sock is in the way"):
         Claim("it")
     listed = names()
 
-    assert path.read_text() == "somebody's"
+    assert path.read_text() == "another file"
     assert listed == []
 
 
@@ -141,14 +141,14 @@ def test_concurrent_claims_have_one_winner(tmp_path: Path) -> None:
         )
         for _ in range(4)
     ]  # fmt: skip
-    said = []
+    printed = []
     for process in race:
         assert process.stdout is not None
-        said.append(process.stdout.readline())
+        printed.append(process.stdout.readline())
     for process in race:
         process.communicate()
 
-    assert said.count("claimed\n") == 1
+    assert printed.count("claimed\n") == 1
 
 
 def test_unusable_lock_is_an_error() -> None:

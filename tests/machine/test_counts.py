@@ -1,4 +1,4 @@
-"""The kernel's counts of vCPUs, as far as no KVM is needed for them."""
+"""The kernel's counts of vCPUs, without KVM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyvmm.machine.counts import KernelCounts
 
 
 class Fake:
-    """A vCPU that gives a statistics file, or has no descriptor left for one."""
+    """A vCPU with a statistics file, or without a free descriptor for one."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -28,7 +28,7 @@ class Fake:
 
 def test_kernel_counts_close_their_files_when_one_cannot_be_opened(tmp_path: Path) -> None:
     file = tmp_path / "stats"
-    file.write_bytes(bytes(24))  # a header that tells of no counts
+    file.write_bytes(bytes(24))  # a header without counts
     fd = os.open(file, os.O_RDONLY)
 
     with pytest.raises(KvmError):

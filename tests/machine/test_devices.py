@@ -1,4 +1,4 @@
-"""virtio devices on a real machine: kicks with and without a loop, and every way to its end."""
+"""Virtio devices on a real machine: doorbells with and without a loop, and the end of a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Make = Callable[..., Machine]
 
 
 class Screen:
-    """Takes what a guest prints, once it is on."""
+    """Takes a guest's output while it is on."""
 
     def __init__(self) -> None:
         self.text = b""
@@ -37,7 +37,7 @@ class Screen:
         self.entered = threading.Event()
 
     def set_blocking(self, blocking: bool) -> None:
-        """Be on when the guest is to stop."""
+        """Turn on when output must not block."""
         if not blocking:
             self.on.set()
 
@@ -75,7 +75,7 @@ def make(screen: Screen) -> Iterator[Make]:
 
 
 def type_all(machine: Machine, data: bytes) -> None:
-    """Type in a thread of its own, waiting for room."""
+    """Send input from a thread of its own, waiting for room."""
     room = threading.Event()
     machine.console.on_room(room.set)
 
@@ -197,12 +197,16 @@ def test_size_of_the_terminal_reaches_the_guest(make: Make, screen: Screen) -> N
 def test_devices_are_in_their_slots_in_the_device_tree_and_in_the_description(make: Make) -> None:
     machine = make(devices=(Rng(), Rng()), timeout_s=120.0)
 
-    told = machine.devices()
+    described = machine.devices()
 
-    assert [device["region"] for device in told] == ["virtio0", "virtio1", "virtio2"]
-    assert [device["device"] for device in told] == ["virtio-console", "virtio-rng", "virtio-rng"]
-    assert told[1]["status"] == []
-    assert told[1]["queues"][0]["ready"] is False
+    assert [device["region"] for device in described] == ["virtio0", "virtio1", "virtio2"]
+    assert [device["device"] for device in described] == [
+        "virtio-console",
+        "virtio-rng",
+        "virtio-rng",
+    ]
+    assert described[1]["status"] == []
+    assert described[1]["queues"][0]["ready"] is False
     for slot in range(3):
         assert b"virtio@%x\0" % layout.virtio(slot).base in machine.dtb
     assert b"virtio@%x\0" % layout.virtio(3).base not in machine.dtb

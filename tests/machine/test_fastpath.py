@@ -1,4 +1,4 @@
-"""The fast paths of UARTs: a guest and a user see no difference from the plain one."""
+"""The fast paths of UARTs: a guest and a user see the same as without them."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ pytestmark = pytest.mark.kvm
 
 SCRIPT = tiny.RAM_BASE + 0x1_0000
 LOG = tiny.RAM_BASE + 0x10_0000
-MARK = layout.RTC.base  # claimed, and no UART
-READS = {1: 0, 2: 1, 4: 2, 8: 3}  # the script's words for them, by their length
+MARK = layout.RTC.base  # claimed, but not a UART
+READS = {1: 0, 2: 1, 4: 2, 8: 3}  # the script's codes of reads, by length
 WRITES = {1: 4, 4: 5}
 AT_MARK = 6
 
@@ -43,7 +43,7 @@ Step = tuple[int, int, int]  # what, offset, value
 
 @dataclass
 class Seen:
-    """All that a run of a script shows to the guest, and outside."""
+    """All that the guest and the user see of a script."""
 
     reads: list[int] = field(default_factory=list)
     output: list[bytes] = field(default_factory=list)  # up to each mark
@@ -52,7 +52,7 @@ class Seen:
 
 
 def calm(rng: random.Random) -> list[Step]:
-    """What makes a port's fast path possible again, whatever it was like."""
+    """Return the steps that enable a port's fast path from any state."""
     drain = [(READS[1], LSR, 0), (READS[1], 0, 0)] * 17
     rest = [(READS[1], LSR, 0), (READS[1], 6, 0)]
     set_up = [(WRITES[1], LCR, 3), (WRITES[1], MCR, rng.choice([0, 8])), (WRITES[1], IER, 0)]
@@ -60,7 +60,7 @@ def calm(rng: random.Random) -> list[Step]:
 
 
 def polled(rng: random.Random) -> list[Step]:
-    """Text as a kernel's console prints it."""
+    """Return the steps of a kernel's console that prints a text."""
     text = [
         step
         for _ in range(rng.randrange(4, 60))
@@ -71,7 +71,7 @@ def polled(rng: random.Random) -> list[Step]:
 
 
 def anything(rng: random.Random) -> list[Step]:
-    """Accesses of every register, every width that a guest's load or store has."""
+    """Return accesses to every register with every width."""
     steps = []
     for _ in range(rng.randrange(1, 12)):
         if rng.random() < 0.5:
@@ -93,13 +93,13 @@ def script(rng: random.Random) -> list[Step]:
 
 
 def play(steps: list[Step], rng: random.Random, *, fast: bool) -> tuple[Seen, int]:
-    """Have a guest make these accesses, with input at its marks; how many exits there were."""
+    """Run a guest that makes these accesses, with input at its marks; return its exits."""
     seen, out = Seen(), bytearray()
     with tiny.guest("script") as made, ExitStack() as undo:
         uart = Uart8250(seen.levels.append, out.extend)
         bus = Bus()
         bus.add(layout.uart(0), uart)
-        bus.add(layout.RTC, uart)  # never asked: a mark is dealt with here
+        bus.add(layout.RTC, uart)  # never called: marks are handled here
         words = [struct.pack("<BBBB", what, offset, 0, value) for what, offset, value in steps]
         made.memory.write(SCRIPT, b"".join(words))
         made.set(x0=SCRIPT, x1=LOG, x2=layout.UART.base, x9=MARK)
@@ -123,7 +123,7 @@ def play(steps: list[Step], rng: random.Random, *, fast: bool) -> tuple[Seen, in
 
 
 def run_to_mark(made: tiny.Guest, bus: Bus, paths: FastPaths | None) -> int:
-    """Handle a guest's exits up to its mark; how many there were."""
+    """Handle a guest's exits up to its mark; return their number."""
     for exits in range(1, 1_000_000):
         leave = made.vcpu.run()
         if paths is not None and made.vcpu.attention:
@@ -159,7 +159,7 @@ def test_guest_and_user_see_the_same_on_both_paths(seed: int) -> None:
 
         assert fast == plain
 
-    assert fast_exits < plain_exits / 2  # it was the fast path
+    assert fast_exits < plain_exits / 2  # the fast path was used
 
 
 def test_polled_output_makes_no_exits() -> None:
@@ -183,7 +183,7 @@ def test_line_of_a_console_that_has_no_interrupts_makes_no_exits() -> None:
 
 
 class Screen:
-    """Remembers what a guest prints."""
+    """Records a guest's output."""
 
     def __init__(self) -> None:
         self.text = b""
@@ -192,7 +192,7 @@ class Screen:
         self.text += data
 
     def wait_for(self, count: int) -> bytes:
-        """What is there, as soon as so many bytes are, or after 30 s."""
+        """Wait up to 30 s for that many bytes, and return the output."""
         deadline = time.monotonic() + 120
         while len(self.text) < count and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -211,7 +211,7 @@ def machine(path: Path, program: str, screen: Screen, **options: Any) -> Iterato
 
 
 def print_by_polling(made: Machine, vcpu: int, count: int, first: int = 0) -> None:
-    """Have a vCPU print so many bytes, then write to the exit register."""
+    """Make a vCPU print that many bytes, then write to the exit register."""
     where = {1: first, 2: layout.UART.base, 4: count, 5: layout.EXIT.base}
     for number, value in where.items():
         made.vcpus[vcpu].set_one_reg(regs.X(number), value)
@@ -260,14 +260,14 @@ def test_pause_outputs_everything_the_guest_has_sent(tmp_path: Path) -> None:
 
             made.pause()
 
-            sent = made.vcpus[0].get_one_reg(regs.X(1))  # a store may be done, the add not yet
+            sent = made.vcpus[0].get_one_reg(regs.X(1))  # a store may come before its add
             assert len(screen.text) - sent in (0, 1)
             made.resume()
         assert screen.text == counting(len(screen.text))
 
 
 def test_output_of_every_vcpu_is_complete_while_input_arrives(tmp_path: Path) -> None:
-    """Four vCPUs print; what is typed takes the page away, and nobody reads it."""
+    """Four vCPUs print; unread input makes the page unusable."""
     screen, vcpus, count = Screen(), 4, 700
     with machine(tmp_path, "poll", screen, vcpus=vcpus) as made:
         for number in range(vcpus):
@@ -301,11 +301,11 @@ def test_c_completes_and_counts_unclaimed_accesses(tmp_path: Path) -> None:
 
 
 def test_on_unclaimed_is_called_with_each_unclaimed_access(tmp_path: Path) -> None:
-    told: list[tuple[int, Exit]] = []
-    hear = lambda vcpu, access: told.append((vcpu, access))  # noqa: E731 - in one line
+    heard: list[tuple[int, Exit]] = []
+    hear = lambda vcpu, access: heard.append((vcpu, access))  # noqa: E731 - in one line
     with machine(tmp_path, "load", Screen(), on_unclaimed=hear) as made:
         made.vcpus[0].set_one_reg(regs.X(2), layout.EXIT.base)
         made.vcpus[0].set_one_reg(regs.X(3), layout.FLASH.base)
 
         assert made.run() == 0
-        assert [access.address for _, access in told] == [layout.FLASH.base]
+        assert [access.address for _, access in heard] == [layout.FLASH.base]

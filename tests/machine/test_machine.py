@@ -1,4 +1,4 @@
-"""Machines from the outside: made of a Config, run on a real KVM, ended in every way."""
+"""Machines as a user of the library sees them, on a real KVM."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Boot = Callable[..., Machine]
 
 
 class Screen:
-    """Remembers what a guest prints."""
+    """Records a guest's output."""
 
     def __init__(self) -> None:
         self.text = b""
@@ -49,7 +49,7 @@ def screen() -> Screen:
 
 @pytest.fixture
 def boot(tmp_path: Path, screen: Screen) -> Iterator[Boot]:
-    """Make a machine about to run a program; X1 and X2 as given, 120 s at most."""
+    """Make a machine that runs a program with these X1 and X2, for at most 120 s."""
     with ExitStack() as stack:
 
         def make(program: str, x1: int = 0, x2: int = 0, **options: Any) -> Machine:
@@ -72,7 +72,7 @@ def boot(tmp_path: Path, screen: Screen) -> Iterator[Boot]:
 
 @pytest.fixture(scope="module")
 def host_vls() -> frozenset[int]:
-    """The host's vector lengths; a test that needs some is left out where there are none."""
+    """Return the host's vector lengths; skip the test if there are none."""
     with System.open() as system:
         lengths = sve.host_vector_lengths(system)
     if not lengths:
@@ -128,17 +128,17 @@ def test_console_carries_both_ways_and_loses_nothing(boot: Boot, screen: Screen)
 
 
 def test_unclaimed_access_reads_zero_and_reaches_the_callback(boot: Boot) -> None:
-    told: list[tuple[int, Exit]] = []
+    heard: list[tuple[int, Exit]] = []
     machine = boot(
         "load",
         x1=99,
         x2=layout.EXIT.base,
-        on_unclaimed=lambda vcpu, access: told.append((vcpu, access)),
+        on_unclaimed=lambda vcpu, access: heard.append((vcpu, access)),
     )
     machine.vcpus[0].set_one_reg(regs.X(3), layout.FLASH.base)
 
     assert machine.run() == 0
-    assert [(vcpu, access.address, access.length) for vcpu, access in told] == [
+    assert [(vcpu, access.address, access.length) for vcpu, access in heard] == [
         (0, layout.FLASH.base, 4)
     ]
 
@@ -203,7 +203,7 @@ def test_pause_stops_the_guest_and_resume_continues_it(boot: Boot) -> None:
 
 
 def counted_beyond(machine: Machine, number: int) -> int:
-    """Let the guest count beyond a number, and pause it."""
+    """Let the guest count past a number, and pause it."""
     deadline = time.monotonic() + 120
     while True:
         time.sleep(0.05)
@@ -228,7 +228,7 @@ def test_every_vcpu_exists_and_only_the_first_is_on(boot: Boot, vcpus: int) -> N
 
 def test_maximum_of_vcpus_works_and_one_more_is_refused(boot: Boot) -> None:
     with System.open() as system:
-        most = min(system.check_extension(Cap.MAX_VCPUS), 64)  # all 512 take their time
+        most = min(system.check_extension(Cap.MAX_VCPUS), 64)  # all 512 take long
         limit = system.check_extension(Cap.MAX_VCPUS)
 
     assert boot("store", x2=layout.EXIT.base, vcpus=most).run() == 0
@@ -269,7 +269,7 @@ def test_host_limit_is_reported_before_a_missing_image(tmp_path: Path) -> None:
 
 
 def test_refused_machine_leaves_nothing_open(boot: Boot) -> None:
-    boot("store").close()  # what is opened once and for all is open now
+    boot("store").close()  # opens what stays open
     before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
     for options in ({"vcpus": 100_000}, {"memory": 1 << 60}, {"initrd": Path("/nonexistent")}):
@@ -352,23 +352,23 @@ def test_paused_block_keeps_a_paused_guest_paused(boot: Boot) -> None:
 
 def test_pause_does_not_wait_for_a_stalled_reader(boot: Boot) -> None:
     stalled = threading.Event()
-    hurry = threading.Event()
-    hurried: list[bool] = []
+    released = threading.Event()
+    waited: list[bool] = []
 
     def output(data: bytes) -> None:
         stalled.set()
-        hurried.append(hurry.wait(120))
+        waited.append(released.wait(120))
 
     machine = boot(
         "flood", x1=ord("x"), x2=layout.UART.base, output=output,
-        set_blocking=lambda now: hurry.clear() if now else hurry.set(),
+        set_blocking=lambda now: released.clear() if now else released.set(),
     )  # fmt: skip
     machine.start()
     assert stalled.wait(120)
 
     machine.pause()
 
-    assert hurried[0]
+    assert waited[0]
     assert machine.is_paused
 
 

@@ -1,4 +1,4 @@
-"""What a host refuses, decided without one."""
+"""The plan of a machine within a host's limits, without a host."""
 
 from __future__ import annotations
 

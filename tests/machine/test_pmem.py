@@ -1,4 +1,4 @@
-"""Persistent memory on a real KVM: the guest's memory is the file, or a copy it cannot write to."""
+"""Persistent memory on a real KVM: writable, and read-only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests import programs
 pytestmark = pytest.mark.kvm
 
 SIZE = 4 * MIB
-WINDOW = 3 * GIB  # the first place for memory of devices above 16 MiB of RAM
+WINDOW = 3 * GIB  # of the first device memory above 16 MiB of RAM
 VBAR_EL1 = regs.sysreg(3, 0, 12, 0, 0)
 CURRENT_EL_SPX = 0x200  # the vector of synchronous exceptions there.  Source: Arm DDI 0487, D1.3
 ESR_EL1 = regs.sysreg(3, 0, 5, 2, 0)
@@ -39,7 +39,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def boot(tmp_path: Path) -> Iterator[Boot]:
-    """Make a machine about to run a program; X1, X2 and X3 as given, 20 s at most."""
+    """Make a machine that runs a program with these X1, X2 and X3, for at most 20 s."""
     with ExitStack() as stack:
 
         def make(program: str, *devices: DeviceConfig, **registers: int) -> Machine:

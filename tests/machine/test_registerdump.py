@@ -1,6 +1,4 @@
-"""A vCPU's registers read out by name: what was put in comes out, and what the host says of itself
-agrees with what the decoded registers say.
-"""
+"""A vCPU's registers as JSON, compared with written values and with the host's."""
 
 from __future__ import annotations
 
@@ -84,7 +82,7 @@ HWCAPS = """
 
 
 class Parked:
-    """A vCPU that has three registers, one of which KVM does not give."""
+    """A vCPU with three registers, one of which KVM refuses to read."""
 
     id = 3
     values = {regs.X(0): 0xFFFF_FFFF_FFFF_FFFF, regs.FPSR: 8}  # noqa: RUF012 - never changed
@@ -196,7 +194,7 @@ def test_dump_contains_the_gic_cpu_interface() -> None:
 
 @pytest.fixture
 def run_vectors(tmp_path: Path) -> Callable[[int], tuple[VcpuRegisters, VcpuRegisters]]:
-    """Let a guest fill vector registers under that ZCR_EL1; what is read then, cut and whole."""
+    """Let a guest fill vector registers with that ZCR_EL1; return them cut and whole."""
 
     def run(zcr: int) -> tuple[VcpuRegisters, VcpuRegisters]:
         with System.open() as system:
@@ -254,7 +252,7 @@ def test_vectors_set_from_outside_are_read_to_the_last_bit() -> None:
 
 @pytest.fixture
 def like_the_host() -> VcpuRegisters:
-    """A vCPU with all that the host's user space has."""
+    """Make a vCPU with all features of the host's user space."""
     with System.open() as system:
         features = [PSCI, SVE] if system.has(Cap.ARM_SVE) else [PSCI]
     with guest("spin", features=features) as made:
@@ -273,13 +271,13 @@ def test_features_from_id_registers_match_cpuinfo(
     offered = next(line.split()[2:] for line in lines if line.startswith("Features"))
     known = [line.split() for line in HWCAPS.strip().splitlines()]
 
-    told = set()
+    present = set()
     for feature, place, least in known:
         register, _, field = place.partition(".")
         if getattr(decode(register, value(like_the_host, register)), field) >= int(least):
-            told.add(feature)
+            present.add(feature)
 
-    assert told == {feature for feature, *_ in known} & set(offered)
+    assert present == {feature for feature, *_ in known} & set(offered)
 
 
 @pytest.mark.kvm

@@ -1,4 +1,4 @@
-"""Registers by name as typed values, against what a guest writes and reads, lane by lane."""
+"""Registers by name as typed values, compared lane by lane with a guest's."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from pyvmm.machine.registerdump import read_registers
 from pyvmm.machine.registers import Register, RegisterView
 from tests import programs
 
-UNKNOWN = 0x6030_0000_0017_0001  # of a group that no kernel has yet
+UNKNOWN = 0x6030_0000_0017_0001  # of a group that no kernel has
 ZCR_EL1 = regs.lookup("ZCR_EL1", sysregs.ENCODINGS)
 
 
-class Kept(RegisterView):
-    """Registers that were kept of a vCPU: KVM's ids, and its refusals."""
+class Saved(RegisterView):
+    """Saved registers of a vCPU, by KVM's ids, and its refusals."""
 
     def __init__(self, values: dict[int, int]) -> None:
         self.id = 0
@@ -49,14 +49,14 @@ class Kept(RegisterView):
         self.values[reg_id] = value
 
 
-def kept(longest: int, **values: int) -> Kept:
-    """A vCPU with every vector length up to that, and these registers."""
+def saved(longest: int, **values: int) -> Saved:
+    """Make a vCPU with every vector length up to that, and these registers."""
     ids = {regs.lookup(name, sysregs.ENCODINGS): value for name, value in values.items()}
-    return Kept({regs.SVE_VLS: (1 << longest // 128) - 1, **ids})
+    return Saved({regs.SVE_VLS: (1 << longest // 128) - 1, **ids})
 
 
 def test_vector_has_the_vcpus_longest_length() -> None:
-    vcpu = kept(512, Z5=0xFF << 504 | 7)
+    vcpu = saved(512, Z5=0xFF << 504 | 7)
 
     assert vcpu.z[5] == Vector(0xFF << 504 | 7, 512)
     assert vcpu.z[5].b[63] == 0xFF
@@ -64,7 +64,7 @@ def test_vector_has_the_vcpus_longest_length() -> None:
 
 
 def test_predicates_have_the_vcpus_longest_length() -> None:
-    vcpu = kept(256, P3=1 << 31, FFR=0xFFFF_FFFF)
+    vcpu = saved(256, P3=1 << 31, FFR=0xFFFF_FFFF)
 
     assert vcpu.p[3] == Predicate(1 << 31, 256)
     assert all(vcpu.ffr.b)
@@ -75,7 +75,7 @@ def test_predicates_have_the_vcpus_longest_length() -> None:
     ("longest", "slices"), [(128, 1), (2048, 1), (2176, 2), (4096, 2), (65536, 32)]
 )
 def test_slices_cover_the_longest_length(longest: int, slices: int) -> None:
-    vcpu = Kept({regs.SVE_VLS: 1 << longest // 128 - 1})
+    vcpu = Saved({regs.SVE_VLS: 1 << longest // 128 - 1})
     value = 1 << longest - 1 | 1
 
     vcpu.z[1] = value
@@ -95,7 +95,7 @@ def test_slices_cover_the_longest_length(longest: int, slices: int) -> None:
 
 
 def test_lane_is_written_by_replacing_it() -> None:
-    vcpu = kept(256, Z5=0)
+    vcpu = saved(256, Z5=0)
 
     vcpu.z[5] = vcpu.z[5].replace(s={7: -2})
 
@@ -105,7 +105,7 @@ def test_lane_is_written_by_replacing_it() -> None:
 @pytest.mark.parametrize(("value", "fits"), [(Vector(1, 128), True), (Vector(1 << 255, 512), True),
                                              (Vector(1 << 256, 512), False)])  # fmt: skip
 def test_vector_of_another_length_is_written_if_its_value_fits(value: Vector, fits: bool) -> None:
-    vcpu = kept(256, Z0=0)
+    vcpu = saved(256, Z0=0)
 
     if not fits:
         with pytest.raises(ValueError, match="does not fit 256 bits"):
@@ -118,24 +118,24 @@ def test_vector_of_another_length_is_written_if_its_value_fits(value: Vector, fi
 
 def test_predicate_is_not_written_to_a_vector_register() -> None:
     with pytest.raises(TypeError, match="Z3 holds a Vector, not a Predicate"):
-        kept(256).reg["Z3"] = Predicate(0, 256)
+        saved(256).reg["Z3"] = Predicate(0, 256)
 
 
 @pytest.mark.parametrize("number", [-1, 32])
 def test_unknown_register_number_is_an_index_error(number: int) -> None:
     with pytest.raises(IndexError, match="use 0 to 31"):
-        _ = kept(128).z[number]
+        _ = saved(128).z[number]
 
 
 def test_banks_have_the_architectures_number_of_registers() -> None:
-    vcpu = kept(128, **{f"P{number}": number for number in range(16)})
+    vcpu = saved(128, **{f"P{number}": number for number in range(16)})
 
     assert (len(vcpu.z), len(vcpu.p)) == (32, 16)
     assert [predicate.value for predicate in vcpu.p] == list(range(16))
 
 
 def test_vectors_are_refused_on_a_vcpu_without_sve() -> None:
-    vcpu = Kept({regs.V(5): 7})
+    vcpu = Saved({regs.V(5): 7})
 
     assert vcpu.vls == vl.NO_SVE
     assert vcpu.vl_in_use == 0
@@ -145,14 +145,14 @@ def test_vectors_are_refused_on_a_vcpu_without_sve() -> None:
 
 
 def test_system_register_has_its_fields() -> None:
-    vcpu = kept(128, ZCR_EL1=3, TPIDR_EL0=0x1234)
+    vcpu = saved(128, ZCR_EL1=3, TPIDR_EL0=0x1234)
 
     assert vcpu.sysreg["ZCR_EL1"].LEN == 3
     assert vcpu.sysreg["TPIDR_EL0"] == 0x1234
 
 
 def test_system_register_is_written_with_fields_or_a_number() -> None:
-    vcpu = kept(128, ZCR_EL1=3)
+    vcpu = saved(128, ZCR_EL1=3)
 
     vcpu.sysreg["ZCR_EL1"] = vcpu.sysreg["ZCR_EL1"].replace(LEN=1)
     vcpu.sysreg["S3_0_C13_C0_4"] = 9
@@ -163,7 +163,7 @@ def test_system_register_is_written_with_fields_or_a_number() -> None:
 
 @pytest.mark.parametrize("name", ["ZCR_EL2", "SCTLR_EL9", "PC", "Z3"])
 def test_unknown_system_register_name_is_a_key_error(name: str) -> None:
-    vcpu = kept(128, PC=0)
+    vcpu = saved(128, PC=0)
 
     with pytest.raises(KeyError, match=name):
         _ = vcpu.sysreg[name]
@@ -171,7 +171,7 @@ def test_unknown_system_register_name_is_a_key_error(name: str) -> None:
 
 
 def test_timers_have_arms_names() -> None:
-    vcpu = kept(128, TIMER_CNT=1, TIMER_CVAL=2, TIMER_CTL=5)
+    vcpu = saved(128, TIMER_CNT=1, TIMER_CVAL=2, TIMER_CTL=5)
 
     assert vcpu.sysreg["CNTVCT_EL0"] == 1
     assert vcpu.sysreg["CNTV_CVAL_EL0"] == 2
@@ -179,7 +179,7 @@ def test_timers_have_arms_names() -> None:
 
 
 def test_other_refusals_are_kvm_errors() -> None:
-    class Refusing(Kept):
+    class Refusing(Saved):
         def get_one_reg(self, reg_id: int) -> int:
             raise KvmError("KVM_GET_ONE_REG", regs.name(reg_id), errno.EPERM)
 
@@ -190,7 +190,7 @@ def test_other_refusals_are_kvm_errors() -> None:
 
 
 def test_registers_lists_typed_values_and_unknown_ones_raw() -> None:
-    vcpu = kept(256, PC=4, PSTATE=0x3C5, Z1=1, P1=1, FFR=1, ZCR_EL1=1, FPSR=0)
+    vcpu = saved(256, PC=4, PSTATE=0x3C5, Z1=1, P1=1, FFR=1, ZCR_EL1=1, FPSR=0)
     vcpu.values[UNKNOWN] = 0xABCD
 
     rows = {row.name: row for row in vcpu.registers()}
@@ -209,7 +209,7 @@ def test_registers_lists_typed_values_and_unknown_ones_raw() -> None:
 
 
 def test_registers_lists_a_refused_register_with_its_errno() -> None:
-    vcpu = Kept({regs.PC: 4})
+    vcpu = Saved({regs.PC: 4})
     vcpu.get_reg_list = lambda: [regs.PC, regs.FPSR]  # type: ignore[method-assign]
 
     pc, fpsr = vcpu.registers()
@@ -220,10 +220,10 @@ def test_registers_lists_a_refused_register_with_its_errno() -> None:
 
 @pytest.mark.parametrize(("zcr", "bits"), [(0, 128), (1, 256), (2, 384), (15, 512)])
 def test_length_in_use_follows_zcr(zcr: int, bits: int) -> None:
-    assert kept(512, ZCR_EL1=zcr, PSTATE=0x3C5).vl_in_use == bits
+    assert saved(512, ZCR_EL1=zcr, PSTATE=0x3C5).vl_in_use == bits
 
 
-# Against a guest
+# Compared with a guest
 
 Z_AT, P_AT = layout.RAM_BASE + 8 * MIB, layout.RAM_BASE + 9 * MIB
 W5, X6, X7, X8 = 0x7FFF_FFF0, 0x8000_0000_0000_0001, 0x0123_4567_89AB_CDEF, 11
@@ -234,7 +234,7 @@ Make = Callable[[str, int], Machine]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Make]:
-    """Make a machine that runs a program at that vector length, or without SVE for 0."""
+    """Make a machine that runs a program at that vector length; 0 is without SVE."""
     with ExitStack() as stack:
 
         def machine(program: str, longest: int) -> Machine:
@@ -254,13 +254,13 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
 
 def wrapped(numbers: Iterator[int], bits: int) -> list[int]:
-    """Numbers as signed ones of so many bits."""
+    """Convert numbers to signed ones of that many bits."""
     half, whole = 1 << bits - 1, 1 << bits
     return [(number + half) % whole - half for number in numbers]
 
 
 def rounded(number: int, code: str) -> float:
-    """A number in a float's precision."""
+    """Round a number to a float's precision."""
     value: float = struct.unpack(code, struct.pack(code, number))[0]
     return value
 

@@ -1,4 +1,4 @@
-"""What may be asked of a machine's memory, without a machine."""
+"""Requests to resize a machine's memory, without a machine."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ ENOUGH_S = 120.0
 
 
 class FakeVcpu:
-    """Runs for ever, as a guest in a loop does, until it is kicked."""
+    """A vCPU that runs until it is kicked, like a guest in a loop."""
 
     def __init__(self, number: int) -> None:
         self.id = number
@@ -27,7 +27,7 @@ class FakeVcpu:
     def run(self) -> None:
         self.runs += 1
         self.in_run.set()
-        assert self._kicked.wait(ENOUGH_S), "nobody kicked"
+        assert self._kicked.wait(ENOUGH_S), "not kicked"
         self._kicked.clear()
         self.in_run.clear()
 
@@ -61,7 +61,7 @@ def make(vcpus: list[FakeVcpu]) -> Iterator[Make]:
 
 
 def ended(runner: Runner[FakeVcpu], timeout_s: float = ENOUGH_S) -> bool:
-    """Whether the runner says, in good time, that every thread has left."""
+    """Wait for the runner's end, and return whether it came."""
     readable, _, _ = select.select([runner.ended_fd], [], [], timeout_s)
     return bool(readable)
 

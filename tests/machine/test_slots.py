@@ -1,4 +1,4 @@
-"""Blocks as memory slots, of a pretended kernel; test_virtio_memory.py has a real one."""
+"""Plugged blocks as memory slots of a fake kernel; test_virtio_memory.py has a real one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLOCK = 2 * MIB
 
 
 class Slots:
-    """A VM as far as its memory slots go."""
+    """A VM that has only memory slots."""
 
     def __init__(self, most: int = 100) -> None:
         self.most = most

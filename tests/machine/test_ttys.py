@@ -1,4 +1,4 @@
-"""A machine's terminals: on ptys, each UART its own, and a break on the console."""
+"""A machine's terminals: a pty for each UART, and a break on the console."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Boot = Callable[..., Machine]
 
 @pytest.fixture
 def boot(tmp_path: Path) -> Iterator[Boot]:
-    """Make a machine about to run a program; X2 and X3 as given."""
+    """Make a machine that runs a program with these X2 and X3."""
     with ExitStack() as stack:
 
         def make(program: str, x2: int, x3: int = 0, **options: Any) -> Machine:

@@ -1,6 +1,6 @@
-"""Memory devices on a real machine: what the guest finds where memory is plugged, and where not.
+"""Memory devices on a real machine: a guest's accesses to plugged and unplugged memory.
 
-The driver is the tests' own, from outside; a tiny guest touches the memory.
+The tests drive the device from outside; a tiny guest accesses the memory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BLOCKS = 8
 
 
 class Rig:
-    """A machine about to run a program that touches X3, or X2, of memory that can be plugged."""
+    """A machine that runs a program which accesses X3 or X2 in pluggable memory."""
 
     def __init__(self, stack: ExitStack, directory: Path, program: str) -> None:
         self.unclaimed: list[int] = []
@@ -74,7 +74,7 @@ class Rig:
         return self.machine.run()
 
     def backed(self) -> int:
-        """How much of the memory that can be plugged takes up this machine's."""
+        """Return how much host memory the pluggable memory takes."""
         found = self.machine.resizing.plugged_host_range()
         assert found is not None
         return resident(found)
@@ -219,10 +219,10 @@ def test_plugged_blocks_and_balloon_are_restored_from_a_snapshot(
 
     save(rig.machine, file)
     with restore(file, lambda data: None, reading=reading) as other:
-        told = other.resizing
-        assert told.plugged_info() == rig.machine.resizing.plugged_info()
-        assert told.balloon_info() == rig.machine.resizing.balloon_info()
-        assert told.size == 16 * MIB + 3 * BLOCK
+        resized = other.resizing
+        assert resized.plugged_info() == rig.machine.resizing.plugged_info()
+        assert resized.balloon_info() == rig.machine.resizing.balloon_info()
+        assert resized.size == 16 * MIB + 3 * BLOCK
         addresses = [slot.base for slot in other.board.slots.slots if slot.name == HOTPLUG]
         assert sorted(addresses) == [rig.mem.blocks.address(block) for block in (1, 4, 5)]
         other.vcpus[0].set_one_reg(regs.X(2), layout.EXIT.base)

@@ -1,4 +1,4 @@
-"""What is no hugetlbfs; the real one is in test_options.py, inside the emulated host."""
+"""Other file systems than hugetlbfs; test_options.py has a real hugetlbfs."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def test_refusing_file_system_is_named_with_its_pool(
 
 
 def tmp_path_page(path: Path) -> int:
-    """The block size that the file system there has in place of huge pages."""
+    """Return the block size of the file system there."""
     return os.statvfs(path).f_bsize
 
 
 def pretend(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the kernel's list of mounts call the file system there a hugetlbfs."""
+    """Fake a list of mounts that calls the file system there a hugetlbfs."""
     device = path.stat().st_dev
     listed = path.parent / "mountinfo"
     listed.write_text(

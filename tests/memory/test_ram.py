@@ -14,7 +14,7 @@ from pyvmm.errors import HostError, UsageError
 from pyvmm.memory.ram import HUGE_PAGE, GuestMemory
 
 BASE = 0x8000_0000
-SIZE = 0x40_0000 + 0x1_0000  # no multiple of 2 MiB: the kernel aligns mappings of those
+SIZE = 0x40_0000 + 0x1_0000  # no multiple of 2 MiB, which the kernel would align
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_huge_pages_are_enabled_by_range(memory: GuestMemory) -> None:
 
 
 def flags_at(address: int) -> list[str]:
-    """The kernel's flags of the mapping there.  Source: proc_pid_smaps(5), VmFlags."""
+    """Return the kernel's flags of the mapping there.  Source: proc_pid_smaps(5), VmFlags."""
     inside = False
     for line in Path("/proc/self/smaps").read_text(encoding="ascii", errors="replace").splitlines():
         first, *words = line.split()

@@ -1,4 +1,4 @@
-"""JUnit documents hold whatever a guest prints."""
+"""JUnit documents with any text that a guest prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Traces, read back with the definitions that Perfetto's own Python library has."""
+"""Traces, read back with the definitions of Perfetto's own Python library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyvmm.report import perfetto
 
 definitions: Any = pytest.importorskip("perfetto.protos.perfetto.trace.perfetto_trace_pb2")
 
-LONG_NS = 10_000_000_000  # longer than this test is kept from the CPU
+LONG_NS = 10_000_000_000  # longer than any preemption of this test
 
 
 def packets(data: bytes) -> list[Any]:
@@ -26,7 +26,7 @@ def packets(data: bytes) -> list[Any]:
 
 
 class Names:
-    """What interned numbers stand for, learnt as a reader of a trace would."""
+    """The names of interned numbers, as a trace's reader learns them."""
 
     def __init__(self) -> None:
         self.events: dict[tuple[int, int], str] = {}
@@ -41,7 +41,7 @@ class Names:
 
 
 def slices(data: bytes) -> list[tuple[str, str, int, dict[str, int]]]:
-    """Track, name, duration in ns and facts of each slice of a trace."""
+    """Return track, name, duration in ns and facts of each slice of a trace."""
     names, tracks, open_slices, found = Names(), {}, {}, []
     for packet in packets(data):
         names.learn(packet)

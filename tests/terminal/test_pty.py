@@ -1,4 +1,4 @@
-"""Pseudo-terminals and their carrier: who is there, who is not, who stalls, and the end."""
+"""Pseudo-terminals and their carrier: readers that open, close and stall, and the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENOUGH_S = 120.0
 
 
 class Line:
-    """A carrier between a pty and the socket that is a guest's end."""
+    """A carrier between a pty and a guest's socket."""
 
     def __init__(self) -> None:
         far, self.guest = socket.socketpair()
@@ -45,14 +45,14 @@ class Line:
         return os.open(self.path, os.O_RDWR | os.O_NOCTTY)
 
     def typed(self, size: int) -> bytes:
-        """So much of what the guest gets."""
+        """Read that many bytes of the guest's input."""
         got = b""
         while len(got) < size:
             got += self.records.feed(self.guest.recv(4096))
         return got
 
     def is_taken(self) -> bool:
-        """Whether the carrier has taken what the guest has printed."""
+        """Return whether the carrier has read the guest's output."""
         return not struct.unpack("i", fcntl.ioctl(self.guest, termios.TIOCOUTQ, bytes(4)))[0]
 
 
@@ -64,7 +64,7 @@ def line() -> Iterator[Line]:
 
 
 def show(fd: int, size: int) -> bytes:
-    """Read so many bytes of a terminal."""
+    """Read that many bytes of a terminal."""
     got = b""
     while len(got) < size:
         assert select.select([fd], [], [], ENOUGH_S)[0], f"nothing comes after {got!r}"
@@ -86,7 +86,7 @@ def rest(fd: int) -> bytes:
 
 
 def descriptors() -> set[str]:
-    """What this process has open."""
+    """Return this process's open descriptors."""
     return {entry.name for entry in Path("/proc/self/fd").iterdir()}
 
 
@@ -117,7 +117,7 @@ def test_output_is_dropped_while_the_pty_is_closed(line: Line) -> None:
     line.guest.sendall(bytes(MIB))
     wait_for(line.is_taken)
 
-    terminal = line.open()  # the last of it may be about to be dropped just now
+    terminal = line.open()  # the last bytes may still be dropped
     line.guest.sendall(b"now")
     shown = b""
     while not shown.endswith(b"now"):
@@ -250,7 +250,7 @@ def test_close_does_not_wait_for_a_stalled_reader(monkeypatch: pytest.MonkeyPatc
     sender = threading.Thread(target=_send_until_broken, args=(line.guest, bytes(MIB)))
     sender.start()
 
-    line.carrier.close()  # while the guest's end is still open, and full
+    line.carrier.close()  # the guest's end is still open, and full
     sender.join(ENOUGH_S)
 
     assert not sender.is_alive()

@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from pyvmm.base.loop import Loop
 from pyvmm.terminal.stdio import ESCAPE, KEYS, Escapes, Input, Key, Output, Terminal
 
-# Every byte becomes one of a few, the escape and keys among them
+# Maps every byte to one of a few, with the escape and keys among them
 FEW = bytes(b"\x01\x01xhXab\x00"[n % 8] for n in range(256))
-ENOUGH_S = 120.0  # for anything that should happen at all
+ENOUGH_S = 120.0  # for anything that should happen
 
 
 @pytest.fixture
 def terminal() -> Iterator[tuple[int, int]]:
-    """A pseudo-terminal: the end a person sits at, and the end the program has."""
+    """Make a pseudo-terminal: the person's end, and the program's."""
     person, program = pty.openpty()
     yield person, program
     os.close(person)
@@ -35,7 +35,7 @@ def terminal() -> Iterator[tuple[int, int]]:
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """A pipe: its reading and its writing end."""
+    """Make a pipe: its reading and its writing end."""
     reader, writer = os.pipe()
     yield reader, writer
     for fd in (reader, writer):
@@ -46,7 +46,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def repeat(times: int, action: Callable[[], object]) -> threading.Thread:
-    """A started thread that does something so many times, as a busy guest would."""
+    """Start a thread that repeats an action, like a busy guest."""
 
     def work() -> None:
         for _ in range(times):
@@ -58,7 +58,7 @@ def repeat(times: int, action: Callable[[], object]) -> threading.Thread:
 
 
 def wait_until(condition: Callable[[], bool]) -> bool:
-    """Whether it comes true in good time."""
+    """Wait until a condition is true, and return whether it is."""
     deadline = time.monotonic() + ENOUGH_S
     while not condition():
         if time.monotonic() > deadline:
@@ -214,17 +214,17 @@ def test_drain_gives_up_after_its_timeout(pipe: tuple[int, int]) -> None:
 
 
 def test_output_keeps_the_write_error_and_drops_the_rest(pipe: tuple[int, int]) -> None:
-    told = []
+    calls = []
     os.close(pipe[0])
 
     with Output(pipe[1]) as output:
-        output.on_gone = lambda: told.append("gone")
+        output.on_gone = lambda: calls.append("gone")
         output.write(b"one\n")
-        assert wait_until(lambda: bool(told))
+        assert wait_until(lambda: bool(calls))
         output.write(b"two\n")
 
     assert isinstance(output.error, BrokenPipeError)
-    assert told == ["gone"]
+    assert calls == ["gone"]
 
 
 def test_failed_output_blocks_no_writer(pipe: tuple[int, int]) -> None:
@@ -312,7 +312,7 @@ def test_escapes_split_keys_from_any_pieces(data: bytes, cuts: set[int]) -> None
 
 
 class Guest:
-    """Takes input until its FIFO is full, as a UART does."""
+    """A guest that takes input until its FIFO is full, like a UART."""
 
     def __init__(self, depth: int = 16) -> None:
         self.depth = depth
@@ -420,4 +420,4 @@ def test_terminal_that_hangs_up_ends_the_input(terminal: tuple[int, int]) -> Non
         used = time.process_time() - started
     os.close(program)
 
-    assert used < 0.1  # it does not spin on a descriptor that is always ready
+    assert used < 0.1  # no busy loop on a descriptor that is always ready

@@ -1,4 +1,4 @@
-"""A guest's terminals: on ptys of this machine, and by descriptors that lead out of another."""
+"""A guest's terminals: on ptys of this machine, and outside an emulated host."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ENOUGH_S = 120.0
 
 
 class Guest:
-    """Takes what is typed, as far as it has room, and remembers what it was told."""
+    """A guest that records its input, while it has room, and its size."""
 
     def __init__(self) -> None:
         self.room = 1 << 30
@@ -59,7 +59,7 @@ def guest() -> Guest:
 
 @contextlib.contextmanager
 def running(made: Terminals, guest: Guest) -> Iterator[Callable[[Callable[[], bool]], None]]:
-    """Attach a guest; gives a function that runs its loop until something is so."""
+    """Attach a guest; return a function that runs its loop until a condition is true."""
     with Loop() as loop:
         detach = made.attach(guest, loop)
 
@@ -192,13 +192,13 @@ def test_output_before_the_end_is_shown() -> None:
 
 
 def handover(name: str, stdin: int, stdout: int) -> subprocess.Popen[bytes]:
-    """The process that hands its 0 and 1 to whoever asks."""
+    """Start the process that passes its descriptors 0 and 1."""
     command = [sys.executable, "-m", "pyvmm.host.inside.handover", name]
     return subprocess.Popen(command, stdin=stdin, stdout=stdout)
 
 
 def outside(monkeypatch: pytest.MonkeyPatch, number: int) -> str:
-    """Name a terminal that the pyvmm outside has made; returns where its way out is found."""
+    """Name a terminal that the pyvmm outside has made; return its socket's name."""
     name = f"pyvmm-test-{secrets.token_hex(8)}"
     monkeypatch.setenv(OUTER_VARIABLE, json.dumps({number: ["/dev/pts/outside", name]}))
     return name
