@@ -18,8 +18,8 @@ from typing import Final
 
 from pyvmm.errors import HostError
 
-SUN_PATH: Final = 107  # bytes of a socket's path.  Source: unix(7), sun_path, less its final NUL
 PACKAGE: Final = Path(__file__).resolve().parents[1]
+LONGEST_SOCKET: Final = 107  # bytes of a path.  Source: unix(7), sun_path less its final NUL
 BUILT: Final = {"guests", "programs"}  # directories of the package that `make guests` fills
 
 

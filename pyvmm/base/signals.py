@@ -1,27 +1,25 @@
-"""Signal handlers for the duration of a block."""
+"""Signal handlers for a block of code."""
 
 from __future__ import annotations
 
 import contextlib
 import signal
 from collections.abc import Callable, Iterable, Iterator
-
-Handler = Callable[[int, object], object]
+from types import FrameType
 
 
 @contextlib.contextmanager
-def handled(signums: Iterable[int], handler: Handler) -> Iterator[None]:
-    """Handle those signals in the block, then restore the handlers.
-
-    A signal that the caller of the process ignores, as nohup does, stays ignored.
-    """
+def handling(
+    numbers: Iterable[int], handler: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    """Handle signals in the block. A signal that is ignored, as under nohup, stays ignored."""
     before = {
-        signum: signal.signal(signum, handler)
-        for signum in signums
-        if signal.getsignal(signum) is not signal.SIG_IGN
+        number: signal.signal(number, handler)
+        for number in numbers
+        if signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         yield
     finally:
-        for signum, previous in before.items():
-            signal.signal(signum, previous)
+        for number, old in before.items():
+            signal.signal(number, old)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import click
 
 from pyvmm import cli
-from pyvmm.base.signals import handled
+from pyvmm.base.signals import handling
 from pyvmm.errors import EXIT_FAILED, EXIT_OK, EXIT_SIGNAL
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -97,5 +97,5 @@ def _ending_together(children: list[Child]) -> Iterator[None]:
         for child in children:
             os.kill(child.pid, number)
 
-    with handled(ENDING, end):
+    with handling(ENDING, end):
         yield

@@ -19,7 +19,7 @@ import click
 
 from pyvmm.arm64.vl import VlSet
 from pyvmm.base.files import write_whole
-from pyvmm.base.signals import handled
+from pyvmm.base.signals import handling
 from pyvmm.commands._hostopts import CHOICE
 from pyvmm.commands._sweeptable import Board
 from pyvmm.commands.run import complete_image, find_image, run
@@ -67,7 +67,7 @@ class Interruption:
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
         """The time in which signals do no more than that."""
-        with handled(ENDING, self._note):
+        with handling(ENDING, self._note):
             yield
 
     def _note(self, number: int, frame: object) -> None:

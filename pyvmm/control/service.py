@@ -16,6 +16,10 @@ from pyvmm.machine.machine import Machine
 from pyvmm.machine.resizing import STATISTICS_S
 from pyvmm.snapshot.save import save
 
+VERBS: Final = (
+    "info", "stop", "pause", "resume", "save", "stat", "registers", "devices", "sysrq", "balloon",
+    "memory",
+)  # fmt: skip
 BLOCK: Final = 512  # bytes, of st_blocks.  Source: stat(3type)
 IN_RAM: Final = ("Rss:", "Shared_Hugetlb:", "Private_Hugetlb:")
 
@@ -37,19 +41,7 @@ class Service:
     @property
     def handlers(self) -> dict[str, Handler]:
         """The handlers, by verb."""
-        return {
-            "info": self.info,
-            "stop": self.stop,
-            "pause": self.pause,
-            "resume": self.resume,
-            "save": self.save,
-            "stat": self.stat,
-            "registers": self.registers,
-            "devices": self.devices,
-            "sysrq": self.sysrq,
-            "balloon": self.balloon,
-            "memory": self.memory,
-        }
+        return {verb: getattr(self, verb) for verb in VERBS}
 
     def info(self, request: Message) -> Message:
         """Describe the VM."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from pyvmm.base.closing import Closing
-from pyvmm.base.dirs import SUN_PATH, runtime_dir, try_lock
+from pyvmm.base.dirs import LONGEST_SOCKET, runtime_dir, try_lock
 from pyvmm.errors import HostError, UsageError
 
 VMS: Final = "vms"  # below the runtime directory
@@ -78,7 +78,7 @@ def running() -> Iterator[Path]:
 
 def _socket_path(name: str) -> Path:
     path = runtime_dir(VMS) / f"{name}.sock"
-    longest = SUN_PATH - len(os.fsencode(path)) + len(os.fsencode(name))
+    longest = LONGEST_SOCKET - len(os.fsencode(path)) + len(os.fsencode(name))
     if len(os.fsencode(name)) > longest:
         raise UsageError(
             f"`name`={name}: too long for the path of a socket: {longest} bytes fit",

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final
 
 from pyvmm.base.records import Record
-from pyvmm.base.signals import handled
+from pyvmm.base.signals import handling
 from pyvmm.errors import EXIT_SIGNAL, HostError, UsageError
 from pyvmm.host.connection import connected, ended_during_command, greet
 from pyvmm.host.running import Running
@@ -287,7 +287,7 @@ class _Session:
 @contextlib.contextmanager
 def _signals(wake: int) -> Iterator[None]:
     """Write signals to ``wake`` as bytes, for the sending thread."""
-    with handled((*FORWARDED, signal.SIGWINCH, signal.SIGCONT), lambda *_: None):
+    with handling((*FORWARDED, signal.SIGWINCH, signal.SIGCONT), lambda *_: None):
         old = signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         try:
             yield

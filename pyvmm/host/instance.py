@@ -7,8 +7,9 @@ to make one.
 from __future__ import annotations
 
 import os
+from typing import Final
 
-from pyvmm.base.dirs import SUN_PATH, locked, runtime_dir
+from pyvmm.base.dirs import locked, runtime_dir
 from pyvmm.errors import HostError
 from pyvmm.host import saved
 from pyvmm.host.parts import trees
@@ -16,6 +17,8 @@ from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, running_at
 from pyvmm.host.settings import HostSettings
 from pyvmm.host.wire import PORTS
+
+LONGEST_SOCKET: Final = 107  # Source: unix(7), sun_path with its final NUL
 
 
 class Instance:
@@ -31,7 +34,7 @@ class Instance:
         self._made_of = trees.chosen(self.settings)
         self.name = saved.key(self.settings, self._made_of)
         self.sockets = runtime_dir() / self.name
-        if len(os.fsencode(self.sockets / f"p{PORTS}")) > SUN_PATH:
+        if len(os.fsencode(self.sockets / f"p{PORTS}")) > LONGEST_SOCKET:
             raise HostError(
                 f"{self.sockets}: the path is too long for sockets",
                 hint="set XDG_RUNTIME_DIR to a directory with a shorter path",

@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn
 
 from pyvmm.base.dirs import cached, try_lock
 from pyvmm.base.files import write_whole
-from pyvmm.base.signals import handled
+from pyvmm.base.signals import handling
 from pyvmm.errors import EXIT_SIGNAL, HostError
 from pyvmm.host import qemu, saved
 from pyvmm.host.parts import initrd, kernel, payload, root, tools, trees
@@ -61,7 +61,7 @@ def signals_unwind() -> Iterator[None]:
     def unwind(number: int, frame: object) -> NoReturn:
         raise SystemExit(EXIT_SIGNAL + number)
 
-    with handled((signal.SIGTERM, signal.SIGHUP), unwind):
+    with handling((signal.SIGTERM, signal.SIGHUP), unwind):
         yield
 
 

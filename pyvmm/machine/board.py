@@ -161,9 +161,11 @@ def assemble(system: System, config: Config, decided: Plan, hooks: Hooks, undo: 
     console: Uart8250 | VirtioConsole = uarts[0]
     virtio: list[VirtioMmio] = []
     if config.devices or config.console == "virtio":
+        from pyvmm.machine.devices import plug_in
+
         devices, virtio_console = _make_virtio(config, decided, memory, slots, hooks, undo)
         console = virtio_console or console
-        virtio = _plug_in(devices, vm, undo, config.virtio_transport)
+        virtio = plug_in(devices, vm, undo, config.virtio_transport)
     kernel_counts = KernelCounts(vcpus, system.has(Cap.BINARY_STATS_FD))
     undo.callback(kernel_counts.close)
     return Board(
@@ -270,14 +272,6 @@ def _make_virtio(
 
     console = VirtioConsole(addressable, hooks.output, hooks.log)
     return [console, *devices], console
-
-
-def _plug_in(
-    devices: list[VirtioDevice], vm: Vm, undo: ExitStack, transport: str
-) -> list[VirtioMmio]:
-    from pyvmm.machine.devices import plug_in
-
-    return [plug_in(device, slot, vm, undo, transport) for slot, device in enumerate(devices)]
 
 
 def _make_bus(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 
 from pyvmm.kvm.exits import reason_name
 from pyvmm.kvm.stats import Stats
@@ -39,18 +40,16 @@ class KernelCounts:
     """
 
     def __init__(self, vcpus: Sequence[Vcpu], offered: bool) -> None:
-        self._files: list[Stats] = []
-        try:
+        with ExitStack() as undo:
+            self._files: list[Stats] = []
             for vcpu in vcpus if offered else ():
                 self._files.append(Stats(vcpu.get_stats_fd()))
-        except BaseException:
-            self.close()
-            raise
+                undo.callback(self._files[-1].close)
+            self._undo = undo.pop_all()
 
     def close(self) -> None:
         """Close the files; idempotent."""
-        for file in self._files:
-            file.close()
+        self._undo.close()
 
     def read(self) -> list[dict[str, int]]:
         """Return the counts of each vCPU; none if the kernel offers none."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -146,20 +146,25 @@ def make_devices(
     ]
 
 
-def plug_in(device: VirtioDevice, slot: int, vm: Vm, undo: ExitStack, transport: str) -> VirtioMmio:
-    """Put a device into a slot of the map, with an irqfd for its interrupt.
+def plug_in(
+    devices: Iterable[VirtioDevice], vm: Vm, undo: ExitStack, transport: str
+) -> list[VirtioMmio]:
+    """Put the devices into the slots of the map, with an irqfd for each one's interrupt.
 
     ``transport`` is mmio or mmio-legacy. ``undo`` gets the cleanup. The caller must have put the
     unmapping of guest RAM there before.
     """
-    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-    undo.callback(os.close, fd)
-    number = layout.virtio(slot).spi
-    assert number is not None
-    vm.irqfd(fd, number)
-    undo.callback(device.stop)  # the device holds views of guest RAM
-    pulse = functools.partial(os.eventfd_write, fd, 1)
-    return VirtioMmio(device, pulse, legacy=transport == "mmio-legacy")
+    transports = []
+    for slot, device in enumerate(devices):
+        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        undo.callback(os.close, fd)
+        number = layout.virtio(slot).spi
+        assert number is not None
+        vm.irqfd(fd, number)
+        undo.callback(device.stop)  # the device holds views of guest RAM
+        pulse = functools.partial(os.eventfd_write, fd, 1)
+        transports.append(VirtioMmio(device, pulse, legacy=transport == "mmio-legacy"))
+    return transports
 
 
 class Doorbells:

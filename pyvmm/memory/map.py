@@ -29,28 +29,16 @@ class PluggableMemory(Closing):
         """
         if block_size & (block_size - 1) or base % block_size or size % block_size:
             raise UsageError(f"{size:#x} bytes at {base:#x}: not whole blocks of {block_size:#x}")
+        self.base = base
+        self.size = size  # of all blocks, plugged or not
         self.block_size = block_size
+        self.blocks = size // block_size
         self.backing = GuestMemory(base, size, reserve=False)
-        self._plugged = bytearray(size // block_size)  # a byte a block; 1: plugged
+        self._plugged = bytearray(self.blocks)  # a byte a block; 1: plugged
 
     def close(self) -> None:
         """Unmap the memory; no view of it may be in use."""
         self.backing.close()
-
-    @property
-    def base(self) -> int:
-        """The first address of the first block."""
-        return self.backing.base
-
-    @property
-    def size(self) -> int:
-        """The size in bytes of all blocks, plugged or not."""
-        return self.backing.size
-
-    @property
-    def blocks(self) -> int:
-        """The number of blocks."""
-        return len(self._plugged)
 
     @property
     def plugged_size(self) -> int:

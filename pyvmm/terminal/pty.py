@@ -10,12 +10,10 @@ everything here is edge-triggered, and checks for a reader just before it writes
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
 import socket
 import struct
-import termios
 import threading
 import time
 import tty
@@ -77,9 +75,7 @@ class Pty:
     @property
     def size(self) -> tuple[int, int]:
         """Rows and columns; 0 if not set."""
-        rows, columns, _, _ = struct.unpack(
-            "HHHH", fcntl.ioctl(self._master, termios.TIOCGWINSZ, b"\0" * 8)
-        )
+        columns, rows = os.get_terminal_size(self._master)
         return rows, columns
 
     def read(self, size: int) -> bytes:
