@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from pyvmm.devices.bus import UNCLAIMED, Bus
+from pyvmm.devices.bus import UNCLAIMED
 from pyvmm.errors import EXIT_OK, GuestError, HostError, KvmError, VmmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.exits import Exit, reason_name
 from pyvmm.kvm.uapi import ExitReason, SystemEvent
 from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.machine.board import Board
 from pyvmm.machine.counts import ExitCounts
 from pyvmm.machine.fastpath import FastPaths
 
@@ -45,19 +46,17 @@ class ExitHandler:
 
     def __init__(
         self,
-        bus: Bus,
-        virtio: Sequence[VirtioMmio],
-        counts: dict[int, ExitCounts],
+        board: Board,
         fast: FastPaths | None,
-        *,
         on_unclaimed: OnUnclaimed | None,
+        *,
         end: Callable[[int | VmmError], None],
         has_ended: Callable[[], bool],
     ) -> None:
-        self.counts = counts  # by the vCPU's number
+        self.counts = {vcpu.id: ExitCounts() for vcpu in board.vcpus}
         self.was_reset = False
-        self._bus = bus
-        self._virtio = virtio
+        self._bus = board.bus
+        self._virtio = board.virtio
         self._fast = fast
         self._on_unclaimed = on_unclaimed
         self._end = end

@@ -29,7 +29,7 @@ from pyvmm.kvm.system import System
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.machine.board import Board, Hooks, RtcAlarm, build
 from pyvmm.machine.console import Console
-from pyvmm.machine.counts import Counts, ExitCounts
+from pyvmm.machine.counts import Counts
 from pyvmm.machine.exits import ExitHandler, OnUnclaimed
 from pyvmm.machine.fastpath import FastPaths
 from pyvmm.machine.plan import Plan
@@ -129,7 +129,13 @@ class Machine(Closing):
             )
             self._set_output_blocking = set_blocking
             self._fast = self._make_fast_paths(undo, on_unclaimed) if config.fast_mmio else None
-            self._exits = self._make_exit_handler(on_unclaimed)
+            self._exits = ExitHandler(
+                self.board,
+                self._fast,
+                on_unclaimed,
+                end=lambda result: self._runner.end(result),
+                has_ended=lambda: self._runner.has_ended,
+            )
             self.counts = Counts(
                 list(self._exits.counts.values()), self.board.kernel_counts, self._fast
             )
@@ -156,17 +162,6 @@ class Machine(Closing):
         )
         undo.callback(fast.close)
         return fast
-
-    def _make_exit_handler(self, on_unclaimed: OnUnclaimed | None) -> ExitHandler:
-        return ExitHandler(
-            self.board.bus,
-            self.board.virtio,
-            {vcpu.id: ExitCounts() for vcpu in self.board.vcpus},
-            self._fast,
-            on_unclaimed=on_unclaimed,
-            end=lambda result: self._runner.end(result),
-            has_ended=lambda: self._runner.has_ended,
-        )
 
     def close(self) -> None:
         """End a run and release every resource; idempotent."""

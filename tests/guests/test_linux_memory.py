@@ -343,7 +343,7 @@ def check_refusals(guest: Guest) -> None:
 
     said = guest.tell("memory", NAME, str(RAM + 512), code=2)
     assert "768 MiB is more than there is room for: 256 MiB of RAM and --hotplug 256 MiB" in said
-    assert "less than the RAM" in guest.tell("memory", NAME, "128", code=2)
+    assert "less than the guest's RAM" in guest.tell("memory", NAME, "128", code=2)
     assert "in blocks of 2 MiB" in guest.tell("memory", NAME, str(RAM + 1), code=2)
     said = guest.tell("balloon", "-n", NAME, "-i", "512", code=2)
     assert "a balloon of 512 MiB is more than the guest has: 256 MiB" in said
