@@ -101,8 +101,9 @@ class Machine(Closing):
     ) -> None:
         """Make the machine: from its image, or in the state that ``restorer`` has.
 
-        ``output`` gets the guest's console output, ``on_unclaimed`` each access to an address
-        without a device, ``log`` a line about a faulty guest driver; all in the vCPU's thread.
+        These are called in the vCPU's thread: ``output`` with the guest's console output,
+        ``on_unclaimed`` with each access to an address without a device, ``log`` with a line about
+        a faulty guest driver.
         ``set_blocking`` is called with False before the vCPUs stop or pause: from then on
         ``output`` must return at once. It is called with True when they run again. ``trace``
         gets every exit.

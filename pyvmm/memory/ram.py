@@ -134,8 +134,8 @@ class GuestMemory(Closing):
         """Read ``length`` bytes at ``offset`` of a file into the guest; return how many were read.
 
         Use this, not write(), for code: the kernel copies directly into RAM. glibc's memcpy uses
-        SVE stores, and under QEMU 7.2 these leave stale translations of the pages' code
-        (probe_access() reports only the first byte to the translator).
+        SVE stores. Under QEMU 7.2 these leave stale translations of the pages' code, because
+        probe_access() reports only the first byte to the translator.
         """
         done = 0
         with self.view(gpa, length) as view:
