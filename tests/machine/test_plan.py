@@ -1,4 +1,4 @@
-"""The plan of a machine within a host's limits, without a host."""
+"""What a host refuses, decided without one."""
 
 from __future__ import annotations
 
