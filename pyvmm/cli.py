@@ -200,9 +200,10 @@ def _missing_part(error: OSError) -> VmmError | None:
 
 
 def say(message: str, hint: str | None = None) -> None:
-    """Print one message, and what to do about it, on stderr."""
+    """Print a message and its hint on stderr, with options in place of fields' names."""
     text = f"pyvmm: {message}" + (f"\n  hint: {hint}" if hint else "")
-    click.echo(text, err=True)
+    fields: Any = importlib.import_module("pyvmm.commands._fields")  # late, as the verbs are
+    click.echo(fields.spell(text), err=True)
 
 
 def _code_of(end: SystemExit) -> int:

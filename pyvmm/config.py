@@ -43,7 +43,7 @@ class DeviceConfig(Record, kw_only=True):
     maps_file: ClassVar[bool] = False
 
     def __str__(self) -> str:
-        """The option that asks for the device, as the user would write it."""
+        """The field that asks for the device, with its value."""
         raise NotImplementedError
 
     def window_size(self) -> int:
@@ -66,8 +66,8 @@ class Disk(DeviceConfig, kw_only=True):
     direct: bool = False
 
     def __str__(self) -> str:
-        """The option."""
-        return f"-d {self.path}{',ro' * self.read_only}{',direct' * self.direct}"
+        """The field and its value."""
+        return f"`devices.disk`={self.path}{',ro' * self.read_only}{',direct' * self.direct}"
 
     def files(self) -> tuple[Path, ...]:
         """The image."""
@@ -83,8 +83,8 @@ class Pmem(DeviceConfig, kw_only=True):
     read_only: bool = False
 
     def __str__(self) -> str:
-        """The option."""
-        return f"--pmem {self.path}{',ro' * self.read_only}"
+        """The field and its value."""
+        return f"`devices.pmem`={self.path}{',ro' * self.read_only}"
 
     def files(self) -> tuple[Path, ...]:
         """The file."""
@@ -102,10 +102,10 @@ class Pmem(DeviceConfig, kw_only=True):
             finally:
                 os.close(fd)
         except OSError as error:
-            raise UsageError(f"--pmem {self.path}: {error.strerror}") from error
+            raise UsageError(f"`devices.pmem`={self.path}: {error.strerror}") from error
         if not size or size % PMEM_UNIT:
             raise UsageError(
-                f"--pmem {self.path}: {show_size(size)} are not a whole number of "
+                f"`devices.pmem`={self.path}: {show_size(size)} are not a whole number of "
                 f"{show_size(PMEM_UNIT)}",
                 hint=f"truncate -s %{PMEM_UNIT >> 20}M {self.path} adds what is missing",
             )
@@ -116,8 +116,8 @@ class Rng(DeviceConfig, kw_only=True):
     """Entropy from this machine's kernel."""
 
     def __str__(self) -> str:
-        """The option."""
-        return "--rng"
+        """The field and its value."""
+        return "`devices.rng`"
 
 
 class Balloon(DeviceConfig, kw_only=True):
@@ -127,8 +127,8 @@ class Balloon(DeviceConfig, kw_only=True):
     unmaps: ClassVar[bool] = True
 
     def __str__(self) -> str:
-        """The option."""
-        return "--balloon"
+        """The field and its value."""
+        return "`devices.balloon`"
 
 
 class Hotplug(DeviceConfig, kw_only=True):
@@ -150,12 +150,12 @@ class Hotplug(DeviceConfig, kw_only=True):
         block = self.block
         if not BLOCK <= block <= WINDOW_ALIGN or block & (block - 1):
             raise UsageError(
-                f"--hotplug: blocks of {show_size(block)}: they have a power of two from "
+                f"`devices.hotplug`: blocks of {show_size(block)}: they have a power of two from "
                 f"{show_size(BLOCK)} to {show_size(WINDOW_ALIGN)}"
             )
         if self.size <= 0 or self.size % block:
             raise UsageError(
-                f"--hotplug {show_size(self.size)}: not a whole number of blocks of "
+                f"`devices.hotplug`={show_size(self.size)}: not a whole number of blocks of "
                 f"{show_size(block)}"
             )
 
@@ -168,9 +168,9 @@ class Hotplug(DeviceConfig, kw_only=True):
         return min(max(BLOCK, enough), WINDOW_ALIGN)
 
     def __str__(self) -> str:
-        """The option."""
+        """The field and its value."""
         block = "" if self.block_size is None else f",block={self.block_size >> 20}M"
-        return f"--hotplug {show_size(self.size)}{block}"
+        return f"`devices.hotplug`={show_size(self.size)}{block}"
 
     def window_size(self) -> int:
         """As much as there can ever be."""
@@ -193,20 +193,20 @@ class SveRequest(Record, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.off and self.wanted:
-            raise UsageError(f"--no-sve and {self.wanted} contradict each other; give one")
+            raise UsageError(f"`sve.off` and {self.wanted} contradict each other; give one")
         if self.vls is not None and self.max_vl is not None:
-            raise UsageError("--sve-vls and --sve-max-vl both choose the set; give one")
+            raise UsageError("`sve.vls` and `sve.max_vl` both choose the set; give one")
         if self.vls is not None and not self.vls:
-            raise UsageError("--sve-vls: the set is empty", hint="--no-sve runs without SVE")
+            raise UsageError("`sve.vls`: the set is empty", hint="`sve.off`=True runs without SVE")
 
     @property
     def wanted(self) -> str:
-        """The option that asks for SVE, as the user would write it; empty if none does."""
+        """The field that asks for SVE, with its value; empty if none does."""
         if self.vls is not None:
-            return "--sve-vls=" + ",".join(map(str, sorted(self.vls)))
+            return "`sve.vls`=" + ",".join(map(str, sorted(self.vls)))
         if self.max_vl is not None:
-            return f"--sve-max-vl={self.max_vl}"
-        return "--sve" if self.required else ""
+            return f"`sve.max_vl`={self.max_vl}"
+        return "`sve.required`" if self.required else ""
 
 
 class CpuRequest(Record, kw_only=True):
@@ -227,9 +227,9 @@ class CpuRequest(Record, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.e2h0 and not self.nested:
-            raise UsageError("--e2h0 is about the guest's EL2; give --nested too")
+            raise UsageError("`cpu.e2h0` is about the guest's EL2; give `cpu.nested` too")
         if self.aarch32 and self.nested:
-            raise UsageError("--aarch32 and --nested contradict each other: EL2 is 64-bit")
+            raise UsageError("`cpu.aarch32` and `cpu.nested` contradict each other: EL2 is 64-bit")
 
 
 class Config(Record, kw_only=True):
@@ -269,52 +269,52 @@ class Config(Record, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.vcpus is not None and self.vcpus < 1:
-            raise UsageError(f"-c {self.vcpus}: a machine needs at least 1 vCPU")
+            raise UsageError(f"`vcpus`={self.vcpus}: a machine needs at least 1 vCPU")
         if self.memory is not None and self.memory < 1:
-            raise UsageError(f"-m {self.memory}: a machine needs memory")
+            raise UsageError(f"`memory`={self.memory}: a machine needs memory")
         if self.memory is not None and self.memory % PAGE:
-            raise UsageError(f"-m: {show_size(self.memory)} is not a whole number of 4 KiB pages")
+            raise UsageError(
+                f"`memory`: {show_size(self.memory)} is not a whole number of 4 KiB pages"
+            )
         if self.ram_base < RAM_BASE or self.ram_base % RAM_ALIGN:
             raise UsageError(
-                f"-m SIZE@{self.ram_base:#x}: RAM starts at {RAM_BASE:#x} or higher, "
+                f"`ram_base`={self.ram_base:#x}: RAM starts at {RAM_BASE:#x} or higher, "
                 f"at a multiple of {show_size(RAM_ALIGN)}"
             )
         if self.timeout_s is not None and not 0 < self.timeout_s < float("inf"):
-            raise UsageError(f"--timeout {self.timeout_s:g}: needs a time above 0 s")
+            raise UsageError(f"`timeout_s`={self.timeout_s:g}: needs a time above 0 s")
         if self.name[:1] in ("", ".") or not all(c.isalnum() or c in NAME for c in self.name):
             raise UsageError(
-                f"--name {self.name!r}: not a name for a VM",
+                f"`name`={self.name!r}: not a name for a VM",
                 hint="use letters, digits and - _ . + : @, and no dot in front",
             )
         if "\0" in self.params:
-            raise UsageError("--params: a kernel command line cannot hold a NUL")
+            raise UsageError("`params`: a kernel command line cannot hold a NUL")
         self._check_choices()
 
     def _check_choices(self) -> None:
         if self.console not in CONSOLES:
-            raise UsageError(f"--console {self.console}: not one of {', '.join(CONSOLES)}")
+            raise UsageError(f"`console`={self.console}: not one of {', '.join(CONSOLES)}")
         if self.virtio_transport not in TRANSPORTS:
             raise UsageError(
-                f"--virtio-transport {self.virtio_transport}: not one of {', '.join(TRANSPORTS)}"
+                f"`virtio_transport`={self.virtio_transport}: not one of {', '.join(TRANSPORTS)}"
             )
         if self.irqchip is not None and self.irqchip not in IRQCHIPS:
-            raise UsageError(f"--irqchip {self.irqchip}: not one of {', '.join(IRQCHIPS)}")
+            raise UsageError(f"`irqchip`={self.irqchip}: not one of {', '.join(IRQCHIPS)}")
         if self.kaslr_seed is not None and not 0 <= self.kaslr_seed <= UINT64:
-            raise UsageError(f"--kaslr-seed {self.kaslr_seed:#x}: needs a number of 64 bits")
+            raise UsageError(f"`kaslr_seed`={self.kaslr_seed:#x}: needs a number of 64 bits")
         if self.timer_hz is not None and not 0 < self.timer_hz < 1 << 32:
-            raise UsageError(
-                f"--override-bad-firmware-cntfrq {self.timer_hz}: needs a frequency in Hz"
-            )
+            raise UsageError(f"`timer_hz`={self.timer_hz}: needs a frequency in Hz")
         room = VIRTIO_COUNT - (self.console == "virtio")
         if len(self.devices) > room:
             raise UsageError(f"{len(self.devices)} devices: there is room for {room}")
         for device in self.devices:
             self._check_device(device)
         for number in self.ttys - TERMINALS:
-            raise UsageError(f"--tty {number}: a guest has terminals 0 to {max(TERMINALS)}")
+            raise UsageError(f"`ttys`={number}: a guest has terminals 0 to {max(TERMINALS)}")
         if self.cpu.aarch32 and self.sve.wanted:
             raise UsageError(
-                f"--aarch32 and {self.sve.wanted} contradict each other: SVE is 64-bit"
+                f"`cpu.aarch32` and {self.sve.wanted} contradict each other: SVE is 64-bit"
             )
 
     def _check_device(self, device: DeviceConfig) -> None:
@@ -324,8 +324,8 @@ class Config(Record, kw_only=True):
             raise UsageError(f"{device}: there is no such device with a legacy transport")
         if device.unmaps and self.hugetlbfs is not None:
             raise UsageError(
-                f"{device} and --hugetlbfs: pages from there are reserved, and stay the guest's",
-                hint="leave --hugetlbfs out: guest memory then has transparent huge pages",
+                f"{device} and `hugetlbfs`: pages from there are reserved, and stay the guest's",
+                hint="leave `hugetlbfs` out: guest memory then has transparent huge pages",
             )
 
 

@@ -26,43 +26,43 @@ IMAGE = Path("guest")
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"vcpus": 0}, "-c 0"),
-        ({"vcpus": -1}, "-c -1"),
-        ({"memory": 0}, "-m 0"),
+        ({"vcpus": 0}, "`vcpus`=0"),
+        ({"vcpus": -1}, "`vcpus`=-1"),
+        ({"memory": 0}, "`memory`=0"),
         ({"memory": 4095}, "4095 bytes is not a whole number"),
-        ({"timeout_s": 0.0}, "--timeout 0"),
-        ({"timeout_s": -1.0}, "--timeout -1"),
-        ({"timeout_s": float("nan")}, "--timeout nan"),
-        ({"timeout_s": float("inf")}, "--timeout inf"),
+        ({"timeout_s": 0.0}, "`timeout_s`=0"),
+        ({"timeout_s": -1.0}, "`timeout_s`=-1"),
+        ({"timeout_s": float("nan")}, "`timeout_s`=nan"),
+        ({"timeout_s": float("inf")}, "`timeout_s`=inf"),
         ({"params": "a\0b"}, "NUL"),
         ({"ram_base": 0x4000_0000}, "RAM starts at 0x80000000 or higher"),
         ({"ram_base": 0x8010_0000}, "at a multiple of 2 MiB"),
-        ({"console": "vga"}, "--console vga: not one of serial, virtio, hv"),
-        ({"irqchip": "apic"}, "--irqchip apic: not one of gicv3, gicv3-its, gicv2"),
-        ({"kaslr_seed": 1 << 64}, "--kaslr-seed 0x10000000000000000: needs a number of 64 bits"),
+        ({"console": "vga"}, "`console`=vga: not one of serial, virtio, hv"),
+        ({"irqchip": "apic"}, "`irqchip`=apic: not one of gicv3, gicv3-its, gicv2"),
+        ({"kaslr_seed": 1 << 64}, "`kaslr_seed`=0x10000000000000000: needs a number of 64 bits"),
         ({"devices": (Rng(),) * 65}, "65 devices: there is room for 64"),
         ({"devices": (Rng(),) * 64, "console": "virtio"}, "64 devices: there is room for 63"),
-        ({"devices": (Balloon(), Rng(), Balloon())}, "--balloon: there can be one"),
+        ({"devices": (Balloon(), Rng(), Balloon())}, "`devices.balloon`: there can be one"),
         (
             {"devices": (Hotplug(size=4 * MIB), Hotplug(size=2 * MIB))},
-            "--hotplug 4 MiB: there can be one",
+            "`devices.hotplug`=4 MiB: there can be one",
         ),
         (
             {"devices": (Hotplug(size=4 * MIB),), "virtio_transport": "mmio-legacy"},
-            "--hotplug 4 MiB: there is no such device with a legacy transport",
+            "`devices.hotplug`=4 MiB: there is no such device with a legacy transport",
         ),
         (
             {"devices": (Balloon(),), "hugetlbfs": Path("/huge")},
-            "--balloon and --hugetlbfs: pages from there are reserved",
+            "`devices.balloon` and `hugetlbfs`: pages from there are reserved",
         ),
         (
             {"devices": (Hotplug(size=4 * MIB),), "hugetlbfs": Path("/huge")},
-            "--hotplug 4 MiB and --hugetlbfs",
+            "`devices.hotplug`=4 MiB and `hugetlbfs`",
         ),
-        ({"timer_hz": 0}, "--override-bad-firmware-cntfrq 0: needs a frequency"),
+        ({"timer_hz": 0}, "`timer_hz`=0: needs a frequency"),
         (
             {"cpu": CpuRequest(aarch32=True), "sve": SveRequest(max_vl=256)},
-            "--aarch32 and --sve-max-vl=256 contradict",
+            "`cpu.aarch32` and `sve.max_vl`=256 contradict",
         ),
     ],
 )
@@ -75,7 +75,7 @@ def test_config_refuses_what_no_machine_can_be(options: dict[str, object], words
 
 @pytest.mark.parametrize(
     ("request_", "words"),
-    [({"e2h0": True}, "give --nested too"), ({"aarch32": True, "nested": True}, "contradict")],
+    [({"e2h0": True}, "give `cpu.nested` too"), ({"aarch32": True, "nested": True}, "contradict")],
 )
 def test_cpu_request_refuses_what_contradicts_itself(request_: dict[str, bool], words: str) -> None:
     with pytest.raises(UsageError, match=words):
@@ -115,3 +115,22 @@ def test_name_that_is_none_for_a_file_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["a", "guest-1", "vm_2.old", "größe", "a:b@c+d"])
 def test_name_of_letters_and_digits_is_taken(name: str) -> None:
     assert Config(image=IMAGE, name=name).name == name
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"off": True, "required": True}, ("`sve.off`", "`sve.required` ")),
+        ({"off": True, "vls": frozenset({128, 256})}, ("`sve.off`", "`sve.vls`=128,256")),
+        ({"off": True, "max_vl": 256}, ("`sve.off`", "`sve.max_vl`=256")),
+        ({"vls": frozenset({128}), "max_vl": 256}, ("`sve.vls`", "`sve.max_vl`")),
+        ({"vls": frozenset()}, ("`sve.vls`",)),
+    ],
+)
+def test_request_that_contradicts_itself_names_both_options(
+    options: dict[str, object], named: tuple[str, ...]
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        SveRequest(**options)  # type: ignore[arg-type]
+
+    assert all(name in caught.value.message for name in named)

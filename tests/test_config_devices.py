@@ -46,10 +46,10 @@ def test_room_of_an_impossible_size_is_refused(size: int, block: int | None, wor
         Hotplug(size=size, block_size=block)
 
     assert words in caught.value.message
-    assert caught.value.message.startswith("--hotplug")
+    assert caught.value.message.startswith("`devices.hotplug`")
 
 
 def test_devices_are_called_as_the_user_asked_for_them() -> None:
-    assert str(Balloon()) == "--balloon"
-    assert str(Hotplug(size=768 * MIB)) == "--hotplug 768 MiB"
-    assert str(Hotplug(size=GIB, block_size=4 * MIB)) == "--hotplug 1 GiB,block=4M"
+    assert str(Balloon()) == "`devices.balloon`"
+    assert str(Hotplug(size=768 * MIB)) == "`devices.hotplug`=768 MiB"
+    assert str(Hotplug(size=GIB, block_size=4 * MIB)) == "`devices.hotplug`=1 GiB,block=4M"

@@ -175,7 +175,8 @@ def test_32_bit_guest_runs(boot: Boot, tmp_path: Path) -> None:
     image = tmp_path / "arm32"
     image.write_bytes(STORE_32)
     if not has(Cap.ARM_EL1_32BIT):
-        with pytest.raises(HostError, match="--aarch32: this host's KVM gives guests no 32-bit"):
+        words = r"`cpu\.aarch32`: this host's KVM gives guests no 32-bit"
+        with pytest.raises(HostError, match=words):
             boot(image=image, cpu=CpuRequest(aarch32=True))
         return
 
@@ -212,7 +213,7 @@ def affinities() -> list[set[int]]:
 
 
 def test_cpus_that_are_not_there_are_refused(boot: Boot) -> None:
-    with pytest.raises(HostError, match="--vcpu-affinity 0,4095: this host has no CPU 4095"):
+    with pytest.raises(HostError, match="`vcpu_affinity`=0,4095: this host has no CPU 4095"):
         boot(vcpu_affinity=frozenset({0, 4095}))
 
 

@@ -13,8 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from pyvmm.config import SveRequest
-from pyvmm.errors import HostError, UsageError
+from pyvmm.errors import UsageError
 
 VlSet = frozenset[int]
 
@@ -27,54 +26,64 @@ _DECIMAL = r"0|[1-9][0-9]{0,8}"  # not compiled: most runs name no lengths
 
 
 class TextError(UsageError):
-    """Lengths written in a way that makes sense on no machine; ``meant`` is the best guess."""
+    """Lengths written in a way that makes sense on no machine; ``meant`` is the best guess.
 
-    def __init__(self, option: str, text: str, reason: str, *, meant: Iterable[int] = ()) -> None:
+    ``subject`` is the option or field that the text is the value of, empty for a set by itself;
+    ``list_subject`` is the one to use in the hint, which takes a list of lengths.
+    """
+
+    def __init__(
+        self, subject: str, text: str, reason: str, *, list_subject: str, meant: Iterable[int] = ()
+    ) -> None:
         self.meant = LENGTHS.intersection(meant)
+        self._list_subject = list_subject
         super().__init__(
-            f"{_spelled(option, text)}: {reason}",
+            f"{_spelled(subject, text)}: {reason}",
             hint="lengths are in bits, each a multiple of 128 up to 2048: "
-            + _spelled(option and "--sve-vls", "128,256"),
+            + _spelled(list_subject, "128,256"),
         )
 
     def on(self, host: VlSet) -> TextError:
-        """The same error, its hint now naming what this host can give."""
-        self.hint = advice(self.meant, host)
+        """Return the same error, with a hint at what this host can give."""
+        self.hint = advice(self.meant, host, self._list_subject)
         return self
 
 
-def parse(text: str, *, option: str = "--sve-vls") -> VlSet:
-    """Read a set such as ``128,256``; an empty ``option`` is a set that stands for itself.
+def parse(text: str, *, subject: str = "", list_subject: str | None = None) -> VlSet:
+    """Read a set such as ``128,256``; the arguments are those of TextError.
 
-    Raises: TextError, for text that is wrong whatever the host has.
+    Raises: TextError, for text that is wrong on every host.
     """
     items = [item.strip() for item in text.split(",")]
     numbers = [int(item) for item in items if re.fullmatch(_DECIMAL, item)]
     known = frozenset(numbers)
     reason = (
         _malformed(items)
-        or _other_unit(known, option)
+        or _other_unit(known, subject)
         or _out_of_range(numbers)
         or _repeated(numbers)
     )
     if reason:
-        raise TextError(option, text, reason, meant=_meant(known))
+        lists = subject if list_subject is None else list_subject
+        raise TextError(subject, text, reason, list_subject=lists, meant=_meant(known))
     return known
 
 
-def parse_max(text: str, *, option: str = "--sve-max-vl") -> int:
+def parse_max(text: str, *, subject: str = "", list_subject: str = "") -> int:
     """Read one length: the upper bound of a set.
 
     Raises: TextError, as for parse().
     """
     if "," in text:
-        raise TextError(option, text, "takes one length; --sve-vls takes a list")
-    (limit,) = parse(text, option=option)
+        reason = "takes one length"
+        reason += f"; {list_subject} takes a list" if list_subject else ""
+        raise TextError(subject, text, reason, list_subject=list_subject)
+    (limit,) = parse(text, subject=subject, list_subject=list_subject)
     return limit
 
 
 def show(vls: Iterable[int]) -> str:
-    """A set as ``--sve-vls`` takes it: ``128,256``."""
+    """Write a set as parse() reads it: ``128,256``."""
     return ",".join(map(str, sorted(vls)))
 
 
@@ -148,11 +157,11 @@ def nearest(asked: VlSet, host: VlSet) -> list[VlSet]:
     return sorted(chosen, key=len)
 
 
-def advice(asked: VlSet, host: VlSet) -> str:
+def advice(asked: VlSet, host: VlSet, subject: str) -> str:
     """What to write instead of ``asked`` on this host, ready to paste."""
     if not host:
         return "this host has no SVE: leave the option out"
-    choices = " or ".join(f"--sve-vls={show(vls)}" for vls in nearest(asked, host))
+    choices = " or ".join(_spelled(subject, show(vls)) for vls in nearest(asked, host))
     return f"this host (which has {show(host)}) can give {choices}"
 
 
@@ -171,38 +180,6 @@ def why_not(asked: VlSet, host: VlSet) -> str:
             f"and {words(skipped)} {'is' if len(skipped) == 1 else 'are'} left out"
         )
     return "; ".join(reasons)
-
-
-def check(asked: VlSet, host: VlSet) -> None:
-    """Make sure that KVM on a host with those lengths accepts the set.
-
-    Raises: HostError, in the words of KVM's rule, with the nearest sets that would work.
-    """
-    if reason := why_not(asked, host):
-        raise HostError(f"--sve-vls={show(asked)}: {reason}", hint=advice(asked, host))
-
-
-def choose(request: SveRequest, host: VlSet) -> VlSet:
-    """The lengths a machine gets on a host with those lengths; the empty set is no SVE.
-
-    Raises: HostError, where the host cannot give what was asked.
-    """
-    if request.off:
-        return NO_SVE
-    if not host:
-        if wanted := request.wanted:
-            raise HostError(
-                f"{wanted}: this host has no SVE",
-                hint=f"leave {wanted.partition('=')[0]} out; or run where there is SVE "
-                "(an emulated host has it: --host emulated --host-cpu max)",
-            )
-        return NO_SVE
-    if request.vls is not None:
-        check(request.vls, host)
-        return request.vls
-    if request.max_vl is not None:
-        return up_to(host, request.max_vl)
-    return host
 
 
 def _malformed(items: list[str]) -> str | None:
@@ -225,7 +202,7 @@ def _malformed(items: list[str]) -> str | None:
     return None
 
 
-def _other_unit(numbers: VlSet, option: str) -> str | None:
+def _other_unit(numbers: VlSet, subject: str) -> str | None:
     """Which unit numbers that are no bit lengths would make sense in."""
     readings = []
     if quadwords := _from_quadwords(numbers):
@@ -235,7 +212,7 @@ def _other_unit(numbers: VlSet, option: str) -> str | None:
     if not readings:
         return None
     likely = ", or ".join(
-        f"{unit} and would be {_spelled(option, show(vls))}" for unit, vls in readings
+        f"{unit} and would be {_spelled(subject, show(vls))}" for unit, vls in readings
     )
     return (
         f"lengths are in bits; {'this looks' if len(numbers) == 1 else 'these look'} like {likely}"
@@ -283,6 +260,6 @@ def _from_bytes(numbers: VlSet) -> VlSet:
     return vls if vls <= LENGTHS and (not in_bits or 16 in numbers) else NO_SVE
 
 
-def _spelled(option: str, text: str) -> str:
-    """A set as it was, or would be, written."""
-    return f"{option}={text}" if option else text or "''"
+def _spelled(subject: str, text: str) -> str:
+    """Write a set as the user wrote it, or would write it."""
+    return f"{subject}={text}" if subject else text or "''"

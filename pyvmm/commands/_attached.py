@@ -20,6 +20,7 @@ from pyvmm.arm64 import vl
 from pyvmm.base.loop import Loop
 from pyvmm.base.records import Record
 from pyvmm.base.units import show_size
+from pyvmm.cli import say
 from pyvmm.config import Config
 from pyvmm.control.sockets import Claim
 from pyvmm.errors import EXIT_SIGNAL, HostError, TimeoutExpired, VmmError
@@ -112,14 +113,14 @@ class Attached:
             self._output.write,
             set_blocking=self._output.set_blocking,
             on_unclaimed=_show_unclaimed if self._extras.debug_mmio else None,
-            log=_log,
+            log=say,
             restorer=restorer,
             trace=self._trace,
         )
         self._machine.before_time_out = self._save_on_exit
         try:
             for line in restorer.report.lines() if restorer is not None else ():
-                _log(f"not as it was saved: {line}")
+                say(f"not as it was saved: {line}")
             if self._extras.dump_dtb is not None:
                 from pyvmm.base.files import write_whole
 
@@ -141,7 +142,7 @@ class Attached:
         for number in ENDING:
             self._loop.on_signal(number, functools.partial(self._stop, EXIT_SIGNAL + number))
         for tty, path in self._machine.terminals.paths.items():
-            _log(f"Assigned terminal {tty} to pty {path}")
+            say(f"Assigned terminal {tty} to pty {path}")
         if 0 in self._config.ttys:  # the console is there: nothing here is the guest's
             return
         undo.enter_context(self._terminal)
@@ -198,7 +199,7 @@ class Attached:
 
         try:
             for line in save(self._machine, self._extras.save_on_exit).warnings:
-                _log(line)
+                say(line)
         except VmmError as error:
             self._machine.stop(error)
 
@@ -233,10 +234,6 @@ def _left(config: Config, deadline: float | None) -> Config:
     import dataclasses  # late: most runs begin once
 
     return dataclasses.replace(config, timeout_s=left_s)
-
-
-def _log(line: str) -> None:
-    click.echo(f"pyvmm: {line}", err=True)
 
 
 def _show_unclaimed(vcpu: int, access: Exit) -> None:

@@ -10,6 +10,7 @@ import click
 
 from pyvmm.base.records import Record
 from pyvmm.base.units import parse_size
+from pyvmm.commands._fields import read_option
 from pyvmm.config import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng
 from pyvmm.errors import UsageError
 
@@ -28,16 +29,11 @@ def _read_hotplug(text: str | None) -> list[DeviceConfig]:
     """SIZE or SIZE,block=SIZE."""
     if text is None:
         return []
-    size, comma, rest = text.partition(",")
-    key, _, block = rest.partition("=")
-    if comma and key != "block":
+    sizes = text.split(",block=")
+    if len(sizes) > 2 or "," in sizes[0]:
         raise UsageError(f"--hotplug {text}: after the size there may be block=SIZE")
-    try:
-        return [Hotplug(size=parse_size(size), block_size=parse_size(block) if comma else None)]
-    except UsageError as error:
-        message = error.message.removeprefix("--hotplug: ")
-        prefix = "" if message.startswith("--hotplug") else "--hotplug: "
-        raise UsageError(prefix + message, hint=error.hint) from error
+    size, *blocks = (read_option("--hotplug", parse_size, text) for text in sizes)
+    return [Hotplug(size=size, block_size=blocks[0] if blocks else None)]
 
 
 # In the order in which the guest finds the devices.

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from pyvmm.base.dirs import size_on_disk
+from pyvmm.commands._fields import option, spell
 from pyvmm.errors import HostError
 from pyvmm.host.parts import trees
 from pyvmm.host.parts.trees import Look, Tree
@@ -36,10 +37,10 @@ def refresh(progress: Progress) -> bool:
                         if (offers := seen.offers[product.name])]  # fmt: skip
                 progress.say(f"Debian {seen.suite}: {', '.join(held)}")
             except SuiteMissingError as error:
-                progress.say(error.message)
+                progress.say(spell(error.message))
             except HostError as error:
                 answered = False
-                progress.say(f"Debian {looks[done]}: {error.message}")
+                progress.say(f"Debian {looks[done]}: {spell(error.message)}")
     return answered
 
 
@@ -55,7 +56,7 @@ def rows(product: Product) -> list[dict[str, Any]]:
 
 def lines(product: Product, table: list[dict[str, Any]]) -> Iterator[str]:
     """Print the rows of a product for people."""
-    cells = [(product.option, *COLUMNS), *(line for row in table for line in _cells(row))]
+    cells = [(option(product.field), *COLUMNS), *(line for row in table for line in _cells(row))]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
         padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))

@@ -8,10 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
-from pyvmm.base.units import parse_size, show_size
+from pyvmm.base.units import show_size
 from pyvmm.commands._vms import Vm
 from pyvmm.control.wire import Message, failure
-from pyvmm.errors import UsageError
 from pyvmm.layout import MIB
 
 POLL_S = 0.2  # how often a guest is looked at that is waited for
@@ -25,17 +24,6 @@ def wait_option(command: _Command) -> _Command:
         "--wait", type=click.FloatRange(min=0), metavar="SECONDS",
         help="Wait until the guest has done it; exit 1 if it has not by then.",
     )(command)  # fmt: skip
-
-
-def read_size(option: str, text: str) -> int:
-    """A size in bytes from the command line; a bare number is MiB.
-
-    Raises: UsageError, naming the option.
-    """
-    try:
-        return parse_size(text)
-    except UsageError as error:
-        raise UsageError(f"{option}: {error.message}", hint=error.hint) from error
 
 
 def ask_and_wait(

@@ -11,6 +11,7 @@ import click
 
 from pyvmm import host
 from pyvmm.cli import say
+from pyvmm.commands._fields import spell
 from pyvmm.control import client
 from pyvmm.control.wire import Message, failure_of, pack
 from pyvmm.errors import EXIT_OK, HostError, UsageError
@@ -84,10 +85,15 @@ def ask_all(vms: Sequence[Vm], request: Message) -> list[Message]:
             replies = place.ask([{"vm": name, "request": request} for name in there])
         except HostError as error:
             replies = [failure_of(error)] * len(there)
-        return iter(replies)
+        return map(_spelled, replies)
 
     replies = dict(zip(places, client.at_once(ask_at, list(places.values())), strict=True))
     return [{"name": vm.name, "host": vm.place.name, **next(replies[id(vm.place)])} for vm in vms]
+
+
+def _spelled(reply: Message) -> Message:
+    """Put options in place of fields in the texts of a failure."""
+    return reply | {key: spell(reply[key]) for key in ("error", "hint") if reply.get(key)}
 
 
 def vm_options(command: _Command) -> _Command:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from pyvmm.base.units import parse_size
+from pyvmm.commands._fields import read_option
 from pyvmm.commands._memory import (
     ask_and_wait,
     balloon_line,
     mib,
     missing_of_balloon,
-    read_size,
     wait_option,
 )
 from pyvmm.commands._vms import answered, chosen, print_json, verdict, vm_options
@@ -56,11 +57,11 @@ def _request(inflate: str | None, deflate: str | None, size: str | None, collect
         raise UsageError("-i, -d, --size and --collect say different things; give one")
     request: Message = {"do": "balloon"}
     if inflate is not None:
-        request["more"] = read_size("--inflate", inflate)
+        request["more"] = read_option("--inflate", parse_size, inflate)
     elif deflate is not None:
-        request["more"] = -read_size("--deflate", deflate)
+        request["more"] = -read_option("--deflate", parse_size, deflate)
     elif size is not None:
-        request["size"] = read_size("--size", size)
+        request["size"] = read_option("--size", parse_size, size)
     elif collect:
         request["collect"] = True
     return request

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import click
 
+from pyvmm.base.units import parse_size
+from pyvmm.commands._fields import read_option
 from pyvmm.commands._memory import (
     ask_and_wait,
     memory_line,
     missing_of_memory,
-    read_size,
     wait_option,
 )
 from pyvmm.commands._vms import answered, chosen, print_json, verdict
@@ -30,7 +31,7 @@ def memory(name: str, size: str | None, as_json: bool, wait: float | None) -> in
     """
     request: Message = {"do": "memory"}
     if size is not None:
-        request["size"] = read_size("SIZE", size)
+        request["size"] = read_option("SIZE", parse_size, size)
     replies = [ask_and_wait(vm, request, missing_of_memory, wait) for vm in chosen(name, False)]
     if as_json:
         print_json(replies)

@@ -140,8 +140,10 @@ def _config(options: dict[str, Any]) -> Config:
         sve=SveRequest(
             required=options["sve"],
             off=options["no_sve"],
-            vls=None if vls is None else vl.parse(vls),
-            max_vl=None if max_vl is None else vl.parse_max(max_vl),
+            vls=None if vls is None else vl.parse(vls, subject="--sve-vls"),
+            max_vl=None
+            if max_vl is None
+            else vl.parse_max(max_vl, subject="--sve-max-vl", list_subject="--sve-vls"),
         ),
         params=options["params"],
         nodefaults=options["nodefaults"],

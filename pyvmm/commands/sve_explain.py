@@ -39,7 +39,7 @@ def explain(
     of ZCR_EL1.LEN; for a set that KVM refuses the reason, and the nearest that work. Exits with 1
     when the set does not work on every host asked.
     """
-    asked = vl.parse(text, option="")
+    asked = vl.parse(text)
     if more and not on:
         raise UsageError(f"{more[0]}: one set at a time", hint="probes come after --on")
     if on:

@@ -21,6 +21,7 @@ from pyvmm.arm64.vl import VlSet
 from pyvmm.base.files import write_whole
 from pyvmm.base.signals import handling
 from pyvmm.commands._hostopts import CHOICE
+from pyvmm.commands._sweepline import command, query
 from pyvmm.commands._sweeptable import Board
 from pyvmm.commands.run import complete_image, find_image, run
 from pyvmm.errors import EXIT_SIGNAL, UsageError
@@ -231,11 +232,11 @@ class Sweep:
                 names = "; ".join(map(host_name, settings))
                 click.echo(f"pyvmm: asking for vector lengths: {names} ...", err=True)
             try:
-                hosts = ask_hosts(settings, crew, stop)
+                hosts = ask_hosts([query(where) for where in settings], crew, stop)
             except KeyboardInterrupt:
                 return EXIT_SIGNAL + self._interruption.number
             lengths = {where: probe.vls for where, probe in hosts.items()}
-            runs = plan(self._guest, wanted, cpus, lengths)
+            runs = plan(self._guest, wanted, cpus, lengths, command)
             results = self._drive(runs, crew)
             self._report(results, hosts)
         if stop.is_set():

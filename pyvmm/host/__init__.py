@@ -32,7 +32,7 @@ __all__ = (
 
 def why_not_local() -> HostError | None:
     """Return why this machine's own KVM cannot run arm64 guests, or None where it can."""
-    emulated = "leave out --host local: pyvmm then runs it in an emulated arm64 host"
+    emulated = "leave out `host`=local: pyvmm then runs it in an emulated arm64 host"
     if platform.machine() != ARM64:
         return HostError(
             f"this machine is {platform.machine()}, and its KVM runs no arm64 guests",

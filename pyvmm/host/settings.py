@@ -35,16 +35,16 @@ KINDS: Final = ("auto", "local", "emulated")
 
 
 class Product(Record):
-    """What --host-kernel or --host-qemu chooses a version of."""
+    """What `host.kernel` or `host.qemu` chooses a version of."""
 
     name: str  # its trees in the cache begin with it
     title: str
-    option: str
+    field: str  # of the settings, as errors name it
     suites: dict[str, str]  # version -> the release that has it
 
 
-LINUX: Final = Product("linux", "Linux", "--host-kernel", KERNEL_SUITES)
-QEMU: Final = Product("qemu", "QEMU", "--host-qemu", QEMU_SUITES)
+LINUX: Final = Product("linux", "Linux", "host.kernel", KERNEL_SUITES)
+QEMU: Final = Product("qemu", "QEMU", "host.qemu", QEMU_SUITES)
 VERSION: Final = re.compile(r"\d{1,6}(\.\d{1,6}){0,3}")
 
 
@@ -65,18 +65,18 @@ class HostSettings(Record):
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise UsageError(f"--host {self.kind}: not one of {', '.join(KINDS)}")
+            raise UsageError(f"`host.kind`={self.kind}: not one of {', '.join(KINDS)}")
         _check_choice(LINUX, self.kernel)
         _check_choice(QEMU, self.qemu)
         if not self.cpu or any(c.isspace() or not c.isprintable() for c in self.cpu):
             raise UsageError(
-                f"--host-cpu {self.cpu!r}: not a CPU QEMU could know",
-                hint="for example --host-cpu max,sve384=off",
+                f"`host.cpu`={self.cpu!r}: not a CPU QEMU could know",
+                hint="for example `host.cpu`=max,sve384=off",
             )
         if not self.append.isprintable() or len(self.append) > LONGEST_APPEND:
             raise UsageError(
-                f"--host-append {self.append!r}: not words of a kernel command line",
-                hint="for example --host-append kvm-arm.mode=nvhe",
+                f"`host.append`={self.append!r}: not words of a kernel command line",
+                hint="for example `host.append`=kvm-arm.mode=nvhe",
             )
 
     @property
@@ -123,20 +123,20 @@ def numbers(version: str) -> tuple[int, ...]:
 
 def _check_choice(product: Product, value: str) -> None:
     """Refuse what is no path that exists, no suite, and no version that a suite could hold."""
-    option = product.option
+    field = f"`{product.field}`="
     known = ", ".join(product.suites)
     if is_path(value):
         if not Path(value).exists():
-            raise UsageError(f"{option} {value}: no such file", hint=f"or one of {known}")
+            raise UsageError(f"{field}{value}: no such file", hint=f"or one of {known}")
     elif VERSION.fullmatch(value):
         if not suites_for(product, value):
             raise UsageError(
-                f"{option} {value}: no Debian suite that pyvmm knows has that version ({known})",
-                hint=f"{option} PATH takes any other {product.title}",
+                f"{field}{value}: no Debian suite that pyvmm knows has that version ({known})",
+                hint=f"{field}PATH takes any other {product.title}",
             )
     elif value not in SUITES:
         raise UsageError(
-            f"{option} {value}: not a version ({known}), not a Debian suite "
+            f"{field}{value}: not a version ({known}), not a Debian suite "
             f"({', '.join(SUITES)}) and not a path",
-            hint=f"a path holds a /, for example {option} ./{value or 'FILE'}",
+            hint=f"a path holds a /, for example {field}./{value or 'FILE'}",
         )

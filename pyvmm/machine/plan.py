@@ -8,7 +8,7 @@ from pyvmm import layout
 from pyvmm.arm64 import vl
 from pyvmm.base.records import Record
 from pyvmm.base.units import show_cpulist, show_size
-from pyvmm.config import Config, CpuRequest, default_memory, default_vcpus
+from pyvmm.config import Config, SveRequest, default_memory, default_vcpus
 from pyvmm.errors import HostError
 
 DEFAULT_IPA_BITS = 40  # what KVM offers where it has no KVM_CAP_ARM_VM_IPA_SIZE
@@ -27,20 +27,13 @@ class Feature(Enum):
     AARCH32 = "32-bit state in EL1"
 
 
-class Ask(Record):
-    """An option that asks for a feature, by its name in CpuRequest, and why a host may lack it."""
-
-    option: str
-    feature: Feature
-    reason: str
-
-
-ASKS = {
-    "pmu": Ask("--pmu", Feature.PMU, "its kernel drives no PMU"),
-    "nested": Ask("--nested", Feature.EL2, "that takes Linux v6.16 with kvm-arm.mode=nested, "
-                  "and a CPU with FEAT_NV2"),
-    "e2h0": Ask("--e2h0", Feature.E2H0, "that takes a CPU with FEAT_E2H0"),
-    "aarch32": Ask("--aarch32", Feature.AARCH32, "its CPUs are 64-bit only there"),
+# The features that fields of CpuRequest ask for, and why a host may lack each.
+REQUESTS = {
+    "pmu": (Feature.PMU, "its kernel drives no PMU"),
+    "nested": (Feature.EL2, "that takes Linux v6.16 with kvm-arm.mode=nested, and a CPU with "
+               "FEAT_NV2"),
+    "e2h0": (Feature.E2H0, "that takes a CPU with FEAT_E2H0"),
+    "aarch32": (Feature.AARCH32, "its CPUs are 64-bit only there"),
 }  # fmt: skip
 
 
@@ -76,7 +69,7 @@ def plan(config: Config, host: HostLimits) -> Plan:
 
     Raises: HostError, naming the limit and what would be within it.
     """
-    vls = frozenset() if config.cpu.aarch32 else vl.choose(config.sve, host.vls)
+    vls = frozenset() if config.cpu.aarch32 else choose(config.sve, host.vls)
     vcpus = _vcpus(config, min(host.max_vcpus, _most_vcpus(config)))
     memory = default_memory(vcpus) if config.memory is None else config.memory
     windows = layout.windows(
@@ -91,6 +84,40 @@ def plan(config: Config, host: HostLimits) -> Plan:
         features=_features(config, host.features),
         windows=windows,
     )
+
+
+def choose(request: SveRequest, host: vl.VlSet) -> vl.VlSet:
+    """Return a machine's vector lengths on a host with those lengths; the empty set is no SVE.
+
+    Raises: HostError, where the host cannot give what was asked.
+    """
+    if request.off:
+        return vl.NO_SVE
+    if not host:
+        if wanted := request.wanted:
+            raise HostError(
+                f"{wanted}: this host has no SVE",
+                hint=f"leave {wanted.partition('=')[0]} out; or run where there is SVE "
+                "(an emulated host has it: `host`=emulated `host.cpu`=max)",
+            )
+        return vl.NO_SVE
+    if request.vls is not None:
+        check(request.vls, host)
+        return request.vls
+    if request.max_vl is not None:
+        return vl.up_to(host, request.max_vl)
+    return host
+
+
+def check(asked: vl.VlSet, host: vl.VlSet) -> None:
+    """Make sure that KVM on a host with those lengths accepts the set.
+
+    Raises: HostError, in the words of KVM's rule, with the nearest sets that would work.
+    """
+    if reason := vl.why_not(asked, host):
+        raise HostError(
+            f"`sve.vls`={vl.show(asked)}: {reason}", hint=vl.advice(asked, host, "`sve.vls`")
+        )
 
 
 def room_for_vcpus() -> int:
@@ -113,9 +140,9 @@ def _vcpus(config: Config, limit: int) -> int:
         return default_vcpus(limit)
     if config.vcpus > limit:
         raise HostError(
-            f"-c {config.vcpus}: this host gives one VM at most {limit} vCPUs"
+            f"`vcpus`={config.vcpus}: this host gives one VM at most {limit} vCPUs"
             + (" with a GICv2" if limit == _most_vcpus(config) == GICV2_VCPUS else ""),
-            hint=f"use -c {limit} or less",
+            hint=f"use `vcpus`={limit} or less",
         )
     return config.vcpus
 
@@ -131,14 +158,14 @@ def _ipa_bits(
                     f"{device}: {show_size(window.size)} at {window.base:#x}, above RAM, need "
                     f"{(window.end - 1).bit_length()} guest physical address bits, and this host "
                     f"has {host.ipa_bits}",
-                    hint="use less, or a smaller -m",
+                    hint="use less, or a smaller `memory`",
                 )
             needed = max(needed, (window.end - 1).bit_length())
     if needed > host.ipa_bits:
         most = most_memory(host.ipa_bits, config.ram_base)
-        enough = f"use -m {most >> 30}G or less" if most >> 30 else "let RAM start lower"
+        enough = f"use `memory`={most >> 30}G or less" if most >> 30 else "let RAM start lower"
         raise HostError(
-            f"-m: {show_size(memory)} of RAM needs {needed} guest physical address bits, "
+            f"`memory`: {show_size(memory)} of RAM needs {needed} guest physical address bits, "
             f"and this host has {host.ipa_bits}",
             hint=f"{enough} (RAM starts at {config.ram_base:#x})",
         )
@@ -149,21 +176,22 @@ def _check_affinity(config: Config, host: HostLimits) -> None:
     asked = config.vcpu_affinity
     if asked is not None and host.cpus and not asked <= host.cpus:
         raise HostError(
-            f"--vcpu-affinity {show_cpulist(asked)}: this host has no CPU "
+            f"`vcpu_affinity`={show_cpulist(asked)}: this host has no CPU "
             f"{show_cpulist(asked - host.cpus)}",
             hint=f"online are {show_cpulist(host.cpus)}",
         )
 
 
 def _features(config: Config, has: frozenset[Feature]) -> frozenset[Feature]:
-    """What the vCPUs get of what the host has."""
-    wanted = _wanted(config.cpu)
-    for ask in wanted:
-        if ask.feature not in has:
-            raise HostError(
-                f"{ask.option}: this host's KVM gives guests no {ask.feature.value}: {ask.reason}"
-            )
-    given = {ask.feature for ask in wanted}
+    """Choose the vCPUs' features among those of the host."""
+    given = set()
+    for field, (feature, reason) in REQUESTS.items():
+        if getattr(config.cpu, field):
+            if feature not in has:
+                raise HostError(
+                    f"`cpu.{field}`: this host's KVM gives guests no {feature.value}: {reason}"
+                )
+            given.add(feature)
     if config.cpu.aarch32:  # KVM has these for 64-bit guests
         return frozenset(given)
     given |= {Feature.PAUTH} & has
@@ -175,7 +203,3 @@ def _features(config: Config, has: frozenset[Feature]) -> frozenset[Feature]:
     if config.cpu.mte and not untagged:
         given |= {Feature.MTE} & has
     return frozenset(given)
-
-
-def _wanted(request: CpuRequest) -> list[Ask]:
-    return [ask for name, ask in ASKS.items() if getattr(request, name)]

@@ -135,4 +135,4 @@ def program(name: str) -> Path:
 
 def parse_max_vl(text: str | None) -> int | None:
     """Read a guest's longest vector length, in bits.  Raises: UsageError."""
-    return None if text is None else vl.parse_max(text, option="`guest_max_vl`")
+    return None if text is None else vl.parse_max(text, subject="`guest_max_vl`")

@@ -216,7 +216,7 @@ def _lengths(value: Any) -> vl.VlSet:
         raise TypeError(value)
     if not value:
         return vl.NO_SVE
-    vls = vl.parse(",".join(map(str, value)), option="")
+    vls = vl.parse(",".join(map(str, value)))
     if vl.QUADWORD not in vls:
         raise ValueError(value)
     return vls

@@ -71,7 +71,7 @@ def _client(address: str) -> Any:
         from distributed.comm import resolve_address
     except ImportError as error:
         raise HostError(
-            f"--scheduler {address}: this Python has no Dask cluster's client ({error})",
+            f"`scheduler`={address}: this Python has no Dask cluster's client ({error})",
             hint="pip install 'pyvmm-arm64[dask]'",
         ) from error
     try:
@@ -79,11 +79,11 @@ def _client(address: str) -> Any:
         client = Client(address, timeout=CONNECT_S, set_as_default=False)
     except ValueError as error:
         raise UsageError(
-            f"--scheduler {address}: {error}", hint="for example --scheduler tcp://10.0.0.1:8786"
+            f"`scheduler`={address}: {error}", hint="for example `scheduler`=tcp://10.0.0.1:8786"
         ) from error
     except OSError as error:
         raise HostError(
-            f"--scheduler {address}: no scheduler answers there within {CONNECT_S:g} s",
+            f"`scheduler`={address}: no scheduler answers there within {CONNECT_S:g} s",
             hint="`dask scheduler` starts one, and `dask worker ADDRESS --nthreads 1` a worker",
         ) from error
     return client

@@ -13,7 +13,7 @@ from pyvmm.host.settings import HostSettings
 from pyvmm.svecheck.probe import Probe
 from pyvmm.sweep.crew import Crew
 from pyvmm.sweep.plan import Run
-from pyvmm.sweep.work import Outcome, ask, last_words, perform
+from pyvmm.sweep.work import HostQuery, Outcome, ask, last_words, perform
 
 REFRESH_S = 0.2
 
@@ -63,13 +63,13 @@ class Watcher:
 
 
 def ask_hosts(
-    hosts: Sequence[HostSettings], crew: Crew, interrupted: Event
+    queries: Sequence[HostQuery], crew: Crew, interrupted: Event
 ) -> dict[HostSettings, Probe]:
     """What each host is and gives guests.
 
     Raises: HostError, UsageError, where one cannot be asked; KeyboardInterrupt.
     """
-    futures = {where: crew.submit(ask, where) for where in hosts}
+    futures = {query.where: crew.submit(ask, query) for query in queries}
     waiting = set(futures.values())
     while waiting:
         done, waiting = wait(waiting, REFRESH_S, FIRST_COMPLETED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -12,10 +12,13 @@ from pyvmm.arm64 import vl
 from pyvmm.errors import HostError, ImageError, UsageError
 from pyvmm.host.settings import HostSettings
 
-OPTION = "--sve-vls-each"
 ALL = "all"  # every set a host can give
 NONE = "none"  # without SVE
 BETWEEN = ";"  # a comma stands within a set, and within a CPU's name
+
+# Stand for the guest's files in a run's command; no word of the user's has a NUL.
+IMAGE = "\0image"
+INITRD = "\0initrd"
 
 _UNUSUAL = re.compile(r"[^A-Za-z0-9.,=+-]+")
 _LONGEST_NAME = 200  # of the 255 bytes a file's name can have
@@ -64,7 +67,8 @@ class Guest:
 class Run:
     """One guest on one machine: it can be pickled, and done wherever pyvmm is.
 
-    ``cpus`` is None for what ``pyvmm run`` takes by itself. The empty set is no SVE.
+    ``cpus`` is None for what ``pyvmm run`` takes by itself. The empty set is no SVE. ``command``
+    is its command line after ``pyvmm``, with IMAGE and INITRD in place of the files' paths.
     """
 
     number: int
@@ -72,6 +76,7 @@ class Run:
     vls: vl.VlSet
     where: HostSettings
     cpus: int | None = None
+    command: tuple[str, ...] = ()
 
     @property
     def lengths(self) -> str:
@@ -90,14 +95,9 @@ class Run:
         return f"{self.number:03}-{_UNUSUAL.sub('_', self.name)[:_LONGEST_NAME]}.log"
 
     def arguments(self, image: str, initrd: str | None) -> list[str]:
-        """The command line of the run, after ``pyvmm``, with its files where they lie now."""
-        words = ["run", *host_options(self.where)]
-        words += [f"--sve-vls={vl.show(self.vls)}"] if self.vls else ["--no-sve"]
-        words += [] if self.cpus is None else ["--cpus", str(self.cpus)]
-        words += [] if initrd is None else ["--initrd", initrd]
-        if self.guest.timeout_s is not None:
-            words += ["--timeout", f"{self.guest.timeout_s:g}"]
-        return [*words, *self.guest.options, "--", image]
+        """Return its command line after ``pyvmm``, with its files' paths as they are now."""
+        paths = {IMAGE: image, INITRD: initrd or ""}
+        return [paths.get(word, word) for word in self.command]
 
 
 def host_name(where: HostSettings) -> str:
@@ -105,56 +105,45 @@ def host_name(where: HostSettings) -> str:
     return where.kind if where.kind == "local" else f"kernel={where.kernel} cpu={where.cpu}"
 
 
-def host_options(where: HostSettings) -> list[str]:
-    """Host settings as options of any command."""
-    return [
-        f"--host={where.kind}",
-        f"--host-kernel={where.kernel}",
-        f"--host-qemu={where.qemu}",
-        f"--host-cpu={where.cpu}",
-        *([f"--host-append={where.append}"] if where.append else []),
-    ]
+def alternatives(texts: Iterable[str], subject: str, separators: str = BETWEEN) -> list[str]:
+    """Split texts into values; each once, in order. ``subject`` is what an error names.
 
-
-def alternatives(texts: Iterable[str], option: str, separators: str = BETWEEN) -> list[str]:
-    """The values of an option that is repeated, or holds several; each once, in order.
-
-    Raises: UsageError, for an empty one.
+    Raises: UsageError, for an empty value.
     """
     values = []
     for text in texts:
         values += [part.strip() for part in re.split(f"[{separators}]", text)]
     if "" in values:
         raise UsageError(
-            f"{option}: a value is empty", hint=f"separate values by {' or '.join(separators)}"
+            f"{subject}: a value is empty", hint=f"separate values by {' or '.join(separators)}"
         )
     return list(dict.fromkeys(values))
 
 
 def parse_sets(texts: Iterable[str]) -> list[vl.VlSet | None]:
-    """Read --sve-vls-each: sets, the empty one for ``none``, and None for ``all``.
+    """Read sets: the empty one for ``none``, and None for ``all``.
 
     Raises: UsageError.
     """
     words: dict[str, vl.VlSet | None] = {ALL: None, NONE: vl.NO_SVE}
     sets = [
-        words[text] if text in words else vl.parse(text, option=OPTION)
-        for text in alternatives(texts, OPTION)
+        words[text] if text in words else vl.parse(text, subject="`sets`")
+        for text in alternatives(texts, "`sets`")
     ]
     if not sets:
-        raise UsageError(f"{OPTION} is missing", hint=f"{OPTION} all; {OPTION} '128;128,256'")
+        raise UsageError("`sets` is missing", hint="`sets`=all; `sets`='128;128,256'")
     return list(dict.fromkeys(sets))
 
 
 def parse_cpus(texts: Iterable[str]) -> list[int | None]:
-    """Read --cpus: numbers of vCPUs; None alone where there are none.
+    """Read numbers of vCPUs; None alone where there are none.
 
     Raises: UsageError.
     """
-    values = alternatives(texts, "--cpus", ",;")
+    values = alternatives(texts, "`cpus`", ",;")
     for value in values:
         if not re.fullmatch("[1-9][0-9]{0,3}", value):
-            raise UsageError(f"--cpus {value}: not a number of vCPUs", hint="--cpus 1,2,4")
+            raise UsageError(f"`cpus`={value}: not a number of vCPUs", hint="`cpus`=1,2,4")
     numbers: list[int | None] = [int(value) for value in values]
     return numbers or [None]
 
@@ -170,8 +159,8 @@ def sets_of(
     for asked in wanted:
         if asked is None and not host:
             raise HostError(
-                f"{OPTION} all: {host_name(where)} has no SVE",
-                hint=f"{OPTION} none runs the guest without",
+                f"`sets`=all: {host_name(where)} has no SVE",
+                hint="`sets`=none runs the guest without",
             )
         if asked:
             _check(asked, host, where)
@@ -184,8 +173,9 @@ def plan(
     wanted: Sequence[vl.VlSet | None],
     cpus: Sequence[int | None],
     hosts: Mapping[HostSettings, vl.VlSet],
+    command: Callable[[Run], tuple[str, ...]],
 ) -> list[Run]:
-    """Every run there is to do, those of a host side by side: as few as can be run at once.
+    """Return every run, those of a host side by side, with the commands that ``command`` makes.
 
     Raises: HostError, for a set that a host cannot give.
     """
@@ -194,15 +184,16 @@ def plan(
         for where, lengths in hosts.items()
         for number, vls in product(cpus, sets_of(wanted, lengths, where))
     ]
-    return [
+    runs = [
         Run(number=number, guest=guest, vls=vls, where=where, cpus=vcpus)
         for number, (where, vcpus, vls) in enumerate(chosen, start=1)
     ]
+    return [replace(run, command=command(run)) for run in runs]
 
 
 def _check(asked: vl.VlSet, host: vl.VlSet, where: HostSettings) -> None:
     if reason := vl.why_not(asked, host):
         raise HostError(
-            f"{OPTION}={vl.show(asked)}: {reason} ({host_name(where)})",
-            hint=vl.advice(asked, host).replace("--sve-vls", OPTION),
+            f"`sets`={vl.show(asked)}: {reason} ({host_name(where)})",
+            hint=vl.advice(asked, host, "`sets`"),
         )

@@ -140,7 +140,7 @@ def log_directory(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--logs {path}: cannot be made: {error.strerror}") from error
+        raise UsageError(f"`logs`={path}: cannot be made: {error.strerror}") from error
     return path
 
 

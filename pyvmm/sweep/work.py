@@ -33,7 +33,7 @@ from pyvmm.errors import (
 from pyvmm.host.client import IDLE_VARIABLE
 from pyvmm.host.settings import HostSettings
 from pyvmm.svecheck.probe import Probe
-from pyvmm.sweep.plan import Run, host_name, host_options
+from pyvmm.sweep.plan import Run, host_name
 
 # -P: no module of the current directory's is taken for pyvmm.
 COMMAND = (sys.executable, "-P", "-c", "import sys; from pyvmm.cli import main; sys.exit(main())")
@@ -73,13 +73,21 @@ def command_line(run: Run) -> str:
     return shlex.join(["pyvmm", *run.arguments(run.guest.image, run.guest.initrd)])
 
 
-def ask(where: HostSettings, stop: Event | None = None) -> Probe:
-    """What the host of those settings gives guests of SVE; it runs from then on.
+@dataclass(frozen=True, slots=True)
+class HostQuery:
+    """A host to ask for its vector lengths, and the command that prints them as JSON."""
+
+    where: HostSettings
+    command: tuple[str, ...]
+
+
+def ask(query: HostQuery, stop: Event | None = None) -> Probe:
+    """Return the vector lengths of a host, and start it where it does not run.
 
     Raises: HostError, UsageError, in the words of the host's own pyvmm.
     """
-    arguments = ["sve", "list", "--json", *host_options(where)]
-    done = _process(arguments, where, HOST_S, stop or Event())
+    where = query.where
+    done = _process(query.command, where, HOST_S, stop or Event())
     if done.code in (EXIT_OK, EXIT_FAILED):  # 1: KVM and the host's programs disagree
         with contextlib.suppress(ValueError):
             return Probe.of(json.loads(done.stdout), host_name(where))

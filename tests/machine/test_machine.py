@@ -301,7 +301,7 @@ def test_illegal_sets_are_refused_with_sets_that_work(boot: Boot, host_vls: froz
             boot("quadwords", sve=SveRequest(vls=asked))
 
         assert caught.value.hint is not None
-        assert "--sve-vls=" in caught.value.hint
+        assert "`sve.vls`=" in caught.value.hint
 
 
 def test_sve_is_on_at_the_hosts_full_set_by_default(boot: Boot, host_vls: frozenset[int]) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
 
 from pyvmm import layout
 from pyvmm.config import Config, DeviceConfig, Rng, SveRequest
 from pyvmm.errors import HostError
 from pyvmm.layout import GIB, MIB
-from pyvmm.machine.plan import HostLimits, most_memory, plan, room_for_vcpus
+from pyvmm.machine.plan import HostLimits, check, choose, most_memory, plan, room_for_vcpus
+from tests.arm64.lengths import FULL_512, POWERS_512, hosts, kernel_accepts, sets
 
 HOST = HostLimits(max_vcpus=512, ipa_bits=40, vls=frozenset({128, 256, 512}))
 
@@ -83,7 +85,7 @@ def test_too_many_vcpus_are_refused_with_the_limit() -> None:
     with pytest.raises(HostError) as caught:
         plan(config(vcpus=100_000), HOST)
 
-    assert "-c 100000" in caught.value.message
+    assert "`vcpus`=100000" in caught.value.message
     assert "at most 512" in caught.value.message
     assert caught.value.exit_code == 3
 
@@ -109,7 +111,7 @@ def test_too_much_memory_is_refused_with_bits_and_the_most_possible() -> None:
     assert "1 TiB of RAM needs 41 guest physical address bits" in caught.value.message
     assert "this host has 40" in caught.value.message
     assert caught.value.hint is not None
-    assert "-m 1022G" in caught.value.hint
+    assert "`memory`=1022G" in caught.value.hint
 
 
 def test_the_most_memory_is_just_accepted() -> None:
@@ -125,4 +127,89 @@ def test_an_illegal_set_is_refused_with_the_nearest() -> None:
         plan(config(sve=SveRequest(vls=frozenset({128, 512}))), HOST)
 
     assert caught.value.hint is not None
-    assert "--sve-vls=128,256,512" in caught.value.hint
+    assert "`sve.vls`=128,256,512" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("asked", "host", "reason", "choices"),
+    [
+        (
+            {128, 512},
+            FULL_512,
+            "256 and 384 are left out",
+            "`sve.vls`=128 or `sve.vls`=128,256,384,512",
+        ),
+        ({256}, FULL_512, "128 is left out", "`sve.vls`=128,256"),
+        (
+            {128, 256, 384},
+            POWERS_512,
+            "the host does not have 384",
+            "`sve.vls`=128,256 or `sve.vls`=128,256,512",
+        ),
+        ({128, 2048}, {128}, "the host does not have 2048", "`sve.vls`=128"),
+    ],
+)
+def test_check_says_why_and_what_would_work(
+    asked: set[int], host: set[int], reason: str, choices: str
+) -> None:
+    with pytest.raises(HostError) as caught:
+        check(frozenset(asked), frozenset(host))
+
+    assert reason in caught.value.message
+    assert caught.value.hint is not None
+    assert caught.value.hint.endswith(f"can give {choices}")
+    assert caught.value.exit_code == 3
+
+
+@given(asked=sets.filter(bool), host=hosts)
+def test_check_refuses_exactly_what_the_kernel_refuses(
+    asked: frozenset[int], host: frozenset[int]
+) -> None:
+    try:
+        check(asked, host)
+        accepted = True
+    except HostError:
+        accepted = False
+
+    assert accepted == kernel_accepts(asked, host)
+
+
+@pytest.mark.parametrize(
+    ("request_", "chosen"),
+    [
+        (SveRequest(), FULL_512),
+        (SveRequest(required=True), FULL_512),
+        (SveRequest(vls=frozenset({128, 256})), {128, 256}),
+        (SveRequest(required=True, vls=frozenset({128})), {128}),
+        (SveRequest(max_vl=384), {128, 256, 384}),
+        (SveRequest(max_vl=2048), FULL_512),
+        (SveRequest(off=True), set()),
+    ],
+)
+def test_choose_gives_what_was_asked(request_: SveRequest, chosen: set[int]) -> None:
+    assert choose(request_, FULL_512) == chosen
+
+
+def test_choose_takes_a_length_the_host_lacks_as_an_upper_bound() -> None:
+    assert choose(SveRequest(max_vl=384), POWERS_512) == {128, 256}
+
+
+def test_choose_without_sve_on_the_host_gives_none_by_default() -> None:
+    assert choose(SveRequest(), frozenset()) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("request_", "option"),
+    [
+        (SveRequest(required=True), "`sve.required`"),
+        (SveRequest(vls=frozenset({128})), "`sve.vls`=128"),
+        (SveRequest(max_vl=128), "`sve.max_vl`=128"),
+    ],
+)
+def test_choose_without_sve_on_the_host_refuses_to_leave_it_out(
+    request_: SveRequest, option: str
+) -> None:
+    with pytest.raises(HostError) as caught:
+        choose(request_, frozenset())
+
+    assert caught.value.message == f"{option}: this host has no SVE"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pyvmm.commands._sweepline import command, query
 from pyvmm.errors import HostError
 from pyvmm.host.settings import HostSettings
 from pyvmm.sweep.crew import Crew, local
@@ -22,7 +23,7 @@ HERE = HostSettings()
 
 
 def runs(image: str, timeout_s: float | None = None) -> list[Run]:
-    return plan(Guest(image=image, timeout_s=timeout_s), [None], [None], {HERE: POWERS})
+    return plan(Guest(image=image, timeout_s=timeout_s), [None], [None], {HERE: POWERS}, command)
 
 
 def driven(image: str, *, jobs: int = 2, fail_fast: bool = False, **guest: Any) -> list[Result]:
@@ -110,14 +111,14 @@ def test_run_that_an_executor_gives_up_is_a_result_too() -> None:
 
 def test_executor_that_asks_no_host_is_a_host_error() -> None:
     with pytest.raises(HostError, match="ConnectionError: the worker is gone"):
-        ask_hosts([HERE], Crew(Breaking()), threading.Event())
+        ask_hosts([query(HERE)], Crew(Breaking()), threading.Event())
 
 
 def test_every_host_is_asked() -> None:
     other = HostSettings(cpu="max")
 
     with local(2) as crew:
-        answers = ask_hosts([HERE, other], crew, threading.Event())
+        answers = ask_hosts([query(HERE), query(other)], crew, threading.Event())
 
     assert answers == {HERE: PROBE, other: PROBE}
 
@@ -127,4 +128,4 @@ def test_interruption_of_the_question_is_one() -> None:
     interrupted.set()
 
     with pytest.raises(KeyboardInterrupt), local(1) as crew:
-        ask_hosts([HERE], crew, interrupted)
+        ask_hosts([query(HERE)], crew, interrupted)

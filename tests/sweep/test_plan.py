@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvmm.arm64 import vl
+from pyvmm.commands._sweepline import command
 from pyvmm.errors import HostError, ImageError, UsageError
 from pyvmm.host.settings import HostSettings
 from pyvmm.sweep.plan import (
@@ -50,7 +51,7 @@ def test_all_is_every_set_the_host_can_give_and_no_other(host: frozenset[int]) -
 def test_plan_has_every_combination_once(hosts: list[frozenset[int]], cpus: list[int]) -> None:
     lengths = {HostSettings(cpu=f"cpu{at}"): host for at, host in enumerate(hosts)}
 
-    runs = plan(GUEST, [None, vl.NO_SVE], cpus, lengths)
+    runs = plan(GUEST, [None, vl.NO_SVE], cpus, lengths, command)
 
     assert len(runs) == len(cpus) * sum(len(host) + 1 for host in hosts)
     assert [run.number for run in runs] == [*range(1, len(runs) + 1)]
@@ -59,7 +60,7 @@ def test_plan_has_every_combination_once(hosts: list[frozenset[int]], cpus: list
 
 
 def test_runs_of_a_host_stand_side_by_side() -> None:
-    runs = plan(GUEST, [None], [1, 2], {HERE: POWERS, ELSEWHERE: POWERS})
+    runs = plan(GUEST, [None], [1, 2], {HERE: POWERS, ELSEWHERE: POWERS}, command)
 
     assert [run.where for run in runs] == [HERE] * 6 + [ELSEWHERE] * 6
 
@@ -80,10 +81,10 @@ def test_sets_are_repeated_or_listed(texts: list[str], sets: list[vl.VlSet | Non
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ([], "--sve-vls-each is missing"),
+        ([], "`sets` is missing"),
         ([""], "a value is empty"),
         (["128;"], "a value is empty"),
-        (["1,2"], "--sve-vls-each=1,2: lengths are in bits; these look like"),
+        (["1,2"], "`sets`=1,2: lengths are in bits; these look like"),
         (["every"], "'every' is not a vector length"),
     ],
 )
@@ -96,7 +97,7 @@ def test_set_a_host_cannot_give_is_refused_with_those_it_can() -> None:
     with pytest.raises(HostError, match=r"and 256 is left out \(kernel=") as caught:
         sets_of([frozenset({128, 512})], POWERS, HERE)
 
-    assert "can give --sve-vls-each=128 or --sve-vls-each=128,256,512" in str(caught.value.hint)
+    assert "can give `sets`=128 or `sets`=128,256,512" in str(caught.value.hint)
 
 
 def test_all_of_a_host_without_sve_is_refused() -> None:
@@ -117,31 +118,12 @@ def test_numbers_of_vcpus_are_repeated_or_listed() -> None:
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1,", "1 2"])
 def test_number_of_vcpus_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="--cpus"):
+    with pytest.raises(UsageError, match="`cpus`"):
         parse_cpus([text])
 
 
 def test_comma_within_a_cpu_s_name_separates_nothing() -> None:
-    assert alternatives(["max,sve=off;max", "max"], "--host-cpu") == ["max,sve=off", "max"]
-
-
-def test_command_line_is_that_of_one_run() -> None:
-    guest = Guest(image="-odd", options=("-m", "64"), timeout_s=2.5)
-
-    words = run(guest=guest, cpus=2, where=ELSEWHERE).arguments("-odd", "root.cpio")
-
-    assert words == [
-        "run", "--host=auto", "--host-kernel=6.1", "--host-qemu=7.2", "--host-cpu=max,sve384=off",
-        "--sve-vls=128,256,512", "--cpus", "2", "--initrd", "root.cpio", "--timeout", "2.5",
-        "-m", "64", "--", "-odd",
-    ]  # fmt: skip
-
-
-def test_empty_set_is_a_run_without_sve() -> None:
-    none = run(vls=vl.NO_SVE)
-
-    assert "--no-sve" in none.arguments("hello", None)
-    assert none.lengths == "none"
+    assert alternatives(["max,sve=off;max", "max"], "`host.cpu`") == ["max,sve=off", "max"]
 
 
 def test_longest_name_is_a_file_s_name() -> None:

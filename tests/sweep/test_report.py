@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pyvmm.commands._sweepline import command
 from pyvmm.errors import UsageError
 from pyvmm.host.settings import HostSettings
 from pyvmm.sweep import report
@@ -22,6 +24,7 @@ HOSTS = {HERE: PROBE}
 
 def result(verdict: Verdict, *, code: int | None = 0, left_out: int = 0) -> Result:
     run = Run(number=1, guest=Guest(image="dir/guest"), vls=frozenset({128}), where=HERE)
+    run = replace(run, command=command(run))
     outcome = None
     if code is not None:
         outcome = Outcome(
@@ -112,5 +115,5 @@ def test_log_of_a_run_that_was_not_begun_says_so(tmp_path: Path) -> None:
 def test_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
-    with pytest.raises(UsageError, match=r"--logs .*/file/logs: cannot be made: Not a directory"):
+    with pytest.raises(UsageError, match=r"`logs`=.*/file/logs: cannot be made: Not a directory"):
         report.log_directory(tmp_path / "file" / "logs")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pickle
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pyvmm.commands._sweepline import command, query
 from pyvmm.errors import HostError
 from pyvmm.host.settings import HostSettings
 from pyvmm.sweep import work
@@ -23,7 +25,12 @@ TWO = frozenset({128, 256})
 
 
 def run(image: str, **fields: Any) -> Run:
-    return Run(number=1, guest=Guest(image=image, **fields), vls=TWO, where=HERE)
+    return planned(Guest(image=image, **fields))
+
+
+def planned(guest: Guest) -> Run:
+    made = Run(number=1, guest=guest, vls=TWO, where=HERE)
+    return replace(made, command=command(made))
 
 
 def test_outcome_is_the_guest_s_and_can_be_pickled() -> None:
@@ -36,7 +43,7 @@ def test_outcome_is_the_guest_s_and_can_be_pickled() -> None:
 def test_files_that_travelled_lie_there_for_the_run(tmp_path: Path) -> None:
     image = tmp_path / "cat"
     image.write_text("meow")
-    packed = Run(number=1, guest=Guest(image="cat").packed(image), vls=TWO, where=HERE)
+    packed = planned(Guest(image="cat").packed(image))
     image.unlink()
 
     outcome = work.perform(packed)
@@ -87,12 +94,12 @@ def test_run_that_hangs_beyond_its_guest_s_time_is_ended(monkeypatch: pytest.Mon
 
 
 def test_host_is_asked_by_pyvmm_sve_list() -> None:
-    assert work.ask(HERE) == PROBE
+    assert work.ask(query(HERE)) == PROBE
 
 
 def test_host_that_cannot_be_asked_is_an_error_in_its_own_words() -> None:
     with pytest.raises(HostError, match="no such CPU") as caught:
-        work.ask(HostSettings(cpu="none"))
+        work.ask(query(HostSettings(cpu="none")))
 
     assert caught.value.hint == "take another"
     assert pickle.loads(pickle.dumps(caught.value)).hint == "take another"

@@ -123,7 +123,7 @@ def _moved_on(product: Product, choice: str, held: list[tuple[str, str]]) -> Hos
     series = ".".join(version.split(".")[:2])
     return HostError(
         f"Debian {suite} holds {product.title} {version} today{more}: not {choice}",
-        hint=f"{product.option} {series} or {product.option} {suite}; "
+        hint=f"`{product.field}`={series} or `{product.field}`={suite}; "
         f"`pyvmm host list` shows what there is",
     )
 
@@ -132,12 +132,12 @@ def _missing(product: Product, choice: str, missing: list[SuiteMissingError]) ->
     """Return the error for suites that the mirror lacks, or that have no such package."""
     if not missing:
         return HostError(
-            f"{product.option} {choice}: Debian has no {product.title} of that name today",
+            f"`{product.field}`={choice}: Debian has no {product.title} of that name today",
             hint="`pyvmm host list` shows what there is",
         )
     gone = {error.suite for error in missing}
     rest = ", ".join(f"{version} ({suite})" for version, suite in product.suites.items()
                      if suite not in gone)  # fmt: skip
     return HostError(
-        f"{product.option} {choice}: {missing[0].message}; there are {rest}", hint=missing[0].hint
+        f"`{product.field}`={choice}: {missing[0].message}; there are {rest}", hint=missing[0].hint
     )

@@ -147,7 +147,7 @@ def test_get_names_the_current_versions_when_no_suite_has_the_requested_one(mirr
         "Debian sid holds Linux 7.3.1 today, forky 7.3.1, trixie-backports 7.1.13, "
         "bookworm-backports 6.12.95: not 7.2"
     )
-    assert (caught.value.hint or "").startswith("--host-kernel 7.3 or --host-kernel sid;")
+    assert (caught.value.hint or "").startswith("`host.kernel`=7.3 or `host.kernel`=sid;")
 
 
 def test_get_refuses_a_program_of_another_version_than_its_package(mirror: Mirror) -> None:
@@ -176,7 +176,7 @@ def test_get_names_a_missing_suite_and_the_others(mirror: Mirror) -> None:
         with pytest.raises(HostError) as caught:
             get(LINUX, choice)
         assert caught.value.message == (
-            f"--host-kernel {choice}: the Debian mirror {MIRROR} has no suite bullseye; "
+            f"`host.kernel`={choice}: the Debian mirror {MIRROR} has no suite bullseye; "
             "there are 6.1 (bookworm), 6.12 (trixie), 7.2 (sid)"
         )
         assert "Debian's archive keeps old suites" in (caught.value.hint or "")
@@ -193,7 +193,7 @@ def test_get_tries_other_suites_when_a_versions_suite_is_missing(mirror: Mirror)
 
 
 def test_get_reports_a_suite_without_such_a_package(mirror: Mirror) -> None:
-    with pytest.raises(HostError, match="--host-qemu forky: Debian has no QEMU of that name"):
+    with pytest.raises(HostError, match=r"`host\.qemu`=forky: Debian has no QEMU of that name"):
         get(QEMU, "forky")
 
 
