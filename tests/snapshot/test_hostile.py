@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyvmm.commands import snapshot_diff, snapshot_show
-from pyvmm.commands._registers import show_registers
+from pyvmm.commands.registers.show import show_registers
+from pyvmm.commands.snapshot import diff as snapshot_diff
+from pyvmm.commands.snapshot import show as snapshot_show
 from pyvmm.errors import VmmError
 from pyvmm.snapshot.compare import compare
 from pyvmm.snapshot.snapshot import Snapshot

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvmm.arm64 import vl
-from pyvmm.commands._sweepline import command
+from pyvmm.commands.sweep._line import command
 from pyvmm.errors import HostError, ImageError, UsageError
 from pyvmm.host.settings import HostSettings
 from pyvmm.sweep.plan import (

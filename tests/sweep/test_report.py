@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.commands._sweepline import command
+from pyvmm.commands.sweep._line import command
 from pyvmm.errors import UsageError
 from pyvmm.host.settings import HostSettings
 from pyvmm.sweep import report

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pyvmm.commands._sweepline import command, query
+from pyvmm.commands.sweep._line import command, query
 from pyvmm.errors import HostError
 from pyvmm.host.settings import HostSettings
 from pyvmm.sweep import work

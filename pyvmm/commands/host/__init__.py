@@ -1,0 +1,216 @@
+"""``pyvmm host``: manage the emulated arm64 hosts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyvmm.base.dirs import cache_dir, remove_cache, size_on_disk
+from pyvmm.commands._hostopts import emulated_options
+from pyvmm.commands.host import _list
+from pyvmm.errors import EXIT_HOST, EXIT_OK
+from pyvmm.host import forward
+from pyvmm.host.instance import Instance
+from pyvmm.host.progress import Progress
+from pyvmm.host.running import (
+    Running,
+    all_running,
+    end_orphans,
+    running_at,
+    sessions,
+    stop,
+)
+from pyvmm.host.saved import everyone, remove
+from pyvmm.host.settings import LINUX, QEMU, HostSettings
+
+SCHEMA = 1
+
+
+@click.group()
+def host() -> None:
+    """Manage the emulated arm64 hosts.
+
+    A host is a QEMU that emulates an arm64 machine with EL2 and SVE and runs a Debian kernel;
+    pyvmm uses that kernel's /dev/kvm.  It is made the first time it is needed (from Debian
+    packages, unpacked in the cache), saved, and from then on started in well under a second.  It
+    stays for the next command, and ends by itself after 15 minutes without one
+    (PYVMM_HOST_IDLE=SECONDS).
+    """
+
+
+@host.command()
+@emulated_options
+def start(settings: HostSettings) -> None:
+    """Start a host (making it the first time), so that the next command finds it running."""
+    instance = Instance(settings, Progress())
+    before = running_at(instance.sockets)
+    began = time.monotonic()
+    running = instance.ensure()
+    took = "was running" if before else f"started in {time.monotonic() - began:.2f} s"
+    click.echo(f"{_title(running)}: {took}", err=True)
+
+
+@host.command(name="stop")
+@click.option("--all", "everything", is_flag=True, help="Every host, whatever its settings.")
+@emulated_options
+def stop_command(settings: HostSettings, everything: bool) -> None:
+    """Stop a running host; commands running in it end with an error."""
+    if everything:
+        end_orphans()
+        chosen = list(all_running())
+    else:
+        found = running_at(Instance(settings, Progress()).sockets)
+        chosen = [found] if found else []
+    for running in chosen:
+        stop(running)
+        click.echo(f"{_title(running)}: stopped", err=True)
+    if not chosen:
+        click.echo("no such host is running", err=True)
+
+
+@host.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(as_json: bool) -> None:
+    """Show which hosts run and which are saved, ready to start."""
+    running = {r.path.name: r for r in all_running()}
+    rows = [_row(path.name, facts, path, running.get(path.name)) for path, facts in everyone()]
+    shown = {row["name"] for row in rows}
+    rows += [_row(n, r.facts, None, r) for n, r in running.items() if n not in shown]
+    if as_json:
+        document = {"schema": SCHEMA, "cache": str(cache_dir()), "hosts": rows}
+        click.echo(json.dumps(document, indent=2))
+        return
+    if not rows:
+        click.echo("no emulated host yet: the first command that needs one makes it")
+    for row in rows:
+        click.echo(_line(row))
+
+
+@host.command(name="list")
+@click.option("--refresh", "again", is_flag=True, help="Ask the mirror first, which takes minutes.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_command(again: bool, as_json: bool) -> int:
+    """Show which kernels and QEMUs a host can have.
+
+    --host-kernel and --host-qemu take a version (its newest match in the cache, else in Debian), a
+    Debian suite (what it had when pyvmm last looked at it), or a path. Without --refresh nothing
+    is asked of the mirror: each suite is shown as pyvmm last saw it. Exit codes: 0 well; 3 with
+    --refresh, where the mirror does not answer.
+    """
+    answered = _list.refresh(Progress()) if again else True
+    kernels, qemus = _list.rows(LINUX), _list.rows(QEMU)
+    if as_json:
+        document = {
+            "schema": SCHEMA,
+            "cache": str(cache_dir()),
+            "kernels": kernels,
+            "qemus": qemus,
+        }
+        click.echo(json.dumps(document, indent=2))
+    else:
+        lines = [*_list.lines(LINUX, kernels), "", *_list.lines(QEMU, qemus)]
+        click.echo("\n".join(lines))
+    return EXIT_OK if answered else EXIT_HOST
+
+
+@host.command()
+@emulated_options
+def shell(settings: HostSettings) -> None:
+    """Open a shell in the host, as you, with your files at their own paths."""
+    sys.exit(forward(settings, ["sh"]))
+
+
+@host.command(
+    name="exec",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@emulated_options
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_command(settings: HostSettings, command: tuple[str, ...]) -> None:
+    """Run a command in the host: pyvmm host exec -- COMMAND [ARGS].
+
+    The host has Python 3.11 with pyvmm and its dependencies, and busybox.  `python3 -m MODULE`
+    runs in a fork of a process that has pyvmm loaded, and so starts at once.
+    """
+    sys.exit(forward(settings, list(command)))
+
+
+@host.command(name="rm")
+@click.option("--all", "everything", is_flag=True, help="Every host, and the whole cache.")
+@emulated_options
+def rm(settings: HostSettings, everything: bool) -> None:
+    """Remove a saved host (stopping it first), or with --all everything pyvmm has in its cache."""
+    if everything:
+        for running in all_running():
+            stop(running)
+        end_orphans()
+        removed = size_on_disk(cache_dir())
+        click.echo(f"{remove_cache()}: removed {removed / 1e6:.0f} MB", err=True)
+        return
+    instance = Instance(settings, Progress())
+    found = running_at(instance.sockets)
+    if found:
+        stop(found)
+    chosen = [path for path, facts in everyone() if facts.get("settings") == asdict(settings)]
+    for path in chosen:
+        remove(path)
+        click.echo(f"{path.name}: removed", err=True)
+    if not chosen:
+        click.echo("no such host is saved", err=True)
+
+
+def _title(running: Running) -> str:
+    kernel = running.facts["kernel"]
+    return f"emulated host {running.path.name} (Linux {kernel}, {running.description})"
+
+
+def _row(
+    name: str, facts: dict[str, Any], saved: Path | None, running: Running | None
+) -> dict[str, Any]:
+    """One host as ``status --json`` gives it."""
+    row: dict[str, Any] = {
+        "name": name,
+        "kernel": facts.get("kernel"),
+        "qemu": facts.get("qemu"),
+        "cpu": facts.get("cpu"),
+        "memory_bytes": facts.get("memory"),
+        "saved": str(saved) if saved else None,
+        "saved_bytes": size_on_disk(saved) if saved else 0,
+        "running": running is not None,
+    }
+    if running is not None:
+        row |= {
+            "pid": running.pid,
+            "sessions": sessions(running),
+            "uptime_s": round(time.time() - running.facts["started"], 1),
+            "rss_bytes": _rss(running.pid),
+        }
+    return row
+
+
+def _line(row: dict[str, Any]) -> str:
+    state = "saved"
+    if row["running"]:
+        state = (
+            f"running, process {row['pid']}, {row['sessions']} commands, "
+            f"up {row['uptime_s']:.0f} s, {row['rss_bytes'] / 1e6:.0f} MB resident"
+        )
+    return (
+        f"{row['name']}  Linux {row['kernel']}, QEMU {row['qemu']}, -cpu {row['cpu']}: {state}; "
+        f"{row['saved_bytes'] / 1e6:.0f} MB on disk"
+    )
+
+
+def _rss(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,1 @@
+"""Registers as text for people."""

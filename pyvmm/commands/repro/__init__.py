@@ -1,0 +1,202 @@
+"""``pyvmm repro``: reproductions of known bugs, each with its options; and one from a file."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from pyvmm.base.files import write_whole
+from pyvmm.commands._hostopts import host_options
+from pyvmm.commands.repro import _report
+from pyvmm.commands.repro._board import Board
+from pyvmm.host.progress import Progress
+from pyvmm.host.settings import KERNEL_SUITES, QEMU_SUITES, HostSettings
+from pyvmm.repro import cases
+from pyvmm.repro import replay as _reprocapsule
+from pyvmm.repro.capsule import Capsule
+from pyvmm.repro.matrix import Matrix
+from pyvmm.repro.model import Option, Reproduction
+from pyvmm.repro.runner import Job, ReproResult, perform
+
+EPILOG = (
+    "Exit codes: 0 not reproduced, and a control shows that it would have been seen; "
+    "1 reproduced, or something else is wrong; 2 usage; 3 cannot tell (which is named)."
+)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class Reproductions(click.Group):
+    """The group whose commands are the reproductions there are."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every reproduction, and what else there is."""
+        return [*cases.all_cases(), *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A reproduction's command is made of its options."""
+        reproduction = cases.all_cases().get(cmd_name)
+        return (
+            super().get_command(ctx, cmd_name) if reproduction is None else _command(reproduction)
+        )
+
+
+@click.group(cls=Reproductions)
+def repro() -> None:
+    """Reproduce known bugs, and tell where they are not.
+
+    Each looks for one bug on this machine's KVM, or in an emulated host, and says what it saw and
+    what follows from that. It says that a bug is not there only if what it did as a control was
+    noticed.
+    """
+
+
+@repro.command(name="run")
+@click.argument("capsule", type=FILE)
+@click.option("--trust", is_flag=True, help="Run the capsule's own programs on the host.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@host_options
+def run_capsule(where: HostSettings, capsule: Path, trust: bool, as_json: bool) -> int:
+    """Run a saved reproduction again, and say whether its verdict holds.
+
+    On the host it was made on, unless options name another. Exit codes: 0 it holds; 1 it does not;
+    2 the file is damaged, or is not to be trusted; 3 it cannot be told.
+    """
+    found = Capsule.read(capsule)
+    named = {"kind": "host", "kernel": "host_kernel", "qemu": "host_qemu", "cpu": "host_cpu",
+             "append": "host_append"}  # fmt: skip
+    chosen = {name: getattr(where, name) for name, option in named.items() if _said(option)}
+    settings = _reprocapsule.host_of(found, chosen)
+    with _reprocapsule.unpacked(found, settings, trust=trust) as job:
+        result = perform(job, Progress())
+    saved = _reprocapsule.saved_verdict(found)
+    sentence, code = saved.compare(result)
+    show(result, as_json=as_json)
+    click.echo(f"\nthen         {saved.machine}, pyvmm {saved.pyvmm}", err=as_json)
+    click.echo(sentence, err=as_json)
+    return code
+
+
+def _command(reproduction: Reproduction) -> click.Command:
+    """The command line of one reproduction."""
+
+    def run(where: HostSettings, **options: Any) -> int:
+        return _Run(reproduction, where, options).run()
+
+    command: Any = host_options(run)
+    for general in reversed(_GENERAL):
+        command = general(command)
+    for option in reversed(reproduction.options):
+        command = _option(option)(command)
+    help_text = f"{reproduction.title}\n\n{inspect.getdoc(reproduction.work) or ''}"
+    made = click.command(name=reproduction.name, help=help_text, epilog=EPILOG)(command)
+    assert isinstance(made, click.Command)
+    return made
+
+
+_GENERAL = (
+    click.option("--seed", type=click.IntRange(0, (1 << 24) - 1), default=1, metavar="N",
+                 help="What the patterns are made from."),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    click.option("--report", type=FILE, metavar="FILE",
+                 help="Write a Markdown report there, and JSON beside it (and a picture)."),
+    click.option("--save", type=FILE, metavar="CAPSULE",
+                 help="Write one file with all that `pyvmm repro run` needs to run this again."),
+    click.option("--matrix", is_flag=True,
+                 help="Run on emulated hosts of every QEMU and every kernel, or of those that "
+                 "--host-qemu and --host-kernel name, with all that is to be tried on each."),
+)  # fmt: skip
+
+
+def _option(option: Option) -> Any:
+    kind: Any = click.Choice(option.choices) if option.choices else str
+    return click.option(
+        f"--{option.name}", option.key, type=kind, default=option.default,
+        metavar=None if option.choices else option.metavar, help=option.help,
+    )  # fmt: skip
+
+
+class _Run:
+    """One call of a reproduction's command."""
+
+    def __init__(
+        self,
+        reproduction: Reproduction,
+        where: HostSettings,
+        options: dict[str, Any],
+    ) -> None:
+        texts = {option.key: options[option.key] for option in reproduction.options}
+        self._job = Job(
+            reproduction=reproduction,
+            settings=reproduction.read(texts),
+            where=where,
+            texts=texts,
+            seed=options["seed"],
+        )
+        self._options = options
+
+    def run(self) -> int:
+        """Do it, show it, write it; the exit code."""
+        if self._options["matrix"]:
+            return self._matrix()
+        result = perform(self._job, Progress())
+        show(result, as_json=self._options["as_json"])
+        self._report(_report.markdown(result), result.document())
+        if (path := self._options["save"]) is not None:
+            _reprocapsule.pack(result).write(path)
+        return result.finding.code
+
+    def _matrix(self) -> int:
+        """Every host; what was finished is reported also after a Ctrl-C."""
+        where = self._job.where
+        matrix = Matrix(
+            self._job,
+            [where.qemu] if _said("host_qemu") else list(QEMU_SUITES),
+            [where.kernel] if _said("host_kernel") else list(KERNEL_SUITES),
+        )
+        board = Board(matrix.cells, sys.stderr if self._options["as_json"] else sys.stdout)
+        try:
+            with board.showing():
+                matrix.run(board.begun, board.finished)
+        finally:
+            if self._options["as_json"]:
+                click.echo(json.dumps(matrix.document(), indent=2))
+            self._report_matrix(matrix)
+        return matrix.exit_code()
+
+    def _report_matrix(self, matrix: Matrix) -> None:
+        path = self._options["report"]
+        picture = matrix.picture()
+        name = path.with_suffix(".svg").name if path is not None and picture else None
+        self._report(matrix.markdown(name), matrix.document())
+        if path is not None and picture:
+            write_whole(path.with_suffix(".svg"), picture.encode())
+
+    def _report(self, text: str, document: dict[str, Any]) -> None:
+        if (path := self._options["report"]) is not None:
+            write_whole(path, text.encode())
+            write_whole(path.with_suffix(".json"), _json(document).encode())
+
+
+def _said(parameter: str) -> bool:
+    """Whether the user said anything about that option."""
+    source = click.get_current_context().get_parameter_source(parameter)
+    return source is not ParameterSource.DEFAULT
+
+
+def show(result: ReproResult, *, as_json: bool) -> None:
+    """Print what came of a job."""
+    if as_json:
+        click.echo(_json(result.document()), nl=False)
+        return
+    for line in _report.lines(result):
+        click.echo(line)
+
+
+def _json(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2) + "\n"

@@ -1,0 +1,134 @@
+"""``pyvmm snapshot diff``: what is different between two snapshots."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyvmm.commands.snapshot.show import printable
+from pyvmm.errors import EXIT_FAILED, EXIT_OK
+from pyvmm.snapshot.compare import Change, Comparison, MemoryChange, compare, page_count
+from pyvmm.snapshot.format import PAGE
+from pyvmm.snapshot.snapshot import Snapshot
+
+SCHEMA = 1
+DETAILS = 8  # lanes or fields told of for people
+LONG = 40  # characters of a value that has lanes or fields
+RANGES = 32  # of memory, told of for people
+
+
+@click.command()
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--strict", is_flag=True, help="Let differences that are expected count too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def diff(a: Path, b: Path, strict: bool, as_json: bool) -> int:
+    """Show what is different between two snapshots, and exit with 1 if something is.
+
+    Registers by name, with the fields and lanes that changed, the interrupt controller, devices,
+    the machine, and memory as ranges of pages. Differences that two saves of one machine at rest
+    have as well, such as the counters, are shown as expected, and do not count.
+    """
+    with Snapshot(a) as left, Snapshot(b) as right:
+        found = compare(left, right)
+    differ = found.differ or (strict and bool(found.changes or found.memory))
+    if as_json:
+        click.echo(json.dumps(document(a, b, found, differ), indent=2))
+    else:
+        for line in lines(a, b, found):
+            click.echo(printable(line))
+    return EXIT_FAILED if differ else EXIT_OK
+
+
+def document(a: Path, b: Path, found: Comparison, differ: bool) -> dict[str, Any]:
+    """The JSON document."""
+    return {
+        "schema": SCHEMA,
+        "a": str(a),
+        "b": str(b),
+        "differ": differ,
+        "changes": [
+            {**asdict(change), "details": [detail._asdict() for detail in change.details],
+             "expected": change.expected or None}
+            for change in found.changes
+        ],
+        "memory": [
+            {"start": f"{change.start:#x}", "end": f"{change.end:#x}",
+             "expected": change.expected or None}
+            for change in found.memory
+        ],
+    }  # fmt: skip
+
+
+def lines(a: Path, b: Path, found: Comparison) -> Iterator[str]:
+    """The differences for people to read."""
+    if not found.changes and not found.memory:
+        yield f"{a} and {b} are the same"
+        return
+    for where, changes in groupby((c for c in found.changes if not c.expected), _where):
+        yield where
+        for change in changes:
+            yield from _change(change)
+    memory = tuple(change for change in found.memory if not change.expected)
+    yield from _memory(memory)
+    yield from _expected(found)
+
+
+def _where(change: Change) -> str:
+    return change.where
+
+
+def _change(change: Change) -> Iterator[str]:
+    start = f"  {change.name:17} "
+    one, other = (value if value is not None else "not there" for value in (change.a, change.b))
+    if not change.details or max(len(one), len(other)) <= LONG:
+        yield f"{start}{one} -> {other}"
+        start = " " * len(start)
+    told = [f"{name} {a} -> {b}" for name, a, b in change.details[:DETAILS]]
+    lanes = any("[" in name for name, _, _ in change.details)
+    for line in told if lanes else filter(None, [", ".join(told)]):
+        yield f"{start}{line}"
+        start = " " * len(start)
+    if len(change.details) > DETAILS:
+        yield f"{start}and {len(change.details) - DETAILS} more"
+
+
+def _memory(memory: tuple[MemoryChange, ...]) -> Iterator[str]:
+    if not memory:
+        return
+    ranges = "1 range" if len(memory) == 1 else f"{len(memory)} ranges"
+    yield f"memory: {_pages(page_count(memory))} in {ranges}"
+    for change in memory[:RANGES]:
+        yield f"  {change.start:#x}-{change.end:#x}  {_pages((change.end - change.start) // PAGE)}"
+    if len(memory) > RANGES:
+        yield f"  and {len(memory) - RANGES} more"
+
+
+def _pages(count: int) -> str:
+    return "1 page" if count == 1 else f"{count} pages"
+
+
+def _expected(found: Comparison) -> Iterator[str]:
+    """What is no wonder, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for change in found.changes:
+        if change.expected:
+            reasons.setdefault(change.expected, []).append(_short_name(change))
+    for piece in found.memory:
+        if piece.expected:
+            reasons.setdefault(piece.expected, []).append(f"{piece.start:#x}-{piece.end:#x}")
+    if reasons:
+        yield "expected"
+    for reason, names in reasons.items():
+        more = f" and {len(names) - DETAILS} more" if len(names) > DETAILS else ""
+        yield f"  {', '.join(names[:DETAILS])}{more}: {reason}"
+
+
+def _short_name(change: Change) -> str:
+    return change.name if change.where == "machine" else f"{change.where} {change.name}"

@@ -1,0 +1,289 @@
+"""``pyvmm snapshot show``: what is in a snapshot, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+
+from pyvmm.arm64 import vl
+from pyvmm.base.units import parse_number, parse_size, show_size
+from pyvmm.commands.registers.show import PARTS, show_matching, show_registers
+from pyvmm.errors import UsageError
+from pyvmm.machine.registerdump import VcpuRegisters
+from pyvmm.memory.ranges import Range
+from pyvmm.snapshot.format import PAGE, VERSION
+from pyvmm.snapshot.gic import CPU
+from pyvmm.snapshot.snapshot import GICV2, GicPart, Snapshot
+
+SCHEMA = 1
+ROW = 16  # bytes in a line of memory
+MOST_MEMORY = 64 << 20  # bytes shown at once
+WIDE = 60  # columns of a device's value
+
+
+class Where(NamedTuple):
+    """A piece of guest memory."""
+
+    gpa: int
+    length: int
+
+
+class MemoryRange(click.ParamType[Where]):
+    """ADDR,LEN: where in guest memory, and how many bytes."""
+
+    name = "ADDR,LEN"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Where:
+        """Read such a text."""
+        address, comma, length = str(value).partition(",")
+        if not comma:
+            raise UsageError(f"--memory {value}: not ADDR,LEN", hint="write 0x80000000,64 or 4K")
+        where = Where(parse_number(address, "an address"), _length(length))
+        if not 0 < where.length <= MOST_MEMORY:
+            raise UsageError(
+                f"--memory {value}: 1 byte to {show_size(MOST_MEMORY)} can be shown at once"
+            )
+        return where
+
+
+def _length(text: str) -> int:
+    """A number of bytes; a suffix as in sizes may say otherwise."""
+    return (
+        parse_size(text)
+        if text[-1:].isalpha() and not text.lower().startswith("0x")
+        else (parse_number(text, "a length"))
+    )
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--vcpu", type=int, metavar="N", help="That vCPU alone.")
+@click.option("--part", type=click.Choice(PARTS), default="all", help="Which registers to show.")
+@click.option(
+    "--regs", metavar="PATTERN",
+    help="Only registers with such names: 'Z*', 'ESR_EL1,FAR_EL1', '*_EL1'.",
+)  # fmt: skip
+@click.option("--whole", is_flag=True, help="Z, P and FFR beyond the guest's vector length too.")
+@click.option("--memory", type=MemoryRange(), help="Only guest memory, LEN bytes at ADDR.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(
+    file: Path, vcpu: int | None, part: str, regs: str | None, whole: bool,
+    memory: Where | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Show what is in a snapshot.
+
+    Where it was taken, the machine, its memory map, devices and interrupt controller, and every
+    register of each vCPU, by the names and with the fields that Arm gives them. State is checked
+    before it is shown, and so is memory that is asked for.
+    """
+    with Snapshot(file) as snapshot:
+        if memory is not None:
+            data = snapshot.read(*memory)
+            if as_json:
+                click.echo(json.dumps({"schema": SCHEMA, "address": f"{memory.gpa:#x}",
+                                       "bytes": data.hex()}))  # fmt: skip
+            else:
+                _print(hex_lines(memory.gpa, data))
+            return
+        chosen = _chosen(snapshot, vcpu, whole, regs)
+        if as_json:
+            click.echo(json.dumps(document(snapshot, chosen), indent=2))
+        elif regs is not None:
+            _print(line for one in chosen for line in show_matching(one))
+        else:
+            if vcpu is None and part == "all":
+                _print(lines(snapshot))
+            _print(line for one in chosen for line in show_registers(one, part))
+
+
+def _print(text: Iterable[str]) -> None:
+    for line in text:
+        click.echo(printable(line))
+
+
+def printable(line: str) -> str:
+    """A line in which nothing of a snapshot's moves a terminal's cursor, or is no text at all."""
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in line)
+
+
+def _chosen(
+    snapshot: Snapshot, vcpu: int | None, whole: bool, patterns: str | None
+) -> list[VcpuRegisters]:
+    """The vCPUs asked for, with the registers asked for."""
+    count = len(snapshot.vcpus)
+    if vcpu is not None and not 0 <= vcpu < count:
+        raise UsageError(f"--vcpu {vcpu}: {snapshot.path} has vCPUs 0 to {count - 1}")
+    numbers = range(count) if vcpu is None else [vcpu]
+    chosen = [snapshot.registers(number, whole=whole) for number in numbers]
+    if patterns is None:
+        return chosen
+    asked = [text.strip().upper() for text in patterns.split(",")]
+    for one in chosen:
+        one["registers"] = {
+            name: text
+            for name, text in one["registers"].items()
+            if any(fnmatchcase(name.upper(), pattern) for pattern in asked)
+        }
+    if not any(one["registers"] for one in chosen):
+        raise UsageError(
+            f"--regs {patterns}: no register of {snapshot.path} is called so",
+            hint="patterns are as a shell's, with commas between them: 'X*,PC', '*_EL1'",
+        )
+    return chosen
+
+
+# For programs
+
+
+def document(snapshot: Snapshot, chosen: list[VcpuRegisters]) -> dict[str, Any]:
+    """The JSON document: the state as the file has it, with registers by name."""
+    state: dict[str, Any] = snapshot.state.document()
+    state["vcpus"] = [
+        {**{key: value for key, value in saved.items() if key != "registers"}, **one}
+        for saved, one in ((_saved(snapshot, one["vcpu"]), one) for one in chosen)
+    ]
+    state["gic"] = {
+        "kind": snapshot.state.gic.kind,
+        "nr_irqs": snapshot.state.gic.nr_irqs,
+        "parts": [
+            {
+                "part": part.part,
+                "vcpu": part.vcpu,
+                "registers": {name: f"{value:#010x}" for name, value in part.registers.items()},
+            }
+            for part in snapshot.gic_parts()
+        ],
+    }
+    return {
+        "schema": SCHEMA,
+        "file": _file(snapshot),
+        "state": state,
+        "stored": [[f"{low:#x}", f"{high:#x}"] for low, high in snapshot.file.stored()],
+    }
+
+
+def _saved(snapshot: Snapshot, number: int) -> dict[str, Any]:
+    vcpus = snapshot.file.document["vcpus"]
+    saved: dict[str, Any] = vcpus[number]
+    return saved
+
+
+def _file(snapshot: Snapshot) -> dict[str, Any]:
+    file = snapshot.file
+    return {
+        "path": str(file.path),
+        "version": VERSION,
+        "identity": file.identity,
+        "size": file.header.memory.end,
+        "parents": [
+            {"path": str(parent.path), "identity": parent.identity}
+            for parent in reversed(file.chain()[:-1])
+        ],
+    }
+
+
+# For people
+
+
+def lines(snapshot: Snapshot) -> Iterator[str]:
+    """What there is beside vCPUs' registers."""
+    yield from _headlines(snapshot)
+    yield from _map(snapshot)
+    yield "devices"
+    for name, state in snapshot.state.devices.items():
+        yield from _device(name, state)
+    for part in snapshot.gic_parts():
+        if part.part != CPU.name or snapshot.state.gic.kind == GICV2:  # else with each vCPU
+            yield from _gic(part, snapshot.state.gic.kind)
+
+
+def _headlines(snapshot: Snapshot) -> Iterator[str]:
+    state, file, taken = snapshot.state, snapshot.file, snapshot.state.taken
+    config = state.config
+    size = show_size(file.header.memory.end)
+    yield f"{snapshot.path}: snapshot {file.identity[:12]}, {size}"
+    for parent in reversed(file.chain()[:-1]):
+        yield f"  goes on    from {parent.path}, {parent.identity[:12]}"
+    yield f"  taken      {taken.time} by pyvmm {taken.pyvmm}"
+    yield f"  on         {taken.machine}, Linux {taken.kernel}, MIDR_EL1 {taken.midr:#010x}"
+    vls = f"SVE {vl.show(state.vls)} bits" if state.vls else "no SVE"
+    features = ", ".join(sorted(feature.value for feature in state.features))
+    yield f"  machine    {config.name}: {len(state.vcpus)} vCPUs, {state.gic.kind}, {vls}"
+    yield f"  addresses  {state.ipa_bits} bits"
+    if features:
+        yield f"  cpu        {features}"
+    yield f"  image      {config.image}"
+    seconds = state.clock.virtual / state.clock.hz
+    yield f"  clock      {seconds:.3f} s since the counter's 0, at {state.clock.hz} Hz"
+    for warning in state.warnings:
+        yield f"  warning    {warning}"
+
+
+def _map(snapshot: Snapshot) -> Iterator[str]:
+    yield "memory"
+    stored = snapshot.file.stored()
+    for area in snapshot.state.memory:
+        mine = [r for r in stored if r[0] < area.end and r[1] > area.base]
+        held = sum(min(high, area.end) - max(low, area.base) for low, high in mine)
+        yield (
+            f"  {area.base:#012x}-{area.end:#012x}  {area.name:7} {show_size(area.size)}, "
+            f"of which {held // PAGE} pages are not zero, in {_ranges(mine)}"
+        )
+
+
+def _ranges(ranges: list[Range]) -> str:
+    return "1 range" if len(ranges) == 1 else f"{len(ranges)} ranges"
+
+
+def _device(name: str, state: Any) -> Iterator[str]:
+    """A device's account; what is long is cut, as --json has it in full."""
+    if not isinstance(state, dict):
+        state = {"": state}
+    for number, (key, value) in enumerate(state.items()):
+        words = (
+            ", ".join(f"{k}={_short(v)}" for k, v in value.items())
+            if (isinstance(value, dict))
+            else _short(value)
+        )
+        yield f"  {'' if number else name:10} {key} {words}".rstrip()
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= WIDE else f"{text[:WIDE]}..."
+
+
+def _gic(part: GicPart, kind: str) -> Iterator[str]:
+    """The registers that are not zero."""
+    yield f"{kind} {part.part}" + ("" if part.vcpu is None else f" of vCPU {part.vcpu}")
+    cells = [f"{name:18} {value:#010x}" for name, value in part.registers.items() if value]
+    for at in range(0, len(cells), 3):
+        yield f"  {'  '.join(cells[at : at + 3])}".rstrip()
+    zero = len(part.registers) - len(cells)
+    if zero:
+        yield f"  zero: {zero} {'others' if cells else 'registers'}"
+
+
+def hex_lines(gpa: int, data: bytes) -> Iterator[str]:
+    """Memory as hexdump -C shows it; lines that say the same again are one star."""
+    last, skipping = b"", False
+    for at in range(0, len(data), ROW):
+        row = data[at : at + ROW]
+        if row == last and at + ROW < len(data):
+            if not skipping:
+                yield "*"
+            skipping = True
+            continue
+        last, skipping = row, False
+        halves = "  ".join(row[half : half + 8].hex(" ") for half in (0, 8) if row[half:])
+        text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
+        yield f"{gpa + at:012x}  {halves:48}  |{text}|"

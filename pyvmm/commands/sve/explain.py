@@ -1,0 +1,108 @@
+"""``pyvmm sve explain``: would a set of vector lengths work, here or on hosts that were probed?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyvmm.arm64 import vl
+from pyvmm.commands._hostopts import host_options, run_here_or_forward
+from pyvmm.commands.sve._probe import probe_here, read_probes, shown
+from pyvmm.errors import EXIT_FAILED, EXIT_OK, UsageError
+from pyvmm.host.settings import HostSettings
+from pyvmm.svecheck.probe import Probe
+
+SCHEMA = 1
+HERE = "this host"
+
+
+@click.command()
+@click.argument("text", metavar="SET")
+@click.argument("more", metavar="", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--on", multiple=True, type=click.Path(path_type=Path), metavar="PROBE...",
+    help="Ask these probes, which `pyvmm sve list --probe` saved, and no host.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@host_options
+def explain(
+    where: HostSettings, text: str, more: tuple[Path, ...], on: tuple[Path, ...], as_json: bool
+) -> int:
+    """Tell whether a set would work, and why not.
+
+    SET is vector lengths in bits, as 128,256. Shows what a guest with the set sees for each value
+    of ZCR_EL1.LEN; for a set that KVM refuses the reason, and the nearest that work. Exits with 1
+    when the set does not work on every host asked.
+    """
+    asked = vl.parse(text)
+    if more and not on:
+        raise UsageError(f"{more[0]}: one set at a time", hint="probes come after --on")
+    if on:
+        probes = read_probes((*on, *more))
+    else:
+        run_here_or_forward(where)
+        probes = {HERE: probe_here()}
+    if as_json:
+        click.echo(json.dumps(document(asked, probes), indent=2))
+    else:
+        for line in lines(asked, probes):
+            click.echo(line)
+    works = all(vl.is_legal(asked, probe.vls) for probe in probes.values())
+    return EXIT_OK if works else EXIT_FAILED
+
+
+def document(asked: vl.VlSet, probes: Mapping[str, Probe]) -> dict[str, Any]:
+    """The JSON document."""
+    works = [vl.is_legal(asked, probe.vls) for probe in probes.values()]
+    return {
+        "schema": SCHEMA,
+        "set": sorted(asked),
+        "works": all(works),
+        "hosts": [
+            {
+                "name": name,
+                "lengths": sorted(probe.vls),
+                "works": vl.is_legal(asked, probe.vls),
+                "reason": vl.why_not(asked, probe.vls) or None,
+                "nearest": [sorted(vls) for vls in vl.nearest(asked, probe.vls)],
+            }
+            for name, probe in probes.items()
+        ],
+        "vl_by_zcr_el1_len": vl.by_len(asked) if any(works) else None,
+    }
+
+
+def lines(asked: vl.VlSet, probes: Mapping[str, Probe]) -> Iterator[str]:
+    """The answer for people to read."""
+    for name, probe in probes.items():
+        reason = vl.why_not(asked, probe.vls)
+        yield f"{vl.show(asked)} {'does not work' if reason else 'works'} on {name}"
+        yield f"  host     {probe.machine}, {probe.kernel}"
+        yield f"  has      {shown(probe.vls)}"
+        if reason:
+            yield f"  why not  {reason}"
+            near = " or ".join(map(vl.show, vl.nearest(asked, probe.vls)))
+            yield f"  nearest  {near or 'none'}"
+    if any(vl.is_legal(asked, probe.vls) for probe in probes.values()):
+        yield from _what_a_guest_sees(asked)
+
+
+def _what_a_guest_sees(asked: vl.VlSet) -> Iterator[str]:
+    """The vector length for each ZCR_EL1.LEN; those that make no difference are one line."""
+    yield f"a guest with {vl.show(asked)}:"
+    yield "  ZCR_EL1.LEN  allows up to     vector length"
+    numbered = [*enumerate(vl.by_len(asked))]
+    for bits, group in groupby(numbered, key=lambda row: row[1]):
+        lens = [number for number, _ in group]
+        limits = [(number + 1) * vl.QUADWORD for number in lens]
+        yield f"  {_range(lens):11}  {_range(limits):15}  {bits}"
+
+
+def _range(numbers: list[int]) -> str:
+    first, last = numbers[0], numbers[-1]
+    return str(first) if first == last else f"{first} to {last}"

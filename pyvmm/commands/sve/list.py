@@ -1,0 +1,89 @@
+"""``pyvmm sve list``: what vector lengths this host gives guests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pyvmm.arm64 import vl
+from pyvmm.commands._hostopts import host_options, run_here_or_forward
+from pyvmm.commands.sve._probe import cpus, probe_here
+from pyvmm.errors import EXIT_FAILED, EXIT_OK
+from pyvmm.host.settings import HostSettings
+from pyvmm.svecheck.probe import Probe
+
+NAME = 9  # columns
+
+
+@click.command(name="list")
+@click.option(
+    "--probe", "file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Save it there, for `explain --on` and `common` on any machine.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@host_options
+def list_lengths(where: HostSettings, file: Path | None, as_json: bool) -> int:
+    """Show the vector lengths a host gives guests.
+
+    In bits, bytes and quadwords, with the sets it can offer, and whether KVM's answer agrees with
+    what the host's own programs have. Exits with 1 when the two contradict each other.
+    """
+    run_here_or_forward(where, [file] if file else [])
+    probe = probe_here()
+    if file is not None:
+        probe.write(file)
+    if as_json:
+        click.echo(json.dumps(document(probe), indent=2))
+    else:
+        for line in lines(probe):
+            click.echo(line)
+    if file is not None:
+        click.echo(f"{file}: saved", err=True)
+    contradicts = any(not difference.known for difference in probe.differences())
+    return EXIT_FAILED if contradicts else EXIT_OK
+
+
+def document(probe: Probe) -> dict[str, Any]:
+    """The JSON document: the probe as a file has it, and what follows from it."""
+    differences = [*probe.differences()]
+    return {
+        **probe.document(),
+        "sets": [sorted(vls) for vls in vl.legal_sets(probe.vls)],
+        "agrees": not differences,
+        "differences": [
+            {"what": difference.text, "known": difference.known} for difference in differences
+        ],
+    }
+
+
+def lines(probe: Probe) -> Iterator[str]:
+    """The host for people to read."""
+    yield f"{'host':{NAME}} {probe.machine}"
+    yield f"{'kernel':{NAME}} {probe.kernel}"
+    for cpu in cpus(probe):
+        yield f"{'CPU':{NAME}} {cpu}"
+    if not probe.vls and not probe.prctl:
+        yield f"{'SVE':{NAME}} none, neither for guests nor for the host's own programs"
+        return
+    yield from _agreement(probe)
+    yield ""
+    yield f"{'BITS':>6} {'BYTES':>6} {'QUADWORDS':>10}   SET UP TO IT"
+    for length in sorted(probe.vls):
+        vls = vl.up_to(probe.vls, length)
+        yield f"{length:6} {length // 8:6} {length // vl.QUADWORD:10}   --sve-vls={vl.show(vls)}"
+
+
+def _agreement(probe: Probe) -> Iterator[str]:
+    """Whether the host's own programs have the same lengths."""
+    differences = [*probe.differences()]
+    own = vl.show(probe.prctl) or "no SVE"
+    if not differences:
+        yield f"{'programs':{NAME}} {own}: the same as guests, by prctl(PR_SVE_SET_VL) and RDVL"
+        return
+    yield f"{'programs':{NAME}} {own}, by prctl(PR_SVE_SET_VL)"
+    for difference in differences:
+        yield f"{'' if difference.known else 'WRONG':{NAME}} {difference.text}"

@@ -1,0 +1,114 @@
+"""The memory of running VMs in words, and the wait for a guest that is to change it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import click
+
+from pyvmm.base.units import show_size
+from pyvmm.commands.vms._running import Vm
+from pyvmm.control.wire import Message, failure
+from pyvmm.layout import MIB
+
+POLL_S = 0.2  # how often a guest is looked at that is waited for
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def wait_option(command: _Command) -> _Command:
+    """Give a command --wait."""
+    return click.option(
+        "--wait", type=click.FloatRange(min=0), metavar="SECONDS",
+        help="Wait until the guest has done it; exit 1 if it has not by then.",
+    )(command)  # fmt: skip
+
+
+def ask_and_wait(
+    vm: Vm, request: Message, missing: Callable[[Message], str], wait_s: float | None
+) -> Message:
+    """Make a request, and look again until nothing is ``missing``, or time is up.
+
+    ``missing`` says in words what of a reply is not as asked; the reply that still lacks
+    something when time is up is a failure that says so.
+    """
+    reply = vm.ask(request)
+    deadline = time.monotonic() + (wait_s or 0)
+    while wait_s is not None and reply["ok"] and (what := missing(reply)):
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return {**reply, **failure(f"after {wait_s:g} s {what}", _why_not(reply))}
+        time.sleep(min(POLL_S, left))
+        reply = vm.ask({"do": request["do"]})
+    return reply
+
+
+def missing_of_balloon(reply: Message) -> str:
+    """What a balloon still lacks."""
+    balloon = reply["balloon"]
+    if balloon["hinting"]:
+        return "the guest has not said yet what is free"
+    if balloon["actual_bytes"] == balloon["target_bytes"]:
+        return ""
+    return f"the balloon has {mib(balloon['actual_bytes'])}, not {mib(balloon['target_bytes'])}"
+
+
+def missing_of_memory(reply: Message) -> str:
+    """What the guest has still to plug or unplug."""
+    hotplug = reply["hotplug"]
+    if hotplug is None or hotplug["plugged_bytes"] == hotplug["requested_bytes"]:
+        return ""
+    return f"{mib(hotplug['plugged_bytes'])} are plugged, not {mib(hotplug['requested_bytes'])}"
+
+
+def balloon_line(reply: Message) -> str:
+    """How the balloon stands."""
+    balloon = reply["balloon"]
+    asked = ""
+    if missing_of_balloon({**reply, "balloon": {**balloon, "hinting": False}}):
+        asked = f", asked for {mib(balloon['target_bytes'])}"
+    driver = "" if balloon["has_driver"] else "; the guest has no driver for it (yet)"
+    return f"balloon {mib(balloon['actual_bytes'])}{asked}{driver}"
+
+
+def memory_line(reply: Message) -> str:
+    """How the memory that can be plugged stands."""
+    hotplug = reply["hotplug"]
+    if hotplug is None:
+        return f"memory {show_size(reply['memory_bytes'])}, no room for more"
+    plugged, requested = hotplug["plugged_bytes"], hotplug["requested_bytes"]
+    asked = "" if plugged == requested else f", asked for {mib(requested)}"
+    driver = "" if hotplug["has_driver"] else "; the guest has no driver for it (yet)"
+    return (
+        f"memory {mib(hotplug['ram_bytes'] + plugged)}: {mib(hotplug['ram_bytes'])} and "
+        f"{mib(plugged)} of {mib(hotplug['most_bytes'])} plugged{asked}{driver}"
+    )
+
+
+def statistics_lines(reply: Message) -> Iterator[str]:
+    """What the guest says of its memory."""
+    found = reply.get("guest_memory")
+    if found is None:
+        return
+    values = {name: value for name, value in found.items() if name != "age_s"}
+    yield f"  the guest says, {found['age_s']:.1f} s ago"
+    for name, value in values.items():
+        shown = mib(value) if name.endswith("_bytes") else str(value)
+        yield f"    {name.removesuffix('_bytes').replace('_', ' '):20}  {shown:>12}"
+
+
+def mib(size: int) -> str:
+    """A size in MiB, however odd."""
+    return f"{size / MIB:.1f}".removesuffix(".0") + " MiB"
+
+
+def _why_not(reply: Message) -> str:
+    """What may keep a guest from it."""
+    devices = (reply.get("balloon"), reply.get("hotplug"))
+    if reply["state"] == "paused":
+        return "it is paused"
+    if not all(device["has_driver"] for device in devices if device):
+        return "the guest has no driver for it: a Linux guest needs virtio_balloon or virtio_mem"
+    return "a guest gives up no memory that it uses; pyvmm stat -m shows what it has"

@@ -1,0 +1,75 @@
+"""``pyvmm debug``: look into VMs that run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from pyvmm.commands.registers.show import PARTS, show_registers
+from pyvmm.commands.vms._devices import show_devices
+from pyvmm.commands.vms._running import (
+    answered,
+    ask_all,
+    chosen,
+    print_json,
+    tell,
+    verdict,
+    vm_options,
+)
+from pyvmm.control.wire import Message
+from pyvmm.errors import UsageError
+
+
+@click.command()
+@click.option("-d", "--dump", is_flag=True, help="Show the registers of the vCPUs.")
+@click.option("--vcpu", type=int, metavar="N", help="Of that vCPU alone.")
+@click.option("--part", type=click.Choice(PARTS), default="all", help="Which registers to show.")
+@click.option("--whole", is_flag=True, help="Z, P and FFR beyond the guest's vector length too.")
+@click.option("--devices", is_flag=True, help="Show the virtio devices and their queues.")
+@click.option("-s", "--sysrq", metavar="KEY", help="Send a Linux guest that sysrq, as `t`.")
+@click.option("-m", "--nmi", type=int, metavar="CPU", hidden=True)
+@vm_options
+def debug(
+    name: str | None, everything: bool, as_json: bool, dump: bool, vcpu: int | None,
+    part: str, whole: bool, devices: bool, sysrq: str | None, nmi: int | None,
+) -> int:  # fmt: skip
+    """Show VMs' registers or devices, or send a sysrq.
+
+    -d stops the VM for a moment and shows every register KVM has of each vCPU, by the names and
+    with the fields that Arm gives them. -s presses BREAK and the key on the guest's serial console.
+    """
+    if nmi is not None:
+        raise UsageError("--nmi: KVM has no NMI to send to an arm64 guest")
+    if dump + devices + (sysrq is not None) != 1:
+        raise UsageError(
+            "what to do? give -d to show registers, --devices, or -s KEY to send a sysrq"
+        )
+    if sysrq is not None:
+        if len(sysrq) != 1 or not sysrq.isascii():
+            raise UsageError(f"--sysrq {sysrq}: not one key; `h` has Linux list them")
+        return tell(chosen(name, everything), {"do": "sysrq", "key": sysrq}, as_json, "sent")
+    request: Message = {"do": "registers", "vcpu": vcpu, "whole": whole}
+    if devices:
+        request = {"do": "devices"}
+    replies = ask_all(chosen(name, everything), request)
+    if as_json:
+        print_json(replies)
+        return verdict(replies)
+    for reply in answered(replies):
+        click.echo(f"{reply['name']}:")
+        for line in show_devices(reply["devices"]) if devices else _registers(reply, part):
+            click.echo(line)
+    return verdict(replies)
+
+
+def _registers(reply: Message, part: str) -> Iterator[str]:
+    for registers in reply["vcpus"]:
+        yield from show_registers(registers, part)
+        yield from _exits(registers["exits"])
+
+
+def _exits(counts: dict[str, int]) -> Iterator[str]:
+    """How often the vCPU left KVM_RUN for pyvmm."""
+    causes = ", ".join(f"{cause} {count}" for cause, count in counts.items())
+    yield f"  exits    {causes or 'none'}"

@@ -1,0 +1,50 @@
+"""``pyvmm list``: the VMs that run, here and in emulated hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from pyvmm.base.units import show_size
+from pyvmm.commands.vms._running import Vm, everyone, print_json
+from pyvmm.errors import UsageError
+
+COLUMNS = ("NAME", "STATE", "PID", "VCPUS", "MEMORY", "SVE", "HOST")
+
+
+@click.command(name="list")
+@click.option("-i", "--run", is_flag=True, help="Running VMs; there are no others to show.")
+@click.option("-r", "--rootfs", is_flag=True, hidden=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_vms(run: bool, rootfs: bool, as_json: bool) -> None:
+    """Show the VMs that run.
+
+    Those on this machine's own KVM, and those in every emulated host that is up.
+    """
+    if rootfs:
+        raise UsageError("--rootfs: pyvmm keeps no root file systems for guests")
+    vms = everyone()
+    if as_json:
+        print_json([{**vm.info, "host": vm.place.name} for vm in vms])
+        return
+    for line in lines(vms):
+        click.echo(line)
+
+
+def lines(vms: list[Vm]) -> Iterator[str]:
+    """The table."""
+    rows = [COLUMNS, *map(_row, vms)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _row(vm: Vm) -> tuple[str, ...]:
+    info = vm.info
+    if not info["ok"]:
+        return (vm.name, info["state"], "", "", "", "", vm.place.label)
+    vls = ",".join(map(str, info["sve_vls"])) or "off"
+    memory = show_size(info["memory_bytes"])
+    return (vm.name, info["state"], str(info["pid"]), str(info["vcpus"]), memory, vls,
+            vm.place.label)  # fmt: skip

@@ -1,0 +1,58 @@
+"""``pyvmm save``: a running VM becomes a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pyvmm.base.units import show_size
+from pyvmm.cli import say
+from pyvmm.commands.vms._running import answered, chosen, print_json, verdict
+from pyvmm.host import share
+
+
+@click.command(epilog="Exit codes: 0 saved; 1 the VM cannot be saved; 2 usage; 3 the disk is full.")
+@click.argument("name")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--resume", is_flag=True, help="Let the VM go on; else it ends when it is saved.")
+@click.option(
+    "--parent", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+    help="Write only what has changed since that snapshot of the VM's.",
+)  # fmt: skip
+@click.option(
+    "--track", is_flag=True,
+    help="Have KVM note what the guest writes from now on: the next save with --parent is faster.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def save(
+    name: str, file: Path, resume: bool, parent: Path | None, track: bool, as_json: bool
+) -> int:
+    """Save a VM to a file.
+
+    `pyvmm restore` lets the VM called NAME go on from FILE, which is there whole when this
+    returns, or as it was before.  It holds all that the guest has in its memory, and is yours
+    alone (mode 0600).  What the guest has on disks is not in it.
+    """
+    (vm,) = chosen(name, False)
+    files = [path.absolute() for path in (file, parent) if path is not None]
+    if vm.place.running is not None:
+        share.refuse_hidden(files)
+    request = {
+        "do": "save",
+        "file": str(files[0]),
+        "parent": None if parent is None else str(files[1]),
+        "resume": resume,
+        "track": track,
+    }
+    replies = [vm.ask(request)]
+    if as_json:
+        print_json(replies)
+    for reply in answered(replies):
+        for line in reply["warnings"]:
+            say(line)
+        if not as_json:
+            done = "saved, and goes on" if resume else "saved, and ended"
+            size = show_size(reply["bytes_on_disk"])
+            click.echo(f"{reply['name']}: {done}: {file}, {size} on disk", err=True)
+    return verdict(replies)

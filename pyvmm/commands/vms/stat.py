@@ -1,0 +1,148 @@
+"""``pyvmm stat``: why VMs leave KVM_RUN, and how often."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import click
+
+from pyvmm.base.units import show_size
+from pyvmm.commands.vms._guestmemory import balloon_line, memory_line, statistics_lines
+from pyvmm.commands.vms._running import (
+    Vm,
+    answered,
+    ask_all,
+    chosen,
+    print_json,
+    verdict,
+    vm_options,
+)
+from pyvmm.control.wire import Message
+
+MIB = 1 << 20
+
+
+@click.command()
+@click.option("-m", "--memory", is_flag=True, help="Guest memory alone.")
+@click.option("--once", is_flag=True, help="Print and end, on a terminal too.")
+@click.option(
+    "--interval", type=click.FloatRange(min=0.1), default=1.0, metavar="SECONDS",
+    help="How often to look, on a terminal.",
+)  # fmt: skip
+@vm_options
+def stat(
+    name: str | None, everything: bool, as_json: bool, memory: bool, once: bool, interval: float
+) -> int:
+    """Show VMs' exits, by reason and device.
+
+    And the memory they use, with what a guest that has a balloon says of it.  Exits to pyvmm are
+    counted by device and direction; under them is what KVM counts of itself, by the names of its
+    statistics, and what virtio devices did.  On a terminal the picture is live, with rates, until
+    Ctrl-C or the VM's end; elsewhere, with --json and with --once it is printed once.
+    """
+    vms = chosen(name, everything)
+    if as_json or once or not sys.stdout.isatty():
+        replies = ask_all(vms, {"do": "stat"})
+        if as_json:
+            print_json(replies)
+        else:
+            _print(replies, memory)
+        return verdict(replies)
+    return _watch(vms, memory, interval)
+
+
+def _print(replies: list[Message], memory: bool) -> None:
+    for reply in answered(replies):
+        for line in lines(reply, None, memory):
+            click.echo(line)
+
+
+def _watch(vms: list[Vm], memory: bool, interval_s: float) -> int:
+    """Show the picture again and again, while any of the VMs lives."""
+    from rich.live import Live
+    from rich.text import Text
+
+    watched: list[tuple[Vm, Message | None]] = [(vm, None) for vm in vms]
+    with Live(auto_refresh=False) as live:
+        while looked := _look(watched):
+            shown = [line for _, before, now in looked for line in lines(now, before, memory)]
+            live.update(Text("\n".join(shown)), refresh=True)
+            watched = [(vm, now) for vm, _, now in looked]
+            time.sleep(interval_s)
+    return 0
+
+
+def _look(
+    watched: Sequence[tuple[Vm, Message | None]],
+) -> list[tuple[Vm, Message | None, Message]]:
+    """Of each VM that still answers, what it said before and says now."""
+    replies = ask_all([vm for vm, _ in watched], {"do": "stat"})
+    pairs = zip(watched, replies, strict=True)
+    return [(vm, before, now) for (vm, before), now in pairs if now["ok"]]
+
+
+def lines(reply: Message, before: Message | None, memory: bool = False) -> Iterator[str]:
+    """The picture of one VM; ``before`` is an earlier reply of it, for the rates."""
+    resident = reply["memory_resident_bytes"] / MIB
+    size = show_size(reply["memory_bytes"])
+    yield (
+        f"{reply['name']}  {reply['state']}, up {reply['uptime_s']:.1f} s, "
+        f"{reply['vcpus']} vCPUs, {size} of memory, {resident:.1f} MiB of it in use"
+    )
+    yield from _memory(reply)
+    if memory:
+        return
+    yield from _table("exits to pyvmm", reply, before, "exits")
+    yield from _table("bytes sent without a VM exit", reply, before, "sent_without_exit")
+    yield from _table("counted by KVM", reply, before, "kvm")
+    yield from _devices(reply, before)
+
+
+def _memory(reply: Message) -> Iterator[str]:
+    """What is asked of the guest's memory, and what it says of it."""
+    if reply.get("balloon") is not None:
+        yield f"  {balloon_line(reply)}"
+    if reply.get("hotplug") is not None:
+        yield f"  {memory_line(reply)}"
+    yield from statistics_lines(reply)
+
+
+def _table(title: str, reply: Message, before: Message | None, key: str) -> Iterator[str]:
+    """Counts that are not zero, the largest first; with rates where there is a before."""
+    counts = {
+        cause: count
+        for cause, count in reply.get(key, {}).items()  # an older VM's has not all of them
+        if count and not cause.endswith("_ns")  # KVM's times; --json has them
+    }
+    if not counts:
+        return
+    width = max(len(title), *map(len, counts))
+    total = sum(counts.values()) if key == "exits" else ""  # one of KVM's counts is the total
+    yield f"  {title:{width}}  {total:>12}".rstrip()
+    for cause, count in sorted(counts.items(), key=lambda item: -item[1]):
+        yield f"    {cause:{width}}  {count:>10}{_rate(reply, before, key, cause)}"
+
+
+def _devices(reply: Message, before: Message | None) -> Iterator[str]:
+    """What each virtio device counts."""
+    for slot, device in enumerate(reply["devices"]):
+        earlier = None if before is None else before["devices"][slot]["counts"]
+        yield f"  {device['region']} {device['device']} {device['backing']}".rstrip()
+        for name, count in device["counts"].items():
+            rate = "" if earlier is None else _rate_of(count, earlier[name], reply, before)
+            yield f"    {name.replace('_', ' '):16}  {count:>14}{rate}"
+
+
+def _rate(reply: Message, before: Message | None, key: str, cause: str) -> str:
+    return _rate_of(
+        reply[key][cause], 0 if before is None else before[key].get(cause, 0), reply, before
+    )
+
+
+def _rate_of(now: int, earlier: int, reply: Message, before: Message | None) -> str:
+    if before is None or reply["uptime_s"] <= before["uptime_s"]:
+        return ""
+    passed_s = reply["uptime_s"] - before["uptime_s"]
+    return f"  {(now - earlier) / passed_s:>10.0f}/s"

@@ -1,0 +1,252 @@
+"""``pyvmm snapshot``: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyvmm.cli import main
+from pyvmm.commands.snapshot.show import hex_lines
+from pyvmm.layout import MIB, RAM_BASE
+from pyvmm.memory.ram import GuestMemory
+from pyvmm.snapshot.format import PAGE
+from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.writer import Part, write_snapshot
+from tests.snapshot import sample
+from tests.snapshot.files import save_machine
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def memory() -> Iterator[GuestMemory]:
+    with GuestMemory(RAM_BASE, 16 * MIB) as memory:
+        memory.write(RAM_BASE + 0x80000, b"Hello, guest")
+        yield memory
+
+
+@pytest.fixture
+def path(tmp_path: Path, memory: GuestMemory) -> Path:
+    save_machine(tmp_path / "a.snap", sample.state(), memory)
+    return tmp_path / "a.snap"
+
+
+def run(capsys: Capture, *words: str | Path) -> tuple[int, str, str]:
+    code = main(["snapshot", *map(str, words)])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_show_tells_everything(path: Path, capsys: Capture) -> None:
+    code, out, _ = run(capsys, "show", path)
+
+    assert code == 0
+    for part in (
+        "taken      2026-11-26T21:40:00Z by pyvmm 0.1.0",
+        "on         emulated: QEMU 7.2.22 (TCG), -cpu max,sve2048=on, Linux 6.1.0-50-arm64",
+        "machine    sample: 2 vCPUs, gicv3, SVE 128,256 bits",
+        "0x0080000000-0x0081000000  ram     16 MiB, of which 1 pages are not zero, in 1 range",
+        "uart0      registers IER=1",
+        "GICR_ISENABLER0    0x0800ffff",
+        "vCPU 0: RUNNABLE",
+        "vCPU 1: STOPPED",
+        "PSTATE            0x00000000000003c5  EL1h nzcv DAIF",
+        "Z3   0404040404040404 in each of 4 doublewords",
+        "P2   55555557",
+    ):
+        assert part in out
+
+
+def test_show_one_vcpu_and_a_part(path: Path, capsys: Capture) -> None:
+    code, out, _ = run(capsys, "show", path, "--vcpu", "1", "--part", "vectors")
+
+    assert code == 0
+    assert out.startswith("vCPU 1: STOPPED\nvectors: VL 256 of 128,256 bits")
+    assert "PSTATE" not in out
+
+
+def test_show_registers_by_pattern(path: Path, capsys: Capture) -> None:
+    code, out, _ = run(capsys, "show", path, "--regs", "z1?,pc,*_el1", "--vcpu", "0")
+
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "vCPU", "PC", *(f"Z{n}" for n in range(10, 20)), "MPIDR_EL1", "ZCR_EL1",
+    ]  # fmt: skip
+
+
+def test_show_json_has_state_and_names(path: Path, capsys: Capture) -> None:
+    code, out, _ = run(capsys, "show", path, "--json", "--regs", "PC,Z3")
+    document = json.loads(out)
+
+    assert code == 0
+    assert document["schema"] == 1
+    assert document["state"]["vcpus"][0]["registers"] == {
+        "PC": "0x0000000080080000", "Z3": "0x" + "04" * 32,
+    }  # fmt: skip
+    assert document["state"]["vcpus"][1]["features"] == ["POWER_OFF", "PSCI_0_2", "SVE"]
+    assert document["state"]["gic"]["parts"][1]["registers"] == {"GICR_ISENABLER0": "0x0800ffff"}
+    assert document["state"]["taken"]["kernel"] == "6.1.0-50-arm64"
+    assert document["stored"] == [["0x80080000", "0x80081000"]]
+    assert len(document["file"]["identity"]) == 64
+
+
+def test_show_memory_as_hexdump_does(path: Path, capsys: Capture) -> None:
+    code, out, _ = run(capsys, "show", path, "--memory", "0x80080000,16")
+
+    assert code == 0
+    assert out == (
+        "000080080000  48 65 6c 6c 6f 2c 20 67  75 65 73 74 00 00 00 00  |Hello, guest....|\n"
+    )
+
+
+def test_show_memory_as_json(path: Path, capsys: Capture) -> None:
+    code, out, _ = run(capsys, "show", path, "--memory", "0x80080007,5", "--json")
+
+    assert code == 0
+    assert json.loads(out) == {"schema": 1, "address": "0x80080007", "bytes": b"guest".hex()}
+
+
+def test_memory_that_says_the_same_is_one_star() -> None:
+    assert list(hex_lines(0, bytes(64) + b"\1")) == [
+        f"000000000000  {'00 ' * 7}00  {'00 ' * 7}00  |{'.' * 16}|",
+        "*",
+        f"000000000040  {'01':48}  |.|",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--vcpu", "2"], "has vCPUs 0 to 1"),
+        (["--regs", "NOPE*"], "no register of"),
+        (["--memory", "0x80000000"], "not ADDR,LEN"),
+        (["--memory", "0x80000000,0"], "1 byte to 64 MiB"),
+        (["--memory", "0x80000000,1G"], "1 byte to 64 MiB"),
+        (["--memory", "0x7ffff000,8K"], "are outside its memory"),
+    ],
+)
+def test_show_refuses_what_is_not_there(
+    path: Path, capsys: Capture, words: list[str], reason: str
+) -> None:
+    code, out, err = run(capsys, "show", path, *words)
+
+    assert (code, out) == (2, "")
+    assert reason in err
+
+
+def test_show_of_a_damaged_file_is_one_error(path: Path, capsys: Capture) -> None:
+    data = bytearray(path.read_bytes())
+    data[PAGE + 100] ^= 1
+    path.write_bytes(data)
+
+    code, out, err = run(capsys, "show", path)
+
+    assert (code, out) == (2, "")
+    assert "a.snap: its state is damaged: the SHA-256 differs" in err
+    assert err.count("\n") == 2  # and a hint
+
+
+def test_nothing_of_a_snapshot_s_moves_the_cursor(
+    path: Path, memory: GuestMemory, capsys: Capture
+) -> None:
+    b = other(path, memory, devices={"x\x1b[2J": {"\ud800": "\x07"}})
+
+    assert "\\u001b[2J" in run(capsys, "show", b)[1]
+    out = run(capsys, "diff", path, b)[1]
+    assert "\\ud800" in out and "\\u0007" in out
+    assert out.replace("\n", "").isprintable()
+
+
+def other(path: Path, memory: GuestMemory, **changes: Any) -> Path:
+    state = sample.state().replace(**changes)
+    save_machine(path.with_name("b.snap"), state, memory)
+    return path.with_name("b.snap")
+
+
+def test_diff_of_equal_snapshots_ends_with_0(path: Path, capsys: Capture) -> None:
+    code, out, _ = run(capsys, "diff", path, path)
+
+    assert (code, out) == (0, f"{path} and {path} are the same\n")
+
+
+def test_diff_ends_with_1_and_tells(path: Path, memory: GuestMemory, capsys: Capture) -> None:
+    memory.write(RAM_BASE + 0x80000, b"J")
+    b = other(path, memory, devices={**sample.state().devices, "rtc": {"offset": 1}})
+
+    code, out, _ = run(capsys, "diff", path, b)
+
+    assert code == 1
+    assert "rtc\n" in out
+    assert "  offset            0 -> 1\n" in out
+    assert "memory: 1 page in 1 range\n  0x80080000-0x80081000  1 page\n" in out
+
+
+def test_diff_that_is_expected_ends_with_0_unless_strict(
+    path: Path, memory: GuestMemory, capsys: Capture
+) -> None:
+    taken = sample.state().taken.replace(time="2027-01-01T00:00:00Z")
+    b = other(path, memory, taken=taken)
+
+    code, out, _ = run(capsys, "diff", path, b)
+    assert (code, out) == (0, "expected\n  taken.time: place and time of the save\n")
+    assert run(capsys, "diff", path, b, "--strict")[0] == 1
+
+
+def test_diff_json(path: Path, memory: GuestMemory, capsys: Capture) -> None:
+    memory.write(RAM_BASE, b"!")
+    b = other(path, memory, ipa_bits=40)
+
+    code, out, _ = run(capsys, "diff", path, b, "--json")
+    document = json.loads(out)
+
+    assert code == 1
+    assert document["differ"] is True
+    assert document["changes"] == [
+        {"where": "machine", "name": "ipa_bits", "a": "32", "b": "40", "details": [],
+         "expected": None},
+    ]  # fmt: skip
+    assert document["memory"] == [{"start": "0x80000000", "end": "0x80001000", "expected": None}]
+
+
+def test_export_and_import_give_the_file_back(path: Path, tmp_path: Path, capsys: Capture) -> None:
+    packed, back = tmp_path / "a.zst", tmp_path / "back.snap"
+
+    assert run(capsys, "export", path, packed, "--level", "9")[0] == 0
+    code, out, err = run(capsys, "import", packed, back)
+
+    assert (code, out) == (0, "")
+    assert "back.snap: snapshot " in err
+    assert back.read_bytes() == path.read_bytes()
+    assert packed.stat().st_size < path.stat().st_size
+
+
+def test_import_of_anything_else_is_refused(path: Path, tmp_path: Path, capsys: Capture) -> None:
+    code, _, err = run(capsys, "import", path, tmp_path / "back.snap")
+
+    assert code == 2
+    assert "a.snap: damaged, or not packed" in err
+    assert not (tmp_path / "back.snap").exists()
+
+
+def test_flatten_writes_one_file(path: Path, memory: GuestMemory, capsys: Capture) -> None:
+    child, flat = path.with_name("child.snap"), path.with_name("flat.snap")
+    memory.write(RAM_BASE, b"!")
+    with SnapshotFile.open(path) as parent:
+        dirty = Part(memory, [(RAM_BASE, RAM_BASE + PAGE)])
+        write_snapshot(child, sample.state().document(), [dirty], parent=parent)
+
+    assert "goes on    from" in run(capsys, "show", child)[1]
+    assert run(capsys, "flatten", child, flat)[0] == 0
+    path.unlink()
+
+    assert run(capsys, "diff", flat, flat)[0] == 0
+    with SnapshotFile.open(flat) as snapshot:
+        assert snapshot.read(RAM_BASE, 1) == b"!"
+        assert snapshot.read(RAM_BASE + 0x80000, 5) == b"Hello"
+    code, _, err = run(capsys, "show", child)
+    assert code == 2
+    assert "its parent: " in err
