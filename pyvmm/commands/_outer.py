@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 from pyvmm import host
 from pyvmm.base.dirs import cache_dir
-from pyvmm.commands._facts import Fact, machine_facts
 from pyvmm.host.parts.tools import TOOLS_SUITE
 from pyvmm.host.saved import everyone
+from pyvmm.machine.facts import Fact, machine_facts
 
 TOPIC = "outside"
 

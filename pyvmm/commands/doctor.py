@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+import platform
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import click
 
 from pyvmm import host
-from pyvmm.commands._facts import REGISTERS, Fact, kvm_facts, machine_facts
+from pyvmm.commands._fields import spell
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._outer import outer_facts
 from pyvmm.errors import EXIT_HOST, EXIT_OK, HostError, VmmError
 from pyvmm.host.settings import HostSettings
+from pyvmm.kvm.system import System
+from pyvmm.machine.facts import REGISTERS, Fact, kvm_facts, machine_facts
+from pyvmm.snapshot.hostlimits import registers_here
 
 SCHEMA = 1
 OUTER_VARIABLE = "PYVMM_DOCTOR_OUTER"  # facts of the outer machine, on their way inside
@@ -30,7 +34,9 @@ def doctor(where: HostSettings, as_json: bool) -> int:
     machine whose /dev/kvm cannot be opened gets none: it is told the reason and the remedy. Exits
     with 0 when VMs can run, with 3 when they cannot.
     """
-    facts = _gather(where)
+    facts = [
+        fact.replace(lack=spell(fact.lack), remedy=spell(fact.remedy)) for fact in _gather(where)
+    ]
     if as_json:
         click.echo(json.dumps(document(facts), indent=2))
     else:
@@ -90,7 +96,7 @@ def _gather(where: HostSettings) -> list[Fact]:
     A /dev/kvm that cannot be opened is a fact, too: no emulated host is made unasked.
     """
     if _asks_this_machine(where):
-        return [*_handed_in(), *machine_facts(), *kvm_facts()]
+        return [*_handed_in(), *machine_facts(), *local_facts()]
     outer = list(outer_facts())
     os.environ[OUTER_VARIABLE] = json.dumps([fact.as_json() for fact in outer])
     try:
@@ -98,6 +104,31 @@ def _gather(where: HostSettings) -> list[Fact]:
     except VmmError as error:
         return [*outer, Fact.of_error("kvm", "emulated host", error)]
     raise AssertionError("a command that is not local was not forwarded")
+
+
+def local_facts() -> Iterator[Fact]:
+    """Yield facts about this machine's KVM; the first fatal lack is the last fact."""
+    if platform.machine() != host.ARM64:
+        yield Fact(
+            "kvm",
+            "arm64 guests",
+            False,
+            f"{platform.machine()} runs no arm64 guests",
+            "leave `host`=local out: pyvmm then uses an emulated arm64 host",
+            fatal=True,
+        )
+        return
+    if (reason := host.why_not_local()) is not None:
+        yield Fact.of_error("kvm", "device", reason)
+        return
+    try:
+        with System.open(str(host.DEVICE)) as system:
+            yield Fact("kvm", "device", str(host.DEVICE))
+            yield from kvm_facts(system)
+            for name, value in registers_here(system).items():
+                yield Fact(REGISTERS, name, value)
+    except HostError as error:
+        yield Fact.of_error("kvm", "device", error)
 
 
 def _asks_this_machine(where: HostSettings) -> bool:

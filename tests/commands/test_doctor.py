@@ -10,10 +10,10 @@ import pytest
 
 from pyvmm import cli, host
 from pyvmm.commands import doctor
-from pyvmm.commands._facts import Fact, huge_pages, kvm_facts, machine_facts
 from pyvmm.commands._outer import outer_facts
 from pyvmm.errors import HostError
 from pyvmm.kvm.caps import Cap
+from pyvmm.machine.facts import Fact, huge_pages, machine_facts
 
 Capture = pytest.CaptureFixture[str]
 
@@ -118,7 +118,7 @@ def test_outer_facts_name_what_is_missing_and_where_to_get_it(
 def test_machine_of_another_architecture_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
 
-    (fact,) = kvm_facts()
+    (fact,) = doctor.local_facts()
 
     assert fact.fatal
     assert "riscv64 runs no arm64 guests" in fact.lack

@@ -12,11 +12,11 @@ import click
 from pyvmm.arm64 import vl
 from pyvmm.base.computer import kind_of_machine
 from pyvmm.base.files import write_whole
-from pyvmm.commands._facts import processor
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.errors import UsageError
 from pyvmm.host.settings import HostSettings
 from pyvmm.kvm.system import System
+from pyvmm.machine.facts import processor
 from pyvmm.svecheck import report, runner
 from pyvmm.svecheck.bench import SveHost
 from pyvmm.svecheck.case import CaseResult, Verdict

@@ -1,4 +1,4 @@
-"""What ``pyvmm doctor`` finds out about a machine, gathered without a word of output."""
+"""Facts about a computer and its KVM: what it has, what it lacks, and how to get that."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 import platform
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pyvmm import host
 from pyvmm.arm64 import cpuid
 from pyvmm.base.computer import kind_of_machine, small_text
+from pyvmm.base.records import Record
 from pyvmm.base.units import show_size
-from pyvmm.errors import HostError, KvmError, VmmError
+from pyvmm.errors import KvmError, VmmError
 from pyvmm.kvm import native
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.system import System
@@ -23,21 +23,19 @@ from pyvmm.machine.board import read_limits
 from pyvmm.machine.devices import MAKERS
 from pyvmm.machine.plan import most_memory
 from pyvmm.machine.vcpus import host_features
-from pyvmm.snapshot.hostlimits import registers_here
 
-REGISTERS = "registers"  # a topic for programs: of a vCPU that has all there is
+REGISTERS = "registers"  # a topic for programs: the registers of a vCPU with every feature
 Value = str | int | bool | list[int] | None
 
 MIDR = Path("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
-    """One thing about a machine; with ``lack``, what is missing, and how to get it.
+class Fact(Record):
+    """A fact about a machine; ``lack`` says what is missing, ``remedy`` how to get it.
 
-    ``shown`` is the value for people, where that is not the value itself. ``fatal`` says that
-    no VM can run without it.
+    ``shown`` is the value for people, where that is not the value itself. No VM can run with a
+    lack that is ``fatal``.
     """
 
     topic: str
@@ -50,23 +48,23 @@ class Fact:
 
     @property
     def key(self) -> str:
-        """The name as JSON has it; capabilities keep theirs."""
+        """The name in JSON: capabilities and registers keep theirs."""
         if self.name.isupper() or self.topic == REGISTERS:
             return self.name
         return re.sub("[^a-z0-9]+", "_", self.name.lower()).strip("_")
 
     @classmethod
     def of_error(cls, topic: str, name: str, error: VmmError, *, fatal: bool = True) -> Fact:
-        """The fact that something failed."""
+        """Return the fact that something failed."""
         return cls(topic, name, None, error.message, error.hint or "", fatal)
 
     def as_json(self) -> dict[str, Any]:
-        """The fact as it travels between processes."""
+        """Return the fact for another process."""
         return asdict(self)
 
 
 def machine_facts(topic: str = "machine") -> Iterator[Fact]:
-    """The computer and its kernel, whatever they are."""
+    """Yield facts about this computer and its kernel."""
     yield Fact(topic, "architecture", platform.machine())
     if kind := kind_of_machine():
         yield Fact(topic, "kind", kind)
@@ -80,7 +78,7 @@ def machine_facts(topic: str = "machine") -> Iterator[Fact]:
 
 
 def huge_pages(setting: Path = HUGE_PAGES) -> Fact:
-    """Whether guest memory can have transparent huge pages, as it asks for.
+    """Check whether guest memory gets the transparent huge pages that it asks for.
 
     Source: Linux, Documentation/admin-guide/mm/transhuge.rst, "sysfs".
     """
@@ -97,37 +95,15 @@ def huge_pages(setting: Path = HUGE_PAGES) -> Fact:
     )
 
 
-def kvm_facts() -> Iterator[Fact]:
-    """This machine's KVM, by asking it; the first fatal lack is the last fact."""
-    if platform.machine() != host.ARM64:
-        yield Fact(
-            "kvm",
-            "arm64 guests",
-            False,
-            f"{platform.machine()} runs no arm64 guests",
-            "leave --host local out: pyvmm then uses an emulated arm64 host",
-            fatal=True,
-        )
-        return
-    if (reason := host.why_not_local()) is not None:
-        yield Fact.of_error("kvm", "device", reason)
-        return
-    try:
-        with System.open(str(host.DEVICE)) as system:
-            yield Fact("kvm", "device", str(host.DEVICE))
-            yield Fact("kvm", "API version", system.get_api_version())
-            yield from _limits(system)
-            yield from _gics(system)
-            yield Fact(
-                "kvm", "CPU features", ",".join(sorted(f.name for f in host_features(system)))
-            )
-            yield Fact("kvm", "counter Hz", native.counter_frequency())
-            yield _devices(system)
-            yield from _capabilities(system)
-            for name, value in registers_here(system).items():
-                yield Fact(REGISTERS, name, value)
-    except HostError as error:
-        yield Fact.of_error("kvm", "device", error)
+def kvm_facts(system: System) -> Iterator[Fact]:
+    """Yield facts about this machine's KVM."""
+    yield Fact("kvm", "API version", system.get_api_version())
+    yield from _limits(system)
+    yield from _gics(system)
+    yield Fact("kvm", "CPU features", ",".join(sorted(f.name for f in host_features(system))))
+    yield Fact("kvm", "counter Hz", native.counter_frequency())
+    yield _devices(system)
+    yield from _capabilities(system)
 
 
 def _limits(system: System) -> Iterator[Fact]:
@@ -146,12 +122,12 @@ def _limits(system: System) -> Iterator[Fact]:
             "SVE vector lengths",
             [],
             "the host has no SVE (or its kernel was started with arm64.nosve)",
-            "an emulated host has it: --host emulated --host-cpu max",
+            "an emulated host has it: `host`=emulated `host.cpu`=max",
         )
 
 
 def _gics(system: System) -> Iterator[Fact]:
-    """Which interrupt controllers can be made, by making each in a VM of its own."""
+    """Make each interrupt controller in a VM of its own, to see which ones work."""
     found = {}
     for kind in (DeviceType.ARM_VGIC_V2, DeviceType.ARM_VGIC_V3, DeviceType.ARM_VGIC_ITS):
         try:
@@ -168,14 +144,14 @@ def _gics(system: System) -> Iterator[Fact]:
             "GICv3",
             False,
             "this machine's interrupt controller is no GICv3, which pyvmm's guests need",
-            "run with --host emulated",
+            "run with `host`=emulated",
             fatal=True,
         )
     yield Fact("kvm", "GICv3 ITS", found[DeviceType.ARM_VGIC_ITS])
 
 
 def _devices(system: System) -> Fact:
-    """The virtio devices a guest can have; all of them interrupt by an irqfd."""
+    """Name the virtio devices that a guest can have; each interrupts by an irqfd."""
     kinds = sorted(["console", *(kind.__name__.lower() for kind in MAKERS)])
     missing = [Cap.name_of(cap) for cap in (Cap.IRQFD, Cap.IOEVENTFD) if not system.has(cap)]
     lack = f"this host's KVM lacks {' and '.join(missing)}, which they need" if missing else ""
@@ -183,14 +159,14 @@ def _devices(system: System) -> Fact:
 
 
 def _capabilities(system: System) -> Iterator[Fact]:
-    """What KVM answers for a VM, capability by capability."""
+    """Yield the value of every capability of a VM."""
     with system.create_vm() as vm:
         for name, cap in Cap.members.items():
             yield Fact("capabilities", name, vm.check_extension(cap))
 
 
 def processor() -> str:
-    """The CPU's name, or on arm64 its maker and numbers."""
+    """Return the CPU's name, or on arm64 its maker and numbers."""
     midr = small_text(MIDR)
     if midr:
         return cpuid.describe(int(midr, 16))
