@@ -106,7 +106,7 @@ class Verbs(LazyGroup):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            _let_stdout_go()
+            _discard_stdout()
             raise SystemExit(EXIT_SIGNAL + signal.SIGPIPE) from None
 
 
@@ -180,10 +180,10 @@ def report(error: BaseException) -> int:
         case click.Abort() | KeyboardInterrupt():
             return EXIT_SIGNAL + signal.SIGINT
         case BrokenPipeError():  # from the last flush
-            _let_stdout_go()
+            _discard_stdout()
             return EXIT_SIGNAL + signal.SIGPIPE
         case OSError() if error.filename is None and error.errno in FULL:
-            _let_stdout_go()
+            _discard_stdout()
             say(f"cannot write standard output: {error.strerror}")
             return EXIT_HOST
         case OSError() if part := _missing_part(error):
@@ -191,6 +191,12 @@ def report(error: BaseException) -> int:
         case _:
             say(f"unexpected {type(error).__name__}: {error}", BUG_HINT)
             return EXIT_FAILED
+
+
+def _discard_stdout() -> None:
+    from pyvmm.base.output import discard_stdout  # late: rarely needed
+
+    discard_stdout()
 
 
 def _missing_part(error: OSError) -> VmmError | None:
@@ -211,13 +217,6 @@ def _code_of(end: SystemExit) -> int:
         say(end.code)
         return EXIT_FAILED
     return end.code or EXIT_OK
-
-
-def _let_stdout_go() -> None:
-    """Keep Python from complaining about a closed stdout once more at exit."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
 
 
 def _keep_standard_descriptors() -> None:

@@ -16,7 +16,6 @@ import select
 import signal
 import socket
 import struct
-import sys
 import termios
 import threading
 import time
@@ -25,6 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from pyvmm.base.output import discard_stdout
 from pyvmm.base.records import Record
 from pyvmm.base.signals import handling
 from pyvmm.errors import EXIT_SIGNAL, HostError, UsageError
@@ -352,16 +352,9 @@ def _write_all(fd: int, data: bytes) -> None:
 
 def _give_up(reason: int) -> int:
     """Discard the rest of the output; return the exit code of the signal that the error means."""
-    _discard_stdout()
+    discard_stdout()
     if reason == errno.EPIPE:
         return EXIT_SIGNAL + signal.SIGPIPE
     if reason == errno.EIO:  # the terminal hung up
         return EXIT_SIGNAL + signal.SIGHUP
     raise HostError(f"cannot write the command's output: {os.strerror(reason)}")
-
-
-def _discard_stdout() -> None:
-    """Nobody reads standard output any more: keep the interpreter from complaining at its end."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)

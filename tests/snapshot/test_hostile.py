@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pyvmm.commands._table import printable
 from pyvmm.commands.registers.show import show_registers
 from pyvmm.commands.snapshot import diff as snapshot_diff
 from pyvmm.commands.snapshot import show as snapshot_show
@@ -100,9 +101,9 @@ def look_at_everything(path: Path, good: Path) -> None:
         registers = [bad.registers(n, whole=n > 0) for n in range(len(bad.vcpus))]
         json.dumps(snapshot_show.document(bad, registers))
         for line in [*snapshot_show.lines(bad), *(x for r in registers for x in show_registers(r))]:
-            snapshot_show.printable(line).encode()
+            printable(line).encode()
         for a, b in ((bad, other), (other, bad)):
             found = compare(a, b)
             json.dumps(snapshot_diff.document(path, good, found, found.differ))
             for line in snapshot_diff.lines(path, good, found):
-                snapshot_show.printable(line).encode()
+                printable(line).encode()

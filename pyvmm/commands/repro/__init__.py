@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from pyvmm.base.files import write_whole
 from pyvmm.commands._hostopts import host_options
 from pyvmm.commands.repro import _report
-from pyvmm.commands.repro._board import Board
+from pyvmm.commands.repro._table import MatrixTable
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import KERNEL_SUITES, QEMU_SUITES, HostSettings
 from pyvmm.repro import cases
@@ -159,10 +159,10 @@ class _Run:
             [where.qemu] if _said("host_qemu") else list(QEMU_SUITES),
             [where.kernel] if _said("host_kernel") else list(KERNEL_SUITES),
         )
-        board = Board(matrix.cells, sys.stderr if self._options["as_json"] else sys.stdout)
+        table = MatrixTable(matrix.cells, sys.stderr if self._options["as_json"] else sys.stdout)
         try:
-            with board.showing():
-                matrix.run(board.begun, board.finished)
+            with table.showing():
+                matrix.run(table.begun, table.finished)
         finally:
             if self._options["as_json"]:
                 click.echo(json.dumps(matrix.document(), indent=2))

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pyvmm.commands.snapshot.show import printable
+from pyvmm.commands._table import printable
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.snapshot.compare import Change, Comparison, MemoryChange, compare, page_count
 from pyvmm.snapshot.format import PAGE

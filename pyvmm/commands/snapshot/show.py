@@ -12,6 +12,7 @@ import click
 
 from pyvmm.arm64 import vl
 from pyvmm.base.units import parse_number, parse_size, show_size
+from pyvmm.commands._table import printable
 from pyvmm.commands.registers.show import PARTS, show_matching, show_registers
 from pyvmm.errors import UsageError
 from pyvmm.machine.registerdump import VcpuRegisters
@@ -106,13 +107,6 @@ def show(
 def _print(text: Iterable[str]) -> None:
     for line in text:
         click.echo(printable(line))
-
-
-def printable(line: str) -> str:
-    """A line in which nothing of a snapshot's moves a terminal's cursor, or is no text at all."""
-    if line.isprintable():
-        return line
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in line)
 
 
 def _chosen(

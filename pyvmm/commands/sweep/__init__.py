@@ -23,7 +23,7 @@ from pyvmm.base.signals import handling
 from pyvmm.commands._hostopts import CHOICE
 from pyvmm.commands.run import complete_image, find_image, run
 from pyvmm.commands.sweep._line import command, query
-from pyvmm.commands.sweep._table import Board
+from pyvmm.commands.sweep._table import SweepTable
 from pyvmm.errors import EXIT_SIGNAL, UsageError
 from pyvmm.host import is_local, say_why_emulated
 from pyvmm.host.progress import Progress
@@ -253,15 +253,15 @@ class Sweep:
 
     def _drive(self, runs: Sequence[Run], crew: Crew) -> list[Result]:
         # JSON has standard output for itself.
-        board = Board(runs, sys.stderr if self._wishes.as_json else sys.stdout)
+        table = SweepTable(runs, sys.stderr if self._wishes.as_json else sys.stdout)
 
         def finished(result: Result) -> None:
             if self._logs is not None:
                 report.write_log(self._logs, result)
-            board.finished(result)
+            table.finished(result)
 
-        watcher = Watcher(finished, board.turned)
-        with board.showing():
+        watcher = Watcher(finished, table.turned)
+        with table.showing():
             stop = self._interruption.event
             return drive(runs, crew, watcher, stop, fail_fast=self._wishes.fail_fast)
 

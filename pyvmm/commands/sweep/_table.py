@@ -1,20 +1,14 @@
-"""A sweep for people to look at: a live table on a terminal, a line for each result elsewhere."""
+"""The runs of a sweep, as a table or line by line."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TextIO
 
-import click
-
+from pyvmm.commands._table import LiveTable, printable
 from pyvmm.sweep.drive import Result, Verdict
 from pyvmm.sweep.plan import Run, host_name
-
-if TYPE_CHECKING:
-    from rich.live import Live
-    from rich.table import Table
 
 STYLES = {
     Verdict.PASSED: "green",
@@ -25,62 +19,47 @@ STYLES = {
     Verdict.BROKEN: "bold red",
     Verdict.STOPPED: "yellow",
 }
+TITLES = ("SET", "VCPUS", "HOST", "RESULT", "SECONDS", "LAST LINE, OR PROBLEM")
 WAITING = ("waiting", "dim")
 RUNNING = ("running", "cyan")
 
 
-class Board:
-    """Shows a sweep on a stream as it goes on."""
+class SweepTable(LiveTable):
+    """The state of a sweep's runs."""
 
     def __init__(self, runs: Sequence[Run], stream: TextIO) -> None:
+        super().__init__(stream)
         self._runs = runs
-        self._stream = stream
         self._started: dict[int, float] = {}
         self._results: dict[int, Result] = {}
-        self._live: Live | None = None
         self._several_cpus = len({run.cpus for run in runs}) > 1
         self._several_hosts = len({run.where for run in runs}) > 1
 
-    def showing(self) -> AbstractContextManager[object]:
-        """The time in which the table is live, where the stream is a terminal."""
-        if not self._stream.isatty():
-            return nullcontext()
-        from rich.console import Console
-        from rich.live import Live
-
-        self._live = Live(self._table(), console=Console(file=self._stream), auto_refresh=False)
-        return self._live
-
     def finished(self, result: Result) -> None:
-        """Take a result in; elsewhere than on a terminal, this is its line."""
+        """Take a result; elsewhere than on a terminal, print its line."""
         self._results[result.run.number] = result
-        if self._live is None:
-            click.echo(line(result), file=self._stream)
+        self.print_line(line(result))
 
     def turned(self, running: set[int]) -> None:
-        """Take in what runs, and show the table as it is now."""
+        """Take the numbers of the runs that run now, and show the table."""
         for number in running:
             self._started.setdefault(number, time.monotonic())
-        if self._live is not None:
-            self._live.update(self._table(), refresh=True)
+        self.refresh()
 
-    def _table(self) -> Table:
-        from rich.table import Table
+    def columns(self) -> Mapping[str, bool]:
+        """Return the titles; of long cells only a set wraps."""
+        return {title: title == "SET" for title in self._shown(TITLES)}
 
-        shown = {"VCPUS": self._several_cpus, "HOST": self._several_hosts}
-        columns = ["SET", "VCPUS", "HOST", "RESULT", "SECONDS", "LAST LINE, OR PROBLEM"]
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in columns:
-            if shown.get(column, True):
-                table.add_column(
-                    column,
-                    justify="right" if column in ("SECONDS", "VCPUS") else "left",
-                    no_wrap=column != "SET",
-                )
+    def rows(self) -> Iterator[Sequence[str]]:
+        """Yield the cells of every run."""
         for run in self._runs:
-            cells = dict(zip(columns, self._cells(run), strict=True))
-            table.add_row(*(cells[c] for c in columns if shown.get(c, True)))
-        return table
+            yield self._shown(self._cells(run))
+
+    def _shown(self, cells: Sequence[str]) -> list[str]:
+        """Leave out the columns in which all runs are the same."""
+        left_out = {"VCPUS": not self._several_cpus, "HOST": not self._several_hosts}
+        pairs = zip(TITLES, cells, strict=True)
+        return [cell for title, cell in pairs if not left_out.get(title, False)]
 
     def _cells(self, run: Run) -> list[str]:
         from rich.markup import escape
@@ -123,8 +102,3 @@ def short(run: Run) -> str:
     if len(lengths) > 4 and lengths == [*range(128, lengths[-1] + 1, 128)]:
         return f"{lengths[0]},{lengths[1]},...,{lengths[-1]}"
     return run.lengths
-
-
-def printable(text: str) -> str:
-    """Text of a guest's without what a terminal would act upon."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

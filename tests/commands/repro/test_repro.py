@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.commands.repro._board import Board
+from pyvmm.commands.repro._table import MatrixTable
 from pyvmm.errors import HostError
 from pyvmm.host import saved
 from pyvmm.host.instance import Instance
@@ -51,9 +51,9 @@ def run(own: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Matrix]:
     def run(qemus: list[str], kernels: list[str], stream: io.StringIO | None = None) -> Matrix:
         job = Job(reproduction=find("zcr-el12"), settings=settings(), where=HostSettings())
         matrix = Matrix(job, qemus, kernels)
-        board = Board(matrix.cells, stream or io.StringIO())
-        with board.showing():
-            matrix.run(board.begun, board.finished)
+        table = MatrixTable(matrix.cells, stream or io.StringIO())
+        with table.showing():
+            matrix.run(table.begun, table.finished)
         return matrix
 
     monkeypatch.setattr(_repromatrix, "perform", perform)
@@ -161,11 +161,11 @@ def test_table_shows_what_runs_and_what_waits(run: Run) -> None:
     matrix = run(["11"], ["6.1"])
     waiting = Cell(matrix.cells[0].job, "waits")
     running = Cell(matrix.cells[0].job, "runs")
-    board = Board([matrix.cells[0], running, waiting], io.StringIO())
+    table = MatrixTable([matrix.cells[0], running, waiting], io.StringIO())
 
-    board.begun(running)
+    table.begun(running)
 
-    states = [board._state(cell)[0] for cell in (matrix.cells[0], running, waiting)]
+    states = [table._state(cell)[0] for cell in (matrix.cells[0], running, waiting)]
     assert states == ["NOT REPRODUCED", "running", "waiting"]
 
 

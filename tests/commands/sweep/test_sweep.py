@@ -222,4 +222,4 @@ def test_guest_s_words_do_nothing_to_the_terminal(capsys: Capture) -> None:
 
     shown = capsys.readouterr().out
     assert "\x1b" not in shown
-    assert "\N{REPLACEMENT CHARACTER}[2J[bold]\N{REPLACEMENT CHARACTER}" in shown
+    assert "\\u001b[2J[bold]\\u0007" in shown

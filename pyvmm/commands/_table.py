@@ -1,0 +1,73 @@
+"""Tables that are live on a terminal, and text that is safe to show there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
+
+NUMBERS = ("SECONDS", "VCPUS")  # columns that are aligned to the right
+
+
+class LiveTable:
+    """The state of several runs: a live table on a terminal, a line for each result elsewhere.
+
+    A subclass has ``columns()``, by their titles and whether long cells wrap, and ``rows()``.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._live: Live | None = None
+
+    def columns(self) -> Mapping[str, bool]:
+        """Return the titles, and whether a column's cells wrap."""
+        raise NotImplementedError
+
+    def rows(self) -> Iterable[Sequence[str]]:
+        """Return the cells of every run, as rich's markup."""
+        raise NotImplementedError
+
+    def showing(self) -> AbstractContextManager[object]:
+        """Show the table while the block runs, where the stream is a terminal."""
+        if not self._stream.isatty():
+            return nullcontext()
+        from rich.console import Console
+        from rich.live import Live
+
+        self._live = Live(self._table(), console=Console(file=self._stream), auto_refresh=False)
+        return self._live
+
+    def refresh(self) -> None:
+        """Show the table as it is now."""
+        if self._live is not None:
+            self._live.update(self._table(), refresh=True)
+
+    def print_line(self, text: str) -> None:
+        """Print a result where there is no live table."""
+        if self._live is None:
+            click.echo(text, file=self._stream)
+
+    def _table(self) -> Table:
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for title, wraps in self.columns().items():
+            table.add_column(
+                title, justify="right" if title in NUMBERS else "left", no_wrap=not wraps
+            )
+        for row in self.rows():
+            table.add_row(*row)
+        return table
+
+
+def printable(text: str) -> str:
+    """Return text in which characters that a terminal acts upon are written as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)

@@ -1,0 +1,50 @@
+"""The runs of a matrix, as a table or line by line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TextIO
+
+from pyvmm.commands._table import LiveTable
+from pyvmm.repro.matrix import Cell
+from pyvmm.repro.model import CANNOT_TELL, NOT_THERE, THERE
+
+STYLES = {NOT_THERE: "green", THERE: "bold red", CANNOT_TELL: "yellow"}
+COLUMNS = ("QEMU", "KERNEL", "VARIANT", "VERDICT", "SECONDS")
+
+
+class MatrixTable(LiveTable):
+    """The state of a matrix's runs."""
+
+    def __init__(self, cells: Sequence[Cell], stream: TextIO) -> None:
+        super().__init__(stream)
+        self._cells = cells
+        self._running: Cell | None = None
+
+    def begun(self, cell: Cell) -> None:
+        """Show a run as running."""
+        self._running = cell
+        self.refresh()
+
+    def finished(self, cell: Cell) -> None:
+        """Show a run's verdict."""
+        self._running = None
+        self.refresh()
+        text = f"{cell.verdict:26} {cell.seconds:6.1f} s  QEMU {cell.model}, Linux {cell.kernel}"
+        self.print_line(f"{text}, {cell.variant}".rstrip(", "))
+
+    def columns(self) -> Mapping[str, bool]:
+        """Return the titles; long cells wrap."""
+        return dict.fromkeys(COLUMNS, True)
+
+    def rows(self) -> Iterator[Sequence[str]]:
+        """Yield the cells of every run."""
+        for cell in self._cells:
+            state, style = self._state(cell)
+            seconds = f"{cell.seconds:.1f}" if cell.result is not None else ""
+            yield cell.model, cell.kernel, cell.variant, f"[{style}]{state}[/]", seconds
+
+    def _state(self, cell: Cell) -> tuple[str, str]:
+        if cell.result is not None:
+            return cell.verdict, STYLES[cell.result.finding.code]
+        return ("running", "cyan") if cell is self._running else ("waiting", "dim")
