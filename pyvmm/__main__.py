@@ -1,4 +1,4 @@
-"""Where the ``pyvmm`` command, or ``python -m pyvmm``, begins: it imports as little as it can."""
+"""The entry of the ``pyvmm`` command and of ``python -m pyvmm``; it imports little."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 
 
 def main() -> int:
-    """Run the command line; a Ctrl-C while it is still being loaded ends it without a word.
+    """Run the command line; Ctrl-C while it loads ends it without a traceback.
 
-    Until the verb is loaded nobody looks for garbage: there is none among what modules define.
+    Garbage collection is off until the verb is loaded: modules that load make no garbage.
     """
     gc.disable()
     before = signal.getsignal(signal.SIGINT)

@@ -1,6 +1,6 @@
-"""The ``pyvmm`` command: finds the verb, and turns every error into words and an exit code.
+"""The ``pyvmm`` command: find the verb, and turn every error into a message and an exit code.
 
-A verb's module is imported when the verb is used, so that each starts as fast as it can.
+A verb's module is imported when the verb is used, to keep every start short.
 """
 
 from __future__ import annotations
@@ -19,35 +19,35 @@ import click
 from pyvmm.base.records import Record
 from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, EXIT_SIGNAL, EXIT_USAGE, VmmError
 
-# What a file that takes no more output says; there are no other writes without a name.
+# Errors of writes to a full file; pyvmm's other files have names in their errors.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 BUG_HINT = "this is a bug in pyvmm, not in what you did; `pyvmm --debug ...` shows the traceback"
 
 
 class Verb(Record):
-    """Where a verb lives, and its line in ``pyvmm --help``."""
+    """A verb's module, and its line in ``pyvmm --help``."""
 
     module: str
     summary: str
-    function: str = ""  # where its name is not the verb's
+    function: str = ""  # where it is not named like the verb
 
 
 VERBS = {
     "run": Verb("pyvmm.commands.run", "Boot a guest and attach its console."),
-    "list": Verb("pyvmm.commands.vms.list", "Show the VMs that run.", "list_vms"),
+    "list": Verb("pyvmm.commands.vms.list", "Show running VMs.", "list_vms"),
     "stop": Verb("pyvmm.commands.vms.stop", "End VMs."),
     "save": Verb("pyvmm.commands.vms.save", "Save a VM to a file."),
-    "restore": Verb("pyvmm.commands.restore", "Let a VM go on from a file."),
-    "pause": Verb("pyvmm.commands.vms.pause", "Stop VMs' vCPUs, and the time they see."),
-    "resume": Verb("pyvmm.commands.vms.pause", "Let paused VMs go on."),
+    "restore": Verb("pyvmm.commands.restore", "Restore a VM from a file."),
+    "pause": Verb("pyvmm.commands.vms.pause", "Stop VMs' vCPUs and clocks."),
+    "resume": Verb("pyvmm.commands.vms.pause", "Resume paused VMs."),
     "stat": Verb("pyvmm.commands.vms.stat", "Show VMs' exits, by reason and device."),
-    "balloon": Verb("pyvmm.commands.vms.balloon", "Take memory of guests back, or give it again."),
+    "balloon": Verb("pyvmm.commands.vms.balloon", "Take memory back from guests, or return it."),
     "memory": Verb("pyvmm.commands.vms.memory", "Plug or unplug memory of a running guest."),
     "debug": Verb("pyvmm.commands.vms.debug", "Show VMs' registers or devices, or send a sysrq."),
-    "snapshot": Verb("pyvmm.commands.snapshot", "Look into snapshots, compare and move them."),
-    "sve": Verb("pyvmm.commands.sve", "See, explain and check SVE vector lengths."),
+    "snapshot": Verb("pyvmm.commands.snapshot", "Show, compare and move snapshots."),
+    "sve": Verb("pyvmm.commands.sve", "Show, explain and check SVE vector lengths."),
     "sweep": Verb("pyvmm.commands.sweep", "Run a guest at every set of SVE vector lengths."),
-    "repro": Verb("pyvmm.commands.repro", "Reproduce known bugs, and tell where they are not."),
+    "repro": Verb("pyvmm.commands.repro", "Reproduce known bugs, or show their absence."),
     "doctor": Verb("pyvmm.commands.doctor", "Show what this machine has and lacks."),
     "host": Verb("pyvmm.commands.host", "Manage the emulated arm64 hosts."),
     "completion": Verb("pyvmm.commands.completion", "Print a shell's completion of pyvmm."),
@@ -57,7 +57,7 @@ VERBS = {
 
 
 class Invocation(Record, frozen=False):
-    """What every command can ask of the command line it was started with."""
+    """The command line, for every command."""
 
     arguments: list[str]
     debug: bool = False
@@ -73,7 +73,7 @@ class LazyGroup(click.Group):
         self.verbs = verbs
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The verbs, in the order people meet them."""
+        """Return the verbs, the most used first."""
         return list(self.verbs)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -82,7 +82,7 @@ class LazyGroup(click.Group):
             return None
         verb = self.verbs[cmd_name]
         command = getattr(importlib.import_module(verb.module), verb.function or cmd_name)
-        if not gc.isenabled():  # by __main__.py: all that is loaded stays
+        if not gc.isenabled():  # __main__.py disabled it; what is loaded stays
             gc.freeze()
             gc.enable()
         return command if isinstance(command, click.Command) else None
@@ -94,15 +94,15 @@ class LazyGroup(click.Group):
 
 
 class Verbs(LazyGroup):
-    """pyvmm itself.
+    """The verbs of pyvmm.
 
-    kvm-unit-tests takes a program for an lkvm by the first four words of the heading.
+    kvm-unit-tests recognizes lkvm by the first four words of the heading.
     """
 
     heading = "The most commonly used pyvmm commands are"
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the verb; a reader that went away ends it as SIGPIPE would, not as click does."""
+        """Run the verb; if the reader of its output is gone, exit as SIGPIPE would make it."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
@@ -127,8 +127,8 @@ def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> No
         "show_default": True,
     },
     epilog="Every option of a verb is also an environment variable: PYVMM_RUN_MEM=512 is run's "
-    "--mem 512. Exit codes: 0 well; 1 the guest or a verdict failed; 2 usage; 3 the host lacks "
-    "something; 124 timeout; 128+n signal n; else the guest's own.",
+    "--mem 512. Exit codes: 0 success; 1 the guest or a verdict failed; 2 usage; 3 the host lacks "
+    "something; 124 timeout; 128+n signal n; else the guest's.",
 )
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option(
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def report(error: BaseException) -> int:
-    """Tell the user about an error on stderr, and return the exit code it stands for."""
+    """Print an error on stderr, and return its exit code."""
     match error:
         case VmmError():
             say(error.message, error.hint)
@@ -172,7 +172,7 @@ def report(error: BaseException) -> int:
             return EXIT_USAGE
         case click.UsageError():
             command = error.ctx.command_path if error.ctx else "pyvmm"
-            say(error.format_message(), f"`{command} --help` shows what there is")
+            say(error.format_message(), f"`{command} --help` shows the options")
             return EXIT_USAGE
         case click.ClickException():
             say(error.format_message())
@@ -222,12 +222,12 @@ def _code_of(end: SystemExit) -> int:
 def _keep_standard_descriptors() -> None:
     """Open /dev/null where stdin, stdout or stderr is closed.
 
-    Otherwise the next file opened, /dev/kvm say, would take its number and the guest's output.
+    Otherwise the next file to be opened, such as /dev/kvm, would get the guest's output.
     """
     for fd, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number free: this one
-        if getattr(sys, name) is None:  # so Python has it that was started without
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+        if getattr(sys, name) is None:  # Python found it closed
             setattr(sys, name, os.fdopen(fd, mode, encoding="utf-8", closefd=False))

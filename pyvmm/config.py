@@ -1,7 +1,6 @@
-"""What a machine is to be: plain data, checked for what makes no sense on any host.
+"""The description of a machine: plain data, checked for errors that no host accepts.
 
-What only a host can refuse (its vCPU limit, its address width, its vector lengths) is checked
-by the machine, when it meets the host.
+The machine checks the host's limits (vCPUs, address bits, vector lengths) when it is made.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ CONSOLES = ("serial", "virtio", "hv")
 TRANSPORTS = ("mmio", "mmio-legacy")
 IRQCHIPS = ("gicv3", "gicv3-its", "gicv2")
 TERMINALS = frozenset(range(UART_COUNT))
-NAME = frozenset("_.+:@-")  # and letters and digits: of a file, wherever a shell meets it
+NAME = frozenset("_.+:@-")  # and letters and digits: safe in file names and shells
 UINT64 = (1 << 64) - 1
 
-BLOCK = 2 * MIB  # of memory that is plugged, at least: a huge page
-BLOCKS = 1024  # that many by default, at most: each is a memory slot of KVM's
+BLOCK = 2 * MIB  # the smallest block of plugged memory: a huge page
+BLOCKS = 1024  # at most by default: each is a memory slot of KVM
 
-PMEM_UNIT = 2 * MIB  # a subsection, what Linux maps devices' memory in (SUBSECTION_SHIFT)
+PMEM_UNIT = 2 * MIB  # Linux maps devices' memory in subsections (SUBSECTION_SHIFT)
 
 
 class DeviceConfig(Record, kw_only=True):
-    """The base of what may stand in ``Config.devices``.
+    """The base of devices in ``Config.devices``.
 
-    ``single``: there can be one. ``modern``: not with the legacy transport. ``unmaps``: its memory
-    goes back to the host, as pages of a hugetlbfs do not. ``maps_file``: its memory is a file's.
+    ``single``: a machine has at most one. ``modern``: it needs a transport that is not legacy.
+    ``unmaps``: it returns memory to the host, unlike a hugetlbfs. ``maps_file``: it maps a file.
     """
 
     single: ClassVar[bool] = False
@@ -43,34 +42,34 @@ class DeviceConfig(Record, kw_only=True):
     maps_file: ClassVar[bool] = False
 
     def __str__(self) -> str:
-        """The field that asks for the device, with its value."""
+        """Return the field and its value, as errors name the device."""
         raise NotImplementedError
 
     def window_size(self) -> int:
-        """How many bytes of guest physical addresses above RAM it needs; 0 for none.
+        """Return the bytes of guest physical addresses that it needs above RAM.
 
-        Raises: VmmError, where that depends on something that is not there.
+        Raises: VmmError, where its file is missing or does not fit.
         """
         return 0
 
     def files(self) -> tuple[Path, ...]:
-        """The files behind it."""
+        """Return its files."""
         return ()
 
 
 class Disk(DeviceConfig, kw_only=True):
-    """A disk: a raw image or a block device; ``direct`` passes this machine's page cache by."""
+    """A disk: a raw image or a block device; ``direct`` bypasses this machine's page cache."""
 
     path: Path
     read_only: bool = False
     direct: bool = False
 
     def __str__(self) -> str:
-        """The field and its value."""
+        """Return the field and its value."""
         return f"`devices.disk`={self.path}{',ro' * self.read_only}{',direct' * self.direct}"
 
     def files(self) -> tuple[Path, ...]:
-        """The image."""
+        """Return the image."""
         return (self.path,)
 
 
@@ -83,17 +82,17 @@ class Pmem(DeviceConfig, kw_only=True):
     read_only: bool = False
 
     def __str__(self) -> str:
-        """The field and its value."""
+        """Return the field and its value."""
         return f"`devices.pmem`={self.path}{',ro' * self.read_only}"
 
     def files(self) -> tuple[Path, ...]:
-        """The file."""
+        """Return the file."""
         return (self.path,)
 
     def window_size(self) -> int:
-        """All of the file.
+        """Return the file's size.
 
-        Raises: UsageError, where it is not there, or not of a size that Linux maps.
+        Raises: UsageError, where the file is missing, or Linux cannot map its size.
         """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -105,38 +104,38 @@ class Pmem(DeviceConfig, kw_only=True):
             raise UsageError(f"`devices.pmem`={self.path}: {error.strerror}") from error
         if not size or size % PMEM_UNIT:
             raise UsageError(
-                f"`devices.pmem`={self.path}: {show_size(size)} are not a whole number of "
+                f"`devices.pmem`={self.path}: {show_size(size)} is not a multiple of "
                 f"{show_size(PMEM_UNIT)}",
-                hint=f"truncate -s %{PMEM_UNIT >> 20}M {self.path} adds what is missing",
+                hint=f"truncate -s %{PMEM_UNIT >> 20}M {self.path} rounds the size up",
             )
         return size
 
 
 class Rng(DeviceConfig, kw_only=True):
-    """Entropy from this machine's kernel."""
+    """A source of entropy: this machine's kernel."""
 
     def __str__(self) -> str:
-        """The field and its value."""
+        """Return the field and its value."""
         return "`devices.rng`"
 
 
 class Balloon(DeviceConfig, kw_only=True):
-    """A balloon: the guest gives up memory when it is asked to."""
+    """A balloon: the guest gives up memory on request."""
 
     single: ClassVar[bool] = True
     unmaps: ClassVar[bool] = True
 
     def __str__(self) -> str:
-        """The field and its value."""
+        """Return the field and its value."""
         return "`devices.balloon`"
 
 
 class Hotplug(DeviceConfig, kw_only=True):
-    """Room for memory that the guest plugs while it runs, in blocks.
+    """Room for memory that the guest plugs in blocks while it runs.
 
-    ``block_size`` left as None is 2 MiB, or more where those would be too many.
+    A ``block_size`` of None is 2 MiB, or more to have at most 1024 blocks.
 
-    Raises: UsageError, for sizes that no memory has.
+    Raises: UsageError, for invalid sizes.
     """
 
     single: ClassVar[bool] = True
@@ -150,37 +149,37 @@ class Hotplug(DeviceConfig, kw_only=True):
         block = self.block
         if not BLOCK <= block <= WINDOW_ALIGN or block & (block - 1):
             raise UsageError(
-                f"`devices.hotplug`: blocks of {show_size(block)}: they have a power of two from "
-                f"{show_size(BLOCK)} to {show_size(WINDOW_ALIGN)}"
+                f"`devices.hotplug`: blocks of {show_size(block)}: their size is a power of two "
+                f"from {show_size(BLOCK)} to {show_size(WINDOW_ALIGN)}"
             )
         if self.size <= 0 or self.size % block:
             raise UsageError(
-                f"`devices.hotplug`={show_size(self.size)}: not a whole number of blocks of "
+                f"`devices.hotplug`={show_size(self.size)}: not a multiple of its blocks of "
                 f"{show_size(block)}"
             )
 
     @property
     def block(self) -> int:
-        """The bytes of a block."""
+        """The size of a block in bytes."""
         if self.block_size is not None:
             return self.block_size
         enough = 1 << (max(1, -(-self.size // BLOCKS)) - 1).bit_length()
         return min(max(BLOCK, enough), WINDOW_ALIGN)
 
     def __str__(self) -> str:
-        """The field and its value."""
+        """Return the field and its value."""
         block = "" if self.block_size is None else f",block={self.block_size >> 20}M"
         return f"`devices.hotplug`={show_size(self.size)}{block}"
 
     def window_size(self) -> int:
-        """As much as there can ever be."""
+        """Return the most memory that can be plugged."""
         return self.size
 
 
 class SveRequest(Record, kw_only=True):
-    """What is asked of SVE; nothing at all means the host's full set, where it has SVE.
+    """A request for SVE vector lengths, in bits; the default is all that the host has.
 
-    Lengths are in bits. ``vls`` is exactly that set, ``max_vl`` every host length up to it,
+    ``vls`` asks for exactly that set, ``max_vl`` for every length of the host up to it.
     ``required`` makes a host without SVE an error, ``off`` hides SVE from the guest.
 
     Raises: UsageError, when two requests contradict each other.
@@ -201,7 +200,7 @@ class SveRequest(Record, kw_only=True):
 
     @property
     def wanted(self) -> str:
-        """The field that asks for SVE, with its value; empty if none does."""
+        """The field that asks for SVE, with its value; empty if there is none."""
         if self.vls is not None:
             return "`sve.vls`=" + ",".join(map(str, sorted(self.vls)))
         if self.max_vl is not None:
@@ -210,10 +209,10 @@ class SveRequest(Record, kw_only=True):
 
 
 class CpuRequest(Record, kw_only=True):
-    """What is asked of the vCPUs beside SVE.
+    """A request for features of the vCPUs other than SVE.
 
-    ``mte`` and ``pvtime`` are given where the host has them, unless False; the others are an
-    error where it has not.
+    The guest gets ``mte`` and ``pvtime`` where the host has them, unless they are False. A host
+    that lacks one of the others is an error.
 
     Raises: UsageError, when two requests contradict each other.
     """
@@ -233,16 +232,16 @@ class CpuRequest(Record, kw_only=True):
 
 
 class Config(Record, kw_only=True):
-    """One machine: what it boots, how large it is, and how long it may take.
+    """The description of one machine.
 
-    ``vcpus``, ``memory`` (bytes) and ``irqchip`` left as None take lkvm's defaults: see
-    default_vcpus() and default_memory(), and the best GIC the host has. ``vcpu_affinity`` are the
-    host's CPUs that vCPUs may run on, ``hugetlbfs`` where guest RAM comes from, if not None.
-    ``kaslr_seed`` and ``timer_hz`` go to the device tree, if not None. ``ttys`` are the terminals
-    put on pseudo-terminals: 0 is the console, 1 to 3 are the other UARTs. ``devices`` are virtio
-    devices in the order of their slots, after a virtio console.
+    None stands for lkvm's defaults of ``vcpus`` and ``memory`` (bytes), see default_vcpus() and
+    default_memory(), and for the host's best ``irqchip``. vCPUs run on the host's CPUs in
+    ``vcpu_affinity``. ``hugetlbfs`` is the directory that guest RAM comes from. ``kaslr_seed`` and
+    ``timer_hz`` go to the device tree. ``ttys`` are the terminals on pseudo-terminals: 0 is the
+    console, 1 to 3 are the other UARTs. ``devices`` are virtio devices in the order of their slots,
+    after a virtio console.
 
-    Raises: UsageError, for what makes no sense on any machine.
+    Raises: UsageError, for a machine that no host can make.
     """
 
     image: Path
@@ -273,9 +272,7 @@ class Config(Record, kw_only=True):
         if self.memory is not None and self.memory < 1:
             raise UsageError(f"`memory`={self.memory}: a machine needs memory")
         if self.memory is not None and self.memory % PAGE:
-            raise UsageError(
-                f"`memory`: {show_size(self.memory)} is not a whole number of 4 KiB pages"
-            )
+            raise UsageError(f"`memory`: {show_size(self.memory)} is not a multiple of 4 KiB")
         if self.ram_base < RAM_BASE or self.ram_base % RAM_ALIGN:
             raise UsageError(
                 f"`ram_base`={self.ram_base:#x}: RAM starts at {RAM_BASE:#x} or higher, "
@@ -286,7 +283,7 @@ class Config(Record, kw_only=True):
         if self.name[:1] in ("", ".") or not all(c.isalnum() or c in NAME for c in self.name):
             raise UsageError(
                 f"`name`={self.name!r}: not a name for a VM",
-                hint="use letters, digits and - _ . + : @, and no dot in front",
+                hint="use letters, digits and - _ . + : @, and do not begin with a dot",
             )
         if "\0" in self.params:
             raise UsageError("`params`: a kernel command line cannot hold a NUL")
@@ -319,22 +316,22 @@ class Config(Record, kw_only=True):
 
     def _check_device(self, device: DeviceConfig) -> None:
         if device.single and sum(type(other) is type(device) for other in self.devices) > 1:
-            raise UsageError(f"{device}: there can be one")
+            raise UsageError(f"{device}: there can be only one")
         if device.modern and self.virtio_transport == "mmio-legacy":
-            raise UsageError(f"{device}: there is no such device with a legacy transport")
+            raise UsageError(f"{device}: the legacy transport has no such device")
         if device.unmaps and self.hugetlbfs is not None:
             raise UsageError(
-                f"{device} and `hugetlbfs`: pages from there are reserved, and stay the guest's",
+                f"{device} and `hugetlbfs`: the guest cannot return pages of a hugetlbfs",
                 hint="leave `hugetlbfs` out: guest memory then has transparent huge pages",
             )
 
 
 def default_vcpus(limit: int) -> int:
-    """As many vCPUs as the host has CPUs online, at most ``limit``."""
+    """Return the number of the host's online CPUs, at most ``limit``."""
     return min(os.sysconf("SC_NPROCESSORS_ONLN"), limit)
 
 
 def default_memory(vcpus: int) -> int:
-    """64 MiB for each vCPU and for three more, at most 80 % of the host's memory."""
+    """Return 64 MiB for each vCPU and three more, at most 80 % of the host's memory."""
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(64 * MIB * (vcpus + 3), host * 4 // 5 // MIB * MIB)

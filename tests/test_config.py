@@ -29,7 +29,7 @@ IMAGE = Path("guest")
         ({"vcpus": 0}, "`vcpus`=0"),
         ({"vcpus": -1}, "`vcpus`=-1"),
         ({"memory": 0}, "`memory`=0"),
-        ({"memory": 4095}, "4095 bytes is not a whole number"),
+        ({"memory": 4095}, "4095 bytes is not a multiple of 4 KiB"),
         ({"timeout_s": 0.0}, "`timeout_s`=0"),
         ({"timeout_s": -1.0}, "`timeout_s`=-1"),
         ({"timeout_s": float("nan")}, "`timeout_s`=nan"),
@@ -42,18 +42,18 @@ IMAGE = Path("guest")
         ({"kaslr_seed": 1 << 64}, "`kaslr_seed`=0x10000000000000000: needs a number of 64 bits"),
         ({"devices": (Rng(),) * 65}, "65 devices: there is room for 64"),
         ({"devices": (Rng(),) * 64, "console": "virtio"}, "64 devices: there is room for 63"),
-        ({"devices": (Balloon(), Rng(), Balloon())}, "`devices.balloon`: there can be one"),
+        ({"devices": (Balloon(), Rng(), Balloon())}, "`devices.balloon`: there can be only one"),
         (
             {"devices": (Hotplug(size=4 * MIB), Hotplug(size=2 * MIB))},
-            "`devices.hotplug`=4 MiB: there can be one",
+            "`devices.hotplug`=4 MiB: there can be only one",
         ),
         (
             {"devices": (Hotplug(size=4 * MIB),), "virtio_transport": "mmio-legacy"},
-            "`devices.hotplug`=4 MiB: there is no such device with a legacy transport",
+            "`devices.hotplug`=4 MiB: the legacy transport has no such device",
         ),
         (
             {"devices": (Balloon(),), "hugetlbfs": Path("/huge")},
-            "`devices.balloon` and `hugetlbfs`: pages from there are reserved",
+            "`devices.balloon` and `hugetlbfs`: the guest cannot return pages of a hugetlbfs",
         ),
         (
             {"devices": (Hotplug(size=4 * MIB),), "hugetlbfs": Path("/huge")},

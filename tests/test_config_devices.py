@@ -29,16 +29,16 @@ def test_blocks_are_small_and_not_too_many(size: int, block: int) -> None:
 @pytest.mark.parametrize(
     ("size", "block", "words"),
     [
-        (0, None, "0 bytes: not a whole number"),
-        (MIB, None, "1 MiB: not a whole number of blocks of 2 MiB"),
-        (5 * MIB, None, "5 MiB: not a whole number"),
-        (-2 * MIB, None, "not a whole number"),
-        (64 * MIB, MIB, "blocks of 1 MiB: they have a power of two from 2 MiB to 1 GiB"),
+        (0, None, "0 bytes: not a multiple of its blocks"),
+        (MIB, None, "1 MiB: not a multiple of its blocks of 2 MiB"),
+        (5 * MIB, None, "5 MiB: not a multiple of its blocks"),
+        (-2 * MIB, None, "not a multiple of its blocks"),
+        (64 * MIB, MIB, "blocks of 1 MiB: their size is a power of two from 2 MiB to 1 GiB"),
         (64 * MIB, 6 * MIB, "blocks of 6 MiB"),
         (64 * MIB, 0, "blocks of 0 bytes"),
         (64 * GIB, 2 * GIB, "blocks of 2 GiB"),
-        (64 * MIB, 128 * MIB, "64 MiB: not a whole number of blocks of 128 MiB"),
-        (64 * MIB + 4 * KIB, 2 * MIB, "not a whole number"),
+        (64 * MIB, 128 * MIB, "64 MiB: not a multiple of its blocks of 128 MiB"),
+        (64 * MIB + 4 * KIB, 2 * MIB, "not a multiple of its blocks"),
     ],
 )
 def test_room_of_an_impossible_size_is_refused(size: int, block: int | None, words: str) -> None:

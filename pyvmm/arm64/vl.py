@@ -1,9 +1,8 @@
-"""Sets of SVE vector lengths: reading one, KVM's rule for one, and the words when it is broken.
+"""Sets of SVE vector lengths: their text, KVM's rule for them, and why KVM refuses one.
 
-A vector length is a multiple of 128 bits from 128 to 2048, and always given in bits here.
-A host has some of them, 128 always. KVM gives a vCPU a set that holds *every* length the host
-has up to the set's largest, and none the host lacks. So the legal sets of a host are the
-prefixes of its own: as many as it has lengths.
+A vector length is a multiple of 128 bits from 128 to 2048; every length here is in bits.
+Every host with SVE has 128 and may have others. KVM gives a vCPU a set that holds *every* length
+of the host up to the set's largest, and no others. So a host has as many legal sets as lengths.
 
 Source: Linux arch/arm64/kvm/guest.c, set_sve_vls(); Arm ARM DDI 0487, "SVE vector length".
 """
@@ -26,10 +25,10 @@ _DECIMAL = r"0|[1-9][0-9]{0,8}"  # not compiled: most runs name no lengths
 
 
 class TextError(UsageError):
-    """Lengths written in a way that makes sense on no machine; ``meant`` is the best guess.
+    """Text that is wrong on every host; ``meant`` are the lengths that the user may want.
 
-    ``subject`` is the option or field that the text is the value of, empty for a set by itself;
-    ``list_subject`` is the one to use in the hint, which takes a list of lengths.
+    ``subject`` is the option or field whose value the text is, empty for a set by itself. The hint
+    names ``list_subject``, which takes a list of lengths.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class TextError(UsageError):
 
 
 def parse(text: str, *, subject: str = "", list_subject: str | None = None) -> VlSet:
-    """Read a set such as ``128,256``; the arguments are those of TextError.
+    """Read a set such as ``128,256``; the subjects are TextError's.
 
     Raises: TextError, for text that is wrong on every host.
     """
@@ -88,30 +87,30 @@ def show(vls: Iterable[int]) -> str:
 
 
 def words(vls: Iterable[int]) -> str:
-    """``256``, ``256 and 384`` or ``128, 256 and 384``."""
+    """Write lengths as in a sentence: ``128, 256 and 384``."""
     *head, last = map(str, sorted(vls))
     return f"{', '.join(head)} and {last}" if head else last
 
 
 def up_to(host: VlSet, limit: int) -> VlSet:
-    """Every length of the host that is not above ``limit``."""
+    """Return the host's lengths up to ``limit``."""
     return frozenset(length for length in host if length <= limit)
 
 
 def current(vls: VlSet, *lens: int) -> int:
-    """The length instructions use: the set's longest within LEN of every ZCR_ELx that counts.
+    """Return the length in effect: the set's longest within LEN of these ZCR_ELx.
 
-    Source: Arm ARM DDI 0487, ZCR_EL1.LEN: what is not implemented selects the next shorter.
+    Source: Arm ARM DDI 0487, ZCR_EL1.LEN: a length that is not implemented selects a shorter one.
     """
     return max(up_to(vls, (min(lens) + 1) * QUADWORD), default=min(vls))
 
 
 def in_use(vls: VlSet, registers: Mapping[str, int]) -> int:
-    """The length a vCPU's instructions use where it stands, by its registers' values by name.
+    """Return a vCPU's length in effect at its exception level, from its registers by name.
 
-    EL2's ZCR, where there is one, bounds EL1's as well.
+    ZCR_EL2, where the vCPU has one, bounds EL1 too.
     """
-    # Late: a guest's run has nothing to do with what its registers mean.
+    # Imported late: a run does not need them.
     from pyvmm.arm64.control import Zcr
     from pyvmm.arm64.pstate import Mode, Pstate
 
@@ -122,30 +121,29 @@ def in_use(vls: VlSet, registers: Mapping[str, int]) -> int:
 
 
 def by_len(vls: VlSet) -> list[int]:
-    """The length a guest with that set gets for each value of ZCR_EL1.LEN, from 0 to 15."""
+    """Return the length in effect for each ZCR_EL1.LEN from 0 to 15."""
     from pyvmm.arm64.control import Zcr
 
     return [current(vls, length) for length in range(Zcr.LEN.largest + 1)]
 
 
 def is_legal(vls: VlSet, host: VlSet) -> bool:
-    """Whether KVM on a host with those lengths accepts the set."""
+    """Return whether KVM on a host with those lengths accepts the set."""
     return bool(vls) and vls == up_to(host, max(vls))
 
 
 def legal_sets(*hosts: VlSet) -> list[VlSet]:
-    """Every set KVM accepts on each of these hosts, smallest first."""
+    """Return the sets that KVM accepts on all of these hosts, smallest first."""
     first, *others = hosts
     sets = [up_to(first, limit) for limit in sorted(first)]
     return [vls for vls in sets if all(is_legal(vls, host) for host in others)]
 
 
 def nearest(asked: VlSet, host: VlSet) -> list[VlSet]:
-    """The legal sets closest to one that is not, smallest first; at most three.
+    """Return the legal sets closest to one that is not, smallest first; at most three.
 
-    They are the largest that holds nothing unasked, the largest that goes no further than
-    the longest length asked for, and the smallest that goes at least that far. Where nothing
-    usable was asked: the smallest and the largest there are.
+    They are the largest subset of ``asked``, the largest set up to its longest length, and the
+    smallest set that reaches it. For an empty ``asked``: the host's smallest and largest set.
     """
     legal = legal_sets(host)
     if not asked:
@@ -158,7 +156,7 @@ def nearest(asked: VlSet, host: VlSet) -> list[VlSet]:
 
 
 def advice(asked: VlSet, host: VlSet, subject: str) -> str:
-    """What to write instead of ``asked`` on this host, ready to paste."""
+    """Return a hint with the sets that this host can give instead of ``asked``."""
     if not host:
         return "this host has no SVE: leave the option out"
     choices = " or ".join(_spelled(subject, show(vls)) for vls in nearest(asked, host))
@@ -166,7 +164,7 @@ def advice(asked: VlSet, host: VlSet, subject: str) -> str:
 
 
 def why_not(asked: VlSet, host: VlSet) -> str:
-    """Why KVM on a host with those lengths refuses the set; empty if it does not."""
+    """Return why KVM on a host with those lengths refuses the set; empty if it accepts it."""
     if is_legal(asked, host):
         return ""
     if not host:
@@ -183,7 +181,7 @@ def why_not(asked: VlSet, host: VlSet) -> str:
 
 
 def _malformed(items: list[str]) -> str | None:
-    """Why some item is not a decimal number at all."""
+    """Return why an item is not a decimal number."""
     if items == [""]:
         return "the set is empty, and SVE has 128 bits at least"
     for index, item in enumerate(items):
@@ -203,7 +201,7 @@ def _malformed(items: list[str]) -> str | None:
 
 
 def _other_unit(numbers: VlSet, subject: str) -> str | None:
-    """Which unit numbers that are no bit lengths would make sense in."""
+    """Return the unit other than bits that the numbers seem to have."""
     readings = []
     if quadwords := _from_quadwords(numbers):
         readings.append(("kvmtool's old 128-bit units", quadwords))
@@ -220,7 +218,7 @@ def _other_unit(numbers: VlSet, subject: str) -> str | None:
 
 
 def _out_of_range(numbers: list[int]) -> str | None:
-    """Why some number is no length SVE can have."""
+    """Return why a number is no length of SVE."""
     for number in numbers:
         if number > LONGEST:
             return f"{number} is longer than SVE's longest, 2048 bits"
@@ -230,7 +228,7 @@ def _out_of_range(numbers: list[int]) -> str | None:
 
 
 def _repeated(numbers: list[int]) -> str | None:
-    """Which number stands there more than once."""
+    """Return which number is repeated."""
     for number in numbers:
         if numbers.count(number) > 1:
             return f"{number} is given {'twice' if numbers.count(number) == 2 else 'repeatedly'}"
@@ -238,22 +236,22 @@ def _repeated(numbers: list[int]) -> str | None:
 
 
 def _meant(numbers: VlSet) -> VlSet:
-    """What somebody who wrote those numbers may want, in bits."""
+    """Return the lengths that the numbers may mean, in bits."""
     in_bits = frozenset(min(number, LONGEST) for number in numbers)
     return (_from_quadwords(numbers) | _from_bytes(numbers)) or in_bits
 
 
 def _from_quadwords(numbers: VlSet) -> VlSet:
-    """The bits of numbers that can be 128-bit units; none of those is a length in bits."""
+    """Convert numbers of 128-bit units to bits; none of them is a length in bits."""
     vls = frozenset(number * QUADWORD for number in numbers)
     return vls if vls <= LENGTHS else NO_SVE
 
 
 def _from_bytes(numbers: VlSet) -> VlSet:
-    """The bits of numbers that can be bytes, unless they say as much in bits.
+    """Convert numbers of bytes to bits; empty where they are bits.
 
-    128 and 256 are lengths in either unit: bytes are only meant where no number is a length
-    in bits, or where 16 bytes stand among them (the one length no SVE machine is without).
+    128 and 256 are lengths in either unit. They are bytes where no number is a length in bits, or
+    where 16 is among them, which every SVE machine has.
     """
     vls = frozenset(number * 8 for number in numbers)
     in_bits = numbers & LENGTHS
@@ -261,5 +259,5 @@ def _from_bytes(numbers: VlSet) -> VlSet:
 
 
 def _spelled(subject: str, text: str) -> str:
-    """Write a set as the user wrote it, or would write it."""
+    """Write a set as a value of its subject."""
     return f"{subject}={text}" if subject else text or "''"

@@ -1,1 +1,1 @@
-"""The verbs of the command line, one module each, imported when used."""
+"""The commands: each is a module that cli imports when it is used."""

@@ -1,4 +1,4 @@
-"""lkvm's options for what only arm64 machines have, as one part of a Config."""
+"""lkvm's options for arm64 machines, as part of a Config."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _OPTIONS = (
     click.option(
         "-m", "--mem", metavar="SIZE[@ADDR]", show_default="64M for each vCPU and 3 more",
-        help="Guest memory in MiB, or with a suffix B K M G T P; and where it starts.",
+        help="Guest memory in MiB, or with a suffix B K M G T P; and its start address.",
     ),
     click.option(
         "--irqchip", metavar="|".join(IRQCHIPS), show_default="the best the host has",
@@ -26,13 +26,13 @@ _OPTIONS = (
     ),
     click.option("--pmu", is_flag=True, help="Give the guest a performance monitor."),
     click.option("--disable-mte", is_flag=True, help="Hide memory tagging from the guest."),
-    click.option("--no-pvtime", is_flag=True, help="Do not tell the guest of stolen time."),
+    click.option("--no-pvtime", is_flag=True, help="Hide stolen time from the guest."),
     click.option("--nested", is_flag=True, help="Start the guest in EL2, to be a hypervisor."),
     click.option("--e2h0", is_flag=True, help="With --nested: an EL2 without VHE."),
     click.option("--aarch32", is_flag=True, help="Start the guest in 32-bit state."),
-    click.option("--kaslr-seed", metavar="N", help="Let Linux lie at an address made from N."),
+    click.option("--kaslr-seed", metavar="N", help="Seed the address that Linux loads itself at."),
     click.option(
-        "--vcpu-affinity", metavar="LIST", help="The host's CPUs to run vCPUs on, as 0-3,8."
+        "--vcpu-affinity", metavar="LIST", help="The host's CPUs to run vCPUs on: 0-3,8."
     ),
     click.option(
         "--hugetlbfs", metavar="DIR", type=click.Path(path_type=Path),
@@ -40,11 +40,11 @@ _OPTIONS = (
     ),
     click.option(
         "--override-bad-firmware-cntfrq", metavar="HZ",
-        help="The timers' frequency, where firmware set CNTFRQ_EL0 wrong.",
+        help="The timers' frequency, where firmware set a wrong CNTFRQ_EL0.",
     ),
 )  # fmt: skip
 
-# Options whose text is to be read: the argument of Config, and what reads it.
+# Options that are text: the argument of Config, and the function that reads the text.
 _PARSED: dict[str, tuple[str, Callable[[str], Any]]] = {
     "--mem": ("memory", parse_memory),
     "--vcpu-affinity": ("vcpu_affinity", parse_cpulist),
@@ -54,20 +54,20 @@ _PARSED: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 
 def arm_options(command: _Command) -> _Command:
-    """Give a command the options; arm_config() makes of them what Config takes."""
+    """Add the options to a command; arm_config() converts them."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def arm_config(options: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of Config that the options describe.
+    """Return the arguments of Config that the options set.
 
-    Raises: UsageError, for what cannot be read.
+    Raises: UsageError, for text that cannot be read.
     """
     if options["irqchip"] == "gicv2m":
         raise UsageError(
-            "--irqchip gicv2m: messages to a GICv2 need PCI, which pyvmm has not",
+            "--irqchip gicv2m: its messages need PCI, which pyvmm does not have",
             hint="use --irqchip gicv2",
         )
     config: dict[str, Any] = {

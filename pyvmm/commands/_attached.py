@@ -38,10 +38,7 @@ STDIN, STDOUT = 0, 1
 
 
 class Extras(Record):
-    """What ``run`` does beside running: show, dump, trace, start again, save at the end.
-
-    With ``restorer``, the machine is restored from a snapshot.
-    """
+    """Options of a run beside the machine's; with ``restorer``, a snapshot is restored."""
 
     verbose: bool = False
     dump_dtb: Path | None = None
@@ -53,34 +50,34 @@ class Extras(Record):
 
 
 def run_attached(config: Config, extras: Extras) -> int:
-    """Run a machine on this process's terminal; what the guest printed is out on return."""
+    """Run a machine on this process's terminal; write all output before returning."""
     with Output(STDOUT) as output:
         code = Attached(config, extras, output).run()
     if output.error is None:
         return code
-    if output.error.errno in (errno.EPIPE, errno.EIO):  # the reader has gone: nothing to tell
+    if output.error.errno in (errno.EPIPE, errno.EIO):  # the reader is gone
         return EXIT_SIGNAL + signal.SIGPIPE
     raise HostError(f"cannot write what the guest prints: {output.error.strerror}")
 
 
 class Attached:
-    """One run: a machine, and with --reboot those after it."""
+    """One run: a machine, and with --reboot its successors."""
 
     def __init__(self, config: Config, extras: Extras, output: Output) -> None:
         self._config = config
         self._extras = extras
-        self._reboot = extras.reboot  # until the user wants an end
+        self._reboot = extras.reboot  # until the user stops it
         self._code: int | None = None  # the user's, where the guest's own reset came first
         self._output = output
         self._trace: ExitTrace | None = None
         self._terminal = Terminal(STDIN)
         self._machine: Machine
-        self._server: Server | None = None  # of the control socket, when somebody has asked
+        self._server: Server | None = None  # of the control socket, from the first client on
         self._keyboard: Input
         self._loop: Loop
 
     def run(self) -> int:
-        """Run to the end; the exit code."""
+        """Run to the end; return the exit code."""
         _allow_descriptors()
         deadline = None
         if self._config.timeout_s is not None:
@@ -100,14 +97,14 @@ class Attached:
                 before, was_paused = machine.resizing, machine.is_paused
                 with self._make(_left(self._config, deadline)) as machine:
                     machine.resizing.adopt(before)
-                    if was_paused:  # in the moment in which it was reset
+                    if was_paused:  # at the moment of its reset
                         machine.pause()
                     self._connect()
                     code = machine.run(self._loop)
             return code if self._code is None else self._code
 
     def _make(self, config: Config | None = None, restorer: Restorer | None = None) -> Machine:
-        """The machine, ready to run; shown and dumped as asked for."""
+        """Make the machine; describe and dump it where the options ask for that."""
         self._machine = Machine(
             config or self._config,
             self._output.write,
@@ -134,16 +131,16 @@ class Attached:
         return self._machine
 
     def _attach(self, claim: Claim, undo: contextlib.ExitStack) -> None:
-        """Connect console, keys, signals and the control socket to the machine of the moment."""
+        """Connect console, keys, signals and the control socket to the current machine."""
         self._await_clients(claim)
-        undo.callback(self._let_clients_go)
-        undo.callback(claim.close)  # before: a client that waits for the end finds the name free
+        undo.callback(self._close_server)
+        undo.callback(claim.close)  # first: a waiting client finds the name free
         self._output.on_gone = self._stop
         for number in ENDING:
             self._loop.on_signal(number, functools.partial(self._stop, EXIT_SIGNAL + number))
         for tty, path in self._machine.terminals.paths.items():
             say(f"Assigned terminal {tty} to pty {path}")
-        if 0 in self._config.ttys:  # the console is there: nothing here is the guest's
+        if 0 in self._config.ttys:  # the console is on a pty, not here
             return
         undo.enter_context(self._terminal)
         self._keyboard = Input(
@@ -154,7 +151,7 @@ class Attached:
         self._connect()
 
     def _await_clients(self, claim: Claim) -> None:
-        """Have the control socket served from its first client on; most runs see none."""
+        """Serve the control socket from its first client on; most runs have none."""
         listener = claim.listener.fileno()
         since = time.monotonic()
 
@@ -168,19 +165,19 @@ class Attached:
 
         self._loop.watch(listener, serve)
 
-    def _let_clients_go(self) -> None:
+    def _close_server(self) -> None:
         if self._server is not None:
             self._server.close()
 
     def _connect(self) -> None:
-        """Tell a new machine of the terminal, and the terminal of the machine."""
+        """Connect a new machine and the terminal."""
         self._machine.console.on_room(self._keyboard.resume)
         self._resize()
         self._take_terminal()
         self._keyboard.resume()
 
     def _take_terminal(self) -> None:
-        """Carry input while the terminal is ours: not in the background, again after a stop."""
+        """Read input while this process is in the terminal's foreground."""
         self._terminal.enter_raw_mode()
         if self._terminal.usable:
             self._keyboard.start()
@@ -188,14 +185,14 @@ class Attached:
             self._keyboard.pause()
 
     def _resize(self) -> None:
-        with contextlib.suppress(OSError):  # no terminal: its size stays unknown
+        with contextlib.suppress(OSError):  # no terminal
             self._machine.console.resize(*os.get_terminal_size(STDIN))
 
     def _save_on_exit(self) -> None:
-        """Save the guest, if that is wanted, before it is ended; a failure is how it ends."""
+        """Save the guest before it is ended, with --save-on-exit; a failure ends the run."""
         if self._extras.save_on_exit is None:
             return
-        from pyvmm.snapshot.save import save  # rarely used
+        from pyvmm.snapshot.save import save  # late: rarely used
 
         try:
             for line in save(self._machine, self._extras.save_on_exit).warnings:
@@ -219,29 +216,27 @@ class Attached:
 
 
 def _allow_descriptors() -> None:
-    """Raise this process's limit as far as it goes: a vCPU takes two descriptors."""
+    """Raise this process's limit of descriptors: each vCPU takes two."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _left(config: Config, deadline: float | None) -> Config:
-    """The same, with what is left of its time."""
+    """Return the configuration with the rest of its time."""
     if deadline is None:
         return config
     left_s = deadline - time.monotonic()
     if left_s <= 0:
         raise TimeoutExpired(f"the guest did not end within {config.timeout_s:g} s")
-    import dataclasses  # late: most runs begin once
-
-    return dataclasses.replace(config, timeout_s=left_s)
+    return config.replace(timeout_s=left_s)
 
 
 def _show_unclaimed(vcpu: int, access: Exit) -> None:
-    click.echo(f"pyvmm: no device answers vCPU {vcpu}: {access}", err=True)
+    click.echo(f"pyvmm: vCPU {vcpu} accesses no device: {access}", err=True)
 
 
 def describe(machine: Machine, restorer: Restorer | None) -> Iterator[str]:
-    """Yield lines on what the machine is made of and where it runs."""
+    """Yield lines about the machine and its host."""
     plan, image = machine.plan, machine.board.image
     inside = host.describe_inside()
     where = f"emulated: {inside}" if inside else "this machine"

@@ -1,4 +1,4 @@
-"""The options that ask for virtio devices, as Config.devices."""
+"""The options for virtio devices, as Config.devices."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class DeviceOption(Record):
-    """An option, and what makes of its value the devices it asks for."""
+    """An option, and the function that makes devices of its value."""
 
-    name: str  # of the parameter
+    name: str  # of click's parameter
     option: Callable[[_Command], _Command]
     read: Callable[[Any], list[DeviceConfig]]
 
 
 def _read_hotplug(text: str | None) -> list[DeviceConfig]:
-    """SIZE or SIZE,block=SIZE."""
+    """Read SIZE or SIZE,block=SIZE."""
     if text is None:
         return []
     sizes = text.split(",block=")
     if len(sizes) > 2 or "," in sizes[0]:
-        raise UsageError(f"--hotplug {text}: after the size there may be block=SIZE")
+        raise UsageError(f"--hotplug {text}: only block=SIZE can follow the size")
     size, *blocks = (read_option("--hotplug", parse_size, text) for text in sizes)
     return [Hotplug(size=size, block_size=blocks[0] if blocks else None)]
 
@@ -41,13 +41,15 @@ OPTIONS = (
     DeviceOption(  # before the others, whose queues may lie in its memory
         "hotplug",
         click.option(
-            "--hotplug", metavar="SIZE", help="Room for so much more memory: pyvmm memory plugs it."
+            "--hotplug",
+            metavar="SIZE",
+            help="Room for more memory, which `pyvmm memory` plugs.",
         ),
         _read_hotplug,
     ),
     DeviceOption(
         "balloon",
-        click.option("--balloon", is_flag=True, help="Let pyvmm balloon take memory back."),
+        click.option("--balloon", is_flag=True, help="Let `pyvmm balloon` take memory back."),
         lambda asked: [Balloon()] if asked else [],
     ),
     DeviceOption(
@@ -80,7 +82,7 @@ OPTIONS = (
 
 
 def read_disk(text: str) -> Disk:
-    """A disk as -d has it.
+    """Read a value of -d.
 
     Raises: UsageError.
     """
@@ -89,7 +91,7 @@ def read_disk(text: str) -> Disk:
 
 
 def read_pmem(text: str) -> Pmem:
-    """Persistent memory as --pmem has it.
+    """Read a value of --pmem.
 
     Raises: UsageError.
     """
@@ -106,27 +108,27 @@ def _file_and_words(option: str, text: str, known: tuple[str, ...]) -> tuple[Pat
         if word not in known:
             raise UsageError(
                 f"{option} {text}: {word!r} is not one of {', '.join(known)}",
-                hint="a file with a comma in its name needs a link to it",
+                hint="for a file with a comma in its name, give a link to it",
             )
     return Path(path).absolute(), words  # a snapshot may be restored from elsewhere
 
 
 def device_options(command: _Command) -> _Command:
-    """Give a command the options; device_configs() makes of them what Config takes."""
+    """Add the options to a command; device_configs() converts them."""
     for item in reversed(OPTIONS):
         command = item.option(command)
     return command
 
 
 def device_configs(options: dict[str, Any]) -> tuple[DeviceConfig, ...]:
-    """The devices the options ask for.
+    """Return the devices that the options ask for.
 
-    Raises: UsageError, for what cannot be read.
+    Raises: UsageError, for text that cannot be read.
     """
     return tuple(device for item in OPTIONS for device in item.read(options[item.name]))
 
 
 def device_files(devices: tuple[DeviceConfig, ...]) -> Iterator[Path]:
-    """The files of the user's that devices read or write."""
+    """Yield the files that devices read or write."""
     for device in devices:
         yield from device.files()

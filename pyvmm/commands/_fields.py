@@ -1,7 +1,7 @@
 """Fields and the options that set them: an error names the field, the command line the option.
 
-An error's text has a field in backquotes, by its path from Config, SveRequest, CpuRequest, a
-device's config, HostSettings or a function's argument: `vcpus`, or with a value `sve.vls`=128,256.
+Errors have fields in backquotes, as `vcpus` or `sve.vls`=128,256: by their paths from Config (or
+what it holds), from HostSettings (`host.cpu`), or as arguments of functions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pyvmm.errors import UsageError
 
 _Value = TypeVar("_Value")
 
-# Each option ends with what stands between it and its value.
+# Fields whose options have other names; each ends with what stands before its value.
 OPTIONS = {
     "vcpus": "-c ",
     "memory": "-m ",
@@ -23,66 +23,30 @@ OPTIONS = {
     "sve.off": "--no-sve ",
     "sve.vls": "--sve-vls=",
     "sve.max_vl": "--sve-max-vl=",
-    "cpu.pmu": "--pmu ",
-    "cpu.nested": "--nested ",
-    "cpu.e2h0": "--e2h0 ",
-    "cpu.aarch32": "--aarch32 ",
     "cpu.mte": "--disable-mte ",
     "cpu.pvtime": "--no-pvtime ",
-    "irqchip": "--irqchip ",
-    "image": "IMAGE ",
-    "initrd": "--initrd ",
-    "params": "--params ",
-    "nodefaults": "--nodefaults ",
-    "console": "--console ",
-    "virtio_transport": "--virtio-transport ",
-    "kaslr_seed": "--kaslr-seed ",
-    "timer_hz": "--override-bad-firmware-cntfrq ",
-    "vcpu_affinity": "--vcpu-affinity ",
-    "hugetlbfs": "--hugetlbfs ",
-    "ttys": "--tty ",
-    "name": "--name ",
-    "timeout_s": "--timeout ",
     "fast_mmio": "--no-fast-mmio ",
+    "timer_hz": "--override-bad-firmware-cntfrq ",
+    "ttys": "--tty ",
+    "timeout_s": "--timeout ",
     "devices.disk": "-d ",
-    "devices.pmem": "--pmem ",
-    "devices.rng": "--rng ",
-    "devices.balloon": "--balloon ",
-    "devices.hotplug": "--hotplug ",
-    "dump_dtb": "--dump-dtb ",
-    "save_on_exit": "--save-on-exit ",
-    "trace": "--trace ",
-    "reboot": "--reboot ",
-    # of save and restore
-    "parent": "--parent ",
-    "track": "--track ",
-    "force": "--force ",
-    "clock": "--clock ",
     "reading": "--memory ",
-    # where a command runs
-    "host": "--host ",
     "host.kind": "--host ",
     "host.kernel": "--host-kernel ",
     "host.qemu": "--host-qemu ",
     "host.cpu": "--host-cpu ",
     "host.append": "--host-append ",
-    # of sweep
     "sets": "--sve-vls-each=",
-    "cpus": "--cpus ",
-    "jobs": "--jobs ",
-    "scheduler": "--scheduler ",
-    "logs": "--logs ",
-    "junit": "--junit ",
-    # of reproductions
-    "trust": "--trust ",
-    "zcr": "--zcr ",
-    "control": "--control ",
-    "hack": "--hack ",
-    "arm": "--arm ",
-    "seconds": "--seconds ",
-    "leave_out": "--leave-out ",
     "guest_max_vl": "--guest-max-vl=",
 }
+# Fields whose options have the same name.
+_SAME = """
+cpu.pmu cpu.nested cpu.e2h0 cpu.aarch32 irqchip initrd params nodefaults console virtio_transport
+kaslr_seed vcpu_affinity hugetlbfs name devices.pmem devices.rng devices.balloon devices.hotplug
+dump_dtb save_on_exit trace reboot parent track force clock host cpus jobs scheduler logs junit
+trust zcr control hack arm seconds leave_out
+"""
+OPTIONS |= {field: f"--{field.rpartition('.')[2].replace('_', '-')} " for field in _SAME.split()}
 
 
 def option(field: str) -> str:

@@ -1,4 +1,4 @@
-"""The options that say where a command runs, for every command that needs arm64 KVM."""
+"""The options for where a command runs; commands that need KVM have them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _OPTIONS = (
         metavar="CPU",
         default=DEFAULT_CPU,
         envvar="PYVMM_HOST_CPU",
-        help="The CPU it emulates, as QEMU's -cpu takes it; max,sve384=off lacks one length.",
+        help="The CPU it emulates, as in QEMU's -cpu; max,sve384=off lacks one length.",
     ),
     click.option(
         "--host-append",
@@ -62,13 +62,13 @@ _OPTIONS = (
         default="",
         envvar="PYVMM_HOST_APPEND",
         show_default=False,
-        help="More words for its kernel's command line, as kvm-arm.mode=nvhe.",
+        help="More words for its kernel's command line, such as kvm-arm.mode=nvhe.",
     ),
 )
 
 
 def host_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
-    """Give a command the five options; it gets them as one ``where: HostSettings``."""
+    """Add the five options to a command, which gets them as ``where: HostSettings``."""
 
     @functools.wraps(command)
     def with_settings(
@@ -92,7 +92,7 @@ def host_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
 
 
 def emulated_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
-    """Give a command the four options of an emulated host, as one ``settings: HostSettings``."""
+    """Add the options of an emulated host to a command, which gets ``settings: HostSettings``."""
 
     @functools.wraps(command)
     def with_settings(
@@ -117,11 +117,11 @@ def emulated_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
 def run_here_or_forward(
     where: HostSettings, files: Iterable[Path] = (), ttys: Iterable[int] = ()
 ) -> None:
-    """Return if this machine's own KVM is meant; else run the command line in its host and end.
+    """Return if the command runs on this machine's KVM; else run it in an emulated host and exit.
 
-    ``files`` are those the command is to read or write, ``ttys`` its guest's terminals on ptys.
+    ``files`` are those that the command reads or writes, ``ttys`` its guest's terminals on ptys.
 
-    Raises: HostError, where neither is possible, or the emulated host does not see the files.
+    Raises: HostError, where neither is possible, or the emulated host cannot see a file.
     """
     if host.is_local(where):
         return

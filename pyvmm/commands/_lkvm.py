@@ -1,6 +1,6 @@
-"""Options of lkvm's that pyvmm knows and refuses, each with its reason.
+"""Options of lkvm that pyvmm refuses, each with a reason.
 
-An option that changes what the guest gets is never ignored in silence.
+pyvmm never ignores an option that changes the guest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class Refused(Record):
-    """An option's names, and why pyvmm does not take it."""
+    """An option's names, and why pyvmm refuses it."""
 
     names: tuple[str, ...]
     reason: str
@@ -40,20 +40,20 @@ REFUSED = (
     Refused(("--debug-iodelay",), "I/O cannot be delayed yet"),
 )
 
-# Nothing to do: pyvmm never has what they switch off.
+# These do nothing: pyvmm never has what they disable.
 ALREADY_SO = ("--no-dhcp",)
 
 
 class LkvmCommand(click.Command):
-    """A command that says of each of these options why it does not take it.
+    """A command that refuses these options with their reasons.
 
-    They are none of its own: making and asking those it has is a good part of its start.
+    click does not know them: each option that it knows makes every start slower.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the command line and the environment as click does.
 
-        Raises: UsageError, for an option of lkvm's.
+        Raises: UsageError, for one of these options.
         """
         try:
             rest = super().parse_args(ctx, args)
@@ -70,13 +70,13 @@ class LkvmCommand(click.Command):
 
 
 def _variable(ctx: click.Context, option: str) -> str:
-    """The environment variable that stands for an option, as click makes it."""
+    """Return an option's environment variable, as click names it."""
     name = option.lstrip("-").replace("-", "_").upper()
     return f"{ctx.auto_envvar_prefix}_{name}"
 
 
 def lkvm_options(command: _Command) -> _Command:
-    """Give a command those that it takes without doing anything, hidden."""
+    """Add the hidden options that do nothing to a command."""
     for name in ALREADY_SO:
         command = click.option(name, is_flag=True, hidden=True, expose_value=False)(command)
     return command

@@ -1,4 +1,4 @@
-"""What ``pyvmm doctor`` says of the machine around an emulated host: can it make and run one?"""
+"""Facts about the machine that makes and runs an emulated host."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pyvmm.machine.facts import Fact, machine_facts
 
 TOPIC = "outside"
 
-# Programs that an emulated host is made with, and what of Debian has each.  Its QEMU is not
-# among them: that is always the cache's own (or --host-qemu's), since a saved host fits one build.
+# Programs that make an emulated host, and Debian's package of each.  QEMU is not among them: it
+# always comes from the cache (or --host-qemu), as a saved host fits one build.
 PROGRAMS = {
     "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
     "mkfs.erofs": "erofs-utils",
 }
-# Without these nothing can be fetched: they are how the programs above get into the cache.
+# These fetch the programs above into the cache.
 FETCHERS = {"apt-get": "apt", "dpkg-deb": "dpkg"}
 
 
 def outer_facts() -> Iterator[Fact]:
-    """This machine, the programs on it, and what is in the cache."""
+    """Yield facts about this machine, its programs, and the cache."""
     yield from machine_facts(TOPIC)
     if platform.machine() == host.ARM64 and (reason := host.why_not_local()) is not None:
         yield Fact.of_error(TOPIC, "KVM", reason, fatal=False)
@@ -37,7 +37,7 @@ def outer_facts() -> Iterator[Fact]:
 
 
 def _program(program: str, package: str, fetch: bool) -> Fact:
-    """Where a program is, or what its absence means."""
+    """Return a program's path, or the effect of its absence."""
     path = shutil.which(program)
     if path is not None:
         return Fact(TOPIC, program, path)

@@ -1,4 +1,4 @@
-"""Several VMs from one snapshot, each in a process of its own; they share what they only read."""
+"""Several VMs from one snapshot, each in its own process; they share memory that they only read."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
 from pyvmm import cli
+from pyvmm.base.records import Record
 from pyvmm.base.signals import handling
 from pyvmm.errors import EXIT_FAILED, EXIT_OK, EXIT_SIGNAL
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Child(NamedTuple):
-    """A VM's process, and what it prints."""
+class Child(Record):
+    """A VM's process, and a pipe with its output."""
 
     name: str
     pid: int
@@ -29,10 +30,9 @@ class Child(NamedTuple):
 
 
 def run_several(file: Path, name: str, options: dict[str, Any]) -> int:
-    """Run NAME-1 to NAME-N to their ends; each line of their output has its VM's name before it.
+    """Run NAME-1 to NAME-N to their ends, and return the highest of their exit codes.
 
-    Returns:
-        The highest of their exit codes.
+    The VM's name is printed before each line of its output.
     """
     numbers = range(1, options["count"] + 1)
     children = [_start(file, f"{name}-{number}", options) for number in numbers]
@@ -48,7 +48,7 @@ def run_several(file: Path, name: str, options: dict[str, Any]) -> int:
 
 
 def _start(file: Path, name: str, options: dict[str, Any]) -> Child:
-    """Fork: what a VM needs of Python is loaded already."""
+    """Fork a VM: its modules are loaded already."""
     sys.stdout.flush()
     sys.stderr.flush()
     reading, writing = os.pipe()
@@ -82,7 +82,7 @@ def _passed_on(options: dict[str, Any]) -> Iterator[str]:
 
 
 def _show(child: Child, lock: threading.Lock) -> None:
-    """Print what a VM prints, a line at a time."""
+    """Print a VM's output line by line."""
     with open(child.output, "rb") as lines:  # noqa: PTH123 - a descriptor
         for line in lines:
             with lock:
@@ -91,7 +91,7 @@ def _show(child: Child, lock: threading.Lock) -> None:
 
 @contextmanager
 def _ending_together(children: list[Child]) -> Iterator[None]:
-    """Pass signals that end this process on to the VMs, and wait for these."""
+    """Pass signals that end this process on to the VMs, which then end."""
 
     def end(number: int, frame: object) -> None:
         for child in children:

@@ -1,4 +1,4 @@
-"""``pyvmm completion``: what a shell needs to complete pyvmm's command line."""
+"""``pyvmm completion``: a script that makes a shell complete pyvmm's command line."""
 
 from __future__ import annotations
 

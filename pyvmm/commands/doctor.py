@@ -1,4 +1,4 @@
-"""``pyvmm doctor``: what this machine has and lacks, for people and for programs."""
+"""``pyvmm doctor``: what this machine has and lacks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pyvmm.machine.facts import REGISTERS, Fact, kvm_facts, machine_facts
 from pyvmm.snapshot.hostlimits import registers_here
 
 SCHEMA = 1
-OUTER_VARIABLE = "PYVMM_DOCTOR_OUTER"  # facts of the outer machine, on their way inside
+OUTER_VARIABLE = "PYVMM_DOCTOR_OUTER"  # carries the outer machine's facts inside
 
 
 @click.command()
@@ -30,9 +30,9 @@ OUTER_VARIABLE = "PYVMM_DOCTOR_OUTER"  # facts of the outer machine, on their wa
 def doctor(where: HostSettings, as_json: bool) -> int:
     """Show what this machine has and lacks.
 
-    Where commands run in an emulated host, it is asked too (and made, the first time). An arm64
-    machine whose /dev/kvm cannot be opened gets none: it is told the reason and the remedy. Exits
-    with 0 when VMs can run, with 3 when they cannot.
+    Where commands run in an emulated host, the host is checked too (and made, the first time).
+    For an arm64 machine whose /dev/kvm cannot be opened, show the reason and the remedy instead.
+    Exit codes: 0 VMs can run; 3 they cannot.
     """
     facts = [
         fact.replace(lack=spell(fact.lack), remedy=spell(fact.remedy)) for fact in _gather(where)
@@ -45,7 +45,7 @@ def doctor(where: HostSettings, as_json: bool) -> int:
 
 
 def document(facts: Iterable[Fact]) -> dict[str, Any]:
-    """The JSON document: each topic's names and values, and apart from them what is lacking."""
+    """Return the JSON document: each topic's names and values, and a list of lacks."""
     facts = list(facts)
     topics: dict[str, dict[str, Any]] = {}
     for fact in facts:
@@ -91,9 +91,9 @@ def show(facts: Iterable[Fact]) -> None:
 
 
 def _gather(where: HostSettings) -> list[Fact]:
-    """Return the facts about where VMs would run; from outside an emulated host, run this inside.
+    """Return facts about the machine that would run VMs; an emulated host runs doctor itself.
 
-    A /dev/kvm that cannot be opened is a fact, too: no emulated host is made unasked.
+    A /dev/kvm that cannot be opened is a fact too, and no reason for an emulated host.
     """
     if _asks_this_machine(where):
         return [*_handed_in(), *machine_facts(), *local_facts()]
@@ -103,7 +103,7 @@ def _gather(where: HostSettings) -> list[Fact]:
         run_here_or_forward(where)
     except VmmError as error:
         return [*outer, Fact.of_error("kvm", "emulated host", error)]
-    raise AssertionError("a command that is not local was not forwarded")
+    raise AssertionError("the command was not forwarded")
 
 
 def local_facts() -> Iterator[Fact]:
@@ -160,7 +160,7 @@ def _show_topic(console: Any, facts: list[Fact]) -> None:
 
 
 def _show_capabilities(console: Any, facts: list[Fact]) -> None:
-    """The capabilities KVM has with their values, then the names of the others."""
+    """Print the capabilities with their values, then the names of those that KVM lacks."""
     from rich.padding import Padding
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""``pyvmm man``: the manual page, made from the commands and options themselves.
+"""``pyvmm man``: the manual page, made from the commands' help.
 
 Source of the format: man(7), groff_man(7).
 """
@@ -17,11 +17,11 @@ import click
 from pyvmm import __version__
 from pyvmm.cli import pyvmm
 
-WIDTH = 78  # of the source: a reader's terminal has its own
+WIDTH = 78  # of the source's lines
 EXIT_CODES = (
-    ("0", "The guest switched itself off, or all is well."),
+    ("0", "Success; the guest switched itself off."),
     ("N", "The guest wrote N to pyvmm's exit register."),
-    ("1", "The guest, or a verdict, failed."),
+    ("1", "The guest, or a check, failed."),
     ("2", "Usage: the request makes no sense on any machine."),
     ("3", "The host lacks something."),
     ("124", "`--timeout` ran out."),
@@ -29,10 +29,10 @@ EXIT_CODES = (
 )
 VARIABLES = (
     ("PYVMM_COMMAND_OPTION", "Every option: `PYVMM_RUN_MEM=512` is `pyvmm run --mem 512`."),
-    ("PYVMM_HOST_IDLE", "Seconds after which an emulated host ends that nobody uses."),
+    ("PYVMM_HOST_IDLE", "Seconds without a command after which an emulated host ends."),
     ("PYVMM_DEBIAN_MIRROR", "The URL of the Debian mirror, where apt names none."),
-    ("XDG_CACHE_HOME", "Packages, kernels and saved hosts are in its directory `pyvmm`."),
-    ("XDG_RUNTIME_DIR", "Sockets of running VMs and hosts are in its directory `pyvmm`."),
+    ("XDG_CACHE_HOME", "Its directory `pyvmm` has packages, kernels and saved hosts."),
+    ("XDG_RUNTIME_DIR", "Its directory `pyvmm` has the sockets of running VMs and hosts."),
 )
 
 
@@ -43,7 +43,7 @@ def man() -> None:
 
 
 def page() -> Iterator[str]:
-    """The lines of pyvmm(1)."""
+    """Yield the lines of pyvmm(1)."""
     built = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())  # reproducible-builds.org
     date = time.strftime("%Y-%m-%d", time.gmtime(built))
     yield f'.TH PYVMM 1 "{date}" "pyvmm {__version__}" "User Commands"'
@@ -59,7 +59,7 @@ def page() -> Iterator[str]:
 
 
 def _commands(parent: click.Context) -> Iterator[str]:
-    """A section for each command of a group, and for those below it."""
+    """Yield a section for each command of a group, and for commands below it."""
     group = parent.command
     assert isinstance(group, click.Group)
     for name in group.list_commands(parent):
@@ -80,7 +80,7 @@ def _usage(context: click.Context) -> Iterator[str]:
 
 
 def _options(context: click.Context) -> Iterator[str]:
-    """The options, and --help once: of pyvmm itself.  An argument is described by the text."""
+    """Yield the options; --help only for pyvmm itself. The text describes arguments."""
     own = context.command.get_params(context) if context.parent is None else context.command.params
     records = (param.get_help_record(context) for param in own)
     yield from _table(record for record in records if record is not None and record[1])
@@ -96,7 +96,7 @@ def _summary(command: click.Command) -> str:
 
 
 def _text(text: str, before: str = "") -> Iterator[str]:
-    """Paragraphs, their `code` in bold; what click keeps as it is written stays so."""
+    """Yield paragraphs, with `code` in bold; click's preformatted ones stay as they are."""
     for number, paragraph in enumerate(filter(None, inspect.cleandoc(text).split("\n\n"))):
         if number or before:
             yield before or ".PP"
@@ -113,10 +113,10 @@ def _marked(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text that troff prints as it is."""
+    """Escape text for troff."""
     return text.replace("\\", "\\e").replace("-", "\\-")
 
 
 def _guarded(line: str) -> str:
-    """A line that troff does not take for a request."""
+    """Keep troff from reading a line as a request."""
     return f"\\&{line}" if line[:1] in (".", "'") else line

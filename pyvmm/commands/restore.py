@@ -1,8 +1,7 @@
-"""``pyvmm restore``: a VM goes on from a file."""
+"""``pyvmm restore``: restore a VM from a file."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -19,39 +18,39 @@ from pyvmm.snapshot.state import State
 
 
 @click.command(
-    epilog="The keys and exit codes are those of `pyvmm run`; 3 also where this host cannot go on "
-    "with the guest."
+    epilog="The keys and exit codes are those of `pyvmm run`; 3 also where this host cannot "
+    "restore the guest."
 )
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--name", metavar="NAME", show_default="as it was saved", help="The guest's name.")
 @click.option(
     "--count", type=click.IntRange(1, 1000), default=1, metavar="N",
-    help="That many VMs, called NAME-1 and so on, without a terminal.",
+    help="Restore that many VMs, NAME-1 to NAME-N, without a terminal.",
 )  # fmt: skip
 @click.option(
     "--memory", type=click.Choice(["lazy", "eager"]), show_default="by where FILE lies",
-    help="Read memory when it is used, checking it meanwhile; or all of it before.",
+    help="Read memory on first use and check it meanwhile; or read all of it first.",
 )  # fmt: skip
 @click.option(
     "--clock", type=click.Choice(["continue", "catch-up"]), default="continue",
-    help="The guest's time: no time has passed; or as much as has.",
+    help="The guest's clocks: stop while it is saved, or advance by that time.",
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Go on without what this host's KVM does not take.")
+@click.option("--force", is_flag=True, help="Leave out state that this host's KVM refuses.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="End the guest after that time.")
 @click.option(
     "--save-on-exit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Save the guest there when it is ended from outside.",
+    help="Save the guest there when a signal, key or timeout ends it.",
 )  # fmt: skip
-@click.option("-v", "--verbose", is_flag=True, help="Show on stderr what the machine is made of.")
+@click.option("-v", "--verbose", is_flag=True, help="Describe the machine on stderr.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @host_options
 @click.pass_obj
 def restore(invocation: Invocation, /, where: HostSettings, file: Path, **options: Any) -> int:
-    """Let a VM go on from a file.
+    """Restore a VM from a file.
 
-    FILE is a snapshot; the guest's console is attached as by `pyvmm run`.  Disks are used as
-    they are now: what was written to them after the guest was saved is there.  FILE names them:
-    look with `pyvmm snapshot show` at one that you did not save yourself.
+    FILE is a snapshot; the guest's console is attached as by `pyvmm run`.  Disks keep what was
+    written to them after the guest was saved.  FILE names its disks: check a FILE from someone
+    else with `pyvmm snapshot show` first.
     """
     invocation.debug |= options["debug"]
     config = _config(file, options["name"], options["timeout"])
@@ -61,9 +60,9 @@ def restore(invocation: Invocation, /, where: HostSettings, file: Path, **option
     run_here_or_forward(where, [*files, *([saved_to] if saved_to else [])], ttys)
     if options["count"] > 1:
         if saved_to:
-            raise UsageError("--count and --save-on-exit do not go together: there is one file")
+            raise UsageError("--count and --save-on-exit contradict each other: there is one file")
         return run_several(file, config.name, options)
-    # Late: where the command is forwarded, none of the machine is loaded.
+    # Late: a command that is forwarded does not need them.
     from pyvmm.commands._attached import Extras, run_attached
     from pyvmm.snapshot.restorer import ClockPolicy, Reading, Restorer
 
@@ -78,7 +77,7 @@ def restore(invocation: Invocation, /, where: HostSettings, file: Path, **option
 
 
 def _config(file: Path, name: str | None, timeout_s: float | None) -> Config:
-    """The machine in a file, under its new name."""
+    """Return the machine in a file, with its new name."""
     with SnapshotFile.open(file) as snapshot:
         config = State.of(snapshot.document, str(file)).config
-    return dataclasses.replace(config, name=name or config.name, timeout_s=timeout_s)
+    return config.replace(name=name or config.name, timeout_s=timeout_s)

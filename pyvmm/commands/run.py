@@ -26,8 +26,8 @@ GUESTS = Path(__file__).parents[1] / "guests"
 
 
 def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[CompletionItem]:
-    """Return what a shell offers for an image: guests that come with pyvmm, and files."""
-    from click.shell_completion import CompletionItem  # late: for completion alone
+    """Return a shell's completions of an image: guests of pyvmm, and files."""
+    from click.shell_completion import CompletionItem  # late: for completion only
 
     guests = [CompletionItem(name) for name in bundled_guests() if name.startswith(text)]
     return [CompletionItem(text, type="file"), *guests]
@@ -49,17 +49,17 @@ def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[Com
 @click.option("-i", "--initrd", type=click.Path(path_type=Path), help="Initial RAM disk.")
 @click.option("--name", metavar="NAME", show_default="guest-PID", help="The guest's name.")
 @click.option("--sve", is_flag=True, help="Require SVE, at the host's full set.")
-@click.option("--sve-vls", metavar="BITS,...", help="Exactly these SVE vector lengths, as 128,256.")
+@click.option("--sve-vls", metavar="BITS,...", help="Exactly these SVE vector lengths: 128,256.")
 @click.option("--sve-max-vl", metavar="BITS", help="Every vector length of the host up to this.")
 @click.option("--no-sve", is_flag=True, help="Hide SVE from the guest.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="End the guest after that time.")
-@click.option("-v", "--verbose", is_flag=True, help="Show on stderr what the machine is made of.")
+@click.option("-v", "--verbose", is_flag=True, help="Describe the machine on stderr.")
 @click.option(
     "--dump-dtb", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
     help="Write the device tree blob there.",
 )  # fmt: skip
-@click.option("--no-fast-mmio", is_flag=True, help="Have Python handle every device access.")
-@click.option("--debug-mmio", is_flag=True, help="Show on stderr accesses no device answers.")
+@click.option("--no-fast-mmio", is_flag=True, help="Handle every device access in Python.")
+@click.option("--debug-mmio", is_flag=True, help="Show accesses to no device on stderr.")
 @click.option(
     "--console", type=click.Choice(["serial", "virtio", "hv"]), default="serial",
     help="The guest's console: the first UART, or a virtio console.",
@@ -70,7 +70,7 @@ def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[Com
 )  # fmt: skip
 @click.option(
     "--virtio-transport", type=click.Choice(["pci", "pci-legacy", "mmio", "mmio-legacy"]),
-    default="mmio", help="How the guest sees virtio devices; only by MMIO yet.",
+    default="mmio", help="The transport of virtio devices; only MMIO yet.",
 )  # fmt: skip
 @click.option(
     "-n", "--network", is_flag=False, flag_value="mode=user", metavar="mode=none",
@@ -79,17 +79,17 @@ def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[Com
 @click.option("--nodefaults", is_flag=True, help="Start the command line with --params alone.")
 @click.option(
     "--loglevel", type=click.Choice(["error", "warning", "info", "debug"]), default="warning",
-    help="From info on, as --verbose.",
+    help="info and debug are --verbose.",
 )  # fmt: skip
 @click.option(
     "--save-on-exit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Save the guest there when it is ended from outside; see `pyvmm restore`.",
+    help="Save the guest there when a signal, key or timeout ends it; see `pyvmm restore`.",
 )  # fmt: skip
 @click.option(
     "--trace", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
     help="Write a trace of every exit there, for ui.perfetto.dev.",
 )  # fmt: skip
-@click.option("--reboot", is_flag=True, help="Start anew when the guest resets, not end.")
+@click.option("--reboot", is_flag=True, help="Start the guest again when it resets.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @device_options
 @arm_options
@@ -99,11 +99,11 @@ def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[Com
 def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
     """Boot a guest and attach its console.
 
-    IMAGE is an AArch64 ELF, an arm64 Linux Image or a flat binary; or the name of a guest that
-    comes with pyvmm, as sve-vls.
+    IMAGE is an AArch64 ELF, an arm64 Linux Image or a flat binary; or a guest that comes with
+    pyvmm, such as sve-vls.
     """
     invocation.debug |= options["debug"]
-    _refuse_what_is_missing(options)
+    _refuse_unsupported(options)
     try:
         config = _config(options)
     except vl.TextError as error:
@@ -114,24 +114,24 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
     return _run(config, options)
 
 
-def _refuse_what_is_missing(options: dict[str, Any]) -> None:
-    """Refuse values of lkvm's that pyvmm cannot give yet."""
+def _refuse_unsupported(options: dict[str, Any]) -> None:
+    """Refuse lkvm's values that pyvmm does not support yet."""
     if options["reboot"] and options["ttys"]:
-        raise UsageError("--reboot and --tty do not go together yet: a new machine has new ptys")
+        raise UsageError("--reboot and --tty do not work together yet: a new machine has new ptys")
     if options["console"] == "hv":
-        raise UsageError("--console hv: that is PowerPC's; here it is serial or virtio")
+        raise UsageError("--console hv: PowerPC only", hint="use serial or virtio")
     if options["virtio_transport"] not in ("mmio", "mmio-legacy"):
         raise UsageError(f"--virtio-transport {options['virtio_transport']}: {NO_PCI}")
     network = options["network"]
     if network is not None and network.split(",")[0] not in ("none", "mode=none"):
         raise UsageError(
             f"--network {network}: there is no virtio network device yet",
-            hint="leave it out, or say --network mode=none",
+            hint="leave it out, or give --network mode=none",
         )
 
 
 def _config(options: dict[str, Any]) -> Config:
-    """The machine the options describe."""
+    """Return the machine that the options describe."""
     vls, max_vl = options["sve_vls"], options["sve_max_vl"]
     named = {} if options["name"] is None else {"name": options["name"]}
     return Config(
@@ -176,30 +176,30 @@ def _one_image(argument: str | None, option: str | None) -> str:
 
 
 def find_image(name: str) -> Path:
-    """The file of that name, or the guest of that name that comes with pyvmm."""
+    """Return the file of that name, or the guest of pyvmm with that name."""
     bundled = GUESTS / name
     return bundled if name in bundled_guests() and not Path(name).exists() else Path(name)
 
 
 def _users_files(config: Config, outputs: list[Path]) -> list[Path]:
-    """The files of the user's that a run reads or writes."""
+    """Return the user's files that a run reads or writes."""
     given = (config.image, config.initrd, *device_files(config.devices))
     inputs = [path for path in given if path is not None and path.exists()]
     return [path for path in (*inputs, *outputs) if path.parent != GUESTS]
 
 
 def bundled_guests() -> list[str]:
-    """The names of the guests that come with pyvmm."""
+    """Return the names of the guests that come with pyvmm."""
     return sorted(path.name for path in GUESTS.glob("*") if path.is_file())
 
 
 def _bundled_hint() -> str:
-    return f"guests that come with pyvmm: {', '.join(bundled_guests()) or 'none was built'}"
+    return f"guests that come with pyvmm: {', '.join(bundled_guests()) or 'none is built'}"
 
 
 def _with_advice(error: vl.TextError, where: HostSettings) -> UsageError:
-    """The error, with sets that the host the guest would run on can give; or run it there."""
-    with contextlib.suppress(HostError):  # without a host the text is no less wrong
+    """Return the error with the sets that the host can give; an emulated host reports it itself."""
+    with contextlib.suppress(HostError):  # the text is wrong without a host too
         run_here_or_forward(where)
         from pyvmm.kvm import sve
         from pyvmm.kvm.system import System
@@ -210,7 +210,7 @@ def _with_advice(error: vl.TextError, where: HostSettings) -> UsageError:
 
 
 def _run(config: Config, options: dict[str, Any]) -> int:
-    # Late: where the command is forwarded, none of the machine is loaded.
+    # Late: a command that is forwarded does not need them.
     from pyvmm.commands._attached import Extras, run_attached
 
     extras = Extras(
@@ -226,7 +226,7 @@ def _run(config: Config, options: dict[str, Any]) -> int:
     except ImageError as error:
         if config.image.exists():
             raise
-        # The words by which kvm-unit-tests knows that all but the image was fine.
+        # kvm-unit-tests looks for these words: only the image was missing.
         raise ImageError(
             f"Fatal: Unable to open kernel {config.image}", hint=_bundled_hint()
         ) from error

@@ -1,4 +1,4 @@
-"""What a host can give, and what of it a machine takes: every refusal before the VM exists."""
+"""Check a Config against the host's limits, before the VM is made."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pyvmm.base.units import show_cpulist, show_size
 from pyvmm.config import Config, SveRequest, default_memory, default_vcpus
 from pyvmm.errors import HostError
 
-DEFAULT_IPA_BITS = 40  # what KVM offers where it has no KVM_CAP_ARM_VM_IPA_SIZE
+DEFAULT_IPA_BITS = 40  # of a KVM without KVM_CAP_ARM_VM_IPA_SIZE
 GICV2_VCPUS = 8  # a GICv2 names CPUs by bits of a byte.  Source: Arm IHI 0048, GICD_ITARGETSR
 
 
 class Feature(Enum):
-    """What a host's KVM may be able to give vCPUs."""
+    """A feature of vCPUs that a host's KVM may have."""
 
     PAUTH = "pointer authentication"
     PMU = "performance monitor"
@@ -38,9 +38,9 @@ REQUESTS = {
 
 
 class HostLimits(Record, kw_only=True):
-    """What KVM on a host offers one VM; ``vls`` is its SVE vector lengths in bits.
+    """The limits of KVM on a host for one VM; ``vls`` are its SVE vector lengths in bits.
 
-    ``cpus`` are the CPUs that are online, none where that is unknown.
+    ``cpus`` are the online CPUs; the set is empty if they are unknown.
     """
 
     max_vcpus: int
@@ -51,9 +51,9 @@ class HostLimits(Record, kw_only=True):
 
 
 class Plan(Record, kw_only=True):
-    """What a Config comes to on a host: nothing left open, everything within its limits.
+    """A Config with every default filled in, within a host's limits.
 
-    ``windows`` are the addresses above RAM of each of the Config's devices, empty for most.
+    ``windows`` are the guest physical addresses above RAM of each of the Config's devices.
     """
 
     vcpus: int
@@ -65,9 +65,9 @@ class Plan(Record, kw_only=True):
 
 
 def plan(config: Config, host: HostLimits) -> Plan:
-    """Decide what ``config`` leaves open, and check what it asks against the host.
+    """Fill in the defaults of ``config``, and check it against the host's limits.
 
-    Raises: HostError, naming the limit and what would be within it.
+    Raises: HostError, which names the limit and a value within it.
     """
     vls = frozenset() if config.cpu.aarch32 else choose(config.sve, host.vls)
     vcpus = _vcpus(config, min(host.max_vcpus, _most_vcpus(config)))
@@ -89,7 +89,7 @@ def plan(config: Config, host: HostLimits) -> Plan:
 def choose(request: SveRequest, host: vl.VlSet) -> vl.VlSet:
     """Return a machine's vector lengths on a host with those lengths; the empty set is no SVE.
 
-    Raises: HostError, where the host cannot give what was asked.
+    Raises: HostError, where the host cannot give them.
     """
     if request.off:
         return vl.NO_SVE
@@ -110,9 +110,9 @@ def choose(request: SveRequest, host: vl.VlSet) -> vl.VlSet:
 
 
 def check(asked: vl.VlSet, host: vl.VlSet) -> None:
-    """Make sure that KVM on a host with those lengths accepts the set.
+    """Check that KVM on a host with those lengths accepts the set.
 
-    Raises: HostError, in the words of KVM's rule, with the nearest sets that would work.
+    Raises: HostError, with the reason and the nearest sets that KVM accepts.
     """
     if reason := vl.why_not(asked, host):
         raise HostError(
@@ -121,13 +121,13 @@ def check(asked: vl.VlSet, host: vl.VlSet) -> None:
 
 
 def room_for_vcpus() -> int:
-    """How many vCPUs' redistributors (and an ITS) fit between virtio-mmio and the distributor."""
+    """Return how many redistributors fit, beside an ITS, below the distributor."""
     floor = layout.virtio(layout.VIRTIO_COUNT - 1).end + layout.ITS_SIZE
     return (layout.GICD.base - floor) // layout.GICR_SIZE
 
 
 def most_memory(ipa_bits: int, ram_base: int = layout.RAM_BASE) -> int:
-    """The most RAM a guest with that many physical address bits can have, in bytes."""
+    """Return the largest RAM in bytes for that many guest physical address bits."""
     return max(0, (1 << ipa_bits) - ram_base)
 
 
@@ -192,13 +192,13 @@ def _features(config: Config, has: frozenset[Feature]) -> frozenset[Feature]:
                     f"`cpu.{field}`: this host's KVM gives guests no {feature.value}: {reason}"
                 )
             given.add(feature)
-    if config.cpu.aarch32:  # KVM has these for 64-bit guests
+    if config.cpu.aarch32:  # KVM gives the others to 64-bit guests alone
         return frozenset(given)
     given |= {Feature.PAUTH} & has
     if config.cpu.pvtime:
         given |= {Feature.PVTIME} & has
-    # Huge pages of hugetlbfs hold tags from Linux v6.13 on only, and pages of files never: KVM
-    # refuses them as memory of a guest that has tags.
+    # KVM refuses pages without tags as memory of a guest that has tags.  Pages of hugetlbfs hold
+    # tags since Linux v6.13, pages of files never.
     untagged = config.hugetlbfs is not None or any(d.maps_file for d in config.devices)
     if config.cpu.mte and not untagged:
         given |= {Feature.MTE} & has

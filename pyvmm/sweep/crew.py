@@ -1,4 +1,4 @@
-"""Who does the runs: processes of this machine, or the workers of a Dask cluster."""
+"""Executors of runs: processes on this machine, or the workers of a Dask cluster."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from typing import Any, TypeVar
 from pyvmm.errors import HostError, UsageError
 
 _Work = TypeVar("_Work")
-_Answer = TypeVar("_Answer")
+_Returned = TypeVar("_Returned")
 
 CONNECT_S = 10.0
 
 
 class Crew:
-    """An executor, and how to end what it does.
+    """An executor, and the means to end its runs early.
 
-    ``stop``, where there is one, goes to each function, which is to end when it is set. Without
-    one, what has begun is left to end by itself, and nobody waits for it.
+    Each function gets ``stop`` and ends when it is set. Without ``stop``, a function that has begun
+    ends by itself, and the sweep does not wait for it.
     """
 
     def __init__(self, executor: Executor, stop: Event | None = None) -> None:
         self._executor = executor
         self._stop = stop
 
-    def submit(self, function: Callable[..., _Answer], work: _Work) -> Future[_Answer]:
-        """Have a module-level function do a piece of work, which can be pickled."""
+    def submit(self, function: Callable[..., _Returned], work: _Work) -> Future[_Returned]:
+        """Submit work, which is pickled, to a module-level function."""
         if self._stop is not None:
             function = partial(function, stop=self._stop)
         return self._executor.submit(function, work)
 
-    def end(self, futures: set[Future[_Answer]]) -> None:
-        """Begin no more of these, and end those that run."""
+    def end(self, futures: set[Future[_Returned]]) -> None:
+        """Cancel the futures, and end those that run."""
         for future in futures:
             future.cancel()
         if self._stop is not None:
@@ -44,7 +44,7 @@ class Crew:
 
 @contextmanager
 def local(jobs: int) -> Iterator[Crew]:
-    """So many at a time on this machine; each is a process, which a thread waits for."""
+    """Run ``jobs`` at a time on this machine; a thread waits for the process of each."""
     stop = Event()
     with ThreadPoolExecutor(jobs, thread_name_prefix="sweep") as executor:
         try:
@@ -57,12 +57,12 @@ def local(jobs: int) -> Iterator[Crew]:
 
 @contextmanager
 def dask(address: str) -> Iterator[Crew]:
-    """The workers of the Dask cluster whose scheduler is at ``address``.
+    """Use the workers of the Dask cluster whose scheduler is at ``address``.
 
-    Raises: HostError, where there is none, or this Python has no distributed; UsageError.
+    Raises: HostError, where no scheduler answers or distributed is not installed; UsageError.
     """
-    with _client(address) as client:  # which takes back what is still asked for at its end
-        yield Crew(client.get_executor(pure=False))  # the same run again is a new one
+    with _client(address) as client:  # cancels what is left at its end
+        yield Crew(client.get_executor(pure=False))  # not pure: run the same again
 
 
 def _client(address: str) -> Any:
@@ -75,7 +75,7 @@ def _client(address: str) -> Any:
             hint="pip install 'pyvmm-arm64[dask]'",
         ) from error
     try:
-        resolve_address(address)  # a Client that finds it wrong itself ends with a traceback
+        resolve_address(address)  # Client itself prints a traceback for a wrong address
         client = Client(address, timeout=CONNECT_S, set_as_default=False)
     except ValueError as error:
         raise UsageError(

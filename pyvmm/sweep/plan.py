@@ -1,39 +1,38 @@
-"""Which runs a sweep is made of: sets of vector lengths, numbers of vCPUs, host settings."""
+"""The runs of a sweep: every set of vector lengths, number of vCPUs and host setting."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
 from pyvmm.arm64 import vl
+from pyvmm.base.records import Record
 from pyvmm.errors import HostError, ImageError, UsageError
 from pyvmm.host.settings import HostSettings
 
-ALL = "all"  # every set a host can give
+ALL = "all"  # every set that the host can give
 NONE = "none"  # without SVE
-BETWEEN = ";"  # a comma stands within a set, and within a CPU's name
+BETWEEN = ";"  # sets and names of CPUs contain commas
 
 # Stand for the guest's files in a run's command; no word of the user's has a NUL.
 IMAGE = "\0image"
 INITRD = "\0initrd"
 
 _UNUSUAL = re.compile(r"[^A-Za-z0-9.,=+-]+")
-_LONGEST_NAME = 200  # of the 255 bytes a file's name can have
+_LONGEST_NAME = 200  # a file's name has 255 bytes at most
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(Record):
     """A file that travels with a run."""
 
     name: str
-    data: bytes = field(repr=False)
+    data: bytes
 
     @classmethod
     def read(cls, path: Path) -> Blob:
-        """The file at ``path``.
+        """Read the file at ``path``.
 
         Raises: ImageError.
         """
@@ -43,12 +42,11 @@ class Blob:
             raise ImageError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Guest:
-    """What every run of a sweep boots, and how.
+class Guest(Record, kw_only=True):
+    """The guest that every run of a sweep boots.
 
-    ``image`` and ``initrd`` are as ``pyvmm run`` takes them. ``files`` holds both where they
-    travel, the image first. ``options`` are further ones of ``pyvmm run``.
+    ``image`` and ``initrd`` are paths on the command line. ``files`` holds both for runs on other
+    machines, the image first. ``options`` are further ones of ``pyvmm run``.
     """
 
     image: str
@@ -58,17 +56,16 @@ class Guest:
     files: tuple[Blob, ...] = ()
 
     def packed(self, image: Path) -> Guest:
-        """The same with its files aboard; ``image`` is where the image lies."""
+        """Return the guest with its files' contents; ``image`` is where its image lies."""
         paths = [image] if self.initrd is None else [image, Path(self.initrd)]
-        return replace(self, files=tuple(map(Blob.read, paths)))
+        return self.replace(files=tuple(map(Blob.read, paths)))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One guest on one machine: it can be pickled, and done wherever pyvmm is.
+class Run(Record, kw_only=True):
+    """One guest on one machine; an executor pickles it and sends it to a worker.
 
-    ``cpus`` is None for what ``pyvmm run`` takes by itself. The empty set is no SVE. ``command``
-    is its command line after ``pyvmm``, with IMAGE and INITRD in place of the files' paths.
+    ``cpus`` is None for the default of ``pyvmm run``. The empty set is no SVE. ``command`` is the
+    command line after ``pyvmm``, with IMAGE and INITRD in place of the files' paths.
     """
 
     number: int
@@ -80,28 +77,28 @@ class Run:
 
     @property
     def lengths(self) -> str:
-        """Its set, as the user may write it."""
+        """The set, as on the command line."""
         return vl.show(self.vls) or NONE
 
     @property
     def name(self) -> str:
-        """What sets it apart, in a line: the same in every sweep of the same machines."""
+        """The run's parameters in a line; every sweep of the same machines has the same names."""
         cpus = "" if self.cpus is None else f" cpus={self.cpus}"
         return f"sve={self.lengths}{cpus} {host_name(self.where)}"
 
     @property
     def log_name(self) -> str:
-        """The name of its log: no other run of the sweep has it."""
+        """The name of the run's log, unique in its sweep."""
         return f"{self.number:03}-{_UNUSUAL.sub('_', self.name)[:_LONGEST_NAME]}.log"
 
     def arguments(self, image: str, initrd: str | None) -> list[str]:
-        """Return its command line after ``pyvmm``, with its files' paths as they are now."""
+        """Return the command line after ``pyvmm``, with these paths of the files."""
         paths = {IMAGE: image, INITRD: initrd or ""}
         return [paths.get(word, word) for word in self.command]
 
 
 def host_name(where: HostSettings) -> str:
-    """Host settings in a word or two."""
+    """Return a short name for host settings."""
     return where.kind if where.kind == "local" else f"kernel={where.kernel} cpu={where.cpu}"
 
 
@@ -151,9 +148,9 @@ def parse_cpus(texts: Iterable[str]) -> list[int | None]:
 def sets_of(
     wanted: Sequence[vl.VlSet | None], host: vl.VlSet, where: HostSettings
 ) -> list[vl.VlSet]:
-    """The sets of a sweep on a host with those lengths, each once.
+    """Return the sets of a sweep on a host with those lengths, each once.
 
-    Raises: HostError, for a set the host cannot give.
+    Raises: HostError, for a set that the host cannot give.
     """
     sets: list[vl.VlSet] = []
     for asked in wanted:
@@ -188,7 +185,7 @@ def plan(
         Run(number=number, guest=guest, vls=vls, where=where, cpus=vcpus)
         for number, (where, vcpus, vls) in enumerate(chosen, start=1)
     ]
-    return [replace(run, command=command(run)) for run in runs]
+    return [run.replace(command=command(run)) for run in runs]
 
 
 def _check(asked: vl.VlSet, host: vl.VlSet, where: HostSettings) -> None:

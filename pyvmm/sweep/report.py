@@ -1,4 +1,4 @@
-"""What a sweep found: JSON for programs, JUnit for continuous integration, a log for each run."""
+"""Reports of a sweep: JSON for programs, JUnit for continuous integration, a log of each run."""
 
 from __future__ import annotations
 
@@ -13,54 +13,56 @@ from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, EXIT_USAGE, UsageError
 from pyvmm.host.settings import HostSettings
 from pyvmm.report import junit
 from pyvmm.svecheck.probe import Probe
-from pyvmm.sweep.drive import Result, Verdict
+from pyvmm.sweep.drive import RunResult, RunVerdict
 from pyvmm.sweep.plan import host_name
 from pyvmm.sweep.work import command_line
 
 SCHEMA = 1
-SHOWN = 16 << 10  # characters of a guest's output in a report: its last
+SHOWN = 16 << 10  # characters of a guest's output in a report: the last
 
-# What a verdict is in JUnit's words, where it is not a pass.
+# JUnit's elements for verdicts other than a pass.
 _JUNIT = {
-    Verdict.FAILED: "failure",
-    Verdict.TIMEOUT: "failure",
-    Verdict.LACKING: "error",
-    Verdict.REFUSED: "error",
-    Verdict.BROKEN: "error",
-    Verdict.STOPPED: "skipped",
+    RunVerdict.FAILED: "failure",
+    RunVerdict.TIMEOUT: "failure",
+    RunVerdict.LACKING: "error",
+    RunVerdict.REFUSED: "error",
+    RunVerdict.BROKEN: "error",
+    RunVerdict.STOPPED: "skipped",
 }
 
-# What a sweep ends with, all of whose bad runs are of one kind.
-_CODES = {Verdict.LACKING: EXIT_HOST, Verdict.REFUSED: EXIT_USAGE}
+# The exit code of a sweep whose bad runs all have this verdict.
+_CODES = {RunVerdict.LACKING: EXIT_HOST, RunVerdict.REFUSED: EXIT_USAGE}
 
 Hosts = Mapping[HostSettings, Probe]
 
 
-def exit_code(results: Sequence[Result]) -> int:
-    """What the sweep as a whole ends with, where nobody interrupted it."""
-    verdicts = {result.verdict for result in results} - {Verdict.PASSED}
+def exit_code(results: Sequence[RunResult]) -> int:
+    """Return the exit code of a sweep that was not interrupted."""
+    verdicts = {result.verdict for result in results} - {RunVerdict.PASSED}
     if not verdicts:
         return EXIT_OK
-    codes = {_CODES.get(verdict, EXIT_FAILED) for verdict in verdicts - {Verdict.STOPPED}}
+    codes = {_CODES.get(verdict, EXIT_FAILED) for verdict in verdicts - {RunVerdict.STOPPED}}
     return codes.pop() if len(codes) == 1 else EXIT_FAILED
 
 
-def summary(results: Sequence[Result]) -> str:
-    """How many of each verdict there are."""
+def summary(results: Sequence[RunResult]) -> str:
+    """Count the runs of each verdict, in a line."""
     counts = Counter(result.verdict for result in results)
-    words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict])
+    words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in RunVerdict if counts[verdict])
     return f"{len(results)} run{'' if len(results) == 1 else 's'}: {words}"
 
 
 def where(hosts: Hosts) -> dict[str, str]:
-    """On which machines the results were obtained, by the names of their settings."""
+    """Return the machine and kernel behind each host setting, by its name."""
     return {
         host_name(settings): f"{probe.machine}, {probe.kernel}" for settings, probe in hosts.items()
     }
 
 
-def document(results: Sequence[Result], hosts: Hosts, logs: Path | None = None) -> dict[str, Any]:
-    """The JSON document; ``logs`` is the directory that holds them, if there is one."""
+def document(
+    results: Sequence[RunResult], hosts: Hosts, logs: Path | None = None
+) -> dict[str, Any]:
+    """Return the JSON document; ``logs`` is the directory of the runs' logs."""
     counts = Counter(result.verdict for result in results)
     return {
         "schema": SCHEMA,
@@ -68,7 +70,7 @@ def document(results: Sequence[Result], hosts: Hosts, logs: Path | None = None) 
             {**asdict(settings), "name": host_name(settings), "probe": probe.document()}
             for settings, probe in hosts.items()
         ],
-        "counts": {str(verdict): counts[verdict] for verdict in Verdict},
+        "counts": {str(verdict): counts[verdict] for verdict in RunVerdict},
         "runs": [
             {**_entry(result), "log": None if logs is None else str(logs / result.run.log_name)}
             for result in results
@@ -76,8 +78,8 @@ def document(results: Sequence[Result], hosts: Hosts, logs: Path | None = None) 
     }
 
 
-def _entry(result: Result) -> dict[str, Any]:
-    run, outcome = result.run, result.outcome
+def _entry(result: RunResult) -> dict[str, Any]:
+    run, output = result.run, result.output
     return {
         "name": run.name,
         "host": host_name(run.where),
@@ -86,46 +88,46 @@ def _entry(result: Result) -> dict[str, Any]:
         "command": command_line(run),
         "verdict": str(result.verdict),
         "problem": result.problem or None,
-        "exit": None if outcome is None else outcome.code,
-        "seconds": None if outcome is None else round(outcome.seconds, 3),
-        "machine": None if outcome is None else outcome.machine,
-        "output": None if outcome is None else _text(outcome.stdout),
+        "exit": None if output is None else output.code,
+        "seconds": None if output is None else round(output.seconds, 3),
+        "machine": None if output is None else output.machine,
+        "output": None if output is None else _text(output.stdout),
     }
 
 
-def junit_document(results: Sequence[Result], hosts: Hosts, image: str) -> bytes:
-    """The JUnit document: the sweep is a suite, and each run a case."""
+def junit_document(results: Sequence[RunResult], hosts: Hosts, image: str) -> bytes:
+    """Return the JUnit document: the sweep is a suite, and each run a case."""
     properties = {f"host {name}": machine for name, machine in where(hosts).items()}
     cases = [_case(result, image) for result in results]
     return junit.document(f"pyvmm sweep {image}", cases, properties)
 
 
-def _case(result: Result, image: str) -> junit.Testcase:
-    outcome = result.outcome
+def _case(result: RunResult, image: str) -> junit.Testcase:
+    output = result.output
     reason = {}
-    if result.verdict is not Verdict.PASSED:
+    if result.verdict is not RunVerdict.PASSED:
         reason[_JUNIT[result.verdict]] = f"{result.verdict}: {result.problem}"
     return junit.Testcase(
         classname=f"pyvmm.sweep.{Path(image).name}",
         name=result.run.name,
-        seconds=0.0 if outcome is None else outcome.seconds,
-        output="" if outcome is None else _text(outcome.stdout) + _text(outcome.stderr),
+        seconds=0.0 if output is None else output.seconds,
+        output="" if output is None else _text(output.stdout) + _text(output.stderr),
         **reason,
     )
 
 
-def write_log(directory: Path, result: Result) -> None:
-    """Write a run's command, what it printed, and how it ended; there whole, or not at all.
+def write_log(directory: Path, result: RunResult) -> None:
+    """Write a run's command, output and verdict to its log.
 
     Raises: UsageError, where it cannot be written.
     """
-    outcome = result.outcome
+    output = result.output
     parts = [f"$ {command_line(result.run)}\n".encode()]
-    if outcome is not None:
-        if outcome.left_out:
-            parts.append(f"[{outcome.left_out} bytes before this are left out]\n".encode())
-        parts += [outcome.stdout, outcome.stderr]
-        took = f"exit {outcome.code} after {outcome.seconds:.1f} s on {outcome.machine}"
+    if output is not None:
+        if output.left_out:
+            parts.append(f"[{output.left_out} bytes before this are left out]\n".encode())
+        parts += [output.stdout, output.stderr]
+        took = f"exit {output.code} after {output.seconds:.1f} s on {output.machine}"
         parts.append(f"[{result.verdict}: {took}]\n".encode())
     else:
         parts.append(f"[{result.verdict}: {result.problem}]\n".encode())
@@ -133,7 +135,7 @@ def write_log(directory: Path, result: Result) -> None:
 
 
 def log_directory(path: Path) -> Path:
-    """The directory for logs, made where it is not there.
+    """Make the directory for logs.
 
     Raises: UsageError.
     """

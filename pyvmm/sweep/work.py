@@ -1,7 +1,7 @@
-"""One run, done: ``pyvmm run`` as a process, here or wherever an executor takes this.
+"""Perform a run: ``pyvmm run`` as a process, on this machine or on an executor's worker.
 
-A process of its own for each run, so that going to an emulated host works as it does for a user,
-and so that no run can take another along.
+Each run is a process of its own: it reaches an emulated host as a user's command does, and no run
+can end another.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import BinaryIO
 
+from pyvmm.base.records import Record, made
 from pyvmm.errors import (
     EXIT_FAILED,
     EXIT_OK,
@@ -35,46 +35,43 @@ from pyvmm.host.settings import HostSettings
 from pyvmm.svecheck.probe import Probe
 from pyvmm.sweep.plan import Run, host_name
 
-# -P: no module of the current directory's is taken for pyvmm.
+# -P: Python imports no module of the current directory instead of pyvmm.
 COMMAND = (sys.executable, "-P", "-c", "import sys; from pyvmm.cli import main; sys.exit(main())")
-TAKEN = 1 << 20  # bytes of a guest's output that travel: its last
-HOST_S = 600.0  # beyond a guest's own time: making an emulated host
+TAKEN = 1 << 20  # bytes of a guest's output that are kept: the last
+HOST_S = 600.0  # beyond a guest's timeout, to make an emulated host
 GRACE_S = 5.0  # between asking a run to end and killing it
 POLL_S = 0.05
-IDLE_S = "60"  # for hosts that are not the default one; the user's own word counts more
+IDLE_S = "60"  # for hosts other than the default one; the user's variable overrides it
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What became of a run, and on which machine.
+class RunOutput(Record, kw_only=True):
+    """The exit code and output of a run, and the machine that did it.
 
-    ``left_out`` counts the bytes before ``stdout``, ``stopped`` is for a run that was ended
-    because nobody waits for it any more.
+    ``left_out`` counts the bytes before ``stdout``. A run that the sweep ended is ``stopped``.
     """
 
     code: int
     seconds: float
-    stdout: bytes = field(repr=False)
-    stderr: bytes = field(repr=False)
+    stdout: bytes
+    stderr: bytes
     left_out: int = 0
     stopped: bool = False
-    machine: str = field(default_factory=platform.node)
+    machine: str = made(platform.node)
 
 
-def perform(run: Run, stop: Event | None = None) -> Outcome:
-    """Do one run to its end, or until ``stop`` is set."""
+def perform(run: Run, stop: Event | None = None) -> RunOutput:
+    """Perform a run, until it ends or ``stop`` is set."""
     limit = None if run.guest.timeout_s is None else run.guest.timeout_s + HOST_S
     with _placed(run) as (image, initrd):
         return _process(run.arguments(image, initrd), run.where, limit, stop or Event())
 
 
 def command_line(run: Run) -> str:
-    """How a user would do the run."""
+    """Return the command for the run that a user would type."""
     return shlex.join(["pyvmm", *run.arguments(run.guest.image, run.guest.initrd)])
 
 
-@dataclass(frozen=True, slots=True)
-class HostQuery:
+class HostQuery(Record):
     """A host to ask for its vector lengths, and the command that prints them as JSON."""
 
     where: HostSettings
@@ -97,7 +94,7 @@ def ask(query: HostQuery, stop: Event | None = None) -> Probe:
 
 
 def last_words(stderr: str) -> tuple[str, str | None]:
-    """pyvmm's last message, and its hint."""
+    """Return pyvmm's last message, and its hint."""
     lines = stderr.rstrip().split("\n")
     hint = None
     if lines[-1].startswith("  hint: "):
@@ -107,14 +104,14 @@ def last_words(stderr: str) -> tuple[str, str | None]:
 
 @contextlib.contextmanager
 def _placed(run: Run) -> Iterator[tuple[str, str | None]]:
-    """Where the guest's files lie, written there where they travelled."""
+    """Yield the paths of the guest's files; write those that came with the run."""
     guest = run.guest
     if not guest.files:
         yield guest.image, guest.initrd
         return
     with tempfile.TemporaryDirectory(prefix="pyvmm-sweep-") as scratch:
         paths = []
-        for number, blob in enumerate(guest.files):  # two may have one name
+        for number, blob in enumerate(guest.files):  # two may have the same name
             path = Path(scratch, str(number), blob.name)
             path.parent.mkdir()
             path.write_bytes(blob.data)
@@ -124,9 +121,9 @@ def _placed(run: Run) -> Iterator[tuple[str, str | None]]:
 
 def _process(
     arguments: Sequence[str], where: HostSettings, limit_s: float | None, stop: Event
-) -> Outcome:
-    """Run pyvmm with those arguments to its end."""
-    # A sweep may need many hosts, and each of them once.
+) -> RunOutput:
+    """Run pyvmm with those arguments."""
+    # A sweep may need each of many hosts only once.
     idle = {IDLE_VARIABLE: IDLE_S} if where.customised else {}
     started = time.monotonic()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -136,26 +133,26 @@ def _process(
             stdout=out,
             stderr=err,
             env={**idle, **os.environ},
-            process_group=0,  # Ctrl-C is for the sweep, which ends its runs itself
+            process_group=0,  # Ctrl-C signals the sweep alone, which ends its runs
         )
         try:
             late = _wait(process, limit_s, stop)
         finally:
             asked = _end(process)
         stdout, left_out = _tail(out)
-        return Outcome(
+        return RunOutput(
             code=EXIT_TIMEOUT if late else process.returncode,
             seconds=time.monotonic() - started,
             stdout=stdout,
             stderr=_tail(err)[0] + (b"pyvmm: the run did not end in time\n" if late else b""),
             left_out=left_out,
-            # Whatever its code: an interpreter asked while it starts ends with 1.
+            # Whatever its code: Python ends with 1 if the signal comes while it starts.
             stopped=asked and not late and process.returncode != EXIT_OK,
         )
 
 
 def _wait(process: subprocess.Popen[bytes], limit_s: float | None, stop: Event) -> bool:
-    """Wait for the end of a process, of the time, or of interest; whether it was the time."""
+    """Wait until the process ends, ``stop`` is set or time is up; return whether time is up."""
     deadline = float("inf") if limit_s is None else time.monotonic() + limit_s
     while process.poll() is None and not stop.wait(POLL_S):
         if time.monotonic() > deadline:
@@ -164,7 +161,7 @@ def _wait(process: subprocess.Popen[bytes], limit_s: float | None, stop: Event) 
 
 
 def _end(process: subprocess.Popen[bytes]) -> bool:
-    """End a process that has not ended; whether there was anything to end."""
+    """End a process that still runs; return whether it did."""
     if process.poll() is not None:
         return False
     process.send_signal(signal.SIGINT)
@@ -177,7 +174,7 @@ def _end(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _tail(file: BinaryIO) -> tuple[bytes, int]:
-    """The last of what is in a file, and how much is before that."""
+    """Return the last bytes of a file, and how many are before them."""
     left_out = max(0, file.seek(0, 2) - TAKEN)
     file.seek(left_out)
     return file.read(), left_out

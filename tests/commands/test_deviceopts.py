@@ -46,7 +46,7 @@ def test_persistent_memory_is_in_whole_2_mib(tmp_path: Path, size: int) -> None:
 
     with pytest.raises(UsageError, match="2 MiB") as caught:
         Pmem(path=path).window_size()
-    assert caught.value.hint == f"truncate -s %2M {path} adds what is missing"
+    assert caught.value.hint == f"truncate -s %2M {path} rounds the size up"
 
 
 def test_persistent_memory_is_as_large_as_its_file(tmp_path: Path) -> None:

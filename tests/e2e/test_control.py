@@ -179,8 +179,8 @@ def test_debug_shows_the_registers_of_a_vm_that_goes_on(pyvmm: Pyvmm, start: Sta
     ("wrong", "words"),
     [
         (["-d", "--vcpu", "2"], "there is no vCPU 2: they are 0 to 1"),
-        (["-d", "-s", "t"], "what to do?"),
-        ([], "what to do?"),
+        (["-d", "-s", "t"], "give one of -d"),
+        ([], "give one of -d"),
         (["-m", "0"], "no NMI"),
         (["-s", "ab"], "not one key"),
     ],

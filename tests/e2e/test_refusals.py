@@ -142,7 +142,7 @@ DISKS: dict[str, tuple[int, str]] = {  # the option's value, with FILE for a fil
     "-d .": (2, "is a directory"),
     "-d FILE,rw": (2, "'rw' is not one of ro, direct"),
     "-d FILE -d FILE": (3, "is in use"),
-    "--pmem FILE": (2, "not a whole number of 2 MiB"),
+    "--pmem FILE": (2, "is not a multiple of 2 MiB"),
     "--pmem FILE.none": (2, "No such file or directory"),
 }
 

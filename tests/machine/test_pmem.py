@@ -128,5 +128,5 @@ def test_truncated_file_is_named_when_the_guest_accesses_it(boot: Boot, file: Pa
 def test_file_of_an_odd_size_is_refused(boot: Boot, file: Path) -> None:
     os.truncate(file, SIZE + 512)
 
-    with pytest.raises(UsageError, match="whole number of 2 MiB"):
+    with pytest.raises(UsageError, match="is not a multiple of 2 MiB"):
         boot("spin", Pmem(path=file))

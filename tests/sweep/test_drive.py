@@ -13,7 +13,7 @@ from pyvmm.commands.sweep._line import command, query
 from pyvmm.errors import HostError
 from pyvmm.host.settings import HostSettings
 from pyvmm.sweep.crew import Crew, local
-from pyvmm.sweep.drive import Result, Verdict, Watcher, ask_hosts, drive
+from pyvmm.sweep.drive import RunResult, RunVerdict, Watcher, ask_hosts, drive
 from pyvmm.sweep.plan import Guest, Run, plan
 from tests.sweep.pretended import POWERS, PROBE
 
@@ -26,7 +26,7 @@ def runs(image: str, timeout_s: float | None = None) -> list[Run]:
     return plan(Guest(image=image, timeout_s=timeout_s), [None], [None], {HERE: POWERS}, command)
 
 
-def driven(image: str, *, jobs: int = 2, fail_fast: bool = False, **guest: Any) -> list[Result]:
+def driven(image: str, *, jobs: int = 2, fail_fast: bool = False, **guest: Any) -> list[RunResult]:
     with local(jobs) as crew:
         return drive(runs(image, **guest), crew, Watcher(), threading.Event(), fail_fast=fail_fast)
 
@@ -35,7 +35,7 @@ def test_results_are_in_the_order_of_the_plan() -> None:
     results = driven("exit5@128,256", jobs=3)
 
     assert [result.verdict for result in results] == [
-        Verdict.PASSED, Verdict.FAILED, Verdict.PASSED
+        RunVerdict.PASSED, RunVerdict.FAILED, RunVerdict.PASSED
     ]  # fmt: skip
     assert [result.said for result in results] == [
         "guest at 128", "guest at 128,256", "guest at 128,256,512"
@@ -47,7 +47,7 @@ def test_guest_that_hangs_ends_by_its_timeout_alone() -> None:
     results = driven("hang@128", timeout_s=0.5)
 
     assert [result.verdict for result in results] == [
-        Verdict.TIMEOUT, Verdict.PASSED, Verdict.PASSED
+        RunVerdict.TIMEOUT, RunVerdict.PASSED, RunVerdict.PASSED
     ]  # fmt: skip
 
 
@@ -55,34 +55,34 @@ def test_guest_that_hangs_ends_by_its_timeout_alone() -> None:
 def test_guest_s_own_exit_code_is_not_pyvmm_s(code: int) -> None:
     results = driven(f"exit{code}@128")
 
-    assert results[0].verdict is Verdict.FAILED
+    assert results[0].verdict is RunVerdict.FAILED
 
 
 def test_host_that_lacks_something_is_told_apart() -> None:
     results = driven("lacking@128")
 
-    assert (results[0].verdict, results[0].problem) == (Verdict.LACKING, "the host lacks it")
+    assert (results[0].verdict, results[0].problem) == (RunVerdict.LACKING, "the host lacks it")
 
 
 def test_first_failure_ends_what_waits_and_what_runs() -> None:
     results = driven("exit1@128@hang", jobs=1, fail_fast=True)
 
     assert [result.verdict for result in results] == [
-        Verdict.FAILED, Verdict.STOPPED, Verdict.STOPPED
+        RunVerdict.FAILED, RunVerdict.STOPPED, RunVerdict.STOPPED
     ]  # fmt: skip
 
 
 def test_interruption_keeps_what_was_finished() -> None:
     interrupted = threading.Event()
 
-    def finished(result: Result) -> None:
+    def finished(result: RunResult) -> None:
         interrupted.set()
 
     with local(1) as crew:
         results = drive(runs("hang@128,256"), crew, Watcher(finished), interrupted, fail_fast=False)
 
     assert [result.verdict for result in results] == [
-        Verdict.PASSED, Verdict.STOPPED, Verdict.STOPPED
+        RunVerdict.PASSED, RunVerdict.STOPPED, RunVerdict.STOPPED
     ]  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def test_run_that_an_executor_gives_up_is_a_result_too() -> None:
     results = drive(runs("hello"), Crew(Breaking()), Watcher(), threading.Event(), fail_fast=True)
 
     assert [result.verdict for result in results] == [
-        Verdict.BROKEN, Verdict.STOPPED, Verdict.BROKEN
+        RunVerdict.BROKEN, RunVerdict.STOPPED, RunVerdict.BROKEN
     ]  # fmt: skip
     assert results[0].problem == "ConnectionError: the worker is gone"
 

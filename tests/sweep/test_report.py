@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,55 +12,57 @@ from pyvmm.commands.sweep._line import command
 from pyvmm.errors import UsageError
 from pyvmm.host.settings import HostSettings
 from pyvmm.sweep import report
-from pyvmm.sweep.drive import Result, Verdict
+from pyvmm.sweep.drive import RunResult, RunVerdict
 from pyvmm.sweep.plan import Guest, Run
-from pyvmm.sweep.work import Outcome
+from pyvmm.sweep.work import RunOutput
 from tests.sweep.pretended import PROBE
 
 HERE = HostSettings()
 HOSTS = {HERE: PROBE}
 
 
-def result(verdict: Verdict, *, code: int | None = 0, left_out: int = 0) -> Result:
+def result(verdict: RunVerdict, *, code: int | None = 0, left_out: int = 0) -> RunResult:
     run = Run(number=1, guest=Guest(image="dir/guest"), vls=frozenset({128}), where=HERE)
-    run = replace(run, command=command(run))
-    outcome = None
+    run = run.replace(command=command(run))
+    output = None
     if code is not None:
-        outcome = Outcome(
+        output = RunOutput(
             code=code, seconds=1.5, stdout=b"\x1b[0mdone\0\n", stderr=b"", left_out=left_out,
             machine="blade",
         )  # fmt: skip
-    return Result(run, verdict, outcome, "" if verdict is Verdict.PASSED else "why")
+    return RunResult(run, verdict, output, "" if verdict is RunVerdict.PASSED else "why")
 
 
 @pytest.mark.parametrize(
     ("verdicts", "code"),
     [
-        ([Verdict.PASSED, Verdict.PASSED], 0),
-        ([Verdict.PASSED, Verdict.FAILED], 1),
-        ([Verdict.TIMEOUT], 1),
-        ([Verdict.BROKEN], 1),
-        ([Verdict.PASSED, Verdict.LACKING], 3),
-        ([Verdict.LACKING, Verdict.FAILED], 1),
-        ([Verdict.LACKING, Verdict.STOPPED], 3),
-        ([Verdict.STOPPED], 1),
-        ([Verdict.REFUSED, Verdict.REFUSED], 2),
-        ([Verdict.REFUSED, Verdict.LACKING], 1),
+        ([RunVerdict.PASSED, RunVerdict.PASSED], 0),
+        ([RunVerdict.PASSED, RunVerdict.FAILED], 1),
+        ([RunVerdict.TIMEOUT], 1),
+        ([RunVerdict.BROKEN], 1),
+        ([RunVerdict.PASSED, RunVerdict.LACKING], 3),
+        ([RunVerdict.LACKING, RunVerdict.FAILED], 1),
+        ([RunVerdict.LACKING, RunVerdict.STOPPED], 3),
+        ([RunVerdict.STOPPED], 1),
+        ([RunVerdict.REFUSED, RunVerdict.REFUSED], 2),
+        ([RunVerdict.REFUSED, RunVerdict.LACKING], 1),
     ],
 )
-def test_exit_code_is_the_worst_of_the_runs(verdicts: list[Verdict], code: int) -> None:
+def test_exit_code_is_the_worst_of_the_runs(verdicts: list[RunVerdict], code: int) -> None:
     assert report.exit_code([result(verdict) for verdict in verdicts]) == code
 
 
 def test_summary_counts_what_there_is() -> None:
-    results = [result(Verdict.PASSED), result(Verdict.FAILED), result(Verdict.PASSED)]
+    results = [result(RunVerdict.PASSED), result(RunVerdict.FAILED), result(RunVerdict.PASSED)]
 
     assert report.summary(results) == "3 runs: 2 passed, 1 failed"
     assert report.summary(results[:1]) == "1 run: 1 passed"
 
 
 def test_document_is_json_with_a_schema_and_where_it_was_obtained() -> None:
-    document = json.loads(json.dumps(report.document([result(Verdict.STOPPED, code=None)], HOSTS)))
+    document = json.loads(
+        json.dumps(report.document([result(RunVerdict.STOPPED, code=None)], HOSTS))
+    )
 
     assert document["schema"] == report.SCHEMA
     assert document["hosts"][0]["probe"]["host"]["kernel"] == "Linux 6.12.0"
@@ -73,8 +74,9 @@ def test_document_is_json_with_a_schema_and_where_it_was_obtained() -> None:
 
 def test_junit_tells_failures_errors_and_skips_apart() -> None:
     results = [
-        result(Verdict.PASSED), result(Verdict.FAILED, code=1), result(Verdict.TIMEOUT, code=124),
-        result(Verdict.LACKING, code=3), result(Verdict.STOPPED, code=None),
+        result(RunVerdict.PASSED), result(RunVerdict.FAILED, code=1),
+        result(RunVerdict.TIMEOUT, code=124),
+        result(RunVerdict.LACKING, code=3), result(RunVerdict.STOPPED, code=None),
     ]  # fmt: skip
 
     root = ET.fromstring(report.junit_document(results, HOSTS, "dir/guest"))
@@ -92,7 +94,7 @@ def test_junit_tells_failures_errors_and_skips_apart() -> None:
 
 
 def test_log_says_how_the_run_was_made_and_how_it_ended(tmp_path: Path) -> None:
-    done = result(Verdict.FAILED, code=9, left_out=77)
+    done = result(RunVerdict.FAILED, code=9, left_out=77)
 
     report.write_log(tmp_path, done)
 
@@ -105,7 +107,7 @@ def test_log_says_how_the_run_was_made_and_how_it_ended(tmp_path: Path) -> None:
 
 
 def test_log_of_a_run_that_was_not_begun_says_so(tmp_path: Path) -> None:
-    done = result(Verdict.STOPPED, code=None)
+    done = result(RunVerdict.STOPPED, code=None)
 
     report.write_log(tmp_path, done)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,14 @@ def run(image: str, **fields: Any) -> Run:
 
 def planned(guest: Guest) -> Run:
     made = Run(number=1, guest=guest, vls=TWO, where=HERE)
-    return replace(made, command=command(made))
+    return made.replace(command=command(made))
 
 
 def test_outcome_is_the_guest_s_and_can_be_pickled() -> None:
-    outcome = work.perform(run("exit7"))
+    output = work.perform(run("exit7"))
 
-    assert (outcome.code, outcome.stdout, outcome.stopped) == (7, b"guest at 128,256\n", False)
-    assert pickle.loads(pickle.dumps(outcome)) == outcome
+    assert (output.code, output.stdout, output.stopped) == (7, b"guest at 128,256\n", False)
+    assert pickle.loads(pickle.dumps(output)) == output
 
 
 def test_files_that_travelled_lie_there_for_the_run(tmp_path: Path) -> None:
@@ -46,16 +45,16 @@ def test_files_that_travelled_lie_there_for_the_run(tmp_path: Path) -> None:
     packed = planned(Guest(image="cat").packed(image))
     image.unlink()
 
-    outcome = work.perform(packed)
+    output = work.perform(packed)
 
-    assert outcome.stdout.endswith(b"meow\n")
+    assert output.stdout.endswith(b"meow\n")
 
 
 def test_only_the_last_of_much_output_is_kept() -> None:
-    outcome = work.perform(run("flood"))
+    output = work.perform(run("flood"))
 
-    assert len(outcome.stdout) == work.TAKEN
-    assert outcome.left_out == 3_000_001 + len("guest at 128,256\n") - work.TAKEN
+    assert len(output.stdout) == work.TAKEN
+    assert output.left_out == 3_000_001 + len("guest at 128,256\n") - work.TAKEN
 
 
 @pytest.mark.parametrize("image", ["hang", "deaf"])
@@ -65,20 +64,20 @@ def test_run_that_nobody_waits_for_is_ended(image: str, monkeypatch: pytest.Monk
     timer = threading.Timer(0.5, stop.set)
     timer.start()
 
-    outcome = work.perform(run(image), stop)
+    output = work.perform(run(image), stop)
 
     timer.join()
-    assert outcome.stopped
-    assert outcome.seconds < 300
+    assert output.stopped
+    assert output.seconds < 300
 
 
 def test_run_that_ends_by_itself_was_not_stopped() -> None:
     stop = threading.Event()
 
-    outcome = work.perform(run("hello"), stop)
+    output = work.perform(run("hello"), stop)
     stop.set()
 
-    assert (outcome.code, outcome.stopped) == (0, False)
+    assert (output.code, output.stopped) == (0, False)
 
 
 def test_run_that_hangs_beyond_its_guest_s_time_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,10 +85,10 @@ def test_run_that_hangs_beyond_its_guest_s_time_is_ended(monkeypatch: pytest.Mon
     monkeypatch.setattr(work, "GRACE_S", 0.2)
     started = time.monotonic()
 
-    outcome = work.perform(run("deaf", timeout_s=0.1))
+    output = work.perform(run("deaf", timeout_s=0.1))
 
-    assert (outcome.code, outcome.stopped) == (124, False)
-    assert b"pyvmm: the run did not end in time" in outcome.stderr
+    assert (output.code, output.stopped) == (124, False)
+    assert b"pyvmm: the run did not end in time" in output.stderr
     assert time.monotonic() - started < 300
 
 

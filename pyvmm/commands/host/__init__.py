@@ -38,17 +38,16 @@ def host() -> None:
     """Manage the emulated arm64 hosts.
 
     A host is a QEMU that emulates an arm64 machine with EL2 and SVE and runs a Debian kernel;
-    pyvmm uses that kernel's /dev/kvm.  It is made the first time it is needed (from Debian
-    packages, unpacked in the cache), saved, and from then on started in well under a second.  It
-    stays for the next command, and ends by itself after 15 minutes without one
-    (PYVMM_HOST_IDLE=SECONDS).
+    pyvmm uses that kernel's /dev/kvm.  It is made from Debian packages when it is first needed,
+    and saved in the cache: from then on it starts in well under a second.  It ends after 15
+    minutes without a command (PYVMM_HOST_IDLE=SECONDS).
     """
 
 
 @host.command()
 @emulated_options
 def start(settings: HostSettings) -> None:
-    """Start a host (making it the first time), so that the next command finds it running."""
+    """Start a host for the next command, and make it the first time."""
     instance = Instance(settings, Progress())
     before = running_at(instance.sockets)
     began = time.monotonic()
@@ -58,7 +57,7 @@ def start(settings: HostSettings) -> None:
 
 
 @host.command(name="stop")
-@click.option("--all", "everything", is_flag=True, help="Every host, whatever its settings.")
+@click.option("--all", "everything", is_flag=True, help="Stop every host, whatever its settings.")
 @emulated_options
 def stop_command(settings: HostSettings, everything: bool) -> None:
     """Stop a running host; commands running in it end with an error."""
@@ -78,7 +77,7 @@ def stop_command(settings: HostSettings, everything: bool) -> None:
 @host.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(as_json: bool) -> None:
-    """Show which hosts run and which are saved, ready to start."""
+    """Show which hosts run, and which are saved and ready to start."""
     running = {r.path.name: r for r in all_running()}
     rows = [_row(path.name, facts, path, running.get(path.name)) for path, facts in everyone()]
     shown = {row["name"] for row in rows}
@@ -94,15 +93,19 @@ def status(as_json: bool) -> None:
 
 
 @host.command(name="list")
-@click.option("--refresh", "again", is_flag=True, help="Ask the mirror first, which takes minutes.")
+@click.option(
+    "--refresh",
+    "again",
+    is_flag=True,
+    help="Read the mirror first: takes minutes.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_command(again: bool, as_json: bool) -> int:
     """Show which kernels and QEMUs a host can have.
 
     --host-kernel and --host-qemu take a version (its newest match in the cache, else in Debian), a
-    Debian suite (what it had when pyvmm last looked at it), or a path. Without --refresh nothing
-    is asked of the mirror: each suite is shown as pyvmm last saw it. Exit codes: 0 well; 3 with
-    --refresh, where the mirror does not answer.
+    Debian suite (its versions when pyvmm last read it), or a path. Without --refresh, show each
+    suite as pyvmm last read it. Exit codes: 0 success; 3 the mirror does not answer --refresh.
     """
     answered = _list.refresh(Progress()) if again else True
     kernels, qemus = _list.rows(LINUX), _list.rows(QEMU)
@@ -123,7 +126,7 @@ def list_command(again: bool, as_json: bool) -> int:
 @host.command()
 @emulated_options
 def shell(settings: HostSettings) -> None:
-    """Open a shell in the host, as you, with your files at their own paths."""
+    """Open a shell in the host, as your user, with your files at the same paths."""
     sys.exit(forward(settings, ["sh"]))
 
 
@@ -143,10 +146,10 @@ def exec_command(settings: HostSettings, command: tuple[str, ...]) -> None:
 
 
 @host.command(name="rm")
-@click.option("--all", "everything", is_flag=True, help="Every host, and the whole cache.")
+@click.option("--all", "everything", is_flag=True, help="Remove every host, and the whole cache.")
 @emulated_options
 def rm(settings: HostSettings, everything: bool) -> None:
-    """Remove a saved host (stopping it first), or with --all everything pyvmm has in its cache."""
+    """Stop and remove a saved host, or with --all everything in pyvmm's cache."""
     if everything:
         for running in all_running():
             stop(running)
@@ -174,7 +177,7 @@ def _title(running: Running) -> str:
 def _row(
     name: str, facts: dict[str, Any], saved: Path | None, running: Running | None
 ) -> dict[str, Any]:
-    """One host as ``status --json`` gives it."""
+    """Return a host's row, for ``status --json``."""
     row: dict[str, Any] = {
         "name": name,
         "kernel": facts.get("kernel"),

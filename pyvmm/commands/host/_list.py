@@ -1,4 +1,4 @@
-"""What ``pyvmm host list`` shows: kernels and QEMUs that can be had, and those in the cache."""
+"""The table of ``pyvmm host list``: kernels and QEMUs in Debian and in the cache."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pyvmm.host.saved import everyone
 from pyvmm.host.settings import LINUX, QEMU, SUITES, Product, matches
 
 COLUMNS: Final = ("DEBIAN SUITE", "NEWEST", "LOOKED AT", "IN THE CACHE", "SAVED HOSTS")
-AT_A_TIME: Final = 4  # suites; a mirror takes its time for each
+AT_A_TIME: Final = 4  # suites that are asked for in parallel
 
 
 def refresh(progress: Progress) -> bool:
-    """Look at every suite again; tell whether all of them answered."""
+    """Read every suite's package lists; return whether all could be read."""
     from pyvmm.host.parts import catalogue
     from pyvmm.host.parts.debian import SuiteMissingError
 
@@ -45,7 +45,7 @@ def refresh(progress: Progress) -> bool:
 
 
 def rows(product: Product) -> list[dict[str, Any]]:
-    """Return what each suite has of a product, as ``host list --json`` prints it."""
+    """Return each suite's versions of a product, for ``host list --json``."""
     used = _uses()
     cached = trees.cached(product)
     return [
@@ -55,7 +55,7 @@ def rows(product: Product) -> list[dict[str, Any]]:
 
 
 def lines(product: Product, table: list[dict[str, Any]]) -> Iterator[str]:
-    """Print the rows of a product for people."""
+    """Yield the rows of a product as text."""
     cells = [(option(product.field), *COLUMNS), *(line for row in table for line in _cells(row))]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
@@ -91,7 +91,7 @@ def _row(
 
 
 def _choose(product: Product, suite: str, has: list[str], seen: Look | None) -> list[str]:
-    """Return what to give --host-kernel or --host-qemu: series the suite has, then its name."""
+    """Return values for --host-kernel or --host-qemu: the suite's series, then its name."""
     expected = [version for version, known in product.suites.items() if known == suite]
     if seen is None:
         return [*expected, suite]
@@ -103,7 +103,7 @@ def _choose(product: Product, suite: str, has: list[str], seen: Look | None) -> 
 
 
 def _cells(row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    """The lines of a row: one for each tree in the cache, and one at least."""
+    """Yield the lines of a row: one for each tree in the cache, at least one."""
     versions = ", ".join(row["choose"][:-1])
     first = (versions, row["suite"], _newest(row), _age(row["looked_at"]))
     trees_of = [
@@ -123,7 +123,7 @@ def _newest(row: dict[str, Any]) -> str:
 
 
 def _age(looked_at: str | None) -> str:
-    """How long ago that was, in words."""
+    """Return how long ago that was, as text."""
     if looked_at is None:
         return "never"
     seconds = max(0.0, time.time() - datetime.fromisoformat(looked_at).timestamp())
@@ -138,7 +138,7 @@ def _series(version: str) -> str:
 
 
 def _uses() -> dict[str, list[str]]:
-    """Which saved hosts were made with each tree."""
+    """Return the saved hosts that were made with each tree."""
     found: dict[str, list[str]] = {}
     for path, facts in everyone():
         for name in facts.get("trees") or ():

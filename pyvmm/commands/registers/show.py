@@ -1,7 +1,6 @@
-"""A vCPU's registers as text for people: what ``pyvmm debug -d`` prints.
+"""A vCPU's registers as text, for ``pyvmm debug -d`` and ``pyvmm snapshot show``.
 
-Every register that was read is somewhere in it: with its fields, in a grid, or by name among
-those that are zero.
+Every register that was read is shown: with its fields, in a grid, or by name if it is zero.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import NamedTuple
 
 from pyvmm.arm64.control import Zcr
 from pyvmm.arm64.core import GENERAL_REGISTERS
 from pyvmm.arm64.fields import FIELDS
 from pyvmm.arm64.pstate import Mode, pstate
+from pyvmm.base.records import Record
 from pyvmm.commands.registers.words import explain
 from pyvmm.machine.registerdump import VcpuRegisters
 
@@ -23,10 +22,10 @@ WIDTH = 100
 NAME = 17  # columns of a name
 VALUE = 18  # columns of 64 bits
 INDENT = "  "
-GROUP = 16  # hex digits of a vector that stand together: 64 bits
+GROUP = 16  # hex digits of a vector in a group: 64 bits
 GROUPS = 4  # in a line
 
-# What KVM puts in a register whose reset value is unknown to the architecture.
+# KVM's value for a register whose reset value is architecturally UNKNOWN.
 # Source: Linux, arch/arm64/kvm/sys_regs.h, reset_unknown()
 NEVER_WRITTEN = 0x1DE7_EC7E_DBAD_C0DE
 
@@ -41,11 +40,11 @@ _NUMBERED = re.compile(r"([A-Z]+)(\d+)((?:_EL\d)?)")
 Values = Mapping[str, str]
 
 
-class Section(NamedTuple):
-    """A headline, the part it belongs to, and the registers under it, as a pattern of names.
+class Section(Record):
+    """A headline, its part, and a pattern of the names of its registers.
 
-    An empty pattern takes what fits no other section's. Registers in ``always`` come first, and
-    also when they are zero.
+    An empty pattern takes the registers that match no other section. Registers in ``always`` come
+    first, even if they are zero.
     """
 
     title: str
@@ -54,7 +53,7 @@ class Section(NamedTuple):
     always: tuple[str, ...] = ()
 
 
-# A register is in the first section it fits.
+# A register is in the first section that it matches.
 SECTIONS = (
     Section("general registers", "core", r"X\d+|PC|PSTATE|SP_EL\d"),
     Section("exceptions", "core", r"(ESR|FAR|ELR|V?SPSR|VBAR|HPFAR|AFSR\d|V?DISR|VSESR|IFSR32)_.*",
@@ -77,7 +76,7 @@ PARTS = ("all", *dict.fromkeys(section.part for section in SECTIONS))
 
 
 def show_registers(vcpu: VcpuRegisters, part: str = "all") -> Iterator[str]:
-    """The lines of one vCPU; ``part`` is one of PARTS."""
+    """Yield the lines of one vCPU; ``part`` is one of PARTS."""
     yield _headline(vcpu)
     left = dict(vcpu["registers"])
     mine = {section: _take(left, section.pattern) for section in SECTIONS if section.pattern}
@@ -89,7 +88,7 @@ def show_registers(vcpu: VcpuRegisters, part: str = "all") -> Iterator[str]:
 
 
 def show_matching(vcpu: VcpuRegisters) -> Iterator[str]:
-    """The lines of one vCPU from which all but a few registers were taken: each in full."""
+    """Yield a vCPU's few chosen registers, each in full."""
     yield _headline(vcpu)
     for name, text in vcpu["registers"].items():
         if re.fullmatch(VECTORS, name):
@@ -110,24 +109,21 @@ def _headline(vcpu: VcpuRegisters) -> str:
 
 
 def _take(registers: dict[str, str], pattern: str) -> dict[str, str]:
-    """Take the registers out whose names fit."""
+    """Remove the registers whose names match, and return them."""
     names = [name for name in registers if re.fullmatch(pattern, name)]
     return {name: registers.pop(name) for name in names}
 
 
-# The general shape of a section
-
-
 def _show_section(section: Section, values: Values, vcpu: VcpuRegisters) -> Iterator[str]:
-    """Registers with fields one in a line, the others in a grid; by name those nobody wrote."""
+    """Yield registers with fields, then a grid of the others, then names of unwritten ones."""
     numbers = {name: int(text, 0) for name, text in values.items()}
     first = [name for name in section.always if name in values]
     rest = [name for name in values if name not in first]
-    said = [name for name in rest if numbers[name] not in (0, NEVER_WRITTEN)]
+    nonzero = [name for name in rest if numbers[name] not in (0, NEVER_WRITTEN)]
     yield section.title
-    for name in (*first, *(name for name in said if name in FIELDS)):
+    for name in (*first, *(name for name in nonzero if name in FIELDS)):
         yield from _line(name, values[name])
-    yield from _grid(_together({n: values[n] for n in said if n not in FIELDS}), 2)
+    yield from _grid(_together({n: values[n] for n in nonzero if n not in FIELDS}), 2)
     for number, words in ((NEVER_WRITTEN, "never written: "), (0, "zero: ")):
         yield from _names(words, (name for name in rest if numbers[name] == number))
 
@@ -147,7 +143,7 @@ def _grid(values: Values, columns: int, name_width: int = NAME) -> Iterator[str]
 
 
 def _together(values: Values) -> Values:
-    """The same with registers of a kind as one where they hold the same: PMEVCNTR0-30_EL0."""
+    """Join numbered registers that have the same value: PMEVCNTR0-30_EL0."""
     return {
         run: text
         for text in dict.fromkeys(values.values())
@@ -156,7 +152,7 @@ def _together(values: Values) -> Values:
 
 
 def _names(start: str, names: Iterable[str]) -> Iterator[str]:
-    """One paragraph of names, runs of numbers drawn together, without what has no name."""
+    """Yield a paragraph of names, with runs of numbers joined; skip unnamed registers."""
     shown = list(_runs(sorted((n for n in names if not n.startswith("S3_")), key=_in_order)))
     if shown:
         yield from _wrap(f"{INDENT}{start}{' '.join(shown)}", len(INDENT + start))
@@ -169,13 +165,13 @@ def _wrap(line: str, indent: int) -> list[str]:
 
 
 def _in_order(name: str) -> tuple[str, int]:
-    """What has a number stands with its kind, by number."""
+    """Return a sort key: numbered registers are together, in order."""
     match = _NUMBERED.fullmatch(name)
     return (match[1] + match[3], int(match[2])) if match else (name, 0)
 
 
 def _runs(names: Iterable[str]) -> Iterator[str]:
-    """Z0 Z1 Z2 as Z0-2."""
+    """Join Z0 Z1 Z2 to Z0-2."""
     run: list[tuple[str, int, str]] = []
     for name in names:
         match = _NUMBERED.fullmatch(name)
@@ -204,9 +200,6 @@ def _show_errors(errors: Mapping[str, str]) -> Iterator[str]:
         yield from _wrap(INDENT + words, len(INDENT))
 
 
-# The sections that have a shape of their own
-
-
 def _show_general(section: Section, values: Values, vcpu: VcpuRegisters) -> Iterator[str]:
     yield section.title
     rest = {name: text for name, text in values.items() if name not in GENERAL_REGISTERS}
@@ -224,7 +217,7 @@ def _show_general(section: Section, values: Values, vcpu: VcpuRegisters) -> Iter
 
 
 def _show_vectors(section: Section, values: Values, vcpu: VcpuRegisters) -> Iterator[str]:
-    """Z, P and FFR, or V; every digit, the most significant byte first."""
+    """Yield Z, P and FFR, or V: every digit, the most significant byte first."""
     yield f"{section.title}: {_lengths(vcpu)}"
     shown = {name: text for name, text in values.items() if name != "SVE_VLS"}
     for name in sorted(shown, key=_vector_order):
@@ -246,7 +239,7 @@ def _lengths(vcpu: VcpuRegisters) -> str:
 
 
 def _vector_order(name: str) -> tuple[int, int]:
-    """FFR, then P, then Z or V, each by number."""
+    """Return a sort key: FFR, then P, then Z or V, each by number."""
     number = name.lstrip("ZPVFR")
     return "FPZV".index(name[0]), int(number or 0)
 

@@ -1,4 +1,4 @@
-"""What a register's value says, in words for people."""
+"""The meaning of a register's value, as text."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pyvmm.arm64.fields import decode
 from pyvmm.arm64.pstate import Pstate, Pstate32
 from pyvmm.base.units import show_size
 
-# Names of zero that say that something is not there, or is as it always was
+# Names of zero for a feature that is absent or unchanged
 NOTHING = frozenset({
     "NI", "NONE", "NO_CACHE", "NI_IMPDEF", "UNPREDICTABLE", "IGNR", "STAGE_1", "ASYNC", "NV_NV2",
     "NC",
 })  # fmt: skip
-PRESENT = "IMP"  # the name of a value that says no more than that the feature is there
+PRESENT = "IMP"  # the name of a value for a feature that is present
 BRANCH_TYPES = ("--", "jc", "-c", "j-")
 
 
 def explain(name: str, value: int) -> str:
-    """A register's fields that are not zero, and what they come to; empty for one without any."""
+    """Describe a register's fields that are not zero; empty for one without fields."""
     fields = decode(name, value)
     if fields is None:
         return ""
@@ -36,11 +36,11 @@ def explain(name: str, value: int) -> str:
 
 
 def field_words(fields: Bits) -> list[str]:
-    """The fields worth a word: NAME for what is set or there, NAME=VALUE for the others."""
-    return [_field_word(field, fields) for field in fields.fields() if _is_worth(field, fields)]
+    """Return the fields to show: NAME for a set bit or a present feature, else NAME=VALUE."""
+    return [_field_word(field, fields) for field in fields.fields() if _is_shown(field, fields)]
 
 
-def _is_worth(field: Field, fields: Bits) -> bool:
+def _is_shown(field: Field, fields: Bits) -> bool:
     if field.get(fields):
         return True
     return field.values is not None and field.word(fields) not in {"0", *NOTHING}
@@ -54,7 +54,7 @@ def _field_word(field: Field, fields: Bits) -> str:
 
 
 def pstate_words(state: Pstate | Pstate32) -> str:
-    """The processor state as Linux writes it: a capital letter or + is a bit that is set."""
+    """Write the processor state as Linux does: a capital letter or + is a set bit."""
     words = [_mode(state), _letters(state, "NZCV")]
     if isinstance(state, Pstate32):
         words += ["Q" if state.Q else "q", "T32" if state.T else "A32", "BE" if state.E else "LE"]
@@ -80,7 +80,7 @@ def _signed(state: Bits, names: str) -> str:
 
 
 def esr_words(esr: Esr) -> str:
-    """Why the exception was taken, then the fields."""
+    """Describe the cause of the exception, then the fields."""
     iss = esr.iss
     fields = field_words(iss) if iss is not None else [f"ISS={esr.ISS:#x}"] * bool(esr.ISS)
     if isinstance(iss, DabtIss) and not iss.ISV:

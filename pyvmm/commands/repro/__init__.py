@@ -1,4 +1,4 @@
-"""``pyvmm repro``: reproductions of known bugs, each with its options; and one from a file."""
+"""``pyvmm repro``: a command for each reproduction of a known bug, and one for capsules."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ import click
 from click.core import ParameterSource
 
 from pyvmm.base.files import write_whole
+from pyvmm.commands._fields import spell
 from pyvmm.commands._hostopts import host_options
 from pyvmm.commands.repro import _report
 from pyvmm.commands.repro._table import MatrixTable
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import KERNEL_SUITES, QEMU_SUITES, HostSettings
-from pyvmm.repro import cases
-from pyvmm.repro import replay as _reprocapsule
+from pyvmm.repro import cases, replay
 from pyvmm.repro.capsule import Capsule
 from pyvmm.repro.matrix import Matrix
 from pyvmm.repro.model import Option, Reproduction
 from pyvmm.repro.runner import Job, ReproResult, perform
 
 EPILOG = (
-    "Exit codes: 0 not reproduced, and a control shows that it would have been seen; "
-    "1 reproduced, or something else is wrong; 2 usage; 3 cannot tell (which is named)."
+    "Exit codes: 0 not reproduced, and a control shows that the bug would have been seen; "
+    "1 reproduced, or something else is wrong; 2 usage; 3 cannot tell, with the reason."
 )
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 class Reproductions(click.Group):
-    """The group whose commands are the reproductions there are."""
+    """A group with a command for each reproduction."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Every reproduction, and what else there is."""
+        """Return every reproduction, then the other commands."""
         return [*cases.all_cases(), *super().list_commands(ctx)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """A reproduction's command is made of its options."""
+        """Make a reproduction's command from its options."""
         reproduction = cases.all_cases().get(cmd_name)
         return (
             super().get_command(ctx, cmd_name) if reproduction is None else _command(reproduction)
@@ -48,11 +48,11 @@ class Reproductions(click.Group):
 
 @click.group(cls=Reproductions)
 def repro() -> None:
-    """Reproduce known bugs, and tell where they are not.
+    """Reproduce known bugs, or show their absence.
 
-    Each looks for one bug on this machine's KVM, or in an emulated host, and says what it saw and
-    what follows from that. It says that a bug is not there only if what it did as a control was
-    noticed.
+    Each command looks for one bug on this machine's KVM, or in an emulated host, and prints the
+    evidence and a verdict. A bug is absent only if the command also saw a fault that it injected
+    as a control.
     """
 
 
@@ -62,19 +62,19 @@ def repro() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @host_options
 def run_capsule(where: HostSettings, capsule: Path, trust: bool, as_json: bool) -> int:
-    """Run a saved reproduction again, and say whether its verdict holds.
+    """Run a saved reproduction again, and check its verdict.
 
-    On the host it was made on, unless options name another. Exit codes: 0 it holds; 1 it does not;
-    2 the file is damaged, or is not to be trusted; 3 it cannot be told.
+    It runs on a host like the one before, unless options name another. Exit codes: 0 the same
+    verdict; 1 another; 2 the file is damaged or not trusted; 3 cannot tell.
     """
     found = Capsule.read(capsule)
     named = {"kind": "host", "kernel": "host_kernel", "qemu": "host_qemu", "cpu": "host_cpu",
              "append": "host_append"}  # fmt: skip
-    chosen = {name: getattr(where, name) for name, option in named.items() if _said(option)}
-    settings = _reprocapsule.host_of(found, chosen)
-    with _reprocapsule.unpacked(found, settings, trust=trust) as job:
+    chosen = {name: getattr(where, name) for name, option in named.items() if _is_given(option)}
+    settings = replay.host_of(found, chosen)
+    with replay.unpacked(found, settings, trust=trust) as job:
         result = perform(job, Progress())
-    saved = _reprocapsule.saved_verdict(found)
+    saved = replay.saved_verdict(found)
     sentence, code = saved.compare(result)
     show(result, as_json=as_json)
     click.echo(f"\nthen         {saved.machine}, pyvmm {saved.pyvmm}", err=as_json)
@@ -83,7 +83,7 @@ def run_capsule(where: HostSettings, capsule: Path, trust: bool, as_json: bool) 
 
 
 def _command(reproduction: Reproduction) -> click.Command:
-    """The command line of one reproduction."""
+    """Make the command of one reproduction."""
 
     def run(where: HostSettings, **options: Any) -> int:
         return _Run(reproduction, where, options).run()
@@ -101,15 +101,15 @@ def _command(reproduction: Reproduction) -> click.Command:
 
 _GENERAL = (
     click.option("--seed", type=click.IntRange(0, (1 << 24) - 1), default=1, metavar="N",
-                 help="What the patterns are made from."),
+                 help="The seed of the patterns."),
     click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     click.option("--report", type=FILE, metavar="FILE",
-                 help="Write a Markdown report there, and JSON beside it (and a picture)."),
+                 help="Write a Markdown report there, with JSON and a picture beside it."),
     click.option("--save", type=FILE, metavar="CAPSULE",
-                 help="Write one file with all that `pyvmm repro run` needs to run this again."),
+                 help="Write a file from which `pyvmm repro run` runs this again."),
     click.option("--matrix", is_flag=True,
-                 help="Run on emulated hosts of every QEMU and every kernel, or of those that "
-                 "--host-qemu and --host-kernel name, with all that is to be tried on each."),
+                 help="Run every variant on emulated hosts with every QEMU and every kernel, or "
+                 "with those of --host-qemu and --host-kernel."),
 )  # fmt: skip
 
 
@@ -141,23 +141,23 @@ class _Run:
         self._options = options
 
     def run(self) -> int:
-        """Do it, show it, write it; the exit code."""
+        """Run the reproduction, print and write its result; return the exit code."""
         if self._options["matrix"]:
             return self._matrix()
         result = perform(self._job, Progress())
         show(result, as_json=self._options["as_json"])
         self._report(_report.markdown(result), result.document())
         if (path := self._options["save"]) is not None:
-            _reprocapsule.pack(result).write(path)
+            replay.pack(result).write(path)
         return result.finding.code
 
     def _matrix(self) -> int:
-        """Every host; what was finished is reported also after a Ctrl-C."""
+        """Run every host; after a Ctrl-C too, report the finished ones."""
         where = self._job.where
         matrix = Matrix(
             self._job,
-            [where.qemu] if _said("host_qemu") else list(QEMU_SUITES),
-            [where.kernel] if _said("host_kernel") else list(KERNEL_SUITES),
+            [where.qemu] if _is_given("host_qemu") else list(QEMU_SUITES),
+            [where.kernel] if _is_given("host_kernel") else list(KERNEL_SUITES),
         )
         table = MatrixTable(matrix.cells, sys.stderr if self._options["as_json"] else sys.stdout)
         try:
@@ -183,14 +183,14 @@ class _Run:
             write_whole(path.with_suffix(".json"), _json(document).encode())
 
 
-def _said(parameter: str) -> bool:
-    """Whether the user said anything about that option."""
+def _is_given(parameter: str) -> bool:
+    """Return whether the user gave that option."""
     source = click.get_current_context().get_parameter_source(parameter)
     return source is not ParameterSource.DEFAULT
 
 
 def show(result: ReproResult, *, as_json: bool) -> None:
-    """Print what came of a job."""
+    """Print the result of a job."""
     if as_json:
         click.echo(_json(result.document()), nl=False)
         return
@@ -199,4 +199,6 @@ def show(result: ReproResult, *, as_json: bool) -> None:
 
 
 def _json(document: dict[str, Any]) -> str:
+    if "why" in document:
+        document = document | {"why": [spell(sentence) for sentence in document["why"]]}
     return json.dumps(document, indent=2) + "\n"

@@ -1,14 +1,15 @@
-"""What came of a reproduction, in lines for a terminal and as a Markdown report."""
+"""The result of a reproduction: lines for a terminal, or a Markdown report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from pyvmm.commands._fields import spell
 from pyvmm.repro.runner import LOST, ReproResult
 
 
 def lines(result: ReproResult) -> Iterator[str]:
-    """The whole of it for people."""
+    """Yield the machine, the evidence and the verdict."""
     yield f"machine      {result.machine}"
     yield from _shown(result)
     yield ""
@@ -16,23 +17,23 @@ def lines(result: ReproResult) -> Iterator[str]:
 
 
 def verdict(result: ReproResult) -> Iterator[str]:
-    """The verdict, and why."""
+    """Yield the verdict and its reasons."""
     finding = result.finding
     yield finding.verdict
     for sentence in finding.why:
-        yield f"  {sentence}"
+        yield f"  {spell(sentence)}"
     if finding.advice:
-        yield f"  hint: {finding.advice}"
+        yield f"  hint: {spell(finding.advice)}"
 
 
 def markdown(result: ReproResult) -> str:
-    """A report to be sent to somebody."""
+    """Return the Markdown report."""
     job, finding = result.job, result.finding
     settings = [f"- {name}: {value}" for name, value in job.settings.items()]
     parts = [
         f"# {job.reproduction.name}: {finding.verdict}",
         job.reproduction.title,
-        "\n".join(f"- {sentence}" for sentence in finding.why),
+        "\n".join(f"- {spell(sentence)}" for sentence in finding.why),
         f"Machine: {result.machine}",
         "## Settings",
         "\n".join([*settings, f"- seed: {job.seed}"]),

@@ -1,4 +1,4 @@
-"""``pyvmm snapshot``: look into snapshot files, compare them, make them fit to be moved."""
+"""``pyvmm snapshot``: show, compare, check and move snapshot files."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import click
 from pyvmm.cli import LazyGroup, Verb
 
 COMMANDS = {
-    "show": Verb("pyvmm.commands.snapshot.show", "Show what is in a snapshot."),
-    "diff": Verb("pyvmm.commands.snapshot.diff", "Show what is different between two snapshots."),
-    "check": Verb(
-        "pyvmm.commands.snapshot.check", "Show whether a host can go on with a snapshot."
-    ),
+    "show": Verb("pyvmm.commands.snapshot.show", "Show the contents of a snapshot."),
+    "diff": Verb("pyvmm.commands.snapshot.diff", "Show the differences between two snapshots."),
+    "check": Verb("pyvmm.commands.snapshot.check", "Show whether a host can restore a snapshot."),
     "flatten": Verb("pyvmm.commands.snapshot.move", "Write an incremental snapshot as one file."),
     "export": Verb("pyvmm.commands.snapshot.move", "Pack a snapshot with zstd."),
     "import": Verb(
-        "pyvmm.commands.snapshot.move", "Unpack what export has packed.", "import_snapshot"
+        "pyvmm.commands.snapshot.move",
+        "Unpack a snapshot that was exported.",
+        "import_snapshot",
     ),
 }
 
 
 @click.group(cls=LazyGroup, verbs=COMMANDS)
 def snapshot() -> None:
-    """Look into snapshots, compare and move them.
+    """Show, compare and move snapshots.
 
-    All of these work on any machine, without KVM, but for `check` of this host.
+    These commands work on any machine without KVM, except `check` of this host.
     """

@@ -1,4 +1,4 @@
-"""``pyvmm snapshot check``: can this host, or another, go on with a snapshot."""
+"""``pyvmm snapshot check``: check whether a host can restore a snapshot."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ SCHEMA = 1
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--on", "probe", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="PROBE", help="Another host: what `pyvmm doctor --json` printed there.",
+    metavar="PROBE", help="Check another host, by the output of `pyvmm doctor --json` there.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @host_options
 def check(where: HostSettings, file: Path, probe: Path | None, as_json: bool) -> int:
-    """Show whether a host can go on with a snapshot.
+    """Show whether a host can restore a snapshot.
 
     Each row is ok, differs in a way that is harmless, or is impossible; `pyvmm restore` makes the
-    same check.  Of this host KVM itself is asked to take every register, in a VM that never runs.
+    same check.  On this host, KVM sets every register in a VM that never runs.
     """
     with SnapshotFile.open(file) as snapshot:
         state = State.of(snapshot.document, str(file))
@@ -55,7 +55,7 @@ def _rows_here(state: State) -> list[Row]:
     with System.open() as system:
         rows = list(machine_rows(state, limits_here(system)))
         if any(row.compatibility is Compatibility.IMPOSSIBLE for row in rows):
-            return rows  # there can be no such VM to try registers on
+            return rows  # KVM cannot make the VM
         registers = list(tried(system, state))
     return [*rows, summary(registers), *registers]
 

@@ -1,4 +1,4 @@
-"""``pyvmm snapshot diff``: what is different between two snapshots."""
+"""``pyvmm snapshot diff``: the differences between two snapshots."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from pyvmm.snapshot.format import PAGE
 from pyvmm.snapshot.snapshot import Snapshot
 
 SCHEMA = 1
-DETAILS = 8  # lanes or fields told of for people
-LONG = 40  # characters of a value that has lanes or fields
-RANGES = 32  # of memory, told of for people
+DETAILS = 8  # lanes or fields that are shown
+LONG = 40  # characters of a value: longer ones are shown by lanes or fields
+RANGES = 32  # of memory that are shown
 
 
 @click.command()
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
-@click.option("--strict", is_flag=True, help="Let differences that are expected count too.")
+@click.option("--strict", is_flag=True, help="Count expected differences too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def diff(a: Path, b: Path, strict: bool, as_json: bool) -> int:
-    """Show what is different between two snapshots, and exit with 1 if something is.
+    """Show the differences between two snapshots, and exit with 1 if there are any.
 
-    Registers by name, with the fields and lanes that changed, the interrupt controller, devices,
-    the machine, and memory as ranges of pages. Differences that two saves of one machine at rest
-    have as well, such as the counters, are shown as expected, and do not count.
+    Compare registers with their fields and lanes, the interrupt controller, devices, the machine,
+    and memory as ranges of pages. Differences that two saves of a paused machine have too, such
+    as the counters, are shown as expected, and do not count.
     """
     with Snapshot(a) as left, Snapshot(b) as right:
         found = compare(left, right)
@@ -47,7 +47,7 @@ def diff(a: Path, b: Path, strict: bool, as_json: bool) -> int:
 
 
 def document(a: Path, b: Path, found: Comparison, differ: bool) -> dict[str, Any]:
-    """The JSON document."""
+    """Return the JSON document."""
     return {
         "schema": SCHEMA,
         "a": str(a),
@@ -67,7 +67,7 @@ def document(a: Path, b: Path, found: Comparison, differ: bool) -> dict[str, Any
 
 
 def lines(a: Path, b: Path, found: Comparison) -> Iterator[str]:
-    """The differences for people to read."""
+    """Yield the differences as text."""
     if not found.changes and not found.memory:
         yield f"{a} and {b} are the same"
         return
@@ -115,7 +115,7 @@ def _pages(count: int) -> str:
 
 
 def _expected(found: Comparison) -> Iterator[str]:
-    """What is no wonder, by reason."""
+    """Yield the expected differences by reason."""
     reasons: dict[str, list[str]] = {}
     for change in found.changes:
         if change.expected:

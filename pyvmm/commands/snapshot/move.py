@@ -28,10 +28,10 @@ PATH = click.Path(path_type=Path)
 @click.argument("file", type=PATH)
 @click.argument("out", type=PATH)
 def flatten(file: Path, out: Path) -> None:
-    """Write an incremental snapshot and all it goes on from as one file.
+    """Write an incremental snapshot and its parents as one file.
 
-    OUT needs no other file, and is checked while it is written; it may be FILE itself. Snapshots
-    that were saved with FILE as their --parent still need FILE: OUT is another.
+    OUT needs no other file, and may be FILE itself. All data is checked while it is written.
+    Snapshots that were saved with FILE as their --parent still need FILE, not OUT.
     """
     with SnapshotFile.open(file) as snapshot:
         write_flat(snapshot, out)
@@ -47,11 +47,11 @@ def flatten(file: Path, out: Path) -> None:
 def export(file: Path, out: Path, level: int) -> None:
     """Pack a snapshot with zstd, to move it.
 
-    An incremental snapshot becomes one that needs no other. OUT may be - for standard output, as
-    in `pyvmm snapshot export a.snap - | ssh there pyvmm snapshot import - a.snap`.
+    An incremental snapshot becomes one that needs no other. OUT may be - for standard output:
+    `pyvmm snapshot export a.snap - | ssh there pyvmm snapshot import - a.snap`.
     """
     if out == STREAM and sys.stdout.isatty():
-        raise UsageError("a packed snapshot is nothing for a terminal", hint="name a file")
+        raise UsageError("a terminal cannot show a packed snapshot", hint="name a file")
     place = Path.cwd() if out == STREAM else Path(os.path.realpath(out)).parent
     with SnapshotFile.open(file) as snapshot:
         pieces = packed(snapshot, place, level)
@@ -70,9 +70,9 @@ def export(file: Path, out: Path, level: int) -> None:
 @click.argument("file", type=PATH)
 @click.argument("out", type=PATH)
 def import_snapshot(file: Path, out: Path) -> None:
-    """Unpack a snapshot that export has packed.
+    """Unpack a snapshot that was exported.
 
-    It has its name OUT when all of it was checked. FILE may be - for standard input.
+    All of it is checked before OUT exists. FILE may be - for standard input.
     """
     with _source(file) as source:
         identity = unpack(source, "standard input" if file == STREAM else str(file), out)

@@ -1,4 +1,4 @@
-"""``pyvmm snapshot show``: what is in a snapshot, for people and for programs."""
+"""``pyvmm snapshot show``: the contents of a snapshot, as text or JSON."""
 
 from __future__ import annotations
 
@@ -35,27 +35,25 @@ class Where(NamedTuple):
 
 
 class MemoryRange(click.ParamType[Where]):
-    """ADDR,LEN: where in guest memory, and how many bytes."""
+    """The parameter type ADDR,LEN: an address of guest memory, and a number of bytes."""
 
     name = "ADDR,LEN"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Where:
-        """Read such a text."""
+        """Read a value."""
         address, comma, length = str(value).partition(",")
         if not comma:
             raise UsageError(f"--memory {value}: not ADDR,LEN", hint="write 0x80000000,64 or 4K")
         where = Where(parse_number(address, "an address"), _length(length))
         if not 0 < where.length <= MOST_MEMORY:
-            raise UsageError(
-                f"--memory {value}: 1 byte to {show_size(MOST_MEMORY)} can be shown at once"
-            )
+            raise UsageError(f"--memory {value}: 1 byte to {show_size(MOST_MEMORY)} can be shown")
         return where
 
 
 def _length(text: str) -> int:
-    """A number of bytes; a suffix as in sizes may say otherwise."""
+    """Read a number of bytes, or a size with a suffix."""
     return (
         parse_size(text)
         if text[-1:].isalpha() and not text.lower().startswith("0x")
@@ -65,24 +63,24 @@ def _length(text: str) -> int:
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--vcpu", type=int, metavar="N", help="That vCPU alone.")
+@click.option("--vcpu", type=int, metavar="N", help="Only that vCPU.")
 @click.option("--part", type=click.Choice(PARTS), default="all", help="Which registers to show.")
 @click.option(
     "--regs", metavar="PATTERN",
-    help="Only registers with such names: 'Z*', 'ESR_EL1,FAR_EL1', '*_EL1'.",
+    help="Only registers whose names match: 'Z*', 'ESR_EL1,FAR_EL1', '*_EL1'.",
 )  # fmt: skip
-@click.option("--whole", is_flag=True, help="Z, P and FFR beyond the guest's vector length too.")
+@click.option("--whole", is_flag=True, help="Show all of Z, P and FFR, beyond the guest's length.")
 @click.option("--memory", type=MemoryRange(), help="Only guest memory, LEN bytes at ADDR.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(
     file: Path, vcpu: int | None, part: str, regs: str | None, whole: bool,
     memory: Where | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Show what is in a snapshot.
+    """Show the contents of a snapshot.
 
-    Where it was taken, the machine, its memory map, devices and interrupt controller, and every
-    register of each vCPU, by the names and with the fields that Arm gives them. State is checked
-    before it is shown, and so is memory that is asked for.
+    Show where it was taken, the machine, its memory map, devices and interrupt controller, and
+    every register of each vCPU, with Arm's names and fields. State and memory are checked before
+    they are shown.
     """
     with Snapshot(file) as snapshot:
         if memory is not None:
@@ -112,7 +110,7 @@ def _print(text: Iterable[str]) -> None:
 def _chosen(
     snapshot: Snapshot, vcpu: int | None, whole: bool, patterns: str | None
 ) -> list[VcpuRegisters]:
-    """The vCPUs asked for, with the registers asked for."""
+    """Return the vCPUs and registers that the options choose."""
     count = len(snapshot.vcpus)
     if vcpu is not None and not 0 <= vcpu < count:
         raise UsageError(f"--vcpu {vcpu}: {snapshot.path} has vCPUs 0 to {count - 1}")
@@ -129,17 +127,14 @@ def _chosen(
         }
     if not any(one["registers"] for one in chosen):
         raise UsageError(
-            f"--regs {patterns}: no register of {snapshot.path} is called so",
-            hint="patterns are as a shell's, with commas between them: 'X*,PC', '*_EL1'",
+            f"--regs {patterns}: no register of {snapshot.path} matches",
+            hint="separate shell patterns by commas: 'X*,PC', '*_EL1'",
         )
     return chosen
 
 
-# For programs
-
-
 def document(snapshot: Snapshot, chosen: list[VcpuRegisters]) -> dict[str, Any]:
-    """The JSON document: the state as the file has it, with registers by name."""
+    """Return the JSON document: the file's state, with registers by name."""
     state: dict[str, Any] = snapshot.state.document()
     state["vcpus"] = [
         {**{key: value for key, value in saved.items() if key != "registers"}, **one}
@@ -185,18 +180,15 @@ def _file(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-# For people
-
-
 def lines(snapshot: Snapshot) -> Iterator[str]:
-    """What there is beside vCPUs' registers."""
+    """Yield everything but vCPUs' registers."""
     yield from _headlines(snapshot)
     yield from _map(snapshot)
     yield "devices"
     for name, state in snapshot.state.devices.items():
         yield from _device(name, state)
     for part in snapshot.gic_parts():
-        if part.part != CPU.name or snapshot.state.gic.kind == GICV2:  # else with each vCPU
+        if part.part != CPU.name or snapshot.state.gic.kind == GICV2:  # else part of a vCPU
             yield from _gic(part, snapshot.state.gic.kind)
 
 
@@ -206,7 +198,7 @@ def _headlines(snapshot: Snapshot) -> Iterator[str]:
     size = show_size(file.header.memory.end)
     yield f"{snapshot.path}: snapshot {file.identity[:12]}, {size}"
     for parent in reversed(file.chain()[:-1]):
-        yield f"  goes on    from {parent.path}, {parent.identity[:12]}"
+        yield f"  parent     {parent.path}, {parent.identity[:12]}"
     yield f"  taken      {taken.time} by pyvmm {taken.pyvmm}"
     yield f"  on         {taken.machine}, Linux {taken.kernel}, MIDR_EL1 {taken.midr:#010x}"
     vls = f"SVE {vl.show(state.vls)} bits" if state.vls else "no SVE"
@@ -239,7 +231,7 @@ def _ranges(ranges: list[Range]) -> str:
 
 
 def _device(name: str, state: Any) -> Iterator[str]:
-    """A device's account; what is long is cut, as --json has it in full."""
+    """Yield a device's state; long values are cut, and complete in --json."""
     if not isinstance(state, dict):
         state = {"": state}
     for number, (key, value) in enumerate(state.items()):
@@ -257,7 +249,7 @@ def _short(value: Any) -> str:
 
 
 def _gic(part: GicPart, kind: str) -> Iterator[str]:
-    """The registers that are not zero."""
+    """Yield the registers that are not zero."""
     yield f"{kind} {part.part}" + ("" if part.vcpu is None else f" of vCPU {part.vcpu}")
     cells = [f"{name:18} {value:#010x}" for name, value in part.registers.items() if value]
     for at in range(0, len(cells), 3):
@@ -268,7 +260,7 @@ def _gic(part: GicPart, kind: str) -> Iterator[str]:
 
 
 def hex_lines(gpa: int, data: bytes) -> Iterator[str]:
-    """Memory as hexdump -C shows it; lines that say the same again are one star."""
+    """Yield memory in the format of hexdump -C; a star stands for repeated lines."""
     last, skipping = b"", False
     for at in range(0, len(data), ROW):
         row = data[at : at + ROW]

@@ -1,4 +1,4 @@
-"""``pyvmm sve``: the vector lengths of hosts; a file for each of its commands."""
+"""``pyvmm sve``: the vector lengths of hosts."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from pyvmm.cli import LazyGroup, Verb
 
 COMMANDS = {
     "list": Verb(
-        "pyvmm.commands.sve.list", "Show the vector lengths a host gives guests.", "list_lengths"
+        "pyvmm.commands.sve.list",
+        "Show the vector lengths of a host's guests.",
+        "list_lengths",
     ),
-    "explain": Verb("pyvmm.commands.sve.explain", "Tell whether a set would work, and why not."),
-    "common": Verb("pyvmm.commands.sve.common", "Show the sets that all of some hosts can give."),
+    "explain": Verb("pyvmm.commands.sve.explain", "Show whether a set works, or why it does not."),
+    "common": Verb("pyvmm.commands.sve.common", "Show the sets that several hosts have in common."),
     "check": Verb(
-        "pyvmm.commands.sve.check", "Hold this kernel's KVM against its documentation.", "check"
+        "pyvmm.commands.sve.check", "Check this kernel's KVM against its documentation.", "check"
     ),
 }
 
 
 @click.group(cls=LazyGroup, verbs=COMMANDS)
 def sve() -> None:
-    """See, explain and check SVE vector lengths.
+    """Show, explain and check SVE vector lengths.
 
-    All lengths are in bits. KVM gives a guest a set that holds every length the host has up to
-    the set's longest, and none that the host lacks.
+    All lengths are in bits. KVM gives a guest a set that holds every length of the host up to the
+    set's longest, and no others.
     """

@@ -1,4 +1,4 @@
-"""Asking this host what it gives guests of SVE, and reading what others answered."""
+"""Probes of hosts' SVE vector lengths: of this host, and saved ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIDR = "cpu[0-9]*/regs/identification/midr_el1"
 
 
 def probe_here() -> Probe:
-    """This host.
+    """Probe this host.
 
     Raises: HostError, where it has no KVM for arm64.
     """
@@ -39,9 +39,9 @@ def probe_here() -> Probe:
 
 
 def read_probes(files: Iterable[Path]) -> dict[str, Probe]:
-    """Saved probes by their files' names, as given.
+    """Read saved probes, by the names of their files.
 
-    Raises: UsageError, for a file that is none, or that is given twice.
+    Raises: UsageError, for a file that is no probe, or is given twice.
     """
     probes: dict[str, Probe] = {}
     for file in files:
@@ -52,17 +52,17 @@ def read_probes(files: Iterable[Path]) -> dict[str, Probe]:
 
 
 def cpus(probe: Probe) -> list[str]:
-    """The kinds of CPU a host has, in words."""
+    """Describe the kinds of CPU that a host has."""
     return [cpuid.describe(midr) for midr in probe.midrs]
 
 
 def shown(vls: vl.VlSet) -> str:
-    """A host's lengths, or that it has none."""
+    """Write a host's lengths."""
     return vl.show(vls) or "no SVE"
 
 
 def _midrs(cpus: Path) -> Iterator[int]:
-    """The MIDR_EL1 of every kind of CPU, once."""
+    """Yield the MIDR_EL1 of each kind of CPU."""
     seen = set()
     for path in sorted(cpus.glob(MIDR)):
         midr = int(path.read_text(encoding="ascii"), 16)

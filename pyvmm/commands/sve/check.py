@@ -1,4 +1,4 @@
-"""``pyvmm sve check``: a conformance run of KVM's user space API for SVE."""
+"""``pyvmm sve check``: check KVM's user space API for SVE against its documentation."""
 
 from __future__ import annotations
 
@@ -26,23 +26,22 @@ COLOURS = {Verdict.OK: "green", Verdict.DIFFERS: "red", Verdict.KNOWN: "cyan",
 
 
 @click.command()
-@click.option("-k", "pattern", metavar="PATTERN", help="Only cases with that in their name.")
-@click.option("-v", "--verbose", is_flag=True, help="Show what each case does and who says what.")
+@click.option("-k", "pattern", metavar="PATTERN", help="Run only cases whose names match.")
+@click.option("-v", "--verbose", is_flag=True, help="Show each case's actions and documentation.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Write a JUnit file, too.",
+    help="Write a JUnit file too.",
 )  # fmt: skip
 @host_options
 def check(
     where: HostSettings, pattern: str | None, verbose: bool, as_json: bool, junit: Path | None
 ) -> int:
-    """Hold this kernel's KVM against its documentation.
+    """Check this kernel's KVM against its documentation.
 
-    As far as SVE goes: each case does something on VMs of its own, and compares what the kernel
-    did with what the documentation says: ok, differs, known (a difference on purpose, and which
-    kernels have it), or skipped (the host lacks the lengths). PATTERN may hold * and ?. Exits
-    with 1 where something differs, with 3 without SVE or KVM.
+    Each case uses SVE in VMs of its own, and compares the kernel's behaviour with the
+    documentation: ok, differs, known (some kernels differ on purpose), or skipped (the host lacks
+    the lengths). PATTERN may contain * and ?. Exit codes: 1 something differs; 3 no SVE or no KVM.
     """
     cases = runner.chosen(pattern)
     if junit and not os.access(junit.parent, os.W_OK):
@@ -69,7 +68,7 @@ def check(
 
 
 def obtained(sve_host: SveHost) -> dict[str, str]:
-    """Where a result comes from: machine, kernel, lengths."""
+    """Return the machine, kernel and lengths of a result."""
     return {
         "host": kind_of_machine() or "hardware",
         "cpu": processor(),
@@ -88,7 +87,7 @@ def show(result: CaseResult, verbose: bool) -> None:
 
 
 def paint(line: str, verdict: Verdict) -> str:
-    """Colour the verdict, on a terminal whose user has nothing against it."""
+    """Colour the verdict on a terminal, unless NO_COLOR is set."""
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return line
     return click.style(line[: len(verdict)], fg=COLOURS[verdict]) + line[len(verdict) :]

@@ -1,4 +1,4 @@
-"""``pyvmm sve common``: the sets of vector lengths that all of some hosts can give."""
+"""``pyvmm sve common``: the sets of vector lengths that several hosts have in common."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ SCHEMA = 1
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def common(files: tuple[Path, ...], as_json: bool) -> int:
-    """Show the sets that all of some hosts can give.
+    """Show the sets that several hosts have in common.
 
-    A guest with one of these sets can move among the hosts, as far as its vector lengths go.
-    PROBE is what `pyvmm sve list --probe` saved on each. Exits with 1 when there is no such set.
+    As far as vector lengths matter, a guest with one of these sets can move among the hosts.
+    PROBE is what `pyvmm sve list --probe` saved on each. Exit with 1 when there is no such set.
     """
     probes = read_probes(files)
     sets = vl.legal_sets(*(probe.vls for probe in probes.values()))
@@ -39,7 +39,7 @@ def common(files: tuple[Path, ...], as_json: bool) -> int:
 
 
 def document(probes: Mapping[str, Probe], sets: list[vl.VlSet]) -> dict[str, Any]:
-    """The JSON document."""
+    """Return the JSON document."""
     return {
         "schema": SCHEMA,
         "hosts": [{"name": name, "lengths": sorted(probe.vls)} for name, probe in probes.items()],
@@ -49,7 +49,7 @@ def document(probes: Mapping[str, Probe], sets: list[vl.VlSet]) -> dict[str, Any
 
 
 def lines(probes: Mapping[str, Probe], sets: list[vl.VlSet]) -> Iterator[str]:
-    """The answer for people to read."""
+    """Yield the answer as text."""
     width = max(map(len, probes))
     for name, probe in probes.items():
         yield f"{name:{width}}  {shown(probe.vls)}"
@@ -63,7 +63,7 @@ def lines(probes: Mapping[str, Probe], sets: list[vl.VlSet]) -> Iterator[str]:
 
 
 def why_no_more(probes: Mapping[str, Probe], sets: list[vl.VlSet]) -> str:
-    """Which length parts the hosts; empty where each can give all that any of them can."""
+    """Return the shortest length that only some hosts have; empty where all have the same."""
     so_far = max(sets, key=len, default=vl.NO_SVE)
     beyond = frozenset().union(*(probe.vls for probe in probes.values())) - so_far
     if not beyond:

@@ -1,4 +1,4 @@
-"""``pyvmm sve explain``: would a set of vector lengths work, here or on hosts that were probed?"""
+"""``pyvmm sve explain``: show whether a set of vector lengths works on a host."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ HERE = "this host"
 @click.argument("more", metavar="", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--on", multiple=True, type=click.Path(path_type=Path), metavar="PROBE...",
-    help="Ask these probes, which `pyvmm sve list --probe` saved, and no host.",
+    help="Check hosts by these probes, which `pyvmm sve list --probe` saved.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @host_options
 def explain(
     where: HostSettings, text: str, more: tuple[Path, ...], on: tuple[Path, ...], as_json: bool
 ) -> int:
-    """Tell whether a set would work, and why not.
+    """Show whether a set works, or why it does not.
 
-    SET is vector lengths in bits, as 128,256. Shows what a guest with the set sees for each value
-    of ZCR_EL1.LEN; for a set that KVM refuses the reason, and the nearest that work. Exits with 1
-    when the set does not work on every host asked.
+    SET is vector lengths in bits: 128,256. Show a guest's vector length for each value of
+    ZCR_EL1.LEN. For a set that KVM refuses, show the reason and the nearest sets that work. Exit
+    with 1 when the set does not work on every host.
     """
     asked = vl.parse(text)
     if more and not on:
@@ -57,7 +57,7 @@ def explain(
 
 
 def document(asked: vl.VlSet, probes: Mapping[str, Probe]) -> dict[str, Any]:
-    """The JSON document."""
+    """Return the JSON document."""
     works = [vl.is_legal(asked, probe.vls) for probe in probes.values()]
     return {
         "schema": SCHEMA,
@@ -78,7 +78,7 @@ def document(asked: vl.VlSet, probes: Mapping[str, Probe]) -> dict[str, Any]:
 
 
 def lines(asked: vl.VlSet, probes: Mapping[str, Probe]) -> Iterator[str]:
-    """The answer for people to read."""
+    """Yield the answer as text."""
     for name, probe in probes.items():
         reason = vl.why_not(asked, probe.vls)
         yield f"{vl.show(asked)} {'does not work' if reason else 'works'} on {name}"
@@ -93,7 +93,7 @@ def lines(asked: vl.VlSet, probes: Mapping[str, Probe]) -> Iterator[str]:
 
 
 def _what_a_guest_sees(asked: vl.VlSet) -> Iterator[str]:
-    """The vector length for each ZCR_EL1.LEN; those that make no difference are one line."""
+    """Yield the vector length for each ZCR_EL1.LEN; equal ones share a line."""
     yield f"a guest with {vl.show(asked)}:"
     yield "  ZCR_EL1.LEN  allows up to     vector length"
     numbered = [*enumerate(vl.by_len(asked))]

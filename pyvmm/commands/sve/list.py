@@ -1,4 +1,4 @@
-"""``pyvmm sve list``: what vector lengths this host gives guests."""
+"""``pyvmm sve list``: the vector lengths that a host gives guests."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ NAME = 9  # columns
 @click.command(name="list")
 @click.option(
     "--probe", "file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Save it there, for `explain --on` and `common` on any machine.",
+    help="Save a probe there, for `explain --on` and `common` on any machine.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @host_options
 def list_lengths(where: HostSettings, file: Path | None, as_json: bool) -> int:
-    """Show the vector lengths a host gives guests.
+    """Show the vector lengths of a host's guests.
 
-    In bits, bytes and quadwords, with the sets it can offer, and whether KVM's answer agrees with
-    what the host's own programs have. Exits with 1 when the two contradict each other.
+    They are in bits, bytes and quadwords, with the sets that it can give. Also compare KVM's
+    lengths with those of the host's own programs. Exit with 1 when the two contradict each other.
     """
     run_here_or_forward(where, [file] if file else [])
     probe = probe_here()
@@ -48,7 +48,7 @@ def list_lengths(where: HostSettings, file: Path | None, as_json: bool) -> int:
 
 
 def document(probe: Probe) -> dict[str, Any]:
-    """The JSON document: the probe as a file has it, and what follows from it."""
+    """Return the JSON document: the probe, its sets and differences."""
     differences = [*probe.differences()]
     return {
         **probe.document(),
@@ -61,7 +61,7 @@ def document(probe: Probe) -> dict[str, Any]:
 
 
 def lines(probe: Probe) -> Iterator[str]:
-    """The host for people to read."""
+    """Yield the host's lengths as text."""
     yield f"{'host':{NAME}} {probe.machine}"
     yield f"{'kernel':{NAME}} {probe.kernel}"
     for cpu in cpus(probe):
@@ -78,7 +78,7 @@ def lines(probe: Probe) -> Iterator[str]:
 
 
 def _agreement(probe: Probe) -> Iterator[str]:
-    """Whether the host's own programs have the same lengths."""
+    """Yield how the lengths of the host's own programs differ."""
     differences = [*probe.differences()]
     own = vl.show(probe.prctl) or "no SVE"
     if not differences:

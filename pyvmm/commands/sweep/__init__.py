@@ -1,4 +1,4 @@
-"""``pyvmm sweep``: the same guest at every set of vector lengths, on every host setting."""
+"""``pyvmm sweep``: run a guest at every set of vector lengths, on every host setting."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from threading import Event
@@ -19,6 +18,7 @@ import click
 
 from pyvmm.arm64.vl import VlSet
 from pyvmm.base.files import write_whole
+from pyvmm.base.records import Record
 from pyvmm.base.signals import handling
 from pyvmm.commands._hostopts import CHOICE
 from pyvmm.commands.run import complete_image, find_image, run
@@ -36,19 +36,18 @@ from pyvmm.host.settings import (
 )
 from pyvmm.sweep import report
 from pyvmm.sweep.crew import Crew, dask, local
-from pyvmm.sweep.drive import Result, Watcher, ask_hosts, drive
+from pyvmm.sweep.drive import RunResult, Watcher, ask_hosts, drive
 from pyvmm.sweep.plan import Guest, Run, alternatives, host_name, parse_cpus, parse_sets, plan
 
-# Options of `pyvmm run` that are the sweep's own, and what others begin with that are too.
+# Options of `pyvmm run` that the sweep sets itself, and beginnings of others.
 OWN = ("--cpus", "--timeout", "--initrd", "--kernel", "--no-sve")
 OWN_BEGIN = ("--sve", "--host")
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
-    """How a sweep is done, and where its results go."""
+class SweepOptions(Record, kw_only=True):
+    """How a sweep runs, and where its results go."""
 
     jobs: int | None
     scheduler: str | None
@@ -59,7 +58,7 @@ class Wishes:
 
 
 class Interruption:
-    """Signals that end the sweep in an orderly way: the event is set, the number kept."""
+    """Signals that end a sweep: they set the event, and ``number`` is the last one."""
 
     def __init__(self) -> None:
         self.event = Event()
@@ -67,7 +66,7 @@ class Interruption:
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
-        """The time in which signals do no more than that."""
+        """Handle the signals while the block runs."""
         with handling(ENDING, self._note):
             yield
 
@@ -77,16 +76,16 @@ class Interruption:
 
 
 @click.command(
-    epilog="--sve-vls-each, --cpus, --host-kernel and --host-cpu may be repeated, or hold several "
-    "values with a semicolon between them; every combination is run. Exit codes: 0 every run "
+    epilog="--sve-vls-each, --cpus, --host-kernel and --host-cpu may be repeated, or have several "
+    "values with semicolons between them; every combination is run. Exit codes: 0 every run "
     "passed (its guest ended with 0); 1 some did not; 2 usage; 3 a host lacks something; 128+n "
-    "signal n, with what was finished reported."
+    "signal n, after a report of the finished runs."
 )
 @click.argument("image", shell_complete=complete_image)
 @click.argument("more", nargs=-1, metavar="[-- RUN OPTIONS]")
 @click.option(
     "--sve-vls-each", "sets", multiple=True, metavar="all|SET;...",
-    help="Sets of vector lengths in bits, as '128;128,256'; all: every set the host can give; "
+    help="Sets of vector lengths in bits: '128;128,256'; all: every set that the host can give; "
     "none: without SVE.",
 )  # fmt: skip
 @click.option("-c", "--cpus", multiple=True, metavar="N,...", help="vCPUs.")
@@ -98,7 +97,7 @@ class Interruption:
     type=click.Choice(KINDS),
     default="auto",
     envvar="PYVMM_HOST",
-    help="Where to run, as for pyvmm run.",
+    help="Where to run, as for `pyvmm run`.",
 )
 @click.option(
     "--host-kernel",
@@ -106,7 +105,7 @@ class Interruption:
     multiple=True,
     envvar="PYVMM_HOST_KERNEL",
     metavar=CHOICE,
-    help="Emulated hosts' kernels, as for pyvmm run.",
+    help="Emulated hosts' kernels, as for `pyvmm run`.",
 )
 @click.option(
     "--host-qemu",
@@ -129,9 +128,9 @@ class Interruption:
     type=click.IntRange(min=1),
     metavar="N",
     show_default="CPUs",
-    help="How many at a time, on this machine.",
+    help="The number of runs at a time, on this machine.",
 )
-@click.option("--scheduler", metavar="ADDRESS", help="Hand the runs to that Dask cluster.")
+@click.option("--scheduler", metavar="ADDRESS", help="Submit the runs to that Dask cluster.")
 @click.option(
     "--logs",
     type=click.Path(file_okay=False, path_type=Path),
@@ -149,9 +148,9 @@ class Interruption:
 def sweep(image: str, more: tuple[str, ...], **options: Any) -> int:
     """Run a guest at every set of SVE vector lengths.
 
-    And with every number of vCPUs, on every host setting that is asked for; several runs at a
-    time, each as `pyvmm run` does it. A table shows them; it is live on a terminal. IMAGE is what
-    `pyvmm run` takes. What comes after -- are more options of `pyvmm run`, for each run.
+    Every combination of set, number of vCPUs and host setting is a `pyvmm run`; several run at a
+    time. A table shows them, live on a terminal. IMAGE is as for `pyvmm run`; options after -- are
+    options of `pyvmm run`, for each run.
     """
     _refuse_own(more)
     params = ("--params", options["params"]) if options["params"] else ()
@@ -166,25 +165,25 @@ def sweep(image: str, more: tuple[str, ...], **options: Any) -> int:
             "--jobs is for this machine; a cluster has as many jobs as its workers have threads",
             hint="dask worker ADDRESS --nthreads N",
         )
-    wishes = Wishes(**{wish.name: options[wish.name] for wish in fields(Wishes)})
-    return Sweep(guest, wishes).run(
+    chosen = SweepOptions(**{name: options[name] for name in SweepOptions.record_fields})
+    return Sweep(guest, chosen).run(
         parse_sets(options["sets"]), parse_cpus(options["cpus"]), _hosts(options)
     )
 
 
 def _refuse_own(more: Sequence[str]) -> None:
-    """Make sure that no run is another one than the sweep reports it to be.
+    """Refuse options that would make a run differ from the sweep's report.
 
-    The options are read as `pyvmm run` does: -c2 and -vc 2 are --cpus as well.
+    They are parsed as `pyvmm run` parses them: -c2 and -vc 2 are --cpus too.
     """
     values, _, given = run.make_parser(click.Context(run)).parse_args(list(more))
-    if isinstance(values["image"], str):  # not the mark of what was not given
-        raise UsageError(f"{values['image']} after --: a sweep has one image, and it comes before")
+    if isinstance(values["image"], str):  # else it is click's UNSET
+        raise UsageError(f"{values['image']} after --: a sweep has one image, before the --")
     for option in given:
         name = option.opts[-1]
         if name in OWN or name.startswith(OWN_BEGIN):
             raise UsageError(
-                f"{name} after --: that is the sweep's own", hint="`pyvmm sweep --help` shows it"
+                f"{name} after --: the sweep sets it", hint="`pyvmm sweep --help` shows how"
             )
 
 
@@ -195,16 +194,16 @@ def _checked(timeout_s: float | None) -> float | None:
 
 
 def _hosts(options: dict[str, Any]) -> list[HostSettings]:
-    """Every combination of kernels and CPUs; this machine is called so where it is meant."""
+    """Return every combination of kernels and CPUs; those for this machine are ``local``."""
     kernels = alternatives(options["kernels"], "--host-kernel", ",;") or [DEFAULT_KERNEL]
     cpus = alternatives(options["host_cpus"], "--host-cpu") or [DEFAULT_CPU]
     hosts = [
         HostSettings(kind=options["host"], qemu=options["host_qemu"], kernel=kernel, cpu=cpu)
         for kernel, cpu in product(kernels, cpus)
     ]
-    if options["scheduler"] is not None:  # each worker finds out for itself
+    if options["scheduler"] is not None:  # each worker decides for itself
         return hosts
-    chosen = [replace(host, kind="local") if is_local(host) else host for host in hosts]
+    chosen = [host.replace(kind="local") if is_local(host) else host for host in hosts]
     for host in chosen:
         say_why_emulated(host, Progress().say)
     return chosen
@@ -213,10 +212,10 @@ def _hosts(options: dict[str, Any]) -> list[HostSettings]:
 class Sweep:
     """One sweep, from asking the hosts to its exit code."""
 
-    def __init__(self, guest: Guest, wishes: Wishes) -> None:
+    def __init__(self, guest: Guest, options: SweepOptions) -> None:
         self._guest = guest
-        self._wishes = wishes
-        self._logs = None if wishes.logs is None else report.log_directory(wishes.logs)
+        self._options = options
+        self._logs = None if options.logs is None else report.log_directory(options.logs)
         self._interruption = Interruption()
 
     def run(
@@ -225,10 +224,10 @@ class Sweep:
         cpus: Sequence[int | None],
         settings: Sequence[HostSettings],
     ) -> int:
-        """Do it, and report; the exit code."""
+        """Run the sweep and report its results; return the exit code."""
         stop = self._interruption.event
         with self._interruption.caught(), self._crew() as crew:
-            if sys.stderr.isatty():  # making an emulated host takes its time
+            if sys.stderr.isatty():  # making an emulated host takes a while
                 names = "; ".join(map(host_name, settings))
                 click.echo(f"pyvmm: asking for vector lengths: {names} ...", err=True)
             try:
@@ -244,34 +243,34 @@ class Sweep:
         return report.exit_code(results)
 
     def _crew(self) -> AbstractContextManager[Crew]:
-        """Who does the runs; for a cluster, the guest's files go along."""
-        wishes = self._wishes
-        if wishes.scheduler is None:
-            return local(wishes.jobs or len(os.sched_getaffinity(0)))
+        """Return the executors; for a cluster, read the guest's files."""
+        options = self._options
+        if options.scheduler is None:
+            return local(options.jobs or len(os.sched_getaffinity(0)))
         self._guest = self._guest.packed(find_image(self._guest.image))
-        return dask(wishes.scheduler)
+        return dask(options.scheduler)
 
-    def _drive(self, runs: Sequence[Run], crew: Crew) -> list[Result]:
-        # JSON has standard output for itself.
-        table = SweepTable(runs, sys.stderr if self._wishes.as_json else sys.stdout)
+    def _drive(self, runs: Sequence[Run], crew: Crew) -> list[RunResult]:
+        # JSON alone goes to standard output.
+        table = SweepTable(runs, sys.stderr if self._options.as_json else sys.stdout)
 
-        def finished(result: Result) -> None:
+        def finished(result: RunResult) -> None:
             if self._logs is not None:
                 report.write_log(self._logs, result)
             table.finished(result)
 
-        watcher = Watcher(finished, table.turned)
+        watcher = Watcher(finished, table.running)
         with table.showing():
             stop = self._interruption.event
-            return drive(runs, crew, watcher, stop, fail_fast=self._wishes.fail_fast)
+            return drive(runs, crew, watcher, stop, fail_fast=self._options.fail_fast)
 
-    def _report(self, results: Sequence[Result], hosts: report.Hosts) -> None:
-        if self._wishes.junit is not None:
+    def _report(self, results: Sequence[RunResult], hosts: report.Hosts) -> None:
+        if self._options.junit is not None:
             data = report.junit_document(results, hosts, self._guest.image)
-            write_whole(self._wishes.junit, data)
-        if self._wishes.as_json:
+            write_whole(self._options.junit, data)
+        if self._options.as_json:
             document = report.document(results, hosts, self._logs)
             click.echo(json.dumps(document, indent=2))
         for name, machine in report.where(hosts).items():
-            click.echo(f"{name}: {machine}", err=self._wishes.as_json)
-        click.echo(report.summary(results), err=self._wishes.as_json)
+            click.echo(f"{name}: {machine}", err=self._options.as_json)
+        click.echo(report.summary(results), err=self._options.as_json)

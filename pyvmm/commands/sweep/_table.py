@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TextIO
 
 from pyvmm.commands._table import LiveTable, printable
-from pyvmm.sweep.drive import Result, Verdict
+from pyvmm.sweep.drive import RunResult, RunVerdict
 from pyvmm.sweep.plan import Run, host_name
 
 STYLES = {
-    Verdict.PASSED: "green",
-    Verdict.FAILED: "bold red",
-    Verdict.TIMEOUT: "bold red",
-    Verdict.LACKING: "yellow",
-    Verdict.REFUSED: "yellow",
-    Verdict.BROKEN: "bold red",
-    Verdict.STOPPED: "yellow",
+    RunVerdict.PASSED: "green",
+    RunVerdict.FAILED: "bold red",
+    RunVerdict.TIMEOUT: "bold red",
+    RunVerdict.LACKING: "yellow",
+    RunVerdict.REFUSED: "yellow",
+    RunVerdict.BROKEN: "bold red",
+    RunVerdict.STOPPED: "yellow",
 }
 TITLES = ("SET", "VCPUS", "HOST", "RESULT", "SECONDS", "LAST LINE, OR PROBLEM")
 WAITING = ("waiting", "dim")
@@ -31,18 +31,18 @@ class SweepTable(LiveTable):
         super().__init__(stream)
         self._runs = runs
         self._started: dict[int, float] = {}
-        self._results: dict[int, Result] = {}
+        self._results: dict[int, RunResult] = {}
         self._several_cpus = len({run.cpus for run in runs}) > 1
         self._several_hosts = len({run.where for run in runs}) > 1
 
-    def finished(self, result: Result) -> None:
+    def finished(self, result: RunResult) -> None:
         """Take a result; elsewhere than on a terminal, print its line."""
         self._results[result.run.number] = result
         self.print_line(line(result))
 
-    def turned(self, running: set[int]) -> None:
+    def running(self, numbers: set[int]) -> None:
         """Take the numbers of the runs that run now, and show the table."""
-        for number in running:
+        for number in numbers:
             self._started.setdefault(number, time.monotonic())
         self.refresh()
 
@@ -69,35 +69,35 @@ class SweepTable(LiveTable):
         seconds, said = "", ""
         if result is not None:
             said = escape(printable(remark(result)))
-            if result.outcome is not None:
-                seconds = f"{result.outcome.seconds:.1f}"
+            if result.output is not None:
+                seconds = f"{result.output.seconds:.1f}"
         elif run.number in self._started:
             seconds = f"{time.monotonic() - self._started[run.number]:.0f}"
         cpus = "" if run.cpus is None else str(run.cpus)
         host = escape(host_name(run.where))
         return [short(run), cpus, host, f"[{style}]{state}[/]", seconds, said]
 
-    def _state(self, run: Run, result: Result | None) -> tuple[str, str]:
+    def _state(self, run: Run, result: RunResult | None) -> tuple[str, str]:
         if result is not None:
             return result.verdict, STYLES[result.verdict]
         return RUNNING if run.number in self._started else WAITING
 
 
-def line(result: Result) -> str:
-    """A result in a line."""
-    seconds = "" if result.outcome is None else f"{result.outcome.seconds:.1f} s"
+def line(result: RunResult) -> str:
+    """Return a result's line."""
+    seconds = "" if result.output is None else f"{result.output.seconds:.1f} s"
     return f"{result.verdict:12} {seconds:>8}  {result.run.name}: {printable(remark(result))}"
 
 
-def remark(result: Result) -> str:
-    """What there is to say: the guest's last line, or what went wrong."""
-    if result.verdict is Verdict.PASSED:
+def remark(result: RunResult) -> str:
+    """Return the guest's last line, or the problem."""
+    if result.verdict is RunVerdict.PASSED:
         return result.said
     return f"{result.problem}; {result.said}" if result.said else result.problem
 
 
 def short(run: Run) -> str:
-    """A run's set, where there is little room: what is between its ends is left out."""
+    """Return a run's set; a long one without its middle."""
     lengths = sorted(run.vls)
     if len(lengths) > 4 and lengths == [*range(128, lengths[-1] + 1, 128)]:
         return f"{lengths[0]},{lengths[1]},...,{lengths[-1]}"

@@ -1,1 +1,1 @@
-"""The commands on running VMs."""
+"""Commands on running VMs."""

@@ -1,4 +1,4 @@
-"""virtio devices as ``pyvmm debug --devices`` shows them."""
+"""virtio devices as text, for ``pyvmm debug --devices``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def show_devices(devices: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """Lines about each device, as VirtioDevice.describe() has it."""
+    """Yield lines about each device, from VirtioDevice.describe()."""
     none = True
     for device in devices:
         none = False
@@ -30,7 +30,7 @@ def _pairs(title: str, values: dict[str, int]) -> Iterator[str]:
 
 def _queue(queue: dict[str, Any]) -> str:
     if not queue["ready"]:
-        return f"{queue['name']}: not in use, {queue['max_size']} entries at most"
+        return f"{queue['name']}: not in use, at most {queue['max_size']} entries"
     return (
         f"{queue['name']}: {queue['size']} entries, descriptors {queue['desc']}, "
         f"available {queue['driver']} at {queue['avail_idx']}, taken to {queue['last_avail']}, "

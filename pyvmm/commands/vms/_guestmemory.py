@@ -1,4 +1,4 @@
-"""The memory of running VMs in words, and the wait for a guest that is to change it."""
+"""The memory of running VMs as text, and the wait until a guest has changed it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from pyvmm.commands.vms._running import Vm
 from pyvmm.control.wire import Message, failure
 from pyvmm.layout import MIB
 
-POLL_S = 0.2  # how often a guest is looked at that is waited for
+POLL_S = 0.2  # between two requests while waiting for a guest
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def wait_option(command: _Command) -> _Command:
-    """Give a command --wait."""
+    """Add --wait to a command."""
     return click.option(
         "--wait", type=click.FloatRange(min=0), metavar="SECONDS",
-        help="Wait until the guest has done it; exit 1 if it has not by then.",
+        help="Wait until the guest has done it; exit with 1 after that time.",
     )(command)  # fmt: skip
 
 
 def ask_and_wait(
     vm: Vm, request: Message, missing: Callable[[Message], str], wait_s: float | None
 ) -> Message:
-    """Make a request, and look again until nothing is ``missing``, or time is up.
+    """Send a request, and ask again until nothing is ``missing`` or time is up.
 
-    ``missing`` says in words what of a reply is not as asked; the reply that still lacks
-    something when time is up is a failure that says so.
+    ``missing`` returns what a reply lacks, as text. When time is up, the reply is a failure with
+    that text.
     """
     reply = vm.ask(request)
     deadline = time.monotonic() + (wait_s or 0)
@@ -46,17 +46,17 @@ def ask_and_wait(
 
 
 def missing_of_balloon(reply: Message) -> str:
-    """What a balloon still lacks."""
+    """Return what a balloon still lacks."""
     balloon = reply["balloon"]
     if balloon["hinting"]:
-        return "the guest has not said yet what is free"
+        return "the guest has not reported its free memory"
     if balloon["actual_bytes"] == balloon["target_bytes"]:
         return ""
     return f"the balloon has {mib(balloon['actual_bytes'])}, not {mib(balloon['target_bytes'])}"
 
 
 def missing_of_memory(reply: Message) -> str:
-    """What the guest has still to plug or unplug."""
+    """Return what the guest has not plugged or unplugged yet."""
     hotplug = reply["hotplug"]
     if hotplug is None or hotplug["plugged_bytes"] == hotplug["requested_bytes"]:
         return ""
@@ -64,7 +64,7 @@ def missing_of_memory(reply: Message) -> str:
 
 
 def balloon_line(reply: Message) -> str:
-    """How the balloon stands."""
+    """Describe the balloon's size."""
     balloon = reply["balloon"]
     asked = ""
     if missing_of_balloon({**reply, "balloon": {**balloon, "hinting": False}}):
@@ -74,7 +74,7 @@ def balloon_line(reply: Message) -> str:
 
 
 def memory_line(reply: Message) -> str:
-    """How the memory that can be plugged stands."""
+    """Describe the memory that is plugged."""
     hotplug = reply["hotplug"]
     if hotplug is None:
         return f"memory {show_size(reply['memory_bytes'])}, no room for more"
@@ -88,27 +88,27 @@ def memory_line(reply: Message) -> str:
 
 
 def statistics_lines(reply: Message) -> Iterator[str]:
-    """What the guest says of its memory."""
+    """Yield the guest's statistics of its memory."""
     found = reply.get("guest_memory")
     if found is None:
         return
     values = {name: value for name, value in found.items() if name != "age_s"}
-    yield f"  the guest says, {found['age_s']:.1f} s ago"
+    yield f"  reported by the guest {found['age_s']:.1f} s ago"
     for name, value in values.items():
         shown = mib(value) if name.endswith("_bytes") else str(value)
         yield f"    {name.removesuffix('_bytes').replace('_', ' '):20}  {shown:>12}"
 
 
 def mib(size: int) -> str:
-    """A size in MiB, however odd."""
+    """Write a size in MiB."""
     return f"{size / MIB:.1f}".removesuffix(".0") + " MiB"
 
 
 def _why_not(reply: Message) -> str:
-    """What may keep a guest from it."""
+    """Return a hint at what keeps the guest from it."""
     devices = (reply.get("balloon"), reply.get("hotplug"))
     if reply["state"] == "paused":
         return "it is paused"
     if not all(device["has_driver"] for device in devices if device):
         return "the guest has no driver for it: a Linux guest needs virtio_balloon or virtio_mem"
-    return "a guest gives up no memory that it uses; pyvmm stat -m shows what it has"
+    return "a guest gives up no memory that it uses; `pyvmm stat -m` shows its memory"

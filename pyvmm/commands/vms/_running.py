@@ -1,15 +1,15 @@
-"""Running VMs, wherever they run: on this machine, or in any emulated host that is up."""
+"""Running VMs: on this machine, and in every emulated host that runs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
 
 from pyvmm import host
+from pyvmm.base.records import Record
 from pyvmm.cli import say
 from pyvmm.commands._fields import spell
 from pyvmm.control import client
@@ -20,15 +20,14 @@ from pyvmm.host.connection import Unreachable
 from pyvmm.host.running import Running, all_running
 
 SCHEMA = 1
-RELAY_S = 50.0  # for a host to start what asks there, on a machine that is busy
+RELAY_S = 50.0  # for a busy emulated host to start the relay
 RELAY = ["python3", "-m", "pyvmm.control.client"]
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where VMs may run: an emulated host, or this machine where that is None."""
+class Place(Record):
+    """An emulated host that runs VMs; None is this machine."""
 
     running: Running | None
 
@@ -39,11 +38,11 @@ class Place:
 
     @property
     def label(self) -> str:
-        """How -n NAME says which of two VMs of one name is meant."""
+        """The name of the place in -n HOST/NAME."""
         return self.name or "local"
 
     def ask(self, questions: Sequence[Message]) -> list[Message]:
-        """The answers to questions about the VMs there, in order."""
+        """Return the replies to questions about the VMs there, in order."""
         if self.running is None:
             return client.answers(questions)
         lines = b"".join(map(pack, questions))
@@ -53,29 +52,27 @@ class Place:
         return [json.loads(line) for line in answers.splitlines()]
 
 
-@dataclass(frozen=True, slots=True)
-class Vm:
-    """A running VM: where, and what it says of itself."""
+class Vm(Record):
+    """A running VM: its place, and its description of itself."""
 
     place: Place
     info: Message
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """The VM's name."""
         return str(self.info["name"])
 
     def ask(self, request: Message) -> Message:
-        """Its reply to one request; see ``ask_all``."""
+        """Return the VM's reply to one request; see ``ask_all``."""
         (reply,) = ask_all([self], request)
         return reply
 
 
 def ask_all(vms: Sequence[Vm], request: Message) -> list[Message]:
-    """The replies of VMs to one request, with their names and places; "ok" says whether it worked.
+    """Send VMs a request at the same time; return their replies, with their names and places.
 
-    All are asked at the same time.  A place that has ended, or does not answer, is such a reply of
-    each VM there: others give theirs.
+    "ok" is false in the reply of a VM that refuses, and of each VM at a place that does not answer.
     """
     places = {id(vm.place): vm.place for vm in vms}
 
@@ -97,29 +94,29 @@ def _spelled(reply: Message) -> Message:
 
 
 def vm_options(command: _Command) -> _Command:
-    """Give a command lkvm's options that choose VMs, and --json."""
+    """Add --json and lkvm's options that choose VMs to a command."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
         click.option("-n", "--name", metavar="NAME", help="The VM of that name (or HOST/NAME)."),
-        click.option("-a", "--all", "everything", is_flag=True, help="Every VM of yours."),
+        click.option("-a", "--all", "everything", is_flag=True, help="All of your VMs."),
     ):
         command = option(command)
     return command
 
 
-def everyone() -> list[Vm]:
-    """Every VM of this user's; a place that does not answer is told of on stderr."""
+def all_vms() -> list[Vm]:
+    """Return all VMs of this user; report a place that does not answer on stderr."""
     return [vm for there in client.at_once(_vms_at, list(_places())) for vm in there]
 
 
 def chosen(name: str | None, everything: bool) -> list[Vm]:
-    """The VMs that the options -n and -a choose.
+    """Return the VMs that the options -n and -a choose.
 
-    Raises: UsageError, where they choose none, or a name is that of two.
+    Raises: UsageError, where they choose none, or two VMs have the name.
     """
     if everything and name is not None:
-        raise UsageError("-a is every VM, and -n one of them; give one")
-    vms = everyone()
+        raise UsageError("-a and -n contradict each other; give one")
+    vms = all_vms()
     if everything:
         return vms
     running = ", ".join(vm.name for vm in vms) or "none"
@@ -130,25 +127,25 @@ def chosen(name: str | None, everything: bool) -> list[Vm]:
         raise UsageError(f"no VM called {name} is running", hint=f"running: {running}")
     if len(found) > 1:
         names = " or ".join(f"{vm.place.label}/{vm.name}" for vm in found)
-        raise UsageError(f"{len(found)} VMs are called {name}", hint=f"say which: -n {names}")
+        raise UsageError(f"{len(found)} VMs are called {name}", hint=f"give -n {names}")
     return found
 
 
-def tell(vms: list[Vm], request: Message, as_json: bool, done: str) -> int:
-    """Send VMs a request, and say that it is done, or print the replies as JSON."""
+def send(vms: list[Vm], request: Message, as_json: bool, done: str) -> int:
+    """Send VMs a request; report that it is done, or print the replies as JSON."""
     replies = ask_all(vms, request)
     if as_json:
         print_json(replies)
     elif not replies:
         click.echo("no VM is running", err=True)
-    for reply in answered(replies):
+    for reply in successes(replies):
         if not as_json:
             click.echo(f"{reply['name']}: {done}", err=True)
-    return verdict(replies)
+    return exit_code(replies)
 
 
-def answered(replies: list[Message]) -> Iterator[Message]:
-    """The replies that are no failures, in order; of the others the user is told."""
+def successes(replies: list[Message]) -> Iterator[Message]:
+    """Yield the successful replies; report the others on stderr."""
     for reply in replies:
         if reply["ok"]:
             yield reply
@@ -156,13 +153,13 @@ def answered(replies: list[Message]) -> Iterator[Message]:
             say(f"{reply['name']}: {reply['error']}", reply["hint"])
 
 
-def verdict(replies: list[Message]) -> int:
-    """The exit code after these replies."""
+def exit_code(replies: list[Message]) -> int:
+    """Return the exit code after these replies."""
     return max((reply["exit_code"] for reply in replies if not reply["ok"]), default=EXIT_OK)
 
 
 def print_json(vms: list[Message]) -> None:
-    """Print what is asked for about VMs as one document."""
+    """Print data about VMs as one JSON document."""
     click.echo(json.dumps({"schema": SCHEMA, "vms": vms}, indent=2))
 
 
@@ -176,7 +173,7 @@ def _places() -> Iterator[Place]:
 def _vms_at(place: Place) -> list[Vm]:
     try:
         (reply,) = place.ask([{"vm": None}])
-    except Unreachable:  # it has just ended, and what ran in it
+    except Unreachable:  # it has just ended, with its VMs
         return []
     except HostError as error:
         if place.running is None:

@@ -1,4 +1,4 @@
-"""``pyvmm balloon``: take memory of running guests back, or give it again."""
+"""``pyvmm balloon``: take memory back from guests, or return it."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from pyvmm.commands.vms._guestmemory import (
     missing_of_balloon,
     wait_option,
 )
-from pyvmm.commands.vms._running import answered, chosen, print_json, verdict, vm_options
+from pyvmm.commands.vms._running import chosen, exit_code, print_json, successes, vm_options
 from pyvmm.control.wire import Message
 from pyvmm.errors import UsageError
 
 
 @click.command()
-@click.option("-i", "--inflate", metavar="SIZE", help="Take so much more from the guest.")
-@click.option("-d", "--deflate", metavar="SIZE", help="Give the guest so much again.")
-@click.option("--size", metavar="SIZE", help="Take so much in all; 0 gives everything back.")
-@click.option("--collect", is_flag=True, help="Take what the guest does not use now, for once.")
+@click.option("-i", "--inflate", metavar="SIZE", help="Take that much more from the guest.")
+@click.option("-d", "--deflate", metavar="SIZE", help="Return that much to the guest.")
+@click.option("--size", metavar="SIZE", help="Take that much in all; 0 returns everything.")
+@click.option("--collect", is_flag=True, help="Take memory that the guest does not use now, once.")
 @wait_option
 @vm_options
 def balloon(
     name: str | None, everything: bool, as_json: bool, inflate: str | None, deflate: str | None,
     size: str | None, collect: bool, wait: float | None,
 ) -> int:  # fmt: skip
-    """Take memory of guests back, or give it again.
+    """Take memory back from guests, or return it.
 
     Sizes are in MiB, or have a suffix B K M G T P.  The VM needs --balloon and the guest a driver,
-    which gives up what it can spare: how far it has come is shown, and pyvmm stat -m tells.
-    With --collect the guest says once what is free, and this machine has it back until the guest
-    uses it again.
+    which gives up memory that the guest can spare.  This command and `pyvmm stat -m` show how much
+    it has given up.  With --collect the guest reports its free memory once, and this machine has it
+    back until the guest uses it again.
     """
     request = _request(inflate, deflate, size, collect)
     replies = []
@@ -44,17 +44,17 @@ def balloon(
             vm.ask({"do": "balloon", "collect": False})
     if as_json:
         print_json(replies)
-        return verdict(replies)
-    for reply in answered(replies):
+        return exit_code(replies)
+    for reply in successes(replies):
         collected = f"; {mib(reply['balloon']['hinted_bytes'])} free so far" if collect else ""
         click.echo(f"{reply['name']}: {balloon_line(reply)}{collected}")
-    return verdict(replies)
+    return exit_code(replies)
 
 
 def _request(inflate: str | None, deflate: str | None, size: str | None, collect: bool) -> Message:
-    """What the options ask of a VM."""
+    """Return the request that the options make."""
     if collect + sum(option is not None for option in (inflate, deflate, size)) > 1:
-        raise UsageError("-i, -d, --size and --collect say different things; give one")
+        raise UsageError("-i, -d, --size and --collect contradict each other; give one")
     request: Message = {"do": "balloon"}
     if inflate is not None:
         request["more"] = read_option("--inflate", parse_size, inflate)

@@ -1,4 +1,4 @@
-"""``pyvmm debug``: look into VMs that run."""
+"""``pyvmm debug``: show registers and devices of running VMs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import click
 from pyvmm.commands.registers.show import PARTS, show_registers
 from pyvmm.commands.vms._devices import show_devices
 from pyvmm.commands.vms._running import (
-    answered,
     ask_all,
     chosen,
+    exit_code,
     print_json,
-    tell,
-    verdict,
+    send,
+    successes,
     vm_options,
 )
 from pyvmm.control.wire import Message
@@ -23,11 +23,11 @@ from pyvmm.errors import UsageError
 
 @click.command()
 @click.option("-d", "--dump", is_flag=True, help="Show the registers of the vCPUs.")
-@click.option("--vcpu", type=int, metavar="N", help="Of that vCPU alone.")
+@click.option("--vcpu", type=int, metavar="N", help="Only that vCPU.")
 @click.option("--part", type=click.Choice(PARTS), default="all", help="Which registers to show.")
-@click.option("--whole", is_flag=True, help="Z, P and FFR beyond the guest's vector length too.")
+@click.option("--whole", is_flag=True, help="Show all of Z, P and FFR, beyond the guest's length.")
 @click.option("--devices", is_flag=True, help="Show the virtio devices and their queues.")
-@click.option("-s", "--sysrq", metavar="KEY", help="Send a Linux guest that sysrq, as `t`.")
+@click.option("-s", "--sysrq", metavar="KEY", help="Send a Linux guest that sysrq key, such as t.")
 @click.option("-m", "--nmi", type=int, metavar="CPU", hidden=True)
 @vm_options
 def debug(
@@ -36,31 +36,29 @@ def debug(
 ) -> int:  # fmt: skip
     """Show VMs' registers or devices, or send a sysrq.
 
-    -d stops the VM for a moment and shows every register KVM has of each vCPU, by the names and
-    with the fields that Arm gives them. -s presses BREAK and the key on the guest's serial console.
+    -d stops the VM for a moment and shows every register that KVM has of each vCPU, with Arm's
+    names and fields. -s sends BREAK and the key to the guest's serial console.
     """
     if nmi is not None:
         raise UsageError("--nmi: KVM has no NMI to send to an arm64 guest")
     if dump + devices + (sysrq is not None) != 1:
-        raise UsageError(
-            "what to do? give -d to show registers, --devices, or -s KEY to send a sysrq"
-        )
+        raise UsageError("give one of -d (registers), --devices and -s KEY (sysrq)")
     if sysrq is not None:
         if len(sysrq) != 1 or not sysrq.isascii():
-            raise UsageError(f"--sysrq {sysrq}: not one key; `h` has Linux list them")
-        return tell(chosen(name, everything), {"do": "sysrq", "key": sysrq}, as_json, "sent")
+            raise UsageError(f"--sysrq {sysrq}: not one key", hint="-s h makes Linux list the keys")
+        return send(chosen(name, everything), {"do": "sysrq", "key": sysrq}, as_json, "sent")
     request: Message = {"do": "registers", "vcpu": vcpu, "whole": whole}
     if devices:
         request = {"do": "devices"}
     replies = ask_all(chosen(name, everything), request)
     if as_json:
         print_json(replies)
-        return verdict(replies)
-    for reply in answered(replies):
+        return exit_code(replies)
+    for reply in successes(replies):
         click.echo(f"{reply['name']}:")
         for line in show_devices(reply["devices"]) if devices else _registers(reply, part):
             click.echo(line)
-    return verdict(replies)
+    return exit_code(replies)
 
 
 def _registers(reply: Message, part: str) -> Iterator[str]:
@@ -70,6 +68,6 @@ def _registers(reply: Message, part: str) -> Iterator[str]:
 
 
 def _exits(counts: dict[str, int]) -> Iterator[str]:
-    """How often the vCPU left KVM_RUN for pyvmm."""
+    """Yield the numbers of the vCPU's exits to pyvmm."""
     causes = ", ".join(f"{cause} {count}" for cause, count in counts.items())
     yield f"  exits    {causes or 'none'}"

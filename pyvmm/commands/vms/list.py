@@ -1,4 +1,4 @@
-"""``pyvmm list``: the VMs that run, here and in emulated hosts."""
+"""``pyvmm list``: running VMs, here and in emulated hosts."""
 
 from __future__ import annotations
 
@@ -7,24 +7,21 @@ from collections.abc import Iterator
 import click
 
 from pyvmm.base.units import show_size
-from pyvmm.commands.vms._running import Vm, everyone, print_json
+from pyvmm.commands.vms._running import Vm, all_vms, print_json
 from pyvmm.errors import UsageError
 
 COLUMNS = ("NAME", "STATE", "PID", "VCPUS", "MEMORY", "SVE", "HOST")
 
 
 @click.command(name="list")
-@click.option("-i", "--run", is_flag=True, help="Running VMs; there are no others to show.")
+@click.option("-i", "--run", is_flag=True, help="Show running VMs; this is the default.")
 @click.option("-r", "--rootfs", is_flag=True, hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_vms(run: bool, rootfs: bool, as_json: bool) -> None:
-    """Show the VMs that run.
-
-    Those on this machine's own KVM, and those in every emulated host that is up.
-    """
+    """Show running VMs: on this machine's KVM, and in every running emulated host."""
     if rootfs:
-        raise UsageError("--rootfs: pyvmm keeps no root file systems for guests")
-    vms = everyone()
+        raise UsageError("--rootfs: pyvmm has no root file systems for guests")
+    vms = all_vms()
     if as_json:
         print_json([{**vm.info, "host": vm.place.name} for vm in vms])
         return
@@ -33,7 +30,7 @@ def list_vms(run: bool, rootfs: bool, as_json: bool) -> None:
 
 
 def lines(vms: list[Vm]) -> Iterator[str]:
-    """The table."""
+    """Yield the lines of the table."""
     rows = [COLUMNS, *map(_row, vms)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     for row in rows:

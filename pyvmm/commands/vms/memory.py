@@ -12,7 +12,7 @@ from pyvmm.commands.vms._guestmemory import (
     missing_of_memory,
     wait_option,
 )
-from pyvmm.commands.vms._running import answered, chosen, print_json, verdict
+from pyvmm.commands.vms._running import chosen, exit_code, print_json, successes
 from pyvmm.control.wire import Message
 
 
@@ -24,10 +24,9 @@ from pyvmm.control.wire import Message
 def memory(name: str, size: str | None, as_json: bool, wait: float | None) -> int:
     """Plug or unplug memory of a running guest.
 
-    NAME is the VM's, or HOST/NAME.  SIZE is how much the guest is to have in all, in MiB or with a
-    suffix B K M G T P: from what it was started with to what --hotplug leaves room for.  Without
-    SIZE, show what it has.  The guest needs a driver (Linux: virtio_mem), which plugs and unplugs
-    what it can.
+    NAME is the VM's name, or HOST/NAME.  SIZE is the guest's total memory, in MiB or with a suffix
+    B K M G T P: at least its --mem, at most that and --hotplug.  Without SIZE, show its memory.
+    The guest needs a driver (Linux: virtio_mem), which plugs and unplugs as much as it can.
     """
     request: Message = {"do": "memory"}
     if size is not None:
@@ -35,7 +34,7 @@ def memory(name: str, size: str | None, as_json: bool, wait: float | None) -> in
     replies = [ask_and_wait(vm, request, missing_of_memory, wait) for vm in chosen(name, False)]
     if as_json:
         print_json(replies)
-        return verdict(replies)
-    for reply in answered(replies):
+        return exit_code(replies)
+    for reply in successes(replies):
         click.echo(f"{reply['name']}: {memory_line(reply)}")
-    return verdict(replies)
+    return exit_code(replies)

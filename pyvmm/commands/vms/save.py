@@ -1,4 +1,4 @@
-"""``pyvmm save``: a running VM becomes a file."""
+"""``pyvmm save``: save a running VM to a file."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import click
 
 from pyvmm.base.units import show_size
 from pyvmm.cli import say
-from pyvmm.commands.vms._running import answered, chosen, print_json, verdict
+from pyvmm.commands.vms._running import chosen, exit_code, print_json, successes
 from pyvmm.host import share
 
 
 @click.command(epilog="Exit codes: 0 saved; 1 the VM cannot be saved; 2 usage; 3 the disk is full.")
 @click.argument("name")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--resume", is_flag=True, help="Let the VM go on; else it ends when it is saved.")
+@click.option("--resume", is_flag=True, help="Let the VM run on; else it ends.")
 @click.option(
     "--parent", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-    help="Write only what has changed since that snapshot of the VM's.",
+    help="Write only what has changed since that snapshot of the VM.",
 )  # fmt: skip
 @click.option(
     "--track", is_flag=True,
-    help="Have KVM note what the guest writes from now on: the next save with --parent is faster.",
+    help="Have KVM log dirty pages from now on, for a faster next save with --parent.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def save(
@@ -30,9 +30,8 @@ def save(
 ) -> int:
     """Save a VM to a file.
 
-    `pyvmm restore` lets the VM called NAME go on from FILE, which is there whole when this
-    returns, or as it was before.  It holds all that the guest has in its memory, and is yours
-    alone (mode 0600).  What the guest has on disks is not in it.
+    `pyvmm restore` restores the VM from FILE.  If saving fails, FILE stays as it was.  FILE holds
+    the guest's memory, so only you can read it (mode 0600).  The contents of disks are not in it.
     """
     (vm,) = chosen(name, False)
     files = [path.absolute() for path in (file, parent) if path is not None]
@@ -48,11 +47,11 @@ def save(
     replies = [vm.ask(request)]
     if as_json:
         print_json(replies)
-    for reply in answered(replies):
+    for reply in successes(replies):
         for line in reply["warnings"]:
             say(line)
         if not as_json:
-            done = "saved, and goes on" if resume else "saved, and ended"
+            done = "saved, and runs on" if resume else "saved, and ended"
             size = show_size(reply["bytes_on_disk"])
             click.echo(f"{reply['name']}: {done}: {file}, {size} on disk", err=True)
-    return verdict(replies)
+    return exit_code(replies)

@@ -1,4 +1,4 @@
-"""``pyvmm stat``: why VMs leave KVM_RUN, and how often."""
+"""``pyvmm stat``: VMs' exits from KVM_RUN by reason, and their memory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pyvmm.base.units import show_size
 from pyvmm.commands.vms._guestmemory import balloon_line, memory_line, statistics_lines
 from pyvmm.commands.vms._running import (
     Vm,
-    answered,
     ask_all,
     chosen,
+    exit_code,
     print_json,
-    verdict,
+    successes,
     vm_options,
 )
 from pyvmm.control.wire import Message
@@ -25,11 +25,11 @@ MIB = 1 << 20
 
 
 @click.command()
-@click.option("-m", "--memory", is_flag=True, help="Guest memory alone.")
-@click.option("--once", is_flag=True, help="Print and end, on a terminal too.")
+@click.option("-m", "--memory", is_flag=True, help="Show only guest memory.")
+@click.option("--once", is_flag=True, help="Print once, on a terminal too.")
 @click.option(
     "--interval", type=click.FloatRange(min=0.1), default=1.0, metavar="SECONDS",
-    help="How often to look, on a terminal.",
+    help="Time between two updates on a terminal.",
 )  # fmt: skip
 @vm_options
 def stat(
@@ -37,10 +37,10 @@ def stat(
 ) -> int:
     """Show VMs' exits, by reason and device.
 
-    And the memory they use, with what a guest that has a balloon says of it.  Exits to pyvmm are
-    counted by device and direction; under them is what KVM counts of itself, by the names of its
-    statistics, and what virtio devices did.  On a terminal the picture is live, with rates, until
-    Ctrl-C or the VM's end; elsewhere, with --json and with --once it is printed once.
+    Also show the memory they use; a guest with a balloon reports details.  Exits to pyvmm are
+    counted by device and direction.  Below are KVM's own statistics, and the counts of virtio
+    devices.  On a terminal the display is live, with rates, until Ctrl-C or the VM's end.
+    Elsewhere, with --json and with --once, it is printed once.
     """
     vms = chosen(name, everything)
     if as_json or once or not sys.stdout.isatty():
@@ -49,18 +49,18 @@ def stat(
             print_json(replies)
         else:
             _print(replies, memory)
-        return verdict(replies)
+        return exit_code(replies)
     return _watch(vms, memory, interval)
 
 
 def _print(replies: list[Message], memory: bool) -> None:
-    for reply in answered(replies):
+    for reply in successes(replies):
         for line in lines(reply, None, memory):
             click.echo(line)
 
 
 def _watch(vms: list[Vm], memory: bool, interval_s: float) -> int:
-    """Show the picture again and again, while any of the VMs lives."""
+    """Show the counts again and again, until all of the VMs have ended."""
     from rich.live import Live
     from rich.text import Text
 
@@ -77,14 +77,14 @@ def _watch(vms: list[Vm], memory: bool, interval_s: float) -> int:
 def _look(
     watched: Sequence[tuple[Vm, Message | None]],
 ) -> list[tuple[Vm, Message | None, Message]]:
-    """Of each VM that still answers, what it said before and says now."""
+    """Return the previous and the current reply of each VM that still runs."""
     replies = ask_all([vm for vm, _ in watched], {"do": "stat"})
     pairs = zip(watched, replies, strict=True)
     return [(vm, before, now) for (vm, before), now in pairs if now["ok"]]
 
 
 def lines(reply: Message, before: Message | None, memory: bool = False) -> Iterator[str]:
-    """The picture of one VM; ``before`` is an earlier reply of it, for the rates."""
+    """Yield the lines about one VM; rates are since its reply ``before``."""
     resident = reply["memory_resident_bytes"] / MIB
     size = show_size(reply["memory_bytes"])
     yield (
@@ -101,7 +101,7 @@ def lines(reply: Message, before: Message | None, memory: bool = False) -> Itera
 
 
 def _memory(reply: Message) -> Iterator[str]:
-    """What is asked of the guest's memory, and what it says of it."""
+    """Yield the sizes of the balloon and of plugged memory, and the guest's statistics."""
     if reply.get("balloon") is not None:
         yield f"  {balloon_line(reply)}"
     if reply.get("hotplug") is not None:
@@ -110,11 +110,11 @@ def _memory(reply: Message) -> Iterator[str]:
 
 
 def _table(title: str, reply: Message, before: Message | None, key: str) -> Iterator[str]:
-    """Counts that are not zero, the largest first; with rates where there is a before."""
+    """Yield counts that are not zero, the largest first; with rates where there is a before."""
     counts = {
         cause: count
-        for cause, count in reply.get(key, {}).items()  # an older VM's has not all of them
-        if count and not cause.endswith("_ns")  # KVM's times; --json has them
+        for cause, count in reply.get(key, {}).items()  # an older VM lacks some
+        if count and not cause.endswith("_ns")  # times are in --json only
     }
     if not counts:
         return
@@ -126,7 +126,7 @@ def _table(title: str, reply: Message, before: Message | None, key: str) -> Iter
 
 
 def _devices(reply: Message, before: Message | None) -> Iterator[str]:
-    """What each virtio device counts."""
+    """Yield the counts of each virtio device."""
     for slot, device in enumerate(reply["devices"]):
         earlier = None if before is None else before["devices"][slot]["counts"]
         yield f"  {device['region']} {device['device']} {device['backing']}".rstrip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pyvmm.commands.vms._running import chosen, tell, vm_options
+from pyvmm.commands.vms._running import chosen, send, vm_options
 
 
 @click.command()
@@ -12,7 +12,7 @@ from pyvmm.commands.vms._running import chosen, tell, vm_options
 def stop(name: str | None, everything: bool, as_json: bool) -> int:
     """End VMs.
 
-    They end at once: the guests are not asked.  `pyvmm run` returns 0 then, as under lkvm.
-    When this returns, the VMs have ended.
+    They end at once, without asking the guests.  `pyvmm run` then returns 0, as lkvm does.
+    When this command returns, the VMs have ended.
     """
-    return tell(chosen(name, everything), {"do": "stop"}, as_json, "stopped")
+    return send(chosen(name, everything), {"do": "stop"}, as_json, "stopped")

@@ -239,7 +239,7 @@ def test_flatten_writes_one_file(path: Path, memory: GuestMemory, capsys: Captur
         dirty = Part(memory, [(RAM_BASE, RAM_BASE + PAGE)])
         write_snapshot(child, sample.state().document(), [dirty], parent=parent)
 
-    assert "goes on    from" in run(capsys, "show", child)[1]
+    assert "  parent     " in run(capsys, "show", child)[1]
     assert run(capsys, "flatten", child, flat)[0] == 0
     path.unlink()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from pyvmm.arm64 import vl
 from pyvmm.commands.sweep._line import command
 from pyvmm.host.settings import HostSettings
@@ -16,7 +14,7 @@ POWERS = frozenset({128, 256, 512})
 def run(guest: Guest, **fields: object) -> Run:
     """A run with the command that the sweep gives it."""
     planned = Run(**{"number": 1, "guest": guest, "where": HostSettings(), **fields})  # type: ignore[arg-type]
-    return replace(planned, command=command(planned))
+    return planned.replace(command=command(planned))
 
 
 def test_command_line_is_that_of_one_run() -> None:

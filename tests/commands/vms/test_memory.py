@@ -90,8 +90,8 @@ def test_options_become_a_request(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["balloon", "-i", "1", "-d", "1"], "say different things; give one"),
-        (["balloon", "--collect", "--size", "1"], "say different things"),
+        (["balloon", "-i", "1", "-d", "1"], "contradict each other; give one"),
+        (["balloon", "--collect", "--size", "1"], "contradict each other"),
         (["balloon", "-i", "-5"], "--inflate: '-5' is not a size"),
         (["balloon", "-i", "x"], "--inflate: 'x' is not a size"),
         (["memory", "one", "much"], "SIZE: 'much' is not a size"),
@@ -144,7 +144,7 @@ def test_collection_that_takes_too_long_is_ended(
 
     assert run(monkeypatch, vm, "balloon", "-n", "one", "--collect", "--wait", "0") == 1
     assert vm.requests[-1] == {"do": "balloon", "collect": False}
-    assert "has not said yet what is free" in capsys.readouterr().err
+    assert "has not reported its free memory" in capsys.readouterr().err
 
 
 def test_refusal_of_the_vm_is_told_with_its_exit_code(
@@ -195,7 +195,7 @@ def test_stat_shows_what_the_guest_says_of_its_memory() -> None:
     assert list(stat_lines(reply, None, memory=True)) == [
         "one  running, up 1.0 s, 2 vCPUs, 256 MiB of memory, 1.0 MiB of it in use",
         "  balloon 64 MiB",
-        "  the guest says, 0.0 s ago",
+        "  reported by the guest 0.0 s ago",
         "    free                       1.5 MiB",
         "    major faults                     7",
     ]
@@ -215,9 +215,9 @@ def test_run_takes_the_options() -> None:
     ("text", "words"),
     [
         ("much", "--hotplug: 'much' is not a size"),
-        ("1G,blocks=2", "--hotplug 1G,blocks=2: after the size"),
+        ("1G,blocks=2", "--hotplug 1G,blocks=2: only block=SIZE can follow"),
         ("1G,block=x", "--hotplug: 'x' is not a size"),
-        ("3", "--hotplug 3 MiB: not a whole number of blocks"),
+        ("3", "--hotplug 3 MiB: not a multiple of its blocks"),
         ("64,block=3", "--hotplug: blocks of 3 MiB"),
     ],
 )

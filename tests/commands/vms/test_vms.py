@@ -44,7 +44,7 @@ def vm(name: str, place: Place = HERE) -> Vm:
 @pytest.fixture(autouse=True)
 def two_of_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
     vms = [vm("one"), vm("two"), vm("two", Elsewhere(None))]
-    monkeypatch.setattr(_running, "everyone", lambda: vms)
+    monkeypatch.setattr(_running, "all_vms", lambda: vms)
 
 
 def test_name_chooses_the_vm_of_that_name() -> None:
@@ -55,7 +55,7 @@ def test_name_of_two_vms_is_refused_with_what_tells_them_apart() -> None:
     with pytest.raises(UsageError, match="2 VMs are called two") as caught:
         chosen("two", False)
 
-    assert caught.value.hint == "say which: -n local/two or 6.1-7.2-0123/two"
+    assert caught.value.hint == "give -n local/two or 6.1-7.2-0123/two"
 
 
 @pytest.mark.parametrize("place", ["local", "6.1-7.2-0123"])
@@ -119,9 +119,7 @@ class Told(Elsewhere):
 
 
 def told(*answers: Message) -> Told:
-    place = Told(None)
-    object.__setattr__(place, "answers", list(answers))
-    return place
+    return Told(None, list(answers))
 
 
 def test_host_that_has_ended_is_the_reply_of_its_vms() -> None:
@@ -138,9 +136,7 @@ def test_all_are_asked_at_once_and_reply_in_their_order() -> None:
             return super().ask(questions)
 
     def slow(*answers: Message) -> Slow:
-        place = Slow(None)
-        object.__setattr__(place, "answers", list(answers))
-        return place
+        return Slow(None, list(answers))
 
     together = threading.Barrier(3)
     one, other, gone = slow({"ok": True, "n": 1}, {"ok": True, "n": 3}), slow({"ok": True}), slow()
