@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from pyvmm.errors import UsageError
 from pyvmm.layout import MIB
+
+_Value = TypeVar("_Value")
 
 _SHIFT = {"B": 0, "K": 10, "M": 20, "G": 30, "T": 40, "P": 50}
 _SIZE_DIGITS = 19
@@ -96,3 +99,11 @@ def show_cpulist(cpus: Iterable[int]) -> str:
         else:
             parts.append([cpu])
     return ",".join("-".join(map(str, part)) for part in parts)
+
+
+def read_named(name: str, read: Callable[[str], _Value], text: str) -> _Value:
+    """Read text with a function of this module; its UsageError then begins with the name."""
+    try:
+        return read(text)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error.message}", hint=error.hint) from error

@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from pyvmm.base.units import parse_cpulist, parse_memory, parse_number
-from pyvmm.commands._fields import read_option
+from pyvmm.base.units import parse_cpulist, parse_memory, parse_number, read_named
 from pyvmm.config import IRQCHIPS, CpuRequest
 from pyvmm.errors import UsageError
 
@@ -82,7 +81,7 @@ def arm_config(options: dict[str, Any]) -> dict[str, Any]:
     for option, (argument, read) in _PARSED.items():
         text = options[option.strip("-").replace("-", "_")]
         if text is not None:
-            config[argument] = read_option(option, read, text)
+            config[argument] = read_named(option, read, text)
     if "memory" in config:
         config["memory"], base = config["memory"]
         config |= {} if base is None else {"ram_base": base}

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from pyvmm.base.records import Record
-from pyvmm.base.units import parse_size
-from pyvmm.commands._fields import read_option
+from pyvmm.base.units import parse_size, read_named
 from pyvmm.config import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng
 from pyvmm.errors import UsageError
 
@@ -32,7 +31,7 @@ def _read_hotplug(text: str | None) -> list[DeviceConfig]:
     sizes = text.split(",block=")
     if len(sizes) > 2 or "," in sizes[0]:
         raise UsageError(f"--hotplug {text}: only block=SIZE can follow the size")
-    size, *blocks = (read_option("--hotplug", parse_size, text) for text in sizes)
+    size, *blocks = (read_named("--hotplug", parse_size, text) for text in sizes)
     return [Hotplug(size=size, block_size=blocks[0] if blocks else None)]
 
 

@@ -7,12 +7,6 @@ what it holds), from HostSettings (`host.cpu`), or as arguments of functions.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import TypeVar
-
-from pyvmm.errors import UsageError
-
-_Value = TypeVar("_Value")
 
 # Fields whose options have other names; each ends with what stands before its value.
 OPTIONS = {
@@ -64,11 +58,3 @@ def spell(text: str) -> str:
         return OPTIONS[field] if value == "=" else option(field)
 
     return re.sub(r"`([a-z][a-z0-9_.]*)`(=(?:True|False)\b|=)?", replace, text)
-
-
-def read_option(name: str, read: Callable[[str], _Value], text: str) -> _Value:
-    """Read an option's text with a function; its UsageError then begins with the option."""
-    try:
-        return read(text)
-    except UsageError as error:
-        raise UsageError(f"{name}: {error.message}", hint=error.hint) from error

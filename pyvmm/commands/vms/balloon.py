@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pyvmm.base.units import parse_size
-from pyvmm.commands._fields import read_option
+from pyvmm.base.units import parse_size, read_named
 from pyvmm.commands.vms._guestmemory import (
     ask_and_wait,
     balloon_line,
@@ -57,11 +56,11 @@ def _request(inflate: str | None, deflate: str | None, size: str | None, collect
         raise UsageError("-i, -d, --size and --collect contradict each other; give one")
     request: Message = {"do": "balloon"}
     if inflate is not None:
-        request["more"] = read_option("--inflate", parse_size, inflate)
+        request["more"] = read_named("--inflate", parse_size, inflate)
     elif deflate is not None:
-        request["more"] = -read_option("--deflate", parse_size, deflate)
+        request["more"] = -read_named("--deflate", parse_size, deflate)
     elif size is not None:
-        request["size"] = read_option("--size", parse_size, size)
+        request["size"] = read_named("--size", parse_size, size)
     elif collect:
         request["collect"] = True
     return request

@@ -18,7 +18,10 @@ COLUMNS = ("NAME", "STATE", "PID", "VCPUS", "MEMORY", "SVE", "HOST")
 @click.option("-r", "--rootfs", is_flag=True, hidden=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_vms(run: bool, rootfs: bool, as_json: bool) -> None:
-    """Show running VMs: on this machine's KVM, and in every running emulated host."""
+    """Show running VMs.
+
+    They run on this machine's KVM, or in an emulated host.
+    """
     if rootfs:
         raise UsageError("--rootfs: pyvmm has no root file systems for guests")
     vms = all_vms()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pyvmm.base.units import parse_size
-from pyvmm.commands._fields import read_option
+from pyvmm.base.units import parse_size, read_named
 from pyvmm.commands.vms._guestmemory import (
     ask_and_wait,
     memory_line,
@@ -30,7 +29,7 @@ def memory(name: str, size: str | None, as_json: bool, wait: float | None) -> in
     """
     request: Message = {"do": "memory"}
     if size is not None:
-        request["size"] = read_option("SIZE", parse_size, size)
+        request["size"] = read_named("SIZE", parse_size, size)
     replies = [ask_and_wait(vm, request, missing_of_memory, wait) for vm in chosen(name, False)]
     if as_json:
         print_json(replies)
