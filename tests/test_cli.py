@@ -69,14 +69,16 @@ def test_help_lists_every_verb_with_its_own_first_line(
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["version"]])
-def test_version_is_the_packages(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_prints_the_packages_version(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     code = cli.main(arguments)
 
     assert code == 0
     assert capsys.readouterr().out == f"pyvmm {pyvmm.__version__}\n"
 
 
-def test_module_is_the_command() -> None:
+def test_python_m_pyvmm_runs_the_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pyvmm", "run", "-c", "0", "image"],
         capture_output=True, text=True, timeout=120,
@@ -86,13 +88,15 @@ def test_module_is_the_command() -> None:
     assert done.stderr.startswith("pyvmm: -c 0")
 
 
-def test_version_is_the_distributions() -> None:
+def test_version_is_that_of_the_distribution() -> None:
     project = tomllib.loads((Path(pyvmm.__file__).parents[1] / "pyproject.toml").read_text())
 
     assert project["project"].get("version", pyvmm.__version__) == pyvmm.__version__
 
 
-def test_no_verb_shows_the_help_and_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_without_a_verb_shows_the_help_and_exits_with_2(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     code = cli.main([])
 
     assert code == 2
@@ -108,7 +112,7 @@ def test_no_verb_shows_the_help_and_is_a_mistake(capsys: pytest.CaptureFixture[s
         (["run", "-c", "many", "x"], "'many' is not a valid integer"),
     ],
 )
-def test_mistyped_command_line_is_one_message_and_a_hint(
+def test_mistyped_command_line_gets_one_message_and_a_hint(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = cli.main(arguments)
@@ -146,7 +150,7 @@ def test_every_error_has_its_exit_code_and_no_traceback(
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_reader_that_went_away_is_no_error() -> None:
+def test_closed_pipe_of_standard_output_is_no_error() -> None:
     code = "import sys; from pyvmm.cli import main; sys.exit(main(['--help']))"
     reader, writer = os.pipe()
     os.close(reader)
@@ -160,7 +164,7 @@ def test_reader_that_went_away_is_no_error() -> None:
     assert done.returncode in (1, 141)  # --help is click's own, which says 1
 
 
-def test_error_says_what_and_what_to_do(failing: Verb, capsys: pytest.CaptureFixture[str]) -> None:
+def test_error_has_its_message_and_hint(failing: Verb, capsys: pytest.CaptureFixture[str]) -> None:
     failing(HostError("no KVM here", hint="go elsewhere"))
 
     cli.main(["doctor"])
@@ -168,7 +172,7 @@ def test_error_says_what_and_what_to_do(failing: Verb, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "pyvmm: no KVM here\n  hint: go elsewhere\n"
 
 
-def test_missing_file_of_the_package_is_no_bug(
+def test_missing_file_of_the_package_is_not_reported_as_a_bug(
     failing: Verb, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing(FileNotFoundError(2, "No such file", str(Path(cli.__file__).with_name("none.c"))))
@@ -179,7 +183,9 @@ def test_missing_file_of_the_package_is_no_bug(
     assert hint == "  hint: install pyvmm again"
 
 
-def test_unexpected_error_is_owned_up_to(failing: Verb, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unexpected_error_is_reported_as_a_bug(
+    failing: Verb, capsys: pytest.CaptureFixture[str]
+) -> None:
     failing(ZeroDivisionError("division by zero"))
 
     cli.main(["doctor"])
@@ -199,7 +205,7 @@ def test_debug_shows_the_traceback(failing: Verb, capsys: pytest.CaptureFixture[
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_finding_a_verb_imports_no_other() -> None:
+def test_finding_a_verb_imports_no_other_verb() -> None:
     done = fresh(
         "import sys; from pyvmm.cli import main; main(['version']);"
         "print(sorted(m for m in sys.modules if m.startswith('pyvmm.')))"
@@ -211,7 +217,7 @@ def test_finding_a_verb_imports_no_other() -> None:
     )
 
 
-def test_run_starts_without_what_it_does_not_need() -> None:
+def test_run_imports_no_module_that_it_does_not_need() -> None:
     done = fresh(
         "import sys; from pyvmm.cli import main; main(['run', '-c', '0', 'x']);"
         "print([m for m in ('rich', 'elftools', 'importlib.metadata', 'asyncio', 'cffi')"
@@ -221,23 +227,23 @@ def test_run_starts_without_what_it_does_not_need() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_elf_is_loaded_without_a_library() -> None:
+def test_elf_is_loaded_without_pyelftools() -> None:
     done = fresh("import sys, pyvmm.boot.elf; print('elftools' in sys.modules)")
 
     assert done.stdout == "False\n"
 
 
 @pytest.mark.parametrize("name", pyvmm.__all__)
-def test_library_face_has_every_name_it_promises(name: str) -> None:
+def test_library_exports_every_name_in_all(name: str) -> None:
     assert getattr(pyvmm, name).__name__ == name
 
 
-def test_library_face_has_no_other_names() -> None:
+def test_library_exports_no_other_names() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'Hypervisor'"):
         _ = pyvmm.Hypervisor
 
 
-def test_closed_standard_streams_are_not_taken_by_other_files() -> None:
+def test_other_files_do_not_take_closed_standard_streams() -> None:
     done = fresh(
         "import os, sys; from pyvmm.cli import _keep_standard_descriptors as keep\n"
         "os.close(0); os.close(1); keep(); opened = os.open('/dev/zero', os.O_RDONLY)\n"

@@ -66,7 +66,9 @@ IMAGE = Path("guest")
         ),
     ],
 )
-def test_config_refuses_what_no_machine_can_be(options: dict[str, object], words: str) -> None:
+def test_config_refuses_a_machine_that_no_host_can_make(
+    options: dict[str, object], words: str
+) -> None:
     with pytest.raises(UsageError) as caught:
         Config(image=IMAGE, **options)  # type: ignore[arg-type]
 
@@ -77,12 +79,12 @@ def test_config_refuses_what_no_machine_can_be(options: dict[str, object], words
     ("request_", "words"),
     [({"e2h0": True}, "give `cpu.nested` too"), ({"aarch32": True, "nested": True}, "contradict")],
 )
-def test_cpu_request_refuses_what_contradicts_itself(request_: dict[str, bool], words: str) -> None:
+def test_cpu_request_refuses_contradictions(request_: dict[str, bool], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         CpuRequest(**request_)
 
 
-def test_name_defaults_to_the_process() -> None:
+def test_name_defaults_to_guest_and_process_id() -> None:
     assert Config(image=IMAGE).name == f"guest-{os.getpid()}"
 
 
@@ -107,13 +109,13 @@ def test_default_memory_stays_within_four_fifths_of_the_host() -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".x", "a/b", "../x", "a\nb", "a b", "a*", "a\0b"])
-def test_name_that_is_none_for_a_file_is_refused(name: str) -> None:
+def test_config_refuses_a_name_that_no_file_can_have(name: str) -> None:
     with pytest.raises(UsageError, match="not a name for a VM"):
         Config(image=IMAGE, name=name)
 
 
 @pytest.mark.parametrize("name", ["a", "guest-1", "vm_2.old", "größe", "a:b@c+d"])
-def test_name_of_letters_and_digits_is_taken(name: str) -> None:
+def test_config_accepts_a_name_of_letters_and_digits(name: str) -> None:
     assert Config(image=IMAGE, name=name).name == name
 
 
@@ -127,7 +129,7 @@ def test_name_of_letters_and_digits_is_taken(name: str) -> None:
         ({"vls": frozenset()}, ("`sve.vls`",)),
     ],
 )
-def test_request_that_contradicts_itself_names_both_options(
+def test_sve_request_that_contradicts_itself_names_both_fields(
     options: dict[str, object], named: tuple[str, ...]
 ) -> None:
     with pytest.raises(UsageError) as caught:

@@ -21,7 +21,7 @@ from pyvmm.layout import GIB, KIB, MIB
         (8 << 40, GIB),
     ],
 )
-def test_blocks_are_small_and_not_too_many(size: int, block: int) -> None:
+def test_hotplug_blocks_are_small_and_at_most_1024(size: int, block: int) -> None:
     assert Hotplug(size=size).block == block
     assert Hotplug(size=size).window_size() == size
 
@@ -41,7 +41,7 @@ def test_blocks_are_small_and_not_too_many(size: int, block: int) -> None:
         (64 * MIB + 4 * KIB, 2 * MIB, "not a multiple of its blocks"),
     ],
 )
-def test_room_of_an_impossible_size_is_refused(size: int, block: int | None, words: str) -> None:
+def test_hotplug_refuses_an_impossible_size(size: int, block: int | None, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         Hotplug(size=size, block_size=block)
 
@@ -49,7 +49,7 @@ def test_room_of_an_impossible_size_is_refused(size: int, block: int | None, wor
     assert caught.value.message.startswith("`devices.hotplug`")
 
 
-def test_devices_are_called_as_the_user_asked_for_them() -> None:
+def test_devices_are_named_by_field_and_value() -> None:
     assert str(Balloon()) == "`devices.balloon`"
     assert str(Hotplug(size=768 * MIB)) == "`devices.hotplug`=768 MiB"
     assert str(Hotplug(size=GIB, block_size=4 * MIB)) == "`devices.hotplug`=1 GiB,block=4M"

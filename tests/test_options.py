@@ -85,7 +85,7 @@ def has_device(type_: int) -> bool:
 
 
 @pytest.mark.parametrize("irqchip", ["gicv3", "gicv3-its", None])
-def test_irqchip_is_the_one_asked_for(boot: Boot, irqchip: str | None) -> None:
+def test_guest_gets_the_irqchip_that_was_asked_for(boot: Boot, irqchip: str | None) -> None:
     if irqchip is not None and not has_device(DeviceType.ARM_VGIC_V3):
         pytest.skip("the host has no GICv3")
 
@@ -98,7 +98,7 @@ def test_irqchip_is_the_one_asked_for(boot: Boot, irqchip: str | None) -> None:
     assert machine.run() == 0
 
 
-def test_gicv2_is_there_or_refused_with_what_is(boot: Boot) -> None:
+def test_gicv2_works_or_is_refused_with_the_choices(boot: Boot) -> None:
     if not has_device(DeviceType.ARM_VGIC_V2):
         with pytest.raises(HostError, match="Failed to create virtual GIC") as caught:
             boot(irqchip="gicv2", vcpus=2)
@@ -116,7 +116,7 @@ def test_gicv2_has_at_most_8_vcpus(boot: Boot) -> None:
         boot(irqchip="gicv2", vcpus=9)
 
 
-def test_pmu_is_there_when_asked_for(boot: Boot) -> None:
+def test_guest_gets_a_pmu_on_request(boot: Boot) -> None:
     if not has(Cap.ARM_PMU_V3):
         pytest.skip("the host has no PMU")
 
@@ -127,7 +127,7 @@ def test_pmu_is_there_when_asked_for(boot: Boot) -> None:
     assert machine.run() == 0
 
 
-def test_stolen_time_lies_where_lkvm_has_it(boot: Boot) -> None:
+def test_stolen_time_is_at_the_same_address_as_in_lkvm(boot: Boot) -> None:
     if not has(Cap.STEAL_TIME):
         pytest.skip("the host has no stolen time")
 
@@ -139,7 +139,7 @@ def test_stolen_time_lies_where_lkvm_has_it(boot: Boot) -> None:
     assert revision_and_attributes == bytes(8)
 
 
-def test_stolen_time_can_be_switched_off(boot: Boot) -> None:
+def test_pvtime_false_hides_stolen_time(boot: Boot) -> None:
     machine = boot("call", cpu=CpuRequest(pvtime=False))
 
     assert machine.board.pvtime is None
@@ -147,7 +147,7 @@ def test_stolen_time_can_be_switched_off(boot: Boot) -> None:
 
 
 @pytest.mark.parametrize("mte", [True, False])
-def test_mte_is_there_where_the_host_has_it_unless_disabled(boot: Boot, mte: bool) -> None:
+def test_guest_gets_mte_where_the_host_has_it_unless_disabled(boot: Boot, mte: bool) -> None:
     machine = boot(cpu=CpuRequest(mte=mte))
 
     seen = machine.vcpus[0].get_one_reg(ID_AA64PFR1_EL1) & MTE_FIELD
@@ -189,14 +189,14 @@ def test_32_bit_guest_runs(boot: Boot, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("base", [layout.RAM_BASE, 3 * GIB, 4 * GIB, 0x12_3440_0000])
-def test_ram_starts_where_it_was_asked_to(boot: Boot, base: int) -> None:
+def test_ram_starts_at_the_address_that_was_asked_for(boot: Boot, base: int) -> None:
     machine = boot(ram_base=base)
 
     assert machine.image.entry == base + layout.KERNEL_OFFSET
     assert machine.run() == 0
 
 
-def test_vcpus_stay_on_their_cpus(boot: Boot) -> None:
+def test_vcpus_run_only_on_their_affinity_s_cpus(boot: Boot) -> None:
     machine = boot("spin", vcpus=2, vcpu_affinity=frozenset({0}))
     machine.start()
     deadline = time.monotonic() + 120
@@ -212,7 +212,7 @@ def affinities() -> list[set[int]]:
     return [os.sched_getaffinity(thread.native_id or -1) for thread in threads]
 
 
-def test_cpus_that_are_not_there_are_refused(boot: Boot) -> None:
+def test_affinity_with_missing_cpus_is_refused(boot: Boot) -> None:
     with pytest.raises(HostError, match="`vcpu_affinity`=0,4095: this host has no CPU 4095"):
         boot(vcpu_affinity=frozenset({0, 4095}))
 
@@ -260,6 +260,6 @@ def test_more_ram_than_huge_pages_is_refused_with_the_numbers(boot: Boot, hugetl
     assert "pages are free" in (caught.value.hint or "")
 
 
-def test_ram_of_half_a_huge_page_is_refused(boot: Boot, hugetlbfs: Path) -> None:
+def test_ram_that_is_no_multiple_of_huge_pages_is_refused(boot: Boot, hugetlbfs: Path) -> None:
     with pytest.raises(UsageError, match="17 MiB is not a whole number of the 2 MiB pages"):
         boot(hugetlbfs=hugetlbfs, memory=17 * MIB)

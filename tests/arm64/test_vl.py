@@ -18,12 +18,12 @@ EVERY_SET_TO_512 = [
 
 
 @given(asked=sets, host=hosts)
-def test_is_legal_says_what_the_kernel_says(asked: frozenset[int], host: frozenset[int]) -> None:
+def test_is_legal_agrees_with_the_kernel(asked: frozenset[int], host: frozenset[int]) -> None:
     assert vl.is_legal(asked, host) == kernel_accepts(asked, host)
 
 
 @given(host=st.sampled_from([s for s in EVERY_SET_TO_512 if 128 in s]))
-def test_legal_sets_are_all_the_kernel_accepts(host: frozenset[int]) -> None:
+def test_legal_sets_are_all_that_the_kernel_accepts(host: frozenset[int]) -> None:
     accepted = [asked for asked in EVERY_SET_TO_512 if kernel_accepts(asked, host)]
 
     assert vl.legal_sets(host) == sorted(accepted, key=len)
@@ -46,7 +46,7 @@ def test_nearest_sets_are_legal_few_and_different(
 
 
 @given(asked=sets, host=hosts)
-def test_nearest_to_a_legal_set_holds_it(asked: frozenset[int], host: frozenset[int]) -> None:
+def test_nearest_to_a_legal_set_is_the_set(asked: frozenset[int], host: frozenset[int]) -> None:
     legal = vl.up_to(host, max(asked, default=128))
 
     assert vl.nearest(legal, host) == [legal]
@@ -101,7 +101,7 @@ def test_parse_takes_any_order_and_spaces_at_the_commas(text: str) -> None:
         ("9" * 5000, "is not a vector length in bits"),
     ],
 )
-def test_parse_refuses_what_no_machine_has(text: str, words: str) -> None:
+def test_parse_refuses_text_that_is_wrong_on_every_host(text: str, words: str) -> None:
     with pytest.raises(vl.TextError) as caught:
         vl.parse(text)
 
@@ -121,7 +121,7 @@ def test_parse_refuses_what_no_machine_has(text: str, words: str) -> None:
         ("16,256", "bytes, as prctl and vlset take them", "--sve-vls=128,2048"),
     ],
 )
-def test_parse_knows_other_units_when_it_sees_them(text: str, unit: str, in_bits: str) -> None:
+def test_parse_recognizes_other_units(text: str, unit: str, in_bits: str) -> None:
     with pytest.raises(vl.TextError) as caught:
         vl.parse(text, subject="--sve-vls")
 
@@ -146,7 +146,7 @@ def test_parse_does_not_guess_a_unit_that_does_not_fit(text: str) -> None:
         ("128,", "--sve-vls=128"),
     ],
 )
-def test_text_error_on_a_host_names_sets_to_paste(text: str, choices: str) -> None:
+def test_text_error_on_a_host_names_sets_that_it_can_give(text: str, choices: str) -> None:
     with pytest.raises(vl.TextError) as caught:
         vl.parse(text, subject="--sve-vls")
 
@@ -170,7 +170,7 @@ def test_parse_max_takes_one_length() -> None:
     ("text", "words"),
     [("128,256", "takes one length"), ("2", "--sve-max-vl=256"), ("64", "--sve-max-vl=512")],
 )
-def test_parse_max_refuses_in_its_own_name(text: str, words: str) -> None:
+def test_parse_max_names_its_own_option_in_errors(text: str, words: str) -> None:
     with pytest.raises(vl.TextError) as caught:
         vl.parse_max(text, subject="--sve-max-vl", list_subject="--sve-vls")
 
@@ -190,9 +190,7 @@ def test_parse_max_refuses_in_its_own_name(text: str, words: str) -> None:
         ((0, 3), 128),
     ],
 )
-def test_current_length_is_the_longest_there_is_within_every_len(
-    lens: tuple[int, ...], bits: int
-) -> None:
+def test_current_length_is_the_longest_within_every_len(lens: tuple[int, ...], bits: int) -> None:
     assert vl.current(frozenset({128, 256, 512}), *lens) == bits
 
 
@@ -205,7 +203,7 @@ def test_current_length_is_the_longest_there_is_within_every_len(
         ({"ZCR_EL1": 0, "ZCR_EL2": 1, "PSTATE": 0x3C9}, 256),  # in EL2
     ],
 )
-def test_length_in_use_heeds_the_exception_level(registers: dict[str, int], bits: int) -> None:
+def test_length_in_use_depends_on_the_exception_level(registers: dict[str, int], bits: int) -> None:
     assert vl.in_use(FULL_512, registers) == bits
 
 
@@ -236,7 +234,7 @@ def test_host_without_sve_refuses_every_set() -> None:
     assert vl.legal_sets(FULL_512, frozenset()) == []
 
 
-def test_set_that_stands_for_itself_is_refused_without_an_option() -> None:
+def test_parse_without_a_subject_names_the_set_alone() -> None:
     with pytest.raises(vl.TextError) as caught:
         vl.parse("16,32")
 

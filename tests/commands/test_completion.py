@@ -34,7 +34,9 @@ printf '%s\\n' "${COMPREPLY[@]}"
         (["completion", ""], ["bash", "zsh", "fish"]),
     ],
 )
-def test_bash_completes(words: list[str], offered: list[str], pyvmm_cmd: list[str]) -> None:
+def test_bash_completes_verbs_options_and_images(
+    words: list[str], offered: list[str], pyvmm_cmd: list[str]
+) -> None:
     bash = shutil.which("bash")
     if bash is None:
         pytest.fail("no bash: apt-get install bash")
@@ -48,7 +50,7 @@ def test_bash_completes(words: list[str], offered: list[str], pyvmm_cmd: list[st
     assert (done.stdout.split(), done.stderr) == (offered, "")
 
 
-def test_image_can_be_a_file(
+def test_image_is_completed_to_a_file(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("_PYVMM_COMPLETE", "bash_complete")

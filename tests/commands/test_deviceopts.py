@@ -23,24 +23,24 @@ HERE = Path.cwd()
         ("a,direct,ro", Disk(path=HERE / "a", read_only=True, direct=True)),
     ],
 )
-def test_disk_is_a_file_and_words(text: str, disk: Disk) -> None:
+def test_disk_option_reads_file_and_flags(text: str, disk: Disk) -> None:
     assert read_disk(text) == disk
 
 
 @pytest.mark.parametrize("text", ["", ",ro", "a,", "a,rw", "a,ro,x"])
-def test_disk_that_cannot_be_read_is_refused(text: str) -> None:
+def test_malformed_disk_option_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"^-d "):
         read_disk(text)
 
 
-def test_persistent_memory_is_a_file_and_perhaps_ro() -> None:
+def test_pmem_option_reads_file_and_ro() -> None:
     assert read_pmem("/a,ro") == Pmem(path=Path("/a"), read_only=True)
     with pytest.raises(UsageError, match=r"^--pmem /a,direct: 'direct' is not one of ro"):
         read_pmem("/a,direct")
 
 
 @pytest.mark.parametrize("size", [0, 1000, 2 * MIB + 4096])
-def test_persistent_memory_is_in_whole_2_mib(tmp_path: Path, size: int) -> None:
+def test_pmem_refuses_a_size_that_is_no_multiple_of_2_mib(tmp_path: Path, size: int) -> None:
     path = tmp_path / "pmem"
     path.write_bytes(bytes(size))
 
@@ -49,7 +49,7 @@ def test_persistent_memory_is_in_whole_2_mib(tmp_path: Path, size: int) -> None:
     assert caught.value.hint == f"truncate -s %2M {path} rounds the size up"
 
 
-def test_persistent_memory_is_as_large_as_its_file(tmp_path: Path) -> None:
+def test_pmem_is_as_large_as_its_file(tmp_path: Path) -> None:
     path = tmp_path / "pmem"
     with path.open("wb") as file:
         file.truncate(4 * MIB)
@@ -57,6 +57,6 @@ def test_persistent_memory_is_as_large_as_its_file(tmp_path: Path) -> None:
     assert Pmem(path=path).window_size() == 4 * MIB
 
 
-def test_persistent_memory_that_is_missing_is_told(tmp_path: Path) -> None:
+def test_missing_pmem_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         Pmem(path=tmp_path / "none").window_size()

@@ -30,7 +30,7 @@ FATAL = Fact("kvm", "device", None, "no /dev/kvm", "modprobe something", fatal=T
         ("ARM_SVE", "ARM_SVE"),
     ],
 )
-def test_fact_has_a_key_for_programs(name: str, key: str) -> None:
+def test_fact_has_a_key_for_json(name: str, key: str) -> None:
     assert Fact("topic", name, 1).key == key
 
 
@@ -57,7 +57,7 @@ def test_fatal_lack_means_that_no_vm_can_run() -> None:
     assert doctor.document([FINE, FATAL])["vms_can_run"] is False
 
 
-def test_facts_survive_the_way_into_an_emulated_host(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_are_passed_into_an_emulated_host(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = [FINE, LACKING, FATAL]
     monkeypatch.setenv(doctor.OUTER_VARIABLE, json.dumps([fact.as_json() for fact in facts]))
 
@@ -83,7 +83,7 @@ def test_table_shows_values_and_remedies(capsys: Capture) -> None:
         (None, "none", True),
     ],
 )
-def test_huge_pages_that_guests_cannot_have_are_a_lack(
+def test_disabled_huge_pages_are_a_lack(
     tmp_path: Path, setting: str | None, value: str, lack: bool
 ) -> None:
     file = tmp_path / "enabled"
@@ -115,7 +115,7 @@ def test_outer_facts_name_what_is_missing_and_where_to_get_it(
     assert lacks["mkfs.erofs"] == "apt-get install erofs-utils"
 
 
-def test_machine_of_another_architecture_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machine_of_another_architecture_is_a_fatal_lack(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
 
     (fact,) = doctor.local_facts()
@@ -165,7 +165,7 @@ def test_emulated_host_that_cannot_be_made_is_a_lack(
 
 
 @pytest.mark.kvm
-def test_machine_with_kvm_is_asked_for_everything(capsys: Capture) -> None:
+def test_machine_with_kvm_reports_every_topic(capsys: Capture) -> None:
     code = cli.main(["doctor", "--json"])
     document = json.loads(capsys.readouterr().out)
 
@@ -181,7 +181,7 @@ def test_machine_with_kvm_is_asked_for_everything(capsys: Capture) -> None:
     assert bool(document["kvm"]["sve_vector_lengths"]) == has_sve
 
 
-def test_registers_keep_their_names_for_programs_and_are_not_shown_to_people(
+def test_registers_are_in_json_by_name_and_not_in_the_table(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     facts = [Fact("kvm", "device", "/dev/kvm"), Fact("registers", "APIAKeyLo_EL1", "0x0")]
@@ -211,7 +211,7 @@ def test_arm64_machine_whose_kvm_cannot_be_opened_gets_the_remedy_and_no_emulate
     assert "--host emulated" in lack["remedy"]
 
 
-def test_arm64_machine_without_kvm_says_so_beside_its_emulated_host(
+def test_arm64_machine_without_kvm_reports_the_reason_beside_its_emulated_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host, "DEVICE", tmp_path / "kvm")

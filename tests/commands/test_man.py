@@ -59,7 +59,7 @@ def test_page_has_every_command_and_option(shown: str) -> None:
 
 
 @pytest.mark.parametrize("text", [".so /etc/passwd", "'tis", "back\\slash", "a-b --c-d"])
-def test_text_is_shown_as_it_is(text: str) -> None:
+def test_man_shows_special_text_unchanged(text: str) -> None:
     source = "\n".join([".TH X 1 2026-01-01", ".SH NAME", "x \\- y", ".SH TEXT", *_text(text), ""])
 
     done = subprocess.run(

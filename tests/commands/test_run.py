@@ -84,7 +84,7 @@ def test_bad_vector_lengths_are_refused_in_either_spelling(
 
 @pytest.mark.parametrize("refused", REFUSED, ids=lambda refused: refused.names[-1])
 @pytest.mark.parametrize("value", [[], ["1"]])
-def test_options_of_lkvms_that_are_missing_are_refused_by_name(
+def test_unsupported_options_of_lkvm_are_refused_by_name(
     refused: Refused, value: list[str], capsys: Capture
 ) -> None:
     for name in refused.names:
@@ -95,7 +95,7 @@ def test_options_of_lkvms_that_are_missing_are_refused_by_name(
 
 
 @pytest.mark.parametrize("refused", REFUSED, ids=lambda refused: refused.names[-1])
-def test_variables_of_such_options_are_refused_by_name(
+def test_variables_of_unsupported_options_are_refused_by_name(
     refused: Refused, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     variable = "PYVMM_RUN_" + refused.names[-1].strip("-").upper().replace("-", "_")
@@ -107,7 +107,7 @@ def test_variables_of_such_options_are_refused_by_name(
     assert capsys.readouterr().err.startswith(f"pyvmm: {variable}: {refused.reason}\n")
 
 
-def test_empty_variables_of_such_options_and_the_help_are_no_matter(
+def test_empty_variables_of_unsupported_options_are_ignored(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setenv("PYVMM_RUN_FIRMWARE", "")
@@ -119,21 +119,21 @@ def test_empty_variables_of_such_options_and_the_help_are_no_matter(
     assert "-c 0" in capsys.readouterr().err
 
 
-def test_option_that_nobody_knows_is_told_from_lkvms(capsys: Capture) -> None:
+def test_unknown_option_is_refused_as_unknown(capsys: Capture) -> None:
     code = cli.main(["run", "--firmwares", "image"])
 
     assert code == 2
     assert "No such option" in capsys.readouterr().err
 
 
-def test_options_with_nothing_to_do_are_taken(capsys: Capture) -> None:
+def test_options_without_effect_are_accepted(capsys: Capture) -> None:
     code = cli.main(["run", *ALREADY_SO, "-c", "0", "image"])
 
     assert code == 2
     assert "-c 0" in capsys.readouterr().err
 
 
-def test_kvm_unit_tests_command_line_is_understood(capsys: Capture) -> None:
+def test_kvm_unit_tests_command_line_is_accepted(capsys: Capture) -> None:
     line = "--kernel F.flat --cpus 0 --params x --nodefaults --network mode=none --loglevel=warning"
 
     code = cli.main(["run", *line.split(), "--mem", "256", "--irqchip=gicv3", "--initrd", "E"])
@@ -142,7 +142,9 @@ def test_kvm_unit_tests_command_line_is_understood(capsys: Capture) -> None:
     assert "-c 0" in capsys.readouterr().err  # the only thing wrong with it
 
 
-def test_environment_stands_for_options(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_environment_variables_set_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     monkeypatch.setenv("PYVMM_RUN_MEM", "plenty")
 
     code = cli.main(["run", "image"])
@@ -151,7 +153,7 @@ def test_environment_stands_for_options(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "'plenty' is not a size" in capsys.readouterr().err
 
 
-def test_no_image_names_the_guests_there_are(
+def test_missing_image_argument_names_the_bundled_guests(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
 ) -> None:
     (tmp_path / "hello").touch()
@@ -182,7 +184,7 @@ def test_bundled_guest_is_found_by_name_unless_a_file_has_it(
     assert find_image("hello") == Path("hello")
 
 
-def test_guests_directory_is_the_packages() -> None:
+def test_guests_directory_is_in_the_package() -> None:
     assert Path(cli.__file__).parent / "guests" == GUESTS
 
 
@@ -249,7 +251,7 @@ def wait_for_raw_mode(terminal: Terminal) -> None:
 
 
 @pytest.mark.kvm
-def test_verbose_says_what_the_machine_is_made_of(spinning: str, capfd: Capture) -> None:
+def test_verbose_describes_the_machine(spinning: str, capfd: Capture) -> None:
     code = cli.main(["run", "-v", "-c3", "-m64", "--timeout", "0.1", spinning])
     said = capfd.readouterr().err
 
@@ -269,7 +271,7 @@ def test_missing_kernel_has_the_words_kvm_unit_tests_looks_for(capsys: Capture) 
 
 
 @pytest.mark.kvm
-def test_bad_vector_lengths_come_with_sets_of_this_host(capsys: Capture) -> None:
+def test_bad_vector_lengths_are_refused_with_sets_of_this_host(capsys: Capture) -> None:
     cli.main(["run", "--sve-vls=1", "image"])
 
     hint = capsys.readouterr().err.splitlines()[1]
@@ -277,7 +279,7 @@ def test_bad_vector_lengths_come_with_sets_of_this_host(capsys: Capture) -> None
 
 
 @pytest.mark.kvm
-def test_dump_dtb_writes_what_the_guest_gets(tmp_path: Path) -> None:
+def test_dump_dtb_writes_the_guests_device_tree(tmp_path: Path) -> None:
     image, blob = programs.write("spin", tmp_path), tmp_path / "dtb"
 
     cli.main(["run", "-c1", "-m16", "--timeout=0.1", f"--dump-dtb={blob}", str(image)])
@@ -317,7 +319,7 @@ def test_output_reaches_a_pipe_and_a_reader_that_leaves_ends_the_guest(
 
 
 @pytest.mark.parametrize("verb", ["run", "restore"])
-def test_what_is_forwarded_loads_nothing_of_the_machine(verb: str) -> None:
+def test_forwarded_verb_imports_nothing_of_the_machine(verb: str) -> None:
     """The emulated host has it, and has loaded it already."""
     script = f"import sys, pyvmm.commands.{verb}; print(*sys.modules, sep='\\n')"
 

@@ -21,7 +21,7 @@ def config(**options: object) -> Config:
     return Config(image=Path("guest"), **options)  # type: ignore[arg-type]
 
 
-def test_plan_keeps_what_was_asked() -> None:
+def test_plan_keeps_requested_values() -> None:
     asked = config(vcpus=3, memory=512 * MIB, sve=SveRequest(vls=frozenset({128})))
 
     made = plan(asked, HOST)
@@ -29,7 +29,7 @@ def test_plan_keeps_what_was_asked() -> None:
     assert (made.vcpus, made.memory, made.vls) == (3, 512 * MIB, frozenset({128}))
 
 
-def test_plan_leaves_nothing_open() -> None:
+def test_plan_fills_in_every_default() -> None:
     made = plan(config(), HOST)
 
     assert made.vcpus >= 1
@@ -60,7 +60,7 @@ def test_devices_get_addresses_above_ram_that_do_not_overlap() -> None:
     assert made.ipa_bits == 33
 
 
-def test_device_beyond_the_hosts_addresses_is_refused_by_name() -> None:
+def test_plan_refuses_a_device_beyond_the_hosts_address_bits() -> None:
     with pytest.raises(HostError) as caught:
         plan(config(memory=256 * MIB, devices=(Wide(size=1 << 40),)), HOST)
 
@@ -70,7 +70,7 @@ def test_device_beyond_the_hosts_addresses_is_refused_by_name() -> None:
     )
 
 
-def test_plan_takes_no_more_address_bits_than_the_ram_needs() -> None:
+def test_plan_uses_no_more_address_bits_than_the_ram_needs() -> None:
     assert plan(config(memory=2 * GIB), HOST).ipa_bits == 32
     assert plan(config(memory=2 * GIB + MIB), HOST).ipa_bits == 33
 
@@ -97,14 +97,14 @@ def test_redistributors_limit_the_vcpus_where_the_host_does_not() -> None:
         plan(config(vcpus=1_000_000), host)
 
 
-def test_every_vcpu_there_is_room_for_stays_clear_of_the_devices() -> None:
+def test_redistributors_of_the_most_vcpus_do_not_overlap_devices() -> None:
     vcpus = room_for_vcpus()
 
     assert layout.its(vcpus).base >= layout.virtio(layout.VIRTIO_COUNT - 1).end
     assert layout.its(vcpus + 1).base < layout.virtio(layout.VIRTIO_COUNT - 1).end
 
 
-def test_too_much_memory_is_refused_with_bits_and_the_most_possible() -> None:
+def test_too_much_memory_is_refused_with_address_bits_and_the_limit() -> None:
     with pytest.raises(HostError) as caught:
         plan(config(memory=1 << 40), HOST)
 
@@ -114,7 +114,7 @@ def test_too_much_memory_is_refused_with_bits_and_the_most_possible() -> None:
     assert "`memory`=1022G" in caught.value.hint
 
 
-def test_the_most_memory_is_just_accepted() -> None:
+def test_largest_memory_is_accepted() -> None:
     most = most_memory(HOST.ipa_bits)
 
     assert plan(config(memory=most), HOST).ipa_bits == 40
@@ -122,7 +122,7 @@ def test_the_most_memory_is_just_accepted() -> None:
         plan(config(memory=most + 4096), HOST)
 
 
-def test_an_illegal_set_is_refused_with_the_nearest() -> None:
+def test_illegal_set_is_refused_with_the_nearest_sets() -> None:
     with pytest.raises(HostError) as caught:
         plan(config(sve=SveRequest(vls=frozenset({128, 512}))), HOST)
 
@@ -149,7 +149,7 @@ def test_an_illegal_set_is_refused_with_the_nearest() -> None:
         ({128, 2048}, {128}, "the host does not have 2048", "`sve.vls`=128"),
     ],
 )
-def test_check_says_why_and_what_would_work(
+def test_check_names_the_reason_and_the_nearest_sets(
     asked: set[int], host: set[int], reason: str, choices: str
 ) -> None:
     with pytest.raises(HostError) as caught:
@@ -186,15 +186,15 @@ def test_check_refuses_exactly_what_the_kernel_refuses(
         (SveRequest(off=True), set()),
     ],
 )
-def test_choose_gives_what_was_asked(request_: SveRequest, chosen: set[int]) -> None:
+def test_choose_returns_the_requested_lengths(request_: SveRequest, chosen: set[int]) -> None:
     assert choose(request_, FULL_512) == chosen
 
 
-def test_choose_takes_a_length_the_host_lacks_as_an_upper_bound() -> None:
+def test_choose_accepts_max_vl_that_the_host_lacks() -> None:
     assert choose(SveRequest(max_vl=384), POWERS_512) == {128, 256}
 
 
-def test_choose_without_sve_on_the_host_gives_none_by_default() -> None:
+def test_choose_returns_no_sve_by_default_where_the_host_has_none() -> None:
     assert choose(SveRequest(), frozenset()) == frozenset()
 
 
@@ -206,7 +206,7 @@ def test_choose_without_sve_on_the_host_gives_none_by_default() -> None:
         (SveRequest(max_vl=128), "`sve.max_vl`=128"),
     ],
 )
-def test_choose_without_sve_on_the_host_refuses_to_leave_it_out(
+def test_choose_refuses_a_request_for_sve_where_the_host_has_none(
     request_: SveRequest, option: str
 ) -> None:
     with pytest.raises(HostError) as caught:

@@ -43,7 +43,7 @@ def test_results_are_in_the_order_of_the_plan() -> None:
     assert results[1].problem == "exit 5"
 
 
-def test_guest_that_hangs_ends_by_its_timeout_alone() -> None:
+def test_timeout_ends_only_the_guest_that_hangs() -> None:
     results = driven("hang@128", timeout_s=0.5)
 
     assert [result.verdict for result in results] == [
@@ -52,19 +52,19 @@ def test_guest_that_hangs_ends_by_its_timeout_alone() -> None:
 
 
 @pytest.mark.parametrize("code", [2, 3, 124, 130])
-def test_guest_s_own_exit_code_is_not_pyvmm_s(code: int) -> None:
+def test_guests_exit_code_is_not_read_as_pyvmms(code: int) -> None:
     results = driven(f"exit{code}@128")
 
     assert results[0].verdict is RunVerdict.FAILED
 
 
-def test_host_that_lacks_something_is_told_apart() -> None:
+def test_host_that_lacks_something_has_a_verdict_of_its_own() -> None:
     results = driven("lacking@128")
 
     assert (results[0].verdict, results[0].problem) == (RunVerdict.LACKING, "the host lacks it")
 
 
-def test_first_failure_ends_what_waits_and_what_runs() -> None:
+def test_fail_fast_ends_waiting_and_running_runs() -> None:
     results = driven("exit1@128@hang", jobs=1, fail_fast=True)
 
     assert [result.verdict for result in results] == [
@@ -72,7 +72,7 @@ def test_first_failure_ends_what_waits_and_what_runs() -> None:
     ]  # fmt: skip
 
 
-def test_interruption_keeps_what_was_finished() -> None:
+def test_interruption_keeps_finished_results() -> None:
     interrupted = threading.Event()
 
     def finished(result: RunResult) -> None:
@@ -100,7 +100,7 @@ class Breaking(Executor):
         return future
 
 
-def test_run_that_an_executor_gives_up_is_a_result_too() -> None:
+def test_run_that_its_executor_fails_has_a_result() -> None:
     results = drive(runs("hello"), Crew(Breaking()), Watcher(), threading.Event(), fail_fast=True)
 
     assert [result.verdict for result in results] == [
@@ -109,7 +109,7 @@ def test_run_that_an_executor_gives_up_is_a_result_too() -> None:
     assert results[0].problem == "ConnectionError: the worker is gone"
 
 
-def test_executor_that_asks_no_host_is_a_host_error() -> None:
+def test_failing_executor_is_a_host_error_when_hosts_are_asked() -> None:
     with pytest.raises(HostError, match="ConnectionError: the worker is gone"):
         ask_hosts([query(HERE)], Crew(Breaking()), threading.Event())
 
@@ -123,7 +123,7 @@ def test_every_host_is_asked() -> None:
     assert answers == {HERE: PROBE, other: PROBE}
 
 
-def test_interruption_of_the_question_is_one() -> None:
+def test_interruption_while_hosts_are_asked_raises_keyboard_interrupt() -> None:
     interrupted = threading.Event()
     interrupted.set()
 

@@ -37,7 +37,7 @@ def run(**fields: object) -> Run:
 
 
 @given(HOSTS)
-def test_all_is_every_set_the_host_can_give_and_no_other(host: frozenset[int]) -> None:
+def test_all_stands_for_every_set_that_the_host_can_give(host: frozenset[int]) -> None:
     sets = sets_of([None], host, HERE)
 
     assert len(sets) == len(host)
@@ -59,7 +59,7 @@ def test_plan_has_every_combination_once(hosts: list[frozenset[int]], cpus: list
     assert len({run.log_name for run in runs}) == len(runs)
 
 
-def test_runs_of_a_host_stand_side_by_side() -> None:
+def test_runs_of_a_host_are_consecutive() -> None:
     runs = plan(GUEST, [None], [1, 2], {HERE: POWERS, ELSEWHERE: POWERS}, command)
 
     assert [run.where for run in runs] == [HERE] * 6 + [ELSEWHERE] * 6
@@ -74,7 +74,9 @@ def test_runs_of_a_host_stand_side_by_side() -> None:
         (["128", "128;all"], [frozenset({128}), None]),
     ],
 )
-def test_sets_are_repeated_or_listed(texts: list[str], sets: list[vl.VlSet | None]) -> None:
+def test_parse_sets_reads_repeated_and_listed_sets(
+    texts: list[str], sets: list[vl.VlSet | None]
+) -> None:
     assert parse_sets(texts) == sets
 
 
@@ -88,7 +90,7 @@ def test_sets_are_repeated_or_listed(texts: list[str], sets: list[vl.VlSet | Non
         (["every"], "'every' is not a vector length"),
     ],
 )
-def test_sets_that_make_no_sense_are_refused(texts: list[str], message: str) -> None:
+def test_parse_sets_refuses_invalid_sets(texts: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_sets(texts)
 
@@ -100,39 +102,39 @@ def test_set_a_host_cannot_give_is_refused_with_those_it_can() -> None:
     assert "can give `sets`=128 or `sets`=128,256,512" in str(caught.value.hint)
 
 
-def test_all_of_a_host_without_sve_is_refused() -> None:
+def test_all_is_refused_on_a_host_without_sve() -> None:
     with pytest.raises(HostError, match="has no SVE"):
         sets_of([None], vl.NO_SVE, HERE)
 
     assert sets_of([vl.NO_SVE], vl.NO_SVE, HERE) == [vl.NO_SVE]
 
 
-def test_set_asked_for_twice_is_run_once() -> None:
+def test_set_that_is_given_twice_is_run_once() -> None:
     assert sets_of([frozenset({128}), None], POWERS, HERE) == vl.legal_sets(POWERS)
 
 
-def test_numbers_of_vcpus_are_repeated_or_listed() -> None:
+def test_parse_cpus_reads_repeated_and_listed_numbers() -> None:
     assert parse_cpus([]) == [None]
     assert parse_cpus(["1,2", "4;2"]) == [1, 2, 4]
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1,", "1 2"])
-def test_number_of_vcpus_that_is_none_is_refused(text: str) -> None:
+def test_parse_cpus_refuses_invalid_numbers(text: str) -> None:
     with pytest.raises(UsageError, match="`cpus`"):
         parse_cpus([text])
 
 
-def test_comma_within_a_cpu_s_name_separates_nothing() -> None:
+def test_comma_in_a_cpus_name_separates_no_values() -> None:
     assert alternatives(["max,sve=off;max", "max"], "`host.cpu`") == ["max,sve=off", "max"]
 
 
-def test_longest_name_is_a_file_s_name() -> None:
+def test_longest_log_name_fits_a_file_name() -> None:
     where = HostSettings(cpu="max," + ",".join(f"sve{length}=on" for length in vl.LENGTHS))
 
     assert len(run(vls=vl.LENGTHS, where=where).log_name) <= 255
 
 
-def test_log_name_lies_in_its_directory() -> None:
+def test_log_name_has_no_slash() -> None:
     assert "/" not in run(where=HostSettings(cpu="../../etc")).log_name
 
 
@@ -149,6 +151,6 @@ def test_run_can_be_pickled_with_its_files(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_image_that_is_not_there_cannot_be_packed() -> None:
+def test_packing_a_missing_image_is_an_image_error() -> None:
     with pytest.raises(ImageError, match="/nowhere: cannot be read: No such file"):
         GUEST.packed(Path("/nowhere"))

@@ -48,18 +48,18 @@ def result(verdict: RunVerdict, *, code: int | None = 0, left_out: int = 0) -> R
         ([RunVerdict.REFUSED, RunVerdict.LACKING], 1),
     ],
 )
-def test_exit_code_is_the_worst_of_the_runs(verdicts: list[RunVerdict], code: int) -> None:
+def test_exit_code_combines_the_verdicts(verdicts: list[RunVerdict], code: int) -> None:
     assert report.exit_code([result(verdict) for verdict in verdicts]) == code
 
 
-def test_summary_counts_what_there_is() -> None:
+def test_summary_counts_the_verdicts() -> None:
     results = [result(RunVerdict.PASSED), result(RunVerdict.FAILED), result(RunVerdict.PASSED)]
 
     assert report.summary(results) == "3 runs: 2 passed, 1 failed"
     assert report.summary(results[:1]) == "1 run: 1 passed"
 
 
-def test_document_is_json_with_a_schema_and_where_it_was_obtained() -> None:
+def test_document_has_schema_hosts_and_runs() -> None:
     document = json.loads(
         json.dumps(report.document([result(RunVerdict.STOPPED, code=None)], HOSTS))
     )
@@ -72,7 +72,7 @@ def test_document_is_json_with_a_schema_and_where_it_was_obtained() -> None:
     assert run["command"].endswith(" --sve-vls=128 -- dir/guest")
 
 
-def test_junit_tells_failures_errors_and_skips_apart() -> None:
+def test_junit_distinguishes_failures_errors_and_skips() -> None:
     results = [
         result(RunVerdict.PASSED), result(RunVerdict.FAILED, code=1),
         result(RunVerdict.TIMEOUT, code=124),
@@ -93,7 +93,7 @@ def test_junit_tells_failures_errors_and_skips_apart() -> None:
     assert "Blade 7, Linux 6.12.0" in {p.get("value") for p in suite.iter("property")}
 
 
-def test_log_says_how_the_run_was_made_and_how_it_ended(tmp_path: Path) -> None:
+def test_log_has_the_command_the_output_and_the_verdict(tmp_path: Path) -> None:
     done = result(RunVerdict.FAILED, code=9, left_out=77)
 
     report.write_log(tmp_path, done)
@@ -106,7 +106,7 @@ def test_log_says_how_the_run_was_made_and_how_it_ended(tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == [tmp_path / done.run.log_name]
 
 
-def test_log_of_a_run_that_was_not_begun_says_so(tmp_path: Path) -> None:
+def test_log_of_a_run_that_did_not_begin_has_its_verdict(tmp_path: Path) -> None:
     done = result(RunVerdict.STOPPED, code=None)
 
     report.write_log(tmp_path, done)
@@ -114,7 +114,7 @@ def test_log_of_a_run_that_was_not_begun_says_so(tmp_path: Path) -> None:
     assert (tmp_path / done.run.log_name).read_text().endswith("[not finished: why]\n")
 
 
-def test_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+def test_log_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     with pytest.raises(UsageError, match=r"`logs`=.*/file/logs: cannot be made: Not a directory"):

@@ -32,14 +32,14 @@ def planned(guest: Guest) -> Run:
     return made.replace(command=command(made))
 
 
-def test_outcome_is_the_guest_s_and_can_be_pickled() -> None:
+def test_output_is_the_guests_and_can_be_pickled() -> None:
     output = work.perform(run("exit7"))
 
     assert (output.code, output.stdout, output.stopped) == (7, b"guest at 128,256\n", False)
     assert pickle.loads(pickle.dumps(output)) == output
 
 
-def test_files_that_travelled_lie_there_for_the_run(tmp_path: Path) -> None:
+def test_packed_files_exist_during_the_run(tmp_path: Path) -> None:
     image = tmp_path / "cat"
     image.write_text("meow")
     packed = planned(Guest(image="cat").packed(image))
@@ -50,7 +50,7 @@ def test_files_that_travelled_lie_there_for_the_run(tmp_path: Path) -> None:
     assert output.stdout.endswith(b"meow\n")
 
 
-def test_only_the_last_of_much_output_is_kept() -> None:
+def test_only_the_end_of_long_output_is_kept() -> None:
     output = work.perform(run("flood"))
 
     assert len(output.stdout) == work.TAKEN
@@ -58,7 +58,7 @@ def test_only_the_last_of_much_output_is_kept() -> None:
 
 
 @pytest.mark.parametrize("image", ["hang", "deaf"])
-def test_run_that_nobody_waits_for_is_ended(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_event_ends_a_run(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "GRACE_S", 0.2)
     stop = threading.Event()
     timer = threading.Timer(0.5, stop.set)
@@ -71,7 +71,7 @@ def test_run_that_nobody_waits_for_is_ended(image: str, monkeypatch: pytest.Monk
     assert output.seconds < 300
 
 
-def test_run_that_ends_by_itself_was_not_stopped() -> None:
+def test_run_that_ends_by_itself_is_not_stopped() -> None:
     stop = threading.Event()
 
     output = work.perform(run("hello"), stop)
@@ -80,7 +80,7 @@ def test_run_that_ends_by_itself_was_not_stopped() -> None:
     assert (output.code, output.stopped) == (0, False)
 
 
-def test_run_that_hangs_beyond_its_guest_s_time_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_that_hangs_beyond_its_timeout_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "HOST_S", 0.2)
     monkeypatch.setattr(work, "GRACE_S", 0.2)
     started = time.monotonic()
@@ -96,7 +96,7 @@ def test_host_is_asked_by_pyvmm_sve_list() -> None:
     assert work.ask(query(HERE)) == PROBE
 
 
-def test_host_that_cannot_be_asked_is_an_error_in_its_own_words() -> None:
+def test_host_that_cannot_be_asked_raises_its_own_message() -> None:
     with pytest.raises(HostError, match="no such CPU") as caught:
         work.ask(query(HostSettings(cpu="none")))
 

@@ -50,7 +50,7 @@ def text(*options: str) -> list[str]:
     return CliRunner().invoke(host, ["list", *options]).stdout.splitlines()
 
 
-def test_new_cache_has_every_suite_with_the_version_expected_there() -> None:
+def test_list_with_a_new_cache_has_every_suite_with_its_expected_version() -> None:
     document = listed()
 
     assert document["schema"] == 1
@@ -62,7 +62,7 @@ def test_new_cache_has_every_suite_with_the_version_expected_there() -> None:
     assert document["qemus"]["bookworm"]["choose"] == ["7.2", "bookworm"]
 
 
-def test_suite_that_moved_on_has_its_version_of_today_to_choose() -> None:
+def test_suite_that_moved_on_offers_its_current_version() -> None:
     trees.remember(seen("sid", "7.3.1-1"))
     trees.remember(seen("trixie-backports", "7.1.13-1", "7.1.7-1", "6.18.2-1"))
 
@@ -73,7 +73,7 @@ def test_suite_that_moved_on_has_its_version_of_today_to_choose() -> None:
     assert kernels["trixie-backports"]["choose"] == ["7.1", "6.18", "trixie-backports"]
 
 
-def test_expected_version_comes_first_as_the_table_has_it() -> None:
+def test_expected_version_comes_first() -> None:
     trees.remember(seen("sid", "7.2.13-1"))
 
     document = listed()
@@ -91,7 +91,7 @@ def test_suite_that_left_the_mirror_offers_nothing() -> None:
     assert any("bullseye" in line and "not on the mirror" in line for line in text())
 
 
-def test_cached_trees_are_shown_with_the_hosts_made_of_them() -> None:
+def test_cached_trees_are_shown_with_their_saved_hosts() -> None:
     path = add_tree(LINUX, "6.1.176-1", "bookworm")
     add_tree(QEMU, "1:7.2+dfsg-7", "bookworm", version="7.2.22")
     (path / "file").write_bytes(b"x" * 300_000)
@@ -127,13 +127,13 @@ def test_suite_with_two_cached_trees_has_two_lines() -> None:
     ("age", "words"),
     [(5, "just now"), (600, "10 minutes ago"), (7300, "2 hours ago"), (40 * DAY, "40 days ago")],
 )
-def test_age_of_a_look_is_in_words(age: float, words: str) -> None:
+def test_age_is_shown_in_days_hours_or_minutes(age: float, words: str) -> None:
     trees.remember(seen("sid", "7.2.13-1", age=age))
 
     assert any(words in line for line in text())
 
 
-def test_refresh_looks_at_every_suite_and_a_missing_one_is_no_failure(
+def test_refresh_reads_every_suite_and_accepts_a_missing_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def look(suite: str) -> Look:
@@ -152,7 +152,7 @@ def test_refresh_looks_at_every_suite_and_a_missing_one_is_no_failure(
     assert all(trees.look(suite) for suite in SUITES if suite != "bullseye")
 
 
-def test_refresh_without_a_mirror_shows_what_is_known_and_fails(
+def test_refresh_without_a_mirror_shows_known_versions_and_exits_with_3(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def look(suite: str) -> Look:

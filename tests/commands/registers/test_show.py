@@ -89,7 +89,7 @@ def squeezed(registers: dict[str, int], part: str = "all") -> str:
         ("TPIDR_EL0", 7, ""),
     ],
 )
-def test_register_in_words(name: str, value: int, words: str) -> None:
+def test_register_is_explained(name: str, value: int, words: str) -> None:
     assert explain(name, value) == words
 
 
@@ -103,7 +103,7 @@ def test_headline_says_which_vcpu_and_whether_it_is_on() -> None:
     assert list(show_registers(vcpu)) == ["vCPU 3: STOPPED"]
 
 
-def test_headline_says_what_waits_to_be_taken() -> None:
+def test_headline_shows_pending_exceptions() -> None:
     vcpu = read({})
     vcpu["events"] = PendingEvents(
         serror_pending=True, serror_has_esr=True, serror_esr="0x2", ext_dabt_pending=True
@@ -114,7 +114,7 @@ def test_headline_says_what_waits_to_be_taken() -> None:
     ]
 
 
-def test_general_registers_are_four_in_a_row_after_where_the_guest_is() -> None:
+def test_general_registers_are_four_in_a_row_after_pc_and_pstate() -> None:
     registers = {f"X{number}": number for number in range(31)}
 
     shown = lines(registers | {"SP_EL0": 1, "PC": 0x8000_0000, "PSTATE": 0x3C5, "SP_EL1": 2})
@@ -134,13 +134,13 @@ def test_general_registers_are_four_in_a_row_after_where_the_guest_is() -> None:
     ("pstate", "in_use"),
     [(0x3C4, "SP_EL0"), (0x3C5, "SP_EL1"), (0, "SP_EL0"), (0x3C9, "SP_EL2")],
 )
-def test_stack_pointer_in_use_is_told(pstate: int, in_use: str) -> None:
+def test_stack_pointer_in_use_is_marked(pstate: int, in_use: str) -> None:
     shown = lines({"PSTATE": pstate, "SP_EL0": 0, "SP_EL1": 0, "SP_EL2": 0})
 
     assert [line.split()[0] for line in shown if "(in use)" in line] == [in_use]
 
 
-def test_exception_state_is_shown_also_when_zero() -> None:
+def test_exception_state_is_shown_when_zero() -> None:
     shown = lines({"AFSR0_EL1": 0, "VBAR_EL1": 0, "ESR_EL1": 0, "FAR_EL1": 0, "AFSR1_EL1": 0})
 
     assert [line.split()[0] for line in shown] == [
@@ -149,7 +149,7 @@ def test_exception_state_is_shown_also_when_zero() -> None:
     assert shown[-1] == "  zero: AFSR0-1_EL1"
 
 
-def test_zero_registers_that_have_numbers_are_drawn_together() -> None:
+def test_numbered_zero_registers_are_joined() -> None:
     zero = {f"DBG{kind}{number}_EL1": 0 for number in range(16) for kind in ("BVR", "WCR")}
 
     shown = lines(zero | {"DBGBVR7_EL1": 0x1000})
@@ -161,7 +161,7 @@ def test_zero_registers_that_have_numbers_are_drawn_together() -> None:
     ]
 
 
-def test_registers_of_a_kind_that_hold_the_same_are_one_cell() -> None:
+def test_numbered_registers_with_the_same_value_are_one_cell() -> None:
     shown = lines({f"PMEVCNTR{number}_EL0": 0xDE for number in range(31)} | {"PMSELR_EL0": 0x1E})
 
     assert shown == [
@@ -170,7 +170,7 @@ def test_registers_of_a_kind_that_hold_the_same_are_one_cell() -> None:
     ]
 
 
-def test_register_nobody_wrote_is_told_apart() -> None:
+def test_unwritten_register_is_marked() -> None:
     shown = lines({"TTBR0_EL1": NEVER_WRITTEN, "TPIDR_EL1": NEVER_WRITTEN, "TPIDR_EL0": 5})
 
     assert shown == [
@@ -181,7 +181,7 @@ def test_register_nobody_wrote_is_told_apart() -> None:
     ]
 
 
-def test_unallocated_id_registers_are_only_shown_when_they_hold_something() -> None:
+def test_unallocated_id_registers_are_shown_only_when_not_zero() -> None:
     shown = squeezed({"S3_0_C0_C4_3": 0, "S3_0_C0_C5_7": 9, "ID_AA64AFR0_EL1": 0})
 
     assert shown == f"identification S3_0_C0_C5_7 {text(9)} zero: ID_AA64AFR0_EL1"
@@ -227,7 +227,7 @@ def test_vectors_have_their_most_significant_byte_first() -> None:
     ]
 
 
-def test_vectors_shown_longer_than_the_guest_has_them_say_so() -> None:
+def test_vectors_beyond_the_guests_length_are_marked() -> None:
     vcpu = read({"Z0": text(1, 512)}, (128, 512), 128)
     vcpu["shown_vl"] = 512
 
@@ -240,7 +240,7 @@ def test_vectors_shown_longer_than_the_guest_has_them_say_so() -> None:
     ]
 
 
-def test_vectors_without_sve_are_v() -> None:
+def test_vectors_without_sve_are_v_registers() -> None:
     registers = {f"V{number}": text(0, 128) for number in range(32)} | {"V3": text(1 << 127, 128)}
 
     shown = list(show_registers(read(registers)))[1:]
@@ -276,7 +276,7 @@ def test_lines_fit_a_terminal() -> None:
     assert max(len(line) for line in lines(EVERYTHING)) <= WIDTH
 
 
-def test_parts_together_are_all_of_it() -> None:
+def test_parts_together_show_everything() -> None:
     by_part = [line for part in PARTS[1:] for line in lines(EVERYTHING, part)]
 
     assert PARTS == ("all", "core", "sys", "id", "vectors")
@@ -292,7 +292,7 @@ def test_parts_together_are_all_of_it() -> None:
         ("sys", "system timers GIC performance debug pointer firmware"),
     ],
 )
-def test_part_has_its_sections_only(part: str, titles: str) -> None:
+def test_part_shows_only_its_sections(part: str, titles: str) -> None:
     shown = [line.split()[0] for line in lines(EVERYTHING, part) if not line.startswith(" ")]
 
     assert shown == titles.split()

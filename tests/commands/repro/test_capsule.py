@@ -57,7 +57,7 @@ def capsule(reproduction: Reproduction, tmp_path: Path) -> Callable[..., Capsule
 Make = Callable[..., Capsule]
 
 
-def test_job_is_the_one_that_was_saved(capsule: Make) -> None:
+def test_replay_runs_the_saved_job(capsule: Make) -> None:
     with unpacked(capsule(), HostSettings(), trust=False) as job:
         assert (job.seed, job.settings["zcr"], job.settings["hack"]) == (7, [0, 1, 15], None)
         assert job.files["guest"].read_text() == "our guest"
@@ -66,12 +66,12 @@ def test_job_is_the_one_that_was_saved(capsule: Make) -> None:
     assert not job.files["guest"].exists()
 
 
-def test_guest_of_a_strangers_is_run_as_any_guest(capsule: Make) -> None:
+def test_replay_runs_a_foreign_guest_without_trust(capsule: Make) -> None:
     with unpacked(capsule(guest="their guest"), HostSettings(), trust=False) as job:
         assert job.files["guest"].read_text() == "their guest"
 
 
-def test_program_of_a_strangers_wants_trust(capsule: Make) -> None:
+def test_replay_refuses_a_foreign_program_without_trust(capsule: Make) -> None:
     theirs = capsule(watcher="their watcher")
 
     with (
@@ -85,7 +85,7 @@ def test_program_of_a_strangers_wants_trust(capsule: Make) -> None:
         assert job.files["watcher"].read_text() == "their watcher"
 
 
-def test_module_of_a_strangers_wants_trust(capsule: Make) -> None:
+def test_replay_refuses_a_foreign_module_without_trust(capsule: Make) -> None:
     found = capsule()
     theirs = Capsule(found.manifest, {**found.members, "module/zcr_el12.c": b"int evil;"})
 
@@ -105,7 +105,7 @@ def test_module_of_a_strangers_wants_trust(capsule: Make) -> None:
         ({"control": None}, "`control`: None is not text"),
     ],
 )
-def test_options_are_read_as_if_typed(
+def test_capsule_options_are_checked_like_typed_ones(
     options: dict[str, object], words: str, capsule: Make
 ) -> None:
     found = capsule()
@@ -115,7 +115,7 @@ def test_options_are_read_as_if_typed(
         pass
 
 
-def test_host_is_the_capsules_but_for_what_was_chosen(capsule: Make) -> None:
+def test_host_settings_are_the_capsules_unless_given(capsule: Make) -> None:
     found = capsule()
 
     assert host_of(found, {}) == HostSettings(kind="emulated", qemu="5.2")
@@ -138,7 +138,7 @@ def test_host_is_the_capsules_but_for_what_was_chosen(capsule: Make) -> None:
         ("INCONCLUSIVE", 3, "it is unknown"),
     ],
 )
-def test_verdicts_are_compared(
+def test_replay_compares_verdicts(
     verdict: str, code: int, words: str, reproduction: Reproduction
 ) -> None:
     codes = {"NOT REPRODUCED": 0, "INCONCLUSIVE": 3}

@@ -84,13 +84,13 @@ def test_every_host_is_tried_with_every_variant(run: Run) -> None:
     ("qemus", "kernels", "code"),
     [(["11"], ["6.1"], 0), (["5.2", "11"], ["6.1"], 1), (["11"], ["6.1", "7.2"], 3)],
 )
-def test_exit_code_is_the_worst_verdicts(
+def test_matrix_exits_with_the_worst_verdict(
     qemus: list[str], kernels: list[str], code: int, run: Run
 ) -> None:
     assert run(qemus, kernels).exit_code() == code
 
 
-def test_host_that_cannot_be_had_does_not_end_the_matrix(run: Run) -> None:
+def test_matrix_continues_after_a_host_that_cannot_be_made(run: Run) -> None:
     matrix = run(["11"], ["7.2", "6.1"])
 
     assert verdicts(matrix)["11", "7.2", "guest alone"] == "INCONCLUSIVE"
@@ -98,7 +98,7 @@ def test_host_that_cannot_be_had_does_not_end_the_matrix(run: Run) -> None:
     assert "there is no such kernel today" in matrix.markdown(None)
 
 
-def test_hosts_that_a_matrix_made_go_and_others_stay(run: Run) -> None:
+def test_matrix_removes_only_the_hosts_that_it_made(run: Run) -> None:
     before = Instance(HostSettings(kind="emulated", qemu="11", kernel="6.1"), Progress()).name
     saved.directory(before).mkdir()
 
@@ -115,17 +115,17 @@ def test_report_is_a_table_with_a_column_for_each_kernel(run: Run) -> None:
     assert "![zcr-el12](zcr.svg)" in text
 
 
-def test_models_that_did_the_same_share_a_line(run: Run) -> None:
+def test_models_with_the_same_points_share_a_line(run: Run) -> None:
     names = [line.name for line in run(["5.2", "11"], ["5.10", "6.1"])._lines()]
 
     assert names == ["QEMU 5.2: guest alone", "QEMU 5.2: hack 2", "QEMU 11"]
 
 
-def test_nothing_to_draw_makes_no_picture(run: Run) -> None:
+def test_matrix_without_points_has_no_picture(run: Run) -> None:
     assert run(["11"], ["7.2"]).picture() is None
 
 
-def test_each_run_is_a_line_where_there_is_no_terminal(run: Run) -> None:
+def test_each_run_prints_a_line_without_a_terminal(run: Run) -> None:
     stream = io.StringIO()
 
     run(["5.2"], ["6.1"], stream)
@@ -157,7 +157,7 @@ def test_table_is_live_on_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert first.count("QEMU") == 1
 
 
-def test_table_shows_what_runs_and_what_waits(run: Run) -> None:
+def test_table_shows_running_and_waiting_runs(run: Run) -> None:
     matrix = run(["11"], ["6.1"])
     waiting = Cell(matrix.cells[0].job, "waits")
     running = Cell(matrix.cells[0].job, "runs")

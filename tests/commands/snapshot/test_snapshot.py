@@ -41,7 +41,7 @@ def run(capsys: Capture, *words: str | Path) -> tuple[int, str, str]:
     return code, out, err
 
 
-def test_show_tells_everything(path: Path, capsys: Capture) -> None:
+def test_show_prints_every_part(path: Path, capsys: Capture) -> None:
     code, out, _ = run(capsys, "show", path)
 
     assert code == 0
@@ -110,7 +110,7 @@ def test_show_memory_as_json(path: Path, capsys: Capture) -> None:
     assert json.loads(out) == {"schema": 1, "address": "0x80080007", "bytes": b"guest".hex()}
 
 
-def test_memory_that_says_the_same_is_one_star() -> None:
+def test_repeated_memory_lines_are_one_star() -> None:
     assert list(hex_lines(0, bytes(64) + b"\1")) == [
         f"000000000000  {'00 ' * 7}00  {'00 ' * 7}00  |{'.' * 16}|",
         "*",
@@ -129,7 +129,7 @@ def test_memory_that_says_the_same_is_one_star() -> None:
         (["--memory", "0x7ffff000,8K"], "are outside its memory"),
     ],
 )
-def test_show_refuses_what_is_not_there(
+def test_show_refuses_missing_vcpus_registers_and_memory(
     path: Path, capsys: Capture, words: list[str], reason: str
 ) -> None:
     code, out, err = run(capsys, "show", path, *words)
@@ -138,7 +138,7 @@ def test_show_refuses_what_is_not_there(
     assert reason in err
 
 
-def test_show_of_a_damaged_file_is_one_error(path: Path, capsys: Capture) -> None:
+def test_show_of_a_damaged_file_prints_one_error(path: Path, capsys: Capture) -> None:
     data = bytearray(path.read_bytes())
     data[PAGE + 100] ^= 1
     path.write_bytes(data)
@@ -150,7 +150,7 @@ def test_show_of_a_damaged_file_is_one_error(path: Path, capsys: Capture) -> Non
     assert err.count("\n") == 2  # and a hint
 
 
-def test_nothing_of_a_snapshot_s_moves_the_cursor(
+def test_control_characters_of_a_snapshot_are_escaped(
     path: Path, memory: GuestMemory, capsys: Capture
 ) -> None:
     b = other(path, memory, devices={"x\x1b[2J": {"\ud800": "\x07"}})
@@ -167,13 +167,15 @@ def other(path: Path, memory: GuestMemory, **changes: Any) -> Path:
     return path.with_name("b.snap")
 
 
-def test_diff_of_equal_snapshots_ends_with_0(path: Path, capsys: Capture) -> None:
+def test_diff_of_equal_snapshots_exits_with_0(path: Path, capsys: Capture) -> None:
     code, out, _ = run(capsys, "diff", path, path)
 
     assert (code, out) == (0, f"{path} and {path} are the same\n")
 
 
-def test_diff_ends_with_1_and_tells(path: Path, memory: GuestMemory, capsys: Capture) -> None:
+def test_diff_exits_with_1_and_shows_differences(
+    path: Path, memory: GuestMemory, capsys: Capture
+) -> None:
     memory.write(RAM_BASE + 0x80000, b"J")
     b = other(path, memory, devices={**sample.state().devices, "rtc": {"offset": 1}})
 
@@ -185,7 +187,7 @@ def test_diff_ends_with_1_and_tells(path: Path, memory: GuestMemory, capsys: Cap
     assert "memory: 1 page in 1 range\n  0x80080000-0x80081000  1 page\n" in out
 
 
-def test_diff_that_is_expected_ends_with_0_unless_strict(
+def test_expected_diff_exits_with_0_unless_strict(
     path: Path, memory: GuestMemory, capsys: Capture
 ) -> None:
     taken = sample.state().taken.replace(time="2027-01-01T00:00:00Z")
@@ -196,7 +198,7 @@ def test_diff_that_is_expected_ends_with_0_unless_strict(
     assert run(capsys, "diff", path, b, "--strict")[0] == 1
 
 
-def test_diff_json(path: Path, memory: GuestMemory, capsys: Capture) -> None:
+def test_diff_prints_json(path: Path, memory: GuestMemory, capsys: Capture) -> None:
     memory.write(RAM_BASE, b"!")
     b = other(path, memory, ipa_bits=40)
 
@@ -212,7 +214,7 @@ def test_diff_json(path: Path, memory: GuestMemory, capsys: Capture) -> None:
     assert document["memory"] == [{"start": "0x80000000", "end": "0x80001000", "expected": None}]
 
 
-def test_export_and_import_give_the_file_back(path: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_import_of_an_export_restores_the_file(path: Path, tmp_path: Path, capsys: Capture) -> None:
     packed, back = tmp_path / "a.zst", tmp_path / "back.snap"
 
     assert run(capsys, "export", path, packed, "--level", "9")[0] == 0

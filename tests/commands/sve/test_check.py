@@ -52,7 +52,7 @@ def test_group_has_the_verbs_of_its_table(capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("found", "code"), [([OK, KNOWN], 0), ([OK, DIFFERS], 1)], ids=["known", "differs"]
 )
-def test_only_a_deviation_makes_it_fail(
+def test_only_a_deviation_exits_with_1(
     found: list[CaseResult], code: int, results: list[CaseResult], capsys: Capture
 ) -> None:
     results.extend(found)
@@ -65,7 +65,7 @@ def test_only_a_deviation_makes_it_fail(
     assert lines[-1].startswith("2 cases: 1 ok, ")
 
 
-def test_verbose_says_what_each_case_does(results: list[CaseResult], capsys: Capture) -> None:
+def test_verbose_shows_what_each_case_does(results: list[CaseResult], capsys: Capture) -> None:
     results.append(OK)
 
     cli.main(["sve", "check", "-v"])
@@ -78,7 +78,7 @@ def test_verbose_says_what_each_case_does(results: list[CaseResult], capsys: Cap
     ]
 
 
-def test_json_is_all_that_is_printed_and_junit_is_written_too(
+def test_json_is_the_only_output_and_junit_is_written_too(
     results: list[CaseResult], capsys: Capture, tmp_path: Path
 ) -> None:
     results.append(KNOWN)
@@ -93,7 +93,7 @@ def test_json_is_all_that_is_printed_and_junit_is_written_too(
     assert file.read_bytes().startswith(b"<?xml")
 
 
-def test_verdict_is_coloured_on_a_terminal_whose_user_does_not_mind(
+def test_verdict_is_coloured_on_a_terminal_unless_no_color_is_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     line = "ok       sets/empty: EINVAL"

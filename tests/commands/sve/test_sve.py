@@ -72,7 +72,7 @@ def test_help_lists_every_command_with_its_own_first_line(capsys: Capture) -> No
 # explain
 
 
-def test_set_that_works_shows_what_a_guest_sees(save: Save, capsys: Capture) -> None:
+def test_explain_shows_a_guests_lengths_for_a_set_that_works(save: Save, capsys: Capture) -> None:
     code = cli.main(["sve", "explain", "128,256,512", "--on", save("a.json", *POWERS)])
 
     assert code == 0
@@ -88,7 +88,9 @@ def test_set_that_works_shows_what_a_guest_sees(save: Save, capsys: Capture) -> 
     )
 
 
-def test_set_that_does_not_work_says_why_and_what_would(save: Save, capsys: Capture) -> None:
+def test_explain_shows_the_reason_and_the_nearest_sets_for_a_set_that_does_not_work(
+    save: Save, capsys: Capture
+) -> None:
     code = cli.main(["sve", "explain", "128,512", "--on", save("a.json", *POWERS)])
 
     assert code == 1
@@ -102,7 +104,7 @@ def test_set_that_does_not_work_says_why_and_what_would(save: Save, capsys: Capt
     )
 
 
-def test_set_is_judged_on_every_probe(save: Save, capsys: Capture) -> None:
+def test_explain_checks_a_set_on_every_probe(save: Save, capsys: Capture) -> None:
     files = [save("a.json", *POWERS), save("b.json", *FULL_512), save("c.json")]
 
     code, document = ask(capsys, "explain", "128,256,512", "--on", *files)
@@ -119,7 +121,7 @@ def test_set_is_judged_on_every_probe(save: Save, capsys: Capture) -> None:
     assert document["vl_by_zcr_el1_len"] == [128, 256, 256] + [512] * 13
 
 
-def test_set_that_works_nowhere_has_no_guest_that_sees_it(save: Save, capsys: Capture) -> None:
+def test_explain_shows_no_guest_for_a_set_that_works_nowhere(save: Save, capsys: Capture) -> None:
     code, document = ask(capsys, "explain", "256", "--on", save("a.json", *POWERS))
 
     assert code == 1
@@ -129,7 +131,7 @@ def test_set_that_works_nowhere_has_no_guest_that_sees_it(save: Save, capsys: Ca
 @pytest.mark.parametrize(
     "order", ["128 --on a.json b.json", "128 --on a.json --on b.json", "--on a.json 128 b.json"]
 )
-def test_probes_are_what_stands_beside_the_set(order: str, save: Save, capsys: Capture) -> None:
+def test_probes_are_the_arguments_beside_the_set(order: str, save: Save, capsys: Capture) -> None:
     save("a.json", 128)
     save("b.json", 128, 256)
 
@@ -154,7 +156,9 @@ def test_probes_are_what_stands_beside_the_set(order: str, save: Save, capsys: C
         ("128 --on units.json", "units.json: sve.kvm: 1,2: lengths are in bits"),
     ],
 )
-def test_bad_input_is_one_message_and_2(words: str, said: str, save: Save, capsys: Capture) -> None:
+def test_bad_input_gets_one_message_and_exits_with_2(
+    words: str, said: str, save: Save, capsys: Capture
+) -> None:
     text = Path(save("a.json", 128)).read_text()
     Path("cut.json").write_text(text[:-40])
     Path("list.json").write_text('{"schema": 1, "vms": []}')
@@ -169,7 +173,9 @@ def test_bad_input_is_one_message_and_2(words: str, said: str, save: Save, capsy
     assert re.fullmatch(r"pyvmm: .*\n(  hint: .*\n)?", err)
 
 
-def test_explain_here_asks_this_host(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_explain_without_probes_checks_this_host(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     monkeypatch.setattr(sve_explain, "run_here_or_forward", lambda where: None)
     monkeypatch.setattr(sve_explain, "probe_here", lambda: probe(FULL_512))
 
@@ -179,7 +185,9 @@ def test_explain_here_asks_this_host(monkeypatch: pytest.MonkeyPatch, capsys: Ca
     assert document["hosts"][0]["name"] == "this host"
 
 
-def test_host_that_cannot_be_had_is_3(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_host_that_cannot_be_used_exits_with_3(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     monkeypatch.delenv(host.INSIDE_VARIABLE, raising=False)
 
@@ -208,7 +216,7 @@ def test_common_sets_are_those_that_each_host_can_give(save: Save, capsys: Captu
     )
 
 
-def test_hosts_with_no_set_in_common_are_1(save: Save, capsys: Capture) -> None:
+def test_common_exits_with_1_where_hosts_share_no_set(save: Save, capsys: Capture) -> None:
     code, document = ask(capsys, "common", save("a.json", 128, 256), save("none.json"))
 
     assert code == 1
@@ -216,7 +224,7 @@ def test_hosts_with_no_set_in_common_are_1(save: Save, capsys: Capture) -> None:
     assert document["why_no_more"] == "no set: 128 is in a.json, but not in none.json"
 
 
-def test_hosts_that_are_alike_have_all_their_sets_in_common(save: Save, capsys: Capture) -> None:
+def test_equal_hosts_have_all_sets_in_common(save: Save, capsys: Capture) -> None:
     code, document = ask(capsys, "common", save("a.json", 128, 256), save("b.json", 128, 256))
 
     assert code == 0
@@ -224,7 +232,7 @@ def test_hosts_that_are_alike_have_all_their_sets_in_common(save: Save, capsys: 
     assert document["why_no_more"] is None
 
 
-def test_common_of_no_probes_is_a_mistake(capsys: Capture) -> None:
+def test_common_without_probes_is_a_usage_error(capsys: Capture) -> None:
     assert cli.main(["sve", "common"]) == 2
     assert "Missing argument" in capsys.readouterr().err
 
@@ -264,7 +272,7 @@ def test_list_shows_lengths_in_every_unit_and_the_sets() -> None:
     ]
 
 
-def test_list_says_that_there_is_no_sve() -> None:
+def test_list_reports_a_host_without_sve() -> None:
     (sve,) = [*sve_list.lines(probe(vl.NO_SVE))][3:]
 
     assert sve == "SVE       none, neither for guests nor for the host's own programs"
@@ -281,7 +289,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[[Probe], None]:
     return install
 
 
-def test_list_is_a_probe_as_json_and_in_a_file(
+def test_list_writes_the_probe_as_json_and_to_a_file(
     answer: Callable[[Probe], None], tmp_path: Path, capsys: Capture
 ) -> None:
     answer(probe(FULL_512))
@@ -297,7 +305,7 @@ def test_list_is_a_probe_as_json_and_in_a_file(
     assert err == f"{file}: saved\n"
 
 
-def test_kvm_that_stops_early_is_explained_and_no_failure(
+def test_kvm_with_fewer_lengths_than_programs_is_explained_and_exits_with_0(
     answer: Callable[[Probe], None], capsys: Capture
 ) -> None:
     answer(replace(probe(FULL_512), vls=frozenset({128, 256})))
@@ -311,7 +319,9 @@ def test_kvm_that_stops_early_is_explained_and_no_failure(
     assert "WRONG" not in shown
 
 
-def test_contradiction_is_a_failure(answer: Callable[[Probe], None], capsys: Capture) -> None:
+def test_contradicting_lengths_exit_with_1(
+    answer: Callable[[Probe], None], capsys: Capture
+) -> None:
     answer(replace(probe(FULL_512), rdvl=frozenset({128})))
 
     code = cli.main(["sve", "list"])
@@ -320,7 +330,7 @@ def test_contradiction_is_a_failure(answer: Callable[[Probe], None], capsys: Cap
     assert "WRONG     RDVL reads 128" in capsys.readouterr().out
 
 
-def test_file_that_the_emulated_host_would_not_see_is_refused(
+def test_file_that_the_emulated_host_cannot_see_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(host, "is_local", lambda where: False)
@@ -348,7 +358,7 @@ def test_list_runs_where_the_options_say(monkeypatch: pytest.MonkeyPatch, capsys
     assert argv == ["pyvmm", "sve", "list", "--host-cpu", "max,sve=off"]
 
 
-def test_kinds_of_cpu_are_told_once_each(tmp_path: Path) -> None:
+def test_each_kind_of_cpu_is_shown_once(tmp_path: Path) -> None:
     for number, midr in enumerate(["0x410fd0c0", "0x410fd0c0", "0x410fd4f0"]):
         place = tmp_path / f"cpu{number}/regs/identification"
         place.mkdir(parents=True)
@@ -358,7 +368,7 @@ def test_kinds_of_cpu_are_told_once_each(tmp_path: Path) -> None:
 
 
 @pytest.mark.kvm
-def test_this_host_is_what_kvm_says_and_what_explain_judges_by(capsys: Capture) -> None:
+def test_list_and_explain_use_kvms_lengths_of_this_host(capsys: Capture) -> None:
     with System.open() as system:
         vls = sorted(host_vector_lengths(system))
 

@@ -38,7 +38,7 @@ def sweep(capsys: Capture, *arguments: str) -> tuple[int, Any]:
     return code, json.loads(capsys.readouterr().out)
 
 
-def test_every_set_is_a_line_and_the_sum_comes_last(capsys: Capture) -> None:
+def test_sweep_prints_a_line_for_each_set_and_a_summary(capsys: Capture) -> None:
     code = cli.main(["sweep", "hello", *EACH])
 
     *lines, machine, summary = capsys.readouterr().out.splitlines()
@@ -68,7 +68,7 @@ def test_every_combination_is_run(capsys: Capture) -> None:
     }
 
 
-def test_options_after_dashes_are_those_of_run(capsys: Capture) -> None:
+def test_options_after_dashes_go_to_each_run(capsys: Capture) -> None:
     _, document = sweep(capsys, "hello", "--sve-vls-each", "128", "-p", "a b", "--", "-m", "64")
 
     assert document["runs"][0]["command"].endswith("--params 'a b' -m 64 -- hello")
@@ -85,7 +85,7 @@ def test_options_after_dashes_are_those_of_run(capsys: Capture) -> None:
         ("hello", 0),
     ],
 )
-def test_exit_code_tells_what_went_wrong(image: str, code: int, capsys: Capture) -> None:
+def test_exit_code_is_that_of_the_failure(image: str, code: int, capsys: Capture) -> None:
     assert cli.main(["sweep", image, *EACH, "--timeout", "0.5"]) == code
 
 
@@ -113,7 +113,7 @@ def test_first_failure_ends_the_sweep(capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
 )
-def test_signal_keeps_what_was_finished(number: int, code: int, capsys: Capture) -> None:
+def test_signal_reports_finished_runs(number: int, code: int, capsys: Capture) -> None:
     def interrupt() -> None:
         while not [*Path("logs").glob("001-*.log")]:
             time.sleep(0.05)
@@ -155,7 +155,7 @@ def test_signal_keeps_what_was_finished(number: int, code: int, capsys: Capture)
         (["--sve-vls-each", "all", "--scheduler", "tcp://x:1", "-j", "1"], "--jobs is for", 2),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_runs(
+def test_invalid_sweep_is_refused_before_any_run(
     arguments: list[str], message: str, code: int, capsys: Capture
 ) -> None:
     done = cli.main(["sweep", "hello", *arguments])
@@ -167,7 +167,7 @@ def test_what_cannot_be_is_refused_before_anything_runs(
     assert done == code
 
 
-def test_cluster_without_its_client_is_an_error_that_says_what_to_install(
+def test_missing_dask_client_is_an_error_with_the_package_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
@@ -189,7 +189,9 @@ def typed(*arguments: str) -> list[str]:
     return [sys.executable, "-P", "-c", script, "sweep", *arguments]
 
 
-def test_table_on_a_terminal_is_live_and_ends_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_on_a_terminal_is_live_and_complete_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PYTHONPATH", ROOT)
 
     with Terminal() as terminal:
@@ -202,7 +204,7 @@ def test_table_on_a_terminal_is_live_and_ends_whole(monkeypatch: pytest.MonkeyPa
     assert b"3 runs: 2 passed, 1 timed out" in terminal.shown
 
 
-def test_ctrl_c_on_a_terminal_fails_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_marks_runs_as_not_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", ROOT)
 
     with Terminal() as terminal:
@@ -215,7 +217,7 @@ def test_ctrl_c_on_a_terminal_fails_no_run(monkeypatch: pytest.MonkeyPatch) -> N
     assert b"3 runs: 3 not finished" in terminal.shown
 
 
-def test_guest_s_words_do_nothing_to_the_terminal(capsys: Capture) -> None:
+def test_control_characters_of_a_guest_are_escaped(capsys: Capture) -> None:
     Path("cat").write_text("\x1b[2J[bold]\x07")
 
     cli.main(["sweep", "cat", "--sve-vls-each", "128"])

@@ -108,7 +108,7 @@ def test_mistake_is_refused_before_any_vm_is_asked(
     assert vm.requests == []
 
 
-def test_wait_ends_when_the_balloon_is_as_asked(
+def test_wait_ends_when_the_balloon_has_its_size(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     vm = Asked(balloon_reply(0, 64), balloon_reply(31.5, 64), balloon_reply(64, 64))
@@ -125,7 +125,7 @@ def test_wait_ends_when_the_balloon_is_as_asked(
         ({"has_driver": False}, "virtio_balloon"),
     ],
 )
-def test_wait_in_vain_says_what_is_missing_and_why(
+def test_wait_that_times_out_reports_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture, more: dict[str, bool], hint: str
 ) -> None:
     vm = Asked(balloon_reply(31.5, 64, **more))
@@ -137,7 +137,7 @@ def test_wait_in_vain_says_what_is_missing_and_why(
     assert hint in told.err
 
 
-def test_collection_that_takes_too_long_is_ended(
+def test_collection_that_times_out_is_ended(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     vm = Asked(balloon_reply(0, 0, hinting=True))
@@ -147,7 +147,7 @@ def test_collection_that_takes_too_long_is_ended(
     assert "has not reported its free memory" in capsys.readouterr().err
 
 
-def test_refusal_of_the_vm_is_told_with_its_exit_code(
+def test_refusal_of_the_vm_is_reported_with_its_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     vm = Asked({"name": "one", **failure("the VM has no balloon", "start it so", 2)})
@@ -156,7 +156,7 @@ def test_refusal_of_the_vm_is_told_with_its_exit_code(
     assert capsys.readouterr().err == "pyvmm: one: the VM has no balloon\n  hint: start it so\n"
 
 
-def test_memory_is_asked_for_waited_for_and_shown(
+def test_memory_sends_the_request_waits_and_prints_the_size(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     vm = Asked(memory_reply(0, 768), memory_reply(768, 768))
@@ -168,14 +168,14 @@ def test_memory_is_asked_for_waited_for_and_shown(
     )
 
 
-def test_memory_in_json_is_the_reply(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_memory_prints_the_reply_as_json(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     reply = memory_reply(0, 128)
 
     assert run(monkeypatch, Asked(reply), "memory", "one", "--json") == 0
     assert json.loads(capsys.readouterr().out)["vms"] == [reply]
 
 
-def test_lines_say_what_is_not_as_asked() -> None:
+def test_lines_show_sizes_that_are_not_reached_yet() -> None:
     assert balloon_line(balloon_reply(1.5, 64)) == "balloon 1.5 MiB, asked for 64 MiB"
     assert balloon_line(balloon_reply(64, 64, hinting=True)) == "balloon 64 MiB"
     assert balloon_line(balloon_reply(0, 0, has_driver=False)) == (
@@ -187,7 +187,7 @@ def test_lines_say_what_is_not_as_asked() -> None:
     assert memory_line({**INFO, "hotplug": None}) == "memory 256 MiB, no room for more"
 
 
-def test_stat_shows_what_the_guest_says_of_its_memory() -> None:
+def test_stat_shows_the_guests_memory_statistics() -> None:
     said = {"free_bytes": 3 * MIB // 2, "major_faults": 7, "age_s": 0.04}
     reply = {**balloon_reply(64, 64), "guest_memory": said, "uptime_s": 1.0,
              "memory_resident_bytes": MIB}  # fmt: skip
@@ -205,7 +205,7 @@ def test_stat_shows_what_the_guest_says_of_its_memory() -> None:
 OPTIONS: dict[str, Any] = {"hotplug": None, "balloon": False, "rng": False}
 
 
-def test_run_takes_the_options() -> None:
+def test_run_accepts_hotplug_and_balloon() -> None:
     some = {**OPTIONS, "hotplug": "1G,block=4M", "balloon": True}
 
     assert device_configs(_all(some)) == (Hotplug(size=GIB, block_size=4 * MIB), Balloon())
@@ -221,7 +221,7 @@ def test_run_takes_the_options() -> None:
         ("64,block=3", "--hotplug: blocks of 3 MiB"),
     ],
 )
-def test_run_refuses_room_that_cannot_be(text: str, words: str) -> None:
+def test_run_refuses_an_invalid_hotplug(text: str, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         device_configs(_all({**OPTIONS, "hotplug": text}))
 

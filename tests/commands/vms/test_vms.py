@@ -51,7 +51,7 @@ def test_name_chooses_the_vm_of_that_name() -> None:
     assert [found.name for found in chosen("one", False)] == ["one"]
 
 
-def test_name_of_two_vms_is_refused_with_what_tells_them_apart() -> None:
+def test_name_of_two_vms_is_refused_with_their_full_names() -> None:
     with pytest.raises(UsageError, match="2 VMs are called two") as caught:
         chosen("two", False)
 
@@ -129,7 +129,7 @@ def test_host_that_has_ended_is_the_reply_of_its_vms() -> None:
     assert reply["exit_code"] == 3
 
 
-def test_all_are_asked_at_once_and_reply_in_their_order() -> None:
+def test_vms_are_asked_in_parallel_and_replies_are_in_order() -> None:
     class Slow(Told):
         def ask(self, questions: Sequence[Message]) -> list[Message]:
             together.wait(120)  # broken if one is asked after the other
@@ -149,7 +149,7 @@ def test_all_are_asked_at_once_and_reply_in_their_order() -> None:
     assert [reply.get("n") for reply in replies] == [1, None, 3, None, None]
 
 
-def test_stat_looks_at_both_vms_of_one_name_until_they_end() -> None:
+def test_stat_watches_both_vms_of_one_name_until_they_end() -> None:
     first, second = {**INFO, "pid": 1}, {**INFO, "pid": 2}
     here, there = vm("two", told(first)), vm("two", told(second, second))
 
@@ -161,7 +161,7 @@ def test_stat_looks_at_both_vms_of_one_name_until_they_end() -> None:
     assert _look([(vm, now) for vm, _, now in again]) == []
 
 
-def test_debug_shows_what_a_device_is_and_how_its_queues_stand(memory: GuestMemory) -> None:
+def test_debug_shows_a_device_and_its_queues(memory: GuestMemory) -> None:
     rig = DeviceRig(memory, VirtioRng)
     rig.driver.start(queues=1)
     address = rig.driver.ram.take(64)
