@@ -1,4 +1,4 @@
-"""The command line's frame: finding verbs, and turning errors into words and exit codes."""
+"""The command line: verbs, error messages and exit codes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Verb = Callable[[BaseException], None]
 
 
 def fresh(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code in an interpreter of its own."""
+    """Run Python code in a new interpreter."""
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120
     )
@@ -36,7 +36,7 @@ def fresh(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Verb:
-    """A way to make `pyvmm doctor` end with an error."""
+    """Return a function that makes `pyvmm doctor` end with an error."""
 
     def install(error: BaseException) -> None:
         @click.command()
@@ -161,7 +161,7 @@ def test_closed_pipe_of_standard_output_is_no_error() -> None:
     os.close(writer)
 
     assert done.stderr == ""
-    assert done.returncode in (1, 141)  # --help is click's own, which says 1
+    assert done.returncode in (1, 141)  # --help is click's, which exits with 1
 
 
 def test_error_has_its_message_and_hint(failing: Verb, capsys: pytest.CaptureFixture[str]) -> None:

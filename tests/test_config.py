@@ -1,4 +1,4 @@
-"""What a Config refuses by itself, and lkvm's defaults."""
+"""Config: refusals on every host, and lkvm's defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Devices as they are asked for."""
+"""The configurations of devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""lkvm's arm64 options on a real KVM: what each changes of the machine."""
+"""lkvm's arm64 options on a real KVM: the effect of each on the machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests import programs
 
 pytestmark = pytest.mark.kvm
 
-PV_TIME_ST = 0xC500_0021  # where is my stolen time?  Source: Arm DEN 0057A, 3.2.2
+PV_TIME_ST = 0xC500_0021  # returns the address of stolen time.  Source: Arm DEN 0057A, 3.2.2
 NOT_SUPPORTED = (1 << 64) - 1
 PMCR_EL0 = regs.sysreg(3, 3, 9, 12, 0)
 ID_AA64PFR1_EL1 = regs.sysreg(3, 0, 0, 4, 1)
@@ -44,7 +44,7 @@ Boot = Callable[..., Machine]
 
 @pytest.fixture
 def boot(tmp_path: Path) -> Iterator[Boot]:
-    """Make a machine about to write 0 to the exit register, or to run another program."""
+    """Make a machine that writes 0 to the exit register, or runs another program."""
     with ExitStack() as stack:
 
         def make(program: str = "store", **options: Any) -> Machine:
@@ -64,7 +64,7 @@ def has(cap: int) -> bool:
 
 
 def called(machine: Machine, function: int) -> int:
-    """What an SMCCC call of the guest's returns."""
+    """Return the result of an SMCCC call of the guest."""
     vcpu = machine.vcpus[0]
     vcpu.set_one_reg(regs.X(0), function)
     machine.start()
@@ -222,7 +222,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
 
 @pytest.fixture
 def hugetlbfs(tmp_path: Path) -> Iterator[Path]:
-    """A hugetlbfs with 20 pages of 2 MiB."""
+    """Mount a hugetlbfs with 20 pages of 2 MiB."""
     if os.geteuid() != 0 or not HUGE_PAGES.exists():
         pytest.skip("mounting a hugetlbfs takes root, and a kernel with 2 MiB pages")
     before = HUGE_PAGES.read_text()

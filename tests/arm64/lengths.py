@@ -11,7 +11,7 @@ POWERS_512 = frozenset({128, 256, 512})
 
 
 def kernel_accepts(asked: frozenset[int], host: frozenset[int]) -> bool:
-    """set_sve_vls() of arch/arm64/kvm/guest.c, line by line: vq is a length in quadwords."""
+    """Do what set_sve_vls() of arch/arm64/kvm/guest.c does; vq is a length in quadwords."""
     max_vq = 0
     for vq in range(1, 17):
         if vq * 128 in asked:
@@ -26,4 +26,4 @@ def kernel_accepts(asked: frozenset[int], host: frozenset[int]) -> bool:
 
 lengths = st.sampled_from(sorted(vl.LENGTHS))
 sets = st.frozensets(lengths)
-hosts = st.frozensets(lengths).map(lambda some: some | {128})  # 128 is never missing
+hosts = st.frozensets(lengths).map(lambda some: some | {128})  # every host with SVE has 128

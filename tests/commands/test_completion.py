@@ -1,4 +1,4 @@
-"""Completion, as bash asks for it."""
+"""Completion in bash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the options for devices ask for, and what they refuse."""
+"""The options for devices: what they accept and refuse."""
 
 from __future__ import annotations
 

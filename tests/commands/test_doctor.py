@@ -71,7 +71,7 @@ def test_table_shows_values_and_remedies(capsys: Capture) -> None:
     for words in ("128,256", "no GICv2 here", "get one", "modprobe something", "ARM_SVE"):
         assert words in shown
     assert "VMs cannot run here" in shown
-    assert "\x1b" not in shown  # no colours where nobody sees them
+    assert "\x1b" not in shown  # no colours without a terminal
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_registers_are_in_json_by_name_and_not_in_the_table(
 def test_arm64_machine_whose_kvm_cannot_be_opened_gets_the_remedy_and_no_emulated_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    device = tmp_path / "kvm"  # a directory: nobody can open it for writing
+    device = tmp_path / "kvm"  # a directory: no process can open it for writing
     device.mkdir()
     monkeypatch.setattr(host, "DEVICE", device)
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")

@@ -41,7 +41,7 @@ def test_report_shows_options_in_message_and_hint(capsys: Capture) -> None:
 
 
 def options_of(command: click.Command, context: click.Context) -> Iterator[str]:
-    """Every option of a command and of the commands below it."""
+    """Yield every option of a command and of the commands below it."""
     for parameter in command.params:
         yield from parameter.opts
     if isinstance(command, click.Group):

@@ -1,4 +1,4 @@
-"""The manual page: every command and option is on it, and mandoc has nothing against it."""
+"""The manual page: every command and option is on it, and mandoc accepts it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def source() -> str:
 
 @pytest.fixture(scope="module")
 def shown(source: str) -> str:
-    """The page as a reader sees it."""
+    """Return the page as man shows it."""
     done = subprocess.run(
         [tool("mandoc"), "-T", "utf8", "-O", "width=100"],
         input=source, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    return re.sub(".\b", "", done.stdout)  # what is struck twice is bold
+    return re.sub(".\b", "", done.stdout)  # bold characters are struck twice
 
 
 def commands(parent: click.Context) -> Iterator[click.Context]:

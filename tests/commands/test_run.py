@@ -1,4 +1,4 @@
-"""`pyvmm run`: what it refuses before anything runs, and the console as a user has it."""
+"""`pyvmm run`: refusals before the guest runs, and its console on a terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(autouse=True)
 def never_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep a test that should be refused from starting an emulated host instead."""
+    """Keep a command that should be refused from starting an emulated host."""
     monkeypatch.setenv("PYVMM_HOST", "local")
 
 
@@ -139,7 +139,7 @@ def test_kvm_unit_tests_command_line_is_accepted(capsys: Capture) -> None:
     code = cli.main(["run", *line.split(), "--mem", "256", "--irqchip=gicv3", "--initrd", "E"])
 
     assert code == 2
-    assert "-c 0" in capsys.readouterr().err  # the only thing wrong with it
+    assert "-c 0" in capsys.readouterr().err  # the only error in it
 
 
 def test_environment_variables_set_options(
@@ -192,7 +192,7 @@ PYVMM = [sys.executable, "-P", "-c", "import sys; from pyvmm.cli import main; sy
 
 
 def environment() -> dict[str, str]:
-    """What a pyvmm of its own needs to be the one under test."""
+    """Return the environment in which a new process imports the pyvmm under test."""
     under_test = str(Path(cli.__file__).parents[1])  # before any other pyvmm on the path
     path = os.pathsep.join([under_test, *sys.path])
     return {**os.environ, "PYTHONPATH": path, "PYVMM_HOST": "auto"}
@@ -206,7 +206,7 @@ def terminal() -> Iterator[Terminal]:
 
 @pytest.fixture
 def spinning(tmp_path: Path) -> str:
-    """A guest that never ends."""
+    """Return the path of a guest that never ends."""
     return str(programs.write("spin", tmp_path))
 
 
@@ -320,7 +320,7 @@ def test_output_reaches_a_pipe_and_a_reader_that_leaves_ends_the_guest(
 
 @pytest.mark.parametrize("verb", ["run", "restore"])
 def test_forwarded_verb_imports_nothing_of_the_machine(verb: str) -> None:
-    """The emulated host has it, and has loaded it already."""
+    """Only the emulated host needs them, and it has loaded them already."""
     script = f"import sys, pyvmm.commands.{verb}; print(*sys.modules, sep='\\n')"
 
     loaded = subprocess.check_output([sys.executable, "-c", script], text=True).split()
@@ -334,7 +334,7 @@ def test_forwarded_verb_imports_nothing_of_the_machine(verb: str) -> None:
 def test_arm64_machine_whose_kvm_cannot_be_opened_gets_the_remedy_and_no_emulated_host(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    device = tmp_path / "kvm"  # a directory: nobody can open it for writing
+    device = tmp_path / "kvm"  # a directory: no process can open it for writing
     device.mkdir()
     monkeypatch.setattr(host, "DEVICE", device)
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")

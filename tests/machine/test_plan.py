@@ -1,4 +1,4 @@
-"""What a host refuses, decided without one."""
+"""Checks of a Config against a host's limits, without a host."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_plan_fills_in_every_default() -> None:
 
 
 class Wide(DeviceConfig, kw_only=True):
-    """A device that needs addresses of its own."""
+    """A device that needs guest physical addresses above RAM."""
 
     size: int
 

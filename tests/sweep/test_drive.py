@@ -1,4 +1,4 @@
-"""A sweep seen through, by threads and by an executor that is none of ours."""
+"""Sweeps with threads, and with an executor that fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyvmm.host.settings import HostSettings
 from pyvmm.sweep.crew import Crew, local
 from pyvmm.sweep.drive import RunResult, RunVerdict, Watcher, ask_hosts, drive
 from pyvmm.sweep.plan import Guest, Run, plan
-from tests.sweep.pretended import POWERS, PROBE
+from tests.sweep.fake import POWERS, PROBE
 
 pytestmark = pytest.mark.usefixtures("fake")
 
@@ -87,7 +87,7 @@ def test_interruption_keeps_finished_results() -> None:
 
 
 class Breaking(Executor):
-    """Fails every other piece of work, and tells nobody of what is cancelled."""
+    """An executor that fails every other run, and does not report cancelled futures."""
 
     def __init__(self) -> None:
         self._pieces = 0

@@ -1,4 +1,4 @@
-"""Which runs a sweep is made of."""
+"""The runs of a sweep."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is told of a sweep."""
+"""The reports of a sweep."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyvmm.sweep import report
 from pyvmm.sweep.drive import RunResult, RunVerdict
 from pyvmm.sweep.plan import Guest, Run
 from pyvmm.sweep.work import RunOutput
-from tests.sweep.pretended import PROBE
+from tests.sweep.fake import PROBE
 
 HERE = HostSettings()
 HOSTS = {HERE: PROBE}

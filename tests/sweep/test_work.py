@@ -1,4 +1,4 @@
-"""One run as a process, with a pyvmm in name."""
+"""One run as a process, with a fake pyvmm."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyvmm.errors import HostError
 from pyvmm.host.settings import HostSettings
 from pyvmm.sweep import work
 from pyvmm.sweep.plan import Guest, Run
-from tests.sweep.pretended import PROBE
+from tests.sweep.fake import PROBE
 
 pytestmark = pytest.mark.usefixtures("fake")
 

@@ -1,4 +1,4 @@
-"""``pyvmm host list``: what each suite has, and what is in the cache; no mirror is asked."""
+"""``pyvmm host list``: what each suite has, and what is in the cache, without a mirror."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ DAY = 86400
 
 @pytest.fixture(autouse=True)
 def own_directories(own: Path) -> None:
-    """Every test here has a cache of its own."""
+    """Give every test its own cache."""
 
 
 def seen(suite: str, *kernels: str, gone: bool = False, age: float = 0) -> Look:
-    """What a suite held, so many seconds ago."""
+    """Record what a suite had that many seconds ago."""
     offers = {
         "linux": tuple(Offer("linux-image-x-arm64", package) for package in kernels),
         "qemu": (Offer("qemu-system-arm", "1:11.1.3+ds-1"),),
@@ -38,7 +38,7 @@ def seen(suite: str, *kernels: str, gone: bool = False, age: float = 0) -> Look:
 
 
 def listed(*options: str) -> dict[str, Any]:
-    """The JSON document, by suite: kernels and QEMUs."""
+    """Return the JSON document's kernels and QEMUs, by suite."""
     done = CliRunner().invoke(host, ["list", "--json", *options])
     document = json.loads(done.stdout)
     for kind in ("kernels", "qemus"):

@@ -1,4 +1,4 @@
-"""The words for a vCPU's registers."""
+"""A vCPU's registers as text."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def text(value: int, bits: int = 64) -> str:
 def read(
     registers: dict[str, str], vls: tuple[int, ...] = (), current_vl: int = 0
 ) -> VcpuRegisters:
-    """What was read of a vCPU."""
+    """Make a vCPU's reply to `pyvmm debug`."""
     return VcpuRegisters(
         vcpu=0,
         mp_state="RUNNABLE",
@@ -37,16 +37,13 @@ def read(
 
 
 def lines(registers: dict[str, int], part: str = "all") -> list[str]:
-    """The lines of 64-bit registers, after the headline."""
+    """Return the lines of 64-bit registers, after the headline."""
     return list(show_registers(read({n: text(v) for n, v in registers.items()}), part))[1:]
 
 
 def squeezed(registers: dict[str, int], part: str = "all") -> str:
-    """The same as one line with single spaces."""
+    """Join lines into one, with single spaces."""
     return re.sub(r"\s+", " ", " ".join(lines(registers, part))).strip()
-
-
-# One register
 
 
 @pytest.mark.parametrize(
@@ -91,9 +88,6 @@ def squeezed(registers: dict[str, int], part: str = "all") -> str:
 )
 def test_register_is_explained(name: str, value: int, words: str) -> None:
     assert explain(name, value) == words
-
-
-# A vCPU
 
 
 def test_headline_says_which_vcpu_and_whether_it_is_on() -> None:
@@ -197,9 +191,6 @@ def test_errors_come_last() -> None:
         "could not be read",
         "  CCSIDR0 [ENOENT] PC [EIO]",
     ]
-
-
-# Vectors
 
 
 def test_vectors_have_their_most_significant_byte_first() -> None:

@@ -1,4 +1,4 @@
-"""A capsule run again: whose programs it may bring, on which host, and whether a verdict holds."""
+"""Replays of capsules: trust in their programs, their host, and their verdict."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BUG = following({0: 16, 1: 32, 15: 64})
 
 @pytest.fixture
 def reproduction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reproduction:
-    """zcr-el12 with files that need not have been built."""
+    """Return zcr-el12 with files that need no build."""
     programs = {name: tmp_path / name for name in ZCR.files}
     for name, path in programs.items():
         path.write_text(f"our {name}")
@@ -35,7 +35,7 @@ def reproduction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reproductio
 
 @pytest.fixture
 def capsule(reproduction: Reproduction, tmp_path: Path) -> Callable[..., Capsule]:
-    """A way to have a capsule with members changed."""
+    """Return a function that makes a capsule with changed members."""
 
     def make(**changed: str) -> Capsule:
         texts = {"zcr": "0,1,15", "hack": None}

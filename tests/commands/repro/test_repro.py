@@ -1,4 +1,4 @@
-"""The matrix and its reports, of runs that nobody did."""
+"""The matrix and its reports, with fake runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BROKEN = [row("before", None, 16), row("primed", 15, 16)]
 
 
 def see(job: Job) -> Evidence:
-    """What a host of each QEMU would show."""
+    """Return the evidence that a host with each QEMU would give."""
     if job.where.qemu != "5.2":
         module = {"hits": 3, "last_zcr_el12": 2, "last_hcr_el2": 1 << 34}
         return evidence(CLEAN, module=module)
@@ -40,7 +40,7 @@ def see(job: Job) -> Evidence:
 
 @pytest.fixture
 def run(own: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Matrix]:
-    """A way to have a matrix done by nobody."""
+    """Return a function that runs a matrix with fake runs."""
 
     def perform(job: Job, progress: Progress) -> ReproResult:
         if job.where.kernel == "7.2":

@@ -1,4 +1,4 @@
-"""``pyvmm snapshot``: what it prints, and how it ends."""
+"""``pyvmm snapshot``: output and exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`pyvmm sve check` without a KVM: what it prints and how it ends; the results are made up."""
+"""`pyvmm sve check` without a KVM, with fake results: output and exit codes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DIFFERS = CaseResult(CASE, Verdict.DIFFERS, "EINVAL", "ok")
 
 @pytest.fixture
 def results(monkeypatch: pytest.MonkeyPatch) -> list[CaseResult]:
-    """What the run will find; put results in."""
+    """Return the list that the test fills with the run's results."""
     found: list[CaseResult] = []
 
     def run(*_: Any) -> Iterator[CaseResult]:

@@ -1,4 +1,4 @@
-"""`pyvmm sve`: what it says of hosts that were probed, and of the one it runs on."""
+"""`pyvmm sve` on saved probes, and on the host it runs on."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def probe(vls: frozenset[int]) -> Probe:
 
 @pytest.fixture
 def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Save:
-    """Save the probe of a host with these lengths; its file's name, in the current directory."""
+    """Save the probe of a host with these lengths in the current directory; return its name."""
     monkeypatch.chdir(tmp_path)
 
     def saved(name: str, *lengths: int) -> str:
@@ -53,7 +53,7 @@ def save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Save:
 
 
 def ask(capsys: Capture, *arguments: str) -> tuple[int, Any]:
-    """A command's exit code and its JSON document."""
+    """Run a command; return its exit code and its JSON document."""
     code = cli.main(["sve", *arguments, "--json"])
     return code, json.loads(capsys.readouterr().out)
 
@@ -67,9 +67,6 @@ def test_help_lists_every_command_with_its_own_first_line(capsys: Capture) -> No
         assert command is not None
         assert command.get_short_help_str(80) == verb.summary
         assert f"{name} " in shown
-
-
-# explain
 
 
 def test_explain_shows_a_guests_lengths_for_a_set_that_works(save: Save, capsys: Capture) -> None:
@@ -199,9 +196,6 @@ def test_host_that_cannot_be_used_exits_with_3(
     assert "riscv64" in capsys.readouterr().err
 
 
-# common
-
-
 def test_common_sets_are_those_that_each_host_can_give(save: Save, capsys: Capture) -> None:
     code = cli.main(["sve", "common", save("a.json", *POWERS), save("big.json", *FULL_512)])
 
@@ -254,9 +248,6 @@ def test_saved_probes_need_no_kvm_and_no_host(words: str, save: Save) -> None:
     assert done.stderr == ""
 
 
-# list
-
-
 def test_list_shows_lengths_in_every_unit_and_the_sets() -> None:
     shown = [*sve_list.lines(probe(frozenset({128, 256})))]
 
@@ -280,7 +271,7 @@ def test_list_reports_a_host_without_sve() -> None:
 
 @pytest.fixture
 def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[[Probe], None]:
-    """Have a command find such a host."""
+    """Make a command find such a host."""
 
     def install(found: Probe) -> None:
         monkeypatch.setattr(sve_list, "run_here_or_forward", lambda where, files: None)

@@ -12,7 +12,7 @@ POWERS = frozenset({128, 256, 512})
 
 
 def run(guest: Guest, **fields: object) -> Run:
-    """A run with the command that the sweep gives it."""
+    """Return a run with the command that the sweep gives it."""
     planned = Run(**{"number": 1, "guest": guest, "where": HostSettings(), **fields})  # type: ignore[arg-type]
     return planned.replace(command=command(planned))
 

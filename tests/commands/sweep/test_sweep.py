@@ -1,4 +1,4 @@
-"""`pyvmm sweep`: options in, table, reports and exit code out; guests are not real."""
+"""`pyvmm sweep`: options, table, reports and exit codes, with fake guests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from pyvmm import cli
 from pyvmm.sweep import work
-from tests.sweep import pretended
+from tests.sweep import fake as fake_pyvmm
 from tests.tty import Terminal
 
 Capture = pytest.CaptureFixture[str]
@@ -27,13 +27,13 @@ EACH = ("--sve-vls-each", "all", "--host", "emulated", "-j", "2")
 
 @pytest.fixture(autouse=True)
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Runs are done by a pyvmm in name, and files go to a directory of the test's."""
-    monkeypatch.setattr(work, "COMMAND", pretended.COMMAND)
+    """Let a fake pyvmm do the runs, in a directory of the test's."""
+    monkeypatch.setattr(work, "COMMAND", fake_pyvmm.COMMAND)
     monkeypatch.chdir(tmp_path)
 
 
 def sweep(capsys: Capture, *arguments: str) -> tuple[int, Any]:
-    """A sweep's exit code and its JSON document."""
+    """Run a sweep; return its exit code and its JSON document."""
     code = cli.main(["sweep", "--json", *arguments])
     return code, json.loads(capsys.readouterr().out)
 
@@ -180,10 +180,10 @@ def test_missing_dask_client_is_an_error_with_the_package_to_install(
 
 
 def typed(*arguments: str) -> list[str]:
-    """A command line that does its runs by a pyvmm in name."""
+    """Return the command line of a sweep whose runs a fake pyvmm does."""
     script = (
         "import sys; from pyvmm import cli; from pyvmm.sweep import work;"
-        "from tests.sweep import pretended; work.COMMAND = pretended.COMMAND;"
+        "from tests.sweep import fake as fake_pyvmm; work.COMMAND = fake_pyvmm.COMMAND;"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     return [sys.executable, "-P", "-c", script, "sweep", *arguments]

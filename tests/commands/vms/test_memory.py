@@ -1,4 +1,4 @@
-"""`pyvmm balloon` and `pyvmm memory` with VMs that are not real."""
+"""`pyvmm balloon` and `pyvmm memory` with fake VMs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def memory_reply(plugged: int, requested: int, **more: Any) -> Message:
 
 
 class Asked:
-    """A VM that notes what it is asked, and gives these replies, the last again and again."""
+    """A VM that records requests and gives these replies, repeating the last."""
 
     name = "one"
 
@@ -229,7 +229,7 @@ def test_run_refuses_an_invalid_hotplug(text: str, words: str) -> None:
 
 
 def _all(options: dict[str, Any]) -> dict[str, Any]:
-    """The options, and nothing for those of other devices."""
+    """Return the options, with defaults for other devices."""
     from pyvmm.commands import _deviceopts
 
     return {item.name: () for item in _deviceopts.OPTIONS} | options

@@ -1,4 +1,4 @@
-"""Which VMs -n and -a choose, and what is said of them; the VMs are not real."""
+"""The choice of VMs by -n and -a, and their replies, with fake VMs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HERE = Place(None)
 
 
 class Elsewhere(Place):
-    """An emulated host in name."""
+    """A fake emulated host."""
 
     @property
     def name(self) -> str:
@@ -108,7 +108,7 @@ def test_stat_shows_counts_largest_first_and_rates_since_the_last_look() -> None
 
 
 class Told(Elsewhere):
-    """A host that gives these answers, then has ended."""
+    """A host that gives these replies, then has ended."""
 
     answers: list[Message]
 

@@ -1,4 +1,4 @@
-"""A pyvmm in name, for every machine: what a guest does is told by its image's name."""
+"""A fake pyvmm for every machine: the image's name chooses what the guest does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROBE = Probe(
     vls=POWERS, prctl=POWERS, rdvl=POWERS,
 )  # fmt: skip
 
-# IMAGE is WORD, WORD@SET or WORD@SET@WORD, the last for other sets; what is no word here is good.
+# IMAGE is WORD, WORD@SET or WORD@SET@WORD, the last for other sets; unknown words pass.
 FAKE = f"""
 import signal, sys, time
 from pathlib import Path
