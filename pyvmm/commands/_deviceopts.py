@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import click
 
-from pyvmm.base.records import Record
 from pyvmm.base.units import parse_size, read_named
 from pyvmm.config import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng
 from pyvmm.errors import UsageError
@@ -16,68 +15,30 @@ from pyvmm.errors import UsageError
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-class DeviceOption(Record):
-    """An option, and the function that makes devices of its value."""
+OPTIONS = (
+    click.option(
+        "--hotplug", metavar="SIZE", help="Room for more memory, which `pyvmm memory` plugs."
+    ),
+    click.option("--balloon", is_flag=True, help="Let `pyvmm balloon` take memory back."),
+    click.option(
+        "-d", "--disk", multiple=True, metavar="FILE[,ro][,direct]",
+        help="Give the guest a disk, a raw image or a block device; repeatable.",
+    ),
+    click.option(
+        "--pmem", multiple=True, metavar="FILE[,ro]",
+        help="Give the guest a file as persistent memory; repeatable.",
+    ),
+    click.option("--rng", is_flag=True, help="Give the guest a source of entropy."),
+)  # fmt: skip
 
-    name: str  # of click's parameter
-    option: Callable[[_Command], _Command]
-    read: Callable[[Any], list[DeviceConfig]]
 
-
-def _read_hotplug(text: str | None) -> list[DeviceConfig]:
+def _read_hotplug(text: str) -> Hotplug:
     """Read SIZE or SIZE,block=SIZE."""
-    if text is None:
-        return []
     sizes = text.split(",block=")
     if len(sizes) > 2 or "," in sizes[0]:
         raise UsageError(f"--hotplug {text}: only block=SIZE can follow the size")
     size, *blocks = (read_named("--hotplug", parse_size, text) for text in sizes)
-    return [Hotplug(size=size, block_size=blocks[0] if blocks else None)]
-
-
-# In the order in which the guest finds the devices.
-OPTIONS = (
-    DeviceOption(  # before the others, whose queues may lie in its memory
-        "hotplug",
-        click.option(
-            "--hotplug",
-            metavar="SIZE",
-            help="Room for more memory, which `pyvmm memory` plugs.",
-        ),
-        _read_hotplug,
-    ),
-    DeviceOption(
-        "balloon",
-        click.option("--balloon", is_flag=True, help="Let `pyvmm balloon` take memory back."),
-        lambda asked: [Balloon()] if asked else [],
-    ),
-    DeviceOption(
-        "disk",
-        click.option(
-            "-d",
-            "--disk",
-            multiple=True,
-            metavar="FILE[,ro][,direct]",
-            help="Give the guest a disk, a raw image or a block device; repeatable.",
-        ),
-        lambda values: [read_disk(text) for text in values],
-    ),
-    DeviceOption(
-        "pmem",
-        click.option(
-            "--pmem",
-            multiple=True,
-            metavar="FILE[,ro]",
-            help="Give the guest a file as persistent memory; repeatable.",
-        ),
-        lambda values: [read_pmem(text) for text in values],
-    ),
-    DeviceOption(
-        "rng",
-        click.option("--rng", is_flag=True, help="Give the guest a source of entropy."),
-        lambda asked: [Rng()] if asked else [],
-    ),
-)
+    return Hotplug(size=size, block_size=blocks[0] if blocks else None)
 
 
 def read_disk(text: str) -> Disk:
@@ -114,17 +75,26 @@ def _file_and_words(option: str, text: str, known: tuple[str, ...]) -> tuple[Pat
 
 def device_options(command: _Command) -> _Command:
     """Add the options to a command; device_configs() converts them."""
-    for item in reversed(OPTIONS):
-        command = item.option(command)
+    for option in reversed(OPTIONS):
+        command = option(command)
     return command
 
 
 def device_configs(options: dict[str, Any]) -> tuple[DeviceConfig, ...]:
-    """Return the devices that the options ask for.
+    """Return the devices that the options ask for, in the order in which the guest finds them.
 
     Raises: UsageError, for text that cannot be read.
     """
-    return tuple(device for item in OPTIONS for device in item.read(options[item.name]))
+    devices: list[DeviceConfig] = []
+    if options["hotplug"] is not None:  # first: other devices' queues may be in its memory
+        devices.append(_read_hotplug(options["hotplug"]))
+    if options["balloon"]:
+        devices.append(Balloon())
+    devices += map(read_disk, options["disk"])
+    devices += map(read_pmem, options["pmem"])
+    if options["rng"]:
+        devices.append(Rng())
+    return tuple(devices)
 
 
 def device_files(devices: tuple[DeviceConfig, ...]) -> Iterator[Path]:

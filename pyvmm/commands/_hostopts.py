@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -27,89 +27,55 @@ CHOICE = "VERSION|SUITE|PATH"
 
 _OPTIONS = (
     click.option(
-        "--host",
-        type=click.Choice(KINDS),
-        default="auto",
-        envvar="PYVMM_HOST",
+        "--host", type=click.Choice(KINDS), default="auto", envvar="PYVMM_HOST",
         help="Where to run: on this machine's KVM (local), in an emulated arm64 host, or (auto) on "
         "its KVM where it is an arm64 machine with a /dev/kvm, else in an emulated host.",
     ),
     click.option(
-        "--host-kernel",
-        metavar=CHOICE,
-        default=DEFAULT_KERNEL,
-        envvar="PYVMM_HOST_KERNEL",
+        "--host-kernel", metavar=CHOICE, default=DEFAULT_KERNEL, envvar="PYVMM_HOST_KERNEL",
         help=f"The emulated host's kernel: {', '.join(KERNEL_SUITES)} or another version that "
         "Debian has, a Debian suite (sid), or a path; `pyvmm host list` shows them.",
     ),
     click.option(
-        "--host-qemu",
-        metavar=CHOICE,
-        default=DEFAULT_QEMU,
-        envvar="PYVMM_HOST_QEMU",
+        "--host-qemu", metavar=CHOICE, default=DEFAULT_QEMU, envvar="PYVMM_HOST_QEMU",
         help=f"The QEMU that emulates it: {', '.join(QEMU_SUITES)}, or as for --host-kernel.",
     ),
     click.option(
-        "--host-cpu",
-        metavar="CPU",
-        default=DEFAULT_CPU,
-        envvar="PYVMM_HOST_CPU",
+        "--host-cpu", metavar="CPU", default=DEFAULT_CPU, envvar="PYVMM_HOST_CPU",
         help="The CPU it emulates, as in QEMU's -cpu; max,sve384=off lacks one length.",
     ),
     click.option(
-        "--host-append",
-        metavar="TEXT",
-        default="",
-        envvar="PYVMM_HOST_APPEND",
-        show_default=False,
+        "--host-append", metavar="TEXT", default="", envvar="PYVMM_HOST_APPEND", show_default=False,
         help="More words for its kernel's command line, such as kvm-arm.mode=nvhe.",
     ),
-)
+)  # fmt: skip
 
 
 def host_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
     """Add the five options to a command, which gets them as ``where: HostSettings``."""
-
-    @functools.wraps(command)
-    def with_settings(
-        *args: object,
-        host: str,
-        host_kernel: str,
-        host_qemu: str,
-        host_cpu: str,
-        host_append: str,
-        **options: object,
-    ) -> _Result:
-        settings = HostSettings(
-            kind=host, kernel=host_kernel, qemu=host_qemu, cpu=host_cpu, append=host_append
-        )
-        return command(*args, where=settings, **options)
-
-    wrapped: Callable[..., _Result] = with_settings
-    for option in reversed(_OPTIONS):
-        wrapped = option(wrapped)
-    return wrapped
+    return _with_settings(command, "where", _OPTIONS)
 
 
 def emulated_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
     """Add the options of an emulated host to a command, which gets ``settings: HostSettings``."""
+    return _with_settings(command, "settings", _OPTIONS[1:])
 
+
+def _with_settings(
+    command: Callable[..., _Result], name: str, options: Iterable[Callable[..., Any]]
+) -> Callable[..., _Result]:
     @functools.wraps(command)
     def with_settings(
-        *args: object,
-        host_kernel: str,
-        host_qemu: str,
-        host_cpu: str,
-        host_append: str,
-        **options: object,
-    ) -> _Result:
+        *args: object, host_kernel: str, host_qemu: str, host_cpu: str, host_append: str,
+        host: str = "auto", **others: object,
+    ) -> _Result:  # fmt: skip
         settings = HostSettings(
-            kernel=host_kernel, qemu=host_qemu, cpu=host_cpu, append=host_append
+            kind=host, kernel=host_kernel, qemu=host_qemu, cpu=host_cpu, append=host_append
         )
-        return command(*args, settings=settings, **options)
+        return command(*args, **{name: settings}, **others)
 
     wrapped: Callable[..., _Result] = with_settings
-    for option in reversed(_OPTIONS[1:]):
+    for option in reversed(tuple(options)):
         wrapped = option(wrapped)
     return wrapped
 

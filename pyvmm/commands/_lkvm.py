@@ -11,34 +11,27 @@ from typing import Any, TypeVar
 
 import click
 
-from pyvmm.base.records import Record
 from pyvmm.errors import UsageError
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-class Refused(Record):
-    """An option's names, and why pyvmm refuses it."""
-
-    names: tuple[str, ...]
-    reason: str
 
 
 NO_VIRTIO = "there is no such virtio device yet"
 NO_PCI = "there is no PCI yet"
 NO_FIRMWARE = "guests start at their entry point, without firmware"
 
-REFUSED = (
-    Refused(("--9p",), NO_VIRTIO),
-    Refused(("--vsock",), NO_VIRTIO),
-    Refused(("--force-pci",), NO_PCI),
-    Refused(("-f", "--firmware"), NO_FIRMWARE),
-    Refused(("-F", "--flash"), NO_FIRMWARE),
-    Refused(("--firmware-address",), NO_FIRMWARE),
-    Refused(("--debug-single-step",), "there is no single-stepping yet"),
-    Refused(("--debug-ioport",), "arm64 has no I/O ports"),
-    Refused(("--debug-iodelay",), "I/O cannot be delayed yet"),
-)
+REFUSED = {
+    "--9p": NO_VIRTIO,
+    "--vsock": NO_VIRTIO,
+    "--force-pci": NO_PCI,
+    "--firmware": NO_FIRMWARE,
+    "--flash": NO_FIRMWARE,
+    "--firmware-address": NO_FIRMWARE,
+    "--debug-single-step": "there is no single-stepping yet",
+    "--debug-ioport": "arm64 has no I/O ports",
+    "--debug-iodelay": "I/O cannot be delayed yet",
+}
+SHORT = {"-f": "--firmware", "-F": "--flash"}
 
 # These do nothing: pyvmm never has what they disable.
 ALREADY_SO = ("--no-dhcp",)
@@ -58,14 +51,14 @@ class LkvmCommand(click.Command):
         try:
             rest = super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            for refused in REFUSED:
-                if error.option_name in refused.names:
-                    raise UsageError(f"{refused.names[-1]}: {refused.reason}") from None
+            name = SHORT.get(error.option_name, error.option_name)
+            if name in REFUSED:
+                raise UsageError(f"{name}: {REFUSED[name]}") from None
             raise
-        for refused in REFUSED:
-            variable = _variable(ctx, refused.names[-1])
+        for name, reason in REFUSED.items():
+            variable = _variable(ctx, name)
             if os.environ.get(variable):
-                raise UsageError(f"{variable}: {refused.reason}", hint="unset it")
+                raise UsageError(f"{variable}: {reason}", hint="unset it")
         return rest
 
 

@@ -83,15 +83,12 @@ def huge_pages(setting: Path = HUGE_PAGES) -> Fact:
     Source: Linux, Documentation/admin-guide/mm/transhuge.rst, "sysfs".
     """
     found = re.search(r"\[(\w+)\]", small_text(setting))
-    value = found[1] if found else "none"
-    if value in ("always", "madvise"):
-        return Fact("kvm", "transparent huge pages", value)
-    return Fact(
-        "kvm",
-        "transparent huge pages",
-        value,
-        "guest memory has no huge pages: each page is a fault of its own",
-        f"echo madvise >{setting}" if found else "",
+    fact = Fact("kvm", "transparent huge pages", found[1] if found else "none")
+    if fact.value in ("always", "madvise"):
+        return fact
+    return fact.replace(
+        lack="guest memory has no huge pages: the host handles a page fault for every small page",
+        remedy=f"echo madvise >{setting}" if found else "",
     )
 
 
@@ -114,16 +111,15 @@ def _limits(system: System) -> Iterator[Fact]:
     memory = most_memory(limits.ipa_bits)
     yield Fact("kvm", "guest RAM at most", memory, shown=f"{memory >> 30} GiB")
     yield huge_pages()
-    if limits.vls:
-        yield Fact("kvm", "SVE vector lengths", sorted(limits.vls))
-    else:
-        yield Fact(
-            "kvm",
-            "SVE vector lengths",
-            [],
-            "the host has no SVE (or its kernel was started with arm64.nosve)",
-            "an emulated host has it: `host`=emulated `host.cpu`=max",
+    lengths = Fact("kvm", "SVE vector lengths", sorted(limits.vls))
+    yield (
+        lengths
+        if limits.vls
+        else lengths.replace(
+            lack="the host has no SVE (or its kernel was started with arm64.nosve)",
+            remedy="an emulated host has it: `host`=emulated `host.cpu`=max",
         )
+    )
 
 
 def _gics(system: System) -> Iterator[Fact]:
@@ -136,17 +132,16 @@ def _gics(system: System) -> Iterator[Fact]:
         except KvmError:
             found[kind] = False
     yield Fact("kvm", "GICv2", found[DeviceType.ARM_VGIC_V2])
-    if found[DeviceType.ARM_VGIC_V3]:
-        yield Fact("kvm", "GICv3", True)
-    else:
-        yield Fact(
-            "kvm",
-            "GICv3",
-            False,
-            "this machine's interrupt controller is no GICv3, which pyvmm's guests need",
-            "run with `host`=emulated",
+    gicv3 = Fact("kvm", "GICv3", found[DeviceType.ARM_VGIC_V3])
+    yield (
+        gicv3
+        if gicv3.value
+        else gicv3.replace(
+            lack="this machine's interrupt controller is no GICv3, which pyvmm's guests need",
+            remedy="run with `host`=emulated",
             fatal=True,
         )
+    )
     yield Fact("kvm", "GICv3 ITS", found[DeviceType.ARM_VGIC_ITS])
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm import cli, host, layout
-from pyvmm.commands._lkvm import ALREADY_SO, REFUSED, Refused
+from pyvmm.commands._lkvm import ALREADY_SO, REFUSED, SHORT
 from pyvmm.commands.run import GUESTS, bundled_guests, find_image
 from tests import programs
 from tests.tty import ENOUGH_S, Terminal
@@ -82,29 +82,29 @@ def test_bad_vector_lengths_are_refused_in_either_spelling(
     assert capsys.readouterr().err.startswith(f"pyvmm: --sve-vls={text}: ")
 
 
-@pytest.mark.parametrize("refused", REFUSED, ids=lambda refused: refused.names[-1])
+@pytest.mark.parametrize("refused", REFUSED)
 @pytest.mark.parametrize("value", [[], ["1"]])
 def test_unsupported_options_of_lkvm_are_refused_by_name(
-    refused: Refused, value: list[str], capsys: Capture
+    refused: str, value: list[str], capsys: Capture
 ) -> None:
-    for name in refused.names:
+    for name in [refused, *(short for short, long in SHORT.items() if long == refused)]:
         code = cli.main(["run", "-c", "1", name, *value, "image"])
 
         assert code == 2
-        assert capsys.readouterr().err == f"pyvmm: {refused.names[-1]}: {refused.reason}\n"
+        assert capsys.readouterr().err == f"pyvmm: {refused}: {REFUSED[refused]}\n"
 
 
-@pytest.mark.parametrize("refused", REFUSED, ids=lambda refused: refused.names[-1])
+@pytest.mark.parametrize("refused", REFUSED)
 def test_variables_of_unsupported_options_are_refused_by_name(
-    refused: Refused, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    refused: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    variable = "PYVMM_RUN_" + refused.names[-1].strip("-").upper().replace("-", "_")
+    variable = "PYVMM_RUN_" + refused.strip("-").upper().replace("-", "_")
     monkeypatch.setenv(variable, "1")
 
     code = cli.main(["run", "-c", "1", "image"])
 
     assert code == 2
-    assert capsys.readouterr().err.startswith(f"pyvmm: {variable}: {refused.reason}\n")
+    assert capsys.readouterr().err.startswith(f"pyvmm: {variable}: {REFUSED[refused]}\n")
 
 
 def test_empty_variables_of_unsupported_options_are_ignored(

@@ -93,56 +93,34 @@ class Interruption:
 @click.option("-i", "--initrd", metavar="FILE", help="Initial RAM disk.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="End a guest after that time.")
 @click.option(
-    "--host",
-    type=click.Choice(KINDS),
-    default="auto",
-    envvar="PYVMM_HOST",
+    "--host", type=click.Choice(KINDS), default="auto", envvar="PYVMM_HOST",
     help="Where to run, as for `pyvmm run`.",
-)
+)  # fmt: skip
 @click.option(
-    "--host-kernel",
-    "kernels",
-    multiple=True,
-    envvar="PYVMM_HOST_KERNEL",
-    metavar=CHOICE,
+    "--host-kernel", "kernels", multiple=True, envvar="PYVMM_HOST_KERNEL", metavar=CHOICE,
     help="Emulated hosts' kernels, as for `pyvmm run`.",
-)
+)  # fmt: skip
 @click.option(
-    "--host-qemu",
-    default=DEFAULT_QEMU,
-    envvar="PYVMM_HOST_QEMU",
-    metavar=CHOICE,
+    "--host-qemu", default=DEFAULT_QEMU, envvar="PYVMM_HOST_QEMU", metavar=CHOICE,
     help="The QEMU that emulates them.",
-)
+)  # fmt: skip
 @click.option(
-    "--host-cpu",
-    "host_cpus",
-    multiple=True,
-    envvar="PYVMM_HOST_CPU",
-    metavar="CPU",
+    "--host-cpu", "host_cpus", multiple=True, envvar="PYVMM_HOST_CPU", metavar="CPU",
     help="The CPUs it emulates.",
-)
+)  # fmt: skip
 @click.option(
-    "-j",
-    "--jobs",
-    type=click.IntRange(min=1),
-    metavar="N",
-    show_default="CPUs",
+    "-j", "--jobs", type=click.IntRange(min=1), metavar="N", show_default="CPUs",
     help="The number of runs at a time, on this machine.",
-)
+)  # fmt: skip
 @click.option("--scheduler", metavar="ADDRESS", help="Submit the runs to that Dask cluster.")
 @click.option(
-    "--logs",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
+    "--logs", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
     help="Write a log of each run there.",
-)
+)  # fmt: skip
 @click.option(
-    "--junit",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
+    "--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
     help="Write a JUnit report there.",
-)
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--fail-fast", is_flag=True, help="End the sweep at the first run that fails.")
 def sweep(image: str, more: tuple[str, ...], **options: Any) -> int:

@@ -230,6 +230,5 @@ def test_run_refuses_an_invalid_hotplug(text: str, words: str) -> None:
 
 def _all(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options, with defaults for other devices."""
-    from pyvmm.commands import _deviceopts
-
-    return {item.name: () for item in _deviceopts.OPTIONS} | options
+    nothing = {"hotplug": None, "balloon": False, "disk": (), "pmem": (), "rng": False}
+    return nothing | options
