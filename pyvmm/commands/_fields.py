@@ -30,6 +30,7 @@ OPTIONS = {
     "host.qemu": "--host-qemu ",
     "host.cpu": "--host-cpu ",
     "host.append": "--host-append ",
+    "pattern": "-k ",
     "sets": "--sve-vls-each=",
     "guest_max_vl": "--guest-max-vl=",
 }

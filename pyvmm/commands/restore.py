@@ -28,7 +28,7 @@ from pyvmm.snapshot.state import State
     help="Restore that many VMs, NAME-1 to NAME-N, without a terminal.",
 )  # fmt: skip
 @click.option(
-    "--memory", type=click.Choice(["lazy", "eager"]), show_default="by where FILE lies",
+    "--memory", type=click.Choice(["lazy", "eager"]), show_default="by the place of FILE",
     help="Read memory on first use and check it meanwhile; or read all of it first.",
 )  # fmt: skip
 @click.option(

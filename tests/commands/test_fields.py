@@ -51,7 +51,7 @@ def options_of(command: click.Command, context: click.Context) -> Iterator[str]:
             yield from options_of(below, click.Context(below, parent=context))
 
 
-def test_every_field_s_option_exists() -> None:
+def test_every_field_has_an_option_of_a_command() -> None:
     known = set(options_of(cli.pyvmm, click.Context(cli.pyvmm)))
 
     unknown = {field for field in OPTIONS if option(field).split()[0] not in known}
