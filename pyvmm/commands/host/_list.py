@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pyvmm.base.dirs import size_on_disk
 from pyvmm.commands._fields import option, spell
+from pyvmm.commands._table import aligned
 from pyvmm.errors import HostError
 from pyvmm.host.parts import trees
 from pyvmm.host.parts.trees import Look, Tree
@@ -56,11 +57,8 @@ def rows(product: Product) -> list[dict[str, Any]]:
 
 def lines(product: Product, table: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the rows of a product as text."""
-    cells = [(option(product.field), *COLUMNS), *(line for row in table for line in _cells(row))]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for line in cells:
-        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        yield "  ".join(padded).rstrip()
+    title = (option(product.field), *COLUMNS)
+    return aligned([title, *(line for row in table for line in _cells(row))])
 
 
 def _row(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import click
 
 from pyvmm.base.units import show_size
+from pyvmm.commands._table import aligned
 from pyvmm.commands.vms._running import Vm, all_vms, print_json
 from pyvmm.errors import UsageError
 
@@ -34,10 +35,7 @@ def list_vms(run: bool, rootfs: bool, as_json: bool) -> None:
 
 def lines(vms: list[Vm]) -> Iterator[str]:
     """Yield the lines of the table."""
-    rows = [COLUMNS, *map(_row, vms)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    return aligned([COLUMNS, *map(_row, vms)])
 
 
 def _row(vm: Vm) -> tuple[str, ...]:
