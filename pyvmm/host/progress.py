@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+
+from pyvmm.base.dirs import cached
 
 REFRESH_S = 0.2
 
@@ -32,6 +34,13 @@ class Progress:
         self._line(f"pyvmm: {what} ...")
         yield
         self._line(f"pyvmm: {what}: done in {time.monotonic() - started:.1f} s")
+
+    def cached(self, what: str, path: Path, build: Callable[[Path], None]) -> Path:
+        """Return a directory of the cache; if it does not exist yet, fill it as one step."""
+        if not path.is_dir():
+            with self.step(what):
+                cached(path, build)
+        return path
 
     @contextmanager
     def watch(self, directory: Path, total: int) -> Iterator[None]:

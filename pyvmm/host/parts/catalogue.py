@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from pyvmm.base.dirs import cached
 from pyvmm.errors import HostError
 from pyvmm.host.parts import trees
 from pyvmm.host.parts.debian import Suite, SuiteMissingError, machine_arch
@@ -85,9 +84,7 @@ def get(product: Product, choice: str, unpack: Unpack, progress: Progress) -> Tr
             raise _moved_on(product, choice, [(suite, version)])
         (into / trees.VERSION_FILE).write_text(f"{version}\n")
 
-    if not path.is_dir():
-        with progress.step(f"getting {product.title} {offer.version} from Debian {suite}"):
-            cached(path, build)
+    progress.cached(f"getting {product.title} {offer.version} from Debian {suite}", path, build)
     made = next((tree for tree in trees.cached(product) if tree.path == path), None)
     if made is None or not (choice in SUITES or matches(choice, made.version)):
         raise _moved_on(product, choice, [(suite, made.version if made else offer.version)])

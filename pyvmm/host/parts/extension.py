@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from pyvmm.base.dirs import cache_dir, cached
+from pyvmm.base.dirs import cache_dir
 from pyvmm.errors import HostError
 from pyvmm.host.parts.debian import Suite
 from pyvmm.host.parts.payload import EXTENSION, PACKAGE
@@ -45,10 +45,8 @@ def build(progress: Progress) -> Path:
              f"-I{include}", f"-I{include.parent}", "-o", str(into / EXTENSION), str(source)]
         )  # fmt: skip
 
-    if not path.is_dir():
-        with progress.step("compiling the KVM extension for arm64"):
-            cached(path, compile_into)
-    return path / EXTENSION
+    made = progress.cached("compiling the KVM extension for arm64", path, compile_into)
+    return made / EXTENSION
 
 
 def python_headers(progress: Progress) -> Path:
@@ -62,7 +60,5 @@ def python_headers(progress: Progress) -> Path:
             archive.unlink()
 
     path = trees_dir() / f"python-headers-{TOOLS_SUITE}"
-    if not path.is_dir():
-        with progress.step("getting Python's headers for arm64"):
-            cached(path, build)
-    return path / "usr/include/python3.11"
+    made = progress.cached("getting Python's headers for arm64", path, build)
+    return made / "usr/include/python3.11"

@@ -15,7 +15,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from pyvmm.base.dirs import cache_dir, cached
+from pyvmm.base.dirs import cache_dir
 from pyvmm.errors import HostError
 from pyvmm.host.logs import failure
 from pyvmm.host.parts import kernel
@@ -81,10 +81,9 @@ def _built(headers: Path, source: Path, release: str, progress: Progress) -> Pat
     recipe = "\0".join([str(headers), Path(__file__).read_text()]).encode()
     key = hashlib.sha256(code + recipe).hexdigest()[:12]
     path = cache_dir("modules") / f"{source.stem}-{release}-{key}"
-    if not path.is_dir():
-        with progress.step(f"building {source.stem}.ko for Linux {release}"):
-            cached(path, lambda into: _make(headers, source, into, progress))
-    return path / f"{source.stem}.ko"
+    what = f"building {source.stem}.ko for Linux {release}"
+    made = progress.cached(what, path, lambda into: _make(headers, source, into, progress))
+    return made / f"{source.stem}.ko"
 
 
 def _make(headers: Path, source: Path, into: Path, progress: Progress) -> None:
@@ -142,9 +141,7 @@ def _headers(tree: Tree, release: str, progress: Progress) -> Path:
         _arrange(into, path)
         (into / ".packages").write_text("".join(f"{p.spec}\n" for p in wanted))
 
-    if not path.is_dir():
-        with progress.step(f"getting the headers of Linux {release} from Debian {suite}"):
-            cached(path, build)
+    progress.cached(f"getting the headers of Linux {release} from Debian {suite}", path, build)
     return path / "usr/src" / f"linux-headers-{release}"
 
 

@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from pyvmm.base.dirs import cache_dir, cached
+from pyvmm.base.dirs import cache_dir
 from pyvmm.host.parts.debian import Suite
 from pyvmm.host.parts.tools import TOOLS_SUITE, Tool, packaged, python311, trees_dir
 from pyvmm.host.progress import Progress
@@ -64,10 +64,7 @@ def image(progress: Progress) -> Path:
         )
         shutil.rmtree(root)
 
-    if not path.is_dir():
-        with progress.step("making the emulated host's root"):
-            cached(path, build)
-    return path / "usr.erofs"
+    return progress.cached("making the emulated host's root", path, build) / "usr.erofs"
 
 
 def busybox(progress: Progress) -> Path:
@@ -100,10 +97,7 @@ def _python_tree(progress: Progress) -> Path:
 
     recipe = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:8]
     path = trees_dir() / f"python-arm64-{TOOLS_SUITE}-{recipe}"
-    if path.is_dir():
-        return path
-    with progress.step("getting Python for arm64"):
-        return cached(path, build)
+    return progress.cached("getting Python for arm64", path, build)
 
 
 def _arrange(tree: Path) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from pyvmm.base.dirs import cached
+from pyvmm.base.files import replacing, write_all
 from pyvmm.base.records import Record, made
 from pyvmm.errors import EXIT_SIGNAL, HostError
 from pyvmm.host.logs import failure
@@ -88,10 +88,7 @@ def tree(
         (into / PACKAGES).write_text("".join(f"{p.spec}\n" for p in wanted))
 
     path = trees_dir() / f"{name}-{suite}-{recipe(packages, drop)}"
-    if path.is_dir():
-        return path
-    with progress.step(f"getting {name} from Debian {suite}"):
-        return cached(path, build)
+    return progress.cached(f"getting {name} from Debian {suite}", path, build)
 
 
 def _library_path(root: Path, *directories: str, machine: str | None = None) -> str:
@@ -214,10 +211,8 @@ def write_wrapper(tool: Tool, path: Path) -> None:
     if path.exists() and path.read_text() == script:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(script)
-    partial.chmod(0o755)
-    partial.rename(path)
+    with replacing(path, 0o777) as fd:
+        write_all(fd, script.encode())
 
 
 def main(arguments: Sequence[str], find: Callable[[str, Progress], Tool]) -> int | str:
