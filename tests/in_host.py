@@ -1,7 +1,7 @@
 """Run the tests marked `kvm` on an arm64 /dev/kvm: here, or in the emulated host.
 
-Inside, the interpreter and pyvmm are the emulated host's.  pytest and hypothesis are pure Python
-and come from this environment.
+Inside, the interpreter and pyvmm are the emulated host's. pytest comes from this environment,
+because it is pure Python.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ MARK = "pytest.mark.kvm"
 
 
 def _files() -> list[str]:
-    """Return the test files with such tests: to collect the others is slow inside."""
+    """Return the files with such tests: to collect the others is slow in the host."""
     here = Path(__file__)
     found = (f for f in sorted(here.parent.rglob("test_*.py")) if MARK in f.read_text())
     return [os.path.relpath(f) for f in found]
 
 
 def main() -> int:
-    """Run pytest with the given arguments, by default on all such files; return its exit code."""
+    """Run pytest with the arguments (by default every such file) and return its exit code."""
     arguments = sys.argv[1:]
     if not any(a.partition("::")[0].endswith(".py") for a in arguments):
         arguments += _files()

@@ -1,6 +1,6 @@
-"""A runtime directory for one run of tests; the hosts in it end with the run.
+"""A runtime directory for a run of tests, whose hosts end with the run.
 
-Tests do not find or end the hosts of the user who runs them.
+So no test finds or ends the hosts of the user.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ VARIABLE = "XDG_RUNTIME_DIR"
 
 @contextlib.contextmanager
 def own_runtime_dir(name: str) -> Iterator[None]:
-    """Use a new runtime directory in the block; stop the hosts in it at the end."""
+    """Use a new runtime directory in the block, and stop its hosts at the end."""
     directory = tempfile.mkdtemp(prefix=f"pyvmm-{name}-")  # short: sockets have short paths
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, directory)
         try:
             yield
         finally:
-            patch.setenv(VARIABLE, directory)  # a test may have changed it
+            patch.setenv(VARIABLE, directory)  # files that a test left there
             running.end_orphans()
             for host in [*running.all_running()]:
                 running.stop(host)
