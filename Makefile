@@ -25,7 +25,7 @@ run: can-run guests
 	@printf '  %-40s %s\n' '$(BIN)/pyvmm run --help' 'every option' \
 		'$(BIN)/pyvmm run -i initrd.gz Image' 'your own kernel' \
 		'make test' 'lint, types, and all tests'
-	@echo 'README.md has a short tour, and more guests.'
+	@echo 'README.md shows what else pyvmm does, and lists its documentation.'
 
 # Every part, two at a time, and a summary; a part's log is in build/test-logs.  tests/parts.py says
 # what the parts run.
