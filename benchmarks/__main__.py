@@ -1,6 +1,6 @@
-"""``python -m benchmarks``: boot hosts, measure in them, and write what was found.
+"""``python -m benchmarks``: boot hosts, measure in them, and write the results.
 
-Words on the command line choose; all by default.
+Words on the command line choose what to measure; by default everything.
 """
 
 from __future__ import annotations
@@ -27,32 +27,30 @@ WORDS: Final = (*dict.fromkeys((*rows.COUNTED, *rows.TIMED)), PROFILE, SNAPSHOTS
 
 COUNTED: Final = "Instructions"
 ABOUT_COUNTED: Final = (
-    "Modelled: QEMU TCG with -icount shift=0, one CPU. What that CPU executes for the VMM: its "
-    "threads, the kernel and the guest, counted by its PMU (perf_event_open, INST_RETIRED). "
-    "Accesses and a disk's requests a guest times itself, by its virtual counter, which in this "
-    "host is instructions too. Waiting counts as nothing. What else the outer machine does changes "
-    "no count."
+    "Modelled: QEMU TCG with -icount shift=0, one CPU. Its PMU counts the instructions of the "
+    "VMM's threads, the kernel and the guest (perf_event_open, INST_RETIRED). A guest times "
+    "accesses and disk requests itself, by its virtual counter, which also counts instructions in "
+    "this host. "
+    "Waiting counts nothing. Other load on the outer machine changes no count."
 )
 TIMED: Final = "Real time in the emulated host"
-ABOUT_TIMED: Final = (
-    "Modelled: QEMU TCG, several CPUs, time as it passes. It wants a quiet machine."
-)
+ABOUT_TIMED: Final = "Modelled: QEMU TCG, several CPUs, real time. It needs a quiet machine."
 ABOUT_SNAPSHOTS: Final = (
     f"Modelled, real time: medians of {snapshots.ROUNDS}, with 2 vCPUs and 100 MiB of memory "
-    "touched. pyvmm's save is on the disk when it ends (fsync), and checked by SHA-256 when it is "
-    "read; QEMU's migration to a file does neither."
+    "touched. pyvmm's save ends when the file is on the disk (fsync), and a restore checks it by "
+    "SHA-256. QEMU's migration to a file does neither."
 )
 ABOUT_OUTSIDE: Final = "Real time on the outer machine, from a command's start to its end."
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Measure; the exit code."""
+    """Measure, and return the exit code."""
     unknown = [word for word in arguments if word not in WORDS]
     if unknown:
-        sys.exit(f"benchmarks: {unknown[0]} is none of {', '.join(WORDS)}")
+        sys.exit(f"benchmarks: {unknown[0]} is not one of {', '.join(WORDS)}")
     chosen = list(arguments) or list(WORDS)
     if is_local(HostSettings()):
-        sys.exit("benchmarks run in the emulated host yet, on an x86-64 machine")
+        sys.exit("benchmarks need the emulated host of an x86-64 machine")
     with tempfile.TemporaryDirectory(prefix="bench-", dir=OUT.absolute()) as scratch:
         session = Session(Path(scratch), Progress())
         session.measure(chosen)
@@ -61,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class Session:
-    """One run of benchmarks: what was found so far, and where."""
+    """One run of benchmarks: its results so far, and the hosts they come from."""
 
     def __init__(self, files: Path, progress: Progress) -> None:
         self._files = files
@@ -72,7 +70,7 @@ class Session:
         self._profile: profile.Found | None = None
 
     def measure(self, chosen: Sequence[str]) -> None:
-        """Do what those words stand for."""
+        """Measure the parts that these words choose."""
         counted = [rows.COUNTED[word]() for word in rows.COUNTED if word in chosen]
         timed = [rows.TIMED[word]() for word in rows.TIMED if word in chosen]
         if counted or timed or {PROFILE, SNAPSHOTS} & set(chosen):
@@ -133,7 +131,7 @@ def _rows(chosen: Iterable[rows.Part]) -> list[rows.Row]:
 
 
 def _about_machine() -> dict[str, str]:
-    """This machine, and what of pyvmm it is."""
+    """Return the machine's model and pyvmm's commit."""
     model = next(
         (line.partition(":")[2].strip()
          for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -151,7 +149,7 @@ def _about_machine() -> dict[str, str]:
 
 
 def _about(host: Running) -> dict[str, Any]:
-    """What was measured in, and beside."""
+    """Return the host of the measurements, and what pyvmm is compared with."""
     peer = parts.peer(Progress(quiet=True)) / ".packages"
     packages = [line for line in peer.read_text().split() if line.startswith("qemu-system-arm")]
     return {

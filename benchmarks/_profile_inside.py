@@ -1,9 +1,9 @@
-"""What benchmarks/profile.py measures, in a host where time counts instructions.
+"""Measure for benchmarks/profile.py, in a host where time counts instructions.
 
     python3 _profile_inside.py <task >found      both are JSON
 
-Each part is a run of its own, as the console script would begin it: one in which Python tells what
-each import took, and one in which functions tell when they begin and end (_profiled.py).
+Each part is a run of its own, started like the console script. In one run Python reports the time
+of each import. In the other, functions report when they begin and end (_profiled.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INTERPRETER: Final = "import time; print(time.process_time_ns())"
 
 
 def main() -> None:
-    """Do what standard input asks for."""
+    """Do the task from standard input."""
     task = json.load(sys.stdin)
     loaded = imports(["-c", CONSOLE_SCRIPT, *task["start"]])
     own = subprocess.run([sys.executable, "-c", INTERPRETER], capture_output=True, cwd="/")
@@ -36,13 +36,13 @@ def main() -> None:
 
 
 def imports(arguments: list[str]) -> list[tuple[str, int]]:
-    """Each module that a process imports, in order, and what it took without those it imports."""
+    """Return each module that a process imports, in order, with its own time alone."""
     process = subprocess.Popen(
         [sys.executable, "-X", "importtime", *arguments],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/",
     )  # fmt: skip
     assert process.stdout is not None
-    process.stdout.readline()  # what the guest prints first, or the end
+    process.stdout.readline()  # the guest's first output, or the end
     process.kill()
     _, said = process.communicate()
     found = []
@@ -54,7 +54,7 @@ def imports(arguments: list[str]) -> list[tuple[str, int]]:
 
 
 def profiled(modules: list[str], arguments: list[str], *, linux: bool) -> Any:
-    """What such a run found."""
+    """Return the results of such a run."""
     out = HERE / "profile.json"
     out.unlink(missing_ok=True)
     code = (

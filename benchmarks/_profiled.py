@@ -1,7 +1,7 @@
-"""A run of pyvmm that tells what its parts take: what benchmarks/_profile_inside.py starts.
+"""A run of pyvmm that measures its own parts; benchmarks/_profile_inside.py starts it.
 
-Until it says what it has found it needs nothing that Python has not loaded anyway. Times are in ns
-of the process's own CPU time, which leaves out whatever it waits for.
+Until it reports its results it imports only modules that Python loads anyway. Times are in ns of
+the process's own CPU time, so waiting does not count.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-# What is told of apart, in the order in which a run comes to it; the time of one that another
-# calls is its own alone. What is left is the caller's, and in the end "the rest".
+# The functions to measure, in the order of a run. If one calls another, the time counts for the
+# callee alone. All other time is "the rest".
 PHASES = (
     ("click reads the command line", "click.core", "Command.make_context"),
     ("options become a Config", "pyvmm.commands.run", "_config"),
@@ -40,11 +40,11 @@ PHASES = (
 )  # fmt: skip
 REST = "the rest"
 FIRST_RUN = "KVM_RUN to the guest's first exit"
-INIT = b"pyvmm-bench: init"  # what a Linux guest's first program says
+INIT = b"pyvmm-bench: init"  # the output of a Linux guest's first program
 
 
 class Phases:
-    """Whose turn it is, and what everybody has taken so far, in ns."""
+    """The phase that runs now, and the time of each phase so far, in ns."""
 
     def __init__(self) -> None:
         self.taken = {REST: 0}
@@ -53,13 +53,13 @@ class Phases:
         self._over = False
 
     def end(self) -> int:
-        """Count no more; the time now."""
+        """Stop counting, and return the time."""
         self.turn()
         self._over = True
         return self._since
 
     def turn(self) -> None:
-        """Add what passed since the last time to whoever's turn it is."""
+        """Add the time since the last call to the current phase, and change the phase."""
         if self._over:
             return
         now = time.process_time_ns()
@@ -67,8 +67,8 @@ class Phases:
         self.taken[title] = self.taken.get(title, 0) + now - self._since
         self._since = now
 
-    def told_of(self, title: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, which then tells when it begins and ends."""
+    def reporting(self, title: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a function, so that it reports when it begins and ends."""
 
         def timed(*args: Any, **options: Any) -> Any:
             self.turn()
@@ -83,14 +83,14 @@ class Phases:
 
 
 class Exits:
-    """What a vCPU's exits to Python cost its thread, by cause; and how long it was in KVM_RUN."""
+    """The time of a vCPU thread in exits to Python, by cause, and in KVM_RUN."""
 
     def __init__(self) -> None:
         self.causes: dict[str, list[int]] = {}
         self.in_kvm = 0
 
     def watch(self, handler: type[Any], vcpu: type[Any]) -> None:
-        """Have both tell what they do."""
+        """Wrap both, so that they report."""
         handle, run = handler._handle, vcpu.run
 
         def timed_handle(self_: Any, vcpu: Any, leave: Any) -> None:
@@ -110,27 +110,27 @@ class Exits:
 
 
 def run(out: str, modules: list[str], linux: bool, arguments: list[str]) -> None:
-    """Run pyvmm and tell ``out`` what its parts took, to the first exit or to Linux's init.
+    """Run pyvmm to the first exit or to Linux's init, and write its parts' times to ``out``.
 
-    ``modules`` are imported before, so that no part is charged for them.
+    ``modules`` are imported before, so that their time counts for no part.
     """
     import importlib
 
     for name in modules:
         try:
             importlib.import_module(name)
-        except ImportError:  # as it was then: somebody had tried whether it is there
+        except ImportError:  # its value at that time: a caller checks that it exists
             continue
     phases, exits = Phases(), Exits()
-    # Which verb's module it is, pyvmm finds out: Python does not tell of such an import.
-    verb = phases.told_of("click makes the command", importlib.import_module)
+    # pyvmm imports a command's module by name: -X importtime does not report that.
+    verb = phases.reporting("click makes the command", importlib.import_module)
     verb("pyvmm.commands.run")
     for title, module, path in PHASES:
         *owners, name = path.split(".")
         owner = sys.modules[module]
         for part in owners:
             owner = getattr(owner, part)
-        setattr(owner, name, phases.told_of(title, getattr(owner, name)))
+        setattr(owner, name, phases.reporting(title, getattr(owner, name)))
     _end_in_time(phases, exits, out, linux)
     from pyvmm import cli
 
@@ -139,7 +139,7 @@ def run(out: str, modules: list[str], linux: bool, arguments: list[str]) -> None
 
 
 def _end_in_time(phases: Phases, exits: Exits, out: str, linux: bool) -> None:
-    """Write what was found and end: at the first exit, or when Linux's init is there."""
+    """Write the results and end, at the first exit or when Linux's init runs."""
     from pyvmm.kvm.vcpu import Vcpu
     from pyvmm.machine.exits import ExitHandler
     from pyvmm.terminal.stdio import Output
@@ -156,7 +156,7 @@ def _end_in_time(phases: Phases, exits: Exits, out: str, linux: bool) -> None:
         found["exits"] = exits.causes
         found["in_kvm"] = exits.in_kvm
         found["end"] = time.process_time_ns()
-        with open(out, "w", encoding="ascii") as file:  # noqa: PTH123 - it needs no more
+        with open(out, "w", encoding="ascii") as file:  # noqa: PTH123 - pathlib is not loaded
             json.dump(found, file)
         os._exit(0)
 

@@ -1,12 +1,12 @@
-"""What benchmarks/snapshots.py measures, in the machine that has KVM.
+"""Measure for benchmarks/snapshots.py, in the machine that has KVM.
 
-save      from the wish, with the guest running, to the file being complete: pyvmm's Machine.save(),
-          which stops the guest and flushes the file to disk; QEMU's migration to a file, until it
-          says "completed", which does neither
-restore   from starting the program to the first byte of the guest's that comes out: pyvmm in a fork
-          of this process, as `pyvmm restore` is forked in an emulated host; QEMU from the
-          machine's own memory, so that its libraries are not read from a slow file system
-size      bytes on disk, holes not counted
+save      from the request, with the guest running, to the complete file. pyvmm's save() stops the
+          guest and flushes the file to disk. QEMU's migration to a file, until it reports
+          "completed", does neither.
+restore   from the start of the program to the first byte of the guest's output. pyvmm runs in a
+          fork of this process, as `pyvmm restore` does in an emulated host. QEMU starts from the
+          machine's own memory, so that its libraries do not come from a slow file system.
+size      bytes on disk, without holes
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BOOT_S = 300.0
 
 
 class Guest(NamedTuple):
-    """What is booted: it says FILLED, and then something every few ms."""
+    """The guest: it prints FILLED, and then something every few ms."""
 
     image: Path
     initrd: Path | None = None
@@ -62,17 +62,17 @@ def main(work: Path, qemu: Path, guest: str, mib: int, place: str, rounds: int) 
 
 
 def summary(values: list[float]) -> dict[str, Any]:
-    """All values, and their median."""
+    """Return all values and their median."""
     return {"median": statistics.median(values), "values": values}
 
 
 def on_disk(path: Path) -> float:
-    """MiB."""
+    """Return the size on disk in MiB."""
     return path.stat().st_blocks * 512 / (1 << 20)
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds it took."""
+    """Measure the block's time in seconds."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
@@ -82,7 +82,7 @@ def timed(work: Callable[[], object]) -> float:
 
 
 def measure_pyvmm(guest: Guest, path: Path, mib: int, rounds: int) -> dict[str, Any]:
-    """Save a guest several times, and restore it several times in both ways."""
+    """Save a guest several times, and restore it several times, lazily and eagerly."""
     out = bytearray()
     config = Config(
         image=guest.image, initrd=guest.initrd, vcpus=VCPUS, memory=mib << 20, name="bench"
@@ -104,7 +104,7 @@ def measure_pyvmm(guest: Guest, path: Path, mib: int, rounds: int) -> dict[str, 
 
 
 def restore_pyvmm(path: Path, reading: Reading) -> float:
-    """From a fork to the guest's first output."""
+    """Return the seconds from a fork to the guest's first output."""
     reader, writer = os.pipe()
     start = time.perf_counter()
     child = os.fork()
@@ -130,7 +130,7 @@ def _write(fd: int, data: bytes) -> None:
 
 
 def wait_until(done: Callable[[], bool]) -> None:
-    """Wait for what takes a boot at most."""
+    """Wait for a condition, as long as a boot takes at most."""
     deadline = time.monotonic() + BOOT_S
     while not done():
         assert time.monotonic() < deadline, "the guest did not come up"
@@ -141,7 +141,7 @@ def wait_until(done: Callable[[], bool]) -> None:
 
 
 class Qemu:
-    """QEMU's program, with its own loader and libraries."""
+    """QEMU, with its own loader and libraries."""
 
     def __init__(self, root: Path) -> None:
         libraries = sorted({path.parent for path in root.glob("lib*/**/*.so*")})
@@ -154,7 +154,7 @@ class Qemu:
 
     @classmethod
     def copy(cls, tree: Path, place: Path) -> Qemu:
-        """QEMU out of an unpacked tree of Debian's, in a directory."""
+        """Copy QEMU from an unpacked Debian tree to a directory."""
         root = place / "qemu"
         (root / "share").mkdir(parents=True)
         program = tree / "usr/bin/qemu-system-aarch64"
@@ -169,7 +169,7 @@ class Qemu:
 
     @contextlib.contextmanager
     def started(self, mib: int, *more: str) -> Iterator[subprocess.Popen[bytes]]:
-        """A machine with that memory."""
+        """Start a machine with that memory."""
         process = subprocess.Popen(
             [*self._command, "-m", str(mib), *more],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -182,7 +182,7 @@ class Qemu:
 
 
 def _needed(tree: Path, program: Path) -> dict[str, Path]:
-    """The libraries a program needs, by their names: ELF's DT_NEEDED, followed."""
+    """Return the names of all libraries that a program needs (ELF's DT_NEEDED)."""
     from elftools.elf.elffile import ELFFile
 
     all_there = {path.name: path for path in tree.glob("**/aarch64-linux-gnu/**/*.so*")}
@@ -209,7 +209,7 @@ def measure_qemu(qemu: Qemu, guest: Guest, path: Path, mib: int, rounds: int) ->
         with tempfile.TemporaryDirectory() as name:
             monitor = Path(name) / "qmp"
             qmp = ["-qmp", f"unix:{monitor},server=on,wait=off"]
-            # One boot serves one save: a migrated QEMU has ended its run.
+            # One boot gives one save: QEMU cannot run on after a migration.
             source = boot if not number else ["-incoming", f"exec:cat {path}"]
             with qemu.started(mib, *qmp, *source) as process:
                 _read_until(process, b"" if number else FILLED)
@@ -229,7 +229,7 @@ def measure_qemu(qemu: Qemu, guest: Guest, path: Path, mib: int, rounds: int) ->
 
 
 def _read_until(process: subprocess.Popen[bytes], text: bytes) -> None:
-    """Wait for a guest's words, any if there are none; let what follows be read and dropped."""
+    """Wait for a text of the guest, or any output; read and drop the rest."""
     assert process.stdout is not None
     seen = b""
     while not seen or text not in seen:

@@ -1,12 +1,11 @@
-"""Counting instructions, by Linux's perf events, in a host whose time is instructions.
+"""Count instructions by Linux's perf events, in a host whose time is instructions.
 
-The clock of such a host jumps to the next timer when its only CPU has nothing to do, as while it
-waits for a disk. The CPU's own count does not: QEMU's PMU gives the instructions it has executed
-(target/arm/helper.c, instructions_get_count), and a CPU that waits executes none.
+The clock of such a host jumps to the next timer when its only CPU is idle, for example while it
+waits for a disk. The CPU's own counter does not: QEMU's PMU returns the instructions that the CPU
+has executed (target/arm/helper.c, instructions_get_count), and an idle CPU executes none.
 
-The count is of all the CPU does, at every exception level: of a VMM's threads, of the kernel on
-their behalf, and of their guests. (One of a process alone would cost instructions at each switch
-from a thread to another.)
+The counter covers every exception level: the VMM's threads, the kernel on their behalf, and their
+guests. A counter of one process would cost instructions at each switch between threads.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ PERF_TYPE_HARDWARE: Final = 0
 PERF_COUNT_HW_INSTRUCTIONS: Final = 1
 PERF_ATTR_SIZE_VER1: Final = 72
 PERF_FLAG_FD_CLOEXEC: Final = 1 << 3
-PARANOID: Final = "/proc/sys/kernel/perf_event_paranoid"  # -1 in a host where anyone may count
+PARANOID: Final = "/proc/sys/kernel/perf_event_paranoid"  # -1 in a host where every user may count
 
 
-# A struct perf_event_attr whose bit fields are all 0: enabled, and nothing is left out
+# A struct perf_event_attr with all bit fields 0: enabled, nothing excluded
 ATTRIBUTES: Final = struct.pack(
     "=II8Q", PERF_TYPE_HARDWARE, PERF_ATTR_SIZE_VER1, PERF_COUNT_HW_INSTRUCTIONS, *[0] * 7
 )
 
 
 class Counter:
-    """What CPU 0 has executed since this was made."""
+    """The instructions of CPU 0 since the counter was made."""
 
     def __init__(self) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -45,10 +44,10 @@ class Counter:
             raise OSError(code, f"perf_event_open: {os.strerror(code)}")
 
     def read(self) -> int:
-        """The count now."""
+        """Return the count."""
         (count,) = struct.unpack("=Q", os.read(self._fd, 8))
         return int(count)
 
     def close(self) -> None:
-        """Count no more."""
+        """Stop counting."""
         os.close(self._fd)

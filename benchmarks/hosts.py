@@ -1,4 +1,4 @@
-"""The hosts that are measured in: one whose time is instructions, one with time as it passes."""
+"""The hosts for measurements: one whose time is instructions, one with real time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pyvmm.host.running import Running, stop
 from pyvmm.host.start import boot, fetch, fresh, plan_for, publish, signals_unwind, start
 
 PATIENCE_S: Final = 3600.0
-# What runs inside
+# The program that runs inside
 DRIVERS: Final = ("__init__.py", "counters.py", "inside.py", "_snapshots_inside.py")
 
 Results = dict[str, list[dict[str, float]]]
@@ -32,7 +32,7 @@ Results = dict[str, list[dict[str, float]]]
 
 @contextmanager
 def counted(settings: HostSettings, files: Path, progress: Progress) -> Iterator[Running]:
-    """A host that counts instructions, with those files in its memory."""
+    """Boot a host that counts instructions, with those files in its memory."""
     with progress.step("booting a host that counts instructions"):
         host = _boot_counted(settings, _own_directory(), progress)
     with _stopped(host):
@@ -42,7 +42,7 @@ def counted(settings: HostSettings, files: Path, progress: Progress) -> Iterator
 
 @contextmanager
 def timed(settings: HostSettings, files: Path, progress: Progress) -> Iterator[Running]:
-    """A host like any other, with those files in its memory."""
+    """Boot an ordinary host, with those files in its memory."""
     own = _own_directory()
     own.mkdir(mode=0o700)
     try:
@@ -57,12 +57,12 @@ def timed(settings: HostSettings, files: Path, progress: Progress) -> Iterator[R
 
 
 def say(text: str) -> None:
-    """How far it is."""
+    """Report the progress."""
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
 def measure(host: Running, tasks: Sequence[dict[str, Any]], *, counted: bool) -> Results:
-    """Do those tasks in a host."""
+    """Run tasks in a host, and return their results."""
     found: Results = {}
     for task in tasks:
         say(f"{task['name']} ...")
@@ -74,9 +74,9 @@ def measure(host: Running, tasks: Sequence[dict[str, Any]], *, counted: bool) ->
 
 
 def drive(host: Running, driver: str, arguments: Sequence[str], data: bytes = b"") -> bytes:
-    """What a driver prints there; pyvmm it has from the host, not from this directory.
+    """Run a driver in a host and return its output; its pyvmm is the host's.
 
-    In no language: translations would be looked for among the user's files, through 9p.
+    The locale is C: translations would be searched for among the user's files, through 9p.
     """
     script = f'cd {INSIDE} && LC_ALL=C exec python3 -m benchmarks.{driver} "$@"'
     command = ["sh", "-c", script, "sh", *arguments]
@@ -96,7 +96,7 @@ def _boot_counted(settings: HostSettings, sockets: Path, progress: Progress) -> 
 
 
 def _own_directory() -> Path:
-    """Where no command looks for hosts."""
+    """Use a runtime directory where no command looks for hosts."""
     return runtime_dir() / f"bench-{os.getpid()}"
 
 
@@ -109,9 +109,9 @@ def _stopped(host: Running) -> Iterator[Running]:
 
 
 def _prepare(host: Running, files: Path) -> None:
-    """Have counting and KVM's statistics be for everyone, and the files in the host's memory."""
-    # Debian's kernel is -1 for nobody but root, and debugfs too.  Python would look for modules
-    # among the user's own, through 9p.
+    """Allow every user to count and to read KVM's statistics; copy the files into memory."""
+    # Debian's kernel lets only root count and read debugfs.  Python would search for modules among
+    # the user's own, through 9p.
     allow = (f"echo -1 >{PARANOID} && "
              f"mount -t debugfs -o mode=755 debugfs {KVM_STATS.parent} && "
              "for packages in /usr/local/lib/python3*/dist-packages; do "

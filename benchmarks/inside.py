@@ -1,11 +1,11 @@
-"""Inside the host: runs one command after the other, and tells what each spent by when.
+"""Inside the host: run one command after the other, and measure the cost of each.
 
-A task is read from standard input as JSON, and what was found is printed as JSON. Nothing of
-pyvmm is imported: this is a stop watch. Where tasks are ``counted`` it goes by the instructions
-the machine has executed (see counters.py), else by time.
+It reads a task from standard input as JSON and prints the results as JSON. It is a stop watch and
+imports nothing of pyvmm. For ``counted`` tasks it reads the instructions of the machine (see
+counters.py), else the time.
 
-Where it counts, what it does itself is counted too, and there is but one CPU: so it looks at a
-command's output only every now and then. The guests wait for it after each word it waits for.
+On the one CPU of a counted host its own work counts too. So it looks at a command's output only
+from time to time. The guests pause after each word that it waits for.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from typing import Any, Final, NamedTuple
 from benchmarks.counters import Counter
 
 DISK_SIZE: Final = 64 << 20
-INPUT: Final = b"." * 2001  # what the exits guest takes
-OUT_SIZE: Final = 1 << 18  # what the console guest writes, and reads
+INPUT: Final = b"." * 2001  # input of the exits guest
+OUT_SIZE: Final = 1 << 18  # output and input of the console guest
 IN_SIZE: Final = 1 << 15
-LOOK_S: Final = 0.05  # between two looks at the output, of a clock that counts instructions
+LOOK_S: Final = 0.05  # between two looks at the output; the clock counts instructions
 PIPE_SIZE: Final = 1 << 20
 KVM_STATS: Final = Path("/sys/kernel/debug/kvm")
 
@@ -37,7 +37,7 @@ Found = dict[str, float]
 
 
 class Moment(NamedTuple):
-    """How much output there was when, and what had been spent."""
+    """An amount of output, its time, and the cost up to it."""
 
     size: int
     spent: int
@@ -45,12 +45,12 @@ class Moment(NamedTuple):
 
     @property
     def idle(self) -> int:
-        """For how many ns of a counting host's clock nothing had been done."""
+        """The idle time in ns, by the clock of a counting host."""
         return self.clock - self.spent
 
 
 class Said(NamedTuple):
-    """What a guest has counted: a line of NAME TICKS COUNT that ends there in its output."""
+    """A measurement of a guest: a line NAME TICKS COUNT, and where it ends in the output."""
 
     name: str
     ticks: int
@@ -59,9 +59,9 @@ class Said(NamedTuple):
 
 
 class Run:
-    """A command that runs: its output so far, and what has been spent on it.
+    """A running command: its output so far, and its cost.
 
-    ``patient``: its output is looked at now and then, where that would be in what is counted.
+    ``patient``: look at its output from time to time only, because looking counts too.
     """
 
     def __init__(self, task: dict[str, Any], *, patient: bool = True) -> None:
@@ -89,11 +89,11 @@ class Run:
         return self._counter.read() if self._counter else self.clock()
 
     def clock(self) -> int:
-        """Ns since its start, whatever is counted."""
+        """Return the ns since its start, also in a counting host."""
         return time.monotonic_ns() - self.began_ns
 
     def wait_for(self, text: bytes) -> int:
-        """What had been spent when it had said ``text``."""
+        """Wait for ``text`` in the output, and return the cost up to it."""
         while text not in self.output:
             if not self._read():
                 self._errors.seek(0)
@@ -102,7 +102,7 @@ class Run:
         return self.moment(self.output.index(text) + len(text)).spent
 
     def read_all(self) -> None:
-        """Read what it prints to its end."""
+        """Read its output to the end."""
         while self._read():
             pass
 
@@ -115,7 +115,7 @@ class Run:
         return bool(data)
 
     def moment(self, size: int) -> Moment:
-        """When there was that much output."""
+        """Return the moment when there was that much output."""
         return next(moment for moment in self._moments if moment.size >= size)
 
     def type(self, data: bytes) -> None:
@@ -124,18 +124,18 @@ class Run:
             data = data[os.write(self._input, data) :]
 
     def resident_kib(self) -> int:
-        """Its RSS now."""
+        """Return its RSS."""
         status = Path(f"/proc/{self.pid}/status").read_text(encoding="ascii")
         return int(status.partition("VmRSS:")[2].split()[0])
 
     def exits(self) -> Found:
-        """What KVM has counted of its VM's exits."""
+        """Return KVM's count of its VM's exits."""
         (stats,) = KVM_STATS.glob(f"{self.pid}-*")
         names = ("exits", "mmio_exit_user", "mmio_exit_kernel", "wfi_exit_stat")
         return {name: float((stats / name).read_text(encoding="ascii")) for name in names}
 
     def end(self) -> None:
-        """Kill it, where it still runs, and bury it."""
+        """Kill it if it still runs, and reap it."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
@@ -147,7 +147,7 @@ class Run:
 
 
 def _become(task: dict[str, Any], gate: int, streams: tuple[int, int, int]) -> None:
-    """In a child: execute the command, when it is told to by the gate."""
+    """Execute the command in a child, when the gate opens."""
     try:
         os.read(gate, 1)
         for number, fd in enumerate(streams):
@@ -158,7 +158,7 @@ def _become(task: dict[str, Any], gate: int, streams: tuple[int, int, int]) -> N
 
 
 def first(task: dict[str, Any]) -> Found:
-    """From exec to the first line of output; and the RSS then."""
+    """Measure from exec to the first line of output, and the RSS then."""
     run = Run(task)
     spent = run.wait_for(b"\n")
     resident = run.resident_kib()
@@ -167,7 +167,7 @@ def first(task: dict[str, Any]) -> Found:
 
 
 def work(task: dict[str, Any]) -> Found:
-    """What was spent between a guest's two lines, by counting and by the clock."""
+    """Measure the cost between two lines of a guest, by counter and by clock."""
     run = Run(task, patient=False)
     began, clock_began = run.wait_for(b"\n"), run.clock()
     ended, clock_ended = run.wait_for(b"\n\n"), run.clock()
@@ -176,19 +176,19 @@ def work(task: dict[str, Any]) -> Found:
 
 
 def linux(task: dict[str, Any]) -> Found:
-    """From exec to a Linux guest's init, its RSS and exits there, and what 64 lines took."""
+    """Measure from exec to a Linux guest's init, RSS and exits there, and the cost of 64 lines."""
     run = Run(task)
     to_init = run.wait_for(b"pyvmm-bench: init")
     found = {"spent": to_init, "rss_kib": run.resident_kib(), **run.exits()}
     to_end = run.wait_for(b"pyvmm-bench: end")
     run.end()
-    if run.counted:  # else the guest's waiting is in it
+    if run.counted:  # without the guest's pause
         found["line"] = (to_end - to_init) / 64
     return found
 
 
 def lines(task: dict[str, Any]) -> Found:
-    """What the exits guest says of itself, for each access."""
+    """Return the exits guest's own measurement of each access."""
     run = Run(task)
     run.wait_for(b"input\n")
     run.type(INPUT)
@@ -201,9 +201,9 @@ def lines(task: dict[str, Any]) -> Found:
 
 
 def disk(task: dict[str, Any]) -> Found:
-    """What the block guest says of itself, for each request, less what the machine was idle.
+    """Return the block guest's own measurement of each request, without the machine's idle time.
 
-    The guest says something only between two kinds of requests. Its disk is made anew.
+    The guest prints only between two kinds of requests. Its disk is a new file.
     """
     Path(task["disk"]).write_bytes(bytes(DISK_SIZE))
     run = Run(task, patient=False)
@@ -221,7 +221,7 @@ def disk(task: dict[str, Any]) -> Found:
 
 
 def said_in(output: bytes) -> Iterator[Said]:
-    """What a guest says of itself, among what else it says (and dots)."""
+    """Return the measurements in a guest's output, which has other words and dots."""
     end = 0
     for line in output.splitlines(keepends=True):
         end += len(line)
@@ -231,11 +231,11 @@ def said_in(output: bytes) -> Iterator[Said]:
 
 
 def console(task: dict[str, Any]) -> Found:
-    """What a KiB costs a Linux guest's virtio console, out and in, and MB/s where it is timed."""
+    """Measure a KiB on a Linux guest's virtio console, out and in; MB/s if it is timed."""
     run = Run(task)
     out_began = run.wait_for(b"\nout\n")
     out_ended = run.wait_for(b"\nin\n")
-    if not run.counted:  # the guest has waited before it wrote
+    if not run.counted:  # the guest waits before it writes
         out_began = run.moment(run.output.index(b"\nout\n.") + len(b"\nout\n.")).spent
     in_began = run.spent()
     run.type(b"." * IN_SIZE)
@@ -249,7 +249,7 @@ def console(task: dict[str, Any]) -> Found:
 
 
 def number(task: dict[str, Any]) -> Found:
-    """What a program prints, which is one number."""
+    """Run a program that prints one number, and return it."""
     done = subprocess.run(task["argv"], capture_output=True, check=True)
     return {"spent": float(done.stdout)}
 
@@ -259,9 +259,9 @@ KINDS: Final = {"first": first, "work": work, "linux": linux, "lines": lines, "d
 
 
 def main() -> None:
-    """Do the tasks of standard input."""
+    """Run the tasks from standard input."""
     tasks = json.load(sys.stdin)
-    os.chdir("/")  # what a Python that is measured imports, it looks for here first
+    os.chdir("/")  # a measured Python searches here first for its imports
     found: dict[str, list[Found]] = {}
     for task in tasks:
         for _ in range(task["times"]):

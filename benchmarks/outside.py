@@ -1,4 +1,4 @@
-"""What a user of the emulated host waits for, on the machine it runs on."""
+"""The times that a user of the emulated host waits, on the outer machine."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ ROWS: Final = (
 
 
 def measure() -> dict[str, list[dict[str, float]]]:
-    """A host of its own: its first start, starts from its saved state, and commands in it."""
+    """Measure a new host: its first start, starts from its saved state, and commands in it."""
     program = str(Path(sys.executable).with_name("pyvmm"))
-    # A word that the host's kernel ignores: a host that nobody has saved before
+    # A word that the host's kernel ignores makes a host that is not in the cache.
     own = ["--host-append", f"pyvmm.bench={os.getpid()}"]
     found: dict[str, list[dict[str, float]]] = {COLD: [], WARM: [], RUNNING: []}
     with tempfile.TemporaryDirectory(prefix="bench-") as runtime:

@@ -1,4 +1,4 @@
-"""What is compared, and with what: the guests, and Debian's QEMU for arm64, in a directory."""
+"""The files of a comparison in one directory: the guests, and Debian's QEMU for arm64."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FREESTANDING: Final = ("-O2", "-ffreestanding", "-nostdlib", "-static", "-mgener
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """Where a VMM has what the guests touch, as macros of theirs, and where they are linked."""
+    """The addresses of a VMM's devices, as macros of the guests, and their link address."""
 
     name: str
     text: int
@@ -53,7 +53,7 @@ PYVMM: Final = Board(
         "HOLE": f"{layout.FLASH.base:#x}",
     },
 )
-# Source: QEMU, hw/arm/virt.c, base_memmap (nothing is behind the virtio-mmio slots); Arm DDI 0183
+# Source: QEMU, hw/arm/virt.c, base_memmap (no device is behind the virtio-mmio slots); Arm DDI 0183
 QEMU: Final = Board(
     "qemu",
     0x4008_0000,
@@ -70,7 +70,7 @@ QEMU: Final = Board(
 
 
 def build(into: Path, progress: Progress) -> None:
-    """Make every file that is run inside the host: guests, kernel, initrd, and the floor."""
+    """Build every file that runs inside the host: guests, kernel, initrd, and the floor."""
     peer_archive(peer(progress), into / "peer.tar")
     for board in (PYVMM, QEMU):
         _guest("exits.c", into / f"exits-{board.name}", board, progress)
@@ -99,7 +99,7 @@ def _guest(source: str, out: Path, board: Board, progress: Progress) -> None:
 
 
 def _linux_stub(into: Path, progress: Progress) -> None:
-    """The same first instruction behind a Linux Image's header."""
+    """Make a Linux Image whose code is that first instruction."""
     elf = into / "first-linux.elf"
     uart = PYVMM.macros["UART"]
     _compile("first.S", elf, [*FREESTANDING, "-DLINUX_HEADER", f"-DUART={uart}"], progress)
@@ -125,7 +125,7 @@ def _initrd(init: bytes, modules: Mapping[str, bytes] = MappingProxyType({})) ->
 
 
 def cloud_kernel(progress: Progress) -> Path:
-    """Debian's kernel for guests of clouds, uncompressed."""
+    """Return Debian's cloud kernel, uncompressed."""
     path = tools.trees_dir() / f"linux-cloud-{SUITE}"
 
     def make(into: Path) -> None:
@@ -141,12 +141,12 @@ def cloud_kernel(progress: Progress) -> Path:
 
 
 def peer(progress: Progress) -> Path:
-    """Debian's qemu-system-aarch64 for arm64 with its libraries, unpacked."""
+    """Unpack Debian's qemu-system-aarch64 for arm64 with its libraries."""
     return tools.tree("qemu-arm64", SUITE, ["qemu-system-arm:arm64"], progress)
 
 
 def peer_archive(tree: Path, out: Path) -> None:
-    """What of the peer runs, as one file: it is unpacked into the host's memory.
+    """Pack the files of the peer that run into one file, for the host's memory.
 
     Raises: HostError.
     """

@@ -1,7 +1,7 @@
-"""Where the instructions of a start and of a Linux guest's boot go: ``make bench BENCH=profile``.
+"""Profile the instructions of a start and of a Linux guest's boot: ``make bench BENCH=profile``.
 
-Imports are told of by Python itself (-X importtime), the rest by the functions that a run goes
-through; see _profiled.py. Both add a little of their own: the sum is somewhat more than a run.
+Python itself measures imports (-X importtime). Wrapped functions of the run measure the rest: see
+_profiled.py. Both add a little, so the sum is somewhat more than a run.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _arguments(argv: list[str]) -> list[str]:
 
 
 def markdown(found: Found) -> str:
-    """The profile for people."""
+    """Return the profile as Markdown."""
     start, linux = list(start_rows(found)), list(linux_rows(found))
     lines = ["## Where a start's instructions go", ""]
     lines += _table("from exec to a Linux Image's first store", start)
@@ -60,7 +60,7 @@ def markdown(found: Found) -> str:
 
 
 def start_rows(found: Found) -> Iterator[tuple[str, float]]:
-    """What comes one after the other, in million instructions."""
+    """Return the phases of a start in their order, in million instructions."""
     groups = {"click, and what it imports": 0.0, "more of the standard library": 0.0, "pyvmm": 0.0}
     counts = dict.fromkeys(groups, 0)
     for name, ns in module_rows(found):
@@ -75,7 +75,7 @@ def start_rows(found: Found) -> Iterator[tuple[str, float]]:
 
 
 def module_rows(found: Found) -> Rows:
-    """Each module that a run imports beside the interpreter's own, the most expensive first."""
+    """Return the modules that a run imports beside the interpreter's, the most expensive first."""
     at_once = set(found["at_once"])
     rows = [(name, ns / MEGA) for name, ns in found["imports"] if name not in at_once]
     return sorted(rows, key=lambda row: row[1], reverse=True)
@@ -89,7 +89,7 @@ def _group(name: str, found: Found) -> str:
 
 
 def linux_rows(found: Found) -> Iterator[tuple[str, float]]:
-    """What a boot takes, in million instructions."""
+    """Return the parts of a boot, in million instructions."""
     linux = found["linux"]
     exits = sorted(linux["exits"].items(), key=lambda item: item[1][1], reverse=True)
     handled = sum(ns for _, (_, ns) in exits)

@@ -1,4 +1,4 @@
-"""What was measured, as one JSON document and one Markdown page."""
+"""The report of all measurements: one JSON document and one Markdown page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Results = Mapping[str, Sequence[Mapping[str, float]]]
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows that were measured in one way: ``about`` says in which."""
+    """Rows of one method of measurement, which ``about`` describes."""
 
     title: str
     about: str
@@ -28,7 +28,7 @@ class Table:
 
 
 def value(results: Results, cell: Cell | None, scale: float) -> float | None:
-    """The median of a cell's results in the row's unit, if there are any."""
+    """Return the median of a cell's results in the row's unit, or None."""
     if cell is None or cell.task not in results:
         return None
     found = [run[cell.value] for run in results[cell.task] if cell.value in run]
@@ -36,7 +36,7 @@ def value(results: Results, cell: Cell | None, scale: float) -> float | None:
 
 
 def measured(rows: Iterable[Row], results: Results, *, counted: bool) -> list[dict[str, Any]]:
-    """Each row with its numbers; those without one of pyvmm's are left out."""
+    """Return each row with its numbers, without rows that have none of pyvmm."""
     found = []
     for row in rows:
         unit = row.unit
@@ -60,7 +60,7 @@ def measured(rows: Iterable[Row], results: Results, *, counted: bool) -> list[di
 def document(
     about: Mapping[str, str], tables: Sequence[Table], results: Mapping[str, Results]
 ) -> dict[str, Any]:
-    """All of it for programs; ``results`` has what each task gave, by the kind of host."""
+    """Return the report for programs; ``results`` has each task's numbers, by kind of host."""
     return {
         "schema": SCHEMA,
         "about": dict(about),
@@ -70,7 +70,7 @@ def document(
 
 
 def markdown(about: Mapping[str, str], tables: Sequence[Table]) -> str:
-    """All of it for people."""
+    """Return the report for people."""
     lines = ["# pyvmm beside QEMU", ""]
     lines += [f"- {name}: {text}" for name, text in about.items()]
     for table in tables:
@@ -79,7 +79,7 @@ def markdown(about: Mapping[str, str], tables: Sequence[Table]) -> str:
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Markdown for rows, with the columns that have anything."""
+    """Return rows as Markdown, without empty columns."""
     columns = [key for key in COLUMNS if any(row[key] is not None for row in rows)]
     names = ["", "unit", *(COLUMNS[key] for key in columns)]
     lines = [f"| {' | '.join(names)} |", f"|---|---|{'--:|' * len(columns)}"]

@@ -1,4 +1,4 @@
-"""The rows: what is run for each, what the peer runs, and which number of it is the row's."""
+"""The rows: the task of each for pyvmm and for the peer, and which result is the row's number."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-INSIDE: Final = "/run/tmp/bench"  # where the files are, in the host's memory
+INSIDE: Final = "/run/tmp/bench"  # the directory of the files, in the host's memory
 PYVMM: Final = ("python3", "-c", "import sys; from pyvmm.__main__ import main; sys.exit(main())")
 LIBRARY: Final = "/run/pyvmm/lib"
 LOADER: Final = f"{INSIDE}/peer/lib/ld-linux-aarch64.so.1"
@@ -17,27 +17,27 @@ PEER_LIBRARIES: Final = ":".join(
 )  # fmt: skip
 QUIET, LOG = "quiet", "loglevel=7"
 SMP: Final = (1, 2, 4)
-WORK: Final = 200_000_000  # instructions of the guest that the counting is checked by
+WORK: Final = 200_000_000  # instructions of the guest that checks the counter
 
 
 class Cell(NamedTuple):
-    """Where a number is: a task's name, and which of its results."""
+    """The place of a number: a task's name, and the key of a result."""
 
     task: str
     value: str = "spent"
 
 
 class Unit(NamedTuple):
-    """What a row's numbers are called where instructions are counted and where time is taken."""
+    """The unit of a row, where instructions are counted and where time is measured."""
 
     counted: str
     timed: str
-    scale: float  # what one of it is in the results' units
+    scale: float  # one of it, in the units of the results
 
 
 THOUSAND: Final = Unit("thousand", "us", 1e3)
 MILLION: Final = Unit("million", "ms", 1e6)
-MEMORY: Final = Unit("MiB", "MiB", 1024)  # of results in KiB
+MEMORY: Final = Unit("MiB", "MiB", 1024)  # for results in KiB
 TIMES: Final = Unit("", "", 1)
 RATE: Final = Unit("MB/s", "MB/s", 1)
 SECONDS: Final = Unit("s", "s", 1)
@@ -57,19 +57,19 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one word of the command line stands for: work for inside.py, and rows out of it."""
+    """The meaning of a word of the command line: tasks for inside.py, and rows."""
 
     tasks: list[dict[str, Any]]
     rows: list[Row]
 
 
 def pyvmm(image: str, *options: str) -> list[str]:
-    """A run of pyvmm's, as its console script would begin it."""
+    """Return the command of a pyvmm run, started like its console script."""
     return [*PYVMM, "run", *options, f"{INSIDE}/{image}"]
 
 
 def qemu(image: str, *options: str, serial: str = "stdio") -> list[str]:
-    """The peer's: the same machine, as plain as it gets."""
+    """Return the peer's command: the same machine, without extras."""
     return [
         LOADER, "--library-path", PEER_LIBRARIES, f"{INSIDE}/peer/usr/bin/qemu-system-aarch64",
         "-L", f"{INSIDE}/peer/usr/share/qemu", "-M", "virt,gic-version=3", "-accel", "kvm",
@@ -79,8 +79,8 @@ def qemu(image: str, *options: str, serial: str = "stdio") -> list[str]:
 
 
 def task(name: str, kind: str, argv: list[str], times: int = 1, **more: str) -> dict[str, Any]:
-    """One piece of work for inside.py."""
-    # Nothing of the user's home is looked for: waiting for outside is no work of pyvmm's.
+    """Make a task for inside.py."""
+    # Nothing is searched for in the user's home: that would be a wait for 9p.
     environment = {"PYTHONPATH": LIBRARY, "PYTHONNOUSERSITE": "1", "HOME": "/"}
     return {"name": name, "kind": kind, "argv": argv, "times": times, "environment": environment,
             **more}  # fmt: skip
@@ -91,18 +91,18 @@ QEMU_SMALL: Final = ("-smp", "1", "-m", "64")
 
 
 def linux_guest(vcpus: int, initrd: str, words: str, *more: str) -> tuple[str, ...]:
-    """Options of pyvmm's for a Linux guest with 256 MiB."""
+    """Return pyvmm's options for a Linux guest with 256 MiB."""
     return ("-c", str(vcpus), "-m", "256", "-i", f"{INSIDE}/{initrd}", "-p", words, *more)
 
 
 def qemu_linux_guest(vcpus: int, initrd: str, words: str, *more: str) -> tuple[str, ...]:
-    """The same of QEMU's."""
+    """Return QEMU's options for the same guest."""
     return ("-smp", str(vcpus), "-m", "256", "-initrd", f"{INSIDE}/{initrd}", "-append", words,
             *more)  # fmt: skip
 
 
 def check() -> Part:
-    """Whether the counting counts: a guest's work of known length."""
+    """Check the counter by a guest's work of known length."""
     tasks = [
         task("work pyvmm", "work", pyvmm("work-pyvmm", *SMALL)),
         task("work qemu", "work", qemu("work-qemu", *QEMU_SMALL)),
@@ -117,7 +117,7 @@ def check() -> Part:
 
 
 def exits() -> Part:
-    """Single accesses of a guest's."""
+    """Measure single accesses of a guest."""
     floors = [task(f"floor {kind}", "number", [f"{INSIDE}/floor", kind])
               for kind in ("read", "write", "byte")]  # fmt: skip
     tasks = [
@@ -143,7 +143,7 @@ def exits() -> Part:
 
 
 def start() -> Part:
-    """From a process's start to its guest's first store."""
+    """Measure from a process's start to its guest's first store."""
     tasks = [
         task("first image pyvmm", "first", pyvmm("first-linux", *SMALL), 3),
         task("first elf pyvmm", "first", pyvmm("first-pyvmm", *SMALL), 3),
@@ -162,22 +162,22 @@ def start() -> Part:
 
 
 def linux() -> Part:
-    """Boots of Linux with one vCPU."""
+    """Measure boots of Linux with one vCPU."""
     return boots((1,))
 
 
 def smp() -> Part:
-    """Boots of Linux with one vCPU and with several."""
+    """Measure boots of Linux with one vCPU and with several."""
     return boots(SMP)
 
 
 def smp_more() -> Part:
-    """Boots of Linux with several."""
+    """Measure boots of Linux with several vCPUs."""
     return boots(SMP[1:])
 
 
 def boots(counts: tuple[int, ...]) -> Part:
-    """Boots of a Linux guest with 256 MiB to its init, with each number of vCPUs."""
+    """Measure boots of a Linux guest with 256 MiB to its init, for each number of vCPUs."""
     tasks, rows = [], []
     for vcpus in counts:
         for name, words in (("quiet", QUIET), ("log", LOG)):
@@ -214,7 +214,7 @@ def _boot_rows(vcpus: int) -> list[Row]:
 
 
 def disk() -> Part:
-    """Reads and writes of a Linux guest's, of a file in the host's memory."""
+    """Measure a Linux guest's reads and writes of a file in the host's memory."""
     place = f"{INSIDE}/disk"
     theirs = ("-drive", f"if=none,id=d,format=raw,file={place}",
               "-device", "virtio-blk-device,drive=d")  # fmt: skip
@@ -239,7 +239,7 @@ def disk() -> Part:
 
 
 def console() -> Part:
-    """A Linux guest's virtio console."""
+    """Measure a Linux guest's virtio console."""
     theirs = ("-device", "virtio-serial-device", "-chardev", "stdio,id=c,signal=off",
               "-device", "virtconsole,chardev=c")  # fmt: skip
     ours = linux_guest(1, "console-initrd", QUIET, "--console", "virtio")
@@ -259,7 +259,7 @@ def console() -> Part:
     ])  # fmt: skip
 
 
-# What each word of the command line has measured, where instructions are counted and in real time
+# The part that each word of the command line measures: with counted instructions, in real time
 COUNTED: Final[Mapping[str, Callable[[], Part]]] = {
     "exits": exits, "start": start, "linux": linux, "smp": smp_more, "disk": disk,
     "console": console,

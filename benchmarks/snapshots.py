@@ -1,9 +1,9 @@
-"""Saving and restoring guests: pyvmm beside QEMU, on the same host, in the same run.
+"""Measure saves and restores of guests: pyvmm beside QEMU, on the same host, in the same run.
 
-QEMU migrates to a file and from it. Both get the same guests with 100 MiB filled: Linux, which then
-says a line every 10 ms, and one that does nothing but print (benchmarks/programs/filled.S), whose
-first output after a restore is one of its first instructions. What is measured, and from where to
-where, is told in benchmarks/_snapshots_inside.py.
+QEMU migrates to a file and from it. Both get the same guests with 100 MiB filled. One is Linux,
+which then prints a line every 10 ms. The other only prints (benchmarks/programs/filled.S): its
+first output after a restore comes from one of its first instructions. The definition of each time
+is in benchmarks/_snapshots_inside.py.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PLACES: Final = ("the user's disk", "tmpfs")
 ROUNDS: Final = 3
 MIB: Final = Unit("MiB", "MiB", 1)
 
-# Of each guest: title, unit, and which of pyvmm's results and of QEMU's, which restores in one way
+# For each guest: title, unit, pyvmm's result and QEMU's, which has one way to restore
 WHAT: Final = {
     "bare": (
         ("restore to the guest's first instructions, --memory lazy", SECONDS, "lazy", "restore"),
@@ -55,7 +55,7 @@ CASES: Final = tuple(itertools.product(WHAT, SIZES, PLACES))
 
 
 def rows() -> list[Row]:
-    """What each guest and place for the file is measured for."""
+    """Return the rows of each guest and each place of the file."""
     return [
         Row(f"{what}: {mib} MiB guest, file on {place}", unit,
             Cell(_task(guest, mib, place, "pyvmm"), ours),
@@ -82,7 +82,7 @@ def measure(host: Running, scratch: Path) -> Results:
 
 
 def results(guest: str, mib: int, place: str, case: dict[str, Any]) -> Results:
-    """What was found as other parts have it: for each task, each run's numbers."""
+    """Return the results in the form of other parts: for each task, each run's numbers."""
     return {
         _task(guest, mib, place, who): [{what: case[who][what]["median"] for what in case[who]}]
         for who in ("pyvmm", "qemu")

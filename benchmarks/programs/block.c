@@ -1,8 +1,8 @@
 /*
- * The first program of a Linux guest with a disk: it loads the disk's driver, reads and writes with
- * O_DIRECT, and prints for each kind of request its name, ticks of the virtual counter, and how
- * many there were; then it switches off.  One request at a time, but where they are concurrent.
- * It says "begin" before the first.
+ * The first program of a Linux guest with a disk.  It loads the disk's driver, and reads and writes
+ * with O_DIRECT.  For each kind of request it prints the name, ticks of the virtual counter, and the
+ * number of requests; then it switches off.  Only the concurrent kinds have more than one request
+ * in flight.  It prints "begin" before the first.
  *
  * usage: in an initramfs as /init, with the modules in /modules, named in the order to load them
  */
@@ -21,7 +21,7 @@ static uint64_t ticks(void)
 	return now;
 }
 
-/* The same places in every run, and no two neighbours */
+/* The same places in every run, no two adjacent in sequence */
 static off_t place(unsigned n, off_t size)
 {
 	return (off_t)(n * 7919u % (size / BLOCK)) * BLOCK;
@@ -32,7 +32,7 @@ static void report(const char *name, uint64_t since, unsigned count)
 	printf("%s %llu %u\n", name, (unsigned long long)(ticks() - since), count);
 }
 
-/* MANY requests, DEPTH of them at a time: each that is done makes room for the next. */
+/* MANY requests, DEPTH of them at a time. */
 static void concurrent(int fd, int opcode, char *buffer, off_t size)
 {
 	aio_context_t context = 0;

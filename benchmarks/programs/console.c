@@ -1,7 +1,7 @@
 /*
- * The first program of a Linux guest with a virtio console: it loads the console's driver, writes
- * OUT_SIZE bytes to it between the lines "out" and "in", reads IN_SIZE bytes from it, says "end", and
- * switches off.  After "out" and "end" it waits a while, in which it can be looked at.
+ * The first program of a Linux guest with a virtio console.  It loads the console's driver, writes
+ * OUT_SIZE bytes between the lines "out" and "in", reads IN_SIZE bytes, prints "end", and switches
+ * off.  After "out" and "end" it waits a while, for the stop watch.
  *
  * usage: in an initramfs as /init, with the modules in /modules
  */
@@ -15,7 +15,7 @@ static int open_console(void)
 {
 	int fd;
 
-	for (int n = 0; n < 1000; n++) { /* it is probed by and by */
+	for (int n = 0; n < 1000; n++) { /* the probe takes a while */
 		fd = open("/dev/hvc0", O_RDWR | O_NOCTTY);
 		if (fd >= 0)
 			break;

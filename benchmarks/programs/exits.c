@@ -1,12 +1,15 @@
 /*
- * What one access of each kind costs: a guest without an operating system that times itself by
- * the virtual counter and prints NAME TICKS COUNT lines by its serial port.  When it has said "input"
- * it takes COUNT bytes and one more; then it switches off.
+ * Measures one access of each kind: a guest without an operating system that times itself by the
+ * virtual counter and prints lines of NAME TICKS COUNT on its serial port.  After it has printed
+ * "input" it reads COUNT bytes and one more; then it switches off.
  *
- * -DUART=address a byte is stored to, and one loaded from; -DSTATUS=expression to evaluate before
- * each, -DREADY=another that says of such a STATUS whether it may be stored, -DARRIVED=a third whether
- * there is one to load; -DFIFO=statement that switches its FIFOs on, -DRTC=address of a PL031, -DHOLE=
- * address that no device claims.
+ * -DUART     address of the UART's data: stores and loads of a byte
+ * -DSTATUS   expression that reads the UART's status
+ * -DREADY    expression: a byte may be stored, by STATUS
+ * -DARRIVED  expression: a byte can be loaded, by STATUS
+ * -DFIFO     statement that switches the UART's FIFOs on
+ * -DRTC      address of a PL031
+ * -DHOLE     address without a device
  */
 
 typedef unsigned long u64;
@@ -82,7 +85,7 @@ static void report(const char *name, u64 ticks, u64 count)
 #define TIME(name, what)                                      \
 	do {                                                  \
 		for (int n = 0; n < 64; n++)                  \
-			what; /* paths that have to warm up */ \
+			what; /* warm-up */ \
 		u64 before = now();                           \
 		for (int n = 0; n < COUNT; n++)               \
 			what;                                 \
@@ -96,7 +99,7 @@ static void take_input(void)
 	FIFO;
 	for (const char *word = "input\n"; *word; word++)
 		put(*word);
-	get(); /* from here on there is always one, or one on its way */
+	get(); /* from here on there is always a byte, or one on its way */
 	before = now();
 	for (int n = 0; n < COUNT; n++)
 		get();

@@ -1,7 +1,7 @@
 /*
- * A guest that fills FILL bytes of memory, no page like another, says so, and then prints a dot by a
- * store to UART every STEP turns of a loop: what comes out first after a restore is one of its
- * first instructions.
+ * A guest that fills FILL bytes of memory with different pages, and prints a line.  Then it prints a
+ * dot by a store to UART every STEP turns of a loop: after a restore its first output comes from one
+ * of its first instructions.
  */
 	.section .text.start, "ax"
 	.globl _start

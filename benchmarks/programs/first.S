@@ -1,4 +1,4 @@
-/* The first thing this guest does is to print a newline, by a store to UART; then it stays. */
+/* This guest prints a newline first, by a store to UART; then it loops for ever. */
 	.section .text.start, "ax"
 	.globl _start
 _start:

@@ -1,11 +1,11 @@
 /*
- * The least that a VMM in C does: one vCPU, KVM_RUN in a loop, reads answered with zero.
+ * The minimal VMM in C: one vCPU, KVM_RUN in a loop, every read returns zero.
  *
  * usage: floor KIND
  *
- * What a guest's access costs that is a userspace exit, in ns: KIND is read, write, or byte (which is
- * a read of a status and a write whose byte is kept).  Or first: it says a newline at the guest's
- * first store, and waits to be killed.
+ * Measures a guest's access with a userspace exit, in ns.  KIND is read, write, or byte (a read of a
+ * status and a write whose byte is stored).  With KIND first it prints a newline at the guest's first
+ * store, and waits to be killed.
  */
 #include <fcntl.h>
 #include <linux/kvm.h>
@@ -52,7 +52,7 @@ static const struct kind kinds[] = {
 	{ "first", 1, { 0x39000001, 0x14000000 } }, /* strb w1, [x0]; b . */
 };
 
-/* What a guest sends, in a buffer as a terminal's would be */
+/* The guest's output, in a buffer as for a terminal */
 static char sent[4096];
 static unsigned sent_size;
 
@@ -91,7 +91,7 @@ int main(int argc, char **argv)
 	memset(&init, 0, sizeof(init));
 	ioctl(vm, KVM_ARM_PREFERRED_TARGET, &init);
 	ioctl(vcpu, KVM_ARM_VCPU_INIT, &init);
-	if (ioctl(vm, KVM_CREATE_DEVICE, &gic) == 0) { /* with a GIC, as every real machine */
+	if (ioctl(vm, KVM_CREATE_DEVICE, &gic) == 0) { /* with a GIC, like every real machine */
 		place = DISTRIBUTOR;
 		set(gic.fd, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, &place);
 		place = REDISTRIBUTOR;

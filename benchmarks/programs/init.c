@@ -1,6 +1,6 @@
 /*
- * The first program of a Linux guest: it says that it is there, and with an argument that it has
- * much to say; then it switches off.  No libc: what is measured ends where this begins.
+ * The first program of a Linux guest: it prints a line, waits, prints 64 lines and "end", and switches
+ * off.  It has no libc, because a boot is measured up to its first line.
  */
 
 static long call(long number, long a, long b, long c, long d)
@@ -27,7 +27,7 @@ void _start(void)
 {
 	static const char here[] = "pyvmm-bench: init\n";
 	static const char line[] = "0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefghijklmnop\n";
-	static const long a_while[2] = { 0, 300000000 }; /* in which it can be looked at */
+	static const long a_while[2] = { 0, 300000000 }; /* for the stop watch */
 
 	call(SYS_write, 1, (long)here, sizeof(here) - 1, 0);
 	call(SYS_nanosleep, (long)a_while, 0, 0, 0);

@@ -1,4 +1,4 @@
-/* What the first programs of Linux guests have in common. */
+/* Common code of the first programs of Linux guests. */
 
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -11,7 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* Those in /modules, which are named in the order to load them */
+/* Load the modules in /modules, in the order of their names */
 static void load_modules(void)
 {
 	struct dirent **found;

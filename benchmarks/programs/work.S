@@ -1,6 +1,6 @@
 /*
- * A known number of instructions, between two newlines that this guest prints by stores to UART:
- * by it the counting itself is checked.  Then it stays.
+ * A known number of instructions between two newlines, which this guest prints by stores to UART, to
+ * check the counter.  Then it loops for ever.
  */
 	.section .text.start, "ax"
 	.globl _start

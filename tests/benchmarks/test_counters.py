@@ -1,4 +1,4 @@
-"""What the counter asks of the kernel, beside the kernel's own headers."""
+"""The counter's system call, compared with the kernel's own headers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ int numbers[] __attribute__((section(".wanted.numbers"))) = {
 """
 
 
-def test_counter_asks_as_the_kernels_headers_say(tmp_path: Path) -> None:
+def test_counter_asks_for_what_the_kernels_headers_define(tmp_path: Path) -> None:
     source, made = tmp_path / "attr.c", tmp_path / "attr.o"
     source.write_text(SOURCE)
     tools.cross("gcc", Progress(quiet=True)).run(["-c", "-o", str(made), str(source)])

@@ -1,4 +1,4 @@
-"""The stop watch: what it takes from a guest's output."""
+"""The stop watch, and its reading of a guest's output."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_said_in_finds_counts_between_other_words() -> None:
     assert [OUTPUT[: line.end].splitlines()[-1][-3:] for line in said] == [b" 10", b"100", b"0 1"]
 
 
-def test_moment_is_idle_for_what_of_the_clock_nothing_was_done() -> None:
+def test_moment_is_idle_for_the_time_without_instructions() -> None:
     assert Moment(size=0, spent=70, clock=100).idle == 30
 
 
@@ -32,7 +32,7 @@ def task(code: str) -> dict[str, Any]:
     return {"argv": [sys.executable, "-c", code], "environment": {}, "counted": False}
 
 
-def test_run_says_what_a_command_had_spent_by_a_word_and_gives_it_input() -> None:
+def test_run_returns_the_cost_up_to_a_word_and_passes_input() -> None:
     stays = "print('one', flush=True); print(input() + '!', flush=True); input()"
     run = Run(task(stays))
 
@@ -47,7 +47,7 @@ def test_run_says_what_a_command_had_spent_by_a_word_and_gives_it_input() -> Non
     assert resident > 0
 
 
-def test_run_that_ends_without_a_word_says_what_it_had_said() -> None:
+def test_run_shows_the_output_of_a_command_that_ends_without_the_word() -> None:
     run = Run(task("import sys; print('no'); sys.exit('for a reason')"))
 
     with pytest.raises(SystemExit, match="for a reason"):

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: its words."""
+"""The words on the command line of ``python -m benchmarks``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from benchmarks.__main__ import WORDS, main
 
 
-def test_a_word_that_is_none_is_refused_before_anything_is_measured() -> None:
-    with pytest.raises(SystemExit, match=r"exist is none of exits, start, .*outside"):
+def test_unknown_word_is_refused_before_anything_is_measured() -> None:
+    with pytest.raises(SystemExit, match=r"exist is not one of exits, start, .*outside"):
         main(["exits", "exist"])
 
 

@@ -28,13 +28,13 @@ def test_measured_gives_the_median_of_the_runs_in_the_rows_unit() -> None:
     assert row["plain"] is None
 
 
-def test_measured_names_units_of_time_where_time_was_taken() -> None:
+def test_measured_names_units_of_time_when_time_was_measured() -> None:
     (row,) = report.measured([ROW], RESULTS, counted=False)
 
     assert row["unit"] == "ms"
 
 
-def test_measured_leaves_out_rows_without_a_result_of_pyvmms() -> None:
+def test_measured_leaves_out_rows_without_a_result_of_pyvmm() -> None:
     absent = Row("never run", MILLION, Cell("nothing"), Cell("theirs"))
     other = Row("not found", MILLION, Cell("ours", "rss_kib"))
 

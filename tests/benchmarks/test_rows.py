@@ -1,4 +1,4 @@
-"""The rows of the benchmarks: each has work behind it, and each piece of work a row."""
+"""The rows of the benchmarks: each row has a task, and each task a row."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def test_rows_of_a_part_have_different_titles(part: Part) -> None:
     assert len(set(titles)) == len(titles)
 
 
-def test_tasks_are_of_kinds_that_the_stop_watch_knows(part: Part) -> None:
+def test_stop_watch_knows_every_kind_of_task(part: Part) -> None:
     assert {task["kind"] for task in part.tasks} <= inside.KINDS.keys()
 
 
-def test_the_peer_gets_the_same_guest_as_pyvmm() -> None:
+def test_peer_gets_the_same_guest_as_pyvmm() -> None:
     tasks = {task["name"]: task["argv"] for task in rows.smp().tasks}
 
     for vcpus in ("1", "2", "4"):
@@ -56,7 +56,7 @@ def test_the_peer_gets_the_same_guest_as_pyvmm() -> None:
         assert ours[-1] == theirs[-1] == f"{rows.INSIDE}/Image"
 
 
-def test_every_result_of_the_snapshots_has_rows() -> None:
+def test_every_result_of_snapshots_has_rows() -> None:
     case = {
         "pyvmm": {what: {"median": 1.0} for what in ("save", "lazy", "eager", "size")},
         "qemu": {what: {"median": 2.0} for what in ("save", "restore", "size")},
