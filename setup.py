@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: what is built for a package that no clone holds.
+"""The files of a package that are built and not in a clone; pyproject.toml cannot list them.
 
 A wheel and an sdist hold the guests (ELF files), the programs of an arm64 host, the manual page and
 the shells' completion.  On arm64 a wheel also holds the KVM extension.
@@ -18,7 +18,7 @@ from setuptools.command.sdist import sdist
 ROOT = Path(__file__).resolve().parent
 GCC = "aarch64-linux-gnu-gcc"
 TOOLS = "build/tools"
-SHARED = {  # by its place below the prefix: the words after `pyvmm` that print it
+SHARED = {  # path below the prefix: the arguments of `pyvmm` that print the file
     "share/man/man1/pyvmm.1": ["man"],
     "share/bash-completion/completions/pyvmm": ["completion", "bash"],
     "share/zsh/site-functions/_pyvmm": ["completion", "zsh"],
@@ -29,7 +29,7 @@ SHARED = {  # by its place below the prefix: the words after `pyvmm` that print 
 def make_contents() -> None:
     """Build the guests, the programs, the manual page and the completion in this tree.
 
-    An sdist holds them: it can be installed without a cross compiler.
+    An sdist holds them, so that it installs without a cross compiler.
     """
     if (ROOT / "PKG-INFO").exists():
         return
@@ -43,9 +43,9 @@ def make_contents() -> None:
 
 
 def cross_gcc() -> str:
-    """The compiler for arm64, as make in guests/ is to call it: installed, or unpacked privately.
+    """Return the compiler for arm64, installed or unpacked privately, for make in guests/.
 
-    The path is relative, as make takes no space in it.
+    The path is relative, because make accepts no space in it.
     """
     if shutil.which(GCC):
         return GCC
@@ -56,7 +56,10 @@ def cross_gcc() -> str:
 def run(*command: str) -> str:
     """Run a program in this tree and return its output; its failure ends the build."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path}  # pipx has Python leave out its directory
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path,
+    }  # under pipx, Python does not search this directory
     try:
         done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     except FileNotFoundError:
@@ -76,7 +79,7 @@ class BuildPy(build_py):
         An editable install is a developer's: `make guests` builds there.
         """
         if not self.editable_mode:
-            shutil.rmtree(self.build_lib, ignore_errors=True)  # modules that are no more
+            shutil.rmtree(self.build_lib, ignore_errors=True)  # removed modules
             make_contents()
             share(self.distribution)
         super().run()
@@ -93,7 +96,7 @@ class Sdist(sdist):
 
 
 def share(distribution: Distribution) -> None:
-    """Have the manual page and the completion installed below the prefix."""
+    """Install the manual page and the completion below the prefix."""
     distribution.data_files = [(str(Path(name).parent), [name]) for name in SHARED]
 
 

@@ -1,1 +1,1 @@
-"""Scripts that make calls, and those of `make test-native`."""
+"""Scripts that the Makefile runs."""

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Tell whether this machine's KVM can be used, before `make run` downloads anything.
+"""Check that this machine's KVM can be used, before `make run` downloads anything.
 
-An arm64 machine whose /dev/kvm cannot be opened is refused with the reason and the remedy. Every
+It refuses an arm64 machine whose /dev/kvm cannot be opened, with the reason and the remedy. Every
 other machine passes: it has KVM, or gets an emulated host.
 """
 
@@ -17,7 +17,7 @@ OLDEST = (3, 11)
 
 def main() -> int:
     """Return 0, or print why guests cannot run and return the error's exit code."""
-    if sys.version_info < OLDEST:  # make_venv.py refuses it, with a remedy
+    if sys.version_info < OLDEST:  # make_venv.py refuses this Python, with a remedy
         return 0
     from pyvmm.errors import VmmError
     from pyvmm.host import HostSettings, is_local

@@ -1,10 +1,10 @@
 #!/bin/sh
 # Usage: logged.sh LOG WHAT COMMAND...
 #
-# Runs the command with what it says in the file LOG.  Where it fails, WHAT failed: its last lines
-# and the log's name are shown.
+# Runs the command with its output in the file LOG.  If it fails, prints WHAT failed, its last lines
+# and the name of the log.
 
-# What pip puts around the output of a program it ran: the reason is before it.
+# Lines that pip prints around the output of a program: they hide the reason.
 frame='^ *$|end of output\]|originates from a subprocess|exited-with-error|did not run|exit code:|See above'
 log=$1 what=$2
 shift 2

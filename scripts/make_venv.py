@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Make .venv with pyvmm in it, on a machine that may have nothing but python3 and apt.
 
-Usage: make_venv.py VENV [EXTRA...].  Uses the standard library alone, and pyvmm's own private apt
-where Python comes without pip (Debian's python3 without python3-venv).  VENV/.ready is written
-last: without it, the next call starts over.  With an EXTRA, one that is ready is added to.
+Usage: make_venv.py VENV [EXTRA...].  It uses the standard library alone, and pyvmm's own private
+apt if Python comes without pip (Debian's python3 without python3-venv).  It writes VENV/.ready
+last.  Without that file, the next call starts over.  With an EXTRA, it adds to a ready .venv.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 OLDEST = (3, 11)
-# What a path may not hold: venv refuses a colon, setuptools takes the others for variables of its
-# own, and no script's first line can name an interpreter below a line's end.
+# Forbidden in a path: venv refuses a colon, setuptools reads the others as its own variables, and
+# a script's first line cannot name an interpreter whose path has a newline.
 BAD = frozenset(":$\n{}")
 OFFLINE = ("No matching distribution found", "Could not fetch URL", "Temporary failure")
 
 
 def main() -> int:
-    """Make the environment, or say what is missing and how to get it."""
+    """Make the environment, or report what is missing and how to get it."""
     venv, extras = Path(sys.argv[1]).absolute(), sys.argv[2:]
     if sys.version_info < OLDEST:
         return _refuse(f"Python {platform.python_version()} is too old: pyvmm needs 3.11",
@@ -49,7 +49,7 @@ def main() -> int:
             return 1
     print(f"installing {'what the tests need' if extras else 'pyvmm and what it needs'} ...",
           flush=True)  # fmt: skip
-    what = f".[{','.join(extras)}]" if extras else "."  # pip takes [] in a path for extras
+    what = f".[{','.join(extras)}]" if extras else "."  # pip reads [] in a path as extras
     if not _logged("pip.log", "pip", [*_pip(venv), "install", "-e", what]):
         said = (ROOT / "build/pip.log").read_text(errors="replace")
         if any(words in said for words in OFFLINE):
@@ -62,13 +62,13 @@ def main() -> int:
 
 
 def _make(venv: Path) -> bool:
-    """Make the bare environment, with pip where this Python comes with one."""
+    """Make the bare environment, with pip if this Python comes with one."""
     bare = [] if importlib.util.find_spec("ensurepip") is not None else ["--without-pip"]
     return _logged("venv.log", "python -m venv", [sys.executable, "-m", "venv", *bare, str(venv)])
 
 
 def _pip(venv: Path) -> list[str]:
-    """The command that is the environment's pip."""
+    """Return the command that runs the environment's pip."""
     python = str(venv / "bin/python")
     if list(venv.glob("lib/python*/site-packages/pip")):
         return [python, "-m", "pip"]
@@ -76,14 +76,14 @@ def _pip(venv: Path) -> list[str]:
 
 
 def _logged(log: str, what: str, command: list[str]) -> bool:
-    """Run a command with what it says in build/LOG; where it fails, its end is shown."""
+    """Run a command with its output in build/LOG; show the end of it on failure."""
     logged = ["sh", str(ROOT / "scripts/logged.sh"), f"build/{log}", what, *command]
     quiet = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     return subprocess.run(logged, cwd=ROOT, env=quiet).returncode == 0
 
 
 def _pip_wheel() -> Path:
-    """Debian's own pip, as a wheel: from the system, or unpacked privately."""
+    """Return Debian's own pip as a wheel: from the system, or unpacked privately."""
     from pyvmm.host.parts.tools import TOOLS_SUITE, tree
     from pyvmm.host.progress import Progress
 
@@ -96,7 +96,7 @@ def _pip_wheel() -> Path:
 
 
 def _lacking_for_the_extension() -> list[str]:
-    """Packages the C extension wants and this machine lacks (arm64 only: x86 has no extension)."""
+    """Return the packages that the C extension needs and this machine lacks (arm64 only)."""
     if not sysconfig.get_platform().endswith("-aarch64"):
         return []
     there = (
@@ -111,13 +111,13 @@ def _lacking_for_the_extension() -> list[str]:
 
 
 def _debian_headers() -> str:
-    """Debian's package of this Python's headers; python3-dev has those of /usr/bin/python3."""
+    """Return the Debian package of this Python's headers."""
     usual = Path(sys.executable).resolve() == Path("/usr/bin/python3").resolve()
     return "python3-dev" if usual else f"python3.{sys.version_info.minor}-dev"
 
 
 def _installer() -> str:
-    """This system's package manager: Fedora has dnf, and may have Debian's apt beside it."""
+    """Return this system's package manager: Fedora has dnf, and may have apt beside it."""
     return "dnf" if shutil.which("dnf") and not Path("/etc/debian_version").exists() else "apt-get"
 
 
@@ -132,7 +132,7 @@ if __name__ == "__main__":
         sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:  # a plain line, with the traceback for who wants it
+    except Exception as error:  # one line without a traceback
         if os.environ.get("PYVMM_DEBUG"):
             raise
         sys.exit(_refuse(f"{error}", getattr(error, "hint", "") or "PYVMM_DEBUG=1 shows more"))

@@ -3,10 +3,10 @@
 
 Usage: test_distros.py [SUITE...] [--user root|user] [--only run|test] [--dir DIR]
 
-Each suite is a minimal system (debootstrap) in a directory of its own, kept for the next time.
-Each user has a fresh clone of what is committed here, and an empty cache.  The commands run in
-namespaces of their own: when they end, or this script is killed, nothing of theirs runs on and
-nothing stays mounted.  The mirror is the one of this machine's apt.
+Each suite is a minimal system (debootstrap) in a directory of its own, kept for the next run.
+Each user has a fresh clone of HEAD and an empty cache.  The commands run in namespaces of their
+own: when they end, or this script is killed, no process and no mount of theirs remains.  The
+mirror is the one of this machine's apt.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from pyvmm.host.progress import Progress  # noqa: E402
 
 SUITES: Final = ("bookworm", "trixie")
 PACKAGES: Final = ("python3", "python3-venv", "make", "git", "ca-certificates")
-# An ordinary user's clone has a path in which every unquoted word shows.
+# The path of the ordinary user's clone shows every missing quote.
 CLONES: Final = {"root": "/root/pyvmm", "user": "/home/user/a user's clöne, made afresh"}
 COMMANDS: Final = {"run": "make run", "test": "make test"}
-# What says how this machine reaches its package archives; a root without it reaches nothing.
+# How this machine reaches its package archives; without these files a root reaches none.
 CONFIGURATION: Final = (
     "etc/resolv.conf", "etc/hosts", "etc/apt/apt.conf.d", "etc/apt/auth.conf.d", "etc/pip.conf",
     "etc/xdg/pip", "etc/ssl/certs/ca-certificates.crt", "usr/local/share/ca-certificates",
@@ -47,7 +47,7 @@ ENVIRONMENT: Final = (
 )  # fmt: skip
 LAST_LINES: Final = 15
 
-# PID 1 of the namespaces stays a shell, which reaps what the commands leave behind.
+# PID 1 of the namespaces is a shell, which reaps orphans of the commands.
 ENTER: Final = """\
 mount -t proc proc "$1/proc"
 mount --rbind /sys "$1/sys"
@@ -63,7 +63,7 @@ exit $?
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How one command of one user ended."""
+    """The result of one command of one user."""
 
     suite: str
     user: str
@@ -73,7 +73,7 @@ class Outcome:
 
 
 def main() -> int:
-    """Do what the command line asks for; 0 where every command ended well."""
+    """Run what the command line asks for; return 0 if every command succeeded."""
     words = _arguments()
     if os.geteuid() != 0:
         given = f" DISTRO={shlex.quote(' '.join(sys.argv[1:]))}" if sys.argv[1:] else ""
@@ -100,7 +100,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _system(suite: str, directory: Path) -> Path:
-    """A minimal system of that suite, made where there is none, and set up as this machine is."""
+    """Return a minimal system of that suite, made if missing, configured like this machine."""
     root = directory / suite
     if not root.is_dir():
         directory.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def _system(suite: str, directory: Path) -> Path:
 
 
 def _debootstrap(suite: str, into: Path, logs: Path) -> None:
-    """Unpack and configure the suite's packages, in a mount namespace, as it mounts things."""
+    """Unpack and configure the suite's packages, in a mount namespace."""
     script, environment = shutil.which("debootstrap"), dict(os.environ)
     if script is None:
         unpacked = tree("debootstrap", TOOLS_SUITE, ["debootstrap"], Progress())
@@ -136,7 +136,7 @@ def _debootstrap(suite: str, into: Path, logs: Path) -> None:
 
 
 def _write_sources(suite: str, root: Path) -> None:
-    """Name the mirror as the suite's own installer does: one line, or since trixie deb822."""
+    """Write the mirror like the suite's installer: one line, or deb822 since trixie."""
     old, new = root / "etc/apt/sources.list", root / "etc/apt/sources.list.d/debian.sources"
     if suite == "bookworm":
         old.write_text(f"deb {mirror()} {suite} main\n")
@@ -148,7 +148,7 @@ def _write_sources(suite: str, root: Path) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a file or a directory where there is one."""
+    """Copy a file or a directory if it exists."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         shutil.copytree(source, target, dirs_exist_ok=True)
@@ -158,7 +158,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _fresh_home(root: Path, user: str) -> None:
-    """A home with nothing in it but a clone of what is committed here."""
+    """Make a home directory that holds only a clone of HEAD."""
     home, clone = _home(user), CLONES[user]
     with _Step(f"{root.name}, {user}: a fresh clone in {shlex.quote(clone)}"):
         shutil.rmtree(root / home.lstrip("/"), ignore_errors=True)
@@ -179,7 +179,7 @@ def _home(user: str) -> str:
 
 
 def _inside(root: Path, user: str, command: list[str]) -> list[str]:
-    """That command in the root, as that user, in namespaces that end with it."""
+    """Return a command line that runs a command in the root, as a user, in own namespaces."""
     environment = {
         "HOME": _home(user), "USER": user, "LOGNAME": user, "LANG": "C.UTF-8",
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -194,7 +194,7 @@ def _inside(root: Path, user: str, command: list[str]) -> list[str]:
 
 
 def _run(root: Path, user: str, name: str, logs: Path) -> Outcome:
-    """Run one of the two commands in the user's clone; a failure shows its last lines."""
+    """Run one of the two commands in the user's clone; show its last lines on failure."""
     log = logs / f"{root.name}-{user}-{name}.log"
     command = _inside(root, user, ["sh", "-c", f'cd "$0" && exec {COMMANDS[name]}', CLONES[user]])
     started = time.monotonic()
@@ -204,7 +204,7 @@ def _run(root: Path, user: str, name: str, logs: Path) -> Outcome:
 
 
 def _logged(command: list[str], log: Path, environment: Mapping[str, str]) -> int:
-    """Run a command with its output in a file; where it fails, show the file's end."""
+    """Run a command with its output in a file; show the end of the file on failure."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as file:
         code = subprocess.run(
@@ -224,7 +224,7 @@ def _check(command: list[str]) -> None:
 
 
 class _Step:
-    """One line for one step: what it is at once, and its seconds when it has ended."""
+    """The line of one step: its name at once, and its seconds at its end."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -238,7 +238,7 @@ class _Step:
 
 
 def _show(outcomes: list[Outcome]) -> None:
-    """Print the table of what was run."""
+    """Print the table of results."""
     rows = [("suite", "user", "path", "command", "rc", "seconds")]
     rows += [(o.suite, o.user, CLONES[o.user], o.command, str(o.code), f"{o.seconds:.0f}")
              for o in outcomes]  # fmt: skip

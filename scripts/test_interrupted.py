@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Interrupt the first `make run`, run it again, and see that it ends well.
+"""Interrupt the first `make run`, run it again, and check that it succeeds.
 
 Usage: test_interrupted.py [MOMENT...]     the numbers of some moments; by default all ten
 
-Each moment has a fresh clone of what is committed here and an empty cache, in a temporary
-directory.  A line of the output says where `make run` is; some time after it, its process group
-gets a signal.  Nothing may run on then but an emulated host that is up, and the second run has
-to end as a first one does, with nothing left over.
+Each moment has a fresh clone of HEAD and an empty cache, in a temporary directory.  The script
+waits for a line of output of `make run`, then some seconds more, and sends a signal to its process
+group.  Only an emulated host that is up may still run then.  The second run has to end like a first
+one, without temporary files left.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 GUEST_SAYS: Final = "SVE vector lengths: 128 256"
 PATIENCE_S: Final = 900.0
-END_S: Final = 10.0  # how long what was interrupted may take to end
+END_S: Final = 10.0  # the time that an interrupted process may take to end
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """When to interrupt: so many seconds after a line with that text, by that signal."""
+    """A moment of interruption: seconds after a line with that text, and the signal."""
 
     text: str
     seconds: float
@@ -56,7 +56,7 @@ MOMENTS: Final = (
 
 
 def main() -> int:
-    """Try the moments that were asked for; 0 where all ended well."""
+    """Try the chosen moments; return 0 if all succeeded."""
     numbers = [int(word) for word in sys.argv[1:]] or range(1, len(MOMENTS) + 1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # clean up first
     failed = 0
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 def _try(moment: Moment, scratch: Path) -> list[str]:
-    """Interrupt a first `make run` and run it again; returns what was wrong."""
+    """Interrupt a first `make run`, run it again, and return what was wrong."""
     places = {"XDG_CACHE_HOME": "cache", "XDG_RUNTIME_DIR": "run", "TMPDIR": "tmp"}
     for name in places.values():
         (scratch / name).mkdir(mode=0o700)
@@ -110,7 +110,7 @@ def _interrupt(moment: Moment, clone: Path, environment: Mapping[str, str]) -> I
 
 
 def _left_running(scratch: Path) -> Iterator[str]:
-    """Say what still runs after END_S, an emulated host that is up aside."""
+    """Return the processes that still run after END_S, without an emulated host that is up."""
     deadline = time.monotonic() + END_S
     while left := [] if list(scratch.glob("run/pyvmm/*/about.json")) else _running(scratch):
         if time.monotonic() > deadline:
@@ -141,14 +141,14 @@ def _again(scratch: Path, clone: Path, environment: Mapping[str, str]) -> Iterat
 
 
 def _running(scratch: Path) -> list[int]:
-    """The processes that have the scratch directory in their environment."""
+    """Return the processes that have the scratch directory in their environment."""
     mark = f"={scratch}/cache\0".encode()
     found = []
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             if mark in path.read_bytes() and (path.parent / "cmdline").read_bytes():
                 found.append(int(path.parent.name))
-        except OSError:  # it ended meanwhile, or is another user's
+        except OSError:  # it has ended, or belongs to another user
             continue
     return found
 

@@ -3,10 +3,10 @@
 
 Usage: test_pythons.py [--debian] [--into DIRECTORY] [VERSION...], by default 3.11 to 3.14.
 
-A version is looked for on PATH, among pyenv's and among uv's. One that is not installed is
-unpacked privately from the Debian suite that has it, without root; ``--debian`` has that done for
-installed ones too. Each version gets an environment, a log and a JUnit file in build/pythons.
-Python's warnings are errors: what they announce is what the next versions remove.
+The script searches for a version on PATH, in pyenv and in uv. It unpacks a missing one privately
+from the Debian suite that has it, without root; ``--debian`` does so for installed ones too. Each
+version gets an environment, a log and a JUnit file in build/pythons. Python's warnings are
+errors, because the next versions remove what they announce.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ SUITES = {"3.11": "bookworm", "3.13": "trixie", "3.14": "forky", "3.15": "sid"}
 WORK = ROOT / "build/pythons"
 UNIT = "not kvm and not e2e and not matrix"
 WHICH = "import platform, sys; print('%d.%d' % sys.version_info[:2], platform.python_version())"
-WITH_PIP = f"import ensurepip, ssl; {WHICH}"  # Debian's python3 alone makes no environment
+WITH_PIP = f"import ensurepip, ssl; {WHICH}"  # Debian's python3 alone cannot make an environment
 LAST_LINES = 15
 
 
 @dataclass(frozen=True, slots=True)
 class Python:
-    """A Python to make an environment with: how it runs, its full version, where it is from."""
+    """A Python that can make an environment: its command, full version and origin."""
 
     tool: Tool
     full: str
@@ -52,7 +52,7 @@ class Python:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one version; ``reason`` says why there are no counts."""
+    """The result of one version; ``reason`` says why there are no counts."""
 
     version: str
     origin: str = "-"
@@ -70,11 +70,11 @@ class Result:
 
 
 class Unavailable(Exception):
-    """A version that cannot be had, or gets no environment; the message says why."""
+    """A version that cannot be found, or gets no environment; the message says why."""
 
 
 def main() -> int:
-    """Test each version in turn, then show the table; 1 where one failed."""
+    """Test each version in turn and show the table; return 1 if one failed."""
     parser = argparse.ArgumentParser(description="Run the unit tests on several Pythons.")
     parser.add_argument("versions", nargs="*", default=VERSIONS, metavar="VERSION")
     parser.add_argument("--debian", action="store_true", help="take each version from Debian")
@@ -104,7 +104,7 @@ def check(version: str, work: Path, *, debian_only: bool) -> Result:
 def find(version: str) -> Python | None:
     """Return an installed Python of that version that can make an environment.
 
-    A pyenv shim may stand for none.
+    A pyenv shim may lead to no Python.
     """
     for path, origin in candidates(version):
         try:
@@ -119,7 +119,7 @@ def find(version: str) -> Python | None:
 
 
 def candidates(version: str) -> Iterator[tuple[Path, str]]:
-    """Every place where a Python of that version may be installed."""
+    """Return every place where a Python of that version may be installed."""
     for directory in os.get_exec_path():
         for name in (f"python{version}", "python3"):
             path = Path(directory, name)
@@ -140,7 +140,7 @@ def candidates(version: str) -> Iterator[tuple[Path, str]]:
 def from_debian(version: str) -> Python:
     """Unpack a Python and its pip from the Debian suite that has them.
 
-    Raises: Unavailable, with what the user can do about it.
+    Raises: Unavailable, with a remedy.
     """
     remedy = f"install it: uv python install {version}, or pyenv install {version}"
     suite = SUITES.get(version)
@@ -161,7 +161,7 @@ def from_debian(version: str) -> Python:
 
 
 def make_environment(venv: Path, python: Python) -> None:
-    """Make a virtual environment with pyvmm and what its tests need; one that fits is kept."""
+    """Make a virtual environment for pyvmm's tests; reuse one that fits."""
     stamp = venv / ".ready"
     made_of = f"{python.full} {shlex.join(python.tool.command)}\n"
     project = (ROOT / "pyproject.toml").stat().st_mtime
@@ -175,7 +175,7 @@ def make_environment(venv: Path, python: Python) -> None:
 
 
 def _make_bare(venv: Path, python: Python) -> list[str]:
-    """Make an environment with nothing in it; returns the command that is its pip."""
+    """Make an empty environment, and return the command that runs its pip."""
     own = str(venv / "bin/python")
     if python.pip is None:
         _run([*python.tool.command, "-m", "venv", str(venv)], f"venv of Python {python.full}")
@@ -187,9 +187,9 @@ def _make_bare(venv: Path, python: Python) -> list[str]:
 
 
 def _write_launcher(directory: Path, tool: Tool) -> None:
-    """Have an environment's python run an unpacked Python with the C library unpacked beside it.
+    """Write an environment's python: it runs an unpacked Python with the unpacked C library.
 
-    By --argv0 Python learns the name it was called by, and finds its environment from there.
+    By --argv0 Python gets the name it was called by, and finds its environment from there.
     """
     loader, *rest = tool.command
     for link in directory.glob("python*"):
@@ -212,7 +212,7 @@ def _run(command: list[str], what: str) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """This process's environment, less what would have one Python use another's files."""
+    """Return this process's environment without variables that mix Pythons."""
     others = {"PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "PYVMM_DEBUG"}
     own = {name: value for name, value in os.environ.items() if name not in others}
     return own | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"}
@@ -245,7 +245,7 @@ def count(junit: Path, python: Python, seconds: float) -> Result:
         kinds = {child.tag for child in case}
         if kinds & {"failure", "error"}:
             outcomes[name] = "failed"
-        else:  # a test may be listed twice: its call, and a teardown that failed
+        else:  # a test may occur twice: its call, and a failed teardown
             outcomes.setdefault(name, "skipped" if "skipped" in kinds else "passed")
     of_all = list(outcomes.values())
     return Result(
@@ -260,7 +260,7 @@ def count(junit: Path, python: Python, seconds: float) -> Result:
 
 
 def show(results: list[Result]) -> None:
-    """Print the table, and below it what failed, by name."""
+    """Print the table, and below it the failed tests by name."""
     row = "{:<9} {:<16} {:>7} {:>7} {:>8} {:>8}"
     print("\n" + row.format("Python", "from", "passed", "failed", "skipped", "seconds"))
     for r in results:

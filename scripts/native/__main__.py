@@ -1,4 +1,4 @@
-"""``python -m scripts.native [--fresh] [STAGE...]``: the stages, then a table of their steps."""
+"""``python -m scripts.native [--fresh] [STAGE...]``: run stages, print a table of steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAST_LINES: Final = 30
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a step; ``wrong`` is empty where all is as it has to be."""
+    """The result of a step; ``wrong`` is empty if it is as expected."""
 
     step: Step
     seconds: float
@@ -46,7 +46,7 @@ def judge(step: Step, code: int, said: str) -> str:
 
 
 def main() -> int:
-    """Run the stages; returns 1 where a step is not as it has to be."""
+    """Run the stages; return 1 if a step is not as expected."""
     parser = argparse.ArgumentParser(prog="make test-native", description=__doc__)
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}")
     parser.add_argument("--fresh", action="store_true", help="Start with a disk nobody has used.")
@@ -62,7 +62,7 @@ def main() -> int:
         subprocess.run(["cp", "--sparse=always", "--reflink=auto", parts.disk, disk], check=True)
     with tempfile.TemporaryDirectory(prefix="pyvmm-") as directory:
         share = Path(directory)
-        share.chmod(0o755)  # alice and bob read it, too
+        share.chmod(0o755)  # alice and bob read it too
         around.write_share(share)
         boot = Boot(parts.image, parts.initrd, disk, share=share)
         results = _run(boot, steps, progress)
@@ -98,7 +98,7 @@ def _run(boot: Boot, steps: list[Step], progress: Progress) -> list[Result]:
 
 
 def _do(agent: Agent, step: Step, log: TextIO) -> Result:
-    """Run one step; its output goes to the log, and its end to stderr where it is wrong."""
+    """Run one step with its output in the log; show the end on stderr if it is wrong."""
     log.write(f"==== {step.user}: {step.name}\n{step.command}\n----\n")
 
     def show(text: str) -> None:

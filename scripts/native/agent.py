@@ -1,7 +1,7 @@
 """Run commands in the arm64 machine, as its users: the other end of machine.py's port.
 
-One JSON line asks for a command, one line a piece of output answers, and one with its exit code.
-Standard library alone: this file is copied into the machine, and started by systemd there.
+A JSON line requests a command. JSON lines return pieces of its output, and the last its exit code.
+It uses the standard library alone: this file is copied into the machine, and systemd starts it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def _run(port: BinaryIO, user: str, command: str, timeout_s: float) -> int:
-    """Run a command in a login of that user, which has the groups the user has now."""
+    """Run a command in a login of that user, with the user's present groups."""
     process = subprocess.Popen(
         ["timeout", "-k", "10", str(timeout_s), "su", "-", user, "-c", command],
         stdin=subprocess.DEVNULL,

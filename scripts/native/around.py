@@ -1,6 +1,6 @@
-"""What the machine around gives the arm64 machine: the clone's commits, and ways to its registries.
+"""The files that the arm64 machine gets: the clone's commits, and settings of apt and pip.
 
-The settings are read from this machine's apt and pip, and go into a temporary directory alone.
+The settings come from this machine's apt and pip, and go into a temporary directory alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VARIABLES: Final = ("http_proxy", "https_proxy", "no_proxy")
 
 
 def write_share(into: Path) -> None:
-    """Write what the machine is to see: pyvmm.bundle with HEAD, and files for its /etc."""
+    """Write the files for the machine: pyvmm.bundle with HEAD, and files for its /etc."""
     _run(["git", "-C", str(ROOT), "bundle", "create", "-q", str(into / "pyvmm.bundle"), "HEAD"])
     source = f"deb [signed-by={KEYRING}] {mirror()} {TOOLS_SUITE} main\n"
     settings = _run(["apt-config", "dump"]).splitlines(keepends=True)
@@ -46,7 +46,7 @@ def write_share(into: Path) -> None:
 
 
 def _pip() -> str:
-    """Return pip's settings that are about an index on a network."""
+    """Return pip's settings of an index on a network."""
     found = PIP.findall(_run([sys.executable, "-m", "pip", "config", "list"]))
     lines = [f"{name} = {value}" for name, value in found if not value.startswith("file:")]
     return "\n".join(["[global]", f"cert = /{CERTIFICATES}", *lines, ""])
@@ -59,7 +59,7 @@ def _proxies() -> dict[str, str]:
 
 
 def _from_inside(text: str) -> str:
-    """Rewrite addresses of this machine to what they are in the arm64 machine."""
+    """Rewrite addresses of this machine as the arm64 machine sees them."""
     return re.sub(r"(?<=//)(localhost|127\.0\.0\.1)(?=[:/])", HERE_FROM_INSIDE, text)
 
 

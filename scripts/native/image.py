@@ -1,7 +1,7 @@
 """The arm64 machine's disk: Debian packages, installed by the machine itself at its first boot.
 
-Nothing here needs root, binfmt or an arm64 processor: what dpkg needs to run is unpacked here, and
-QEMU runs dpkg. The finished disk is kept in the cache.
+This needs no root, no binfmt and no arm64 processor: the packages that dpkg needs are unpacked
+here, and the machine runs dpkg. The finished disk stays in the cache.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ KERNEL_PACKAGE: Final = "linux-image-arm64:arm64"
 HERE: Final = Path(__file__).parent
 ARCH: Final = "arm64"
 ESSENTIAL: Final = "?and(?essential,?architecture(arm64))"
-# What the README asks of an arm64 machine, and what makes this one a machine.
+# The packages that docs/installing.md asks for, and those of a bootable system.
 WANTED: Final = ("python3", "make", "git", "apt", "gcc", "libc6-dev", "python3-dev", "python3-venv")
 SYSTEM: Final = (
     "ca-certificates", "dbus", "debian-archive-keyring", "e2fsprogs", "iproute2", "kmod",
@@ -36,7 +36,7 @@ SYSTEM: Final = (
 MODULES: Final = (
     "virtio_mmio", "virtio_blk", "virtio_net", "virtio_console", "ext4", "9p", "9pnet_virtio",
 )  # fmt: skip
-SIZE: Final = 12 << 30  # a sparse file: what is written to it counts
+SIZE: Final = 12 << 30  # a sparse file
 INSTALL_S: Final = 3600.0
 
 # Addresses are QEMU's user-mode network (qemu(1), -netdev user).
@@ -59,7 +59,7 @@ FILES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the machine boots from; the disk is the cached one, which no run changes."""
+    """The files that the machine boots from; no run changes the disk, which is in the cache."""
 
     image: Path
     initrd: Path
@@ -67,7 +67,7 @@ class Parts:
 
 
 def parts(progress: Progress) -> Parts:
-    """Return the machine's kernel, initramfs and disk, made when they are not in the cache yet.
+    """Return the machine's kernel, initramfs and disk; make them if the cache lacks them.
 
     Raises:
         HostError: a download failed, or the installation did.
@@ -90,7 +90,7 @@ def parts(progress: Progress) -> Parts:
 
 
 def _kernel(progress: Progress) -> Path:
-    """Debian's kernel with all its drivers: the emulated host's has no network."""
+    """Get Debian's kernel with all its drivers: the emulated host's has no network."""
 
     def build(into: Path) -> None:
         source = Suite(TOOLS_SUITE, ARCH)
@@ -118,7 +118,7 @@ def _write_initrd(path: Path, found: kernel.Kernel, progress: Progress) -> None:
 
 
 def _write_disk(path: Path, progress: Progress) -> None:
-    """Write an ext4 that holds every package, and those dpkg needs unpacked."""
+    """Write an ext4 that holds every package, with those unpacked that dpkg needs."""
     tree = path.with_name("tree")
     _lay_out(tree)
     source = Suite(TOOLS_SUITE, ARCH)
@@ -170,7 +170,7 @@ def _extract(deb: Path, tree: Path) -> None:
 
 
 def _prepare_dpkg(tree: Path) -> None:
-    """Write what the first packages' scripts need before those packages are configured."""
+    """Write the files that scripts of packages need before any package is configured."""
     for name in ("passwd", "group"):
         shutil.copyfile(tree / f"usr/share/base-passwd/{name}.master", tree / "etc" / name)
     (tree / "var/lib/dpkg/status").touch()

@@ -1,6 +1,6 @@
 #!/busybox sh
-# The arm64 machine's first program: loads the modules that its disk needs, and starts the init
-# that the kernel's command line names (NATIVE_INIT).
+# The arm64 machine's first program: load the modules for its disk, and start the init that the
+# kernel's command line names (NATIVE_INIT).
 b=/busybox
 $b mkdir -p /proc /sys /dev /new
 $b mount -t proc proc /proc

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The first boot: the packages that were unpacked into the disk are installed, then the others,
-# and the machine gets its users. The last line tells image.py that all went well.
+# The first boot: install the packages that were unpacked into the disk, then the others, and make
+# the users. The last line tells image.py that all succeeded.
 export PATH=/usr/sbin:/usr/bin DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8 HOME=/root
 finish() {
 	echo "native-install: $1"

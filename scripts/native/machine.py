@@ -1,4 +1,4 @@
-"""Booting the arm64 machine, and running commands in it as its users."""
+"""Boot the arm64 machine, and run commands in it as its users."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WORDS: Final = "console=ttyAMA0 panic=-1 quiet rdinit=/init"
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """What the machine boots: kernel, initramfs, disk, the program to start, files to show it."""
+    """What the machine boots: kernel, initramfs, disk, first program, shared files."""
 
     image: Path
     initrd: Path
@@ -65,7 +65,7 @@ class Boot:
 
 
 def _option(path: Path) -> str:
-    """Return a path as QEMU's options take it: a comma is doubled."""
+    """Return a path for a QEMU option, with commas doubled."""
     return str(path).replace(",", ",,")
 
 
@@ -79,7 +79,7 @@ class Machine:
     @classmethod
     @contextmanager
     def started(cls, boot: Boot, progress: Progress) -> Iterator[Self]:
-        """Start QEMU for the time of the block."""
+        """Start QEMU, and stop it at the end of the block."""
         tool = tools.qemu(DEFAULT_QEMU, progress)
         plan = QemuPlan(tool, tools.qemu_version(tool), DEFAULT_CPU, boot.image, boot.disk)
         with tempfile.TemporaryDirectory(prefix="pyvmm-") as directory:
@@ -97,7 +97,7 @@ class Machine:
 
     @property
     def console(self) -> str:
-        """Return what the serial console has shown."""
+        """Return the output of the serial console."""
         try:
             return (self._scratch / "console").read_text(errors="replace").replace("\r", "")
         except FileNotFoundError:
@@ -114,7 +114,7 @@ class Machine:
         return self.console
 
     def connect(self) -> Agent:
-        """Wait until the machine takes commands."""
+        """Wait until the machine accepts commands."""
         deadline = time.monotonic() + BOOT_S
         while not (self._scratch / "agent").exists():
             self._check(deadline)
@@ -125,7 +125,7 @@ class Machine:
         return agent
 
     def switch_off(self, agent: Agent) -> None:
-        """Have the machine write everything to its disk and end."""
+        """Make the machine flush its disk and end."""
         agent.ask("root", "systemctl poweroff", OFF_S)
         self.wait_for_end(OFF_S)
 
@@ -143,14 +143,14 @@ class Agent:
         self._rest = b""
 
     def ready(self) -> bool:
-        """Return whether the agent has said within a second that it is there."""
+        """Return whether the agent responds within a second."""
         try:
             return bool(self._line(1.0).get("ready"))
         except TimeoutError:
             return False
 
     def ask(self, user: str, command: str, timeout_s: float) -> None:
-        """Ask for a command, which the machine ends after that time."""
+        """Request a command, which the machine ends after that time."""
         request = json.dumps({"user": user, "command": command, "timeout_s": timeout_s})
         self._socket.sendall(request.encode() + b"\n")
 

@@ -1,4 +1,4 @@
-"""What users type on the arm64 machine, and what has to come of it.
+"""The commands that users type on the arm64 machine, and their expected results.
 
 alice is in group kvm, bob is not.
 """
@@ -10,7 +10,7 @@ from typing import Final
 
 MINUTE: Final = 60.0
 SHARE: Final = "/mnt"
-# Nothing answers there: what would download an emulated host ends at once.
+# No server listens there: a download of an emulated host fails at once.
 NO_MIRROR: Final = "PYVMM_DEBIAN_MIRROR=http://127.0.0.1:9/debian"
 ADVICE: Final = "sudo usermod -aG kvm bob, then log in again"
 NOTHING_DOWNLOADED: Final = "test ! -e ~/.cache/pyvmm"
@@ -25,7 +25,7 @@ git log --oneline -1"""
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command of one user: its exit code, and what it has to say (``says``) and may not."""
+    """One command of one user: its exit code, and patterns that its output must have or lack."""
 
     name: str
     user: str
@@ -33,12 +33,12 @@ class Step:
     says: tuple[str, ...] = ()
     silent: tuple[str, ...] = ()
     code: int = 0
-    note: str = ""  # a pattern: what it finds in the output is shown in the table
+    note: str = ""  # a pattern; the table shows its match in the output
     timeout_s: float = 5 * MINUTE
 
 
 def alice(name: str, command: str, *says: str, code: int = 0, minutes: float = 5) -> Step:
-    """A step of alice's, in her clone."""
+    """Make a step of alice in her clone."""
     inside = f"cd pyvmm && export PATH=$PWD/.venv/bin:$PATH && {{ {command}\n}}"
     return Step(name, "alice", inside, says, code=code, timeout_s=minutes * MINUTE)
 

@@ -1,4 +1,4 @@
-"""The distributions, built once a run."""
+"""Fixtures: the distributions, built once a run."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from tests.distributions import Distributions, build
 
 @pytest.fixture(scope="session")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> Distributions:
-    """A wheel and an sdist of this tree."""
+    """Return a wheel and an sdist of this tree."""
     return build(tmp_path_factory.mktemp("distributions"))

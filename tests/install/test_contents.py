@@ -1,4 +1,4 @@
-"""What a wheel and an sdist hold: all that the tree has, and what is built."""
+"""The contents of a wheel and an sdist: the files of the tree, and built files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHARED = {
     "share/zsh/site-functions/_pyvmm",
     "share/fish/vendor_completions.d/pyvmm.fish",
 }
-# Lists the files of the installed package, and what they hold
+# Lists the files of the installed package, with their content
 LISTING = """
 import hashlib, importlib.resources, json, sys
 
@@ -62,14 +62,14 @@ def test_wheel_shows_importlib_every_file_of_the_tree(distributions: Distributio
     }
 
 
-def test_wheel_holds_what_is_built(distributions: Distributions) -> None:
+def test_wheel_holds_built_files(distributions: Distributions) -> None:
     held = names(distributions.wheel)
 
     assert held >= BUILT
     assert {name.partition(".data/data/")[2] for name in held} - {""} == SHARED
 
 
-def test_sdist_holds_what_is_built_and_all_sources(distributions: Distributions) -> None:
+def test_sdist_holds_built_files_and_all_sources(distributions: Distributions) -> None:
     with tarfile.open(distributions.sdist) as archive:
         held = {str(PurePosixPath(*PurePosixPath(name).parts[1:])) for name in archive.getnames()}
     tree = {
@@ -115,7 +115,7 @@ def test_wheel_for_arm64_is_abi3_and_holds_the_extension(
     assert names(wheel) >= BUILT
 
 
-def test_wheel_holds_no_module_that_was_removed(tmp_path: Path) -> None:
+def test_wheel_holds_no_removed_module(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     copy_tree(tree, built=True)
     old = tree / "build/lib/pyvmm/old.py"
@@ -146,7 +146,7 @@ def test_build_without_make_says_what_to_install(tmp_path: Path) -> None:
     assert "pyvmm: building the guests needs make\n  hint: apt-get install make" in done.stderr
 
 
-def test_build_needs_what_pyvmm_needs_to_run() -> None:
+def test_build_requires_the_dependencies_of_a_run() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
     assert {*project["project"]["dependencies"]} <= {*project["build-system"]["requires"]}

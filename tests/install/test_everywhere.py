@@ -1,6 +1,6 @@
-"""Installed in every way there is, with every Python there is, and used with the clone gone.
+"""Installed by every installer, with every Python, and used after the clone is removed.
 
-`make test-install` runs it: it takes minutes, and fetches from the package index.
+`make test-install` runs it. It takes minutes, and downloads from the package index.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ pytestmark = [pytest.mark.matrix, pytest.mark.timeout(1200)]
 
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 ASK = "import sys; print('%d.%d' % sys.version_info[:2])"
-# From any directory; `doctor` ends with 3 where this machine lacks an arm64 KVM.
+# From any directory; `doctor` ends with 3 if this machine lacks an arm64 KVM.
 SVE_VLS = ["run", "--sve-vls=128,256", "sve-vls"]
 REPRO = ["repro", "zcr-el12", "--zcr", "0,5", "--control", "vl"]
 
 
 def find_python(version: str) -> str:
-    """The interpreter of a version, from pyenv or from PATH."""
+    """Return the interpreter of a version, from pyenv or from PATH."""
     kept = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python3"))
     for candidate in [*map(str, kept), f"python{version}"]:
         program = shutil.which(candidate)
         if program is not None:
             done = subprocess.run([program, "-c", ASK], capture_output=True, text=True)
-            if done.stdout.strip() == version:  # one of pyenv's on PATH may be switched off
+            if done.stdout.strip() == version:  # a shim of pyenv on PATH may be disabled
                 return program
     pytest.skip(f"no Python {version} on PATH, and none of pyenv's")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def own_runtime_directory() -> Iterator[None]:
-    """Hosts of these tests alone."""
+    """Use a runtime directory of these tests alone."""
     with own_runtime_dir("install"):
         yield
 
@@ -66,7 +66,7 @@ Source = Callable[[Path, Distributions], Path]
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
-def test_pip_installs_what_works(
+def test_pyvmm_works_when_pip_installed_it(
     source: Source, version: str, tmp_path: Path, distributions: Distributions
 ) -> None:
     python = find_python(version)
@@ -81,7 +81,7 @@ def test_pip_installs_what_works(
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 @pytest.mark.parametrize("tool", ["uv", "pipx"])
-def test_tool_installs_what_works(
+def test_pyvmm_works_when_a_tool_installed_it(
     tool: str, source: Source, tmp_path: Path, distributions: Distributions
 ) -> None:
     what = source(tmp_path, distributions)
@@ -103,7 +103,7 @@ def test_tool_installs_what_works(
 
 
 def works(pyvmm: Path, directory: Path) -> None:
-    """Use an installed pyvmm from a directory that holds nothing."""
+    """Use an installed pyvmm from an empty directory."""
     directory.mkdir()
 
     def use(*words: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""`make test-native`'s own judgement, and what it hands to its machine; nothing is booted."""
+"""The judgement of `make test-native`, and the files for its machine; nothing boots."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def test_step_is_judged_by_exit_code_and_output(code: int, said: str, wrong: str
     assert found.startswith(wrong) if wrong else not found
 
 
-def test_table_counts_what_is_right_wrong_and_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_counts_steps_that_are_right_wrong_and_not_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     results = [Result(STEP, 1.0, "", "5 passed"), Result(STEP, 2.0, "exit code 3, not 0", "")]
 
     show(results, 4)
@@ -46,7 +48,7 @@ def test_every_stage_has_steps_of_known_users() -> None:
     assert all(STAGES.values())
 
 
-def test_machine_gets_this_machines_settings_with_addresses_as_it_sees_them(
+def test_machine_gets_this_machines_settings_with_translated_addresses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = {

@@ -1,4 +1,4 @@
-"""scripts/logged.sh: what a step says goes into a log, and its end is shown where it fails."""
+"""scripts/logged.sh writes a step's output to a log, and shows the end of it on failure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def logged(log: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_step_that_succeeds_says_nothing(tmp_path: Path) -> None:
+def test_step_that_succeeds_prints_nothing(tmp_path: Path) -> None:
     done = logged(tmp_path / "deep/my log", "sh", "-c", 'echo "$0"; echo warning >&2', "a b")
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "deep/my log").read_text() == "a b\nwarning\n"
 
 
-def test_reason_is_shown_and_not_what_pip_puts_around_it(tmp_path: Path) -> None:
+def test_reason_is_shown_without_pips_frame(tmp_path: Path) -> None:
     frame = (
         "      [end of output]",
         "  ",

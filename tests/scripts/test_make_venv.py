@@ -1,4 +1,4 @@
-"""scripts/make_venv.py: what it refuses, it refuses at once."""
+"""scripts/make_venv.py refuses a bad path at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.mark.parametrize("name", ["a$b", "a:b", "a{b"])
-def test_path_that_pythons_tools_cannot_take_is_refused(name: str, tmp_path: Path) -> None:
+def test_path_that_pythons_tools_cannot_handle_is_refused(name: str, tmp_path: Path) -> None:
     clone = tmp_path / name
     shutil.copytree(SCRIPTS, clone / "scripts")
 
