@@ -1,17 +1,17 @@
-/* echo: interrupts bring input, WFI waits for it, and no byte is lost however much is sent. */
+/* echo: input arrives by interrupts, WFI waits for it, and no byte of long input is lost. */
 
 #include "guest.h"
 
 #define EOT			0x04
 #define LINE_SIZE		128
 
-/* Filled by the interrupt, emptied by main(); the indices run freely. */
+/* The interrupt fills it, main() empties it; the indices wrap only at 2^32. */
 static struct {
 	char bytes[1024];
 	volatile uint32_t head, tail;
 } ring;
 
-static volatile bool held_back;			/* the ring was full: the FIFO keeps the rest */
+static volatile bool held_back;			/* the ring was full: the rest stays in the FIFO */
 static uint32_t interrupts;
 
 static uint32_t ring_used(void)
@@ -45,7 +45,7 @@ static char next_byte(void)
 {
 	char byte;
 
-	/* Looking and sleeping with interrupts masked, none slips in between: WFI sees it. */
+	/* Interrupts are masked from the check to WFI, which wakes for a masked one: none is missed. */
 	irq_disable();
 	while (!ring_used()) {
 		if (held_back) {
@@ -68,7 +68,7 @@ static bool ends_line(char c)
 	return c == '\n' || c == '\r';
 }
 
-/* A line and its end, or the next piece of a long one; *eot says that it was the last. */
+/* Read a line with its end, or the next piece of a long one; *eot: it was the last. */
 static size_t next_piece(char *line, bool *eot)
 {
 	size_t n = 0;

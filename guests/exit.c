@@ -1,15 +1,15 @@
-/* exit: bootargs reach the guest, and every way a guest ends (or does not) is seen outside. */
+/* exit: reads the command line, and ends in every way that a guest can end, or does not end. */
 
 #include "guest.h"
 
 /*
  * -p exit=N         end with code N (0 without a parameter)
  * -p spin           never end: wait for interrupts that never come
- * -p spin=busy      never end: an endless loop that does not even exit to the host
+ * -p spin=busy      never end: an endless loop without exits to the host
  * -p undef          an undefined instruction: reported, code 1
- * -p read=ADDRESS   print the word there: 0 where no device is, a data abort where nothing is mapped
+ * -p read=ADDRESS   print the word there: 0 without a device, a data abort if nothing is mapped
  * -p reset          PSCI SYSTEM_RESET
- * -p flood=BYTES    that much output, 64 bytes a line, each line with its offset
+ * -p flood=BYTES    print so many bytes, in lines of 64 that begin with their offset
  */
 
 static _Noreturn void spin(void)

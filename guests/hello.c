@@ -1,4 +1,4 @@
-/* hello: an image is loaded and entered at EL1, the UART prints, PSCI SYSTEM_OFF ends the VM. */
+/* hello: starts at EL1, prints a line on the UART, and ends the VM by PSCI SYSTEM_OFF. */
 
 #include "guest.h"
 

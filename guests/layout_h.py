@@ -1,9 +1,9 @@
-"""Write the guests' layout.h: pyvmm's guest physical map, as C and assembler see it.
+"""Write the guests' layout.h: pyvmm's guest physical map for C and assembler.
 
 Usage: python3 layout_h.py ../pyvmm/layout.py > layout.h
 
-The map is loaded by its path and not as pyvmm.layout: the guests are built before pyvmm's
-dependencies are installed.
+It loads the map by its path, not as pyvmm.layout: the guests are built before pyvmm's dependencies
+are installed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# What a guest needs of the map, as (name in C, its value in the layout module, meaning).
+# The part of the map that guests need: (name in C, value from the layout module, meaning).
 DEFINITIONS: tuple[tuple[str, Callable[[Any], int], str], ...] = (
     ("UART_BASE", lambda m: m.UART.base, "16550A, the console"),
     ("UART_SPI", lambda m: m.UART.spi, ""),
@@ -33,7 +33,7 @@ DEFINITIONS: tuple[tuple[str, Callable[[Any], int], str], ...] = (
 
 
 def load_layout(path: Path) -> ModuleType:
-    """The layout module at ``path``, outside its package."""
+    """Load the layout module at ``path``, outside its package."""
     spec = importlib.util.spec_from_file_location("layout", path)
     if spec is None or spec.loader is None:
         raise SystemExit(f"{path}: not a Python module")
@@ -43,7 +43,7 @@ def load_layout(path: Path) -> ModuleType:
 
 
 def header(layout: ModuleType) -> str:
-    """The text of layout.h."""
+    """Return the text of layout.h."""
     lines = ["/* Generated from pyvmm/layout.py by layout_h.py. */", "#pragma once", ""]
     for name, value, meaning in DEFINITIONS:
         comment = f"  /* {meaning} */" if meaning else ""

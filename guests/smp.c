@@ -1,4 +1,4 @@
-/* smp: PSCI starts, reports and stops every vCPU, and SGIs reach each through the GIC. */
+/* smp: starts, queries and stops every vCPU by PSCI, and sends SGIs to each through the GIC. */
 
 #include "guest.h"
 
@@ -11,7 +11,7 @@
 static struct cpu {
 	uint64_t mpidr;
 	uint64_t context;
-	uint32_t up;				/* how often it was started */
+	uint32_t up;				/* how many times it was started */
 	uint32_t pings;
 } cpus[MAX_CPUS];
 
@@ -71,7 +71,7 @@ static void start(unsigned int i, uint64_t context)
 
 static void report(unsigned int i, uint64_t mpidr)
 {
-	/* bit 31 is RES1; U (30) and MT (24) say nothing about which vCPU it is */
+	/* bit 31 is RES1; U (30) and MT (24) do not identify the vCPU */
 	uint64_t affinity = mpidr & 0xff00ffffff;
 
 	if (affinity != cpu_mpidr(i))
@@ -91,7 +91,7 @@ static void expect_pings(unsigned int i, uint32_t pings)
 		panic("vCPU %u: %u of %u SGIs arrived\n", i, cpus[i].pings, pings);
 }
 
-/* One SGI to each vCPU alone, then one to all but vCPU 0: nobody gets more than its own. */
+/* One SGI to each vCPU alone, then one to all but vCPU 0: no vCPU may get another's. */
 static void check_sgis(unsigned int count)
 {
 	for (unsigned int i = 0; i < count; i++) {

@@ -1,6 +1,6 @@
 /*
- * Kernels that know no vector length, and their scalar twins.  Products are added in the same
- * order and fused in both, so that results are the same to the last bit.
+ * Kernels for any vector length, and the same in scalar code.  Both add products in the same order,
+ * fused, so that their results are equal to the last bit.
  *
  * Source: Arm DDI 0487, C8 (the SVE instructions); DDI 0584, first-fault loads.
  */
@@ -38,19 +38,19 @@ scalar_daxpy:
 	b.ne	1b
 2:	ret
 
-/* x0: a string.  Its length; what lies behind it is read only where it can be. */
+/* x0: a string.  Returns its length; reads behind it only where memory is accessible. */
 	.global	sve_strlen
 sve_strlen:
 	mov	x1, x0
 	ptrue	p0.b
 1:	setffr
 	ldff1b	{z0.b}, p0/z, [x0, xzr]
-	rdffr	p1.b, p0/z			/* what was loaded */
+	rdffr	p1.b, p0/z			/* the bytes that were loaded */
 	cmpeq	p2.b, p1/z, z0.b, #0
 	b.any	2f
 	incp	x0, p1.b
 	b	1b
-2:	brkb	p2.b, p1/z, p2.b		/* what is before the first zero */
+2:	brkb	p2.b, p1/z, p2.b		/* the bytes before the first zero */
 	incp	x0, p2.b
 	sub	x0, x0, x1
 	ret
@@ -61,7 +61,7 @@ sve_matmul:
 	ptrue	p1.d
 	lsl	x9, x0, #3			/* bytes of a row */
 	mov	x4, x0
-1:	mov	x5, #0				/* the first column of a vector of them */
+1:	mov	x5, #0				/* the first column of a vector of columns */
 	whilelo	p0.d, x5, x0
 2:	mov	z0.d, #0
 	mov	x6, x1

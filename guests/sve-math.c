@@ -1,13 +1,13 @@
-/* sve-math: daxpy, strlen and a matrix product give at every vector length what scalars give. */
+/* sve-math: daxpy, strlen and a matrix product equal scalar code at every vector length. */
 
 #include "guest.h"
 
 /*
- * -p kernel=daxpy|strlen|matmul   that one alone
- * -p break=daxpy|strlen|matmul    spoil one of its results, which must be noticed
+ * -p kernel=daxpy|strlen|matmul   run only this one
+ * -p break=daxpy|strlen|matmul    spoil one result, which the check must find
  *
- * For each length that ZCR_EL1.LEN selects, a line says how many counts of the virtual counter
- * (CNTFRQ_EL0 of them are a second) an element took.
+ * For each length that ZCR_EL1.LEN selects, the guest prints the time of an element, in ticks of
+ * the virtual counter (CNTFRQ_EL0 of them are a second).
  */
 
 #define LENS			16
@@ -15,14 +15,14 @@
 #define DAXPY_N			1999		/* no multiple of any vector's doubles */
 #define STRING_SIZE		4096
 #define MATRIX_N		50
-#define GUARD			32		/* doubles, as many as the longest vector has */
+#define GUARD			32		/* doubles: as many as the longest vector holds */
 #define POISON			0xa5a5a5a5a5a5a5a5
 
 #define PFR0_SVE(pfr0)		((pfr0) >> 32 & 0xf)
 #define CPACR_FPEN		(3 << 20)
 #define CPACR_ZEN		(3 << 16)
 
-/* sve-math-kernels.S; doubles are 64 bits that C only carries */
+/* sve-math-kernels.S; for C a double is 64 bits */
 void sve_daxpy(uint64_t n, const uint64_t *x, uint64_t *y, const uint64_t *a);
 void scalar_daxpy(uint64_t n, const uint64_t *x, uint64_t *y, const uint64_t *a);
 uint64_t sve_strlen(const char *s);
@@ -59,7 +59,7 @@ static bool mismatch(size_t i, uint64_t want, uint64_t got)
 	return false;
 }
 
-/* The result is as expected, and nothing is written behind it. */
+/* Check the result, and that nothing was written behind it. */
 static bool compare(size_t n)
 {
 	if (param_is("break", current))
@@ -164,7 +164,7 @@ static bool check_matmul(void)
 
 static const struct kernel {
 	const char *name;
-	size_t elements;			/* of what is timed */
+	size_t elements;			/* of the timed run */
 	void (*prepare)(void);
 	bool (*check)(void);
 	uint64_t (*time)(void);
@@ -186,7 +186,7 @@ static uint64_t fastest(const struct kernel *kernel)
 	return best;
 }
 
-/* At the vector length there is now. */
+/* Run at the present vector length. */
 static bool run(const struct kernel *kernel)
 {
 	uint64_t thousandths;

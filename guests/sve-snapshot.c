@@ -1,19 +1,19 @@
-/* sve-snapshot: every vCPU keeps its whole state, whatever happens to the machine meanwhile. */
+/* sve-snapshot: every vCPU checks that it keeps its whole state across pauses and snapshots. */
 
 #include "sve/registers.h"
 
 /*
  * -p len=N       run at ZCR_EL1.LEN = N, not at the longest
- * -p patience=N  how many seconds without an interrupt are a failure
- * -p rounds=N    end well after so many rounds of the boot vCPU; else when told to
+ * -p patience=N  so many seconds without an interrupt are a failure
+ * -p rounds=N    end with success after so many rounds of the boot vCPU; else by command
  *
- * All vCPUs but the last, which PSCI leaves off, fill Z, P, FFR, FPCR and some system registers
- * with a pattern in each round, are interrupted by a timer every millisecond, and find out whether
- * the pattern held, RDVL and the counter are what they were, interrupts come, and pages of memory
- * have what was last written to them.  The boot vCPU listens to its console:
+ * PSCI leaves the last vCPU off.  In each round, all others fill Z, P, FFR, FPCR and some system
+ * registers with a pattern.  A timer interrupts them every millisecond.  They check that the pattern
+ * holds, that RDVL and the counter are right, that interrupts come, and that pages of memory have
+ * their last content.  The boot vCPU reads commands from its console:
  *
- *   s   say how far it is          c   start the last vCPU by CPU_ON: it goes through rounds too
- *   q   say how far it is, and end
+ *   s   print the progress          c   start the last vCPU by CPU_ON: it runs rounds too
+ *   q   print the progress, and end
  */
 
 #define TICK_US			1000
@@ -25,9 +25,9 @@
 
 static struct cpu {
 	uint64_t period, compare;	/* of the timer */
-	uint64_t last, gap;		/* when the last tick came, and the longest time without one */
+	uint64_t last, gap;		/* time of the last tick, and the longest time without one */
 	uint32_t ticks, rounds, pings, pongs;
-	unsigned int longest;		/* bytes that RDVL gives at the longest LEN */
+	unsigned int longest;		/* RDVL in bytes at the longest LEN */
 	bool up;
 } cpus[MAX_CPUS];
 
@@ -41,7 +41,7 @@ static uint64_t pages[PAGES][PAGE / 8] __attribute__((aligned(PAGE)));
 	__atomic_add_fetch(&failures, 1, __ATOMIC_RELAXED);			\
 } while (0)
 
-/* System registers with room for a pattern: what the bits are that they keep. */
+/* System registers with room for a pattern, and the bits that they keep. */
 #define FOR_EACH_REGISTER(do)							\
 	do(TPIDR_EL0, ~0ull) do(TPIDRRO_EL0, ~0ull) do(SP_EL0, ~0ull)	\
 	do(CONTEXTIDR_EL1, 0xffffffff) do(TTBR1_EL1, 0xfffffffff000)		\
@@ -100,7 +100,7 @@ void irq(uint32_t intid)
 	isb();
 }
 
-/* Whether a number, which interrupts count, becomes another while there is patience. */
+/* Return whether interrupts change a number before the deadline. */
 static bool changes(const uint32_t *number, uint32_t from)
 {
 	uint64_t start = counter();
@@ -112,7 +112,7 @@ static bool changes(const uint32_t *number, uint32_t from)
 	return true;
 }
 
-/* Be interrupted for a while, and see that it happens. */
+/* Run for a while, and check that interrupts come. */
 static void be_interrupted(struct cpu *cpu)
 {
 	uint32_t ticks = cpu->ticks;
@@ -125,7 +125,7 @@ static void be_interrupted(struct cpu *cpu)
 	irq_disable();
 }
 
-/* One page a round is written; all must have what was written to them last. */
+/* Write one page a round; all pages must have their last content. */
 static void check_pages(uint32_t round)
 {
 	uint64_t seen = 0;
@@ -182,7 +182,7 @@ static void listen(void)
 		exit_vm(failures != 0);
 }
 
-/* The boot vCPU asks the next one for a sign of life; that it comes is checked a round later. */
+/* The boot vCPU sends the next one an SGI, and checks its reply a round later. */
 static void ping(struct cpu *cpu)
 {
 	if (cpu_index() || cpu_count() < 3)

@@ -1,17 +1,17 @@
-/* sve-vls: every vCPU has exactly the vector lengths of the VM, and Z, P and FFR hold at each. */
+/* sve-vls: every vCPU has exactly the VM's vector lengths, and keeps Z, P and FFR at each. */
 
 #include "sve/registers.h"
 
 /*
- * -p break=z|p|ffr   spoil one byte of that bank on the last vCPU, which must be noticed
+ * -p break=z|p|ffr   spoil one byte of that bank on the last vCPU; the check must find it
  *
- * Source: Arm DDI 0487, ZCR_EL1 (a LEN that is not supported selects the next lower one) and
- * B1.4 (what a change of the vector length keeps).
+ * Source: Arm DDI 0487, ZCR_EL1 (an unsupported LEN selects the next lower length) and
+ * B1.4 (the bits that a change of the vector length keeps).
  */
 
 #define SPINS			20000
 
-/* What a vCPU found.  `done` is written last. */
+/* The results of a vCPU.  It writes `done` last. */
 static struct report {
 	uint32_t lens;				/* bit n: a LEN selects (n + 1) * 128 bits */
 	uint32_t failures;
@@ -23,7 +23,7 @@ static struct report {
 	reports[cpu_index()].failures++;					\
 } while (0)
 
-/* Long enough to be interrupted, and with exits: the host's own use of SVE must not show. */
+/* Wait long enough for interrupts and exits: the host's own use of SVE must not show. */
 static void hold(void)
 {
 	for (int round = 0; round < 2; round++) {
@@ -48,7 +48,7 @@ static unsigned int longest(uint32_t lens)
 	return 31 - __builtin_clz(lens);
 }
 
-/* Which lengths there are; each LEN must select the longest of them that it allows. */
+/* Find the lengths; each LEN must select the longest that it allows. */
 static uint32_t probe_lens(void)
 {
 	uint32_t lens = 0;
@@ -71,7 +71,7 @@ static uint32_t probe_lens(void)
 	return lens;
 }
 
-/* Filled at each length, the registers hold. */
+/* The registers keep a pattern at each length. */
 static void check_lengths(uint32_t lens)
 {
 	bool broken = cpu_index() == cpu_count() - 1 && param("break");
@@ -92,7 +92,7 @@ static void check_lengths(uint32_t lens)
 	}
 }
 
-/* Filled at the longest, they keep what remains in reach at each shorter one, and beyond. */
+/* Filled at the longest length, they keep the accessible part at each shorter one. */
 static void check_changes(uint32_t lens)
 {
 	struct filling filling = {.vl = sve_set_len(LEN_MAX)};

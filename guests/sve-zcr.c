@@ -1,13 +1,13 @@
-/* sve-zcr: Z, P and FFR survive ZCR_EL1 being changed without end, on all vCPUs at once. */
+/* sve-zcr: Z, P and FFR survive constant changes of ZCR_EL1, on all vCPUs at once. */
 
 #include "sve/registers.h"
 
 /*
  * -p changes=N       on each vCPU; else CHANGES
- * -p break=z|p|ffr   spoil one byte of that bank on the last vCPU, which must be noticed
+ * -p break=z|p|ffr   spoil one byte of that bank on the last vCPU; the check must find it
  *
- * What a shorter length leaves in reach must hold; what it puts out of reach may come back, or
- * zeros for it.  Source: Arm DDI 0487, B1.4 and ZCR_EL1.
+ * The part of a register that a shorter length can access must hold.  The rest may come back
+ * unchanged or as zeros.  Source: Arm DDI 0487, B1.4 and ZCR_EL1.
  */
 
 #define CHANGES			200
@@ -33,7 +33,7 @@ static void fill(struct filling *filling)
 	sve_fill(filling);
 }
 
-/* A LEN is what was written, also after the host had the CPU. */
+/* LEN reads back as written, also after the host had the CPU. */
 static uint32_t check_len(unsigned int len)
 {
 	uint64_t zcr = read_sysreg(ZCR_EL1);

@@ -8,7 +8,7 @@
 #define CNTV_CTL_ISTATUS	(1 << 2)
 
 static uint64_t period;
-static uint64_t last;				/* when the latest tick was taken */
+static uint64_t last;				/* time of the latest tick */
 static uint32_t ticks;
 
 static void set_timer(uint64_t compare)
@@ -37,7 +37,7 @@ void irq(uint32_t intid)
 		write_sysreg(0, CNTV_CTL_EL0);
 }
 
-/* Interrupts are masked but while they are taken: a WFI wakes for a masked one, too. */
+/* Interrupts are masked except while they are taken; WFI also wakes for a masked one. */
 static void take_interrupts(void)
 {
 	irq_enable();

@@ -1,4 +1,4 @@
-/* virtio-console: a small driver reads and prints by interrupts, whatever the terminal does. */
+/* virtio-console: a small driver that reads and prints by interrupts. */
 
 #include "guest.h"
 
@@ -14,7 +14,7 @@ static char input[VIRTQ_SIZE][BUFFER_SIZE], output[VIRTQ_SIZE][BUFFER_SIZE];
 static struct virtq receiveq, transmitq;
 static uint32_t free_slots;			/* of transmitq, a bit each */
 static uint32_t interrupts;
-static uint32_t config_changes;			/* interrupts that told of one */
+static uint32_t config_changes;			/* interrupts for a change of the configuration */
 static uint32_t size;				/* of the terminal: rows, columns */
 
 void irq(uint32_t intid)
@@ -28,7 +28,7 @@ void irq(uint32_t intid)
 	}
 }
 
-/* Interrupts are masked but while they are taken: WFI wakes for a masked one, so none is missed. */
+/* Interrupts are masked except while they are taken; WFI wakes for a masked one: none is missed. */
 static void wait_for_interrupt(void)
 {
 	wfi();
@@ -103,7 +103,7 @@ static void give_back(unsigned int slot)
 	virtq_kick(&receiveq, 1);
 }
 
-/* FNV-1a, 64 bits: what a test can compute as easily. */
+/* FNV-1a, 64 bits, which a test can compute too. */
 static uint64_t hash(uint64_t sum, const char *data, size_t size)
 {
 	while (size--)
@@ -113,7 +113,7 @@ static uint64_t hash(uint64_t sum, const char *data, size_t size)
 
 #define HASH_START		0xcbf29ce484222325
 
-/* Echo until EOT, with a reset of the device in between if that was asked for. */
+/* Echo until EOT, with a reset of the device in between on request. */
 static void echo(void)
 {
 	uint64_t bytes = 0;
@@ -129,14 +129,14 @@ static void echo(void)
 		bytes += n;
 		give_back(slot);
 		if (param("restart") && !eot) {
-			start();	/* input that came up to now is lost with the old rings */
+			start();	/* input so far is lost with the old rings */
 			console_print("again\n");
 		}
 	}
 	console_print("echo: %lu bytes, %u interrupts\n", bytes, interrupts);
 }
 
-/* Print so many bytes: lines that begin with where they are. */
+/* Print so many bytes, in lines that begin with their offset. */
 static void flood(uint64_t size)
 {
 	static char block[BUFFER_SIZE + 1];
@@ -170,7 +170,7 @@ static void drain(uint64_t size)
 	console_print("hash 0x%lx\n", sum);
 }
 
-/* Offer a chain that is a loop: the device stops, says so by an interrupt, and can be reset. */
+/* Offer a chain with a loop: the device stops, reports it by an interrupt, and can be reset. */
 static void break_rules(void)
 {
 	uint32_t before = config_changes;

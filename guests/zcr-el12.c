@@ -1,19 +1,19 @@
-/* zcr-el12: a guest whose ZCR_EL1.LEN is what its console says: the cause to look for in a host. */
+/* zcr-el12: a guest that sets ZCR_EL1.LEN by commands, to show whether that affects the host. */
 
 #include "sve/registers.h"
 
 /*
- * Letters on the console, and the answers:
+ * Letters on the console, and the replies:
  *
  *   A to P   LEN becomes 0 to 15     len LEN zcr ZCR_EL1 vl BYTES
- *   t        LEN is 0 and 15 by turns, until the next letter     toggle
- *   f        Z, P and FFR get patterns, at the length there is   filled vl BYTES zcr ZCR_EL1
- *   c        they are looked at; after lines about each that is wrong:
+ *   t        LEN alternates between 0 and 15 until the next letter     toggle
+ *   f        fill Z, P and FFR at the present length             filled vl BYTES zcr ZCR_EL1
+ *   c        check them: a line about each wrong one, then
  *                                                                 checked WRONG vl BYTES zcr ZCR_EL1
  *   q        the guest ends, with 0
  *
- * Meanwhile SVE is in use, between exits to the VMM and between interrupts of the host's, so that
- * KVM has the guest's registers to put away each time.
+ * The guest uses SVE all the time, between exits to the VMM and between interrupts of the host, so
+ * that KVM has to save its registers each time.
  */
 
 #define SPINS			3000

@@ -9,22 +9,22 @@
 
 /*
  * The code returns a number.  The runner, on a CPU of its own, calls it again and again.  The patcher
- * replaces the instruction that makes the number, as Arm asks for: store, clean the data cache,
- * invalidate the instruction cache, wait for both.  From then on, a call that begins after a context
- * synchronization event of the runner's (an ISB) must return the new number.
+ * replaces the instruction that makes the number, as Arm requires: store, clean the data cache,
+ * invalidate the instruction cache, wait for both.  After that, a call that follows a context
+ * synchronization event of the runner (an ISB) must return the new number.
  * Source: Arm DDI 0487, B2.7.4.2, "Concurrent modification and execution of instructions".
  *
- * A model that translates code may be translating the old instruction just when it is replaced.  So a
- * round replaces it twice, the second time a random moment after the first, and then looks.  With
- * SHARED=1 other code of the page is executed too, as in a page of a kernel's: a model may have a page
- * under watch only while it has a translation of something in it.
+ * A model that translates code may translate the old instruction at the moment of its replacement.
+ * So a round replaces it twice, the second time a random moment after the first, and then checks.
+ * With SHARED=1 other code of the page runs too, as in a page of a kernel: a model may watch a page
+ * only while it has a translation of code in it.
  *
- * At the end it says "patched NAME=NUMBER...":
+ * At the end it prints "patched NAME=NUMBER...":
  *
- *   rounds             so many were done in MS milliseconds
- *   late               of them had the old number after three calls
- *   stale              of the late ones had it after 20 ms and 1000 calls more
- *   controls, caught   rounds without the second store, and those that were found to be stale
+ *   rounds             rounds in MS milliseconds
+ *   late               rounds with the old number after three calls
+ *   stale              late rounds with the old number after 20 ms and 1000 calls more
+ *   controls, caught   rounds without the second store, and those found to be stale
  *
  * or "failed WHAT ERRNO".
  */
@@ -32,8 +32,8 @@
 #define NOP			0xd503201f
 #define RET			0xd65f03c0
 #define MOVZ_X0(imm16)		(0xd2800000 | (imm16) << 5)
-#define WORDS			40		/* of the code: long enough to take a while to translate */
-#define SITE			(WORDS / 2)	/* the one that is replaced */
+#define WORDS			40		/* of the code: long enough for a slow translation */
+#define SITE			(WORDS / 2)	/* the word to replace */
 #define OTHER			512		/* other code of the page */
 
 #define CONTROLS		5
@@ -46,7 +46,7 @@
 
 struct shared {
 	uint32_t code[1024] __attribute__((aligned(4096)));
-	uint64_t calls, number;			/* of the runner: how many, and what the last returned */
+	uint64_t calls, number;			/* of the runner: count, and the last result */
 };
 
 struct tally {

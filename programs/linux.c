@@ -1,4 +1,4 @@
-/* The little that a program needs of a C library. */
+/* The few functions of a C library that a program needs. */
 
 #include <stdarg.h>
 
@@ -7,7 +7,7 @@
 #define STDIN			0
 #define STDOUT			1
 
-/* Linux 5.10 kills a program whose writable segment has nothing in the file. */
+/* Linux 5.10 kills a program whose writable segment is empty in the file. */
 static int initialised __attribute__((used)) = 1;
 
 void *memcpy(void *restrict to, const void *restrict from, size_t size)
@@ -60,7 +60,7 @@ static void add_signed(struct text *text, long value)
 	add_number(text, value < 0 ? -(unsigned long)value : (unsigned long)value);
 }
 
-/* One write for a call: lines of two processes do not mix. */
+/* One write for each call, so that lines of two processes do not mix. */
 void say(const char *format, ...)
 {
 	struct text text = {.size = 0};

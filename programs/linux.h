@@ -1,4 +1,4 @@
-/* Linux's system calls for programs without a C library: no code here touches SVE by itself. */
+/* Linux's system calls for programs without a C library: no code here uses SVE. */
 #pragma once
 
 #include <asm/unistd.h>
@@ -37,7 +37,7 @@ static inline long syscall6(long number, long a, long b, long c, long d, long e,
 #define load_acquire(p)		__atomic_load_n(p, __ATOMIC_ACQUIRE)
 #define store_release(p, v)	__atomic_store_n(p, v, __ATOMIC_RELEASE)
 
-/* What a compiler may call even in a freestanding program. */
+/* Functions that a compiler may call even in a freestanding program. */
 void *memcpy(void *restrict to, const void *restrict from, size_t size);
 void *memset(void *to, int byte, size_t size);
 

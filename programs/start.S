@@ -1,4 +1,4 @@
-/* The entry of a program: start() gets the kernel's stack, with argc and argv. */
+/* The entry of a program: start() gets the stack, which begins with argc. */
 
 	.global	_start
 _start:

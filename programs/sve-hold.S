@@ -1,8 +1,8 @@
 /*
- * Load Z, P and FFR, wait, store them: in one piece, with no system call, since one discards all
- * of Z beyond 128 bits.  Source: Linux, Documentation/arch/arm64/sve.rst, section 4.
+ * Load Z, P and FFR, wait, and store them, without a system call, which would discard all of Z beyond
+ * 128 bits.  Source: Linux, Documentation/arch/arm64/sve.rst, section 4.
  *
- * Every address is absolute: one that counts in vector lengths would move with them.
+ * Every address is absolute: an offset in vector lengths would change with the length.
  */
 
 #include "sve-hold.h"

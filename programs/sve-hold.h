@@ -1,4 +1,4 @@
-/* What one hold of the SVE registers is given, and what it leaves.  Shared with sve-hold.S. */
+/* Input and results of one hold of the SVE registers.  Shared with sve-hold.S. */
 #pragma once
 
 #define MAX_VL			256		/* bytes: the architecture's */
@@ -21,8 +21,8 @@
 
 #define STATE_IDLE		0
 #define STATE_AT_GATE		1		/* spins until the gate is 0 */
-#define STATE_HOLDING		2		/* the registers have what they are to hold */
-#define STATE_OVER		3		/* and they are stored */
+#define STATE_HOLDING		2		/* the registers hold their patterns */
+#define STATE_OVER		3		/* the registers are stored */
 
 #ifndef __ASSEMBLER__
 
@@ -33,9 +33,9 @@ struct hold {
 	uint8_t in_z[Z_COUNT][MAX_VL], out_z[Z_COUNT][MAX_VL];
 	uint8_t in_p[P_COUNT][MAX_PL], out_p[P_COUNT][MAX_PL];
 	uint8_t in_ffr[MAX_PL], out_ffr[MAX_PL];
-	uint64_t ticks;				/* how long, in ticks of CNTVCT_EL0 */
+	uint64_t ticks;				/* duration in ticks of CNTVCT_EL0 */
 	uint32_t gate, state;
-	uint64_t vl_min, vl_max, loops;		/* what RDVL said meanwhile, and how often */
+	uint64_t vl_min, vl_max, loops;		/* values of RDVL during the hold, and their number */
 };
 
 #define CHECK(field, offset)	_Static_assert(offsetof(struct hold, field) == (offset), #field)

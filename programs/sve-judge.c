@@ -1,9 +1,9 @@
-/* Patterns for Z, P and FFR, and what became of them. */
+/* Patterns for Z, P and FFR, and the check of their content. */
 
 #include "sve-watcher.h"
 
-#define POISON			0xa5		/* in no pattern: those have no byte above 0x7f */
-#define LOW			16		/* bytes: what FPSIMD has of a Z register */
+#define POISON			0xa5		/* in no pattern: patterns have no byte above 0x7f */
+#define LOW			16		/* bytes: the FPSIMD part of a Z register */
 
 /* Bytes differ along a register, between registers and between rounds; none is zero. */
 static void make(uint8_t *to, size_t size, uint64_t key)

@@ -1,6 +1,6 @@
 /*
- * Loads and stores of single SVE registers by number.  Everything else is compiled for the
- * general registers only, so Z, P and FFR keep what was loaded here until it is stored here.
+ * Loads and stores of single SVE registers by number.  All other code is compiled for the general
+ * registers only, so Z, P and FFR keep their content from a load here to a store here.
  */
 
 	.arch	armv8-a+sve
@@ -32,7 +32,7 @@
 	by_number sve_load_p, ldr, p, 16
 	by_number sve_store_p, str, p, 16
 
-/* FFR is reached only through a predicate: P0, which x2, a buffer of its own, brings back. */
+/* FFR is accessible only through a predicate: P0, which the buffer at x2 saves and restores. */
 	.global	sve_load_ffr_keeping_p0
 sve_load_ffr_keeping_p0:
 	str	p0, [x2]

@@ -1,4 +1,4 @@
-/* Z, P and FFR of a vCPU: filled with patterns, and checked to hold them. */
+/* Fill Z, P and FFR of a vCPU with patterns, and check them. */
 
 #include "registers.h"
 
@@ -32,8 +32,8 @@ static void store_ffr(uint64_t number, void *to)
 }
 
 /*
- * The patterns: bytes differ along a register and between registers, fillings and vCPUs,
- * so that nothing stale or swapped passes; none is zero.
+ * The patterns: bytes differ along a register and between registers, fillings and vCPUs, so that the
+ * check finds stale and swapped ones.  No byte is zero.
  */
 static uint64_t scrambled(const struct filling *filling, unsigned int bank, unsigned int number,
 			  unsigned int i)
@@ -142,7 +142,7 @@ static bool check_register(const struct bank *bank, unsigned int n, const struct
 	bank->store(n, got);
 	for (unsigned int i = 0; i < sizeof(got); i++) {
 		uint8_t expected = i < size ? want[i] : POISON;
-		/* Bits that were out of reach come back as they were, or as zeros. */
+		/* Bits that were not accessible come back unchanged, or as zeros. */
 		bool may_be_zero = i < size && i >= filling->kept / bank->divisor;
 
 		if (got[i] == expected || (may_be_zero && !got[i]))

@@ -1,4 +1,4 @@
-/* Z, P and FFR of a vCPU: filled with patterns, and checked to hold them. */
+/* Fill Z, P and FFR of a vCPU with patterns, and check them. */
 #pragma once
 
 #include "guest.h"
@@ -10,15 +10,15 @@
 
 uint64_t sve_rdvl(void);		/* access.S: the vector length in bytes */
 
-/* What the registers were filled with, at which length; ever less of it may be left. */
+/* A pattern in the registers, and the lengths since then. */
 struct filling {
 	unsigned int vl;		/* bytes */
 	unsigned int kept;		/* bytes: the shortest length since then */
-	unsigned int round;		/* tells fillings at the same length apart */
+	unsigned int round;		/* differs between fillings at the same length */
 };
 
-bool sve_enable(void);			/* false where there is none */
+bool sve_enable(void);			/* false: the vCPU has no SVE */
 unsigned int sve_set_len(unsigned int len);	/* ZCR_EL1.LEN; returns the length in bytes */
 void sve_fill(const struct filling *filling);
-void sve_spoil(const struct filling *filling);	/* as a host would that loses what -p break names */
-uint32_t sve_check(const struct filling *filling);	/* registers that are wrong; tells of each */
+void sve_spoil(const struct filling *filling);	/* spoil the registers that -p break names, like a host that loses them */
+uint32_t sve_check(const struct filling *filling);	/* prints and counts wrong registers */
