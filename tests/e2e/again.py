@@ -1,6 +1,6 @@
-"""In the emulated host: a pyvmm command again and again, each in a process of its own.
+"""In the emulated host: repeat a pyvmm command, each time in a process of its own.
 
-They are forked, as the host's agent does for every command.
+The processes are forks, like those of the host's agent.
 
 Usage: python3 -m tests.e2e.again TIMES EXPECTED-CODE pyvmm-argument...
 """
@@ -14,7 +14,7 @@ from pyvmm.__main__ import main as pyvmm
 
 
 def main() -> int:
-    """Run them all, or up to the first that ends with another code."""
+    """Run the command TIMES times, or until it ends with another code."""
     times, expected = int(sys.argv[1]), int(sys.argv[2])
     sys.argv = ["pyvmm", *sys.argv[3:]]
     for number in range(times):

@@ -14,27 +14,27 @@ import pytest
 from pyvmm.host import HostSettings, is_local
 from tests.runtime import own_runtime_dir
 
-ENOUGH_S = 120.0  # for anything that should happen at all, once a host is there
-FIRST_S = 600.0  # for what may have to make a host
+ENOUGH_S = 120.0  # a deadline for any event in a host that runs
+FIRST_S = 600.0  # a deadline for a command that may have to make a host
 
 Done = subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="package", autouse=True)
 def own_runtime_directory() -> Iterator[None]:
-    """Hosts are killed here: not those of other tests."""
+    """Use a runtime directory of these tests alone, because they kill hosts."""
     with own_runtime_dir("e2e"):
         yield
 
 
 class Pyvmm:
-    """The command; every call is a process of its own."""
+    """The pyvmm command; every call is a process of its own."""
 
     def __init__(self, command: list[str]) -> None:
         self.command = command
 
     def __call__(self, *arguments: str, **options: Any) -> Done:
-        """Run it to its end; output is text."""
+        """Run the command to its end; the output is text."""
         options.setdefault("stdin", None if "input" in options else subprocess.DEVNULL)
         options.setdefault("timeout", ENOUGH_S)
         return subprocess.run(
@@ -42,25 +42,25 @@ class Pyvmm:
         )
 
     def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        """Start it; its output is a pipe."""
+        """Start the command with pipes for its output."""
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
         return subprocess.Popen([*self.command, *arguments], **{**streams, **options})
 
     def hosts(self) -> list[dict[str, Any]]:
-        """The hosts that run, as `host status --json` has them."""
+        """Return the running hosts, as `host status --json` lists them."""
         document = json.loads(self("host", "status", "--json").stdout)
         return [host for host in document["hosts"] if host["running"]]
 
 
 @pytest.fixture(scope="session")
 def pyvmm(pyvmm_cmd: list[str]) -> Pyvmm:
-    """The command under test."""
+    """Return the command under test."""
     return Pyvmm(pyvmm_cmd)
 
 
 @pytest.fixture(scope="package")
 def emulated(own_runtime_directory: None, pyvmm: Pyvmm) -> None:
-    """The default emulated host runs; not for machines that run guests themselves."""
+    """Start the default emulated host; skip on a machine that runs guests itself."""
     if is_local(HostSettings()):
         pytest.skip("commands run on this machine's own KVM")
     done = pyvmm("host", "start", timeout=FIRST_S)
@@ -69,13 +69,13 @@ def emulated(own_runtime_directory: None, pyvmm: Pyvmm) -> None:
 
 @pytest.fixture(scope="package")
 def at_rest(emulated: None, pyvmm: Pyvmm) -> list[str]:
-    """What runs in a host nobody uses."""
+    """Return the processes of an idle host."""
     return processes(pyvmm)
 
 
 @pytest.fixture
 def nothing_left(at_rest: list[str], pyvmm: Pyvmm) -> Iterator[None]:
-    """After the test, the host runs no command and has no process but those it starts with."""
+    """Check after the test that the host runs no command and only its initial processes."""
     yield
     deadline = time.monotonic() + 120
     while (left := processes(pyvmm)) != at_rest:
@@ -84,13 +84,13 @@ def nothing_left(at_rest: list[str], pyvmm: Pyvmm) -> Iterator[None]:
 
 
 def processes(pyvmm: Pyvmm) -> list[str]:
-    """What runs in the default host, but for its kernel; this question is always the same."""
+    """Return the processes of the default host, without its kernel threads."""
     lines = pyvmm("host", "exec", "--", "ps", "-o", "args").stdout.splitlines()
     return sorted(line for line in lines if not line.startswith("["))
 
 
 def message(done: Done) -> str:
-    """What it said, having made sure that it is one message, a hint perhaps, and no traceback."""
+    """Return stderr, after a check that it is one message, perhaps a hint, and no traceback."""
     first, *rest = done.stderr.splitlines()
     assert first.startswith("pyvmm: "), done.stderr
     assert all(line.startswith("  hint: ") for line in rest), done.stderr
@@ -108,7 +108,7 @@ def wait_for(condition: Any, what: str) -> None:
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process runs; one that only waits to be buried does not."""
+    """Return whether a process runs; a zombie does not."""
     try:
         status = Path(f"/proc/{process}/stat").read_text()
     except FileNotFoundError:

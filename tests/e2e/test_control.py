@@ -1,4 +1,4 @@
-"""Looking after running VMs, as a user does it from another terminal."""
+"""Running VMs, controlled from another terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Start = Callable[..., subprocess.Popen[bytes]]
 
 @pytest.fixture
 def start(pyvmm: Pyvmm) -> Iterator[Start]:
-    """Start a VM of that name that waits for ever, and wait until it does."""
+    """Start a VM of that name whose guest waits for ever, and wait until it does."""
     with ExitStack() as stack:
 
         def vm(name: str, *options: str, params: str = "spin") -> subprocess.Popen[bytes]:
@@ -51,7 +51,7 @@ def states(pyvmm: Pyvmm) -> dict[str, str]:
     return {vm["name"]: vm["state"] for vm in document(pyvmm, "list")}
 
 
-def test_devices_are_shown_with_what_they_have_done(pyvmm: Pyvmm, start: Start) -> None:
+def test_debug_shows_devices_with_their_counters(pyvmm: Pyvmm, start: Start) -> None:
     start("one", "--rng")
 
     (reply,) = document(pyvmm, "debug", "-a", "--devices")
@@ -64,7 +64,7 @@ def test_devices_are_shown_with_what_they_have_done(pyvmm: Pyvmm, start: Start) 
     assert [device["region"] for device in counted["devices"]] == ["virtio0"]
 
 
-def test_list_shows_each_vm_with_what_it_is(pyvmm: Pyvmm, start: Start) -> None:
+def test_list_shows_the_parts_of_each_vm(pyvmm: Pyvmm, start: Start) -> None:
     start("one", "--sve-vls=128,256", "-m", "64")
     start("two", "-c", "2", "--no-sve")
 
@@ -104,7 +104,7 @@ def test_pause_and_resume_change_the_state_and_nothing_else(pyvmm: Pyvmm, start:
     assert states(pyvmm) == {"one": "running", "two": "running"}
 
 
-def test_stop_ends_the_vm_with_0_as_under_lkvm_and_waits_for_it(pyvmm: Pyvmm, start: Start) -> None:
+def test_stop_ends_the_vm_with_0_and_waits_for_its_end(pyvmm: Pyvmm, start: Start) -> None:
     one, two = start("one"), start("two")
 
     done = pyvmm("stop", "--name", "one")
@@ -125,7 +125,9 @@ def test_paused_vm_can_be_stopped(pyvmm: Pyvmm, start: Start) -> None:
     assert one.wait(ENOUGH_S) == 0
 
 
-def test_name_that_runs_is_refused_before_anything_starts(pyvmm: Pyvmm, start: Start) -> None:
+def test_run_refuses_the_name_of_a_running_vm_before_anything_starts(
+    pyvmm: Pyvmm, start: Start
+) -> None:
     start("one")
 
     done = pyvmm("run", "hello", "--name", "one")
@@ -134,7 +136,7 @@ def test_name_that_runs_is_refused_before_anything_starts(pyvmm: Pyvmm, start: S
     assert "one is running already" in message(done)
 
 
-def test_killed_vm_is_gone_and_its_name_free(pyvmm: Pyvmm, start: Start) -> None:
+def test_killed_vm_disappears_and_frees_its_name(pyvmm: Pyvmm, start: Start) -> None:
     start("one").kill()
 
     wait_for(lambda: states(pyvmm) == {}, "the end of the VM")
@@ -158,7 +160,7 @@ def test_stat_counts_exits_by_device(pyvmm: Pyvmm, start: Start) -> None:
     assert shown.startswith("one  running, up ")
 
 
-def test_debug_shows_the_registers_of_a_vm_that_goes_on(pyvmm: Pyvmm, start: Start) -> None:
+def test_debug_shows_registers_and_the_vm_continues(pyvmm: Pyvmm, start: Start) -> None:
     start("one", "-c", "2", "--sve-vls=128,256")
 
     (vm,) = document(pyvmm, "debug", "-d", "-n", "one")
@@ -185,7 +187,7 @@ def test_debug_shows_the_registers_of_a_vm_that_goes_on(pyvmm: Pyvmm, start: Sta
         (["-s", "ab"], "not one key"),
     ],
 )
-def test_debug_refuses_what_makes_no_sense(
+def test_debug_refuses_contradictory_options(
     wrong: list[str], words: str, pyvmm: Pyvmm, start: Start
 ) -> None:
     start("one", "-c", "2")
@@ -196,7 +198,7 @@ def test_debug_refuses_what_makes_no_sense(
     assert words in message(done)
 
 
-def test_stat_is_live_on_a_terminal_and_ends_with_the_vm(pyvmm: Pyvmm, start: Start) -> None:
+def test_stat_updates_on_a_terminal_and_ends_with_the_vm(pyvmm: Pyvmm, start: Start) -> None:
     start("one")
     with Terminal() as terminal:
         process = terminal.start([*pyvmm.command, "stat", "-n", "one", "--interval", "0.2"])
@@ -209,7 +211,9 @@ def test_stat_is_live_on_a_terminal_and_ends_with_the_vm(pyvmm: Pyvmm, start: St
 
 
 @pytest.mark.parametrize("verb", ["stop", "pause", "resume", "stat"])
-def test_verb_without_a_vm_says_which_run(verb: str, pyvmm: Pyvmm, start: Start) -> None:
+def test_command_that_names_no_running_vm_lists_the_running_ones(
+    verb: str, pyvmm: Pyvmm, start: Start
+) -> None:
     start("one")
 
     nobody = pyvmm(verb, "-n", "two")
@@ -223,13 +227,13 @@ def test_verb_without_a_vm_says_which_run(verb: str, pyvmm: Pyvmm, start: Start)
     assert message(both)
 
 
-def test_all_of_nothing_is_done_at_once(pyvmm: Pyvmm) -> None:
+def test_stop_of_all_vms_succeeds_when_none_runs(pyvmm: Pyvmm) -> None:
     done = pyvmm("stop", "-a")
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "no VM is running\n")
 
 
-def test_reset_ends_the_vm_unless_reboot_is_asked_for(pyvmm: Pyvmm) -> None:
+def test_reset_ends_the_vm_without_reboot(pyvmm: Pyvmm) -> None:
     once = pyvmm("run", "exit", "-p", "reset", "-v")
     assert once.returncode == 0
     assert once.stderr.count("pyvmm: image ") == 1
@@ -240,7 +244,7 @@ def test_reset_ends_the_vm_unless_reboot_is_asked_for(pyvmm: Pyvmm) -> None:
         boots = (line for line in process.stderr if line.startswith(b"pyvmm: image "))
         assert len([*itertools.islice(boots, 3)]) == 3
         process.terminate()
-        process.communicate(timeout=ENOUGH_S)  # it ends once its output has room
+        process.communicate(timeout=ENOUGH_S)  # it ends when its output has room
         assert process.returncode == 128 + signal.SIGTERM
 
 

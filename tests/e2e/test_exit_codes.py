@@ -1,4 +1,4 @@
-"""How a run ends, as its exit code says."""
+"""The exit code of a run, for each way it ends."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def test_guest_chooses_the_exit_code(params: str, code: int, pyvmm: Pyvmm) -> No
     assert (done.stdout, done.stderr, done.returncode) == ("", "", code)
 
 
-def test_timeout_is_124_and_one_message(pyvmm: Pyvmm) -> None:
+def test_timeout_exits_with_124_and_one_message(pyvmm: Pyvmm) -> None:
     started = time.monotonic()
 
     done = pyvmm(*SPIN, "--timeout", "1")
 
     assert done.returncode == 124
-    assert done.stdout in ("", "spinning\n")  # on a busy machine it has not come to it
+    assert done.stdout in ("", "spinning\n")  # on a busy machine the guest has not printed it yet
     assert done.stderr.startswith("pyvmm: ")
     assert len(done.stderr.splitlines()) <= 2
     assert time.monotonic() - started >= 1
@@ -39,7 +39,7 @@ def test_timeout_is_124_and_one_message(pyvmm: Pyvmm) -> None:
 
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_in_the_middle_of_a_run_is_128_and_its_number(
+def test_signal_during_a_run_exits_with_128_plus_its_number(
     number: signal.Signals, pyvmm: Pyvmm
 ) -> None:
     with pyvmm.start(*SPIN, stderr=subprocess.PIPE) as process:
@@ -54,7 +54,7 @@ def test_signal_in_the_middle_of_a_run_is_128_and_its_number(
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_busy_guest_ends_as_well(pyvmm: Pyvmm) -> None:
+def test_busy_guest_ends_by_a_signal(pyvmm: Pyvmm) -> None:
     with pyvmm.start("run", "exit", "-p", "spin=busy") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"spinning\n"
@@ -72,11 +72,14 @@ def test_signal_during_the_start_of_a_run_is_not_lost(delay_s: float, pyvmm: Pyv
 
         process.terminate()
 
-        assert process.wait(ENOUGH_S) in (143, -signal.SIGTERM)  # -15: before it was in charge
+        assert process.wait(ENOUGH_S) in (
+            143,
+            -signal.SIGTERM,
+        )  # -15: before its handler was installed
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_killed_client_leaves_no_guest(pyvmm: Pyvmm) -> None:
+def test_guest_ends_when_its_client_is_killed(pyvmm: Pyvmm) -> None:
     with pyvmm.start(*SPIN) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"spinning\n"
@@ -85,7 +88,7 @@ def test_killed_client_leaves_no_guest(pyvmm: Pyvmm) -> None:
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_reader_that_goes_away_ends_the_run_quietly(pyvmm: Pyvmm) -> None:
+def test_run_ends_without_a_message_when_its_reader_closes(pyvmm: Pyvmm) -> None:
     command = shlex.join([*pyvmm.command, "run", "exit", "-p", "flood=100000"])
     script = f'{{ {command}; echo "code $?" >&2; }} | head -n 1'
 
@@ -95,14 +98,14 @@ def test_reader_that_goes_away_ends_the_run_quietly(pyvmm: Pyvmm) -> None:
     assert done.stderr == "code 141\n"
 
 
-def test_command_line_mistake_is_2(pyvmm: Pyvmm) -> None:
+def test_mistake_on_the_command_line_exits_with_2(pyvmm: Pyvmm) -> None:
     done = pyvmm("run", "--no-such-option")
 
     assert done.returncode == 2
     assert "--no-such-option" in message(done)
 
 
-def test_local_kvm_that_cannot_be_is_3_and_says_why(pyvmm: Pyvmm) -> None:
+def test_host_local_without_kvm_exits_with_3_and_the_reason(pyvmm: Pyvmm) -> None:
     done = pyvmm("run", "hello", "--host", "local")
 
     assert done.returncode == 3
@@ -114,7 +117,7 @@ def test_local_kvm_that_cannot_be_is_3_and_says_why(pyvmm: Pyvmm) -> None:
 @pytest.mark.parametrize(
     ("keys", "code"), [(b"\x01x", 0), (None, 143)], ids=["ctrl-a x", "SIGTERM"]
 )
-def test_terminal_is_raw_during_a_run_and_as_before_afterwards(
+def test_terminal_is_raw_during_a_run_and_restored_after_it(
     keys: bytes | None, code: int, pyvmm: Pyvmm
 ) -> None:
     with Terminal() as terminal:
@@ -132,7 +135,7 @@ def test_terminal_is_raw_during_a_run_and_as_before_afterwards(
         assert terminal.mode == before
 
 
-def test_terminal_is_as_before_after_a_guest_that_ended_itself(pyvmm: Pyvmm) -> None:
+def test_terminal_is_restored_after_a_guest_that_ended_itself(pyvmm: Pyvmm) -> None:
     with Terminal() as terminal:
         before = terminal.mode
 
@@ -146,12 +149,12 @@ def test_terminal_is_as_before_after_a_guest_that_ended_itself(pyvmm: Pyvmm) -> 
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_interrupt_key_is_the_guests(pyvmm: Pyvmm) -> None:
+def test_interrupt_key_reaches_the_guest(pyvmm: Pyvmm) -> None:
     with Terminal() as terminal:
         process = terminal.start([*pyvmm.command, *SPIN])
         terminal.expect(b"spinning\r\n")
 
-        terminal.type(b"\x03\x1a\x1c")  # ^C ^Z ^\: a guest has uses for them
+        terminal.type(b"\x03\x1a\x1c")  # ^C ^Z ^\ are for the guest
         terminal.type(b"\x01h")
 
         terminal.expect(b"stop the guest")

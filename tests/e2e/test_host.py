@@ -1,4 +1,4 @@
-"""`pyvmm host`: hosts found, started, shown, entered, stopped and removed."""
+"""`pyvmm host`: start, show, enter, stop and remove hosts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(FIRST_S), pytest.mark.usefixt
 OTHER = ("--host-cpu", "max,sve-max-vq=1")
 
 
-def test_start_says_what_runs(pyvmm: Pyvmm) -> None:
+def test_start_describes_the_host(pyvmm: Pyvmm) -> None:
     pyvmm("host", "start")
 
     done = pyvmm("host", "start")
@@ -64,7 +64,7 @@ def test_status_counts_the_commands_that_run(pyvmm: Pyvmm) -> None:
     assert pyvmm.hosts()[0]["sessions"] == 0
 
 
-def test_status_for_people_is_a_line_a_host(pyvmm: Pyvmm) -> None:
+def test_status_prints_a_line_for_each_host(pyvmm: Pyvmm) -> None:
     done = pyvmm("host", "status")
 
     count = len(json.loads(pyvmm("host", "status", "--json").stdout)["hosts"])
@@ -85,7 +85,7 @@ def test_list_has_the_running_hosts_kernel_and_qemu_in_the_cache(pyvmm: Pyvmm) -
         assert used[0]["bytes"] > 10 << 20
 
 
-def test_list_for_people_has_a_line_a_suite(pyvmm: Pyvmm) -> None:
+def test_list_prints_a_line_for_each_suite(pyvmm: Pyvmm) -> None:
     done = pyvmm("host", "list")
 
     assert done.returncode == 0
@@ -104,7 +104,7 @@ def test_host_keeps_a_vm_open_across_its_save(pyvmm: Pyvmm) -> None:
     assert said.split().count(b"anon_inode:kvm-vm") == 1
 
 
-def test_exec_is_the_user_where_the_user_is(pyvmm: Pyvmm, tmp_path: Path) -> None:
+def test_exec_runs_as_the_user_in_the_current_directory(pyvmm: Pyvmm, tmp_path: Path) -> None:
     script = 'id -u; id -g; pwd; umask; uname -m; echo "$HOME $TERM $PYVMM_X:$SECRET"; echo >made'
     theirs = {"HOME": "/home/me", "TERM": "vt52", "PYVMM_X": "x", "SECRET": "s"}
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache_dir().parent), **theirs}
@@ -135,14 +135,14 @@ def test_exec_ends_with_the_commands_exit_code(script: str, code: int, pyvmm: Py
     assert pyvmm("host", "exec", "--", "sh", "-c", script).returncode == code
 
 
-def test_exec_of_what_is_not_there_is_127(pyvmm: Pyvmm) -> None:
+def test_exec_of_a_missing_command_exits_with_127(pyvmm: Pyvmm) -> None:
     done = pyvmm("host", "exec", "no-such-program")
 
     assert "no-such-program: No such file" in message(done)
     assert done.returncode == 127
 
 
-def test_exec_carries_input_and_output(pyvmm: Pyvmm) -> None:
+def test_exec_passes_input_and_output(pyvmm: Pyvmm) -> None:
     data = os.urandom(300_000)
 
     done = subprocess.run(
@@ -160,7 +160,7 @@ def test_exec_has_python_with_pyvmm(pyvmm: Pyvmm) -> None:
     assert (done.stdout, done.stderr) == ("aarch64 True\n", "")
 
 
-def test_two_hosts_started_from_one_state_differ_in_randomness_and_have_the_time(
+def test_hosts_started_from_one_state_have_different_random_numbers_and_the_right_time(
     pyvmm: Pyvmm,
 ) -> None:
     code = "import os, time; print(os.urandom(8).hex(), hash('x'), time.time())"
@@ -204,7 +204,7 @@ def test_hosts_with_other_cpus_run_side_by_side_and_stop_one_by_one(pyvmm: Pyvmm
     assert [host["cpu"].partition(",pauth")[0] for host in left] == ["max,sve2048=on"]
 
 
-def test_stop_ends_the_process_and_a_second_one_finds_nothing(pyvmm: Pyvmm) -> None:
+def test_stop_ends_the_process_and_a_second_stop_finds_no_host(pyvmm: Pyvmm) -> None:
     pyvmm("host", "start")
     process = pyvmm.hosts()[0]["pid"]
 
@@ -217,7 +217,7 @@ def test_stop_ends_the_process_and_a_second_one_finds_nothing(pyvmm: Pyvmm) -> N
     assert (again.stderr, again.returncode) == ("no such host is running\n", 0)
 
 
-def test_host_nobody_uses_ends_by_itself(pyvmm: Pyvmm) -> None:
+def test_idle_host_ends_by_itself(pyvmm: Pyvmm) -> None:
     pyvmm("host", "stop")
 
     pyvmm("host", "exec", "true", env={**os.environ, "PYVMM_HOST_IDLE": "1"})
@@ -226,7 +226,7 @@ def test_host_nobody_uses_ends_by_itself(pyvmm: Pyvmm) -> None:
 
 
 @pytest.mark.matrix
-def test_removed_host_is_stopped_and_made_again(pyvmm: Pyvmm) -> None:
+def test_rm_stops_the_host_and_the_next_start_makes_it_again(pyvmm: Pyvmm) -> None:
     pyvmm("host", "start")
     (host,) = pyvmm.hosts()
 
@@ -242,7 +242,7 @@ def test_removed_host_is_stopped_and_made_again(pyvmm: Pyvmm) -> None:
     assert again.returncode == 8
 
 
-def test_cpu_qemu_does_not_know_is_told_in_its_words(pyvmm: Pyvmm) -> None:
+def test_unknown_cpu_is_refused_with_qemus_message(pyvmm: Pyvmm) -> None:
     done = pyvmm("host", "start", "--host-cpu", "z80")
 
     assert done.returncode == 3

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin directory of an environment with pyvmm's wheel."""
+    """Return the bin directory of an environment with pyvmm's wheel."""
     place = tmp_path_factory.mktemp("installed")
     return venv_with(build(place).wheel, place / "venv")
 
@@ -38,7 +38,7 @@ def test_installed_pyvmm_runs_a_guest_from_anywhere(installed: Path, tmp_path: P
     assert (done.returncode, "Hello" in done.stdout) == (0, True), done.stderr
 
 
-def test_installed_files_lie_where_man_and_shells_look(installed: Path) -> None:
+def test_manual_page_and_completion_are_where_man_and_shells_search(installed: Path) -> None:
     share = installed.parent / "share"
 
     assert (share / "man/man1/pyvmm.1").read_text().startswith(".TH PYVMM 1")

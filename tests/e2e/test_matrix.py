@@ -46,7 +46,7 @@ def test_host_gives_every_legal_set_and_refuses_every_other(
           f"host {up - started:.0f} s, sets {time.monotonic() - up:.0f} s")  # fmt: skip
 
 
-def test_much_output_is_whole_and_in_order(pyvmm: Pyvmm) -> None:
+def test_megabytes_of_output_arrive_whole_and_in_order(pyvmm: Pyvmm) -> None:
     size = 200_000
 
     done = pyvmm("run", "exit", "-p", f"flood={size}", timeout=FIRST_S)
@@ -56,7 +56,7 @@ def test_much_output_is_whole_and_in_order(pyvmm: Pyvmm) -> None:
     assert (done.stderr, done.returncode) == ("", 0)
 
 
-def test_much_input_comes_back_exactly(pyvmm: Pyvmm) -> None:
+def test_megabytes_of_input_come_back_unchanged(pyvmm: Pyvmm) -> None:
     text = b"".join(b"%099d\n" % n for n in range(1_000))
 
     done = subprocess.run(

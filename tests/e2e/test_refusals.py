@@ -1,4 +1,4 @@
-"""What cannot be run: one clear message each, no traceback, and the exit code for its kind."""
+"""Refusals of `pyvmm run`: one clear message, no traceback, and the exit code of the kind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GUEST = Path(__file__).parents[2] / "pyvmm/guests/hello"
 
 
 def elf_of_32_bits() -> bytes:
-    """The header of an ELF for 32-bit Arm."""
+    """Return the header of an ELF for 32-bit Arm."""
     return struct.pack("<4sBBBB8xHHIIIIIHHHHHH", b"\x7fELF", 1, 1, 1, 0, 2, 40, 1,
                        0x8000, 52, 0, 0, 52, 32, 0, 40, 0, 0) + bytes(64)  # fmt: skip
 
@@ -58,7 +58,9 @@ def test_program_of_this_machine_is_refused(pyvmm: Pyvmm, tmp_path: Path) -> Non
     assert str(copy) in message(done)
 
 
-def test_missing_image_is_refused_with_what_there_is(pyvmm: Pyvmm, tmp_path: Path) -> None:
+def test_missing_image_is_refused_with_the_names_of_bundled_guests(
+    pyvmm: Pyvmm, tmp_path: Path
+) -> None:
     done = pyvmm("run", str(tmp_path / "nothing"))
 
     assert done.returncode == 2
@@ -74,7 +76,7 @@ def test_directory_is_refused(pyvmm: Pyvmm, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/bin/true", "/usr/lib/os-release"])
-def test_file_the_emulated_host_does_not_see_is_refused_as_such(path: str, pyvmm: Pyvmm) -> None:
+def test_file_that_the_emulated_host_cannot_see_is_refused(path: str, pyvmm: Pyvmm) -> None:
     done = pyvmm("run", path)
 
     assert done.returncode == 3
@@ -83,7 +85,7 @@ def test_file_the_emulated_host_does_not_see_is_refused_as_such(path: str, pyvmm
     assert "copy" in done.stderr
 
 
-def test_output_file_the_emulated_host_would_keep_is_refused(pyvmm: Pyvmm) -> None:
+def test_output_file_that_would_stay_in_the_emulated_host_is_refused(pyvmm: Pyvmm) -> None:
     done = pyvmm("run", "hello", "--dump-dtb", "/etc/pyvmm-test.dtb")
 
     assert done.returncode == 3
@@ -91,14 +93,16 @@ def test_output_file_the_emulated_host_would_keep_is_refused(pyvmm: Pyvmm) -> No
     assert not Path("/etc/pyvmm-test.dtb").exists()
 
 
-def test_current_directory_the_emulated_host_does_not_see_is_refused(pyvmm: Pyvmm) -> None:
+def test_current_directory_that_the_emulated_host_cannot_see_is_refused(pyvmm: Pyvmm) -> None:
     done = pyvmm("run", "hello", cwd="/usr/lib")
 
     assert done.returncode == 3
     assert "run pyvmm from another directory" in message(done)
 
 
-def test_image_with_a_bundled_guests_name_is_the_users_own(pyvmm: Pyvmm, tmp_path: Path) -> None:
+def test_file_of_the_user_wins_over_a_bundled_guest_of_the_same_name(
+    pyvmm: Pyvmm, tmp_path: Path
+) -> None:
     (tmp_path / "hello").write_bytes(b"")
 
     done = pyvmm("run", "hello", cwd=tmp_path)
@@ -148,7 +152,7 @@ DISKS: dict[str, tuple[int, str]] = {  # the option's value, with FILE for a fil
 
 
 @pytest.mark.parametrize("options", DISKS)
-def test_disk_that_is_none_is_refused(options: str, pyvmm: Pyvmm, tmp_path: Path) -> None:
+def test_disk_that_cannot_be_used_is_refused(options: str, pyvmm: Pyvmm, tmp_path: Path) -> None:
     code, words = DISKS[options]
     file = tmp_path / "disk"
     file.write_bytes(bytes(1024))

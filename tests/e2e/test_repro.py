@@ -1,4 +1,4 @@
-"""`pyvmm repro` as a user types it, with its controls; the whole matrix on demand."""
+"""`pyvmm repro` as a user types it, with its controls; the whole matrix is marked `matrix`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.e2e.conftest import FIRST_S, Pyvmm, message, wait_for
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(FIRST_S)]
 
 ZCR = ("repro", "zcr-el12")
-OLDEST = "5.10"  # which crashes with the probes of the module's control
+OLDEST = "5.10"  # Linux 5.10 crashes with the probes of the module's control
 SHORT = ("--zcr", "0,2,15")
 
 
@@ -29,7 +29,7 @@ def rows(document: dict[str, Any], phase: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("emulated")
-def test_correct_model_is_not_reproduced_with_and_without_the_hack(
+def test_bug_is_not_reproduced_on_a_correct_model_with_and_without_the_hack(
     pyvmm: Pyvmm, tmp_path: Path
 ) -> None:
     report = tmp_path / "report.md"
@@ -44,7 +44,7 @@ def test_correct_model_is_not_reproduced_with_and_without_the_hack(
     assert module["hits"] > 0 and module["last_zcr_el12"] == 2
     flip, by_module = rows(document, "control")
     assert flip["caught"] == flip["damaged"] > 0
-    # The control does what the bug would: the guest's LEN=0 leaves a host process 128 bits.
+    # The control acts like the bug: the guest's LEN=0 shortens a host process to 128 bits.
     assert (by_module["vl_min"], by_module["prctl"]) == (16, 256)
     assert by_module["bad"] > 0
     assert report.read_text().startswith("# zcr-el12: NOT REPRODUCED\n")
@@ -52,7 +52,7 @@ def test_correct_model_is_not_reproduced_with_and_without_the_hack(
 
 
 @pytest.mark.usefixtures("emulated")
-def test_capsule_is_run_again_and_its_verdict_holds(pyvmm: Pyvmm, tmp_path: Path) -> None:
+def test_run_of_a_capsule_gives_the_same_verdict(pyvmm: Pyvmm, tmp_path: Path) -> None:
     capsule = tmp_path / "case.zip"
     wishes = ("--leave-out", "ffr", "--guest-max-vl", "256")
     first = pyvmm("repro", "sve-snapshot", *wishes, "--save", str(capsule))
@@ -66,7 +66,9 @@ def test_capsule_is_run_again_and_its_verdict_holds(pyvmm: Pyvmm, tmp_path: Path
 
 
 @pytest.mark.usefixtures("emulated")
-def test_module_that_cannot_be_had_is_inconclusive(pyvmm: Pyvmm, tmp_path: Path) -> None:
+def test_verdict_is_inconclusive_when_the_module_does_not_compile(
+    pyvmm: Pyvmm, tmp_path: Path
+) -> None:
     capsule = tmp_path / "case.zip"
     pyvmm("repro", "sve-snapshot", "--leave-out", "ffr", "--save", str(capsule))
     packed = Capsule.read(capsule)
@@ -81,18 +83,18 @@ def test_module_that_cannot_be_had_is_inconclusive(pyvmm: Pyvmm, tmp_path: Path)
     assert done.returncode == 3
 
 
-def test_host_without_sve_is_unsupported(pyvmm: Pyvmm) -> None:
+def test_verdict_is_unsupported_on_a_host_without_sve(pyvmm: Pyvmm) -> None:
     pyvmm("host", "start", "--host-cpu", vls.NONE.cpu, timeout=FIRST_S)
 
     done = pyvmm(*ZCR, "--host-cpu", vls.NONE.cpu)
-    pyvmm("host", "stop", "--host-cpu", vls.NONE.cpu)  # who comes next counts on one host alone
+    pyvmm("host", "stop", "--host-cpu", vls.NONE.cpu)  # the next test expects one host
 
     assert done.stdout.splitlines()[-2:] == ["UNSUPPORTED", "  the host's programs have no SVE"]
     assert done.returncode == 3
 
 
 @pytest.mark.usefixtures("emulated")
-def test_host_that_is_killed_midway_is_inconclusive(pyvmm: Pyvmm) -> None:
+def test_verdict_is_inconclusive_when_the_host_is_killed(pyvmm: Pyvmm) -> None:
     def host() -> dict[str, Any]:
         (found,) = [host for host in pyvmm.hosts() if host["cpu"].startswith(DEFAULT_CPU)]
         return found
@@ -107,7 +109,7 @@ def test_host_that_is_killed_midway_is_inconclusive(pyvmm: Pyvmm) -> None:
     document = json.loads(output)
     assert (document["verdict"], process.returncode) == ("INCONCLUSIVE", 3)
     assert "ended in the middle" in document["why"][0]
-    assert pyvmm("host", "start", timeout=FIRST_S).returncode == 0  # for whoever comes next
+    assert pyvmm("host", "start", timeout=FIRST_S).returncode == 0  # for the next test
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def test_host_that_is_killed_midway_is_inconclusive(pyvmm: Pyvmm) -> None:
         (("--rounds", "0"), "--rounds 0: not from 1 to 999"),
     ],
 )
-def test_nonsense_is_refused_before_anything_runs(
+def test_wrong_options_are_refused_before_anything_runs(
     options: tuple[str, ...], words: str, pyvmm: Pyvmm
 ) -> None:
     done = pyvmm(*ZCR, *options)
@@ -130,7 +132,7 @@ def test_nonsense_is_refused_before_anything_runs(
     assert done.returncode == 2
 
 
-# What each QEMU shows, with no arm step, with the guest alone, and with the hack.
+# The verdict on each QEMU: without the arm step, with the guest alone, and with the hack.
 BUGGY = ["BASELINE BROKEN", "REPRODUCED", "REPRODUCED"]
 CORRECT = ["NOT REPRODUCED"] * 3
 MODELS = {"5.2": BUGGY, "7.2": CORRECT, "10": CORRECT, "11": CORRECT}
@@ -170,7 +172,7 @@ def test_twenty_runs_agree(qemu: str, pyvmm: Pyvmm) -> None:
 
 
 @pytest.mark.matrix
-def test_host_whose_kernel_runs_at_el1_is_unsupported(pyvmm: Pyvmm) -> None:
+def test_verdict_is_unsupported_when_the_kernel_runs_at_el1(pyvmm: Pyvmm) -> None:
     where = ("--host-append", "kvm-arm.mode=nvhe")
 
     done = pyvmm(*ZCR, *where, timeout=FIRST_S)
@@ -211,7 +213,7 @@ def test_control_that_would_crash_a_kernel_is_refused(pyvmm: Pyvmm) -> None:
 
 @pytest.mark.matrix
 @pytest.mark.timeout(FIRST_S)
-def test_module_that_the_kernel_refuses_is_inconclusive(pyvmm: Pyvmm) -> None:
+def test_verdict_is_inconclusive_when_the_kernel_refuses_the_module(pyvmm: Pyvmm) -> None:
     where = ("--host-append", "module.sig_enforce=1")
 
     done = pyvmm(*ZCR, "--hack", "2", *where, timeout=FIRST_S)

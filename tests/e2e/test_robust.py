@@ -1,4 +1,4 @@
-"""What goes wrong around a run, and commands that come at the same time."""
+"""Failures of the emulated host, and commands at the same time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UNSAVED = ("--host-cpu", "max,sve-max-vq=2")  # removed before and after
 
 
 def launched() -> set[int]:
-    """The process of every QEMU that was started here."""
+    """Return the process of every QEMU of these tests."""
     files = Path(os.environ["XDG_RUNTIME_DIR"], "pyvmm").glob("*/pid")
     return {int(text) for file in files if (text := file.read_text()).endswith("\n")}
 
@@ -50,7 +50,7 @@ def test_killed_host_is_a_clear_error_and_the_next_command_works(pyvmm: Pyvmm) -
     assert pyvmm.hosts()[0]["pid"] != host["pid"]
 
 
-def test_host_killed_between_commands_is_started_anew_without_a_word(pyvmm: Pyvmm) -> None:
+def test_host_killed_between_commands_is_restarted_without_a_message(pyvmm: Pyvmm) -> None:
     pyvmm("host", "start")
     os.kill(pyvmm.hosts()[0]["pid"], signal.SIGKILL)
 
@@ -59,7 +59,7 @@ def test_host_killed_between_commands_is_started_anew_without_a_word(pyvmm: Pyvm
     assert (done.stdout, done.stderr, done.returncode) == ("", "", 5)
 
 
-def test_host_stopped_in_the_middle_of_a_command_is_the_same_error(pyvmm: Pyvmm) -> None:
+def test_host_stopped_during_a_command_is_a_clear_error(pyvmm: Pyvmm) -> None:
     with pyvmm.start("host", "exec", "--", "sh", "-c", "echo up; exec sleep 60") as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -98,11 +98,11 @@ def test_command_while_the_host_is_being_stopped_gets_a_new_one(pyvmm: Pyvmm) ->
             done = pyvmm("host", "exec", "echo", "there")
             stop.wait(ENOUGH_S)
 
-        # It had the host before it was stopped, or got another; nothing in between.
+        # It ran on the host before its stop, or on a new one.
         assert (done.stdout, done.returncode) == ("there\n", 0) or "in the middle" in done.stderr
 
 
-def test_port_of_a_client_that_was_just_killed_is_no_trap(pyvmm: Pyvmm) -> None:
+def test_port_of_a_killed_client_can_be_used_again(pyvmm: Pyvmm) -> None:
     for delay_s in (0.15, 0.25):
         with pyvmm.start("host", "exec", "--", "sleep", "60") as process:
             time.sleep(delay_s)
@@ -114,7 +114,7 @@ def test_port_of_a_client_that_was_just_killed_is_no_trap(pyvmm: Pyvmm) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_making_of_a_host_that_is_cut_off_leaves_nothing_that_looks_complete(
+def test_interrupted_making_of_a_host_leaves_nothing_complete(
     number: signal.Signals, pyvmm: Pyvmm
 ) -> None:
     pyvmm("host", "rm", *UNSAVED)
@@ -149,7 +149,7 @@ def test_runtime_directory_with_a_comma_and_a_space_works(pyvmm: Pyvmm, tmp_path
     assert (done.stderr, done.returncode) == ("", 6)
 
 
-def test_host_that_hangs_does_not_keep_a_command_from_ending(pyvmm: Pyvmm) -> None:
+def test_command_ends_when_its_host_hangs(pyvmm: Pyvmm) -> None:
     number = signal.SIGHUP
     with pyvmm.start("run", "exit", "-p", "spin") as process:
         assert process.stdout is not None
@@ -165,7 +165,7 @@ def test_host_that_hangs_does_not_keep_a_command_from_ending(pyvmm: Pyvmm) -> No
     assert code == 128 + number
 
 
-def test_host_that_hangs_is_named_by_list(pyvmm: Pyvmm) -> None:
+def test_list_names_a_host_that_hangs(pyvmm: Pyvmm) -> None:
     pyvmm("host", "start")
     (host,) = pyvmm.hosts()
     os.kill(host["pid"], signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Save and restore again and again, each in a new process, on every kernel: all is kept."""
+"""Repeated saves and restores, each in a new process, on every kernel."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_sve_guest_survives_saves_and_restores(
     file = tmp_path / "guest.snap"
     span = ["--timeout", "0.2", "--save-on-exit", str(file)]
     machine = [*MACHINE, f"--sve-vls={LENGTHS[longest]}"]
-    first = ["--timeout", "5", "--save-on-exit", str(file)]  # time to say that it is at work
+    first = ["--timeout", "5", "--save-on-exit", str(file)]  # time to print that it runs
     begun = pyvmm("run", *host, *machine, *first, "sve-snapshot", timeout=FIRST_S)
     assert begun.returncode == TIMED_OUT, begun.stderr
 
@@ -49,11 +49,11 @@ def test_sve_guest_survives_saves_and_restores(
     assert f" vl={longest}\n" in last.stdout
     rounds = re.findall(r"^vCPU 0: on rounds=(\d+) ", last.stdout, re.MULTILINE)
     print(f"Linux {kernel}, {longest} bits: {rounds[-1]} rounds over {CYCLES} saves and restores")
-    assert int(rounds[-1]) > CYCLES  # it got on each time
+    assert int(rounds[-1]) > CYCLES  # it made progress each time
 
 
 @pytest.mark.parametrize(("taken_on", "restored_on"), list(itertools.permutations(KERNELS, 2)))
-def test_sve_guest_goes_on_under_another_kernel(
+def test_sve_guest_continues_under_another_kernel(
     pyvmm: Pyvmm, tmp_path: Path, taken_on: str, restored_on: str
 ) -> None:
     file = tmp_path / "guest.snap"
@@ -66,7 +66,7 @@ def test_sve_guest_goes_on_under_another_kernel(
     plain = pyvmm("restore", str(file), "--host-kernel", restored_on, "--timeout", "1")
     forced = pyvmm("restore", str(file), "--host-kernel", restored_on, "--force", input="cssssq")
 
-    # What check says is what restore does, and each register that is lost is named.
+    # restore does what check says, and names each lost register.
     assert check.returncode in (0, 1)
     assert plain.returncode == (TIMED_OUT if check.returncode == 0 else 3), plain.stderr
     assert forced.returncode == 0, forced.stdout + forced.stderr
@@ -75,7 +75,7 @@ def test_sve_guest_goes_on_under_another_kernel(
     assert all(f"not as it was saved: {name} " in forced.stderr for name in lost)
 
 
-def test_a_set_with_a_hole_is_refused_where_the_host_has_the_length(
+def test_restore_refuses_a_set_that_lacks_a_length_of_the_host(
     pyvmm: Pyvmm, tmp_path: Path
 ) -> None:
     file = tmp_path / "guest.snap"

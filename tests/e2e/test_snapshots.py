@@ -1,4 +1,4 @@
-"""Saving and restoring VMs as a user does it, in the emulated host, with files of the user's."""
+"""Saves and restores of VMs in the emulated host, with files of the user."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def saved_rounds(output: str) -> int:
     return int(found[1])
 
 
-def test_a_vm_is_saved_while_it_runs_and_goes_on_elsewhere(pyvmm: Pyvmm, tmp_path: Path) -> None:
+def test_running_vm_is_saved_and_continues_from_its_file(pyvmm: Pyvmm, tmp_path: Path) -> None:
     file = tmp_path / "demo.snap"
     with pyvmm.start("run", *GUEST, "--name", "demo") as running:
         assert running.stdout is not None
@@ -49,7 +49,7 @@ def test_a_vm_is_saved_while_it_runs_and_goes_on_elsewhere(pyvmm: Pyvmm, tmp_pat
         assert saved_rounds(again.stdout) > 0
 
 
-def test_several_vms_go_on_from_one_file(pyvmm: Pyvmm, tmp_path: Path) -> None:
+def test_several_vms_continue_from_one_file(pyvmm: Pyvmm, tmp_path: Path) -> None:
     file = tmp_path / "demo.snap"
     begun = pyvmm("run", *GUEST, "--name", "many", "--timeout", "3", "--save-on-exit", str(file))
     assert begun.returncode == 124, begun.stderr
@@ -61,7 +61,7 @@ def test_several_vms_go_on_from_one_file(pyvmm: Pyvmm, tmp_path: Path) -> None:
     assert sorted(line.split(":")[0] for line in said) == ["many-1", "many-2"]
 
 
-def test_a_vm_that_is_ended_by_a_signal_is_saved_first(pyvmm: Pyvmm, tmp_path: Path) -> None:
+def test_save_on_exit_saves_a_vm_that_a_signal_ends(pyvmm: Pyvmm, tmp_path: Path) -> None:
     file = tmp_path / "end.snap"
     with pyvmm.start("run", *GUEST, "--save-on-exit", str(file)) as running:
         assert running.stdout is not None
@@ -74,7 +74,7 @@ def test_a_vm_that_is_ended_by_a_signal_is_saved_first(pyvmm: Pyvmm, tmp_path: P
     assert again.returncode == 0, again.stdout + again.stderr
 
 
-def test_what_cannot_be_saved_or_restored_is_told(pyvmm: Pyvmm, tmp_path: Path) -> None:
+def test_save_and_restore_report_why_they_fail(pyvmm: Pyvmm, tmp_path: Path) -> None:
     junk = tmp_path / "junk"
     junk.write_text("no snapshot\n" * 1000)
 
@@ -88,5 +88,5 @@ def test_what_cannot_be_saved_or_restored_is_told(pyvmm: Pyvmm, tmp_path: Path) 
         bad = pyvmm("save", "stays", str(tmp_path / "nowhere" / "x"))
         assert bad.returncode == 2
         assert "nowhere" in message(bad)
-        assert pyvmm("stop", "-n", "stays").returncode == 0  # it went on
+        assert pyvmm("stop", "-n", "stays").returncode == 0  # it continued
         assert running.wait() == 0

@@ -1,4 +1,4 @@
-"""What goes in and out of a guest."""
+"""Input and output of a guest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIZE = 3_000  # bytes of input: a UART of an emulated host is slow
 
 @pytest.fixture(scope="module")
 def typed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of lines of random printable bytes that ends with `quit`."""
+    """Write a file of lines of random printable bytes that ends with `quit`."""
     rng = random.Random(7)
     text = bytearray()
     while len(text) < SIZE:
@@ -29,7 +29,7 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_input_from_a_file_comes_back_exactly(typed: Path, pyvmm: Pyvmm) -> None:
+def test_input_from_a_file_comes_back_unchanged(typed: Path, pyvmm: Pyvmm) -> None:
     with typed.open("rb") as file:
         done = subprocess.run(
             [*pyvmm.command, "run", "echo"], stdin=file, capture_output=True, timeout=ENOUGH_S
@@ -42,21 +42,21 @@ def test_input_from_a_file_comes_back_exactly(typed: Path, pyvmm: Pyvmm) -> None
     assert (done.stderr, done.returncode) == (b"", 0)
 
 
-def test_input_from_a_pipe_comes_back_exactly(pyvmm: Pyvmm) -> None:
+def test_input_from_a_pipe_comes_back_unchanged(pyvmm: Pyvmm) -> None:
     done = pyvmm("run", "echo", input="one\ntwo\nquit\nthree\n")
 
     assert done.stdout.startswith("one\ntwo\necho: 8 bytes, 2 lines, ")
     assert (done.stderr, done.returncode) == ("", 0)
 
 
-def test_input_that_is_empty_is_no_end_of_the_guest(pyvmm: Pyvmm) -> None:
+def test_guest_runs_on_after_empty_input(pyvmm: Pyvmm) -> None:
     done = pyvmm("run", "echo", "--timeout", "1")
 
     assert (done.stdout, done.returncode) == ("", 124)
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_closed_standard_stream_is_dev_null(closed: str, pyvmm: Pyvmm) -> None:
+def test_closed_standard_stream_becomes_dev_null(closed: str, pyvmm: Pyvmm) -> None:
     command = shlex.join([*pyvmm.command, "run", "exit", "-p", "exit=7"])
 
     done = subprocess.run(
@@ -78,7 +78,7 @@ def test_full_standard_output_is_an_error(arguments: str, pyvmm: Pyvmm) -> None:
     assert done.returncode == 3
 
 
-def test_flood_is_whole_and_in_order(pyvmm: Pyvmm) -> None:
+def test_flood_of_output_is_whole_and_in_order(pyvmm: Pyvmm) -> None:
     size = 10_000
 
     done = pyvmm("run", "exit", "-p", f"flood={size}")

@@ -12,7 +12,7 @@ from tests.e2e.conftest import FIRST_S, Pyvmm, message
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(FIRST_S)]
 
-# The hole has every kind of refusal; the others are hosts of the matrix as well.
+# The host with a hole shows every kind of refusal; the others are in the matrix too.
 HOSTS = [
     pytest.param(vls.HOLE, id="a hole"),
     pytest.param(vls.ONE, id="one length", marks=pytest.mark.matrix),
@@ -30,9 +30,7 @@ def test_host_gives_every_legal_set_and_refuses_every_other(host: vls.Host, pyvm
 
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("text", vls.NONSENSE)
-def test_set_that_makes_no_sense_is_one_message_with_sets_that_would_do(
-    text: str, pyvmm: Pyvmm
-) -> None:
+def test_wrong_set_is_refused_with_sets_that_would_work(text: str, pyvmm: Pyvmm) -> None:
     done = pyvmm("run", "sve-vls", f"--sve-vls={text}")
 
     assert vls.NONSENSE[text] in message(done)
@@ -58,7 +56,7 @@ def test_guest_sees_exactly_the_set(options: tuple[str, ...], lengths: str, pyvm
     assert (done.stderr, done.returncode) == ("", 0)
 
 
-def test_sve_required_of_a_host_without_it_is_3(pyvmm: Pyvmm) -> None:
+def test_required_sve_exits_with_3_on_a_host_without_it(pyvmm: Pyvmm) -> None:
     pyvmm("host", "start", "--host-cpu", vls.NONE.cpu, timeout=FIRST_S)
 
     done = pyvmm("run", "hello", "--sve", "--host-cpu", vls.NONE.cpu)
@@ -68,7 +66,7 @@ def test_sve_required_of_a_host_without_it_is_3(pyvmm: Pyvmm) -> None:
 
 
 @pytest.mark.usefixtures("emulated")
-def test_probe_of_a_host_answers_for_it_where_there_is_none(
+def test_explain_reads_a_probe_without_a_host(
     pyvmm: Pyvmm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "probe.json"
@@ -94,7 +92,7 @@ def test_probe_of_a_host_answers_for_it_where_there_is_none(
     assert not list(nowhere.glob("pyvmm/*"))
 
 
-def test_host_without_sve_lists_none(pyvmm: Pyvmm) -> None:
+def test_sve_list_is_empty_on_a_host_without_sve(pyvmm: Pyvmm) -> None:
     done = pyvmm("sve", "list", "--json", "--host-cpu", vls.NONE.cpu, timeout=FIRST_S)
 
     assert json.loads(done.stdout)["sets"] == []

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(FIRST_S)]
 
 SERIES = "registers/surplus-slices-as-the-series-had-them"
 
-# What each kernel does otherwise, on purpose.  The reasons are in pyvmm/svecheck/promises.py.
+# The intended deviations of each kernel.  The reasons are in pyvmm/svecheck/promises.py.
 POWER_OFF = {f"again/adding-power-off-{state}" for state in ("initialised", "finalized", "ran")}
 OLD = {SERIES, "registers/zfr0-can-be-cut-down", "vcpus/one-without-sve", "vcpus/one-with-sve"}
 KNOWN = {
@@ -30,7 +30,7 @@ KNOWN = {
     "7.2": {SERIES, "reglist/order-of-the-others"} | POWER_OFF,
 }
 
-# What each host cannot show.
+# The cases that each host skips.
 HOLE_ONLY = {"sets/with-one-the-host-lacks-below"}
 FROM_512 = HOLE_ONLY | {"sets/as-on-a64fx", "sets/every-pair-left-out"}
 FROM_256 = FROM_512 | {
@@ -54,7 +54,7 @@ def by_verdict(document: dict[str, list[dict[str, str]]], verdict: str) -> set[s
 @pytest.mark.matrix
 @pytest.mark.parametrize("kernel", KERNEL_SUITES)
 @pytest.mark.parametrize(("host", "skipped"), HOSTS.values(), ids=HOSTS)
-def test_every_deviation_is_one_that_is_known_by_name(
+def test_every_deviation_of_a_kernel_is_known_by_name(
     kernel: str, host: vls.Host, skipped: set[str], pyvmm: Pyvmm, tmp_path: Path
 ) -> None:
     where = ("--host-cpu", host.cpu, "--host-kernel", kernel)
@@ -81,7 +81,7 @@ def test_every_deviation_is_one_that_is_known_by_name(
 
 
 @pytest.mark.usefixtures("emulated")
-def test_cases_are_lines_with_where_they_were_obtained(pyvmm: Pyvmm) -> None:
+def test_output_names_the_host_and_each_case(pyvmm: Pyvmm) -> None:
     done = pyvmm("sve", "check", "-k", "states/run-")
 
     lines = done.stdout.splitlines()
@@ -98,7 +98,7 @@ def test_cases_are_lines_with_where_they_were_obtained(pyvmm: Pyvmm) -> None:
 
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("no_color", ["", "1"])
-def test_verdicts_have_colour_on_a_terminal_alone(no_color: str, pyvmm: Pyvmm) -> None:
+def test_verdicts_are_coloured_only_on_a_terminal(no_color: str, pyvmm: Pyvmm) -> None:
     controller, terminal = pty.openpty()
     command = [*pyvmm.command, "sve", "check", "-k", "sets/empty"]
 
@@ -118,7 +118,7 @@ def test_verdicts_have_colour_on_a_terminal_alone(no_color: str, pyvmm: Pyvmm) -
 
 
 @pytest.mark.usefixtures("emulated")
-def test_junit_file_arrives_here(pyvmm: Pyvmm, tmp_path: Path) -> None:
+def test_junit_file_is_written_on_this_machine(pyvmm: Pyvmm, tmp_path: Path) -> None:
     file = tmp_path / "sve.xml"
 
     done = pyvmm("sve", "check", "-k", "surplus-slices-as", "--junit", str(file))
@@ -136,7 +136,7 @@ def test_junit_file_arrives_here(pyvmm: Pyvmm, tmp_path: Path) -> None:
         (("--junit", "/nowhere/sve.xml"), "/nowhere is no directory you can write to"),
     ],
 )
-def test_nonsense_is_refused_before_anything_runs(
+def test_wrong_options_are_refused_before_anything_runs(
     options: tuple[str, ...], words: str, pyvmm: Pyvmm
 ) -> None:
     done = pyvmm("sve", "check", *options)
@@ -145,7 +145,7 @@ def test_nonsense_is_refused_before_anything_runs(
     assert done.returncode == 2
 
 
-def test_host_without_sve_is_3(pyvmm: Pyvmm) -> None:
+def test_host_without_sve_exits_with_3(pyvmm: Pyvmm) -> None:
     pyvmm("host", "start", "--host-cpu", vls.NONE.cpu, timeout=FIRST_S)
 
     done = pyvmm("sve", "check", "--host-cpu", vls.NONE.cpu)

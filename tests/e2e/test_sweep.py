@@ -1,4 +1,4 @@
-"""`pyvmm sweep` as a user types it: real guests, and what becomes of those that hang."""
+"""`pyvmm sweep` as a user types it, with real guests, some of which hang."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def test_guest_sees_every_set_of_the_host(pyvmm: Pyvmm) -> None:
     assert done.returncode == 0
 
 
-def test_guests_that_hang_end_by_their_timeout(pyvmm: Pyvmm, nothing_left: None) -> None:
+def test_guest_that_hangs_ends_by_its_timeout(pyvmm: Pyvmm, nothing_left: None) -> None:
     done = pyvmm("sweep", "exit", *EACH, "-p", "spin", "--timeout", "1")
 
     assert done.stdout.splitlines()[-1] == "5 runs: 5 timed out", done
     assert done.returncode == 1
 
 
-def test_ctrl_c_ends_the_guests_and_keeps_what_was_finished(
+def test_ctrl_c_ends_the_guests_and_reports_finished_runs(
     pyvmm: Pyvmm, tmp_path: Path, nothing_left: None
 ) -> None:
     report = tmp_path / "report.xml"
@@ -54,7 +54,7 @@ def test_ctrl_c_ends_the_guests_and_keeps_what_was_finished(
     assert ET.parse(report).getroot()[0].get("skipped") == "5"
 
 
-def test_set_the_host_cannot_give_is_refused(pyvmm: Pyvmm) -> None:
+def test_set_that_the_host_cannot_give_is_refused(pyvmm: Pyvmm) -> None:
     done = pyvmm("sweep", "hello", "--sve-vls-each", "128;128,512")
 
     assert "can give --sve-vls-each=128 or --sve-vls-each=128,256,512" in done.stderr

@@ -26,7 +26,7 @@ WORKER = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.
 
 @contextlib.contextmanager
 def dask(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A `dask` command, killed at the end."""
+    """Start a `dask` command, and kill it at the end."""
     process = subprocess.Popen(
         [sys.executable, "-m", "dask", *arguments], stderr=subprocess.DEVNULL
     )
@@ -39,7 +39,7 @@ def dask(*arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.fixture
 def scheduler(tmp_path: Path) -> Iterator[str]:
-    """The address of a scheduler."""
+    """Return the address of a scheduler."""
     file = tmp_path / "scheduler.json"
     with dask(
         "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
@@ -50,7 +50,7 @@ def scheduler(tmp_path: Path) -> Iterator[str]:
 
 
 def children(process: int) -> list[int]:
-    """The processes that a process has started."""
+    """Return the children of a process."""
     found: list[int] = []
     for task in Path(f"/proc/{process}/task").iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -58,9 +58,7 @@ def children(process: int) -> list[int]:
     return found
 
 
-def test_runs_of_a_killed_worker_are_done_again(
-    scheduler: str, pyvmm: Pyvmm, tmp_path: Path
-) -> None:
+def test_runs_of_a_killed_worker_are_repeated(scheduler: str, pyvmm: Pyvmm, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     arguments = (
         "sweep", "sve-math", "-p", "kernel=matmul", "--sve-vls-each", "all",

@@ -14,7 +14,7 @@ from tests.report.test_perfetto import slices
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
-def test_trace_has_every_exit_that_stat_would_count(pyvmm_cmd: list[str], tmp_path: Path) -> None:
+def test_trace_holds_every_exit_that_stat_counts(pyvmm_cmd: list[str], tmp_path: Path) -> None:
     path = tmp_path / "hello.pftrace"
     options = ["--no-fast-mmio", "--trace", str(path), "-c", "1"]
 

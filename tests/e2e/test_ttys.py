@@ -1,4 +1,4 @@
-"""Terminals of a guest on ptys of the machine the user sits at."""
+"""Terminals of a guest on ptys of the user's machine."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ class Guest:
         os.close(terminal)
 
     def end(self) -> tuple[bytes, bytes, int]:
-        """Wait for the end; what came on standard output and, after the paths, on error."""
+        """Wait for the end; return standard output, and stderr after the paths."""
         out, errors = self.process.communicate(timeout=ENOUGH_S)
         return out, errors, self.process.returncode
 
     def clean_up(self) -> None:
-        """End it, however it was left."""
+        """End the command if it still runs."""
         for terminal in list(self._open):
             self.close(terminal)
         self.process.kill()
@@ -83,7 +83,7 @@ def start(pyvmm: Pyvmm) -> Iterator[Start]:
 
 @pytest.fixture
 def echo_on_uart_1(tmp_path: Path) -> str:
-    """A guest that echoes on its second UART, byte by byte, and never ends."""
+    """Write a guest that echoes each byte on its second UART, and never ends."""
     # movz x2, #0x100, lsl #16; movk x2, #0x1000; then the program
     start = b"".join(word.to_bytes(4, "little") for word in (0xD2A0_2002, 0xF282_0002))
     image = tmp_path / "echo-1"
@@ -92,7 +92,7 @@ def echo_on_uart_1(tmp_path: Path) -> str:
 
 
 def show(terminal: int, until: bytes) -> bytes:
-    """Read a terminal until that has come."""
+    """Read a terminal until a text has come."""
     shown = b""
     while until not in shown:
         assert select.select([terminal], [], [], ENOUGH_S)[0], f"no {until!r} after {shown!r}"
@@ -101,19 +101,19 @@ def show(terminal: int, until: bytes) -> bytes:
 
 
 def type_all(terminal: int, data: bytes) -> None:
-    """Type all that, however long it takes."""
+    """Type all bytes of a text."""
     while data:
         data = data[os.write(terminal, data[:4096]) :]
 
 
 def hangs_up(terminal: int) -> bool:
-    """Whether there is nobody on the other end, soon."""
+    """Return whether the other end is closed soon."""
     poll = select.poll()
     poll.register(terminal, 0)
     return bool(poll.poll(ENOUGH_S * 1000))
 
 
-def test_console_is_on_the_pty_alone(start: Start) -> None:
+def test_console_appears_on_the_pty_only(start: Start) -> None:
     guest = start(0, guest=("echo",))
     terminal = guest.open(0)
 
@@ -124,7 +124,7 @@ def test_console_is_on_the_pty_alone(start: Start) -> None:
     assert guest.end() == (b"", b"", 0)
 
 
-def test_pty_is_the_users_alone(start: Start) -> None:
+def test_pty_is_accessible_to_the_user_only(start: Start) -> None:
     path = start(0, guest=("echo",)).paths[0]
 
     status = Path(path).stat()
@@ -133,7 +133,7 @@ def test_pty_is_the_users_alone(start: Start) -> None:
     assert status.st_uid == os.getuid()
 
 
-def test_second_uart_is_on_its_pty_and_the_console_where_it_was(
+def test_second_uart_is_on_its_pty_and_the_console_on_stdout(
     start: Start, echo_on_uart_1: str
 ) -> None:
     guest = start(3, 1, guest=("-c1", "-m16", echo_on_uart_1))
@@ -151,7 +151,7 @@ def test_second_uart_is_on_its_pty_and_the_console_where_it_was(
     assert hangs_up(third)
 
 
-def test_terminal_can_be_closed_and_opened_again_and_again(start: Start) -> None:
+def test_terminal_can_be_closed_and_reopened(start: Start) -> None:
     guest = start(0, guest=("echo",))
     for number in range(5):
         terminal = guest.open(0)
@@ -172,7 +172,7 @@ def test_other_programs_can_use_it(start: Start) -> None:
     assert (out, code) == (b"", 0)
 
 
-def test_megabyte_comes_back_whole_to_a_reader_that_stalls(start: Start) -> None:
+def test_megabyte_comes_back_whole_when_the_reader_stalls(start: Start) -> None:
     data = random.Random(12).randbytes(MIB).replace(EOT, b"")
     guest = start(0, guest=VIRTIO)
     terminal = guest.open(0)
@@ -195,14 +195,14 @@ def test_megabyte_comes_back_whole_to_a_reader_that_stalls(start: Start) -> None
     assert guest.end() == (b"", b"", 0)
 
 
-def test_flood_that_nobody_sees_holds_up_no_guest(start: Start) -> None:
+def test_guest_runs_on_when_no_reader_has_the_pty_open(start: Start) -> None:
     guest = start(0, guest=("-p", f"flood={MIB}", *VIRTIO))
 
     assert guest.end() == (b"", b"", 0)
 
 
 @pytest.mark.matrix
-def test_flood_that_somebody_stopped_reading_ends_in_time(start: Start) -> None:
+def test_guest_with_a_flood_ends_in_time_when_the_reader_stops(start: Start) -> None:
     guest = start(0, guest=("--timeout=4", "-p", f"flood={16 * MIB}", *VIRTIO))
     guest.open(0)
 
@@ -212,7 +212,7 @@ def test_flood_that_somebody_stopped_reading_ends_in_time(start: Start) -> None:
     assert b"did not end within 4 s" in errors
 
 
-def test_virtio_console_learns_the_size(start: Start) -> None:
+def test_virtio_console_gets_the_size_of_the_pty(start: Start) -> None:
     guest = start(0, guest=("-p", "resize", *VIRTIO))
     terminal = guest.open(0)
 
@@ -233,20 +233,20 @@ def test_signal_ends_the_run(number: signal.Signals, start: Start) -> None:
     assert hangs_up(terminal)
 
 
-def test_interrupt_key_where_the_command_was_typed_ends_the_run(pyvmm: Pyvmm) -> None:
+def test_interrupt_key_on_the_terminal_of_pyvmm_ends_the_run(pyvmm: Pyvmm) -> None:
     with Terminal() as terminal:
         before = terminal.mode
         process = terminal.start([*pyvmm.command, "run", "--tty", "0", "echo"])
         terminal.expect(b"Assigned terminal 0 to pty ")
 
-        terminal.type(b"\x01x\x03")  # the first two are nobody's
+        terminal.type(b"\x01x\x03")  # no process reads the first two
 
         assert terminal.wait(process) == 128 + signal.SIGINT
         assert terminal.mode == before
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_nothing_is_left_of_a_command_that_is_killed(start: Start, echo_on_uart_1: str) -> None:
+def test_killed_command_leaves_nothing(start: Start, echo_on_uart_1: str) -> None:
     guest = start(0, 1, 2, guest=("-c1", "-m16", echo_on_uart_1))
     terminal = guest.open(1)
     os.write(terminal, b"alive")
@@ -258,7 +258,7 @@ def test_nothing_is_left_of_a_command_that_is_killed(start: Start, echo_on_uart_
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_nothing_is_left_of_a_command_that_fails(pyvmm: Pyvmm) -> None:
+def test_failed_command_leaves_nothing(pyvmm: Pyvmm) -> None:
     done = pyvmm("run", "--tty", "0", "--tty", "1", "_NO_FILE_")
 
     assert "Unable to open kernel _NO_FILE_" in message(done)

@@ -1,4 +1,4 @@
-"""Hosts with different vector lengths, and what each must give and refuse."""
+"""Hosts with different vector lengths, and the sets that each must give and refuse."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Host:
 
     @property
     def legal(self) -> list[tuple[int, ...]]:
-        """The sets KVM accepts: a set holds every length below its largest."""
+        """Return the sets that KVM accepts: each holds every host length below its largest."""
         return [self.lengths[: n + 1] for n in range(len(self.lengths))]
 
 
@@ -31,7 +31,7 @@ SIXTEEN = Host("max,sve-max-vq=16", EVERY)
 HOLE = Host("max,sve-max-vq=4,sve384=off", (128, 256, 512))
 NONE = Host("max,sve=off", ())
 
-# Wrong on every machine: exit code 2, and what the message must say.
+# Wrong on every machine: exit code 2, and words of the message.
 NONSENSE = {
     "": "the set is empty",
     "0": "0 is not a vector length",
@@ -51,14 +51,14 @@ def show(lengths: tuple[int, ...], separator: str = ",") -> str:
 
 
 def illegal(host: Host) -> list[tuple[int, ...]]:
-    """Sets that are well-formed, and that this host cannot give."""
+    """Return well-formed sets that this host cannot give."""
     candidates = [(256,), (128, 512), (128, 256, 384), (128, 384), (512,), (2048,), (128, 2048),
                   EVERY[:3], EVERY[:15], EVERY, POWERS]  # fmt: skip
     return [lengths for lengths in candidates if lengths not in host.legal]
 
 
 def check_legal(pyvmm: Pyvmm, host: Host, *options: str) -> int:
-    """Every legal set runs, and the guest sees exactly it; returns how many those were."""
+    """Check that a guest sees exactly each legal set; return their number."""
     where = ("--host-cpu", host.cpu, *options)
     for lengths in host.legal:
         done = pyvmm("run", "sve-vls", f"--sve-vls={show(lengths)}", *where, timeout=FIRST_S)
@@ -76,7 +76,7 @@ NO_SVE = "SVE: not implemented"
 
 
 def check_illegal(pyvmm: Pyvmm, host: Host, *options: str, at_most: int = 99) -> int:
-    """Every other set is refused, and the hint's sets are legal; returns how many those were."""
+    """Check that every other set is refused with a hint of legal sets; return their number."""
     where = ("--host-cpu", host.cpu, *options)
     tried = illegal(host)[:at_most]
     for lengths in tried:
@@ -89,7 +89,7 @@ def check_illegal(pyvmm: Pyvmm, host: Host, *options: str, at_most: int = 99) ->
 
 
 def check_nonsense(pyvmm: Pyvmm, host: Host, *options: str) -> int:
-    """So is what is wrong on every machine."""
+    """Check that sets which are wrong on every machine are refused."""
     where = ("--host-cpu", host.cpu, *options)
     for text, words in NONSENSE.items():
         done = pyvmm("run", "sve-vls", f"--sve-vls={text}", *where, timeout=FIRST_S)
@@ -101,7 +101,7 @@ def check_nonsense(pyvmm: Pyvmm, host: Host, *options: str) -> int:
 
 
 def check_hint(said: str, host: Host) -> None:
-    """The hint names what the host has, and only sets it can give."""
+    """Check that the hint names the host's lengths, and only sets that it can give."""
     hint = said.splitlines()[1]
     if not host.lengths:
         assert "leave " in hint, said

@@ -1,4 +1,4 @@
-"""The guests, built from scratch; Linux's own tests; hosts of other kernels."""
+"""Fixtures: the guests, built from scratch; Linux's own tests; hosts of other kernels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GUESTS = Path(__file__).resolve().parents[2] / "guests"
 
 @pytest.fixture(scope="session")
 def built(cross_gcc: Path, objects: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with every guest as an ELF file and nothing else."""
+    """Return a directory that holds every guest as an ELF file and nothing else."""
     out = tmp_path_factory.mktemp("guests")
     make(GUESTS, cross_gcc, out, objects)
     return out
@@ -27,7 +27,7 @@ def built(cross_gcc: Path, objects: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="session")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of the object files that `built` links."""
+    """Return the directory of the object files that `built` links."""
     return tmp_path_factory.mktemp("guests-build")
 
 
@@ -41,7 +41,7 @@ def make(sources: Path, gcc: Path, out: Path, build: Path) -> None:
 
 @pytest.fixture(scope="session")
 def fp(cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the kernel's own SVE tests, built."""
+    """Return a directory with the kernel's own SVE tests, built."""
     directory = tmp_path_factory.mktemp("fp")
     selftests.build_programs(cross_gcc, directory)
     return directory
@@ -49,7 +49,7 @@ def fp(cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def host(request: pytest.FixtureRequest, pyvmm_cmd: list[str]) -> Iterator[list[str]]:
-    """Options for an emulated host, which ends with its last test.
+    """Return the options of an emulated host, which ends with its last test.
 
     The parameter is its kernel, or its kernel and its CPU.
     """
@@ -61,12 +61,12 @@ def host(request: pytest.FixtureRequest, pyvmm_cmd: list[str]) -> Iterator[list[
 
 
 def loadable(elf: Any) -> list[Any]:
-    """The segments that are loaded, in the file's order, which is that of the addresses."""
+    """Return the segments to load, in the file's order, which is that of the addresses."""
     return [segment for segment in elf.iter_segments() if segment["p_type"] == "PT_LOAD"]
 
 
 def flat_image(path: Path) -> bytes:
-    """What ``objcopy -O binary`` makes of an ELF file."""
+    """Make a flat image from an ELF file, like ``objcopy -O binary``."""
     with path.open("rb") as file:
         segments = loadable(ELFFile(file))
         image = bytearray()

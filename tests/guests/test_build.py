@@ -19,7 +19,7 @@ NAMES = (
     "echo",
     "virtio-console",
 )  # fmt: skip
-# Instructions of SVE in guests/sve/access.S
+# SVE instructions in guests/sve/access.S
 ACCESS = 32 * 2 + 16 * 2 + 8 + 1
 SVE = dict.fromkeys(("sve-vls", "sve-zcr", "zcr-el12", "sve-snapshot"), ACCESS)
 FP = ("sve-math",)  # its scalar twins
@@ -33,7 +33,7 @@ def elf(request: pytest.FixtureRequest, built: Path) -> Iterator[Any]:
 
 
 def instructions(elf: Any) -> Iterator[tuple[int, int]]:
-    """(address, word) of everything executable; the guests keep their constants elsewhere."""
+    """Return (address, word) of all code; the guests' constants are in other sections."""
     for section in elf.iter_sections():
         if section["sh_flags"] & SH_FLAGS.SHF_EXECINSTR:
             data = section.data()
@@ -43,12 +43,12 @@ def instructions(elf: Any) -> Iterator[tuple[int, int]]:
 
 
 def is_sve(word: int) -> bool:
-    """Whether an instruction lies in the SVE group.  Source: Arm DDI 0487, C4.1, op0 = 0b0010."""
+    """Return whether an instruction is in the SVE group.  Source: Arm DDI 0487, C4.1, op0."""
     return word >> 25 & 0xF == 0b0010
 
 
 def is_fp(word: int) -> bool:
-    """Whether it lies in the scalar FP and Advanced SIMD group, or is a load or store of those."""
+    """Return whether an instruction is scalar FP or Advanced SIMD, loads and stores included."""
     group = word >> 25 & 0xF
     loads_or_stores = group & 0b0101 == 0b0100
     return group & 0b0111 == 0b0111 or bool(loads_or_stores and word >> 26 & 1)
@@ -58,7 +58,7 @@ def test_build_makes_every_guest_and_nothing_else(built: Path) -> None:
     assert sorted(path.name for path in built.iterdir()) == sorted(NAMES)
 
 
-def test_every_guest_says_first_what_it_proves() -> None:
+def test_every_guest_begins_with_a_comment_on_its_purpose() -> None:
     for name in NAMES:
         first_line = (GUESTS / f"{name}.c").read_text().splitlines()[0]
 
@@ -84,7 +84,7 @@ def test_guest_lies_in_ram_below_any_device_tree(elf: Any) -> None:
         assert segment["p_paddr"] + segment["p_memsz"] <= layout.RAM_BASE + layout.DTB_ALIGN
 
 
-def test_flat_form_begins_with_the_entry(elf: Any) -> None:
+def test_flat_image_begins_with_the_entry(elf: Any) -> None:
     image = flat_image(Path(elf.stream.name))
 
     entry = elf["e_entry"] - LOAD_ADDRESS
@@ -102,10 +102,10 @@ def test_guest_uses_sve_and_fp_only_to_test_sve(elf: Any, request: pytest.Fixtur
     if guest in FP:
         assert sve
     else:
-        assert len(sve) == SVE.get(guest, 0)  # of the .S files, and not one by the compiler
+        assert len(sve) == SVE.get(guest, 0)  # all from .S files, none from the compiler
 
 
-def test_layout_header_agrees_with_the_map() -> None:
+def test_layout_header_agrees_with_the_memory_map() -> None:
     done = subprocess.run(
         [sys.executable, GUESTS / "layout_h.py", layout.__file__],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Linux's drivers for disks, persistent memory and entropy judge ours, and e2fsprogs the disks."""
+"""Disks, persistent memory and entropy; the judges are Linux's drivers and e2fsprogs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 DRIVERS = ("virtio_mmio", "virtio_blk", "virtio_rng", "virtio_pmem", "nd_pmem", "ext4")
 DISK = 48 * MIB
-NO_DAX = ("5.10", "6.1")  # Debian's of these versions have no ZONE_DEVICE, and so no DAX
+NO_DAX = ("5.10", "6.1")  # Debian's kernels of these versions have no ZONE_DEVICE, so no DAX
 
 Boot = Callable[..., Session]
 
 
 @pytest.fixture(scope="module")
 def initrds(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """An initramfs for a kernel, with its drivers and the programs."""
+    """Return an initramfs for a kernel, with its drivers and the programs."""
     directory = tmp_path_factory.mktemp("disk")
 
     def initrd(version: str) -> Path:
@@ -60,7 +60,7 @@ def empty(path: Path) -> Path:
 
 
 def sums(guest: Session, *names: str) -> dict[str, str]:
-    """The checksums of files in a guest."""
+    """Return the checksums of files in a guest."""
     lines = guest.shell("sha256sum " + " ".join(names)).splitlines()
     return {name: summed for summed, name in map(str.split, lines)}
 
@@ -71,7 +71,7 @@ def make_file_system(guest: Session, device: str, options: str = "") -> None:
 
 
 def fill(guest: Session) -> dict[str, str]:
-    """Files of a few sizes, synced; their checksums."""
+    """Write files of a few sizes, sync, and return their checksums."""
     guest.shell("dd if=/dev/urandom of=/mnt/large bs=64k count=24 conv=fsync")
     guest.shell("dd if=/dev/urandom of=/mnt/small bs=777 count=1 conv=fsync")
     guest.shell("for n in 1 2 3; do cat /mnt/large >/mnt/c; done; rm /mnt/c; sync")
@@ -84,7 +84,7 @@ def unmount(guest: Session, device: str) -> None:
 
 
 def check_outside(image: Path, in_guest: dict[str, str]) -> None:
-    """The file system is whole, and its files are what they were in the guest."""
+    """Check that the file system is whole, with the same files as in the guest."""
     ext4.fsck(image)
     assert in_guest == {name: ext4.sha256(image, name.removeprefix("/mnt/")) for name in in_guest}
 
@@ -99,7 +99,7 @@ def check_outside(image: Path, in_guest: dict[str, str]) -> None:
         pytest.param("7.2", "mmio", marks=pytest.mark.matrix),
     ],
 )
-def test_file_systems_made_by_linux_are_whole_and_the_same_outside(
+def test_file_systems_made_by_linux_are_whole_and_equal_outside(
     boot: Boot, tmp_path: Path, version: str, transport: str
 ) -> None:
     disk, pmem, ro = empty(tmp_path / "disk"), empty(tmp_path / "pmem"), tmp_path / "ro"
@@ -134,7 +134,7 @@ def test_file_systems_made_by_linux_are_whole_and_the_same_outside(
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("kind", ["disk", "pmem"])
-def test_guest_killed_amid_writes_recovers_as_after_a_power_cut(
+def test_guest_killed_during_writes_recovers_like_after_a_power_cut(
     boot: Boot, pyvmm_cmd: list[str], tmp_path: Path, kind: str
 ) -> None:
     image = empty(tmp_path / "image")
@@ -144,8 +144,8 @@ def test_guest_killed_amid_writes_recovers_as_after_a_power_cut(
         make_file_system(guest, device)
         guest.shell("mkdir /mnt/d; dd if=/dev/urandom of=/mnt/kept bs=64k count=16 conv=fsync")
         kept = sums(guest, "/mnt/kept")
-        # Each file holds its number; one that was synced, whose number is printed then, must be
-        # there with what it held, whatever was in flight when the end came.
+        # Each file holds its number.  The guest prints the number after a sync.  Such a file must
+        # be there with its content, whatever was in flight at the end.
         guest.type(
             b"n=0; while true; do n=$((n+1)); yes $n | head -c 20000 >/mnt/d/$n; sync; "
             b"echo synced $n; dd if=/dev/urandom of=/mnt/x bs=4k count=200; done 2>/dev/null\n"
@@ -164,7 +164,7 @@ def test_guest_killed_amid_writes_recovers_as_after_a_power_cut(
 
 
 @pytest.mark.matrix
-def test_guest_saved_amid_writes_goes_on_and_loses_nothing(
+def test_guest_saved_during_writes_continues_and_loses_nothing(
     boot: Boot, pyvmm_cmd: list[str], tmp_path: Path
 ) -> None:
     disk, file = empty(tmp_path / "disk"), tmp_path / "guest.snap"
@@ -175,7 +175,7 @@ def test_guest_saved_amid_writes_goes_on_and_loses_nothing(
             b"| dd of=/mnt/f$n bs=4k conv=fsync; echo done $n) 2>/dev/null & done; wait; "
             b"sha256sum /tmp[1-8] | cut -c1-64; echo summed\n"
         )
-        guest.wait_for(b"done ")  # one of them; the others are in the middle
+        guest.wait_for(b"done ")  # one of them has ended; the others still write
         saved = subprocess.run([*pyvmm_cmd, "save", "amid", str(file)], capture_output=True)
         assert saved.returncode == 0, saved.stderr
         assert guest.end() == 0

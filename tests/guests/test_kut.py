@@ -1,4 +1,4 @@
-"""The contract with kvm-unit-tests: its runner for kvmtool finds in pyvmm what it looks for.
+"""The contract with kvm-unit-tests: its runner for kvmtool works with pyvmm.
 
 Source: kvm-unit-tests, scripts/vmm.bash and scripts/arch-run.bash (TARGET=kvmtool).
 """
@@ -26,7 +26,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def flat(cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The test's flat image, which runs at 0x80080000."""
+    """Build the test's flat image, which runs at 0x80080000."""
     directory = tmp_path_factory.mktemp("kut")
     elf = directory / "kut.elf"
     subprocess.run(
@@ -43,7 +43,7 @@ def flat(cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def runner(pyvmm_cmd: list[str], tmp_path: Path) -> Run:
-    """Run the command line that the runner makes, with stdin from /dev/null."""
+    """Run the runner's command line, with stdin from /dev/null."""
     environment = tmp_path / "env"
     environment.write_text("KERNEL_VERSION=6\nERRATA_FORCE=y\n")
 
@@ -59,7 +59,7 @@ def runner(pyvmm_cmd: list[str], tmp_path: Path) -> Run:
     return run
 
 
-def test_binary_is_recognised_by_its_help(pyvmm_cmd: list[str]) -> None:
+def test_runner_recognises_pyvmm_by_its_help(pyvmm_cmd: list[str]) -> None:
     done = subprocess.run([*pyvmm_cmd, "--help"], capture_output=True, text=True)
 
     assert "The most commonly used" in done.stdout
@@ -75,7 +75,7 @@ def test_binary_is_recognised_by_its_help(pyvmm_cmd: list[str]) -> None:
     ],
     ids=" ".join,
 )
-def test_verdict_reaches_stdout_and_the_end_is_well(
+def test_verdict_reaches_stdout_and_the_exit_code_is_0(
     runner: Run, flat: Path, options: tuple[str, ...]
 ) -> None:
     done = runner(flat, "--params", "status=3", *options)
@@ -87,7 +87,7 @@ def test_verdict_reaches_stdout_and_the_end_is_well(
     assert done.returncode == 0
 
 
-def test_several_cpus_without_params(runner: Run, flat: Path) -> None:
+def test_test_with_several_cpus_runs_without_params(runner: Run, flat: Path) -> None:
     done = runner(flat, cpus=2)
 
     assert re.search(r"^ARGS: $", done.stdout, re.MULTILINE), done.stdout
@@ -95,7 +95,7 @@ def test_several_cpus_without_params(runner: Run, flat: Path) -> None:
     assert done.returncode == 0
 
 
-def test_missing_kernel_says_that_all_else_was_fine(runner: Run) -> None:
+def test_missing_kernel_is_the_only_error_of_the_runners_check(runner: Run) -> None:
     done = runner(NO_FILE, "--irqchip=gicv3", "--pmu")
 
     assert f"Fatal: Unable to open kernel {NO_FILE}" in done.stdout + done.stderr
@@ -110,12 +110,12 @@ def test_missing_kernel_says_that_all_else_was_fine(runner: Run) -> None:
     ],
     ids=["irqchip", "nested"],
 )
-def test_what_the_host_lacks_skips_the_test_with_a_reason(
+def test_runner_skips_a_test_with_the_reason_when_the_host_lacks_a_feature(
     runner: Run, options: tuple[str, ...], before: tuple[str, ...], reason: str
 ) -> None:
     done = runner(NO_FILE, *options, before=before)
 
-    # The runner skips a test unless those words come, and shows the last line as the reason.
+    # The runner skips a test without these words, and shows the last line as the reason.
     assert "Unable to open kernel" not in done.stdout + done.stderr
     assert reason in done.stderr
     assert done.returncode == 3

@@ -1,7 +1,7 @@
-"""A vCPU's registers as pyvmm shows them, and as gdb finds them in the CPU: alike lane by lane.
+"""A vCPU's registers as pyvmm shows them, compared with gdb lane by lane.
 
-gdb asks the QEMU that is the emulated host, by its gdbstub, while a guest runs on its CPU: KVM and
-pyvmm have no part in what it sees.
+gdb reads them by the gdbstub of the QEMU that is the emulated host, while a guest runs on its CPU.
+So its values come neither from KVM nor from pyvmm.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.matrix, pytest.mark.timeout(600)]
 KINDS: Final = {"u": "unsigned", "s": "signed", "f": "float"}
 LANES: Final = {"b": "us", "h": "usf", "s": "usf", "d": "usf", "q": "u"}
 
-# For gdb's own Python: a guest that is somewhere else just now is waited for.
+# For gdb's own Python: wait until a CPU runs the guest at that address.
 ASK: Final = """
 import gdb, json, time
 asked = json.loads(gdb.parse_and_eval("$asked").string())
@@ -81,7 +81,7 @@ def guest(cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stub(pyvmm_cmd: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The socket of the gdbstub of an emulated host."""
+    """Return the socket of an emulated host's gdbstub."""
     if is_local(HostSettings()):
         pytest.skip("guests run on this machine's own CPU")
     with runtime.own_runtime_dir("gdb"):
@@ -108,7 +108,7 @@ def address(elf: Path, symbol: str) -> int:
 
 
 def gdb_finds(stub: Path, at: int, where: Path) -> dict[str, Any]:
-    """What gdb finds in the CPU that is at that address."""
+    """Return gdb's values of the CPU that runs at that address."""
     answer, script = where / "answer.json", where / "ask.py"
     script.write_text(ASK)
     asked = {"lanes": LANES, "socket": str(stub), "at": at, "answer": str(answer)}
@@ -126,7 +126,7 @@ def gdb_finds(stub: Path, at: int, where: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def running(command: list[str]) -> Iterator[None]:
-    """A guest that has its registers loaded, until the body ends."""
+    """Run a guest that has loaded its registers, until the block ends."""
     with subprocess.Popen(command, stdout=subprocess.PIPE) as guest:
         try:
             assert guest.stdout is not None
@@ -137,25 +137,25 @@ def running(command: list[str]) -> Iterator[None]:
 
 
 def check_vector(ours: Vector, theirs: dict[str, list[float]]) -> int:
-    """Every lane of every size and kind is the same; returns how many those are."""
+    """Check that lanes of every size and kind are equal; return their number."""
     compared = 0
     for size, kind in ((size, kind) for size, kinds in LANES.items() for kind in kinds):
         lanes: tuple[float, ...] = getattr(getattr(ours, size), KINDS[kind])
-        pairs = zip(lanes, theirs[f"{size}.{kind}"], strict=False)  # gdb shows 2048 bits always
+        pairs = zip(lanes, theirs[f"{size}.{kind}"], strict=False)  # gdb always shows 2048 bits
         assert all(a == b or (math.isnan(a) and math.isnan(b)) for a, b in pairs), (size, kind)
         compared += len(lanes)
     return compared
 
 
 def check_predicate(ours: Predicate, theirs: list[int]) -> int:
-    """Every byte's lane is the same; returns how many those are."""
+    """Check that every byte lane is equal; return their number."""
     whole = int.from_bytes(bytes(theirs), "little")
     assert [*ours.b] == [bool(whole >> n & 1) for n in range(len(ours.b))]
     return len(ours.b)
 
 
 @pytest.mark.parametrize("bits", [128, 512, 2048])
-def test_registers_are_those_gdb_finds_in_the_cpu(
+def test_registers_equal_those_that_gdb_reads_from_the_cpu(
     bits: int, stub: Path, guest: Path, pyvmm_cmd: list[str], tmp_path: Path
 ) -> None:
     run = [*pyvmm_cmd, "run", "-c", "1", "--name", "lanes", f"--sve-max-vl={bits}", str(guest)]

@@ -1,4 +1,4 @@
-"""Linux guests: Debian's kernels come up, see what they were given, and end."""
+"""Linux guests: Debian's kernels boot, see their machine, and end."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def boot(pyvmm_cmd: list[str], initrd: Path) -> Boot:
     return boot_kernel
 
 
-def test_linux_reaches_its_shell_with_sve_and_switches_off(boot: Boot) -> None:
+def test_linux_boots_to_its_shell_with_sve_and_switches_off(boot: Boot) -> None:
     options = ["-c", "2", "--sve-vls=128,256", "--pmu"]
     with boot(linux.image("6.1"), *options, params=EARLYCON) as guest:
         log = guest.wait_for(PROMPT).decode()
@@ -56,7 +56,7 @@ def test_linux_reaches_its_shell_with_sve_and_switches_off(boot: Boot) -> None:
         assert guest.end() == 0
 
 
-def test_linux_without_sve_sees_none_and_resets(boot: Boot, tmp_path: Path) -> None:
+def test_linux_sees_no_sve_when_it_is_off_and_resets(boot: Boot, tmp_path: Path) -> None:
     packed = tmp_path / "Image.gz"
     packed.write_bytes(gzip.compress(linux.image("6.1").read_bytes(), 1))
 
@@ -71,7 +71,7 @@ def test_linux_without_sve_sees_none_and_resets(boot: Boot, tmp_path: Path) -> N
 
 
 def zboot(kind: bytes, payload: bytes) -> bytes:
-    """An EFI zboot image around packed data."""
+    """Make an EFI zboot image around packed data."""
     return (
         struct.pack("<4s4sII8x32s", b"MZ\0\0", b"zimg", 64, len(payload), kind).ljust(64, b"\0")
         + payload
@@ -90,7 +90,7 @@ def test_kaslr_seed_moves_the_kernel(boot: Boot) -> None:
 
 
 @pytest.mark.matrix
-def test_zboot_image_comes_up(boot: Boot, tmp_path: Path) -> None:
+def test_zboot_image_boots(boot: Boot, tmp_path: Path) -> None:
     packed = gzip.compress(linux.image("6.12").read_bytes(), 1)
     image = tmp_path / "vmlinuz.efi"
     image.write_bytes(zboot(b"gzip", packed))

@@ -1,6 +1,6 @@
-"""A Linux guest's whole boot log by the UART's fast path, with input typed meanwhile.
+"""A Linux guest's whole boot log by the UART's fast path, with input at the same time.
 
-What the console shows is held against what the kernel says it has printed: the guest's dmesg.
+The test compares the console's output with the guest's dmesg.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tests.linux import PROMPT, Session
 # The first command may have to fetch kernels, and to make and boot the emulated host.
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-# Typed all along. Linux drops what comes before its driver has the port, and a shell what comes
-# before it reads, as on real hardware: so the line is wiped, and asked again at the prompt.
+# Typed during the boot. As on real hardware, Linux drops input before its driver has the port, and
+# a shell drops input before it reads. So the test wipes the line, and types again at the prompt.
 TYPED = b"typed while it boots " * 4
 ASKED = b"\x15echo still $((40 + 2))\n"
 TIMES = 20
@@ -33,23 +33,25 @@ def initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def logged(text: str) -> list[str]:
-    """The kernel's lines in a text; what was typed may be echoed between them."""
+    """Return the kernel's lines in a text, which may hold echoes of the input."""
     return re.findall(r"\[ *\d+\.\d{6}\] .*$", text.replace("\r", ""), re.MULTILINE)
 
 
 def type_slowly(guest: Session) -> None:
-    """Type for as long as a boot takes, or longer."""
+    """Type during the whole boot."""
     for byte in TYPED:
         guest.type(bytes([byte]))
         time.sleep(0.1)
 
 
 def boot_and_compare(command: list[str]) -> int:
-    """Boot with the full log; how many of its lines were compared."""
+    """Boot with the full log, compare, and return the number of lines."""
     with Session(command) as guest:
         typist = threading.Thread(target=type_slowly, args=(guest,))
         typist.start()
-        console = guest.wait_for(b"-arm64 on ").decode()  # of init's words; echoes may be before
+        console = guest.wait_for(
+            b"-arm64 on "
+        ).decode()  # init's first words; echoes may precede them
         typist.join()
         guest.wait_for(PROMPT)
         guest.type(ASKED)
@@ -69,7 +71,7 @@ def command_for(pyvmm_cmd: list[str], initrd: Path, version: str, *options: str)
 
 
 @pytest.mark.matrix
-def test_boot_log_is_whole_with_input_meanwhile(pyvmm_cmd: list[str], initrd: Path) -> None:
+def test_boot_log_is_whole_with_input_during_the_boot(pyvmm_cmd: list[str], initrd: Path) -> None:
     compared = boot_and_compare(command_for(pyvmm_cmd, initrd, "6.1", "-c", "2"))
 
     assert compared > 150

@@ -1,4 +1,4 @@
-"""A Linux guest looked after from outside: paused, its registers read, sent a sysrq."""
+"""A Linux guest controlled from outside: pause, registers, sysrq."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def real_time(guest: Session) -> int:
     return int(guest.shell("cat /sys/class/rtc/rtc0/since_epoch"))
 
 
-def test_guest_is_looked_after_from_outside(guest: Session, pyvmm_cmd: list[str]) -> None:
+def test_guest_is_paused_read_and_sent_a_sysrq(guest: Session, pyvmm_cmd: list[str]) -> None:
     def tell(*words: str) -> str:
         command = [*pyvmm_cmd, *words, "-n", NAME]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -84,6 +84,6 @@ def check_that_no_time_passes_in_a_pause(guest: Session, tell: Tell) -> None:
     gaps = [later - earlier for earlier, later in itertools.pairwise(ticks)]
     assert 3 <= after - before < passed_s - PAUSE_S + 0.1  # uptime has two digits
     assert len(ticks) > 4
-    assert max(gaps) < PAUSE_S, gaps  # it would be more, had the pause been seen
+    assert max(gaps) < PAUSE_S, gaps  # more, if the guest had seen the pause
     assert real_time(guest) - rtc >= PAUSE_S
     assert guest.shell("dmesg | grep -ciE 'stall|lockup|hung|unstable'") == "0"

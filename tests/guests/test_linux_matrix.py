@@ -1,6 +1,6 @@
-"""Every guest kernel on hosts of every kernel that matters, on either console: it has its shell.
+"""Every guest kernel on hosts of every supported kernel, on either console, boots to its shell.
 
-Each combination asks for other vector lengths, and the kernel's own test looks what it got.
+Each combination has other vector lengths, and the kernel's own test checks them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = [
 
 
 class Case(NamedTuple):
-    """A console, so many vCPUs, and what is said of SVE with the lengths that come of it."""
+    """A console, a number of vCPUs, and SVE options with the resulting lengths."""
 
     console: str
     vcpus: int
@@ -42,7 +42,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def initrds(fp: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """An initramfs for each guest kernel, with the console's modules and the tests."""
+    """Return an initramfs for each guest kernel, with the console's modules and the tests."""
     directory = tmp_path_factory.mktemp("initrds")
     for version in KERNEL_SUITES:
         files = {**linux.virtio_modules(version), **selftests.in_guest(fp)}
@@ -52,7 +52,7 @@ def initrds(fp: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.console}-{case.vcpus}")
 @pytest.mark.parametrize("version", KERNEL_SUITES)
-def test_linux_has_its_shell_and_the_vector_lengths_asked_for(
+def test_linux_boots_to_its_shell_with_the_requested_vector_lengths(
     host: list[str], version: str, case: Case, pyvmm_cmd: list[str], initrds: dict[str, Path]
 ) -> None:
     options = ["-c", str(case.vcpus), "-m", "256", f"--console={case.console}", case.sve]

@@ -1,4 +1,4 @@
-"""Linux's virtio_balloon and virtio_mem drivers judge ours, and this machine's memory does."""
+"""Balloon and memory hotplug; the judges are Linux's drivers and this machine's memory."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 KERNELS = ("6.1", "6.12", "7.2")
 RAM = 256
-NEAR = 0.1 * RAM  # MiB: this machine's memory follows the guest's that closely
+NEAR = 0.1 * RAM  # MiB: the largest difference between this machine's use and the guest's
 NAME = "memory-linux"
 FRESH_S = 0.5
 PAGE = 4096
 HINT_ORDER = 10
-PATIENCE = "120"  # seconds, for a guest to plug or unplug
+DEADLINE_S = "120"  # seconds: a deadline for a guest to plug or unplug
 
-# What goes on meanwhile: files come and go in memory, and are looked through.  Whoever makes the
-# directory has the turn.
+# The load: it writes, reads and removes files in memory.  The process that makes the directory has
+# the lock.
 TURN = "until mkdir /t/turn 2>/dev/null; do sleep 0.1; done"
 LOAD = (
     f"(while true; do {TURN}; dd if=/dev/urandom of=/t/load bs=1M count=16 2>/dev/null;"
@@ -60,8 +60,8 @@ class Guest:
         return vm
 
     def fresh_stat(self) -> dict[str, Any]:
-        """What the VM is like when the guest has just said how much is free; it may be busy."""
-        deadline = time.monotonic() + float(PATIENCE)
+        """Return the VM's state after a fresh report of the guest, which may be busy."""
+        deadline = time.monotonic() + float(DEADLINE_S)
         while True:
             vm = self.stat()
             said = vm["guest_memory"]
@@ -70,24 +70,24 @@ class Guest:
             assert time.monotonic() < deadline, said
 
     def used(self) -> tuple[float, float]:
-        """MiB that the guest's memory takes up of this machine's, and that the guest uses."""
+        """Return the MiB that the guest occupies on this machine, and the MiB that it uses."""
         vm = self.fresh_stat()
         has = RAM * MIB + vm["hotplug"]["plugged_bytes"] - vm["balloon"]["actual_bytes"]
         return vm["memory_resident_bytes"] / MIB, (has - vm["guest_memory"]["free_bytes"]) / MIB
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
-        """Hold the load back meanwhile: it frees 16 MiB at once, each time that it begins anew."""
+        """Stop the load in the block, because it frees 16 MiB at once when it starts over."""
         self.shell(TURN)
         yield
         self.shell("rmdir /t/turn")
 
     def free(self) -> float:
-        """MiB that Linux has free."""
+        """Return the free MiB of Linux."""
         return int(self.shell("grep MemFree: /proc/meminfo").split()[1]) / 1024
 
     def in_small_blocks(self) -> float:
-        """MiB that are free in blocks too small to be named to this machine.
+        """Return the free MiB in blocks that are too small to report.
 
         Source: VIRTIO_BALLOON_HINT_BLOCK_ORDER in drivers/virtio/virtio_balloon.c
         """
@@ -98,11 +98,11 @@ class Guest:
         return found / MIB
 
     def wait_for_its_memory(self, mib: float = NEAR) -> tuple[float, float]:
-        """Wait until this machine's memory follows the guest's, as that reports what is free.
+        """Wait until the guest has reported its free memory, and this machine has it back.
 
-        Linux does so seconds after it has become free: PAGE_REPORTING_DELAY in mm/page_reporting.c.
+        Linux reports seconds after memory is free: PAGE_REPORTING_DELAY in mm/page_reporting.c.
         """
-        deadline = time.monotonic() + float(PATIENCE)
+        deadline = time.monotonic() + float(DEADLINE_S)
         while True:
             resident, needed = self.used()
             small = self.in_small_blocks()
@@ -111,12 +111,12 @@ class Guest:
             assert time.monotonic() < deadline, (resident, needed, small)
 
     def total(self) -> int:
-        """MemTotal, in MiB."""
+        """Return MemTotal in MiB."""
         return int(self.shell("grep MemTotal: /proc/meminfo").split()[1]) >> 10
 
     def wait_for_total(self, mib: int) -> None:
-        """Linux uses a block a while after it has told the device that it takes it."""
-        deadline = time.monotonic() + float(PATIENCE)
+        """Wait for a MemTotal: Linux uses a block some time after it has plugged it."""
+        deadline = time.monotonic() + float(DEADLINE_S)
         while self.total() != pytest.approx(mib, abs=1):
             assert time.monotonic() < deadline, (self.total(), mib)
             time.sleep(0.5)
@@ -159,7 +159,7 @@ def boot(pyvmm_cmd: list[str], tmp_path: Path) -> Boot:
     return boot_kernel
 
 
-def test_guests_memory_is_taken_and_given_while_it_works(boot: Boot) -> None:
+def test_memory_of_a_working_guest_is_taken_and_returned(boot: Boot) -> None:
     with boot("6.1", room=256) as guest:
         check_statistics(guest)
         guest.shell(LOAD)
@@ -171,7 +171,7 @@ def test_guests_memory_is_taken_and_given_while_it_works(boot: Boot) -> None:
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("version", KERNELS)
-def test_balloon_to_half_and_back_five_times_under_load(boot: Boot, version: str) -> None:
+def test_balloon_takes_half_and_returns_it_five_times_under_load(boot: Boot, version: str) -> None:
     with boot(version, room=256) as guest:
         guest.shell(LOAD)
         check_balloon(guest, rounds=5)
@@ -181,14 +181,14 @@ def test_balloon_to_half_and_back_five_times_under_load(boot: Boot, version: str
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("version", KERNELS)
-def test_guest_that_poisons_free_pages_finds_them_as_they_were(boot: Boot, version: str) -> None:
-    """It would say of a page that has become zero: "pagealloc: memory corruption"."""
+def test_guest_finds_its_poisoned_free_pages_unchanged(boot: Boot, version: str) -> None:
+    """For a page that became zero Linux would print "pagealloc: memory corruption"."""
     with boot(version, room=256, params="page_poison=1 init_on_alloc=0") as guest:
         assert "BALLOON_F_PAGE_POISON" in guest.tell("debug", "--devices", "-n", NAME)
         guest.shell("dd if=/dev/zero of=/t/big bs=1M count=150 2>/dev/null; rm /t/big; sleep 5")
-        guest.tell("balloon", "-n", NAME, "--collect", "--wait", PATIENCE)
-        guest.tell("balloon", "-n", NAME, "-i", "64", "--wait", PATIENCE)
-        guest.tell("balloon", "-n", NAME, "-d", "64", "--wait", PATIENCE)
+        guest.tell("balloon", "-n", NAME, "--collect", "--wait", DEADLINE_S)
+        guest.tell("balloon", "-n", NAME, "-i", "64", "--wait", DEADLINE_S)
+        guest.tell("balloon", "-n", NAME, "-d", "64", "--wait", DEADLINE_S)
         guest.shell("dd if=/dev/zero of=/t/big bs=1M count=150 2>/dev/null")
 
         vm = guest.stat()
@@ -214,13 +214,13 @@ def test_memory_grows_fourfold_and_shrinks_while_fp_stress_runs(
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("version", KERNELS)
-def test_balloon_and_plugged_memory_go_on_from_a_file(
+def test_balloon_and_plugged_memory_are_restored_from_a_file(
     boot: Boot, pyvmm_cmd: list[str], tmp_path: Path, version: str
 ) -> None:
     file = tmp_path / "guest.snap"
     with boot(version, room=512) as guest:
-        guest.tell("memory", NAME, str(RAM + 256), "--wait", PATIENCE)
-        guest.tell("balloon", "-n", NAME, "-i", "64", "--wait", PATIENCE)
+        guest.tell("memory", NAME, str(RAM + 256), "--wait", DEADLINE_S)
+        guest.tell("balloon", "-n", NAME, "-i", "64", "--wait", DEADLINE_S)
         guest.shell("dd if=/dev/urandom of=/t/kept bs=1M count=120 2>/dev/null")
         sums = guest.shell("md5sum /t/kept")
         before = guest.stat()
@@ -235,17 +235,17 @@ def test_balloon_and_plugged_memory_go_on_from_a_file(
         for name in ("target_bytes", "actual_bytes", "has_driver"):
             assert after["balloon"][name] == before["balloon"][name]
         assert guest.shell("md5sum /t/kept") == sums
-        guest.tell("balloon", "-n", NAME, "--size", "0", "--wait", PATIENCE)
-        guest.tell("memory", NAME, str(RAM + 512), "--wait", PATIENCE)
-        guest.tell("memory", NAME, str(RAM), "--wait", PATIENCE)
+        guest.tell("balloon", "-n", NAME, "--size", "0", "--wait", DEADLINE_S)
+        guest.tell("memory", NAME, str(RAM + 512), "--wait", DEADLINE_S)
+        guest.tell("memory", NAME, str(RAM), "--wait", DEADLINE_S)
         assert guest.shell("md5sum /t/kept") == sums
         assert guest.total() == pytest.approx(RAM, abs=50)
 
 
 def check_statistics(guest: Guest) -> None:
-    """They are what the guest's /proc has: at a moment when Linux is not reporting free pages.
+    """Compare the statistics with the guest's /proc, when Linux is not reporting free pages.
 
-    Those it does not count as free meanwhile.
+    During a report Linux does not count those pages as free.
     Source: Linux, mm/page_reporting.c, page_reporting_cycle()
     """
     for _ in range(20):
@@ -263,26 +263,26 @@ def check_balloon(guest: Guest, rounds: int) -> None:
         guest.shell("dd if=/dev/zero of=/t/big bs=1M count=130 2>/dev/null")
         full, used = guest.wait_for_its_memory()
         guest.shell("rm /t/big")
-        said = guest.tell("balloon", "-n", NAME, "-i", str(RAM // 2), "--wait", PATIENCE)
+        said = guest.tell("balloon", "-n", NAME, "-i", str(RAM // 2), "--wait", DEADLINE_S)
         assert said == f"{NAME}: balloon {RAM // 2} MiB\n"
         half, needed = guest.wait_for_its_memory()
         print(f"round {number}: {full:.0f} MiB for {used:.0f}, {half:.0f} for {needed:.0f}")
         assert half <= RAM / 2
 
-        guest.tell("balloon", "-n", NAME, "-d", str(RAM // 2), "--wait", PATIENCE)
+        guest.tell("balloon", "-n", NAME, "-d", str(RAM // 2), "--wait", DEADLINE_S)
     assert "Out of memory" not in guest.shell("dmesg")
 
 
 def check_collection(guest: Guest) -> None:
-    """What the guest does not use has gone back when the command ends, without a balloon.
+    """Check that unused memory is back at the end of the command, without a balloon.
 
-    It is free for the guest a little later: Linux's driver holds it until the round is over.
-    How much is in blocks that Linux names depends on how its memory is fragmented.
+    The guest can use it a little later: Linux's driver holds it until the round is over.
+    The amount in blocks that Linux reports depends on the fragmentation of its memory.
     """
     with guest.quiet():
         guest.shell("dd if=/dev/zero of=/t/big bs=1M count=100 2>/dev/null; rm /t/big")
         hintable = guest.free() - guest.in_small_blocks()
-        guest.tell("balloon", "-n", NAME, "--collect", "--wait", PATIENCE)
+        guest.tell("balloon", "-n", NAME, "--collect", "--wait", DEADLINE_S)
         vm = guest.stat()
         _, needed = guest.wait_for_its_memory()
         small = guest.in_small_blocks()
@@ -294,27 +294,27 @@ def check_collection(guest: Guest) -> None:
 
 
 def check_that_need_comes_first(guest: Guest) -> None:
-    """A guest that runs out of memory takes it out of its balloon, and kills nobody."""
-    guest.tell("balloon", "-n", NAME, "-i", "140", "--wait", PATIENCE)
+    """Check that a guest without free memory uses its balloon's, and kills no process."""
+    guest.tell("balloon", "-n", NAME, "-i", "140", "--wait", DEADLINE_S)
     before = deflated(guest)
 
     assert "1+0 records out" in guest.shell("dd if=/dev/zero of=/dev/null bs=110M count=1")
 
     assert deflated(guest) > before
     assert "Out of memory" not in guest.shell("dmesg")
-    guest.tell("balloon", "-n", NAME, "--size", "0", "--wait", PATIENCE)
+    guest.tell("balloon", "-n", NAME, "--size", "0", "--wait", DEADLINE_S)
 
 
 def deflated(guest: Guest) -> int:
-    """How many bytes have come out of the balloon so far."""
+    """Return how many bytes have left the balloon so far."""
     (balloon,) = (d for d in guest.stat()["devices"] if d["device"] == "virtio-balloon")
     return int(balloon["counts"]["deflated_bytes"])
 
 
 def check_plugging(guest: Guest, room: int) -> None:
-    """Memory comes and goes; what is in files stays, also where it lay in what has gone."""
+    """Check that files keep their content when memory is plugged and unplugged."""
     before = guest.total()
-    plugged = guest.tell("memory", NAME, str(RAM + room), "--wait", PATIENCE)
+    plugged = guest.tell("memory", NAME, str(RAM + room), "--wait", DEADLINE_S)
     assert f"{room} MiB of {room} MiB plugged" in plugged
     guest.wait_for_total(before + room)
 
@@ -327,7 +327,7 @@ def check_plugging(guest: Guest, room: int) -> None:
     assert full > count
     guest.shell("rm /t/big")
 
-    guest.tell("memory", NAME, str(RAM), "--wait", PATIENCE)
+    guest.tell("memory", NAME, str(RAM), "--wait", DEADLINE_S)
     vm = guest.stat()
     print(f"full: {full:.0f} MiB; unplugged: {vm['memory_resident_bytes'] / MIB:.0f} MiB")
     assert vm["hotplug"]["plugged_bytes"] == 0
@@ -338,7 +338,7 @@ def check_plugging(guest: Guest, room: int) -> None:
 
 
 def check_refusals(guest: Guest) -> None:
-    """Each in clear words, and nothing has changed."""
+    """Check that each refusal is clear, and changes nothing."""
     before = guest.stat()
 
     said = guest.tell("memory", NAME, str(RAM + 512), code=2)

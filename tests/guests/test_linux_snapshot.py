@@ -1,4 +1,4 @@
-"""Linux goes into a file and out of it, in the middle of the kernel's own stress of SVE."""
+"""Linux is saved and restored, also during the kernel's own stress of SVE."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ TIMED_OUT = 124
 
 
 @pytest.mark.parametrize("console", ["serial", "virtio"])
-def test_a_shell_goes_on_with_what_it_knew(
-    pyvmm_cmd: list[str], tmp_path: Path, console: str
-) -> None:
+def test_restored_shell_keeps_its_state(pyvmm_cmd: list[str], tmp_path: Path, console: str) -> None:
     initrd, file = tmp_path / "initrd", tmp_path / "linux.snap"
     initrd.write_bytes(linux.initramfs(linux.virtio_modules("6.1")))
     command = [*pyvmm_cmd, "run", f"--console={console}", "-c", "2", "-m", "128", "-pquiet",
@@ -70,5 +68,5 @@ def test_linux_under_fp_stress_survives_ten_saves_and_restores(
     assert "ismatch" not in text
     before = re.search(r"^(\d{10})$", text, re.MULTILINE)
     assert before
-    # Its clock is sane: it went on by what it has run, and by no more.
+    # Its clock advanced by the time that it ran, and no more.
     assert 0 < int(after) - int(before[1]) < 3600

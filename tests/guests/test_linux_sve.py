@@ -17,7 +17,7 @@ from tests.linux import PROMPT, Session
 # The first command may have to fetch kernels and their source, and to make the emulated host.
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-STRESS_S = 60  # seconds without a word from any of fp-stress's children, so it takes longer
+STRESS_S = 60  # seconds without output of any child of fp-stress, so the test takes longer
 RESULTS = re.compile(r"^# Totals: pass:(\d+) fail:0 xfail:0 xpass:0 skip:0 error:0$", re.MULTILINE)
 
 Guest = Callable[..., Session]
@@ -30,7 +30,7 @@ def initrd(fp: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_stress_recipe_of_the_kernel_tree_works_as_written(
+def test_stress_recipe_of_the_kernel_tree_works_unchanged(
     pyvmm_cmd: list[str], initrd: Path, tmp_path: Path
 ) -> None:
     """Source: tools/testing/selftests/arm64/fp/README, with pyvmm for lkvm."""
@@ -52,7 +52,7 @@ def test_stress_recipe_of_the_kernel_tree_works_as_written(
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("host", ["6.1", "7.2"], indirect=True, scope="module")
-def test_guests_and_host_stress_sve_at_other_lengths_side_by_side(
+def test_guests_and_host_stress_sve_at_different_lengths_at_the_same_time(
     host: list[str], pyvmm_cmd: list[str], initrd: Path, fp: Path
 ) -> None:
     run = [*pyvmm_cmd, "run", *host, "--console=virtio", "-m", "256", "-i", str(initrd), "-pquiet"]
@@ -80,6 +80,6 @@ def test_guests_and_host_stress_sve_at_other_lengths_side_by_side(
         print(*re.findall(r"(?:\S+: )?Terminated by .*|# Totals.*", text), sep="\n")
         assert re.search(r"Terminated by signal 15, no error, iterations=[1-9]\d*", text), text
         assert "ismatch" not in text
-    # Each of FPSIMD and of the vector lengths that are powers of two, on each vCPU.
+    # FPSIMD and each vector length that is a power of two, on each vCPU.
     assert [RESULTS.findall(text) for text in said] == [[str(1 * 3)], [str(2 * 4)], []]
     assert "Vector length:\t2048 bits\n" in said[2]

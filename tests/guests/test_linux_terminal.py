@@ -1,4 +1,4 @@
-"""Linux on a virtio console in a person's terminal: what is typed, the window's size, the end."""
+"""Linux on a virtio console in a user's terminal: keys, the window's size, the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.tmux import Tmux
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
-def test_terminal_serves_a_linux_shell_and_is_left_as_it_was(
+def test_terminal_serves_a_linux_shell_and_is_restored(
     pyvmm_cmd: list[str], tmux: Path, tmp_path: Path
 ) -> None:
     initrd, before, after = (tmp_path / name for name in ("initrd", "before", "after"))
@@ -41,6 +41,8 @@ def test_terminal_serves_a_linux_shell_and_is_left_as_it_was(
         terminal.expect("/ #")
         terminal.type("C-a", "x")
 
-        terminal.enter("/ # $", "echo ended with $code")  # the guest's prompt was left behind
+        terminal.enter(
+            "/ # $", "echo ended with $code"
+        )  # the guest's prompt is still on the screen
         terminal.expect("ended with 0")
     assert after.read_text() == before.read_text()

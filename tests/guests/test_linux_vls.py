@@ -1,7 +1,7 @@
-"""What `pyvmm sve` says of vector lengths, against what the kernel's own programs see of them.
+"""The vector lengths of `pyvmm sve`, compared with those that the kernel's own programs see.
 
 sve-probe-vls asks prctl(PR_SVE_SET_VL) and RDVL for every length; vlset asks for one and starts
-rdvl-sve at what it got.  Both run in the host, and in guests of it.
+rdvl-sve at what it got.  Both run in the host and in its guests.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Ask = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def ask(host: list[str], pyvmm_cmd: list[str]) -> Ask:
-    """What `pyvmm sve` says in JSON."""
+    """Return the JSON of a `pyvmm sve` command."""
 
     def sve(*arguments: str) -> dict[str, Any]:
         command = [*pyvmm_cmd, "sve", *arguments, *host, "--json"]
@@ -44,7 +44,7 @@ def ask(host: list[str], pyvmm_cmd: list[str]) -> Ask:
 
 
 def bits(said: str) -> list[int]:
-    """Lengths that rdvl-sve printed, in bytes."""
+    """Return the lengths in bits that rdvl-sve printed in bytes."""
     return [8 * int(line) for line in said.split()]
 
 
@@ -52,7 +52,7 @@ def show(lengths: list[int]) -> str:
     return ",".join(map(str, lengths))
 
 
-def test_kernels_programs_see_in_the_host_what_is_listed_and_explained(
+def test_list_and_explain_agree_with_the_kernels_programs_in_the_host(
     host: list[str], pyvmm_cmd: list[str], ask: Ask, fp: Path
 ) -> None:
     def shell(script: str) -> str:
@@ -67,7 +67,7 @@ def test_kernels_programs_see_in_the_host_what_is_listed_and_explained(
     assert bits(shell(EACH.format(fp))) == whole["vl_by_zcr_el1_len"]
 
 
-def test_kernels_programs_see_in_each_guest_what_was_explained(
+def test_explain_agrees_with_the_kernels_programs_in_each_guest(
     host: list[str], pyvmm_cmd: list[str], ask: Ask, fp: Path, tmp_path: Path
 ) -> None:
     initrd = tmp_path / "initrd"

@@ -1,4 +1,4 @@
-"""The sets of vector lengths that QEMU takes with KVM, as -cpu host,sveN=on|off: those of pyvmm.
+"""QEMU with KVM (-cpu host,sveN=on|off) accepts the same sets of vector lengths as pyvmm.
 
 QEMU is Debian's for arm64, and runs in the emulated host.
 """
@@ -20,7 +20,7 @@ from tests.e2e import vls
 
 pytestmark = [pytest.mark.e2e, pytest.mark.matrix, pytest.mark.timeout(900)]
 
-# A host, the lengths it has, and those it is asked for: one more.
+# A host, its lengths, and the lengths of the requests: one more.
 ASKED = {
     "powers of two": (vls.Host("max,sve2048=on", vls.POWERS), sorted({*vls.POWERS, 384})),
     "a hole": (vls.HOLE, vls.EVERY[:4]),
@@ -52,7 +52,7 @@ class Qemu:
         ]  # fmt: skip
 
     def run(self, cpu: str, *commands: dict[str, Any]) -> tuple[list[Any], str, int]:
-        """Start a machine with that CPU, which never runs: answers, what was said, exit code."""
+        """Start a machine with that CPU, paused: return QMP replies, stderr and exit code."""
         document = [{"execute": "qmp_capabilities"}, *commands, {"execute": "quit"}]
         done = subprocess.run(
             [*self._command, "-cpu", cpu],
@@ -64,7 +64,7 @@ class Qemu:
         return [a for a in answers if "return" in a or "error" in a], done.stderr, done.returncode
 
     def takes(self, sets: list[Lengths]) -> list[Lengths]:
-        """Those of the sets that a host CPU can be given, of its own account."""
+        """Return the sets that QEMU accepts for its host CPU."""
         asked = [
             {
                 "execute": "query-cpu-model-expansion",
@@ -78,17 +78,17 @@ class Qemu:
 
 
 def props(lengths: Lengths) -> dict[str, bool]:
-    """QEMU's words for exactly that set."""
+    """Return QEMU's properties for exactly that set."""
     return {f"sve{bits}": bits in lengths for bits in vls.EVERY}
 
 
 def cpu(lengths: Lengths) -> str:
-    """Likewise, for -cpu."""
+    """Return the value of -cpu for exactly that set."""
     return ",".join(["host", *(f"{n}={'on' if on else 'off'}" for n, on in props(lengths).items())])
 
 
 def subsets(lengths: Lengths) -> Iterator[Lengths]:
-    """Every set of them, the empty one too."""
+    """Return every subset, also the empty one."""
     return chain.from_iterable(combinations(lengths, n) for n in range(len(lengths) + 1))
 
 
@@ -98,7 +98,7 @@ def qemu(host: list[str], pyvmm_cmd: list[str]) -> Qemu:
 
 
 @on_each_host
-def test_qemu_takes_the_sets_that_pyvmm_takes_and_no_other(
+def test_qemu_accepts_exactly_the_sets_that_pyvmm_accepts(
     host: list[str],
     model: vls.Host,
     asked: Lengths,
@@ -126,7 +126,7 @@ def test_qemu_takes_the_sets_that_pyvmm_takes_and_no_other(
 
 
 @on_each_host
-def test_qemu_s_machine_starts_with_the_sets_that_pyvmm_takes(
+def test_qemus_machine_starts_with_the_sets_that_pyvmm_accepts(
     host: list[str], model: vls.Host, asked: Lengths, qemu: Qemu
 ) -> None:
     for lengths in model.legal:

@@ -1,4 +1,4 @@
-"""KVM_GET_REG_LIST as the kernel's own get-reg-list decodes it, and as pyvmm shows it: the same."""
+"""KVM_GET_REG_LIST as pyvmm shows it, compared with the kernel's own get-reg-list."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.parametrize("host", ["6.1", "6.12", "7.2"], indirect=True, scope="module"),
 ]
 
-# What get-reg-list calls its vCPUs, and the features they have
+# get-reg-list's names of its vCPUs, and their features
 CONFIGS: Final = {
     "vregs": (),
     "vregs+pmu": ("PMU_V3",),
@@ -29,9 +29,12 @@ CONFIGS: Final = {
     "vregs+pauth_address+pauth_generic": ("PTRAUTH_ADDRESS", "PTRAUTH_GENERIC"),
 }
 
-LISTED: Final = ("--list", "--list-filtered")  # with CCSIDR, which it would filter out
+LISTED: Final = (
+    "--list",
+    "--list-filtered",
+)  # with CCSIDR, which get-reg-list filters out by default
 
-# Run in the host: the registers that vCPUs with those features have, in the view's order.
+# Run in the host: the registers of vCPUs with those features, in the order of the view.
 OURS: Final = """
 import json, sys
 from pyvmm.kvm.system import System
@@ -60,7 +63,7 @@ const __u64 ids[] = {{ {lines} }};
 def theirs(
     host: list[str], pyvmm_cmd: list[str], cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[int]]:
-    """What get-reg-list of the host's own kernel lists, by the name of the vCPU's configuration."""
+    """Return the lists of the host kernel's get-reg-list, by the vCPU's name there."""
     directory = tmp_path_factory.mktemp("get-reg-list")
     test = selftests.build_kvm_test(cross_gcc, host[-1], "get-reg-list", directory)
     where = [*pyvmm_cmd, "host", "exec", *host[2:], "--", str(test)]
@@ -71,7 +74,7 @@ def theirs(
 
 @pytest.fixture(scope="module")
 def ours(host: list[str], pyvmm_cmd: list[str]) -> dict[str, list[Any]]:
-    """What pyvmm's register view has, likewise: ids, names, sizes and errors."""
+    """Return the lists of pyvmm's register view: ids, names, sizes and errors."""
     where = [*pyvmm_cmd, "host", "exec", *host[2:], "--"]
     script = ["python3", "-P", "-c", OURS, json.dumps(CONFIGS)]  # -P: not this directory's pyvmm
     done = subprocess.run([*where, *script], capture_output=True, text=True)
@@ -81,7 +84,7 @@ def ours(host: list[str], pyvmm_cmd: list[str]) -> dict[str, list[Any]]:
 
 
 def ids(command: list[str], gcc: Path, directory: Path) -> list[int]:
-    """The ids that get-reg-list names in C, as the kernel's headers make them."""
+    """Return the ids that get-reg-list prints as C, computed with the kernel's headers."""
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("\t")]
@@ -94,7 +97,7 @@ def ids(command: list[str], gcc: Path, directory: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_register_list_is_that_of_the_kernels_own_test(
+def test_register_list_equals_that_of_the_kernels_own_test(
     config: str, theirs: dict[str, list[int]], ours: dict[str, list[Any]]
 ) -> None:
     assert [row[0] for row in ours[config]] == theirs[config]

@@ -38,7 +38,7 @@ def test_hello_prints_one_line_and_switches_off(run: Run) -> None:
     assert done.returncode == 0
 
 
-def test_flat_form_runs_as_the_elf_file_does(
+def test_flat_image_runs_like_the_elf_file(
     built: Path, pyvmm_cmd: list[str], tmp_path: Path
 ) -> None:
     flat = tmp_path / "hello.bin"
@@ -50,7 +50,7 @@ def test_flat_form_runs_as_the_elf_file_does(
     assert done.returncode == 0
 
 
-def test_exit_code_is_the_one_of_the_command_line(run: Run) -> None:
+def test_exit_ends_with_the_code_of_the_command_line(run: Run) -> None:
     done = run("exit", "-p", "console=ttyS0 exit=42")
 
     assert (done.stdout, done.returncode) == (b"", 42), done.stderr
@@ -94,7 +94,7 @@ def test_guest_that_never_ends_is_ended_by_the_timeout(run: Run, params: str) ->
     done = run("exit", "--timeout", "2", "-p", params)
 
     assert done.returncode == 124, done.stderr
-    assert done.stdout in (b"", b"spinning\n")  # on a busy machine it has not come to it
+    assert done.stdout in (b"", b"spinning\n")  # on a busy machine the guest has not printed it yet
 
 
 def test_flood_arrives_whole_and_in_order(run: Run) -> None:
@@ -107,7 +107,7 @@ def test_flood_arrives_whole_and_in_order(run: Run) -> None:
 
 
 @pytest.mark.parametrize("vcpus", [1, 3])
-def test_sve_vls_sees_exactly_the_set_asked_for(run: Run, vcpus: int) -> None:
+def test_sve_vls_sees_exactly_the_requested_set(run: Run, vcpus: int) -> None:
     done = run("sve-vls", "--sve-vls=128,256", "-c", str(vcpus))
 
     identification, lengths = done.stdout.decode().splitlines()
@@ -169,7 +169,7 @@ def test_sve_math_catches_one_wrong_result(run: Run, kernel: str) -> None:
     assert done.returncode == 1
 
 
-def test_sve_math_refuses_a_kernel_it_has_not(run: Run) -> None:
+def test_sve_math_refuses_an_unknown_kernel(run: Run) -> None:
     done = run("sve-math", "-p", "kernel=fft")
 
     assert done.stdout.startswith(b"no kernel of that name"), done.stderr
@@ -177,7 +177,7 @@ def test_sve_math_refuses_a_kernel_it_has_not(run: Run) -> None:
 
 
 @pytest.mark.parametrize("vcpus", [1, 3])
-def test_sve_zcr_finds_every_register_held(run: Run, vcpus: int) -> None:
+def test_sve_zcr_finds_every_register_unchanged(run: Run, vcpus: int) -> None:
     done = run("sve-zcr", "--sve-vls=128,256,512", "-c", str(vcpus))
 
     said = f"200 changes of ZCR_EL1.LEN on each of {vcpus} vCPUs, 3 lengths: all registers held\n"
@@ -245,7 +245,7 @@ def test_echo_ends_in_the_middle_of_a_line(run: Run) -> None:
 
 
 @pytest.mark.matrix
-def test_echo_loses_nothing_of_much_input(run: Run) -> None:
+def test_echo_loses_no_byte_of_long_input(run: Run) -> None:
     rng = random.Random(1)
     lengths = [rng.randrange(400) for _ in range(20)]  # longer and shorter than its line buffer
     text = b"".join(bytes(rng.choices(range(0x20, 0x7F), k=n)) + b"\n" for n in lengths)

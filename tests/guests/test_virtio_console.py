@@ -31,7 +31,7 @@ Command = Callable[..., list[str]]
 
 @pytest.fixture
 def command(pyvmm_cmd: list[str], built: Path) -> Command:
-    """The words that run the guest with a virtio console."""
+    """Return the command that runs the guest with a virtio console."""
 
     def words(params: str = "", *options: str) -> list[str]:
         run = [*pyvmm_cmd, "run", "--console=virtio", "-c", "1", "-p", params, *options]
@@ -41,7 +41,7 @@ def command(pyvmm_cmd: list[str], built: Path) -> Command:
 
 
 def fnv(data: bytes) -> int:
-    """FNV-1a, 64 bits."""
+    """Return the 64-bit FNV-1a hash."""
     return reduce(
         lambda sum_, byte: (sum_ ^ byte) * 0x100000001B3 % 2**64, data, 0xCBF29CE484222325
     )
@@ -57,7 +57,7 @@ def test_driver_echoes_what_it_reads_until_the_end(command: Command, params: str
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_driver_can_start_over_in_the_middle(command: Command) -> None:
+def test_driver_can_reset_and_restart_the_device(command: Command) -> None:
     pieces = [b"first\n", b"second\n", EOT]
     with subprocess.Popen(
         command("restart"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -75,7 +75,7 @@ def test_driver_can_start_over_in_the_middle(command: Command) -> None:
     assert guest.returncode == 0
 
 
-def test_driver_that_breaks_the_rules_is_told_once_and_can_reset(command: Command) -> None:
+def test_driver_error_is_reported_once_and_a_reset_recovers(command: Command) -> None:
     done = subprocess.run(command("break"), stdin=subprocess.DEVNULL, capture_output=True)
 
     assert done.stdout == b"!\nthe device needs a reset\nand works again\n"
@@ -87,7 +87,7 @@ def test_driver_that_breaks_the_rules_is_told_once_and_can_reset(command: Comman
 
 
 @pytest.mark.parametrize("options", [["--console=serial"], ["--virtio-transport=mmio-legacy"]])
-def test_device_is_there_only_when_asked_for(command: Command, options: list[str]) -> None:
+def test_device_exists_only_when_requested(command: Command, options: list[str]) -> None:
     done = subprocess.run(command("", *options), stdin=subprocess.DEVNULL, capture_output=True)
 
     assert done.stdout.startswith(b"no virtio console here"), done.stderr
@@ -95,7 +95,7 @@ def test_device_is_there_only_when_asked_for(command: Command, options: list[str
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_flood_arrives_whole_at_a_reader_that_stalls(command: Command, size: int) -> None:
+def test_flood_arrives_whole_when_the_reader_stalls(command: Command, size: int) -> None:
     expected = b"!\n" + b"".join(b"%015d %047d\n" % (at, 0) for at in range(0, size, 64))
     with subprocess.Popen(
         command(f"flood={size}"), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
@@ -114,7 +114,7 @@ def test_flood_arrives_whole_at_a_reader_that_stalls(command: Command, size: int
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_input_arrives_whole_at_a_guest_that_stalls(command: Command, size: int) -> None:
+def test_input_arrives_whole_when_the_guest_stalls(command: Command, size: int) -> None:
     data = random.Random(6).randbytes(size + size // 64).replace(bytes([CTRL_A]), b"")[:size]
 
     done = subprocess.run(command(f"drain={size}"), input=data, capture_output=True)
@@ -123,7 +123,7 @@ def test_input_arrives_whole_at_a_guest_that_stalls(command: Command, size: int)
     assert done.returncode == 0
 
 
-def test_guest_knows_the_terminals_size_and_its_changes(command: Command) -> None:
+def test_guest_sees_the_terminals_size_and_its_changes(command: Command) -> None:
     person, program = pty.openpty()
     set_size(person, 80, 25)
     guest = subprocess.Popen(

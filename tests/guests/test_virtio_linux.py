@@ -1,4 +1,4 @@
-"""Linux's virtio_console driver, on both transports: it judges ours."""
+"""The virtio console on both transports; the judge is Linux's virtio_console driver."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_linux_has_a_shell_on_its_virtio_console(boot: Boot, transport: str) -> 
 
 
 @pytest.mark.matrix
-def test_input_arrives_whole_at_a_reader_that_stalls(boot: Boot) -> None:
+def test_input_arrives_whole_when_the_guests_reader_stalls(boot: Boot) -> None:
     data = noise(SIZE)
     part = SIZE // 4 // BLOCK
     with boot("6.1", "-c", "1") as guest:
@@ -79,7 +79,7 @@ def test_input_arrives_whole_at_a_reader_that_stalls(boot: Boot) -> None:
 
 
 @pytest.mark.matrix
-def test_output_arrives_whole_at_a_reader_that_stalls(boot: Boot) -> None:
+def test_output_arrives_whole_when_the_reader_stalls(boot: Boot) -> None:
     data = noise(SIZE)
     with boot("6.1", "-c", "1", files={"data": data}) as guest:
         guest.wait_for(PROMPT)
@@ -98,5 +98,5 @@ def test_output_arrives_whole_at_a_reader_that_stalls(boot: Boot) -> None:
 
 
 def noise(size: int) -> bytes:
-    """Random bytes, but for two keys: pyvmm's Ctrl-A, and Ctrl-O, which is SysRq to Linux's hvc."""
+    """Return random bytes without pyvmm's Ctrl-A, and without Ctrl-O, SysRq of Linux's hvc."""
     return random.Random(7).randbytes(size + size // 64).translate(None, b"\x01\x0f")[:size]
