@@ -1,4 +1,4 @@
-"""Fixtures of all tests: the tools that judge, and the command under test."""
+"""Fixtures of all tests: the judges' programs, and the command under test."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ TOOLS = ROOT / "build/tools"  # wrappers that `make test` writes
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give the run a runtime directory of its own, and let Ctrl-C mean what it does at a prompt.
+    """Give the run a runtime directory of its own, and make commands under test react to Ctrl-C.
 
-    A shell starts its background jobs deaf to it: the commands under test would inherit that, and
-    rightly stay deaf.
+    A shell starts its background jobs with SIGINT ignored, and commands under test inherit that.
     """
     own = contextlib.ExitStack()
     own.enter_context(own_runtime_dir("tests"))
@@ -48,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs KVM where there is none, and say how to run it."""
+    """Skip tests that need KVM if there is none, and say how to run them."""
     reason = why_not_local()
     if reason is None:
         return
@@ -60,7 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def tool(name: str) -> Path:
-    """A program that tests judge by, or build with."""
+    """Return the path of a judge or a build tool."""
     wrapper = TOOLS / name
     found = str(wrapper) if wrapper.exists() else shutil.which(name)
     if found is None:
@@ -70,25 +69,25 @@ def tool(name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def dtc() -> Path:
-    """The device tree compiler."""
+    """Return the device tree compiler."""
     return tool("dtc")
 
 
 @pytest.fixture(scope="session")
 def tmux() -> Path:
-    """The terminal multiplexer: a terminal like any other, which can be looked at."""
+    """Return the terminal multiplexer: a real terminal whose screen a test can read."""
     return tool("tmux")
 
 
 @pytest.fixture(scope="session")
 def cross_gcc() -> Path:
-    """A compiler for arm64, with the C library's and the kernel's headers."""
+    """Return a compiler for arm64, with the C library's and the kernel's headers."""
     return tool("aarch64-linux-gnu-gcc")
 
 
 @pytest.fixture(scope="session")
 def python_headers() -> Path:
-    """The directory of Python.h for arm64."""
+    """Return the directory of Python.h for arm64."""
     if platform.machine() == "aarch64":
         return Path(sysconfig.get_path("include"))
     return extension.python_headers(Progress(quiet=True))
@@ -96,7 +95,7 @@ def python_headers() -> Path:
 
 @pytest.fixture(scope="session")
 def pyvmm_cmd() -> list[str]:
-    """The command a user types."""
+    """Return the command that a user types."""
     command = Path(sys.executable).with_name("pyvmm")
     if not command.exists():
         pytest.fail(f"{command} is missing: make venv")
@@ -105,7 +104,7 @@ def pyvmm_cmd() -> list[str]:
 
 @pytest.fixture
 def own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test touches the cache or the hosts of whoever runs it; where it has them instead."""
+    """Use a cache and a runtime directory of the test's own, in place of the user's."""
     own = tmp_path_factory.mktemp("own")
     (own / "runtime").mkdir(mode=0o700)
     monkeypatch.setenv("XDG_CACHE_HOME", str(own / "cache"))

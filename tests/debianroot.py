@@ -1,6 +1,6 @@
-"""A small Debian arm64 root file system, made without being root: systemd, udev, a login.
+"""A small Debian arm64 root file system, made without root: systemd, udev, a login.
 
-Packages are unpacked, not configured: what their scripts would have made of /etc is written here.
+Packages are unpacked, not configured: this module writes the files of /etc that their scripts make.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pyvmm.host.parts.tools import TOOLS_SUITE, trees_dir
 from pyvmm.host.progress import Progress
 from tests.conftest import tool
 
-# Programs of the guest's own kind; their libraries follow.
+# Programs for arm64; apt adds their libraries.
 PROGRAMS: Final = (
     "base-files", "bash", "coreutils", "dash", "e2fsprogs", "findutils", "grep", "libc-bin",
     "libpam-modules", "libpam-modules-bin", "login", "mount", "passwd", "procps", "sed", "systemd",
     "systemd-sysv", "udev", "util-linux",
 )  # fmt: skip
-# Packages of no kind
+# Packages for all architectures
 DATA: Final = ("base-passwd", "libpam-runtime", "ncurses-base")
 
 ETC: Final = {
@@ -67,7 +67,7 @@ def _tree() -> Path:
 
 
 def _wanted(package: Package) -> bool:
-    """Whether it is of the guest's kind, or of none; apt brings this machine's along."""
+    """Return whether a package is for arm64 or for all; apt also adds this machine's."""
     return package.arch == "arm64" or package.name in DATA
 
 

@@ -1,4 +1,4 @@
-"""A wheel and an sdist of this tree, built apart from it, and environments to install them in."""
+"""A wheel and an sdist of this tree, built outside of it, and environments for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# What `make` leaves in a clone.  The guests' objects spare a test their compilation.
+# The files that `make` leaves in a clone.  With the guests' objects a test need not compile them.
 LEFT = (".venv", "PKG-INFO", "build", "dist", "share", "*.egg-info", "__pycache__", "*.so",
         ".git", ".*_cache", ".hypothesis")  # fmt: skip
 BUILDS = ("guests", "programs", "tools")
@@ -29,9 +29,9 @@ class Distributions:
 
 
 def build(directory: Path) -> Distributions:
-    """Build an sdist from a copy of this tree, and a wheel from the sdist, as everybody does.
+    """Build an sdist from a copy of this tree, and a wheel from the sdist.
 
-    The wheel is built without make and without a compiler where it has no extension.
+    A wheel without the extension is built without make and without a compiler.
     """
     tree = directory / "tree"
     copy_tree(tree, built=True)
@@ -47,7 +47,7 @@ def build(directory: Path) -> Distributions:
 
 
 def copy_tree(to: Path, *, built: bool) -> None:
-    """Copy this tree as a fresh clone has it; or with its guests, as after `make guests`."""
+    """Copy this tree like a fresh clone, or with its guests, as after `make guests`."""
     shutil.copytree(ROOT, to, ignore=shutil.ignore_patterns(*LEFT))
     for name in BUILDS if built else ():
         shutil.copytree(ROOT / "build" / name, to / "build" / name)
@@ -58,14 +58,14 @@ def copy_tree(to: Path, *, built: bool) -> None:
 def python_build(tree: Path, out: Path, kind: str, **environment: str) -> None:
     """Run `python -m build` with this environment's packages: no network is needed.
 
-    As under pipx, Python does not find modules in the directory it runs in.
+    As under pipx, Python does not search the directory it runs in.
     """
     run([sys.executable, "-m", "build", "--no-isolation", kind, "-o", str(out), str(tree)],
         PYTHONSAFEPATH="1", **environment)  # fmt: skip
 
 
 def venv_with(wheel: Path, place: Path) -> Path:
-    """Make an environment with the wheel, its dependencies being this environment's.
+    """Make an environment with the wheel; its dependencies are this environment's.
 
     Returns: its bin directory.
     """
@@ -80,7 +80,7 @@ def venv_with(wheel: Path, place: Path) -> Path:
 
 
 def run(command: list[str], **environment: str) -> str:
-    """Run a command and return its output; its failure shows what it said."""
+    """Run a command and return its output; a failure shows the output."""
     done = subprocess.run(
         command,
         env={**os.environ, **environment},

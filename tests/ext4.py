@@ -1,4 +1,4 @@
-"""ext4 on this machine, by e2fsprogs: nothing is mounted, nobody is root."""
+"""ext4 file systems in files, read by e2fsprogs without mounting them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from tests.conftest import tool
 
 
 def fsck(image: Path) -> None:
-    """Have e2fsck look at all of a file system; it must have nothing to say against it."""
+    """Check a file system with e2fsck, which must find no error."""
     done = _run("e2fsck", "-fn", str(image))
     assert done.returncode == 0, done.stdout
 
 
 def recover(image: Path) -> None:
-    """Replay the journal, as a mount would, and have nothing left to repair."""
+    """Replay the journal, as a mount would; nothing else may need repair."""
     done = _run("e2fsck", "-fp", str(image))
-    assert done.returncode in (0, 1), done.stdout  # 1: something was done, all is well
+    assert done.returncode in (0, 1), done.stdout  # 1: errors were corrected
     fsck(image)
 
 
 def sha256(image: Path, name: str) -> str:
-    """The checksum of a file in a file system."""
+    """Return the checksum of a file in a file system."""
     done = subprocess.run(
         [str(tool("debugfs")), "-R", f"cat {name}", str(image)], capture_output=True, check=True
     )
@@ -31,12 +31,12 @@ def sha256(image: Path, name: str) -> str:
 
 
 def sha256_of(content: bytes) -> str:
-    """A checksum as sha256sum has it."""
+    """Return a checksum in the form of sha256sum."""
     return hashlib.sha256(content).hexdigest()
 
 
 def features(image: Path) -> str:
-    """The features of a file system, needs_recovery where its journal is not empty."""
+    """Return the features of a file system: needs_recovery if its journal is not empty."""
     return _run("debugfs", "-R", "features", str(image)).stdout
 
 

@@ -1,6 +1,6 @@
 """Debian's arm64 kernels with a small initramfs: a guest that ends in a busybox shell.
 
-The shell reads the console; what it is told to do there, a test types.
+The shell reads the console, where a test types.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pyvmm.host.parts.cpio import CpioWriter
 from pyvmm.host.parts.debian import Suite
 from pyvmm.host.progress import Progress
 
-# The virtio console is a module of Debian's kernels: before it is loaded, nothing is open on it,
-# /dev/console neither.  The shell controls its terminal, so that ^C and a new size reach it.  The
-# kernel is silent by then: on a busy machine it would speak in the middle of the shell's answers.
+# The virtio console is a module of Debian's kernels.  Before it is loaded, nothing has it open, and
+# /dev/console does not exist.  The shell controls its terminal, so that ^C and a new size reach it.
+# The kernel is silent by then: on a busy machine its messages would be in the shell's output.
 INIT = b"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -35,7 +35,7 @@ dmesg -n 1
 exec setsid -c sh
 """
 
-# What an initramfs is for where drivers are modules: the way to the file system root= names.
+# The usual initramfs: it loads drivers and switches to the file system that root= names.
 SWITCH_ROOT = b"""#!/bin/busybox sh
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -50,23 +50,23 @@ exec switch_root /root /sbin/init
 
 
 def image(version: str) -> Path:
-    """The kernel of a Debian suite: 5.10, 6.1, 6.12 or 7.2."""
+    """Return the kernel of a Debian suite: 5.10, 6.1, 6.12 or 7.2."""
     return kernel.find(version, Progress()).image
 
 
 def virtio_modules(version: str) -> dict[str, bytes]:
-    """Files for the initramfs: the console's modules, named in the order they are to be loaded."""
+    """Return files for the initramfs: the console's modules, named in their load order."""
     return modules(version, "virtio_mmio", "virtio_blk", "virtio_console")
 
 
 def e2fsprogs() -> dict[str, bytes]:
-    """Files for the initramfs: mke2fs and e2fsck, which busybox lacks, with their libraries."""
+    """Return files for the initramfs: mke2fs and e2fsck with their libraries."""
     tree = tools.tree("e2fsprogs-arm64", tools.TOOLS_SUITE, ["e2fsprogs:arm64"], Progress())
     return {path: (tree / path).read_bytes() for path in E2FSPROGS}
 
 
 def rngtest() -> dict[str, bytes]:
-    """Files for the initramfs: the tests of FIPS 140-2 on random bits; libc is e2fsprogs()'s."""
+    """Return files for the initramfs: the FIPS 140-2 tests; libc comes from e2fsprogs()."""
     package = "rng-tools-debian"
 
     def build(into: Path) -> None:
@@ -79,13 +79,13 @@ def rngtest() -> dict[str, bytes]:
 
 
 def modules(version: str, *names: str) -> dict[str, bytes]:
-    """Files for the initramfs: those modules and what they need, in the order to load them."""
+    """Return files for the initramfs: modules and their dependencies, in load order."""
     found = kernel.find(version, Progress()).modules(names)
     return {f"modules/{n:02}-{name}.ko": data for n, (name, data) in enumerate(found.items())}
 
 
 def initramfs(files: dict[str, bytes] | None = None, init: bytes = INIT) -> bytes:
-    """An initramfs of busybox, and more files (programs all of them), by their paths."""
+    """Return an initramfs of busybox and of more executable files, by their paths."""
     archive = io.BytesIO()
     writer = CpioWriter(archive)
     for directory in ("dev", "proc", "sys"):
@@ -110,7 +110,7 @@ E2FSPROGS = (
 
 
 class Session:
-    """A guest in a process of its own, typed to as an impatient person would not."""
+    """A guest in a process of its own; a test types, and waits for output."""
 
     def __init__(self, command: list[str], **options: Any) -> None:
         self.output = b""
@@ -125,7 +125,7 @@ class Session:
         self._process.communicate()
 
     def wait_for(self, text: bytes, timeout_s: float = 300.0) -> bytes:
-        """Read until ``text`` comes, and return what came up to there."""
+        """Read until ``text`` comes, and return the output up to it."""
         assert self._process.stdout is not None
         deadline = time.monotonic() + timeout_s
         while (found := self.output.find(text)) < 0:
@@ -139,13 +139,13 @@ class Session:
         return taken
 
     def type(self, text: bytes) -> None:
-        """Type that."""
+        """Type a text."""
         assert self._process.stdin is not None
         self._process.stdin.write(text)
         self._process.stdin.flush()
 
     def shell(self, command: str, timeout_s: float = 300.0) -> str:
-        """What a command prints in the guest's shell, which waits at its prompt."""
+        """Run a command at the shell's prompt, and return its output."""
         self.type(command.encode() + b"\n")
         printed = self.wait_for(PROMPT, timeout_s).decode().replace("\r", "")
         return printed.removesuffix(PROMPT.decode()).partition("\n")[2].strip()
@@ -162,6 +162,6 @@ class Session:
         self._process.wait()
 
     def _words(self) -> bytes:
-        """What pyvmm said, once it has ended."""
+        """End pyvmm, and return its messages."""
         self._process.kill()
         return self._process.communicate()[1]

@@ -52,12 +52,12 @@ USERS: Final = ("-m", "e2e and not kvm and not matrix", "--durations=10")
 
 # The longest first.
 PARTS: Final = (
-    # The pyvmm command as a user types it, and with it the guests: bare metal ones and Linux.
+    # The pyvmm command as a user types it; then the guests: bare-metal ones and Linux.
     Part("e2e", PYTEST, (*USERS, "--ignore=tests/guests")),
     Part("guests", PYTEST, (*USERS, "tests/guests")),
-    # What needs /dev/kvm: here on arm64, else inside the emulated host.
+    # Tests that need /dev/kvm: here on arm64, else inside the emulated host.
     Part("kvm", (PYTHON, "-m", "tests.in_host")),
-    # What runs anywhere.
+    # Tests that run anywhere.
     Part("units", PYTEST, ("-m", "not kvm and not e2e and not matrix")),
     Part("lint", checks=(
         (str(BIN / "ruff"), "format", "--check", "."), (str(BIN / "ruff"), "check", "."),
@@ -71,7 +71,7 @@ class Interrupted(BaseException):
 
 
 class Runner:
-    """Runs parts, each with its output in a file, until it is told to stop."""
+    """Runs parts, each with its output in a file, until stop() is called."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -92,7 +92,7 @@ class Runner:
         return PartResult(part.name, results, time.monotonic() - began, again, log)
 
     def stop(self, number: int) -> None:
-        """Send a signal to all that runs, with its children; start nothing more."""
+        """Send a signal to all running commands and their children; start no more."""
         with self._lock:
             self._stopped.set()
             for process in self._running:
@@ -114,7 +114,7 @@ class Runner:
         return results
 
     def _call(self, command: Sequence[str], output: BinaryIO) -> int:
-        """Run a command in a process group of its own; returns its exit code."""
+        """Run a command in a process group of its own, and return its exit code."""
         with self._lock:
             if self._stopped.is_set():
                 return -signal.SIGINT
@@ -128,7 +128,7 @@ class Runner:
         finally:
             with self._lock:
                 self._running.discard(process)
-                if self._stopped.is_set():  # what it left may be deaf to an interruption
+                if self._stopped.is_set():  # its children may ignore an interruption
                     _send(process, signal.SIGKILL)
 
 
@@ -139,10 +139,10 @@ def _send(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 def run_all(parts: Sequence[Part], logs: Path, say: Callable[[str], None]) -> list[PartResult]:
-    """Run the parts side by side, in their order, and show each one's output when it has ended.
+    """Run the parts side by side, in their order, and show each one's result at its end.
 
     Raises:
-        Interrupted: a signal came; nothing that was started runs any more.
+        Interrupted: a signal came; no command that was started still runs.
     """
     runner = Runner(logs)
     done: list[PartResult] = []
@@ -160,7 +160,7 @@ def run_all(parts: Sequence[Part], logs: Path, say: Callable[[str], None]) -> li
 
 
 def _end(runner: Runner, running: Sequence[concurrent.futures.Future[PartResult]]) -> None:
-    """Interrupt what runs; kill it when it takes too long, or at a second signal."""
+    """Interrupt running commands; kill them after GRACE_S, or at a second signal."""
     runner.stop(signal.SIGINT)
     try:
         concurrent.futures.wait(running, GRACE_S)
@@ -169,21 +169,21 @@ def _end(runner: Runner, running: Sequence[concurrent.futures.Future[PartResult]
 
 
 def _show(part: PartResult, say: Callable[[str], None]) -> None:
-    """Show the counts of a part; of one that failed all it said."""
+    """Show the counts of a part, and the whole output of a failed one."""
     if part.count(Outcome.FAILED):
         say(f"{part.name} failed; its output:\n{part.log.read_text(errors='replace').rstrip()}")
     say(f"{part.name}: {part.line} in {part.seconds:.0f} s")
 
 
 def _command_of(part: Part, test: str) -> list[str]:
-    """The command for what is no single test: a file, a check, or the whole part."""
+    """Return the command that runs a file, a check, or the whole part again."""
     if test.endswith(".py"):
         return [*part.pytest, test]
     return next((c for c in part.commands if _name(c) == test), ["make", f"test-{part.name}"])
 
 
 def _name(command: Sequence[str]) -> str:
-    """What a check is called."""
+    """Return the name of a check."""
     return " ".join([Path(command[0]).name, *(word for word in command[1:2] if word.isalpha())])
 
 
@@ -192,7 +192,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 def run_everything(parts: Sequence[Part] = PARTS, logs: Path = LOGS) -> int:
-    """Run all parts and print the summary; returns the exit code."""
+    """Run all parts, print the summary, and return the exit code."""
     logs.mkdir(parents=True, exist_ok=True)
     for number in SIGNALS:
         signal.signal(number, _interrupt)
@@ -210,14 +210,14 @@ def run_everything(parts: Sequence[Part] = PARTS, logs: Path = LOGS) -> int:
 
 
 def run_one(name: str, arguments: Sequence[str]) -> int:
-    """Run one part with its output on the terminal; returns the exit code."""
+    """Run one part with its output on the terminal, and return the exit code."""
     part = next((part for part in PARTS if part.name == name), None)
     if part is None:
         print(f"pyvmm: no part {name}; parts: {', '.join(p.name for p in PARTS)}", file=sys.stderr)
         return 2
     commands = [[*command, *arguments] for command in part.commands]
     if len(commands) == 1:
-        os.execv(commands[0][0], commands[0])  # Ctrl-C is for pytest alone
+        os.execv(commands[0][0], commands[0])  # Ctrl-C reaches pytest alone
     return max(abs(subprocess.run(command).returncode) for command in commands)
 
 

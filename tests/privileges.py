@@ -1,4 +1,4 @@
-"""Root without its way round the modes of files: what may not be read is not read."""
+"""Root without the capabilities that override file modes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Data(ctypes.Structure):
 
 @contextlib.contextmanager
 def bound_by_modes() -> Iterator[None]:
-    """While this lasts, the modes of files bind this thread, also where it is root's."""
+    """Make file modes bind this thread in the block, also if it is root's."""
     libc = ctypes.CDLL(None, use_errno=True)
     header, data = Header(VERSION_3, 0), (Data * 2)()
     _check(libc.capget(ctypes.byref(header), data))

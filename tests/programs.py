@@ -63,7 +63,7 @@ PROGRAMS = {
         39000043  strb w3, [x2]
         17fffffc  b .-16
     """,
-    # X4 bytes, from X1 up, to a UART that is looked at before each; then X1 goes to X5
+    # Sends X4 bytes, from X1 up, to a UART whose status it polls before each; then stores X1 at X5
     "poll": """
         39401443  ldrb w3, [x2, #5]
         362fffe3  tbz w3, #5, .-4
@@ -137,7 +137,7 @@ PROGRAMS = {
         b9000041  str w1, [x2]
         14000000  b .
     """,
-    # What Z0, Z31, P0, P15 and FFR hold goes to X9 and X10, at the vector length ZCR_EL1 has
+    # Stores Z0, Z31, P0, P15 and FFR at X9 and X10, at the vector length of ZCR_EL1
     "stores": """
         d2a00663  movz x3, #0x33, lsl #16
         d5181043  msr cpacr_el1, x3
@@ -155,13 +155,13 @@ PROGRAMS = {
 
 
 def words(program: str) -> bytes:
-    """A program's machine code."""
+    """Return a program's machine code."""
     lines = PROGRAMS[program].strip().splitlines()
     return b"".join(int(line.split()[0], 16).to_bytes(4, "little") for line in lines)
 
 
 def source(program: str) -> str:
-    """A program as an assembler takes it."""
+    """Return a program's source for an assembler."""
     lines = PROGRAMS[program].strip().splitlines()
     return "\n".join(line.split(maxsplit=1)[1] for line in lines) + "\n"
 

@@ -1,7 +1,7 @@
 """A pytest plugin: one line of JSON for each test, written as soon as the test has ended.
 
 `python -m pytest -p tests.reporting --results FILE`.  The line of a test that has begun comes
-first, so that a run that dies names the test it died in.
+first. So a run that dies names the test that it died in.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pytest
 
 
 class Outcome(StrEnum):
-    """What became of a test; an error while it is collected, set up or torn down is a failure."""
+    """The outcome of a test; an error in collection, set-up or teardown is a failure."""
 
     BEGAN = "began"
     PASSED = "passed"
@@ -48,11 +48,11 @@ class Results:
             self._outcome, self._reason = Outcome.SKIPPED, _why_skipped(report)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        """Write what became of a test."""
+        """Write the outcome of a test."""
         self._write(nodeid, self._outcome, self._reason)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Write which files could not be collected, and which skip all their tests."""
+        """Write the files that could not be collected, or skip all their tests."""
         if report.failed:
             self._write(report.nodeid, Outcome.FAILED)
         elif report.skipped:
@@ -65,7 +65,7 @@ class Results:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --results."""
-    parser.addoption("--results", metavar="FILE", help="write what became of each test to FILE")
+    parser.addoption("--results", metavar="FILE", help="write the outcome of each test to FILE")
 
 
 def pytest_configure(config: pytest.Config) -> None:

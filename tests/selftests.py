@@ -1,7 +1,7 @@
 """The kernel's own tests of SVE and of KVM (tools/testing/selftests), from Debian's linux-source.
 
-They are GPL-2.0: fetched into the cache and built for the tests that run them, and kept nowhere
-else.  Of the whole source, only their directories and the headers they want stay.
+They are GPL-2.0: pyvmm downloads them into the cache and builds them for the tests that run them.
+Only their directories and headers stay, not the whole source.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WANTED: Final = (
 
 NO_LIBC: Final = ("-nostdlib", "-no-pie")  # the tests proper bring a _start of their own
 
-# What is built, of which files, with what beside -static; as the directory's Makefile has it.
+# Programs, their files and their flags beside -static, as in the directory's Makefile.
 PROGRAMS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "sve-probe-vls": (("sve-probe-vls.c", "rdvl.S"), ()),
     "rdvl-sve": (("rdvl-sve.c", "rdvl.S"), ()),
@@ -41,7 +41,7 @@ PROGRAMS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
 
 
 def sources(progress: Progress, version: str = DEFAULT_KERNEL) -> Path:
-    """The tree of a Debian kernel's source, which holds what is wanted and nothing else."""
+    """Return a tree with the wanted files of a Debian kernel's source."""
     suite, name = KERNEL_SUITES[version], f"linux-source-{version}"
 
     def build(into: Path) -> None:
@@ -62,7 +62,7 @@ def sources(progress: Progress, version: str = DEFAULT_KERNEL) -> Path:
 
 
 def _extract(tarball: Path, into: Path) -> None:
-    """Take what is wanted out of a kernel's source, whose paths begin with a directory."""
+    """Extract the wanted files from a kernel's source, without the first directory."""
     with tarfile.open(tarball, "r|xz") as archive:
         for member in archive:
             name = member.name.partition("/")[2]
@@ -75,14 +75,14 @@ def _extract(tarball: Path, into: Path) -> None:
 
 
 def build_programs(gcc: Path, into: Path) -> None:
-    """Build those of SVE, static, in that directory."""
+    """Build the SVE tests, static, in that directory."""
     where = sources(Progress()) / FP
     for name, (files, options) in PROGRAMS.items():
         _run([str(gcc), "-O2", "-static", *options, "-o", str(into / name), *files], where)
 
 
 def build_kvm_test(gcc: Path, version: str, name: str, into: Path) -> Path:
-    """Build a test of KVM as that kernel's Makefile has it, static, in that directory."""
+    """Build a test of KVM like that kernel's Makefile, static, in that directory."""
     tree = sources(Progress(), version)
     arch = next(a for a in ("arm64", "aarch64") if (tree / KVM / "lib" / a).is_dir())
     _write_sysreg_defs(tree, into)
@@ -91,7 +91,7 @@ def build_kvm_test(gcc: Path, version: str, name: str, into: Path) -> Path:
         tree / "tools/include/uapi", tree / "tools/arch/arm64/include/uapi",
         "include", f"include/{arch}", "../rseq", "..",
     ]  # fmt: skip
-    # Freestanding, as their string_override.c wants it.
+    # Freestanding: string_override.c needs it.
     options = [
         "-O2", "-std=gnu99", "-D_GNU_SOURCE", "-ffreestanding", "-fno-strict-aliasing",
         "-fno-stack-protector", "-fno-PIE", "-no-pie", "-static", "-pthread", "-w",
@@ -105,7 +105,7 @@ def build_kvm_test(gcc: Path, version: str, name: str, into: Path) -> Path:
 
 
 def _write_sysreg_defs(tree: Path, into: Path) -> None:
-    """Have the header that newer kernels make of their table of system registers."""
+    """Write the header that newer kernels generate from their table of system registers."""
     table = tree / "arch/arm64/tools"
     (into / "asm").mkdir()
     defs = _run(["awk", "-f", str(table / "gen-sysreg.awk"), str(table / "sysreg")], tree)
@@ -119,11 +119,11 @@ def _run(command: list[str], where: Path) -> str:
 
 
 def in_guest(built: Path) -> dict[str, bytes]:
-    """Files for an initramfs: the programs, in /fp."""
+    """Return files for an initramfs: the programs, in /fp."""
     return {f"fp/{name}": (built / name).read_bytes() for name in PROGRAMS}
 
 
 def probed(said: str) -> list[int]:
-    """The vector lengths (in bits) that sve-probe-vls said there are."""
+    """Return the vector lengths in bits from the output of sve-probe-vls."""
     assert "not ok" not in said, said
     return [8 * int(size) for size in re.findall(r"^# (\d+)$", said, re.MULTILINE)]

@@ -1,4 +1,4 @@
-"""The results of a test run: read from the parts' files, and put in words."""
+"""The results of a test run: read from the parts' files, and summarised."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.reporting import Outcome
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of one test, or of one check of `make lint`."""
+    """The result of one test, or of one check of `make lint`."""
 
     test: str
     outcome: Outcome
@@ -23,7 +23,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class PartResult:
-    """What became of one part; ``again`` is the command that runs one of its tests again."""
+    """The results of one part; ``again`` has the command that repeats a test, by test."""
 
     name: str
     results: Sequence[Result]
@@ -67,12 +67,12 @@ def _as_ended(result: Result) -> Result:
 
 
 def ended(exit_code: int) -> str:
-    """Say how a process ended."""
+    """Describe how a process ended."""
     return f"ended by signal {-exit_code}" if exit_code < 0 else f"ended with exit code {exit_code}"
 
 
 def counts_line(parts: Sequence[PartResult]) -> str:
-    """Return the line that a machine can count by."""
+    """Return the line of counts."""
     total = Counter(result.outcome for part in parts for result in part.results)
     counted = (Outcome.PASSED, Outcome.FAILED, Outcome.SKIPPED)
     return ", ".join(f"{total[outcome]} {outcome}" for outcome in counted)
@@ -91,7 +91,7 @@ def summary(parts: Sequence[PartResult], seconds: float) -> Iterator[str]:
 
 
 def _skips(parts: Sequence[PartResult]) -> Iterator[str]:
-    """Name each reason once, and below it the tests; the cases of one test are one line."""
+    """List each reason once, with its tests; the cases of one test share a line."""
     by_reason: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for part in parts:
         for result in part.results:
@@ -104,7 +104,7 @@ def _skips(parts: Sequence[PartResult]) -> Iterator[str]:
 
 
 def _failures(parts: Sequence[PartResult]) -> Iterator[str]:
-    """Name each failed test, and the command that runs it again."""
+    """List each failed test, with the command that repeats it."""
     for part in parts:
         failed = [result for result in part.results if result.outcome == Outcome.FAILED]
         if failed:

@@ -48,14 +48,16 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Verb:
     return install
 
 
-def test_help_has_the_words_kvm_unit_tests_looks_for(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_the_words_that_kvm_unit_tests_searches_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     code = cli.main(["--help"])
 
     assert code == 0
     assert "The most commonly used" in capsys.readouterr().out
 
 
-def test_help_lists_every_verb_with_its_own_first_line(
+def test_help_lists_every_command_with_its_first_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     cli.main(["--help"])

@@ -41,7 +41,7 @@ def test_spis_are_distinct_and_implemented() -> None:
     assert max(spis) < layout.NR_IRQS - 32
 
 
-# Observed in lkvm's device trees; guests built for it may have them compiled in.
+# Observed in lkvm's device trees; guests built for lkvm may have them compiled in.
 @pytest.mark.parametrize(
     ("region", "base"),
     [
@@ -59,7 +59,7 @@ def test_region_is_where_lkvm_has_it(region: layout.Region, base: int) -> None:
     assert region.base == base
 
 
-def test_gic_frames_are_aligned_as_kvm_asks() -> None:
+def test_gic_frames_are_aligned_as_kvm_requires() -> None:
     # KVM_DEV_ARM_VGIC_GRP_ADDR: 64 KiB
     for region in (layout.GICD, layout.gicr(3), layout.its(3)):
         assert region.base % (64 * layout.KIB) == 0

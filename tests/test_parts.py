@@ -1,4 +1,4 @@
-"""`make test` runs every part, says how each ended, and ends what it started."""
+"""`make test` runs every part, reports each result, and ends its commands."""
 
 from __future__ import annotations
 
@@ -16,16 +16,14 @@ from tests.parts import Part, run_everything, run_one
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
-PATIENCE_S = 120.0
+DEADLINE_S = 120.0
 
 
 def check(code: str) -> tuple[str, ...]:
     return (sys.executable, "-c", code)
 
 
-def test_every_part_runs_though_one_fails(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_part_runs_when_one_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "test_it.py"
     file.write_text("def test_good(): pass\ndef test_bad(): assert 'this' == 'that'\n")
     bad = Part("bad", PYTEST, (str(file),))
@@ -48,7 +46,7 @@ def test_run_without_failures_succeeds(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out.splitlines()[-1] == "1 passed, 0 failed, 0 skipped"
 
 
-def test_failed_check_comes_with_its_command(
+def test_failed_check_is_shown_with_its_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_everything([Part("lint", checks=(("sh", "-c", "exit 3"),))], tmp_path) == 1
@@ -57,7 +55,7 @@ def test_failed_check_comes_with_its_command(
     assert "  sh: ended with exit code 3\n    again: sh -c 'exit 3'\n" in said
 
 
-def test_results_of_an_earlier_run_do_not_count(
+def test_results_of_an_earlier_run_are_ignored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "units.jsonl").write_text('{"test": "t.py::test", "outcome": "passed"}\n')
@@ -68,7 +66,7 @@ def test_results_of_an_earlier_run_do_not_count(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_interrupted_run_ends_what_it_started(tmp_path: Path, number: signal.Signals) -> None:
+def test_interrupted_run_ends_its_commands(tmp_path: Path, number: signal.Signals) -> None:
     running = tmp_path / "running"
     run = (
         "import sys; from pathlib import Path; from tests.parts import *\n"
@@ -79,7 +77,7 @@ def test_interrupted_run_ends_what_it_started(tmp_path: Path, number: signal.Sig
         child = int(wait_for_text(running))
 
         process.send_signal(number)
-        _, said = process.communicate(timeout=PATIENCE_S)
+        _, said = process.communicate(timeout=DEADLINE_S)
 
     assert process.returncode == 128 + number
     assert said == f"pyvmm: the tests were interrupted by {number.name}\n"
@@ -89,7 +87,7 @@ def test_interrupted_run_ends_what_it_started(tmp_path: Path, number: signal.Sig
 def test_part_that_ignores_an_interruption_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The time it is given is none here."""
+    """GRACE_S is 0 here."""
     running = tmp_path / "running"
     deaf = f"trap '' INT; echo $$ >{running}; while :; do sleep 600; done"
     monkeypatch.setattr(parts, "GRACE_S", 0.0)
@@ -113,7 +111,7 @@ def interrupt_when_there(path: Path) -> None:
 
 
 def wait_for_text(path: Path) -> str:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + DEADLINE_S
     while not (path.exists() and (text := path.read_text()).endswith("\n")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -121,7 +119,7 @@ def wait_for_text(path: Path) -> str:
 
 
 def wait_until_gone(pid: int) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + DEADLINE_S
     while Path(f"/proc/{pid}").exists() and "Z" not in state_of(pid):
         assert time.monotonic() < deadline
         time.sleep(0.05)

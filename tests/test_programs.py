@@ -1,4 +1,4 @@
-"""The tiny guests are what they say they are."""
+"""The machine code of the tiny guests equals their source."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from tests.programs import PROGRAMS, source, words
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_words_are_what_an_assembler_makes_of_the_source(
-    program: str, cross_gcc: Path, tmp_path: Path
-) -> None:
+def test_words_equal_the_assembled_source(program: str, cross_gcc: Path, tmp_path: Path) -> None:
     path, made = tmp_path / "guest.s", tmp_path / "guest.o"
     path.write_text(source(program))
 

@@ -1,4 +1,4 @@
-"""`make test-pythons`: which Pythons it takes, and the table it ends with."""
+"""`make test-pythons`: the Pythons that it finds, and its table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts/test_pythons.py"
-# A Python, its venv and its pip in one, with a test suite of its own.
+# A Python with its venv and pip in one script, and a test suite.
 FAKE = """\
 #!/bin/sh
 case "$1 $2" in
@@ -31,7 +31,7 @@ TEARDOWN = (
 
 @pytest.fixture
 def fake(own: Path) -> Path:
-    """Where a Python 3.98 is installed."""
+    """Return a directory with an installed Python 3.98."""
     (own / "bin").mkdir()
     return own / "bin/python3.98"
 
@@ -62,7 +62,7 @@ def test_table_has_the_counts_of_each_version(fake: Path, own: Path) -> None:
     assert row(done.stdout, "3.98.7")[:5] == ["3.98.7", "PATH", "1", "0", "1"]
 
 
-def test_failures_and_errors_are_named_and_fail(fake: Path, own: Path) -> None:
+def test_failures_and_errors_are_listed_and_fail_the_run(fake: Path, own: Path) -> None:
     write(fake, PASSED + FAILED + TEARDOWN, code=1)
 
     done = run(own, "3.98")
@@ -73,7 +73,7 @@ def test_failures_and_errors_are_named_and_fail(fake: Path, own: Path) -> None:
     assert "failed: a::ended" in done.stdout
 
 
-def test_version_that_cannot_be_had_is_named_and_the_next_is_tested(fake: Path, own: Path) -> None:
+def test_missing_version_is_reported_and_the_next_is_tested(fake: Path, own: Path) -> None:
     write(fake)
 
     done = run(own, "3.99", "3.98")
@@ -83,7 +83,7 @@ def test_version_that_cannot_be_had_is_named_and_the_next_is_tested(fake: Path, 
     assert row(done.stdout, "3.98.7")[2] == "1"
 
 
-def test_suite_that_dies_is_no_success(fake: Path, own: Path) -> None:
+def test_suite_that_dies_is_a_failure(fake: Path, own: Path) -> None:
     write(fake, code=139)
 
     done = run(own, "3.98")
@@ -92,7 +92,7 @@ def test_suite_that_dies_is_no_success(fake: Path, own: Path) -> None:
     assert "Python 3.98.7: pytest ended with 139" in done.stdout
 
 
-def test_environment_that_cannot_be_made_is_told_in_the_tools_words(fake: Path, own: Path) -> None:
+def test_failure_to_make_an_environment_shows_the_tools_output(fake: Path, own: Path) -> None:
     write(fake, pip="echo no such distribution; exit 1")
 
     done = run(own, "3.98")

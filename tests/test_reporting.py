@@ -1,4 +1,4 @@
-"""What `make test` knows of a run of pytest is what pytest writes while it runs."""
+"""The plugin writes the result of each test while pytest runs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_each_test_is_reported_with_its_outcome(tmp_path: Path) -> None:
         ("import pytest\npytest.importorskip('nothing_like_this')\n", Outcome.SKIPPED, "could not"),
     ],
 )
-def test_file_that_is_not_collected_is_reported(
+def test_file_that_cannot_be_collected_is_reported(
     tmp_path: Path, text: str, outcome: Outcome, reason: str
 ) -> None:
     found = run(tmp_path, text)[0]
@@ -67,7 +67,7 @@ def test_file_that_is_not_collected_is_reported(
     assert reason in found.reason
 
 
-def test_test_that_kills_pytest_is_named(tmp_path: Path) -> None:
+def test_test_that_kills_pytest_is_reported_as_failed(tmp_path: Path) -> None:
     found = run(
         tmp_path,
         "import os, signal\n"
@@ -82,5 +82,5 @@ def test_test_that_kills_pytest_is_named(tmp_path: Path) -> None:
     ]
 
 
-def test_pytest_that_finds_no_tests_has_failed(tmp_path: Path) -> None:
+def test_pytest_without_tests_is_a_failure(tmp_path: Path) -> None:
     assert run(tmp_path, "") == [Result("pytest", Outcome.FAILED, "ended with exit code 5")]

@@ -1,4 +1,4 @@
-"""The summary of `make test` names what failed, what was skipped and why."""
+"""The summary of `make test` lists failures, and skips with their reasons."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_last_line_counts_the_tests_of_all_parts() -> None:
     assert last == "2 passed, 1 failed, 3 skipped"
 
 
-def test_failed_test_comes_with_the_command_that_runs_it_again() -> None:
+def test_failed_test_is_shown_with_the_command_that_repeats_it() -> None:
     lines = [*summary([part("units", UNITS)], 3.0)]
 
     at = lines.index("  tests/test_a.py::test_odd[1 2]")
@@ -37,7 +37,7 @@ def test_failed_test_comes_with_the_command_that_runs_it_again() -> None:
     assert lines[at + 1] == "    again: python -m units 'tests/test_a.py::test_odd[1 2]'"
 
 
-def test_each_skip_is_named_below_its_reason() -> None:
+def test_each_skip_is_listed_below_its_reason() -> None:
     lines = [*summary([part("units", UNITS)], 3.0)]
 
     at = lines.index("skipped: no cluster")
@@ -55,13 +55,13 @@ def test_table_has_the_counts_and_seconds_of_each_part() -> None:
     ]
 
 
-def test_pytest_without_results_has_failed(tmp_path: Path) -> None:
+def test_pytest_without_results_is_a_failure(tmp_path: Path) -> None:
     (found,) = read_results(tmp_path / "none", -11)
 
     assert found == Result("pytest", Outcome.FAILED, "ended by signal 11")
 
 
-def test_results_with_a_line_cut_short_are_read(tmp_path: Path) -> None:
+def test_results_with_a_truncated_line_are_read(tmp_path: Path) -> None:
     path = tmp_path / "results"
     path.write_text('{"test": "t.py::test", "outcome": "began"}\n{"test": "t.py::te')
 

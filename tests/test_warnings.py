@@ -1,4 +1,4 @@
-"""Python has nothing to warn of: what it deprecates today, its next versions remove."""
+"""Python warns of nothing: its next versions remove what it deprecates today."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A person in tmux: a real terminal and its shell, typed at and looked at."""
+"""A person in tmux: a real terminal and its shell; a test types and reads the screen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 CONFIGURATION = "set -g status off\nset -g default-terminal screen\nset -s escape-time 0\n"
-ENOUGH_S = 300.0  # for anything that should happen at all, a boot under emulation too
+ENOUGH_S = 300.0  # a deadline for any event, even a boot under emulation
 
 
 class Tmux:
@@ -48,16 +48,16 @@ class Tmux:
 
     @property
     def screen(self) -> list[str]:
-        """The lines that show something."""
+        """The lines of the screen that are not empty."""
         return [line for line in self._do("capture-pane", "-p").splitlines() if line]
 
     def enter(self, prompt: str, *keys: str) -> None:
-        """Type a command once that prompt waits for one: before, a shell does not edit lines."""
+        """Type a command after the prompt has come: a shell does not edit lines before."""
         self._look_until(lambda screen: screen[-1].endswith(prompt), f"prompt {prompt!r}")
         self.type(*keys, "Enter")
 
     def expect(self, line: str) -> None:
-        """Look until that is the whole of a line."""
+        """Wait until a line of the screen equals the text."""
         self._look_until(lambda screen: line in screen, f"line {line!r}")
 
     def _look_until(self, seen: Callable[[list[str]], bool], what: str) -> None:

@@ -1,4 +1,4 @@
-"""A person at a terminal: a command on a pseudo-terminal, typed at and looked at."""
+"""A person at a terminal: a command on a pty; a test types and reads the screen."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-ENOUGH_S = 120.0  # for anything that should happen at all
+ENOUGH_S = 120.0  # a deadline for any event
 
 
 class Terminal:
@@ -45,8 +45,8 @@ class Terminal:
             os.close(self._person)
 
     def start(self, command: Sequence[str], **streams: Any) -> subprocess.Popen[bytes]:
-        """Start a command whose controlling terminal this is, and its 0, 1, 2 unless given."""
-        # The shell opens the terminal, so that it controls the session: one of the command's own.
+        """Start a command with this controlling terminal, which is 0, 1, 2 unless given."""
+        # The shell opens the terminal, which becomes the controlling one of a new session.
         opening = 'exec 9<>"$0"; exec 9<&-; exec "$@"'
         on_terminal = {"stdin": self._program, "stdout": self._program, "stderr": self._program}
         process = subprocess.Popen(
@@ -62,7 +62,7 @@ class Terminal:
         os.write(self._person, text)
 
     def expect(self, text: bytes) -> bytes:
-        """Look until the screen has shown that text; what has been shown up to it is forgotten."""
+        """Wait until the screen shows a text, and forget the output up to it."""
         deadline = time.monotonic() + ENOUGH_S
         while text not in self.shown:
             assert time.monotonic() < deadline, f"no {text!r} after {self.shown!r}"
@@ -71,7 +71,7 @@ class Terminal:
         return before
 
     def wait(self, process: subprocess.Popen[bytes]) -> int:
-        """Look on until the command has ended; returns its exit code."""
+        """Read on until the command has ended, and return its exit code."""
         deadline = time.monotonic() + ENOUGH_S
         while process.poll() is None:
             assert time.monotonic() < deadline, f"{process.args!r} does not end: {self.shown!r}"
@@ -91,16 +91,16 @@ class Terminal:
 
     @property
     def mode(self) -> list[Any]:
-        """What stty shows."""
+        """Return the output of stty."""
         return termios.tcgetattr(self._program)
 
     @property
     def is_raw(self) -> bool:
-        """Whether keys reach the program as they are pressed, ^C too."""
+        """Return whether keys reach the program unchanged and at once, ^C too."""
         return not self.mode[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
 
     def _look(self, timeout_s: float) -> None:
         while self._person >= 0 and select.select([self._person], [], [], timeout_s)[0]:
-            with contextlib.suppress(OSError):  # EIO: nobody has it open at the moment
+            with contextlib.suppress(OSError):  # EIO: no process has it open at the moment
                 self.shown += os.read(self._person, 1 << 16)
             timeout_s = 0
