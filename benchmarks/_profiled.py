@@ -119,7 +119,7 @@ def run(out: str, modules: list[str], linux: bool, arguments: list[str]) -> None
     for name in modules:
         try:
             importlib.import_module(name)
-        except ImportError:  # its value at that time: a caller checks that it exists
+        except ImportError:  # the run that listed it only probed for it
             continue
     phases, exits = Phases(), Exits()
     # pyvmm imports a command's module by name: -X importtime does not report that.
@@ -139,7 +139,7 @@ def run(out: str, modules: list[str], linux: bool, arguments: list[str]) -> None
 
 
 def _end_in_time(phases: Phases, exits: Exits, out: str, linux: bool) -> None:
-    """Write the results and end, at the first exit or when Linux's init runs."""
+    """Write what was found and end: at the first exit, or when Linux's init is there."""
     from pyvmm.kvm.vcpu import Vcpu
     from pyvmm.machine.exits import ExitHandler
     from pyvmm.terminal.stdio import Output

@@ -36,7 +36,7 @@ def fresh(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Verb:
-    """Return a function that makes `pyvmm doctor` end with an error."""
+    """A way to make `pyvmm doctor` end with an error."""
 
     def install(error: BaseException) -> None:
         @click.command()
@@ -48,16 +48,14 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Verb:
     return install
 
 
-def test_help_has_the_words_that_kvm_unit_tests_searches_for(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_help_has_the_words_kvm_unit_tests_looks_for(capsys: pytest.CaptureFixture[str]) -> None:
     code = cli.main(["--help"])
 
     assert code == 0
     assert "The most commonly used" in capsys.readouterr().out
 
 
-def test_help_lists_every_command_with_its_first_line(
+def test_help_lists_every_verb_with_its_own_first_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     cli.main(["--help"])
@@ -174,7 +172,7 @@ def test_error_has_its_message_and_hint(failing: Verb, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "pyvmm: no KVM here\n  hint: go elsewhere\n"
 
 
-def test_missing_file_of_the_package_is_not_reported_as_a_bug(
+def test_missing_file_of_the_package_is_no_bug(
     failing: Verb, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing(FileNotFoundError(2, "No such file", str(Path(cli.__file__).with_name("none.c"))))
@@ -185,9 +183,7 @@ def test_missing_file_of_the_package_is_not_reported_as_a_bug(
     assert hint == "  hint: install pyvmm again"
 
 
-def test_unexpected_error_is_reported_as_a_bug(
-    failing: Verb, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unexpected_error_is_owned_up_to(failing: Verb, capsys: pytest.CaptureFixture[str]) -> None:
     failing(ZeroDivisionError("division by zero"))
 
     cli.main(["doctor"])

@@ -1,6 +1,6 @@
 """The import directions between rooms, proved by walking every module's syntax tree.
 
-An import inside a function counts too.
+An import inside a function counts like any other: it only happens later.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ NOT_FOR_A_RUN = (
 
 
 def linux_image(path: Path) -> Path:
-    """Write a Linux Image whose first instruction ends the run.
+    """A Linux Image of which the first instruction ends the run.
 
     Source: Linux, Documentation/arch/arm64/booting.rst
     """
@@ -84,7 +84,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.parametrize("name", [*HEAVY, *NOT_FOR_A_RUN])
-def test_run_of_a_linux_image_does_not_import(loaded: list[str], name: str) -> None:
+def test_run_of_a_linux_image_does_without(loaded: list[str], name: str) -> None:
     assert not [module for module in loaded if module == name or module.startswith(f"{name}.")]
 
 
