@@ -49,7 +49,7 @@ def main() -> int:
     """Run the stages; return 1 if a step is not as expected."""
     parser = argparse.ArgumentParser(prog="make test-native", description=__doc__)
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=f"of {', '.join(STAGES)}")
-    parser.add_argument("--fresh", action="store_true", help="Start with a disk nobody has used.")
+    parser.add_argument("--fresh", action="store_true", help="Start with a new copy of the disk.")
     asked = parser.parse_args()
     if unknown := set(asked.stages) - STAGES.keys():
         parser.error(f"{', '.join(sorted(unknown))}: the stages are {', '.join(STAGES)}")
