@@ -1,6 +1,6 @@
 /*
- * Behaves as a test of kvm-unit-tests built for kvmtool does: a flat image without a header, whose
- * console is the first 16550A; it ends by PSCI after the line its runner looks for.
+ * Behaves like a test of kvm-unit-tests that is built for kvmtool: a flat image without a header,
+ * with the first 16550A as console.  It ends by PSCI after the line that the runner searches for.
  *
  * Prints its command line and its initrd, and "EXIT: STATUS=n" for a command line "status=n".
  */
@@ -39,7 +39,7 @@ static int same(const char *a, const char *b)
 	return *a == *b;
 }
 
-/* Only /chosen has properties of these names: the tree's nodes need not be told apart. */
+/* Only /chosen has properties of these names, so the search ignores the node. */
 static void read_fdt(const u8 *fdt)
 {
 	const u8 *p = fdt + be32(fdt + 8);
