@@ -10,12 +10,12 @@ from typing import Final
 from pyvmm.base.records import Record
 from pyvmm.errors import UsageError
 
-# The version of each Debian release: its suite keeps that series for as long as it exists.  What
-# the last one, sid, holds is what it held when this was written.  Test matrices go through these.
+# The series of each Debian release, which its suite keeps; sid's is the one of the time of writing.
+# Test matrices use these.
 KERNEL_SUITES: Final = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "7.2": "sid"}
 QEMU_SUITES: Final = {"5.2": "bullseye", "7.2": "bookworm", "10": "trixie", "11": "sid"}
 
-# Suites that move on to newer versions, and the release that each of them is newer than.
+# Suites that get newer versions -> the release that each one builds on.
 MOVING_SUITES: Final = {
     "sid": "trixie",
     "forky": "trixie",
@@ -37,7 +37,7 @@ KINDS: Final = ("auto", "local", "emulated")
 class Product(Record):
     """What `host.kernel` or `host.qemu` chooses a version of."""
 
-    name: str  # its trees in the cache begin with it
+    name: str  # the beginning of its trees' names
     title: str
     field: str  # of the settings, as errors name it
     suites: dict[str, str]  # version -> the release that has it
@@ -53,8 +53,8 @@ class HostSettings(Record):
 
     ``kernel`` and ``qemu`` are choices: a version (6.12, or in full 6.12.117), a Debian suite of
     SUITES, or a path (of an uncompressed arm64 Image or a kernel package's unpacked tree; of a
-    qemu-system-aarch64).  ``cpu`` is QEMU's ``-cpu`` argument, ``append`` what its kernel's
-    command line has beside pyvmm's own words.
+    qemu-system-aarch64).  ``cpu`` is QEMU's ``-cpu`` argument.  ``append`` is added to the kernel's
+    command line.
     """
 
     kind: str = "auto"
@@ -81,9 +81,9 @@ class HostSettings(Record):
 
     @property
     def customised(self) -> bool:
-        """Whether anything of the emulated host was asked for by name."""
-        asked = (self.kernel, self.qemu, self.cpu, self.append)
-        return asked != (DEFAULT_KERNEL, DEFAULT_QEMU, DEFAULT_CPU, "")
+        """Whether any property of the emulated host differs from the default."""
+        chosen = (self.kernel, self.qemu, self.cpu, self.append)
+        return chosen != (DEFAULT_KERNEL, DEFAULT_QEMU, DEFAULT_CPU, "")
 
     @property
     def label(self) -> str:
@@ -94,19 +94,19 @@ class HostSettings(Record):
 
 
 def is_path(choice: str) -> bool:
-    """Whether a choice is a path: it holds a slash."""
+    """Return whether a choice is a path: it contains a slash."""
     return os.sep in choice
 
 
 def matches(asked: str, version: str) -> bool:
-    """Whether a version is the one that was asked for, or of that series: 6.1 takes 6.1.176."""
+    """Return whether a version equals the requested one or is of its series: 6.1 has 6.1.176."""
     return version == asked or version.startswith(f"{asked}.")
 
 
 def suites_for(product: Product, version: str) -> list[str]:
-    """Return the suites that could hold a version, the likeliest first.
+    """Return the suites that could have a version, the likeliest first.
 
-    A release keeps its series, and what moves on is always newer than the release it builds on.
+    A release keeps its series.  The other suites are newer than the release that they build on.
     """
     releases = [suite for known, suite in product.suites.items()
                 if matches(known, version) or matches(version, known)]  # fmt: skip
@@ -122,7 +122,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def _check_choice(product: Product, value: str) -> None:
-    """Refuse what is no path that exists, no suite, and no version that a suite could hold."""
+    """Refuse a missing path, an unknown suite, and a version that no suite could have."""
     field = f"`{product.field}`="
     known = ", ".join(product.suites)
     if is_path(value):
