@@ -95,7 +95,7 @@ class _Hunt:
         self._found |= {"cpus": sorted(online), "cpu": chosen}
         if chosen not in online:
             shown = ",".join(map(str, sorted(online)))
-            raise Trouble("inconclusive", f"CPU {chosen} cannot be used, but {shown} can")
+            raise Trouble("inconclusive", f"CPU {chosen} is not online or not allowed: use {shown}")
         # Our other threads use the other CPUs, if there are any.
         if elsewhere := online - {chosen}:
             os.sched_setaffinity(0, elsewhere)
