@@ -10,6 +10,7 @@ import pytest
 from pyvmm import cli
 from pyvmm.commands._fields import OPTIONS, option, spell
 from pyvmm.errors import UsageError
+from pyvmm.repro import cases
 
 Capture = pytest.CaptureFixture[str]
 
@@ -57,3 +58,9 @@ def test_every_field_has_an_option_of_a_command() -> None:
     unknown = {field for field in OPTIONS if option(field).split()[0] not in known}
 
     assert not unknown
+
+
+def test_every_option_of_a_reproduction_has_a_field() -> None:
+    names = {o.name for case in cases.all_cases().values() for o in case.options}
+
+    assert not {name for name in names if name.replace("-", "_") not in OPTIONS}
