@@ -78,7 +78,7 @@ def test_verdict_is_inconclusive_when_the_module_does_not_compile(
 
     done = pyvmm("repro", "run", "--trust", str(capsule))
 
-    assert "INCONCLUSIVE\n  building zcr_el12.c: " in done.stdout
+    assert "INCONCLUSIVE\n  make zcr_el12.c:" in done.stdout
     assert "not today" in done.stdout
     assert done.returncode == 3
 
@@ -108,7 +108,7 @@ def test_verdict_is_inconclusive_when_the_host_is_killed(pyvmm: Pyvmm) -> None:
     output, _ = process.communicate(timeout=FIRST_S)
     document = json.loads(output)
     assert (document["verdict"], process.returncode) == ("INCONCLUSIVE", 3)
-    assert "ended in the middle" in document["why"][0]
+    assert "ended during the command" in document["why"][0]
     assert pyvmm("host", "start", timeout=FIRST_S).returncode == 0  # for the next test
 
 
