@@ -105,7 +105,7 @@ def _place(
         return "Linux Image", _load_at(file, name, memory, start, header.image_size), header
     _refuse_foreign(head, name)
     if head.startswith(ZIMAGE_MAGIC[1], ZIMAGE_MAGIC[0]):
-        raise ImageError(f"{name} is a 32-bit Arm zImage", hint="--aarch32 boots it")
+        raise ImageError(f"{name} is a 32-bit Arm zImage", hint="use `cpu.aarch32`=True")
     placed = _load_at(file, name, memory, memory.base + layout.KERNEL_OFFSET)
     return "flat binary", placed, None
 
@@ -116,8 +116,8 @@ def _place32(file: BinaryIO, name: str, memory: GuestMemory) -> tuple[str, Place
     if head.startswith(ELF_MAGIC) or linux.is_linux(head):
         what = "an ELF" if head.startswith(ELF_MAGIC) else "an arm64 Linux Image"
         raise ImageError(
-            f"{name} is {what}; --aarch32 boots a zImage or a flat binary",
-            hint="leave --aarch32 out, or take arch/arm/boot/zImage",
+            f"{name} is {what}; with `cpu.aarch32` only a zImage or a flat binary boots",
+            hint="leave out `cpu.aarch32`, or use arch/arm/boot/zImage",
         )
     _refuse_foreign(head, name)
     kind = "zImage" if head.startswith(ZIMAGE_MAGIC[1], ZIMAGE_MAGIC[0]) else "flat binary"

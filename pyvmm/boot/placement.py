@@ -43,7 +43,7 @@ def check_in_ram(what: str, start: int, length: int, memory: GuestMemory, *, why
         return
     end = start + length
     if start >= memory.base and end - memory.base <= PLAUSIBLE_RAM:
-        hint = f"use -m {_ram_for(end, memory)}M or more"
+        hint = f"use `memory`={_ram_for(end, memory)}M or more"
     else:
         hint = why or f"link it to run at {memory.base + layout.KERNEL_OFFSET:#x}"
     raise ImageError(
@@ -75,7 +75,7 @@ def place_dtb(image: Iterable[Range], initrd_size: int, memory: GuestMemory) -> 
         f"({first:#x} to {last:#x}) there is no room for {layout.DTB_SIZE // layout.KIB} KiB of "
         f"device tree"
         + (f" and {initrd_size / layout.MIB:.1f} MiB of initrd" if initrd_size else ""),
-        hint=f"use -m {_ram_for(last + initrd_size, memory)}M or more",
+        hint=f"use `memory`={_ram_for(last + initrd_size, memory)}M or more",
     )
 
 

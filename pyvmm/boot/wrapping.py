@@ -1,7 +1,7 @@
-"""Unpacking an image that is wrapped: gzip, zstd, and Linux's EFI zboot.
+"""Unpack images: gzip, zstd, and Linux's EFI zboot.
 
-What a file is, its first bytes say. It is unpacked into memory of pyvmm's own, up to a limit, so
-that a small file cannot ask for more than the guest has.
+A file's first bytes tell its format. pyvmm unpacks it into memory of its own, up to the guest's
+RAM size: a small file cannot make it allocate more.
 
 Source: RFC 1952 (gzip); RFC 8878 (zstd); Linux, drivers/firmware/efi/libstub/zboot-header.S.
 """
@@ -12,20 +12,20 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from pyvmm.boot import zstd
 from pyvmm.errors import ImageError
 from pyvmm.layout import MIB
 
-LAYERS = 2  # a zboot image in a .gz is real, a third layer is not
+LAYERS = 2  # a zboot image in a .gz exists, a third layer does not
 CHUNK = 1 << 20  # bytes unpacked at a time
 
 # The head of a zboot image: MZ, "zimg", the payload's offset and size, reserved, its compression.
 ZBOOT = struct.Struct("<2s2x4sII8x32s")
 ZBOOT_MAGIC = (b"MZ", b"zimg")
 
-# What only its own tool unpacks: (magic, name, tool)
+# Formats that pyvmm does not unpack: (magic, name, the tool that does)
 FOREIGN = (
     (b"\xfd7zXZ\x00", "xz", "unxz"),
     (b"BZh", "bzip2", "bunzip2"),
@@ -34,15 +34,10 @@ FOREIGN = (
 )
 
 
-class Unwrapped(NamedTuple):
-    """An image without its wrappings; those are named from the outside in."""
+def unwrap(file: BinaryIO, name: str, limit: int) -> tuple[BinaryIO, tuple[str, ...]]:
+    """Unpack the image in ``file``, and list its wrappings, the outermost first.
 
-    file: BinaryIO
-    wrappings: tuple[str, ...]
-
-
-def unwrap(file: BinaryIO, name: str, limit: int) -> Unwrapped:
-    """Take the wrappings off the image in ``file``, called ``name``; none is no error.
+    ``name`` is the image's name in messages. An image that is not packed is returned as it is.
 
     Raises:
         ImageError: it is damaged, packed in a way pyvmm does not know, or unpacks to more than
@@ -60,15 +55,15 @@ def unwrap(file: BinaryIO, name: str, limit: int) -> Unwrapped:
         elif packed := _method(head):
             payload, wrapping, unpack = file, packed, UNPACK[packed]
         else:
-            return Unwrapped(file, tuple(wrappings))
+            return file, tuple(wrappings)
         if len(wrappings) == LAYERS:
-            raise ImageError(f"{name} is packed more than {LAYERS} times over")
+            raise ImageError(f"{name} is packed more than {LAYERS} times")
         file = _collect(unpack(payload), name, wrapping, limit)
         wrappings.append(wrapping)
 
 
 def is_zboot(head: bytes) -> bool:
-    """Whether that is the beginning of an EFI zboot image."""
+    """Return whether a file that begins with ``head`` is an EFI zboot image."""
     return (head[:2], head[4:8]) == ZBOOT_MAGIC
 
 
@@ -86,17 +81,17 @@ def _refuse_foreign(head: bytes, name: str) -> None:
 
 
 def _zboot_payload(file: BinaryIO, head: bytes, name: str) -> tuple[str, BinaryIO]:
-    """How a zboot image's payload is packed, and the payload."""
+    """Return the compression of a zboot image's payload, and the payload."""
     if len(head) < ZBOOT.size:
         raise ImageError(f"{name} is truncated: an EFI zboot image of {len(head)} bytes")
     _, _, offset, size, field = ZBOOT.unpack(head)
-    # "zstd22" is what Linux before v6.14 calls zstd
+    # Linux before v6.14 calls zstd "zstd22"
     kind = field.partition(b"\0")[0].decode("ascii", "replace").replace("zstd22", "zstd")
     if kind not in UNPACK:
         raise ImageError(
             f"{name} is an EFI zboot image packed with {kind!r}; pyvmm unpacks "
             f"{' and '.join(UNPACK)}",
-            hint="take the Image it was made from (arch/arm64/boot/Image)",
+            hint="use the Image that it was made from (arch/arm64/boot/Image)",
         )
     length = file.seek(0, io.SEEK_END)
     if offset < ZBOOT.size or offset + size > length:
@@ -109,7 +104,7 @@ def _zboot_payload(file: BinaryIO, head: bytes, name: str) -> tuple[str, BinaryI
 
 
 def _collect(chunks: Iterator[bytes], name: str, wrapping: str, limit: int) -> BinaryIO:
-    """Gather what a packed image holds."""
+    """Join the unpacked chunks of an image."""
     image = io.BytesIO()
     try:
         for chunk in chunks:
@@ -117,17 +112,17 @@ def _collect(chunks: Iterator[bytes], name: str, wrapping: str, limit: int) -> B
             if image.tell() > limit:
                 raise ImageError(
                     f"{name} ({wrapping}) unpacks to more than the {limit // MIB} MiB of RAM",
-                    hint="use a larger -m",
+                    hint="use a larger `memory`",
                 )
     except (zlib.error, zstd.ZstdError) as error:
         raise ImageError(f"{name} ({wrapping}) is truncated or damaged: {error}") from error
     if not image.tell():
-        raise ImageError(f"{name} ({wrapping}) holds nothing")
+        raise ImageError(f"{name} ({wrapping}) is empty")
     return image
 
 
 def _gunzip(file: BinaryIO) -> Iterator[bytes]:
-    """Unpack the first member; what follows it is not looked at."""
+    """Unpack the first member; ignore all that follows."""
     member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     while data := file.read(CHUNK):
         full = False
@@ -137,8 +132,8 @@ def _gunzip(file: BinaryIO) -> Iterator[bytes]:
             if member.eof:
                 return
             data = member.unconsumed_tail
-            full = len(out) == CHUNK  # then there may be more without more input
-    raise zlib.error("it ends in the middle")
+            full = len(out) == CHUNK  # more output may follow without input
+    raise zlib.error("it ends too early")
 
 
 MAGIC = {b"\x1f\x8b\x08": "gzip", zstd.MAGIC: "zstd"}

@@ -1,8 +1,8 @@
 """Zstandard, packed and unpacked by the system's libzstd.
 
-By ctypes, since one path then serves everywhere an image is booted: a real arm64 machine and the
-emulated host, whose Python has no compiled packages but Debian's. Nearly every distribution's
-package manager and init link libzstd.so.1; its stable interface has not changed since 1.0.
+ctypes works on a real arm64 machine and on the emulated host, whose Python has no compiled packages
+but Debian's. Nearly every distribution's package manager and init link libzstd.so.1. Its stable
+interface has not changed since 1.0.
 
 Source: zstd.h, "Streaming decompression", "Streaming compression"; RFC 8878 for the format.
 """
@@ -18,7 +18,7 @@ from pyvmm.errors import HostError
 LIBRARY = "libzstd.so.1"
 MAGIC = b"\x28\xb5\x2f\xfd"
 CHUNK = 1 << 20  # bytes, of input and of output
-LEVELS = range(1, 20)  # above them a packer takes more memory than is usual
+LEVELS = range(1, 20)  # above them a packer needs unusually much memory
 
 # Source: zstd.h, ZSTD_cParameter and ZSTD_EndDirective
 C_LEVEL, C_CHECKSUM, C_WORKERS = 100, 201, 400
@@ -26,20 +26,20 @@ E_CONTINUE, E_END = 0, 2
 
 
 class ZstdError(ValueError):
-    """The data is no zstd, or damaged."""
+    """Data that is not zstd, or damaged."""
 
 
 class _Buffer(ctypes.Structure):
-    """ZSTD_inBuffer and ZSTD_outBuffer, which are alike."""
+    """ZSTD_inBuffer and ZSTD_outBuffer, which have the same layout."""
 
     _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_size_t), ("pos", ctypes.c_size_t))
 
 
 def decompress(file: BinaryIO) -> Iterator[bytes]:
-    """Unpack the first frame of ``file`` from where it stands, at most CHUNK bytes at a time.
+    """Unpack the next frame of ``file``, at most CHUNK bytes at a time.
 
     Raises:
-        ZstdError: the frame is damaged, or the file ends in the middle of it.
+        ZstdError: the frame is damaged, or the file ends within it.
         HostError: the machine has no libzstd.
     """
     library = _library()
@@ -67,12 +67,12 @@ def _frame(library: ctypes.CDLL, stream: ctypes.c_void_p, file: BinaryIO) -> Ite
             yield room.raw[: out.pos]
             if left == 0:
                 return
-            full = out.pos == out.size  # then there may be more without more input
-    raise ZstdError("it ends in the middle")
+            full = out.pos == out.size  # more output may follow without input
+    raise ZstdError("it ends too early")
 
 
 def compress(chunks: Iterable[bytes], level: int = 3, workers: int = 0) -> Iterator[bytes]:
-    """Pack into one frame, with a checksum; ``workers`` threads, where the library has them.
+    """Pack into one frame with a checksum, in ``workers`` threads if the library supports them.
 
     Raises: HostError, where the machine has no libzstd.
     """
@@ -82,9 +82,8 @@ def compress(chunks: Iterable[bytes], level: int = 3, workers: int = 0) -> Itera
         raise HostError("libzstd: out of memory")
     try:
         for parameter, value in ((C_LEVEL, level), (C_CHECKSUM, 1), (C_WORKERS, workers)):
-            library.ZSTD_CCtx_setParameter(
-                context, parameter, value
-            )  # a library may have no threads
+            # Not checked: a library without threads refuses C_WORKERS
+            library.ZSTD_CCtx_setParameter(context, parameter, value)
         for chunk in chunks:
             yield from _pack(library, context, chunk, E_CONTINUE)
         yield from _pack(library, context, b"", E_END)
@@ -116,8 +115,8 @@ def _library() -> ctypes.CDLL:
         library = ctypes.CDLL(LIBRARY)
     except OSError:
         raise HostError(
-            f"zstd needs {LIBRARY}, which this machine has not",
-            hint="apt-get install libzstd1 (Fedora: libzstd), or unzstd the file by other means",
+            f"zstd needs {LIBRARY}, which this machine lacks",
+            hint="apt-get install libzstd1 (Fedora: libzstd)",
         ) from None
     size, pointer, number = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int
     library.ZSTD_createCCtx.restype = pointer

@@ -1,9 +1,10 @@
-"""ELF files made by hand, for what no linker would make."""
+"""ELF files that no linker would make."""
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+
+from pyvmm.base.records import Record
 
 EHDR = struct.Struct("<4sBBBB8x2HI3QI6H")
 PHDR = struct.Struct("<2I6Q")
@@ -16,9 +17,8 @@ BASE = 0x8008_0000
 CODE = bytes(range(64))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Phdr:
-    """A program header; physical addresses are the virtual ones unless given."""
+class Phdr(Record, kw_only=True):
+    """A program header; the physical address defaults to the virtual one."""
 
     data: bytes = CODE
     vaddr: int = BASE
@@ -29,9 +29,8 @@ class Phdr:
     align: int = 0x1000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Elf:
-    """An ELF; the defaults make one that boots."""
+class Elf(Record, kw_only=True):
+    """An ELF; by default one that boots."""
 
     phdrs: tuple[Phdr, ...] = (Phdr(),)
     entry: int = BASE
@@ -41,7 +40,7 @@ class Elf:
     phnum: int | None = None
 
     def build(self) -> bytes:
-        """The bytes of the file: header, program headers, then the data of each."""
+        """Return the file: header, program headers, then the data of each."""
         phnum = len(self.phdrs) if self.phnum is None else self.phnum
         out = EHDR.pack(
             b"\x7fELF", 2, 1, 1, 0, self.type, self.machine, 1, self.entry,

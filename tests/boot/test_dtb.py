@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -25,7 +24,7 @@ FULL = MachineDescription(
     its=True,
     virtio=3,
 )
-BARE = replace(PLAIN, uarts=0, rtc=False, exit_register=False)
+BARE = PLAIN.replace(uarts=0, rtc=False, exit_register=False)
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +91,7 @@ def test_cpus_are_found_by_their_affinity(libfdt: Libfdt) -> None:
 
 
 def test_cpu_with_all_four_affinity_levels_takes_two_cells(dtc: Path, libfdt: Libfdt) -> None:
-    blob = machine_dtb(replace(PLAIN, mpidrs=(0x8000_0000, 0x12_8034_5678)))
+    blob = machine_dtb(PLAIN.replace(mpidrs=(0x8000_0000, 0x12_8034_5678)))
 
     cpus = node(libfdt.tree(blob), "cpus")
 
@@ -175,7 +174,7 @@ def test_psci_is_called_by_hvc(libfdt: Libfdt) -> None:
 
 @pytest.mark.parametrize("pmu", [True, False])
 def test_pmu_is_there_when_asked_for(libfdt: Libfdt, pmu: bool) -> None:
-    tree = libfdt.tree(machine_dtb(replace(PLAIN, pmu=pmu)))
+    tree = libfdt.tree(machine_dtb(PLAIN.replace(pmu=pmu)))
 
     assert ("pmu" in tree) == pmu
     assert not pmu or cells(node(tree, "pmu"), "interrupts") == (1, 7, 4)
@@ -184,7 +183,7 @@ def test_pmu_is_there_when_asked_for(libfdt: Libfdt, pmu: bool) -> None:
 def test_512_vcpus_fit(libfdt: Libfdt) -> None:
     mpidrs = tuple(0x8000_0000 | n & 15 | n >> 4 << 8 for n in range(512))
 
-    blob = machine_dtb(replace(FULL, mpidrs=mpidrs))
+    blob = machine_dtb(FULL.replace(mpidrs=mpidrs))
 
     assert len(blob) <= layout.DTB_SIZE
     assert len(node(libfdt.tree(blob), "cpus")) == 512 + 2
@@ -193,10 +192,10 @@ def test_512_vcpus_fit(libfdt: Libfdt) -> None:
 @pytest.mark.parametrize("bootargs", ["x" * 2048, "a\0b"])
 def test_unusable_command_line_is_refused(bootargs: str) -> None:
     with pytest.raises(UsageError, match="kernel command line"):
-        machine_dtb(replace(PLAIN, bootargs=bootargs))
+        machine_dtb(PLAIN.replace(bootargs=bootargs))
 
 
 def test_longest_command_line_is_taken(libfdt: Libfdt) -> None:
-    tree = libfdt.tree(machine_dtb(replace(PLAIN, bootargs="x" * 2047)))
+    tree = libfdt.tree(machine_dtb(PLAIN.replace(bootargs="x" * 2047)))
 
     assert node(tree, "chosen")["bootargs"] == b"x" * 2047 + b"\0"

@@ -4,7 +4,7 @@ import io
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import pytest
 from elftools.elf.elffile import ELFFile
@@ -114,40 +114,40 @@ TWO = (Phdr(), Phdr(vaddr=BASE + 0x20))
 @pytest.mark.parametrize(
     ("elf", "message", "hint"),
     [
-        (replace(GOOD, machine=62), "an ELF for x86-64, not AArch64", None),
-        (replace(GOOD, machine=3), "an ELF for 32-bit x86, not AArch64", None),
-        (replace(GOOD, machine=40), "an ELF for 32-bit Arm, not AArch64", None),
-        (replace(GOOD, machine=0x1234), "an ELF for 4660, not AArch64", None),
-        (replace(GOOD, type=1), "not an executable but a relocatable object", None),
-        (replace(GOOD, type=4), "not an executable but a core dump", None),
-        (replace(GOOD, type=0xFE00), "not an executable but", None),
-        (replace(GOOD, phdrs=()), "0 program headers", None),
-        (replace(GOOD, phnum=0xFFFF), "65535 program headers", None),
-        (replace(GOOD, phentsize=8), "program headers of 8 bytes", None),
-        (replace(GOOD, phdrs=(Phdr(type=PT_DYNAMIC),)), "no loadable segment", None),
-        (replace(GOOD, phdrs=TWO), "0x80080000 to 0x80080040 overlaps", None),
+        (GOOD.replace(machine=62), "an ELF for x86-64, not AArch64", None),
+        (GOOD.replace(machine=3), "an ELF for 32-bit x86, not AArch64", None),
+        (GOOD.replace(machine=40), "an ELF for 32-bit Arm, not AArch64", None),
+        (GOOD.replace(machine=0x1234), "an ELF for 4660, not AArch64", None),
+        (GOOD.replace(type=1), "not an executable but a relocatable object", None),
+        (GOOD.replace(type=4), "not an executable but a core dump", None),
+        (GOOD.replace(type=0xFE00), "not an executable but", None),
+        (GOOD.replace(phdrs=()), "0 program headers", None),
+        (GOOD.replace(phnum=0xFFFF), "65535 program headers", None),
+        (GOOD.replace(phentsize=8), "program headers of 8 bytes", None),
+        (GOOD.replace(phdrs=(Phdr(type=PT_DYNAMIC),)), "no loadable segment", None),
+        (GOOD.replace(phdrs=TWO), "0x80080000 to 0x80080040 overlaps", None),
         (
-            replace(GOOD, phdrs=(Phdr(vaddr=0x40_0000),), entry=0x40_0000),
+            GOOD.replace(phdrs=(Phdr(vaddr=0x40_0000),), entry=0x40_0000),
             "at 0x400000 to 0x400040, outside RAM (0x80000000 to 0x80100000, 1 MiB)",
             "link it to run at 0x80080000",
         ),
         (
-            replace(GOOD, phdrs=(Phdr(memsz=0x40_0000),)),
+            GOOD.replace(phdrs=(Phdr(memsz=0x40_0000),)),
             "at 0x80080000 to 0x80480000, outside RAM",
-            "use -m 8M or more",
+            "use `memory`=8M or more",
         ),
-        (replace(GOOD, phdrs=(Phdr(vaddr=0xFFFF_FFFF_FFFF_FFF0),)), "outside RAM", "link it"),
-        (replace(GOOD, phdrs=(Phdr(memsz=0x10),)), "has 0x40 bytes in the file", None),
+        (GOOD.replace(phdrs=(Phdr(vaddr=0xFFFF_FFFF_FFFF_FFF0),)), "outside RAM", "link it"),
+        (GOOD.replace(phdrs=(Phdr(memsz=0x10),)), "has 0x40 bytes in the file", None),
         (
-            replace(GOOD, phdrs=(Phdr(filesz=0x1000, memsz=0x1000),)),
+            GOOD.replace(phdrs=(Phdr(filesz=0x1000, memsz=0x1000),)),
             "truncated: the segment at 0x80080000 to 0x80081000 ends at byte 0x1078",
             None,
         ),
-        (replace(GOOD, entry=BASE + 0x40), "entry point 0x80080040 is in none", None),
-        (replace(GOOD, entry=0), "entry point 0x0 is in none", None),
-        (replace(GOOD, entry=BASE + 2), "entry point 0x80080002 is not a multiple of 4", None),
+        (GOOD.replace(entry=BASE + 0x40), "entry point 0x80080040 is in none", None),
+        (GOOD.replace(entry=0), "entry point 0x0 is in none", None),
+        (GOOD.replace(entry=BASE + 2), "entry point 0x80080002 is not a multiple of 4", None),
         (
-            replace(GOOD, phdrs=(Phdr(), Phdr(type=PT_INTERP, data=b"/lib/ld.so\0"))),
+            GOOD.replace(phdrs=(Phdr(), Phdr(type=PT_INTERP, data=b"/lib/ld.so\0"))),
             "dynamically linked",
             "-static",
         ),

@@ -289,7 +289,7 @@ def test_64_bit_image_is_refused_as_a_32_bit_one(
     path = tmp_path / "Image"
     path.write_bytes(content)
 
-    with pytest.raises(ImageError, match=f"is {what}; --aarch32 boots a zImage"):
+    with pytest.raises(ImageError, match=f"is {what}; with `cpu.aarch32` only a zImage"):
         load_image(path, memory, aarch32=True)
 
 
@@ -311,7 +311,7 @@ def test_hint_tells_how_much_ram_is_enough(tmp_path: Path, memory: GuestMemory) 
     with pytest.raises(ImageError) as caught:
         load_image(path, memory)
 
-    assert caught.value.hint == "use -m 24M or more"
+    assert caught.value.hint == "use `memory`=24M or more"
     with GuestMemory(RAM_BASE, 24 * MIB) as enough:
         load_image(path, enough)
 
