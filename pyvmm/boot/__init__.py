@@ -1,1 +1,1 @@
-"""What a guest needs to start: an image in memory and a device tree; knows nothing of KVM."""
+"""Prepare a guest's memory: load its image, make its device tree. Independent of KVM."""

@@ -5,12 +5,11 @@ Source: kvmtool, builtin-run.c, kvm_run_set_real_cmdline().
 
 from __future__ import annotations
 
-# The device that each kind of console is in Linux
+# Linux's name of each console
 CONSOLES = {"serial": "ttyS0", "virtio": "hvc0", "hv": "hvc0"}
 
-
-# What Linux does with memory that is plugged: uses it, for what can be moved out of its way again.
-# Without this it waits for a program to say so; so it is in Debian's kernels.
+# Linux uses plugged memory at once, for pages that it can move away again. Debian's kernels wait
+# for a program to enable that memory.
 # Source: Linux, Documentation/admin-guide/mm/memory-hotplug.rst, "Onlining and Offlining"
 ONLINE = "memhp_default_state=online_movable "
 
@@ -18,10 +17,10 @@ ONLINE = "memhp_default_state=online_movable "
 def command_line(
     params: str, *, console: str = "serial", hotplug: bool = False, defaults: bool = True
 ) -> str:
-    """The command line of a guest with that console: lkvm's defaults, then the user's words.
+    """Return lkvm's defaults for a guest with that console, then the user's parameters.
 
-    With ``hotplug``, memory that is plugged is used at once. The user's words come last, where
-    Linux heeds them over the defaults.
+    With ``hotplug`` Linux uses plugged memory at once. Where parameters contradict, Linux obeys the
+    last: the user's.
     """
     if not defaults:
         return params

@@ -1,7 +1,7 @@
 """The device tree of a pyvmm machine, made from a plain description of it.
 
-Nodes and properties are those lkvm gives its guests (kvmtool, arm/fdt.c), as the bindings in
-Linux's Documentation/devicetree/bindings have them; addresses and interrupts are layout.py's.
+lkvm's guests have the same nodes and properties (kvmtool, arm/fdt.c). Linux's
+Documentation/devicetree/bindings defines them. layout.py has the addresses and interrupts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pyvmm.devices.pl031 import Pl031
 from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.errors import UsageError
 
-# How nodes refer to each other
+# Nodes refer to each other by phandle
 PHANDLE_GIC = 1
 PHANDLE_CLOCK = 2
 PHANDLE_ITS = 3
@@ -28,31 +28,31 @@ GIC_PPI = 1
 IRQ_TYPE_EDGE_RISING = 1
 IRQ_TYPE_LEVEL_HIGH = 4
 
-APB_CLOCK_HZ = 24_000_000  # what the PL031's bus would run at; nothing depends on it
+APB_CLOCK_HZ = 24_000_000  # the clock of the PL031's bus; nothing depends on it
 
 # The affinity fields of MPIDR_EL1.  Source: Arm DDI 0487, MPIDR_EL1
 MPIDR_AFFINITY = 0xFF_00FF_FFFF
 
-# Linux copies no more of bootargs than this, NUL included.
+# Linux truncates bootargs to this size, NUL included.
 # Source: arch/arm64/include/uapi/asm/setup.h, COMMAND_LINE_SIZE
 COMMAND_LINE_SIZE = 2048
 
 
 class MachineDescription(Record, kw_only=True):
-    """What a guest is to know of its machine."""
+    """A machine as the device tree describes it."""
 
     ram_size: int
-    mpidrs: tuple[int, ...]  # MPIDR_EL1 of every vCPU, the one that boots first
+    mpidrs: tuple[int, ...]  # MPIDR_EL1 of every vCPU; the first one boots
     ram_base: int = layout.RAM_BASE
     bootargs: str = ""
-    initrd: tuple[int, int] | None = None  # its addresses, from and to
+    initrd: tuple[int, int] | None = None  # guest physical [start, end)
     kaslr_seed: int | None = None
     rng_seed: bytes = b""
-    timer_hz: int | None = None  # in place of the CNTFRQ_EL0 that firmware got wrong
+    timer_hz: int | None = None  # replaces a CNTFRQ_EL0 that firmware set wrongly
     uarts: int = layout.UART_COUNT
     rtc: bool = True
     exit_register: bool = True
-    virtio: int = 0  # devices, in the first slots
+    virtio: int = 0  # the number of devices, in the first slots
     pmu: bool = False
     gicv2: bool = False
     its: bool = False
@@ -61,7 +61,7 @@ class MachineDescription(Record, kw_only=True):
 
 
 def machine_tree(machine: MachineDescription) -> dict[str, fdt.Property | fdt.Node]:
-    """The device tree of ``machine`` as nested dicts."""
+    """Return the device tree of ``machine`` as nested dicts."""
     uarts = [layout.uart(index) for index in range(machine.uarts)]
     tree: dict[str, fdt.Property | fdt.Node] = {
         "compatible": "linux,dummy-virt",
@@ -76,8 +76,8 @@ def machine_tree(machine: MachineDescription) -> dict[str, fdt.Property | fdt.No
             "reg": fdt.u64(machine.ram_base, machine.ram_size),
         },
         "cpus": _cpus(machine),
-        # KVM's PSCI is 1.0 or later and 0.2 goes along with that; by HVC since no EL3 is there,
-        # but a guest in EL2 takes its HVCs itself
+        # KVM's PSCI is 1.0 or later, which is compatible with 0.2. Without EL3 guests call it by
+        # HVC, but the HVCs of a guest in EL2 do not leave the guest.
         "psci": {
             "compatible": ("arm,psci-1.0", "arm,psci-0.2"),
             "method": "smc" if machine.nested else "hvc",
@@ -98,7 +98,9 @@ def machine_tree(machine: MachineDescription) -> dict[str, fdt.Property | fdt.No
             Pl031, layout.RTC, {"clocks": PHANDLE_CLOCK, "clock-names": "apb_pclk"}
         )
     for slot in map(layout.virtio, range(machine.virtio)):
-        from pyvmm.devices.virtio.mmio import VirtioMmio  # late: a plain machine has none
+        from pyvmm.devices.virtio.mmio import (
+            VirtioMmio,
+        )  # imported lazily: a plain machine has none
 
         tree[_path(VirtioMmio, slot)] = device_node(VirtioMmio, slot)
     if machine.exit_register:
@@ -107,10 +109,10 @@ def machine_tree(machine: MachineDescription) -> dict[str, fdt.Property | fdt.No
 
 
 def machine_dtb(machine: MachineDescription) -> bytes:
-    """The device tree blob of ``machine``, to be written to guest memory.
+    """Return the device tree blob of ``machine``.
 
     Raises:
-        UsageError: the kernel command line is too long, or no text that a device tree can hold.
+        UsageError: the kernel command line is too long, or contains a NUL.
     """
     length = len(machine.bootargs.encode())
     if length >= COMMAND_LINE_SIZE:
@@ -118,19 +120,17 @@ def machine_dtb(machine: MachineDescription) -> bytes:
             f"the kernel command line has {length} bytes, the limit is {COMMAND_LINE_SIZE - 1}"
         )
     if "\0" in machine.bootargs:
-        raise UsageError("the kernel command line has a NUL in it")
+        raise UsageError("the kernel command line contains a NUL")
     blob = fdt.build(machine_tree(machine), boot_cpuid=machine.mpidrs[0] & MPIDR_AFFINITY)
     if len(blob) > layout.DTB_SIZE:
-        raise UsageError(
-            f"the device tree needs {len(blob)} bytes, there is room for {layout.DTB_SIZE}"
-        )
+        raise UsageError(f"the device tree has {len(blob)} bytes, the limit is {layout.DTB_SIZE}")
     return blob
 
 
 def device_node(
     device: type[Device], region: layout.Region, extra: Mapping[str, fdt.Property] | None = None
 ) -> dict[str, fdt.Property]:
-    """The node of a device at a region: what it says of itself, and where it is."""
+    """Return the node of a device at a region."""
     node: dict[str, fdt.Property] = {
         "compatible": device.compatible,
         "reg": fdt.u64(region.base, region.size),
@@ -161,9 +161,9 @@ def _chosen(machine: MachineDescription) -> dict[str, fdt.Property]:
 
 
 def _ppi(machine: MachineDescription, *ppis: int) -> tuple[int, ...]:
-    """The specifiers of private interrupts, level-triggered."""
+    """Return the specifiers of private, level-triggered interrupts."""
     flags = IRQ_TYPE_LEVEL_HIGH
-    if machine.gicv2:  # its binding also says which CPUs have the interrupt, in bits 15:8
+    if machine.gicv2:  # bits 15:8 of its binding: the CPUs that have the interrupt
         flags |= (1 << len(machine.mpidrs)) - 1 << 8
     return tuple(cell for ppi in ppis for cell in (GIC_PPI, ppi, flags))
 

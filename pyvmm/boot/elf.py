@@ -1,10 +1,10 @@
-"""Loading an ELF: every segment to its place in guest memory.
+"""Load the segments of an ELF into guest memory.
 
-An image is untrusted: all that its headers say is checked before guest memory is touched, and
-nothing in them makes pyvmm allocate or loop more than the file is long.
+An image is untrusted: pyvmm checks its headers before it writes guest memory. No header makes pyvmm
+allocate or loop more than the file is long.
 
-What a machine needs of an ELF are two structures of fixed layout; reading them with pyelftools
-would take four times as long as all else that starts a guest.
+A machine needs only two structures of an ELF, of fixed layout. pyelftools would read them in four
+times the time of the rest of a guest's start.
 
 Source: System V ABI, chapters 4 (ELF header) and 5 (program headers); ELF for the Arm 64-bit
 Architecture (IHI 0056).
@@ -22,14 +22,14 @@ from pyvmm.errors import ImageError
 from pyvmm.layout import KERNEL_OFFSET
 from pyvmm.memory.ram import GuestMemory
 
-# Of a 64-bit little-endian ELF: e_ident, e_type, e_machine, e_version, e_entry, e_phoff, e_shoff,
+# 64-bit little-endian ELF: e_ident, e_type, e_machine, e_version, e_entry, e_phoff, e_shoff,
 # e_flags, e_ehsize, e_phentsize, e_phnum, e_shentsize, e_shnum, e_shstrndx
 HEADER = struct.Struct("<16s2HI3QI6H")
 # p_type, p_flags, p_offset, p_vaddr, p_paddr, p_filesz, p_memsz, p_align
 PROGRAM_HEADER = struct.Struct("<2I6Q")
 EI_CLASS, ELFCLASS32, ELFCLASS64 = 4, 1, 2
 EI_DATA, ELFDATA2LSB, ELFDATA2MSB = 5, 1, 2
-KIND = 16  # where e_type and e_machine are in every ELF
+KIND = 16  # the offset of e_type and e_machine in every ELF
 
 EM_AARCH64 = 183
 MACHINES = {
@@ -54,7 +54,7 @@ PN_XNUM = 0xFFFF  # "more program headers than e_phnum can hold"
 
 
 class Header(Record):
-    """What counts of an ELF header."""
+    """The fields of an ELF header that loading needs."""
 
     type: int
     entry: int
@@ -67,7 +67,7 @@ class Header(Record):
 
 
 class ProgramHeader(Record):
-    """What the file says of one segment."""
+    """A program header: the file's description of one segment."""
 
     type: int
     offset: int
@@ -79,7 +79,7 @@ class ProgramHeader(Record):
 
 
 class Segment(Record):
-    """A loadable segment: from the file's ``offset`` on, to guest physical ``start``."""
+    """A loadable segment: file bytes from ``offset`` on go to guest physical ``start``."""
 
     offset: int
     filesz: int
@@ -97,13 +97,13 @@ class Segment(Record):
 
 
 def load_elf(file: BinaryIO, name: str, memory: GuestMemory) -> Placed:
-    """Load an ELF into guest memory; ``name`` is what to call it in messages.
+    """Load an ELF into guest memory; ``name`` is its name in messages.
 
-    Segments go to their physical addresses (p_paddr), and the entry point is where its segment
-    went; a static PIE goes to where a flat image would, and relocates itself.
+    Segments go to their physical addresses (p_paddr). The entry point moves with its segment. A
+    static PIE goes to the address of a flat image, and relocates itself.
 
     Raises:
-        ImageError: it cannot be loaded; guest memory is then as it was.
+        ImageError: the ELF cannot be loaded. Guest memory is then unchanged.
     """
     size = file.seek(0, 2)
     header = read_header(file, name)
@@ -111,8 +111,7 @@ def load_elf(file: BinaryIO, name: str, memory: GuestMemory) -> Placed:
     headers = read_program_headers(file, header, name)
     if any(item.type == PT_INTERP for item in headers):
         raise ImageError(
-            f"{name} is dynamically linked: it asks for an interpreter, which a bare machine "
-            f"does not have",
+            f"{name} is dynamically linked: it needs an interpreter, which a bare machine lacks",
             hint="link it with -static",
         )
     loads = [item for item in headers if item.type == PT_LOAD and item.memsz]
@@ -128,9 +127,9 @@ def load_elf(file: BinaryIO, name: str, memory: GuestMemory) -> Placed:
 
 
 def read_header(file: BinaryIO, name: str) -> Header:
-    """The header of an ELF for machines such as these.
+    """Read the header of an ELF.
 
-    Raises: ImageError.
+    Raises: ImageError, unless the ELF is for 64-bit little-endian AArch64.
     """
     file.seek(0)
     head = file.read(HEADER.size)
@@ -155,19 +154,19 @@ def read_header(file: BinaryIO, name: str) -> Header:
 
 
 def read_program_headers(file: BinaryIO, header: Header, name: str) -> list[ProgramHeader]:
-    """The program headers, where the file has all of them.
+    """Read the program headers.
 
-    Raises: ImageError.
+    Raises: ImageError, where the file ends before they do.
     """
     file.seek(header.phoff)
     table = file.read(header.phnum * PROGRAM_HEADER.size)
     if len(table) != header.phnum * PROGRAM_HEADER.size:
-        raise ImageError(f"{name} is truncated: its program headers are not all there")
+        raise ImageError(f"{name} is truncated: it ends within its program headers")
     return [ProgramHeader(kind, *rest) for kind, _, *rest in PROGRAM_HEADER.iter_unpack(table)]
 
 
 def _check_header(header: Header, name: str, size: int) -> None:
-    """Refuse an ELF that is no program, or whose tables are not all in the file."""
+    """Refuse an ELF that is not an executable, or ends before its tables do."""
     if header.type not in (ET_EXEC, ET_DYN):
         kind = TYPES.get(header.type, f"of type {header.type:#x}")
         raise ImageError(f"{name} is not an executable but {kind}")
@@ -194,13 +193,13 @@ def _segment(header: ProgramHeader, kind: int, bias: int) -> Segment:
 
 
 def _bias(loads: list[ProgramHeader], memory: GuestMemory) -> int:
-    """What to add to the addresses of a position-independent image."""
+    """Return the number to add to the addresses of a position-independent image."""
     align = max(1, *(item.align for item in loads))
     return -(-(memory.base + KERNEL_OFFSET) // align) * align
 
 
 def _check_segments(segments: list[Segment], name: str, size: int, memory: GuestMemory) -> None:
-    """Refuse segments that are not in the file, not in RAM, or in each other's way."""
+    """Refuse segments that lie outside the file or RAM, or overlap."""
     for segment in segments:
         if segment.filesz > segment.memsz:
             raise ImageError(
@@ -219,7 +218,7 @@ def _check_segments(segments: list[Segment], name: str, size: int, memory: Guest
 
 
 def _entry(entry: int, segments: list[Segment], name: str) -> int:
-    """The guest physical address of the entry point."""
+    """Return the guest physical address of the entry point."""
     for segment in segments:
         if segment.vaddr <= entry < segment.vaddr + segment.filesz:
             if entry % 4:
@@ -229,7 +228,7 @@ def _entry(entry: int, segments: list[Segment], name: str) -> int:
 
 
 def _load(segment: Segment, file: BinaryIO, name: str, memory: GuestMemory) -> None:
-    came = memory.load_from(segment.start, segment.filesz, file, segment.offset)
-    if came != segment.filesz:
-        raise ImageError(f"{name} became shorter while it was loaded")
+    loaded = memory.load_from(segment.start, segment.filesz, file, segment.offset)
+    if loaded != segment.filesz:
+        raise ImageError(f"{name} shrank while pyvmm loaded it")
     memory.zero(segment.start + segment.filesz, segment.memsz - segment.filesz)

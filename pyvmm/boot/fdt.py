@@ -1,10 +1,10 @@
-"""Flattened device trees: a nested dict becomes the bytes a guest finds in memory.
+"""Flattened device trees, made from nested dicts.
 
     build({"compatible": "linux,dummy-virt", "#address-cells": 2, "#size-cells": 2,
            "memory@80000000": {"device_type": "memory", "reg": u64(0x8000_0000, ram)}})
 
-A value that is a dict is a child node. Properties are, by type: int, one 32-bit cell; a tuple of
-int, as many; str, a string; a tuple of str, a list of strings; bytes, as they are; None, empty.
+A dict is a child node. Other values are properties. An int is one 32-bit cell, a tuple of int one
+cell each. A str is a string, a tuple of str a list of strings. None is an empty property.
 
 Source: Devicetree Specification v0.4, chapter 5, "Flattened Devicetree (DTB) Format".
 """
@@ -29,29 +29,24 @@ PROP = 3
 END = 9
 
 _HEADER = struct.Struct(">10I")
-_PROPERTY = struct.Struct(">3I")  # PROP, and a value's length and the offset of its name
+_PROPERTY = struct.Struct(">3I")  # PROP, the value's length, the offset of its name
 _RESERVATION = struct.Struct(">QQ")
 
-# Source: Devicetree Specification v0.4, 2.2.1 (node names) and 2.2.4.1 (property names); the
-# lengths there are advice that existing bindings do not follow, and no parser asks for them.
+# Source: Devicetree Specification v0.4, 2.2.1 (node names) and 2.2.4.1 (property names). Existing
+# bindings exceed the lengths given there, and no parser checks them.
 _IN_NODE_NAMES = frozenset(
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789,._+-"
-)  # and, before the unit address, one @
+)  # a node name may also have one @, before the unit address
 _IN_PROPERTY_NAMES = _IN_NODE_NAMES | frozenset("?#")
 
 
-def u32(*values: int) -> bytes:
-    """A property of 32-bit cells.  Raises ValueError for what a cell cannot hold."""
-    return b"".join(_number(value, 4) for value in values)
-
-
 def u64(*values: int) -> bytes:
-    """A property of 64-bit numbers, two cells each.  Raises ValueError for what does not fit."""
+    """Encode 64-bit numbers, two cells each.  Raises: ValueError, where one does not fit."""
     return b"".join(_number(value, 8) for value in values)
 
 
 def strings(*values: str) -> bytes:
-    """A property that is a list of strings.  Raises ValueError for a NUL within one."""
+    """Encode a list of strings.  Raises: ValueError, for a string with a NUL."""
     for value in values:
         if "\0" in value:
             raise ValueError(f"a device tree string cannot hold a NUL: {value!r}")
@@ -63,18 +58,18 @@ def build(
 ) -> bytes:
     """Make the device tree blob of ``root``.
 
-    ``reservations`` are (address, size) of memory the guest must leave alone; ``boot_cpuid`` is
-    the ``reg`` of the CPU that starts.
+    ``reservations`` are (address, size) of memory that the guest must not use. ``boot_cpuid`` is
+    the ``reg`` of the CPU that boots.
 
     Raises:
-        ValueError: a name is not one, a value does not fit, or two nodes share a phandle.
+        ValueError: a name is invalid, a value does not fit, or two nodes have the same phandle.
     """
     structure = _Structure()
     structure.add_node("", root)
     tree = structure.tokens + _token(END)
     names = bytes(structure.names)
     memory = b"".join(_RESERVATION.pack(*entry) for entry in (*reservations, (0, 0)))
-    off_memory = _HEADER.size  # 40 bytes: the reservation block is 8-byte aligned as it must be
+    off_memory = _HEADER.size  # 40 bytes, so the reservation block is 8-byte aligned, as required
     off_tree = off_memory + len(memory)
     off_names = off_tree + len(tree)
     size = off_names + len(names)
@@ -86,7 +81,7 @@ def build(
 
 
 class _Structure:
-    """The structure block and the strings block, as they grow."""
+    """The structure block and the strings block under construction."""
 
     def __init__(self) -> None:
         self.tokens = bytearray()
@@ -95,7 +90,7 @@ class _Structure:
         self._phandles: dict[bytes, str] = {}
 
     def add_node(self, path: str, node: Node) -> None:
-        """Add a node and everything below it; properties come before children, as they must."""
+        """Add a node with its descendants. The format requires properties before children."""
         name = path.rpartition("/")[2]
         self.tokens += _token(BEGIN_NODE) + _padded(name.encode() + b"\0")
         children = {}
@@ -131,7 +126,7 @@ def _is_node_name(text: str) -> bool:
 
 
 def encode(value: Property) -> bytes:
-    """The bytes of a property's value."""
+    """Encode a property's value."""
     if value is None:
         return b""
     if isinstance(value, bytes):

@@ -1,8 +1,7 @@
-"""Putting an image into guest memory, with places for a device tree and an initrd.
+"""Load an image into guest memory, with room for a device tree and an initrd.
 
-What an image is, its content says: an ELF, an arm64 Linux Image, or else a flat binary; each also
-packed (see wrapping.py). All start alike: at their entry point, with the device tree's address in
-X0; but a 32-bit image starts as 32-bit Arm kernels do, with that address in R2.
+An image is an ELF, an arm64 Linux Image, or else a flat binary; each may be packed (wrapping.py).
+It starts at its entry point with the device tree's address in X0, a 32-bit image in R2.
 
 Source: Linux, Documentation/arch/arm64/booting.rst and arch/arm/booting.rst.
 """
@@ -25,16 +24,16 @@ from pyvmm.errors import ImageError
 from pyvmm.memory.ram import GuestMemory
 
 ELF_MAGIC = b"\x7fELF"
-HEAD = 0x206  # bytes, enough of a file to recognise it
+HEAD = 0x206  # bytes, enough of a file to recognize its format
 
-ZIMAGE_MAGIC = (0x24, b"\x18\x28\x6f\x01")  # 32-bit Arm Linux's, little-endian
+ZIMAGE_MAGIC = (0x24, b"\x18\x28\x6f\x01")  # of 32-bit Arm Linux, little-endian
 
-# What would only run as garbage: (offset, magic, what it is)
+# Images that cannot run here: (offset, magic, what it is)
 FOREIGN = (
     (0x202, b"HdrS", "a Linux kernel for x86"),
     (0x38, b"RSC\x05", "a Linux kernel for RISC-V"),
 )
-# A program for EFI: MZ, and where its PE header is.  Source: Microsoft, PE Format
+# An EFI program: MZ, and the offset of its PE header.  Source: Microsoft, PE Format
 DOS_MAGIC = b"MZ"
 PE_OFFSET = 0x3C
 PE_MACHINES = {0xAA64: "AArch64", 0x8664: "x86-64", 0x14C: "32-bit x86", 0x5064: "RISC-V",
@@ -46,10 +45,10 @@ class LoadedImage(Record):
 
     kind: str  # "ELF", "Linux Image", "zImage" or "flat binary"
     entry: int
-    ranges: tuple[Range, ...]  # what the image takes up
-    dtb: int  # where the device tree is to be written: layout.DTB_SIZE bytes are free there
+    ranges: tuple[Range, ...]  # the memory of the image
+    dtb: int  # the address for the device tree: layout.DTB_SIZE bytes are free
     initrd: Range | None = None
-    wrappings: tuple[str, ...] = ()  # what it was packed in, the outermost first
+    wrappings: tuple[str, ...] = ()  # how it was packed, the outermost first
     linux: LinuxHeader | None = None
 
 
@@ -60,10 +59,10 @@ def load_image(
     initrd: str | Path | None = None,
     aarch32: bool = False,
 ) -> LoadedImage:
-    """Load the image at ``path``, and the initrd if there is one, into guest memory.
+    """Load the image at ``path``, and an initrd, into guest memory.
 
     Raises:
-        ImageError: one of them cannot be opened, is nothing that boots, or does not fit.
+        ImageError: a file cannot be opened, does not boot, or does not fit.
     """
     name = str(path)
     with _open(path, "kernel") as file:
@@ -81,11 +80,11 @@ def load_image(
 
 
 def _unwrap(file: BinaryIO, name: str, limit: int) -> tuple[BinaryIO, tuple[str, ...]]:
-    """The image without its wrappings, and what those were."""
+    """Unpack the image, and list its wrappings."""
     head = _head(file)
     if head.startswith(ELF_MAGIC) or linux.is_linux(head):
         return file, ()
-    from pyvmm.boot.wrapping import unwrap  # late: the most common images have none
+    from pyvmm.boot.wrapping import unwrap  # imported lazily: few images are packed
 
     return unwrap(file, name, limit)
 
@@ -93,10 +92,10 @@ def _unwrap(file: BinaryIO, name: str, limit: int) -> tuple[BinaryIO, tuple[str,
 def _place(
     file: BinaryIO, name: str, memory: GuestMemory
 ) -> tuple[str, Placed, LinuxHeader | None]:
-    """Load what is not packed any more to where it belongs, and say what it is."""
+    """Load an unpacked image to its address; return its kind too."""
     head = _head(file)
     if head.startswith(ELF_MAGIC):
-        from pyvmm.boot.elf import load_elf  # late: a Linux Image is none
+        from pyvmm.boot.elf import load_elf  # imported lazily: a Linux Image needs none
 
         return "ELF", load_elf(file, name, memory), None
     if linux.is_linux(head):
@@ -111,7 +110,7 @@ def _place(
 
 
 def _place32(file: BinaryIO, name: str, memory: GuestMemory) -> tuple[str, Placed, None]:
-    """Load a 32-bit image, which is a zImage or a flat binary."""
+    """Load a 32-bit image: a zImage or a flat binary."""
     head = _head(file)
     if head.startswith(ELF_MAGIC) or linux.is_linux(head):
         what = "an ELF" if head.startswith(ELF_MAGIC) else "an arm64 Linux Image"
@@ -130,10 +129,10 @@ def _head(file: BinaryIO) -> bytes:
 
 
 def _open(path: str | Path, what: str) -> BinaryIO:
-    """Open a file to be loaded; kvmtool's users know the message by its first words."""
+    """Open a file to load. Errors begin like kvmtool's."""
     sentence = f"Unable to open {what} {path}"
     try:
-        # Non-blocking, so that a FIFO without a writer is refused and not waited for.
+        # Non-blocking: opening a FIFO must not wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -157,7 +156,7 @@ def _size(file: BinaryIO) -> int:
 
 
 def _refuse_foreign(head: bytes, name: str) -> None:
-    """Refuse what would only be run as garbage."""
+    """Refuse images for other machines."""
     for offset, magic, what in FOREIGN:
         if head.startswith(magic, offset):
             raise ImageError(f"{name} is {what}, not AArch64")
@@ -168,17 +167,17 @@ def _refuse_foreign(head: bytes, name: str) -> None:
             raise ImageError(
                 f"{name} is an EFI program for {PE_MACHINES.get(machine, hex(machine))} "
                 f"without the magic of an arm64 Linux Image",
-                hint="guests start without firmware; an Image has ARM\\x64 at byte 56",
+                hint="use an arm64 Linux Image: it has ARM\\x64 at byte 56",
             )
 
 
 def _load_at(file: BinaryIO, name: str, memory: GuestMemory, address: int, room: int = 0) -> Placed:
-    """Load a whole file to an address, with at least ``room`` bytes from there on to itself."""
+    """Load a file to an address; zero the rest of the ``room`` bytes from there on."""
     size = _size(file)
     room = max(size, room)
-    why = "its header says so, in text_offset and image_size: the file may be damaged"
+    why = "check text_offset and image_size in its header: the file may be damaged"
     check_in_ram(name, address, room, memory, why=why)
     if memory.load_from(address, size, file, 0) != size:
-        raise ImageError(f"{name} became shorter while it was loaded")
+        raise ImageError(f"{name} shrank while pyvmm loaded it")
     memory.zero(address + size, room - size)
     return Placed(address, ((address, address + room),))

@@ -1,4 +1,4 @@
-"""The header of an arm64 Linux Image: where it wants to be, and what CPU it wants.
+"""The header of an arm64 Linux Image: its address, and the CPU that it needs.
 
 Source: Linux, Documentation/arch/arm64/booting.rst, "Call the kernel image".
 """
@@ -15,12 +15,12 @@ from pyvmm.layout import KERNEL_OFFSET, KIB
 
 MAGIC = b"ARM\x64"
 MAGIC_OFFSET = 56
-PAGE = 4 * KIB  # the kernel's code is linked to a page, wherever that is
+PAGE = 4 * KIB  # the kernel's code must start at a page
 _HEADER = struct.Struct("<8xQQQ")  # two instructions, text_offset, image_size, flags
 
 
 class PageSize(IntEnum):
-    """The granule the kernel was built for."""
+    """The page size that the kernel was built for."""
 
     UNSPECIFIED = 0
     KIB_4 = 1
@@ -29,7 +29,7 @@ class PageSize(IntEnum):
 
 
 class Flags(Bits):
-    """What the kernel says of itself."""
+    """The flags of the header."""
 
     PLACEMENT = bit(3, "may lie anywhere in memory, not only near the start of RAM")
     PAGE_SIZE = bits(2, 1, "page size", PageSize)
@@ -37,7 +37,7 @@ class Flags(Bits):
 
 
 class LinuxHeader(Record):
-    """Where a kernel goes from the start of RAM, and how much it needs from there on."""
+    """A kernel's offset from the start of RAM, its size in memory, and its flags."""
 
     text_offset: int
     image_size: int
@@ -45,7 +45,7 @@ class LinuxHeader(Record):
 
 
 def is_linux(head: bytes) -> bool:
-    """Whether that is the beginning of an arm64 Linux Image."""
+    """Return whether a file that begins with ``head`` is an arm64 Linux Image."""
     return head.startswith(MAGIC, MAGIC_OFFSET)
 
 
@@ -53,42 +53,41 @@ def read_header(head: bytes, name: str) -> LinuxHeader:
     """Read the header of the Image called ``name``.
 
     Raises:
-        ImageError: no kernel can lie where it says.
+        ImageError: text_offset is not that of any kernel.
     """
     text_offset, image_size, flags = _HEADER.unpack_from(head)
-    if image_size == 0:  # before Linux v3.17 the header did not say
+    if image_size == 0:  # Linux before v3.17
         text_offset = KERNEL_OFFSET
     if text_offset % PAGE:
         raise ImageError(
-            f"{name} is damaged: its text_offset is {text_offset:#x}, which is not a multiple "
-            f"of {PAGE:#x}"
+            f"{name} is damaged: its text_offset is {text_offset:#x}, not a multiple of {PAGE:#x}"
         )
     return LinuxHeader(text_offset, image_size, Flags(flags))
 
 
-# ID_AA64MMFR0_EL1: where the fields TGran4, TGran16 and TGran64 are, and what says no; and BigEnd.
-# Here, not in arm64/idregs.py, whose import takes longer than all else about a Linux Image.
+# ID_AA64MMFR0_EL1: the shifts of TGran4, TGran16 and TGran64 with their values for "not supported",
+# and the shift of BigEnd. Importing arm64/idregs.py takes longer than all else about an Image.
 # Source: Arm ARM DDI 0487, ID_AA64MMFR0_EL1
 TGRAN = {PageSize.KIB_4: (28, 0xF), PageSize.KIB_16: (20, 0), PageSize.KIB_64: (24, 0xF)}
 BIGEND = 8
 
 
 def check_cpu(header: LinuxHeader, id_aa64mmfr0: int, name: str) -> None:
-    """Refuse a kernel that would stop, without a word, on a CPU with that ID_AA64MMFR0_EL1.
+    """Refuse a kernel that would hang silently on a CPU with that ID_AA64MMFR0_EL1.
 
     Raises:
         HostError: the CPU lacks the kernel's page size or byte order.
     """
-    has = {size: id_aa64mmfr0 >> shift & 0xF != without for size, (shift, without) in TGRAN.items()}
+    has = {size: id_aa64mmfr0 >> shift & 0xF != no for size, (shift, no) in TGRAN.items()}
     wanted = header.flags.PAGE_SIZE
     if not has.get(PageSize(wanted), True):
-        sizes = [_kib(size) for size, there in has.items() if there]
+        sizes = [_kib(size) for size, supported in has.items() if supported]
         raise HostError(
             f"{name} was built for pages of {_kib(PageSize(wanted))} KiB, "
             f"this CPU has {' and '.join(sizes)} KiB"
         )
     if header.flags.BIG_ENDIAN and not id_aa64mmfr0 >> BIGEND & 0xF:
-        raise HostError(f"{name} is big-endian, and this CPU is little-endian only")
+        raise HostError(f"{name} is big-endian, this CPU supports only little-endian")
 
 
 def _kib(size: PageSize) -> str:

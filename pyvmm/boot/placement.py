@@ -1,15 +1,15 @@
-"""Where things go in guest RAM, and what to say when they do not fit.
+"""The places of image, initrd and device tree in guest RAM.
 
      RAM_BASE                  +---------------------------+
-     + text_offset or 0x80000  | image                     |  an ELF: where it is linked
+     + text_offset or 0x80000  | image                     |  an ELF: its link address
                                |                           |
                                | initrd                    |  just below the device tree
      2 MiB aligned             | device tree, 64 KiB       |
      + min(RAM, 256 MiB)       +---------------------------+
                                | the rest of RAM           |
 
-Source: kvmtool, arm/kvm.c, whose guests find things there; where it gives up because something
-does not fit below 256 MiB, the end of all RAM is tried instead of that of the first 256 MiB.
+Source: kvmtool, arm/kvm.c. kvmtool fails if something does not fit below 256 MiB; pyvmm then tries
+the end of all RAM.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from pyvmm.errors import ImageError
 from pyvmm.memory.ram import GuestMemory
 
 PAGE = 4 * layout.KIB
-PLAUSIBLE_RAM = 1 << 40  # an image that asks for more is damaged, or linked for elsewhere
+PLAUSIBLE_RAM = 1 << 40  # an image that needs more is damaged, or linked for another machine
 
 Range = tuple[int, int]  # guest physical [start, end)
 
 
 class Placed(Record):
-    """Where an image went: its entry point, and what it takes up."""
+    """A loaded image: its entry point and its memory."""
 
     entry: int
     ranges: tuple[Range, ...]
 
 
 def check_in_ram(what: str, start: int, length: int, memory: GuestMemory, *, why: str = "") -> None:
-    """Raise an ImageError that says what to do unless all of ``what`` is in RAM.
+    """Raise an ImageError unless all of ``what`` is in RAM.
 
-    ``why`` says what puts it there, where that is not how it was linked.
+    ``why`` is the hint where more RAM does not help; by default: link it to another address.
     """
     if memory.contains(start, length):
         return
@@ -60,7 +60,7 @@ def place_dtb(image: Iterable[Range], initrd_size: int, memory: GuestMemory) -> 
         The address of the device tree, and the range of the initrd.
 
     Raises:
-        ImageError: there is none that the image does not take up.
+        ImageError: RAM is too small for them and the image.
     """
     image = list(image)
     for limit in (min(memory.end, memory.base + layout.DTB_BELOW), memory.end):
@@ -71,7 +71,7 @@ def place_dtb(image: Iterable[Range], initrd_size: int, memory: GuestMemory) -> 
             return dtb, wanted[1]
     first, last = min(start for start, _ in image), max(end for _, end in image)
     raise ImageError(
-        f"{memory.size // layout.MIB} MiB of RAM are not enough: beside the image "
+        f"{memory.size // layout.MIB} MiB of RAM are too few: beside the image "
         f"({first:#x} to {last:#x}) there is no room for {layout.DTB_SIZE // layout.KIB} KiB of "
         f"device tree"
         + (f" and {initrd_size / layout.MIB:.1f} MiB of initrd" if initrd_size else ""),
@@ -84,6 +84,6 @@ def _overlap(some: list[Range], others: list[Range]) -> bool:
 
 
 def _ram_for(end: int, memory: GuestMemory) -> int:
-    """MiB of RAM in which everything up to ``end`` and then the device tree have room."""
+    """Return the MiB of RAM that hold everything up to ``end``, then the device tree."""
     step = layout.DTB_ALIGN
     return (-(-(end - memory.base) // step) * step + step) // layout.MIB

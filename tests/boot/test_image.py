@@ -233,7 +233,7 @@ def test_linux_image_no_kernel_is_linked_like_is_refused(
     path = tmp_path / "Image"
     path.write_bytes(linux(text_offset=0x8_0010))
 
-    with pytest.raises(ImageError, match="text_offset is 0x80010, which is not a multiple"):
+    with pytest.raises(ImageError, match="text_offset is 0x80010, not a multiple"):
         load_image(path, memory)
 
 
