@@ -1,1 +1,1 @@
-"""Facts about the Arm architecture; nothing here knows KVM, or needs an arm64 machine."""
+"""Facts about the Arm architecture, independent of KVM and of the machine that pyvmm runs on."""

@@ -1,12 +1,12 @@
-"""Registers as declarations of their bit fields.
+"""Registers, declared by their bit fields.
 
     class Esr(Bits):
         EC = bits(31, 26, "exception class", ExceptionClass)
         IL = bit(25, "the instruction was 32 bits long")
         ISS = bits(24, 0, "syndrome, its meaning set by EC")
 
-A Bits is an int whose fields are attributes: Esr(0x5600_0007).EC is ExceptionClass.SVC64, and
-str() gives "0x56000007 (EC=SVC64 IL=1 ISS=0x7)".
+A Bits is an int with fields as attributes: Esr(0x5600_0007).EC is ExceptionClass.SVC64. Its str()
+is "0x56000007 (EC=SVC64 IL=1 ISS=0x7)".
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from typing import Self, cast, overload
 
 
 class Field:
-    """Bits ``hi`` to ``lo`` of a register; ``values`` names what they may hold.
+    """Bits ``hi`` to ``lo`` of a register; ``values`` names their values.
 
-    A value that has no name is a reserved one, and stays an int: what a guest or a machine put
-    there is not an error.
+    A reserved value, which has no name, stays an int: a guest's or a machine's data is no bug.
     """
 
     __slots__ = ("hi", "lo", "meaning", "name", "values")
 
-    def __init__(self, hi: int, lo: int, meaning: str, values: type[IntEnum] | None) -> None:
+    def __init__(self, hi: int, lo: int, meaning: str, values: type[IntEnum] | None = None) -> None:
         if not 0 <= lo <= hi:
-            raise ValueError(f"bits {hi} to {lo} are no field")
+            raise ValueError(f"bits {hi} to {lo} are not a field")
         self.hi = hi
         self.lo = lo
         self.meaning = meaning
@@ -55,29 +54,27 @@ class Field:
         return self.largest << self.lo
 
     def get(self, register: int) -> int:
-        """The field's value, by name where it has one."""
+        """Return the field's value, as an enum's member where it has a name."""
         value = register >> self.lo & self.largest
         if self.values is not None and value in self.values.__members__.values():
             return self.values(value)
         return value
 
     def word(self, register: int) -> str:
-        """The field's value as people read it: its name, or a number."""
-        return _word(self.get(register))
+        """Return the name of the field's value, or the value as text."""
+        value = self.get(register)
+        if isinstance(value, IntEnum):
+            return value.name
+        return f"{value:#x}" if value > 1 else str(value)
 
     def put(self, register: int, value: int) -> int:
-        """The register with this value in the field.
-
-        Raises ValueError where it does not fit.
-        """
+        """Return the register with a new field.  Raises: ValueError, where it does not fit."""
         if not 0 <= value <= self.largest:
             raise ValueError(f"{self.name}={value:#x} does not fit bits {self.hi}:{self.lo}")
         return register & ~self.mask | value << self.lo
 
 
-def bits(hi: int, lo: int, meaning: str, values: type[IntEnum] | None = None) -> Field:
-    """Declare the field of bits ``hi`` to ``lo``."""
-    return Field(hi, lo, meaning, values)
+bits = Field
 
 
 def bit(number: int, meaning: str, values: type[IntEnum] | None = None) -> Field:
@@ -85,10 +82,10 @@ def bit(number: int, meaning: str, values: type[IntEnum] | None = None) -> Field
     return Field(number, number, meaning, values)
 
 
-def names(*in_order: str, **apart: int) -> type[IntEnum]:
-    """Name a field's values: from 0 up, then those apart, names("IMP", "FP16", NI=0xF)."""
+def names(*in_order: str, **by_number: int) -> type[IntEnum]:
+    """Name a field's values, in order from 0 or by number: names("IMP", "FP16", NI=0xF)."""
     make = cast(Callable[[str, dict[str, int]], type[IntEnum]], IntEnum)
-    return make("Values", {name: value for value, name in enumerate(in_order)} | apart)
+    return make("Values", {name: value for value, name in enumerate(in_order)} | by_number)
 
 
 class Bits(int):
@@ -98,19 +95,19 @@ class Bits(int):
 
     @classmethod
     def fields(cls) -> Iterator[Field]:
-        """The fields as declared, a base class's first."""
+        """Yield the fields in the order of their declaration, a base class's first."""
         for base in reversed(cls.__mro__):
             yield from (item for item in vars(base).values() if isinstance(item, Field))
 
     @classmethod
     def of(cls, **values: int) -> Self:
-        """The register with these fields, and zero in the others."""
+        """Return a register with these fields, the others zero."""
         return cls(0).replace(**values)
 
     def replace(self, **values: int) -> Self:
-        """The register with these fields changed.
+        """Return the register with these fields changed.
 
-        Raises ValueError naming a field that the value does not fit, TypeError for no such field.
+        Raises: ValueError, for a value that does not fit; TypeError, for an unknown field.
         """
         fields = {field.name: field for field in self.fields()}
         result = int(self)
@@ -126,9 +123,3 @@ class Bits(int):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({int(self):#x})"
-
-
-def _word(value: int) -> str:
-    if isinstance(value, IntEnum):
-        return value.name
-    return f"{value:#x}" if value > 1 else str(value)

@@ -1,4 +1,4 @@
-"""The registers by which software sets up a processor: system control, translation, vectors.
+"""The registers that configure a CPU: system control, address translation, SVE.
 
 Source: Arm ARM DDI 0487, D23.2; Linux, arch/arm64/tools/sysreg.
 """
@@ -11,7 +11,7 @@ from pyvmm.arm64.bits import Bits, bit, bits, names
 from pyvmm.arm64.idregs import PaRange
 
 _TAG_FAULT = names("NONE", "SYNC", "ASYNC", "ASYMM")
-_ENABLE = names("TRAP", "TRAP_EL0", NO_TRAP=3)  # 2 traps as 0 does
+_ENABLE = names("TRAP", "TRAP_EL0", NO_TRAP=3)  # 2 traps like 0
 
 
 class Sctlr(Bits):
@@ -23,36 +23,36 @@ class Sctlr(Bits):
     EnTP2 = bit(60, "EL0 has TPIDR2_EL0")
     TCSO = bit(59, "EL1: tag checks of stores only")
     TCSO0 = bit(58, "EL0: tag checks of stores only")
-    EPAN = bit(57, "PAN counts for execute-only memory")
+    EPAN = bit(57, "PAN applies to execute-only memory")
     EnALS = bit(56, "EL0 has LD64B and ST64B")
     EnAS0 = bit(55, "EL0 has ST64BV0")
     EnASR = bit(54, "EL0 has ST64BV")
     TWEDEL = bits(49, 46, "delay before WFE is trapped")
-    TWEDEn = bit(45, "TWEDEL counts")
-    DSSBS = bit(44, "SSBS on an exception")
+    TWEDEn = bit(45, "TWEDEL is used")
+    DSSBS = bit(44, "value of SSBS on an exception")
     ATA = bit(43, "EL1: tags can be accessed")
     ATA0 = bit(42, "EL0: tags can be accessed")
     TCF = bits(41, 40, "EL1: tag check faults", _TAG_FAULT)
     TCF0 = bits(39, 38, "EL0: tag check faults", _TAG_FAULT)
     ITFSB = bit(37, "exceptions wait for tag check faults")
-    BT1 = bit(36, "EL1: PACIxSP is no target of BTYPE 3")
-    BT0 = bit(35, "EL0: PACIxSP is no target of BTYPE 3")
+    BT1 = bit(36, "EL1: BTYPE 3 cannot branch to PACIxSP")
+    BT0 = bit(35, "EL0: BTYPE 3 cannot branch to PACIxSP")
     EnFPM = bit(34, "EL0 has FPMR")
     MSCEn = bit(33, "EL0 has memory copy and set")
     CMOW = bit(32, "EL0's cache maintenance needs write permission")
     EnIA = bit(31, "instruction key A")
     EnIB = bit(30, "instruction key B")
-    LSMAOE = bit(29, "load and store multiple: as before Armv8.2")
+    LSMAOE = bit(29, "load and store multiple as before Armv8.2")
     nTLSMD = bit(28, "load and store multiple to Device memory: no trap")
     EnDA = bit(27, "data key A")
     UCI = bit(26, "EL0 has cache maintenance")
     EE = bit(25, "EL1 is big-endian")
     E0E = bit(24, "EL0 is big-endian")
-    SPAN = bit(23, "PSTATE.PAN stays on an exception")
+    SPAN = bit(23, "exceptions leave PSTATE.PAN unchanged")
     EIS = bit(22, "exception entry synchronizes")
     IESB = bit(21, "implicit error synchronization")
     TSCXT = bit(20, "EL0 lacks SCXTNUM_EL0")
-    WXN = bit(19, "what can be written cannot be executed")
+    WXN = bit(19, "writable memory is not executable")
     nTWE = bit(18, "EL0 has WFE")
     nTWI = bit(16, "EL0 has WFI")
     UCT = bit(15, "EL0 has CTR_EL0")
@@ -64,7 +64,7 @@ class Sctlr(Bits):
     UMA = bit(9, "EL0 has DAIF")
     SED = bit(8, "EL0 lacks SETEND")
     ITD = bit(7, "EL0 lacks most of IT")
-    nAA = bit(6, "unaligned accesses are allowed as far as LSE2 can")
+    nAA = bit(6, "unaligned acquire and release accesses are allowed")
     CP15BEN = bit(5, "EL0 has CP15 barriers")
     SA0 = bit(4, "EL0: SP must be aligned")
     SA = bit(3, "EL1: SP must be aligned")
@@ -86,11 +86,11 @@ class Sctlr2(Bits):
     EASE = bit(5, "external aborts go to the SError vector")
     EnANERR = bit(4, "asynchronous errors of memory reads")
     EnADERR = bit(3, "asynchronous errors of device reads")
-    NMEA = bit(2, "masked exceptions are taken as synchronous ones")
+    NMEA = bit(2, "PSTATE.A does not mask SErrors")
 
 
 class Cpacr(Bits):
-    """Which extensions are trapped to EL1 (CPACR_EL1)."""
+    """Traps of extensions to EL1 (CPACR_EL1)."""
 
     TCPAC = bit(31, "CPACR_EL1 is trapped to EL2")
     TAM = bit(30, "activity monitors are trapped")
@@ -104,7 +104,7 @@ class Cpacr(Bits):
 class Zcr(Bits):
     """SVE control (ZCR_EL1, ZCR_EL2)."""
 
-    LEN = bits(3, 0, "vector length at most (LEN + 1) * 128 bits")
+    LEN = bits(3, 0, "the vector length is at most (LEN + 1) * 128 bits")
 
 
 class Granule0(IntEnum):
@@ -116,7 +116,7 @@ class Granule0(IntEnum):
 
 
 class Granule1(IntEnum):
-    """TCR_EL1.TG1: the page size of the upper half, in another order."""
+    """TCR_EL1.TG1: the page size of the upper half; its numbers differ from TG0's."""
 
     KIB_16 = 1
     KIB_4 = 2
@@ -130,25 +130,25 @@ _CACHED = names("NC", "WBWA", "WT", "WBnWA")
 class Tcr(Bits):
     """Address translation (TCR_EL1): 0 is the lower half of the addresses, 1 the upper."""
 
-    MTX1 = bit(61, "tags are no address bits")
-    MTX0 = bit(60, "tags are no address bits")
+    MTX1 = bit(61, "tags are not address bits")
+    MTX0 = bit(60, "tags are not address bits")
     DS = bit(59, "52-bit addresses with 4 and 16 KiB pages")
     TCMA1 = bit(58, "no tag checks with tag 0xf")
     TCMA0 = bit(57, "no tag checks with tag 0")
-    E0PD1 = bit(56, "EL0 is kept out")
-    E0PD0 = bit(55, "EL0 is kept out")
+    E0PD1 = bit(56, "EL0 has no access")
+    E0PD0 = bit(55, "EL0 has no access")
     NFD1 = bit(54, "non-fault SVE loads do not walk")
     NFD0 = bit(53, "non-fault SVE loads do not walk")
     TBID1 = bit(52, "top byte ignored for data only")
     TBID0 = bit(51, "top byte ignored for data only")
-    HWU162 = bit(50, "bit 62 of descriptors is hardware's")
-    HWU161 = bit(49, "bit 61 of descriptors is hardware's")
-    HWU160 = bit(48, "bit 60 of descriptors is hardware's")
-    HWU159 = bit(47, "bit 59 of descriptors is hardware's")
-    HWU062 = bit(46, "bit 62 of descriptors is hardware's")
-    HWU061 = bit(45, "bit 61 of descriptors is hardware's")
-    HWU060 = bit(44, "bit 60 of descriptors is hardware's")
-    HWU059 = bit(43, "bit 59 of descriptors is hardware's")
+    HWU162 = bit(50, "hardware uses bit 62 of descriptors")
+    HWU161 = bit(49, "hardware uses bit 61 of descriptors")
+    HWU160 = bit(48, "hardware uses bit 60 of descriptors")
+    HWU159 = bit(47, "hardware uses bit 59 of descriptors")
+    HWU062 = bit(46, "hardware uses bit 62 of descriptors")
+    HWU061 = bit(45, "hardware uses bit 61 of descriptors")
+    HWU060 = bit(44, "hardware uses bit 60 of descriptors")
+    HWU059 = bit(43, "hardware uses bit 59 of descriptors")
     HPD1 = bit(42, "no hierarchical permissions")
     HPD0 = bit(41, "no hierarchical permissions")
     HD = bit(40, "dirty state by hardware")
@@ -175,25 +175,25 @@ class Tcr(Bits):
 class Tcr2(Bits):
     """Address translation, continued (TCR2_EL1)."""
 
-    FNGNA1 = bit(21, "non-global is by ASID")
-    FNGNA0 = bit(20, "non-global is by ASID")
+    FNGNA1 = bit(21, "non-global depends on the ASID")
+    FNGNA0 = bit(20, "non-global depends on the ASID")
     FNG1 = bit(18, "forced non-global")
     FNG0 = bit(17, "forced non-global")
     A2 = bit(16, "two ASIDs")
     DisCH1 = bit(15, "contiguous hint disabled")
     DisCH0 = bit(14, "contiguous hint disabled")
     HAFT = bit(11, "access flag of tables by hardware")
-    PTTWI = bit(10, "writes to tables are by RCW")
+    PTTWI = bit(10, "writes to tables use RCW")
     D128 = bit(5, "128-bit descriptors")
     AIE = bit(4, "attribute indexing")
     POE = bit(3, "permission overlays")
     E0POE = bit(2, "EL0's permission overlays")
     PIE = bit(1, "permission indirection")
-    PnCH = bit(0, "protected attribute, not contiguous hint")
+    PnCH = bit(0, "protected attribute instead of contiguous hint")
 
 
 class Ttbr(Bits):
-    """A translation table's place (TTBR0_EL1, TTBR1_EL1); with LPA2 BADDR is laid out anew."""
+    """A translation table's address (TTBR0_EL1, TTBR1_EL1); LPA2 changes the layout of BADDR."""
 
     ASID = bits(63, 48, "address space")
     BADDR = bits(47, 1, "address, less its lowest bit")
@@ -201,7 +201,7 @@ class Ttbr(Bits):
 
 
 class MemoryType(IntEnum):
-    """An attribute of MAIR_ELx, of those that software commonly uses."""
+    """The common attributes of MAIR_ELx."""
 
     DEVICE_nGnRnE = 0x00
     DEVICE_nGnRE = 0x04
@@ -215,7 +215,7 @@ class MemoryType(IntEnum):
 
 
 class Mair(Bits):
-    """The memory types that translation tables choose from (MAIR_ELx)."""
+    """The memory types that translation tables refer to (MAIR_ELx)."""
 
     Attr7 = bits(63, 56, "type 7", MemoryType)
     Attr6 = bits(55, 48, "type 6", MemoryType)
@@ -228,6 +228,6 @@ class Mair(Bits):
 
 
 class ContextId(Bits):
-    """Which process runs, for debuggers (CONTEXTIDR_EL1)."""
+    """The current process, for debuggers (CONTEXTIDR_EL1)."""
 
     PROCID = bits(31, 0, "process")

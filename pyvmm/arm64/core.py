@@ -1,4 +1,4 @@
-"""The core of an AArch64 processor: its general registers, and its place among others."""
+"""An AArch64 CPU: its general registers, and its affinity."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ GENERAL_REGISTERS = tuple(f"X{number}" for number in range(31))
 
 
 class Mpidr(Bits):
-    """Where a CPU is among others (MPIDR_EL1).  Source: Arm ARM DDI 0487, D23.2."""
+    """The affinity of a CPU (MPIDR_EL1).  Source: Arm ARM DDI 0487, D23.2."""
 
     Aff3 = bits(39, 32, "affinity level 3")
     RES1 = bit(31, "always one")
@@ -20,18 +20,14 @@ class Mpidr(Bits):
 
 
 def mpidr(vcpu_id: int) -> Mpidr:
-    """The MPIDR_EL1 that KVM gives a vCPU: 16 to a cluster, as a GICv3 SGI can address them.
+    """Return the MPIDR_EL1 that KVM gives a vCPU: 16 a cluster, as a GICv3 SGI addresses them.
 
     Source: reset_mpidr() in arch/arm64/kvm/sys_regs.c.
     """
-    return Mpidr.of(
-        RES1=1,
-        Aff0=vcpu_id & 0xF,
-        Aff1=vcpu_id >> 4 & 0xFF,
-        Aff2=vcpu_id >> 12 & 0xFF,
-    )
+    level1, level2 = vcpu_id >> 4 & 0xFF, vcpu_id >> 12 & 0xFF
+    return Mpidr.of(RES1=1, Aff0=vcpu_id & 0xF, Aff1=level1, Aff2=level2)
 
 
 def affinity(mpidr_el1: int) -> int:
-    """The affinity fields alone: a CPU's ``reg`` in the device tree and its name in PSCI."""
+    """Return only the affinity fields: a CPU's ``reg`` in the device tree, its target in PSCI."""
     return mpidr_el1 & (Mpidr.Aff3.mask | Mpidr.Aff2.mask | Mpidr.Aff1.mask | Mpidr.Aff0.mask)

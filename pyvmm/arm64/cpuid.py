@@ -1,4 +1,4 @@
-"""What a processor says of its make and of its caches.
+"""The registers that identify a CPU and its caches.
 
 Source: Arm ARM DDI 0487, D23.2.
 """
@@ -29,7 +29,7 @@ class Implementer(IntEnum):
     AMPERE = 0xC0
 
 
-# Who made a processor, for people
+# Names of implementers
 MAKERS: dict[int, str] = {
     Implementer.SOFTWARE: "software (QEMU)",
     Implementer.ARM: "Arm",
@@ -47,12 +47,12 @@ MAKERS: dict[int, str] = {
 
 
 class Midr(Bits):
-    """Who made the processor, and which (MIDR_EL1)."""
+    """The maker and the model of a CPU (MIDR_EL1)."""
 
-    Implementer = bits(31, 24, "who made it", Implementer)
+    Implementer = bits(31, 24, "maker", Implementer)
     Variant = bits(23, 20, "major revision")
-    Architecture = bits(19, 16, "architecture; 0xf is told by the ID registers")
-    PartNum = bits(15, 4, "which of the maker's")
+    Architecture = bits(19, 16, "architecture; 0xf means see the ID registers")
+    PartNum = bits(15, 4, "model")
     Revision = bits(3, 0, "minor revision")
 
 
@@ -60,9 +60,9 @@ class Ctr(Bits):
     """The caches as a whole (CTR_EL0); sizes are log2 of 4-byte words."""
 
     TminLine = bits(37, 32, "shortest line with memory tags")
-    DIC = bit(29, "instructions need no invalidation to be seen")
-    IDC = bit(28, "data needs no cleaning to be seen as instructions")
-    CWG = bits(27, 24, "most that one write-back writes")
+    DIC = bit(29, "instruction caches need no invalidation")
+    IDC = bit(28, "instruction fetches see data without cleaning")
+    CWG = bits(27, 24, "largest write-back")
     ERG = bits(23, 20, "reservation granule of exclusives")
     DminLine = bits(19, 16, "shortest data cache line")
     L1Ip = bits(15, 14, "L1 instruction cache", names(VIPT=2, PIPT=3))
@@ -70,7 +70,7 @@ class Ctr(Bits):
 
 
 class Dczid(Bits):
-    """What DC ZVA does (DCZID_EL0)."""
+    """The effect of DC ZVA (DCZID_EL0)."""
 
     DZP = bit(4, "DC ZVA is not allowed")
     BS = bits(3, 0, "log2 of the words it zeroes")
@@ -80,7 +80,7 @@ _CTYPE = names("NO_CACHE", "INSTRUCTION", "DATA", "SEPARATE", "UNIFIED")
 
 
 class Clidr(Bits):
-    """Which caches there are at which level (CLIDR_EL1)."""
+    """The caches at each level (CLIDR_EL1)."""
 
     Ttype7 = bits(46, 45, "memory tags at level 7")
     Ttype6 = bits(44, 43, "memory tags at level 6")
@@ -103,7 +103,7 @@ class Clidr(Bits):
 
 
 class Csselr(Bits):
-    """Which cache CCSIDR_EL1 shows (CSSELR_EL1)."""
+    """The cache that CCSIDR_EL1 describes (CSSELR_EL1)."""
 
     TnD = bit(4, "memory tags")
     Level = bits(3, 1, "level, less one")
@@ -119,12 +119,12 @@ class Ccsidr(Bits):
 
 
 def line_bytes(log2_words: int) -> int:
-    """The bytes of a size as CTR_EL0 and DCZID_EL0 give them."""
+    """Return the bytes of a size in CTR_EL0 or DCZID_EL0."""
     return WORD << log2_words
 
 
 def describe(midr_el1: int) -> str:
-    """A processor in words: its maker, and its numbers."""
+    """Describe a CPU: its maker and its numbers."""
     midr = Midr(midr_el1)
     maker = MAKERS.get(midr.Implementer, f"implementer {midr.Implementer:#04x}")
     return f"{maker}, part {midr.PartNum:#05x}, MIDR_EL1 {midr_el1:#010x}"

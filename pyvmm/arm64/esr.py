@@ -1,6 +1,6 @@
-"""Why an exception was taken: ESR_ELx, and its syndrome (ISS) by exception class.
+"""The cause of an exception: ESR_ELx, and its syndrome (ISS) for each exception class.
 
-Classes have the names of Linux, arch/arm64/include/asm/esr.h, fields have Arm's.
+Classes have the names of Linux, arch/arm64/include/asm/esr.h; fields have Arm's.
 Source: Arm ARM DDI 0487, D23.2 "ESR_EL1, Exception Syndrome Register (EL1)".
 """
 
@@ -13,7 +13,7 @@ from pyvmm.arm64.fault import FaultStatus
 
 
 class ExceptionClass(IntEnum):
-    """ESR_ELx.EC; LOW is from a lower exception level, CUR from the one that takes it."""
+    """ESR_ELx.EC; LOW is from a lower exception level, CUR from the current one."""
 
     UNKNOWN = 0x00
     WFx = 0x01
@@ -67,7 +67,7 @@ class ExceptionClass(IntEnum):
 
 EC = ExceptionClass
 
-# What a class means, for people; an abort's words say more, see explain.py
+# explain.py adds an abort's details
 MEANINGS: dict[int, str] = {
     EC.UNKNOWN: "unknown reason, as for an undefined instruction",
     EC.WFx: "trapped wait",
@@ -80,7 +80,7 @@ MEANINGS: dict[int, str] = {
     EC.PAC: "trapped pointer authentication",
     EC.OTHER: "trapped 64-byte load or store, or buffer synchronization",
     EC.CP14_64: "trapped MRRC of cp14",
-    EC.BTI: "branch to what is no branch target",
+    EC.BTI: "branch to an instruction that is not a branch target",
     EC.ILL: "illegal execution state",
     EC.SVC32: "SVC in AArch32",
     EC.HVC32: "HVC in AArch32",
@@ -102,7 +102,7 @@ MEANINGS: dict[int, str] = {
     EC.DABT_LOW: "data abort, from a lower exception level",
     EC.DABT_CUR: "data abort, from the same exception level",
     EC.SP_ALIGN: "SP is not aligned",
-    EC.MOPS: "memory copy or set in a state it cannot go on from",
+    EC.MOPS: "memory copy or set in a state that it cannot resume from",
     EC.FP_EXC32: "floating-point exception in AArch32",
     EC.FP_EXC64: "floating-point exception",
     EC.GCS: "guarded control stack",
@@ -121,29 +121,29 @@ MEANINGS: dict[int, str] = {
 
 
 class Esr(Bits):
-    """Why an exception was taken (ESR_ELx)."""
+    """The cause of an exception (ESR_ELx)."""
 
     ISS2 = bits(55, 32, "more syndrome")
     EC = bits(31, 26, "exception class", ExceptionClass)
     IL = bit(25, "the instruction was 32 bits long")
-    ISS = bits(24, 0, "syndrome, its meaning set by EC")
+    ISS = bits(24, 0, "syndrome, whose meaning depends on EC")
 
     @property
     def iss(self) -> Bits | None:
-        """The syndrome in its fields; None for a class that has none."""
+        """The decoded syndrome; None for a class without one."""
         layout = SYNDROMES.get(self.EC)
         return layout(self.ISS) if layout else None
 
 
 class Direction(IntEnum):
-    """Which way a trapped register access goes."""
+    """The direction of a trapped register access."""
 
     WRITE = 0
     READ = 1
 
 
 class Conditional(Bits):
-    """The condition of a trapped instruction; AArch64 says always."""
+    """The condition of a trapped instruction; in AArch64 always true."""
 
     CV = bit(24, "COND is valid")
     COND = bits(23, 20, "condition")
@@ -197,7 +197,7 @@ class CallIss(Bits):
 class Smc32Iss(Conditional):
     """SMC in AArch32."""
 
-    CCKNOWNPASS = bit(19, "it passed its condition")
+    CCKNOWNPASS = bit(19, "the condition was met")
 
 
 class BrkIss(Bits):
@@ -219,12 +219,12 @@ class SysIss(Bits):
 
     @property
     def encoding(self) -> int:
-        """What is accessed, as sysregs.NAMES numbers it."""
+        """The register's number in sysregs.NAMES."""
         return self.Op0 << 14 | self.Op1 << 11 | self.CRn << 7 | self.CRm << 3 | self.Op2
 
 
 class OtherIss(Bits):
-    """What trapped besides."""
+    """A trapped 64-byte load or store, or buffer synchronization."""
 
     Which = bits(
         24, 0, "instruction", names("ST64BV", "ST64BV0", "LDST64B", "TSBCSYNC", "PSBCSYNC")
@@ -239,9 +239,9 @@ class EretIss(Bits):
 
 
 class BtiIss(Bits):
-    """A branch to what is no branch target."""
+    """A branch to an instruction that is not a branch target."""
 
-    BTYPE = bits(1, 0, "the branch's type")
+    BTYPE = bits(1, 0, "branch type")
 
 
 class FpacIss(Bits):
@@ -255,7 +255,7 @@ class SmeIss(Bits):
     """A trapped SME instruction."""
 
     SMTC = bits(
-        2, 0, "why", names("SME_DISABLED", "ILL", "SM_DISABLED", "ZA_DISABLED", "ZT_DISABLED")
+        2, 0, "cause", names("SME_DISABLED", "ILL", "SM_DISABLED", "ZA_DISABLED", "ZT_DISABLED")
     )
 
 
@@ -264,7 +264,7 @@ class GpcIss(Bits):
 
     S2PTW = bit(21, "in the stage 2 walk")
     InD = bit(20, "an instruction fetch")
-    GPCSC = bits(19, 14, "why")
+    GPCSC = bits(19, 14, "cause")
     VNCR = bit(13, "by VNCR_EL2")
     CM = bit(8, "cache maintenance")
     S1PTW = bit(7, "in the stage 1 walk")
@@ -284,9 +284,9 @@ class IabtIss(Bits):
 
 
 class DabtIss(Bits):
-    """A data abort; SAS to AR are valid with ISV."""
+    """A data abort."""
 
-    ISV = bit(24, "what follows, to AR, is valid")
+    ISV = bit(24, "SAS to AR are valid")
     SAS = bits(23, 22, "access size", names("BYTE", "HALFWORD", "WORD", "DOUBLEWORD"))
     SSE = bit(21, "sign extended")
     SRT = bits(20, 16, "register")
@@ -337,7 +337,7 @@ _GCS_INSTRUCTION = names(
 class GcsIss(Bits):
     """A guarded control stack exception."""
 
-    ExType = bits(23, 20, "why", names("DATA_CHECK", "EXLOCK", "STR"))
+    ExType = bits(23, 20, "cause", names("DATA_CHECK", "EXLOCK", "STR"))
     Raddr = bits(14, 10, "address register")
     Rn = bits(9, 5, "data register")
     IT = bits(4, 0, "instruction", _GCS_INSTRUCTION)
@@ -354,7 +354,7 @@ class SerrorIss(Bits):
 
 
 class StatusIss(Bits):
-    """A breakpoint, or BKPT's kin."""
+    """A breakpoint."""
 
     IFSC = bits(5, 0, "0x22 is debug")
 
@@ -370,9 +370,9 @@ class StepIss(Bits):
 class WatchIss(Bits):
     """A watchpoint."""
 
-    WPT = bits(23, 18, "which")
+    WPT = bits(23, 18, "watchpoint number")
     WPTV = bit(17, "WPT is valid")
-    WPF = bit(16, "it may be none")
+    WPF = bit(16, "possibly no watchpoint matched")
     FnP = bit(15, "FAR is not precise")
     VNCR = bit(13, "by VNCR_EL2")
     FnV = bit(10, "FAR is not valid")

@@ -1,4 +1,4 @@
-"""A syndrome in one line of words: what the guest did to take the exception."""
+"""Explain a syndrome in one line: the cause of the exception."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ZERO_REGISTER = 31
 
 
 def explain_esr(value: int) -> str:
-    """Why an exception was taken, by its ESR_ELx."""
+    """Explain the cause of an exception from its ESR_ELx."""
     esr = Esr(value)
     meaning = MEANINGS.get(esr.EC, f"unallocated exception class {int(esr.EC):#04x}")
     match esr.iss:
@@ -30,14 +30,14 @@ def explain_esr(value: int) -> str:
 
 
 def _data_abort(iss: DabtIss) -> str:
-    what = "cache maintenance" if iss.CM else "write" if iss.WnR else "read"
+    access = "cache maintenance" if iss.CM else "write" if iss.WnR else "read"
     if iss.ISV:
         size = 1 << iss.SAS
-        what += f" of {size} byte{'s' if size > 1 else ''} "
-        what += f"{'from' if iss.WnR else 'to'} {_register(iss.SRT, iss.SF)}"
+        access += f" of {size} byte{'s' if size > 1 else ''} "
+        access += f"{'from' if iss.WnR else 'to'} {_register(iss.SRT, iss.SF)}"
     if iss.S1PTW:
-        what += ", in a stage 1 walk"
-    return f"{what}, {fault.explain(iss.DFSC)}"
+        access += ", in a stage 1 walk"
+    return f"{access}, {fault.explain(iss.DFSC)}"
 
 
 def _system_access(iss: SysIss) -> str:

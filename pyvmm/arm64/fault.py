@@ -1,7 +1,6 @@
 """The status codes of faults: DFSC and IFSC of ESR_ELx, FST of PAR_EL1.
 
-Source: Arm ARM DDI 0487, D23.2 "ESR_EL1"; the words are those of Linux, arch/arm64/mm/fault.c,
-as far as it has some.
+Source: Arm ARM DDI 0487, D23.2 "ESR_EL1"; most texts are those of Linux, arch/arm64/mm/fault.c.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from enum import IntEnum
 
 
 class FaultStatus(IntEnum):
-    """What went wrong with an access; Ln is the level of the walk, Lm1 and Lm2 those below 0."""
+    """The cause of a fault. Ln is the level of the walk; Lm1 and Lm2 are levels -1 and -2."""
 
     ADDRSZ_L0 = 0x00
     ADDRSZ_L1 = 0x01
@@ -81,10 +80,10 @@ _KINDS = {
 
 
 def explain(status: int) -> str:
-    """A status code in words: "level 3 translation fault"."""
+    """Explain a status code, as "level 3 translation fault"."""
     if not isinstance(status, FaultStatus):
         return f"unknown fault {status:#04x}"
-    kind, at, level = status.name.partition("_L")
-    if kind in _KINDS and at and level.lstrip("m").isdecimal():
+    kind, separator, level = status.name.partition("_L")
+    if kind in _KINDS and separator and level.lstrip("m").isdecimal():
         return f"level {level.replace('m', '-')} {_KINDS[kind]}"
     return _KINDS[status.name]

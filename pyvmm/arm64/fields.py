@@ -1,8 +1,8 @@
-"""The fields of every register that has some here, by the register's name.
+"""The bit fields of registers, by the register's name.
 
-    decode("ID_AA64PFR0_EL1", 0x1_0000_0011).SVE   is   Implemented.IMP
+    decode("ID_AA64PFR0_EL1", 0x1_0000_0011).SVE is Implemented.IMP
 
-Names are the architecture's, and for what KVM names itself (PSTATE, TIMER_CTL) KVM's.
+Registers have the architecture's names; PSTATE, TIMER_CTL and others have KVM's.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pyvmm.arm64.core import Mpidr
 from pyvmm.arm64.esr import Esr
 from pyvmm.arm64.pstate import Pstate, pstate
 
-CCSIDRS = 14  # that many caches the architecture can tell of: 7 levels, data and instructions
+CCSIDRS = 14  # the architecture's limit: 7 levels, data and instructions
 
 FIELDS: dict[str, type[Bits]] = {
-    # What the processor is
+    # Identification
     "MIDR_EL1": cpuid.Midr,
     "MPIDR_EL1": Mpidr,
     "CTR_EL0": cpuid.Ctr,
@@ -24,7 +24,7 @@ FIELDS: dict[str, type[Bits]] = {
     "CLIDR_EL1": cpuid.Clidr,
     "CSSELR_EL1": cpuid.Csselr,
     **{f"CCSIDR{n}": cpuid.Ccsidr for n in range(CCSIDRS)},
-    # What it can do
+    # Features
     "ID_AA64PFR0_EL1": idregs.IdAa64Pfr0,
     "ID_AA64PFR1_EL1": idregs.IdAa64Pfr1,
     "ID_AA64PFR2_EL1": idregs.IdAa64Pfr2,
@@ -43,11 +43,11 @@ FIELDS: dict[str, type[Bits]] = {
     "ID_AA64MMFR2_EL1": idregs.IdAa64Mmfr2,
     "ID_AA64MMFR3_EL1": idregs.IdAa64Mmfr3,
     "ID_AA64MMFR4_EL1": idregs.IdAa64Mmfr4,
-    # Its state
+    # State
     "PSTATE": Pstate,
     **{f"SPSR_{mode}": Pstate for mode in ("EL1", "EL2", "ABT", "UND", "IRQ", "FIQ")},
     **{f"ESR_EL{el}": Esr for el in (1, 2)},
-    # What software set
+    # Configuration
     "SCTLR_EL1": control.Sctlr,
     "SCTLR2_EL1": control.Sctlr2,
     "CPACR_EL1": control.Cpacr,
@@ -60,7 +60,7 @@ FIELDS: dict[str, type[Bits]] = {
     "MAIR_EL1": control.Mair,
     "MAIR_EL2": control.Mair,
     "CONTEXTIDR_EL1": control.ContextId,
-    # Around the core
+    # FP, timers, PMU, debug, GIC
     "FPCR": unitregs.Fpcr,
     "FPSR": unitregs.Fpsr,
     "TIMER_CTL": unitregs.CntCtl,
@@ -79,13 +79,13 @@ FIELDS: dict[str, type[Bits]] = {
     "ICC_PMR_EL1": unitregs.IccPmr,
     "ICC_BPR0_EL1": unitregs.IccBpr,
     "ICC_BPR1_EL1": unitregs.IccBpr,
-    # KVM's as firmware
+    # KVM's firmware
     "PSCI_VERSION": psci.Version,
 }
 
 
 def decode(name: str, value: int) -> Bits | None:
-    """A register's value in its fields; None for a register that has none here."""
+    """Decode a register's value; return None for a register without fields."""
     layout = FIELDS.get(name)
     if layout is None:
         return None

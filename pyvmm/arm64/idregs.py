@@ -1,7 +1,6 @@
-"""The fields of the registers by which an AArch64 processor tells what it can do.
+"""The fields of the AArch64 ID registers, which list a CPU's features.
 
-A value is named as the Linux kernel names it: NI is not implemented, IMP is implemented.  The
-meaning is what the feature is for, with Arm's name (FEAT_) where that says more.
+Values have the Linux kernel's names: NI is not implemented, IMP is implemented.
 Source: Arm ARM DDI 0487, D23.2; Linux, arch/arm64/tools/sysreg.
 """
 
@@ -13,14 +12,14 @@ from pyvmm.arm64.bits import Bits, bit, bits, names
 
 
 class Implemented(IntEnum):
-    """An ID field that only says whether a feature is there."""
+    """An ID field of a feature without variants."""
 
     NI = 0
     IMP = 1
 
 
 class PaRange(IntEnum):
-    """ID_AA64MMFR0_EL1.PARange: how many physical address bits."""
+    """ID_AA64MMFR0_EL1.PARange: the physical address size."""
 
     BITS_32 = 0
     BITS_36 = 1
@@ -32,7 +31,7 @@ class PaRange(IntEnum):
     BITS_56 = 7
 
 
-_EL = names("NI", "IMP", "AARCH32")  # AARCH32: runs 32-bit code as well
+_EL = names("NI", "IMP", "AARCH32")  # AARCH32: 32-bit code too
 _PAUTH = names("NI", "PAuth", "EPAC", "PAuth2", "FPAC", "FPACCOMBINE", "PAuth_LR")
 _CSV2 = names("NI", "IMP", "CSV2_2", "CSV2_3")
 _PMS = names("NI", "IMP", "V1P1", "V1P2", "V1P3", "V1P4", "V1P5")
@@ -45,7 +44,7 @@ _SDERR = names("NI", "DEV_SYNC", "FEAT_ADERR", "FEAT_ADERR_IND")
 _ANERR = names("NI", "ASYNC", "FEAT_ANERR", "FEAT_ANERR_IND")
 _SNERR = names("NI", "SYNC", "FEAT_ANERR", "FEAT_ANERR_IND")
 _EIESB = names("NI", "ToEL3", "ToELx", ANY=0xF)
-_STAGE_2 = names("STAGE_1", "NI", "IMP", "BITS_52")  # STAGE_1: as for stage 1
+_STAGE_2 = names("STAGE_1", "NI", "IMP", "BITS_52")  # STAGE_1: the same as in stage 1
 
 
 class IdAa64Pfr0(Bits):
@@ -185,7 +184,7 @@ class IdAa64Dfr1(Bits):
     """Debug features (ID_AA64DFR1_EL1)."""
 
     ABL_CMPs = bits(63, 56, "breakpoints that link to addresses, less one")
-    DPFZS = bits(55, 52, "the cycle counter when counters freeze", names("IGNR", "FRZN"))
+    DPFZS = bits(55, 52, "the cycle counter when event counters freeze", names("IGNR", "FRZN"))
     EBEP = bits(51, 48, "exceptions by event counters", Implemented)
     ITE = bits(47, 44, "instrumentation trace", Implemented)
     ABLE = bits(43, 40, "breakpoints that link to addresses", Implemented)
@@ -201,7 +200,7 @@ class IdAa64Dfr2(Bits):
     """Debug features (ID_AA64DFR2_EL1)."""
 
     TRBE_EXC = bits(27, 24, "trace buffer exceptions", Implemented)
-    SPE_nVM = bits(23, 20, "profiling buffer by physical address", Implemented)
+    SPE_nVM = bits(23, 20, "profiling buffer with physical addresses", Implemented)
     SPE_EXC = bits(19, 16, "profiling exceptions", Implemented)
     BWE = bits(7, 4, "breakpoint ranges", names("NI", "FEAT_BWE", "FEAT_BWE2"))
     STEP = bits(3, 0, "enhanced software step", Implemented)
@@ -238,13 +237,13 @@ class IdAa64Isar1(Bits):
     SPECRES = bits(43, 40, "prediction invalidation", names("NI", "IMP", "COSP_RCTX"))
     SB = bits(39, 36, "speculation barrier", Implemented)
     FRINTTS = bits(35, 32, "rounding to integers", Implemented)
-    GPI = bits(31, 28, "generic authentication, by its own algorithm", Implemented)
-    GPA = bits(27, 24, "generic authentication, by QARMA5", Implemented)
+    GPI = bits(31, 28, "generic authentication, IMPLEMENTATION DEFINED algorithm", Implemented)
+    GPA = bits(27, 24, "generic authentication, QARMA5", Implemented)
     LRCPC = bits(23, 20, "load-acquire RCpc", names("NI", "IMP", "LRCPC2", "LRCPC3"))
     FCMA = bits(19, 16, "complex numbers", Implemented)
     JSCVT = bits(15, 12, "JavaScript conversion", Implemented)
-    API = bits(11, 8, "address authentication, by its own algorithm", _PAUTH)
-    APA = bits(7, 4, "address authentication, by QARMA5", _PAUTH)
+    API = bits(11, 8, "address authentication, IMPLEMENTATION DEFINED algorithm", _PAUTH)
+    APA = bits(7, 4, "address authentication, QARMA5", _PAUTH)
     DPB = bits(3, 0, "clean to persistence", names("NI", "IMP", "DPB2"))
 
 
@@ -263,8 +262,8 @@ class IdAa64Isar2(Bits):
     PAC_frac = bits(27, 24, "authentication of constant width", Implemented)
     BC = bits(23, 20, "hinted branches", Implemented)
     MOPS = bits(19, 16, "memory copy and set", Implemented)
-    APA3 = bits(15, 12, "address authentication, by QARMA3", _PAUTH)
-    GPA3 = bits(11, 8, "generic authentication, by QARMA3", Implemented)
+    APA3 = bits(15, 12, "address authentication, QARMA3", _PAUTH)
+    GPA3 = bits(11, 8, "generic authentication, QARMA3", Implemented)
     RPRES = bits(7, 4, "reciprocals of 12 bits", Implemented)
     WFxT = bits(3, 0, "waits with a timeout", names("NI", IMP=2))
 
@@ -325,7 +324,7 @@ class IdAa64Mmfr1(Bits):
 class IdAa64Mmfr2(Bits):
     """Memory model features (ID_AA64MMFR2_EL1)."""
 
-    E0PD = bits(63, 60, "EL0 can be kept from half of the address space", Implemented)
+    E0PD = bits(63, 60, "half of the address space can be closed to EL0", Implemented)
     EVT = bits(59, 56, "enhanced virtualization traps", names("NI", "IMP", "TTLBxS"))
     BBM = bits(55, 52, "break-before-make, level")
     TTL = bits(51, 48, "TLB maintenance with a level", Implemented)

@@ -1,13 +1,13 @@
-"""Values of SVE's registers: a number, the vector length it is at, and its lanes.
+"""Values of SVE registers, with their vector lengths and lanes.
 
     z = Vector.of(512, s=range(16))      # sixteen lanes of 32 bits
-    z.s[3], z.s.signed, z.s.float        # 3, and all lanes as other types
-    z.replace(s={3: -1.5})               # the same but for one lane
+    z.s[3], z.s.signed, z.s.float        # lane 3; all lanes as other types
+    z.replace(s={3: -1.5})               # a copy with one lane changed
 
     p = Predicate.of(512, s=[True] * 4)  # the first four 32-bit lanes are active
-    p.s[3], p.b                          # True, and which byte lanes are active
+    p.s[3], p.b                          # True; for each byte lane, whether it is active
 
-Lengths are in bits.  Lane 0 is the least significant, and in memory the first.
+Lengths are in bits.  Lane 0 is the least significant, and the first in memory.
 Source: Arm ARM DDI 0487, B1.2 "Registers in AArch64 Execution state".
 """
 
@@ -22,20 +22,17 @@ from pyvmm.base.records import Record
 
 LANES = {"b": 8, "h": 16, "s": 32, "d": 64, "q": 128}  # bits, by the assembler's suffix
 PREDICATE_SHARE = 8  # a predicate has a bit for each byte of a vector
-_Real = float  # Lanes has an attribute of that name
+_Real = float  # Lanes has an attribute named float
 _FLOATS = {16: "<e", 32: "<f", 64: "<d"}  # IEEE 754, as struct writes them
 
 
 class Lanes(tuple[int, ...]):
-    """The lanes of a vector, first lane first: a tuple of unsigned numbers.
-
-    ``bits`` is the size of one.
-    """
+    """The lanes of a vector as unsigned numbers, lane 0 first; each has ``bits`` bits."""
 
     bits: int
 
     def __new__(cls, numbers: Iterable[int], bits: int) -> Self:
-        """Lanes of that many bits."""
+        """Make lanes of that many bits each."""
         lanes = super().__new__(cls, numbers)
         lanes.bits = bits
         return lanes
@@ -48,14 +45,14 @@ class Lanes(tuple[int, ...]):
     @property
     def signed(self) -> tuple[int, ...]:
         """Two's complement numbers."""
-        beyond = 1 << self.bits
-        return tuple(lane - beyond if lane >> self.bits - 1 else lane for lane in self)
+        modulus = 1 << self.bits
+        return tuple(lane - modulus if lane >> self.bits - 1 else lane for lane in self)
 
     @property
     def float(self) -> tuple[_Real, ...]:
         """IEEE 754 numbers of half, single or double precision.
 
-        Raises: TypeError, for lanes of a size that has none.
+        Raises: TypeError, for lanes of 8 or 128 bits.
         """
         code = _FLOATS.get(self.bits)
         if code is None:
@@ -65,14 +62,14 @@ class Lanes(tuple[int, ...]):
 
 
 class Scalable(Record):
-    """What vectors and predicates have in common: ``value``, all bits of it, at length ``vl``.
+    """The base of vectors and predicates: all bits as ``value``, at vector length ``vl``.
 
-    Raises: ValueError, for a length that SVE cannot have, or a value that does not fit it.
+    Raises: ValueError, for a length that SVE does not allow, or a value that does not fit.
     """
 
     value: int
     vl: int
-    SHARE: ClassVar[int] = 1  # bits of a vector that one bit stands for
+    SHARE: ClassVar[int] = 1  # vector bits for each bit of the value
 
     def __post_init__(self) -> None:
         if self.vl < QUADWORD or self.vl % QUADWORD:
@@ -82,24 +79,24 @@ class Scalable(Record):
 
     @property
     def bits(self) -> int:
-        """How many bits there are."""
+        """The number of bits of the value."""
         return self.vl // self.SHARE
 
     @classmethod
     def of(cls, vl: int, **lanes: Iterable[float]) -> Self:
-        """The value with these lanes, as ``s=[1, 2]``, and zero in those that follow.
+        """Return a value with these first lanes, as ``s=[1, 2]``, the others zero.
 
         A float becomes an IEEE 754 number of the lane's size, an int two's complement.
 
-        Raises: ValueError, for more lanes than there are or a number that does not fit one.
+        Raises: ValueError, for too many lanes or a number that does not fit.
         """
         ((suffix, items),) = lanes.items()
         return cls(0, vl).replace(**{suffix: dict(enumerate(items))})
 
     def replace(self, **lanes: Mapping[int, float]) -> Self:
-        """The value with these lanes changed, as ``s={3: -1.5}``.
+        """Return a copy with these lanes changed, as ``s={3: -1.5}``.
 
-        Raises: as of() does, and TypeError for a suffix that is none of b, h, s, d and q.
+        Raises: the errors of of(), and TypeError for a suffix other than b, h, s, d and q.
         """
         value = self.value
         for suffix, items in lanes.items():
@@ -113,18 +110,18 @@ class Scalable(Record):
         return type(self)(value, self.vl)
 
     def at(self, vl: int) -> Self:
-        """The value at another length: cut, or with zeros."""
+        """Return the value at another length, truncated or extended with zeros."""
         return type(self)(self.value & (1 << vl // self.SHARE) - 1, vl)
 
     def __bytes__(self) -> bytes:
-        """The value as STR stores it."""
+        """Return the bytes that STR stores."""
         return self.value.to_bytes(self.bits // 8, "little")
 
     def __int__(self) -> int:
         return self.value
 
     def __str__(self) -> str:
-        """The value in hexadecimal, with all its digits."""
+        """Return the value in hexadecimal, with leading zeros."""
         return f"{self.value:#0{2 + self.bits // 4}x}"
 
     def __repr__(self) -> str:
@@ -132,46 +129,44 @@ class Scalable(Record):
 
     def _width(self, suffix: str) -> int:
         if suffix not in LANES:
-            raise TypeError(f"lanes are {', '.join(LANES)}, and not {suffix}")
+            raise TypeError(f"lanes are {', '.join(LANES)}, not {suffix}")
         return LANES[suffix] // self.SHARE
 
-    def _split(self, suffix: str) -> list[int]:
-        """The bits of each lane."""
+    def split(self, suffix: str) -> list[int]:
+        """Return the bits of each lane."""
         width = self._width(suffix)
         return [self.value >> at & (1 << width) - 1 for at in range(0, self.bits, width)]
 
     def _encode(self, item: float, width: int, place: str) -> int:
-        """The bits of a lane that is to hold that."""
+        """Return a lane's bits for a number."""
         raise NotImplementedError
 
 
+class _Suffix:
+    """An attribute named by an assembler's suffix: the lanes of that size."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+
+class _VectorLanes(_Suffix):
+    def __get__(self, vector: Vector, owner: type) -> Lanes:
+        return Lanes(vector.split(self.name), LANES[self.name])
+
+
+class _PredicateLanes(_Suffix):
+    def __get__(self, predicate: Predicate, owner: type) -> tuple[bool, ...]:
+        return tuple(bool(lane & 1) for lane in predicate.split(self.name))
+
+
 class Vector(Scalable):
-    """The value of a Z register (or of a V, at 128 bits)."""
+    """The value of a Z register, or at 128 bits of a V register."""
 
-    @property
-    def b(self) -> Lanes:
-        """Lanes of 8 bits."""
-        return Lanes(self._split("b"), 8)
-
-    @property
-    def h(self) -> Lanes:
-        """Lanes of 16 bits."""
-        return Lanes(self._split("h"), 16)
-
-    @property
-    def s(self) -> Lanes:
-        """Lanes of 32 bits."""
-        return Lanes(self._split("s"), 32)
-
-    @property
-    def d(self) -> Lanes:
-        """Lanes of 64 bits."""
-        return Lanes(self._split("d"), 64)
-
-    @property
-    def q(self) -> Lanes:
-        """Lanes of 128 bits."""
-        return Lanes(self._split("q"), 128)
+    b = _VectorLanes()
+    h = _VectorLanes()
+    s = _VectorLanes()
+    d = _VectorLanes()
+    q = _VectorLanes()
 
     def _encode(self, item: float, width: int, place: str) -> int:
         if isinstance(item, int):
@@ -190,38 +185,16 @@ class Vector(Scalable):
 class Predicate(Scalable):
     """The value of a P register or of FFR: for each lane, whether it is active.
 
-    Of a lane's bits the lowest decides; the others are in ``value`` alone.
+    A lane's lowest bit decides. Only ``value`` has the others.
     """
 
     SHARE: ClassVar[int] = PREDICATE_SHARE
 
-    @property
-    def b(self) -> tuple[bool, ...]:
-        """Lanes of 8 bits."""
-        return self._active("b")
-
-    @property
-    def h(self) -> tuple[bool, ...]:
-        """Lanes of 16 bits."""
-        return self._active("h")
-
-    @property
-    def s(self) -> tuple[bool, ...]:
-        """Lanes of 32 bits."""
-        return self._active("s")
-
-    @property
-    def d(self) -> tuple[bool, ...]:
-        """Lanes of 64 bits."""
-        return self._active("d")
-
-    @property
-    def q(self) -> tuple[bool, ...]:
-        """Lanes of 128 bits."""
-        return self._active("q")
-
-    def _active(self, suffix: str) -> tuple[bool, ...]:
-        return tuple(bool(lane & 1) for lane in self._split(suffix))
+    b = _PredicateLanes()
+    h = _PredicateLanes()
+    s = _PredicateLanes()
+    d = _PredicateLanes()
+    q = _PredicateLanes()
 
     def _encode(self, item: float, width: int, place: str) -> int:
         if item not in (0, 1):

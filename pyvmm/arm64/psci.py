@@ -1,7 +1,7 @@
-"""The Power State Coordination Interface, as a guest calls it.  Source: Arm DEN 0022.
+"""The guest's calls of the Power State Coordination Interface.  Source: Arm DEN 0022.
 
-KVM itself answers PSCI (a vCPU with the PSCI_0_2 feature); what concerns the whole machine,
-SYSTEM_OFF and SYSTEM_RESET, it reports as an exit.
+KVM handles PSCI (a vCPU with the PSCI_0_2 feature). It reports SYSTEM_OFF and SYSTEM_RESET, which
+concern the whole machine, as an exit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SMC64 = 0xC400_0000
 
 
 class Function(IntEnum):
-    """What a guest puts in W0; a name with 64 takes 64-bit arguments."""
+    """The function that a guest calls, in W0; those with 64 take 64-bit arguments."""
 
     PSCI_VERSION = _SMC32 + 0
     CPU_SUSPEND = _SMC32 + 1
@@ -42,7 +42,7 @@ class Function(IntEnum):
 
 
 class Return(IntEnum):
-    """What the guest finds in X0, as a signed number."""
+    """The signed result of a call, in X0."""
 
     SUCCESS = 0
     NOT_SUPPORTED = -1
@@ -57,7 +57,7 @@ class Return(IntEnum):
 
 
 class AffinityState(IntEnum):
-    """What AFFINITY_INFO returns besides errors."""
+    """The results of AFFINITY_INFO."""
 
     ON = 0
     OFF = 1
@@ -65,7 +65,7 @@ class AffinityState(IntEnum):
 
 
 class Version(Bits):
-    """What PSCI_VERSION returns, and KVM keeps as a register of its own."""
+    """The result of PSCI_VERSION; KVM stores it as a register."""
 
     MAJOR = bits(31, 16, "major")
     MINOR = bits(15, 0, "minor")

@@ -1,4 +1,4 @@
-"""The processor state, in the layout of SPSR_ELx: as AArch64 has it, and as AArch32.
+"""The processor state in SPSR_ELx's layouts, for AArch64 and for AArch32.
 
 Source: Arm ARM DDI 0487, C5.2 "SPSR_EL1, Saved Program Status Register (EL1)".
 """
@@ -11,7 +11,7 @@ from pyvmm.arm64.bits import Bits, bit, bits
 
 
 class Mode(IntEnum):
-    """PSTATE.M: the exception level, and which stack pointer it uses (t: SP_EL0, h: its own)."""
+    """PSTATE.M: the exception level and its stack pointer (t: SP_EL0, h: SP_ELx)."""
 
     EL0t = 0b0000
     EL1t = 0b0100
@@ -23,7 +23,7 @@ class Mode(IntEnum):
 
 
 class Mode32(IntEnum):
-    """PSTATE.M of AArch32, which reaches over what is nRW in AArch64."""
+    """PSTATE.M of AArch32, which includes AArch64's nRW bit."""
 
     User = 0b10000
     FIQ = 0b10001
@@ -37,12 +37,12 @@ class Mode32(IntEnum):
 
 
 class BType(IntEnum):
-    """PSTATE.BTYPE: by what kind of branch the guest came here; in the letters of the kernel."""
+    """PSTATE.BTYPE: the kind of the last branch, with the kernel's letters."""
 
     NONE = 0b00
-    JC = 0b01  # BR, from elsewhere than a guarded page or by X16 or X17
+    JC = 0b01  # BR from an unguarded page, or by X16 or X17
     C = 0b10  # BLR
-    J = 0b11  # BR, from a guarded page
+    J = 0b11  # BR from a guarded page
 
 
 class Pstate(Bits):
@@ -55,7 +55,7 @@ class Pstate(Bits):
     TCO = bit(25, "memory tag checks are off")
     DIT = bit(24, "data independent timing")
     UAO = bit(23, "unprivileged accesses are privileged")
-    PAN = bit(22, "EL0's memory is out of reach")
+    PAN = bit(22, "EL0's memory is not accessible")
     SS = bit(21, "software step")
     IL = bit(20, "illegal execution state")
     ALLINT = bit(13, "all interrupts masked")
@@ -80,7 +80,7 @@ class Pstate32(Bits):
     IT1_0 = bits(26, 25, "If-Then, bits 1 and 0")
     DIT = bit(24, "data independent timing")
     SSBS = bit(23, "speculative store bypass is allowed")
-    PAN = bit(22, "User mode's memory is out of reach")
+    PAN = bit(22, "User mode's memory is not accessible")
     SS = bit(21, "software step")
     IL = bit(20, "illegal execution state")
     GE = bits(19, 16, "greater than or equal, by byte")
@@ -93,12 +93,12 @@ class Pstate32(Bits):
     M = bits(4, 0, "mode", Mode32)
 
 
-# How a CPU starts: at EL1 with its own stack pointer, every exception masked.  KVM resets vCPUs so,
-# and the arm64 boot protocol asks for it.  Source: Documentation/arch/arm64/booting.rst.
+# A vCPU after KVM's reset: at EL1 with that level's stack pointer and all exceptions masked, as the
+# arm64 boot protocol requires.  Source: Documentation/arch/arm64/booting.rst.
 PSTATE_AT_RESET = Pstate.of(D=1, A=1, I=1, F=1, M=Mode.EL1h)
 
 
 def pstate(value: int) -> Pstate | Pstate32:
-    """A PSTATE or SPSR_ELx, as the execution state it names lays it out."""
+    """Decode a PSTATE or SPSR_ELx in the layout of its execution state."""
     state = Pstate(value)
     return Pstate32(value) if state.nRW else state

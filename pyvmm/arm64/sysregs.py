@@ -1,7 +1,6 @@
-"""AArch64 system registers: Arm's name and encoding of each that makes up a CPU's state.
+"""Names and encodings of the AArch64 system registers that hold a CPU's state.
 
-Source: Arm ARM DDI 0487, D23 "AArch64 System Register Descriptions".  The debug and performance
-monitor registers that come in numbers are made from their pattern at the end.
+Source: Arm ARM DDI 0487, D23 "AArch64 System Register Descriptions".
 """
 
 from __future__ import annotations
@@ -104,7 +103,7 @@ _TABLE: dict[str, tuple[int, int, int, int, int]] = {
     "FAR_EL1": (3, 0, 6, 0, 0),
     "VBAR_EL1": (3, 0, 12, 0, 0),
     "DISR_EL1": (3, 0, 12, 1, 1),
-    # Software's own
+    # Software's data
     "CONTEXTIDR_EL1": (3, 0, 13, 0, 1),
     "TPIDR_EL1": (3, 0, 13, 0, 4),
     "SCXTNUM_EL1": (3, 0, 13, 0, 7),
@@ -155,7 +154,7 @@ _TABLE: dict[str, tuple[int, int, int, int, int]] = {
     "DACR32_EL2": (3, 4, 3, 0, 0),
     "IFSR32_EL2": (3, 4, 5, 0, 1),
     "FPEXC32_EL2": (3, 4, 5, 3, 0),
-    # EL2, for a guest that is a hypervisor
+    # EL2, for guest hypervisors
     "VPIDR_EL2": (3, 4, 0, 0, 0),
     "VMPIDR_EL2": (3, 4, 0, 0, 5),
     "SCTLR_EL2": (3, 4, 1, 0, 0),
@@ -211,7 +210,7 @@ _TABLE: dict[str, tuple[int, int, int, int, int]] = {
     "CNTHV_CTL_EL2": (3, 4, 14, 3, 1),
     "CNTHV_CVAL_EL2": (3, 4, 14, 3, 2),
     "SP_EL2": (3, 6, 4, 1, 0),
-    # Registers that come in numbers
+    # Numbered registers
     **{f"DBGBVR{n}_EL1": (2, 0, 0, n, 4) for n in range(16)},
     **{f"DBGBCR{n}_EL1": (2, 0, 0, n, 5) for n in range(16)},
     **{f"DBGWVR{n}_EL1": (2, 0, 0, n, 6) for n in range(16)},

@@ -1,4 +1,4 @@
-"""The registers of what lies around a processor's core: FP, timers, PMU, debug, GIC interface.
+"""The registers of a CPU's units: FP, timers, PMU, debug, GIC interface.
 
 Source: Arm ARM DDI 0487, C5.2, D23.3 to D23.8; Arm IHI 0069 (GICv3), 12.2.
 """
@@ -9,7 +9,7 @@ from pyvmm.arm64.bits import Bits, bit, bits, names
 
 
 class Fpcr(Bits):
-    """How floating point computes (FPCR)."""
+    """Floating-point control (FPCR)."""
 
     AHP = bit(26, "alternative half precision")
     DN = bit(25, "NaNs are the default NaN")
@@ -31,7 +31,7 @@ class Fpcr(Bits):
 
 
 class Fpsr(Bits):
-    """What floating point has met (FPSR)."""
+    """Floating-point status (FPSR)."""
 
     N = bit(31, "AArch32: negative")
     Z = bit(30, "AArch32: zero")
@@ -47,7 +47,7 @@ class Fpsr(Bits):
 
 
 class CntCtl(Bits):
-    """A timer's control (CNTV_CTL_EL0, CNTP_CTL_EL0)."""
+    """Timer control (CNTV_CTL_EL0, CNTP_CTL_EL0)."""
 
     ISTATUS = bit(2, "the condition is met")
     IMASK = bit(1, "the interrupt is masked")
@@ -55,20 +55,20 @@ class CntCtl(Bits):
 
 
 class Cntkctl(Bits):
-    """What EL0 has of the timers (CNTKCTL_EL1)."""
+    """EL0's access to timers, and the event stream (CNTKCTL_EL1)."""
 
     EVNTIS = bit(17, "EVNTI counts from bit 8")
     EL0PTEN = bit(9, "EL0 has the physical timer")
     EL0VTEN = bit(8, "EL0 has the virtual timer")
-    EVNTI = bits(7, 4, "which bit of the counter makes events")
-    EVNTDIR = bit(3, "events when it falls")
-    EVNTEN = bit(2, "the counter makes events")
+    EVNTI = bits(7, 4, "counter bit that makes events")
+    EVNTDIR = bit(3, "events when the bit changes to 0")
+    EVNTEN = bit(2, "event stream")
     EL0VCTEN = bit(1, "EL0 has the virtual counter")
     EL0PCTEN = bit(0, "EL0 has the physical counter")
 
 
 class Pmcr(Bits):
-    """The performance monitors' control (PMCR_EL0)."""
+    """Performance monitor control (PMCR_EL0)."""
 
     FZS = bit(32, "counters freeze when profiling stops")
     IMP = bits(31, 24, "implementer")
@@ -77,24 +77,24 @@ class Pmcr(Bits):
     FZO = bit(9, "counters freeze on overflow")
     LP = bit(7, "event counters of 64 bits")
     LC = bit(6, "the cycle counter has 64 bits")
-    DP = bit(5, "no cycles counted where events are not")
+    DP = bit(5, "cycles do not count where events do not")
     X = bit(4, "events are exported")
-    D = bit(3, "one in 64 cycles is counted")
+    D = bit(3, "every 64th cycle counts")
     C = bit(2, "reset the cycle counter")
     P = bit(1, "reset the event counters")
     E = bit(0, "the counters run")
 
 
 class Pmuserenr(Bits):
-    """What EL0 has of the performance monitors (PMUSERENR_EL0)."""
+    """EL0's access to the performance monitors (PMUSERENR_EL0)."""
 
     TID = bit(6, "ID registers are trapped")
-    IR = bit(5, "the instruction counter is only read")
-    UEN = bit(4, "what PMUACR_EL1 says")
+    IR = bit(5, "the instruction counter is read-only")
+    UEN = bit(4, "the counters in PMUACR_EL1")
     ER = bit(3, "event counters can be read")
     CR = bit(2, "the cycle counter can be read")
     SW = bit(1, "PMSWINC_EL0 can be written")
-    EN = bit(0, "everything")
+    EN = bit(0, "full access")
 
 
 class Mdscr(Bits):
@@ -103,7 +103,7 @@ class Mdscr(Bits):
     TDA = bit(21, "breakpoint registers are trapped to an external debugger")
     MDE = bit(15, "breakpoints and watchpoints")
     HDE = bit(14, "breakpoints and watchpoints halt")
-    KDE = bit(13, "EL1 is debugged too")
+    KDE = bit(13, "debug exceptions from EL1 too")
     TDCC = bit(12, "EL0's debug communication is trapped")
     SS = bit(0, "software step")
 
@@ -111,18 +111,18 @@ class Mdscr(Bits):
 class Oslsr(Bits):
     """The OS lock (OSLSR_EL1)."""
 
-    OSLM1 = bit(3, "there is an OS lock")
-    nTT = bit(2, "OSLAR_EL1 takes 32 bits")
+    OSLM1 = bit(3, "the OS lock is implemented")
+    nTT = bit(2, "OSLAR_EL1 needs 32-bit writes")
     OSLK = bit(1, "locked")
     OSLM0 = bit(0, "the OS lock's model, bit 0")
 
 
 class IccCtlr(Bits):
-    """The CPU interface's control (ICC_CTLR_EL1)."""
+    """CPU interface control (ICC_CTLR_EL1)."""
 
     ExtRange = bit(19, "INTIDs 1024 to 8191")
     RSS = bit(18, "SGIs to Aff0 up to 255")
-    A3V = bit(15, "affinity 3 counts")
+    A3V = bit(15, "SGIs use affinity 3")
     SEIS = bit(14, "SEIs are generated locally")
     IDbits = bits(13, 11, "INTID size", names("BITS_16", "BITS_24"))
     PRIbits = bits(10, 8, "priority bits, less one")
@@ -136,22 +136,22 @@ class IccSre(Bits):
 
     DIB = bit(2, "IRQ bypass is disabled")
     DFB = bit(1, "FIQ bypass is disabled")
-    SRE = bit(0, "by system registers")
+    SRE = bit(0, "access by system registers")
 
 
 class IccIgrpen(Bits):
-    """Whether a group of interrupts is signalled (ICC_IGRPEN0_EL1, ICC_IGRPEN1_EL1)."""
+    """Enable of an interrupt group (ICC_IGRPEN0_EL1, ICC_IGRPEN1_EL1)."""
 
-    Enable = bit(0, "signalled")
+    Enable = bit(0, "interrupts are signalled")
 
 
 class IccPmr(Bits):
-    """The lowest priority that is not signalled (ICC_PMR_EL1)."""
+    """The priority mask: only higher priorities are signalled (ICC_PMR_EL1)."""
 
     Priority = bits(7, 0, "priority")
 
 
 class IccBpr(Bits):
-    """Where priorities split into group and subpriority (ICC_BPR0_EL1, ICC_BPR1_EL1)."""
+    """The split of priorities into group and subpriority (ICC_BPR0_EL1, ICC_BPR1_EL1)."""
 
     BinaryPoint = bits(2, 0, "binary point")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pyvmm import layout
+from pyvmm.arm64.core import affinity
 from pyvmm.base.records import Record
 from pyvmm.boot import fdt
 from pyvmm.devices.device import Device
@@ -29,9 +30,6 @@ IRQ_TYPE_EDGE_RISING = 1
 IRQ_TYPE_LEVEL_HIGH = 4
 
 APB_CLOCK_HZ = 24_000_000  # the clock of the PL031's bus; nothing depends on it
-
-# The affinity fields of MPIDR_EL1.  Source: Arm DDI 0487, MPIDR_EL1
-MPIDR_AFFINITY = 0xFF_00FF_FFFF
 
 # Linux truncates bootargs to this size, NUL included.
 # Source: arch/arm64/include/uapi/asm/setup.h, COMMAND_LINE_SIZE
@@ -121,7 +119,7 @@ def machine_dtb(machine: MachineDescription) -> bytes:
         )
     if "\0" in machine.bootargs:
         raise UsageError("the kernel command line contains a NUL")
-    blob = fdt.build(machine_tree(machine), boot_cpuid=machine.mpidrs[0] & MPIDR_AFFINITY)
+    blob = fdt.build(machine_tree(machine), boot_cpuid=affinity(machine.mpidrs[0]))
     if len(blob) > layout.DTB_SIZE:
         raise UsageError(f"the device tree has {len(blob)} bytes, the limit is {layout.DTB_SIZE}")
     return blob
@@ -169,15 +167,15 @@ def _ppi(machine: MachineDescription, *ppis: int) -> tuple[int, ...]:
 
 
 def _cpus(machine: MachineDescription) -> dict[str, fdt.Property | fdt.Node]:
-    affinities = [mpidr & MPIDR_AFFINITY for mpidr in machine.mpidrs]
-    cells = 2 if any(affinity >> 32 for affinity in affinities) else 1
+    regs = [affinity(mpidr) for mpidr in machine.mpidrs]
+    cells = 2 if max(regs) >> 32 else 1
     cpus: dict[str, fdt.Property | fdt.Node] = {"#address-cells": cells, "#size-cells": 0}
-    for affinity in affinities:
-        cpus[f"cpu@{affinity:x}"] = {
+    for reg in regs:
+        cpus[f"cpu@{reg:x}"] = {
             "device_type": "cpu",
             "compatible": "arm,arm-v8",
             "enable-method": "psci",
-            "reg": fdt.u64(affinity) if cells == 2 else affinity,
+            "reg": fdt.u64(reg) if cells == 2 else reg,
         }
     return cpus
 

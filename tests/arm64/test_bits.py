@@ -83,7 +83,7 @@ def test_field_of_the_class_tells_its_mask_and_meaning() -> None:
 
 
 def test_backward_field_is_refused() -> None:
-    with pytest.raises(ValueError, match="bits 3 to 5 are no field"):
+    with pytest.raises(ValueError, match="bits 3 to 5 are not a field"):
         bits(3, 5, "")
 
 

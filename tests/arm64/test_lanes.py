@@ -159,7 +159,7 @@ def test_predicate_takes_nothing_but_truth() -> None:
 
 
 def test_lanes_of_unknown_size_are_a_type_error() -> None:
-    with pytest.raises(TypeError, match="lanes are b, h, s, d, q, and not w"):
+    with pytest.raises(TypeError, match="lanes are b, h, s, d, q, not w"):
         Vector.of(128, w=[1])
 
 
