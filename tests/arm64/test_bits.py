@@ -42,7 +42,7 @@ def test_str_shows_the_number_and_every_field() -> None:
     assert f"{Esr(5):#06x}" == "0x0005"
 
 
-def test_names_count_from_zero_and_stand_apart_where_told() -> None:
+def test_names_count_from_zero_except_those_with_numbers() -> None:
     values = names("IMP", "FP16", NI=0xF)
 
     assert [(value.name, int(value)) for value in values] == [("IMP", 0), ("FP16", 1), ("NI", 15)]
@@ -53,7 +53,7 @@ def test_word_of_a_field_is_its_name_or_its_number(value: int, word: str) -> Non
     assert Esr.EC.word(value) == word
 
 
-def test_of_builds_from_fields_and_is_an_int() -> None:
+def test_of_builds_an_int_from_fields() -> None:
     assert Esr.of(EC=Class.SVC64, IL=1, ISS=7) == 0x5600_0007
 
 
@@ -62,33 +62,33 @@ def test_replace_changes_only_the_named_field() -> None:
 
 
 @pytest.mark.parametrize("value", [0x40, -1])
-def test_value_that_does_not_fit_names_the_field(value: int) -> None:
+def test_of_names_the_field_that_a_value_does_not_fit(value: int) -> None:
     with pytest.raises(ValueError, match=r"^EC=-?0x\w+ does not fit bits 31:26$"):
         Esr.of(EC=value)
 
 
-def test_unknown_field_is_refused() -> None:
+def test_of_refuses_an_unknown_field() -> None:
     with pytest.raises(TypeError, match="Esr has no field XX"):
         Esr.of(XX=1)
 
 
-def test_subclass_has_the_fields_of_its_base_too() -> None:
+def test_subclass_inherits_its_bases_fields() -> None:
     assert [field.name for field in Esr2.fields()] == ["EC", "IL", "ISS", "ISS2"]
     assert Esr2(3 << 32).ISS2 == 3
 
 
-def test_field_of_the_class_tells_its_mask_and_meaning() -> None:
+def test_field_of_a_class_has_a_mask_and_a_meaning() -> None:
     assert Esr.EC.mask == 0xFC00_0000
     assert Esr.IL.meaning == "the instruction was 32 bits long"
 
 
-def test_backward_field_is_refused() -> None:
+def test_bits_refuses_a_backward_field() -> None:
     with pytest.raises(ValueError, match="bits 3 to 5 are not a field"):
         bits(3, 5, "")
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_fields_put_together_are_the_register(value: int) -> None:
+def test_of_rebuilds_a_register_from_all_its_fields(value: int) -> None:
     esr = Esr(value)
 
     assert Esr.of(EC=esr.EC, IL=esr.IL, ISS=esr.ISS) == value

@@ -13,5 +13,5 @@ def test_mpidr_puts_16_vcpus_in_a_cluster() -> None:
     ]
 
 
-def test_affinity_leaves_out_what_is_no_affinity() -> None:
+def test_affinity_clears_the_other_fields() -> None:
     assert affinity(0x80_C100_0203) == 0x80_0000_0203

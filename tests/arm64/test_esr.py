@@ -69,11 +69,11 @@ from pyvmm.arm64.fault import FaultStatus
         (0xFE00_0000, "unallocated exception class 0x3f"),
     ],
 )
-def test_syndrome_in_words(esr: int, words: str) -> None:
+def test_explain_esr_describes_a_syndrome(esr: int, words: str) -> None:
     assert explain_esr(esr) == words
 
 
-def test_fields_of_a_syndrome_are_those_of_its_class() -> None:
+def test_syndrome_has_the_fields_of_its_class() -> None:
     esr = Esr(0x93C1_8007)
 
     iss = esr.iss
@@ -106,11 +106,11 @@ def test_fields_of_a_syndrome_are_those_of_its_class() -> None:
         (0x3F, "DFSC"),
     ],
 )
-def test_field_of_a_data_abort_is_where_the_kernel_has_it(bits: int, field: str) -> None:
+def test_data_abort_field_is_the_kernels(bits: int, field: str) -> None:
     assert {item.name: item.mask for item in DabtIss.fields()}[field] == bits
 
 
-def test_register_of_a_trapped_access_is_numbered_as_sysregs_does() -> None:
+def test_trapped_access_has_the_encoding_of_sysregs() -> None:
     iss = SysIss(0x32_C001)
 
     assert iss.encoding == 3 << 14 | 3 << 11 | 0 << 7 | 0 << 3 | 1
@@ -136,14 +136,14 @@ def test_register_of_a_trapped_access_is_numbered_as_sysregs_does() -> None:
         (0x3F, "unknown fault 0x3f"),
     ],
 )
-def test_fault_in_words(status: int, words: str) -> None:
+def test_explain_describes_a_fault(status: int, words: str) -> None:
     assert fault.explain(DabtIss(status).DFSC) == words
 
 
-def test_every_fault_has_words() -> None:
+def test_explain_describes_every_fault() -> None:
     assert all(fault.explain(status) for status in FaultStatus)
 
 
 @given(st.integers(0, 2**64 - 1))
-def test_any_syndrome_is_explained(value: int) -> None:
+def test_explain_esr_describes_any_syndrome(value: int) -> None:
     assert explain_esr(value)

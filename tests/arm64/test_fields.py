@@ -41,22 +41,22 @@ def check_values(layout: type[Bits]) -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_fields_of_a_register_are_apart_and_inside(name: str) -> None:
+def test_register_fields_lie_inside_and_do_not_overlap(name: str) -> None:
     check_layout(LAYOUTS[name], 64)
     check_values(LAYOUTS[name])
 
 
 @pytest.mark.parametrize("name", ISS_LAYOUTS)
-def test_fields_of_a_syndrome_are_apart_and_inside(name: str) -> None:
+def test_syndrome_fields_lie_inside_and_do_not_overlap(name: str) -> None:
     check_layout(ISS_LAYOUTS[name], ISS_BITS)
     check_values(ISS_LAYOUTS[name])
 
 
-def test_registers_are_named_as_the_encodings_are() -> None:
+def test_registers_have_the_names_of_the_encodings() -> None:
     assert FIELDS.keys() - KVM_S_OWN <= sysregs.ENCODINGS.keys()
 
 
-def test_every_aarch64_id_register_is_decoded() -> None:
+def test_decode_knows_every_aarch64_id_register() -> None:
     implementation_defined = {"ID_AA64AFR0_EL1", "ID_AA64AFR1_EL1"}
     ids = {name for name in sysregs.ENCODINGS if name.startswith("ID_AA64")}
 
@@ -68,20 +68,18 @@ def test_every_exception_class_has_a_meaning() -> None:
 
 
 @given(st.sampled_from(sorted(FIELDS)), st.integers(0, 2**64 - 1))
-def test_any_value_of_any_register_is_decoded_without_loss_of_its_fields(
-    name: str, value: int
-) -> None:
+def test_decode_keeps_any_value_of_any_register(name: str, value: int) -> None:
     decoded = decode(name, value)
 
     assert decoded == value
     assert str(decoded).startswith(f"{value:#x} (")
 
 
-def test_register_without_fields_is_not_decoded() -> None:
+def test_decode_returns_none_for_a_register_without_fields() -> None:
     assert decode("TPIDR_EL0", 5) is None
 
 
-def test_pstate_is_decoded_by_its_execution_state() -> None:
+def test_decode_selects_the_pstate_layout_by_execution_state() -> None:
     aarch64, aarch32 = decode("PSTATE", 0x3C5), decode("SPSR_EL1", 0x1D3)
 
     assert isinstance(aarch64, Pstate)

@@ -51,7 +51,7 @@ def set_fields(processor: dict[str, int], name: str) -> dict[str, str]:
         ("ID_AA64MMFR0_EL1", "SNSMem=IMP BigEnd=IMP ASIDBits=BITS_16 PARange=BITS_44"),
     ],
 )
-def test_cortex_a57_reads_as_its_manual_says(name: str, said: str) -> None:
+def test_decode_of_a_cortex_a57_agrees_with_its_manual(name: str, said: str) -> None:
     wanted = {
         field: f"{int(word, 0):#x}" if word[0] in "23456789" else word
         for field, _, word in (item.partition("=") for item in said.split())
@@ -73,14 +73,14 @@ def test_cortex_a57_reads_as_its_manual_says(name: str, said: str) -> None:
         ("ID_AA64MMFR2_EL1", "IESB=IMP UAO=IMP CnP=IMP"),
     ],
 )
-def test_a64fx_reads_as_its_manual_says(name: str, said: str) -> None:
+def test_decode_of_an_a64fx_agrees_with_its_manual(name: str, said: str) -> None:
     fields = set_fields(A64FX, name)
     words = {f"{field}={word}" for field, word in fields.items()} | set(fields.values())
 
     assert set(said.split()) <= words
 
 
-def test_values_with_names_are_members_and_others_stay_numbers() -> None:
+def test_field_returns_a_member_for_a_named_value_and_else_a_number() -> None:
     pfr0 = IdAa64Pfr0(0x1_0111_0011)
 
     assert pfr0.SVE is Implemented.IMP

@@ -29,7 +29,7 @@ def unpacked(data: bytes, code: str) -> tuple[object, ...]:
 
 @given(vector=vectors)
 @pytest.mark.parametrize("suffix", CODES)
-def test_lanes_are_what_lies_in_memory(suffix: str, vector: Vector) -> None:
+def test_lanes_agree_with_the_vectors_bytes(suffix: str, vector: Vector) -> None:
     lanes = getattr(vector, suffix)
 
     assert lanes == lanes.unsigned == unpacked(bytes(vector), CODES[suffix])
@@ -38,7 +38,7 @@ def test_lanes_are_what_lies_in_memory(suffix: str, vector: Vector) -> None:
 
 @given(vector=vectors)
 @pytest.mark.parametrize("suffix", FLOATS)
-def test_floats_are_ieee_754(suffix: str, vector: Vector) -> None:
+def test_float_lanes_are_ieee_754(suffix: str, vector: Vector) -> None:
     lanes = getattr(vector, suffix).float
 
     expected = unpacked(bytes(vector), FLOATS[suffix])
@@ -53,7 +53,7 @@ def test_quadwords_are_pairs_of_doublewords(vector: Vector) -> None:
 
 
 @given(vector=vectors, suffix=suffixes)
-def test_lanes_make_the_vector_again(vector: Vector, suffix: str) -> None:
+def test_of_rebuilds_a_vector_from_its_lanes(vector: Vector, suffix: str) -> None:
     lanes = getattr(vector, suffix)
 
     assert Vector.of(vector.vl, **{suffix: lanes}) == vector
@@ -61,9 +61,7 @@ def test_lanes_make_the_vector_again(vector: Vector, suffix: str) -> None:
 
 
 @given(vector=vectors, suffix=suffixes, data=st.data())
-def test_replace_changes_one_lane_and_no_other(
-    vector: Vector, suffix: str, data: st.DataObject
-) -> None:
+def test_replace_changes_only_one_lane(vector: Vector, suffix: str, data: st.DataObject) -> None:
     lanes = list(getattr(vector, suffix))
     index = data.draw(st.integers(0, len(lanes) - 1))
     lanes[index] = data.draw(st.integers(0, (1 << LANES[suffix]) - 1))
@@ -74,7 +72,9 @@ def test_replace_changes_one_lane_and_no_other(
 
 
 @given(predicate=predicates, suffix=suffixes)
-def test_lane_of_a_predicate_is_active_by_its_lowest_bit(predicate: Predicate, suffix: str) -> None:
+def test_predicate_lane_is_active_if_its_lowest_bit_is_set(
+    predicate: Predicate, suffix: str
+) -> None:
     lanes = getattr(predicate, suffix)
 
     step = LANES[suffix] // 8
@@ -84,7 +84,7 @@ def test_lane_of_a_predicate_is_active_by_its_lowest_bit(predicate: Predicate, s
 
 
 @given(predicate=predicates, suffix=suffixes)
-def test_active_lanes_make_a_predicate_with_them(predicate: Predicate, suffix: str) -> None:
+def test_of_makes_a_predicate_with_the_same_active_lanes(predicate: Predicate, suffix: str) -> None:
     made = Predicate.of(predicate.vl, **{suffix: getattr(predicate, suffix)})
 
     assert getattr(made, suffix) == getattr(predicate, suffix)
@@ -92,22 +92,22 @@ def test_active_lanes_make_a_predicate_with_them(predicate: Predicate, suffix: s
 
 
 @given(value=st.floats(allow_nan=False))
-def test_float_comes_back_from_a_lane_of_its_size(value: float) -> None:
+def test_double_survives_a_64_bit_lane(value: float) -> None:
     assert Vector.of(128, d=[1, value]).d.float[1] == value
 
 
-def test_float_is_rounded_to_the_lane_s_precision() -> None:
+def test_of_rounds_a_float_to_the_lanes_precision() -> None:
     vector = Vector.of(128, s=[0.1, math.inf, -0.0])
 
     assert vector.s == (0x3DCC_CCCD, 0x7F80_0000, 0x8000_0000, 0)
 
 
-def test_lanes_that_are_left_out_are_zero() -> None:
+def test_of_clears_omitted_lanes() -> None:
     assert Vector.of(256, h=[1, -1]).value == 0xFFFF_0001
     assert Predicate.of(256, d=[False, True]).value == 1 << 8
 
 
-def test_at_cuts_and_extends() -> None:
+def test_at_truncates_and_extends() -> None:
     vector, predicate = Vector.of(256, d=[1, 2, 3, 4]), Predicate.of(256, b=[True] * 32)
 
     assert vector.at(128) == Vector.of(128, d=[1, 2])
@@ -115,14 +115,14 @@ def test_at_cuts_and_extends() -> None:
     assert predicate.at(128) == Predicate(0xFFFF, 128)
 
 
-def test_text_has_every_digit() -> None:
+def test_str_has_leading_zeros() -> None:
     assert str(Vector(0x5A, 128)) == f"0x{'0' * 30}5a"
     assert str(Predicate(1, 128)) == "0x0001"
     assert repr(Predicate(1, 128)) == "Predicate(0x0001, vl=128)"
 
 
 @pytest.mark.parametrize("vl", [0, -128, 64, 100, 129])
-def test_length_that_is_none_is_refused(vl: int) -> None:
+def test_vector_refuses_an_invalid_length(vl: int) -> None:
     with pytest.raises(ValueError, match=f"{vl} is not a vector length"):
         Vector(0, vl)
 
@@ -130,7 +130,7 @@ def test_length_that_is_none_is_refused(vl: int) -> None:
 @pytest.mark.parametrize(
     ("kind", "value"), [(Vector, 1 << 128), (Vector, -1), (Predicate, 1 << 16)]
 )
-def test_value_that_does_not_fit_is_refused(kind: type[Vector], value: int) -> None:
+def test_vector_refuses_a_value_that_does_not_fit(kind: type[Vector], value: int) -> None:
     with pytest.raises(ValueError, match="does not fit"):
         kind(value, 128)
 
@@ -146,24 +146,24 @@ def test_value_that_does_not_fit_is_refused(kind: type[Vector], value: int) -> N
         ({"b": {0: 1.0}}, r"b\[0\]: there are no floating-point numbers of 8 bits"),
     ],
 )
-def test_lane_that_cannot_be_is_refused_by_its_place(
+def test_replace_names_the_lane_that_it_refuses(
     lanes: dict[str, dict[int, float]], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
         Vector(0, 128).replace(**lanes)
 
 
-def test_predicate_takes_nothing_but_truth() -> None:
+def test_predicate_refuses_numbers_other_than_0_and_1() -> None:
     with pytest.raises(ValueError, match=r"d\[1\]: 2 is neither True nor False"):
         Predicate.of(128, d=[1, 2])
 
 
-def test_lanes_of_unknown_size_are_a_type_error() -> None:
+def test_of_refuses_an_unknown_lane_size() -> None:
     with pytest.raises(TypeError, match="lanes are b, h, s, d, q, not w"):
         Vector.of(128, w=[1])
 
 
 @pytest.mark.parametrize("suffix", ["b", "q"])
-def test_floats_of_a_size_that_has_none_are_a_type_error(suffix: str) -> None:
+def test_float_refuses_lane_sizes_without_floats(suffix: str) -> None:
     with pytest.raises(TypeError, match="hold no floating-point numbers"):
         _ = getattr(Vector(0, 128), suffix).float

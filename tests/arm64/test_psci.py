@@ -17,7 +17,7 @@ def header_names(function: psci.Function) -> tuple[str, ...]:
     return tuple(f"PSCI_{version}_{width}_{name}" for version in ("0_2", "1_0", "1_1", "1_3"))
 
 
-def test_functions_and_returns_are_the_kernel_header_s(cross_gcc: Path, tmp_path: Path) -> None:
+def test_functions_and_returns_are_the_kernel_headers(cross_gcc: Path, tmp_path: Path) -> None:
     lines = ["#include <linux/psci.h>"]
     for function in psci.Function:
         for name in header_names(function):
@@ -38,7 +38,7 @@ def test_functions_and_returns_are_the_kernel_header_s(cross_gcc: Path, tmp_path
     assert result.stderr == ""
 
 
-def test_each_function_is_in_the_header_but_the_newest(cross_gcc: Path) -> None:
+def test_kernel_header_has_every_function_but_the_newest(cross_gcc: Path) -> None:
     text = subprocess.run(
         [str(cross_gcc), "-E", "-dM", "-include", "linux/psci.h", "-x", "c", "/dev/null"],
         capture_output=True,
@@ -52,6 +52,6 @@ def test_each_function_is_in_the_header_but_the_newest(cross_gcc: Path) -> None:
     assert missing <= {"SYSTEM_OFF2", "SYSTEM_OFF2_64"}  # Linux 6.13
 
 
-def test_version_reads_as_major_and_minor() -> None:
+def test_version_shows_major_and_minor() -> None:
     assert str(psci.Version(0x1_0001)) == "0x10001 (MAJOR=1 MINOR=1)"
     assert psci.V1_1 == 0x1_0001

@@ -5,7 +5,7 @@ import pytest
 from pyvmm.arm64.pstate import PSTATE_AT_RESET, BType, Mode, Mode32, Pstate, Pstate32, pstate
 
 
-def test_pstate_at_reset_is_el1h_with_everything_masked() -> None:
+def test_pstate_at_reset_is_el1h_with_all_exceptions_masked() -> None:
     assert PSTATE_AT_RESET == 0x3C5
     assert Pstate(0x3C5).M is Mode.EL1h
 
@@ -32,7 +32,7 @@ def test_pstate_at_reset_is_el1h_with_everything_masked() -> None:
         (0x0000_0010, "nRW"),
     ],
 )
-def test_bit_is_where_the_kernel_has_it(bit: int, field: str) -> None:
+def test_pstate_bit_is_the_kernels(bit: int, field: str) -> None:
     assert Pstate.of(**{field: 1}) == bit
 
 
@@ -53,11 +53,11 @@ def test_bit_is_where_the_kernel_has_it(bit: int, field: str) -> None:
         (0x0000_001F, "M"),
     ],
 )
-def test_bits_of_aarch32_are_where_the_kernel_has_them(bits: int, field: str) -> None:
+def test_aarch32_pstate_bits_are_the_kernels(bits: int, field: str) -> None:
     assert {item.name: item.mask for item in Pstate32.fields()}[field] == bits
 
 
-def test_branch_type_is_the_kernel_s() -> None:
+def test_branch_types_are_the_kernels() -> None:
     assert [Pstate(kind << 10).BTYPE for kind in range(4)] == list(BType)
 
 
@@ -65,5 +65,5 @@ def test_branch_type_is_the_kernel_s() -> None:
     ("value", "mode"),
     [(0x0, Mode.EL0t), (0x3C9, Mode.EL2h), (0xD3, Mode32.Supervisor), (0x1DF, Mode32.System)],
 )
-def test_mode_of_a_boot_or_user_state(value: int, mode: int) -> None:
+def test_pstate_decodes_the_mode_of_either_execution_state(value: int, mode: int) -> None:
     assert pstate(value).M is mode

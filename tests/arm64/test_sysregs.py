@@ -55,7 +55,7 @@ def generic(encoding: int) -> str:
     return f"S{op0}_{op1}_C{crn}_C{encoding >> 3 & 15}_{encoding & 7}"
 
 
-def test_encodings_are_the_assembler_s(cross_gcc: Path, tmp_path: Path) -> None:
+def test_encodings_are_the_assemblers(cross_gcc: Path, tmp_path: Path) -> None:
     names = [name for name in sysregs.ENCODINGS if name not in NEWER_THAN_BINUTILS]
     # PMSWINC_EL0 is write-only, the rest can be read.
     reads = [f"msr {name}, x0" if name == "PMSWINC_EL0" else f"mrs x0, {name}" for name in names]
@@ -67,12 +67,12 @@ def test_encodings_are_the_assembler_s(cross_gcc: Path, tmp_path: Path) -> None:
     assert words(cross_gcc, tmp_path, reads) == words(cross_gcc, tmp_path, raw)
 
 
-def test_no_two_names_have_one_encoding() -> None:
+def test_encodings_are_unique() -> None:
     assert len(sysregs.NAMES) == len(sysregs.ENCODINGS)
 
 
 @pytest.mark.kvm
-def test_every_register_kvm_lists_has_a_name_or_is_unallocated() -> None:
+def test_registers_of_kvm_have_names_unless_unallocated() -> None:
     from pyvmm.kvm import regs
     from pyvmm.kvm.uapi import VcpuFeature
     from tests.kvm.guest import guest

@@ -10,17 +10,17 @@ from pyvmm.boot.cmdline import command_line
 @pytest.mark.parametrize(
     ("console", "device"), [("serial", "ttyS0"), ("virtio", "hvc0"), ("hv", "hvc0")]
 )
-def test_command_line_starts_as_lkvms_does(console: str, device: str) -> None:
+def test_command_line_starts_like_lkvms(console: str, device: str) -> None:
     line = command_line("quiet", console=console)
 
     assert line == f" console={device} root=/dev/vda rw quiet"
 
 
-def test_command_line_without_defaults_is_the_users_alone() -> None:
+def test_command_line_without_defaults_has_only_the_users_parameters() -> None:
     assert command_line("quiet", console="virtio", defaults=False) == "quiet"
 
 
-def test_plugged_memory_is_used_at_once_unless_the_user_says_otherwise() -> None:
+def test_command_line_enables_plugged_memory_before_the_users_parameters() -> None:
     line = command_line("memhp_default_state=offline", hotplug=True)
 
     assert line == (

@@ -47,7 +47,7 @@ def wide(tree: Tree, name: str) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("machine", [PLAIN, FULL, BARE], ids=["plain", "full", "bare"])
-def test_dtc_has_nothing_to_say_against_it(
+def test_machine_dtb_passes_dtc_without_warnings(
     dtc: Path, libfdt: Libfdt, machine: MachineDescription
 ) -> None:
     blob = machine_dtb(machine)
@@ -58,7 +58,7 @@ def test_dtc_has_nothing_to_say_against_it(
     assert libfdt.check(blob) == 0
 
 
-def test_chosen_tells_what_to_boot_with(libfdt: Libfdt) -> None:
+def test_chosen_has_bootargs_initrd_and_seed(libfdt: Libfdt) -> None:
     tree = libfdt.tree(machine_dtb(FULL))
 
     chosen = node(tree, "chosen")
@@ -70,19 +70,19 @@ def test_chosen_tells_what_to_boot_with(libfdt: Libfdt) -> None:
     assert wide(chosen, "kaslr-seed") == (0x0123_4567_89AB_CDEF,)
 
 
-def test_chosen_is_silent_on_what_is_not_there(libfdt: Libfdt) -> None:
+def test_chosen_omits_absent_parts(libfdt: Libfdt) -> None:
     chosen = node(libfdt.tree(machine_dtb(BARE)), "chosen")
 
     assert chosen == {"bootargs": b"\0"}
 
 
-def test_memory_is_all_of_the_ram(libfdt: Libfdt) -> None:
+def test_memory_node_covers_all_ram(libfdt: Libfdt) -> None:
     memory = node(libfdt.tree(machine_dtb(FULL)), "memory@80000000")
 
     assert wide(memory, "reg") == (0x8000_0000, 6 * layout.GIB)
 
 
-def test_cpus_are_found_by_their_affinity(libfdt: Libfdt) -> None:
+def test_cpu_nodes_have_affinities_as_addresses(libfdt: Libfdt) -> None:
     cpus = node(libfdt.tree(machine_dtb(FULL)), "cpus")
 
     assert [name for name in cpus if "@" in name][14:18] == ["cpu@e", "cpu@f", "cpu@100", "cpu@101"]
@@ -90,7 +90,7 @@ def test_cpus_are_found_by_their_affinity(libfdt: Libfdt) -> None:
     assert node(cpus, "cpu@103")["enable-method"] == b"psci\0"
 
 
-def test_cpu_with_all_four_affinity_levels_takes_two_cells(dtc: Path, libfdt: Libfdt) -> None:
+def test_cpu_node_has_two_cells_for_four_affinity_levels(dtc: Path, libfdt: Libfdt) -> None:
     blob = machine_dtb(PLAIN.replace(mpidrs=(0x8000_0000, 0x12_8034_5678)))
 
     cpus = node(libfdt.tree(blob), "cpus")
@@ -99,7 +99,7 @@ def test_cpu_with_all_four_affinity_levels_takes_two_cells(dtc: Path, libfdt: Li
     assert wide(node(cpus, "cpu@1200345678"), "reg") == (0x12_0034_5678,)
 
 
-def test_gic_lies_where_the_layout_has_it(libfdt: Libfdt) -> None:
+def test_gic_node_has_the_layouts_addresses(libfdt: Libfdt) -> None:
     gic = node(libfdt.tree(machine_dtb(FULL)), "intc@3fff0000")
 
     gicr = layout.gicr(20)
@@ -109,7 +109,7 @@ def test_gic_lies_where_the_layout_has_it(libfdt: Libfdt) -> None:
     assert wide(its, "reg") == (layout.its(20).base, layout.ITS_SIZE)
 
 
-def test_timer_has_the_four_ppis_level_high(libfdt: Libfdt) -> None:
+def test_timer_node_has_four_level_high_ppis(libfdt: Libfdt) -> None:
     timer = node(libfdt.tree(machine_dtb(PLAIN)), "timer")
 
     assert cells(timer, "interrupts") == (1, 13, 4, 1, 14, 4, 1, 11, 4, 1, 10, 4)
@@ -124,7 +124,7 @@ def test_timer_has_the_four_ppis_level_high(libfdt: Libfdt) -> None:
         ("rtc@1010000", b"arm,pl031\0arm,primecell\0", 223),
     ],
 )
-def test_device_interrupts_by_its_spi_level_high(
+def test_device_node_has_a_level_high_spi(
     libfdt: Libfdt, name: str, compatible: bytes, spi: int
 ) -> None:
     device = node(libfdt.tree(machine_dtb(PLAIN)), name)
@@ -133,7 +133,7 @@ def test_device_interrupts_by_its_spi_level_high(
     assert cells(device, "interrupts") == (0, spi, 4)
 
 
-def test_virtio_devices_lie_in_their_slots_and_interrupt_by_an_edge(libfdt: Libfdt) -> None:
+def test_virtio_nodes_have_their_slots_and_rising_edge_spis(libfdt: Libfdt) -> None:
     tree = libfdt.tree(machine_dtb(FULL))
 
     slots = [name for name in tree if name.startswith("virtio@")]
@@ -145,13 +145,13 @@ def test_virtio_devices_lie_in_their_slots_and_interrupt_by_an_edge(libfdt: Libf
     assert third["dma-coherent"] == b""
 
 
-def test_serial_has_the_clock_of_a_pc(libfdt: Libfdt) -> None:
+def test_serial_node_has_a_pcs_clock(libfdt: Libfdt) -> None:
     serial = node(libfdt.tree(machine_dtb(PLAIN)), "serial@1000000")
 
     assert cells(serial, "clock-frequency") == (1_843_200,)
 
 
-def test_rtc_has_the_clock_that_amba_asks_for(libfdt: Libfdt) -> None:
+def test_rtc_node_refers_to_its_amba_clock(libfdt: Libfdt) -> None:
     tree = libfdt.tree(machine_dtb(PLAIN))
     rtc = node(tree, "rtc@1010000")
 
@@ -159,28 +159,28 @@ def test_rtc_has_the_clock_that_amba_asks_for(libfdt: Libfdt) -> None:
     assert cells(rtc, "clocks") == cells(node(tree, "apb-pclk"), "phandle")
 
 
-def test_exit_register_is_found(libfdt: Libfdt) -> None:
+def test_exit_register_has_a_node(libfdt: Libfdt) -> None:
     register = node(libfdt.tree(machine_dtb(PLAIN)), "exit@1030000")
 
     assert register["compatible"] == b"pyvmm,exit\0"
     assert wide(register, "reg") == (layout.EXIT.base, layout.EXIT.size)
 
 
-def test_psci_is_called_by_hvc(libfdt: Libfdt) -> None:
+def test_psci_node_has_the_hvc_method(libfdt: Libfdt) -> None:
     psci = node(libfdt.tree(machine_dtb(PLAIN)), "psci")
 
     assert psci == {"compatible": b"arm,psci-1.0\0arm,psci-0.2\0", "method": b"hvc\0"}
 
 
 @pytest.mark.parametrize("pmu", [True, False])
-def test_pmu_is_there_when_asked_for(libfdt: Libfdt, pmu: bool) -> None:
+def test_pmu_node_exists_if_enabled(libfdt: Libfdt, pmu: bool) -> None:
     tree = libfdt.tree(machine_dtb(PLAIN.replace(pmu=pmu)))
 
     assert ("pmu" in tree) == pmu
     assert not pmu or cells(node(tree, "pmu"), "interrupts") == (1, 7, 4)
 
 
-def test_512_vcpus_fit(libfdt: Libfdt) -> None:
+def test_machine_dtb_fits_512_vcpus(libfdt: Libfdt) -> None:
     mpidrs = tuple(0x8000_0000 | n & 15 | n >> 4 << 8 for n in range(512))
 
     blob = machine_dtb(FULL.replace(mpidrs=mpidrs))
@@ -190,12 +190,12 @@ def test_512_vcpus_fit(libfdt: Libfdt) -> None:
 
 
 @pytest.mark.parametrize("bootargs", ["x" * 2048, "a\0b"])
-def test_unusable_command_line_is_refused(bootargs: str) -> None:
+def test_machine_dtb_refuses_an_unusable_command_line(bootargs: str) -> None:
     with pytest.raises(UsageError, match="kernel command line"):
         machine_dtb(PLAIN.replace(bootargs=bootargs))
 
 
-def test_longest_command_line_is_taken(libfdt: Libfdt) -> None:
+def test_machine_dtb_accepts_the_longest_command_line(libfdt: Libfdt) -> None:
     tree = libfdt.tree(machine_dtb(PLAIN.replace(bootargs="x" * 2047)))
 
     assert node(tree, "chosen")["bootargs"] == b"x" * 2047 + b"\0"

@@ -50,7 +50,7 @@ def load(elf: Elf | bytes, memory: GuestMemory) -> tuple[int, tuple[tuple[int, i
     return placed.entry, placed.ranges
 
 
-def test_segment_goes_to_its_address(memory: GuestMemory) -> None:
+def test_load_elf_puts_a_segment_at_its_address(memory: GuestMemory) -> None:
     entry, ranges = load(Elf(entry=BASE + 8), memory)
 
     assert memory.read(BASE, len(CODE)) == CODE
@@ -58,7 +58,7 @@ def test_segment_goes_to_its_address(memory: GuestMemory) -> None:
     assert ranges == ((BASE, BASE + len(CODE)),)
 
 
-def test_every_segment_is_loaded(memory: GuestMemory) -> None:
+def test_load_elf_loads_every_segment(memory: GuestMemory) -> None:
     phdrs = tuple(Phdr(vaddr=BASE + n * 0x1000, data=bytes([n]) * 32) for n in range(1, 9))
 
     load(Elf(phdrs=phdrs, entry=BASE + 0x1000), memory)
@@ -67,7 +67,7 @@ def test_every_segment_is_loaded(memory: GuestMemory) -> None:
         assert memory.read(BASE + n * 0x1000, 33) == bytes([n]) * 32 + b"\0"
 
 
-def test_bss_is_zero_whatever_was_there(memory: GuestMemory) -> None:
+def test_load_elf_zeroes_bss(memory: GuestMemory) -> None:
     memory.write(RAM, b"\xff" * SIZE)
 
     _, ranges = load(Elf(phdrs=(Phdr(memsz=0x5000),)), memory)
@@ -77,7 +77,7 @@ def test_bss_is_zero_whatever_was_there(memory: GuestMemory) -> None:
     assert memory.read(BASE + 0x5000, 4) == b"\xff" * 4
 
 
-def test_segment_goes_to_its_physical_address_and_the_entry_with_it(memory: GuestMemory) -> None:
+def test_load_elf_uses_physical_addresses_and_moves_the_entry_point(memory: GuestMemory) -> None:
     virtual = 0xFFFF_8000_0008_0000
 
     entry, _ = load(Elf(phdrs=(Phdr(vaddr=virtual, paddr=BASE),), entry=virtual + 4), memory)
@@ -86,7 +86,7 @@ def test_segment_goes_to_its_physical_address_and_the_entry_with_it(memory: Gues
     assert entry == BASE + 4
 
 
-def test_static_pie_is_placed(memory: GuestMemory) -> None:
+def test_load_elf_places_a_static_pie(memory: GuestMemory) -> None:
     phdrs = (Phdr(vaddr=0), Phdr(vaddr=0x2000, data=b"data"), Phdr(type=PT_DYNAMIC))
 
     entry, _ = load(Elf(phdrs=phdrs, entry=0x10, type=ET_DYN), memory)
@@ -95,13 +95,13 @@ def test_static_pie_is_placed(memory: GuestMemory) -> None:
     assert memory.read(RAM + 0x8_2000, 4) == b"data"
 
 
-def test_static_pie_is_aligned_as_it_asks(memory: GuestMemory) -> None:
+def test_load_elf_aligns_a_static_pie(memory: GuestMemory) -> None:
     entry, _ = load(Elf(phdrs=(Phdr(vaddr=0, align=0x9_0000),), entry=0, type=ET_DYN), memory)
 
     assert entry % 0x9_0000 == 0
 
 
-def test_empty_segment_is_nowhere(memory: GuestMemory) -> None:
+def test_load_elf_ignores_an_empty_segment(memory: GuestMemory) -> None:
     _, ranges = load(Elf(phdrs=(Phdr(), Phdr(vaddr=0, data=b""))), memory)
 
     assert len(ranges) == 1
@@ -153,7 +153,7 @@ TWO = (Phdr(), Phdr(vaddr=BASE + 0x20))
         ),
     ],
 )
-def test_elf_that_cannot_boot_is_refused(
+def test_load_elf_refuses_an_elf_that_cannot_boot(
     memory: GuestMemory, elf: Elf, message: str, hint: str | None
 ) -> None:
     with pytest.raises(ImageError, match=re.escape(message)) as caught:
@@ -168,7 +168,7 @@ def test_elf_that_cannot_boot_is_refused(
     ("position", "value", "message"),
     [(4, 1, "32-bit"), (5, 2, "AArch64|big-endian"), (4, 7, "damaged"), (5, 7, "damaged")],
 )
-def test_identification_is_checked(
+def test_load_elf_checks_the_identification(
     memory: GuestMemory, position: int, value: int, message: str
 ) -> None:
     data = bytearray(GOOD.build())
@@ -178,7 +178,7 @@ def test_identification_is_checked(
         load(bytes(data), memory)
 
 
-def test_big_endian_aarch64_is_named(memory: GuestMemory) -> None:
+def test_load_elf_names_big_endian_aarch64(memory: GuestMemory) -> None:
     data = bytearray(GOOD.build())
     data[5] = 2
     data[16:20] = b"\0\x02\0\xb7"
@@ -187,7 +187,7 @@ def test_big_endian_aarch64_is_named(memory: GuestMemory) -> None:
         load(bytes(data), memory)
 
 
-def test_elf_truncated_anywhere_is_refused(memory: GuestMemory) -> None:
+def test_load_elf_refuses_a_truncated_file(memory: GuestMemory) -> None:
     whole = Elf(phdrs=(Phdr(), Phdr(vaddr=BASE + 0x1000))).build()
 
     for length in range(4, len(whole)):
@@ -195,7 +195,7 @@ def test_elf_truncated_anywhere_is_refused(memory: GuestMemory) -> None:
             load(whole[:length], memory)
 
 
-def test_elf_without_its_section_headers_is_refused(memory: GuestMemory) -> None:
+def test_load_elf_refuses_a_file_without_its_section_headers(memory: GuestMemory) -> None:
     data = bytearray(GOOD.build())
     data[40:48] = len(data).to_bytes(8, "little")  # e_shoff
     data[60:62] = b"\x05\0"  # e_shnum
@@ -219,7 +219,7 @@ def mutations(draw: st.DrawFn) -> bytes:
 
 
 @given(mutations())
-def test_damaged_elf_is_loaded_inside_ram_or_refused(data: bytes) -> None:
+def test_load_elf_loads_a_damaged_file_inside_ram_or_refuses_it(data: bytes) -> None:
     with GuestMemory(RAM, SIZE) as memory:
         try:
             entry, ranges = load(data, memory)
@@ -249,7 +249,7 @@ PHDRS = st.builds(
         type=st.sampled_from([ET_EXEC, ET_DYN]),
     )
 )
-def test_headers_are_read_as_pyelftools_reads_them(elf: Elf) -> None:
+def test_headers_agree_with_pyelftools(elf: Elf) -> None:
     file = io.BytesIO(elf.build())
 
     header = read_header(file, "it.elf")
@@ -272,6 +272,6 @@ def test_headers_are_read_as_pyelftools_reads_them(elf: Elf) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_garbage_behind_the_magic_is_refused(data: bytes) -> None:
+def test_load_elf_refuses_garbage_behind_the_magic(data: bytes) -> None:
     with GuestMemory(RAM, SIZE) as memory, pytest.raises(ImageError):
         load(b"\x7fELF" + data, memory)

@@ -41,11 +41,11 @@ SMALL: fdt.Node = {
         ((), b""),
     ],
 )
-def test_encode_makes_the_bytes_of_each_type(value: fdt.Property, encoded: bytes) -> None:
+def test_encode_returns_the_bytes_of_each_type(value: fdt.Property, encoded: bytes) -> None:
     assert fdt.encode(value) == encoded
 
 
-def test_u64_makes_two_cells_each() -> None:
+def test_u64_makes_two_cells_of_a_number() -> None:
     assert fdt.u64(0x1_2345_6789, 1) == bytes.fromhex("0000000123456789 0000000000000001")
 
 
@@ -63,12 +63,12 @@ def test_u64_makes_two_cells_each() -> None:
         {"a": {"phandle": 1}, "b": {"phandle": 1}},
     ],
 )
-def test_build_refuses_what_cannot_be_said(node: fdt.Node) -> None:
+def test_build_refuses_invalid_names_and_values(node: fdt.Node) -> None:
     with pytest.raises(ValueError, match=r"."):
         fdt.build(node)
 
 
-def test_header_has_the_totals(libfdt: Libfdt) -> None:
+def test_header_has_the_size_and_the_boot_cpu(libfdt: Libfdt) -> None:
     blob = fdt.build(SMALL, boot_cpuid=3)
     magic, size, *_, boot_cpuid, _, _ = struct.unpack_from(">10I", blob)
 
@@ -77,7 +77,7 @@ def test_header_has_the_totals(libfdt: Libfdt) -> None:
     assert boot_cpuid == 3
 
 
-def test_dtc_reads_a_tree_as_it_was_meant(dtc: Path) -> None:
+def test_dtc_decompiles_a_tree_to_its_source(dtc: Path) -> None:
     source, warnings = run_dtc(dtc, fdt.build(SMALL))
 
     assert warnings == ""
@@ -103,7 +103,7 @@ def test_dtc_reads_a_tree_as_it_was_meant(dtc: Path) -> None:
     ]
 
 
-def test_dtc_makes_the_same_tree_again(dtc: Path, libfdt: Libfdt) -> None:
+def test_dtc_rebuilds_the_same_tree(dtc: Path, libfdt: Libfdt) -> None:
     blob = fdt.build(SMALL, reservations=[(0x1000, 0x2000)])
 
     again, _ = run_dtc(dtc, blob, "dtb")
@@ -111,7 +111,7 @@ def test_dtc_makes_the_same_tree_again(dtc: Path, libfdt: Libfdt) -> None:
     assert libfdt.tree(again) == libfdt.tree(blob)
 
 
-def test_reservations_are_found(libfdt: Libfdt) -> None:
+def test_build_writes_memory_reservations(libfdt: Libfdt) -> None:
     reservations = [(0x8000_0000, 0x1000), (1 << 40, 1 << 30)]
 
     blob = fdt.build({}, reservations=reservations)
@@ -146,7 +146,7 @@ def encoded(node: fdt.Node) -> Tree:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tree=TREES)
-def test_libfdt_finds_in_any_tree_what_was_put_in(libfdt: Libfdt, tree: fdt.Node) -> None:
+def test_libfdt_reads_any_tree_back(libfdt: Libfdt, tree: fdt.Node) -> None:
     blob = fdt.build(tree)
 
     assert libfdt.check(blob) == 0

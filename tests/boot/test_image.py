@@ -38,7 +38,7 @@ def linux(text_offset: int = 0, image_size: int = 0x20_0000, length: int = 0x100
     return header + bytes(range(1, 256)) * 16 + bytes(length)
 
 
-def test_elf_is_recognised(tmp_path: Path, memory: GuestMemory) -> None:
+def test_load_image_recognizes_an_elf(tmp_path: Path, memory: GuestMemory) -> None:
     path = tmp_path / "guest"
     path.write_bytes(Elf().build())
 
@@ -48,7 +48,9 @@ def test_elf_is_recognised(tmp_path: Path, memory: GuestMemory) -> None:
     assert memory.read(BASE, len(CODE)) == CODE
 
 
-def test_flat_binary_goes_to_the_kernel_offset(tmp_path: Path, memory: GuestMemory) -> None:
+def test_load_image_puts_a_flat_binary_at_the_kernel_offset(
+    tmp_path: Path, memory: GuestMemory
+) -> None:
     path = tmp_path / "guest.flat"
     path.write_bytes(b"\x1f\x20\x03\xd5" * 8)
 
@@ -59,7 +61,7 @@ def test_flat_binary_goes_to_the_kernel_offset(tmp_path: Path, memory: GuestMemo
     assert memory.read(FLAT, 33) == b"\x1f\x20\x03\xd5" * 8 + b"\0"
 
 
-def test_one_byte_is_a_flat_binary(tmp_path: Path, memory: GuestMemory) -> None:
+def test_load_image_accepts_a_flat_binary_of_one_byte(tmp_path: Path, memory: GuestMemory) -> None:
     path = tmp_path / "guest.flat"
     path.write_bytes(b"\xd5")
 
@@ -67,7 +69,7 @@ def test_one_byte_is_a_flat_binary(tmp_path: Path, memory: GuestMemory) -> None:
 
 
 @pytest.mark.parametrize("text_offset", [0, 0x8_0000, 0x20_0000])
-def test_linux_image_goes_where_its_header_says(
+def test_load_image_puts_a_linux_image_at_its_text_offset(
     tmp_path: Path, memory: GuestMemory, text_offset: int
 ) -> None:
     path = tmp_path / "Image"
@@ -81,7 +83,7 @@ def test_linux_image_goes_where_its_header_says(
     assert memory.read(start, 0x1000) == linux(text_offset)[:0x1000]
 
 
-def test_linux_image_of_unknown_size_goes_to_the_kernel_offset(
+def test_load_image_puts_a_linux_image_without_size_at_the_kernel_offset(
     tmp_path: Path, memory: GuestMemory
 ) -> None:
     path = tmp_path / "Image"
@@ -94,7 +96,7 @@ def test_linux_image_of_unknown_size_goes_to_the_kernel_offset(
     ("text_offset", "image_size"),
     [(1 << 63, 0x1000), (0, 1 << 63), ((1 << 64) - 4096, (1 << 64) - 1), (0, 17 * MIB)],
 )
-def test_linux_image_that_does_not_fit_is_refused(
+def test_load_image_refuses_a_linux_image_that_does_not_fit(
     tmp_path: Path, memory: GuestMemory, text_offset: int, image_size: int
 ) -> None:
     path = tmp_path / "Image"
@@ -104,7 +106,9 @@ def test_linux_image_that_does_not_fit_is_refused(
         load_image(path, memory)
 
 
-def test_initrd_lies_just_below_the_device_tree(tmp_path: Path, memory: GuestMemory) -> None:
+def test_load_image_puts_the_initrd_just_below_the_device_tree(
+    tmp_path: Path, memory: GuestMemory
+) -> None:
     path, initrd = tmp_path / "Image", tmp_path / "initrd"
     path.write_bytes(linux())
     initrd.write_bytes(b"cpio" * 1000)
@@ -119,12 +123,12 @@ def test_initrd_lies_just_below_the_device_tree(tmp_path: Path, memory: GuestMem
 # Files that are no image
 
 
-def test_missing_file_has_the_words_kvmtools_users_look_for(memory: GuestMemory) -> None:
+def test_load_image_reports_a_missing_file_in_kvmtools_words(memory: GuestMemory) -> None:
     with pytest.raises(ImageError, match=r"^Unable to open kernel no/such: No such file"):
         load_image("no/such", memory)
 
 
-def test_missing_initrd_is_named(tmp_path: Path, memory: GuestMemory) -> None:
+def test_load_image_names_a_missing_initrd(tmp_path: Path, memory: GuestMemory) -> None:
     path = tmp_path / "Image"
     path.write_bytes(linux())
 
@@ -132,12 +136,12 @@ def test_missing_initrd_is_named(tmp_path: Path, memory: GuestMemory) -> None:
         load_image(path, memory, initrd="no/such")
 
 
-def test_directory_is_refused(tmp_path: Path, memory: GuestMemory) -> None:
+def test_load_image_refuses_a_directory(tmp_path: Path, memory: GuestMemory) -> None:
     with pytest.raises(ImageError, match="it is a directory"):
         load_image(tmp_path, memory)
 
 
-def test_empty_file_is_refused(tmp_path: Path, memory: GuestMemory) -> None:
+def test_load_image_refuses_an_empty_file(tmp_path: Path, memory: GuestMemory) -> None:
     path = tmp_path / "empty"
     path.touch()
 
@@ -145,7 +149,7 @@ def test_empty_file_is_refused(tmp_path: Path, memory: GuestMemory) -> None:
         load_image(path, memory)
 
 
-def test_unreadable_file_is_refused(tmp_path: Path, memory: GuestMemory) -> None:
+def test_load_image_refuses_an_unreadable_file(tmp_path: Path, memory: GuestMemory) -> None:
     path = tmp_path / "secret"
     path.write_bytes(b"x")
     path.chmod(0)
@@ -154,7 +158,7 @@ def test_unreadable_file_is_refused(tmp_path: Path, memory: GuestMemory) -> None
         load_image(path, memory)
 
 
-def test_file_the_kernel_does_not_let_read_is_refused(
+def test_load_image_reports_the_kernels_reason_when_open_fails(
     memory: GuestMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*arguments: object) -> int:
@@ -166,7 +170,7 @@ def test_file_the_kernel_does_not_let_read_is_refused(
         load_image("secret", memory)
 
 
-def test_fifo_is_refused_and_not_waited_for(tmp_path: Path, memory: GuestMemory) -> None:
+def test_load_image_refuses_a_fifo_without_waiting(tmp_path: Path, memory: GuestMemory) -> None:
     path = tmp_path / "fifo"
     os.mkfifo(path)
 
@@ -174,7 +178,7 @@ def test_fifo_is_refused_and_not_waited_for(tmp_path: Path, memory: GuestMemory)
         load_image(path, memory)
 
 
-def test_socket_is_refused(tmp_path: Path, memory: GuestMemory) -> None:
+def test_load_image_refuses_a_socket(tmp_path: Path, memory: GuestMemory) -> None:
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -184,7 +188,7 @@ def test_socket_is_refused(tmp_path: Path, memory: GuestMemory) -> None:
 
 
 @pytest.mark.parametrize("path", ["nul\0name", "x" * 5000])
-def test_impossible_name_is_refused(memory: GuestMemory, path: str) -> None:
+def test_load_image_refuses_an_impossible_name(memory: GuestMemory, path: str) -> None:
     with pytest.raises(ImageError, match="Unable to open kernel"):
         load_image(path, memory)
 
@@ -207,7 +211,7 @@ def pe(machine: int) -> bytes:
         (pe(0x8664), "an EFI program for x86-64"),
     ],
 )
-def test_what_would_run_as_garbage_is_refused_by_name(
+def test_load_image_names_the_foreign_format_that_it_refuses(
     tmp_path: Path, memory: GuestMemory, head: bytes, message: str
 ) -> None:
     path = tmp_path / "vmlinuz"
@@ -217,7 +221,9 @@ def test_what_would_run_as_garbage_is_refused_by_name(
         load_image(path, memory)
 
 
-def test_linux_image_whose_magic_is_wrong_is_refused(tmp_path: Path, memory: GuestMemory) -> None:
+def test_load_image_refuses_a_linux_image_with_a_wrong_magic(
+    tmp_path: Path, memory: GuestMemory
+) -> None:
     path = tmp_path / "Image"
     image = bytearray(pe(0xAA64).ljust(0x1000, b"\0"))
     image[56:60] = b"ARM!"
@@ -227,9 +233,7 @@ def test_linux_image_whose_magic_is_wrong_is_refused(tmp_path: Path, memory: Gue
         load_image(path, memory)
 
 
-def test_linux_image_no_kernel_is_linked_like_is_refused(
-    tmp_path: Path, memory: GuestMemory
-) -> None:
+def test_load_image_refuses_an_unaligned_text_offset(tmp_path: Path, memory: GuestMemory) -> None:
     path = tmp_path / "Image"
     path.write_bytes(linux(text_offset=0x8_0010))
 
@@ -237,7 +241,7 @@ def test_linux_image_no_kernel_is_linked_like_is_refused(
         load_image(path, memory)
 
 
-def test_linux_image_starts_where_ram_does(tmp_path: Path) -> None:
+def test_load_image_follows_the_start_of_ram(tmp_path: Path) -> None:
     path = tmp_path / "Image"
     path.write_bytes(linux())
 
@@ -248,7 +252,7 @@ def test_linux_image_starts_where_ram_does(tmp_path: Path) -> None:
     assert image.dtb == 0x1_0000_0000 + 14 * MIB
 
 
-def test_packed_images_are_unpacked(tmp_path: Path, memory: GuestMemory) -> None:
+def test_load_image_unpacks_an_image(tmp_path: Path, memory: GuestMemory) -> None:
     path = tmp_path / "vmlinuz.gz"
     path.write_bytes(gzip.compress(Elf().build()))
 
@@ -268,7 +272,7 @@ def test_packed_images_are_unpacked(tmp_path: Path, memory: GuestMemory) -> None
         (b"\x00\x00\xa0\xe1" * 40, "flat binary"),
     ],
 )
-def test_32_bit_image_goes_where_32_bit_kernels_do(
+def test_load_image_puts_a_32_bit_image_at_its_kernel_offset(
     tmp_path: Path, memory: GuestMemory, content: bytes, kind: str
 ) -> None:
     path = tmp_path / "zImage"
@@ -283,7 +287,7 @@ def test_32_bit_image_goes_where_32_bit_kernels_do(
 @pytest.mark.parametrize(
     ("content", "what"), [(linux(), "an arm64 Linux Image"), (Elf().build(), "an ELF")]
 )
-def test_64_bit_image_is_refused_as_a_32_bit_one(
+def test_load_image_refuses_a_64_bit_image_for_aarch32(
     tmp_path: Path, memory: GuestMemory, content: bytes, what: str
 ) -> None:
     path = tmp_path / "Image"
@@ -293,7 +297,7 @@ def test_64_bit_image_is_refused_as_a_32_bit_one(
         load_image(path, memory, aarch32=True)
 
 
-def test_image_larger_than_ram_is_refused_without_reading_it(
+def test_load_image_refuses_an_image_larger_than_ram_without_reading_it(
     tmp_path: Path, memory: GuestMemory
 ) -> None:
     path = tmp_path / "huge"
@@ -304,7 +308,7 @@ def test_image_larger_than_ram_is_refused_without_reading_it(
         load_image(path, memory)
 
 
-def test_hint_tells_how_much_ram_is_enough(tmp_path: Path, memory: GuestMemory) -> None:
+def test_load_image_hints_at_enough_ram(tmp_path: Path, memory: GuestMemory) -> None:
     path = tmp_path / "large"
     path.touch()
     os.truncate(path, 20 * MIB)
@@ -316,7 +320,7 @@ def test_hint_tells_how_much_ram_is_enough(tmp_path: Path, memory: GuestMemory) 
         load_image(path, enough)
 
 
-def test_initrd_larger_than_ram_is_refused(tmp_path: Path, memory: GuestMemory) -> None:
+def test_load_image_refuses_an_initrd_larger_than_ram(tmp_path: Path, memory: GuestMemory) -> None:
     path, initrd = tmp_path / "Image", tmp_path / "initrd"
     path.write_bytes(linux())
     initrd.touch()
@@ -335,21 +339,21 @@ def test_initrd_larger_than_ram_is_refused(tmp_path: Path, memory: GuestMemory) 
     ("ram", "dtb"),
     [(4, 2), (16, 14), (255, 254), (256, 254), (257, 254), (1024, 254)],
 )
-def test_device_tree_lies_at_the_end_of_the_first_256_mib(ram: int, dtb: int) -> None:
+def test_place_dtb_uses_the_end_of_the_first_256_mib(ram: int, dtb: int) -> None:
     with GuestMemory(RAM_BASE, ram * MIB) as memory:
         address, _ = place_dtb([(FLAT, FLAT + 0x1000)], 0, memory)
 
     assert address == RAM_BASE + dtb * MIB
 
 
-def test_device_tree_lies_before_the_image_when_ram_is_tiny() -> None:
+def test_place_dtb_uses_the_space_before_the_image_in_tiny_ram() -> None:
     with GuestMemory(RAM_BASE, 1 * MIB) as memory:
         address, _ = place_dtb([(FLAT, FLAT + 0x1000)], 0, memory)
 
     assert address == RAM_BASE
 
 
-def test_device_tree_lies_at_the_end_of_ram_when_the_image_takes_the_first_256_mib() -> None:
+def test_place_dtb_uses_the_end_of_ram_behind_a_large_image() -> None:
     with GuestMemory(RAM_BASE, 512 * MIB) as memory:
         address, initrd = place_dtb([(FLAT, FLAT + 300 * MIB)], MIB, memory)
 
@@ -363,7 +367,7 @@ def test_device_tree_lies_at_the_end_of_ram_when_the_image_takes_the_first_256_m
     length=st.integers(1, 400 * 256),
     initrd_size=st.integers(0, 400 * MIB),
 )
-def test_places_never_overlap_and_lie_in_ram(
+def test_place_dtb_never_overlaps_and_stays_in_ram(
     ram: int, start: int, length: int, initrd_size: int
 ) -> None:
     image = (RAM_BASE + start * 4096, RAM_BASE + (start + length) * 4096)
@@ -420,7 +424,7 @@ def mutated(image: bytes, mutations: list[tuple[str, int, int]]) -> bytes:
 
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(name=st.sampled_from(sorted(VALID)), mutations=MUTATIONS, aarch32=st.booleans())
-def test_mutated_image_is_refused_in_words_or_lies_in_ram(
+def test_load_image_refuses_a_mutated_image_or_loads_it_inside_ram(
     tmp_path_factory: pytest.TempPathFactory,
     name: str,
     mutations: list[tuple[str, int, int]],

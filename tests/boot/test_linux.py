@@ -23,7 +23,7 @@ def header(**flags: int) -> LinuxHeader:
     return LinuxHeader(0, 0x1000, Flags.of(**flags))
 
 
-def test_header_is_read() -> None:
+def test_read_header_reads_every_field() -> None:
     read = read_header(head(0x8_0000, 0x123_0000, 0b1010), "Image")
 
     assert (read.text_offset, read.image_size) == (0x8_0000, 0x123_0000)
@@ -32,12 +32,12 @@ def test_header_is_read() -> None:
     assert not read.flags.BIG_ENDIAN
 
 
-def test_header_without_a_size_has_the_old_offset() -> None:
+def test_read_header_uses_the_old_offset_without_a_size() -> None:
     assert read_header(head(0, 0, 0), "Image").text_offset == 0x8_0000
 
 
 @pytest.mark.parametrize("text_offset", [1, 0x800, 0x8_0004, (1 << 64) - 1])
-def test_text_offset_within_a_page_is_refused(text_offset: int) -> None:
+def test_read_header_refuses_an_unaligned_text_offset(text_offset: int) -> None:
     with pytest.raises(ImageError, match=f"text_offset is {text_offset:#x}"):
         read_header(head(text_offset, 0x1000, 0), "Image")
 
@@ -51,7 +51,7 @@ def test_text_offset_within_a_page_is_refused(text_offset: int) -> None:
         (PageSize.KIB_16, EVERYTHING),
     ],
 )
-def test_kernel_the_cpu_can_run_is_taken(size: PageSize, cpu: int) -> None:
+def test_check_cpu_accepts_a_supported_page_size(size: PageSize, cpu: int) -> None:
     check_cpu(header(PAGE_SIZE=size), cpu, "Image")
 
 
@@ -63,12 +63,12 @@ def test_kernel_the_cpu_can_run_is_taken(size: PageSize, cpu: int) -> None:
         (PageSize.KIB_4, ONLY_64_KIB, "for pages of 4 KiB, this CPU has 64 KiB"),
     ],
 )
-def test_page_size_the_cpu_lacks_is_refused(size: PageSize, cpu: int, words: str) -> None:
+def test_check_cpu_refuses_an_unsupported_page_size(size: PageSize, cpu: int, words: str) -> None:
     with pytest.raises(HostError, match=words):
         check_cpu(header(PAGE_SIZE=size), cpu, "Image")
 
 
-def test_big_endian_kernel_needs_a_cpu_of_both_orders() -> None:
+def test_check_cpu_accepts_big_endian_only_where_supported() -> None:
     check_cpu(header(BIG_ENDIAN=1), EVERYTHING, "Image")
 
     with pytest.raises(HostError, match="big-endian"):

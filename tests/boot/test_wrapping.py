@@ -30,27 +30,27 @@ def unwrapped(packed: bytes, limit: int = LIMIT) -> tuple[bytes, tuple[str, ...]
     return file.read(), wrappings
 
 
-def test_image_that_is_not_packed_stays_as_it_is() -> None:
+def test_unwrap_returns_an_unpacked_image_unchanged() -> None:
     assert unwrapped(IMAGE) == (IMAGE, ())
 
 
 @pytest.mark.parametrize("kind", PACK)
-def test_packed_image_is_unpacked(kind: str) -> None:
+def test_unwrap_unpacks_an_image(kind: str) -> None:
     assert unwrapped(PACK[kind](IMAGE)) == (IMAGE, (kind,))
 
 
 @pytest.mark.parametrize("kind", PACK)
-def test_zboot_payload_is_unpacked(kind: str) -> None:
+def test_unwrap_unpacks_a_zboot_payload(kind: str) -> None:
     image = zboot(kind.encode(), PACK[kind](IMAGE) + b"size")
 
     assert unwrapped(image) == (IMAGE, (f"EFI zboot, {kind}",))
 
 
-def test_zboot_of_older_kernels_calls_zstd_otherwise() -> None:
+def test_unwrap_knows_the_zstd_name_of_older_kernels() -> None:
     assert unwrapped(zboot(b"zstd22", zstd_compress(IMAGE)))[0] == IMAGE
 
 
-def test_two_wrappings_are_taken_off_and_three_are_not() -> None:
+def test_unwrap_unpacks_two_layers_and_refuses_three() -> None:
     twice = gzip.compress(zboot(b"gzip", gzip.compress(IMAGE)))
 
     assert unwrapped(twice) == (IMAGE, ("gzip", "EFI zboot, gzip"))
@@ -60,7 +60,7 @@ def test_two_wrappings_are_taken_off_and_three_are_not() -> None:
 
 @given(data=st.binary(min_size=1, max_size=5000), copies=st.integers(1, 2000))
 @pytest.mark.parametrize("kind", PACK)
-def test_unpacking_undoes_packing(kind: str, data: bytes, copies: int) -> None:
+def test_unwrap_inverts_packing(kind: str, data: bytes, copies: int) -> None:
     image = b"\0" + data * copies  # no magic of any wrapping starts with that
 
     assert unwrapped(PACK[kind](image))[0] == image
@@ -68,12 +68,12 @@ def test_unpacking_undoes_packing(kind: str, data: bytes, copies: int) -> None:
 
 @pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 1, 3 << 20])
 @pytest.mark.parametrize("kind", PACK)
-def test_image_of_whole_chunks_comes_out_whole(kind: str, size: int) -> None:
+def test_unwrap_returns_all_of_an_image_of_whole_chunks(kind: str, size: int) -> None:
     assert len(unwrapped(PACK[kind](bytes(size)))[0]) == size
 
 
 @pytest.mark.parametrize("kind", PACK)
-def test_bomb_is_stopped_at_the_limit(kind: str) -> None:
+def test_unwrap_stops_a_bomb_at_the_limit(kind: str) -> None:
     bomb = PACK[kind](bytes(64 * MIB))
 
     with pytest.raises(ImageError, match=r"unpacks to more than the 16 MiB of RAM"):
@@ -82,14 +82,14 @@ def test_bomb_is_stopped_at_the_limit(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", PACK)
 @pytest.mark.parametrize("cut", [3, 20, 200, -1])
-def test_truncated_image_is_refused(kind: str, cut: int) -> None:
+def test_unwrap_refuses_a_truncated_image(kind: str, cut: int) -> None:
     packed = PACK[kind](os.urandom(5000))
 
     with pytest.raises(ImageError, match="truncated or damaged"):
         unwrapped(packed[:cut] if cut != 3 else packed[:4])
 
 
-def test_damaged_checksum_is_found() -> None:
+def test_unwrap_refuses_a_wrong_checksum() -> None:
     packed = bytearray(gzip.compress(IMAGE))
     packed[-6] ^= 1
 
@@ -97,7 +97,7 @@ def test_damaged_checksum_is_found() -> None:
         unwrapped(bytes(packed))
 
 
-def test_damaged_zstd_is_named_by_its_library() -> None:
+def test_unwrap_names_a_damaged_zstd_image() -> None:
     packed = bytearray(zstd_compress(os.urandom(5000)))
     packed[5] ^= 0xFF
 
@@ -105,7 +105,7 @@ def test_damaged_zstd_is_named_by_its_library() -> None:
         unwrapped(bytes(packed))
 
 
-def test_packed_nothing_is_refused() -> None:
+def test_unwrap_refuses_an_empty_image() -> None:
     with pytest.raises(ImageError, match="is empty"):
         unwrapped(gzip.compress(b""))
 
@@ -124,12 +124,12 @@ def test_packed_nothing_is_refused() -> None:
         (b"\x04\x22\x4d\x18" + bytes(100), "compressed with lz4"),
     ],
 )
-def test_what_cannot_be_unpacked_is_refused_by_name(image: bytes, message: str) -> None:
+def test_unwrap_names_the_format_that_it_refuses(image: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         unwrapped(image)
 
 
-def test_machine_without_libzstd_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwrap_hints_at_libzstd_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zstd, "LIBRARY", "libnone.so.1")
 
     with pytest.raises(HostError) as caught:
@@ -138,7 +138,7 @@ def test_machine_without_libzstd_says_what_to_install(monkeypatch: pytest.Monkey
     assert "libzstd1" in (caught.value.hint or "")
 
 
-def test_gzip_of_the_program_of_that_name_is_taken(tmp_path: Path) -> None:
+def test_unwrap_accepts_the_gzip_programs_output(tmp_path: Path) -> None:
     path = tmp_path / "Image"
     path.write_bytes(IMAGE)
     subprocess.run(["gzip", "-9", path], check=True)
@@ -147,6 +147,6 @@ def test_gzip_of_the_program_of_that_name_is_taken(tmp_path: Path) -> None:
 
 
 @given(noise=st.binary(max_size=300), magic=st.sampled_from([b"\x1f\x8b\x08", zstd.MAGIC]))
-def test_noise_behind_a_magic_is_refused_in_words(noise: bytes, magic: bytes) -> None:
+def test_unwrap_refuses_noise_behind_a_magic(noise: bytes, magic: bytes) -> None:
     with pytest.raises(ImageError):
         unwrapped(magic + noise + zlib.crc32(noise).to_bytes(4, "big"), limit=MIB)
