@@ -7,7 +7,7 @@ from pyvmm.arm64.unitregs import CntCtl, Fpcr, IccCtlr, Pmcr
 
 
 def words(register: Sctlr | Tcr | Mair | Cpacr) -> dict[str, str]:
-    """The fields that are not zero."""
+    """Return the fields that are not zero."""
     return {field.name: field.word(register) for field in register.fields() if field.get(register)}
 
 

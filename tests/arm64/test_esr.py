@@ -1,4 +1,4 @@
-"""Syndromes, as kernels print them when they die and as hypervisors meet them."""
+"""Syndromes of kernel panics and of guest exits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyvmm.arm64.fault import FaultStatus
 @pytest.mark.parametrize(
     ("esr", "words"),
     [
-        # What a kernel calls a NULL dereference, and a jump to data
+        # A kernel's NULL dereference and jump to data
         (0x9600_0004, "data abort, from the same exception level: read, level 0 translation fault"),
         (
             0x9600_0045,
@@ -29,7 +29,7 @@ from pyvmm.arm64.fault import FaultStatus
             0x9200_0021,
             "data abort, from a lower exception level: read, alignment fault",
         ),
-        # What a hypervisor meets: str w0 and ldr x1 where no RAM is
+        # A guest's exits: str w0 and ldr x1 outside RAM
         (
             0x9380_0047,
             "data abort, from a lower exception level: write of 4 bytes from W0, "

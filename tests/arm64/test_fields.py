@@ -1,4 +1,4 @@
-"""The decode tables as a whole: laid out well, named as the encodings are, total."""
+"""All decode tables: their layout, their names, and that they decode any value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyvmm.arm64.esr import MEANINGS, SYNDROMES, ExceptionClass
 from pyvmm.arm64.fields import FIELDS, decode
 from pyvmm.arm64.pstate import Mode32, Pstate, Pstate32
 
-# What KVM has that is no system register of the architecture, or has a name of its own.
+# KVM's registers that are not system registers, or have KVM's names
 KVM_S_OWN = {
     "PSTATE", "FPCR", "FPSR", "SPSR_EL1", "SPSR_ABT", "SPSR_UND", "SPSR_IRQ", "SPSR_FIQ",
     "TIMER_CTL", "PTIMER_CTL", "PSCI_VERSION", *(f"CCSIDR{n}" for n in range(14)),
@@ -26,7 +26,7 @@ ISS_LAYOUTS = {layout.__name__: layout for layout in SYNDROMES.values()}
 
 
 def check_layout(layout: type[Bits], width: int) -> None:
-    """Fields lie from the top down, apart from each other, within the register."""
+    """Check that fields lie within the register and do not overlap."""
     fields = sorted(layout.fields(), key=lambda field: -field.hi)
 
     assert fields[0].hi < width
@@ -35,7 +35,7 @@ def check_layout(layout: type[Bits], width: int) -> None:
 
 
 def check_values(layout: type[Bits]) -> None:
-    """Every named value fits its field."""
+    """Check that every named value fits its field."""
     for field in layout.fields():
         assert max(field.values or [0]) <= field.largest, f"{layout.__name__}.{field.name}"
 

@@ -1,4 +1,4 @@
-"""ID registers of processors that QEMU models; the values are those of its target/arm/."""
+"""ID registers of CPUs that QEMU models, with the values of its target/arm/."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ A64FX = {
 
 
 def set_fields(processor: dict[str, int], name: str) -> dict[str, str]:
-    """What the fields that are not zero say."""
+    """Return the fields that are not zero."""
     decoded = decode(name, processor[name])
     assert decoded is not None
     return {field.name: field.word(decoded) for field in decoded.fields() if field.get(decoded)}
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [
         ("MIDR_EL1", "Implementer=ARM Variant=1 Architecture=0xf PartNum=0xd07"),
         ("CTR_EL0", "CWG=4 ERG=4 DminLine=4 L1Ip=PIPT IminLine=4"),
@@ -51,17 +51,17 @@ def set_fields(processor: dict[str, int], name: str) -> dict[str, str]:
         ("ID_AA64MMFR0_EL1", "SNSMem=IMP BigEnd=IMP ASIDBits=BITS_16 PARange=BITS_44"),
     ],
 )
-def test_decode_of_a_cortex_a57_agrees_with_its_manual(name: str, said: str) -> None:
+def test_decode_of_a_cortex_a57_agrees_with_its_manual(name: str, expected: str) -> None:
     wanted = {
         field: f"{int(word, 0):#x}" if word[0] in "23456789" else word
-        for field, _, word in (item.partition("=") for item in said.split())
+        for field, _, word in (item.partition("=") for item in expected.split())
     }
 
     assert set_fields(CORTEX_A57, name) == wanted
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [
         ("MIDR_EL1", "FUJITSU"),
         ("ID_AA64PFR0_EL1", "SVE=IMP GIC=IMP AdvSIMD=FP16 FP=FP16 EL3=IMP EL2=IMP EL1=IMP EL0=IMP"),
@@ -73,11 +73,11 @@ def test_decode_of_a_cortex_a57_agrees_with_its_manual(name: str, said: str) -> 
         ("ID_AA64MMFR2_EL1", "IESB=IMP UAO=IMP CnP=IMP"),
     ],
 )
-def test_decode_of_an_a64fx_agrees_with_its_manual(name: str, said: str) -> None:
+def test_decode_of_an_a64fx_agrees_with_its_manual(name: str, expected: str) -> None:
     fields = set_fields(A64FX, name)
     words = {f"{field}={word}" for field, word in fields.items()} | set(fields.values())
 
-    assert set(said.split()) <= words
+    assert set(expected.split()) <= words
 
 
 def test_field_returns_a_member_for_a_named_value_and_else_a_number() -> None:

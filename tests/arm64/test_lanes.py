@@ -1,4 +1,4 @@
-"""Lanes of vectors and predicates, against the bytes that they are made of."""
+"""Lanes of vectors and predicates, checked against the bytes of the values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pyvmm.arm64.lanes import LANES, Predicate, Vector
 
-CODES = {"b": "B", "h": "H", "s": "I", "d": "Q"}  # of struct, unsigned
+CODES = {"b": "B", "h": "H", "s": "I", "d": "Q"}  # struct's codes, unsigned
 FLOATS = {"h": "e", "s": "f", "d": "d"}
 
 vls = st.integers(1, 16).map(lambda quadwords: quadwords * 128)
@@ -23,7 +23,7 @@ suffixes = st.sampled_from(sorted(LANES))
 
 
 def unpacked(data: bytes, code: str) -> tuple[object, ...]:
-    """The lanes as struct sees them."""
+    """Return the lanes as struct unpacks them."""
     return struct.unpack(f"<{len(data) // struct.calcsize(code)}{code}", data)
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from pyvmm.arm64 import psci
 
-# Where the kernel's header has another name for Arm's.
+# Arm's names that differ in the kernel's header
 HEADER_RETURN = {"INVALID_PARAMETERS": "INVALID_PARAMS"}
 
 
 def header_names(function: psci.Function) -> tuple[str, ...]:
-    """What linux/psci.h may call a function, by the version that brought it."""
+    """Return a function's possible names in linux/psci.h, which contain PSCI's version."""
     name = function.name.removesuffix("_64")
     width = "FN64" if function.name.endswith("_64") else "FN"
     return tuple(f"PSCI_{version}_{width}_{name}" for version in ("0_2", "1_0", "1_1", "1_3"))

@@ -1,4 +1,4 @@
-"""Names and encodings of system registers, judged by an assembler and by KVM's own list."""
+"""Names and encodings of system registers, checked against an assembler and KVM's list."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from elftools.elf.elffile import ELFFile
 
 from pyvmm.arm64 import sysregs
 
-# What Arm's architecture has and some assembler (binutils 2.40) does not, or not by that name.
+# Registers that binutils 2.40 lacks, or has under other names
 NEWER_THAN_BINUTILS = {
     "ID_AA64PFR2_EL1",
     "ID_AA64FPFR0_EL1",
@@ -38,7 +38,7 @@ NEWER_THAN_BINUTILS = {
 
 
 def words(gcc: Path, where: Path, instructions: list[str]) -> list[int]:
-    """The machine code of instructions."""
+    """Assemble instructions."""
     source, obj = where / "regs.s", where / "regs.o"
     source.write_text(".arch armv8.8-a+sve2+sme+memtag+pauth\n" + "\n".join(instructions) + "\n")
     subprocess.run([str(gcc), "-c", "-o", str(obj), str(source)], check=True)
@@ -50,7 +50,7 @@ def words(gcc: Path, where: Path, instructions: list[str]) -> list[int]:
 
 
 def generic(encoding: int) -> str:
-    """The name any assembler takes for an encoding."""
+    """Return the name of an encoding that every assembler accepts."""
     op0, op1, crn = encoding >> 14, encoding >> 11 & 7, encoding >> 7 & 15
     return f"S{op0}_{op1}_C{crn}_C{encoding >> 3 & 15}_{encoding & 7}"
 
@@ -83,7 +83,7 @@ def test_registers_of_kvm_have_names_unless_unallocated() -> None:
         listed = [reg for reg in made.vcpu.get_reg_list() if regs.group(reg) == regs.SYSREG]
 
     shown = {regs.name(reg, sysregs.NAMES): regs.fields(reg) for reg in listed}
-    # The space of ID registers, op0 3, op1 0, CRn 0, is listed whole.
+    # KVM lists the whole space of ID registers: op0 3, op1 0, CRn 0
     unnamed = [
         name
         for name, fields in shown.items()

@@ -1,4 +1,4 @@
-"""The judges of device trees: dtc, and libfdt by ctypes; neither shares code with pyvmm."""
+"""Independent readers of device trees: dtc, and libfdt by ctypes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Tree = dict[str, "bytes | Tree"]
 
 
 def run_dtc(dtc: Path, blob: bytes, output: str = "dts") -> tuple[bytes, str]:
-    """What dtc makes of a blob, and its warnings."""
+    """Return dtc's output for a blob, and its warnings."""
     done = subprocess.run(
         [dtc, "-I", "dtb", "-O", output], input=blob, capture_output=True, check=True
     )
@@ -20,7 +20,7 @@ def run_dtc(dtc: Path, blob: bytes, output: str = "dts") -> tuple[bytes, str]:
 
 
 def _libfdt(dtc: Path) -> str:
-    """The libfdt that dtc runs with: the system's, or that of a wrapper which names its place."""
+    """Return the libfdt of dtc: the system's, or one in a directory that dtc's wrapper names."""
     content = dtc.read_bytes()
     if content.startswith(b"#!"):
         for directory in re.findall(r"/[^\s:]+", content.decode()):
@@ -31,7 +31,7 @@ def _libfdt(dtc: Path) -> str:
 
 
 class Libfdt:
-    """As much of libfdt as it takes to check a blob and read all of it."""
+    """The functions of libfdt that check and read a blob."""
 
     def __init__(self, dtc: Path) -> None:
         self.library = ctypes.CDLL(_libfdt(dtc))
@@ -39,12 +39,12 @@ class Libfdt:
             getattr(self.library, name).restype = ctypes.c_void_p
 
     def check(self, blob: bytes) -> int:
-        """fdt_check_full(): 0, or libfdt's error."""
+        """Return 0 or the error of fdt_check_full()."""
         error: int = self.library.fdt_check_full(blob, len(blob))
         return error
 
     def reservations(self, blob: bytes) -> list[tuple[int, int]]:
-        """The memory reservation block."""
+        """Return the memory reservations."""
         found = []
         for index in range(self.library.fdt_num_mem_rsv(blob)):
             address, size = ctypes.c_uint64(), ctypes.c_uint64()
@@ -53,7 +53,7 @@ class Libfdt:
         return found
 
     def tree(self, blob: bytes, node: int = 0) -> Tree:
-        """All properties and children of a node."""
+        """Return all properties and children of a node."""
         tree: Tree = {}
         data = ctypes.create_string_buffer(blob, len(blob))
         prop = self.library.fdt_first_property_offset(data, node)

@@ -1,4 +1,4 @@
-"""Packed images for the tests: zstd by libzstd's simple interface, and Linux's EFI zboot."""
+"""Packed images: zstd by libzstd's simple interface, and Linux's EFI zboot."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 
 
 def zstd_compress(data: bytes) -> bytes:
-    """A zstd frame of the data."""
+    """Pack data into a zstd frame."""
     library = ctypes.CDLL("libzstd.so.1")
     for name in ("ZSTD_compress", "ZSTD_compressBound"):
         getattr(library, name).restype = ctypes.c_size_t
@@ -21,7 +21,7 @@ def zstd_compress(data: bytes) -> bytes:
 
 
 def zboot(kind: bytes, payload: bytes, *, offset: int = 0x1000, size: int | None = None) -> bytes:
-    """An EFI zboot image around packed data, as zboot-header.S lays it out."""
+    """Make an EFI zboot image of packed data, in the layout of zboot-header.S."""
     length = len(payload) if size is None else size
     head = struct.pack("<4s4sII8x32sI", b"MZ\0\0", b"zimg", offset, length, kind, 0x8182_23CD)
     return head.ljust(0x1000, b"\0") + payload

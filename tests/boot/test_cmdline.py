@@ -1,4 +1,4 @@
-"""Kernel command lines, as lkvm's users know them."""
+"""Kernel command lines, compared with lkvm's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The machine's device tree, as dtc and libfdt read it."""
+"""The machine's device tree, read by dtc and libfdt."""
 
 from __future__ import annotations
 
@@ -25,11 +25,6 @@ FULL = MachineDescription(
     virtio=3,
 )
 BARE = PLAIN.replace(uarts=0, rtc=False, exit_register=False)
-
-
-@pytest.fixture(scope="session")
-def libfdt(dtc: Path) -> Libfdt:
-    return Libfdt(dtc)
 
 
 def node(tree: Tree, name: str) -> Tree:

@@ -207,7 +207,7 @@ def test_load_elf_refuses_a_file_without_its_section_headers(memory: GuestMemory
 
 @st.composite
 def mutations(draw: st.DrawFn) -> bytes:
-    """A valid ELF with some of its bytes and numbers replaced, perhaps cut or extended."""
+    """Draw a valid ELF, then change some bytes and numbers, and perhaps its length."""
     data = bytearray(Elf(phdrs=(Phdr(), Phdr(vaddr=BASE + 0x1000, memsz=0x800))).build())
     numbers = st.sampled_from([0, 1, 0x7FFF, 0xFFFF, 1 << 31, 1 << 63, (1 << 64) - 1, RAM, SIZE])
     for _ in range(draw(st.integers(1, 4))):

@@ -11,12 +11,6 @@ from hypothesis import strategies as st
 from pyvmm.boot import fdt
 from tests.boot.judges import Libfdt, Tree, run_dtc
 
-
-@pytest.fixture(scope="session")
-def libfdt(dtc: Path) -> Libfdt:
-    return Libfdt(dtc)
-
-
 SMALL: fdt.Node = {
     "compatible": ("test,small", "test"),
     "#address-cells": 2,
@@ -137,7 +131,7 @@ TREES = st.recursive(
 
 
 def encoded(node: fdt.Node) -> Tree:
-    """What libfdt should find."""
+    """Return the tree that libfdt should read."""
     return {
         name: encoded(value) if isinstance(value, Mapping) else fdt.encode(value)
         for name, value in node.items()

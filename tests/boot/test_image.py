@@ -31,7 +31,7 @@ def memory() -> Iterator[GuestMemory]:
 
 
 def linux(text_offset: int = 0, image_size: int = 0x20_0000, length: int = 0x1000) -> bytes:
-    """A file with the header of an arm64 Linux Image."""
+    """Return a file with the header of an arm64 Linux Image."""
     header = struct.pack(
         "<2I6Q4sI", 0x9100_5A4D, 1, text_offset, image_size, 0xA, 0, 0, 0, b"ARM\x64", 0
     )
@@ -120,7 +120,7 @@ def test_load_image_puts_the_initrd_just_below_the_device_tree(
     assert memory.read(image.initrd[0], 4000) == b"cpio" * 1000
 
 
-# Files that are no image
+# Files that are not images
 
 
 def test_load_image_reports_a_missing_file_in_kvmtools_words(memory: GuestMemory) -> None:
@@ -194,7 +194,7 @@ def test_load_image_refuses_an_impossible_name(memory: GuestMemory, path: str) -
 
 
 def pe(machine: int) -> bytes:
-    """The head of a program for EFI."""
+    """Return the head of an EFI program."""
     dos = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40)
     return dos + b"PE\0\0" + struct.pack("<H", machine)
 
@@ -332,7 +332,7 @@ def test_load_image_refuses_an_initrd_larger_than_ram(tmp_path: Path, memory: Gu
         load_image(path, memory, initrd=initrd)
 
 
-# Where device tree and initrd go
+# The places of device tree and initrd
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_place_dtb_never_overlaps_and_stays_in_ram(
         assert last <= RAM_BASE + ram * MIB
 
 
-# Mutations of what boots: either it is refused in words, or it lies wholly in RAM.
+# Mutated images
 
 VALID = {
     "Image": linux(),
@@ -410,7 +410,7 @@ MUTATIONS = st.lists(
 
 
 def mutated(image: bytes, mutations: list[tuple[str, int, int]]) -> bytes:
-    """The image with bytes and words of its head changed, and its end cut off."""
+    """Change bytes and words of an image's head, or cut its end off."""
     data = bytearray(image)
     for kind, where, value in mutations:
         if kind == "cut":

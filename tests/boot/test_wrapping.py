@@ -1,4 +1,4 @@
-"""Wrappings of images, and what pretends to be one."""
+"""Packed images, and damaged ones."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_unwrap_unpacks_two_layers_and_refuses_three() -> None:
 @given(data=st.binary(min_size=1, max_size=5000), copies=st.integers(1, 2000))
 @pytest.mark.parametrize("kind", PACK)
 def test_unwrap_inverts_packing(kind: str, data: bytes, copies: int) -> None:
-    image = b"\0" + data * copies  # no magic of any wrapping starts with that
+    image = b"\0" + data * copies  # no format's magic starts with that
 
     assert unwrapped(PACK[kind](image))[0] == image
 
