@@ -26,7 +26,8 @@ from pyvmm.memory.ram import GuestMemory
 ELF_MAGIC = b"\x7fELF"
 HEAD = 0x206  # bytes, enough of a file to recognize its format
 
-ZIMAGE_MAGIC = (0x24, b"\x18\x28\x6f\x01")  # of 32-bit Arm Linux, little-endian
+# A zImage: 32-bit Arm Linux, little-endian
+ZIMAGE_OFFSET, ZIMAGE_MAGIC = 0x24, b"\x18\x28\x6f\x01"
 
 # Images that cannot run here: (offset, magic, what it is)
 FOREIGN = (
@@ -67,8 +68,7 @@ def load_image(
     name = str(path)
     with _open(path, "kernel") as file:
         unpacked, wrappings = _unwrap(file, name, memory.size)
-        place = _place32 if aarch32 else _place
-        kind, placed, header = place(unpacked, name, memory)
+        kind, placed, header = _place(unpacked, name, memory, aarch32)
     room = None
     if initrd is None:
         dtb, _ = place_dtb(placed.ranges, 0, memory)
@@ -90,11 +90,18 @@ def _unwrap(file: BinaryIO, name: str, limit: int) -> tuple[BinaryIO, tuple[str,
 
 
 def _place(
-    file: BinaryIO, name: str, memory: GuestMemory
+    file: BinaryIO, name: str, memory: GuestMemory, aarch32: bool
 ) -> tuple[str, Placed, LinuxHeader | None]:
     """Load an unpacked image to its address; return its kind too."""
     head = _head(file)
-    if head.startswith(ELF_MAGIC):
+    elf = head.startswith(ELF_MAGIC)
+    if aarch32 and (elf or linux.is_linux(head)):
+        raise ImageError(
+            f"{name} is {'an ELF' if elf else 'an arm64 Linux Image'}; with `cpu.aarch32` only a "
+            f"zImage or a flat binary boots",
+            hint="leave out `cpu.aarch32`, or use arch/arm/boot/zImage",
+        )
+    if elf:
         from pyvmm.boot.elf import load_elf  # imported lazily: a Linux Image needs none
 
         return "ELF", load_elf(file, name, memory), None
@@ -103,24 +110,11 @@ def _place(
         start = memory.base + header.text_offset
         return "Linux Image", _load_at(file, name, memory, start, header.image_size), header
     _refuse_foreign(head, name)
-    if head.startswith(ZIMAGE_MAGIC[1], ZIMAGE_MAGIC[0]):
+    kind = "zImage" if head.startswith(ZIMAGE_MAGIC, ZIMAGE_OFFSET) else "flat binary"
+    if kind == "zImage" and not aarch32:
         raise ImageError(f"{name} is a 32-bit Arm zImage", hint="use `cpu.aarch32`=True")
-    placed = _load_at(file, name, memory, memory.base + layout.KERNEL_OFFSET)
-    return "flat binary", placed, None
-
-
-def _place32(file: BinaryIO, name: str, memory: GuestMemory) -> tuple[str, Placed, None]:
-    """Load a 32-bit image: a zImage or a flat binary."""
-    head = _head(file)
-    if head.startswith(ELF_MAGIC) or linux.is_linux(head):
-        what = "an ELF" if head.startswith(ELF_MAGIC) else "an arm64 Linux Image"
-        raise ImageError(
-            f"{name} is {what}; with `cpu.aarch32` only a zImage or a flat binary boots",
-            hint="leave out `cpu.aarch32`, or use arch/arm/boot/zImage",
-        )
-    _refuse_foreign(head, name)
-    kind = "zImage" if head.startswith(ZIMAGE_MAGIC[1], ZIMAGE_MAGIC[0]) else "flat binary"
-    return kind, _load_at(file, name, memory, memory.base + layout.KERNEL_OFFSET_32), None
+    offset = layout.KERNEL_OFFSET_32 if aarch32 else layout.KERNEL_OFFSET
+    return kind, _load_at(file, name, memory, memory.base + offset), None
 
 
 def _head(file: BinaryIO) -> bytes:
