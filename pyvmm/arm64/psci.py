@@ -56,14 +56,6 @@ class Return(IntEnum):
     INVALID_ADDRESS = -9
 
 
-class AffinityState(IntEnum):
-    """The results of AFFINITY_INFO."""
-
-    ON = 0
-    OFF = 1
-    ON_PENDING = 2
-
-
 class Version(Bits):
     """The result of PSCI_VERSION; KVM stores it as a register."""
 
@@ -71,7 +63,5 @@ class Version(Bits):
     MINOR = bits(15, 0, "minor")
 
 
-V0_2 = Version.of(MAJOR=0, MINOR=2)
 V1_0 = Version.of(MAJOR=1, MINOR=0)
 V1_1 = Version.of(MAJOR=1, MINOR=1)
-V1_3 = Version.of(MAJOR=1, MINOR=3)

@@ -45,14 +45,6 @@ def u64(*values: int) -> bytes:
     return b"".join(_number(value, 8) for value in values)
 
 
-def strings(*values: str) -> bytes:
-    """Encode a list of strings.  Raises: ValueError, for a string with a NUL."""
-    for value in values:
-        if "\0" in value:
-            raise ValueError(f"a device tree string cannot hold a NUL: {value!r}")
-    return b"".join(value.encode() + b"\0" for value in values)
-
-
 def build(
     root: Node, *, reservations: Sequence[tuple[int, int]] = (), boot_cpuid: int = 0
 ) -> bytes:
@@ -132,7 +124,9 @@ def encode(value: Property) -> bytes:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
-        return strings(value)
+        if "\0" in value:
+            raise ValueError(f"a device tree string cannot contain a NUL: {value!r}")
+        return value.encode() + b"\0"
     if isinstance(value, int):
         return _number(value, 4)
     return b"".join(encode(item) for item in value)

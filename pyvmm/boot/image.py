@@ -29,7 +29,7 @@ HEAD = 0x206  # bytes, enough of a file to recognize its format
 # A zImage: 32-bit Arm Linux, little-endian
 ZIMAGE_OFFSET, ZIMAGE_MAGIC = 0x24, b"\x18\x28\x6f\x01"
 
-# Images that cannot run here: (offset, magic, what it is)
+# Images that cannot run here: (offset, magic, kind)
 FOREIGN = (
     (0x202, b"HdrS", "a Linux kernel for x86"),
     (0x38, b"RSC\x05", "a Linux kernel for RISC-V"),
@@ -122,9 +122,9 @@ def _head(file: BinaryIO) -> bytes:
     return file.read(HEAD)
 
 
-def _open(path: str | Path, what: str) -> BinaryIO:
+def _open(path: str | Path, role: str) -> BinaryIO:
     """Open a file to load. Errors begin like kvmtool's."""
-    sentence = f"Unable to open {what} {path}"
+    sentence = f"Unable to open {role} {path}"
     try:
         # Non-blocking: opening a FIFO must not wait for a writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -151,9 +151,9 @@ def _size(file: BinaryIO) -> int:
 
 def _refuse_foreign(head: bytes, name: str) -> None:
     """Refuse images for other machines."""
-    for offset, magic, what in FOREIGN:
+    for offset, magic, kind in FOREIGN:
         if head.startswith(magic, offset):
-            raise ImageError(f"{name} is {what}, not AArch64")
+            raise ImageError(f"{name} is {kind}, not AArch64")
     if head.startswith(DOS_MAGIC) and len(head) >= PE_OFFSET + 4:
         (offset,) = struct.unpack_from("<I", head, PE_OFFSET)
         if head.startswith(b"PE\0\0", offset) and len(head) >= offset + 6:
@@ -169,8 +169,8 @@ def _load_at(file: BinaryIO, name: str, memory: GuestMemory, address: int, room:
     """Load a file to an address; zero the rest of the ``room`` bytes from there on."""
     size = _size(file)
     room = max(size, room)
-    why = "check text_offset and image_size in its header: the file may be damaged"
-    check_in_ram(name, address, room, memory, why=why)
+    hint = "check text_offset and image_size in its header: the file may be damaged"
+    check_in_ram(name, address, room, memory, hint)
     if memory.load_from(address, size, file, 0) != size:
         raise ImageError(f"{name} shrank while pyvmm loaded it")
     memory.zero(address + size, room - size)

@@ -34,20 +34,20 @@ class Placed(Record):
     ranges: tuple[Range, ...]
 
 
-def check_in_ram(what: str, start: int, length: int, memory: GuestMemory, *, why: str = "") -> None:
-    """Raise an ImageError unless all of ``what`` is in RAM.
+def check_in_ram(name: str, start: int, length: int, memory: GuestMemory, hint: str = "") -> None:
+    """Raise an ImageError unless the whole range is in RAM.
 
-    ``why`` is the hint where more RAM does not help; by default: link it to another address.
+    ``hint`` is for ranges that more RAM does not help; the default is to link the image elsewhere.
     """
     if memory.contains(start, length):
         return
     end = start + length
     if start >= memory.base and end - memory.base <= PLAUSIBLE_RAM:
         hint = f"use `memory`={_ram_for(end, memory)}M or more"
-    else:
-        hint = why or f"link it to run at {memory.base + layout.KERNEL_OFFSET:#x}"
+    elif not hint:
+        hint = f"link it to run at {memory.base + layout.KERNEL_OFFSET:#x}"
     raise ImageError(
-        f"{what} is at {start:#x} to {end:#x}, outside RAM "
+        f"{name} is at {start:#x} to {end:#x}, outside RAM "
         f"({memory.base:#x} to {memory.end:#x}, {memory.size // layout.MIB} MiB)",
         hint=hint,
     )

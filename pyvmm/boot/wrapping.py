@@ -1,6 +1,6 @@
 """Unpack images: gzip, zstd, and Linux's EFI zboot.
 
-A file's first bytes tell its format. pyvmm unpacks it into memory of its own, up to the guest's
+A file's first bytes identify its format. pyvmm unpacks it into memory of its own, up to the guest's
 RAM size: a small file cannot make it allocate more.
 
 Source: RFC 1952 (gzip); RFC 8878 (zstd); Linux, drivers/firmware/efi/libstub/zboot-header.S.
@@ -72,10 +72,10 @@ def _method(head: bytes) -> str | None:
 
 
 def _refuse_foreign(head: bytes, name: str) -> None:
-    for magic, what, tool in FOREIGN:
+    for magic, kind, tool in FOREIGN:
         if head.startswith(magic):
             raise ImageError(
-                f"{name} is compressed with {what}; pyvmm unpacks {' and '.join(UNPACK)}",
+                f"{name} is compressed with {kind}; pyvmm unpacks {' and '.join(UNPACK)}",
                 hint=f"{tool} it",
             )
 
