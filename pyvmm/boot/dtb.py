@@ -96,9 +96,7 @@ def machine_tree(machine: MachineDescription) -> dict[str, fdt.Property | fdt.No
             Pl031, layout.RTC, {"clocks": PHANDLE_CLOCK, "clock-names": "apb_pclk"}
         )
     for slot in map(layout.virtio, range(machine.virtio)):
-        from pyvmm.devices.virtio.mmio import (
-            VirtioMmio,
-        )  # imported lazily: a plain machine has none
+        from pyvmm.devices.virtio.mmio import VirtioMmio  # lazily: a plain machine has none
 
         tree[_path(VirtioMmio, slot)] = device_node(VirtioMmio, slot)
     if machine.exit_register:
