@@ -88,6 +88,24 @@ def names(*in_order: str, **by_number: int) -> type[IntEnum]:
     return make("Values", {name: value for value, name in enumerate(in_order)} | by_number)
 
 
+class Named(IntEnum):
+    """Values with meanings, each declared as ``NAME = number, meaning``."""
+
+    meaning: str
+
+    def __new__(cls, number: int, meaning: str) -> Self:
+        """Make the member of a number."""
+        member = int.__new__(cls, number)
+        member._value_ = number
+        member.meaning = meaning
+        return member
+
+
+def meaning(value: int) -> str | None:
+    """Return the meaning of a field's value; None for a reserved value."""
+    return value.meaning if isinstance(value, Named) else None
+
+
 class Bits(int):
     """A register's value; a subclass declares the fields."""
 

@@ -5,45 +5,26 @@ Source: Arm ARM DDI 0487, D23.2.
 
 from __future__ import annotations
 
-from enum import IntEnum
-
-from pyvmm.arm64.bits import Bits, bit, bits, names
+from pyvmm.arm64.bits import Bits, Named, bit, bits, meaning, names
 
 WORD = 4  # bytes; CTR_EL0 and DCZID_EL0 give sizes as log2 of words
 
 
-class Implementer(IntEnum):
+class Implementer(Named):
     """MIDR_EL1.Implementer.  Source: as above; Linux, arch/arm64/include/asm/cputype.h."""
 
-    SOFTWARE = 0x00
-    ARM = 0x41
-    BRCM = 0x42
-    CAVIUM = 0x43
-    FUJITSU = 0x46
-    HISI = 0x48
-    NVIDIA = 0x4E
-    APM = 0x50
-    QCOM = 0x51
-    APPLE = 0x61
-    MICROSOFT = 0x6D
-    AMPERE = 0xC0
-
-
-# Names of implementers
-MAKERS: dict[int, str] = {
-    Implementer.SOFTWARE: "software (QEMU)",
-    Implementer.ARM: "Arm",
-    Implementer.BRCM: "Broadcom",
-    Implementer.CAVIUM: "Cavium",
-    Implementer.FUJITSU: "Fujitsu",
-    Implementer.HISI: "HiSilicon",
-    Implementer.NVIDIA: "NVIDIA",
-    Implementer.APM: "Applied Micro",
-    Implementer.QCOM: "Qualcomm",
-    Implementer.APPLE: "Apple",
-    Implementer.MICROSOFT: "Microsoft",
-    Implementer.AMPERE: "Ampere",
-}
+    SOFTWARE = 0x00, "software (QEMU)"
+    ARM = 0x41, "Arm"
+    BRCM = 0x42, "Broadcom"
+    CAVIUM = 0x43, "Cavium"
+    FUJITSU = 0x46, "Fujitsu"
+    HISI = 0x48, "HiSilicon"
+    NVIDIA = 0x4E, "NVIDIA"
+    APM = 0x50, "Applied Micro"
+    QCOM = 0x51, "Qualcomm"
+    APPLE = 0x61, "Apple"
+    MICROSOFT = 0x6D, "Microsoft"
+    AMPERE = 0xC0, "Ampere"
 
 
 class Midr(Bits):
@@ -126,5 +107,5 @@ def line_bytes(log2_words: int) -> int:
 def describe(midr_el1: int) -> str:
     """Describe a CPU: its maker and its numbers."""
     midr = Midr(midr_el1)
-    maker = MAKERS.get(midr.Implementer, f"implementer {midr.Implementer:#04x}")
+    maker = meaning(midr.Implementer) or f"implementer {midr.Implementer:#04x}"
     return f"{maker}, part {midr.PartNum:#05x}, MIDR_EL1 {midr_el1:#010x}"

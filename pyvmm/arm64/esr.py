@@ -8,116 +8,64 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from pyvmm.arm64.bits import Bits, bit, bits, names
+from pyvmm.arm64.bits import Bits, Named, bit, bits, names
 from pyvmm.arm64.fault import FaultStatus
 
 
-class ExceptionClass(IntEnum):
+class ExceptionClass(Named):
     """ESR_ELx.EC; LOW is from a lower exception level, CUR from the current one."""
 
-    UNKNOWN = 0x00
-    WFx = 0x01
-    CP15_32 = 0x03
-    CP15_64 = 0x04
-    CP14_MR = 0x05
-    CP14_LS = 0x06
-    FP_ASIMD = 0x07
-    CP10_ID = 0x08
-    PAC = 0x09
-    OTHER = 0x0A
-    CP14_64 = 0x0C
-    BTI = 0x0D
-    ILL = 0x0E
-    SVC32 = 0x11
-    HVC32 = 0x12
-    SMC32 = 0x13
-    SYS128 = 0x14  # not named in Linux
-    SVC64 = 0x15
-    HVC64 = 0x16
-    SMC64 = 0x17
-    SYS64 = 0x18
-    SVE = 0x19
-    ERET = 0x1A
-    FPAC = 0x1C
-    SME = 0x1D
-    GPC = 0x1E  # not named in Linux
-    IMP_DEF = 0x1F
-    IABT_LOW = 0x20
-    IABT_CUR = 0x21
-    PC_ALIGN = 0x22
-    DABT_LOW = 0x24
-    DABT_CUR = 0x25
-    SP_ALIGN = 0x26
-    MOPS = 0x27
-    FP_EXC32 = 0x28
-    FP_EXC64 = 0x2C
-    GCS = 0x2D
-    SERROR = 0x2F
-    BREAKPT_LOW = 0x30
-    BREAKPT_CUR = 0x31
-    SOFTSTP_LOW = 0x32
-    SOFTSTP_CUR = 0x33
-    WATCHPT_LOW = 0x34
-    WATCHPT_CUR = 0x35
-    BKPT32 = 0x38
-    VECTOR32 = 0x3A
-    BRK64 = 0x3C
-    PROFILING = 0x3D  # not named in Linux
+    UNKNOWN = 0x00, "unknown reason, as for an undefined instruction"
+    WFx = 0x01, "trapped wait"
+    CP15_32 = 0x03, "trapped MCR or MRC of cp15"
+    CP15_64 = 0x04, "trapped MCRR or MRRC of cp15"
+    CP14_MR = 0x05, "trapped MCR or MRC of cp14"
+    CP14_LS = 0x06, "trapped LDC or STC of cp14"
+    FP_ASIMD = 0x07, "trapped floating point, Advanced SIMD or SVE"
+    CP10_ID = 0x08, "trapped VMRS of cp10"
+    PAC = 0x09, "trapped pointer authentication"
+    OTHER = 0x0A, "trapped 64-byte load or store, or buffer synchronization"
+    CP14_64 = 0x0C, "trapped MRRC of cp14"
+    BTI = 0x0D, "branch to an instruction that is not a branch target"
+    ILL = 0x0E, "illegal execution state"
+    SVC32 = 0x11, "SVC in AArch32"
+    HVC32 = 0x12, "HVC in AArch32"
+    SMC32 = 0x13, "SMC in AArch32"
+    SYS128 = 0x14, "trapped MSRR, MRRS or 128-bit system instruction"  # not named in Linux
+    SVC64 = 0x15, "SVC"
+    HVC64 = 0x16, "HVC"
+    SMC64 = 0x17, "SMC"
+    SYS64 = 0x18, "trapped MSR, MRS or system instruction"
+    SVE = 0x19, "trapped SVE"
+    ERET = 0x1A, "trapped ERET"
+    FPAC = 0x1C, "failed pointer authentication"
+    SME = 0x1D, "trapped SME"
+    GPC = 0x1E, "granule protection check"  # not named in Linux
+    IMP_DEF = 0x1F, "IMPLEMENTATION DEFINED exception to EL3"
+    IABT_LOW = 0x20, "instruction abort, from a lower exception level"
+    IABT_CUR = 0x21, "instruction abort, from the same exception level"
+    PC_ALIGN = 0x22, "PC is not aligned"
+    DABT_LOW = 0x24, "data abort, from a lower exception level"
+    DABT_CUR = 0x25, "data abort, from the same exception level"
+    SP_ALIGN = 0x26, "SP is not aligned"
+    MOPS = 0x27, "memory copy or set in a state that it cannot resume from"
+    FP_EXC32 = 0x28, "floating-point exception in AArch32"
+    FP_EXC64 = 0x2C, "floating-point exception"
+    GCS = 0x2D, "guarded control stack"
+    SERROR = 0x2F, "SError"
+    BREAKPT_LOW = 0x30, "breakpoint, from a lower exception level"
+    BREAKPT_CUR = 0x31, "breakpoint, from the same exception level"
+    SOFTSTP_LOW = 0x32, "software step, from a lower exception level"
+    SOFTSTP_CUR = 0x33, "software step, from the same exception level"
+    WATCHPT_LOW = 0x34, "watchpoint, from a lower exception level"
+    WATCHPT_CUR = 0x35, "watchpoint, from the same exception level"
+    BKPT32 = 0x38, "BKPT in AArch32"
+    VECTOR32 = 0x3A, "vector catch in AArch32"
+    BRK64 = 0x3C, "BRK"
+    PROFILING = 0x3D, "profiling exception"  # not named in Linux
 
 
 EC = ExceptionClass
-
-# explain.py adds an abort's details
-MEANINGS: dict[int, str] = {
-    EC.UNKNOWN: "unknown reason, as for an undefined instruction",
-    EC.WFx: "trapped wait",
-    EC.CP15_32: "trapped MCR or MRC of cp15",
-    EC.CP15_64: "trapped MCRR or MRRC of cp15",
-    EC.CP14_MR: "trapped MCR or MRC of cp14",
-    EC.CP14_LS: "trapped LDC or STC of cp14",
-    EC.FP_ASIMD: "trapped floating point, Advanced SIMD or SVE",
-    EC.CP10_ID: "trapped VMRS of cp10",
-    EC.PAC: "trapped pointer authentication",
-    EC.OTHER: "trapped 64-byte load or store, or buffer synchronization",
-    EC.CP14_64: "trapped MRRC of cp14",
-    EC.BTI: "branch to an instruction that is not a branch target",
-    EC.ILL: "illegal execution state",
-    EC.SVC32: "SVC in AArch32",
-    EC.HVC32: "HVC in AArch32",
-    EC.SMC32: "SMC in AArch32",
-    EC.SYS128: "trapped MSRR, MRRS or 128-bit system instruction",
-    EC.SVC64: "SVC",
-    EC.HVC64: "HVC",
-    EC.SMC64: "SMC",
-    EC.SYS64: "trapped MSR, MRS or system instruction",
-    EC.SVE: "trapped SVE",
-    EC.ERET: "trapped ERET",
-    EC.FPAC: "failed pointer authentication",
-    EC.SME: "trapped SME",
-    EC.GPC: "granule protection check",
-    EC.IMP_DEF: "IMPLEMENTATION DEFINED exception to EL3",
-    EC.IABT_LOW: "instruction abort, from a lower exception level",
-    EC.IABT_CUR: "instruction abort, from the same exception level",
-    EC.PC_ALIGN: "PC is not aligned",
-    EC.DABT_LOW: "data abort, from a lower exception level",
-    EC.DABT_CUR: "data abort, from the same exception level",
-    EC.SP_ALIGN: "SP is not aligned",
-    EC.MOPS: "memory copy or set in a state that it cannot resume from",
-    EC.FP_EXC32: "floating-point exception in AArch32",
-    EC.FP_EXC64: "floating-point exception",
-    EC.GCS: "guarded control stack",
-    EC.SERROR: "SError",
-    EC.BREAKPT_LOW: "breakpoint, from a lower exception level",
-    EC.BREAKPT_CUR: "breakpoint, from the same exception level",
-    EC.SOFTSTP_LOW: "software step, from a lower exception level",
-    EC.SOFTSTP_CUR: "software step, from the same exception level",
-    EC.WATCHPT_LOW: "watchpoint, from a lower exception level",
-    EC.WATCHPT_CUR: "watchpoint, from the same exception level",
-    EC.BKPT32: "BKPT in AArch32",
-    EC.VECTOR32: "vector catch in AArch32",
-    EC.BRK64: "BRK",
-    EC.PROFILING: "profiling exception",
-}
 
 
 class Esr(Bits):

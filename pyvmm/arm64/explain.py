@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pyvmm.arm64 import fault, sysregs
-from pyvmm.arm64.esr import MEANINGS, BrkIss, CallIss, DabtIss, Esr, IabtIss, SysIss, WfxIss
+from pyvmm.arm64.bits import meaning
+from pyvmm.arm64.esr import BrkIss, CallIss, DabtIss, Esr, IabtIss, SysIss, WfxIss
 
 ZERO_REGISTER = 31
 
@@ -11,22 +12,22 @@ ZERO_REGISTER = 31
 def explain_esr(value: int) -> str:
     """Explain the cause of an exception from its ESR_ELx."""
     esr = Esr(value)
-    meaning = MEANINGS.get(esr.EC, f"unallocated exception class {int(esr.EC):#04x}")
+    cause = meaning(esr.EC) or f"unallocated exception class {int(esr.EC):#04x}"
     match esr.iss:
         case DabtIss() as iss:
-            return f"{meaning}: {_data_abort(iss)}"
+            return f"{cause}: {_data_abort(iss)}"
         case IabtIss() as iss:
             walk = ", in a stage 1 walk" if iss.S1PTW else ""
-            return f"{meaning}: {fault.explain(iss.IFSC)}{walk}"
+            return f"{cause}: {fault.explain(iss.IFSC)}{walk}"
         case SysIss() as iss:
-            return f"{meaning}: {_system_access(iss)}"
+            return f"{cause}: {_system_access(iss)}"
         case CallIss() as iss:
-            return f"{meaning} #{iss.imm16:#x}"
+            return f"{cause} #{iss.imm16:#x}"
         case BrkIss() as iss:
-            return f"{meaning} #{iss.Comment:#x}"
+            return f"{cause} #{iss.Comment:#x}"
         case WfxIss() as iss:
-            return f"{meaning}: {WfxIss.TI.word(iss)}"
-    return meaning
+            return f"{cause}: {WfxIss.TI.word(iss)}"
+    return cause
 
 
 def _data_abort(iss: DabtIss) -> str:
