@@ -49,7 +49,7 @@ def unwrap(file: BinaryIO, name: str, limit: int) -> tuple[BinaryIO, tuple[str, 
         head = file.read(ZBOOT.size)
         file.seek(0)
         _refuse_foreign(head, name)
-        if is_zboot(head):
+        if _is_zboot(head):
             kind, payload = _zboot_payload(file, head, name)
             wrapping, unpack = f"EFI zboot, {kind}", UNPACK[kind]
         elif packed := _method(head):
@@ -62,8 +62,7 @@ def unwrap(file: BinaryIO, name: str, limit: int) -> tuple[BinaryIO, tuple[str, 
         wrappings.append(wrapping)
 
 
-def is_zboot(head: bytes) -> bool:
-    """Return whether a file that begins with ``head`` is an EFI zboot image."""
+def _is_zboot(head: bytes) -> bool:
     return (head[:2], head[4:8]) == ZBOOT_MAGIC
 
 
