@@ -12,7 +12,7 @@ _BUSY_RUNNING = "kick every vCPU and let its run return first"
 
 HINTS: dict[tuple[str, int], str] = {
     ("open", errno.ENOENT): "this machine has no KVM: is it enabled in the kernel, and did the "
-    "kernel start in EL2?  --host emulated needs none",
+    "kernel start in EL2? `host`=emulated needs none",
     ("open", errno.EACCES): "add yourself to the group that owns /dev/kvm: "
     "sudo usermod -aG kvm $USER, and log in again",
     ("open", errno.EPERM): "a sandbox or container withholds /dev/kvm: run with --device /dev/kvm",

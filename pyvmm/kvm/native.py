@@ -35,7 +35,7 @@ def native() -> Native:
         if machine != "aarch64":
             raise HostError(
                 f"KVM for arm64 needs an arm64 machine, and this one is {machine}",
-                hint="--host emulated runs the command on an emulated arm64 machine",
+                hint="use `host`=emulated: an emulated arm64 machine runs the command",
             ) from error
         raise HostError(
             f"pyvmm's extension for KVM cannot be loaded: {error}",

@@ -16,7 +16,7 @@ def test_open_on_another_architecture_says_so() -> None:
     with pytest.raises(HostError, match=r"needs an arm64 machine, and this one is \w+") as caught:
         System.open()
 
-    assert "--host emulated" in (caught.value.hint or "")
+    assert "`host`=emulated" in (caught.value.hint or "")
 
 
 @pytest.mark.kvm
