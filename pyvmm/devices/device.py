@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any, ClassVar, Self, TypeVar, overload
 
-from pyvmm.devices.kept import Kept, give, part, take
+from pyvmm.devices.state import StateField, restore_fields, save_fields, section
 
 # The level of an interrupt line: called with True to raise it, with False to lower it.
 Irq = Callable[[bool], None]
@@ -108,7 +108,7 @@ class Device:
     compatible: ClassVar[tuple[str, ...]]
     properties: ClassVar[Mapping[str, int | str | None]] = {}  # beyond the three it always has
     edge_triggered: ClassVar[bool] = False  # the interrupt is an edge, not a level
-    kept: ClassVar[tuple[Kept, ...]] = ()  # what snapshots have beside the registers
+    state_fields: ClassVar[tuple[StateField, ...]] = ()  # what snapshots have beside the registers
 
     _banks: ClassVar[list[tuple[dict[int, Reader], dict[int, Writer]]]] = [({}, {})]
 
@@ -135,7 +135,7 @@ class Device:
 
     def state(self) -> dict[str, Any]:
         """All that the device is at the moment, as JSON has it; with the lock, no vCPU runs."""
-        return {"registers": self.values, **take(self, self.kept)}
+        return {"registers": self.values, **save_fields(self, self.state_fields)}
 
     def restore(self, state: object, where: str) -> None:
         """Become what `state` gave; ``where`` is what messages call that. No interrupt is raised.
@@ -143,10 +143,12 @@ class Device:
         Raises: StateError, when no such device can be like that.
         """
         most = self._register_mask
-        registers = [Kept(reg.name, 0, most) for reg in self.registers]
+        registers = [StateField(reg.name, 0, most) for reg in self.registers]
         with self.lock:
-            give(self, registers, part(state, "registers", where), f"{where}.registers")
-            give(self, self.kept, state, where)
+            restore_fields(
+                self, registers, section(state, "registers", where), f"{where}.registers"
+            )
+            restore_fields(self, self.state_fields, state, where)
             self.restored()
 
     def restored(self) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from pyvmm.devices.device import Device, Irq, Reg
-from pyvmm.devices.kept import Kept
+from pyvmm.devices.state import StateField
 
 SECONDS = 0xFFFF_FFFF  # the counter is 32 bits wide
 ALARM = 0x1  # the one bit of the interrupt registers
@@ -48,10 +48,10 @@ class Pl031(Device):
     PCELLID2 = Reg(0xFF8, "PrimeCell identification", ro=True, reset=0x05)
     PCELLID3 = Reg(0xFFC, "PrimeCell identification", ro=True, reset=0xB1)
 
-    kept: ClassVar = (
-        Kept("offset", -HOST_SECONDS, HOST_SECONDS),
-        Kept("alarm_at", -HOST_SECONDS, HOST_SECONDS),
-        Kept("_raised", 0, 1),
+    state_fields: ClassVar = (
+        StateField("offset", -HOST_SECONDS, HOST_SECONDS),
+        StateField("alarm_at", -HOST_SECONDS, HOST_SECONDS),
+        StateField("_raised", 0, 1),
     )
 
     def __init__(self, irq: Irq, *, clock: Callable[[], float] = time.time) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import ClassVar, Protocol
 
 from pyvmm.devices.device import Device, Irq, Reg
-from pyvmm.devices.kept import Kept
+from pyvmm.devices.state import StateField
 
 FIFO_DEPTH = 16
 CLOCK_HZ = 1_843_200  # of the baud rate generator: divisor 1 is 115,200 baud
@@ -136,11 +136,11 @@ class Uart8250(Device):
     DLL = Reg(0, "divisor latch, low byte", bank=1, reset=1)
     DLM = Reg(1, "divisor latch, high byte", bank=1)
 
-    kept: ClassVar = (
-        Kept("fifo", 0, CHARACTER, room=FIFO_DEPTH),
-        Kept("line", 0, CHARACTER, room=FIFO_DEPTH),
-        Kept("thr_emptied", 0, 1),
-        Kept("_raised", 0, 1),
+    state_fields: ClassVar = (
+        StateField("fifo", 0, CHARACTER, room=FIFO_DEPTH),
+        StateField("line", 0, CHARACTER, room=FIFO_DEPTH),
+        StateField("thr_emptied", 0, 1),
+        StateField("_raised", 0, 1),
     )
 
     def __init__(self, irq: Irq, output: Callable[[bytes], None]) -> None:

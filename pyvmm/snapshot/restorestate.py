@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Iterator
 from pyvmm import layout
 from pyvmm.base.records import Record
 from pyvmm.devices.device import Device
-from pyvmm.devices.kept import StateError
 from pyvmm.devices.pl031 import Pl031
+from pyvmm.devices.state import StateError
 from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.errors import HostError, KvmError

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from pyvmm.devices.kept import Kept, StateError
+from pyvmm.devices.state import StateError, StateField
 from pyvmm.devices.virtio.balloonpages import AREA_PAGES, PAGE, BalloonPages
 from pyvmm.devices.virtio.device import (
     STATUS_DRIVER_OK,
@@ -102,15 +102,15 @@ class VirtioBalloon(VirtioDevice):
     )
 
     counted = ("inflated_bytes", "deflated_bytes", "reported_bytes", "hinted_bytes")
-    kept = (
-        Kept("num_pages", 0, UINT32),
-        Kept("actual", 0, UINT32),
-        Kept("free_page_hint_cmd_id", 0, UINT32),
-        Kept("poison_val", 0, UINT32),
-        Kept("hinted_bytes", 0, UINT64),
-        Kept("_round", CMD_ID_FIRST - 1, UINT32),
-        Kept("_hints_count", 0, 1),
-        Kept("_stats_skip", 0, 1),
+    state_fields = (
+        StateField("num_pages", 0, UINT32),
+        StateField("actual", 0, UINT32),
+        StateField("free_page_hint_cmd_id", 0, UINT32),
+        StateField("poison_val", 0, UINT32),
+        StateField("hinted_bytes", 0, UINT64),
+        StateField("_round", CMD_ID_FIRST - 1, UINT32),
+        StateField("_hints_count", 0, 1),
+        StateField("_stats_skip", 0, 1),
     )
 
     num_pages = ConfigField(0, 4, "pages of 4 KiB the balloon should have")
@@ -154,7 +154,7 @@ class VirtioBalloon(VirtioDevice):
         """Whether the guest has a driver that works."""
         return self.live and bool(self.status & STATUS_DRIVER_OK)
 
-    def refresh_statistics(self, patience_s: float) -> Statistics | None:
+    def refresh_statistics(self, timeout_s: float) -> Statistics | None:
         """Ask the guest for statistics, wait a little, and return the last there are.
 
         Not from a vCPU's thread, which is needed for the answer.
@@ -162,7 +162,7 @@ class VirtioBalloon(VirtioDevice):
         with self.lock:
             before = self.statistics
             if self._ask_for_statistics():
-                self._news.wait_for(lambda: self.statistics is not before, patience_s)
+                self._news.wait_for(lambda: self.statistics is not before, timeout_s)
             return self.statistics
 
     def start_hinting(self) -> bool:

@@ -9,7 +9,7 @@ import functools
 import threading
 from collections.abc import Callable
 
-from pyvmm.devices.kept import Kept
+from pyvmm.devices.state import StateField
 from pyvmm.devices.virtio.device import ConfigField, Feature, QueueSpec, VirtioDevice
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
 from pyvmm.memory.ram import Memory
@@ -18,8 +18,8 @@ F_SIZE = Feature(0, "CONSOLE_F_SIZE")
 F_EMERG_WRITE = Feature(2, "CONSOLE_F_EMERG_WRITE")
 
 OUTPUT_BLOCK = 64 << 10  # bytes given to ``output`` at once
-SETTLE_S = 2.0  # without output, until a driver that has not looked at the size gets input
-SETTLE_TIMES = 10  # that many times with output, it gets it all the same
+WAIT_S = 2.0  # without output, until a driver that has not looked at the size gets input
+MAX_WAITS = 10  # that many times with output, it gets it all the same
 
 # Calls back after so many seconds, in whatever thread, unless what it returns is called before.
 Later = Callable[[float, Callable[[], None]], Callable[[], None]]
@@ -47,7 +47,7 @@ class VirtioConsole(VirtioDevice):
     Input waits until the driver has settled. Linux's gives buffers before it has a terminal for
     what comes in them, and throws both away (in_intr() of the same file). But it looks at the
     terminal's size only afterwards, and only when told that it changed: so we tell it so at once.
-    A driver without F_SIZE, or one that has not looked after SETTLE_S, is taken to have settled.
+    A driver without F_SIZE, or one that has not looked after WAIT_S, is taken to have settled.
     """
 
     device_id = 3
@@ -55,7 +55,11 @@ class VirtioConsole(VirtioDevice):
     features = (F_SIZE, F_EMERG_WRITE)
     queue_specs = (QueueSpec("receiveq", 64), QueueSpec("transmitq", 64, by_exit=True))
 
-    kept = (Kept("cols", 0, 0xFFFF), Kept("rows", 0, 0xFFFF), Kept("_settling", 0, SETTLE_TIMES))
+    state_fields = (
+        StateField("cols", 0, 0xFFFF),
+        StateField("rows", 0, 0xFFFF),
+        StateField("_waits_left", 0, MAX_WAITS, key="settling"),
+    )
 
     cols = ConfigField(0, 2, "columns of the terminal; 0: not known")
     rows = ConfigField(2, 2, "rows of the terminal; 0: not known")
@@ -75,7 +79,7 @@ class VirtioConsole(VirtioDevice):
         self.on_room: Callable[[], None] | None = None
         self.receiveq, self.transmitq = self.queues
         self._starved = False  # receive() left something with its caller
-        self._settling = 0  # how often we shall still wait for the driver
+        self._waits_left = 0  # how often we shall still wait for the driver
         self._cancel: Callable[[], None] | None = None  # the wait
         self._printed = False  # since the wait began
         self._output_lock = threading.Lock()  # held from taking a chain until it is out
@@ -111,25 +115,25 @@ class VirtioConsole(VirtioDevice):
     def activate(self) -> None:
         """Let the driver settle."""
         if self.has(F_SIZE):
-            self._settling = SETTLE_TIMES
+            self._waits_left = MAX_WAITS
             self._wait()
             self.config_changed()
 
     def deactivate(self) -> None:
         """Stop waiting for the driver."""
-        self._settling = 0
+        self._waits_left = 0
         if self._cancel is not None:
             self._cancel()
             self._cancel = None
 
     def restore_own(self, state: object, where: str) -> None:
         """A driver that had not settled is waited for anew."""
-        if self._settling and self._cancel is None:
+        if self._waits_left and self._cancel is None:
             self._wait()
 
     def read_config(self, offset: int, length: int) -> int:
         """What the driver reads; one that looks at the size has settled."""
-        if self._settling and offset < type(self).max_nr_ports.offset:
+        if self._waits_left and offset < type(self).max_nr_ports.offset:
             self.deactivate()
             self.defer(self._offer_room)
         return super().read_config(offset, length)
@@ -140,7 +144,7 @@ class VirtioConsole(VirtioDevice):
 
     def _next_input(self) -> Chain | None:
         """The next buffer for input; when there is none, the driver's next one kicks."""
-        if self._settling or not self.live:
+        if self._waits_left or not self.live:
             return None
         chain = self.next_chain(self.receiveq)
         if chain is not None and (chain.readable or not chain.writable):
@@ -151,7 +155,7 @@ class VirtioConsole(VirtioDevice):
         """Ask for input again, if some was left behind and there is room now."""
         due = False
         with self.guard:
-            ready = self.live and not self._settling
+            ready = self.live and not self._waits_left
             due = self._starved and ready and self.receiveq.has_chains()
             self._starved = self._starved and not due
         if due and self.on_room is not None:
@@ -160,15 +164,15 @@ class VirtioConsole(VirtioDevice):
     def _wait(self) -> None:
         """Come back in a while; with the lock."""
         self._printed = False
-        self._cancel = self.later(SETTLE_S, self._wait_is_over)
+        self._cancel = self.later(WAIT_S, self._wait_is_over)
 
     def _wait_is_over(self) -> None:
         with self.lock:
-            if not self._settling:
+            if not self._waits_left:
                 return
             self._cancel = None
-            self._settling = self._settling - 1 if self._printed else 0
-            if self._settling:
+            self._waits_left = self._waits_left - 1 if self._printed else 0
+            if self._waits_left:
                 self._wait()
         self._offer_room()
 

@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Self, overload
 
-from pyvmm.devices.kept import Kept, StateError, give, part, take
+from pyvmm.devices.state import StateError, StateField, restore_fields, save_fields, section
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
 from pyvmm.memory.ram import Memory
 
@@ -92,10 +92,10 @@ class QueueSpec(NamedTuple):
 Setter = Callable[[Any, int], None]
 
 # What snapshots have of every device
-KEPT = (
-    Kept("status", 0, 0xFF),
-    Kept("driver_features", 0, (1 << 64) - 1),
-    Kept("config_generation", 0, 0xFFFF_FFFF),
+STATE_FIELDS = (
+    StateField("status", 0, 0xFF),
+    StateField("driver_features", 0, (1 << 64) - 1),
+    StateField("config_generation", 0, 0xFFFF_FFFF),
 )
 
 
@@ -142,7 +142,7 @@ class VirtioDevice:
     features: tuple[Feature, ...] = ()  # an instance may have more or fewer than its class
     queue_specs: ClassVar[tuple[QueueSpec, ...]]
     config_fields: ClassVar[tuple[ConfigField, ...]] = ()
-    kept: ClassVar[tuple[Kept, ...]] = ()
+    state_fields: ClassVar[tuple[StateField, ...]] = ()
     gives_memory: ClassVar[bool] = False  # queues may lie in memory that its state speaks of
     counted: ClassVar[tuple[str, ...]] = ()  # what `pyvmm stat` shows of it
 
@@ -187,7 +187,7 @@ class VirtioDevice:
     def restore_own(self, state: object, where: str) -> None:
         """Become what `own_state` gave, before the queues do; with the lock.
 
-        Raises: StateError, see pyvmm.devices.kept.
+        Raises: StateError, see pyvmm.devices.state.
         """
 
     @property
@@ -283,9 +283,9 @@ class VirtioDevice:
         """
         return {
             "name": self.name,
-            **take(self, KEPT),
+            **save_fields(self, STATE_FIELDS),
             "config": {field.name: getattr(self, field.name) for field in self.config_fields},
-            "kept": take(self, self.kept),
+            "kept": save_fields(self, self.state_fields),
             "own": self.own_state(),
             "queues": [queue.state() for queue in self.queues],
         }
@@ -298,10 +298,10 @@ class VirtioDevice:
         Raises: StateError, when this device cannot be like that.
         """
         with self.lock:
-            give(self, KEPT, state, where)
-            self._refuse_other_config(part(state, "config", where))
-            give(self, self.kept, part(state, "kept", where), f"{where}.kept")
-            self.restore_own(part(state, "own", where), f"{where}.own")
+            restore_fields(self, STATE_FIELDS, state, where)
+            self._refuse_other_config(section(state, "config", where))
+            restore_fields(self, self.state_fields, section(state, "kept", where), f"{where}.kept")
+            self.restore_own(section(state, "own", where), f"{where}.own")
             queues = state.get("queues") if isinstance(state, Mapping) else None
             if not isinstance(queues, list) or len(queues) != len(self.queues):
                 raise StateError(f"{where}.queues are not {len(self.queues)} queues")
@@ -310,7 +310,7 @@ class VirtioDevice:
                 queue.restore(its, f"{where}.{queue.name}")
 
     def _refuse_other_config(self, config: Mapping[str, Any]) -> None:
-        kept = {item.attribute for item in self.kept}
+        kept = {item.attribute for item in self.state_fields}
         for field in self.config_fields:
             now, then = getattr(self, field.name), config.get(field.name)
             if field.name not in kept and then != now:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Any
 
-from pyvmm.devices.kept import Kept, StateError
+from pyvmm.devices.state import StateError, StateField
 from pyvmm.devices.virtio.device import (
     STATUS_DRIVER_OK,
     ConfigField,
@@ -75,7 +75,7 @@ class VirtioMem(VirtioDevice):
 
     counted = ("plugs", "unplugs", "refusals")
     gives_memory = True
-    kept = (Kept("plugged_size", 0, UINT64), Kept("requested_size", 0, UINT64))
+    state_fields = (StateField("plugged_size", 0, UINT64), StateField("requested_size", 0, UINT64))
 
     block_size = ConfigField(0, 8, "bytes in a block, and its alignment")
     node_id = ConfigField(8, 2, "an ACPI proximity domain, with F_ACPI_PXM, which is not offered")

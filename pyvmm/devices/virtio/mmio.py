@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 from pyvmm.devices.device import Device, Reg, Writer
-from pyvmm.devices.kept import StateError, part
+from pyvmm.devices.state import StateError, section
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.queue import DESC_AREA, DRIVER_AREA, QueueError, Virtqueue
 
@@ -171,7 +171,7 @@ class VirtioMmio(Device):
     def restore(self, state: object, where: str) -> None:
         """Become what `state` gave, the device too."""
         super().restore(state, where)
-        self.device.restore(part(state, "virtio", where), f"{where}.virtio")
+        self.device.restore(section(state, "virtio", where), f"{where}.virtio")
 
     def restored(self) -> None:
         """Refuse a snapshot of another device or version."""

@@ -22,7 +22,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from pyvmm.devices.kept import Kept, StateError, give, take
+from pyvmm.devices.state import StateError, StateField, restore_fields, save_fields
 from pyvmm.errors import GuestError
 from pyvmm.memory.ram import Memory, OutOfRange
 
@@ -33,15 +33,15 @@ INDEX = 0xFFFF  # indices are 16 bits wide and run freely
 ADDRESS = (1 << 64) - 1
 
 # What snapshots have of a queue; features and the rest of its device come from elsewhere.
-KEPT = (
-    Kept("size", 0, (1 << 32) - 1),  # as the driver wrote it, who may write anything
-    Kept("desc", 0, ADDRESS),
-    Kept("driver", 0, ADDRESS),
-    Kept("device", 0, ADDRESS),
-    Kept("ready", 0, 1),
-    Kept("last_avail", 0, INDEX),
-    Kept("used_idx", 0, INDEX),
-    Kept("_signalled", 0, INDEX),
+STATE_FIELDS = (
+    StateField("size", 0, (1 << 32) - 1),  # as the driver wrote it, who may write anything
+    StateField("desc", 0, ADDRESS),
+    StateField("driver", 0, ADDRESS),
+    StateField("device", 0, ADDRESS),
+    StateField("ready", 0, 1),
+    StateField("last_avail", 0, INDEX),
+    StateField("used_idx", 0, INDEX),
+    StateField("_signalled", 0, INDEX),
 )
 
 # struct vring_desc: addr, len, flags, next
@@ -197,7 +197,7 @@ class Virtqueue:
 
     def state(self) -> dict[str, Any]:
         """The queue as JSON has it; no chain is out."""
-        return take(self, KEPT)
+        return save_fields(self, STATE_FIELDS)
 
     def restore(self, state: object, where: str) -> None:
         """Become what `state` gave, after the device's features.
@@ -205,7 +205,7 @@ class Virtqueue:
         Raises: StateError, for what no queue in this RAM can be.
         """
         self.disable()
-        give(self, KEPT, state, where)
+        restore_fields(self, STATE_FIELDS, state, where)
         if self.ready:
             try:
                 self.enable()

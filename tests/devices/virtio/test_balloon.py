@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from pyvmm.control.service import resident
-from pyvmm.devices.kept import StateError
+from pyvmm.devices.state import StateError
 from pyvmm.devices.virtio.balloon import PFN_BLOCK, PFN_MOST, VirtioBalloon
 from pyvmm.devices.virtio.balloonpages import PAGE
 from pyvmm.devices.virtio.mmio import VirtioMmio

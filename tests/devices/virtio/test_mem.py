@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyvmm.devices.kept import StateError
+from pyvmm.devices.state import StateError
 from pyvmm.devices.virtio.mem import Request, Response, State, VirtioMem
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.errors import HostError
