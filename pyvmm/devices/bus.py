@@ -11,17 +11,17 @@ from pyvmm.layout import Region
 
 
 class MmioDevice(Protocol):
-    """A device on the bus. Offsets are from the start of its region."""
+    """A device on the bus; offsets count from the start of its region."""
 
     def mmio_read(self, offset: int, length: int) -> int:
         """Return the value of a guest's read, little endian."""
 
     def mmio_write(self, offset: int, length: int, value: int) -> None:
-        """Carry out a guest's write."""
+        """Handle a guest's write."""
 
 
 class _NoDevice:
-    """Accesses that no device claims."""
+    """The device of unclaimed addresses."""
 
     def mmio_read(self, offset: int, length: int) -> int:
         """Return zero."""
@@ -38,14 +38,14 @@ NO_DEVICE: MmioDevice = _NoDevice()
 class Bus:
     """The devices by address, for any thread. Each device does its own locking.
 
-    An access belongs to the device of its first byte. Where there is none, a read returns 0 and a
+    The device of its first byte handles an access. An unclaimed read returns 0 and an unclaimed
     write does nothing, as under lkvm.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # Devices by address, and the ends of their regions for bisect. Replaced, never changed,
-        # so that a lookup sees both as they belong together without a lock.
+        # The ends of regions, for bisect, and the devices. `add` replaces the pair: a lookup
+        # without a lock sees two lists that match.
         self._map: tuple[list[int], list[tuple[Region, MmioDevice]]] = ([], [])
 
     def __iter__(self) -> Iterator[tuple[Region, MmioDevice]]:
@@ -54,8 +54,7 @@ class Bus:
     def add(self, region: Region, device: MmioDevice) -> None:
         """Put ``device`` at ``region``.
 
-        Raises:
-            ValueError: the region is empty or overlaps one added before.
+        Raises: ValueError, if the region is empty or overlaps another.
         """
         if region.size <= 0:
             raise ValueError(f"{region.name} is empty")
@@ -70,7 +69,7 @@ class Bus:
             self._map = [region.end for region, _ in entries], entries
 
     def find(self, address: int) -> tuple[Region, MmioDevice]:
-        """Return the region and device at an address: UNCLAIMED and NO_DEVICE without one."""
+        """Return the region and device at an address, or UNCLAIMED and NO_DEVICE."""
         ends, entries = self._map
         index = bisect_right(ends, address)
         if index < len(entries) and entries[index][0].base <= address:

@@ -8,16 +8,16 @@
         def _(self, value: int) -> None:
             ...
 
-A register without handlers keeps what is written to it. ``rtc.LR`` is a device's value of it, an
-attribute like any other; ``Pl031.LR`` is the declaration, with ``offset``, ``meaning`` and the
-rest, from which emulation, traces and explanations are made.
+A register without handlers holds the last value written. ``rtc.LR`` is a device's value of it, an
+attribute like any other. ``Pl031.LR`` is the declaration, with ``offset``, ``meaning`` and the
+rest: emulation, traces and explanations use it.
 
 Width rules, for accesses of 1, 2, 4 or 8 bytes:
 
-- a read gives the bytes from its address on, within the one register there; what is beyond is 0;
-- a write must be at a register's own address: one narrower than the register writes 0 to the
-  rest of it, of one wider the surplus is ignored;
-- where there is no register, or none for such an access, reads are 0 and writes ignored.
+- a read returns the bytes from its address on, within one register; bytes beyond it are 0;
+- a write must be at a register's own address: a narrower write sets the register's other bytes
+  to 0, a wider one loses its surplus bytes;
+- without a register for such an access, a read returns 0 and a write does nothing.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _MASK = {length: (1 << 8 * length) - 1 for length in (1, 2, 4, 8)}
 
 
 class Reg:
-    """One register: where it is, what it means, what may be done to it.
+    """One register: its offset, its meaning and its access rights.
 
-    ``bank`` is for registers that share an offset with others: a register of bank 1 takes the
-    place of the one of bank 0 at its offset while bank 1 is selected (`Device.select_bank`).
+    Registers of different banks may share an offset. While bank 1 is selected
+    (`Device.select_bank`), its registers replace those of bank 0 at their offsets.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class Reg:
         self.writer: Writer | None = None
 
     def read(self, handler: _R) -> _R:
-        """Decorate the method that gives the value when the guest reads."""
+        """Decorate the method that returns the value of a guest's read."""
         self.reader = handler
         return handler
 
     def write(self, handler: _W) -> _W:
-        """Decorate the method that takes the value when the guest writes."""
+        """Decorate the method that takes the value of a guest's write."""
         self.writer = handler
         return handler
 
@@ -85,8 +85,8 @@ class Reg:
     @overload
     def __get__(self, device: Device, owner: type) -> int: ...
     def __get__(self, device: Device | None, owner: type) -> Self | int:
-        # Without __set__ the device's own attribute comes first, at the speed of any attribute:
-        # this is only called before there is one. The overloads tell mypy which is which.
+        # Without __set__ the device's own attribute comes first, at full speed: Python calls this
+        # method only for a device without the attribute, and for the class.
         if device is not None:
             raise AttributeError(f"{self.name} has no value yet")
         return self
@@ -96,9 +96,9 @@ class Reg:
 
 
 class Device:
-    """The base of devices: registers behind a lock, and what a device tree says of them.
+    """The base of devices: registers behind a lock, and the device tree's node.
 
-    Handlers run with ``lock`` held, one at a time; other threads take it to touch the state.
+    Handlers run with ``lock`` held. Other threads take it before they access the state.
     """
 
     registers: ClassVar[tuple[Reg, ...]] = ()
@@ -106,9 +106,9 @@ class Device:
 
     node_name: ClassVar[str]
     compatible: ClassVar[tuple[str, ...]]
-    properties: ClassVar[Mapping[str, int | str | None]] = {}  # beyond the three it always has
+    properties: ClassVar[Mapping[str, int | str | None]] = {}  # of the node, beyond the usual three
     edge_triggered: ClassVar[bool] = False  # the interrupt is an edge, not a level
-    state_fields: ClassVar[tuple[StateField, ...]] = ()  # what snapshots have beside the registers
+    state_fields: ClassVar[tuple[StateField, ...]] = ()  # saved beside the registers
 
     _banks: ClassVar[list[tuple[dict[int, Reader], dict[int, Writer]]]] = [({}, {})]
 
@@ -125,7 +125,7 @@ class Device:
 
     @property
     def values(self) -> dict[str, int]:
-        """The value of every register, by name; what a write-only one was last told too."""
+        """The value of every register, by name; a write-only register's last value too."""
         return {reg.name: getattr(self, reg.name) for reg in self.registers}
 
     @values.setter
@@ -134,13 +134,13 @@ class Device:
             setattr(self, name, value)
 
     def state(self) -> dict[str, Any]:
-        """All that the device is at the moment, as JSON has it; with the lock, no vCPU runs."""
+        """Return the device's state, for JSON; with the lock, while no vCPU runs."""
         return {"registers": self.values, **save_fields(self, self.state_fields)}
 
     def restore(self, state: object, where: str) -> None:
-        """Become what `state` gave; ``where`` is what messages call that. No interrupt is raised.
+        """Take over a saved state, without an interrupt; ``where`` is its name in messages.
 
-        Raises: StateError, when no such device can be like that.
+        Raises: StateError, for a state that no such device can have.
         """
         most = self._register_mask
         registers = [StateField(reg.name, 0, most) for reg in self.registers]
@@ -152,14 +152,14 @@ class Device:
             self.restored()
 
     def restored(self) -> None:
-        """Set what follows from the registers that were restored; with the lock."""
+        """Update everything that depends on the restored registers; with the lock."""
 
     def select_bank(self, bank: int) -> None:
-        """Show the registers of that bank, and those of bank 0 where it has none."""
+        """Select that bank; bank 0's registers fill its gaps."""
         self._readers, self._writers = self._banks[bank]
 
     def mmio_read(self, offset: int, length: int) -> int:
-        """Answer a guest's read of ``length`` bytes at ``offset`` from the device's base."""
+        """Return a guest's read of ``length`` bytes at ``offset`` from the device's base."""
         with self.lock:
             reader = self._readers.get(offset)
             if reader is not None:
@@ -169,7 +169,7 @@ class Device:
             return reader(self) >> 8 * (offset - start) & _MASK[length] if reader else 0
 
     def mmio_write(self, offset: int, length: int, value: int) -> None:
-        """Carry out a guest's write of ``length`` bytes at ``offset`` from the device's base."""
+        """Handle a guest's write of ``length`` bytes at ``offset`` from the device's base."""
         with self.lock:
             writer = self._writers.get(offset)
             if writer is not None:
@@ -177,17 +177,16 @@ class Device:
 
 
 def _tables(device: type[Device], bank: int) -> tuple[dict[int, Reader], dict[int, Writer]]:
-    """What to call by offset when that bank is selected.
+    """Return the handlers by offset while that bank is selected.
 
-    Raises:
-        TypeError: two registers claim the same access.
+    Raises: TypeError, if two registers claim the same access.
     """
     readers: dict[int, Reader] = {}
     writers: dict[int, Writer] = {}
     for level in {0, bank}:
         here = [reg for reg in device.registers if reg.bank == level]
-        readable = {reg.offset: reg.reader or _keeper(reg)[0] for reg in here if reg.readable}
-        writable = {reg.offset: reg.writer or _keeper(reg)[1] for reg in here if reg.writable}
+        readable = {reg.offset: reg.reader or _plain(reg)[0] for reg in here if reg.readable}
+        writable = {reg.offset: reg.writer or _plain(reg)[1] for reg in here if reg.writable}
         claims = sum(reg.readable + reg.writable for reg in here)
         if claims != len(readable) + len(writable):
             raise TypeError(f"{device.__name__}: two registers of bank {level} share an offset")
@@ -196,8 +195,8 @@ def _tables(device: type[Device], bank: int) -> tuple[dict[int, Reader], dict[in
     return readers, writers
 
 
-def _keeper(reg: Reg) -> tuple[Reader, Writer]:
-    """Handlers of a register that just keeps its value."""
+def _plain(reg: Reg) -> tuple[Reader, Writer]:
+    """Return the handlers of a register without side effects."""
     name = reg.name
 
     def write(device: Device, value: int) -> None:

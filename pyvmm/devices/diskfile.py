@@ -1,7 +1,7 @@
-"""A file or block device behind a disk: opened, locked, and read and written in place.
+"""A disk's file or block device: opened, locked, read and written in place.
 
-Every operation works on the range it is given or raises OSError; none moves a file offset, so
-any number of threads may be in one. Nothing beyond ``size``, as it was at the start, is touched.
+An operation handles its whole range or raises OSError. No operation moves a file offset, so
+threads may run them in parallel. The file's size at the start, ``size``, is the limit of accesses.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import NoReturn, Self
 
 from pyvmm.errors import HostError, UsageError
 
-SECTOR = 512  # what virtio, and most of Linux, counts disks in
+SECTOR = 512  # the unit of virtio and of most of Linux
 QCOW_MAGIC = b"QFI\xfb"
 
 # Source: linux/falloc.h
@@ -36,9 +36,9 @@ BLKPBSZGET = 0x127B  # an unsigned int: the physical one
 BLKGETSIZE64 = 0x8008_1272  # _IOR(0x12, 114, size_t)
 
 UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY})
-PHYSICAL_BLOCK = 4096  # of a file, whatever it lies on: a snapshot may be restored elsewhere
-ZEROES = 1 << 20  # bytes written at once where nothing better zeroes a range
-BOUNCE = 1 << 20  # bytes moved at once where O_DIRECT takes no buffer of the guest's
+PHYSICAL_BLOCK = 4096  # of every file: a restore on another file system sees the same
+ZEROES = 1 << 20  # bytes of each write, if no system call can zero a range
+BOUNCE = 1 << 20  # bytes of the buffer between O_DIRECT and unaligned guest buffers
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -47,22 +47,21 @@ Buffers = Sequence[memoryview]
 
 
 class DiskFile:
-    """An open disk image or block device, locked against other users of such locks.
+    """An open disk image or block device, locked with flock(2).
 
-    A disk that is read-only here may be so elsewhere too; one that is written to is nobody
-    else's: the lock is that of flock(2). ``block_size`` is the unit in which it can be read and
-    written, ``physical_block`` the one in which it does so well; both in bytes. ``size`` is in
-    whole blocks; ``tail`` is how many bytes at the end are none.
+    The lock of a read-only disk is shared, the lock of a writable disk exclusive. ``block_size``
+    is the smallest unit of accesses, ``physical_block`` the preferred one, in bytes. ``size`` is a
+    multiple of ``block_size``; ``tail`` is the rest of the file.
     """
 
     def __init__(
         self, path: Path, *, option: str, read_only: bool = False, direct: bool = False
     ) -> None:
-        """Open it; ``option``, as -d, is what messages begin with, ``direct`` is O_DIRECT.
+        """Open the file; messages begin with ``option``, the field; ``direct`` is O_DIRECT.
 
         Raises:
-            UsageError: it is not there, or nothing that can be a disk.
-            HostError: this machine does not give access to it.
+            UsageError: the file does not exist, or cannot be a disk.
+            HostError: the file is in use, or its file system lacks O_DIRECT.
         """
         self.path = path
         self.read_only = read_only
@@ -81,13 +80,13 @@ class DiskFile:
             undo.pop_all()
 
     def close(self) -> None:
-        """Close it, and let go of the lock; idempotent."""
+        """Close the file and release the lock; idempotent."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
     def read(self, buffers: Buffers, offset: int) -> None:
-        """Fill the buffers from ``offset`` on; raises EIO if the file has become shorter."""
+        """Fill the buffers from ``offset`` on; raise EIO if the file has become shorter."""
         try:
             if os.preadv(self.fd, buffers, offset) != sum(map(len, buffers)):
                 with _Span(buffers) as span:
@@ -98,7 +97,7 @@ class DiskFile:
             self._bounce(buffers, offset, write=False)
 
     def write(self, buffers: Buffers, offset: int, *, durable: bool = False) -> None:
-        """Write the buffers at ``offset``; ``durable`` returns when they are on the disk."""
+        """Write the buffers at ``offset``; with ``durable`` return once they are on the disk."""
         flags = os.RWF_DSYNC if durable else 0
         try:
             if os.pwritev(self.fd, buffers, offset, flags) != sum(map(len, buffers)):
@@ -110,7 +109,7 @@ class DiskFile:
             self._bounce(buffers, offset, write=True, flags=flags)
 
     def _bounce(self, buffers: Buffers, offset: int, *, write: bool, flags: int = 0) -> None:
-        """The same by memory of our own: O_DIRECT takes no buffer that is not aligned."""
+        """Read or write through an aligned buffer, as O_DIRECT requires."""
         with (
             _Span(buffers) as span,
             mmap.mmap(-1, BOUNCE) as room,
@@ -130,12 +129,12 @@ class DiskFile:
                     offset += len(part)
 
     def flush(self) -> None:
-        """Return when all that was written before is on the disk."""
+        """Return once all earlier writes are on the disk."""
         if not self.read_only:
             os.fdatasync(self.fd)
 
     def discard(self, offset: int, length: int) -> None:
-        """Give a range back, as far as that can be done; its content is nobody's concern."""
+        """Free a range's storage, if possible; its content becomes undefined."""
         try:
             self._punch(offset, length)
         except OSError as error:
@@ -143,7 +142,7 @@ class DiskFile:
                 raise
 
     def zero(self, offset: int, length: int, *, may_unmap: bool) -> None:
-        """Make a range read as zeroes; ``may_unmap`` lets it lose its place on the disk."""
+        """Make a range read as zeroes; ``may_unmap`` allows its storage to be freed."""
         for way in (self._punch, self._zero_range) if may_unmap else (self._zero_range,):
             try:
                 way(offset, length)
@@ -170,14 +169,14 @@ class DiskFile:
             raise OSError(code, os.strerror(code))
 
     def _write_zeroes(self, offset: int, length: int) -> None:
-        # A mapping of nothing: zeroes that are page-aligned, as O_DIRECT wants them.
+        # An anonymous mapping: page-aligned zeroes, as O_DIRECT requires.
         with mmap.mmap(-1, min(ZEROES, length)) as zeroes, memoryview(zeroes) as view:
             for start in range(0, length, ZEROES):
                 with view[: min(ZEROES, length - start)] as part:
                     self.write([part], offset + start)
 
     def _measure(self) -> None:
-        """Find out the size and the units, and refuse what is no disk."""
+        """Set the size and the units; refuse a file that cannot be a disk."""
         status = os.fstat(self.fd)
         self.is_block_device = stat.S_ISBLK(status.st_mode)
         self.block_size, self.physical_block = SECTOR, PHYSICAL_BLOCK
@@ -190,11 +189,11 @@ class DiskFile:
         elif stat.S_ISDIR(status.st_mode):
             raise _directory(self._option, self.path)
         else:
-            self._refuse("is no file and no block device")
+            self._refuse("is neither a file nor a block device")
         if self.size < SECTOR:
             self._refuse(f"is too small for a disk: {self.size} bytes", "truncate -s 1G makes one")
         if os.pread(self.fd, len(QCOW_MAGIC), 0) == QCOW_MAGIC and not self.is_block_device:
-            self._refuse("is a QCOW image", "qemu-img convert -O raw makes a raw one of it")
+            self._refuse("is a QCOW image", "qemu-img convert -O raw makes a raw image of it")
 
     def _ask(self, form: str, request: int) -> int:
         answer = fcntl.ioctl(self.fd, request, bytes(struct.calcsize(form)))
@@ -211,13 +210,13 @@ class DiskFile:
         except BlockingIOError:
             raise HostError(
                 f"{self._option} {self.path} is in use, by another VM or twice by this one",
-                hint="two that write to one file system destroy it; ,ro in both lets them share it",
+                hint="stop the other VM, or add ,ro to both: two writers destroy a file system",
             ) from None
         except OSError:  # a file system without locks
             pass
 
     def _go_direct(self) -> None:
-        """Switch O_DIRECT on, and find the smallest unit that it takes here, by trying."""
+        """Switch O_DIRECT on, and find the smallest unit that it accepts, by trying."""
         try:
             flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
             fcntl.fcntl(self.fd, fcntl.F_SETFL, flags | os.O_DIRECT)
@@ -243,37 +242,37 @@ class DiskFile:
         return HostError(
             f"{self._option} {self.path} cannot be read and written with O_DIRECT: "
             f"{error.strerror}",
-            hint="leave ,direct out, or put it on a file system that has direct I/O",
+            hint="leave ,direct out, or put the disk on a file system with direct I/O",
         )
 
 
 def _open(path: Path, option: str, *, read_only: bool) -> int:
-    # O_NONBLOCK: nobody waits for the other end of a pipe that somebody takes for a disk
+    # O_NONBLOCK: opening a pipe by mistake must not block.
     flags = os.O_CLOEXEC | os.O_NONBLOCK | (os.O_RDONLY if read_only else os.O_RDWR)
     try:
         if not read_only and stat.S_ISBLK(path.stat().st_mode):
-            flags |= os.O_EXCL  # a device that is mounted here is nobody else's: EBUSY
+            flags |= os.O_EXCL  # EBUSY for a mounted device
         return os.open(path, flags)
     except OSError as error:
         if error.errno == errno.EISDIR:
             raise _directory(option, path) from error
         hint = None
         if not read_only and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            hint = f"{option} {path},ro does not write to it" if os.access(path, os.R_OK) else None
+            hint = f"use {option} {path},ro to read it only" if os.access(path, os.R_OK) else None
         if error.errno == errno.EBUSY:
-            hint = "it is mounted here, or a part of something that is"
+            hint = "unmount it, and what it is a part of"
         raise UsageError(f"{option} {path}: {error.strerror}", hint=hint) from error
 
 
 def _directory(option: str, path: Path) -> UsageError:
     return UsageError(
         f"{option} {path} is a directory",
-        hint="9p is not there yet; mke2fs -d DIR makes an image of it",
+        hint="make an image of it with mke2fs -d DIR: pyvmm lacks 9p",
     )
 
 
 class _Span:
-    """Buffers one after the other, as one; a context manager that lets go of its views."""
+    """Buffers as one byte sequence with a position; a context manager releases its views."""
 
     def __init__(self, buffers: Buffers) -> None:
         self._rest = list(buffers)
@@ -289,11 +288,11 @@ class _Span:
 
     @property
     def rest(self) -> list[memoryview]:
-        """The buffers from where we are on."""
+        """The buffers from the position on."""
         return self._rest
 
     def advance(self, count: int) -> None:
-        """Go on by ``count`` bytes."""
+        """Move the position by ``count`` bytes."""
         self.left -= count
         while count and count >= len(self._rest[0]):
             count -= len(self._rest.pop(0))
@@ -302,7 +301,7 @@ class _Span:
             self._own.append(self._rest[0])
 
     def copy(self, other: memoryview, *, into: bool) -> None:
-        """Copy as many bytes as ``other`` has from there, or ``into`` it, and go on."""
+        """Copy ``other`` to the position, or with ``into`` from the position to it; move on."""
         done = 0
         while done < len(other):
             count = min(len(self._rest[0]), len(other) - done)

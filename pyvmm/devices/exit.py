@@ -1,8 +1,8 @@
-"""The exit register: how a guest ends its VM with an exit code of its own.
+"""The exit register: a guest ends its VM with an exit code.
 
-pyvmm's own device, in a hole of lkvm's map (pyvmm.layout.EXIT). A guest that has a device tree
-finds it as ``compatible = "pyvmm,exit"``; one without can read the register, which gives ``pyvm``
-in ASCII, where lkvm and a pyvmm without it give 0.
+This device is pyvmm's own, in a hole of lkvm's map (pyvmm.layout.EXIT). A guest with a device tree
+finds it as ``compatible = "pyvmm,exit"``. A guest without one can read the register: it returns
+``pyvm`` in ASCII, and 0 under lkvm or a pyvmm without the device.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ MAGIC = int.from_bytes(b"pyvm", "little")
 class ExitRegister(Device):
     """One register: a write of N, of any width, ends the VM with exit code N & 0xff.
 
-    ``on_exit`` gets the code on the thread of the vCPU that wrote. The bits above the low eight
-    are ignored, as they are in the status of a process.
+    ``on_exit`` gets the code, on the thread of the vCPU that wrote. An exit code has eight bits,
+    as a process's has.
     """
 
     node_name = "exit"

@@ -16,15 +16,15 @@ from pyvmm.devices.state import StateField
 
 SECONDS = 0xFFFF_FFFF  # the counter is 32 bits wide
 ALARM = 0x1  # the one bit of the interrupt registers
-HOST_SECONDS = 1 << 40  # no host's clock is further from 1970
+HOST_SECONDS = 1 << 40  # a bound of any host's time since 1970
 
 
 class Pl031(Device):
     """A clock in seconds that starts at the host's time, with an alarm.
 
-    The alarm is a comparison with the running clock, for which somebody must wait: whoever runs
-    the machine calls `tick` at the time `next_alarm` gives, and asks again after ``on_rearm``.
-    ``clock`` gives seconds since 1970; its fraction is that of the guest's clock too.
+    The alarm is a comparison with the running clock: the machine calls `tick` at the time that
+    `next_alarm` returns, and calls `next_alarm` again after ``on_rearm``. ``clock`` returns the
+    seconds since 1970.
     """
 
     node_name = "rtc"
@@ -35,7 +35,7 @@ class Pl031(Device):
     LR = Reg(0x008, "set the clock, seconds")
     CR = Reg(0x00C, "bit 0: running; cannot be stopped", ro=True, reset=1)
     IMSC = Reg(0x010, "bit 0: the alarm interrupts")
-    RIS = Reg(0x014, "bit 0: the alarm has gone off", ro=True)
+    RIS = Reg(0x014, "bit 0: the alarm is due", ro=True)
     MIS = Reg(0x018, "bit 0: the interrupt is raised", ro=True)
     ICR = Reg(0x01C, "writing bit 0 clears the alarm", wo=True)
     # Part 0x031, designer 0x41 (Arm), revision 0.  Source: DDI 0224C, 3.3.9 and 3.3.10
@@ -63,10 +63,10 @@ class Pl031(Device):
         self.alarm_at = 0  # the host's time of the next match
         self._raised = False
         self._set_alarm()
-        self._rearmed = False  # on_rearm is to be called
+        self._rearmed = False  # on_rearm must be called
 
     def mmio_write(self, offset: int, length: int, value: int) -> None:
-        """Carry out a guest's write; it may change when the alarm is due."""
+        """Handle a guest's write, which may move the alarm."""
         super().mmio_write(offset, length, value)
         if self._rearmed:
             self._rearmed = False
@@ -74,22 +74,22 @@ class Pl031(Device):
                 self.on_rearm()
 
     def next_alarm(self) -> float | None:
-        """When, by ``clock``, `tick` is wanted; None while no interrupt can come of it."""
+        """Return the time of ``clock`` for the next `tick`; None without a possible interrupt."""
         with self.lock:
             return self.alarm_at if self.IMSC and not self.RIS else None
 
     def tick(self) -> None:
-        """Let the alarm go off if it is time."""
+        """Raise the alarm if it is due."""
         with self.lock:
             self._match()
 
     @property
     def is_raised(self) -> bool:
-        """Whether the interrupt line is."""
+        """Whether the interrupt line is raised."""
         return self._raised
 
     def restored(self) -> None:
-        """The alarm is to be waited for again; one that was missed meanwhile is then due."""
+        """Rearm the alarm; one missed since the save is due at once."""
         self._rearmed = True
 
     @DR.read
@@ -134,21 +134,21 @@ class Pl031(Device):
             self._update()
 
     def _set_alarm(self) -> None:
-        """Find out when the clock will match; a match of this very second counts."""
+        """Compute the time of the next match; the current second counts."""
         second = math.floor(self.clock())
         self.alarm_at = second + ((self.MR - second - self.offset) & SECONDS)
         self._rearmed = True
         self._match()
 
     def _match(self) -> None:
-        """Set RIS if the clock has matched since it was last looked at."""
+        """Set RIS if the clock has matched since the last call."""
         if self.clock() >= self.alarm_at:
             self.RIS = ALARM
-            self.alarm_at += SECONDS + 1  # when it has gone round once
+            self.alarm_at += SECONDS + 1  # after the counter has wrapped
         self._update()
 
     def _update(self) -> None:
-        """Make the interrupt line follow the state."""
+        """Update the interrupt line."""
         raised = bool(self.RIS & self.IMSC)
         if raised != self._raised:
             self._raised = raised

@@ -1,11 +1,11 @@
-"""A 16550A serial port, as Linux's 8250 driver and earlycon know it.
+"""A 16550A serial port, for Linux's 8250 driver and earlycon.
 
-Source: Texas Instruments PC16550D data sheet (SNLS378C), section 8; what Linux's autoconfig()
-probes is in drivers/tty/serial/8250/8250_port.c.
+Source: Texas Instruments PC16550D data sheet (SNLS378C), section 8; Linux's autoconfig(), in
+drivers/tty/serial/8250/8250_port.c.
 
-The line is infinitely fast: what is transmitted is gone at once, so that THRE and TEMT are always
-set, and four character times without a new character have always passed. Word length, parity and
-divisor are kept and have no effect: a guest that sets none still gets all 8 bits.
+The line is infinitely fast. A transmitted byte leaves at once, so THRE and TEMT are always set.
+Four character times without a new character have always passed. Word length, parity and divisor
+have no effect: every character has 8 bits.
 """
 
 from __future__ import annotations
@@ -66,22 +66,22 @@ LSR_TEMT = 0x40
 LSR_FIFO_ERROR = 0x80
 LSR_IDLE = LSR_THRE | LSR_TEMT
 LSR_OF_CHARACTER = LSR_PE | LSR_FE | LSR_BI
-CHARACTER = LSR_OF_CHARACTER << 8 | 0xFF  # in the FIFO: LSR bits it arrived with, and its byte
+CHARACTER = LSR_OF_CHARACTER << 8 | 0xFF  # in the FIFO: LSR bits, then the byte
 
-# Modem status (MSR): 0xF0 are the inputs, 0x0F which of them changed
+# Modem status (MSR): 0xF0 are the inputs, 0x0F the changes of each
 MSR_RI = 0x40
-MSR_CONNECTED = 0xB0  # DCD, DSR and CTS: the other end is always there
+MSR_CONNECTED = 0xB0  # DCD, DSR and CTS: always connected
 MSR_DELTA = 0x0F
 
 REGISTERS = 8  # bytes
-MUCH = 4096  # bytes sent and not output: a vCPU that finds as many waits
+MUCH = 4096  # bytes sent and not output: from then on vCPUs wait
 ALL_READABLE = 0xFF  # in `FastPath.publish`: no register's read has a side effect
 
 
 class FastPath(Protocol):
     """Completes a guest's accesses without `Uart8250.mmio_read` and `mmio_write`, as published.
 
-    The port calls it with its lock held. machine/fastpath.py has the picture of who owns what.
+    The port calls it with its lock held. machine/fastpath.py has a picture of the parts.
     """
 
     def publish(self, registers: int, *, complete_thr: bool, coalesce_thr: bool) -> bool:
@@ -92,28 +92,26 @@ class FastPath(Protocol):
         call, a write of THR only transmits its byte. ``coalesce_thr``: so it does after any read
         too.
 
-        Returns:
-            Whether coalesced writes were allowed until now, and are not any longer.
+        Returns: whether this call ends the permission of coalesced writes.
         """
 
     def sent(self) -> bytes:
-        """Take what the guest has written to THR by the fast path since the last call."""
+        """Take the bytes that the guest has written to THR by the fast path."""
 
 
 class Uart8250(Device):
-    """One port: ``output`` gets what the guest transmits, `receive` takes what it is to get.
+    """One port: ``output`` gets the guest's output, `receive` takes its input.
 
-    ``irq`` is called whenever the interrupt line changes. ``output`` may block: the vCPU that
-    transmits then waits, while the other side of the port goes on. ``on_room``, when set, is
-    called after `receive` could not take everything and there is room again.
+    The port calls ``irq`` at every change of the interrupt line. ``output`` may block: then the
+    transmitting vCPU waits, but input continues. After `receive` has left bytes with its caller,
+    the port calls ``on_room``, if set, once there is room.
 
-    Host input waits on the *line*, up to 16 bytes of it, until the guest looks for input: until it
-    enables the receive interrupt or reads LSR or RBR. What a guest finds when it clears its FIFO
-    before it ever looked, as most do first of all, is thus not lost but yet to arrive.
+    Up to 16 bytes of host input wait on the *line* until the guest enables the receive interrupt
+    or reads LSR or RBR. So a guest that first clears its FIFO, as most do, loses no input.
 
-    A wide read is one of each register in turn, a wide write one of its first register alone.
-    With a ``fast_path`` many accesses never come here: its owner calls `collect` and `send_out`
-    when it has `sent` something.
+    A wide read reads each register in turn; a wide write writes its first register only. With a
+    ``fast_path`` many accesses never reach this class. The fast path's owner calls `collect` and
+    `send_out` for its bytes.
     """
 
     register_size = 1
@@ -132,7 +130,7 @@ class Uart8250(Device):
     LSR = Reg(5, "line status", ro=True, reset=LSR_IDLE)
     MSR = Reg(6, "modem status: 7:4 DCD RI DSR CTS, 3:0 changed", ro=True, reset=MSR_CONNECTED)
     SCR = Reg(7, "scratch")
-    # Not 0: Linux's earlycon divides by what it finds here.
+    # Not 0: Linux's earlycon divides by the divisor.
     DLL = Reg(0, "divisor latch, low byte", bank=1, reset=1)
     DLM = Reg(1, "divisor latch, high byte", bank=1)
 
@@ -148,20 +146,20 @@ class Uart8250(Device):
         self.irq = irq
         self.output = output
         self.on_room: Callable[[], None] | None = None
-        # A character is its byte, and above that the LSR bits it arrived with.
-        self.fifo: deque[int] = deque()  # arrived: LSR.DR shows the guest that there is something
-        self.line: deque[int] = deque()  # on the way
+        # A character is its byte, and its LSR bits above that.
+        self.fifo: deque[int] = deque()  # LSR.DR shows these characters to the guest
+        self.line: deque[int] = deque()  # not yet in the FIFO
         self.thr_emptied = False  # the THRI interrupt's condition: an event, not THRE itself
         self._raised = False
-        self._starved = False  # receive() left something with its caller
-        self._room_due = False  # on_room is to be called
+        self._starved = False  # receive() left bytes with its caller
+        self._room_due = False  # on_room must be called
         self._sent = bytearray()  # by the guest, not yet output
-        self.has_transmitted = False  # ever
+        self.has_transmitted = False
         self.fast_path: FastPath | None = None
-        self._output_lock = threading.Lock()  # held from taking _sent until it is out: keeps order
+        self._output_lock = threading.Lock()  # from taking _sent to its output: keeps order
 
     def mmio_read(self, offset: int, length: int) -> int:
-        """Answer a guest's read; it may make room for input."""
+        """Return a guest's read, which may make room for input."""
         value = super().mmio_read(offset, 1)
         for number in range(1, length):
             value |= super().mmio_read(offset + number, 1) << 8 * number
@@ -170,7 +168,7 @@ class Uart8250(Device):
         return value
 
     def mmio_write(self, offset: int, length: int, value: int) -> None:
-        """Carry out a guest's write; what it transmits is output before this returns."""
+        """Handle a guest's write; output its bytes before this returns."""
         super().mmio_write(offset, length, value)
         if self._sent:
             self.send_out()
@@ -178,18 +176,18 @@ class Uart8250(Device):
             self._tell_room()
 
     def use_fast_path(self, fast_path: FastPath | None) -> None:
-        """Let the guest use a fast path from now on; None: no longer."""
+        """Use that fast path from now on, or none."""
         with self.lock:
             self.fast_path = fast_path
             self._publish()
 
     def collect(self) -> None:
-        """Take what the guest has sent by the fast path; `send_out` outputs it."""
+        """Take the bytes from the fast path; `send_out` outputs them."""
         with self.lock:
             self._collect()
 
     def receive(self, data: bytes) -> int:
-        """Put host input on the line; returns how many bytes of it there was room for."""
+        """Put host input on the line; return the number of bytes taken."""
         taken = 0
         with self.lock:
             while taken < len(data) and (room := FIFO_DEPTH - len(self.line)) > 0:
@@ -201,7 +199,7 @@ class Uart8250(Device):
         return taken
 
     def receive_break(self) -> bool:
-        """Put a break on the line; returns whether there was room for it."""
+        """Put a break on the line; return False if there is no room."""
         with self.lock:
             room = len(self.line) < FIFO_DEPTH
             if room:
@@ -211,11 +209,11 @@ class Uart8250(Device):
 
     @property
     def is_raised(self) -> bool:
-        """Whether the interrupt line is."""
+        """Whether the interrupt line is raised."""
         return self._raised
 
     def restored(self) -> None:
-        """Show the registers that the guest had chosen."""
+        """Select the saved register bank, and publish to the fast path."""
         self.select_bank(1 if self.LCR & LCR_DLAB else 0)
         self._publish()
 
@@ -256,13 +254,13 @@ class Uart8250(Device):
 
     @FCR.write
     def _(self, value: int) -> None:
-        # Without bit 0 the others are not programmed; nothing looks at what they were before.
-        kept = value & 0xC9 if value & FCR_ENABLE_FIFO else 0
-        switched = (kept ^ self.FCR) & FCR_ENABLE_FIFO
-        if switched or (kept and value & FCR_CLEAR_RCVR):
+        # Without bit 0 the write leaves the other bits unprogrammed.
+        new = value & 0xC9 if value & FCR_ENABLE_FIFO else 0
+        switched = (new ^ self.FCR) & FCR_ENABLE_FIFO
+        if switched or (new and value & FCR_CLEAR_RCVR):
             self.fifo.clear()
             self.LSR &= ~LSR_OF_CHARACTER
-        self.FCR = kept
+        self.FCR = new
         self._update()
 
     @LCR.write
@@ -315,10 +313,9 @@ class Uart8250(Device):
         return FIFO_DEPTH if self.FCR & FCR_ENABLE_FIFO else 1
 
     def _arrive(self) -> bool:
-        """Let characters on the line arrive, as far as the FIFO has room; loop-back cuts it off.
+        """Move characters from the line to the FIFO; loop-back disconnects the line.
 
-        Returns:
-            Whether something may have changed.
+        Returns: whether the state may have changed.
         """
         if not self.line or self.MCR & MCR_LOOP:
             return False
@@ -330,17 +327,17 @@ class Uart8250(Device):
         return True
 
     def _loop_back(self, character: int) -> None:
-        """Let the receiver have what the transmitter sends."""
+        """Put a transmitted character into the receiver."""
         if len(self.fifo) >= self._depth():
             self.LSR |= LSR_OE
             if self.FCR & FCR_ENABLE_FIFO:
                 return  # the character in the shift register is lost
-            self.fifo.clear()  # without FIFOs, the one that was not read in time
+            self.fifo.clear()  # without FIFOs, an overrun loses the unread character
         self.fifo.append(character)
         self._reveal()
 
     def _reveal(self) -> None:
-        """Show in LSR what the first character in the FIFO arrived with."""
+        """Show the LSR bits of the FIFO's first character."""
         if self.fifo and self.fifo[0] > 0xFF:
             self.LSR |= self.fifo[0] >> 8
             self.fifo[0] &= 0xFF
@@ -360,7 +357,7 @@ class Uart8250(Device):
         return IIR_NO_INT
 
     def _update(self) -> None:
-        """Make the fast path, and then the interrupt line, follow the state."""
+        """Update the fast path, and then the interrupt line."""
         if self.IER & (IER_RDI | IER_RLSI):
             self._arrive()
         self._publish()
@@ -370,7 +367,7 @@ class Uart8250(Device):
             self.irq(raised)
 
     def _publish(self) -> None:
-        """Publish to the fast path, if there is one, what it may complete from now on."""
+        """Publish to the fast path, if there is one, the accesses that it may complete."""
         if self.fast_path is None:
             return
         diverted = self.MCR & MCR_LOOP or self.LCR & LCR_DLAB  # writes at THR's offset
@@ -382,10 +379,12 @@ class Uart8250(Device):
             self._collect()
 
     def _readable(self) -> int:
-        """Return what reads give in bytes 1 to 7; in byte 0, which of them have no side effect."""
+        """Return the registers in bytes 1 to 7, and in byte 0 the set free of side effects."""
         pending = self._pending()
         free = 1 << 3 | 1 << 4 | 1 << 7  # LCR, MCR, SCR
-        arriving = self.line and not self.MCR & MCR_LOOP  # with LSR or RBR read, if there is room
+        arriving = (
+            self.line and not self.MCR & MCR_LOOP
+        )  # when the guest reads LSR or RBR, if there is room
         if not arriving or len(self.fifo) >= self._depth():
             if self.LSR == LSR_IDLE and (not self.fifo or max(self.fifo) <= 0xFF):
                 free |= 1 << 5
@@ -403,19 +402,19 @@ class Uart8250(Device):
         return int.from_bytes(values, "little")
 
     def _collect(self) -> None:
-        """Take what the guest has sent by the fast path; with the lock."""
+        """Take the bytes from the fast path; with the lock."""
         if self.fast_path is not None and (data := self.fast_path.sent()):
             self._sent += data
-            if not self.IER & IER_THRI:  # else it was so before: `complete_thr` was published
+            if not self.IER & IER_THRI:  # else it was set before: `complete_thr` was published
                 self.thr_emptied = True
 
     def send_out(self) -> None:
-        """Output what the guest has sent, without blocking the receiving side."""
+        """Output the guest's bytes, without blocking input."""
         with self._output_lock:
             self._send_out()
 
     def send_out_unless_busy(self) -> None:
-        """Output too, but leave it to a thread that does so already, unless much waits."""
+        """Output the guest's bytes, unless another thread does so and few bytes wait."""
         while self._sent:
             if not self._output_lock.acquire(blocking=len(self._sent) >= MUCH):
                 return
@@ -431,7 +430,7 @@ class Uart8250(Device):
             self.output(data)
 
     def _tell_room(self) -> None:
-        """Call on_room, once, without the lock: it will want to call receive."""
+        """Call on_room once, without the lock: it may call receive."""
         with self.lock:
             due, self._room_due = self._room_due, False
         if due and self.on_room is not None:

@@ -1,9 +1,9 @@
-"""The KVM API as classes: one a file descriptor, with methods named after the ioctls.
+"""The KVM API as classes: one for each kind of file descriptor, with a method for each ioctl.
 
     System    /dev/kvm             Vm        KVM_CREATE_VM
     Vcpu      KVM_CREATE_VCPU      Device    KVM_CREATE_DEVICE
 
-Mechanism, no policy: a method makes its ioctl and raises KvmError when the kernel refuses.
-The modules import on any machine; the C extension behind them exists on arm64 only, and is
-loaded when the first ioctl is made.
+A method makes its ioctl and raises KvmError if the kernel refuses; it has no policy of its own.
+Any machine can import these modules. The C extension exists on arm64 only; the first ioctl loads
+it.
 """

@@ -1,11 +1,11 @@
 """Build the C extension pyvmm.kvm._kvm, for arm64 only: cffi in API mode, one abi3 module.
 
-setup.py takes `extension()`.  On another architecture `python -m pyvmm.kvm._build OUT.c` writes
-the C file for a cross compiler; that needs neither the extension nor arm64 headers.
+setup.py uses `extension()`. On another architecture `python -m pyvmm.kvm._build OUT.c` writes the
+C file for a cross compiler, without the extension or arm64 headers.
 
-The C file begins with static assertions, made from pyvmm's own tables, that every constant, ioctl
-number, structure size and member offset agrees with the kernel's headers.  Where they disagree,
-nothing is built.  What the oldest supported headers (Linux 6.1) lack is asserted where it exists.
+The C file begins with static assertions from pyvmm's tables: every constant, ioctl number,
+structure size and member offset must agree with the kernel's headers, else the build fails. For
+names that the oldest supported headers (Linux 6.1) lack, an assertion is conditional.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ REGISTERS = {
 
 
 def constants() -> Iterator[tuple[str, int]]:
-    """Every constant of the kernel's that pyvmm holds, by its name in C."""
+    """Yield pyvmm's constants of the kernel, by their names in C."""
     classes: dict[type[Numbers | IntEnum], str] = {caps.Cap: caps.C_PREFIX, **uapi.C_PREFIX}
     for cls, prefix in classes.items():
         members = cls.members if issubclass(cls, Numbers) else cls.__members__
@@ -177,7 +177,7 @@ def newer() -> frozenset[str]:
 
 
 def static_asserts() -> Iterator[str]:
-    """Lines of C that compile only where pyvmm's tables and the kernel's headers agree."""
+    """Yield lines of C that compile only if pyvmm's tables and the headers agree."""
     for name, value in constants():
         yield from _guarded(name if name in newer() else "", f"{name} == {value:#x}", name)
     for item in vars(ioctls).values():
@@ -214,7 +214,7 @@ def _guarded(macro: str, condition: str, what: str) -> Iterator[str]:
 
 
 def builder() -> FFI:
-    """Return the declarations and the C source, ready to be written or compiled."""
+    """Return the declarations and the C source."""
     ffi = FFI()
     ffi.cdef(DECLARATIONS)
     bodies = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in SOURCES]

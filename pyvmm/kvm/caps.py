@@ -1,8 +1,7 @@
-"""KVM's capabilities, as far as they mean anything on arm64.
+"""KVM's capabilities on arm64, for System.check_extension and Vm.check_extension.
 
-Ask for one with System.check_extension or Vm.check_extension; some answers depend on the VM.
-Source: linux/kvm.h of Linux v7.2; the comment is the release that brought the capability to arm64
-or what a positive answer counts, from Documentation/virt/kvm/api.rst.
+Source: linux/kvm.h of Linux v7.2. A comment names the release that brought the capability to arm64,
+or the meaning of a positive value, from Documentation/virt/kvm/api.rst.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from pyvmm.kvm.numbers import Numbers
 
 
 class Cap(Numbers):
-    """The number KVM_CHECK_EXTENSION takes: KVM_CAP_ and the name."""
+    """The numbers of KVM_CHECK_EXTENSION: KVM_CAP_ and the name."""
 
     IRQCHIP = 0  # an in-kernel GIC
     USER_MEMORY = 3

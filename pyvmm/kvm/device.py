@@ -1,4 +1,4 @@
-"""Device attributes, and the devices that KVM_CREATE_DEVICE makes."""
+"""Device attributes, and the devices of KVM_CREATE_DEVICE."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pyvmm.kvm.ioctls import Ioctl
 from pyvmm.kvm.native import native
 from pyvmm.kvm.structs import words
 
-# A VM without attributes, before Linux 6.4, says EINVAL to the ioctl itself.
+# Before Linux 6.4 VMs had no attributes: the ioctl itself returns EINVAL.
 _ABSENT = (errno.ENXIO, errno.ENODEV, errno.ENOTTY, errno.EINVAL)
 
 
 class Fd(Closing):
-    """A file descriptor of KVM's, closed on leaving a ``with`` block or by close()."""
+    """A KVM file descriptor, closed by close() or at the end of a ``with`` block."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -31,13 +31,13 @@ class Fd(Closing):
 
 
 class AttributeFd(Fd):
-    """A VM, vCPU or device: something with attributes by group and number.
+    """A VM, vCPU or device, with attributes by group and number.
 
     Source: Documentation/virt/kvm/devices/.
     """
 
     def has_attr(self, group: int, attr: int) -> bool:
-        """Whether this kernel knows the attribute here (KVM_HAS_DEVICE_ATTR)."""
+        """Return whether the kernel has the attribute here (KVM_HAS_DEVICE_ATTR)."""
         try:
             ioctls.HAS_DEVICE_ATTR.write(self.fd, group=group, attr=attr)
         except KvmError as error:
@@ -49,24 +49,23 @@ class AttributeFd(Fd):
     def get_attr(self, group: int, attr: int, value: int = 0) -> int:
         """Read an attribute of up to 64 bits (KVM_GET_DEVICE_ATTR).
 
-        ``value`` goes in where the kernel reads before it writes, as for a redistributor region.
+        ``value`` is input for attributes that have one, such as a redistributor region.
         """
         buffer = bytearray(value.to_bytes(8, "little"))
         self._attr(ioctls.GET_DEVICE_ATTR, group, attr, buffer)
         return int.from_bytes(buffer, "little")
 
     def set_attr(self, group: int, attr: int, value: int | bytes | None = None) -> None:
-        """Write an attribute, or do what it stands for (KVM_SET_DEVICE_ATTR).
+        """Write an attribute, or run its action (KVM_SET_DEVICE_ATTR).
 
-        An int is a number of up to 64 bits, bytes are a structure, None is an attribute without
-        a value.
+        An int has up to 64 bits, bytes are a structure, None is for attributes without a value.
         """
         data = value.to_bytes(8, "little") if isinstance(value, int) else value
         buffer = None if data is None else bytearray(data)
         self._attr(ioctls.SET_DEVICE_ATTR, group, attr, buffer)
 
     def get_attrs(self, group: int, attrs: Iterable[int]) -> dict[int, int | KvmError]:
-        """Read many attributes as get_attr() does; of one that KVM refuses, its error."""
+        """Read many attributes as get_attr() does; return an error for each refused one."""
         found: dict[int, int | KvmError] = {}
         left = list(attrs)
         while left:
@@ -80,9 +79,9 @@ class AttributeFd(Fd):
         return found
 
     def set_attrs(self, group: int, values: Mapping[int, int]) -> None:
-        """Write many attributes of up to 64 bits in their order, as set_attr() does.
+        """Write many attributes of up to 64 bits in order, as set_attr() does.
 
-        Raises: KvmError, for the first that is refused; those after it are as they were.
+        Raises: KvmError, for the first refused one; later ones are unchanged.
         """
         attrs = list(values)
         held = native().ffi.new("uint64_t[]", list(values.values()))
@@ -92,7 +91,7 @@ class AttributeFd(Fd):
             raise ioctls.SET_DEVICE_ATTR.error(error, shown)
 
     def _attrs(self, ioctl: Ioctl, group: int, attrs: list[int], values: object) -> tuple[int, int]:
-        """Do one call of C: how many attributes it did, and the errno of the next."""
+        """Call C; return the number of attributes done, and the errno of the next."""
         ffi, lib = native().ffi, native().lib
         error = ffi.new("int *")
         numbers = ffi.new("uint64_t[]", attrs)
@@ -113,7 +112,7 @@ class AttributeFd(Fd):
 
 
 class Device(AttributeFd):
-    """A device in the kernel, made by Vm.create_device; ``type`` is its DeviceType."""
+    """A device in the kernel, from Vm.create_device; ``type`` is its DeviceType."""
 
     def __init__(self, fd: int, type_: int) -> None:
         super().__init__(fd)

@@ -1,4 +1,4 @@
-"""What KVM_RUN returns with: the exits of arm64, and struct kvm_run's part for each."""
+"""The exits of KVM_RUN on arm64, and struct kvm_run's part for each."""
 
 from __future__ import annotations
 
@@ -97,15 +97,15 @@ _NO_FIELDS: Mapping[str, int] = {}
 
 
 class Exit:
-    """Why a vCPU stopped running; a copy, which the next run leaves as it is.
+    """A VM exit: a copy, which the next run does not change.
 
-    ``reason`` is an ExitReason, or a plain int for one newer than pyvmm.
+    ``reason`` is an ExitReason, or an int for a reason newer than pyvmm.
 
     - MMIO: ``address``, ``length`` (bytes), ``is_write``, and ``data``, the little-endian value
-      written.  A read is answered with Vcpu.set_mmio_data before the next run.
-    - Anything else: ``fields``, struct kvm_run's members for that exit by the kernel's names, and
-      ``array``, its data or arguments.  SYSTEM_EVENT also has ``type``, a SystemEvent.
-    - INTR: the run was kicked, or a signal came.
+      written. After a read call Vcpu.set_mmio_data before the next run.
+    - INTR: a kick or a signal ended the run.
+    - Others: ``fields``, struct kvm_run's members for that exit by the kernel's names, and
+      ``array``, its data or arguments. SYSTEM_EVENT also has ``type``, a SystemEvent.
     """
 
     __slots__ = ("address", "array", "data", "fields", "is_write", "length", "reason")
@@ -128,7 +128,7 @@ class Exit:
 
     @property
     def type(self) -> int:
-        """SYSTEM_EVENT: what the guest asked for, a SystemEvent where pyvmm knows it."""
+        """SYSTEM_EVENT: the guest's request, a SystemEvent if pyvmm knows it."""
         return self.fields["type"]
 
     def __str__(self) -> str:
@@ -143,7 +143,7 @@ class Exit:
 
 
 def reason_name(reason: int) -> str:
-    """Return an exit's reason in words."""
+    """Return an exit reason's name, or its number in words."""
     return ExitReason.name_of(reason) if reason in ExitReason.members.values() else f"exit {reason}"
 
 

@@ -1,7 +1,7 @@
-"""MMIO exits that C completes without Python: see fastmmio.c for which these are.
+"""MMIO exits that C completes without Python; fastmmio.c lists them.
 
-A device publishes here what C may complete: the UARTs' registers, and virtio devices' interrupt
-status.
+A device publishes here the registers that C may access: a UART's registers, and a virtio device's
+interrupt status.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Values of UartState.exits_left
 NONE_LEFT: Final = 0  # Python is called
-UNLIMITED: Final = -1  # C completes exits without end
+UNLIMITED: Final = -1  # C completes any number of exits
 
 
 class InterruptBits:
@@ -42,7 +42,7 @@ class InterruptBits:
 
 
 class FastMmio:
-    """Completes MMIO exits of a VM's vCPUs in C. It must not be used after they are closed.
+    """The completion of a VM's MMIO exits in C. It must not be used after the vCPUs are closed.
 
     ``claimed`` are the regions of devices, each as its first address and its end. C completes
     accesses outside them all, if ``complete_unclaimed``: a read returns 0, a write does nothing.
@@ -85,12 +85,12 @@ class FastMmio:
             vcpu.use_fast_mmio(self._state)
 
     def uart(self, number: int) -> UartState:
-        """Return what C may complete of that UART: see struct pyvmm_uart.
+        """Return a UART's published registers: see struct pyvmm_uart.
 
-        Byte n of ``registers`` is the value of register n. Bit n of byte 0 says that reading it has
-        no side effect. With bit 1 of byte 0, writing IER its own value has none either.
-        ``complete_thr`` says that writing THR only transmits. When C has completed ``exits_left``
-        exits, Vcpu.attention is set.
+        Byte n of ``registers`` is the value of register n. Bit n of byte 0 is set if a read of it
+        has no side effect. With bit 1 set, a write of IER's own value has no side effect either.
+        ``complete_thr`` is set if a write of THR only transmits. After C has completed
+        ``exits_left`` exits, it sets Vcpu.attention.
         """
         return self._state.uart[number]
 
@@ -99,11 +99,11 @@ class FastMmio:
         return InterruptBits(self._lib, self._state, number)
 
     def has_tx(self, number: int) -> bool:
-        """Return whether transmitted bytes wait: this UART's, or any in the coalesced ring."""
+        """Return whether this UART's bytes, or any in the coalesced ring, wait."""
         return bool(self._lib.pyvmm_has_tx(self._state, number))
 
     def take_tx(self, number: int) -> bytes:
-        """Take what that UART has transmitted without Python, oldest byte first.
+        """Take the bytes that the UART has transmitted without Python, oldest first.
 
         One call takes everything, unless another UART's bytes block the coalesced ring.
         """
@@ -113,9 +113,9 @@ class FastMmio:
         return bytes(buffer[:taken])
 
     def wait_tx(self, number: int, stop_fd: int, min_ms: int, max_ms: int) -> bool:
-        """Wait until transmitted bytes wait. False: ``stop_fd`` can be read.
+        """Wait for transmitted bytes; return False once ``stop_fd`` is readable.
 
-        KVM does not signal a coalesced write. This polls: after ``min_ms`` at first, then less
+        KVM does not signal a coalesced write. So this polls, after ``min_ms`` at first, then less
         often, at least every ``max_ms``.
         """
         return bool(self._lib.pyvmm_wait_tx(self._state, number, stop_fd, min_ms, max_ms))

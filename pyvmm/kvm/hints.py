@@ -1,4 +1,4 @@
-"""What to do about the errors KVM gives, where its errno alone does not say.
+"""Hints for KVM's errors, where the errno alone does not explain them.
 
 Source: Documentation/virt/kvm/api.rst and devices/{vm,vcpu,arm-vgic-v3}.rst, and the behaviour of
 Linux 5.10, 6.1, 6.12 and 7.2.
@@ -11,21 +11,21 @@ import errno
 _BUSY_RUNNING = "kick every vCPU and let its run return first"
 
 HINTS: dict[tuple[str, int], str] = {
-    ("open", errno.ENOENT): "this machine has no KVM: is it enabled in the kernel, and did the "
-    "kernel start in EL2? `host`=emulated needs none",
+    ("open", errno.ENOENT): "enable KVM in this machine's kernel, which must start in EL2, "
+    "or use `host`=emulated",
     ("open", errno.EACCES): "add yourself to the group that owns /dev/kvm: "
     "sudo usermod -aG kvm $USER, and log in again",
-    ("open", errno.EPERM): "a sandbox or container withholds /dev/kvm: run with --device /dev/kvm",
-    ("open", errno.ENXIO): "the kernel has the device file but no KVM: see dmesg | grep kvm",
+    ("open", errno.EPERM): "give the container or sandbox access to /dev/kvm",
+    ("open", errno.ENXIO): "see dmesg | grep kvm: the kernel has the device file but no KVM",
     ("KVM_CREATE_VM", errno.ENOMEM): "the machine is out of memory or of VM identifiers",
-    ("KVM_CREATE_VCPU", errno.EEXIST): "a vCPU of that number exists already",
+    ("KVM_CREATE_VCPU", errno.EEXIST): "the VM already has a vCPU of that number",
     ("KVM_CREATE_VCPU", errno.EINVAL): "the number is above what KVM_CAP_MAX_VCPUS allows",
-    ("KVM_CREATE_VCPU", errno.EBUSY): "vCPUs must be created before the GIC is initialised",
+    ("KVM_CREATE_VCPU", errno.EBUSY): "create vCPUs before the GIC is initialised",
     ("KVM_CREATE_DEVICE", errno.ENODEV): "this host's kernel or interrupt controller cannot "
     "model that device",
     ("KVM_CREATE_DEVICE", errno.EEXIST): "the VM has an interrupt controller already",
     ("KVM_CREATE_DEVICE", errno.EIO): "the VM has an interrupt controller already",
-    ("KVM_SET_USER_MEMORY_REGION", errno.EEXIST): "another slot holds some of these guest "
+    ("KVM_SET_USER_MEMORY_REGION", errno.EEXIST): "another slot has some of these guest "
     "physical addresses",
     ("KVM_SET_USER_MEMORY_REGION", errno.EINVAL): "sizes and addresses must be whole pages of "
     "the host, and lie below the VM's guest physical address limit",
@@ -86,7 +86,7 @@ HINTS: dict[tuple[str, int], str] = {
 
 
 def hint(ioctl: str, error: int) -> str | None:
-    """Return what to do about that errno of that ioctl, if a hint is known."""
+    """Return the hint for an ioctl's errno, if there is one."""
     if error == errno.ENOTTY:
         return "this kernel is too old for the ioctl, or the file is of another kind"
     if error == errno.EMFILE:

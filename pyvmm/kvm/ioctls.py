@@ -1,8 +1,7 @@
-"""The ioctls of KVM on arm64: a table, and what makes a call of each line of it.
+"""The table of KVM's ioctls on arm64, and their calls.
 
-An Ioctl raises KvmError with its name, its arguments in words, the errno and a hint.  A call
-interrupted by a signal is made again: none of them may end early but KVM_RUN, which is not made
-here (vcpu.py: a kick is defined by its EINTR).
+An Ioctl raises KvmError with its name, its arguments in words, the errno and a hint. It repeats a
+call that a signal interrupted. Only vcpu.py makes KVM_RUN: a kick needs its EINTR.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from pyvmm.kvm import structs
 from pyvmm.kvm.native import native
 from pyvmm.kvm.structs import Struct, Value, words
 
-# A call's arguments as an error message shows them; made into words when there is an error.
+# A call's arguments in an error message, formatted only for an error.
 Words = str | Callable[[], str]
 
 _KVMIO = 0xAE
@@ -23,9 +22,9 @@ _DIRECTIONS = {"": 0, "w": 1, "r": 2, "wr": 3}  # _IOC_WRITE: the kernel reads t
 
 
 class Ioctl:
-    """One ioctl: its name, its number, and the structure it takes.
+    """One ioctl: its name, its number, and its structure.
 
-    ``newer`` is set on one that the oldest supported headers (Linux 6.1) lack.
+    ``newer``: the oldest supported headers (Linux 6.1) lack it.
     """
 
     def __init__(
@@ -38,19 +37,19 @@ class Ioctl:
 
     @functools.cached_property
     def number(self) -> int:
-        """What the kernel knows it by."""
+        """The ioctl's number."""
         size = self.struct.size if self.struct else 0
         return _DIRECTIONS[self._direction] << 30 | size << 16 | _KVMIO << 8 | self._number
 
     def __call__(self, fd: int, argument: int = 0, arguments: Words = "") -> int:
-        """Make a call that takes a number; ``arguments`` is that number in words."""
+        """Call the ioctl with a number; ``arguments`` is that number in words."""
         result: int = native().lib.pyvmm_ioctl(fd, self.number, argument)
         if result < 0:
             raise self.error(-result, arguments)
         return result
 
     def at(self, fd: int, buffer: bytearray, arguments: Words) -> int:
-        """Make a call that takes the address of ``buffer``, which the kernel may write to."""
+        """Call the ioctl with the address of ``buffer``, which the kernel may write."""
         extension = native()
         pointer = extension.ffi.from_buffer(buffer)
         result: int = extension.lib.pyvmm_ioctl_at(fd, self.number, pointer)
@@ -59,17 +58,17 @@ class Ioctl:
         return result
 
     def write(self, fd: int, /, **values: Value) -> int:
-        """Make a call that takes the structure, with these members."""
+        """Call the ioctl with the structure of these members."""
         return self.at(fd, self._struct.pack(values), lambda: words(values))
 
     def read(self, fd: int, /, **values: Value) -> dict[str, int]:
-        """Make a call that fills in the structure, and return its single members."""
+        """Call the ioctl, which fills the structure, and return its single members."""
         buffer = self._struct.pack(values)
         self.at(fd, buffer, lambda: words(values))
         return self._struct.unpack(buffer)
 
     def error(self, errno: int, arguments: Words) -> KvmError:
-        """Return the error of a refusal of this ioctl."""
+        """Return this ioctl's error."""
         from pyvmm.kvm.hints import hint  # late: most runs have no errors
 
         said = arguments if isinstance(arguments, str) else arguments()
@@ -90,7 +89,7 @@ def io(
     *,
     newer: bool = False,
 ) -> Ioctl:
-    """Make a line of the table. ``direction`` is the header's: "w" where user space writes."""
+    """Return a row of the table; ``direction`` is the header's: "w" if user space writes."""
     return Ioctl(name, number, direction, struct, newer)
 
 

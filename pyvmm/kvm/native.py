@@ -1,4 +1,4 @@
-"""The C extension, loaded when it is first needed: it exists on arm64 only."""
+"""The C extension, which exists on arm64 only, loaded at its first use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Native(Record):
 def native() -> Native:
     """Return the extension.
 
-    Raises HostError on a machine that has none.
+    Raises: HostError, on a machine without it.
     """
     try:
         from pyvmm.kvm import _kvm
@@ -39,17 +39,17 @@ def native() -> Native:
             ) from error
         raise HostError(
             f"pyvmm's extension for KVM cannot be loaded: {error}",
-            hint="install pyvmm anew with a C compiler: pip install --force-reinstall pyvmm-arm64",
+            hint="reinstall pyvmm with a C compiler: pip install --force-reinstall pyvmm-arm64",
         ) from error
     return Native(_kvm.ffi, _kvm.lib)
 
 
 def counter_frequency() -> int:
-    """How many ticks a second the system counter makes: CNTFRQ_EL0."""
+    """Return the system counter's frequency in Hz: CNTFRQ_EL0."""
     return int(native().lib.pyvmm_counter_frequency())
 
 
 def address(buffer: bytearray) -> int:
-    """Where ``buffer`` lies in this process; valid until it is resized or freed."""
+    """Return the buffer's address in this process, valid until it is resized or freed."""
     ffi = native().ffi
     return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer)))

@@ -1,4 +1,4 @@
-"""Tables of the kernel's numbers, which know their names.
+"""Tables of the kernel's numbers, with their names.
 
     class DeviceType(Numbers):
         VFIO = 4
@@ -6,8 +6,8 @@
 
     DeviceType.VFIO == 4, DeviceType.name_of(5) == "ARM_VGIC_V2"
 
-What enum.IntEnum does with such a class costs 30 times as much, for each name, when its module is
-imported: a third of a million instructions a class, and KVM has two dozen of them.
+An enum.IntEnum costs more at import: with it the tables of caps.py and uapi.py take 19 million
+instructions more, 8 % of a start.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import ClassVar
 
 
 class Number(int):
-    """A number that has a name."""
+    """A number with a name."""
 
     name: str
 
@@ -25,14 +25,14 @@ class Number(int):
 
 
 class Numbers:
-    """The base of a table; to Python and type checkers its members are ints."""
+    """The base of a table; its members are ints, for type checkers too."""
 
     members: ClassVar[dict[str, int]] = {}
 
     def __init_subclass__(cls) -> None:
         cls.members = {}
         for name, value in tuple(vars(cls).items()):
-            # Python's own names stay out: 3.13 puts __firstlineno__ into every class.
+            # Not Python's own names: 3.13 puts __firstlineno__ into every class.
             if isinstance(value, int) and not name.startswith("__"):
                 cls.members[name] = number = Number(value)
                 number.name = name
@@ -40,11 +40,11 @@ class Numbers:
 
     @classmethod
     def of(cls, value: int) -> int:
-        """Return the number with its name. A number without a name stays as it is."""
+        """Return the number with its name; return a number without a name unchanged."""
         return next((number for number in cls.members.values() if number == value), value)
 
     @classmethod
     def name_of(cls, value: int) -> str:
-        """Return the number's name, or the number itself in words."""
+        """Return the number's name, or the number itself as text."""
         number = cls.of(value)
         return number.name if isinstance(number, Number) else str(value)

@@ -2,7 +2,7 @@
 
     63     56 55  52 51          32 31     16 15                    0
     +--------+------+--------------+---------+-----------------------+
-    | 0x60   | size |      0       |  group  | which, by the group   |
+    | 0x60   | size |      0       |  group  | number in the group   |
     +--------+------+--------------+---------+-----------------------+
 
 Size is log2 of the bytes.  Source: Documentation/virt/kvm/api.rst, KVM_SET_ONE_REG, arm64.
@@ -36,7 +36,7 @@ FW_FEAT_BMAP = 0x16 << _GROUP_SHIFT
 
 
 class RegisterFile(Protocol):
-    """What holds registers by their ids: a vCPU, or what was kept of one."""
+    """Registers by their ids: a vCPU's, or a saved vCPU's."""
 
     def get_one_reg(self, reg_id: int) -> int:
         """Read a register, as a number with the register's own bit order."""
@@ -45,11 +45,11 @@ class RegisterFile(Protocol):
         """Write a register."""
 
     def get_reg_list(self) -> list[int]:
-        """Return the ids of all registers there are."""
+        """Return the ids of all registers."""
 
 
 class Held(Record):
-    """A register and what it holds; of one that is not given, None and the errno's name."""
+    """A register and its value, or None and the name of the read's errno."""
 
     id: int
     value: int | None
@@ -57,7 +57,7 @@ class Held(Record):
 
 
 def read_all(file: RegisterFile) -> Iterator[Held]:
-    """Every register that is listed, in the list's order."""
+    """Yield every listed register, in the list's order."""
     for reg_id in file.get_reg_list():
         try:
             held = Held(reg_id, file.get_one_reg(reg_id))
@@ -67,7 +67,7 @@ def read_all(file: RegisterFile) -> Iterator[Held]:
 
 
 def size(reg_id: int) -> int:
-    """How many bytes the register has."""
+    """Return the register's size in bytes."""
     return 1 << (reg_id >> _SIZE_SHIFT & 0xF)
 
 
@@ -113,13 +113,13 @@ def bmap(number: int) -> int:
 
 
 def ccsidr(selector: int) -> int:
-    """CCSIDR_EL1 as CSSELR_EL1 holding ``selector`` would show it."""
+    """Return CCSIDR_EL1 for that value of CSSELR_EL1."""
     return ARM64 | U32 | DEMUX | selector
 
 
-# struct kvm_regs (asm/kvm.h): user_pt_regs, then what EL1 adds, then the FP state.
+# struct kvm_regs (asm/kvm.h): user_pt_regs, then EL1's registers, then the FP state.
 def X(number: int) -> int:
-    """General-purpose register X0 to X30."""
+    """Return general-purpose register X0 to X30."""
     return core(number * 8)
 
 
@@ -132,7 +132,7 @@ SPSR_EL1, SPSR_ABT, SPSR_UND, SPSR_IRQ, SPSR_FIQ = (core(288 + 8 * n) for n in r
 
 
 def V(number: int) -> int:
-    """FP/SIMD register V0 to V31; on a vCPU with SVE it is the low part of Z instead."""
+    """Return FP/SIMD register V0 to V31; a vCPU with SVE has Z registers instead."""
     return core(336 + number * 16, U128)
 
 
@@ -140,14 +140,14 @@ FPSR = core(848, U32)
 FPCR = core(852, U32)
 
 
-# SVE.  A slice holds 2048 bits of a Z register; every vector length of today fits in slice 0.
+# SVE. A slice has 2048 bits of a Z register; slice 0 is enough for today's vector lengths.
 def Z(number: int, slice_: int = 0) -> int:
-    """SVE vector register Z0 to Z31."""
+    """Return SVE vector register Z0 to Z31."""
     return ARM64 | U2048 | SVE | number << 5 | slice_
 
 
 def P(number: int, slice_: int = 0) -> int:
-    """SVE predicate register P0 to P15."""
+    """Return SVE predicate register P0 to P15."""
     return ARM64 | U256 | SVE | 0x400 | number << 5 | slice_
 
 
@@ -164,7 +164,7 @@ SVE_VLS = ARM64 | U512 | SVE | 0xFFFF  # bit n: (n + 1) * 128 bits
 
 MPIDR_EL1 = sysreg(3, 0, 0, 0, 5)
 
-# Timers.  TIMER_CVAL and TIMER_CNT have each other's encoding, by a mistake that became ABI.
+# Timers. TIMER_CVAL and TIMER_CNT have each other's encoding: a mistake in the ABI.
 TIMER_CTL = sysreg(3, 3, 14, 3, 1)
 TIMER_CVAL = sysreg(3, 3, 14, 0, 2)
 TIMER_CNT = sysreg(3, 3, 14, 3, 2)
@@ -172,7 +172,7 @@ PTIMER_CTL = sysreg(3, 3, 14, 2, 1)
 PTIMER_CVAL = sysreg(3, 3, 14, 2, 2)
 PTIMER_CNT = sysreg(3, 3, 14, 0, 1)
 
-# What they are to Arm.  By these names' encodings KVM would give another of them.
+# Arm's names. Their encodings would select other registers in KVM.
 TIMERS = {
     "CNTV_CTL_EL0": TIMER_CTL,
     "CNTV_CVAL_EL0": TIMER_CVAL,
@@ -197,7 +197,7 @@ _ENCODED = "S([0-9]+)_([0-9]+)_C([0-9]+)_C([0-9]+)_([0-9]+)"
 NEWER = frozenset({"KVM_REG_ARM_VENDOR_HYP_BMAP_2"})  # not in the headers of Linux 6.1
 
 
-# By name and by id: made when somebody asks, as an error message does, and most runs do not.
+# Built at first use: most runs need no names.
 @functools.cache
 def fixed() -> dict[str, int]:
     """Return the registers whose ids never change, by name."""
@@ -246,8 +246,8 @@ def _names() -> dict[int, str]:
 def name(reg_id: int, sysregs: Mapping[int, str] | None = None) -> str:
     """Return the register's name, or a unique description.
 
-    ``sysregs`` gives system registers their names, by encoding; without one they are shown as an
-    assembler takes them, S3_0_C1_C0_0.
+    ``sysregs`` maps encodings to system registers' names. The default is the assembler's generic
+    name, S3_0_C1_C0_0.
     """
     known = _names().get(reg_id)
     if known is not None:
@@ -261,8 +261,9 @@ def name(reg_id: int, sysregs: Mapping[int, str] | None = None) -> str:
 def lookup(text: str, sysregs: Mapping[str, int] | None = None) -> int:
     """Return the id of the register with that name: the inverse of `name`.
 
-    ``sysregs`` gives system registers' encodings by name.  Timers have Arm's names too.
-    Raises KeyError for an unknown name.
+    ``sysregs`` maps system registers' names to encodings. Timers have Arm's names too.
+
+    Raises: KeyError, for an unknown name.
     """
     if text in fixed():
         return fixed()[text]
@@ -275,6 +276,6 @@ def lookup(text: str, sysregs: Mapping[str, int] | None = None) -> int:
     if match := re.fullmatch(_ENCODED, text):
         op0, op1, crn, crm, op2 = map(int, match.groups())
         reg_id = sysreg(op0, op1, crn, crm, op2)
-        if fields(reg_id) == (op0, op1, crn, crm, op2):  # each small enough for its place
+        if fields(reg_id) == (op0, op1, crn, crm, op2):  # each fits its bits
             return reg_id
     raise KeyError(text)

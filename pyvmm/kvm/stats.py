@@ -1,7 +1,7 @@
-"""The kernel's own counts of a VM or a vCPU: exits, and why it made them.
+"""The kernel's statistics of a VM or a vCPU: exits, and their reasons.
 
-A statistics file describes itself: a header, a descriptor for each count, the values.  It can be
-read at any moment, also while the vCPU runs.
+A statistics file describes itself: a header, a descriptor for each count, the values. A vCPU may
+run while its file is read.
 Source: Documentation/virt/kvm/api.rst, KVM_GET_STATS_FD; struct kvm_stats_header and
 kvm_stats_desc, linux/kvm.h.
 """
@@ -19,7 +19,7 @@ _DESCRIPTOR = struct.Struct("<IhHII")  # flags, exponent, size, offset, bucket_s
 
 
 class _Layout(Record):
-    """What a statistics file says of itself."""
+    """A statistics file's description of itself."""
 
     names: tuple[tuple[str, int, int], ...]  # name, first value, values
     data_offset: int
@@ -27,7 +27,7 @@ class _Layout(Record):
 
 
 class Stats:
-    """An open statistics file; ``read`` gives every count that is one number, by KVM's name."""
+    """An open statistics file."""
 
     def __init__(self, fd: int) -> None:
         """Take over ``fd``, from Vm.get_stats_fd or Vcpu.get_stats_fd."""
@@ -44,7 +44,7 @@ class Stats:
             self.fd = -1
 
     def read(self) -> dict[str, int]:
-        """Every count now; histograms are left out."""
+        """Return the counts by KVM's names, without histograms."""
         layout = self._layout
         data = os.pread(self.fd, layout.values * 8, layout.data_offset)
         values = struct.unpack(f"<{len(data) // 8}Q", data)

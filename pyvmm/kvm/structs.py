@@ -1,8 +1,8 @@
 """The C structures of KVM's interface, declared as in the kernel's headers.
 
-Each is written as linux/kvm.h or asm/kvm.h (arm64) has it, padding included.  _build.py turns
-every declaration into static assertions on its size and on each offset, so that the extension
-compiles only where this file and the kernel's headers agree.
+Each declaration follows linux/kvm.h or asm/kvm.h (arm64), padding included. _build.py turns it
+into static assertions of its size and of each offset. So the extension compiles only where this
+file and the kernel's headers agree.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PADDING = ("pad", "reserved")
 
 
 class Member:
-    """One member of a structure: ``path`` is how C reaches it, ``name`` its last component."""
+    """One member of a structure: ``path`` is its C expression, ``name`` the last component."""
 
     __slots__ = ("code", "length", "name", "offset", "path")
 
@@ -34,21 +34,21 @@ class Member:
 
     @property
     def is_padding(self) -> bool:
-        """Whether the member only fills space."""
+        """Whether the member is padding."""
         return self.name.startswith(_PADDING)
 
 
 def code_size(code: str) -> int:
-    """How many bytes one value of a member with that format code takes."""
+    """Return the size of one value with that format code."""
     return struct.calcsize("<" + code)
 
 
 class Struct:
-    """A C structure: its members in order, packed to and unpacked from little-endian bytes.
+    """A C structure, packed to and unpacked from little-endian bytes.
 
-    ``at`` is where the first member lies, for a part of a larger structure.  ``newer`` names a
-    macro that came with a structure (or a member) which the oldest supported headers lack.
-    The declaration is read when it is first used: a run uses a quarter of them.
+    ``at`` is the first member's offset, for a part of a larger structure. ``newer`` names a macro
+    that came with a structure or member that the oldest supported headers lack. The declaration
+    is parsed at its first use: a run uses a quarter of them.
     """
 
     def __init__(self, ctype: str, members: str, *, at: int = 0, newer: str = "") -> None:
@@ -59,12 +59,12 @@ class Struct:
 
     @functools.cached_property
     def members(self) -> tuple[Member, ...]:
-        """Its members in order, padding too."""
+        """The members in order, padding included."""
         return tuple(_parse(self._declaration, self.at))
 
     @property
     def size(self) -> int:
-        """How many bytes it takes."""
+        """The size in bytes."""
         return self._codec.size
 
     @functools.cached_property
@@ -76,7 +76,7 @@ class Struct:
         return struct.Struct("<" + "".join(f"{m.length}{m.code}" for m in self.members))
 
     def pack(self, values: Mapping[str, Value]) -> bytearray:
-        """Return the structure's bytes. A missing value is zero; an array may be given in part."""
+        """Return the structure's bytes; missing values, also of arrays, are zero."""
         if not values.keys() <= self._names:
             raise TypeError(f"{self.ctype} has no {', '.join(values.keys() - self._names)}")
         flat: list[int] = []
@@ -119,7 +119,7 @@ def _parse(members: str, offset: int) -> Iterator[Member]:
 
 
 def words(values: Mapping[str, Value]) -> str:
-    """Members and their values as an error message shows them, large numbers in hex."""
+    """Return members and their values for an error message, large numbers in hex."""
     return ", ".join(f"{name}={_word(value)}" for name, value in values.items())
 
 

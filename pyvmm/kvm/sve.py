@@ -1,4 +1,4 @@
-"""The vector lengths of SVE: what the host has, and what a vCPU gets.  All lengths are in bits."""
+"""SVE's vector lengths, of the host and of a vCPU, in bits."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from pyvmm.kvm.regs import RegisterFile
 from pyvmm.kvm.system import System
 from pyvmm.kvm.uapi import VcpuFeature
 
-MIN_IPA_BITS = 32  # a VM of this size every host can make
+MIN_IPA_BITS = 32  # supported by every host
 VQ_BITS = 128  # the unit of a vector length.  Source: asm/sve_context.h
-MAX_BITS = 512 * VQ_BITS  # as far as KVM_REG_ARM64_SVE_VLS reaches, and PR_SVE_SET_VL
+MAX_BITS = 512 * VQ_BITS  # the limit of KVM_REG_ARM64_SVE_VLS and PR_SVE_SET_VL
 
 
 class OwnLengths(Record):
-    """The vector lengths of the host's own programs, from two witnesses: they are to agree."""
+    """The vector lengths of the host's own programs, from two sources that must agree."""
 
-    prctl: frozenset[int]  # what PR_SVE_SET_VL says it gave
-    rdvl: frozenset[int]  # what the instruction RDVL then reads
+    prctl: frozenset[int]  # the results of PR_SVE_SET_VL
+    rdvl: frozenset[int]  # the results of the instruction RDVL
 
 
 def read_vls(vcpu: RegisterFile) -> frozenset[int]:
-    """Return the vector lengths a vCPU has (with SVE, initialised)."""
+    """Return the vector lengths of an initialised vCPU with SVE."""
     return lengths(vcpu.get_one_reg(regs.SVE_VLS))
 
 
 def write_vls(vcpu: RegisterFile, vls: Iterable[int]) -> None:
-    """Choose a vCPU's vector lengths, after init and before finalize.
+    """Set a vCPU's vector lengths, after init and before finalize.
 
-    KVM takes a set only if it holds every length of the host's up to its own largest.
-    Raises KvmError for another set, ValueError for what is no vector length at all.
+    A set must contain every length of the host up to its own largest.
+
+    Raises: KvmError, for another set; ValueError, for an invalid vector length.
     """
     vcpu.set_one_reg(regs.SVE_VLS, bitmap(vls))
 
@@ -45,7 +46,7 @@ def write_vls(vcpu: RegisterFile, vls: Iterable[int]) -> None:
 def bitmap(vls: Iterable[int]) -> int:
     """Return a set as KVM_REG_ARM64_SVE_VLS encodes it: bit n is the length (n + 1) * 128.
 
-    Raises ValueError for what is no vector length at all.
+    Raises: ValueError, for an invalid vector length.
     """
     bits = 0
     for length in vls:
@@ -61,9 +62,9 @@ def lengths(bits: int) -> frozenset[int]:
 
 
 def host_vector_lengths(system: System) -> frozenset[int]:
-    """Return the vector lengths the host can give a guest; none when it has no SVE.
+    """Return the vector lengths that the host can give a guest; none without SVE.
 
-    Asked of a vCPU made for the purpose, in a VM of its own that ends with the call.
+    A temporary vCPU, in a VM of its own, reports them.
     """
     if not system.has(Cap.ARM_SVE):
         return frozenset()
@@ -75,7 +76,7 @@ def host_vector_lengths(system: System) -> frozenset[int]:
 def own_vector_lengths() -> OwnLengths:
     """Return the vector lengths of the host's own programs; none without SVE.
 
-    Tried one after the other by a thread made for it: a vector length is a thread's own.
+    A temporary thread tries each length: a vector length belongs to a thread.
     Source: Documentation/arch/arm64/sve.rst, "prctl() extensions".
     """
     found: list[OwnLengths | BaseException] = []
@@ -96,7 +97,7 @@ def own_vector_lengths() -> OwnLengths:
 
 
 def _try_lengths() -> OwnLengths:
-    """Set this thread's vector length to each there is: the kernel goes down to the next."""
+    """Set this thread's vector length to each length: the kernel rounds down."""
     lib = native().lib
     prctl: set[int] = set()
     rdvl: set[int] = set()

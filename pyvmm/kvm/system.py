@@ -1,4 +1,4 @@
-"""/dev/kvm: what the host's KVM can do, and the way to a VM."""
+"""/dev/kvm: the host's capabilities, and the creation of VMs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ class System(Fd):
     def open(cls, path: str = "/dev/kvm") -> Self:
         """Open the host's KVM.
 
-        Raises HostError on another architecture, or when the KVM there is not the API of today;
-        KvmError when the file cannot be opened, with the reason.
+        Raises:
+            HostError: another architecture, or another version of KVM's interface.
+            KvmError: the file cannot be opened.
         """
         native()
         try:
@@ -47,9 +48,9 @@ class System(Fd):
         return ioctls.GET_API_VERSION(self.fd)
 
     def check_extension(self, cap: int) -> int:
-        """Return the host's value of a capability: 0 for no, else as Cap says.
+        """Return the host's value of a capability: 0 for absent, else as Cap documents.
 
-        0 also for the one that only a VM can be asked about, MSI_DEVID: KVM calls that EINVAL.
+        MSI_DEVID is 0 too: only a VM has its value, and /dev/kvm returns EINVAL.
         """
         try:
             return ioctls.CHECK_EXTENSION(self.fd, cap, lambda: Cap.name_of(cap))
@@ -59,15 +60,15 @@ class System(Fd):
             raise
 
     def has(self, cap: int) -> bool:
-        """Whether the host has that capability."""
+        """Return whether the host has that capability."""
         return self.check_extension(cap) > 0
 
     def get_vcpu_mmap_size(self) -> int:
-        """How many bytes a vCPU shares with this process."""
+        """Return the size of the memory that a vCPU shares with this process."""
         return ioctls.GET_VCPU_MMAP_SIZE(self.fd)
 
     def create_vm(self, ipa_bits: int = 0) -> Vm:
-        """Make a VM with guest physical addresses of that many bits; 0 is KVM's default, 40."""
+        """Create a VM with guest physical addresses of that many bits; 0 is KVM's default, 40."""
         try:
             fd = ioctls.CREATE_VM(self.fd, ipa_bits, f"ipa_bits={ipa_bits}")
         except KvmError as error:

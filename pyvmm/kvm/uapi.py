@@ -1,7 +1,7 @@
-"""The numbers of KVM's interface that are neither ioctls nor capabilities, by the kernel's names.
+"""The constants of KVM's interface, except ioctls and capabilities, by the kernel's names.
 
-A name here is the kernel's without its prefix, which C_PREFIX holds.  NEWER lists what the oldest
-supported headers (Linux 6.1) lack.  _build.py asserts every value against the kernel's headers.
+A name here is the kernel's without its prefix, which C_PREFIX holds. NEWER lists the names that the
+oldest supported headers (Linux 6.1) lack. _build.py checks every value against the headers.
 Source: linux/kvm.h and asm/kvm.h (arm64) of Linux v7.2.
 """
 
@@ -12,11 +12,11 @@ from enum import IntEnum
 from pyvmm.kvm.numbers import Numbers
 
 API_VERSION = 12
-CREATE_DEVICE_TEST = 1  # a flag of KVM_CREATE_DEVICE: only say whether it would work
+CREATE_DEVICE_TEST = 1  # a flag of KVM_CREATE_DEVICE: check only
 
 
 class ExitReason(Numbers):
-    """Why KVM_RUN returned (kvm_run.exit_reason)."""
+    """The exit reasons of KVM_RUN (kvm_run.exit_reason)."""
 
     UNKNOWN = 0
     HYPERCALL = 3
@@ -35,7 +35,7 @@ class ExitReason(Numbers):
 
 
 class SystemEvent(Numbers):
-    """What a guest asked of the whole machine (kvm_run.system_event.type)."""
+    """A guest's requests to the machine (kvm_run.system_event.type)."""
 
     SHUTDOWN = 1
     RESET = 2
@@ -45,7 +45,7 @@ class SystemEvent(Numbers):
 
 
 class MpState(IntEnum):
-    """Whether a vCPU is on (kvm_mp_state), as far as arm64 knows them."""
+    """A vCPU's power states on arm64 (kvm_mp_state)."""
 
     RUNNABLE = 0
     STOPPED = 5
@@ -67,7 +67,7 @@ class VcpuFeature(IntEnum):
 
 
 class Target(Numbers):
-    """The CPU models KVM_ARM_VCPU_INIT knows; today's kernels prefer GENERIC_V8."""
+    """The CPU models of KVM_ARM_VCPU_INIT; today's kernels prefer GENERIC_V8."""
 
     AEM_V8 = 0
     FOUNDATION_V8 = 1
@@ -78,7 +78,7 @@ class Target(Numbers):
 
 
 class DeviceType(Numbers):
-    """What KVM_CREATE_DEVICE can make on arm64."""
+    """The devices of KVM_CREATE_DEVICE on arm64."""
 
     VFIO = 4
     ARM_VGIC_V2 = 5
@@ -121,7 +121,7 @@ class IoeventfdFlag(Numbers):
 
 
 class IrqType(Numbers):
-    """Whose interrupt a KVM_IRQ_LINE number names."""
+    """The interrupt types of a KVM_IRQ_LINE number."""
 
     CPU = 0  # the IRQ or FIQ line of a vCPU, without an in-kernel GIC
     SPI = 1
@@ -129,7 +129,7 @@ class IrqType(Numbers):
 
 
 class IrqField(Numbers):
-    """Where the parts of a KVM_IRQ_LINE number lie."""
+    """The bit fields of a KVM_IRQ_LINE number."""
 
     VCPU2_SHIFT = 28  # vCPU index, bits 11:8
     VCPU2_MASK = 0xF
@@ -194,7 +194,7 @@ class VgicCtrl(Numbers):
 
 
 class VgicField(Numbers):
-    """Where the parts of a GIC attribute number lie."""
+    """The bit fields of a GIC attribute number."""
 
     V3_MPIDR_SHIFT = 32
     LINE_LEVEL_INFO_SHIFT = 10

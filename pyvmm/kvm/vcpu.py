@@ -1,4 +1,4 @@
-"""A virtual CPU: its registers, and running it."""
+"""A virtual CPU: its runs, its registers and its other state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class VcpuEvents(Record):
-    """Exceptions that wait to be taken; ``ext_dabt_pending`` can only be set."""
+    """Pending exceptions; ``ext_dabt_pending`` can only be set."""
 
     serror_pending: bool = False
     serror_has_esr: bool = False
@@ -33,8 +33,8 @@ class VcpuEvents(Record):
 class Vcpu(AttributeFd):
     """A virtual CPU, made by Vm.create_vcpu.
 
-    Any thread may run it, one at a time, and only kick() may be called from another thread
-    meanwhile: KVM makes every other ioctl wait until KVM_RUN returns.
+    Any thread may run it, one at a time. During a run other threads may only call kick(): KVM
+    blocks every other ioctl until KVM_RUN returns.
     """
 
     def __init__(self, fd: int, vcpu_id: int, mmap_size: int) -> None:
@@ -44,7 +44,7 @@ class Vcpu(AttributeFd):
         self._ffi, self._lib = extension.ffi, extension.lib
         self._state = cast("VcpuState", self._ffi.new("struct pyvmm_vcpu *"))
         self._fast: FastMmioState | None = None
-        # A kick must not meet pages that are gone; reentrant, for a kick by a signal handler.
+        # Orders a kick and close(); reentrant, for a kick from a signal handler.
         self._open_lock = threading.RLock()
         error = self._lib.pyvmm_vcpu_open(self._state, fd, mmap_size)
         if error:
@@ -68,7 +68,7 @@ class Vcpu(AttributeFd):
     def init(self, target: int, features: Iterable[int]) -> None:
         """Reset the vCPU, with these VcpuFeature numbers (KVM_ARM_VCPU_INIT).
 
-        ``target`` is Vm.preferred_target().  Again with the same features: reset anew.
+        ``target`` is Vm.preferred_target(). A second call needs the same features.
         """
         chosen = sorted(set(features))
         bitmap = sum(1 << feature for feature in chosen)
@@ -83,12 +83,12 @@ class Vcpu(AttributeFd):
         ioctls.ARM_VCPU_INIT.at(self.fd, packed, shown)
 
     def finalize(self, feature: int) -> None:
-        """Fix what can be chosen about a feature, which is SVE (KVM_ARM_VCPU_FINALIZE)."""
+        """Finalize a feature, such as SVE's vector lengths (KVM_ARM_VCPU_FINALIZE)."""
         packed = structs.INT.pack({"value": feature})
         ioctls.ARM_VCPU_FINALIZE.at(self.fd, packed, f"vcpu {self.id}, {_feature(feature)}")
 
     def init_pmu(self, intid: int) -> None:
-        """Give the PMU its private interrupt and make it ready; after the GIC's init.
+        """Set the PMU's private interrupt and initialise the PMU, after the GIC.
 
         Source: Documentation/virt/kvm/devices/vcpu.rst, KVM_ARM_VCPU_PMU_V3_CTRL.
         """
@@ -96,7 +96,7 @@ class Vcpu(AttributeFd):
         self.set_attr(VcpuGroup.PMU_V3_CTRL, PmuAttr.INIT)
 
     def set_pvtime(self, guest_phys_addr: int) -> None:
-        """Choose where the guest reads how much time the vCPU was kept waiting: 64 bytes of RAM.
+        """Set the address of the vCPU's stolen time: 64 bytes of the guest's RAM.
 
         Source: Documentation/virt/kvm/devices/vcpu.rst, KVM_ARM_VCPU_PVTIME_CTRL.
         """
@@ -117,7 +117,7 @@ class Vcpu(AttributeFd):
     def set_one_reg(self, reg_id: int, value: int) -> None:
         """Write a register of any size.
 
-        Raises OverflowError for a value that is negative or too wide for the register.
+        Raises: OverflowError, for a value that is negative or too wide for the register.
         """
         error = self._lib.pyvmm_one_reg(
             self.fd,
@@ -129,7 +129,7 @@ class Vcpu(AttributeFd):
             raise ioctls.SET_ONE_REG.error(-error, f"{self._register(reg_id)}, {value:#x}")
 
     def get_regs(self, reg_ids: Iterable[int]) -> dict[int, int | KvmError]:
-        """Read many registers as get_one_reg() does; of one that KVM refuses, its error."""
+        """Read many registers as get_one_reg() does; return an error for each refused one."""
         ids = list(reg_ids)
         buffer = bytearray(sum(map(regs.size, ids)))
         refused = self._one_regs(ioctls.GET_ONE_REG, ids, buffer)
@@ -144,9 +144,9 @@ class Vcpu(AttributeFd):
         return found
 
     def set_regs(self, values: Mapping[int, int]) -> dict[int, KvmError]:
-        """Write many registers in their order, as set_one_reg() does; the errors of those refused.
+        """Write many registers in order, as set_one_reg() does; return the errors.
 
-        Raises OverflowError for a value that is negative or too wide for its register.
+        Raises: OverflowError, for a value that is negative or too wide for its register.
         """
         packed = [value.to_bytes(regs.size(reg_id), "little") for reg_id, value in values.items()]
         refused = self._one_regs(ioctls.SET_ONE_REG, list(values), bytearray().join(packed))
@@ -158,7 +158,7 @@ class Vcpu(AttributeFd):
         }
 
     def _one_regs(self, ioctl: Ioctl, reg_ids: list[int], buffer: bytearray) -> dict[int, int]:
-        """Do that with each register, their values packed; the errno of those that are refused."""
+        """Run that ioctl for each register, with packed values; return the errnos of refusals."""
         ids, error = self._ffi.new("uint64_t[]", reg_ids), self._ffi.new("int *")
         values = self._ffi.from_buffer("char[]", buffer)
         refused: dict[int, int] = {}
@@ -177,7 +177,7 @@ class Vcpu(AttributeFd):
         return f"vcpu {self.id}, {regs.name(reg_id)}"
 
     def get_reg_list(self) -> list[int]:
-        """Return the ids of all registers that make up the vCPU's state."""
+        """Return the ids of all registers of the vCPU."""
         count = 0
         while True:
             buffer = bytearray(8 + count * 8)
@@ -195,11 +195,9 @@ class Vcpu(AttributeFd):
     # Running
 
     def run(self) -> Exit:
-        """Run the guest until it needs something, or a kick() or a signal comes.
+        """Run the guest until an exit, a kick() or a signal; a FastMmio completes some exits.
 
-        Exits that a FastMmio completes do not count.
-
-        A vCPU whose last exit was an MMIO read must have its answer (set_mmio_data) first.
+        After an MMIO read call set_mmio_data() first.
         """
         state = self._state
         error = self._lib.pyvmm_run(state)
@@ -219,11 +217,11 @@ class Vcpu(AttributeFd):
         return decode(reason, self._union)
 
     def kick(self) -> None:
-        """Make a running vCPU's run() return INTR; one that is not running returns so next time.
+        """Make the current run() return INTR, or else the next one.
 
-        Safe from any thread, at any time, also after close().  Several kicks before run() returns
-        count as one.  A run() right after a kick completes the last exit, executes nothing, and
-        returns INTR: so a snapshot finds an MMIO access done.
+        Safe from any thread, at any time, also after close(). Several kicks before run() returns
+        count as one. A run() right after a kick completes the last exit, executes nothing and
+        returns INTR: a snapshot relies on this to complete an MMIO access.
         Source: Documentation/virt/kvm/api.rst, immediate_exit (KVM_CAP_IMMEDIATE_EXIT).
         """
         with self._open_lock:
@@ -231,21 +229,21 @@ class Vcpu(AttributeFd):
                 self._lib.pyvmm_kick(self._state)
 
     def set_mmio_data(self, value: int) -> None:
-        """Answer an MMIO read; bits above the access's length do not count."""
+        """Set the value of an MMIO read; bits above the access's length are ignored."""
         self._lib.pyvmm_set_mmio_data(self._state, value & 0xFFFF_FFFF_FFFF_FFFF)
 
     def use_fast_mmio(self, fast: FastMmioState) -> None:
-        """Let C complete exits as a FastMmio says; before the first run."""
-        self._fast = fast  # so that it lives as long as this does
+        """Let C complete exits with that FastMmio; before the first run."""
+        self._fast = fast  # a reference, as C uses it
         self._lib.pyvmm_vcpu_use_fast_mmio(self._state, fast)
 
     @property
     def attention(self) -> bool:
-        """Whether the owner of the FastMmio had something to do when the last run ended."""
+        """Whether the FastMmio's owner had work at the end of the last run."""
         return self._state.attention != 0
 
     def completed_mmio(self) -> tuple[list[int], list[int]]:
-        """Count the reads and the writes that C completed.
+        """Return the numbers of reads and of writes that C completed.
 
         One number for each UART, then one for interrupt status, then one for unclaimed accesses.
         """
@@ -255,7 +253,7 @@ class Vcpu(AttributeFd):
     # State besides registers
 
     def get_mp_state(self) -> int:
-        """Whether the vCPU is on: an MpState."""
+        """Return the vCPU's power state, an MpState."""
         return MpState(ioctls.GET_MP_STATE.read(self.fd)["mp_state"])
 
     def set_mp_state(self, mp_state: int) -> None:
@@ -263,7 +261,7 @@ class Vcpu(AttributeFd):
         ioctls.SET_MP_STATE.write(self.fd, mp_state=mp_state)
 
     def get_vcpu_events(self) -> VcpuEvents:
-        """Return the exceptions that wait to be taken."""
+        """Return the pending exceptions."""
         reply = ioctls.GET_VCPU_EVENTS.read(self.fd)
         return VcpuEvents(
             serror_pending=bool(reply["serror_pending"]),
@@ -273,7 +271,7 @@ class Vcpu(AttributeFd):
         )
 
     def set_vcpu_events(self, events: VcpuEvents) -> None:
-        """Make exceptions wait to be taken; a syndrome needs ARM_INJECT_SERROR_ESR."""
+        """Set the pending exceptions; a syndrome needs ARM_INJECT_SERROR_ESR."""
         ioctls.SET_VCPU_EVENTS.write(
             self.fd,
             serror_pending=int(events.serror_pending),
@@ -291,8 +289,8 @@ class Vcpu(AttributeFd):
     ) -> None:
         """Single-step, or stop at break- and watchpoints; ``control`` is GuestDebug bits.
 
-        A breakpoint is a pair for DBGBCR and DBGBVR, a watchpoint one for DBGWCR and DBGWVR.
-        ``control`` 0 ends it.
+        A breakpoint is a pair for DBGBCR and DBGBVR, a watchpoint a pair for DBGWCR and DBGWVR.
+        ``control`` 0 ends debugging.
         """
         ioctls.SET_GUEST_DEBUG.write(
             self.fd,

@@ -8,11 +8,11 @@ from pyvmm.kvm.vm import Vm
 
 
 class Vgic:
-    """A VM's GICv3, placed and initialised step by step or, with create(), at once.
+    """A VM's GICv3, initialised step by step or, with create(), at once.
 
-    The order is the kernel's: every vCPU exists; the device is made; addresses and the number of
-    interrupts are set; init(); then vCPUs run.  A register is read and written only while no vCPU
-    runs.  Source: Documentation/virt/kvm/devices/arm-vgic-v3.rst.
+    The kernel requires this order: create every vCPU; create the GIC; set its addresses and number
+    of interrupts; init(); run vCPUs. Registers are accessible only while no vCPU runs.
+    Source: Documentation/virt/kvm/devices/arm-vgic-v3.rst.
     """
 
     def __init__(self, vm: Vm) -> None:
@@ -28,12 +28,11 @@ class Vgic:
         nr_irqs: int,
         maintenance_irq: int | None = None,
     ) -> Vgic:
-        """Make a GIC ready to run, for a VM whose vCPUs are all created.
+        """Create and initialise a GIC, after all of the VM's vCPUs.
 
-        ``redistributors`` is where the first vCPU's lies; each takes 128 KiB, in vCPU order.
-        ``nr_irqs`` counts INTIDs, private ones included: 64 to 1024, a multiple of 32.
-        ``maintenance_irq`` is for guests in EL2: the private interrupt of their own GIC's list
-        registers.
+        ``redistributors`` is the address of the first vCPU's; each has 128 KiB, in vCPU order.
+        ``nr_irqs`` is the number of INTIDs: 64 to 1024, a multiple of 32. ``maintenance_irq``, for
+        guests in EL2, is the private interrupt of the virtual GIC's list registers.
         """
         vgic = cls(vm)
         try:
@@ -52,12 +51,12 @@ class Vgic:
         self.device.close()
 
     def place(self, distributor: int, redistributors: int) -> None:
-        """Choose the guest physical addresses, multiples of 64 KiB."""
+        """Set the guest physical addresses, multiples of 64 KiB."""
         self.device.set_attr(VgicGroup.ADDR, VgicAddr.V3_ADDR_TYPE_DIST, distributor)
         self.device.set_attr(VgicGroup.ADDR, VgicAddr.V3_ADDR_TYPE_REDIST, redistributors)
 
     def init(self) -> None:
-        """Fix the vCPUs, addresses and interrupts."""
+        """Initialise the GIC: vCPUs, addresses and interrupts become fixed."""
         self.device.set_attr(VgicGroup.CTRL, VgicCtrl.VGIC_CTRL_INIT)
 
     # Registers; ``mpidr`` is the vCPU's MPIDR_EL1.
@@ -67,7 +66,7 @@ class Vgic:
         return self.device.get_attr(VgicGroup.DIST_REGS, offset)
 
     def set_dist_reg(self, offset: int, value: int) -> None:
-        """Write 32 bits of the distributor, as user space may, not as a guest would."""
+        """Write 32 bits of the distributor, with user space's semantics, not a guest's."""
         self.device.set_attr(VgicGroup.DIST_REGS, offset, value)
 
     def get_redist_reg(self, mpidr: int, offset: int) -> int:
@@ -96,7 +95,7 @@ class Vgic:
 
 
 class VgicV2:
-    """A VM's GICv2, which hosts with a GICv2, or a GICv3 that can be one, can give.
+    """A VM's GICv2, on hosts with a GICv2 or a GICv3 that supports GICv2 guests.
 
     Source: Documentation/virt/kvm/devices/arm-vgic.rst.
     """
@@ -106,7 +105,7 @@ class VgicV2:
 
     @classmethod
     def create(cls, vm: Vm, *, distributor: int, cpu_interface: int, nr_irqs: int) -> VgicV2:
-        """Make a GIC ready to run, for a VM whose vCPUs (at most 8) are all created."""
+        """Create and initialise a GIC, after all of the VM's vCPUs, at most 8."""
         vgic = cls(vm)
         try:
             set_attr = vgic.device.set_attr
@@ -135,15 +134,15 @@ class Its:
 
     @classmethod
     def create(cls, vm: Vm, *, base: int) -> Its:
-        """Make an ITS ready to run, at a multiple of 64 KiB. The GICv3 must exist before it."""
-        its = cls(vm)
+        """Create and initialise an ITS at a multiple of 64 KiB, after the GICv3."""
+        service = cls(vm)
         try:
-            its.device.set_attr(VgicGroup.ADDR, VgicAddr.ITS_ADDR_TYPE, base)
-            its.device.set_attr(VgicGroup.CTRL, VgicCtrl.VGIC_CTRL_INIT)
+            service.device.set_attr(VgicGroup.ADDR, VgicAddr.ITS_ADDR_TYPE, base)
+            service.device.set_attr(VgicGroup.CTRL, VgicCtrl.VGIC_CTRL_INIT)
         except BaseException:
-            its.close()
+            service.close()
             raise
-        return its
+        return service
 
     def close(self) -> None:
         """Close the file descriptor; the ITS stays with its VM."""

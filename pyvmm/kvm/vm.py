@@ -1,4 +1,4 @@
-"""A virtual machine: its memory, its interrupts, and the way to vCPUs and devices."""
+"""A virtual machine: its memory, its interrupts, and the creation of vCPUs and devices."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def ppi(vcpu: int, number: int) -> int:
 
 
 class Vm(AttributeFd):
-    """A virtual machine, made by System.create_vm."""
+    """A virtual machine, created by System.create_vm."""
 
     def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
         super().__init__(fd)
@@ -56,11 +56,11 @@ class Vm(AttributeFd):
         return ioctls.CHECK_EXTENSION(self.fd, cap, lambda: Cap.name_of(cap))
 
     def has(self, cap: int) -> bool:
-        """Whether this VM has that capability."""
+        """Return whether this VM has that capability."""
         return self.check_extension(cap) > 0
 
     def enable_cap(self, cap: int, *args: int) -> None:
-        """Switch a capability on, with up to four arguments of its own."""
+        """Enable a capability, with up to four arguments."""
         ioctls.ENABLE_CAP.write(self.fd, cap=Cap.of(cap), args=args)
 
     # Memory
@@ -73,9 +73,9 @@ class Vm(AttributeFd):
         userspace_addr: int,
         flags: int = 0,
     ) -> None:
-        """Put memory of this process at a guest physical address; size 0 removes the slot.
+        """Map memory of this process at a guest physical address; size 0 removes the slot.
 
-        The memory must stay mapped as long as the slot exists.  ``flags`` are MemoryFlag bits.
+        The memory must stay mapped while the slot exists. ``flags`` are MemoryFlag bits.
         """
         ioctls.SET_USER_MEMORY_REGION.write(
             self.fd,
@@ -87,7 +87,7 @@ class Vm(AttributeFd):
         )
 
     def get_dirty_log(self, slot: int, pages: int) -> bytes:
-        """Return a bitmap of the slot's pages written since the last call; ``pages`` is its size.
+        """Return a bitmap of the pages written since the last call, of the slot's ``pages``.
 
         Without MANUAL_DIRTY_LOG_PROTECT2 the call also clears the log.
         """
@@ -96,11 +96,11 @@ class Vm(AttributeFd):
         return bytes(bitmap)
 
     def register_coalesced_mmio(self, addr: int, size: int) -> None:
-        """Gather guest writes to that range in the ring that FastMmio.take_tx drains."""
+        """Coalesce guest writes to that range in the ring that FastMmio.take_tx drains."""
         ioctls.REGISTER_COALESCED_MMIO.write(self.fd, addr=addr, size=size)
 
     def unregister_coalesced_mmio(self, addr: int, size: int) -> None:
-        """Undo register_coalesced_mmio of the same range."""
+        """Stop coalescing writes to that range."""
         ioctls.UNREGISTER_COALESCED_MMIO.write(self.fd, addr=addr, size=size)
 
     # vCPUs and devices
@@ -110,25 +110,22 @@ class Vm(AttributeFd):
     @overload
     def create_vcpu(self, vcpu_id: int, kind: type[_Vcpu]) -> _Vcpu: ...
     def create_vcpu(self, vcpu_id: int, kind: type[Vcpu] = Vcpu) -> Vcpu:
-        """Make a vCPU; all of them come before the GIC is initialised.
-
-        ``kind`` is the class it is to be of.
-        """
+        """Create a vCPU of class ``kind``, before the GIC is initialised."""
         return kind(
             ioctls.CREATE_VCPU(self.fd, vcpu_id, f"id={vcpu_id}"), vcpu_id, self.vcpu_mmap_size
         )
 
     def preferred_target(self) -> int:
-        """Return the CPU model that Vcpu.init takes on this host."""
+        """Return the CPU model for Vcpu.init on this host."""
         return ioctls.ARM_PREFERRED_TARGET.read(self.fd)["target"]
 
     def create_device(self, type_: int, flags: int = 0) -> Device:
-        """Make a device of that DeviceType in the kernel."""
+        """Create a device of that DeviceType in the kernel."""
         reply = ioctls.CREATE_DEVICE.read(self.fd, type=DeviceType.of(type_), flags=flags)
         return Device(reply["fd"], type_)
 
     def has_device(self, type_: int) -> bool:
-        """Whether create_device would make that DeviceType, without making it."""
+        """Return whether the kernel can create that DeviceType, without creating it."""
         try:
             ioctls.CREATE_DEVICE.read(self.fd, type=type_, flags=CREATE_DEVICE_TEST)
         except KvmError as error:
@@ -140,13 +137,13 @@ class Vm(AttributeFd):
     # Interrupts
 
     def irq_line(self, irq: int, level: bool) -> None:
-        """Raise or lower an interrupt line; ``irq`` is made by spi() or ppi()."""
+        """Raise or lower an interrupt line; ``irq`` is a number from spi() or ppi()."""
         result = native().lib.pyvmm_irq_line(self.fd, irq, level)
         if result < 0:
             raise ioctls.IRQ_LINE.error(-result, words({"irq": irq, "level": int(level)}))
 
     def signal_msi(self, address: int, data: int, devid: int | None = None) -> bool:
-        """Send a message-signalled interrupt; False when the guest has not mapped it."""
+        """Send a message-signalled interrupt; return False if the guest has not mapped it."""
         return (
             ioctls.SIGNAL_MSI.write(
                 self.fd,
@@ -160,10 +157,10 @@ class Vm(AttributeFd):
         )
 
     def irqfd(self, fd: int, gsi: int, *, flags: int = 0, resample_fd: int = -1) -> None:
-        """Let an eventfd raise the interrupt of a GSI; by default GSI n is SPI n.
+        """Make an eventfd raise the interrupt of a GSI; by default GSI n is SPI n.
 
-        With ``resample_fd`` the interrupt is level-triggered: it stays raised until the guest has
-        handled it, then KVM lowers it and signals that second eventfd.  IrqfdFlag.DEASSIGN undoes.
+        With ``resample_fd`` the interrupt is level-triggered. It stays raised until the guest has
+        handled it; then KVM lowers it and signals ``resample_fd``. IrqfdFlag.DEASSIGN undoes this.
         """
         if resample_fd >= 0:
             ioctls.IRQFD.write(
@@ -179,10 +176,10 @@ class Vm(AttributeFd):
     def ioeventfd(
         self, fd: int, addr: int, length: int, *, datamatch: int | None = None, flags: int = 0
     ) -> None:
-        """Let guest writes to an address signal an eventfd, instead of an exit.
+        """Make guest writes to an address signal an eventfd, without an exit to user space.
 
-        ``length`` is 1, 2, 4 or 8 bytes, or 0 for any; ``datamatch`` is the only value that counts.
-        IoeventfdFlag.DEASSIGN, with the same arguments, undoes.
+        ``length`` is 1, 2, 4 or 8 bytes, or 0 for any. With ``datamatch`` only writes of that value
+        signal. IoeventfdFlag.DEASSIGN, with the same arguments, undoes this.
         """
         if datamatch is not None:
             flags |= IoeventfdFlag.DATAMATCH

@@ -46,9 +46,9 @@ class Resizing:
     def adopt(self, other: Resizing) -> None:
         """Repeat the requests to another machine: the same VM before its reboot."""
         if self._balloon is not None and other._balloon is not None:
-            self._balloon.ask(other._balloon.num_pages)
+            self._balloon.request(other._balloon.num_pages)
         if self._mem is not None and other._mem is not None:
-            self._mem.ask(other._mem.requested_size)
+            self._mem.request(other._mem.requested_size)
 
     def balloon_info(self) -> dict[str, Any] | None:
         """Describe the balloon as JSON values, if there is one."""
@@ -96,7 +96,7 @@ class Resizing:
             raise UsageError(
                 f"a balloon of {show_size(size)} is more than the guest has: {show_size(self.size)}"
             )
-        balloon.ask(size // PAGE)
+        balloon.request(size // PAGE)
 
     def inflate_balloon(self, more: int) -> None:
         """Ask for a larger balloon, or with a negative number for a smaller one.
@@ -150,7 +150,7 @@ class Resizing:
                 f"{show_size(size)}: memory is plugged in blocks of {show_size(mem.block_size)} "
                 f"beside {show_size(self._ram)} of RAM"
             )
-        mem.ask(size - self._ram)
+        mem.request(size - self._ram)
 
     def _has_balloon(self) -> VirtioBalloon:
         if self._balloon is None:

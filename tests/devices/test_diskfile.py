@@ -204,7 +204,7 @@ def test_what_is_no_disk_is_refused(opened: Open, tmp_path: Path) -> None:
     assert "is a directory" in refused(opened, tmp_path).message
     assert "is a directory" in refused(opened, tmp_path, read_only=True).message
     assert "too small for a disk: 0 bytes" in refused(opened, empty).message
-    assert "is no file and no block device" in refused(opened, Path("/dev/null")).message
+    assert "is neither a file nor a block device" in refused(opened, Path("/dev/null")).message
     error = refused(opened, qcow)
     assert "QCOW" in error.message
     assert error.hint is not None
@@ -216,7 +216,7 @@ def test_file_that_may_not_be_written_is_told_how_to_be_read(opened: Open, image
     with bound_by_modes():
         error = refused(opened)
 
-        assert error.hint == f"-d {image},ro does not write to it"
+        assert error.hint == f"use -d {image},ro to read it only"
         assert read(opened(read_only=True), 0, 512) == CONTENT[:512]
 
 

@@ -24,7 +24,7 @@ def test_open_of_a_missing_file_says_what_to_do() -> None:
     with pytest.raises(KvmError, match=r"^open\(/dev/no-kvm\): No such file.*\[ENOENT]") as caught:
         System.open("/dev/no-kvm")
 
-    assert "no KVM" in (caught.value.hint or "")
+    assert "enable KVM" in (caught.value.hint or "")
 
 
 @pytest.mark.kvm

@@ -1,11 +1,11 @@
-"""The virtio balloon: memory that a guest gives up goes back to this machine.
+"""The virtio balloon: the guest returns memory to the host.
 
 Source: OASIS Virtual I/O Device (VIRTIO) 1.2, section 5.5; linux/virtio_balloon.h.
 
-Its queues are all served by exits. Linux's driver waits for the answer to all but two of them; of
-statistics there is one buffer, and for hints it is a matter of life and death: a hinted page may
-be in use again as soon as the driver's kick is over (get_free_page_and_send() in
-drivers/virtio/virtio_balloon.c), so that it must have been discarded by then.
+Exits serve all its queues. Linux's driver waits for the reply from all but two of them. One is
+statistics, which has one buffer. The other is hints: the guest may use a hinted page again as soon
+as its kick returns (get_free_page_and_send() in drivers/virtio/virtio_balloon.c), so the device
+must have discarded the page by then.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+from pyvmm.base.records import Record
 from pyvmm.devices.state import StateError, StateField
 from pyvmm.devices.virtio.balloonpages import AREA_PAGES, PAGE, BalloonPages
 from pyvmm.devices.virtio.device import (
@@ -29,8 +30,8 @@ from pyvmm.devices.virtio.device import (
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
 from pyvmm.memory.ram import Memory, OutOfRange
 
-# Linux numbers the queues that exist in one row, the specification gives each its own number:
-# the two agree where all of the features with queues are offered, which Linux takes together.
+# Linux numbers the existing queues in sequence, the specification gives each queue a fixed number.
+# Both agree if the device offers all features that have queues.
 F_STATS_VQ = Feature(1, "BALLOON_F_STATS_VQ")
 F_DEFLATE_ON_OOM = Feature(2, "BALLOON_F_DEFLATE_ON_OOM")
 F_FREE_PAGE_HINT = Feature(3, "BALLOON_F_FREE_PAGE_HINT")
@@ -46,13 +47,13 @@ UINT32 = (1 << 32) - 1
 UINT64 = (1 << 64) - 1
 
 PFN = struct.Struct("<I")
-PFN_BLOCK = 16 << 10  # bytes of page numbers that are worked on at once
-PFN_MOST = 64 << 10  # bytes in a chain: a vCPU that is to pause finishes its work.  Linux has 1 KiB
+PFN_BLOCK = 16 << 10  # bytes of page numbers handled at once
+PFN_MOST = 64 << 10  # bytes in a chain: bounds the delay of a pause.  Linux has 1 KiB
 
 CONFIG_SIZE = 16  # struct virtio_balloon_config
 
 STAT = struct.Struct("<HQ")  # struct virtio_balloon_stat: tag, val
-STATS_MOST = 64 * STAT.size  # bytes of a buffer that are looked at
+STATS_MOST = 64 * STAT.size  # bytes read of a buffer
 
 # Source: linux/virtio_balloon.h, VIRTIO_BALLOON_S_*, and drivers/virtio/virtio_balloon.c (VM_EVENT)
 STATS = {
@@ -75,19 +76,19 @@ STATS = {
 }
 
 
-class Statistics(NamedTuple):
-    """What the guest said last of its memory, and when, by the device's clock."""
+class Statistics(Record):
+    """The guest's last memory statistics, and their time by the device's clock."""
 
     values: dict[str, int]
     at: float
 
 
 class VirtioBalloon(VirtioDevice):
-    """A balloon: `ask` says how large it should be, ``pages`` are those that are in it.
+    """A balloon: `request` sets its target size, ``pages`` are the pages in it.
 
-    Pages that go into it, and free ones that the guest reports or hints at, are given back to the
-    host. A guest that fills free pages with something but zeroes (``poison_val``) would miss
-    that: its reports and hints are acknowledged, and nothing is done.
+    The device discards inflated pages, and free pages that the guest reports or hints. A guest may
+    fill free pages with another value than zero (``poison_val``) and expect it to stay. Then the
+    device acknowledges reports and hints, but discards nothing.
     """
 
     device_id = 5
@@ -113,10 +114,10 @@ class VirtioBalloon(VirtioDevice):
         StateField("_stats_skip", 0, 1),
     )
 
-    num_pages = ConfigField(0, 4, "pages of 4 KiB the balloon should have")
-    actual = ConfigField(4, 4, "pages the driver says it has")
-    free_page_hint_cmd_id = ConfigField(8, 4, "0: stop, 1: done, else give hints for that round")
-    poison_val = ConfigField(12, 4, "what the guest fills free pages with")
+    num_pages = ConfigField(0, 4, "target size, pages of 4 KiB")
+    actual = ConfigField(4, 4, "pages that the driver reports in the balloon")
+    free_page_hint_cmd_id = ConfigField(8, 4, "0: stop, 1: done, else the id of a round of hints")
+    poison_val = ConfigField(12, 4, "the value with which the guest fills free pages")
 
     def __init__(
         self,
@@ -133,17 +134,17 @@ class VirtioBalloon(VirtioDevice):
         self.pages = BalloonPages(memory)
         self.statistics: Statistics | None = None
         self.hinted_bytes = 0  # in the last round
-        self._round = CMD_ID_FIRST - 1  # of hints, the last that was begun
-        self._hints_count = False  # the driver's hints are those of that round
-        self._stats_chain: Chain | None = None  # given back when statistics are wanted
-        self._stats_skip = False  # the next are a legacy driver's first: not set
+        self._round = CMD_ID_FIRST - 1  # the id of the last round of hints
+        self._hints_count = False  # the driver's hints belong to that round
+        self._stats_chain: Chain | None = None  # returned to ask for statistics
+        self._stats_skip = False  # ignore the next statistics: a legacy driver's first are invalid
         self._news = threading.Condition(self.lock)  # of statistics
-        self._written = bytearray(CONFIG_SIZE)  # what the driver wrote, byte by byte
+        self._written = bytearray(CONFIG_SIZE)  # the driver's writes, byte by byte
 
-    # For whoever runs the machine
+    # For the machine
 
-    def ask(self, pages: int) -> None:
-        """Say how many pages the balloon should have; the guest does what it can."""
+    def request(self, pages: int) -> None:
+        """Set the balloon's target size; the guest inflates or deflates it."""
         with self.lock:
             if pages != self.num_pages:
                 self.num_pages = pages
@@ -151,13 +152,13 @@ class VirtioBalloon(VirtioDevice):
 
     @property
     def has_driver(self) -> bool:
-        """Whether the guest has a driver that works."""
+        """Whether the guest has a working driver."""
         return self.live and bool(self.status & STATUS_DRIVER_OK)
 
     def refresh_statistics(self, timeout_s: float) -> Statistics | None:
-        """Ask the guest for statistics, wait a little, and return the last there are.
+        """Ask the guest for statistics, wait up to the timeout, and return the last ones.
 
-        Not from a vCPU's thread, which is needed for the answer.
+        A vCPU's thread must not call this: the vCPU has to reply.
         """
         with self.lock:
             before = self.statistics
@@ -166,7 +167,7 @@ class VirtioBalloon(VirtioDevice):
             return self.statistics
 
     def start_hinting(self) -> bool:
-        """Begin a round of hints, if there is a driver that gives some: it says what is free."""
+        """Begin a round of hints, in which the driver names free pages, if it can."""
         with self.lock:
             if not (self.has_driver and self.has(F_FREE_PAGE_HINT)) or self.is_hinting:
                 return False
@@ -185,11 +186,11 @@ class VirtioBalloon(VirtioDevice):
 
     @property
     def is_hinting(self) -> bool:
-        """Whether a round of hints goes on."""
+        """Whether a round of hints is in progress."""
         return self.free_page_hint_cmd_id >= CMD_ID_FIRST
 
     def info(self) -> dict[str, Any]:
-        """The balloon as JSON has it; bytes."""
+        """Return the balloon's sizes in bytes, for JSON."""
         with self.lock:
             return {
                 "target_bytes": self.num_pages * PAGE,
@@ -201,22 +202,22 @@ class VirtioBalloon(VirtioDevice):
             }
 
     def drain(self) -> None:
-        """Return the statistics' buffer: the driver fills another one."""
+        """Return the statistics' buffer; the driver adds another."""
         with self.lock:
             self._ask_for_statistics()
 
     def own_state(self) -> dict[str, Any]:
-        """The pages in the balloon, as runs: the first, and how many."""
+        """Return the pages in the balloon as runs: the first page and the count."""
         return {"pages": [list(run) for run in self.pages.runs()]}
 
     def restore_own(self, state: object, where: str) -> None:
-        """Have the pages that `own_state` gave."""
+        """Put the saved pages into the balloon."""
         self.pages.restore(_checked_runs(state, where))
 
     # For the driver
 
     def notify(self, queue: Virtqueue) -> None:
-        """The driver has put something into a queue: deal with all of it."""
+        """Serve all chains in a queue."""
         serve = {
             "inflateq": self._inflate,
             "deflateq": self._deflate,
@@ -228,11 +229,11 @@ class VirtioBalloon(VirtioDevice):
             serve(chain)
 
     def activate(self) -> None:
-        """A driver is there; a legacy one's first statistics mean nothing."""
+        """Ignore a legacy driver's first statistics: they are invalid."""
         self._stats_skip = self.legacy
 
     def deactivate(self) -> None:
-        """All pages are the guest's again; what it is asked for stays."""
+        """Return all pages to the guest; the target size stays."""
         if self._stats_chain is not None:
             self._stats_chain.release()
             self._stats_chain = None
@@ -246,7 +247,7 @@ class VirtioBalloon(VirtioDevice):
         self._news.notify_all()
 
     def write_config(self, offset: int, length: int, value: int) -> None:
-        """Take what the driver writes; a legacy one writes a byte at a time, the last counts."""
+        """Handle the driver's write; a legacy driver writes single bytes, the last one counts."""
         end = min(offset + length, len(self._written))
         for at in range(offset, end):
             self._written[at] = value >> 8 * (at - offset) & 0xFF
@@ -256,7 +257,7 @@ class VirtioBalloon(VirtioDevice):
                 written = self._written[field.offset : last]
                 setattr(self, field.name, int.from_bytes(written, "little"))
 
-    # Each deals with a chain, which nobody else has, and gives it back
+    # Each of these serves and returns a chain
 
     def _inflate(self, chain: Chain) -> None:
         self._change(self.inflateq, chain, self.pages.add)
@@ -276,7 +277,7 @@ class VirtioBalloon(VirtioDevice):
                     raise QueueError(f"{queue.name} chain {chain.head}: {what}")
             for data in _in_blocks(chain):
                 with self.guard:
-                    if not queue.owns(chain):  # there was a reset, or the end of the machine
+                    if not queue.owns(chain):  # after a reset or a stop
                         return
                     before = self.pages.count
                     change(struct.unpack(f"<{len(data) // PFN.size}I", data))
@@ -286,7 +287,7 @@ class VirtioBalloon(VirtioDevice):
             self.push(queue, chain, 0)
 
     def _take_statistics(self, chain: Chain) -> None:
-        """Keep statistics, and their buffer until others are wanted."""
+        """Store statistics, and hold their buffer until the next request."""
         with self.guard:
             if chain.writable:
                 chain.release()
@@ -295,7 +296,7 @@ class VirtioBalloon(VirtioDevice):
                 chain.release()
                 return
             data = next(chain.pieces(STATS_MOST), b"")
-            if self._stats_chain is not None:  # the driver is to have one of them, at most
+            if self._stats_chain is not None:  # a driver may have one such buffer only
                 self.statsq.push(self._stats_chain, 0)
             self._stats_chain = chain
             if not self._stats_skip:
@@ -304,7 +305,7 @@ class VirtioBalloon(VirtioDevice):
             self._news.notify_all()
 
     def _take_hint(self, chain: Chain) -> None:
-        """A command id says which round the hints after it are of; pages are hints."""
+        """Handle a command id, which names the round of the next hints, or a hint."""
         with self.guard:
             if self.free_page_vq.owns(chain):
                 if chain.readable:
@@ -321,17 +322,17 @@ class VirtioBalloon(VirtioDevice):
         (command,) = PFN.unpack(chain.read())
         if self.is_hinting and command == self.free_page_hint_cmd_id:
             self._hints_count = True
-        elif self._hints_count:  # else it ends an earlier round, which was cut short
+        elif self._hints_count:  # else it ends an earlier, stopped round
             self._end_hinting()
 
     def _end_hinting(self) -> None:
-        """Let the driver have the pages again that it hinted at; with the lock."""
+        """Return the hinted pages to the driver; with the lock."""
         self._hints_count = False
         self.free_page_hint_cmd_id = CMD_ID_DONE
         self.config_changed()
 
     def _take_report(self, chain: Chain) -> None:
-        """Free pages of the guest's, which it holds back until the chain is returned."""
+        """Discard free pages, which the guest does not use until the device returns the chain."""
         with self.guard:
             if self.reporting_vq.owns(chain):
                 if chain.readable:
@@ -340,16 +341,16 @@ class VirtioBalloon(VirtioDevice):
         self.push(self.reporting_vq, chain, 0)
 
     def _discard(self, chain: Chain) -> int:
-        """Give the pages of a chain back to the host; returns how many bytes that was."""
+        """Discard the pages of a chain; return the number of bytes."""
         if self.has(F_PAGE_POISON) and self.poison_val:
             return 0
-        with contextlib.suppress(OutOfRange):  # another vCPU has just unplugged it
+        with contextlib.suppress(OutOfRange):  # another vCPU may have unplugged it
             for address, length in chain.places:
                 self.memory.discard(address, length)
         return chain.writable_size
 
     def _ask_for_statistics(self) -> bool:
-        """Return the statistics' buffer, which asks for new ones; with the lock."""
+        """Return the statistics' buffer to ask for new ones; with the lock."""
         chain, self._stats_chain = self._stats_chain, None
         if chain is None or not self.live:
             return False
@@ -359,7 +360,7 @@ class VirtioBalloon(VirtioDevice):
 
 
 def _checked_runs(state: object, where: str) -> list[tuple[int, int]]:
-    """Runs of pages from a snapshot, each of them in one area.
+    """Return a snapshot's runs of pages, each within an area.
 
     Raises: StateError.
     """
@@ -368,15 +369,15 @@ def _checked_runs(state: object, where: str) -> list[tuple[int, int]]:
         raise StateError(f"{where} has no pages")
     for run in runs:
         if not (isinstance(run, list) and [type(number) for number in run] == [int, int]):
-            raise StateError(f"{where}.pages has {str(run)[:40]}, no run of pages")
+            raise StateError(f"{where}.pages has {str(run)[:40]}, not a run of pages")
         first, count = run
         if not (0 <= first <= UINT32 and 0 < count <= AREA_PAGES - first % AREA_PAGES):
-            raise StateError(f"{where}.pages has a run that cannot be: {count} from {first:#x} on")
+            raise StateError(f"{where}.pages has an impossible run: {count} from {first:#x} on")
     return [(first, count) for first, count in runs]
 
 
 def _in_blocks(chain: Chain) -> Iterator[bytes]:
-    """What a chain holds, in blocks of whole page numbers, however its descriptors cut them."""
+    """Yield a chain's content in blocks of whole page numbers, across its descriptors."""
     left = b""
     for piece in chain.pieces(PFN_BLOCK):
         data = left + piece
@@ -389,6 +390,6 @@ def _in_blocks(chain: Chain) -> Iterator[bytes]:
 
 
 def _parse_statistics(data: bytes) -> dict[str, int]:
-    """Statistics by name; those that nobody knows are left out."""
+    """Return the known statistics by name."""
     whole = len(data) // STAT.size * STAT.size
     return {STATS[tag]: value for tag, value in STAT.iter_unpack(data[:whole]) if tag in STATS}

@@ -1,8 +1,8 @@
-"""The pages a guest has given up, and what of this machine's memory that makes free.
+"""The pages in a balloon, and the release of their memory to the host.
 
-A balloon speaks of pages of 4 KiB, whatever the guest's and the host's are. They are kept by areas
-of 2 MiB, a bit a page: what is given back to the host are runs of them, as long as can be, and an
-area with a hole in it is kept from having huge pages. Else khugepaged would fill the hole again.
+A balloon's pages have 4 KiB, whatever the guest's and the host's page size. A bitmap for each area
+of 2 MiB holds them. The balloon discards runs of pages, as long as possible. An area with a hole
+gets no huge pages, else khugepaged would fill the hole again.
 
 Source: OASIS Virtual I/O Device (VIRTIO) 1.2, 5.5.6; Linux, Documentation/admin-guide/mm/
 transhuge.rst, khugepaged/max_ptes_none.
@@ -26,28 +26,27 @@ ALL = (1 << AREA_PAGES) - 1
 AREA_SHIFT = AREA_PAGES.bit_length() - 1
 HOST_PAGES = max(1, mmap.PAGESIZE // PAGE)  # pages of the balloon's in one of the host's
 
-# Areas that are kept from having huge pages, at most: each may split a mapping in three, and a
-# process has 65,530 of them by default.  Source: Linux, Documentation/admin-guide/sysctl/vm.rst
+# Areas without huge pages, at most: each may split a mapping in three, and a process may have
+# 65,530 mappings by default.  Source: Linux, Documentation/admin-guide/sysctl/vm.rst
 SMALL_AREAS = 16 << 10
 
-Run = tuple[int, int]  # the first page, and how many
+Run = tuple[int, int]  # the first page, and the count
 
 
 class BalloonPages:
-    """A set of page numbers (guest physical addresses / 4096); no pages are in it at first."""
+    """A set of page numbers (guest physical addresses / 4096), empty at first."""
 
     def __init__(self, memory: Memory, host_pages: int = HOST_PAGES) -> None:
         self._memory = memory
         self._host_pages = host_pages
-        self._areas: dict[int, int] = {}  # the pages of each area that has some, a bit each
-        self._small: set[int] = set()  # those of them that are to have no huge pages
+        self._areas: dict[int, int] = {}  # a bitmap of the pages in each area
+        self._small: set[int] = set()  # the areas without huge pages
         self.count = 0
 
     def add(self, pages: Iterable[int]) -> None:
-        """Take pages, and give back to the host what of its own pages is in the set, whole.
+        """Add pages, and discard the host's pages that are now in the set as a whole.
 
-        Raises:
-            QueueError: one of them is no RAM; those before it in order may have been taken.
+        Raises: QueueError, for a page outside RAM; lower pages may have been added.
         """
         for area, mask in self._by_area(pages):
             self._check(area, mask)
@@ -59,12 +58,12 @@ class BalloonPages:
                 self._prefer_huge_pages(area, False)
             self._areas[area] = had | new
             self.count += new.bit_count()
-            with contextlib.suppress(OutOfRange):  # another vCPU has just unplugged it
+            with contextlib.suppress(OutOfRange):  # another vCPU may have unplugged it
                 for first, count in _runs(self._whole(had | new, new)):
                     self._memory.discard(area * AREA + first * PAGE, count * PAGE)
 
     def remove(self, pages: Iterable[int]) -> None:
-        """Return pages to the guest; what is not in the set is no matter."""
+        """Remove pages from the set; ignore pages outside it."""
         for area, mask in self._by_area(pages):
             had = self._areas.get(area, 0)
             gone = mask & had
@@ -76,20 +75,20 @@ class BalloonPages:
                 self._areas[area] = had & ~gone
 
     def clear(self) -> None:
-        """Return all of them."""
+        """Remove all pages."""
         for area in self._areas:
             self._prefer_huge_pages(area, True)
         self._areas.clear()
         self.count = 0
 
     def runs(self) -> Iterator[Run]:
-        """The pages in the set, as runs of one area each, in order."""
+        """Yield the pages in the set in order, as runs within an area."""
         for area, mask in sorted(self._areas.items()):
             for first, count in _runs(mask):
                 yield (area << AREA_SHIFT) + first, count
 
     def restore(self, runs: Iterable[Run]) -> None:
-        """Have those pages and no others; nothing is discarded, they are empty already."""
+        """Replace the set; discard nothing, as the pages are empty already."""
         self.clear()
         for area, mask in self._by_area(
             page for first, count in runs for page in range(first, first + count)
@@ -113,7 +112,7 @@ class BalloonPages:
                 raise QueueError(f"pages {page:#x} to {page + count - 1:#x} are not all RAM")
 
     def _whole(self, mask: int, new: int) -> int:
-        """The bits of host pages that are in ``mask`` as a whole, and partly in ``new``."""
+        """Return the bits of host pages that lie within ``mask`` and overlap ``new``."""
         size = self._host_pages
         if size == 1:
             return new
@@ -125,7 +124,7 @@ class BalloonPages:
         return found
 
     def _prefer_huge_pages(self, area: int, prefer: bool) -> None:
-        """Let an area have huge pages again, or not, as long as not too many may not."""
+        """Allow an area huge pages, or forbid them, in at most SMALL_AREAS areas."""
         if prefer and area not in self._small:
             return
         if not prefer and (
@@ -138,7 +137,7 @@ class BalloonPages:
 
 
 def _runs(mask: int) -> Iterator[Run]:
-    """The runs of ones in a mask, lowest first."""
+    """Yield the runs of ones in a mask, lowest first."""
     shift = 0
     while mask:
         zeroes = (mask & -mask).bit_length() - 1

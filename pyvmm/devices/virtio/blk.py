@@ -1,4 +1,4 @@
-"""The virtio block device: a disk image or a block device of this machine's.
+"""The virtio block device: a disk image or a block device of the host.
 
 Source: OASIS Virtual I/O Device (VIRTIO) 1.2, section 5.2; linux/virtio_blk.h.
 """
@@ -35,20 +35,20 @@ RANGE_F_UNMAP = 1
 
 ID_BYTES = 20
 QUEUE_SIZE = 256
-LARGE = 256 << 10  # bytes whose way takes so long that another thread may begin the next
-MOST_RANGES = 16  # of a request to discard or to write zeroes
+LARGE = 256 << 10  # bytes: a larger request steps back, so that others can begin
+MOST_RANGES = 16  # of a DISCARD or WRITE_ZEROES request
 MOST_DISCARD = 1 << 22  # sectors of a range: 2 GiB
-MOST_ZEROES = 1 << 17  # 64 MiB: where there is nothing better they are written
+MOST_ZEROES = 1 << 17  # 64 MiB: without a better way, the device writes the zeroes
 ZEROES = bytes(64 << 10)
 
 
-# How many bytes of its room a request has filled, and what is counted of it
+# The bytes that a request has written to its room, and its counts
 Done = tuple[int, dict[str, int]]
 FAILED = {"failed": 1}
 
 
 class Failed(Exception):
-    """A request cannot be done as it was asked: its status."""
+    """A request that cannot be served, with its status."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
@@ -56,7 +56,7 @@ class Failed(Exception):
 
 
 class Request(NamedTuple):
-    """A request taken apart: what the guest gives, and where the answer goes."""
+    """A parsed request: the guest's data, and the room for the device's."""
 
     type: int
     sector: int
@@ -68,10 +68,10 @@ class Request(NamedTuple):
 
 
 class VirtioBlk(ServedDevice):
-    """One disk; several requests at a time, by threads that wait for it in the guest's stead.
+    """One disk, with several requests in flight, each served by a thread.
 
-    What the disk refuses becomes the request's status, and a line in the log. What was written
-    is safe after a flush; a driver that has no flushes has every write made safe at once.
+    An error of the disk becomes the request's status, and a line in the log. Written data is
+    durable after a flush; for a driver without F_FLUSH every write is durable.
     """
 
     device_id = 2
@@ -89,14 +89,16 @@ class VirtioBlk(ServedDevice):
     blk_size = ConfigField(20, 4, "bytes of a logical block")
     physical_block_exp = ConfigField(24, 1, "log2 of logical blocks in a physical one")
     alignment_offset = ConfigField(25, 1, "of the first physical block, in logical blocks")
-    min_io_size = ConfigField(26, 2, "what is read and written well, in logical blocks")
-    opt_io_size = ConfigField(28, 4, "what is read and written best, in logical blocks; 0: any")
+    min_io_size = ConfigField(26, 2, "the preferred unit of I/O, in logical blocks")
+    opt_io_size = ConfigField(28, 4, "the optimal size of I/O, in logical blocks; 0: any")
     max_discard_sectors = ConfigField(36, 4, "sectors of a range to discard, at most")
     max_discard_seg = ConfigField(40, 4, "ranges of a request to discard, at most")
-    discard_sector_alignment = ConfigField(44, 4, "sectors that ranges to discard are best of")
+    discard_sector_alignment = ConfigField(
+        44, 4, "the preferred unit of ranges to discard, sectors"
+    )
     max_write_zeroes_sectors = ConfigField(48, 4, "sectors of a range to zero, at most")
     max_write_zeroes_seg = ConfigField(52, 4, "ranges of a request to zero, at most")
-    write_zeroes_may_unmap = ConfigField(56, 1, "1: zeroing with UNMAP may give room back")
+    write_zeroes_may_unmap = ConfigField(56, 1, "1: zeroing with UNMAP may free storage")
 
     def __init__(
         self, memory: Memory, disk: DiskFile, serial: bytes, log: Callable[[str], None]
@@ -109,7 +111,7 @@ class VirtioBlk(ServedDevice):
         self.capacity = disk.size // SECTOR
         if disk.tail:
             self.report(
-                f"the last {disk.tail} bytes are no whole block: the guest does not see them"
+                f"the last {disk.tail} bytes are not a whole block: the guest does not see them"
             )
         self.seg_max = QUEUE_SIZE - 2  # beside the header and the status
         self.blk_size = disk.block_size
@@ -125,7 +127,7 @@ class VirtioBlk(ServedDevice):
             self.write_zeroes_may_unmap = 1
 
     def serve(self, job: Job) -> int:
-        """Carry a request out, and say in its last byte how that went."""
+        """Serve a request, and write its status to its last byte."""
         request = _take_apart(job.chain)
         if request.type not in (T_IN, T_OUT) or request.given_size + request.room_size > LARGE:
             self.step_back(job)
@@ -140,7 +142,7 @@ class VirtioBlk(ServedDevice):
         except OSError as error:
             status = S_IOERR
             self.report(f"{_words(request)}: {error.strerror}; the guest gets an I/O error")
-        if written < request.room_size:  # all before the status is to have been written
+        if written < request.room_size:  # fill the room before the status
             _clear(request.room, written)
         if status != S_OK:
             job.counts = FAILED
@@ -186,7 +188,7 @@ class VirtioBlk(ServedDevice):
         return 0, {"zeroings": 1, "bytes_zeroed": sum(length for _, length, _ in ranges)}
 
     def _ranges(self, request: Request, most: int, allowed: int) -> list[tuple[int, int, int]]:
-        """The ranges of a request, checked, before any of it is done: offset, length, flags."""
+        """Return a request's checked ranges: offset, length, flags."""
         self._refuse_if_read_only()
         count, rest = divmod(request.given_size, RANGE.size)
         if rest or not 0 < count <= MOST_RANGES:
@@ -201,7 +203,7 @@ class VirtioBlk(ServedDevice):
         return ranges
 
     def _place(self, sector: int, length: int) -> int:
-        """Where a range begins in the file, if it is one of whole blocks and inside."""
+        """Return a range's offset in the file, if it has whole blocks and is inside."""
         unit = self.disk.block_size
         if length % unit or sector * SECTOR % unit or sector * SECTOR + length > self.disk.size:
             raise Failed(S_IOERR, f"{length} bytes at sector {sector}")
@@ -228,15 +230,15 @@ WORDS = {
 
 
 def _take_apart(chain: Chain) -> Request:
-    """A chain as a request: how it is cut into buffers means nothing.
+    """Parse a chain, however it is divided into buffers.
 
-    Raises: QueueError, where there is no room for what every request has.
+    Raises: QueueError, for a chain without a header or room for a status.
     """
     if chain.readable_size < HEADER.size or not chain.writable_size:
         raise QueueError(f"requestq chain {chain.head}: no header, or no room for a status")
     first, last = chain.readable[0], chain.writable[-1]
     room_size = chain.writable_size - 1
-    # Most drivers have header and status in buffers of their own.
+    # Most drivers use separate buffers for header and status.
     if len(first) == HEADER.size:
         head: bytes | memoryview = first
         given = chain.readable[1:]
@@ -251,7 +253,7 @@ def _take_apart(chain: Chain) -> Request:
 
 
 def _cut(views: list[memoryview], start: int, end: int) -> list[memoryview]:
-    """Bytes ``start`` to ``end`` of views one after the other."""
+    """Return bytes ``start`` to ``end`` of consecutive views."""
     found = []
     for view in views:
         if start < len(view) and end > 0:
@@ -263,7 +265,7 @@ def _cut(views: list[memoryview], start: int, end: int) -> list[memoryview]:
 
 
 def _clear(views: list[memoryview], start: int) -> None:
-    """Zero what lies from ``start`` on."""
+    """Zero the bytes from ``start`` on."""
     for view in _cut(views, start, sum(map(len, views))):
         for at in range(0, len(view), len(ZEROES)):
             part = min(len(ZEROES), len(view) - at)

@@ -17,11 +17,11 @@ from pyvmm.memory.ram import Memory
 F_SIZE = Feature(0, "CONSOLE_F_SIZE")
 F_EMERG_WRITE = Feature(2, "CONSOLE_F_EMERG_WRITE")
 
-OUTPUT_BLOCK = 64 << 10  # bytes given to ``output`` at once
-WAIT_S = 2.0  # without output, until a driver that has not looked at the size gets input
-MAX_WAITS = 10  # that many times with output, it gets it all the same
+OUTPUT_BLOCK = 64 << 10  # bytes of a call of ``output``, at most
+WAIT_S = 2.0  # without output: then a driver gets input though it has not read the size
+MAX_WAITS = 10  # waits with output, before the driver gets input anyway
 
-# Calls back after so many seconds, in whatever thread, unless what it returns is called before.
+# Calls back after so many seconds, in any thread; calling its result cancels that.
 Later = Callable[[float, Callable[[], None]], Callable[[], None]]
 
 
@@ -34,20 +34,20 @@ def after(delay_s: float, action: Callable[[], None]) -> Callable[[], None]:
 
 
 class VirtioConsole(VirtioDevice):
-    """One port: ``output`` gets what the guest writes, `receive` takes what it is to read.
+    """One port: ``output`` gets the guest's output, `receive` takes its input.
 
-    ``output`` may block: the vCPU that kicked then waits in its exit, as at a UART. That is why
-    transmitq is served by exits: Linux's driver spins for a buffer's return with interrupts off
-    (__send_to_port() in drivers/char/virtio_console.c), and a guest that has said its last word
-    may switch itself off at once; the word is out by then. A reset does not wait for ``output``.
+    ``output`` may block: then the kicking vCPU waits in its exit, as at a UART. So exits serve
+    transmitq. Linux's driver spins for a buffer's return with interrupts off (__send_to_port() in
+    drivers/char/virtio_console.c). A guest may power off right after its last output, which is
+    complete by then. A reset does not wait for ``output``.
 
-    ``on_room``, when set, is called after `receive` could not take everything and the guest has
-    given buffers; without locks, from any thread.
+    After `receive` has left bytes with its caller, the device calls ``on_room``, if set, once the
+    guest has added buffers; without locks, from any thread.
 
-    Input waits until the driver has settled. Linux's gives buffers before it has a terminal for
-    what comes in them, and throws both away (in_intr() of the same file). But it looks at the
-    terminal's size only afterwards, and only when told that it changed: so we tell it so at once.
-    A driver without F_SIZE, or one that has not looked after WAIT_S, is taken to have settled.
+    Input waits until the driver is ready. Linux's driver adds buffers before it has a terminal,
+    and drops their input (in_intr() of the same file). It reads the terminal's size only later,
+    after a configuration change: so the device signals one at once. Input does not wait for a
+    driver without F_SIZE, or longer than WAIT_S for a driver without output.
     """
 
     device_id = 3
@@ -78,14 +78,14 @@ class VirtioConsole(VirtioDevice):
         self.later = later
         self.on_room: Callable[[], None] | None = None
         self.receiveq, self.transmitq = self.queues
-        self._starved = False  # receive() left something with its caller
-        self._waits_left = 0  # how often we shall still wait for the driver
-        self._cancel: Callable[[], None] | None = None  # the wait
-        self._printed = False  # since the wait began
-        self._output_lock = threading.Lock()  # held from taking a chain until it is out
+        self._starved = False  # receive() left bytes with its caller
+        self._waits_left = 0  # waits for the driver to be ready; 0: it is
+        self._cancel: Callable[[], None] | None = None  # cancels the wait
+        self._printed = False  # the driver has transmitted since the wait began
+        self._output_lock = threading.Lock()  # from taking a chain to the end of its output
 
     def receive(self, data: bytes) -> int:
-        """Put input into the guest's buffers; returns how many bytes there was room for."""
+        """Put input into the guest's buffers; return the number of bytes taken."""
         taken = 0
         with self.guard:
             while taken < len(data) and (chain := self._next_input()) is not None:
@@ -99,21 +99,21 @@ class VirtioConsole(VirtioDevice):
         return taken
 
     def resize(self, cols: int, rows: int) -> None:
-        """Tell the guest the size of its terminal, in characters."""
+        """Set the size of the guest's terminal, in characters."""
         with self.lock:
             if (cols, rows) != (self.cols, self.rows):
                 self.cols, self.rows = cols, rows
                 self.config_changed()
 
     def notify(self, queue: Virtqueue) -> None:
-        """The driver has put buffers into a queue."""
+        """Use new buffers for input, or output the guest's."""
         if queue is self.receiveq:
             self._offer_room()
         else:
             self._transmit()
 
     def activate(self) -> None:
-        """Let the driver settle."""
+        """Wait until the driver reads the terminal's size."""
         if self.has(F_SIZE):
             self._waits_left = MAX_WAITS
             self._wait()
@@ -127,12 +127,12 @@ class VirtioConsole(VirtioDevice):
             self._cancel = None
 
     def restore_own(self, state: object, where: str) -> None:
-        """A driver that had not settled is waited for anew."""
+        """Wait for a driver that was not ready at the save."""
         if self._waits_left and self._cancel is None:
             self._wait()
 
     def read_config(self, offset: int, length: int) -> int:
-        """What the driver reads; one that looks at the size has settled."""
+        """Return the driver's read; a driver that reads the size is ready."""
         if self._waits_left and offset < type(self).max_nr_ports.offset:
             self.deactivate()
             self.defer(self._offer_room)
@@ -143,7 +143,7 @@ class VirtioConsole(VirtioDevice):
         self.defer(functools.partial(self.output, bytes([value & 0xFF])))
 
     def _next_input(self) -> Chain | None:
-        """The next buffer for input; when there is none, the driver's next one kicks."""
+        """Take the next buffer for input; without one, ask for a kick."""
         if self._waits_left or not self.live:
             return None
         chain = self.next_chain(self.receiveq)
@@ -152,7 +152,7 @@ class VirtioConsole(VirtioDevice):
         return chain
 
     def _offer_room(self) -> None:
-        """Ask for input again, if some was left behind and there is room now."""
+        """Call on_room if `receive` left bytes and there is room now."""
         due = False
         with self.guard:
             ready = self.live and not self._waits_left
@@ -162,7 +162,7 @@ class VirtioConsole(VirtioDevice):
             self.on_room()
 
     def _wait(self) -> None:
-        """Come back in a while; with the lock."""
+        """Start one wait for the driver; with the lock."""
         self._printed = False
         self._cancel = self.later(WAIT_S, self._wait_is_over)
 
@@ -177,13 +177,13 @@ class VirtioConsole(VirtioDevice):
         self._offer_room()
 
     def _transmit(self) -> None:
-        """Output what the driver has queued, a chain after the other."""
+        """Output the queued chains in order."""
         with self._output_lock:
             while (chain := self.pop(self.transmitq)) is not None:
                 self._printed = True
                 try:
                     self._output_chain(chain)
-                finally:  # whatever becomes of the output, guest RAM is let go
+                finally:  # release guest RAM even after an error
                     self.push(self.transmitq, chain, 0)
 
     def _output_chain(self, chain: Chain) -> None:
@@ -191,6 +191,6 @@ class VirtioConsole(VirtioDevice):
             with self.lock:
                 self.fail(f"transmitq chain {chain.head}: a buffer to write to")
         for data in chain.pieces(OUTPUT_BLOCK):
-            if not self.transmitq.owns(chain):  # there was a reset, or the end of the machine
+            if not self.transmitq.owns(chain):  # after a reset or a stop
                 break
             self.output(data)

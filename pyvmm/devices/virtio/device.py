@@ -1,4 +1,4 @@
-"""What every virtio device has: features, a status, queues and a configuration space.
+"""The base of virtio devices: features, a status, queues and a configuration space.
 
     class VirtioConsole(VirtioDevice):
         device_id = 3
@@ -7,16 +7,15 @@
 
         cols = ConfigField(0, 2, "columns of the terminal")
 
-A device fills in `notify` and, where it must, `activate` and `deactivate`; a transport shows it to
-the guest.
+A device implements `notify` and, if needed, `activate` and `deactivate`. A transport connects it
+to the guest.
 
-In a snapshot a device is its status, features, queues and configuration, and what it declares:
+A snapshot holds a device's status, features, queues and configuration. A device also declares:
 
-- ``kept`` names attributes that come back as they were; among them the ConfigFields that change
-  while the guest runs.  Every other ConfigField is what this machine made the device with, and
-  must be the same where it is restored;
-- `drain` makes it give back the chains it has taken;
-- `own_state` and `restore_own` are for what no attribute is.
+- ``state_fields``: attributes to save and restore, among them the ConfigFields that change while
+  the guest runs. Every other ConfigField must be equal in the restoring machine;
+- `drain`, which returns the chains it has taken;
+- `own_state` and `restore_own`, for state that is no plain attribute.
 
 Source: OASIS Virtual I/O Device (VIRTIO) 1.2, chapters 2, 3 and 6; linux/virtio_config.h.
 """
@@ -57,7 +56,7 @@ STATUS_NAMES = {
 INT_VRING = 0x1  # used buffers
 INT_CONFIG = 0x2  # the configuration changed, or the status did
 
-COMPLAINTS = 8  # lines that one device may write about its driver
+COMPLAINTS = 8  # log lines of one device about its driver
 
 
 class Feature(NamedTuple):
@@ -78,10 +77,10 @@ LEGACY_FEATURES = (RING_INDIRECT_DESC, RING_EVENT_IDX, ANY_LAYOUT)
 
 
 class QueueSpec(NamedTuple):
-    """A queue as a device declares it.
+    """A queue's declaration.
 
-    A kick of a ``by_exit`` queue is served by the vCPU that kicks, before it goes on: for a queue
-    whose driver waits for the answer anyway, or that must hold the guest up where the host is slow.
+    The kicking vCPU serves a ``by_exit`` queue before it resumes. That suits a queue whose driver
+    waits for the reply anyway, and a queue that must slow the guest down on a slow host.
     """
 
     name: str
@@ -91,7 +90,7 @@ class QueueSpec(NamedTuple):
 
 Setter = Callable[[Any, int], None]
 
-# What snapshots have of every device
+# Saved of every device
 STATE_FIELDS = (
     StateField("status", 0, 0xFF),
     StateField("driver_features", 0, (1 << 64) - 1),
@@ -102,8 +101,8 @@ STATE_FIELDS = (
 class ConfigField:
     """A little-endian field of the configuration space; an int attribute of the device.
 
-    The driver reads what the attribute says; what it writes goes to the method decorated with
-    `write`, and nowhere where there is none.
+    The driver reads the attribute's value. The method decorated with `write` gets the driver's
+    writes; without one they have no effect.
     """
 
     def __init__(self, offset: int, size: int, meaning: str) -> None:
@@ -114,7 +113,7 @@ class ConfigField:
         self.writer: Setter | None = None
 
     def write(self, handler: Setter) -> Setter:
-        """Decorate the method that takes what the driver writes."""
+        """Decorate the method that takes the driver's writes."""
         self.writer = handler
         return handler
 
@@ -126,15 +125,15 @@ class ConfigField:
     @overload
     def __get__(self, device: VirtioDevice, owner: type) -> int: ...
     def __get__(self, device: VirtioDevice | None, owner: type) -> Self | int:
-        return self if device is None else 0  # as long as the device has set nothing
+        return self if device is None else 0  # until the device sets the attribute
 
 
 class VirtioDevice:
-    """The base of virtio devices: status, negotiation, queues, and what a broken driver leads to.
+    """A virtio device: status, feature negotiation, queues, and a stop for a broken driver.
 
-    ``lock`` guards everything, guest memory in the queues included; ``guard`` is the lock and an
-    end to the device where a queue turns out to break the rules. Hooks say whether they run with
-    it. ``log`` gets one line for a driver that breaks the rules.
+    ``lock`` guards everything, the queues' guest memory included. ``guard`` takes the lock, and
+    stops the device on a QueueError. Each hook documents whether it runs with the lock. ``log``
+    gets one line for a driver that breaks the rules.
     """
 
     device_id: ClassVar[int]
@@ -143,8 +142,8 @@ class VirtioDevice:
     queue_specs: ClassVar[tuple[QueueSpec, ...]]
     config_fields: ClassVar[tuple[ConfigField, ...]] = ()
     state_fields: ClassVar[tuple[StateField, ...]] = ()
-    gives_memory: ClassVar[bool] = False  # queues may lie in memory that its state speaks of
-    counted: ClassVar[tuple[str, ...]] = ()  # what `pyvmm stat` shows of it
+    gives_memory: ClassVar[bool] = False  # queues may lie in memory that its restore maps
+    counted: ClassVar[tuple[str, ...]] = ()  # names of ``counts``, for `pyvmm stat`
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -155,13 +154,13 @@ class VirtioDevice:
         self.guard = Guard(self)
         self.log = log
         self.legacy = False  # set by the transport
-        self.interrupt: Callable[[int], None] = _nobody_listens  # set by the transport
+        self.interrupt: Callable[[int], None] = _no_transport  # set by the transport
         self.queues = [Virtqueue(memory, spec.name, spec.max_size) for spec in self.queue_specs]
         self.status = 0
         self.driver_features = 0
         self.config_generation = 0
         self.stopped = False
-        self.backing = ""  # what of this machine's is behind it, for people
+        self.backing = ""  # the host's file, for people
         self.counts = dict.fromkeys(self.counted, 0)
         self._complaints = self._reports = 0
         self._deferred: deque[Callable[[], None]] = deque()
@@ -169,30 +168,30 @@ class VirtioDevice:
     # For a device
 
     def notify(self, queue: Virtqueue) -> None:
-        """The driver has put buffers into a queue; without the lock, from any thread."""
+        """Serve a queue that the driver has kicked; without the lock, from any thread."""
 
     def activate(self) -> None:
-        """The driver is ready; with the lock."""
+        """Begin to work with a driver that has set DRIVER_OK; with the lock."""
 
     def deactivate(self) -> None:
-        """A reset, or the end: forget the driver; with the lock, and maybe during a `notify`."""
+        """Forget the driver, at a reset or a stop; with the lock, maybe during a `notify`."""
 
     def drain(self) -> None:
-        """Give back every chain that was taken; without the lock, while no vCPU runs."""
+        """Return every chain taken; without the lock, while no vCPU runs."""
 
     def own_state(self) -> dict[str, Any]:
-        """What a snapshot has of this device beyond ``kept``, as JSON has it; with the lock."""
+        """Return the state beyond ``state_fields``, for JSON; with the lock."""
         return {}
 
     def restore_own(self, state: object, where: str) -> None:
-        """Become what `own_state` gave, before the queues do; with the lock.
+        """Take over the state of `own_state`, before the queues' state; with the lock.
 
-        Raises: StateError, see pyvmm.devices.state.
+        Raises: StateError.
         """
 
     @property
     def live(self) -> bool:
-        """Whether the queues are to be served."""
+        """Whether the device serves its queues."""
         status = self.status
         if self.stopped or status & (STATUS_FAILED | STATUS_NEEDS_RESET):
             return False
@@ -204,9 +203,9 @@ class VirtioDevice:
         return bool(self.driver_features >> feature.bit & 1)
 
     def pop(self, queue: Virtqueue) -> Chain | None:
-        """Take a queue's next chain, if the device is live; if there is none, ask for a kick.
+        """Take a queue's next chain, if the device is live; without one, ask for a kick.
 
-        Takes the lock, as `has_work` and `push` do.
+        It takes the lock, as `has_work` and `push` do.
         """
         chain = None
         with self.guard:
@@ -215,40 +214,40 @@ class VirtioDevice:
         return chain
 
     def has_work(self, queue: Virtqueue) -> bool:
-        """Whether `pop` would find a chain; a look at the rings alone."""
+        """Return whether `pop` would find a chain; read the rings only."""
         found = False
         with self.guard:
             found = self.live and queue.has_chains()
         return found
 
     def next_chain(self, queue: Virtqueue) -> Chain | None:
-        """A live queue's next chain; if there is none, ask for a kick. In ``guard``."""
+        """Take a live queue's next chain; without one, ask for a kick. In ``guard``."""
         return queue.pop() if queue.waiting or queue.enable_kicks() else None
 
     def push(self, queue: Virtqueue, chain: Chain, written: int) -> None:
-        """Give a chain back, and interrupt the driver if it wants that."""
+        """Return a chain to the driver, and interrupt the driver if it wants that."""
         with self.lock:
             queue.push(chain, written)
             self.signal(queue)
 
     def signal(self, queue: Virtqueue) -> None:
-        """Interrupt the driver for what was pushed, if it wants that; with the lock."""
+        """Interrupt the driver for pushed chains, if it wants that; with the lock."""
         if queue.needs_interrupt():
             self.interrupt(INT_VRING)
 
     def config_changed(self) -> None:
-        """Tell the driver that a field has a new value; with the lock."""
+        """Signal a configuration change to the driver; with the lock."""
         self.config_generation = (self.config_generation + 1) & 0xFFFF_FFFF
         if self.status & STATUS_DRIVER_OK:
             self.interrupt(INT_CONFIG)
 
     def fail(self, what: str) -> None:
-        """Stop, because the driver broke a rule, until it resets the device; with the lock."""
+        """Stop until the driver, which broke a rule, resets the device; with the lock."""
         if self.status & STATUS_NEEDS_RESET:
             return
         self.status |= STATUS_NEEDS_RESET
         for queue in self.queues:
-            self.signal(queue)  # what was done before that is not lost
+            self.signal(queue)  # for requests completed before
             queue.disable()
         self._complain(what)
         if self.status & STATUS_DRIVER_OK:
@@ -261,26 +260,23 @@ class VirtioDevice:
                 self.counts[name] += number
 
     def report(self, what: str) -> None:
-        """Log what this machine refuses the device, until that was often enough; from any thread.
+        """Log a refusal of the host's, at most COMPLAINTS times; from any thread.
 
-        A guest can ask for the same again and again.
+        A guest can repeat its request without end.
         """
         self._reports += 1
         if self._reports <= COMPLAINTS:
-            last = "; no more is said of it" if self._reports == COMPLAINTS else ""
+            last = "; further lines are left out" if self._reports == COMPLAINTS else ""
             self.log(f"{self.name} {self.backing}: {what}{last}")
 
     def defer(self, action: Callable[[], None]) -> None:
-        """Leave something for `run_deferred`, which runs without the lock; with the lock."""
+        """Queue an action for `run_deferred`, which runs without the lock; with the lock."""
         self._deferred.append(action)
 
-    # For whoever runs the machine
+    # For the machine
 
     def state(self) -> dict[str, Any]:
-        """All that the device is at the moment, as JSON has it; with the lock, no vCPU runs.
-
-        It is drained, and no chain is out.
-        """
+        """Return the state of a drained device, for JSON; with the lock, while no vCPU runs."""
         return {
             "name": self.name,
             **save_fields(self, STATE_FIELDS),
@@ -291,11 +287,11 @@ class VirtioDevice:
         }
 
     def restore(self, state: object, where: str) -> None:
-        """Become what `state` gave; ``where`` is what messages call that.
+        """Take over a saved state; ``where`` is its name in messages.
 
-        Nothing is served before `look_into_queues`.
+        The device serves its queues from `look_into_queues` on.
 
-        Raises: StateError, when this device cannot be like that.
+        Raises: StateError, for a state that this device cannot have.
         """
         with self.lock:
             restore_fields(self, STATE_FIELDS, state, where)
@@ -305,28 +301,28 @@ class VirtioDevice:
             queues = state.get("queues") if isinstance(state, Mapping) else None
             if not isinstance(queues, list) or len(queues) != len(self.queues):
                 raise StateError(f"{where}.queues are not {len(self.queues)} queues")
-            for queue, its in zip(self.queues, queues, strict=True):
-                self._tell_features(queue)
-                queue.restore(its, f"{where}.{queue.name}")
+            for queue, saved in zip(self.queues, queues, strict=True):
+                self._set_features(queue)
+                queue.restore(saved, f"{where}.{queue.name}")
 
     def _refuse_other_config(self, config: Mapping[str, Any]) -> None:
-        kept = {item.attribute for item in self.state_fields}
+        saved = {item.attribute for item in self.state_fields}
         for field in self.config_fields:
             now, then = getattr(self, field.name), config.get(field.name)
-            if field.name not in kept and then != now:
+            if field.name not in saved and then != now:
                 raise StateError(
                     f"{self.name}: its {field.name} was {str(then)[:40]}, and is {now} here "
                     f"({field.meaning})"
                 )
 
     def look_into_queues(self) -> None:
-        """Serve, by `run_deferred`, what waits in queues unkicked; with the lock."""
+        """Serve chains that wait in queues without a kick, by `run_deferred`; with the lock."""
         if self.live:
             for queue in self.queues:
                 self.defer(functools.partial(self._look_into, queue))
 
     def describe(self) -> dict[str, Any]:
-        """What the device is and how it stands, as JSON has it."""
+        """Return the device's status, features, queues and counts, for JSON."""
         with self.lock:
             return {
                 "device": self.name,
@@ -340,37 +336,37 @@ class VirtioDevice:
             }
 
     def stop(self) -> None:
-        """Serve nothing from now on and let go of guest memory: the machine is at its end."""
+        """Stop serving and release guest memory: the machine ends."""
         with self.lock:
             self.stopped = True
             for queue in self.queues:
                 queue.disable()
             self.deactivate()
 
-    # For a transport: with the lock, but for run_deferred
+    # For a transport: with the lock, except run_deferred
 
     @property
     def offered(self) -> int:
-        """The features the device offers, a bit each."""
+        """The offered features, a bit each."""
         return sum(1 << feature.bit for feature in self.known_features)
 
     @property
     def known_features(self) -> tuple[Feature, ...]:
-        """The features the device offers, its own first."""
+        """The offered features, the device's own first."""
         return (*self.features, *(LEGACY_FEATURES if self.legacy else MODERN_FEATURES))
 
     def write_features(self, word: int, value: int) -> None:
-        """Take 32 bits of the features the driver accepts; ignored once negotiation is over."""
+        """Set 32 bits of the driver's accepted features; ignore them after the negotiation."""
         over = STATUS_DRIVER_OK if self.legacy else STATUS_FEATURES_OK
         if word > 1 or self.status & over:
             return
         self.driver_features &= ~(0xFFFF_FFFF << 32 * word)
         self.driver_features |= value << 32 * word
         for queue in self.queues:
-            self._tell_features(queue)
+            self._set_features(queue)
 
     def write_status(self, value: int) -> None:
-        """Take the status the driver writes: 0 resets; bits that are set stay set."""
+        """Handle the driver's write of the status: 0 resets; bits that are set stay set."""
         if value == 0:
             self.reset()
             return
@@ -386,14 +382,14 @@ class VirtioDevice:
             self.look_into_queues()
 
     def reset(self) -> None:
-        """Begin anew; what is being worked on is dropped."""
+        """Reset the device; drop the chains in work."""
         self.status = self.driver_features = 0
         for queue in self.queues:
             queue.reset()
         self.deactivate()
 
     def read_config(self, offset: int, length: int) -> int:
-        """What the driver reads of the configuration space; 0 beyond its end."""
+        """Return the driver's read of the configuration space; 0 beyond its end."""
         value = 0
         for field in self.config_fields:
             shift = 8 * (field.offset - offset)
@@ -403,13 +399,13 @@ class VirtioDevice:
         return value & (1 << 8 * length) - 1
 
     def write_config(self, offset: int, length: int, value: int) -> None:
-        """What the driver writes to the configuration space; ignored where no field takes it."""
+        """Handle the driver's write to the configuration space; only writable fields change."""
         for field in self.config_fields:
             if field.offset == offset and field.writer is not None:
                 field.writer(self, value & (1 << 8 * min(length, field.size)) - 1)
 
     def run_deferred(self) -> None:
-        """Do what `defer` was given; without the lock."""
+        """Run the deferred actions; without the lock."""
         while self._deferred:
             try:
                 action = self._deferred.popleft()
@@ -417,30 +413,30 @@ class VirtioDevice:
                 return
             action()
 
-    def _tell_features(self, queue: Virtqueue) -> None:
+    def _set_features(self, queue: Virtqueue) -> None:
         queue.event_idx = self.has(RING_EVENT_IDX)
         queue.indirect = self.has(RING_INDIRECT_DESC)
 
     def _look_into(self, queue: Virtqueue) -> None:
-        """Serve what was put into a queue before it was live; without the lock."""
+        """Serve the chains put into a queue before it was live; without the lock."""
         if self.has_work(queue):
             self.notify(queue)
 
     def _acceptable(self) -> bool:
-        """Whether the driver accepts only what is offered, and what it must."""
+        """Return whether the driver accepts only offered features, and all required ones."""
         must = 0 if self.legacy else 1 << VERSION_1.bit
         return self.driver_features & ~self.offered == 0 and self.driver_features & must == must
 
     def _complain(self, what: str) -> None:
-        """Log a line, until there have been too many: a guest must not fill a disk."""
+        """Log a line, at most COMPLAINTS times: a guest must not fill a disk."""
         self._complaints += 1
         if self._complaints <= COMPLAINTS:
-            last = "; no more is said of it" if self._complaints == COMPLAINTS else ""
+            last = "; further lines are left out" if self._complaints == COMPLAINTS else ""
             self.log(f"{self.name}: the guest's driver is broken, its device stops: {what}{last}")
 
 
 class Guard:
-    """Holds a device's lock, and stops the device on a QueueError, which goes no further."""
+    """A device's lock that also stops the device on a QueueError, and suppresses the error."""
 
     __slots__ = ("_device",)
 
@@ -465,5 +461,5 @@ class Guard:
             self._device.lock.release()
 
 
-def _nobody_listens(reasons: int) -> None:
-    """Stand for the transport's interrupt until there is one."""
+def _no_transport(reasons: int) -> None:
+    """Ignore an interrupt before a transport is connected."""

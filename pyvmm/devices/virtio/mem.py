@@ -32,7 +32,7 @@ RESPONSE = struct.Struct("<H6xH")  # struct virtio_mem_resp: type, state
 
 
 class Request(IntEnum):
-    """What a driver asks.  Source: linux/virtio_mem.h, VIRTIO_MEM_REQ_*"""
+    """A request's type.  Source: linux/virtio_mem.h, VIRTIO_MEM_REQ_*"""
 
     PLUG = 0
     UNPLUG = 1
@@ -41,7 +41,7 @@ class Request(IntEnum):
 
 
 class Response(IntEnum):
-    """What the device answers.  Source: linux/virtio_mem.h, VIRTIO_MEM_RESP_*"""
+    """A response's type.  Source: linux/virtio_mem.h, VIRTIO_MEM_RESP_*"""
 
     ACK = 0
     NACK = 1
@@ -50,7 +50,7 @@ class Response(IntEnum):
 
 
 class State(IntEnum):
-    """What blocks are.  Source: linux/virtio_mem.h, VIRTIO_MEM_STATE_*"""
+    """The state of blocks.  Source: linux/virtio_mem.h, VIRTIO_MEM_STATE_*"""
 
     PLUGGED = 0
     UNPLUGGED = 1
@@ -58,14 +58,13 @@ class State(IntEnum):
 
 
 class VirtioMem(VirtioDevice):
-    """Memory of which the guest plugs as much as `ask` says, block by block.
+    """Memory in blocks; the guest plugs as many bytes as `request` says.
 
-    ``show`` makes blocks the guest's memory, or takes them away again: it is called with the
-    first, how many there are, and which of the two; a HostError of it makes the guest try again
-    later. An unplugged block is no memory to anybody: neither guest nor devices reach it, and
-    what was in it is gone.
+    ``map_blocks(first, count, plug)`` maps blocks into the guest or unmaps them. If it raises
+    HostError, the device responds BUSY and the guest tries again later. Neither the guest nor a
+    device can access an unplugged block. Unplugging loses its content.
 
-    A driver must know of that (F_UNPLUGGED_INACCESSIBLE, Linux 5.16); others are refused.
+    The device refuses drivers without F_UNPLUGGED_INACCESSIBLE (Linux before 5.16).
     """
 
     device_id = 24
@@ -79,31 +78,31 @@ class VirtioMem(VirtioDevice):
 
     block_size = ConfigField(0, 8, "bytes in a block, and its alignment")
     node_id = ConfigField(8, 2, "an ACPI proximity domain, with F_ACPI_PXM, which is not offered")
-    addr = ConfigField(16, 8, "where the first block is")
+    addr = ConfigField(16, 8, "address of the first block")
     region_size = ConfigField(24, 8, "bytes in all blocks")
-    usable_region_size = ConfigField(32, 8, "bytes in those that may be plugged: all of them")
-    plugged_size = ConfigField(40, 8, "bytes that are plugged")
-    requested_size = ConfigField(48, 8, "bytes that are to be plugged")
+    usable_region_size = ConfigField(32, 8, "bytes in the blocks that may be plugged: in all")
+    plugged_size = ConfigField(40, 8, "plugged bytes")
+    requested_size = ConfigField(48, 8, "bytes that the guest should plug")
 
     def __init__(
         self,
         memory: Memory,
         log: Callable[[str], None],
         blocks: PluggableMemory,
-        show: Callable[[int, int, bool], None],
+        map_blocks: Callable[[int, int, bool], None],
     ) -> None:
         super().__init__(memory, log)
         self.blocks = blocks
-        self.show = show
+        self.map_blocks = map_blocks
         (self.guest_request,) = self.queues
         self.block_size, self.addr = blocks.block_size, blocks.base
         self.region_size = self.usable_region_size = blocks.size
         self.plugged_size = blocks.plugged_size
 
-    # For whoever runs the machine
+    # For the machine
 
-    def ask(self, size: int) -> None:
-        """Say how many bytes should be plugged, in whole blocks; the guest does what it can."""
+    def request(self, size: int) -> None:
+        """Request that the guest plug that many bytes, in whole blocks."""
         with self.lock:
             if size != self.requested_size:
                 self.requested_size = size
@@ -111,11 +110,11 @@ class VirtioMem(VirtioDevice):
 
     @property
     def has_driver(self) -> bool:
-        """Whether the guest has a driver that works."""
+        """Whether the guest has a working driver."""
         return self.live and bool(self.status & STATUS_DRIVER_OK)
 
     def info(self) -> dict[str, Any]:
-        """The memory as JSON has it; bytes."""
+        """Return the memory's sizes in bytes, for JSON."""
         with self.lock:
             return {
                 "requested_bytes": self.requested_size,
@@ -126,16 +125,16 @@ class VirtioMem(VirtioDevice):
             }
 
     def own_state(self) -> dict[str, Any]:
-        """The plugged blocks, as runs: the first, and how many."""
+        """Return the plugged blocks as runs: the first block and the count."""
         return {"plugged": [list(run) for run in self.blocks.runs()]}
 
     def restore_own(self, state: object, where: str) -> None:
-        """Plug the blocks that `own_state` gave, into a machine that has none plugged.
+        """Plug the saved blocks, in a machine without plugged blocks.
 
-        What is in them is restored with the rest of the memory, before or after.
+        The rest of the restore sets their content, before or after.
         """
         for first, count in _checked_runs(state, self.blocks.blocks, where):
-            self.show(first, count, True)
+            self.map_blocks(first, count, True)
             self.blocks.set_plugged(first, count, True)
         if self.plugged_size != self.blocks.plugged_size:
             raise StateError(f"{where}.plugged is not what plugged_size says")
@@ -143,18 +142,18 @@ class VirtioMem(VirtioDevice):
     # For the driver
 
     def notify(self, queue: Virtqueue) -> None:
-        """The driver has made requests."""
+        """Serve the driver's requests."""
         while (chain := self.pop(queue)) is not None:
             written = 0
             with self.guard:
-                written = self._answer(chain)
+                written = self._serve(chain)
             self.push(queue, chain, written)
 
     def _acceptable(self) -> bool:
         return super()._acceptable() and self.has(F_UNPLUGGED_INACCESSIBLE)
 
-    def _answer(self, chain: Chain) -> int:
-        """Do what a request asks; returns how many bytes the answer has. In ``guard``."""
+    def _serve(self, chain: Chain) -> int:
+        """Serve a request; return the size of the response. In ``guard``."""
         if not self.guest_request.owns(chain):
             return 0
         if chain.readable_size != REQUEST.size or chain.writable_size < RESPONSE.size:
@@ -178,10 +177,10 @@ class VirtioMem(VirtioDevice):
         return chain.write(RESPONSE.pack(response, state))
 
     def _first(self, address: int, count: int) -> int | None:
-        """The number of the block at an address, if it begins there and ``count`` are there."""
+        """Return the index of the first block of a valid range."""
         block, rest = divmod(address - self.addr, self.block_size)
-        there = not rest and count > 0 and block >= 0 and block + count <= self.blocks.blocks
-        return block if there else None
+        valid = not rest and count > 0 and block >= 0 and block + count <= self.blocks.blocks
+        return block if valid else None
 
     def _plug(self, address: int, count: int) -> Response:
         first = self._first(address, count)
@@ -189,7 +188,7 @@ class VirtioMem(VirtioDevice):
             return Response.ERROR
         if self.plugged_size + count * self.block_size > self.requested_size:
             return Response.NACK
-        if not self._show(first, count, True):
+        if not self._map(first, count, True):
             return Response.BUSY
         self.blocks.set_plugged(first, count, True)
         self.plugged_size = self.blocks.plugged_size
@@ -199,17 +198,17 @@ class VirtioMem(VirtioDevice):
         first = self._first(address, count)
         if first is None or self.blocks.plugged_among(first, count) < count:
             return Response.ERROR
-        return self._take_away(first, count)
+        return self._unplug_run(first, count)
 
     def _unplug_all(self) -> Response:
         for first, count in list(self.blocks.runs()):
-            response = self._take_away(first, count)
+            response = self._unplug_run(first, count)
             if response != Response.ACK:
                 return response
         return Response.ACK
 
-    def _take_away(self, first: int, count: int) -> Response:
-        if not self._show(first, count, False):
+    def _unplug_run(self, first: int, count: int) -> Response:
+        if not self._map(first, count, False):
             return Response.BUSY
         self.blocks.set_plugged(first, count, False)
         self.plugged_size = self.blocks.plugged_size
@@ -224,21 +223,21 @@ class VirtioMem(VirtioDevice):
             return Response.ACK, State.PLUGGED
         return Response.ACK, State.MIXED if plugged else State.UNPLUGGED
 
-    def _show(self, first: int, count: int, there: bool) -> bool:
-        """Tell the machine; False, and a line in the log the first time, where it cannot."""
+    def _map(self, first: int, count: int, plug: bool) -> bool:
+        """Map or unmap blocks; after an error return False, and log the first one."""
         try:
-            self.show(first, count, there)
+            self.map_blocks(first, count, plug)
         except HostError as error:
             self.counts["refusals"] += 1
             if self.counts["refusals"] == 1:
                 self.log(f"{self.name}: the guest has to wait: {error}")
             return False
-        self.counts["plugs" if there else "unplugs"] += count
+        self.counts["plugs" if plug else "unplugs"] += count
         return True
 
 
 def _checked_runs(state: object, blocks: int, where: str) -> list[tuple[int, int]]:
-    """Runs of blocks from a snapshot, in order, with others between them.
+    """Return a snapshot's runs of blocks, which must be in order and not overlap.
 
     Raises: StateError.
     """
@@ -248,7 +247,7 @@ def _checked_runs(state: object, blocks: int, where: str) -> list[tuple[int, int
     free = 0
     for run in runs:
         if not (isinstance(run, list) and [type(number) for number in run] == [int, int]):
-            raise StateError(f"{where}.plugged has {str(run)[:40]}, no run of blocks")
+            raise StateError(f"{where}.plugged has {str(run)[:40]}, not a run of blocks")
         first, count = run
         if first < free or count < 1 or first + count > blocks:
             raise StateError(f"{where}.plugged has {count} blocks from {first} on, of {blocks}")

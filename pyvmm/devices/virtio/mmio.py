@@ -1,10 +1,10 @@
 """The virtio-mmio transport, modern (version 2) and legacy (version 1).
 
 Source: OASIS Virtual I/O Device (VIRTIO) 1.2, 4.2.2 (registers) and 4.2.4 (legacy interface);
-linux/virtio_mmio.h. The interrupt is an edge, as lkvm's is: pulsed at every event.
+linux/virtio_mmio.h. Every event pulses the edge-triggered interrupt, as under lkvm.
 
-Fields and rings of a legacy device have the guest's own byte order: pyvmm's guests are
-little-endian, like the modern interface.
+A legacy device's fields and rings have the guest's byte order. Guests of pyvmm are little-endian,
+as the modern interface is.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pyvmm.devices.virtio.queue import DESC_AREA, DRIVER_AREA, QueueError, Virtq
 
 MAGIC = int.from_bytes(b"virt", "little")
 VENDOR = int.from_bytes(b"pyvm", "little")
-CONFIG = 0x100  # where the configuration space begins
-NO_REGION = 0xFFFF_FFFF  # length and base of a shared memory region that is not there: 64 ones
+CONFIG = 0x100  # offset of the configuration space
+NO_REGION = 0xFFFF_FFFF  # length and base of an absent shared memory region: 64 ones
 
-# Register banks: what only one of the versions has
+# Register banks: the registers of one version only
 MODERN, LEGACY = 1, 2
 VERSIONS = {MODERN: 2, LEGACY: 1}
 
@@ -73,10 +73,10 @@ class LockedInterruptBits:
 
 
 class VirtioMmio(Device):
-    """Shows a virtio device to the guest; ``irq`` pulses its interrupt.
+    """The registers of a virtio device; ``irq`` pulses its interrupt.
 
-    Kicks arrive as writes of QueueNotify, or as calls of `kick`, where KVM watches that register.
-    C may complete accesses to InterruptStatus and InterruptACK too: see `use_interrupt_bits`.
+    Kicks are writes of QueueNotify, or calls of `kick` after an ioeventfd's signal. C may
+    complete accesses to InterruptStatus and InterruptACK: see `use_interrupt_bits`.
     """
 
     node_name = "virtio"
@@ -88,12 +88,12 @@ class VirtioMmio(Device):
     Version = Reg(0x004, "2, or 1 for the legacy interface", ro=True)
     DeviceID = Reg(0x008, "what kind of device", ro=True)
     VendorID = Reg(0x00C, "'pyvm'", ro=True, reset=VENDOR)
-    DeviceFeatures = Reg(0x010, "32 bits of what the device offers", ro=True)
+    DeviceFeatures = Reg(0x010, "32 bits of the offered features", ro=True)
     DeviceFeaturesSel = Reg(0x014, "which 32 bits", wo=True)
-    DriverFeatures = Reg(0x020, "32 bits of what the driver accepts", wo=True)
+    DriverFeatures = Reg(0x020, "32 bits of the accepted features", wo=True)
     DriverFeaturesSel = Reg(0x024, "which 32 bits", wo=True)
     GuestPageSize = Reg(0x028, "the unit of QueuePFN", wo=True, bank=LEGACY)
-    QueueSel = Reg(0x030, "which queue the next registers are of", wo=True)
+    QueueSel = Reg(0x030, "index of the selected queue", wo=True)
     QueueNumMax = Reg(0x034, "the largest size; 0: no such queue", ro=True)
     QueueNum = Reg(0x038, "the size the driver chose", wo=True)
     QueueAlign = Reg(0x03C, "alignment of the used ring", wo=True, bank=LEGACY)
@@ -140,7 +140,7 @@ class VirtioMmio(Device):
         device.interrupt = self._interrupt
 
     def mmio_read(self, offset: int, length: int) -> int:
-        """Answer a guest's read of a register or of the device's configuration."""
+        """Return a guest's read of a register or of the device's configuration."""
         if offset < CONFIG:
             return super().mmio_read(offset, length)
         with self.lock:
@@ -149,7 +149,7 @@ class VirtioMmio(Device):
         return value
 
     def mmio_write(self, offset: int, length: int, value: int) -> None:
-        """Carry out a guest's write; what the device has to do for it is done on return."""
+        """Handle a guest's write; serve the device's work for it before returning."""
         if offset < CONFIG:
             super().mmio_write(offset, length, value)
         else:
@@ -158,18 +158,18 @@ class VirtioMmio(Device):
         self.device.run_deferred()
 
     def use_interrupt_bits(self, bits: InterruptBits | None) -> None:
-        """Keep InterruptStatus in ``bits``, which the guest uses without Python; None: here."""
+        """Hold InterruptStatus in ``bits``, which C completes accesses to; None: in Python."""
         with self.lock:
             before, self._reasons = self._reasons, bits or LockedInterruptBits()
             self._reasons.set(before.get())
 
     def state(self) -> dict[str, Any]:
-        """Return the transport's registers, and the device behind them."""
+        """Return the state of the transport's registers and of the device."""
         self.InterruptStatus = self._reasons.get()
         return {**super().state(), "virtio": self.device.state()}
 
     def restore(self, state: object, where: str) -> None:
-        """Become what `state` gave, the device too."""
+        """Take over a saved state, the device's included."""
         super().restore(state, where)
         self.device.restore(section(state, "virtio", where), f"{where}.virtio")
 
@@ -184,10 +184,10 @@ class VirtioMmio(Device):
         self._set_reasons(self.InterruptStatus)
 
     def resume(self) -> None:
-        """Go on after a restore: what was in flight when the state was taken happens again.
+        """Repeat the interrupts and kicks that were in flight at the save.
 
-        An interrupt that was on its way through an eventfd is in no GIC's state: where the driver
-        has something to acknowledge, it is told once more.
+        The GIC's state lacks an interrupt on its way through an eventfd. So if InterruptStatus is
+        not 0, interrupt the driver again.
         """
         with self.lock:
             if self._reasons.get():
@@ -196,14 +196,14 @@ class VirtioMmio(Device):
         self.device.run_deferred()
 
     def kick(self, index: int) -> None:
-        """Let the device look at a queue; from any thread. One that does not exist is fine."""
+        """Make the device serve a queue; from any thread. Ignore an unknown index."""
         queues = self.device.queues
         if index < len(queues) and queues[index].ready:
             self.device.notify(queues[index])
 
     @property
     def queue(self) -> Virtqueue | None:
-        """The selected queue, if there is one of that number."""
+        """The selected queue, if it exists."""
         queues = self.device.queues
         return queues[self.QueueSel] if self.QueueSel < len(queues) else None
 
@@ -307,8 +307,8 @@ class VirtioMmio(Device):
     def _interrupt(self, reasons: int) -> None:
         """Interrupt the guest; with the lock.
 
-        Always a new edge: a driver that has not acknowledged the last one may look at its queues
-        before it does, and would miss what comes in between.
+        Each call is an edge. A driver may read its queues before it acknowledges the last edge,
+        and would miss an event in between.
         """
         self._reasons.set(reasons)
         self.irq()

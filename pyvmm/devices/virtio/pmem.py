@@ -1,6 +1,6 @@
-"""The virtio persistent memory device: a file of this machine's in the guest's memory.
+"""The virtio persistent memory device: a file of the host in the guest's memory.
 
-The guest reads and writes it as memory; the device is there for the flush alone.
+The guest reads and writes it as memory; the device only flushes the file.
 
 Source: OASIS Virtual I/O Device (VIRTIO) 1.2, section 5.19; linux/virtio_pmem.h.
 """
@@ -23,7 +23,7 @@ RESP_OK, RESP_EIO = 0, 1
 
 
 class VirtioPmem(ServedDevice):
-    """Flushes the file that lies in guest physical addresses as ``content``."""
+    """The flush requests for a file mapped into guest memory as ``content``."""
 
     device_id = 27
     name = "virtio-pmem"
@@ -44,7 +44,7 @@ class VirtioPmem(ServedDevice):
         self.size = content.size
 
     def serve(self, job: Job) -> int:
-        """Flush, and say how that went."""
+        """Flush the file, and return the result to the guest."""
         chain = job.chain
         if chain.readable_size != WORD.size or chain.writable_size < WORD.size:
             raise QueueError(f"req_vq chain {chain.head}: not a request to flush")

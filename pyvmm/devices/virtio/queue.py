@@ -2,17 +2,17 @@
 
 Source: OASIS Virtual I/O Device (VIRTIO) 1.2, section 2.7; names are those of linux/virtio_ring.h.
 
-All that a driver hands over is checked before it is used; what breaks the rules is a QueueError,
-and nothing else is ever raised. Work is bounded: no more chains than the ring has entries, no more
-descriptors in a chain.
+The queue checks all of the driver's input before its use. A broken rule raises QueueError, and
+nothing else raises. Work is bounded: neither the ring's chains nor a chain's descriptors may
+outnumber the ring's entries.
 
-Memory ordering. Driver and device run on different CPUs and share the rings without a lock. Two
-things are needed beyond plain accesses:
+Memory ordering. Driver and device run on different CPUs and share the rings without a lock. Beyond
+plain accesses they need two things:
 
-- An index must be read and written in one piece. CPython's memoryview does that for an item of its
-  own format (a memcpy of constant size, one load or store); slices and struct do it byte by byte.
-- On arm64 the order between an index and what it vouches for must be forced, and that between
-  publishing an index and looking whether the other side sleeps. `Virtqueue._fence` is that.
+- Single-copy atomic accesses to an index. CPython's memoryview accesses an item of its own format
+  with one load or store (a memcpy of constant size); slices and struct access single bytes.
+- Barriers, `Virtqueue._fence`: between an index and the entries before it, and between the store
+  of an index and the load of the other side's flags.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ INDEX = 0xFFFF  # indices are 16 bits wide and run freely
 
 ADDRESS = (1 << 64) - 1
 
-# What snapshots have of a queue; features and the rest of its device come from elsewhere.
+# Saved of a queue. The features are saved with its device.
 STATE_FIELDS = (
-    StateField("size", 0, (1 << 32) - 1),  # as the driver wrote it, who may write anything
+    StateField("size", 0, (1 << 32) - 1),  # unchecked, as the driver wrote it
     StateField("desc", 0, ADDRESS),
     StateField("driver", 0, ADDRESS),
     StateField("device", 0, ADDRESS),
@@ -58,7 +58,7 @@ FLAGS, IDX, RING = 0, 1, 2
 
 
 class Area(NamedTuple):
-    """A part of a queue: its alignment, and its size as base + each * Queue Size, in bytes."""
+    """A part of a queue: its alignment, and its size, base + each * Queue Size, in bytes."""
 
     name: str
     align: int
@@ -66,7 +66,7 @@ class Area(NamedTuple):
     each: int
 
     def size(self, queue_size: int) -> int:
-        """How many bytes the part has."""
+        """Return the size in bytes."""
         return self.base + self.each * queue_size
 
 
@@ -77,14 +77,14 @@ DEVICE_AREA = Area("used ring", 4, 6, 8)
 
 
 class QueueError(GuestError):
-    """A driver broke the rules of its queue."""
+    """A driver's violation of its queue's rules."""
 
 
 class Chain:
-    """One buffer of the driver's: what the device may read of it, and what it may write.
+    """One buffer of the driver's: its readable and its writable parts.
 
-    The views are guest RAM itself, in order, none of them empty, until the chain is given back.
-    ``places`` are where the writable ones are in the guest, and how long.
+    The views are guest RAM itself, in order and not empty, until the device returns the chain.
+    ``places`` are the guest addresses and sizes of the writable ones.
     """
 
     __slots__ = (
@@ -93,7 +93,7 @@ class Chain:
 
     def __init__(self, head: int, epoch: int) -> None:
         self.head = head
-        self.epoch = epoch  # of the queue; it goes with a reset, and the chain with it
+        self.epoch = epoch  # of the queue; a reset begins another, and drops the chain
         self.readable: list[memoryview] = []
         self.writable: list[memoryview] = []
         self.places: list[tuple[int, int]] = []
@@ -101,7 +101,7 @@ class Chain:
         self.writable_size = 0
 
     def pieces(self, most: int) -> Iterator[bytes]:
-        """Copy what is readable out of the guest, at most ``most`` bytes at a time."""
+        """Copy the readable part out of the guest, at most ``most`` bytes at a time."""
         for view in self.readable:
             if len(view) <= most:
                 yield bytes(view)
@@ -110,16 +110,16 @@ class Chain:
                 yield bytes(view[start : start + most])
 
     def read(self) -> bytes:
-        """All that is readable, in one copy: for requests whose size the caller has checked."""
+        """Return the readable part in one copy; the caller has checked its size."""
         return b"".join(self.readable)
 
     def release(self) -> None:
-        """Let go of guest RAM; the chain has been given back."""
+        """Release guest RAM, once the chain is returned."""
         for view in (*self.readable, *self.writable):
             view.release()
 
     def write(self, data: bytes) -> int:
-        """Put ``data`` into the writable part, as far as there is room; returns how much it was."""
+        """Put ``data`` into the writable part, up to its size; return the number of bytes."""
         done = 0
         for view in self.writable:
             part = data[done : done + len(view)]
@@ -131,11 +131,10 @@ class Chain:
 
 
 class Virtqueue:
-    """One queue; not thread-safe, its device's lock is held around every call.
+    """The split virtqueue of one device; callers hold the device's lock.
 
     A transport sets ``size`` and the addresses ``desc``, ``driver`` and ``device``, then calls
-    `enable`. From then on the device takes chains (`pop`) and gives them back (`push`) in any
-    order.
+    `enable`. Then the device takes chains (`pop`) and returns them (`push`) in any order.
     """
 
     def __init__(self, memory: Memory, name: str, max_size: int) -> None:
@@ -151,17 +150,16 @@ class Virtqueue:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything; chains not given back yet are dropped, the guest's memory is left."""
+        """Reset the queue, and drop the chains not returned; leave guest memory alone."""
         self.disable()
         self.size = self.max_size
         self.desc = self.driver = self.device = 0
         self.event_idx = self.indirect = False
 
     def enable(self) -> None:
-        """Begin to work with the rings where they were put.
+        """Begin to use the rings at the addresses set.
 
-        Raises:
-            QueueError: size or addresses are not what the specification allows.
+        Raises: QueueError, for a size or an address that the specification forbids.
         """
         size = self.size
         if not 0 < size <= min(self.max_size, MAX_QUEUE_SIZE) or size & (size - 1):
@@ -175,7 +173,7 @@ class Virtqueue:
         self.ready = True
 
     def _part(self, area: Area, address: int) -> memoryview:
-        """A part of the queue in the guest's memory."""
+        """Return a view of a part of the queue in guest memory."""
         if address % area.align:
             raise self._error(f"has its {area.name} at {address:#x}: not {area.align}-aligned")
         try:
@@ -184,25 +182,25 @@ class Virtqueue:
             raise self._error(f"has its {area.name} at {address:#x}, outside RAM") from None
 
     def disable(self) -> None:
-        """Let go of the rings, and drop the chains not given back yet."""
+        """Release the rings, and drop the chains not returned."""
         self.ready = False
         self.epoch += 1
         for view in (self._desc, self._avail, self._used, self._entries):
             view.release()
-        self.last_avail = 0  # the entry of the available ring to take next
+        self.last_avail = 0  # the next entry of the available ring
         self.used_idx = 0
-        self.waiting = 0  # entries from last_avail on that are known to be there
-        self.out = 0  # chains taken and not given back
-        self._signalled = 0  # used_idx when the need of an interrupt was last looked at
+        self.waiting = 0  # known entries from last_avail on
+        self.out = 0  # chains taken and not returned
+        self._signalled = 0  # used_idx at the last call of needs_interrupt
 
     def state(self) -> dict[str, Any]:
-        """The queue as JSON has it; no chain is out."""
+        """Return the queue's state, for JSON, while no chain is out."""
         return save_fields(self, STATE_FIELDS)
 
     def restore(self, state: object, where: str) -> None:
-        """Become what `state` gave, after the device's features.
+        """Take over a saved state, after the device's features.
 
-        Raises: StateError, for what no queue in this RAM can be.
+        Raises: StateError, for a state that no queue in this RAM can have.
         """
         self.disable()
         restore_fields(self, STATE_FIELDS, state, where)
@@ -214,10 +212,9 @@ class Virtqueue:
                 raise StateError(f"{where}: {error.message}") from None
 
     def pop(self) -> Chain | None:
-        """Take the next chain the driver has made available; None if there is none.
+        """Take the next available chain, or None.
 
-        Raises:
-            QueueError: the ring or the chain breaks the rules.
+        Raises: QueueError, if the ring or the chain breaks the rules.
         """
         if not self.waiting and not self.has_chains():
             return None
@@ -229,10 +226,9 @@ class Virtqueue:
         return chain
 
     def has_chains(self) -> bool:
-        """Whether `pop` would find one.
+        """Return whether `pop` would find a chain.
 
-        Raises:
-            QueueError: the driver claims more chains than the ring has entries.
+        Raises: QueueError, if the driver claims more chains than the ring has entries.
         """
         if not self.ready:
             return False
@@ -240,12 +236,12 @@ class Virtqueue:
         if waiting > self.size:
             raise self._error(f"has {waiting} chains available in a ring of {self.size}")
         if waiting:
-            self._fence()  # the entries are read after the index that vouches for them
+            self._fence()  # read the entries after the index
         self.waiting = waiting
         return waiting > 0
 
     def push(self, chain: Chain, written: int) -> None:
-        """Give a chain back with ``written`` bytes in it; one of before a reset is dropped."""
+        """Return a chain with ``written`` bytes in it; drop a chain from before a reset."""
         chain.release()
         if not self.owns(chain):
             return
@@ -253,16 +249,16 @@ class Virtqueue:
         at = self.used_idx % self.size * 2
         self._entries[at] = chain.head
         self._entries[at + 1] = written & 0xFFFF_FFFF
-        self._fence()  # what was written to the chain, and the entry, come before the index
+        self._fence()  # write the chain and the entry before the index
         self.used_idx = (self.used_idx + 1) & INDEX
         self._used[IDX] = self.used_idx
 
     def owns(self, chain: Chain) -> bool:
-        """Whether the chain is one of those taken since the queue was last enabled."""
+        """Return whether the chain was taken since the last `enable`."""
         return self.ready and chain.epoch == self.epoch
 
     def describe(self) -> dict[str, Any]:
-        """How the queue stands, as JSON has it: its place, and both sides' indices."""
+        """Return the queue's addresses and both sides' indices, for JSON."""
         return {
             "name": self.name,
             "ready": self.ready,
@@ -277,20 +273,19 @@ class Virtqueue:
         }
 
     def needs_interrupt(self) -> bool:
-        """Whether the driver wants to be told of what was pushed since this was last asked."""
+        """Return whether the driver wants an interrupt for chains pushed since the last call."""
         old, self._signalled = self._signalled, self.used_idx
         if not self.ready or old == self.used_idx:
             return False
-        self._fence()  # the index is seen before we look: else both sides might go to sleep
+        self._fence()  # store the index before this load: else both sides might sleep
         if self.event_idx:
             return _crossed(self._avail[RING + self.size], self.used_idx, old)
         return not self._avail[FLAGS] & AVAIL_F_NO_INTERRUPT
 
     def enable_kicks(self) -> bool:
-        """Ask to be kicked when chains come; returns whether some have come already.
+        """Ask for a kick at the next chain; return whether there are chains already.
 
-        Raises:
-            QueueError: see `has_chains`.
+        Raises: QueueError, as `has_chains` does.
         """
         if not self.ready:
             return False
@@ -298,19 +293,19 @@ class Virtqueue:
             self._used[RING + 4 * self.size] = self.last_avail  # avail_event
         else:
             self._used[FLAGS] = 0
-        self._fence()  # the wish is seen before we look: else both sides might go to sleep
+        self._fence()  # store the request before the next load: else both sides might sleep
         return self.has_chains()
 
     def disable_kicks(self) -> None:
-        """Say that kicks are not needed; with EVENT_IDX an event index left behind says so."""
+        """Suppress kicks; with EVENT_IDX an event index in the past does so already."""
         if self.ready and not self.event_idx:
             self._used[FLAGS] = USED_F_NO_NOTIFY
 
     def _walk(self, head: int) -> Chain:
-        """The chain that begins at a descriptor."""
+        """Return the chain that begins at a descriptor."""
         chain = Chain(head, self.epoch)
         table, entries, index, indirect = self._desc, self.size, head, False
-        for _ in range(self.size + 1):  # the descriptor of an indirect table is not one of them
+        for _ in range(self.size + 1):  # one more for an indirect table's descriptor
             if index >= entries:
                 raise self._error(f"chain {head}: descriptor {index} of a table of {entries}")
             addr, length, flags, next_ = DESC.unpack_from(table, index * DESC.size)
@@ -345,12 +340,12 @@ class Virtqueue:
     def _add(self, chain: Chain, addr: int, length: int, flags: int) -> None:
         """Add a descriptor's buffer to its chain."""
         if not flags & DESC_F_WRITE and chain.writable_size:
-            raise self._error(f"chain {chain.head}: something to read after something to write")
+            raise self._error(f"chain {chain.head}: a readable buffer after a writable one")
         if not length:
             return
         if chain.readable_size + chain.writable_size + length > MAX_CHAIN_BYTES:
             raise self._error(f"chain {chain.head}: more than {MAX_CHAIN_BYTES:#x} bytes")
-        try:  # without asking whether it is there: memory can be unplugged between two looks
+        try:  # without a check before: memory can be unplugged in between
             view = self.memory.view(addr, length)
         except OutOfRange:
             what = f"chain {chain.head}: {length:#x} bytes at {addr:#x}, outside RAM"
@@ -369,16 +364,16 @@ class Virtqueue:
     def _fence(self) -> None:
         """Order every access to guest RAM before this against every one after it.
 
-        A lock's release followed by its acquisition: on arm64 a Store-Release and a Load-Acquire,
-        which CPUs keep in order, and around them nothing may move across both (Arm DDI 0487, B2.3,
-        barrier-ordered-before); on x86 locked instructions, each of them a full barrier.
+        It releases a lock and acquires it again. On arm64 these are a Store-Release and a
+        Load-Acquire, which stay in order and together are a full barrier (Arm DDI 0487, B2.3,
+        barrier-ordered-before). On x86 each locked instruction is a full barrier.
         """
         self._order.release()
         self._order.acquire()
 
 
 def _crossed(event: int, new: int, old: int) -> bool:
-    """Whether an index went past ``event`` on its way from ``old`` to ``new``.
+    """Return whether an index passed ``event`` on its way from ``old`` to ``new``.
 
     Source: vring_need_event() in linux/virtio_ring.h
     """

@@ -1,4 +1,4 @@
-"""The virtio entropy device: random bytes of this machine's kernel.
+"""The virtio entropy device: random bytes from the host's kernel.
 
 Source: OASIS Virtual I/O Device (VIRTIO) 1.2, section 5.4; linux/virtio_rng.h.
 """
@@ -10,13 +10,13 @@ import os
 from pyvmm.devices.virtio.device import QueueSpec, VirtioDevice
 from pyvmm.devices.virtio.queue import Virtqueue
 
-MOST = 64 << 10  # bytes a request gets, however much room it has: the driver asks again
+MOST = 64 << 10  # bytes of a request, at most; a driver that wants more asks again
 
 
 class VirtioRng(VirtioDevice):
-    """Fills buffers from getrandom(2), the same source as /dev/urandom's.
+    """An entropy source that fills buffers from getrandom(2), as /dev/urandom does.
 
-    The vCPU that kicks does that itself, as nothing is waited for.
+    The kicking vCPU does this: getrandom(2) does not block.
     """
 
     device_id = 4
@@ -25,7 +25,7 @@ class VirtioRng(VirtioDevice):
     counted = ("requests", "bytes")
 
     def notify(self, queue: Virtqueue) -> None:
-        """Fill the buffers there are."""
+        """Fill the available buffers."""
         while (chain := self.pop(queue)) is not None:
             written = chain.write(os.getrandom(min(chain.writable_size, MOST)))
             if not written or chain.readable:

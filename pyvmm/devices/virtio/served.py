@@ -15,12 +15,12 @@ followers: one thread waits for kicks, and takes requests in the order of the qu
       |                 v
       +--- SERVES AS LEADER, gives it back
 
-Where no request waits for I/O, as with a disk in the page cache, one thread that hands nothing
-over is the fastest: it serves as leader, and interrupts the guest once for all requests it found
-together. Where requests wait, several are in flight: the device overlaps them. It begins to when
-two requests waited within `WAIT_WINDOW` requests: one alone may have been preempted. It ends
-`OVERLAP` requests after the last such pair. A request that knows that it takes long calls
-`step_back`. A request that waited interrupts the guest as soon as it is given back.
+If no request waits for I/O, as with a disk in the page cache, a single thread is fastest. It
+serves as leader, and interrupts the guest once for all requests found together. If requests wait,
+the device overlaps them: several are in flight. Overlapping begins when two requests waited within
+`WAIT_WINDOW` requests: one alone may have been preempted. It ends `OVERLAP` requests after the
+last such pair. A request known to take long calls `step_back`. A request that waited interrupts
+the guest as soon as the device returns it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Job:
 
 
 class ServedDevice(VirtioDevice):
-    """The base of such devices, which implement `serve`.
+    """The base of these devices; each implements `serve`.
 
     The device starts up to ``threads`` threads as it needs them. ``kick_fd`` is an eventfd: after
     `listen`, a signal makes the device look into its queues. A reset, the end of the machine and
@@ -79,16 +79,16 @@ class ServedDevice(VirtioDevice):
         self._overlap = 0  # from OVERLAP, after two of them
 
     def serve(self, job: Job) -> int:
-        """Serve a request, and return how many bytes were written to it. Without the lock.
+        """Serve a request, and return the number of bytes written to it. Without the lock.
 
-        A request that will take long calls `step_back` first.
+        Call `step_back` first for a request that takes long.
 
-        Raises: QueueError, where the driver breaks the rules.
+        Raises: QueueError, if the driver breaks the rules.
         """
         raise NotImplementedError
 
     def notify(self, queue: Virtqueue) -> None:
-        """Look into a queue: the driver has put requests there."""
+        """Make the leader serve the driver's new requests."""
         with self.lock:
             self._look()
 

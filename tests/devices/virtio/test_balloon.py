@@ -134,8 +134,8 @@ def test_asking_tells_the_guest_once(rig: Rig) -> None:
     interrupts: list[None] = []
     rig.on_interrupt = lambda: interrupts.append(None)
 
-    rig.balloon.ask(512)
-    rig.balloon.ask(512)
+    rig.balloon.request(512)
+    rig.balloon.request(512)
 
     assert rig.driver.read(NUM_PAGES) == 512
     assert rig.driver.acknowledge() == INT_CONFIG
@@ -143,7 +143,7 @@ def test_asking_tells_the_guest_once(rig: Rig) -> None:
 
 
 def test_what_was_asked_before_there_was_a_driver_waits_for_it(rig: Rig) -> None:
-    rig.balloon.ask(512)
+    rig.balloon.request(512)
 
     assert rig.balloon.info() == {
         "target_bytes": 2 * MIB, "actual_bytes": 0, "has_driver": False,
@@ -166,7 +166,7 @@ def test_legacy_driver_writes_a_field_byte_by_byte(legacy: Rig) -> None:
 
 def test_driver_cannot_write_what_is_not_its_own(rig: Rig) -> None:
     rig.start()
-    rig.balloon.ask(3)
+    rig.balloon.request(3)
 
     for field in (NUM_PAGES, CMD_ID, 0x110, 0x1FF):
         rig.driver.write(field, 77)
@@ -177,7 +177,7 @@ def test_driver_cannot_write_what_is_not_its_own(rig: Rig) -> None:
 
 def test_reset_gives_all_pages_back_and_keeps_the_wish(rig: Rig) -> None:
     rig.start()
-    rig.balloon.ask(2)
+    rig.balloon.request(2)
     rig.name_pages(INFLATEQ, PAGES, PAGES + PAGE)
 
     rig.driver.reset()
@@ -435,7 +435,7 @@ def test_driver_that_breaks_a_rule_stops_its_device(
 
 def test_balloon_goes_on_in_another_machine(rig: Rig) -> None:
     rig.start()
-    rig.balloon.ask(5)
+    rig.balloon.request(5)
     rig.name_pages(INFLATEQ, PAGES, PAGES + PAGE, PAGES + 9 * PAGE)
     rig.driver.write(ACTUAL, 3)
     rig.send(STATSQ, stats(free=1))

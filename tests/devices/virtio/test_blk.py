@@ -275,7 +275,7 @@ def test_what_this_machine_refuses_is_told_eight_times(
     assert [rig.write(0, b"w" * 512) for _ in range(20)] == [IOERR] * 20
     assert len(rig.lines) == 8
     assert "No space left on device" in rig.lines[0]
-    assert rig.lines[-1].endswith("no more is said of it")
+    assert rig.lines[-1].endswith("further lines are left out")
     assert rig.read(0, 512) == (OK, CONTENT[:512])
 
 
@@ -302,7 +302,7 @@ def test_tail_of_a_file_is_told_of(memory: GuestMemory, image: Path) -> None:
     rig = Rig(memory, image)
 
     assert rig.lines == [
-        f"virtio-blk {image}: the last 4 bytes are no whole block: the guest does not see them"
+        f"virtio-blk {image}: the last 4 bytes are not a whole block: the guest does not see them"
     ]
     rig.driver.start(queues=1)
     assert rig.read(SECTORS - 1, 512)[0] == OK

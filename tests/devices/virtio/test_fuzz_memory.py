@@ -75,12 +75,12 @@ def plausible(kind: str, rng: random.Random) -> bytes:
 def wish(rig: Rig, rng: random.Random) -> None:
     """What the machine's owner may do at any time."""
     if isinstance(rig, test_mem.Rig):
-        rig.mem.ask(rng.randrange(BLOCKS + 1) * BLOCK)
+        rig.mem.request(rng.randrange(BLOCKS + 1) * BLOCK)
         assert rig.mem.info()["plugged_bytes"] == len(rig.shown) * BLOCK
         return
     match rng.randrange(5):
         case 0:
-            rig.balloon.ask(rng.randrange(1 << 10))
+            rig.balloon.request(rng.randrange(1 << 10))
         case 1:
             rig.balloon.start_hinting()
         case 2:
@@ -131,7 +131,7 @@ def check_recovery(kind: str, rig: Rig) -> None:
     rig.driver.ram.next = RAM_BASE
     rig.start()
     if isinstance(rig, test_mem.Rig):
-        rig.mem.ask(BLOCKS * BLOCK)
+        rig.mem.request(BLOCKS * BLOCK)
         assert rig.ask(2)[0] == 0
         assert rig.ask(0, 0, BLOCKS)[0] == 0
         assert rig.memory.contains(ADDR, BLOCKS * BLOCK)

@@ -91,7 +91,7 @@ def test_configuration_says_what_there_is(rig: Rig) -> None:
 
 
 def test_guest_plugs_what_it_is_asked_to(rig: Rig) -> None:
-    rig.mem.ask(4 * BLOCK)
+    rig.mem.request(4 * BLOCK)
 
     assert rig.config(REQUESTED_SIZE) == 4 * BLOCK
     assert rig.driver.acknowledge() & 2
@@ -102,7 +102,7 @@ def test_guest_plugs_what_it_is_asked_to(rig: Rig) -> None:
 
 
 def test_more_than_was_asked_for_is_denied(rig: Rig) -> None:
-    rig.mem.ask(2 * BLOCK)
+    rig.mem.request(2 * BLOCK)
 
     assert rig.ask(Request.PLUG, 0, 3)[0] == Response.NACK
     assert rig.ask(Request.PLUG, 0, 2)[0] == Response.ACK
@@ -111,7 +111,7 @@ def test_more_than_was_asked_for_is_denied(rig: Rig) -> None:
 
 
 def test_unplugged_memory_is_gone(rig: Rig) -> None:
-    rig.mem.ask(BLOCK)
+    rig.mem.request(BLOCK)
     rig.ask(Request.PLUG, 0, 1)
     with rig.memory.view(ADDR, 4) as view:
         view[:] = b"data"
@@ -125,7 +125,7 @@ def test_unplugged_memory_is_gone(rig: Rig) -> None:
 
 
 def test_unplug_all_takes_every_block(rig: Rig) -> None:
-    rig.mem.ask(BLOCKS * BLOCK)
+    rig.mem.request(BLOCKS * BLOCK)
     for first, count in ((0, 1), (4, 3), (15, 1)):
         rig.ask(Request.PLUG, first, count)
 
@@ -158,7 +158,7 @@ def test_unplug_all_takes_every_block(rig: Rig) -> None:
 def test_request_that_makes_no_sense_is_an_error_and_changes_nothing(
     rig: Rig, kind: int, block: int, count: int, offset: int
 ) -> None:
-    rig.mem.ask(BLOCKS * BLOCK)
+    rig.mem.request(BLOCKS * BLOCK)
     rig.ask(Request.PLUG, 2, 1)
 
     assert rig.ask(kind, block, count, offset)[0] == Response.ERROR
@@ -167,7 +167,7 @@ def test_request_that_makes_no_sense_is_an_error_and_changes_nothing(
 
 
 def test_state_of_blocks(rig: Rig) -> None:
-    rig.mem.ask(BLOCKS * BLOCK)
+    rig.mem.request(BLOCKS * BLOCK)
     rig.ask(Request.PLUG, 2, 3)
 
     assert rig.ask(Request.STATE, 2, 3) == (Response.ACK, State.PLUGGED)
@@ -176,7 +176,7 @@ def test_state_of_blocks(rig: Rig) -> None:
 
 
 def test_guest_waits_for_what_the_host_cannot_give_now(rig: Rig) -> None:
-    rig.mem.ask(2 * BLOCK)
+    rig.mem.request(2 * BLOCK)
     rig.refuse = True
 
     assert rig.ask(Request.PLUG, 0, 1)[0] == Response.BUSY
@@ -189,7 +189,7 @@ def test_guest_waits_for_what_the_host_cannot_give_now(rig: Rig) -> None:
 
 
 def test_reset_leaves_plugged_blocks_as_they_are(rig: Rig) -> None:
-    rig.mem.ask(BLOCK)
+    rig.mem.request(BLOCK)
     rig.ask(Request.PLUG, 1, 1)
     with rig.memory.view(ADDR + BLOCK, 4) as view:
         view[:] = b"kept"
@@ -236,7 +236,7 @@ def test_request_of_another_size_stops_the_device(rig: Rig, readable: int, writa
 
 
 def test_memory_goes_on_in_another_machine(rig: Rig) -> None:
-    rig.mem.ask(4 * BLOCK)
+    rig.mem.request(4 * BLOCK)
     rig.ask(Request.PLUG, 2, 1)
     rig.ask(Request.PLUG, 9, 2)
     state = json.loads(json.dumps(rig.mmio.state()))
