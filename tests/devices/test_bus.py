@@ -22,7 +22,7 @@ class Numbered:
 
 
 @pytest.mark.parametrize("address", [0x1000, 0x1004, 0x10FF])
-def test_address_in_a_region_finds_the_region_and_its_device(address: int) -> None:
+def test_find_returns_the_region_and_its_device(address: int) -> None:
     bus, region, device = Bus(), Region("it", 0x1000, 0x100), Numbered()
     bus.add(region, device)
 

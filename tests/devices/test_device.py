@@ -31,7 +31,7 @@ def test_register_starts_at_its_reset_value() -> None:
     assert Sample().mmio_read(Sample.KEPT.offset, 4) == 0x1122_3344
 
 
-def test_register_without_handlers_keeps_what_is_written() -> None:
+def test_register_without_handlers_holds_the_written_value() -> None:
     sample = Sample()
 
     sample.mmio_write(0x00, 4, 0xDEAD_BEEF)
@@ -48,7 +48,7 @@ def test_devices_of_a_class_share_no_values() -> None:
     assert other.KEPT == 0x1122_3344
 
 
-def test_handlers_are_called() -> None:
+def test_accesses_call_the_handlers() -> None:
     sample = Sample()
 
     sample.mmio_write(0x0C, 4, 0)
@@ -95,7 +95,7 @@ def test_offset_without_a_register_reads_zero_and_ignores_writes() -> None:
         (0, 8, 0x1122_3344),
     ],
 )
-def test_read_gives_the_bytes_of_one_register(offset: int, length: int, value: int) -> None:
+def test_read_returns_the_bytes_of_one_register(offset: int, length: int, value: int) -> None:
     assert Sample().mmio_read(offset, length) == value
 
 
@@ -111,7 +111,7 @@ def test_write_of_another_width_follows_the_rule(offset: int, length: int, kept:
     assert sample.values["KEPT"] == kept
 
 
-def test_bank_hides_only_what_it_replaces() -> None:
+def test_bank_hides_only_the_registers_it_replaces() -> None:
     sample = Sample()
 
     sample.select_bank(1)
@@ -133,7 +133,7 @@ def test_values_can_be_saved_and_restored() -> None:
     assert copy.mmio_read(0x00, 4) == 5
 
 
-def test_declaration_tells_the_meaning_of_each_register() -> None:
+def test_declaration_has_the_meaning_of_each_register() -> None:
     assert [reg.name for reg in Sample.registers][:2] == ["KEPT", "FIXED"]
     assert "keeps what is written" in repr(Sample.KEPT)
 

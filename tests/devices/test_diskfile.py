@@ -66,7 +66,7 @@ def blocks(path: Path) -> int:
 
 
 @pytest.mark.parametrize("direct", [False, True])
-def test_what_is_written_is_read_and_lies_in_the_file(
+def test_read_returns_the_written_bytes_of_the_file(
     opened: Open, image: Path, direct: bool
 ) -> None:
     disk = opened(direct=direct)
@@ -88,7 +88,7 @@ def test_size_is_in_whole_blocks(opened: Open, image: Path) -> None:
     assert (disk.block_size, disk.physical_block) == (512, 4096)
 
 
-def test_direct_takes_buffers_that_are_not_aligned(opened: Open, image: Path) -> None:
+def test_direct_takes_unaligned_buffers(opened: Open, image: Path) -> None:
     disk = opened(direct=True)
     room = bytearray(8192 + 3)
     views = [memoryview(room)[3 : 3 + 100], memoryview(room)[103 : 3 + 8192]]
@@ -100,7 +100,7 @@ def test_direct_takes_buffers_that_are_not_aligned(opened: Open, image: Path) ->
     assert image.read_bytes()[:8192] == CONTENT[4096 : 4096 + 8192]
 
 
-def test_direct_moves_more_than_its_own_buffer_at_once(
+def test_direct_moves_more_than_its_bounce_buffer(
     opened: Open, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(diskfile, "BOUNCE", 8192)
@@ -123,7 +123,7 @@ def test_file_that_became_shorter_is_an_io_error(opened: Open, image: Path) -> N
     assert read(disk, 4096, 4096) == CONTENT[4096:8192]
 
 
-def test_write_that_comes_to_its_end_halfway_is_an_error(opened: Open, tmp_path: Path) -> None:
+def test_write_that_stops_halfway_is_an_error(opened: Open, tmp_path: Path) -> None:
     image = tmp_path / "sparse"
     with image.open("wb") as file:
         file.truncate(SIZE)
@@ -145,7 +145,7 @@ def test_durable_writes_are_writes(opened: Open, image: Path) -> None:
     assert image.read_bytes()[:1024] == CONTENT[:512] + b"d" * 512
 
 
-def test_discard_gives_the_room_back_and_keeps_the_size(opened: Open, image: Path) -> None:
+def test_discard_frees_storage_and_keeps_the_size(opened: Open, image: Path) -> None:
     disk = opened()
     disk.flush()
     os.sync()
@@ -160,7 +160,7 @@ def test_discard_gives_the_room_back_and_keeps_the_size(opened: Open, image: Pat
 
 @pytest.mark.parametrize("may_unmap", [True, False])
 @pytest.mark.parametrize("ways", ["all", "without punching", "writing only"])
-def test_zeroed_range_reads_as_zeroes_however_it_is_done(
+def test_zeroed_range_reads_as_zeroes_by_every_method(
     opened: Open, image: Path, monkeypatch: pytest.MonkeyPatch, may_unmap: bool, ways: str
 ) -> None:
     def no(*_: object) -> None:
@@ -189,14 +189,14 @@ def test_file_system_without_holes_still_discards(
     assert image.read_bytes() == CONTENT
 
 
-def test_missing_file_is_told_with_its_name(opened: Open, tmp_path: Path) -> None:
+def test_open_names_a_missing_file(opened: Open, tmp_path: Path) -> None:
     error = refused(opened, tmp_path / "none")
 
     assert isinstance(error, UsageError)
     assert error.message == f"-d {tmp_path}/none: No such file or directory"
 
 
-def test_what_is_no_disk_is_refused(opened: Open, tmp_path: Path) -> None:
+def test_open_refuses_a_file_that_cannot_be_a_disk(opened: Open, tmp_path: Path) -> None:
     empty, qcow = tmp_path / "empty", tmp_path / "qcow"
     empty.touch()
     qcow.write_bytes(b"QFI\xfb" + bytes(1020))
@@ -210,7 +210,7 @@ def test_what_is_no_disk_is_refused(opened: Open, tmp_path: Path) -> None:
     assert error.hint is not None
 
 
-def test_file_that_may_not_be_written_is_told_how_to_be_read(opened: Open, image: Path) -> None:
+def test_open_of_an_unwritable_file_hints_at_ro(opened: Open, image: Path) -> None:
     image.chmod(0o400)
 
     with bound_by_modes():
@@ -234,9 +234,7 @@ def test_disk_in_use_is_refused_and_free_again_when_closed(opened: Open, image: 
     assert "in use" in refused(opened).message
 
 
-def test_direct_where_there_is_no_direct_io_is_refused(
-    opened: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_direct_is_refused_without_direct_io(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     def no(*_: object) -> int:
         raise OSError(errno.EINVAL, "Invalid argument")
 

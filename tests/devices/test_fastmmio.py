@@ -10,7 +10,7 @@ from pyvmm.devices.virtio.mmio import VirtioMmio
 from tests.test_imports import PACKAGE
 
 
-def test_registers_in_c_are_those_of_the_devices() -> None:
+def test_register_offsets_in_c_match_the_devices() -> None:
     source = (PACKAGE / "kvm/fastmmio.c").read_text()
     found = re.findall(r"^#define PYVMM_((?:UART|VIRTIO)_\w+) (\w+)", source, re.MULTILINE)
 

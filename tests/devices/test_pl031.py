@@ -67,7 +67,7 @@ def test_clock_is_running_and_cannot_be_stopped(clocked: Clocked) -> None:
     assert clocked.read(DR) == 1_000_001
 
 
-def test_linux_finds_the_identification_of_a_pl031(clocked: Clocked) -> None:
+def test_identification_is_the_one_linux_expects(clocked: Clocked) -> None:
     peripheral = [clocked.read(offset) for offset in range(0xFE0, 0xFF0, 4)]
     cell = [clocked.read(offset) for offset in range(0xFF0, 0x1000, 4)]
 
@@ -108,7 +108,7 @@ def test_clearing_lowers_the_interrupt_for_good(clocked: Clocked) -> None:
     assert clocked.read(RIS) == 0
 
 
-def test_masked_alarm_goes_off_without_an_interrupt(clocked: Clocked) -> None:
+def test_masked_alarm_is_due_without_an_interrupt(clocked: Clocked) -> None:
     clocked.write(MR, 1_000_001)
     clocked.now += 5
 
@@ -117,7 +117,7 @@ def test_masked_alarm_goes_off_without_an_interrupt(clocked: Clocked) -> None:
     assert clocked.levels == []
 
 
-def test_unmasking_an_alarm_that_went_off_interrupts(clocked: Clocked) -> None:
+def test_unmasking_a_due_alarm_interrupts(clocked: Clocked) -> None:
     clocked.write(MR, 1_000_001)
     clocked.now += 5
 
@@ -135,7 +135,7 @@ def test_masking_lowers_the_interrupt(clocked: Clocked) -> None:
     assert clocked.levels == [True, False]
 
 
-def test_alarm_of_this_very_second_goes_off(clocked: Clocked) -> None:
+def test_alarm_of_the_current_second_is_due(clocked: Clocked) -> None:
     clocked.write(IMSC, 1)
 
     clocked.write(MR, 1_000_000)
@@ -143,7 +143,7 @@ def test_alarm_of_this_very_second_goes_off(clocked: Clocked) -> None:
     assert clocked.levels == [True]
 
 
-def test_alarm_in_the_past_waits_for_the_clock_to_go_round(clocked: Clocked) -> None:
+def test_alarm_in_the_past_waits_for_the_clock_to_wrap(clocked: Clocked) -> None:
     clocked.write(IMSC, 1)
 
     clocked.write(MR, 999_999)
@@ -161,7 +161,7 @@ def test_setting_the_clock_moves_the_alarm(clocked: Clocked) -> None:
     assert clocked.rtc.next_alarm() == 1_000_010
 
 
-def test_nobody_needs_to_wait_without_a_possible_interrupt(clocked: Clocked) -> None:
+def test_next_alarm_is_none_without_a_possible_interrupt(clocked: Clocked) -> None:
     masked = clocked.rtc.next_alarm()
     clocked.write(MR, 1_000_000)
     clocked.write(IMSC, 1)
@@ -171,13 +171,15 @@ def test_nobody_needs_to_wait_without_a_possible_interrupt(clocked: Clocked) -> 
 
 
 @pytest.mark.parametrize(("offset", "value"), [(MR, 5), (LR, 5), (IMSC, 1), (ICR, 1)])
-def test_write_that_may_move_the_alarm_says_so(clocked: Clocked, offset: int, value: int) -> None:
+def test_write_that_may_move_the_alarm_calls_on_rearm(
+    clocked: Clocked, offset: int, value: int
+) -> None:
     clocked.write(offset, value)
 
     assert clocked.rearmed == 1
 
 
-def test_other_accesses_do_not_say_so(clocked: Clocked) -> None:
+def test_other_accesses_do_not_call_on_rearm(clocked: Clocked) -> None:
     clocked.write(CR, 1)
     clocked.read(DR)
 

@@ -37,7 +37,7 @@ def make_uart() -> tuple[Uart8250, list[bool], bytearray]:
     return Uart8250(levels.append, sent.extend), levels, sent
 
 
-def test_uart_goes_on_with_what_had_arrived_and_what_was_on_the_way() -> None:
+def test_restored_uart_has_the_input_of_its_fifo_and_line() -> None:
     one, _, _ = make_uart()
     one.mmio_write(2, 1, 0xC1)
     one.mmio_write(1, 1, IER_RDI)
@@ -57,7 +57,7 @@ def test_uart_goes_on_with_what_had_arrived_and_what_was_on_the_way() -> None:
     assert other.mmio_read(7, 1) == 0x5A
 
 
-def test_uart_shows_the_divisor_where_the_guest_had_chosen_it() -> None:
+def test_restored_uart_shows_the_divisor_when_selected() -> None:
     one, _, _ = make_uart()
     one.mmio_write(3, 1, LCR_DLAB)
     one.mmio_write(0, 1, 0x0C)
@@ -68,7 +68,7 @@ def test_uart_shows_the_divisor_where_the_guest_had_chosen_it() -> None:
     assert other.mmio_read(0, 1) == 0x0C
 
 
-def test_an_alarm_goes_off_that_was_missed_while_the_clock_lay_in_a_file() -> None:
+def test_restored_clock_raises_an_alarm_missed_since_the_save() -> None:
     now = [1000.0]
     one = Pl031(lambda level: None, clock=lambda: now[0])
     one.mmio_write(Pl031.LR.offset, 4, 50)
@@ -95,7 +95,7 @@ def rig_with_input() -> tuple[GuestMemory, Rig, dict[int, int]]:
     return memory, rig, places
 
 
-def test_a_virtio_console_goes_on_with_the_buffers_it_had() -> None:
+def test_restored_console_uses_its_old_buffers() -> None:
     memory, rig, places = rig_with_input()
     rig.console.resize(132, 50)
     state = json.loads(json.dumps(rig.mmio.state()))
@@ -114,7 +114,7 @@ def test_a_virtio_console_goes_on_with_the_buffers_it_had() -> None:
     memory.close()
 
 
-def test_an_interrupt_that_was_on_its_way_comes_again() -> None:
+def test_resume_repeats_an_unacknowledged_interrupt() -> None:
     memory, rig, _ = rig_with_input()
     state = rig.mmio.state()
     rig.driver.acknowledge()
@@ -133,7 +133,7 @@ def test_an_interrupt_that_was_on_its_way_comes_again() -> None:
     memory.close()
 
 
-def test_output_that_was_never_kicked_for_is_found_on_resuming() -> None:
+def test_resume_finds_output_without_a_kick() -> None:
     memory, rig, _ = rig_with_input()
     state = rig.mmio.state()
     rig.console.stop()
@@ -150,7 +150,7 @@ def test_output_that_was_never_kicked_for_is_found_on_resuming() -> None:
     memory.close()
 
 
-def test_another_device_in_its_place_is_refused() -> None:
+def test_restore_refuses_the_state_of_another_device() -> None:
     memory, rig, _ = rig_with_input()
     state = copy.deepcopy(rig.mmio.state())
     state["registers"]["DeviceID"] = 2
@@ -197,7 +197,7 @@ def mutated(rng: random.Random, state: Any) -> Any:
 
 
 @pytest.mark.parametrize("which", ["uart", "rtc", "exit", "virtio"])
-def test_a_state_that_is_damaged_is_taken_or_refused_by_one_error(which: str) -> None:
+def test_restore_accepts_or_refuses_a_damaged_state(which: str) -> None:
     memory, rig, _ = rig_with_input()
     made: dict[str, tuple[Device, Any]] = {
         "uart": (make_uart()[0], lambda: make_uart()[0]),

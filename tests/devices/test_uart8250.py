@@ -91,7 +91,7 @@ def test_divisor_writes_are_not_transmitted(port: Port) -> None:
     assert port.read(IER) == 0
 
 
-def test_thr_interrupt_comes_with_enabling_and_goes_with_reading_iir(port: Port) -> None:
+def test_thr_interrupt_is_raised_by_enabling_and_cleared_by_reading_iir(port: Port) -> None:
     port.write(IER, 0x02)
     raised = port.raised
     iir = port.read(IIR)
@@ -154,7 +154,7 @@ def test_output_is_called_by_one_vcpu_at_a_time(port: Port) -> None:
     assert met == []
 
 
-def test_bytes_of_two_vcpus_all_come_out(port: Port) -> None:
+def test_bytes_of_two_vcpus_are_all_output(port: Port) -> None:
     def send(byte: int) -> None:
         for _ in range(500):
             port.write(THR, byte)
@@ -187,13 +187,13 @@ def test_received_bytes_are_read_without_fifos_too(port: Port) -> None:
     assert port.read_all() == b"hello"
 
 
-def test_receive_takes_what_there_is_room_for(port: Port) -> None:
+def test_receive_takes_up_to_the_room(port: Port) -> None:
     assert port.uart.receive(bytes(FIFO_DEPTH - 1)) == FIFO_DEPTH - 1
     assert port.uart.receive(b"ab") == 1
     assert port.uart.receive(b"b") == 0
 
 
-def test_room_is_announced_once_when_something_was_left_behind(port: Port) -> None:
+def test_on_room_is_called_once_after_receive_left_bytes(port: Port) -> None:
     port.uart.receive(bytes(FIFO_DEPTH + 4))
     before = port.rooms
 
@@ -203,7 +203,7 @@ def test_room_is_announced_once_when_something_was_left_behind(port: Port) -> No
     assert (before, port.rooms) == (0, 1)
 
 
-def test_room_is_not_announced_when_all_was_taken(port: Port) -> None:
+def test_on_room_is_not_called_after_receive_took_all(port: Port) -> None:
     port.uart.receive(bytes(FIFO_DEPTH))
 
     port.read_all()
@@ -211,7 +211,7 @@ def test_room_is_not_announced_when_all_was_taken(port: Port) -> None:
     assert port.rooms == 0
 
 
-def test_clearing_the_fifo_loses_nothing_the_guest_has_not_looked_at(port: Port) -> None:
+def test_clearing_the_fifo_loses_no_input_on_the_line(port: Port) -> None:
     port.uart.receive(b"early")
 
     port.write(FCR, 0x07)
@@ -219,7 +219,7 @@ def test_clearing_the_fifo_loses_nothing_the_guest_has_not_looked_at(port: Port)
     assert port.read_all() == b"early"
 
 
-def test_clearing_the_fifo_discards_what_has_arrived(port: Port) -> None:
+def test_clearing_the_fifo_discards_its_input(port: Port) -> None:
     port.write(FCR, 0x01)
     port.uart.receive(b"old")
     port.read(LSR)
@@ -230,7 +230,7 @@ def test_clearing_the_fifo_discards_what_has_arrived(port: Port) -> None:
 
 
 @pytest.mark.parametrize("fcr", [0x00, 0x02])
-def test_switching_the_fifos_off_discards_what_has_arrived(port: Port, fcr: int) -> None:
+def test_disabling_the_fifos_discards_their_input(port: Port, fcr: int) -> None:
     port.write(FCR, 0x01)
     port.uart.receive(b"old")
     port.read(LSR)
@@ -262,7 +262,7 @@ def test_clear_bit_without_the_enable_bit_does_nothing(port: Port) -> None:
         (0xC1, 16, 0xC0 | RDI),
     ],
 )
-def test_receive_interrupt_says_whether_the_trigger_is_reached(
+def test_receive_interrupt_shows_whether_the_trigger_is_reached(
     port: Port, fcr: int, waiting: int, iir: int
 ) -> None:
     port.write(FCR, fcr)
@@ -274,7 +274,7 @@ def test_receive_interrupt_says_whether_the_trigger_is_reached(
     assert port.read(IIR) == iir
 
 
-def test_receive_interrupt_goes_with_the_last_byte(port: Port) -> None:
+def test_receive_interrupt_is_cleared_by_the_last_byte(port: Port) -> None:
     port.write(FCR, 0x01)
     port.write(IER, 0x01)
     port.uart.receive(b"ab")
@@ -287,7 +287,7 @@ def test_receive_interrupt_goes_with_the_last_byte(port: Port) -> None:
     assert port.levels == [True, False]
 
 
-def test_enabling_the_receive_interrupt_finds_input_already_there(port: Port) -> None:
+def test_enabling_the_receive_interrupt_raises_it_for_earlier_input(port: Port) -> None:
     port.uart.receive(b"x")
 
     port.write(IER, 0x01)
@@ -318,7 +318,7 @@ def test_break_is_a_zero_byte_with_its_bit_set(port: Port) -> None:
     assert port.read(RBR) == 0
 
 
-def test_break_is_shown_when_it_is_next_to_be_read(port: Port) -> None:
+def test_break_is_shown_before_its_byte_is_read(port: Port) -> None:
     port.write(FCR, 0x01)
     port.uart.receive(b"a")
     port.uart.receive_break()
@@ -343,7 +343,7 @@ def test_break_interrupts_before_its_byte_does(port: Port) -> None:
     assert (first, second) == (0xC0 | RLSI, 0xC0 | RDI)
 
 
-def test_break_needs_room(port: Port) -> None:
+def test_break_is_refused_without_room(port: Port) -> None:
     port.uart.receive(bytes(FIFO_DEPTH))
 
     assert not port.uart.receive_break()
@@ -352,7 +352,7 @@ def test_break_needs_room(port: Port) -> None:
 # Modem control and loop-back
 
 
-def test_other_end_is_always_there(port: Port) -> None:
+def test_modem_inputs_are_always_connected(port: Port) -> None:
     assert port.read(MSR) == 0xB0
 
 
@@ -377,7 +377,7 @@ def test_modem_inputs_interrupt_when_they_change(port: Port) -> None:
     assert port.levels == [True, False]
 
 
-def test_only_the_end_of_a_ring_counts(port: Port) -> None:
+def test_modem_status_reports_only_the_end_of_a_ring(port: Port) -> None:
     port.write(MCR, 0x10)
     port.read(MSR)
 
@@ -442,13 +442,13 @@ def test_break_loops_back(port: Port) -> None:
 
 
 @pytest.mark.parametrize(("offset", "mask"), [(IER, 0x0F), (LCR, 0xFF), (MCR, 0x1F), (SCR, 0xFF)])
-def test_register_keeps_the_bits_it_has(port: Port, offset: int, mask: int) -> None:
+def test_register_keeps_its_implemented_bits(port: Port, offset: int, mask: int) -> None:
     port.write(offset, 0xFF if offset != LCR else 0x7F)
 
     assert port.read(offset) == mask & (0xFF if offset != LCR else 0x7F)
 
 
-def test_divisor_is_never_zero_at_first(port: Port) -> None:
+def test_divisor_is_not_zero_after_reset(port: Port) -> None:
     port.write(LCR, 0x80)
 
     assert (port.read(DLL), port.read(DLM)) == (1, 0)
@@ -461,7 +461,7 @@ def test_wide_write_touches_one_register(port: Port) -> None:
     assert port.read(IER) == 0
 
 
-def test_wide_read_is_one_of_each_register_in_turn(port: Port) -> None:
+def test_wide_read_reads_each_register_in_turn(port: Port) -> None:
     port.write(SCR, 0x5A)
     port.uart.receive(b"xy")
 
@@ -607,9 +607,7 @@ def test_no_input_is_lost_or_reordered(
     st.lists(st.integers(1, 50), min_size=1),
     st.sampled_from([0x00, 0x01, 0xC1]),
 )
-def test_interrupt_driven_guest_gets_all_that_the_host_has(
-    data: bytes, chunks: list[int], fcr: int
-) -> None:
+def test_interrupt_driven_guest_gets_all_input(data: bytes, chunks: list[int], fcr: int) -> None:
     """The host offers more only when told of room, the guest reads only when interrupted."""
     port = Port()
     port.write(FCR, fcr)

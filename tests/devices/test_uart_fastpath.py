@@ -115,7 +115,7 @@ steps = st.lists(
 
 @settings(max_examples=400)
 @given(steps)
-def test_guest_sees_the_same_with_a_fast_path(script: list[Step]) -> None:
+def test_guest_reads_the_same_values_with_a_fast_path(script: list[Step]) -> None:
     plain, fast = Direct(), Fast()
 
     for step in script:
@@ -161,7 +161,7 @@ def test_read_with_a_side_effect_is_not_published(make: Step, offset: int) -> No
 
 
 @pytest.mark.parametrize("offset", [LCR, MCR, IER])
-def test_thr_write_is_not_published_where_it_has_another_effect(offset: int) -> None:
+def test_thr_write_is_not_published_with_another_effect(offset: int) -> None:
     guest = Fast()
     assert (guest.completes, guest.coalesces) == (True, True)
 

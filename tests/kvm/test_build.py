@@ -39,7 +39,7 @@ def header_macros(cross_gcc: Path) -> dict[str, str]:
     return dict(re.findall(r"^#define (\w+) (.*)$", text, re.MULTILINE))
 
 
-def test_every_table_agrees_with_the_kernel_s_headers(cross_gcc: Path, tmp_path: Path) -> None:
+def test_tables_agree_with_the_kernels_headers(cross_gcc: Path, tmp_path: Path) -> None:
     assert compile_asserts(cross_gcc, tmp_path) == ""
 
 
@@ -57,7 +57,7 @@ def test_assertions_cover_every_table() -> None:
         assert f"{name} == {value:#x}" in text
 
 
-def test_wrong_constant_is_found(
+def test_assertions_find_a_wrong_constant(
     cross_gcc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = {**_build.REGISTERS, "KVM_REG_ARM_TIMER_CNT": 0x6030_0000_0013_DF02}
@@ -68,7 +68,7 @@ def test_wrong_constant_is_found(
     )
 
 
-def test_wrong_member_offset_is_found(
+def test_assertions_find_a_wrong_member_offset(
     cross_gcc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = Struct("struct kvm_one_reg", "u64 addr\nu64 id")
@@ -80,7 +80,7 @@ def test_wrong_member_offset_is_found(
     assert "offset of struct kvm_one_reg.addr: pyvmm and" in said
 
 
-def test_wrong_ioctl_number_is_found(
+def test_assertions_find_a_wrong_ioctl_number(
     cross_gcc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ioctls, "RUN", ioctls.io("KVM_RUN", 0x81))
@@ -88,30 +88,30 @@ def test_wrong_ioctl_number_is_found(
     assert "KVM_RUN: pyvmm and" in compile_asserts(cross_gcc, tmp_path)
 
 
-def test_what_is_called_newer_is_not_in_old_headers(header_macros: dict[str, str]) -> None:
+def test_newer_names_are_absent_from_old_headers(header_macros: dict[str, str]) -> None:
     if int(header_macros["LINUX_VERSION_CODE"]) >= OLDEST_HEADERS:
         pytest.skip("these headers are not the oldest supported ones")
 
     assert not _build.newer() & header_macros.keys()
 
 
-def test_every_newer_name_is_one_that_is_asserted() -> None:
+def test_assertions_cover_every_newer_name() -> None:
     assert _build.newer() <= {name for name, _ in _build.constants()}
 
 
-def test_every_class_of_numbers_has_its_prefix() -> None:
+def test_each_table_of_numbers_has_a_prefix() -> None:
     classes = {item for item in vars(uapi).values() if isinstance(item, type)}
 
     assert {cls for cls in classes if cls.__module__ == uapi.__name__} == set(uapi.C_PREFIX)
 
 
-def test_capabilities_of_arm64_in_the_headers_are_all_known(header_macros: dict[str, str]) -> None:
+def test_caps_list_every_arm64_capability_of_the_headers(header_macros: dict[str, str]) -> None:
     in_header = {name for name in header_macros if name.startswith("KVM_CAP_ARM_")}
 
     assert in_header <= {caps.C_PREFIX + name for name in caps.Cap.members}
 
 
-def test_union_of_kvm_run_is_where_exits_say(cross_gcc: Path, tmp_path: Path) -> None:
+def test_union_of_kvm_run_has_the_offset_of_exits(cross_gcc: Path, tmp_path: Path) -> None:
     source = tmp_path / "union.c"
     source.write_text(
         "#include <stddef.h>\n#include <linux/kvm.h>\n"

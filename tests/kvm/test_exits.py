@@ -11,7 +11,7 @@ def union(layout: str, *values: int) -> bytes:
     return struct.pack(layout, *values).ljust(UNION_SIZE, b"\xee")
 
 
-def test_system_event_has_type_and_as_many_words_as_it_says() -> None:
+def test_system_event_has_its_type_and_its_words() -> None:
     taken = decode(24, union("<II3Q", 2, 2, 10, 11, 12))
 
     assert (taken.reason, taken.type) == (ExitReason.SYSTEM_EVENT, SystemEvent.RESET)
@@ -19,7 +19,7 @@ def test_system_event_has_type_and_as_many_words_as_it_says() -> None:
     assert str(taken) == "SYSTEM_EVENT type=RESET, ndata=2, data=[0xa 0xb]"
 
 
-def test_system_event_of_a_new_type_stays_a_number() -> None:
+def test_system_event_type_stays_a_number_when_unknown() -> None:
     taken = decode(24, union("<II", 99, 0))
 
     assert taken.type == 99
@@ -50,19 +50,19 @@ def test_exit_without_fields_has_its_name() -> None:
     assert str(decode(31, union("<Q", 0))) == "DIRTY_RING_FULL"
 
 
-def test_exit_newer_than_pyvmm_keeps_its_number() -> None:
+def test_exit_keeps_its_number_when_unknown() -> None:
     taken = decode(1234, union("<Q", 0))
 
     assert taken.reason == 1234
     assert str(taken) == "exit 1234"
 
 
-def test_mmio_reads_well() -> None:
+def test_mmio_exit_describes_the_access() -> None:
     assert str(Exit(ExitReason.MMIO, 0x100_0000, 1, True, 0x41)) == (
         "MMIO 1-byte write of 0x41 at 0x1000000"
     )
     assert str(Exit(ExitReason.MMIO, 0x100_0005, 4)) == "MMIO 4-byte read at 0x1000005"
 
 
-def test_reason_has_the_kernels_name_or_its_number() -> None:
+def test_reason_name_is_the_kernels_name_or_the_number() -> None:
     assert (reason_name(6), reason_name(1234)) == ("MMIO", "exit 1234")

@@ -60,7 +60,7 @@ def counts(made: Guest) -> tuple[list[int], list[int]]:
     return [reads[0], *reads[-2:]], [writes[0], *writes[-2:]]
 
 
-def test_read_without_side_effect_is_completed(made: Guest) -> None:
+def test_read_completes_in_c_without_a_side_effect(made: Guest) -> None:
     fast_mmio(made).uart(0).registers = 1 << LSR | 0x60 << 8 * LSR
 
     leave = play(made, (READ_1, LSR, 0))
@@ -69,7 +69,7 @@ def test_read_without_side_effect_is_completed(made: Guest) -> None:
     assert counts(made) == ([1, 0, 0], [0, 0, 0])
 
 
-def test_read_with_a_side_effect_exits(made: Guest) -> None:
+def test_read_exits_with_a_side_effect(made: Guest) -> None:
     fast_mmio(made).uart(0).registers = 0xFF & ~(1 << LSR)
 
     assert play(made, (READ_1, LSR, 0)).address == MMIO + LSR
@@ -89,7 +89,7 @@ def test_transmitted_bytes_wait_in_order(made: Guest) -> None:
     assert counts(made) == ([0, 0, 0], [2, 0, 0])
 
 
-def test_last_exit_that_is_left_goes_to_python(made: Guest) -> None:
+def test_exit_goes_to_python_when_none_is_left(made: Guest) -> None:
     fast = fast_mmio(made)
     uart = fast.uart(0)
     uart.complete_thr, uart.exits_left = 1, 2
@@ -102,7 +102,7 @@ def test_last_exit_that_is_left_goes_to_python(made: Guest) -> None:
 
 
 @pytest.mark.parametrize(("value", "address"), [(0, MARK), (1, MMIO + IER)])
-def test_write_of_ier_is_completed_where_it_changes_nothing(
+def test_write_of_ier_completes_in_c_when_it_changes_nothing(
     made: Guest, value: int, address: int
 ) -> None:
     fast_mmio(made).uart(0).registers = 1 << IER
@@ -133,7 +133,7 @@ def test_coalesced_writes_are_taken_in_order(made: Guest) -> None:
     assert counts(made) == ([0, 0, 0], [0, 0, 0])  # no exit
 
 
-def test_coalesced_writes_exit_again_once_unregistered(made: Guest) -> None:
+def test_writes_exit_after_the_coalesced_zone_is_unregistered(made: Guest) -> None:
     fast_mmio(made)
     made.vm.register_coalesced_mmio(MMIO, 1)
     made.vm.unregister_coalesced_mmio(MMIO, 1)
@@ -141,7 +141,7 @@ def test_coalesced_writes_exit_again_once_unregistered(made: Guest) -> None:
     assert play(made, (WRITE_1, THR, 1)).address == MMIO
 
 
-def test_wait_ends_with_bytes_or_when_told_to(made: Guest) -> None:
+def test_wait_tx_ends_with_bytes_or_a_stop(made: Guest) -> None:
     fast = fast_mmio(made)
     fast.uart(0).complete_thr = 1
     stop = os.eventfd(0, os.EFD_CLOEXEC)
@@ -156,7 +156,7 @@ def test_wait_ends_with_bytes_or_when_told_to(made: Guest) -> None:
 
 
 @pytest.mark.parametrize("completed", [True, False])
-def test_unclaimed_accesses_are_completed_if_so_chosen(made: Guest, completed: bool) -> None:
+def test_unclaimed_accesses_complete_in_c_when_enabled(made: Guest, completed: bool) -> None:
     fast_mmio(made, complete_unclaimed=completed)
 
     leave = play(made, (READ_1, UNCLAIMED, 0), (WRITE_1, UNCLAIMED, 1))

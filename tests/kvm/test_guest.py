@@ -10,9 +10,7 @@ from tests.kvm.guest import PROGRAMS, code
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_words_are_what_an_assembler_makes_of_the_source(
-    program: str, cross_gcc: Path, tmp_path: Path
-) -> None:
+def test_words_match_the_assemblers_output(program: str, cross_gcc: Path, tmp_path: Path) -> None:
     lines = [line.split(maxsplit=1)[1] for line in PROGRAMS[program].strip().splitlines()]
     source = tmp_path / "guest.s"
     source.write_text("\n".join(lines) + "\n")

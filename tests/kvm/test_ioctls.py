@@ -25,11 +25,11 @@ TABLE = [item for item in vars(ioctls).values() if isinstance(item, Ioctl)]
         (ioctls.ARM_VCPU_FINALIZE, 0x4004_AEC2),
     ],
 )
-def test_number_is_the_kernel_s(ioctl: Ioctl, number: int) -> None:
+def test_ioctl_number_is_the_kernels(ioctl: Ioctl, number: int) -> None:
     assert ioctl.number == number
 
 
-def test_each_ioctl_has_a_number_of_its_own() -> None:
+def test_ioctl_numbers_are_unique() -> None:
     numbers = [item.number for item in TABLE]
 
     assert len(set(numbers)) == len(numbers)
@@ -52,14 +52,14 @@ def test_error_without_a_hint_has_none() -> None:
 
 
 @pytest.mark.parametrize("error", [errno.ENOTTY, errno.EMFILE])
-def test_some_errors_mean_the_same_everywhere(error: int) -> None:
+def test_some_errnos_have_one_hint_for_every_ioctl(error: int) -> None:
     assert hint("KVM_CREATE_VM", error) == hint("KVM_IRQFD", error) is not None
 
 
-def test_hints_are_of_ioctls_that_are_made() -> None:
+def test_hints_name_existing_ioctls() -> None:
     assert {name for name, _ in HINTS} <= {item.name for item in TABLE} | {"open"}
 
 
-def test_ioctl_without_a_structure_takes_none() -> None:
+def test_ioctl_without_a_structure_refuses_one() -> None:
     with pytest.raises(TypeError, match="KVM_RUN takes no structure"):
         ioctls.RUN.write(0, slot=1)

@@ -8,7 +8,7 @@ class Reason(Numbers):
     MMIO = 6
 
 
-def test_members_are_numbers() -> None:
+def test_members_behave_as_ints() -> None:
     assert Reason.MMIO == 6
     assert Reason.MMIO | 1 == 7
     assert {6: "it"}[Reason.MMIO] == "it"
@@ -18,12 +18,12 @@ def test_members_by_name() -> None:
     assert Reason.members == {"UNKNOWN": 0, "MMIO": 6}
 
 
-def test_number_gets_its_name() -> None:
+def test_name_of_returns_the_members_name() -> None:
     assert Reason.name_of(6) == "MMIO"
     assert repr(Reason.of(6)) == "<MMIO: 6>"
 
 
-def test_number_without_a_name_stays_as_it_is() -> None:
+def test_of_returns_an_unnamed_number_unchanged() -> None:
     assert Reason.of(7) == 7
     assert Reason.name_of(7) == "7"
     assert repr(Reason.of(7)) == "7"

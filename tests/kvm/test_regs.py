@@ -37,7 +37,7 @@ from pyvmm.kvm import regs
         (regs.ccsidr(2), 0x6020_0000_0011_0002),
     ],
 )
-def test_id_is_the_kernel_s(made: int, reg_id: int) -> None:
+def test_register_id_is_the_kernels(made: int, reg_id: int) -> None:
     assert made == reg_id
 
 
@@ -53,7 +53,7 @@ def test_size_of_the_largest_and_the_smallest() -> None:
     assert (regs.size(regs.Z(0)), regs.size(regs.ARM64 | regs.U8)) == (256, 1)
 
 
-def test_group_tells_registers_apart() -> None:
+def test_group_is_the_registers_group() -> None:
     groups = [regs.group(reg) for reg in (regs.PC, regs.Z(0), regs.TIMER_CNT, regs.STD_BMAP)]
 
     assert groups == [regs.CORE, regs.SVE, regs.SYSREG, regs.FW_FEAT_BMAP]
@@ -64,26 +64,26 @@ def test_name_and_lookup_are_inverse(reg_id: int) -> None:
     assert regs.lookup(regs.name(reg_id)) == reg_id
 
 
-def test_system_register_without_a_table_is_what_assemblers_take() -> None:
+def test_name_of_a_system_register_is_generic_without_a_table() -> None:
     zcr_el1 = regs.sysreg(3, 0, 1, 2, 0)
 
     assert regs.name(zcr_el1) == "S3_0_C1_C2_0"
     assert regs.lookup("S3_0_C1_C2_0") == zcr_el1
 
 
-def test_system_register_with_a_table_has_arm_s_name() -> None:
+def test_name_of_a_system_register_is_arms_with_a_table() -> None:
     zcr_el1 = regs.sysreg(3, 0, 1, 2, 0)
 
     assert regs.name(zcr_el1, sysregs.NAMES) == "ZCR_EL1"
     assert regs.lookup("ZCR_EL1", sysregs.ENCODINGS) == zcr_el1
 
 
-def test_timer_registers_are_named_by_what_they_are_not_by_their_encoding() -> None:
+def test_timer_registers_have_names_by_function() -> None:
     assert regs.name(regs.TIMER_CNT, sysregs.NAMES) == "TIMER_CNT"
     assert regs.name(regs.TIMER_CVAL, sysregs.NAMES) == "TIMER_CVAL"
 
 
-def test_unknown_register_is_shown_as_its_number_and_found_by_it() -> None:
+def test_name_of_an_unknown_register_is_its_number() -> None:
     odd = regs.Z(0, 3)
 
     assert regs.name(odd) == f"{odd:#x}"
@@ -95,7 +95,7 @@ def test_unknown_register_is_shown_as_its_number_and_found_by_it() -> None:
     ["", "X31", "S3_0_C1", "SCTLR_EL9", "S3_0_C1_C2_x", "S3_0_C16_C2_0", "S4_0_C1_C2_0", "0xno",
      "0x" + "1" * 17],
 )  # fmt: skip
-def test_lookup_of_an_unknown_name_is_a_key_error(text: str) -> None:
+def test_lookup_raises_key_error_for_an_unknown_name(text: str) -> None:
     with pytest.raises(KeyError):
         regs.lookup(text, sysregs.ENCODINGS)
 

@@ -51,7 +51,7 @@ def test_mmio_write_and_reads_of_each_size() -> None:
         assert mmio(last) == (MMIO + 24, 2, True, 0xCDEF)
 
 
-def test_exit_is_a_copy_that_the_next_run_leaves_alone() -> None:
+def test_exit_is_unchanged_by_the_next_run() -> None:
     with guest("store_then_load") as made:
         made.set(x0=MMIO, x1=7)
 
@@ -82,7 +82,7 @@ def test_kick_then_run_completes_a_pending_read() -> None:
         (psci.Function.SYSTEM_RESET, SystemEvent.RESET),
     ],
 )
-def test_psci_of_the_machine_is_a_system_event(function: int, event: int) -> None:
+def test_psci_power_call_is_a_system_event(function: int, event: int) -> None:
     with guest("call") as made:
         made.set(x0=function)
 
@@ -91,7 +91,7 @@ def test_psci_of_the_machine_is_a_system_event(function: int, event: int) -> Non
         assert (taken.reason, taken.type) == (ExitReason.SYSTEM_EVENT, event)
 
 
-def test_psci_version_is_answered_by_kvm() -> None:
+def test_kvm_handles_psci_version() -> None:
     with guest("call") as made:
         made.set(x0=psci.Function.PSCI_VERSION, **{f"x{EXITS_AT}": MMIO})
 
@@ -136,7 +136,7 @@ def test_undecodable_access_is_an_error_with_a_hint() -> None:
     assert "ARM_NISV_TO_USER" in (caught.value.hint or "")
 
 
-def test_undecodable_access_is_an_exit_where_that_is_enabled() -> None:
+def test_undecodable_access_is_an_exit_when_enabled() -> None:
     with guest("undecodable") as made:
         made.vm.enable_cap(Cap.ARM_NISV_TO_USER)
         made.set(x0=MMIO)
@@ -158,7 +158,7 @@ def test_run_with_a_pmu_that_was_not_initialised_is_refused() -> None:
 # Kick
 
 
-def test_kick_ends_a_run_of_a_guest_that_spins() -> None:
+def test_kick_ends_a_run_of_a_spinning_guest() -> None:
     with guest("count") as made:
         while made.x(0) == 0:  # the first kicks may come before the guest
             with running(made.vcpu) as join:
@@ -169,7 +169,7 @@ def test_kick_ends_a_run_of_a_guest_that_spins() -> None:
 
 
 @pytest.mark.parametrize("program", ["wait", "spin"])
-def test_kick_before_the_run_ends_it_before_it_begins(program: str) -> None:
+def test_kick_before_a_run_ends_it_at_once(program: str) -> None:
     with guest(program) as made:
         made.vcpu.kick()
 
@@ -198,7 +198,7 @@ def test_kick_ends_a_wait_for_interrupt() -> None:
         assert join().reason == ExitReason.INTR
 
 
-def test_kick_ends_a_run_of_a_vcpu_that_is_off() -> None:
+def test_kick_ends_a_run_of_a_stopped_vcpu() -> None:
     with guest("spin", vcpus=2) as made, running(made.vcpus[1]) as join:
         time.sleep(0.05)
         made.vcpus[1].kick()
@@ -285,7 +285,7 @@ def test_another_signal_also_ends_a_run() -> None:
         assert came
 
 
-def test_kick_reaches_a_thread_that_blocked_every_signal() -> None:
+def test_kick_reaches_a_thread_with_blocked_signals() -> None:
     with guest("spin") as made:
         exits = []
 
@@ -312,7 +312,7 @@ def test_close_of_a_running_vcpu_is_refused() -> None:
         join()
 
 
-def test_other_threads_go_on_while_a_guest_runs() -> None:
+def test_other_threads_run_while_a_guest_runs() -> None:
     """KVM_RUN is made without the GIL: else this thread would never get to the kick."""
     with guest("spin") as made, running(made.vcpu) as join:
         counted = sum(range(10_000))
@@ -346,7 +346,7 @@ def test_guest_debug_ends_with_control_0() -> None:
         assert made.vcpu.run().reason == ExitReason.MMIO
 
 
-def test_software_breakpoint_comes_to_user_space() -> None:
+def test_software_breakpoint_exits_to_user_space() -> None:
     with guest("break") as made:
         made.vcpu.set_guest_debug(GuestDebug.ENABLE | GuestDebug.USE_SW_BP)
 
@@ -370,7 +370,7 @@ def test_hardware_breakpoint_stops_at_its_address() -> None:
         assert (made.pc, made.x(0)) == (12, 3)
 
 
-def test_hardware_watchpoint_tells_the_address() -> None:
+def test_hardware_watchpoint_reports_the_address() -> None:
     with guest("store_then_load") as made:
         where = RAM_BASE + 0x1000
         enabled = 0xFF << 5 | 0b11 << 3 | 0b11 << 1 | 1  # BAS, LSC loads and stores, PAC, E

@@ -22,7 +22,7 @@ def descriptor(name: bytes, size: int, offset: int) -> bytes:
     return struct.pack("<IhHII", 0, 0, size, offset, 0) + name.ljust(NAME_SIZE, b"\0")
 
 
-def test_counts_are_found_by_what_the_file_says_of_itself(tmp_path: Path) -> None:
+def test_read_finds_the_counts_from_the_files_header(tmp_path: Path) -> None:
     table = descriptor(b"exits", 1, 0) + descriptor(b"hist", 3, 8) + descriptor(b"wfi", 1, 32)
     values = struct.pack("<5Q", 7, 1, 2, 3, 1 << 63)
     file = tmp_path / "stats"
@@ -36,7 +36,7 @@ def test_counts_are_found_by_what_the_file_says_of_itself(tmp_path: Path) -> Non
 
 
 @pytest.mark.kvm
-def test_kvm_counts_an_exit_it_makes() -> None:
+def test_kvm_counts_an_exit() -> None:
     with guest("store_then_load") as made:
         made.set(x0=MMIO)
         if not made.vm.has(Cap.BINARY_STATS_FD):

@@ -30,12 +30,12 @@ def host() -> list[int]:
     return lengths
 
 
-def test_host_vector_lengths_are_there_exactly_with_the_capability() -> None:
+def test_host_has_vector_lengths_exactly_with_the_capability() -> None:
     with System.open() as system:
         assert bool(sve.host_vector_lengths(system)) == system.has(Cap.ARM_SVE)
 
 
-def test_init_with_sve_where_the_host_has_none_says_so() -> None:
+def test_init_with_sve_names_the_feature_when_the_host_lacks_it() -> None:
     with guest("spin") as made:
         if made.system.has(Cap.ARM_SVE):
             pytest.skip("this host has SVE")
@@ -50,13 +50,13 @@ def test_init_with_sve_where_the_host_has_none_says_so() -> None:
     assert "the host lacks one of these features" in (caught.value.hint or "")
 
 
-def test_new_vcpu_has_the_host_s_lengths(host: list[int]) -> None:
+def test_new_vcpu_has_the_hosts_lengths(host: list[int]) -> None:
     with guest("spin", features=FEATURES) as made:
         assert sorted(sve.read_vls(made.vcpu)) == host
     assert host[0] == 128
 
 
-def test_every_beginning_of_the_host_s_lengths_can_be_chosen(host: list[int]) -> None:
+def test_write_vls_accepts_every_prefix_of_the_hosts_lengths(host: list[int]) -> None:
     for count in range(1, len(host) + 1):
         with guest("spin", features=FEATURES) as made:
             sve.write_vls(made.vcpu, host[:count])
@@ -65,7 +65,7 @@ def test_every_beginning_of_the_host_s_lengths_can_be_chosen(host: list[int]) ->
             assert sorted(sve.read_vls(made.vcpu)) == host[:count]
 
 
-def test_set_with_a_gap_or_none_is_refused_and_changes_nothing(host: list[int]) -> None:
+def test_write_vls_refuses_a_gap_or_an_empty_set_and_changes_nothing(host: list[int]) -> None:
     longer = max(host) + 128
     with guest("spin", features=FEATURES) as made:
         for lengths in (set(), {longer}, {*host, longer}, set(host[1:])):
@@ -77,13 +77,13 @@ def test_set_with_a_gap_or_none_is_refused_and_changes_nothing(host: list[int]) 
 
 
 @pytest.mark.parametrize("length", [0, -128, 100, 64, 513 * 128])
-def test_number_that_is_no_vector_length_is_refused(length: int) -> None:
+def test_bitmap_refuses_an_invalid_vector_length(length: int) -> None:
     refusal = pytest.raises(ValueError, match=f"^{length} is not a multiple of 128")
     with guest("spin", features=FEATURES) as made, refusal:
         sve.write_vls(made.vcpu, [length])
 
 
-def test_host_s_own_lengths_are_the_same_by_prctl_and_by_rdvl(host: list[int]) -> None:
+def test_own_lengths_are_equal_by_prctl_and_rdvl(host: list[int]) -> None:
     own = sve.own_vector_lengths()
 
     assert own.prctl == own.rdvl
@@ -91,14 +91,14 @@ def test_host_s_own_lengths_are_the_same_by_prctl_and_by_rdvl(host: list[int]) -
     assert int(DEFAULT_LENGTH.read_text(encoding="ascii")) * 8 in own.prctl
 
 
-def test_host_without_sve_has_no_lengths_of_its_own() -> None:
+def test_own_lengths_are_empty_without_sve() -> None:
     if DEFAULT_LENGTH.exists():
         pytest.skip("this host has SVE")
 
     assert sve.own_vector_lengths() == sve.OwnLengths(frozenset(), frozenset())
 
 
-def test_asking_for_the_host_s_own_lengths_leaves_this_thread_s_alone(host: list[int]) -> None:
+def test_own_lengths_leave_the_callers_length_unchanged(host: list[int]) -> None:
     libc = ctypes.CDLL(None)
     before = libc.prctl(PR_SVE_GET_VL)
 

@@ -12,7 +12,7 @@ from pyvmm.kvm.system import System
 
 
 @pytest.mark.skipif(os.uname().machine == "aarch64", reason="this machine has the extension")
-def test_open_on_another_architecture_says_so() -> None:
+def test_open_names_the_architecture_when_it_is_another() -> None:
     with pytest.raises(HostError, match=r"needs an arm64 machine, and this one is \w+") as caught:
         System.open()
 
@@ -20,7 +20,7 @@ def test_open_on_another_architecture_says_so() -> None:
 
 
 @pytest.mark.kvm
-def test_open_of_a_missing_file_says_what_to_do() -> None:
+def test_open_of_a_missing_file_has_a_hint() -> None:
     with pytest.raises(KvmError, match=r"^open\(/dev/no-kvm\): No such file.*\[ENOENT]") as caught:
         System.open("/dev/no-kvm")
 
@@ -28,7 +28,7 @@ def test_open_of_a_missing_file_says_what_to_do() -> None:
 
 
 @pytest.mark.kvm
-def test_open_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_open_refuses_a_file_that_is_not_kvm(tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.touch()
 
@@ -45,7 +45,7 @@ def test_api_version_is_12() -> None:
 
 
 @pytest.mark.kvm
-def test_every_capability_can_be_asked_about() -> None:
+def test_check_extension_takes_every_capability() -> None:
     with System.open() as system:
         answers = {cap: system.check_extension(cap) for cap in Cap.members.values()}
 
@@ -67,7 +67,7 @@ def test_vcpu_mmap_has_the_run_page_and_the_coalesced_ring() -> None:
 
 
 @pytest.mark.kvm
-def test_create_vm_takes_the_host_s_largest_address_size() -> None:
+def test_create_vm_takes_the_hosts_largest_address_size() -> None:
     with System.open() as system:
         largest = system.check_extension(Cap.ARM_VM_IPA_SIZE)
 

@@ -46,7 +46,7 @@ def bare() -> object:
         yield vcpu
 
 
-def test_before_init_nothing_but_init_works(bare: Vcpu) -> None:
+def test_vcpu_refuses_everything_but_init_before_init(bare: Vcpu) -> None:
     refused = [
         refusal(lambda: bare.get_one_reg(regs.PC)),
         refusal(lambda: bare.set_one_reg(regs.PC, 0)),
@@ -58,7 +58,7 @@ def test_before_init_nothing_but_init_works(bare: Vcpu) -> None:
     assert refused == [errno.ENOEXEC] * 5
 
 
-def test_run_before_init_says_what_is_missing(bare: Vcpu) -> None:
+def test_run_before_init_has_a_hint(bare: Vcpu) -> None:
     with pytest.raises(KvmError) as caught:
         bare.run()
 
@@ -77,7 +77,7 @@ def test_init_with_unknown_feature_names_it(bare: Vcpu) -> None:
     assert caught.value.errno == errno.ENOENT
 
 
-def test_sve_registers_come_only_with_finalize() -> None:
+def test_sve_registers_appear_with_finalize() -> None:
     with guest("spin", features=(PSCI, SVE)) as made:
         vcpu = made.vcpu
 
@@ -104,7 +104,7 @@ def test_core_registers_need_no_finalize() -> None:
         assert made.vcpu.get_mp_state() == MpState.RUNNABLE
 
 
-def test_finalize_is_done_once() -> None:
+def test_finalize_is_refused_the_second_time() -> None:
     with guest("spin", features=(PSCI, SVE)) as made:
         made.vcpu.finalize(SVE)
 
@@ -137,7 +137,7 @@ def test_slices_beyond_the_first_do_not_exist() -> None:
         assert refusal(lambda: made.vcpu.get_one_reg(regs.P(0, 31))) == errno.ENOENT
 
 
-def test_v_registers_give_way_to_z_registers() -> None:
+def test_z_registers_replace_v_registers_with_sve() -> None:
     with guest("spin", features=(PSCI, SVE)) as made:
         made.vcpu.finalize(SVE)
 
@@ -210,7 +210,7 @@ def test_one_reg_keeps_every_bit(reg_id: int, bits: int) -> None:
 
 
 @pytest.mark.parametrize(("reg_id", "per_bit"), [(regs.Z(31), 1), (regs.P(15), 8), (regs.FFR(), 8)])
-def test_one_reg_of_sve_keeps_what_the_vector_length_has(reg_id: int, per_bit: int) -> None:
+def test_one_reg_of_sve_keeps_the_bits_of_the_vector_length(reg_id: int, per_bit: int) -> None:
     value = int.from_bytes(bytes(n % 251 + 1 for n in range(regs.size(reg_id))), "little")
     with guest("spin", features=(PSCI, SVE)) as made:
         longest = made.vcpu.get_one_reg(regs.SVE_VLS).bit_length() * 128
@@ -221,7 +221,7 @@ def test_one_reg_of_sve_keeps_what_the_vector_length_has(reg_id: int, per_bit: i
         assert made.vcpu.get_one_reg(reg_id) == value & (1 << longest // per_bit) - 1
 
 
-def test_set_one_reg_refuses_what_does_not_fit() -> None:
+def test_set_one_reg_refuses_a_value_too_wide() -> None:
     with guest("spin") as made:
         with pytest.raises(OverflowError):
             made.vcpu.set_one_reg(regs.X(0), 1 << 64)
@@ -247,7 +247,7 @@ def test_reg_list_has_each_register_once_and_each_can_be_read() -> None:
         assert all(made.vcpu.get_one_reg(reg_id) >= 0 for reg_id in listed)
 
 
-def test_reg_list_is_the_same_state_that_can_be_written_back() -> None:
+def test_registers_of_the_list_can_be_written_back() -> None:
     with guest("spin", features=(PSCI, SVE)) as made:
         made.vcpu.finalize(SVE)
         state = {reg_id: made.vcpu.get_one_reg(reg_id) for reg_id in made.vcpu.get_reg_list()}
@@ -262,7 +262,7 @@ def test_reg_list_is_the_same_state_that_can_be_written_back() -> None:
         assert refused == {"SVE_VLS": errno.EPERM}
 
 
-def test_many_registers_are_read_as_one_by_one_but_for_those_refused() -> None:
+def test_get_regs_matches_single_reads_and_returns_errors() -> None:
     ticking = {regs.TIMER_CNT, regs.PTIMER_CNT}
     with guest("spin", features=(PSCI, SVE)) as made:
         made.vcpu.finalize(SVE)
@@ -281,7 +281,7 @@ def test_many_registers_are_read_as_one_by_one_but_for_those_refused() -> None:
             assert isinstance(found[reg_id], KvmError)
 
 
-def test_many_registers_are_written_as_one_by_one_but_for_those_refused() -> None:
+def test_set_regs_matches_single_writes_and_returns_errors() -> None:
     values = {
         regs.X(0): 1, NO_SYSREG: 2, regs.Z(1): 3 << 600, regs.FPSR: 4, regs.SVE_VLS: 5, regs.X(9): 6
     }  # fmt: skip
@@ -300,7 +300,7 @@ def test_many_registers_are_written_as_one_by_one_but_for_those_refused() -> Non
         assert made.vcpu.get_one_reg(regs.X(1)) == 0
 
 
-def test_mpidr_is_the_one_arm64_core_computes() -> None:
+def test_mpidr_equals_the_one_of_arm64_core() -> None:
     from pyvmm.arm64.core import mpidr
 
     with guest("spin", vcpus=18) as made:
@@ -309,7 +309,7 @@ def test_mpidr_is_the_one_arm64_core_computes() -> None:
     assert seen == [mpidr(number) for number in range(18)]
 
 
-def test_pstate_at_reset_is_the_one_arm64_pstate_says() -> None:
+def test_pstate_at_reset_equals_the_one_of_arm64_pstate() -> None:
     from pyvmm.arm64.pstate import PSTATE_AT_RESET
 
     with guest("spin") as made:
@@ -325,7 +325,7 @@ def test_mp_state_of_a_secondary_is_stopped_until_set() -> None:
         assert made.vcpus[1].get_mp_state() == MpState.RUNNABLE
 
 
-def test_mp_state_that_arm64_has_not_is_refused() -> None:
+def test_set_mp_state_refuses_a_state_of_another_architecture() -> None:
     with guest("spin") as made:
         assert refusal(lambda: made.vcpu.set_mp_state(3)) == errno.EINVAL
 
@@ -358,7 +358,7 @@ def test_attributes_of_timer_pmu_and_pvtime() -> None:
         assert vcpu.get_attr(VcpuGroup.PVTIME_CTRL, PvtimeAttr.IPA) == RAM_BASE + 0x1000
 
 
-def test_has_attr_is_false_for_what_is_not_there() -> None:
+def test_has_attr_is_false_for_an_unknown_attribute() -> None:
     with guest("spin") as made:
         assert not made.vcpu.has_attr(99, 0)
         assert not made.vcpu.has_attr(VcpuGroup.PMU_V3_CTRL, PmuAttr.INIT)
@@ -366,7 +366,7 @@ def test_has_attr_is_false_for_what_is_not_there() -> None:
         assert made.vcpu.has_attr(VcpuGroup.TIMER_CTRL, TimerAttr.IRQ_PTIMER)
 
 
-def test_vcpu_after_the_gic_is_refused() -> None:
+def test_create_vcpu_is_refused_after_the_gic() -> None:
     with guest("spin", gic=True) as made, pytest.raises(KvmError) as caught:
         made.vm.create_vcpu(1)
 
@@ -385,7 +385,7 @@ def test_close_of_an_open_vcpu_is_idempotent_and_final() -> None:
         made.vcpu.set_mmio_data(1)
 
 
-def test_device_type_that_the_host_lacks_is_refused() -> None:
+def test_create_device_refuses_a_type_that_the_host_lacks() -> None:
     with guest("spin") as made, pytest.raises(KvmError, match="type=ARM_VGIC_V2") as caught:
         made.vm.create_device(DeviceType.ARM_VGIC_V2)
 

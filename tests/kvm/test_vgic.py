@@ -20,7 +20,7 @@ def test_affinity_packs_the_four_levels() -> None:
 
 
 @pytest.mark.kvm
-def test_gic_has_the_interrupts_and_redistributors_asked_for() -> None:
+def test_gic_has_the_requested_interrupts_and_redistributors() -> None:
     with guest("spin", gic=True, vcpus=3) as made:
         assert made.gic is not None
         mpidrs = [vcpu.get_one_reg(regs.sysreg(3, 0, 0, 0, 5)) for vcpu in made.vcpus]
@@ -51,7 +51,7 @@ def test_registers_can_be_written_and_read_back() -> None:
 
 
 @pytest.mark.kvm
-def test_many_registers_are_read_and_written_as_one_by_one() -> None:
+def test_attrs_match_single_reads_and_writes() -> None:
     group = VgicGroup.CPU_SYSREGS
     pmr, bpr0, nothing = (regs.encoding(3, *rest) for rest in ((0, 4, 6, 0), (0, 12, 8, 3), LAST))
     with guest("spin", gic=True) as made:
@@ -83,7 +83,7 @@ def test_registers_before_init_are_refused() -> None:
 
 
 @pytest.mark.kvm
-def test_registers_of_a_vcpu_that_is_not_there_are_refused() -> None:
+def test_registers_of_an_unknown_vcpu_are_refused() -> None:
     with guest("spin", gic=True) as made, pytest.raises(KvmError, match="EINVAL"):
         assert made.gic is not None
         made.gic.get_redist_reg(9, GICR_WAKER)
@@ -98,7 +98,7 @@ def test_second_gic_is_refused() -> None:
 
 
 @pytest.mark.kvm
-def test_run_with_a_gic_that_has_no_place_says_so() -> None:
+def test_run_has_a_hint_when_the_gic_has_no_address() -> None:
     with guest("spin") as made:
         gic = Vgic(made.vm)
 
@@ -112,7 +112,7 @@ def test_run_with_a_gic_that_has_no_place_says_so() -> None:
 
 @pytest.mark.kvm
 @pytest.mark.parametrize(("where", "error"), [(0x1234, errno.EINVAL), (1 << 48, errno.E2BIG)])
-def test_distributor_at_an_impossible_place_is_refused(where: int, error: int) -> None:
+def test_distributor_at_an_invalid_address_is_refused(where: int, error: int) -> None:
     with (
         guest("spin") as made,
         made.vm.create_device(DeviceType.ARM_VGIC_V3) as gic,

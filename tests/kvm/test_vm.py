@@ -38,7 +38,7 @@ ICC_IGRPEN1_EL1 = regs.encoding(3, 0, 12, 12, 7)
 ENABLE_GROUP_1 = 0b10
 
 
-def test_spi_and_ppi_make_the_kernel_s_numbers() -> None:
+def test_spi_and_ppi_return_the_kernels_numbers() -> None:
     """Source: Documentation/virt/kvm/api.rst, KVM_IRQ_LINE, arm64."""
     assert spi(0) == 0x0100_0020
     assert spi(223) == 0x0100_00FF
@@ -101,7 +101,7 @@ def configure(made: Guest, intid: int, *, edge: bool) -> None:
         (1, 1 << 40, errno.EFAULT),
     ],
 )
-def test_memory_slot_that_cannot_be_is_refused(slot: int, where: int, error: int) -> None:
+def test_invalid_memory_slot_is_refused(slot: int, where: int, error: int) -> None:
     with guest("spin") as made, pytest.raises(KvmError) as caught:
         made.vm.set_user_memory_region(
             slot, where, 2 * PAGE_SIZE, made.memory.host_address + RAM_SIZE - 2 * PAGE_SIZE
@@ -114,7 +114,7 @@ def test_memory_slot_that_cannot_be_is_refused(slot: int, where: int, error: int
 
 
 @pytest.mark.kvm
-def test_memory_slot_goes_with_size_0() -> None:
+def test_memory_slot_is_removed_by_size_0() -> None:
     with guest("spin") as made:
         made.vm.set_user_memory_region(0, RAM_BASE, 0, made.memory.host_address)
 
@@ -140,7 +140,7 @@ def test_write_to_a_read_only_slot_is_mmio() -> None:
 
 
 @pytest.mark.kvm
-def test_dirty_log_has_exactly_the_pages_written() -> None:
+def test_dirty_log_has_exactly_the_written_pages() -> None:
     with guest("store_twice_then_load", memory_flags=MemoryFlag.LOG_DIRTY_PAGES) as made:
         pages = RAM_SIZE // PAGE_SIZE
         made.set(x0=RAM_BASE + 16 * PAGE_SIZE, x2=RAM_BASE + 20 * PAGE_SIZE, x5=MMIO)
@@ -161,7 +161,7 @@ def test_dirty_log_has_exactly_the_pages_written() -> None:
 
 
 @pytest.mark.kvm
-def test_dirty_log_of_a_slot_without_one_is_refused() -> None:
+def test_dirty_log_is_refused_for_a_slot_without_one() -> None:
     with guest("spin") as made, pytest.raises(KvmError) as caught:
         made.vm.get_dirty_log(0, 512)
 
@@ -170,7 +170,7 @@ def test_dirty_log_of_a_slot_without_one_is_refused() -> None:
 
 
 @pytest.mark.kvm
-def test_enable_cap_that_cannot_be_names_it() -> None:
+def test_enable_cap_names_a_capability_that_it_refuses() -> None:
     with guest("spin") as made, pytest.raises(KvmError, match=r"cap=ARM_SVE, args=\[1]") as caught:
         made.vm.enable_cap(Cap.ARM_SVE, 1)
 
@@ -232,7 +232,7 @@ def test_irqfd_raises_an_edge_interrupt() -> None:
 
 
 @pytest.mark.kvm
-def test_irqfd_with_resample_tells_when_the_guest_is_done() -> None:
+def test_irqfd_with_resample_signals_the_end_of_the_interrupt() -> None:
     with guest("take_interrupts", gic=True) as made, eventfd() as fd, eventfd() as resample:
         enable_interrupts(made, 32 + 6)
         configure(made, 32 + 6, edge=False)
@@ -297,7 +297,7 @@ def test_irq_line_raises_a_private_interrupt() -> None:
 
 
 @pytest.mark.kvm
-def test_irq_line_level_can_be_seen_and_lowered() -> None:
+def test_irq_line_level_can_be_read_and_lowered() -> None:
     with guest("spin", gic=True) as made:
         assert made.gic is not None
         configure(made, 32 + 3, edge=False)
@@ -320,7 +320,7 @@ def test_irq_line_before_the_gic_is_refused() -> None:
 
 
 @pytest.mark.kvm
-def test_irq_line_beyond_the_gic_s_interrupts_is_refused() -> None:
+def test_irq_line_beyond_the_gics_interrupts_is_refused() -> None:
     with guest("spin", gic=True) as made, pytest.raises(KvmError) as caught:
         made.vm.irq_line(spi(32), True)
 
@@ -352,7 +352,7 @@ def test_signal_msi_with_an_its_needs_it_enabled() -> None:
 
 
 @pytest.mark.kvm
-def test_vm_attributes_came_with_the_counter_offset() -> None:
+def test_vm_has_attributes_exactly_with_the_counter_offset() -> None:
     with guest("spin") as made:
         has_filter = made.vm.has_attr(VmGroup.SMCCC_CTRL, SmcccAttr.FILTER)
 
@@ -370,7 +370,7 @@ def test_stats_can_be_opened() -> None:
 
 
 @pytest.mark.kvm
-def test_vm_is_gone_when_its_descriptors_are_closed() -> None:
+def test_vm_ends_when_its_descriptors_are_closed() -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
 
     for _ in range(3):

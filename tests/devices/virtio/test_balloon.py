@@ -92,7 +92,7 @@ def any_rig(memory: GuestMemory, request: pytest.FixtureRequest) -> Iterator[Rig
     made.balloon.stop()
 
 
-def test_pages_that_go_into_the_balloon_go_back_to_the_host(any_rig: Rig) -> None:
+def test_inflated_pages_are_discarded(any_rig: Rig) -> None:
     memory = any_rig.memory
     any_rig.start()
     memory.write(PAGES, b"\xff" * 4 * MIB)
@@ -107,7 +107,7 @@ def test_pages_that_go_into_the_balloon_go_back_to_the_host(any_rig: Rig) -> Non
     assert memory.read(PAGES, 4 * MIB) == bytes(4 * MIB)
 
 
-def test_pages_come_out_again(any_rig: Rig) -> None:
+def test_deflated_pages_leave_the_balloon(any_rig: Rig) -> None:
     any_rig.start()
     any_rig.name_pages(INFLATEQ, PAGES, PAGES + PAGE, PAGES + 2 * PAGE)
 
@@ -117,7 +117,7 @@ def test_pages_come_out_again(any_rig: Rig) -> None:
     assert list(any_rig.balloon.pages.runs()) == [(PAGES // PAGE, 1), (PAGES // PAGE + 2, 1)]
 
 
-def test_array_of_pages_may_be_cut_anywhere(rig: Rig) -> None:
+def test_array_of_pages_may_be_divided_anywhere(rig: Rig) -> None:
     rig.start()
     data = struct.pack("<3I", *(PAGES // PAGE + n for n in (0, 1, 2)))
     parts = [data[:3], data[3:10], data[10:]]
@@ -128,7 +128,7 @@ def test_array_of_pages_may_be_cut_anywhere(rig: Rig) -> None:
     assert list(rig.balloon.pages.runs()) == [(PAGES // PAGE, 3)]
 
 
-def test_asking_tells_the_guest_once(rig: Rig) -> None:
+def test_request_interrupts_the_guest_once(rig: Rig) -> None:
     rig.start()
     rig.driver.acknowledge()
     interrupts: list[None] = []
@@ -142,7 +142,7 @@ def test_asking_tells_the_guest_once(rig: Rig) -> None:
     assert len(interrupts) == 1
 
 
-def test_what_was_asked_before_there_was_a_driver_waits_for_it(rig: Rig) -> None:
+def test_request_before_the_driver_waits_for_it(rig: Rig) -> None:
     rig.balloon.request(512)
 
     assert rig.balloon.info() == {
@@ -164,7 +164,7 @@ def test_legacy_driver_writes_a_field_byte_by_byte(legacy: Rig) -> None:
     assert [legacy.mmio.mmio_read(ACTUAL + at, 1) for at in range(4)] == [1, 2, 3, 4]
 
 
-def test_driver_cannot_write_what_is_not_its_own(rig: Rig) -> None:
+def test_driver_cannot_write_the_devices_fields(rig: Rig) -> None:
     rig.start()
     rig.balloon.request(3)
 
@@ -175,7 +175,7 @@ def test_driver_cannot_write_what_is_not_its_own(rig: Rig) -> None:
     assert rig.driver.read(CMD_ID) == 0
 
 
-def test_reset_gives_all_pages_back_and_keeps_the_wish(rig: Rig) -> None:
+def test_reset_returns_all_pages_and_keeps_the_target(rig: Rig) -> None:
     rig.start()
     rig.balloon.request(2)
     rig.name_pages(INFLATEQ, PAGES, PAGES + PAGE)
@@ -223,7 +223,7 @@ def stats(**values: int) -> bytes:
     return b"".join(struct.pack("<HQ", tags[name], value) for name, value in values.items())
 
 
-def test_statistics_are_those_of_the_moment_they_are_asked_for(rig: Rig) -> None:
+def test_statistics_are_requested_anew_each_time(rig: Rig) -> None:
     rig.start()
     rig.send(STATSQ, stats(free=1))
     first = rig.balloon.statistics
@@ -249,13 +249,13 @@ def test_statistics_are_those_of_the_moment_they_are_asked_for(rig: Rig) -> None
     assert found.at == 107.0
 
 
-def test_guest_that_gives_no_statistics_is_not_waited_for(rig: Rig) -> None:
+def test_statistics_do_not_wait_for_a_guest_without_them(rig: Rig) -> None:
     rig.start(wanted=~F_STATS_VQ)
 
     assert rig.balloon.refresh_statistics(60.0) is None
 
 
-def test_guest_that_stalls_leaves_the_old_statistics(rig: Rig) -> None:
+def test_statistics_stay_the_old_ones_when_the_guest_stalls(rig: Rig) -> None:
     rig.start()
     rig.send(STATSQ, stats(free=1))
 
@@ -265,7 +265,7 @@ def test_guest_that_stalls_leaves_the_old_statistics(rig: Rig) -> None:
     assert found.values == {"free_bytes": 1}
 
 
-def test_first_statistics_of_a_legacy_driver_mean_nothing(legacy: Rig) -> None:
+def test_first_statistics_of_a_legacy_driver_are_ignored(legacy: Rig) -> None:
     legacy.start()
 
     legacy.send(STATSQ, stats(free=1))
@@ -279,7 +279,7 @@ def test_first_statistics_of_a_legacy_driver_mean_nothing(legacy: Rig) -> None:
 # Reports and hints
 
 
-def test_reported_pages_go_back_to_the_host(rig: Rig) -> None:
+def test_reported_pages_are_discarded(rig: Rig) -> None:
     rig.start()
     rig.memory.write(PAGES, b"\xff" * 4 * MIB)
 
@@ -292,7 +292,7 @@ def test_reported_pages_go_back_to_the_host(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("poison", [0, 0xAA])
-def test_pages_that_are_poisoned_are_left_as_they_are(rig: Rig, poison: int) -> None:
+def test_poisoned_pages_are_not_discarded(rig: Rig, poison: int) -> None:
     rig.driver.negotiate()
     rig.driver.write(POISON_VAL, poison)
     rig.driver.rings = [rig.driver.make_ring(index, 16) for index in range(5)]
@@ -310,7 +310,7 @@ def command(number: int) -> bytes:
     return struct.pack("<I", number)
 
 
-def test_round_of_hints(rig: Rig) -> None:
+def test_round_of_hints_discards_the_hinted_pages(rig: Rig) -> None:
     rig.start()
     rig.memory.write(PAGES, b"\xff" * 4 * MIB)
 
@@ -358,7 +358,7 @@ def test_hints_after_the_end_of_their_round_are_ignored(rig: Rig) -> None:
     assert rig.memory.read(PAGES, 1) == b"\xff"
 
 
-def test_late_stop_of_a_round_that_was_cut_short_does_not_end_the_next(rig: Rig) -> None:
+def test_late_stop_of_a_stopped_round_does_not_end_the_next(rig: Rig) -> None:
     """Linux sends it when it sees that the round has changed (send_free_pages())."""
     rig.start()
     rig.memory.write(PAGES, b"\xff" * MIB)
@@ -392,7 +392,7 @@ def test_reset_in_a_round_of_hints_ends_it(rig: Rig) -> None:
     assert rig.memory.read(PAGES, 1) == b"\xff"
 
 
-def test_no_round_is_begun_where_nobody_gives_hints(rig: Rig) -> None:
+def test_no_round_of_hints_begins_without_a_driver_that_hints(rig: Rig) -> None:
     assert not rig.balloon.start_hinting()
     rig.start(wanted=~F_FREE_PAGE_HINT)
     assert not rig.balloon.start_hinting()
@@ -433,7 +433,7 @@ def test_driver_that_breaks_a_rule_stops_its_device(
 # Snapshots
 
 
-def test_balloon_goes_on_in_another_machine(rig: Rig) -> None:
+def test_restored_balloon_has_its_pages_and_target(rig: Rig) -> None:
     rig.start()
     rig.balloon.request(5)
     rig.name_pages(INFLATEQ, PAGES, PAGES + PAGE, PAGES + 9 * PAGE)
@@ -462,7 +462,7 @@ def test_balloon_goes_on_in_another_machine(rig: Rig) -> None:
         [[1 << 32, 1]], [["0", 1]], [[True, 1]], [[0, 1], {}],
     ],
 )  # fmt: skip
-def test_pages_that_cannot_be_are_refused(rig: Rig, pages: object) -> None:
+def test_restore_refuses_invalid_pages(rig: Rig, pages: object) -> None:
     state = rig.balloon.state()
     state["own"]["pages"] = pages
 

@@ -70,7 +70,7 @@ def test_whole_area_is_discarded_at_once(memory: Noted) -> None:
     assert memory.discarded == [(FIRST, AREA_PAGES)]
 
 
-def test_page_that_is_in_already_counts_once_and_is_left_alone(memory: Noted) -> None:
+def test_page_already_in_the_balloon_is_not_discarded_again(memory: Noted) -> None:
     pages = BalloonPages(memory, 1)
     pages.add([FIRST])
 
@@ -80,7 +80,7 @@ def test_page_that_is_in_already_counts_once_and_is_left_alone(memory: Noted) ->
     assert pages.count == 2
 
 
-def test_page_of_a_larger_host_page_waits_for_the_others(memory: Noted) -> None:
+def test_larger_host_page_is_discarded_when_complete(memory: Noted) -> None:
     pages = BalloonPages(memory, 4)
 
     pages.add([FIRST, FIRST + 1, FIRST + 3, FIRST + 4])
@@ -90,7 +90,7 @@ def test_page_of_a_larger_host_page_waits_for_the_others(memory: Noted) -> None:
     assert memory.discarded == [(FIRST, 4)]
 
 
-def test_area_with_a_hole_has_no_huge_pages_until_it_is_whole_again(memory: Noted) -> None:
+def test_area_has_no_huge_pages_while_it_has_a_hole(memory: Noted) -> None:
     pages = BalloonPages(memory, 1)
 
     pages.add([FIRST + 3, FIRST + 4])
@@ -103,7 +103,9 @@ def test_area_with_a_hole_has_no_huge_pages_until_it_is_whole_again(memory: Note
     assert pages.count == 0
 
 
-def test_mappings_are_not_split_without_end(memory: Noted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_areas_without_huge_pages_is_bounded(
+    memory: Noted, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(balloonpages, "SMALL_AREAS", 2)
     pages = BalloonPages(memory, 1)
     firsts = [FIRST + n * AREA_PAGES for n in range(AREAS)]
@@ -117,7 +119,7 @@ def test_mappings_are_not_split_without_end(memory: Noted, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("page", [0, FIRST - 1, END, (1 << 32) - 1])
-def test_page_that_is_no_ram_is_refused(memory: Noted, page: int) -> None:
+def test_page_outside_ram_is_refused(memory: Noted, page: int) -> None:
     pages = BalloonPages(memory, 1)
 
     with pytest.raises(QueueError, match=f"{page:#x}"):
@@ -127,7 +129,7 @@ def test_page_that_is_no_ram_is_refused(memory: Noted, page: int) -> None:
     assert memory.discarded == []
 
 
-def test_restored_pages_are_in_and_nothing_is_discarded(memory: Noted) -> None:
+def test_restored_pages_are_not_discarded(memory: Noted) -> None:
     before = BalloonPages(Noted(), 1)
     before.add([FIRST, FIRST + 1, FIRST + 9, FIRST + AREA_PAGES])
     pages = BalloonPages(memory, 1)

@@ -87,7 +87,7 @@ def config(rig: Rig, offset: int, size: int) -> int:
     return rig.mmio.mmio_read(0x100 + offset, size)
 
 
-def test_configuration_is_where_the_header_has_it(rig: Rig) -> None:
+def test_configuration_has_the_offsets_of_the_header(rig: Rig) -> None:
     assert config(rig, 0, 4) | config(rig, 4, 4) << 32 == SECTORS
     assert config(rig, 12, 4) == 254
     assert config(rig, 20, 4) == 512
@@ -99,7 +99,7 @@ def test_configuration_is_where_the_header_has_it(rig: Rig) -> None:
     assert config(rig, 56, 1) == 1
 
 
-def test_reads_what_is_in_the_file(rig: Rig) -> None:
+def test_read_returns_the_files_content(rig: Rig) -> None:
     assert rig.read(0, 512) == (OK, CONTENT[:512])
     assert rig.read(3, 512, 4096, 1024) == (OK, CONTENT[3 * 512 : 3 * 512 + 5632])
     assert rig.read(SECTORS - 1, 512) == (OK, CONTENT[-512:])
@@ -107,7 +107,7 @@ def test_reads_what_is_in_the_file(rig: Rig) -> None:
     assert rig.device.counts["bytes_read"] == 512 + 5632 + 512
 
 
-def test_writes_into_the_file_and_nowhere_else(rig: Rig) -> None:
+def test_write_changes_only_its_range_of_the_file(rig: Rig) -> None:
     assert rig.write(5, b"a" * 512, b"b" * 1024) == OK
 
     changed = CONTENT[: 5 * 512] + b"a" * 512 + b"b" * 1024 + CONTENT[8 * 512 :]
@@ -120,7 +120,7 @@ def test_writes_into_the_file_and_nowhere_else(rig: Rig) -> None:
 @pytest.mark.parametrize(
     "sizes", [[16, 512, 1], [10, 6, 200, 312, 1], [16 + 100, 412, 1], [1] * 16 + [511, 1, 1]]
 )
-def test_how_a_write_is_cut_into_buffers_means_nothing(
+def test_write_does_not_depend_on_its_division_into_buffers(
     memory: GuestMemory, image: Path, sizes: Sequence[int]
 ) -> None:
     rig = Rig(memory, image)
@@ -140,7 +140,7 @@ def test_how_a_write_is_cut_into_buffers_means_nothing(
     rig.close()
 
 
-def test_status_is_the_last_byte_of_whatever_room_there_is(rig: Rig) -> None:
+def test_status_is_the_last_writable_byte(rig: Rig) -> None:
     ram = rig.driver.ram
     header = ram.put(struct.pack("<IIQ", IN, 0, 1))
     room = ram.put(b"\xff" * 1024)
@@ -156,7 +156,7 @@ def test_status_is_the_last_byte_of_whatever_room_there_is(rig: Rig) -> None:
     [(SECTORS, [512]), (SECTORS - 1, [1024]), (1 << 63, [512]), ((1 << 64) - 1, [512]),
      (0, [511]), (0, [513])],
 )  # fmt: skip
-def test_range_beyond_the_disk_or_no_whole_sectors_is_an_io_error(
+def test_range_beyond_the_disk_or_of_partial_sectors_is_an_io_error(
     rig: Rig, sector: int, sizes: list[int]
 ) -> None:
     status, data = rig.read(sector, *sizes)
@@ -208,14 +208,14 @@ def test_discard_and_write_zeroes_do_their_ranges(rig: Rig) -> None:
         (DISCARD, [], IOERR),
     ],
 )
-def test_ranges_that_are_wrong_are_refused_whole(
+def test_request_with_an_invalid_range_changes_nothing(
     rig: Rig, type_: int, ranges: list[tuple[int, int, int]], status: int
 ) -> None:
     assert rig.ranges(type_, *ranges) == status
     assert rig.image.read_bytes() == CONTENT
 
 
-def test_read_only_disk_is_one(memory: GuestMemory, image: Path) -> None:
+def test_read_only_disk_refuses_writes(memory: GuestMemory, image: Path) -> None:
     rig = Rig(memory, image, read_only=True)
     rig.driver.start(queues=1)
 
@@ -230,7 +230,7 @@ def test_read_only_disk_is_one(memory: GuestMemory, image: Path) -> None:
     rig.close()
 
 
-def test_driver_without_flushes_has_its_writes_made_safe_at_once(
+def test_write_is_durable_for_a_driver_without_flushes(
     memory: GuestMemory, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = []
@@ -250,7 +250,7 @@ def test_driver_without_flushes_has_its_writes_made_safe_at_once(
     assert flags == [0, os.RWF_DSYNC]
 
 
-def test_truncated_file_is_an_io_error_that_is_told(rig: Rig) -> None:
+def test_truncated_file_is_an_io_error_in_the_log(rig: Rig) -> None:
     os.truncate(rig.image, 8192)
 
     status, data = rig.read(15, 1024)
@@ -264,7 +264,7 @@ def test_truncated_file_is_an_io_error_that_is_told(rig: Rig) -> None:
     assert rig.read(15, 512) == (OK, CONTENT[15 * 512 : 16 * 512])
 
 
-def test_what_this_machine_refuses_is_told_eight_times(
+def test_refusals_of_the_host_are_logged_eight_times(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> int:
@@ -280,7 +280,7 @@ def test_what_this_machine_refuses_is_told_eight_times(
 
 
 @pytest.mark.parametrize("what", ["no header", "no room"])
-def test_chain_that_is_no_request_breaks_the_device_until_a_reset(rig: Rig, what: str) -> None:
+def test_invalid_chain_stops_the_device_until_a_reset(rig: Rig, what: str) -> None:
     ram = rig.driver.ram
     place = ram.take(64)
     buffers = [Buffer(place, 15), Buffer(place + 32, 1, True)]
@@ -296,7 +296,7 @@ def test_chain_that_is_no_request_breaks_the_device_until_a_reset(rig: Rig, what
     assert rig.read(0, 512) == (OK, CONTENT[:512])
 
 
-def test_tail_of_a_file_is_told_of(memory: GuestMemory, image: Path) -> None:
+def test_tail_of_a_file_is_logged(memory: GuestMemory, image: Path) -> None:
     image.write_bytes(CONTENT + b"tail")
 
     rig = Rig(memory, image)
@@ -310,9 +310,7 @@ def test_tail_of_a_file_is_told_of(memory: GuestMemory, image: Path) -> None:
     rig.close()
 
 
-def test_many_requests_in_flight_leave_the_disk_as_one_after_the_other(
-    memory: GuestMemory, image: Path
-) -> None:
+def test_requests_in_flight_leave_the_disk_as_in_sequence(memory: GuestMemory, image: Path) -> None:
     rig = Rig(memory, image)
     rig.driver.start(queues=1)
     rng, ram = random.Random(4), rig.driver.ram

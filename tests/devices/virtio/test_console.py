@@ -42,7 +42,7 @@ class Gate:
 
 
 @pytest.mark.parametrize("wanted", [-1, 0, F_EVENT_IDX, F_INDIRECT])
-def test_what_the_guest_sends_is_output_and_comes_back_used(any_rig: Rig, wanted: int) -> None:
+def test_guests_buffers_are_output_and_returned(any_rig: Rig, wanted: int) -> None:
     any_rig.driver.start(wanted=wanted)
 
     first = any_rig.send(b"hello, ", b"wor", b"ld")
@@ -52,7 +52,7 @@ def test_what_the_guest_sends_is_output_and_comes_back_used(any_rig: Rig, wanted
     assert any_rig.transmitq.take_used() == [(first, 0), (second, 0)]
 
 
-def test_output_in_an_indirect_table_is_output(any_rig: Rig) -> None:
+def test_indirect_table_is_output(any_rig: Rig) -> None:
     any_rig.driver.start()
     parts = [b"in", b"", b"direct"]
 
@@ -76,7 +76,7 @@ def test_used_buffers_interrupt(any_rig: Rig) -> None:
     assert any_rig.driver.read(0x060) == 0
 
 
-def test_interrupt_is_not_raised_where_the_driver_wants_none(rig: Rig) -> None:
+def test_interrupt_is_not_raised_when_the_driver_wants_none(rig: Rig) -> None:
     rig.driver.start(wanted=0)
     rig.transmitq.set_no_interrupt(True)
 
@@ -86,7 +86,7 @@ def test_interrupt_is_not_raised_where_the_driver_wants_none(rig: Rig) -> None:
     assert rig.interrupts == 0
 
 
-def test_output_that_blocks_holds_up_neither_input_nor_registers(rig: Rig) -> None:
+def test_blocked_output_delays_neither_input_nor_registers(rig: Rig) -> None:
     gate = Gate(rig)
     rig.driver.start()
     places = rig.give_room(16)
@@ -105,7 +105,7 @@ def test_output_that_blocks_holds_up_neither_input_nor_registers(rig: Rig) -> No
     assert rig.sent == b"out"
 
 
-def test_buffer_is_not_used_before_its_output_is_out(rig: Rig) -> None:
+def test_buffer_is_returned_after_its_output(rig: Rig) -> None:
     gate = Gate(rig)
     rig.driver.start()
     vcpu = threading.Thread(target=rig.send, args=(b"out",))
@@ -141,7 +141,7 @@ def test_reset_during_output_drops_the_buffer_and_does_not_wait(rig: Rig) -> Non
     assert rig.sent.endswith(b"after")
 
 
-def test_end_of_the_machine_cuts_a_long_output_short(rig: Rig) -> None:
+def test_stop_ends_a_long_output(rig: Rig) -> None:
     gate = Gate(rig)
     rig.driver.start()
     one = rig.driver.ram.put(bytes(MIB))
@@ -157,7 +157,7 @@ def test_end_of_the_machine_cuts_a_long_output_short(rig: Rig) -> None:
     assert len(rig.sent) < MIB
 
 
-def test_output_that_fails_lets_go_of_guest_memory(rig: Rig) -> None:
+def test_failed_output_releases_guest_memory(rig: Rig) -> None:
     def fail(data: bytes) -> None:
         raise ValueError("no paper")
 
@@ -171,7 +171,7 @@ def test_output_that_fails_lets_go_of_guest_memory(rig: Rig) -> None:
     rig.memory.close()
 
 
-def test_sixteen_mebibytes_go_out_whole(any_rig: Rig) -> None:
+def test_sixteen_mebibytes_are_output(any_rig: Rig) -> None:
     rng = random.Random(3)
     driver, total, digest = any_rig.driver, 16 * MIB, hashlib.sha256()
     received = hashlib.sha256()
@@ -211,7 +211,7 @@ def test_input_goes_into_the_buffers_in_order(any_rig: Rig) -> None:
     assert any_rig.driver.acknowledge() == USED
 
 
-def test_input_before_the_driver_is_ready_stays_with_its_sender(rig: Rig) -> None:
+def test_receive_takes_nothing_before_the_driver_is_ready(rig: Rig) -> None:
     assert rig.console.receive(b"early") == 0
 
     rig.driver.negotiate()
@@ -224,7 +224,7 @@ def test_input_before_the_driver_is_ready_stays_with_its_sender(rig: Rig) -> Non
     assert (before, rig.rooms) == (0, 1)
 
 
-def test_input_waits_until_the_driver_has_looked_at_the_size(any_rig: Rig) -> None:
+def test_input_waits_until_the_driver_reads_the_size(any_rig: Rig) -> None:
     driver = any_rig.driver
     driver.negotiate()
     driver.rings = [driver.make_ring(0), driver.make_ring(1)]
@@ -241,7 +241,7 @@ def test_input_waits_until_the_driver_has_looked_at_the_size(any_rig: Rig) -> No
     assert any_rig.timers == []
 
 
-def test_driver_that_never_looks_at_the_size_gets_input_after_a_while(rig: Rig) -> None:
+def test_driver_gets_input_after_a_timeout_without_reading_the_size(rig: Rig) -> None:
     start_without_looking(rig)
 
     early = rig.console.receive(b"in")
@@ -252,7 +252,7 @@ def test_driver_that_never_looks_at_the_size_gets_input_after_a_while(rig: Rig) 
     assert rig.console.receive(b"in") == 2
 
 
-def test_driver_that_is_busy_with_output_is_given_more_time_but_not_for_ever(rig: Rig) -> None:
+def test_wait_for_the_size_is_longer_but_bounded_during_output(rig: Rig) -> None:
     start_without_looking(rig)
     rig.console.receive(b"in")
 
@@ -274,7 +274,7 @@ def start_without_looking(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("end", ["reset", "stop"])
-def test_nobody_waits_for_a_driver_that_has_gone(rig: Rig, end: str) -> None:
+def test_reset_and_stop_end_the_wait_for_the_driver(rig: Rig, end: str) -> None:
     start_without_looking(rig)
 
     rig.driver.reset() if end == "reset" else rig.console.stop()
@@ -290,7 +290,7 @@ def test_driver_without_the_size_feature_gets_input_at_once(rig: Rig) -> None:
     assert rig.timers == []
 
 
-def test_wait_for_a_driver_ends_by_itself_in_real_time() -> None:
+def test_after_calls_back_in_real_time() -> None:
     gone_off = threading.Event()
 
     cancel = after(0.01, gone_off.set)
@@ -299,7 +299,7 @@ def test_wait_for_a_driver_ends_by_itself_in_real_time() -> None:
     cancel()
 
 
-def test_input_beyond_the_buffers_stays_and_room_is_announced_once(any_rig: Rig) -> None:
+def test_receive_leaves_input_beyond_the_buffers_and_calls_on_room_once(any_rig: Rig) -> None:
     any_rig.driver.start()
     any_rig.give_room(4)
 
@@ -313,7 +313,7 @@ def test_input_beyond_the_buffers_stays_and_room_is_announced_once(any_rig: Rig)
     assert (before, any_rig.rooms) == (0, 1)
 
 
-def test_room_is_not_announced_when_all_was_taken(any_rig: Rig) -> None:
+def test_on_room_is_not_called_after_receive_took_all(any_rig: Rig) -> None:
     any_rig.driver.start()
     any_rig.give_room(16)
 
@@ -324,7 +324,7 @@ def test_room_is_not_announced_when_all_was_taken(any_rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("wanted", [0, F_EVENT_IDX])
-def test_buffers_nobody_waits_for_cost_no_kick(rig: Rig, wanted: int) -> None:
+def test_buffers_cause_no_kick_when_no_input_waits(rig: Rig, wanted: int) -> None:
     rig.driver.start(wanted=wanted)
     rig.give_room(16, 16, 16)
     rig.console.receive(b"x")
@@ -337,7 +337,7 @@ def test_buffers_nobody_waits_for_cost_no_kick(rig: Rig, wanted: int) -> None:
     assert not any(kicks)
 
 
-def test_sixteen_mebibytes_come_in_whole(any_rig: Rig) -> None:
+def test_sixteen_mebibytes_are_received(any_rig: Rig) -> None:
     data = random.Random(4).randbytes(16 * MIB)
     got = hashlib.sha256()
     driver = any_rig.driver
@@ -361,7 +361,7 @@ def test_sixteen_mebibytes_come_in_whole(any_rig: Rig) -> None:
     assert got.digest() == hashlib.sha256(data).digest()
 
 
-def test_guest_and_sender_at_different_speeds_lose_nothing(any_rig: Rig) -> None:
+def test_input_is_complete_at_any_speed_of_guest_and_sender(any_rig: Rig) -> None:
     """A sender that waits for room, and a guest that is slow to give it, in two threads."""
     data = random.Random(5).randbytes(300_000)
     room, got = threading.Event(), bytearray()
@@ -403,7 +403,7 @@ def test_console_offers_size_and_emergency_write(any_rig: Rig) -> None:
     assert any_rig.driver.offered() & 0xFF == F_SIZE | F_EMERG_WRITE
 
 
-def test_size_is_in_the_configuration_and_a_change_interrupts(any_rig: Rig) -> None:
+def test_resize_changes_the_configuration_and_interrupts(any_rig: Rig) -> None:
     any_rig.console.resize(80, 25)
     any_rig.driver.start()
     before = any_rig.interrupts
@@ -418,7 +418,7 @@ def test_size_is_in_the_configuration_and_a_change_interrupts(any_rig: Rig) -> N
     assert any_rig.mmio.mmio_read(0x100, 4) == 132 | 43 << 16
 
 
-def test_size_changed_early_does_not_interrupt(rig: Rig) -> None:
+def test_resize_does_not_interrupt_before_driver_ok(rig: Rig) -> None:
     generation = rig.driver.read(0x0FC)
 
     rig.console.resize(80, 25)
@@ -427,7 +427,7 @@ def test_size_changed_early_does_not_interrupt(rig: Rig) -> None:
     assert rig.driver.read(0x0FC) != generation
 
 
-def test_size_is_announced_to_a_driver_that_starts(rig: Rig) -> None:
+def test_driver_ok_signals_the_size(rig: Rig) -> None:
     rig.console.resize(80, 25)
 
     start_without_looking(rig)
@@ -444,13 +444,13 @@ def test_driver_cannot_change_the_size(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2, 4, 8])
-def test_emergency_write_works_without_any_set_up(any_rig: Rig, length: int) -> None:
+def test_emergency_write_works_before_initialisation(any_rig: Rig, length: int) -> None:
     any_rig.mmio.mmio_write(0x108, length, 0x41)
 
     assert any_rig.sent == b"A"
 
 
-def test_emergency_write_works_when_the_device_has_failed(rig: Rig) -> None:
+def test_emergency_write_works_after_a_failure(rig: Rig) -> None:
     rig.driver.start()
     rig.transmitq.raw(0, 0, 1, 0)
     rig.transmitq.publish(0)

@@ -215,7 +215,7 @@ class Fading(GuestMemory):
 
 
 @pytest.mark.parametrize("batch", range(2))
-def test_memory_that_goes_under_a_devices_hands_stops_at_most_the_device(batch: int) -> None:
+def test_unplugging_during_a_request_stops_at_most_the_device(batch: int) -> None:
     for case in range(100):
         run_on_fading_memory(batch * 100 + case)
 

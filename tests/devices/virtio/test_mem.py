@@ -82,7 +82,7 @@ def rig(ram: GuestMemory) -> Iterator[Rig]:
     made.close()
 
 
-def test_configuration_says_what_there_is(rig: Rig) -> None:
+def test_configuration_has_the_regions_sizes(rig: Rig) -> None:
     fields = struct.unpack("<QH6xQQQQQ", b"".join(
         rig.mmio.mmio_read(CONFIG + at, 8).to_bytes(8, "little") for at in range(0, 56, 8)
     ))  # fmt: skip
@@ -90,7 +90,7 @@ def test_configuration_says_what_there_is(rig: Rig) -> None:
     assert fields == (BLOCK, 0, ADDR, BLOCKS * BLOCK, BLOCKS * BLOCK, 0, 0)
 
 
-def test_guest_plugs_what_it_is_asked_to(rig: Rig) -> None:
+def test_guest_plugs_the_requested_blocks(rig: Rig) -> None:
     rig.mem.request(4 * BLOCK)
 
     assert rig.config(REQUESTED_SIZE) == 4 * BLOCK
@@ -101,7 +101,7 @@ def test_guest_plugs_what_it_is_asked_to(rig: Rig) -> None:
     assert rig.memory.contains(ADDR + 3 * BLOCK, 4 * BLOCK)
 
 
-def test_more_than_was_asked_for_is_denied(rig: Rig) -> None:
+def test_plug_beyond_the_requested_size_is_denied(rig: Rig) -> None:
     rig.mem.request(2 * BLOCK)
 
     assert rig.ask(Request.PLUG, 0, 3)[0] == Response.NACK
@@ -110,7 +110,7 @@ def test_more_than_was_asked_for_is_denied(rig: Rig) -> None:
     assert rig.shown == {0, 1}
 
 
-def test_unplugged_memory_is_gone(rig: Rig) -> None:
+def test_unplugged_memory_is_inaccessible(rig: Rig) -> None:
     rig.mem.request(BLOCK)
     rig.ask(Request.PLUG, 0, 1)
     with rig.memory.view(ADDR, 4) as view:
@@ -124,7 +124,7 @@ def test_unplugged_memory_is_gone(rig: Rig) -> None:
     assert bytes(rig.memory.view(ADDR, 4)) == bytes(4)
 
 
-def test_unplug_all_takes_every_block(rig: Rig) -> None:
+def test_unplug_all_unplugs_every_block(rig: Rig) -> None:
     rig.mem.request(BLOCKS * BLOCK)
     for first, count in ((0, 1), (4, 3), (15, 1)):
         rig.ask(Request.PLUG, first, count)
@@ -155,7 +155,7 @@ def test_unplug_all_takes_every_block(rig: Rig) -> None:
         (0xFFFF, 0, 1, 0),
     ],
 )
-def test_request_that_makes_no_sense_is_an_error_and_changes_nothing(
+def test_invalid_request_is_an_error_and_changes_nothing(
     rig: Rig, kind: int, block: int, count: int, offset: int
 ) -> None:
     rig.mem.request(BLOCKS * BLOCK)
@@ -166,7 +166,7 @@ def test_request_that_makes_no_sense_is_an_error_and_changes_nothing(
     assert not rig.lines
 
 
-def test_state_of_blocks(rig: Rig) -> None:
+def test_state_request_returns_the_state_of_blocks(rig: Rig) -> None:
     rig.mem.request(BLOCKS * BLOCK)
     rig.ask(Request.PLUG, 2, 3)
 
@@ -175,7 +175,7 @@ def test_state_of_blocks(rig: Rig) -> None:
     assert rig.ask(Request.STATE, 1, 2) == (Response.ACK, State.MIXED)
 
 
-def test_guest_waits_for_what_the_host_cannot_give_now(rig: Rig) -> None:
+def test_response_is_busy_when_the_host_cannot_map(rig: Rig) -> None:
     rig.mem.request(2 * BLOCK)
     rig.refuse = True
 
@@ -188,7 +188,7 @@ def test_guest_waits_for_what_the_host_cannot_give_now(rig: Rig) -> None:
     assert rig.ask(Request.PLUG, 0, 1)[0] == Response.ACK
 
 
-def test_reset_leaves_plugged_blocks_as_they_are(rig: Rig) -> None:
+def test_reset_leaves_plugged_blocks_unchanged(rig: Rig) -> None:
     rig.mem.request(BLOCK)
     rig.ask(Request.PLUG, 1, 1)
     with rig.memory.view(ADDR + BLOCK, 4) as view:
@@ -235,7 +235,7 @@ def test_request_of_another_size_stops_the_device(rig: Rig, readable: int, writa
 # Snapshots
 
 
-def test_memory_goes_on_in_another_machine(rig: Rig) -> None:
+def test_restored_memory_has_its_plugged_blocks(rig: Rig) -> None:
     rig.mem.request(4 * BLOCK)
     rig.ask(Request.PLUG, 2, 1)
     rig.ask(Request.PLUG, 9, 2)
@@ -259,7 +259,7 @@ def test_memory_goes_on_in_another_machine(rig: Rig) -> None:
         [[5, 1], [1, 1]], [["1", 1]], [[True, 1]], [[0, 1]],
     ],
 )  # fmt: skip
-def test_plugged_blocks_that_cannot_be_are_refused(rig: Rig, plugged: object) -> None:
+def test_restore_refuses_invalid_plugged_blocks(rig: Rig, plugged: object) -> None:
     state = rig.mem.state()
     state["own"]["plugged"] = plugged
 
@@ -267,7 +267,7 @@ def test_plugged_blocks_that_cannot_be_are_refused(rig: Rig, plugged: object) ->
         rig.mem.restore(state, "it")
 
 
-def test_state_of_a_machine_with_other_room_is_refused(rig: Rig) -> None:
+def test_restore_refuses_a_region_of_another_size(rig: Rig) -> None:
     state = rig.mem.state()
     state["config"]["region_size"] *= 2
 

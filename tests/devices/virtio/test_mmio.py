@@ -38,7 +38,7 @@ def test_registers_identify_a_legacy_console(legacy: Rig) -> None:
     assert [legacy.driver.read(offset) for offset in (0x000, 0x004, 0x008)] == [0x7472_6976, 1, 3]
 
 
-def test_every_register_of_the_header_is_there_and_nothing_else() -> None:
+def test_registers_are_exactly_those_of_the_header() -> None:
     """linux/virtio_mmio.h, but for QueueReset, whose feature is not offered."""
     offsets = {reg.offset for reg in VirtioMmio.registers}
 
@@ -67,7 +67,7 @@ def test_modern_registers_are_absent_from_the_legacy_device(legacy: Rig) -> None
     assert legacy.driver.status & NEEDS_RESET == 0
 
 
-def test_shared_memory_regions_are_not_there(rig: Rig) -> None:
+def test_shared_memory_regions_are_absent(rig: Rig) -> None:
     for region in (0, 1, 255):
         rig.driver.write(0x0AC, region)
 
@@ -75,7 +75,7 @@ def test_shared_memory_regions_are_not_there(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("index", [2, 3, 0xFFFF_FFFF])
-def test_queue_that_does_not_exist_has_no_size_and_takes_nothing(any_rig: Rig, index: int) -> None:
+def test_unknown_queue_has_no_size_and_ignores_writes(any_rig: Rig, index: int) -> None:
     any_rig.driver.start()
 
     any_rig.driver.write(0x030, index)
@@ -91,13 +91,13 @@ def test_queue_that_does_not_exist_has_no_size_and_takes_nothing(any_rig: Rig, i
 # Features
 
 
-def test_modern_device_offers_what_it_must(rig: Rig) -> None:
+def test_modern_device_offers_the_required_features(rig: Rig) -> None:
     offered = rig.driver.offered()
 
     assert offered >> 24 << 24 == F_INDIRECT | F_EVENT_IDX | F_VERSION_1
 
 
-def test_legacy_device_offers_nothing_modern(legacy: Rig) -> None:
+def test_legacy_device_does_not_offer_version_1(legacy: Rig) -> None:
     assert legacy.driver.offered() < 1 << 32
 
 
@@ -112,7 +112,7 @@ def test_features_beyond_64_are_none(rig: Rig) -> None:
     [0, F_EVENT_IDX, F_VERSION_1 | 1 << 1, F_VERSION_1 | 1 << 33, F_VERSION_1 | 1 << 63],
     ids=["nothing", "no VERSION_1", "MULTIPORT", "ACCESS_PLATFORM", "unknown"],
 )
-def test_features_that_do_not_do_are_refused(rig: Rig, features: int) -> None:
+def test_features_ok_is_refused_for_invalid_features(rig: Rig, features: int) -> None:
     rig.driver.add_status(ACKNOWLEDGE | DRIVER)
 
     rig.driver.accept(features)
@@ -132,7 +132,7 @@ def test_driver_may_try_again_with_other_features(rig: Rig) -> None:
     assert rig.driver.status & FEATURES_OK
 
 
-def test_features_are_settled_by_features_ok(rig: Rig) -> None:
+def test_features_ok_ends_the_negotiation(rig: Rig) -> None:
     rig.driver.negotiate(wanted=0)
 
     rig.driver.accept(F_VERSION_1 | F_EVENT_IDX)
@@ -198,7 +198,7 @@ def test_legacy_driver_may_kick_before_driver_ok(legacy: Rig) -> None:
     assert legacy.sent == b"early"
 
 
-def test_reset_puts_everything_back(any_rig: Rig) -> None:
+def test_reset_restores_the_initial_state(any_rig: Rig) -> None:
     any_rig.driver.start()
     any_rig.send(b"x")
 
@@ -256,7 +256,7 @@ def assert_stopped(rig: Rig) -> None:
     assert (rig.interrupts, len(rig.lines)) == (interrupts, 1)
 
 
-def test_device_that_stopped_works_again_after_a_reset(any_rig: Rig) -> None:
+def test_stopped_device_works_again_after_a_reset(any_rig: Rig) -> None:
     any_rig.driver.start()
     any_rig.transmitq.publish(999)
     any_rig.driver.kick(TRANSMITQ)
@@ -269,7 +269,7 @@ def test_device_that_stopped_works_again_after_a_reset(any_rig: Rig) -> None:
     assert any_rig.sent == b"again"
 
 
-def test_driver_that_breaks_rules_for_ever_does_not_fill_the_log(rig: Rig) -> None:
+def test_log_of_a_broken_driver_is_bounded(rig: Rig) -> None:
     for _ in range(100):
         rig.driver.reset()
         rig.driver.write(STATUS, DRIVER_OK)
@@ -278,7 +278,7 @@ def test_driver_that_breaks_rules_for_ever_does_not_fill_the_log(rig: Rig) -> No
     assert rig.lines[-1].endswith("further lines are left out")
 
 
-def test_queue_that_is_switched_off_may_be_moved(rig: Rig) -> None:
+def test_disabled_queue_may_be_moved(rig: Rig) -> None:
     rig.driver.start()
     rig.driver.write(0x030, TRANSMITQ)
     rig.driver.write(QUEUE_READY, 0)
@@ -291,7 +291,7 @@ def test_queue_that_is_switched_off_may_be_moved(rig: Rig) -> None:
     assert rig.sent == b"moved"
 
 
-def test_legacy_queue_is_switched_off_by_page_0(legacy: Rig) -> None:
+def test_legacy_queue_is_disabled_by_page_0(legacy: Rig) -> None:
     legacy.driver.start()
     legacy.driver.write(0x030, TRANSMITQ)
     page = legacy.driver.read(QUEUE_PFN)
@@ -331,7 +331,7 @@ def test_queue_of_another_size_stops_the_device(rig: Rig, size: int) -> None:
 
 
 @pytest.mark.parametrize("high", [1, 0xFFFF_FFFF])
-def test_both_halves_of_an_address_count(rig: Rig, high: int) -> None:
+def test_queue_address_has_both_halves(rig: Rig, high: int) -> None:
     rig.driver.negotiate()
     rig.driver.make_ring(0)
     rig.driver.write(QUEUE_READY, 0)
@@ -357,7 +357,7 @@ def test_legacy_queue_of_impossible_pages_stops_the_device(
     assert len(legacy.lines) == 1
 
 
-def test_kick_through_a_watcher_is_like_one_through_the_register(rig: Rig) -> None:
+def test_kick_equals_a_write_of_queue_notify(rig: Rig) -> None:
     rig.driver.start()
     rig.transmitq.add(Buffer(rig.driver.ram.put(b"x"), 1))
 
@@ -398,7 +398,7 @@ def test_interrupt_status_moves_to_other_bits_and_back(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
-def test_reasons_of_interrupts_are_in_snapshots(rig: Rig, elsewhere: bool) -> None:
+def test_state_includes_the_interrupt_status(rig: Rig, elsewhere: bool) -> None:
     rig.driver.start()
     if elsewhere:
         rig.mmio.use_interrupt_bits(LockedInterruptBits())
@@ -413,7 +413,7 @@ def test_reasons_of_interrupts_are_in_snapshots(rig: Rig, elsewhere: bool) -> No
     assert (after, rig.driver.read(INTERRUPT_STATUS)) == (0, 2)
 
 
-def test_every_event_is_an_edge_though_the_last_is_not_acknowledged(rig: Rig) -> None:
+def test_every_event_is_an_edge_without_an_acknowledgement(rig: Rig) -> None:
     rig.driver.start(wanted=0)
 
     rig.send(b"x")
@@ -436,7 +436,7 @@ def test_configuration_is_read_at_any_place_and_width(any_rig: Rig, length: int)
         assert value.to_bytes(length, "little") == content[offset : offset + length]
 
 
-def test_generation_changes_with_every_change(rig: Rig) -> None:
+def test_config_generation_changes_with_every_change(rig: Rig) -> None:
     seen = set()
     for columns in range(1, 10):
         rig.console.resize(columns, 25)

@@ -63,7 +63,7 @@ def rig(memory: GuestMemory, file: Path) -> Iterator[Rig]:
     made.close()
 
 
-def test_configuration_says_where_it_is(rig: Rig) -> None:
+def test_configuration_has_the_address_and_size(rig: Rig) -> None:
     read = rig.mmio.mmio_read
     assert read(0x100, 4) | read(0x104, 4) << 32 == WINDOW
     assert read(0x108, 4) | read(0x10C, 4) << 32 == SIZE
@@ -79,9 +79,7 @@ def test_flush_flushes_the_file(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> No
     assert rig.device.counts == {"flushes": 1, "failed": 0}
 
 
-def test_flush_that_fails_is_an_error_for_the_guest(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_flush_is_an_error_for_the_guest(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(fd: int) -> None:
         raise OSError(5, "Input/output error")
 
@@ -92,7 +90,7 @@ def test_flush_that_fails_is_an_error_for_the_guest(
     assert "Input/output error" in rig.lines[0]
 
 
-def test_buffers_of_others_may_lie_in_it(rig: Rig, file: Path) -> None:
+def test_other_devices_buffers_may_lie_in_it(rig: Rig, file: Path) -> None:
     view = rig.map.view(WINDOW + 512, 4)
     view[:] = b"here"
     view.release()
@@ -102,7 +100,7 @@ def test_buffers_of_others_may_lie_in_it(rig: Rig, file: Path) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(3, 4), (5, 4), (4, 3)])
-def test_chain_that_is_no_flush_breaks_the_device(rig: Rig, sizes: tuple[int, int]) -> None:
+def test_invalid_chain_stops_the_device(rig: Rig, sizes: tuple[int, int]) -> None:
     ram = rig.driver.ram
 
     rig.submit(Buffer(ram.take(8), sizes[0]), Buffer(ram.take(8), sizes[1], True))
@@ -119,7 +117,7 @@ def test_request_of_another_type_is_an_error(rig: Rig) -> None:
     assert rig.lines == []
 
 
-def test_missing_end_of_a_file_is_known(rig: Rig, file: Path) -> None:
+def test_file_without_its_end_has_a_smaller_size(rig: Rig, file: Path) -> None:
     assert rig.content.missing == 0
 
     os.truncate(file, MIB)
@@ -127,7 +125,7 @@ def test_missing_end_of_a_file_is_known(rig: Rig, file: Path) -> None:
     assert rig.content.missing == SIZE - MIB
 
 
-def test_read_only_memory_never_reaches_the_file(file: Path) -> None:
+def test_writes_to_read_only_memory_do_not_change_the_file(file: Path) -> None:
     disk = DiskFile(file, option="--pmem", read_only=True)
     with FileMemory(disk.fd, WINDOW, SIZE, read_only=True) as content:
         view = content.view(WINDOW, 4)

@@ -62,12 +62,12 @@ def pair(memory: GuestMemory) -> Iterator[Pair]:
 # Chains
 
 
-def test_empty_queue_gives_nothing(pair: Pair) -> None:
+def test_pop_of_an_empty_queue_returns_none(pair: Pair) -> None:
     assert pair.queue.pop() is None
     assert not pair.queue.has_chains()
 
 
-def test_chain_gives_what_is_to_be_read_and_takes_what_is_written(pair: Pair) -> None:
+def test_chain_has_readable_and_writable_parts(pair: Pair) -> None:
     rooms = pair.room(3), pair.room(5)
     head = pair.ring.add(pair.buffer(b"ab"), pair.buffer(b"cde"), *rooms)
 
@@ -83,7 +83,7 @@ def test_chain_gives_what_is_to_be_read_and_takes_what_is_written(pair: Pair) ->
     assert pair.ring.take_used() == [(head, 5)]
 
 
-def test_chain_takes_no_more_than_there_is_room(pair: Pair) -> None:
+def test_chain_write_stops_at_the_room(pair: Pair) -> None:
     pair.ring.add(pair.room(3), pair.room(2))
 
     chain = pair.queue.pop()
@@ -101,7 +101,7 @@ def test_chain_is_read_in_pieces_of_bounded_size(pair: Pair) -> None:
     assert list(chain.pieces(3)) == [b"abc", b"def", b"g", b"hi"]
 
 
-def test_empty_descriptors_are_passed_over_wherever_they_point(pair: Pair) -> None:
+def test_empty_descriptors_are_ignored_at_any_address(pair: Pair) -> None:
     pair.ring.add(Buffer(0, 0), pair.buffer(b"x"), Buffer(END + 5, 0))
 
     chain = pair.queue.pop()
@@ -249,9 +249,7 @@ RULES = [value for name, value in sorted(globals().items()) if name.startswith("
 
 
 @pytest.mark.parametrize("broken", RULES, ids=lambda rule: rule.__name__[5:])
-def test_driver_that_breaks_a_rule_is_an_error_that_names_the_queue(
-    pair: Pair, broken: object
-) -> None:
+def test_broken_rule_is_an_error_with_the_queues_name(pair: Pair, broken: object) -> None:
     assert callable(broken)
     broken(pair)
 
@@ -364,7 +362,7 @@ def test_full_ring_across_the_wrap_is_taken_in_order(pair: Pair) -> None:
         (0xFFFD, 3, 0xFFFC, False),
     ],
 )
-def test_used_event_says_when_an_interrupt_is_wanted(
+def test_used_event_decides_about_the_interrupt(
     memory: GuestMemory, old: int, new: int, event: int, wanted: bool
 ) -> None:
     pair = Pair(memory, event_idx=True)
@@ -386,7 +384,7 @@ def rewind(pair: Pair, index: int) -> None:
     queue.last_avail = queue.used_idx = queue._signalled = index
 
 
-def test_interrupt_is_wanted_once_for_what_was_pushed(memory: GuestMemory) -> None:
+def test_needs_interrupt_is_true_once_after_a_push(memory: GuestMemory) -> None:
     pair = Pair(memory, event_idx=True)
     pair.ring.publish(0)
     pair.pass_through()
@@ -421,7 +419,7 @@ def test_no_interrupt_flag_is_ignored_with_event_idx(memory: GuestMemory) -> Non
 
 @pytest.mark.parametrize("event_idx", [False, True])
 @pytest.mark.parametrize("index", [0, 1, 0x7FFF, 0xFFFE, 0xFFFF])
-def test_kick_is_wanted_when_asked_for_and_not_before(
+def test_kick_is_wanted_only_after_enable_kicks(
     memory: GuestMemory, event_idx: bool, index: int
 ) -> None:
     pair = Pair(memory, event_idx=event_idx)
@@ -444,9 +442,7 @@ def test_kick_is_wanted_when_asked_for_and_not_before(
 
 
 @pytest.mark.parametrize("event_idx", [False, True])
-def test_asking_for_kicks_tells_what_came_before_the_wish(
-    memory: GuestMemory, event_idx: bool
-) -> None:
+def test_enable_kicks_reports_earlier_chains(memory: GuestMemory, event_idx: bool) -> None:
     pair = Pair(memory, event_idx=event_idx)
     pair.queue.disable_kicks()
     pair.ring.publish(0)
@@ -458,7 +454,7 @@ def test_asking_for_kicks_tells_what_came_before_the_wish(
 # Reset
 
 
-def test_chain_of_before_a_reset_is_dropped(pair: Pair) -> None:
+def test_chain_from_before_a_reset_is_dropped(pair: Pair) -> None:
     pair.ring.add(pair.room(4))
     chain = pair.queue.pop()
     assert chain is not None
@@ -473,7 +469,7 @@ def test_chain_of_before_a_reset_is_dropped(pair: Pair) -> None:
     assert pair.ring.take_used() == []
 
 
-def test_queue_that_is_off_does_nothing(pair: Pair) -> None:
+def test_disabled_queue_does_nothing(pair: Pair) -> None:
     pair.ring.add(pair.room(4))
 
     pair.queue.disable()
@@ -484,7 +480,7 @@ def test_queue_that_is_off_does_nothing(pair: Pair) -> None:
     assert not pair.queue.needs_interrupt()
 
 
-def test_reset_lets_go_of_guest_memory(memory: GuestMemory) -> None:
+def test_reset_releases_guest_memory(memory: GuestMemory) -> None:
     pair = Pair(memory)
     pair.ring.add(pair.buffer(b"x"), pair.room(4))
     chain = pair.queue.pop()

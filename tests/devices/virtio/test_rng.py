@@ -22,7 +22,7 @@ def rig(memory: GuestMemory, request: pytest.FixtureRequest) -> Iterator[Rig]:
     made.device.stop()
 
 
-def test_fills_what_it_is_given_and_nothing_beyond(rig: Rig) -> None:
+def test_request_fills_its_buffers_only(rig: Rig) -> None:
     address = rig.driver.ram.take(4096)
     rig.memory.zero(address, 4096)
 
@@ -37,7 +37,7 @@ def test_fills_what_it_is_given_and_nothing_beyond(rig: Rig) -> None:
     assert rig.interrupts >= 1
 
 
-def test_gives_other_bytes_each_time(rig: Rig) -> None:
+def test_each_request_gets_other_bytes(rig: Rig) -> None:
     address = rig.driver.ram.take(64)
     seen = set()
 
@@ -49,14 +49,14 @@ def test_gives_other_bytes_each_time(rig: Rig) -> None:
     assert rig.device.counts == {"requests": 300, "bytes": 4800}
 
 
-def test_large_request_gets_a_part(rig: Rig) -> None:
+def test_large_request_is_filled_in_part(rig: Rig) -> None:
     address = rig.driver.ram.take(1 << 20)
 
     assert rig.do(Buffer(address, 1 << 20, True)) == MOST
 
 
 @pytest.mark.parametrize("wrong", ["readable", "empty"])
-def test_request_without_room_breaks_the_device_alone(rig: Rig, wrong: str) -> None:
+def test_request_without_room_stops_only_the_device(rig: Rig, wrong: str) -> None:
     address = rig.driver.ram.take(64)
 
     rig.submit(Buffer(address, 64 * (wrong == "readable"), wrong == "empty"))

@@ -101,7 +101,7 @@ def nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("nothing_waits")
-def test_requests_that_do_not_wait_are_served_by_one_thread_and_told_of_together(rig: Rig) -> None:
+def test_requests_without_waits_share_a_thread_and_an_interrupt(rig: Rig) -> None:
     for gate in rig.device.gates.values():
         gate.set()
 
@@ -114,7 +114,7 @@ def test_requests_that_do_not_wait_are_served_by_one_thread_and_told_of_together
     assert rig.interrupts == 1
 
 
-def test_request_that_waited_is_told_of_before_the_next(rig: Rig) -> None:
+def test_request_that_waited_interrupts_before_the_next(rig: Rig) -> None:
     first, _ = ask(rig, 1, 2)
     wait_until_in_flight(rig, 1)
     time.sleep(100 * served.WAITED_NS / 1e9)
@@ -125,7 +125,7 @@ def test_request_that_waited_is_told_of_before_the_next(rig: Rig) -> None:
     assert rig.interrupts == 1
 
 
-def test_requests_overlap_though_not_every_one_of_them_waits(rig: Rig) -> None:
+def test_requests_overlap_when_some_of_them_wait(rig: Rig) -> None:
     for gate in rig.device.gates.values():
         gate.set()
     one_by_one(rig, WAITS, 1, 2, WAITS)
@@ -137,7 +137,7 @@ def test_requests_overlap_though_not_every_one_of_them_waits(rig: Rig) -> None:
     wait_until_in_flight(rig, 2)
 
 
-def test_what_was_done_before_a_broken_request_is_told_of(
+def test_completed_requests_interrupt_before_an_invalid_one(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[int] = []
@@ -153,7 +153,7 @@ def test_what_was_done_before_a_broken_request_is_told_of(
     assert len(rig.driver.rings[0].take_used()) == 2
 
 
-def test_request_that_takes_its_time_does_not_hold_up_what_is_to_be_told(rig: Rig) -> None:
+def test_slow_request_does_not_delay_earlier_interrupts(rig: Rig) -> None:
     rig.device.gates[1].set()
 
     (first, _) = ask(rig, 1, SLOW)
@@ -173,7 +173,7 @@ def test_requests_are_in_flight_together_and_end_in_any_order(rig: Rig) -> None:
         assert list(rig.collect()) == [head]
 
 
-def test_no_more_are_in_flight_than_there_are_threads(rig: Rig) -> None:
+def test_requests_in_flight_are_at_most_the_threads(rig: Rig) -> None:
     begin_rush(rig)
     ask(rig, *range(5))
     wait_until_in_flight(rig, 3)
@@ -185,7 +185,7 @@ def test_no_more_are_in_flight_than_there_are_threads(rig: Rig) -> None:
     wait_until_in_flight(rig, 1)
 
 
-def test_request_that_takes_its_time_does_not_hold_up_the_next(rig: Rig) -> None:
+def test_slow_request_does_not_delay_the_next(rig: Rig) -> None:
     ask(rig, SLOW)
     wait_until_in_flight(rig, 1)
     ask(rig, 1)
@@ -207,9 +207,7 @@ def test_requests_one_at_a_time_are_served_by_one_thread(rig: Rig) -> None:
     assert len(threads()) == 1
 
 
-def test_threads_that_came_for_a_rush_wait_until_the_next(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_extra_threads_wait_for_the_next_burst(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     begin_rush(rig)
     monkeypatch.setattr(served, "WAITED_NS", FOREVER_NS)
     for gate in rig.device.gates.values():
@@ -247,7 +245,7 @@ def test_all_queues_are_served(rig: Rig) -> None:
     assert rig.device.served.index(9) < 7
 
 
-def test_drain_waits_for_all_that_was_asked_for(rig: Rig) -> None:
+def test_drain_waits_for_all_requests(rig: Rig) -> None:
     ask(rig, *range(6))
     drained = threading.Event()
 
@@ -269,7 +267,7 @@ def test_drain_waits_for_all_that_was_asked_for(rig: Rig) -> None:
     assert len(rig.driver.rings[0].take_used()) == 6
 
 
-def test_reset_waits_for_what_is_in_flight_and_drops_it(rig: Rig) -> None:
+def test_reset_waits_for_requests_in_flight_and_drops_them(rig: Rig) -> None:
     ask(rig, 1)
     wait_until_in_flight(rig, 1)
     ring = rig.driver.rings[0]
@@ -289,7 +287,7 @@ def test_reset_waits_for_what_is_in_flight_and_drops_it(rig: Rig) -> None:
     assert rig.collect()
 
 
-def test_end_of_the_machine_waits_too_and_lets_go_of_guest_ram(memory: GuestMemory) -> None:
+def test_stop_waits_for_requests_and_releases_guest_ram(memory: GuestMemory) -> None:
     rig = Rig(memory, Gated)
     rig.driver.start()
     begin_rush(rig)
@@ -306,7 +304,7 @@ def test_end_of_the_machine_waits_too_and_lets_go_of_guest_ram(memory: GuestMemo
     memory.close()  # raises BufferError if a view is left
 
 
-def test_request_that_breaks_the_rules_stops_the_device_until_a_reset(rig: Rig) -> None:
+def test_invalid_request_stops_the_device_until_a_reset(rig: Rig) -> None:
     begin_rush(rig)
     ask(rig, 1, 255)
     wait_until_in_flight(rig, 2)
@@ -322,7 +320,7 @@ def test_request_that_breaks_the_rules_stops_the_device_until_a_reset(rig: Rig) 
     assert rig.collect()
 
 
-def test_machine_without_threads_to_give_serves_one_request_after_the_other(
+def test_requests_are_served_in_sequence_without_threads(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for gate in rig.device.gates.values():
@@ -339,7 +337,7 @@ def test_machine_without_threads_to_give_serves_one_request_after_the_other(
     assert "can't start new thread" in rig.lines[0]
 
 
-def test_bug_in_a_device_costs_a_thread_and_not_the_device(
+def test_bug_in_serve_ends_a_thread_but_not_the_device(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serve = rig.device.serve
@@ -363,7 +361,7 @@ def test_bug_in_a_device_costs_a_thread_and_not_the_device(
     assert reported == ["a bug"]
 
 
-def test_thousands_of_requests_all_come_back_once(rig: Rig) -> None:
+def test_thousands_of_requests_all_return_once(rig: Rig) -> None:
     for gate in rig.device.gates.values():
         gate.set()
     ram = rig.driver.ram
