@@ -260,7 +260,7 @@ def _open(path: Path, option: str, *, read_only: bool) -> int:
         if not read_only and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             hint = f"use {option} {path},ro to read it only" if os.access(path, os.R_OK) else None
         if error.errno == errno.EBUSY:
-            hint = "unmount it, and what it is a part of"
+            hint = "unmount it: it is mounted, or a part of a mounted device"
         raise UsageError(f"{option} {path}: {error.strerror}", hint=hint) from error
 
 

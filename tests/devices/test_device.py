@@ -6,7 +6,7 @@ from pyvmm.devices.device import Device, Reg
 
 
 class Sample(Device):
-    """A device with one register of each sort."""
+    """A device with a register of each kind."""
 
     node_name = "sample"
     compatible = ("test,sample",)

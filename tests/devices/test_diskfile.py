@@ -1,4 +1,4 @@
-"""Disk images: what is refused when they are opened, and what is read, written and given back."""
+"""Disk images: refusals at opening, reads, writes and discards."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def refused(opened: Open, *arguments: Path, **options: bool) -> VmmError:
 
 
 def blocks(path: Path) -> int:
-    """How many bytes the file takes up."""
+    """Return the bytes of storage that the file occupies."""
     return path.stat().st_blocks * 512
 
 
@@ -248,7 +248,7 @@ def test_direct_is_refused_without_direct_io(opened: Open, monkeypatch: pytest.M
 
 @pytest.fixture
 def device(image: Path) -> Iterator[Path]:
-    """The image as a block device, where this machine lets us make one."""
+    """Return the image as a block device, if this machine has loop devices."""
     command = ["losetup", "-f", "--show", str(image)]
     done = subprocess.run(command, capture_output=True, text=True) if os.geteuid() == 0 else None
     if done is None or done.returncode:

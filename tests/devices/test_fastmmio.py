@@ -1,4 +1,4 @@
-"""The registers that C knows, against the devices' own tables."""
+"""The register offsets in C against the devices' tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Devices' states: a device made anew goes on where the other stopped, or says why it cannot."""
+"""Saved states of devices: a restore continues the saved device or raises an error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MUTANTS = 1000
 
 
 def moved(device: Device, other: Device) -> Any:
-    """Give ``other`` the state of ``device``, by way of JSON."""
+    """Restore the state of ``device`` in ``other``, through JSON."""
     state = json.loads(json.dumps(device.state()))
     other.restore(state, "it")
     assert other.state() == device.state()
@@ -166,7 +166,7 @@ def test_restore_refuses_the_state_of_another_device() -> None:
 
 
 def mutated(rng: random.Random, state: Any) -> Any:
-    """A copy with something else in one place."""
+    """Return a copy with a random value changed or removed."""
     state = copy.deepcopy(state)
     place = state
     while True:

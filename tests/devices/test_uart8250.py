@@ -1,4 +1,4 @@
-"""The 16550A against the data sheet's rules and against what Linux's driver does with it."""
+"""The 16550A against its data sheet and Linux's driver."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NO_INT, THRI, RDI, RLSI, TIMEOUT, MSI = 0x01, 0x02, 0x04, 0x06, 0x0C, 0x00
 
 
 class Port:
-    """A UART with its surroundings: what it sent, its interrupt line, its calls for input."""
+    """A UART that records its output, its interrupt line and its calls of on_room."""
 
     def __init__(self) -> None:
         self.sent = bytearray()
@@ -45,7 +45,7 @@ class Port:
         self.uart.mmio_write(offset, 1, value)
 
     def read_all(self) -> bytes:
-        """Input as a polling guest reads it."""
+        """Read the input as a polling guest does."""
         data = bytearray()
         while self.read(LSR) & 0x01:
             data.append(self.read(RBR))
@@ -474,7 +474,7 @@ def test_wide_read_reads_each_register_in_turn(port: Port) -> None:
 
 
 def test_linux_autoconfig_finds_a_16550a(port: Port) -> None:
-    """The probes of autoconfig() and autoconfig_16550a(), in their order, and what they want."""
+    """Run the probes of autoconfig() and autoconfig_16550a() in order."""
     port.write(IER, 0x00)
     assert port.read(IER) & 0x0F == 0x00
     port.write(IER, 0x0F)
@@ -520,7 +520,7 @@ def test_linux_autoconfig_finds_a_16550a(port: Port) -> None:
 
 
 def size_fifo(port: Port) -> int:
-    """Linux's count of the bytes that come back of 256 sent in loop-back."""
+    """Return how many of 256 bytes Linux receives in loop-back."""
     port.write(FCR, 0x07)
     port.write(MCR, 0x10)
     port.write(LCR, 0x80)
@@ -540,7 +540,7 @@ def size_fifo(port: Port) -> int:
 
 
 def test_linux_startup_finds_no_transmitter_bugs(port: Port) -> None:
-    """serial8250_do_startup(): the tests that would set UART_BUG_THRE and UART_BUG_TXEN."""
+    """Run serial8250_do_startup()'s tests for UART_BUG_THRE and UART_BUG_TXEN."""
     port.write(IER, 0x02)
     first = port.read(IIR)
     port.write(IER, 0x00)
@@ -608,7 +608,7 @@ def test_no_input_is_lost_or_reordered(
     st.sampled_from([0x00, 0x01, 0xC1]),
 )
 def test_interrupt_driven_guest_gets_all_input(data: bytes, chunks: list[int], fcr: int) -> None:
-    """The host offers more only when told of room, the guest reads only when interrupted."""
+    """Send more input only after on_room, and read it only after an interrupt."""
     port = Port()
     port.write(FCR, fcr)
     port.write(IER, 0x01)

@@ -1,4 +1,4 @@
-"""What a UART publishes to its fast path: a guest that uses it sees no difference."""
+"""The registers that a UART publishes to its fast path."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ THR, IER, FCR, LCR, MCR, LSR = 0, 1, 2, 3, 4, 5
 
 @dataclass
 class Direct:
-    """A guest at a port without a fast path."""
+    """A guest of a port without a fast path."""
 
     output: bytearray = field(default_factory=bytearray)
     levels: list[bool] = field(default_factory=list)
@@ -32,11 +32,11 @@ class Direct:
         self.uart.mmio_write(offset, width, value)
 
     def flush(self) -> None:
-        """Nothing waits."""
+        """Do nothing: no bytes wait."""
 
 
 class Fast(Direct):
-    """A guest whose accesses are completed where that is allowed, as C and KVM do."""
+    """A guest with a fast path in Python, in place of C and KVM."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,7 +96,7 @@ prints = st.builds(
 
 
 def calm(guest: Direct) -> list[int]:
-    """Have the fast path possible again, unless input is in the way."""
+    """Bring the UART to a state that allows the fast path, unless input waits."""
     guest.write(LCR, 1, 3)
     guest.write(MCR, 1, 8)
     guest.write(IER, 1, 0)
@@ -174,7 +174,7 @@ def test_thr_write_is_not_published_with_another_effect(offset: int) -> None:
 
 
 def test_publish_comes_before_the_interrupt() -> None:
-    """A vCPU that takes the interrupt finds its cause, on any CPU."""
+    """Check that a vCPU finds the interrupt's cause on any CPU."""
     found: list[int] = []
     guest = Fast()
     guest.uart.irq = lambda level: found.append(guest.registers >> 16 & 0xFF)
@@ -186,7 +186,7 @@ def test_publish_comes_before_the_interrupt() -> None:
 
 
 def test_coalesced_bytes_are_collected_when_coalescing_ends() -> None:
-    """Else its interrupt would be late: KVM does not signal a coalesced write."""
+    """Avoid a late interrupt: KVM does not signal a coalesced write."""
     guest = Fast()
     guest.write(THR, 1, 0x41)
 

@@ -1,4 +1,4 @@
-"""Tiny guests for the tests of KVM, and the least machine that runs one."""
+"""Small guests for the tests of KVM, and the smallest machine that runs one."""
 
 from __future__ import annotations
 
@@ -124,13 +124,13 @@ PROGRAMS = {
 
 
 def code(program: str) -> bytes:
-    """A program's machine code."""
+    """Return a program's machine code."""
     lines = PROGRAMS[program].strip().splitlines()
     return b"".join(int(line.split()[0], 16).to_bytes(4, "little") for line in lines)
 
 
 def write_code(memory: GuestMemory, data: bytes) -> None:
-    """Put code at the beginning of RAM, by the kernel's hand.
+    """Put code at the start of RAM through the kernel.
 
     Not by memcpy, which uses SVE stores in a host with SVE: QEMU 7.2 forgets what it translated
     from the first byte of each such store only (notdirty_write() in accel/tcg/cputlb.c), and runs
@@ -146,7 +146,7 @@ def write_code(memory: GuestMemory, data: bytes) -> None:
 
 @dataclass
 class Guest:
-    """A VM with RAM at RAM_BASE, and vCPUs about to run a program at its beginning."""
+    """A VM with RAM at RAM_BASE, and vCPUs at the start of a program."""
 
     system: System
     vm: Vm
@@ -165,12 +165,12 @@ class Guest:
             self.vcpu.set_one_reg(regs.lookup(name.upper()), value)
 
     def x(self, number: int) -> int:
-        """A general register of the first vCPU."""
+        """Return a general register of the first vCPU."""
         return self.vcpu.get_one_reg(regs.X(number))
 
     @property
     def pc(self) -> int:
-        """Where the first vCPU is, from the start of the program."""
+        """The first vCPU's PC, as an offset in the program."""
         return self.vcpu.get_one_reg(regs.PC) - RAM_BASE
 
 

@@ -1,4 +1,4 @@
-"""pyvmm's tables against the kernel's headers: the extension's own assertions, compiled."""
+"""pyvmm's tables against the kernel's headers, by the extension's static assertions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OLDEST_HEADERS = 6 << 16 | 2 << 8  # NEWER lists what is not in Linux 6.1
 
 
 def compile_asserts(gcc: Path, where: Path) -> str:
-    """What the compiler says to the assertions: nothing, or where the tables are wrong."""
+    """Compile the assertions; return the compiler's errors."""
     source = where / "asserts.c"
     source.write_text("\n".join((_build.INCLUDES, *_build.static_asserts())))
     result = subprocess.run(
@@ -26,7 +26,7 @@ def compile_asserts(gcc: Path, where: Path) -> str:
 
 @pytest.fixture(scope="module")
 def header_macros(cross_gcc: Path) -> dict[str, str]:
-    """Every macro that linux/kvm.h defines."""
+    """Return every macro of linux/kvm.h."""
     text = subprocess.run(
         [
             *(str(cross_gcc), "-E", "-dM", "-x", "c", "/dev/null"),

@@ -7,7 +7,7 @@ from pyvmm.kvm.uapi import ExitReason, InternalError, SystemEvent
 
 
 def union(layout: str, *values: int) -> bytes:
-    """The exit's part of struct kvm_run with these members first."""
+    """Return the exit's part of struct kvm_run with these first members."""
     return struct.pack(layout, *values).ljust(UNION_SIZE, b"\xee")
 
 

@@ -1,4 +1,4 @@
-"""MMIO exits that C completes, and the writes that KVM coalesces, as Python sees them."""
+"""MMIO exits that C completes, and writes that KVM coalesces."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def made() -> Iterator[Guest]:
 
 
 def fast_mmio(made: Guest, *, complete_unclaimed: bool = True) -> FastMmio:
-    """A FastMmio with a UART and a virtio device's interrupt status."""
+    """Return a FastMmio with a UART and a virtio device's interrupt status."""
     claimed = [(MMIO, MMIO + UNCLAIMED), (MARK, MARK + 4)]
     return FastMmio(
         made.vcpus, claimed, [MMIO], [MMIO + STATUS], complete_unclaimed=complete_unclaimed
@@ -41,7 +41,7 @@ def fast_mmio(made: Guest, *, complete_unclaimed: bool = True) -> FastMmio:
 
 
 def play(made: Guest, *steps: Step) -> Exit:
-    """Have the guest make these accesses and then one of MARK; its first exit to Python."""
+    """Make these accesses from the guest, then one of MARK; return the first exit to Python."""
     words = [struct.pack("<BBBB", what, at, 0, value) for what, at, value in (*steps, MARKED)]
     made.memory.write(SCRIPT, b"".join(words))
     made.set(x0=SCRIPT, x1=LOG, x2=MMIO, x9=MARK)
@@ -50,12 +50,12 @@ def play(made: Guest, *steps: Step) -> Exit:
 
 
 def logged(made: Guest) -> int:
-    """What the guest's first read returned."""
+    """Return the value of the guest's first read."""
     return int.from_bytes(made.memory.read(LOG, 8), "little")
 
 
 def counts(made: Guest) -> tuple[list[int], list[int]]:
-    """Completed reads, and writes: the UART's, of interrupt status, unclaimed."""
+    """Return the completed reads and writes of the UART, interrupt status and unclaimed."""
     reads, writes = made.vcpu.completed_mmio()
     return [reads[0], *reads[-2:]], [writes[0], *writes[-2:]]
 

@@ -1,4 +1,4 @@
-"""Running a vCPU: every kind of exit, and the kick that ends a run."""
+"""Runs of a vCPU: every kind of exit, and kicks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EC_BREAKPOINT, EC_STEP, EC_WATCHPOINT, EC_BRK = 0x30, 0x32, 0x34, 0x3C
 
 
 def mmio(taken: Exit) -> tuple[int, int, bool, int]:
-    """What an MMIO exit says."""
+    """Return an MMIO exit's values."""
     assert taken.reason == ExitReason.MMIO, str(taken)
     return taken.address, taken.length, taken.is_write, taken.data
 
@@ -207,7 +207,7 @@ def test_kick_ends_a_run_of_a_stopped_vcpu() -> None:
 
 
 def test_kick_is_never_lost() -> None:
-    """The kick meets the run at any moment: before, on the way in, in the guest, on the way out."""
+    """Kick at any moment: before the run, at its entry, in the guest, at its exit."""
     rounds = 300
     with guest("spin") as made:
         seen = threading.Semaphore(0)
@@ -313,7 +313,7 @@ def test_close_of_a_running_vcpu_is_refused() -> None:
 
 
 def test_other_threads_run_while_a_guest_runs() -> None:
-    """KVM_RUN is made without the GIL: else this thread would never get to the kick."""
+    """Kick from this thread: KVM_RUN releases the GIL."""
     with guest("spin") as made, running(made.vcpu) as join:
         counted = sum(range(10_000))
         made.vcpu.kick()

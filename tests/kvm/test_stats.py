@@ -1,4 +1,4 @@
-"""Statistics files: read as they describe themselves."""
+"""Statistics files, which describe themselves."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_words_show_names_hex_numbers_and_arrays() -> None:
 
 
 def test_sizes_are_those_in_the_ioctl_numbers() -> None:
-    """Source: linux/kvm.h; the rest is _build.py's assertions, which test_build.py compiles."""
+    """Check sizes of linux/kvm.h; test_build.py checks the others."""
     assert structs.USERSPACE_MEMORY_REGION.size == 32
     assert structs.GUEST_DEBUG.size == 520
     assert structs.IOEVENTFD.size == 64

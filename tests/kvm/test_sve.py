@@ -22,7 +22,7 @@ DEFAULT_LENGTH = Path("/proc/sys/abi/sve_default_vector_length")  # bytes
 
 @pytest.fixture
 def host() -> list[int]:
-    """The host's vector lengths, shortest first."""
+    """Return the host's vector lengths, shortest first."""
     with System.open() as system:
         lengths = sorted(sve.host_vector_lengths(system))
     if not lengths:

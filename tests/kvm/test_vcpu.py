@@ -1,4 +1,4 @@
-"""The life of a vCPU, errno by errno, and its registers.  Running it is test_run.py's."""
+"""A vCPU's initialisation, its errnos and its registers; test_run.py runs it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NO_SYSREG = regs.sysreg(3, 7, 15, 15, 7)
 
 
 def refusal(call: Callable[[], object]) -> int:
-    """The errno of the KvmError that ``call`` raises."""
+    """Return the errno of the KvmError that ``call`` raises."""
     with pytest.raises(KvmError) as caught:
         call()
     return caught.value.errno
@@ -41,7 +41,7 @@ def refusal(call: Callable[[], object]) -> int:
 
 @pytest.fixture
 def bare() -> object:
-    """A vCPU that was only created."""
+    """Return a vCPU that was only created."""
     with System.open() as system, system.create_vm() as vm, vm.create_vcpu(0) as vcpu:
         yield vcpu
 

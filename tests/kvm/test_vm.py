@@ -47,7 +47,7 @@ def test_spi_and_ppi_return_the_kernels_numbers() -> None:
 
 
 def dirty_pages(bitmap: bytes) -> list[int]:
-    """The numbers of the pages whose bits are set."""
+    """Return the numbers of the pages whose bits are set."""
     return [page for page in range(8 * len(bitmap)) if bitmap[page // 8] >> page % 8 & 1]
 
 
@@ -61,7 +61,7 @@ def eventfd() -> Iterator[int]:
 
 
 def taken(fd: int) -> int:
-    """The count of an eventfd, which becomes 0."""
+    """Read an eventfd's count, which becomes 0."""
     return os.eventfd_read(fd) if select.select([fd], [], [], 0)[0] else 0
 
 

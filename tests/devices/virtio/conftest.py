@@ -16,7 +16,7 @@ RECEIVEQ, TRANSMITQ = 0, 1
 
 
 class Rig:
-    """A virtio console with its surroundings, and a driver that has not done anything yet."""
+    """A virtio console and its driver, before any access."""
 
     def __init__(self, memory: GuestMemory, *, legacy: bool = False) -> None:
         self.memory = memory
@@ -42,7 +42,7 @@ class Rig:
         return lambda: self.timers.remove(action)
 
     def pass_time(self) -> None:
-        """Let the timers go off that are set now."""
+        """Fire the timers that are set now."""
         for action in self.timers[:]:
             self.timers.remove(action)
             action()
@@ -56,14 +56,14 @@ class Rig:
         return self.driver.rings[TRANSMITQ]
 
     def send(self, *parts: bytes) -> int:
-        """The guest sends bytes, each part in a buffer of its own; returns the chain."""
+        """Send bytes from the guest, each part in its own buffer; return the chain."""
         buffers = [Buffer(self.driver.ram.put(part), len(part)) for part in parts]
         head = self.transmitq.add(*buffers)
         self.driver.kick_if_wanted(TRANSMITQ)
         return head
 
     def give_room(self, *sizes: int) -> dict[int, int]:
-        """The guest adds buffers for input; returns where each chain's is."""
+        """Add the guest's buffers for input; return each chain's address."""
         places = {}
         for size in sizes:
             address = self.driver.ram.take(size)
@@ -72,7 +72,7 @@ class Rig:
         return places
 
     def take_input(self, places: dict[int, int]) -> bytes:
-        """What has come into those buffers."""
+        """Return the input in those buffers."""
         used = self.receiveq.take_used()
         return b"".join(self.memory.read(places[head], length) for head, length in used)
 

@@ -1,4 +1,4 @@
-"""A guest's side of virtio in Python: it reaches the device by registers and guest RAM alone.
+"""A virtio driver in Python that uses only the device's registers and guest RAM.
 
 Written from the specification (VIRTIO 1.2, 3.1.1, 2.7.13, 2.7.14 and 4.2.3), not from the device.
 """
@@ -24,7 +24,7 @@ PAGE = 4096
 
 
 class Buffer(NamedTuple):
-    """A descriptor in the making."""
+    """A descriptor to be written."""
 
     addr: int
     length: int
@@ -37,7 +37,7 @@ class Mmio(Protocol):
 
 
 class Ram:
-    """Hands out guest RAM, never to take it back."""
+    """An allocator of guest RAM that frees nothing."""
 
     def __init__(self, memory: GuestMemory) -> None:
         self.memory = memory
@@ -63,7 +63,7 @@ class Ram:
 
 
 class Ring:
-    """A split virtqueue as its driver sees it; descriptors are used round and round."""
+    """The driver's side of a split virtqueue; it reuses descriptors in turn."""
 
     def __init__(self, ram: Ram, size: int, *, event_idx: bool = False, align: int = 0) -> None:
         self.ram, self.size, self.event_idx = ram, size, event_idx
@@ -84,7 +84,7 @@ class Ring:
         self._next_desc = 0
 
     def start_at(self, index: int) -> None:
-        """Pretend that many buffers have gone round: what a long-lived queue looks like."""
+        """Set the indices as after that many buffers."""
         self.idx = self.seen = self._kicked = index
         self.ram.write(self.avail + 2, "<H", index)
         self.ram.write(self.used + 2, "<H", index)
@@ -97,7 +97,7 @@ class Ring:
         self.ram.write(self.desc + 16 * index, "<QIHH", addr, length, flags, next_)
 
     def chain(self, buffers: Sequence[Buffer]) -> int:
-        """Put buffers into descriptors; returns the first one."""
+        """Put buffers into descriptors; return the first one."""
         indices = [(self._next_desc + n) % self.size for n in range(len(buffers))]
         self._next_desc = (indices[-1] + 1) % self.size
         for buffer, index, next_ in zip(buffers, indices, [*indices[1:], None], strict=True):
@@ -105,7 +105,7 @@ class Ring:
         return indices[0]
 
     def indirect(self, buffers: Sequence[Buffer], flags: int = INDIRECT) -> int:
-        """The same, in a table of their own."""
+        """Put buffers into an indirect table; return its descriptor."""
         table = self.ram.take(16 * len(buffers))
         for n, buffer in enumerate(buffers):
             self.describe(table, n, buffer, n + 1 if n + 1 < len(buffers) else None)
@@ -127,7 +127,7 @@ class Ring:
         return head
 
     def wants_kick(self) -> bool:
-        """Whether the device wants to be told of what was published since last asked."""
+        """Return whether the device wants a kick for chains published since the last call."""
         old, self._kicked = self._kicked, self.idx
         if not self.event_idx:
             return not self.ram.read(self.used, "<H") & 1
@@ -135,7 +135,7 @@ class Ring:
         return (self.idx - event - 1) & 0xFFFF < (self.idx - old) & 0xFFFF
 
     def take_used(self) -> list[tuple[int, int]]:
-        """(head, bytes written) of every chain that has come back since last asked."""
+        """Return (head, bytes written) of each chain returned since the last call."""
         index = self.ram.read(self.used + 2, "<H")
         found = []
         while self.seen != index:
@@ -152,7 +152,7 @@ class Ring:
 
 
 class Driver:
-    """Drives one virtio-mmio device, in the order of the specification."""
+    """The driver of one virtio-mmio device, in the order of the specification."""
 
     def __init__(self, mmio: Mmio, memory: GuestMemory) -> None:
         self.mmio = mmio
@@ -195,7 +195,7 @@ class Driver:
         self.features = features
 
     def negotiate(self, wanted: int = -1) -> None:
-        """From reset to FEATURES_OK (modern), accepting what is offered and wanted."""
+        """Initialise from reset to FEATURES_OK (modern); accept the wanted features offered."""
         self.reset()
         self.add_status(ACKNOWLEDGE)
         self.add_status(DRIVER)
@@ -229,14 +229,14 @@ class Driver:
             self.write(offset + 4, address >> 32)
 
     def start(self, queues: int = 2, wanted: int = -1, size: int | None = None) -> None:
-        """All of the initialisation."""
+        """Run the whole initialisation."""
         self.negotiate(wanted)
         self.rings = [self.make_ring(index, size) for index in range(queues)]
         self.add_status(DRIVER_OK)
         self.look_at_config()
 
     def look_at_config(self) -> None:
-        """Read the configuration, if it is said to have changed."""
+        """Read the configuration after a change interrupt."""
         if self.acknowledge() & INT_CONFIG:
             self.mmio.mmio_read(0x100, 4)
 
@@ -250,7 +250,7 @@ class Driver:
         return wanted
 
     def acknowledge(self) -> int:
-        """Which interrupts there were."""
+        """Acknowledge the interrupts and return them."""
         reasons = self.read(0x060)
         self.write(0x064, reasons)
         return reasons

@@ -1,4 +1,4 @@
-"""A virtio device with its surroundings, and a driver that has not done anything yet."""
+"""A virtio device and its driver, before any access."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ D = TypeVar("D", bound=VirtioDevice)
 
 
 class DeviceRig(Generic[D]):
-    """Any device whose requests come back from threads of its own."""
+    """A device whose own threads return the requests."""
 
     def __init__(
         self,
@@ -37,13 +37,13 @@ class DeviceRig(Generic[D]):
         self.interrupts += 1
 
     def submit(self, *buffers: Buffer, queue: int = 0) -> int:
-        """Hand over a request; returns its head."""
+        """Submit a request; return its head."""
         head = self.driver.rings[queue].add(*buffers)
         self.driver.kick_if_wanted(queue)
         return head
 
     def collect(self, count: int = 1, queue: int = 0) -> dict[int, int]:
-        """Wait for that many requests to come back: the bytes written to each, by head."""
+        """Wait for that many returned requests; return the bytes written to each, by head."""
         found: dict[int, int] = {}
         deadline = time.monotonic() + ENOUGH_S
         while len(found) < count:
@@ -53,6 +53,6 @@ class DeviceRig(Generic[D]):
         return found
 
     def do(self, *buffers: Buffer, queue: int = 0) -> int:
-        """Hand over a request and wait for its end; returns how many bytes were written."""
+        """Submit a request and wait for its end; return the number of bytes written."""
         head = self.submit(*buffers, queue=queue)
         return self.collect(queue=queue)[head]

@@ -1,4 +1,4 @@
-"""The balloon as its driver and its surroundings see it."""
+"""The balloon, used by its driver and the machine."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Rig:
         return self.send(queue, struct.pack(f"<{len(addresses)}I", *(a // PAGE for a in addresses)))
 
     def offer(self, queue: int, *places: tuple[int, int]) -> int:
-        """Free pages, as buffers to write to."""
+        """Return free pages as writable buffers."""
         head = self.driver.rings[queue].add(*(Buffer(*place, write=True) for place in places))
         self.driver.kick_if_wanted(queue)
         return head
@@ -187,13 +187,13 @@ def test_reset_returns_all_pages_and_keeps_the_target(rig: Rig) -> None:
 
 
 def test_reset_in_the_middle_of_a_long_array_ends_it(rig: Rig) -> None:
-    """The lock is let go between blocks: nobody waits for a guest that names pages without end."""
+    """Release the lock between blocks of a long array."""
     rig.start()
     guard = rig.balloon.guard
     blocks: list[None] = []
 
     class Resetting:
-        """A guard after which, the first time, another vCPU resets the device."""
+        """Return a guard; after its first use another vCPU resets the device."""
 
         def __enter__(self) -> None:
             guard.__enter__()
@@ -230,7 +230,7 @@ def test_statistics_are_requested_anew_each_time(rig: Rig) -> None:
     answers = iter([stats(total=2 * MIB, unknown=5, free=MIB)])
 
     def answer() -> None:
-        """As the driver does, in a vCPU of its own: refill the buffer that came back."""
+        """Refill the returned buffer from another vCPU, as the driver does."""
 
         def work() -> None:
             if rig.used(STATSQ):
@@ -359,7 +359,7 @@ def test_hints_after_the_end_of_their_round_are_ignored(rig: Rig) -> None:
 
 
 def test_late_stop_of_a_stopped_round_does_not_end_the_next(rig: Rig) -> None:
-    """Linux sends it when it sees that the round has changed (send_free_pages())."""
+    """Send a stop as Linux does after the round has changed (send_free_pages())."""
     rig.start()
     rig.memory.write(PAGES, b"\xff" * MIB)
     rig.balloon.start_hinting()

@@ -1,4 +1,4 @@
-"""What is in a balloon, and what of it the host gets back, against a model."""
+"""The pages in a balloon, and their discards, against a model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ END = FIRST + AREAS * AREA_PAGES + 7  # the last area is not whole
 
 
 class Noted:
-    """Memory that notes what is done to it."""
+    """Memory that records the calls of its methods."""
 
     def __init__(self) -> None:
         self.discarded: list[tuple[int, int]] = []
@@ -172,7 +172,7 @@ def test_any_sequence_of_changes_behaves_as_a_set(seed: int, host_pages: int) ->
 
 
 def check_discarded(memory: Noted, before: set[int], after: set[int], size: int) -> Any:
-    """Each host page that has become whole was discarded, and nothing else."""
+    """Check that exactly the host pages now whole were discarded."""
     units = {page // size for page in after - before}
     whole = {u for u in units if all(u * size + n in after for n in range(size))}
     assert sorted(memory.pages()) == sorted(u * size + n for u in whole for n in range(size))

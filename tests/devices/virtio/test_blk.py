@@ -1,4 +1,4 @@
-"""The block device, driven by a guest's side of virtio; its disk is a file."""
+"""The block device with a file as its disk."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SERIAL = b"pyvmm0123456789abcde"
 
 
 class Rig(DeviceRig[VirtioBlk]):
-    """A disk, and a driver of it."""
+    """A disk and its driver."""
 
     def __init__(
         self, memory: GuestMemory, image: Path, *, legacy: bool = False, **options: bool
@@ -45,7 +45,7 @@ class Rig(DeviceRig[VirtioBlk]):
         self.disk.close()
 
     def request(self, type_: int, sector: int, *data: Buffer) -> tuple[int, int]:
-        """Do a request with the data in between; its status, and the bytes said to be written."""
+        """Run a request; return its status and the reported number of bytes written."""
         ram = self.driver.ram
         header = ram.put(struct.pack("<IIQ", type_, 0, sector))
         status = ram.put(b"\xff")

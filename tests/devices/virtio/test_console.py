@@ -1,4 +1,4 @@
-"""The console as its driver and its surroundings see it."""
+"""The console, used by its driver and the machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ USED, CONFIG = 1, 2  # InterruptStatus
 
 
 class Gate:
-    """An output that takes nothing until it is opened."""
+    """An output that blocks until it is opened."""
 
     def __init__(self, rig: Rig) -> None:
         self.entered = threading.Event()
@@ -362,7 +362,7 @@ def test_sixteen_mebibytes_are_received(any_rig: Rig) -> None:
 
 
 def test_input_is_complete_at_any_speed_of_guest_and_sender(any_rig: Rig) -> None:
-    """A sender that waits for room, and a guest that is slow to give it, in two threads."""
+    """Run a sender that waits for room and a slow guest in two threads."""
     data = random.Random(5).randbytes(300_000)
     room, got = threading.Event(), bytearray()
     any_rig.console.on_room = room.set

@@ -1,4 +1,4 @@
-"""Drivers that do anything: 6,000 malicious rings and 1,500 storms of register accesses.
+"""Random drivers: 6,000 malicious rings and 1,500 storms of register accesses.
 
 A case is its seed: `pytest -k "rings and 17"` runs batch 17 again. What counts is that nothing is
 raised (an access outside RAM would be: GuestMemory.OutOfRange), that every case ends, and that a
@@ -33,7 +33,7 @@ LENGTHS = [0, 1, 2, 15, 16, 17, 32, 48, 256, RAM_SIZE, RAM_SIZE + 1, (1 << 31), 
 
 
 class Enough(Exception):
-    """The case has shown what it can."""
+    """A case that ends early."""
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def fresh(memory: GuestMemory, rng: random.Random) -> Rig:
 
 
 class Scribbler:
-    """Fills rings with descriptors of which a share, other in each case, is anything at all."""
+    """A driver that makes a share of its descriptors random, another share in each case."""
 
     TABLES = RAM_BASE + 0x4000  # indirect ones
 
@@ -119,7 +119,7 @@ def run_rings(rig: Rig, rng: random.Random) -> None:
 
 
 def check_recovery(rig: Rig) -> None:
-    """One line if the device stopped, none if not; and it works again."""
+    """Check the log, one line if the device stopped, and that it works again."""
     stopped = bool(rig.driver.status & NEEDS_RESET)
     assert len(rig.lines) == stopped
     rig.sent.clear()
@@ -147,7 +147,7 @@ def test_malicious_rings_stop_at_most_their_device(small: GuestMemory, batch: in
 
 
 def random_access(rig: Rig, rng: random.Random) -> None:
-    """One access of any width, more often where it matters."""
+    """Return a random access of any width, more often to important registers."""
     known = [reg.offset for reg in type(rig.mmio).registers]
     offset = rng.choice(known) if rng.random() < 0.8 else rng.randrange(0x200)
     length = 4 if rng.random() < 0.8 else rng.choice([1, 2, 8])

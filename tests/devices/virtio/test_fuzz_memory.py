@@ -1,4 +1,4 @@
-"""Memory devices and drivers that do anything: 2,000 malicious rings and 1,000 storms each.
+"""Memory devices with random drivers: 2,000 malicious rings and 1,000 storms each.
 
 A case is its seed, as in test_fuzz.py. Nothing is raised, every case ends, memory outside RAM and
 plugged blocks is never touched (GuestMemory.OutOfRange would be raised), a device that stops says
@@ -54,7 +54,7 @@ def close(rig: Rig) -> None:
 
 
 def plausible(kind: str, rng: random.Random) -> bytes:
-    """Buffers' contents of which some make sense."""
+    """Return buffers' contents, some of them valid."""
     if kind == "balloon":
         first = RAM_BASE // PAGE
         pages = (rng.choice([first + rng.randrange(2000), rng.randrange(4), rng.randrange(1 << 32)])
@@ -73,7 +73,7 @@ def plausible(kind: str, rng: random.Random) -> bytes:
 
 
 def wish(rig: Rig, rng: random.Random) -> None:
-    """What the machine's owner may do at any time."""
+    """Run a random action of the machine's owner."""
     if isinstance(rig, test_mem.Rig):
         rig.mem.request(rng.randrange(BLOCKS + 1) * BLOCK)
         assert rig.mem.info()["plugged_bytes"] == len(rig.shown) * BLOCK
@@ -94,7 +94,7 @@ def wish(rig: Rig, rng: random.Random) -> None:
 
 
 def requests(kind: str, rig: Rig, rng: random.Random) -> None:
-    """Requests of the right shape, whatever they ask."""
+    """Return requests of the right size with random content."""
     if kind != "mem":
         return
     for _ in range(rng.randrange(6)):
@@ -191,7 +191,7 @@ def test_storm_of_accesses_stops_at_most_the_device(
 
 
 class Fading(GuestMemory):
-    """RAM that may be unplugged between any two looks, as another vCPU can have it be."""
+    """RAM that another vCPU may unplug between any two accesses."""
 
     rng = random.Random(0)
 

@@ -1,4 +1,4 @@
-"""Disks, persistent memory, entropy and drivers that do anything: 800 rings and 200 storms each.
+"""Disks, persistent memory and entropy with random drivers: 800 rings and 200 storms each.
 
 A case is its seed, as in test_fuzz.py. Nothing is raised, in no thread; every case ends; memory
 outside RAM is never touched (GuestMemory.OutOfRange would be raised) and neither is what lies
@@ -42,7 +42,7 @@ KINDS = ("blk", "blk,ro", "pmem", "rng")
 
 
 class Bench:
-    """The memory and the files that the devices of a batch have."""
+    """The memory and the files of a batch's devices."""
 
     def __init__(self, kind: str, directory: Path) -> None:
         self.kind = kind
@@ -79,7 +79,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
 
 
 def plausible(rng: random.Random) -> bytes:
-    """Headers and ranges of which some make sense, wherever a descriptor may point."""
+    """Write headers and ranges, some of them valid, to the addresses of descriptors."""
     pieces = []
     for _ in range(BUFFERS // 16):
         type_ = rng.choice([0, 0, 1, 1, 4, 8, 11, 13, rng.randrange(1 << 32)])
@@ -89,7 +89,7 @@ def plausible(rng: random.Random) -> bytes:
 
 
 def request(rig: Rig, rng: random.Random) -> None:
-    """A request of about the right shape, whatever it asks for."""
+    """Return a request of about the right size with random content."""
     ring = rig.driver.rings[0]
     if isinstance(rig.device, VirtioPmem) and rng.random() < 0.8:
         ring.add(Buffer(RAM_BASE, 4), Buffer(RAM_BASE + rng.randrange(BUFFERS), 4, True))
@@ -123,7 +123,7 @@ def run_rings(rig: Rig, rng: random.Random) -> None:
 
 
 def works(bench: Bench, rig: Rig) -> None:
-    """It does what it is there for, from a reset on."""
+    """Check that the device works after a reset."""
     rig.driver.ram.next = RAM_BASE
     rig.driver.start(queues=1)
     ram = rig.driver.ram
@@ -170,7 +170,7 @@ def test_malicious_rings_stop_at_most_their_device(bench: Bench, batch: int) -> 
 
 
 def random_access(rig: Rig, rng: random.Random) -> None:
-    """One access of any width, to a register or the configuration."""
+    """Return a random access of any width, to a register or the configuration."""
     known = [reg.offset for reg in type(rig.mmio).registers]
     offset = rng.choice(known) if rng.random() < 0.7 else rng.randrange(0x200)
     length = 4 if rng.random() < 0.7 else rng.choice([1, 2, 8])

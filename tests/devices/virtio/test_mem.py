@@ -1,4 +1,4 @@
-"""virtio-mem as its driver and its surroundings see it."""
+"""virtio-mem, used by its driver and the machine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLUGGED_SIZE, REQUESTED_SIZE = CONFIG + 40, CONFIG + 48
 
 
 class Rig:
-    """A memory device with its guest; ``shown`` are the blocks that are memory to the guest."""
+    """A memory device with its guest; ``shown`` are the mapped blocks."""
 
     def __init__(self, ram: GuestMemory) -> None:
         self.lines: list[str] = []
@@ -48,7 +48,7 @@ class Rig:
         self.driver.start(queues=1, size=16)
 
     def ask(self, kind: int, block: int = 0, count: int = 0, offset: int = 0) -> tuple[int, int]:
-        """Make a request; returns the response's type and state."""
+        """Make a request; return the response's type and state."""
         data = struct.pack("<H6xQHHHH", kind, ADDR + block * BLOCK + offset, count, 7, 7, 7)
         answer = self.driver.ram.take(10)
         ring = self.driver.rings[0]

@@ -1,4 +1,4 @@
-"""The registers: what a driver reads, what it may write, and what becomes of one that may not."""
+"""The registers of virtio-mmio: reads, writes, and invalid writes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_registers_identify_a_legacy_console(legacy: Rig) -> None:
 
 
 def test_registers_are_exactly_those_of_the_header() -> None:
-    """linux/virtio_mmio.h, but for QueueReset, whose feature is not offered."""
+    """Compare with linux/virtio_mmio.h, without QueueReset: its feature is not offered."""
     offsets = {reg.offset for reg in VirtioMmio.registers}
 
     assert offsets == {
@@ -242,7 +242,7 @@ def test_legacy_queue_moved_while_live_stops_the_device(legacy: Rig) -> None:
 
 
 def assert_stopped(rig: Rig) -> None:
-    """The device has said so in a line, in its status and by an interrupt, and does nothing."""
+    """Check the stopped device's log line, status and interrupt, and that it serves nothing."""
     assert rig.driver.status & NEEDS_RESET
     assert len(rig.lines) == 1
     assert rig.lines[0].startswith("virtio-console: ")

@@ -1,4 +1,4 @@
-"""The persistent memory device, driven by a guest's side of virtio."""
+"""The persistent memory device and its driver."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WINDOW = RAM_BASE + 64 * MIB
 
 
 class Rig(DeviceRig[VirtioPmem]):
-    """A file as memory, and the driver that flushes it."""
+    """A file in guest memory, and the driver that flushes it."""
 
     def __init__(self, memory: GuestMemory, path: Path) -> None:
         self.disk = DiskFile(path, option="--pmem")
@@ -117,7 +117,7 @@ def test_request_of_another_type_is_an_error(rig: Rig) -> None:
     assert rig.lines == []
 
 
-def test_file_without_its_end_has_a_smaller_size(rig: Rig, file: Path) -> None:
+def test_truncated_file_has_missing_bytes(rig: Rig, file: Path) -> None:
     assert rig.content.missing == 0
 
     os.truncate(file, MIB)

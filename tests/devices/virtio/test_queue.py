@@ -1,4 +1,4 @@
-"""The queue against rings that a driver made: right ones, odd ones, and wrong ones."""
+"""The queue with valid, unusual and invalid rings of a driver."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Pair:
         return Buffer(self.ram.take(size), size, write=True)
 
     def pass_through(self) -> None:
-        """One chain all the way and back."""
+        """Pass one chain to the device and back."""
         chain = self.queue.pop()
         assert chain is not None
         self.queue.push(chain, 0)
@@ -378,7 +378,7 @@ def test_used_event_decides_about_the_interrupt(
 
 
 def rewind(pair: Pair, index: int) -> None:
-    """Let so many chains have gone round already."""
+    """Set both sides' indices as after that many chains."""
     pair.ring.start_at(index)
     queue = pair.queue
     queue.last_avail = queue.used_idx = queue._signalled = index

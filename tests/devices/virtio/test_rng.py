@@ -1,4 +1,4 @@
-"""The entropy device, driven by a guest's side of virtio."""
+"""The entropy device and its driver."""
 
 from __future__ import annotations
 

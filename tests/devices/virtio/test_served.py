@@ -1,4 +1,4 @@
-"""Requests served by threads: in flight together, waited for, dropped by a reset."""
+"""Requests served by threads: overlap, waits, and drops at a reset."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOREVER_NS = 1 << 62
 
 
 class Gated(ServedDevice):
-    """Serves a request when the gate that its first byte names is open."""
+    """A device that serves a request once the gate named by its first byte is open."""
 
     device_id = 99
     name = "gated"
@@ -61,7 +61,7 @@ def rig(memory: GuestMemory, request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 def ask(rig: Rig, *numbers: int, queue: int = 0) -> list[int]:
-    """Hand requests over, with one kick for all; returns their heads."""
+    """Submit requests with one kick; return their heads."""
     ram, ring = rig.driver.ram, rig.driver.rings[queue]
     heads = [
         ring.add(Buffer(ram.put(bytes([number])), 1), Buffer(ram.take(16), 16, True))
@@ -77,7 +77,7 @@ def wait_until_in_flight(rig: Rig, count: int) -> None:
 
 
 def one_by_one(rig: Rig, *numbers: int) -> None:
-    """Have requests served, of which WAITS waits for something."""
+    """Serve requests of which WAITS waits."""
     gate = rig.device.gates[WAITS]
     for number in numbers:
         gate.clear()
@@ -89,14 +89,14 @@ def one_by_one(rig: Rig, *numbers: int) -> None:
 
 
 def begin_rush(rig: Rig) -> None:
-    """Have requests wait for something: then those that follow are in flight together."""
+    """Make requests wait, so that the following ones overlap."""
     one_by_one(rig, WAITS, WAITS)
     rig.device.served.clear()
 
 
 @pytest.fixture
 def nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long a thread of this test is kept from a CPU."""
+    """Measure no wait, however long the host preempts a thread."""
     monkeypatch.setattr(served, "WAITED_NS", FOREVER_NS)
 
 
