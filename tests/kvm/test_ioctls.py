@@ -43,7 +43,7 @@ def test_error_has_ioctl_arguments_errno_and_hint() -> None:
     assert str(error) == (
         "KVM_SET_USER_MEMORY_REGION(slot=1, guest_phys_addr=0x80000000): File exists [EEXIST]"
     )
-    assert error.hint == "another slot holds some of these guest physical addresses"
+    assert error.hint == "another slot has some of these guest physical addresses"
     assert error.exit_code == EXIT_HOST
 
 
