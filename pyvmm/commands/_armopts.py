@@ -16,8 +16,8 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option(
-        "-m", "--mem", metavar="SIZE[@ADDR]", show_default="64M for each vCPU and 3 more",
-        help="Guest memory in MiB, or with a suffix B K M G T P; and its start address.",
+        "-m", "--mem", metavar="SIZE[@ADDR]", show_default="64M x (vCPUs + 3)",
+        help="Guest memory in MiB, or with a suffix B K M G T P. ADDR is its first address.",
     ),
     click.option(
         "--irqchip", metavar="|".join(IRQCHIPS), show_default="the best the host has",
@@ -26,20 +26,22 @@ _OPTIONS = (
     click.option("--pmu", is_flag=True, help="Give the guest a performance monitor."),
     click.option("--disable-mte", is_flag=True, help="Hide memory tagging from the guest."),
     click.option("--no-pvtime", is_flag=True, help="Hide stolen time from the guest."),
-    click.option("--nested", is_flag=True, help="Start the guest in EL2, to be a hypervisor."),
-    click.option("--e2h0", is_flag=True, help="With --nested: an EL2 without VHE."),
+    click.option(
+        "--nested", is_flag=True, help="Start the guest at EL2, so that it can be a hypervisor."
+    ),
+    click.option("--e2h0", is_flag=True, help="With --nested: give the guest an EL2 without VHE."),
     click.option("--aarch32", is_flag=True, help="Start the guest in 32-bit state."),
-    click.option("--kaslr-seed", metavar="N", help="Seed the address that Linux loads itself at."),
+    click.option("--kaslr-seed", metavar="N", help="The seed of Linux's address randomization."),
     click.option(
         "--vcpu-affinity", metavar="LIST", help="The host's CPUs to run vCPUs on: 0-3,8."
     ),
     click.option(
         "--hugetlbfs", metavar="DIR", type=click.Path(path_type=Path),
-        help="Take guest memory from that hugetlbfs.",
+        help="Take guest memory from the hugetlbfs mounted at DIR.",
     ),
     click.option(
         "--override-bad-firmware-cntfrq", metavar="HZ",
-        help="The timers' frequency, where firmware set a wrong CNTFRQ_EL0.",
+        help="The timers' frequency, if firmware set CNTFRQ_EL0 wrongly.",
     ),
 )  # fmt: skip
 

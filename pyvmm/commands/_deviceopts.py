@@ -17,9 +17,12 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 OPTIONS = (
     click.option(
-        "--hotplug", metavar="SIZE", help="Room for more memory, which `pyvmm memory` plugs."
+        "--hotplug", metavar="SIZE", help="Let `pyvmm memory` plug up to SIZE more memory."
     ),
-    click.option("--balloon", is_flag=True, help="Let `pyvmm balloon` take memory back."),
+    click.option(
+        "--balloon", is_flag=True,
+        help="Give the guest a balloon, with which `pyvmm balloon` takes memory back.",
+    ),
     click.option(
         "-d", "--disk", multiple=True, metavar="FILE[,ro][,direct]",
         help="Give the guest a disk, a raw image or a block device; repeatable.",

@@ -28,25 +28,27 @@ CHOICE = "VERSION|SUITE|PATH"
 _OPTIONS = (
     click.option(
         "--host", type=click.Choice(KINDS), default="auto", envvar="PYVMM_HOST",
-        help="Where to run: on this machine's KVM (local), in an emulated arm64 host, or (auto) on "
-        "its KVM where it is an arm64 machine with a /dev/kvm, else in an emulated host.",
+        help="Where to run. local: this machine's KVM. emulated: an emulated arm64 host. auto: "
+        "local on an arm64 machine with /dev/kvm, else emulated.",
     ),
     click.option(
         "--host-kernel", metavar=CHOICE, default=DEFAULT_KERNEL, envvar="PYVMM_HOST_KERNEL",
-        help=f"The emulated host's kernel: {', '.join(KERNEL_SUITES)} or another version that "
-        "Debian has, a Debian suite (sid), or a path; `pyvmm host list` shows them.",
+        help=f"The emulated host's kernel: {', '.join(KERNEL_SUITES)} or another of Debian's "
+        "versions, a Debian suite (sid), or a path. `pyvmm host list` shows the versions.",
     ),
     click.option(
         "--host-qemu", metavar=CHOICE, default=DEFAULT_QEMU, envvar="PYVMM_HOST_QEMU",
-        help=f"The QEMU that emulates it: {', '.join(QEMU_SUITES)}, or as for --host-kernel.",
+        help=f"The emulated host's QEMU: {', '.join(QEMU_SUITES)} or another version, a suite, "
+        "or a path.",
     ),
     click.option(
         "--host-cpu", metavar="CPU", default=DEFAULT_CPU, envvar="PYVMM_HOST_CPU",
-        help="The CPU it emulates, as in QEMU's -cpu; max,sve384=off lacks one length.",
+        help="The emulated host's CPU, as for QEMU's -cpu: max,sve384=off has SVE without 384 "
+        "bits.",
     ),
     click.option(
         "--host-append", metavar="TEXT", default="", envvar="PYVMM_HOST_APPEND", show_default=False,
-        help="More words for its kernel's command line, such as kvm-arm.mode=nvhe.",
+        help="Add TEXT to the host kernel's command line: kvm-arm.mode=nvhe.",
     ),
 )  # fmt: skip
 

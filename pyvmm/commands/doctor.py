@@ -30,9 +30,9 @@ OUTER_VARIABLE = "PYVMM_DOCTOR_OUTER"  # carries the outer machine's facts insid
 def doctor(where: HostSettings, as_json: bool) -> int:
     """Show what this machine has and lacks.
 
-    Where commands run in an emulated host, the host is checked too (and made, the first time).
-    For an arm64 machine whose /dev/kvm cannot be opened, show the reason and the remedy instead.
-    Exit codes: 0 VMs can run; 3 they cannot.
+    If commands run in an emulated host, check that host too, and make it the first time.
+    If this is an arm64 machine whose /dev/kvm cannot be opened, show the reason and the remedy
+    instead. Exit codes: 0 VMs can run; 3 they cannot.
     """
     facts = [
         fact.replace(lack=spell(fact.lack), remedy=spell(fact.remedy)) for fact in _gather(where)

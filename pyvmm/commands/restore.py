@@ -18,28 +18,32 @@ from pyvmm.snapshot.state import State
 
 
 @click.command(
-    epilog="The keys and exit codes are those of `pyvmm run`; 3 also where this host cannot "
-    "restore the guest."
+    epilog="The keys and exit codes are those of `pyvmm run`. Exit code 3 can also mean that this "
+    "host cannot restore the guest."
 )
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--name", metavar="NAME", show_default="as it was saved", help="The guest's name.")
 @click.option(
     "--count", type=click.IntRange(1, 1000), default=1, metavar="N",
-    help="Restore that many VMs, NAME-1 to NAME-N, without a terminal.",
+    help="Restore N VMs, NAME-1 to NAME-N, without a terminal.",
 )  # fmt: skip
 @click.option(
-    "--memory", type=click.Choice(["lazy", "eager"]), show_default="by the place of FILE",
-    help="Read memory on first use and check it meanwhile; or read all of it first.",
+    "--memory", type=click.Choice(["lazy", "eager"]), show_default="lazy, but eager through 9p",
+    help="lazy: read memory on first use, and check the file while the guest runs. eager: read and "
+    "check all memory first.",
 )  # fmt: skip
 @click.option(
     "--clock", type=click.Choice(["continue", "catch-up"]), default="continue",
-    help="The guest's clocks: stop while it is saved, or advance by that time.",
+    help="continue: the guest's clocks continue from the save. catch-up: they advance by the time "
+    "since the save.",
 )  # fmt: skip
-@click.option("--force", is_flag=True, help="Leave out state that this host's KVM refuses.")
-@click.option("--timeout", type=float, metavar="SECONDS", help="End the guest after that time.")
+@click.option(
+    "--force", is_flag=True, help="Run the guest without the state that this host's KVM refuses."
+)
+@click.option("--timeout", type=float, metavar="SECONDS", help="End the guest after SECONDS.")
 @click.option(
     "--save-on-exit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Save the guest there when a signal, key or timeout ends it.",
+    help="Save the guest to FILE when a signal, key or timeout ends it.",
 )  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True, help="Describe the machine on stderr.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -48,9 +52,9 @@ from pyvmm.snapshot.state import State
 def restore(invocation: Invocation, /, where: HostSettings, file: Path, **options: Any) -> int:
     """Restore a VM from a file.
 
-    FILE is a snapshot; the guest's console is attached as by `pyvmm run`.  Disks keep what was
-    written to them after the guest was saved.  FILE names its disks: check a FILE from someone
-    else with `pyvmm snapshot show` first.
+    FILE is a snapshot. The guest's console is on this terminal, as with `pyvmm run`.  Disks keep
+    what was written to them after the guest was saved.  FILE names its disks: check a FILE from
+    someone else with `pyvmm snapshot show` first.
     """
     invocation.debug |= options["debug"]
     config = _config(file, options["name"], options["timeout"])

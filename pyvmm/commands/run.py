@@ -48,18 +48,18 @@ def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[Com
 @click.option("-p", "--params", default="", metavar="TEXT", help="Kernel command line.")
 @click.option("-i", "--initrd", type=click.Path(path_type=Path), help="Initial RAM disk.")
 @click.option("--name", metavar="NAME", show_default="guest-PID", help="The guest's name.")
-@click.option("--sve", is_flag=True, help="Require SVE, at the host's full set.")
+@click.option("--sve", is_flag=True, help="Require SVE, with all of the host's vector lengths.")
 @click.option("--sve-vls", metavar="BITS,...", help="Exactly these SVE vector lengths: 128,256.")
-@click.option("--sve-max-vl", metavar="BITS", help="Every vector length of the host up to this.")
+@click.option("--sve-max-vl", metavar="BITS", help="Every vector length of the host up to BITS.")
 @click.option("--no-sve", is_flag=True, help="Hide SVE from the guest.")
-@click.option("--timeout", type=float, metavar="SECONDS", help="End the guest after that time.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="End the guest after SECONDS.")
 @click.option("-v", "--verbose", is_flag=True, help="Describe the machine on stderr.")
 @click.option(
     "--dump-dtb", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Write the device tree blob there.",
+    help="Write the device tree blob to FILE.",
 )  # fmt: skip
 @click.option("--no-fast-mmio", is_flag=True, help="Handle every device access in Python.")
-@click.option("--debug-mmio", is_flag=True, help="Show accesses to no device on stderr.")
+@click.option("--debug-mmio", is_flag=True, help="Show accesses outside RAM and devices on stderr.")
 @click.option(
     "--console", type=click.Choice(["serial", "virtio", "hv"]), default="serial",
     help="The guest's console: the first UART, or a virtio console.",
@@ -70,24 +70,24 @@ def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[Com
 )  # fmt: skip
 @click.option(
     "--virtio-transport", type=click.Choice(["pci", "pci-legacy", "mmio", "mmio-legacy"]),
-    default="mmio", help="The transport of virtio devices; only MMIO yet.",
+    default="mmio", help="The transport of virtio devices. pyvmm has no PCI yet: use MMIO.",
 )  # fmt: skip
 @click.option(
     "-n", "--network", is_flag=False, flag_value="mode=user", metavar="mode=none",
-    help="The network; only none yet.",
+    help="pyvmm has no network device yet: it accepts only mode=none.",
 )  # fmt: skip
-@click.option("--nodefaults", is_flag=True, help="Start the command line with --params alone.")
+@click.option("--nodefaults", is_flag=True, help="Use only --params as the kernel command line.")
 @click.option(
     "--loglevel", type=click.Choice(["error", "warning", "info", "debug"]), default="warning",
-    help="info and debug are --verbose.",
+    help="info and debug mean --verbose; the others change nothing.",
 )  # fmt: skip
 @click.option(
     "--save-on-exit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Save the guest there when a signal, key or timeout ends it; see `pyvmm restore`.",
+    help="Save the guest to FILE when a signal, key or timeout ends it, for `pyvmm restore`.",
 )  # fmt: skip
 @click.option(
     "--trace", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Write a trace of every exit there, for ui.perfetto.dev.",
+    help="Write a trace of every VM exit to FILE, for ui.perfetto.dev.",
 )  # fmt: skip
 @click.option("--reboot", is_flag=True, help="Start the guest again when it resets.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -99,8 +99,8 @@ def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[Com
 def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
     """Boot a guest and attach its console.
 
-    IMAGE is an AArch64 ELF, an arm64 Linux Image or a flat binary; or a guest that comes with
-    pyvmm, such as sve-vls.
+    IMAGE is an AArch64 ELF, an arm64 Linux Image, a flat binary, or the name of a guest that comes
+    with pyvmm, such as sve-vls.
     """
     invocation.debug |= options["debug"]
     _refuse_unsupported(options)

@@ -33,7 +33,7 @@ PARAMETERS: Final = ("hits", "last_zcr_el12", "last_zcr_el2", "last_hcr_el2", "l
 
 
 class Trouble(VmmError):
-    """The reason why the hunt ended early; ``kind`` decides the verdict."""
+    """The reason why the test ended early; ``kind`` decides the verdict."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -41,7 +41,7 @@ class Trouble(VmmError):
 
 
 def hunt(case: Case) -> Evidence:
-    """Run the hunt on this machine, and return the evidence, also after an error."""
+    """Run a guest and a watcher on one CPU, and record the watcher's vector lengths."""
     began = time.monotonic()
     found: Evidence = {"kernel": kernel(), "rows": [], "children": {}, "armed": False}
     log = KernelLog()
@@ -60,7 +60,7 @@ def hunt(case: Case) -> Evidence:
 
 
 class _Hunt:
-    """One hunt; it adds evidence to ``found`` at each step, so that an error loses nothing."""
+    """One test; it adds evidence to ``found`` at each step, so that an error loses nothing."""
 
     def __init__(self, case: Case, found: Evidence) -> None:
         self._case = case

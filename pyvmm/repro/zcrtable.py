@@ -1,4 +1,4 @@
-"""The rows of a hunt as a text table."""
+"""The rows of a ZCR_EL1 test as a text table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verdict on a hunt, with its reasons in sentences."""
+"""The verdict on a ZCR_EL1 test, with its reasons in sentences."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def expected_vl(lengths: Iterable[int], vl: int, length: int) -> int:
 
 
 def judge(settings: Settings, found: Evidence) -> Finding:
-    """Return the verdict on a hunt."""
+    """Return the verdict on the test."""
     for step in (_trouble, _starved, _baseline, _hook, _rows, _power):
         if (finding := step(settings, found)) is not None:
             return finding

@@ -39,7 +39,7 @@ def host() -> None:
 
     A host is a QEMU that emulates an arm64 machine with EL2 and SVE and runs a Debian kernel;
     pyvmm uses that kernel's /dev/kvm.  It is made from Debian packages when it is first needed,
-    and saved in the cache: from then on it starts in well under a second.  It ends after 15
+    and saved in the cache: later starts take less than a second.  It ends after 15
     minutes without a command (PYVMM_HOST_IDLE=SECONDS).
     """
 
@@ -97,15 +97,16 @@ def status(as_json: bool) -> None:
     "--refresh",
     "again",
     is_flag=True,
-    help="Read the mirror first: takes minutes.",
+    help="Read the package lists first; this takes minutes.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_command(again: bool, as_json: bool) -> int:
     """Show which kernels and QEMUs a host can have.
 
-    --host-kernel and --host-qemu take a version (its newest match in the cache, else in Debian), a
-    Debian suite (its versions when pyvmm last read it), or a path. Without --refresh, show each
-    suite as pyvmm last read it. Exit codes: 0 success; 3 the mirror does not answer --refresh.
+    --host-kernel and --host-qemu take a version, a Debian suite or a path. A version means its
+    newest match in the cache, else in Debian. A suite means its versions when pyvmm last read its
+    package lists. Without --refresh the table shows these. Exit codes: 0 success; 3 the mirror does
+    not answer --refresh.
     """
     answered = _list.refresh(Progress()) if again else True
     kernels, qemus = _list.rows(LINUX), _list.rows(QEMU)

@@ -64,8 +64,8 @@ def repro() -> None:
 def run_capsule(where: HostSettings, capsule: Path, trust: bool, as_json: bool) -> int:
     """Run a saved reproduction again, and check its verdict.
 
-    It runs on a host like the one before, unless options name another. Exit codes: 0 the same
-    verdict; 1 another; 2 the file is damaged or not trusted; 3 cannot tell.
+    It runs on a host like that of the saved run, unless options choose another. Exit codes: 0 the
+    same verdict; 1 another; 2 the file is damaged or not trusted; 3 cannot tell.
     """
     found = Capsule.read(capsule)
     named = {"kind": "host", "kernel": "host_kernel", "qemu": "host_qemu", "cpu": "host_cpu",
@@ -104,7 +104,7 @@ _GENERAL = (
                  help="The seed of the patterns."),
     click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     click.option("--report", type=FILE, metavar="FILE",
-                 help="Write a Markdown report there, with JSON and a picture beside it."),
+                 help="Write a Markdown report to FILE, with JSON and a picture beside it."),
     click.option("--save", type=FILE, metavar="CAPSULE",
                  help="Write a file from which `pyvmm repro run` runs this again."),
     click.option("--matrix", is_flag=True,

@@ -23,15 +23,16 @@ SCHEMA = 1
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--on", "probe", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="PROBE", help="Check another host, by the output of `pyvmm doctor --json` there.",
+    metavar="PROBE", help="Check another host. PROBE is the output of `pyvmm doctor --json` on "
+    "that host.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @host_options
 def check(where: HostSettings, file: Path, probe: Path | None, as_json: bool) -> int:
     """Show whether a host can restore a snapshot.
 
-    Each row is ok, differs in a way that is harmless, or is impossible; `pyvmm restore` makes the
-    same check.  On this host, KVM sets every register in a VM that never runs.
+    Each row is ok, differs harmlessly, or is impossible. `pyvmm restore` makes the same check.  For
+    this host, the check writes every register to a VM that never runs.
     """
     with SnapshotFile.open(file) as snapshot:
         state = State.of(snapshot.document, str(file))

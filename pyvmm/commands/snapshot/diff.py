@@ -32,8 +32,9 @@ def diff(a: Path, b: Path, strict: bool, as_json: bool) -> int:
     """Show the differences between two snapshots, and exit with 1 if there are any.
 
     Compare registers with their fields and lanes, the interrupt controller, devices, the machine,
-    and memory as ranges of pages. Differences that two saves of a paused machine have too, such
-    as the counters, are shown as expected, and do not count.
+    and memory as ranges of pages. Some differences are expected: even two saves of one paused
+    machine have them, for example in counters. They are listed apart, and do not affect the exit
+    code.
     """
     with Snapshot(a) as left, Snapshot(b) as right:
         found = compare(left, right)

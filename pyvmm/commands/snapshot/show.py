@@ -69,7 +69,9 @@ def _length(text: str) -> int:
     "--regs", metavar="PATTERN",
     help="Only registers whose names match: 'Z*', 'ESR_EL1,FAR_EL1', '*_EL1'.",
 )  # fmt: skip
-@click.option("--whole", is_flag=True, help="Show all of Z, P and FFR, beyond the guest's length.")
+@click.option(
+    "--whole", is_flag=True, help="Show Z, P and FFR at the vCPU's longest vector length."
+)
 @click.option("--memory", type=MemoryRange(), help="Only guest memory, LEN bytes at ADDR.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(

@@ -24,6 +24,6 @@ COMMANDS = {
 def sve() -> None:
     """Show, explain and check SVE vector lengths.
 
-    All lengths are in bits. KVM gives a guest a set that holds every length of the host up to the
-    set's longest, and no others.
+    All lengths are in bits. KVM accepts a set only if it holds every length of the host up to the
+    set's longest.
     """

@@ -25,8 +25,9 @@ SCHEMA = 1
 def common(files: tuple[Path, ...], as_json: bool) -> int:
     """Show the sets that several hosts have in common.
 
-    As far as vector lengths matter, a guest with one of these sets can move among the hosts.
-    PROBE is what `pyvmm sve list --probe` saved on each. Exit with 1 when there is no such set.
+    A guest with one of these sets has the same vector lengths on each of the hosts.
+    Each PROBE is a file that `pyvmm sve list --probe` saved on one host. Exit with 1 when there is
+    no such set.
     """
     probes = read_probes(files)
     sets = vl.legal_sets(*(probe.vls for probe in probes.values()))

@@ -35,7 +35,7 @@ def explain(
 ) -> int:
     """Show whether a set works, or why it does not.
 
-    SET is vector lengths in bits: 128,256. Show a guest's vector length for each value of
+    SET is a list of vector lengths in bits: 128,256. Show a guest's vector length for each value of
     ZCR_EL1.LEN. For a set that KVM refuses, show the reason and the nearest sets that work. Exit
     with 1 when the set does not work on every host.
     """

@@ -22,15 +22,16 @@ NAME = 9  # columns
 @click.command(name="list")
 @click.option(
     "--probe", "file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Save a probe there, for `explain --on` and `common` on any machine.",
+    help="Save a probe of this host to FILE, for `explain --on` and `common` on any machine.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @host_options
 def list_lengths(where: HostSettings, file: Path | None, as_json: bool) -> int:
     """Show the vector lengths of a host's guests.
 
-    They are in bits, bytes and quadwords, with the sets that it can give. Also compare KVM's
-    lengths with those of the host's own programs. Exit with 1 when the two contradict each other.
+    Also show the sets that the host can give. Lengths are in bits, bytes and quadwords. Compare
+    KVM's lengths with those that the host's own programs have. Exit with 1 if a difference is a
+    bug.
     """
     run_here_or_forward(where, [file] if file else [])
     probe = probe_here()

@@ -91,7 +91,7 @@ class Interruption:
 @click.option("-c", "--cpus", multiple=True, metavar="N,...", help="vCPUs.")
 @click.option("-p", "--params", default="", metavar="TEXT", help="Kernel command line.")
 @click.option("-i", "--initrd", metavar="FILE", help="Initial RAM disk.")
-@click.option("--timeout", type=float, metavar="SECONDS", help="End a guest after that time.")
+@click.option("--timeout", type=float, metavar="SECONDS", help="End a guest after SECONDS.")
 @click.option(
     "--host", type=click.Choice(KINDS), default="auto", envvar="PYVMM_HOST",
     help="Where to run, as for `pyvmm run`.",
@@ -102,24 +102,26 @@ class Interruption:
 )  # fmt: skip
 @click.option(
     "--host-qemu", default=DEFAULT_QEMU, envvar="PYVMM_HOST_QEMU", metavar=CHOICE,
-    help="The QEMU that emulates them.",
+    help="The emulated hosts' QEMU, as for `pyvmm run`.",
 )  # fmt: skip
 @click.option(
     "--host-cpu", "host_cpus", multiple=True, envvar="PYVMM_HOST_CPU", metavar="CPU",
-    help="The CPUs it emulates.",
+    help="The emulated hosts' CPUs, as for `pyvmm run`.",
 )  # fmt: skip
 @click.option(
     "-j", "--jobs", type=click.IntRange(min=1), metavar="N", show_default="CPUs",
     help="The number of runs at a time, on this machine.",
 )  # fmt: skip
-@click.option("--scheduler", metavar="ADDRESS", help="Submit the runs to that Dask cluster.")
+@click.option(
+    "--scheduler", metavar="ADDRESS", help="Submit the runs to the Dask cluster at ADDRESS."
+)
 @click.option(
     "--logs", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
-    help="Write a log of each run there.",
+    help="Write a log of each run to DIR.",
 )  # fmt: skip
 @click.option(
     "--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Write a JUnit report there.",
+    help="Write a JUnit report to FILE.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--fail-fast", is_flag=True, help="End the sweep at the first run that fails.")

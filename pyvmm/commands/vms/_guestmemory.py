@@ -22,7 +22,7 @@ def wait_option(command: _Command) -> _Command:
     """Add --wait to a command."""
     return click.option(
         "--wait", type=click.FloatRange(min=0), metavar="SECONDS",
-        help="Wait until the guest has done it; exit with 1 after that time.",
+        help="Wait for the guest to finish; exit with 1 if it takes more than SECONDS.",
     )(command)  # fmt: skip
 
 
@@ -105,7 +105,7 @@ def mib(size: int) -> str:
 
 
 def _why_not(reply: Message) -> str:
-    """Return a hint at what keeps the guest from it."""
+    """Return a hint: what prevents the guest from finishing."""
     devices = (reply.get("balloon"), reply.get("hotplug"))
     if reply["state"] == "paused":
         return "it is paused"

@@ -18,10 +18,14 @@ from pyvmm.errors import UsageError
 
 
 @click.command()
-@click.option("-i", "--inflate", metavar="SIZE", help="Take that much more from the guest.")
-@click.option("-d", "--deflate", metavar="SIZE", help="Return that much to the guest.")
-@click.option("--size", metavar="SIZE", help="Take that much in all; 0 returns everything.")
-@click.option("--collect", is_flag=True, help="Take memory that the guest does not use now, once.")
+@click.option("-i", "--inflate", metavar="SIZE", help="Take SIZE more from the guest.")
+@click.option("-d", "--deflate", metavar="SIZE", help="Return SIZE to the guest.")
+@click.option(
+    "--size", metavar="SIZE", help="Set the balloon to SIZE in all; 0 returns everything."
+)
+@click.option(
+    "--collect", is_flag=True, help="Take the memory that the guest does not use now, once."
+)
 @wait_option
 @vm_options
 def balloon(
@@ -30,10 +34,10 @@ def balloon(
 ) -> int:  # fmt: skip
     """Take memory back from guests, or return it.
 
-    Sizes are in MiB, or have a suffix B K M G T P.  The VM needs --balloon and the guest a driver,
-    which gives up memory that the guest can spare.  This command and `pyvmm stat -m` show how much
-    it has given up.  With --collect the guest reports its free memory once, and this machine has it
-    back until the guest uses it again.
+    Sizes are in MiB, or have a suffix B K M G T P.  The VM needs --balloon, and the guest needs a
+    driver. The driver gives up memory that the guest can spare.  This command and `pyvmm stat -m`
+    show how much it has given up.  With --collect the guest reports its free memory once. This
+    machine can use that memory until the guest needs it again.
     """
     request = _request(inflate, deflate, size, collect)
     replies = []

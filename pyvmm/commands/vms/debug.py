@@ -25,9 +25,13 @@ from pyvmm.errors import UsageError
 @click.option("-d", "--dump", is_flag=True, help="Show the registers of the vCPUs.")
 @click.option("--vcpu", type=int, metavar="N", help="Only that vCPU.")
 @click.option("--part", type=click.Choice(PARTS), default="all", help="Which registers to show.")
-@click.option("--whole", is_flag=True, help="Show all of Z, P and FFR, beyond the guest's length.")
+@click.option(
+    "--whole", is_flag=True, help="Show Z, P and FFR at the vCPU's longest vector length."
+)
 @click.option("--devices", is_flag=True, help="Show the virtio devices and their queues.")
-@click.option("-s", "--sysrq", metavar="KEY", help="Send a Linux guest that sysrq key, such as t.")
+@click.option(
+    "-s", "--sysrq", metavar="KEY", help="Send the sysrq key KEY, such as t, to a Linux guest."
+)
 @click.option("-m", "--nmi", type=int, metavar="CPU", hidden=True)
 @vm_options
 def debug(
@@ -36,7 +40,7 @@ def debug(
 ) -> int:  # fmt: skip
     """Show VMs' registers or devices, or send a sysrq.
 
-    -d stops the VM for a moment and shows every register that KVM has of each vCPU, with Arm's
+    -d pauses the VM for a moment, and shows every register of each vCPU that KVM lists, with Arm's
     names and fields. -s sends BREAK and the key to the guest's serial console.
     """
     if nmi is not None:

@@ -24,8 +24,9 @@ def memory(name: str, size: str | None, as_json: bool, wait: float | None) -> in
     """Plug or unplug memory of a running guest.
 
     NAME is the VM's name, or HOST/NAME.  SIZE is the guest's total memory, in MiB or with a suffix
-    B K M G T P: at least its --mem, at most that and --hotplug.  Without SIZE, show its memory.
-    The guest needs a driver (Linux: virtio_mem), which plugs and unplugs as much as it can.
+    B K M G T P. It is between the VM's --mem and the sum of --mem and --hotplug.  Without SIZE,
+    show the guest's memory. The guest needs a driver (Linux: virtio_mem), which plugs and unplugs
+    as much as it can.
     """
     request: Message = {"do": "memory"}
     if size is not None:

@@ -12,9 +12,8 @@ from pyvmm.commands.vms._running import chosen, send, vm_options
 def pause(name: str | None, everything: bool, as_json: bool) -> int:
     """Stop VMs' vCPUs and clocks.
 
-    The vCPUs stop between two instructions, and so does the guest's virtual counter.  After
-    `pyvmm resume` no time has passed by its clocks and timers, except its real-time clock
-    (`hwclock`).
+    The vCPUs stop between two instructions, and so does the guest's virtual counter.  The guest's
+    clocks and timers do not advance during the pause. Only its real-time clock (`hwclock`) does.
     """
     return send(chosen(name, everything), {"do": "pause"}, as_json, "paused")
 

@@ -15,10 +15,10 @@ from pyvmm.host import share
 @click.command(epilog="Exit codes: 0 saved; 1 the VM cannot be saved; 2 usage; 3 the disk is full.")
 @click.argument("name")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--resume", is_flag=True, help="Let the VM run on; else it ends.")
+@click.option("--resume", is_flag=True, help="Resume the VM after the save; by default it ends.")
 @click.option(
     "--parent", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
-    help="Write only what has changed since that snapshot of the VM.",
+    help="Write only what has changed since the snapshot FILE of this VM.",
 )  # fmt: skip
 @click.option(
     "--track", is_flag=True,
@@ -31,7 +31,8 @@ def save(
     """Save a VM to a file.
 
     `pyvmm restore` restores the VM from FILE.  If saving fails, FILE stays as it was.  FILE holds
-    the guest's memory, so only you can read it (mode 0600).  The contents of disks are not in it.
+    the guest's memory, so only you can read it (mode 0600).  FILE does not hold the contents of
+    disks.
     """
     (vm,) = chosen(name, False)
     files = [path.absolute() for path in (file, parent) if path is not None]

@@ -89,25 +89,25 @@ def points(found: Evidence) -> dict[int, int]:
 
 OPTIONS = (
     Option(name="zcr", metavar="LEN,...", default="0-15", parse=parse_lens,
-           help="The values of ZCR_EL1.LEN that the guest sets, up and down again."),
+           help="The values of ZCR_EL1.LEN that the guest sets, in this order and back."),
     Option(name="guest-max-vl", metavar="BITS", parse=parse_max_vl,
            help="The guest's longest vector length (default: the host's)."),
     Option(name="cpu", metavar="N", parse=parse_number("cpu", range(4096)),
            help="The CPU that guest and watcher share (default: the last one)."),
     Option(name="arm", default="auto", choices=("auto", "never", "always"),
-           help="Make the kernel load the watcher's SVE state (ptrace, NT_ARM_SVE): auto does so "
-           "only if the host's state is wrong without it."),
+           help="Whether ptrace (NT_ARM_SVE) makes the kernel load the watcher's SVE state before "
+           "each hold. auto: only if the host's vector length is wrong without that."),
     Option(name="hack", metavar="N", parse=parse_number("hack", range(16)),
-           help="Write N to ZCR_EL12 each time KVM has saved a vCPU's registers (a kernel module; "
-           "the experiment of the series' cover letter)."),
+           help="Load a kernel module that writes N to ZCR_EL12 each time KVM has saved a vCPU's "
+           "registers. Known issue 1 of KVM's SVE patches (v4) describes this experiment."),
     Option(name="control", metavar="KIND,...", default="vl,zero,flip,pred", parse=parse_controls,
-           help="Damage that the watcher must detect: vl, zero, flip, pred (by ptrace), module "
-           "(lowers ZCR_EL2 as the bug would); or none."),
+           help="Damage that the test does and must detect. vl, zero, flip, pred: by ptrace. "
+           "module: a kernel module lowers ZCR_EL2, as the bug would. Or none."),
     Option(name="rounds", metavar="N", default="1", parse=parse_number("rounds", range(1, 1000)),
            help="The number of sweeps."),
     Option(name="hold-ms", metavar="MS", default="20",
            parse=parse_number("hold_ms", range(1, 5000)),
-           help="How long the watcher holds its registers at a time, in ms."),
+           help="How long one hold of the watcher's registers lasts, in ms."),
 )  # fmt: skip
 
 REPRODUCTION = Reproduction(
