@@ -1,4 +1,4 @@
-"""The entry of the ``pyvmm`` command and of ``python -m pyvmm``; it imports little."""
+"""The entry of the ``pyvmm`` command and of ``python -m pyvmm``; it imports few modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 def main() -> int:
     """Run the command line; Ctrl-C while it loads ends it without a traceback.
 
-    Garbage collection is off until the verb is loaded: modules that load make no garbage.
+    Garbage collection is off while modules load, because loading creates no garbage.
     """
     gc.disable()
     before = signal.getsignal(signal.SIGINT)

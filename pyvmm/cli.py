@@ -102,7 +102,7 @@ class Verbs(LazyGroup):
     heading = "The most commonly used pyvmm commands are"
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the verb; if the reader of its output is gone, exit as SIGPIPE would make it."""
+        """Run the verb; if its output has no reader any more, exit with SIGPIPE's code."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:

@@ -234,8 +234,8 @@ class CpuRequest(Record, kw_only=True):
 class Config(Record, kw_only=True):
     """The description of one machine.
 
-    None stands for lkvm's defaults of ``vcpus`` and ``memory`` (bytes), see default_vcpus() and
-    default_memory(), and for the host's best ``irqchip``. vCPUs run on the host's CPUs in
+    None stands for a default: lkvm's for ``vcpus`` and ``memory`` (in bytes), see default_vcpus()
+    and default_memory(); the host's best for ``irqchip``. vCPUs run on the host's CPUs in
     ``vcpu_affinity``. ``hugetlbfs`` is the directory that guest RAM comes from. ``kaslr_seed`` and
     ``timer_hz`` go to the device tree. ``ttys`` are the terminals on pseudo-terminals: 0 is the
     console, 1 to 3 are the other UARTs. ``devices`` are virtio devices in the order of their slots,
@@ -332,6 +332,6 @@ def default_vcpus(limit: int) -> int:
 
 
 def default_memory(vcpus: int) -> int:
-    """Return 64 MiB for each vCPU and three more, at most 80 % of the host's memory."""
+    """Return 64 MiB times (vCPUs + 3), but at most 80 % of the host's memory."""
     host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(64 * MIB * (vcpus + 3), host * 4 // 5 // MIB * MIB)

@@ -1,7 +1,7 @@
-"""Every deliberate error of pyvmm, and the exit code each one ends a command with.
+"""Every deliberate error of pyvmm, and the exit code of each.
 
     VmmError                1    the guest, or a verdict, failed
-     +- UsageError          2    the request makes no sense on any machine
+     +- UsageError          2    the request is invalid on every machine
      |   +- ImageError      2    the image cannot be booted
      +- HostError           3    this machine (or the emulated host) lacks something
      |   +- KvmError        3    the kernel refused an ioctl
@@ -27,7 +27,7 @@ EXIT_SIGNAL = 128  # plus the signal's number
 
 
 class VmmError(Exception):
-    """The base of every deliberate error: a message, and a hint what to do next."""
+    """The base of every deliberate error: a message, and a hint about the next step."""
 
     exit_code: ClassVar[int] = EXIT_FAILED
 
@@ -41,7 +41,7 @@ class VmmError(Exception):
 
 
 class UsageError(VmmError):
-    """A request that makes no sense on any machine."""
+    """A request that is invalid on every machine."""
 
     exit_code = EXIT_USAGE
 
@@ -51,7 +51,7 @@ class ImageError(UsageError):
 
 
 class HostError(VmmError):
-    """A lack of the machine that the command runs on."""
+    """Something that is missing on the machine where the command runs."""
 
     exit_code = EXIT_HOST
 

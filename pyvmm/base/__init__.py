@@ -1,1 +1,1 @@
-"""What knows nothing of VMs: directories, files, units, an event loop."""
+"""Directories, files, units, an event loop: code that does not depend on VMs."""

@@ -1,4 +1,4 @@
-"""The package's, the cache and the runtime directory, and how the cache is filled.
+"""The package's directory, the cache, the runtime directory, and filling the cache.
 
 A directory in the cache is complete or absent. It is filled in a temporary directory beside its
 final place, under a lock, flushed, and renamed. A killed download or build leaves a temporary
@@ -24,7 +24,7 @@ BUILT: Final = {"guests", "programs"}  # directories of the package that `make g
 
 
 def missing_part(error: OSError) -> HostError | None:
-    """Return the error to show if ``error`` is about a file of pyvmm's own, else None."""
+    """Return the error to show if ``error`` is about one of pyvmm's own files, else None."""
     try:
         name = Path(os.fsdecode(error.filename)).resolve().relative_to(PACKAGE)
     except (TypeError, ValueError):  # no name, or outside the package
@@ -88,7 +88,7 @@ def _cache_path() -> Path:
 
 
 def _xdg(variable: str) -> Path | None:
-    """Return the directory in a variable; XDG ignores a relative one."""
+    """Return the absolute path in a variable, else None: XDG ignores relative paths."""
     path = Path(os.environ.get(variable, ""))
     return path if path.is_absolute() else None
 
@@ -137,7 +137,8 @@ def _refuse_foreign_files(path: Path, fd: int, was: os.stat_result) -> None:
             if os.lstat(name, dir_fd=at).st_uid != was.st_uid:
                 os.fchmod(fd, stat.S_IMODE(was.st_mode))  # as found, for the next check
                 raise HostError(
-                    f"{path} was open to others, and {path / directory / name} is not yours",
+                    f"other users could write to {path}, and {path / directory / name} is not "
+                    f"yours",
                     hint=f"remove {path}, or set XDG_RUNTIME_DIR to a directory of your own",
                 )
 

@@ -37,9 +37,9 @@ def write_whole(path: Path, data: bytes) -> None:
 def replacing(path: Path, mode: int = USUAL) -> Iterator[int]:
     """Yield the descriptor of a new file beside ``path``, and rename it to ``path`` at the end.
 
-    Temporary files of killed writers beside the same path are removed first. Of two concurrent
-    writers the last to end replaces the file. An OSError in the block is reported as a write
-    error; after any error the old file is unchanged.
+    Temporary files of killed writers beside the same path are removed first. If two writers run at
+    once, the file of the later one stays. An OSError in the block is reported as a write error;
+    after any error the old file is unchanged.
 
     Raises: UsageError or HostError, if the file cannot be written.
     """

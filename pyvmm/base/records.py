@@ -28,14 +28,14 @@ T = TypeVar("T")
 
 
 class _Made:
-    """A default that is made anew for each record."""
+    """A default value that is created separately for each record."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self.make = make
 
 
 def made(make: Callable[[], T]) -> T:
-    """Return a default: each record without that field gets a new result of ``make``."""
+    """Return a default: ``make`` is called for each record created without the field."""
     return cast("T", _Made(make))
 
 

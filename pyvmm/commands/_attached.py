@@ -151,7 +151,7 @@ class Attached:
         self._connect()
 
     def _await_clients(self, claim: Claim) -> None:
-        """Serve the control socket from its first client on; most runs have none."""
+        """Start the control server when its first client connects; most runs have none."""
         listener = claim.listener.fileno()
         since = time.monotonic()
 
@@ -222,7 +222,7 @@ def _allow_descriptors() -> None:
 
 
 def _left(config: Config, deadline: float | None) -> Config:
-    """Return the configuration with the rest of its time."""
+    """Return the configuration with the remaining time as its timeout."""
     if deadline is None:
         return config
     left_s = deadline - time.monotonic()

@@ -1,7 +1,7 @@
 """Fields and the options that set them: an error names the field, the command line the option.
 
-Errors have fields in backquotes, as `vcpus` or `sve.vls`=128,256: by their paths from Config (or
-what it holds), from HostSettings (`host.cpu`), or as arguments of functions.
+An error has a field in backquotes: `vcpus`, or `sve.vls`=128,256. The name is a path from Config or
+one of its records, a path from HostSettings (`host.cpu`), or a function's argument.
 """
 
 from __future__ import annotations

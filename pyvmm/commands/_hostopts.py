@@ -85,9 +85,10 @@ def _with_settings(
 def run_here_or_forward(
     where: HostSettings, files: Iterable[Path] = (), ttys: Iterable[int] = ()
 ) -> None:
-    """Return if the command runs on this machine's KVM; else run it in an emulated host and exit.
+    """Run the command in an emulated host and exit, unless it runs on this machine's KVM.
 
-    ``files`` are those that the command reads or writes, ``ttys`` its guest's terminals on ptys.
+    ``files`` are the files that the command reads or writes. ``ttys`` are the numbers of the
+    guest's terminals on ptys.
 
     Raises: HostError, where neither is possible, or the emulated host cannot see a file.
     """

@@ -18,7 +18,7 @@ NUMBERS = ("SECONDS", "VCPUS")  # columns that are aligned to the right
 class LiveTable:
     """The state of several runs: a live table on a terminal, a line for each result elsewhere.
 
-    A subclass has ``columns()``, by their titles and whether long cells wrap, and ``rows()``.
+    A subclass defines ``columns()`` and ``rows()``.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -74,7 +74,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def printable(text: str) -> str:
-    """Return text in which characters that a terminal acts upon are written as escapes."""
+    """Return text with control characters, which a terminal obeys, written as escapes."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)

@@ -45,7 +45,7 @@ def doctor(where: HostSettings, as_json: bool) -> int:
 
 
 def document(facts: Iterable[Fact]) -> dict[str, Any]:
-    """Return the JSON document: each topic's names and values, and a list of lacks."""
+    """Return the JSON document: each topic's names and values, and a list of what is missing."""
     facts = list(facts)
     topics: dict[str, dict[str, Any]] = {}
     for fact in facts:
@@ -93,7 +93,7 @@ def show(facts: Iterable[Fact]) -> None:
 def _gather(where: HostSettings) -> list[Fact]:
     """Return facts about the machine that would run VMs; an emulated host runs doctor itself.
 
-    A /dev/kvm that cannot be opened is a fact too, and no reason for an emulated host.
+    A /dev/kvm that cannot be opened is reported as a fact; it does not select an emulated host.
     """
     if _asks_this_machine(where):
         return [*_handed_in(), *machine_facts(), *local_facts()]
@@ -107,7 +107,7 @@ def _gather(where: HostSettings) -> list[Fact]:
 
 
 def local_facts() -> Iterator[Fact]:
-    """Yield facts about this machine's KVM; the first fatal lack is the last fact."""
+    """Yield facts about this machine's KVM; end with the first fatal lack."""
     if platform.machine() != host.ARM64:
         yield Fact(
             "kvm",

@@ -22,7 +22,7 @@ EXIT_CODES = (
     ("0", "Success; the guest switched itself off."),
     ("N", "The guest wrote N to pyvmm's exit register."),
     ("1", "The guest, or a check, failed."),
-    ("2", "Usage: the request makes no sense on any machine."),
+    ("2", "Usage: the request is invalid on every machine."),
     ("3", "The host lacks something."),
     ("124", "`--timeout` ran out."),
     ("128+N", "Signal N ended the command."),
@@ -80,7 +80,7 @@ def _usage(context: click.Context) -> Iterator[str]:
 
 
 def _options(context: click.Context) -> Iterator[str]:
-    """Yield the options; --help only for pyvmm itself. The text describes arguments."""
+    """Yield the options; --help only for pyvmm. The command's text describes its arguments."""
     own = context.command.get_params(context) if context.parent is None else context.command.params
     records = (param.get_help_record(context) for param in own)
     yield from _table(record for record in records if record is not None and record[1])

@@ -142,7 +142,7 @@ def sessions(running: Running) -> int:
 
 
 def last_output(sockets: Path, log_size: int = 0) -> str:
-    """Return the last lines of QEMU's log, after those bytes, or else of the host's console."""
+    """Return the last lines of QEMU's log after ``log_size`` bytes, else of the console's log."""
     for name, skipped in ((QEMU_LOG, log_size), (CONSOLE_LOG, 0)):
         file = sockets / name
         text = file.read_bytes()[skipped:].decode(errors="replace") if file.exists() else ""
@@ -153,7 +153,7 @@ def last_output(sockets: Path, log_size: int = 0) -> str:
 
 
 def starting_failed(what: str, sockets: Path, *, hint: str | None = None) -> HostError:
-    """Return the error for a failed start: QEMU's last output, or else the console's."""
+    """Return the error for a failed start, with the last output of QEMU, else of the console."""
     for name in (QEMU_LOG, CONSOLE_LOG):
         log = sockets / name
         text = log.read_text(errors="replace") if log.exists() else ""

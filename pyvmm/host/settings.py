@@ -35,7 +35,7 @@ KINDS: Final = ("auto", "local", "emulated")
 
 
 class Product(Record):
-    """What `host.kernel` or `host.qemu` chooses a version of."""
+    """A product whose version `host.kernel` or `host.qemu` chooses."""
 
     name: str  # the beginning of its trees' names
     title: str

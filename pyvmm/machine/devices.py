@@ -34,8 +34,8 @@ from pyvmm.memory.map import MemoryMap
 class Site(Record, kw_only=True):
     """The resources a device is made from; ``undo`` gets the cleanup of each.
 
-    ``memory`` is the memory that devices may address; a maker may add to it. ``window`` is the
-    address range above RAM that its DeviceConfig requested.
+    ``memory`` is the memory that devices may address; a device may add its own memory to it.
+    ``window`` is the address range above RAM that its DeviceConfig requested.
     """
 
     memory: MemoryMap
@@ -74,7 +74,7 @@ def _make_disk(asked: Disk, site: Site) -> VirtioDevice:
 
 
 def _make_pmem(asked: Pmem, site: Site) -> VirtioDevice:
-    """Make a file the guest's memory; devices may write there too unless it is read-only."""
+    """Map a file as guest memory; devices may write to it, unless it is read-only."""
     from pyvmm.devices.diskfile import DiskFile
     from pyvmm.devices.virtio.pmem import VirtioPmem
     from pyvmm.memory.file import FileMemory
@@ -151,8 +151,8 @@ def plug_in(
 ) -> list[VirtioMmio]:
     """Put the devices into the slots of the map, with an irqfd for each one's interrupt.
 
-    ``transport`` is mmio or mmio-legacy. ``undo`` gets the cleanup. The caller must have put the
-    unmapping of guest RAM there before.
+    ``transport`` is mmio or mmio-legacy. ``undo`` gets the cleanup. The caller must have added the
+    unmapping of guest RAM to ``undo`` before.
     """
     transports = []
     for slot, device in enumerate(devices):

@@ -146,7 +146,7 @@ def _gics(system: System) -> Iterator[Fact]:
 
 
 def _devices(system: System) -> Fact:
-    """Name the virtio devices that a guest can have; each interrupts by an irqfd."""
+    """Name the virtio devices that a guest can have; each signals its interrupt by an irqfd."""
     kinds = sorted(["console", *(kind.__name__.lower() for kind in MAKERS)])
     missing = [Cap.name_of(cap) for cap in (Cap.IRQFD, Cap.IOEVENTFD) if not system.has(cap)]
     lack = f"this host's KVM lacks {' and '.join(missing)}, which they need" if missing else ""

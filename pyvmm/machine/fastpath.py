@@ -1,11 +1,11 @@
 """UARTs that a guest polls and writes without exits, and MMIO exits that C completes.
 
-A virtio driver's two accesses at each interrupt are among the latter. So no vCPU waits for Python
-while a device's thread holds the interpreter.
+C also completes the two accesses that a virtio driver makes at each interrupt. So no vCPU waits for
+Python while a device's thread holds the interpreter.
 
-Who owns a UART's registers: `Uart8250`, at every moment. It alone changes them, under its lock.
-C and the page have copies that the guest may read, and only what `publish` last allowed: the UART
-publishes each change before the guest can see it. A guest's access takes the first step that fits:
+`Uart8250` owns a UART's registers. Only it changes them, under its lock. C and the page hold copies
+that the guest may read. `publish` sets these copies: the UART publishes each change before the
+guest can see it. A guest's access takes the first step that fits:
 
     step                                  who completes it             cost
     1 a load, and the page is mapped      the page (Page)              no exit
@@ -14,8 +14,8 @@ publishes each change before the guest can see it. A guest's access takes the fi
     4 a store that only transmits         C: tx ring <---+             exit to C
     5 anything else                       Uart8250.mmio_read, _write   exit to Python
 
-Who owns a byte that the guest sends: KVM's ring, then the tx ring of C (kvm/fastmmio.c), then
-Uart8250, which takes it in `collect` and outputs it in `send_out`.
+A byte that the guest sends is in KVM's ring, then in the tx ring of C (kvm/fastmmio.c), then in
+Uart8250. `collect` moves it to Uart8250, and `send_out` outputs it.
 
 The page and the ring cost about as much to set up as 16 exits. So each UART first makes 16 exits
 that they would have saved. C completes these, and later ones where a page of the host holds more

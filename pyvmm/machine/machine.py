@@ -4,7 +4,7 @@
         code = vm.run()
 
 ``run`` returns the guest's exit code: 0 for a power-off or a reset, N for a write of N to the
-exit register. Every other end of a guest is an error, raised.
+exit register. Every other end of a guest raises an error.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ Result = int | BaseException
 
 
 class Runnable(Protocol):
-    """What a Runner needs of a vCPU: ``run`` returns an exit."""
+    """The methods of a vCPU that a Runner calls; ``run`` returns an exit."""
 
     @property
     def id(self) -> int:
@@ -39,7 +39,7 @@ class Runner(Generic[V]):
 
     ``step`` runs a vCPU once and handles its exit, in the vCPU's thread; an exception it raises is
     the result. ``on_end`` is called at the result, and must end whatever a step waits for.
-    ``ended_fd`` becomes readable when the last thread has left. The threads run on ``cpus`` of the
+    ``ended_fd`` becomes readable when the last thread has ended. The threads run on ``cpus`` of the
     host, on all of them if None.
     """
 
@@ -114,7 +114,7 @@ class Runner(Generic[V]):
         self._on_end()
 
     def join(self) -> None:
-        """Wait until every thread has left."""
+        """Wait until every thread has ended."""
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
@@ -137,7 +137,7 @@ class Runner(Generic[V]):
 
     @property
     def has_ended(self) -> bool:
-        """Whether there is a result; threads may still be leaving."""
+        """Whether there is a result; threads may still be ending."""
         return self._result is not None
 
     def _kick(self) -> None:

@@ -1,4 +1,4 @@
-"""The memory slots of a VM: RAM and device memory in few slots, plugged memory in one a block."""
+"""The memory slots of a VM: few for RAM and device memory, one for each plugged block."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOTPLUG = "hotplug"  # the name of the slots of plugged memory
 
 @functools.cache
 def _bits() -> list[bytes]:
-    """Return for each byte of a bitmap its bits, a byte each, the lowest first."""
+    """Return the bits of a bitmap as bytes, the lowest bit of each byte first."""
     return [bytes(byte >> bit & 1 for bit in range(8)) for byte in range(256)]
 
 
@@ -97,7 +97,7 @@ class MemorySlots:
                 )
 
     def written(self, name: str) -> bytes:
-        """Return for each host page of that memory 1 if the guest wrote it since the last call.
+        """Return a byte for each host page: 1 if the guest wrote it since the last call.
 
         Source: Linux, Documentation/virt/kvm/api.rst, KVM_GET_DIRTY_LOG.
         """

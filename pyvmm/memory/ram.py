@@ -144,7 +144,7 @@ class GuestMemory(Closing):
         return done
 
     def load_from(self, gpa: int, length: int, file: BinaryIO, offset: int) -> int:
-        """Do what load() does with any file; one without a descriptor is copied first."""
+        """Load from any file, as load() does; without a descriptor its data is copied first."""
         try:
             return self.load(gpa, length, file.fileno(), offset)
         except io.UnsupportedOperation:
@@ -163,7 +163,7 @@ class GuestMemory(Closing):
 
     @property
     def written(self) -> bytes:
-        """For each host page 1 if this process may have written it since `log_writes`."""
+        """A byte for each host page: 1 if this process may have written it since `log_writes`."""
         return bytes(self._written or b"")
 
     def _log(self, gpa: int, length: int) -> None:

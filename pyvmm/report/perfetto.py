@@ -30,7 +30,7 @@ IID, INTERNED_NAME = 1, 2  # EventName, DebugAnnotationName
 
 
 def varint(number: int) -> bytes:
-    """Encode a number, seven bits a byte, the lowest first."""
+    """Encode a number as bytes with seven bits each, the lowest bits first."""
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)

@@ -25,7 +25,8 @@ NOT_THERE, THERE, CANNOT_TELL = EXIT_OK, EXIT_FAILED, EXIT_HOST
 class Option(Record, kw_only=True):
     """One setting of a reproduction, for the command line.
 
-    ``parse`` converts the text, or None if there is no default, and raises UsageError.
+    ``parse`` converts the text and raises UsageError; it gets None for a missing option without a
+    default.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Finding(Record):
 
 
 class Curve(Record, kw_only=True):
-    """The curve to draw for each of many runs, on common axes."""
+    """The curves of a matrix's picture: one for each run, on common axes."""
 
     x: str
     y: str

@@ -137,7 +137,7 @@ def _module(job: Job, build: Callable[[Path, Progress], Path], progress: Progres
 
 
 def _lost(error: HostError) -> tuple[str, int, tuple[str, ...]]:
-    """Return the verdict if there is no evidence: the bug may be present."""
+    """Return the verdict on a run without evidence: it is unknown whether the bug is present."""
     killed = isinstance(error, CommandFailed) and error.code == EXIT_SIGNAL + signal.SIGKILL
     why = (error.message, *([f"hint: {error.hint}"] if error.hint else []))
     return ("KILLED BY KERNEL" if killed else "INCONCLUSIVE", CANNOT_TELL, why)

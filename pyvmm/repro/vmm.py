@@ -34,7 +34,7 @@ class GuestProcess:
     """A guest that takes commands as letters on its console, and responds with lines."""
 
     def __init__(self, config: Config, elsewhere: frozenset[int]) -> None:
-        """Start it; the threads of its process, except vCPUs, run on the CPUs ``elsewhere``.
+        """Start the guest's process; its threads, except vCPUs, run on the CPUs ``elsewhere``.
 
         Raises: GuestEnded, with the reason.
         """

@@ -1,7 +1,7 @@
 """``python3 -m pyvmm.repro.worker``, which runs on the machine whose KVM is tested.
 
-It reads a case as JSON from standard input, and writes the evidence to standard output.  Before
-that it writes an empty line every few seconds, which JSON may begin with: a sign of life.
+It reads a case as JSON from standard input, and writes the evidence to standard output.  Until then
+it writes an empty line every few seconds, to show that it runs. JSON may begin with empty lines.
 """
 
 from __future__ import annotations

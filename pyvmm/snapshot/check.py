@@ -1,8 +1,8 @@
-"""Whether a host can resume a machine that was saved on another: a table of rows with reasons.
+"""The check whether a host can resume a machine that was saved on another host.
 
 HostLimits describes this host, or another one by the JSON that `pyvmm doctor` printed there.
-On this host KVM itself is tried with every register.  For another host the check knows its
-registers and the values of its ID registers.
+On this host the check writes every register to a VM. For another host it compares the names of
+registers and the values of ID registers.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _frequency(state: State, limits: HostLimits) -> Row:
 
 
 def register_row(loss: Loss, registers: Mapping[int, int]) -> Row:
-    """Return what the loss of one of a vCPU's saved ``registers`` means."""
+    """Return the verdict on the loss of one of a vCPU's saved ``registers``."""
     name, saved = restoreorder.name(loss.reg_id), registers[loss.reg_id]
     row = restoreorder.class_of(loss.reg_id)
     if regs.group(loss.reg_id) == regs.DEMUX or name in CACHES:

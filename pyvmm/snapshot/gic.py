@@ -240,7 +240,7 @@ def names(kind: str, part: str, nr_irqs: int) -> dict[int, str]:
 
 
 class GicRegisters:
-    """Access to an interrupt controller's registers by part, vCPU and number; no vCPU runs."""
+    """Access to a GIC's registers by part, vCPU and number, for use while no vCPU runs."""
 
     def __init__(self, irqchip: Irqchip, mpidrs: Sequence[int], nr_irqs: int) -> None:
         self._irqchip = irqchip
@@ -294,7 +294,7 @@ def save_tables(irqchip: Irqchip) -> None:
 
 
 def gic_registers(board: Board) -> GicRegisters:
-    """Return a machine's interrupt controller as its registers."""
+    """Return the access to the registers of a machine's interrupt controller."""
     mpidrs = [vcpu.get_one_reg(regs.MPIDR_EL1) for vcpu in board.vcpus]
     return GicRegisters(board.irqchip, mpidrs, layout.NR_IRQS)
 
@@ -322,7 +322,7 @@ def restore_gic(gic: GicRegisters, state: GicState, irqchip: Irqchip) -> list[st
     """Restore an interrupt controller; guest RAM is restored already.
 
     Returns:
-        A line for each register that wrongly reads back changed.
+        A line for each register that reads back changed and should not.
 
     Raises:
         KvmError: the kernel refuses a register.

@@ -39,7 +39,7 @@ class HostLimits(Record, kw_only=True):
 
 
 def limits_here(system: System) -> HostLimits:
-    """Return this host's limits, without registers: KVM itself can be tried with those."""
+    """Return this host's limits, without registers: the check writes those to KVM."""
     limits = read_limits(system)
     with system.create_vm(regs_ipa(limits.ipa_bits)) as vm:
         gics = {kind for kind, needs in NEEDS.items() if all(map(vm.has_device, needs))}

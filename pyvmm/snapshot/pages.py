@@ -34,7 +34,8 @@ class MemorySource(Protocol):
 def touched(memory: GuestMemory) -> list[Range]:
     """Return the ranges that may not be zero, by the kernel's page tables.
 
-    A process that changed its uid cannot read /proc/self/pagemap.  Then it is all of the memory.
+    A process that changed its uid cannot read /proc/self/pagemap.  Then the only range is all of
+    the memory.
     """
     try:
         fd = os.open(PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)

@@ -167,7 +167,7 @@ class Restorer(Closing):
 
 
 def default_reading(path: Path) -> Reading:
-    """Return how to read a file by where it lies: what was measured to be faster, see the README.
+    """Return the faster way to read a file on its file system; docs/snapshots.md has the times.
 
     In an emulated host the user's files come through 9p.
     """
@@ -186,7 +186,8 @@ def restore(
 ) -> Machine:
     """Make the machine in a snapshot; start() resumes its guest.
 
-    ``output`` is Machine's and ``name`` its new name.  The rest is Restorer's.
+    ``output`` is passed to Machine, and ``name`` is its new name. The other arguments are passed to
+    Restorer.
 
     Raises:
         UsageError: the file is missing, no snapshot, or damaged.

@@ -43,7 +43,7 @@ class Loss(Record):
 
 
 class RestoreReport(Record, kw_only=True):
-    """The registers that a restore lost, as was allowed."""
+    """The registers that a restore left out, where that was allowed."""
 
     losses: tuple[Loss, ...] = ()
     gic: tuple[str, ...] = ()
@@ -151,7 +151,7 @@ def restore_devices(board: Board, state: State) -> None:
 
 
 def raise_lines(board: Board) -> None:
-    """Raise the lines that were raised: a GICv2 does not report their level on save."""
+    """Raise the interrupt lines that were high: a GICv2 does not report their level on save."""
     if isinstance(board.irqchip.gic, VgicV2):
         lines: list[Uart8250 | Pl031] = [*board.uarts, board.rtc]
         for device in lines:

@@ -80,14 +80,14 @@ def save_state(board: Board, config: Config, virtual: int) -> State:
 def save(machine: Machine, path: Path, *, parent: Path | None = None, track: bool = False) -> Saved:
     """Pause a machine and write a snapshot of it.
 
-    A ``parent`` is an earlier snapshot of this machine, or the one it was restored from.  Then
-    only pages that changed since are written.  With ``track`` KVM logs dirty pages from now on,
-    which slows the guest a little.  The next save with this snapshot as its parent is faster.
+    A ``parent`` is an earlier snapshot of this machine, or the one it was restored from.  Then only
+    pages that changed after it are written.  With ``track`` KVM logs dirty pages from now on, which
+    slows the guest a little.  The next save with this snapshot as its parent is faster.
 
     Raises:
         VmmError: the guest has ended, or a device's requests do not end.
         HostError: the kernel refuses a read, or the disk is full.
-        UsageError: the file cannot be written, or the parent is of another machine.
+        UsageError: the file cannot be written, or the parent belongs to another machine.
     """
     with machine.paused(), ExitStack() as undo:
         if machine.has_ended:
@@ -198,7 +198,7 @@ def still(board: Board) -> Iterator[None]:
 
 
 def complete_accesses(board: Board) -> None:
-    """Complete the MMIO accesses of vCPUs whose KVM_RUN returned for one.
+    """Complete each MMIO access for which a vCPU's KVM_RUN has returned.
 
     Source: Linux, Documentation/virt/kvm/api.rst, KVM_RUN, on KVM_EXIT_MMIO.
     """

@@ -43,10 +43,10 @@ AGAIN = Promise("INIT may be called again, also after a run, and resets the vCPU
 
 # KVM_ARM_VCPU_FINALIZE
 FINALIZE = Promise("after INIT with the feature, FINALIZE fixes it", _API, _FINALIZE)
-FINALIZE_TWICE = Promise("FINALIZE of what is final already is EPERM", _API, _FINALIZE)
+FINALIZE_TWICE = Promise("a second FINALIZE of a feature is EPERM", _API, _FINALIZE)
 FINALIZE_ABSENT = Promise("FINALIZE of an unknown or absent feature is EINVAL", _API, _FINALIZE)
 RUN_NEEDS_FINALIZE = Promise("KVM_RUN is not available before FINALIZE: EPERM", _API, _FINALIZE)
-RUNS = Promise("a vCPU that is final is fully usable", _API, _FINALIZE)
+RUNS = Promise("a vCPU is fully usable after FINALIZE", _API, _FINALIZE)
 LIST_NEEDS_FINALIZE = Promise(
     "KVM_GET_REG_LIST is not available before FINALIZE: EPERM", _API, _FINALIZE
 )
@@ -71,29 +71,29 @@ FAILED_SET = Promise(
 NEEDS_SVE = Promise("SVE registers are only accessible on vCPUs with SVE", _API, _SET)
 V_REPLACED = Promise("V0 to V31 are not accepted on vCPUs with SVE", _API, f"{_SET}, note 1")
 V_ACCEPTED = Promise("V0 to V31 are core registers", _API, _SET)
-CORE = Promise("core registers go by their offset in struct kvm_regs", _API, _SET)
-SYSREGS = Promise("system registers go by their encoding", _API, _SET)
+CORE = Promise("the id of a core register has its offset in struct kvm_regs", _API, _SET)
+SYSREGS = Promise("the id of a system register has its encoding", _API, _SET)
 SLICES = Promise("slices at or above the longest length are ENOENT", _API, _SET)
 SVE_IDS = Promise("Zn is 2048 bits, Pn and FFR 256, the set 512, at fixed numbers", _API, _SET)
 BAD_ID = Promise("an invalid register id is EINVAL", _API, _SET)
 REG_VALUES = Promise("a slice of Zn holds its bits 2047:0, one of Pn and FFR 255:0", _API, _SET)
 FFR_VALUES = Promise(
-    "nothing; KVM keeps any FFR, also one no instruction makes",
+    "nothing; KVM keeps any value of FFR, even one that no instruction makes",
     "arch/arm64/kvm/guest.c",
     "set_sve_reg()",
 )
-NO_KVM_REGS = Promise("KVM_GET_REGS and KVM_GET_FPU are for others", _API, "4.11 KVM_GET_REGS")
+NO_KVM_REGS = Promise("KVM_GET_REGS and KVM_GET_FPU are not for arm64", _API, "4.11 KVM_GET_REGS")
 ID_OPT_OUT = Promise(
-    "SVE is opted into by INIT; ID registers say what the vCPU has",
+    "INIT enables SVE; ID registers show the vCPU's features",
     "Documentation/virt/kvm/arm/vcpu-features.rst",
     "The ID Registers",
 )
 
 # KVM_GET_REG_LIST
-LISTS = Promise("the list is of the registers that GET and SET take", _API, _LIST)
-LIST_TOO_BIG = Promise("too small an array is E2BIG, and n is what it takes", _API, _LIST)
+LISTS = Promise("the list has the registers that GET and SET accept", _API, _LIST)
+LIST_TOO_BIG = Promise("E2BIG if the array is too small, and n is the needed size", _API, _LIST)
 LIST_ORDER = Promise(
-    "nothing; core registers, then SVE's, of which the set is first",
+    "nothing; core registers, then the set, then other SVE registers",
     "arch/arm64/kvm/guest.c",
     "kvm_arm_copy_reg_indices()",
 )
@@ -102,7 +102,7 @@ LIST_ORDER = Promise(
 SEED_NOT_LISTED = Promise("slices that are not needed are not enumerated", _SEED, _ISSUES)
 SEED_RAZ_WI = Promise("slices that are not needed read as zero and ignore writes", _SEED, _ISSUES)
 SEED_SLICES = Promise(
-    "there are as many slices as the longest length takes, rounded up", _SEED, _ISSUES
+    "the number of slices is what the longest length needs, rounded up", _SEED, _ISSUES
 )
 
 # What guests see

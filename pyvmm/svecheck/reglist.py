@@ -138,7 +138,7 @@ def writable(bench: Bench) -> str:
 
 
 # The size of the list
-@case(doc.LIST_TOO_BIG, "E2BIG, n as many as there are")
+@case(doc.LIST_TOO_BIG, "E2BIG, n = the number of registers")
 def too_small(bench: Bench) -> str:
     """List with room for none, for one, and for all but one"""
     vcpu = bench.final()
@@ -146,7 +146,7 @@ def too_small(bench: Bench) -> str:
     return alike({f"n={room}": _ask(vcpu, room, count) for room in (0, 1, count - 1)})
 
 
-@case(doc.LISTS, "ok, n as many as there are")
+@case(doc.LISTS, "ok, n = the number of registers")
 def too_large(bench: Bench) -> str:
     """List with room for one more than there are"""
     vcpu = bench.final()
@@ -160,7 +160,7 @@ def _ask(vcpu: Vcpu, room: int, count: int) -> str:
     struct.pack_into("<Q", buffer, 0, room)
     word = outcome(lambda: ioctls.GET_REG_LIST.at(vcpu.fd, buffer, f"vcpu {vcpu.id}, n={room}"))
     (n,) = struct.unpack_from("<Q", buffer)
-    return f"{word}, n {'as many as there are' if n == count else n}"
+    return f"{word}, n = {'the number of registers' if n == count else n}"
 
 
 # Order

@@ -23,7 +23,7 @@ from pyvmm.svecheck.case import case
 BITS = 512  # of KVM_REG_ARM64_SVE_VLS
 EXHAUSTIVE = 6  # quadwords: every set of lengths up to there is tried
 AS_ON_A64FX = frozenset({128, 256, 512})
-RULE = "as the rule has it"
+RULE = "as the rule says"
 
 
 def _try(vcpu: Vcpu, bits: int) -> str:

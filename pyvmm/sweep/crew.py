@@ -20,8 +20,8 @@ CONNECT_S = 10.0
 class Crew:
     """An executor, and the means to end its runs early.
 
-    Each function gets ``stop`` and ends when it is set. Without ``stop``, a function that has begun
-    ends by itself, and the sweep does not wait for it.
+    Each function gets ``stop`` and ends when it is set. If ``stop`` is None, a function that has
+    begun runs to its own end, and the sweep does not wait for it.
     """
 
     def __init__(self, executor: Executor, stop: Event | None = None) -> None:
@@ -71,7 +71,7 @@ def _client(address: str) -> Any:
         from distributed.comm import resolve_address
     except ImportError as error:
         raise HostError(
-            f"`scheduler`={address}: this Python has no Dask cluster's client ({error})",
+            f"`scheduler`={address}: this Python lacks Dask's client ({error})",
             hint="pip install 'pyvmm-arm64[dask]'",
         ) from error
     try:

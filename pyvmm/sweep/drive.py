@@ -25,7 +25,7 @@ class RunVerdict(StrEnum):
     FAILED = "failed"
     TIMEOUT = "timed out"
     LACKING = "host lacks"
-    REFUSED = "refused"  # the request makes no sense on any machine
+    REFUSED = "refused"  # the request is invalid on every machine
     BROKEN = "not done"  # the executor failed
     STOPPED = "not finished"
 
@@ -54,7 +54,7 @@ class RunResult(Record):
 
 
 class Watcher(Record):
-    """Callbacks: for every result, and regularly for the numbers of the runs that run."""
+    """Callbacks: for each result, and at intervals for the numbers of the running runs."""
 
     finished: Callable[[RunResult], None] = lambda result: None
     running: Callable[[set[int]], None] = lambda numbers: None

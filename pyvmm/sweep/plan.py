@@ -103,7 +103,7 @@ def host_name(where: HostSettings) -> str:
 
 
 def alternatives(texts: Iterable[str], subject: str, separators: str = BETWEEN) -> list[str]:
-    """Split texts into values; each once, in order. ``subject`` is what an error names.
+    """Split texts into values; each once, in order. Errors begin with ``subject``.
 
     Raises: UsageError, for an empty value.
     """
@@ -133,7 +133,7 @@ def parse_sets(texts: Iterable[str]) -> list[vl.VlSet | None]:
 
 
 def parse_cpus(texts: Iterable[str]) -> list[int | None]:
-    """Read numbers of vCPUs; None alone where there are none.
+    """Read numbers of vCPUs; without numbers, return only None.
 
     Raises: UsageError.
     """

@@ -239,7 +239,9 @@ def test_runtime_directory_with_foreign_files_is_refused(kind: str) -> None:
     runtime_dir().chmod(0o777)
 
     for _ in range(2):  # a check must not change it
-        with pytest.raises(HostError, match=r"was open to others, and .*/vms/gift is not yours"):
+        with pytest.raises(
+            HostError, match=r"other users could write to .*, and .*/vms/gift is not yours"
+        ):
             runtime_dir()
 
 

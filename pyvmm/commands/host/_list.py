@@ -121,7 +121,7 @@ def _newest(row: dict[str, Any]) -> str:
 
 
 def _age(looked_at: str | None) -> str:
-    """Return how long ago that was, as text."""
+    """Return a time in the past as text: 3 days ago."""
     if looked_at is None:
         return "never"
     seconds = max(0.0, time.time() - datetime.fromisoformat(looked_at).timestamp())

@@ -115,7 +115,7 @@ def _take(registers: dict[str, str], pattern: str) -> dict[str, str]:
 
 
 def _show_section(section: Section, values: Values, vcpu: VcpuRegisters) -> Iterator[str]:
-    """Yield registers with fields, then a grid of the others, then names of unwritten ones."""
+    """Yield registers with fields, then a grid of others, then the names of zero registers."""
     numbers = {name: int(text, 0) for name, text in values.items()}
     first = [name for name in section.always if name in values]
     rest = [name for name in values if name not in first]

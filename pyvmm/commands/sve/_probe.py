@@ -19,7 +19,7 @@ MIDR = "cpu[0-9]*/regs/identification/midr_el1"
 def probe_here() -> Probe:
     """Probe this host.
 
-    Raises: HostError, where it has no KVM for arm64.
+    Raises: HostError, if this host has no KVM for arm64.
     """
     from pyvmm.kvm import sve
     from pyvmm.kvm.system import System

@@ -174,7 +174,7 @@ def _checked(timeout_s: float | None) -> float | None:
 
 
 def _hosts(options: dict[str, Any]) -> list[HostSettings]:
-    """Return every combination of kernels and CPUs; those for this machine are ``local``."""
+    """Return every combination of kernels and CPUs; this machine's KVM is ``local``."""
     kernels = alternatives(options["kernels"], "--host-kernel", ",;") or [DEFAULT_KERNEL]
     cpus = alternatives(options["host_cpus"], "--host-cpu") or [DEFAULT_CPU]
     hosts = [

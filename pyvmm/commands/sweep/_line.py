@@ -9,7 +9,7 @@ from pyvmm.sweep.work import HostQuery
 
 
 def query(where: HostSettings) -> HostQuery:
-    """Return the question for a host's vector lengths."""
+    """Return the query for a host's vector lengths."""
     return HostQuery(where, ("sve", "list", "--json", *_host_words(where)))
 
 

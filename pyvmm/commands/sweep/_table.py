@@ -36,18 +36,18 @@ class SweepTable(LiveTable):
         self._several_hosts = len({run.where for run in runs}) > 1
 
     def finished(self, result: RunResult) -> None:
-        """Take a result; elsewhere than on a terminal, print its line."""
+        """Add a result; if the output is not a terminal, print its line."""
         self._results[result.run.number] = result
         self.print_line(line(result))
 
     def running(self, numbers: set[int]) -> None:
-        """Take the numbers of the runs that run now, and show the table."""
+        """Store the numbers of the runs in progress, and show the table."""
         for number in numbers:
             self._started.setdefault(number, time.monotonic())
         self.refresh()
 
     def columns(self) -> Mapping[str, bool]:
-        """Return the titles; of long cells only a set wraps."""
+        """Return the titles; only a long set wraps."""
         return {title: title == "SET" for title in self._shown(TITLES)}
 
     def rows(self) -> Iterator[Sequence[str]]:

@@ -38,9 +38,9 @@ def stat(
     """Show VMs' exits, by reason and device.
 
     Also show the memory they use; a guest with a balloon reports details.  Exits to pyvmm are
-    counted by device and direction.  Below are KVM's own statistics, and the counts of virtio
-    devices.  On a terminal the display is live, with rates, until Ctrl-C or the VM's end.
-    Elsewhere, with --json and with --once, it is printed once.
+    counted by device and direction.  KVM's own statistics and the counts of virtio devices follow.
+    On a terminal the display is live, with rates, until Ctrl-C or the VM's end. Elsewhere, with
+    --json and with --once, it is printed once.
     """
     vms = chosen(name, everything)
     if as_json or once or not sys.stdout.isatty():
@@ -110,7 +110,7 @@ def _memory(reply: Message) -> Iterator[str]:
 
 
 def _table(title: str, reply: Message, before: Message | None, key: str) -> Iterator[str]:
-    """Yield counts that are not zero, the largest first; with rates where there is a before."""
+    """Yield counts that are not zero, the largest first; with rates after an earlier reply."""
     counts = {
         cause: count
         for cause, count in reply.get(key, {}).items()  # an older VM lacks some

@@ -1,1 +1,1 @@
-"""What runs inside the emulated host."""
+"""The programs that run inside the emulated host."""

@@ -1,1 +1,1 @@
-"""What an emulated host is made of: Debian packages, and what is built from them."""
+"""The parts of an emulated host: Debian packages, and files built from them."""

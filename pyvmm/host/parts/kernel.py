@@ -157,7 +157,7 @@ def _read_module(file: Path) -> bytes:
 
 
 def _dependencies(module: bytes, file: Path) -> Iterator[tuple[str, bool]]:
-    """Yield a module's dependencies of its .modinfo, and whether each one is optional."""
+    """Yield a module's dependencies from its .modinfo, and whether each one is optional."""
     try:
         section = ELFFile(io.BytesIO(module)).get_section_by_name(".modinfo")
     except ELFError as error:

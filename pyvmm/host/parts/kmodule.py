@@ -87,7 +87,7 @@ def _built(headers: Path, source: Path, release: str, progress: Progress) -> Pat
 
 
 def _make(headers: Path, source: Path, into: Path, progress: Progress) -> None:
-    """Run kbuild in a directory; leave the module alone there."""
+    """Run kbuild in a directory, and remove all files there but the module."""
     make = shutil.which("make")
     if make is None:
         raise HostError("make is missing: it builds kernel modules", hint="apt-get install make")

@@ -216,7 +216,7 @@ def write_wrapper(tool: Tool, path: Path) -> None:
 
 
 def main(arguments: Sequence[str], find: Callable[[str, Progress], Tool]) -> int | str:
-    """Write wrappers: the arguments are DIRECTORY PROGRAM... Return what sys.exit takes."""
+    """Write wrappers: the arguments are DIRECTORY PROGRAM... Return the argument for sys.exit()."""
     directory, *programs = arguments
     try:
         for name in programs:

@@ -66,7 +66,7 @@ class Offer(Record):
 
     @property
     def version(self) -> str:
-        """The version of its program, as far as the package's version has it."""
+        """The version of its program, taken from the package's version."""
         return upstream(self.package)
 
 
@@ -81,7 +81,7 @@ class Look(Record):
 
     @property
     def days(self) -> float:
-        """The days since then."""
+        """The days since the lists were read."""
         return max(0.0, time.time() - self.seen) / 86400
 
 
@@ -96,7 +96,7 @@ def recipe(packages: Sequence[str], drop: frozenset[str] = NOT_NEEDED) -> str:
 
 
 def place(product: Product, package: str, suite: str) -> Path:
-    """Return the path for the tree of a package's version, without a colon, for loaders."""
+    """Return the path for a package version's tree; loaders need it without a colon."""
     version = package.partition(":")[2] or package
     return trees_dir() / f"{product.name}-{version}-{suite}{_end(product)}"
 
@@ -115,7 +115,8 @@ def cached(product: Product) -> list[Tree]:
 def find(product: Product, choice: str) -> Tree | None:
     """Return the tree in the cache for a choice, which is a version or a suite.
 
-    A version means the newest match in the cache.  A suite means its contents at the last look.
+    A version means the newest match in the cache.  A suite means its contents when pyvmm last read
+    them.
     """
     if choice not in SUITES:
         return next((t for t in cached(product) if matches(choice, t.version)), None)
@@ -132,7 +133,7 @@ def chosen(settings: HostSettings) -> list[Tree | None]:
 
 
 def look(suite: str) -> Look | None:
-    """Return the last look at a suite, or None if there was none."""
+    """Return a suite's contents as pyvmm last read them, or None if it never did."""
     try:
         found = json.loads(_look_path(suite).read_text())
         offers = {
@@ -144,7 +145,7 @@ def look(suite: str) -> Look | None:
 
 
 def remember(seen: Look) -> None:
-    """Write a look to the cache, for commands that do not ask the mirror."""
+    """Write a suite's contents to the cache, for commands that do not read the mirror."""
     offers = {
         name: [[offer.name, offer.package] for offer in found]
         for name, found in seen.offers.items()
@@ -154,7 +155,7 @@ def remember(seen: Look) -> None:
 
 
 def old_looks(settings: HostSettings) -> list[Look]:
-    """Return the old looks at suites that the settings name."""
+    """Return the contents that pyvmm read long ago, of suites that the settings name."""
     looks = [look(choice) for choice in {settings.kernel, settings.qemu} if choice in SUITES]
     return [seen for seen in looks if seen is not None and seen.days > OLD_DAYS]
 
@@ -177,7 +178,7 @@ def _look_path(suite: str) -> Path:
 
 
 def _end(product: Product) -> str:
-    """Return the end of the name of a product's trees: its recipe, if it has one."""
+    """Return the suffix of the names of a product's trees: its recipe, if it has one."""
     return f"-{recipe([QEMU_PACKAGE])}" if product.name == QEMU.name else ""
 
 
