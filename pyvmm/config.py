@@ -48,7 +48,7 @@ class DeviceConfig(Record, kw_only=True):
     def window_size(self) -> int:
         """Return the bytes of guest physical addresses that it needs above RAM.
 
-        Raises: VmmError, where its file is missing or does not fit.
+        Raises: VmmError, if its file is missing or does not fit.
         """
         return 0
 
@@ -92,7 +92,7 @@ class Pmem(DeviceConfig, kw_only=True):
     def window_size(self) -> int:
         """Return the file's size.
 
-        Raises: UsageError, where the file is missing, or Linux cannot map its size.
+        Raises: UsageError, if the file is missing, or Linux cannot map its size.
         """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -1,4 +1,4 @@
-"""Standard output after its reader has gone."""
+"""Standard output that has lost its reader."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def _file_and_words(option: str, text: str, known: tuple[str, ...]) -> tuple[Pat
         if word not in known:
             raise UsageError(
                 f"{option} {text}: {word!r} is not one of {', '.join(known)}",
-                hint="for a file with a comma in its name, give a link to it",
+                hint="give a symbolic link to a file whose name has a comma",
             )
     return Path(path).absolute(), words  # a snapshot may be restored from elsewhere
 

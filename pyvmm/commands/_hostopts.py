@@ -90,7 +90,7 @@ def run_here_or_forward(
     ``files`` are the files that the command reads or writes. ``ttys`` are the numbers of the
     guest's terminals on ptys.
 
-    Raises: HostError, where neither is possible, or the emulated host cannot see a file.
+    Raises: HostError, if neither is possible, or the emulated host cannot see a file.
     """
     if host.is_local(where):
         return

@@ -41,7 +41,7 @@ _Reply = TypeVar("_Reply")
 
 
 class Gone(HostError):
-    """A VM that ended before its reply."""
+    """A VM ended before it replied."""
 
 
 def answer(question: Message) -> Message:
@@ -70,7 +70,7 @@ def relay() -> None:
 
 
 def at_once(ask_one: Callable[[_Asked], _Reply], asked: Sequence[_Asked]) -> list[_Reply]:
-    """Ask concurrently and return every reply, in order."""
+    """Ask all VMs at once, and return their replies in order."""
     if len(asked) < 2:
         return [ask_one(one) for one in asked]
     replies: list[Future[_Reply]] = [Future() for _ in asked]

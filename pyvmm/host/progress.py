@@ -16,7 +16,7 @@ REFRESH_S = 0.2
 
 
 class Progress:
-    """Messages about steps: none if ``quiet``, plain lines if the stream is no terminal."""
+    """Messages about steps: none if ``quiet``, plain lines if the stream is not a terminal."""
 
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
         self._stream = sys.stderr if stream is None else stream

@@ -103,7 +103,7 @@ def wait_for_end(running: Running) -> None:
 
 
 def end_orphans() -> None:
-    """End each QEMU whose start was killed half way: no command can use it."""
+    """End each QEMU whose start was interrupted: no command can use it."""
     for alive in runtime_dir().glob("*/alive"):
         sockets = alive.parent
         start = try_lock(sockets.with_name(f"{sockets.name}.start"))
@@ -117,7 +117,7 @@ def end_orphans() -> None:
 
 
 def end_orphan(sockets: Path) -> None:
-    """End a QEMU that runs and was never published; the caller holds the start lock."""
+    """End a QEMU that runs but has no about.json; the caller holds the start lock."""
     if _is_alive(sockets):
         with contextlib.suppress(OSError, ValueError):
             os.kill(int((sockets / "pid").read_text()), signal.SIGKILL)

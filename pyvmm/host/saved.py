@@ -27,7 +27,7 @@ MAX_CPUS: Final = 4  # more make TCG slower
 
 
 def key(settings: HostSettings, made_of: Iterable[Tree | None] | None = None) -> str:
-    """Return a host's name: its kernel, its QEMU, and a hash of everything it depends on.
+    """Return a host's name: kernel, QEMU, and a hash of everything that it depends on.
 
     ``made_of`` are the trees that the settings select, by default among those in the cache.  They
     are part of the hash: one requested version can mean different trees.

@@ -99,7 +99,7 @@ def is_path(choice: str) -> bool:
 
 
 def matches(asked: str, version: str) -> bool:
-    """Return whether a version equals the requested one or is of its series: 6.1 has 6.1.176."""
+    """Return whether a version matches the requested one: 6.1 matches 6.1.176."""
     return version == asked or version.startswith(f"{asked}.")
 
 

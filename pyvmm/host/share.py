@@ -44,7 +44,7 @@ def refuse_hidden(files: Iterable[Path]) -> None:
 
 
 def _is_special(path: Path) -> bool:
-    """Return whether a path is no regular file: the emulated host has /dev/null too."""
+    """Return whether a path is not a regular file: the emulated host has /dev/null too."""
     try:
         return not stat.S_ISREG(path.stat().st_mode)
     except OSError:

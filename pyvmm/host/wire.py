@@ -76,7 +76,7 @@ def pack(kind: Frame, payload: bytes = b"") -> bytes:
 
 
 class WireError(Exception):
-    """Bytes on the channel that are no frame."""
+    """Bytes on the channel that are not a frame."""
 
 
 class FrameReader:
@@ -86,7 +86,7 @@ class FrameReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[tuple[Frame, bytes]]:
-        """Add bytes; yield the frames that are complete now.
+        """Add bytes, and yield the frames that they complete.
 
         Raises:
             WireError: the stream is damaged.

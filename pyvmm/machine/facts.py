@@ -137,7 +137,7 @@ def _gics(system: System) -> Iterator[Fact]:
         gicv3
         if gicv3.value
         else gicv3.replace(
-            lack="this machine's interrupt controller is no GICv3, which pyvmm's guests need",
+            lack="this machine's interrupt controller is not a GICv3, which pyvmm's guests need",
             remedy="run with `host`=emulated",
             fatal=True,
         )

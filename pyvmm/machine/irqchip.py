@@ -23,7 +23,7 @@ BY_DEFAULT = ("gicv3", "gicv2")  # the best first
 
 
 class Irqchip(Record):
-    """The interrupt controller; ``name`` is a value of Config's ``irqchip``."""
+    """The interrupt controller; ``name`` is one of the values of Config's ``irqchip``."""
 
     name: str
     gic: Vgic | VgicV2

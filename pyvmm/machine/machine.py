@@ -354,12 +354,12 @@ class Machine(Closing):
         self._set_blocking(False)
 
     def _flush(self) -> None:
-        """Output everything the guest has sent; while no vCPU runs."""
+        """Output everything the guest has sent; call it while no vCPU runs."""
         if self._fast is not None:
             self._fast.flush()
 
     def _set_blocking(self, blocking: bool) -> None:
-        """Let output to slow readers block the vCPUs, or not."""
+        """Set whether output to slow readers blocks the vCPUs."""
         self.terminals.set_blocking(blocking)
         self._set_output_blocking(blocking)
 

@@ -87,9 +87,9 @@ def plan(config: Config, host: HostLimits) -> Plan:
 
 
 def choose(request: SveRequest, host: vl.VlSet) -> vl.VlSet:
-    """Return a machine's vector lengths on a host with those lengths; the empty set is no SVE.
+    """Return a machine's vector lengths on a host with those lengths; the empty set means no SVE.
 
-    Raises: HostError, where the host cannot give them.
+    Raises: HostError, if the host cannot give them.
     """
     if request.off:
         return vl.NO_SVE

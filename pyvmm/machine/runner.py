@@ -145,7 +145,7 @@ class Runner(Generic[V]):
             vcpu.kick()
 
     def _work(self, vcpu: V) -> None:
-        """Run a vCPU until the end; its thread."""
+        """Run a vCPU until the end, in its own thread."""
         try:
             self._stay_on_cpus()
             while self._going or self._wait_while_paused():

@@ -60,7 +60,7 @@ class ExitTrace(Closing):
         self._undo.close()
 
     def exit(self, vcpu: int, cause: str, leave: Exit, began_ns: int) -> None:
-        """Record an exit that was handled; in the vCPU's thread."""
+        """Record an exit that was handled; call it in the vCPU's thread."""
         facts = {}
         if leave.reason == ExitReason.MMIO:
             facts = {"address": leave.address, "length": leave.length}
@@ -83,7 +83,7 @@ class ExitTrace(Closing):
                 known[cause] = count
 
     def _sequence(self, vcpu: int) -> perfetto.Sequence:
-        """Return a vCPU's track, made at its first exit; in its thread."""
+        """Return a vCPU's track, and create it at the first exit; call it in the vCPU's thread."""
         if vcpu not in self._vcpus:
             thread = perfetto.message(
                 (perfetto.THREAD_PID, os.getpid()),

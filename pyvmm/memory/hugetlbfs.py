@@ -38,8 +38,8 @@ def map_pages(directory: Path, size: int) -> mmap.mmap:
     """Map ``size`` bytes of huge pages, private and without a file.
 
     Raises:
-        UsageError: ``directory`` is no hugetlbfs, or ``size`` not a whole number of its pages.
-        HostError: too few pages are free, or the file system cannot be used.
+        UsageError: ``directory`` is not a hugetlbfs, or ``size`` is not a multiple of its page
+        size. HostError: too few pages are free, or the file system cannot be used.
     """
     page = page_size(directory)
     if size % page:

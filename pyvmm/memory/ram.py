@@ -196,7 +196,7 @@ class GuestMemory(Closing):
         self._backed.append((gpa, gpa + length))
 
     def _map_over(self, gpa: int, length: int, fd: int, offset: int) -> None:
-        """Replace the pages by another private mapping; fd -1 gives zeros."""
+        """Replace the pages by a private mapping of a file; with fd -1 they are zero."""
         flags = mmap.MAP_PRIVATE | _MAP_FIXED | (mmap.MAP_ANONYMOUS if fd < 0 else 0)
         flags |= 0 if self._reserve else MAP_NORESERVE
         address = self.host_address + gpa - self.base

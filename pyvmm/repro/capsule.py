@@ -61,7 +61,7 @@ class Capsule(Record):
 
     @classmethod
     def read(cls, path: Path) -> Capsule:
-        """Read a file.  Raises: UsageError, if it is no capsule or damaged."""
+        """Read a file.  Raises: UsageError, if it is damaged or not a capsule."""
         try:
             if path.stat().st_size > LARGEST:
                 raise UsageError(f"{path}: too large for a capsule")

@@ -44,7 +44,7 @@ class Cell:
         return "" if self.result is None else self.result.finding.verdict
 
     def points(self) -> dict[int, int]:
-        """Return the points of this run's line in the picture, if any."""
+        """Return the points of this run's line in the picture; none if it has no line."""
         curve = self.job.reproduction.curve
         if curve is None or self.result is None or LOST in self.result.evidence:
             return {}

@@ -54,7 +54,7 @@ class Tally(Record, kw_only=True):
     arm_failed: int
 
     def __add__(self, other: Tally) -> Tally:
-        """Add the counts; ``rdvl`` and ``prctl`` are those of ``other``, the later one."""
+        """Add the counts; ``rdvl`` and ``prctl`` are taken from ``other``, which is later."""
         mine, theirs = asdict(self), asdict(other)
         total = {name: mine[name] + theirs[name] for name in mine}
         total |= {"rdvl": other.rdvl, "prctl": other.prctl}

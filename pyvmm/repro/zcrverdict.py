@@ -113,7 +113,7 @@ def _rows(settings: Settings, found: Evidence) -> Finding | None:
     lost = [row for row in wrong if row["zeroed"] or row["foreign"]]
     why = [_rule(settings, swept)]
     if found["armed"]:
-        why.append("it needed the arm step: the kernel loads the watcher's SVE state")
+        why.append("the arm step was needed: ptrace made the kernel load the watcher's SVE state")
     if lost:
         zeroed, foreign = (sum(row[kind] for row in lost) for kind in ("zeroed", "foreign"))
         why.append(f"contents were lost: {zeroed} holds returned zeros, {foreign} returned "

@@ -185,7 +185,7 @@ def _register(where: str, reg_id: int, left: SnapshotVcpu, right: SnapshotVcpu) 
 
 
 def _bits(reg_id: int, longest: int) -> int:
-    """Return the width of a register in vCPUs with that longest vector length."""
+    """Return a register's width in bits in a vCPU with that longest vector length."""
     if reg_id in regs.Z_REGISTERS:
         return longest
     return longest // Predicate.SHARE if reg_id in regs.P_REGISTERS else 8 * regs.size(reg_id)

@@ -128,7 +128,7 @@ class Header(Record, kw_only=True):
     def unpack(cls, page: bytes) -> tuple[Header, str]:
         """Return the header in a file's first page, and the snapshot's identity.
 
-        Raises: UsageError, if it is no snapshot or damaged, or a newer pyvmm wrote it.
+        Raises: UsageError, if it is damaged or not a snapshot, or a newer pyvmm wrote it.
         """
         line = _FIRST_LINE.match(page)
         if line is None:

@@ -71,7 +71,7 @@ class SnapshotFile(Closing):
     def open(cls, path: Path) -> Self:
         """Open a snapshot and its parents.
 
-        Raises: UsageError, if a file is no snapshot or damaged, or a parent is missing.
+        Raises: UsageError, if a file is damaged or not a snapshot, or a parent is missing.
         """
         file = cls._open(path)
         try:

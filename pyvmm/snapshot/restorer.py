@@ -60,7 +60,7 @@ class Restorer(Closing):
     ) -> None:
         """Open the file, and check its state and index.
 
-        Raises: UsageError, if it is no snapshot or is damaged.
+        Raises: UsageError, if it is damaged or not a snapshot.
         """
         self.path = path
         self.reading = reading or default_reading(path)
@@ -190,7 +190,7 @@ def restore(
     Restorer.
 
     Raises:
-        UsageError: the file is missing, no snapshot, or damaged.
+        UsageError: the file is missing, damaged, or not a snapshot.
         HostError: this host lacks a part of the machine.
     """
     restorer = Restorer(path, reading=reading, clock=clock, force=force)

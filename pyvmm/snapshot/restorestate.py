@@ -160,7 +160,7 @@ def raise_lines(board: Board) -> None:
 
 
 def _is_first(device: Device) -> bool:
-    """Return whether other devices depend on it: it decides which memory exists."""
+    """Return whether other devices depend on the device: it determines which memory exists."""
     return isinstance(device, VirtioMmio) and device.device.gives_memory
 
 

@@ -92,7 +92,7 @@ class Snapshot(Closing):
     def __init__(self, path: Path | str | os.PathLike[str]) -> None:
         """Open a snapshot and its parents.
 
-        Raises: UsageError, if a file is no snapshot or damaged, or a parent is missing.
+        Raises: UsageError, if a file is damaged or not a snapshot, or a parent is missing.
         """
         self.file = SnapshotFile.open(Path(path))
         try:

@@ -101,7 +101,7 @@ class Area(Record, kw_only=True):
 
     @property
     def end(self) -> int:
-        """The first address after it."""
+        """The first address after the range."""
         return self.base + self.size
 
 

@@ -74,7 +74,7 @@ def unpack(source: BinaryIO, name: str, path: Path) -> str:
         The identity.
 
     Raises:
-        UsageError: the input is no packed snapshot or damaged, or the file cannot be written.
+        UsageError: the input is damaged or not a packed snapshot, or the file cannot be written.
         HostError: libzstd is missing, or the disk is full.
     """
     with replacing(path, PRIVATE) as fd:

@@ -33,7 +33,7 @@ class Promise(Record):
 
 
 class Known(Record):
-    """Another outcome that is intended, and the kernels that have it: version and commit."""
+    """An outcome that differs on purpose, and the version and commit of kernels that have it."""
 
     outcome: str
     which: str

@@ -111,7 +111,7 @@ class Probe(Record, kw_only=True):
     def read(cls, path: Path) -> Self:
         """Read a probe from a file.
 
-        Raises: UsageError, if it is no probe or damaged, or a newer pyvmm wrote it.
+        Raises: UsageError, if it is damaged or not a probe, or a newer pyvmm wrote it.
         """
         return cls.of(_document(path), str(path))
 

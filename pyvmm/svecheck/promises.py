@@ -23,7 +23,7 @@ _ISSUES = "known issues"
 CAPABILITY = Promise("KVM_ARM_VCPU_SVE depends on KVM_CAP_ARM_SVE", _API, _INIT)
 RUN_NEEDS_INIT = Promise("before INIT, KVM_RUN fails with ENOEXEC", _API, _INIT)
 ALL_NEED_INIT = Promise(
-    "nothing; a vCPU that was not initialised is ENOEXEC",
+    "undocumented: a vCPU that was not initialised is ENOEXEC",
     "arch/arm64/kvm/arm.c",
     "kvm_arch_vcpu_ioctl()",
 )
@@ -64,7 +64,7 @@ PREFIX_SETS = Promise(
 )
 INVALID_SET = Promise("a set the host cannot give is EINVAL", _API, _SET)
 FAILED_SET = Promise(
-    "nothing; a set that is refused changes nothing", "arch/arm64/kvm/guest.c", "set_sve_vls()"
+    "undocumented: a set that is refused changes nothing", "arch/arm64/kvm/guest.c", "set_sve_vls()"
 )
 
 # Registers
@@ -78,7 +78,7 @@ SVE_IDS = Promise("Zn is 2048 bits, Pn and FFR 256, the set 512, at fixed number
 BAD_ID = Promise("an invalid register id is EINVAL", _API, _SET)
 REG_VALUES = Promise("a slice of Zn holds its bits 2047:0, one of Pn and FFR 255:0", _API, _SET)
 FFR_VALUES = Promise(
-    "nothing; KVM keeps any value of FFR, even one that no instruction makes",
+    "undocumented: KVM keeps any value of FFR, even one that no instruction makes",
     "arch/arm64/kvm/guest.c",
     "set_sve_reg()",
 )
@@ -93,7 +93,7 @@ ID_OPT_OUT = Promise(
 LISTS = Promise("the list has the registers that GET and SET accept", _API, _LIST)
 LIST_TOO_BIG = Promise("E2BIG if the array is too small, and n is the needed size", _API, _LIST)
 LIST_ORDER = Promise(
-    "nothing; core registers, then the set, then other SVE registers",
+    "undocumented: core registers, then the set, then other SVE registers",
     "arch/arm64/kvm/guest.c",
     "kvm_arm_copy_reg_indices()",
 )
@@ -117,12 +117,12 @@ V_IS_LOW_Z = Promise("V registers are bits 127:0 of Z registers", _API, f"{_SET}
 
 # Several vCPUs
 ONE_VM_ONE_SET = Promise(
-    "nothing; each vCPU's set is its own, and none is checked against another's",
+    "undocumented: each vCPU's set is its own, and none is checked against another's",
     "arch/arm64/kvm/guest.c",
     "set_sve_vls()",
 )
 ONE_VM_FEATURES = Promise(
-    "nothing; all vCPUs of a VM have the same features, but for POWER_OFF",
+    "undocumented: all vCPUs of a VM have the same features, except for POWER_OFF",
     "arch/arm64/kvm/arm.c",
     "kvm_vcpu_init_changed()",
 )

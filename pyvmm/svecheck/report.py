@@ -71,7 +71,7 @@ def _entry(result: CaseResult) -> dict[str, Any]:
 
 
 def junit_document(results: Sequence[CaseResult], where: Where) -> bytes:
-    """Return the results as JUnit: a deviation fails, a known difference passes with a text."""
+    """Return the results as JUnit: a deviation fails, a known difference passes with its reason."""
     return junit.document("pyvmm sve check", [_testcase(result) for result in results], where)
 
 

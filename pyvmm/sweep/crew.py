@@ -59,7 +59,7 @@ def local(jobs: int) -> Iterator[Crew]:
 def dask(address: str) -> Iterator[Crew]:
     """Use the workers of the Dask cluster whose scheduler is at ``address``.
 
-    Raises: HostError, where no scheduler answers or distributed is not installed; UsageError.
+    Raises: HostError, if no scheduler answers or distributed is not installed; UsageError.
     """
     with _client(address) as client:  # cancels what is left at its end
         yield Crew(client.get_executor(pure=False))  # not pure: run the same again

@@ -65,7 +65,7 @@ def ask_hosts(
 ) -> dict[HostSettings, Probe]:
     """Ask each host for the vector lengths that it gives guests.
 
-    Raises: HostError, UsageError, where a host gives no answer; KeyboardInterrupt.
+    Raises: HostError, UsageError, if a host gives no answer; KeyboardInterrupt.
     """
     futures = {query.where: crew.submit(ask, query) for query in queries}
     waiting = set(futures.values())

@@ -64,8 +64,8 @@ class Guest(Record, kw_only=True):
 class Run(Record, kw_only=True):
     """One guest on one machine; an executor pickles it and sends it to a worker.
 
-    ``cpus`` is None for the default of ``pyvmm run``. The empty set is no SVE. ``command`` is the
-    command line after ``pyvmm``, with IMAGE and INITRD in place of the files' paths.
+    ``cpus`` is None for the default of ``pyvmm run``. The empty set means no SVE. ``command`` is
+    the command line after ``pyvmm``, with IMAGE and INITRD in place of the files' paths.
     """
 
     number: int

@@ -119,7 +119,7 @@ def _case(result: RunResult, image: str) -> junit.Testcase:
 def write_log(directory: Path, result: RunResult) -> None:
     """Write a run's command, output and verdict to its log.
 
-    Raises: UsageError, where it cannot be written.
+    Raises: UsageError, if it cannot be written.
     """
     output = result.output
     parts = [f"$ {command_line(result.run)}\n".encode()]

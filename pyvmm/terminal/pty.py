@@ -146,7 +146,7 @@ class Carrier(Closing):
         self._pty.close()
 
     def _run(self) -> None:
-        """Carry bytes until the end; the thread."""
+        """Carry bytes until the end, in the pty's thread."""
         with self._guest:
             while not self._is_over():
                 if self._move():

@@ -55,7 +55,7 @@ class Terminal(Closing):
             return True
 
     def enter_raw_mode(self) -> bool:
-        """Give the guest every key, also again after a stop; return False in the background."""
+        """Set raw mode, or set it again after a stop; return False in the background."""
         if not self.usable:
             return False
         if os.isatty(self._fd):
@@ -135,7 +135,7 @@ class Output(Closing):
                 self._changed.notify_all()
 
     def set_blocking(self, blocking: bool) -> None:
-        """Let writers wait for room, or not: vCPUs that are to stop must not wait."""
+        """Set whether writers wait for room: vCPUs that are being stopped must not wait."""
         with self._changed:
             self._is_blocking = blocking and self.error is None
             self._changed.notify_all()
@@ -157,7 +157,7 @@ class Output(Closing):
         return not self._thread.is_alive()
 
     def _pump(self) -> None:
-        """Write output until closed and empty; the thread."""
+        """Write output until closed and empty, in the output's thread."""
         while block := self._take():
             try:
                 self._write_all(block)

@@ -32,7 +32,7 @@ class GuestInput(Protocol):
 
 
 class Terminals(Closing):
-    """The terminals of those numbers, until closed; a context manager.
+    """The terminals with those numbers; a context manager that closes them.
 
     Raises:
         HostError: no pseudo-terminal is left, or the emulated host cannot reach one outside.
@@ -62,7 +62,7 @@ class Terminals(Closing):
         return {number: line.output.write for number, line in self._lines.items()}
 
     def set_blocking(self, blocking: bool) -> None:
-        """Let writers wait for slow readers, or not: vCPUs that are to stop must not wait."""
+        """Set whether writers wait for slow readers: vCPUs that are being stopped must not wait."""
         for line in self._lines.values():
             line.output.set_blocking(blocking)
 

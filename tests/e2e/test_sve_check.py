@@ -133,7 +133,7 @@ def test_junit_file_is_written_on_this_machine(pyvmm: Pyvmm, tmp_path: Path) -> 
     ("options", "words"),
     [
         (("-k", "nonsense"), "-k nonsense: no case has that in its name"),
-        (("--junit", "/nowhere/sve.xml"), "/nowhere is no directory you can write to"),
+        (("--junit", "/nowhere/sve.xml"), "/nowhere is not a directory that you can write to"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_runs(

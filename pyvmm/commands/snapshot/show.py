@@ -233,7 +233,7 @@ def _ranges(ranges: list[Range]) -> str:
 
 
 def _device(name: str, state: Any) -> Iterator[str]:
-    """Yield a device's state; long values are cut, and complete in --json."""
+    """Yield a device's state; long values are cut; --json has them complete."""
     if not isinstance(state, dict):
         state = {"": state}
     for number, (key, value) in enumerate(state.items()):

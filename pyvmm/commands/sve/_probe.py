@@ -41,7 +41,7 @@ def probe_here() -> Probe:
 def read_probes(files: Iterable[Path]) -> dict[str, Probe]:
     """Read saved probes, by the names of their files.
 
-    Raises: UsageError, for a file that is no probe, or is given twice.
+    Raises: UsageError, for a file that is not a probe, or is given twice.
     """
     probes: dict[str, Probe] = {}
     for file in files:

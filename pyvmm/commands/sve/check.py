@@ -45,7 +45,9 @@ def check(
     """
     cases = runner.chosen(pattern)
     if junit and not os.access(junit.parent, os.W_OK):
-        raise UsageError(f"--junit {junit}: {junit.parent} is no directory you can write to")
+        raise UsageError(
+            f"--junit {junit}: {junit.parent} is not a directory that you can write to"
+        )
     run_here_or_forward(where, [junit] if junit else [])
     with System.open() as system:
         sve_host = runner.probe(system)

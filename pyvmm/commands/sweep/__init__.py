@@ -142,7 +142,7 @@ def sweep(image: str, more: tuple[str, ...], **options: Any) -> int:
     )
     if options["jobs"] is not None and options["scheduler"] is not None:
         raise UsageError(
-            "--jobs is for this machine; a cluster has as many jobs as its workers have threads",
+            "--jobs is for this machine; on a cluster, the workers' threads set the number of jobs",
             hint="dask worker ADDRESS --nthreads N",
         )
     chosen = SweepOptions(**{name: options[name] for name in SweepOptions.record_fields})

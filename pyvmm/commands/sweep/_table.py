@@ -97,7 +97,7 @@ def remark(result: RunResult) -> str:
 
 
 def short(run: Run) -> str:
-    """Return a run's set; a long one without its middle."""
+    """Return a run's set; leave out the middle of a long one."""
     lengths = sorted(run.vls)
     if len(lengths) > 4 and lengths == [*range(128, lengths[-1] + 1, 128)]:
         return f"{lengths[0]},{lengths[1]},...,{lengths[-1]}"

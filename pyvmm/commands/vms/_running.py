@@ -112,7 +112,7 @@ def all_vms() -> list[Vm]:
 def chosen(name: str | None, everything: bool) -> list[Vm]:
     """Return the VMs that the options -n and -a choose.
 
-    Raises: UsageError, where they choose none, or two VMs have the name.
+    Raises: UsageError, if they choose none, or two VMs have the name.
     """
     if everything and name is not None:
         raise UsageError("-a and -n contradict each other; give one")
@@ -154,7 +154,7 @@ def successes(replies: list[Message]) -> Iterator[Message]:
 
 
 def exit_code(replies: list[Message]) -> int:
-    """Return the exit code after these replies."""
+    """Return the command's exit code for these replies."""
     return max((reply["exit_code"] for reply in replies if not reply["ok"]), default=EXIT_OK)
 
 

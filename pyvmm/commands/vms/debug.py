@@ -72,6 +72,6 @@ def _registers(reply: Message, part: str) -> Iterator[str]:
 
 
 def _exits(counts: dict[str, int]) -> Iterator[str]:
-    """Yield the numbers of the vCPU's exits to pyvmm."""
+    """Yield the counts of the vCPU's exits to pyvmm."""
     causes = ", ".join(f"{cause} {count}" for cause, count in counts.items())
     yield f"  exits    {causes or 'none'}"

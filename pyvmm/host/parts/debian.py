@@ -38,7 +38,7 @@ FEDORAS_KEYRING_PACKAGE = "debian-keyring"  # not the package of that name in De
 
 
 class Package(Record):
-    """One package that apt chose, with its download size in bytes."""
+    """A package that apt chose, with its download size in bytes."""
 
     name: str
     arch: str
