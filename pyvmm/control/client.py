@@ -1,7 +1,7 @@
 """Requests to running VMs, over their control sockets.
 
-A question is {"vm": name, "request": {...}}, or {"vm": null} for the info of every VM. ``relay``
-answers such lines for a client outside an emulated host.
+A question is {"vm": name, "request": {...}}, or {"vm": null} for the info of every VM. ``relay`` "
+"answers questions from a client outside the emulated host, one on each line.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def answers(questions: Sequence[Message]) -> list[Message]:
 
 
 def relay() -> None:
-    """Read questions from standard input, a line each, and answer them all at its end."""
+    """Read questions from standard input, one on each line, then answer all of them."""
     for reply in answers([parse(line) for line in sys.stdin.buffer]):
         sys.stdout.write(pack(reply).decode())
 

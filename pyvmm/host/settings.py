@@ -1,4 +1,4 @@
-"""What an emulated host models, as the user asks for it: kernel, QEMU, CPU."""
+"""The user's settings for an emulated host: kernel, QEMU, CPU."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ VERSION: Final = re.compile(r"\d{1,6}(\.\d{1,6}){0,3}")
 
 
 class HostSettings(Record):
-    """Where a command runs, and what an emulated host models.
+    """The place where a command runs, and the settings of an emulated host.
 
     ``kernel`` and ``qemu`` are choices: a version (6.12, or in full 6.12.117), a Debian suite of
     SUITES, or a path (of an uncompressed arm64 Image or a kernel package's unpacked tree; of a
@@ -75,7 +75,7 @@ class HostSettings(Record):
             )
         if not self.append.isprintable() or len(self.append) > LONGEST_APPEND:
             raise UsageError(
-                f"`host.append`={self.append!r}: not words of a kernel command line",
+                f"`host.append`={self.append!r}: not text for a kernel command line",
                 hint="for example `host.append`=kvm-arm.mode=nvhe",
             )
 

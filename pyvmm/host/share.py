@@ -1,4 +1,4 @@
-"""Which of the user's files a command in an emulated host can see."""
+"""The check whether a command in an emulated host can see the user's files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often each vCPU left KVM_RUN, for which reason and which device."""
+"""Counts of each vCPU's exits from KVM_RUN, by reason and device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a machine handles the exits of its vCPUs: the dispatch, and what ends the run.
+"""The handling of vCPUs' exits: the dispatch, and the end of the run.
 
 An MMIO exit goes to the device at its address. A guest's write to read-only persistent memory
 becomes an external abort, as on hardware where no device accepts the write. Linux then ends the

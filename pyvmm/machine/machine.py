@@ -348,7 +348,7 @@ class Machine(Closing):
         return self.result()
 
     def _ended(self) -> None:
-        """End all waits of vCPU threads: the run has ended."""
+        """Wake all waiting vCPU threads, because the run has ended."""
         for transport in self.board.virtio:
             transport.device.stop()
         self._set_blocking(False)

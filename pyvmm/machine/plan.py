@@ -158,7 +158,7 @@ def _ipa_bits(
                     f"{device}: {show_size(window.size)} at {window.base:#x}, above RAM, need "
                     f"{(window.end - 1).bit_length()} guest physical address bits, and this host "
                     f"has {host.ipa_bits}",
-                    hint="use less, or a smaller `memory`",
+                    hint="use a smaller device, or a smaller `memory`",
                 )
             needed = max(needed, (window.end - 1).bit_length())
     if needed > host.ipa_bits:

@@ -55,7 +55,7 @@ class MemorySlots:
 
     @property
     def room(self) -> int:
-        """How many more slots KVM has for this VM."""
+        """The number of slots that KVM still has for this VM."""
         return self._vm.check_extension(Cap.NR_MEMSLOTS) - len(self.slots)
 
     def add(

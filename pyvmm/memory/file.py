@@ -45,7 +45,7 @@ class FileMemory(Closing):
 
     @property
     def missing(self) -> int:
-        """How many bytes the file has lost since it was mapped; an access to them fails."""
+        """The number of bytes that the file lost after it was mapped; an access to them fails."""
         return max(0, self.size - os.lseek(self._fd, 0, os.SEEK_END))
 
     @property

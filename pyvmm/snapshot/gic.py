@@ -30,7 +30,7 @@ V2_CPU_SHIFT: Final = 32  # KVM_DEV_ARM_VGIC_CPUID_SHIFT
 
 
 class Use(Enum):
-    """How a register is saved and restored."""
+    """A method to save and restore a register."""
 
     RESTORE = "saved, and written back"
     RESTORE_IF_CHANGED = "saved, and written back if it differs: KVM rounds every written value"

@@ -27,7 +27,7 @@ TOGETHER: Final = frozenset({Feature.PAUTH, Feature.PMU, Feature.PVTIME})
 
 
 class HostLimits(Record, kw_only=True):
-    """What a host can give a machine; ``registers`` are those of a vCPU with all features."""
+    """The limits of a host for a machine; ``registers`` are those of a vCPU with all features."""
 
     max_vcpus: int
     ipa_bits: int

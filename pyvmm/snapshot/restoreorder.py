@@ -20,7 +20,7 @@ from pyvmm.kvm import regs
 
 
 class Setting(Enum):
-    """How the registers of a class are restored."""
+    """A method to restore the registers of a class."""
 
     WRITE = "written"
     EARLY = "written before FINALIZE, read-only afterwards"

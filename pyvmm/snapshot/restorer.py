@@ -31,7 +31,7 @@ NANOSECONDS: Final = 1_000_000_000
 
 
 class Reading(Enum):
-    """How memory is read from a snapshot's file."""
+    """A method to read memory from a snapshot's file."""
 
     LAZY = "lazy"  # mapped and read on first use; checked in the background
     EAGER = "eager"  # read and checked before the guest runs

@@ -122,7 +122,7 @@ def slices_beyond_each_length(bench: Bench) -> str:
 
 @case(doc.SEED_RAZ_WI, RAZ_WI, doc.NEVER_RAZ_WI)
 def surplus_slices_as_the_series_had_them(bench: Bench) -> str:
-    """Access slices 1 and 31 of the same registers, which 2048 bits do not need"""
+    """Access slices 1 and 31 of these registers: 2048 bits need only slice 0"""
     vcpu = bench.final()
     got = _access(vcpu, FEW)
     if got != "ok":

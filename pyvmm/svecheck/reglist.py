@@ -140,7 +140,7 @@ def writable(bench: Bench) -> str:
 # The size of the list
 @case(doc.LIST_TOO_BIG, "E2BIG, n = the number of registers")
 def too_small(bench: Bench) -> str:
-    """List with room for none, for one, and for all but one"""
+    """Get the list with room for 0 registers, for 1, and for all except one"""
     vcpu = bench.final()
     count = len(vcpu.get_reg_list())
     return alike({f"n={room}": _ask(vcpu, room, count) for room in (0, 1, count - 1)})
@@ -148,7 +148,7 @@ def too_small(bench: Bench) -> str:
 
 @case(doc.LISTS, "ok, n = the number of registers")
 def too_large(bench: Bench) -> str:
-    """List with room for one more than there are"""
+    """Get the list with room for one register too many"""
     vcpu = bench.final()
     count = len(vcpu.get_reg_list())
     return _ask(vcpu, count + 1, count)

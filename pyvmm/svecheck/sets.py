@@ -43,7 +43,7 @@ def _try_all(bench: Bench, sets: Iterable[int]) -> str:
 
 
 def _against_the_rule(bench: Bench, sets: Iterable[int]) -> str:
-    """Compare KVM with the rule, and return the sets that KVM gets wrong."""
+    """Compare KVM with the rule, and return the sets that KVM handles wrongly."""
     vcpu = bench.vcpu()
     wrong = {}
     for bits in sets:
@@ -78,7 +78,7 @@ def legal_are_taken(bench: Bench) -> str:
 
 @case(doc.PREFIX_SETS, "ok")
 def legal_can_be_finalized(bench: Bench) -> str:
-    """Choose each such set, FINALIZE, read it"""
+    """Choose each set without the host's longer lengths, FINALIZE, read it"""
 
     def finalize(vcpu: Vcpu, vls: VlSet) -> VlSet:
         vcpu.finalize(VcpuFeature.SVE)
@@ -116,14 +116,14 @@ def empty(bench: Bench) -> str:
 
 @case(doc.INVALID_SET, "EINVAL")
 def without_128(bench: Bench) -> str:
-    """Leave 128 out of each set that has more"""
+    """Remove 128 from each set that has other lengths"""
     bench.need_lengths(2)
     return _try_all(bench, (bitmap(vls) & ~1 for vls in legal_sets(bench.host.vls)[1:]))
 
 
 @case(doc.INVALID_SET, "EINVAL")
 def without_one_between(bench: Bench) -> str:
-    """Leave one length below the longest out of each set"""
+    """Remove one length below the longest from each set"""
     bench.need_lengths(2)
     return _try_all(bench, _gaps(bench.host.vls))
 
@@ -136,7 +136,7 @@ def _gaps(host: VlSet) -> Iterator[int]:
 
 @case(doc.INVALID_SET, "EINVAL")
 def the_longest_alone(bench: Bench) -> str:
-    """Choose each length but 128 alone, and with 128 where that leaves one out"""
+    """Choose each length except 128: alone, and with 128 if that set has a gap"""
     bench.need_lengths(2)
     longer = sorted(bench.host.vls)[1:]
     alone = [bitmap([length]) for length in longer]
@@ -198,7 +198,7 @@ def every_set_of_short_lengths(bench: Bench) -> str:
 
 @case(doc.INVALID_SET, RULE)
 def every_pair_left_out(bench: Bench) -> str:
-    """Leave any two lengths out of the host's set"""
+    """Remove any two lengths from the host's set"""
     bench.need_lengths(3)
     host = bench.host.vls
     return _against_the_rule(bench, (bitmap(host - set(two)) for two in combinations(host, 2)))

@@ -23,7 +23,7 @@ def different_sets(bench: Bench) -> str:
 
 @case(doc.ONE_VM_ONE_SET, EXPECTED_LENGTHS)
 def different_lengths_seen(bench: Bench) -> str:
-    """Let guests on both such vCPUs read RDVL for each ZCR_EL1.LEN"""
+    """Let guests on a vCPU with all lengths and one with 128 alone read RDVL for each LEN"""
     bench.need_lengths(2)
     vm = bench.vm_with("lengths")
     shortest = frozenset({min(bench.host.vls)})

@@ -19,7 +19,7 @@ REFRESH_S = 0.2
 
 
 class RunVerdict(StrEnum):
-    """How a run ended."""
+    """The verdict on a run."""
 
     PASSED = "passed"
     FAILED = "failed"

@@ -172,7 +172,7 @@ def plan(
     hosts: Mapping[HostSettings, vl.VlSet],
     command: Callable[[Run], tuple[str, ...]],
 ) -> list[Run]:
-    """Return every run, those of a host side by side, with the commands that ``command`` makes.
+    """Return every run, grouped by host, with the command line that ``command`` makes.
 
     Raises: HostError, for a set that a host cannot give.
     """

@@ -239,8 +239,8 @@ class Input:
     """Carries input to the guest, no faster than the guest reads it.
 
     ``receive`` takes bytes for the guest and returns how many it accepted. After it refused some,
-    ``resume`` must be called (from any thread) when there is room. ``on_key`` gets pyvmm's keys,
-    which ``split`` finds; the default is that of Escapes.
+    ``resume`` must be called (from any thread) when there is room. ``split`` separates the keys for
+    pyvmm, and ``on_key`` gets them; the default is Escapes.split.
     """
 
     CHUNK = 4096  # bytes read at once
@@ -266,7 +266,7 @@ class Input:
         self._is_full = False  # not reading: the backlog is full
 
     def start(self) -> None:
-        """Start reading; in the loop's thread, like all methods but ``resume``."""
+        """Start reading. Call this, like all methods except ``resume``, in the loop's thread."""
         if not self._watching and not self._ended and len(self._backlog) < self.BACKLOG:
             self._loop.watch(self._fd, self._read)
             self._watching = True

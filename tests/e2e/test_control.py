@@ -184,7 +184,7 @@ def test_debug_shows_registers_and_the_vm_continues(pyvmm: Pyvmm, start: Start) 
         (["-d", "-s", "t"], "give one of -d"),
         ([], "give one of -d"),
         (["-m", "0"], "no NMI"),
-        (["-s", "ab"], "not one key"),
+        (["-s", "ab"], "needs one key"),
     ],
 )
 def test_debug_refuses_contradictory_options(

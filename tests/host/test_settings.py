@@ -103,8 +103,8 @@ def test_settings_accept_an_existing_path(tmp_path: Path) -> None:
         ({"cpu": ""}, "`host.cpu`='': not a CPU"),
         ({"cpu": "max, sve=off"}, "not a CPU"),
         ({"cpu": "max\n"}, "not a CPU"),
-        ({"append": "quiet\ninit=/x"}, "not words of a kernel command line"),
-        ({"append": "x" * 1025}, "not words of a kernel command line"),
+        ({"append": "quiet\ninit=/x"}, "not text for a kernel command line"),
+        ({"append": "x" * 1025}, "not text for a kernel command line"),
     ],
 )
 def test_settings_refuse_invalid_values_by_the_fields_name(

@@ -47,7 +47,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class SweepOptions(Record, kw_only=True):
-    """How a sweep runs, and where its results go."""
+    """The settings of a sweep: its executor, and the places of its results."""
 
     jobs: int | None
     scheduler: str | None

@@ -49,7 +49,9 @@ def debug(
         raise UsageError("give one of -d (registers), --devices and -s KEY (sysrq)")
     if sysrq is not None:
         if len(sysrq) != 1 or not sysrq.isascii():
-            raise UsageError(f"--sysrq {sysrq}: not one key", hint="-s h makes Linux list the keys")
+            raise UsageError(
+                f"--sysrq {sysrq}: needs one key", hint="-s h makes Linux list the keys"
+            )
         return send(chosen(name, everything), {"do": "sysrq", "key": sysrq}, as_json, "sent")
     request: Message = {"do": "registers", "vcpu": vcpu, "whole": whole}
     if devices:

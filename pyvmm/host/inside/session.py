@@ -75,7 +75,7 @@ class _Child(Record, frozen=False):
 
 
 class Session:
-    """The traffic between one command and one client."""
+    """The traffic between a command and its client."""
 
     def __init__(self, port: int, request: Request) -> None:
         self._port = port

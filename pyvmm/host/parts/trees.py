@@ -155,7 +155,7 @@ def remember(seen: Look) -> None:
 
 
 def old_looks(settings: HostSettings) -> list[Look]:
-    """Return the contents that pyvmm read long ago, of suites that the settings name."""
+    """Return the contents of the settings' suites that pyvmm last read long ago."""
     looks = [look(choice) for choice in {settings.kernel, settings.qemu} if choice in SUITES]
     return [seen for seen in looks if seen is not None and seen.days > OLD_DAYS]
 
