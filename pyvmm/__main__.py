@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> int:
-    """Run the command line; Ctrl-C while it loads ends it without a traceback.
+    """Run the command line; Ctrl-C during the imports ends it without a traceback.
 
     Garbage collection is off while modules load, because loading creates no garbage.
     """

@@ -1,7 +1,7 @@
 """Running emulated hosts: finding and stopping them.
 
 A running host has a directory of sockets in the runtime directory.  QEMU holds the lock `alive`
-there until it ends.  A process id would not do: another process can get the same one.
+there until it ends.  A process id is not enough: another process can get the same one.
 """
 
 from __future__ import annotations

@@ -170,8 +170,8 @@ def plug_in(
 class Doorbells:
     """Delivers doorbells (writes to QueueNotify) without an exit of the vCPU that rings.
 
-    A loop serves them, or the threads of a device that has its own. Before and after, and for
-    queues served by exits, QueueNotify is a register like any other.
+    A loop serves them, or the threads of a device that has its own. When delivery is off, and for
+    queues served by exits, QueueNotify is an ordinary register.
     """
 
     def __init__(self, vm: Vm, slots: Sequence[VirtioMmio], loop: Loop) -> None:

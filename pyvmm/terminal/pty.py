@@ -36,8 +36,7 @@ DRAIN_S: Final = 0.01
 class Pty:
     """A new pseudo-terminal, raw and without echo; only the user may open its slave at ``path``.
 
-    Raises:
-        HostError: none is left.
+    Raises: HostError: no pseudo-terminal is left.
     """
 
     def __init__(self) -> None:

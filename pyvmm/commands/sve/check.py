@@ -31,7 +31,7 @@ COLOURS = {Verdict.OK: "green", Verdict.DIFFERS: "red", Verdict.KNOWN: "cyan",
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Write a JUnit file too.",
+    help="Also write a JUnit report to FILE.",
 )  # fmt: skip
 @host_options
 def check(

@@ -313,7 +313,7 @@ def _prepare(request: Request) -> OSError | None:
 
 
 def _spawn(request: Request) -> _Child:
-    """Fork the command with pipes, and with a terminal for descriptors the client has on one."""
+    """Fork the command; its descriptors are pipes, or a terminal where the client has one."""
     child = _Child(0)
     child_fds: list[int] = []
     slave = -1

@@ -52,7 +52,7 @@ def build(choice: str, source: Path, progress: Progress) -> Path:
         raise HostError(
             f"`host.kernel`={choice}: a kernel module needs the headers, which pyvmm gets "
             "for Debian's kernels only",
-            hint=f"use one of {', '.join(LINUX.suites)}",
+            hint=f"use a kernel of Debian's suites: {', '.join(LINUX.suites)}",
         )
     tree = kernel.tree(choice, progress)
     release = kernel.find(choice, progress).release
