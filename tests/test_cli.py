@@ -36,7 +36,7 @@ def fresh(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Verb:
-    """A way to make `pyvmm doctor` end with an error."""
+    """Return a function that makes `pyvmm doctor` end with an error."""
 
     def install(error: BaseException) -> None:
         @click.command()

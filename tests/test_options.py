@@ -222,7 +222,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
 
 @pytest.fixture
 def hugetlbfs(tmp_path: Path) -> Iterator[Path]:
-    """A hugetlbfs with 20 pages of 2 MiB."""
+    """Mount a hugetlbfs with 20 pages of 2 MiB."""
     if os.geteuid() != 0 or not HUGE_PAGES.exists():
         pytest.skip("mounting a hugetlbfs takes root, and a kernel with 2 MiB pages")
     before = HUGE_PAGES.read_text()

@@ -48,7 +48,7 @@ NOT_FOR_A_RUN = (
 
 
 def linux_image(path: Path) -> Path:
-    """A Linux Image of which the first instruction ends the run.
+    """Write a Linux Image whose first instruction ends the run.
 
     Source: Linux, Documentation/arch/arm64/booting.rst
     """

@@ -17,7 +17,7 @@ PROGRAMS = GUESTS.parent / "programs"
 
 
 def symbols(path: Path) -> tuple[set[str], set[str]]:
-    """The global names that an object file defines, and those that it uses from others."""
+    """Return the global names that an object file defines, and those of others that it uses."""
     with path.open("rb") as file:
         table = ELFFile(file).get_section_by_name(".symtab")
         assert isinstance(table, SymbolTableSection)
@@ -28,7 +28,7 @@ def symbols(path: Path) -> tuple[set[str], set[str]]:
 
 
 def order(paths: Iterable[Path]) -> list[str]:
-    """The files from the lowest layer up.
+    """Return the files from the lowest layer up.
 
     Raises:
         CycleError: two of them need each other.

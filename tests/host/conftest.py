@@ -64,7 +64,7 @@ class Channel:
         wait_for((directory / "ready").exists, "the agent's start")
 
     def command(self, *argv: str) -> list[str]:
-        """The client, as a command line to start."""
+        """Return the client as a command line."""
         # Not by PYTHONPATH or the current directory: those belong to what is tested.
         code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import tests.host.client as client"
         run = f"{code}; sys.exit(client.main())"
@@ -88,7 +88,7 @@ class Channel:
 
 @pytest.fixture(scope="session")
 def channel() -> Iterator[Channel]:
-    """The command channel."""
+    """Make the command channel."""
     directory = Path(tempfile.mkdtemp(prefix="pyvmm-test-"))  # short: sockets have short paths
     made = Channel(directory)
     yield made

@@ -193,7 +193,7 @@ def test_large_output_on_the_terminal_is_complete(channel: Channel, terminal: Te
 
 @pytest.fixture
 def job_control(terminal: Terminal) -> subprocess.Popen[bytes]:
-    """A shell with job control at the terminal."""
+    """Start a shell with job control at the terminal."""
     process = terminal.start(
         ["bash", "--norc", "--noediting", "-i"], env={**os.environ, "PS1": "@ "}
     )

@@ -29,7 +29,7 @@ Answer = Callable[[socket.socket], None]
 
 @pytest.fixture
 def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
-    """A host without ports, with short timeouts for its clients."""
+    """Make a host without ports, with short timeouts for its clients."""
     monkeypatch.setattr(connection, "HELLO_S", 0.1)
     monkeypatch.setattr(connection, "ANSWER_S", 0.2)
     monkeypatch.setattr(connection, "PORT_TIMEOUT_S", 0.5)

@@ -142,7 +142,7 @@ def test_emulated_host_needs_no_device(
 
 @pytest.fixture
 def as_another(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A user outside the group of a device that has one."""
+    """Be a user outside the group of a device that has one."""
     refuse_to_open(monkeypatch, errno.EACCES)
     user = pwd.getpwuid(os.geteuid()).pw_name
     monkeypatch.setattr(access, "_group", lambda gid: "virtual")

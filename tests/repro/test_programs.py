@@ -19,7 +19,7 @@ HOLDERS = ("sve_hold", "sve_rdvl")
 
 @pytest.fixture(scope="module")
 def built(cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of newly built programs."""
+    """Return the directory of newly built programs."""
     out, build = (tmp_path_factory.mktemp(name) for name in ("programs", "build"))
     command = [
         "make",

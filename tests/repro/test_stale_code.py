@@ -21,7 +21,7 @@ Make = Callable[[str], Path]
 
 @pytest.fixture
 def patcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """A function that makes a code-patcher of a shell script."""
+    """Return a function that makes a code-patcher of a shell script."""
     monkeypatch.setattr(stale_code, "cpus", lambda: frozenset({2, 4, 5}))
 
     def make(script: str) -> Path:

@@ -23,7 +23,7 @@ Make = Callable[[str], Path]
 
 @pytest.fixture
 def program(tmp_path: Path) -> Make:
-    """A function that makes a watcher of a shell script."""
+    """Return a function that makes a watcher of a shell script."""
 
     def make(script: str) -> Path:
         path = tmp_path / "sve-watcher"

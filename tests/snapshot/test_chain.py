@@ -31,7 +31,7 @@ def change(memory: GuestMemory) -> None:
 
 @pytest.fixture
 def child(tmp_path: Path, memory: GuestMemory) -> Path:
-    """A snapshot with a parent, of the current ``memory``."""
+    """Write a snapshot with a parent, of the current ``memory``."""
     save(tmp_path / "parent.snap", memory)
     change(memory)
     with SnapshotFile.open(tmp_path / "parent.snap") as parent:

@@ -27,7 +27,7 @@ FREE = 8 * MIB  # an offset in RAM that the guest does not use
 
 @pytest.fixture(params=["noted by KVM", "compared"])
 def guest(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[machines.Guest]:
-    """A guest that runs after it was saved."""
+    """Run a guest after it was saved."""
     with machines.boot() as guest:
         base = guest.machine.memory.base
         guest.machine.memory.write(base + FREE + 0x5000, b"will be zero")

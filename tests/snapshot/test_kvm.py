@@ -24,7 +24,7 @@ pytestmark = pytest.mark.kvm
 
 @pytest.fixture(params=["share", "tmpfs"])
 def directory(request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A directory on each: the working directory is the user's, TMPDIR the host's."""
+    """Return a directory on each: the working directory is the user's, TMPDIR the host's."""
     where = Path.cwd() if request.param == "share" else None
     with tempfile.TemporaryDirectory(dir=where, prefix=".test-snapshot-") as name:
         yield Path(name)

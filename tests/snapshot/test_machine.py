@@ -29,7 +29,7 @@ PSTATE_I = 1 << 7  # interrupts are masked.  Source: Arm DDI 0487, SPSR_EL1
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A snapshot of the guest while it works."""
+    """Save the guest while it works."""
     path = tmp_path_factory.mktemp("saved") / "guest.snap"
     with machines.boot(SMALL) as guest:
         guest.run_rounds()

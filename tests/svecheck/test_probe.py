@@ -38,7 +38,7 @@ probes = st.builds(
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory for many files with the same name."""
+    """Return a directory for many files with the same name."""
     return tmp_path_factory.mktemp("scratch")
 
 
