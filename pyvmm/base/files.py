@@ -96,7 +96,7 @@ def _make_beside(target: Path, mode: int) -> tuple[Path, int]:
 def _remove_stale(target: Path) -> None:
     """Remove the unlocked temporary files beside ``target``, which killed writers left.
 
-    Locks do not cross the border of an emulated host: a writer on the other side can lose its
+    An emulated host and this machine do not share locks. So a writer on the other side can lose its
     temporary file, and reports that. Complete files are never removed.
     """
     for found in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.tmp"):

@@ -3,7 +3,7 @@
 Interrupts travel by irqfds, doorbells by ioeventfds.
 
 To add a kind of device: its file in pyvmm/devices/virtio/, its class in config.py, its option in
-commands/_deviceopts.py, and a row in MAKERS.
+commands/_deviceopts.py and _fields.py, and a row in MAKERS.
 """
 
 from __future__ import annotations

@@ -169,7 +169,8 @@ def explain(error: KvmError, slots: Iterable[VirtioMmio]) -> HostError:
                 return HostError(
                     f"`devices.pmem` {pmem.backing}: the file became {missing} bytes shorter while "
                     "the guest had it as memory, and the guest accessed them",
-                    hint=f"{error.message}; what the guest flushed of the rest is in the file",
+                    hint=f"{error.message}; the file has the rest of the data that the guest "
+                    "flushed",
                 )
             if pmem.content.is_full:
                 return HostError(

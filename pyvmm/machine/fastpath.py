@@ -222,7 +222,7 @@ class FastPaths:
         self._undo.close()
 
     def attend(self) -> None:
-        """Output what was sent, and set up fast paths; when Vcpu.attention says so."""
+        """Output what was sent, and set up fast paths; called when Vcpu.attention is set."""
         self._collect()
         for uart in self._uarts:
             uart.send_out_unless_busy()

@@ -1,4 +1,4 @@
-"""Facts of a host beside KVM: its CPUs, VHE, kernel warnings; and loading of kernel modules."""
+"""Facts about a host apart from KVM: CPUs, VHE, kernel warnings. Also loads kernel modules."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Comparison(Record):
 def compare(a: Snapshot, b: Snapshot) -> Comparison:
     """Return all differences between two snapshots.
 
-    Raises: UsageError, if memory is damaged that must be read.
+    Raises: UsageError, if memory that must be read is damaged.
     """
     changes = [*_machine(a, b), *_vcpus(a, b), *_gic(a, b), *_devices(a, b)]
     return Comparison(tuple(changes), tuple(_memory(a, b)))

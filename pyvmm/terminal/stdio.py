@@ -28,7 +28,9 @@ Ctrl-A h       show this
 
 
 class Terminal(Closing):
-    """Raw mode for a terminal, until closed; a context manager. No effect on other files.
+    """Raw mode for a terminal, until closed; a context manager.
+
+    It does not change a file that is not a terminal.
 
     Output processing stays on, as in lkvm: a guest's bare newline starts a line. With
     ``raw_output`` it is off, for output that another terminal has processed. A background job
