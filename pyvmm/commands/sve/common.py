@@ -26,8 +26,8 @@ def common(files: tuple[Path, ...], as_json: bool) -> int:
     """Show the sets that several hosts have in common.
 
     A guest with one of these sets has the same vector lengths on each of the hosts.
-    Each PROBE is a file that `pyvmm sve list --probe` saved on one host. Exit with 1 when there is
-    no such set.
+    Each PROBE is a file that `pyvmm sve list --probe` saved on one host. Exit with 1 if there is no
+    such set.
     """
     probes = read_probes(files)
     sets = vl.legal_sets(*(probe.vls for probe in probes.values()))

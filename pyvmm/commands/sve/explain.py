@@ -37,7 +37,7 @@ def explain(
 
     SET is a list of vector lengths in bits: 128,256. Show a guest's vector length for each value of
     ZCR_EL1.LEN. For a set that KVM refuses, show the reason and the nearest sets that work. Exit
-    with 1 when the set does not work on every host.
+    with 1 if a host cannot give the set.
     """
     asked = vl.parse(text)
     if more and not on:

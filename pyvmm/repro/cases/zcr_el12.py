@@ -89,7 +89,8 @@ def points(found: Evidence) -> dict[int, int]:
 
 OPTIONS = (
     Option(name="zcr", metavar="LEN,...", default="0-15", parse=parse_lens,
-           help="The values of ZCR_EL1.LEN that the guest sets, in this order and back."),
+           help="The values of ZCR_EL1.LEN that the guest sets, in this order and then in "
+           "reverse."),
     Option(name="guest-max-vl", metavar="BITS", parse=parse_max_vl,
            help="The guest's longest vector length (default: the host's)."),
     Option(name="cpu", metavar="N", parse=parse_number("cpu", range(4096)),
@@ -102,7 +103,7 @@ OPTIONS = (
            "registers. Known issue 1 of KVM's SVE patches (v4) describes this experiment."),
     Option(name="control", metavar="KIND,...", default="vl,zero,flip,pred", parse=parse_controls,
            help="Damage that the test does and must detect. vl, zero, flip, pred: by ptrace. "
-           "module: a kernel module lowers ZCR_EL2, as the bug would. Or none."),
+           "module: a kernel module lowers ZCR_EL2, as the bug would. none: no control."),
     Option(name="rounds", metavar="N", default="1", parse=parse_number("rounds", range(1, 1000)),
            help="The number of sweeps."),
     Option(name="hold-ms", metavar="MS", default="20",
