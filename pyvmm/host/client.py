@@ -169,7 +169,7 @@ class _Session:
         return self._carry_output(rest)
 
     def hang_up(self) -> None:
-        """End the command and the session, from any thread."""
+        """End the command and the session; safe from any thread."""
         self._over = True
         with contextlib.suppress(OSError):  # no longer connected
             self._connection.shutdown(socket.SHUT_RDWR)

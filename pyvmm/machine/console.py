@@ -37,7 +37,7 @@ class Console:
             raise VmmError("the guest reads nothing from its console: there is no room for a break")
 
     def on_room(self, callback: Callable[[], None], terminal: int = 0) -> None:
-        """Set what is called, from any thread, when ``send`` has room again."""
+        """Set the function to call, in any thread, when ``send`` has room again."""
         self._terminals[terminal].on_room = callback
 
     def resize(self, columns: int, rows: int) -> None:

@@ -61,7 +61,7 @@ class Resizing:
     def statistics(self, timeout_s: float = STATISTICS_S) -> dict[str, Any] | None:
         """Ask the guest for its statistics and wait for a short time; None if it sends none.
 
-        Not from a vCPU's thread.
+        Do not call this in a vCPU's thread.
         """
         if self._balloon is None:
             return None

@@ -28,7 +28,7 @@ class Runnable(Protocol):
         """Run the guest until an exit or a kick."""
 
     def kick(self) -> None:
-        """Make ``run`` return soon; from any thread."""
+        """Make ``run`` return soon; safe from any thread."""
 
 
 V = TypeVar("V", bound=Runnable)
@@ -87,7 +87,7 @@ class Runner(Generic[V]):
                 return
 
     def pause(self) -> None:
-        """Park every vCPU and return when all are parked; not from a vCPU's own thread."""
+        """Park every vCPU and wait for that. Do not call this in a vCPU's own thread."""
         with self._changed:
             self._paused = True
             self._going = False

@@ -130,7 +130,7 @@ class Carrier(Closing):
         self._thread.start()
 
     def end(self) -> None:
-        """Stop waiting for a stalled reader: the guest has ended; from any thread."""
+        """Stop waiting for a stalled reader, after the guest's end; safe from any thread."""
         if not self._ending:
             self._last_move = time.monotonic()
             self._ending = True

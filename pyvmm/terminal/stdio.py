@@ -57,7 +57,7 @@ class Terminal(Closing):
             return True
 
     def enter_raw_mode(self) -> bool:
-        """Set raw mode, or set it again after a stop; return False in the background."""
+        """Set raw mode, also after SIGTSTP and SIGCONT; return False for a background job."""
         if not self.usable:
             return False
         if os.isatty(self._fd):

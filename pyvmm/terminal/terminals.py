@@ -25,7 +25,7 @@ class GuestInput(Protocol):
         """Send input; return how many bytes the guest had room for."""
 
     def on_room(self, callback: Callable[[], None], terminal: int = 0) -> None:
-        """Set what is called when there is room again."""
+        """Set the function to call when there is room again."""
 
     def resize(self, columns: int, rows: int) -> None:
         """Set the size of terminal 0."""

@@ -107,10 +107,10 @@ class Agent:
 def keep_vm_open(device: Path) -> int | None:
     """Make an empty VM; return its descriptor, or None if KVM cannot make one.
 
-    For the first VM and after the last, Linux patches code in its scheduler that saves a vCPU's
-    registers before a switch to another thread (preempt_notifier_key).  QEMU before 8.1 can
-    execute the old code.  With this VM in the saved host, Linux never patches it again.
-    See docs/stale-code.md.
+    Linux's scheduler has code that saves a vCPU's registers before it switches to another thread.
+    Linux patches this code for the first VM and after the last one (preempt_notifier_key).  QEMU
+    before 8.1 can execute the old code.  With this VM in the saved host, Linux never patches it
+    again. See docs/stale-code.md.
     """
     try:
         kvm = os.open(device, os.O_RDWR | os.O_CLOEXEC)
