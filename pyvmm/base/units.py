@@ -102,7 +102,7 @@ def show_cpulist(cpus: Iterable[int]) -> str:
 
 
 def read_named(name: str, read: Callable[[str], _Value], text: str) -> _Value:
-    """Read text with a function of this module; its UsageError then begins with the name."""
+    """Read text with a function of this module; add the name to the text of its UsageError."""
     try:
         return read(text)
     except UsageError as error:

@@ -1,7 +1,7 @@
 """The user's command in the emulated host, in a process forked from the agent.
 
 `pyvmm ...` and `python3 -m MODULE ...` run in the forked interpreter, which has all modules
-loaded.  Other commands are executed.
+loaded.  For other commands the process calls exec.
 """
 
 from __future__ import annotations
