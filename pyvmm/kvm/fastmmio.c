@@ -6,7 +6,7 @@
  *	virtio-mmio: InterruptStatus and InterruptACK, which a driver uses at each interrupt.
  *
  * C also takes the bytes that guests write to a UART without an exit, from KVM's ring of coalesced
- * writes.  Mechanism only: a device publishes here what C may complete.  The picture in
+ * writes.  Devices publish here the accesses that C may complete.  The picture in
  * machine/fastpath.py shows the owner of a UART's registers at each moment.
  *
  * A UART's bytes arrive in the ring and by exits.  A vCPU that completes such an exit moves the
@@ -18,11 +18,11 @@
 #define PYVMM_REGIONS 128
 #define PYVMM_TX_SIZE 4096
 
-/* The registers known here.  tests/devices/test_fastmmio.py compares them with the devices'. */
+/* Registers; tests/devices/test_fastmmio.py compares them with the devices'. */
 #define PYVMM_UART_SIZE 8 /* bytes of registers */
 #define PYVMM_UART_THR 0
 #define PYVMM_UART_IER 1
-#define PYVMM_UART_IER_BITS 0x0f /* those that can be set */
+#define PYVMM_UART_IER_BITS 0x0f /* the writable bits */
 #define PYVMM_VIRTIO_STATUS_TO_ACK 4 /* from InterruptStatus to InterruptACK */
 
 struct pyvmm_region {
@@ -31,7 +31,7 @@ struct pyvmm_region {
 };
 
 struct pyvmm_uart {
-	uint64_t base; /* 0: there is no such UART */
+	uint64_t base; /* 0: no UART */
 	/*
 	 * Bit n of byte 0 says that a read of register n has no side effect.  Byte n is then the
 	 * value that it returns; register 0 returns 0.  One word, so that a read sees one moment.
@@ -104,14 +104,14 @@ static int pyvmm_coalesced_is_empty(struct pyvmm_fast_mmio *fast)
 	       __atomic_load_n(&fast->ring->last, __ATOMIC_ACQUIRE);
 }
 
-/* Whether bytes wait for Python.  Those in the coalesced ring may be another UART's. */
+/* Returns whether bytes wait for Python; the coalesced ring's may be another UART's. */
 static int pyvmm_has_tx(struct pyvmm_fast_mmio *fast, int number)
 {
 	return __atomic_load_n(&fast->uart[number].tx_count, __ATOMIC_RELAXED) ||
 	       !pyvmm_coalesced_is_empty(fast);
 }
 
-/* Take a UART's transmitted bytes, oldest first.  Returns how many, at most size. */
+/* Take a UART's transmitted bytes, oldest first.  Returns the number, at most size. */
 static size_t pyvmm_take_tx(struct pyvmm_fast_mmio *fast, int number, uint8_t *bytes, size_t size)
 {
 	struct pyvmm_uart *uart = &fast->uart[number];
@@ -131,8 +131,9 @@ static size_t pyvmm_take_tx(struct pyvmm_fast_mmio *fast, int number, uint8_t *b
 }
 
 /*
- * Wait until bytes wait for Python: 1; or until stop can be read: 0.  KVM does not signal a
- * coalesced write, so this polls: after min_ms at first, then less often, up to max_ms.
+ * Wait until bytes wait for Python, and return 1; or until stop is readable, and return 0.
+ * KVM does not signal a coalesced write, so this polls: after min_ms at first, then less often, up
+ * to max_ms.
  */
 static int pyvmm_wait_tx(struct pyvmm_fast_mmio *fast, int number, int stop, int min_ms,
 			 int max_ms)
@@ -176,7 +177,7 @@ static int pyvmm_complete_isr(struct pyvmm_fast_mmio *fast, int number, struct k
 	return 1;
 }
 
-/* Count an exit.  Returns whether it is the one at which Python is called instead. */
+/* Count an exit.  Returns whether Python must handle it. */
 static int pyvmm_was_last_exit(struct pyvmm_uart *uart)
 {
 	return __atomic_load_n(&uart->exits_left, __ATOMIC_RELAXED) > 0 &&
@@ -196,8 +197,8 @@ static int pyvmm_complete_uart_read(struct pyvmm_uart *uart, uint64_t offset, st
 }
 
 /*
- * Whether a write gives IER the value that it has, which changes nothing.  Linux's console writes 0
- * before each line and the old value after it, which is 0 until a program opens its tty.
+ * Returns whether a write leaves IER as it is.  Linux's console writes 0 before each line and the
+ * old value after it, which is 0 until a program opens its tty.
  */
 static int pyvmm_keeps_ier(struct pyvmm_uart *uart, uint64_t offset, uint8_t value)
 {
@@ -225,8 +226,8 @@ static int pyvmm_complete_uart_write(struct pyvmm_fast_mmio *fast, struct pyvmm_
 }
 
 /*
- * Complete an MMIO exit, if that needs no Python.  counts holds pairs, reads before writes: one
- * for each UART, then one for interrupt status registers, then one for unclaimed accesses.
+ * Complete an MMIO exit, if C can.  Returns whether it did.  counts has pairs, reads and writes:
+ * one for each UART, one for interrupt status registers, one for unclaimed accesses.
  */
 static int pyvmm_complete_mmio(struct pyvmm_fast_mmio *fast, struct kvm_run *run, uint64_t *counts)
 {

@@ -1,10 +1,10 @@
 /*
- * The calls that need C: ioctls with the GIL released and errno in the result, KVM_RUN, the kick
- * that ends one, and the instruction RDVL.  Mechanism only.  _build.py puts the includes,
- * assertions that pyvmm's tables agree with the kernel's headers, and fastmmio.c above this file.
+ * The calls that need C: ioctls with the GIL released and errno in the result, KVM_RUN, its kick,
+ * and the instruction RDVL.  _build.py puts the includes, the assertions of pyvmm's tables, and
+ * fastmmio.c above this file.
  */
 
-/* Make an ioctl again when a signal interrupts it; the result, or -errno. */
+/* Make an ioctl, again after a signal.  Returns the result, or -errno. */
 static int pyvmm_ioctl(int fd, unsigned long request, unsigned long argument)
 {
 	int result;
@@ -28,8 +28,8 @@ static int pyvmm_one_reg(int fd, unsigned long request, uint64_t id, void *value
 }
 
 /*
- * Get or set registers one after the other, their values packed in that order.  How many it did;
- * where those are fewer, *error is the errno of the one that it stopped at.
+ * Get or set registers in order, with packed values.  Returns the number done; if it is less than
+ * count, *error is the errno of the next.
  */
 static uint32_t pyvmm_one_regs(int fd, unsigned long request, const uint64_t *ids, uint32_t count,
 			       void *values, int *error)
@@ -54,7 +54,7 @@ static int pyvmm_device_attr(int fd, unsigned long request, uint32_t group, uint
 	return pyvmm_ioctl(fd, request, (unsigned long)&what);
 }
 
-/* The same of one group's attributes of up to 64 bits: the value of each is 8 bytes. */
+/* Get or set a group's attributes in order, as above; each value has 8 bytes. */
 static uint32_t pyvmm_device_attrs(int fd, unsigned long request, uint32_t group,
 				   const uint64_t *attrs, uint32_t count, uint64_t *values,
 				   int *error)
@@ -77,8 +77,8 @@ static int pyvmm_irq_line(int vm, uint32_t irq, int level)
 }
 
 /*
- * Give this thread the host's longest vector length within a limit in bytes: what prctl says it
- * is now, or -errno (-EINVAL without SVE), and what RDVL says.
+ * Set this thread's vector length to the host's longest within a limit in bytes.  Returns prctl's
+ * length, or -errno (-EINVAL without SVE); *rdvl is the length that RDVL reads.
  */
 static int pyvmm_sve_set_vl(unsigned long limit, uint64_t *rdvl)
 {
@@ -92,7 +92,7 @@ static int pyvmm_sve_set_vl(unsigned long limit, uint64_t *rdvl)
 	return result & PR_SVE_VL_LEN_MASK;
 }
 
-/* The frequency of the system counter in Hz; firmware set it, and nothing else can know. */
+/* Returns the frequency of the system counter in Hz, as firmware has set it. */
 static uint64_t pyvmm_counter_frequency(void)
 {
 	uint64_t frequency;
@@ -101,10 +101,10 @@ static uint64_t pyvmm_counter_frequency(void)
 	return frequency;
 }
 
-/* A vCPU's fd and shared pages; below them the facts of the last exit. */
+/* A vCPU's fd, its shared pages and its last exit. */
 struct pyvmm_vcpu {
 	int fd;
-	pid_t thread; /* which thread is in KVM_RUN, 0 for none; written by that thread only */
+	pid_t thread; /* the thread in KVM_RUN, or 0; only that thread writes it */
 	struct kvm_run *run;
 	size_t size;
 
@@ -123,7 +123,7 @@ struct pyvmm_vcpu {
 
 static void pyvmm_kicked(int signal)
 {
-	(void)signal; /* its delivery is all: KVM_RUN returns EINTR */
+	(void)signal; /* the delivery makes KVM_RUN return EINTR */
 }
 
 static int pyvmm_vcpu_open(struct pyvmm_vcpu *vcpu, int fd, size_t size)
@@ -146,7 +146,7 @@ static void pyvmm_vcpu_close(struct pyvmm_vcpu *vcpu)
 	vcpu->run = NULL;
 }
 
-/* Complete exits as that says.  It must live as long as the vCPU.  Before the first run. */
+/* Complete exits with fast, which must live as long as the vCPU.  Before the first run. */
 static void pyvmm_vcpu_use_fast_mmio(struct pyvmm_vcpu *vcpu, struct pyvmm_fast_mmio *fast)
 {
 	size_t page = sysconf(_SC_PAGESIZE);
@@ -156,7 +156,7 @@ static void pyvmm_vcpu_use_fast_mmio(struct pyvmm_vcpu *vcpu, struct pyvmm_fast_
 	vcpu->fast = fast;
 }
 
-/* The kernel's answer to a read, or the value written, is in memory order: little endian. */
+/* Returns a written value, which is in memory order: little endian. */
 static uint64_t pyvmm_little_endian(const uint8_t *data, uint32_t length)
 {
 	uint64_t value = 0;
@@ -189,13 +189,13 @@ static int pyvmm_wants_attention(struct pyvmm_fast_mmio *fast)
 }
 
 /*
- * KVM_RUN until an exit that C does not complete: 0, or -errno.  A kick makes it -EINTR, and is
- * then used up.
+ * Repeat KVM_RUN until an exit that C does not complete.  Returns 0, or -errno: -EINTR consumes
+ * the kick.
  *
- * No kick is lost.  The kicker sets immediate_exit, then looks whether a thread is in KVM_RUN and
- * signals it; this side names its thread, then enters KVM_RUN, which looks at immediate_exit.
- * Each side writes before it reads, with a full barrier between: one of them sees the other.  A
- * signal that comes too early, before the system call, finds immediate_exit already set.
+ * No kick is lost.  The kicker sets immediate_exit, then reads thread and signals that thread.
+ * This side writes thread, then enters KVM_RUN, which reads immediate_exit.  Each side writes
+ * before it reads, with a full barrier between: at least one of them sees the other.  If the
+ * signal comes before the system call, immediate_exit is already set.
  */
 static int pyvmm_run(struct pyvmm_vcpu *vcpu)
 {
@@ -229,14 +229,14 @@ static int pyvmm_run(struct pyvmm_vcpu *vcpu)
 	return 0;
 }
 
-/* Set the result of an MMIO read: KVM takes as many bytes as the access has. */
+/* Set the result of an MMIO read: KVM uses as many bytes as the access has. */
 static void pyvmm_set_mmio_data(struct pyvmm_vcpu *vcpu, uint64_t value)
 {
 	if (vcpu->run)
 		memcpy(vcpu->run->mmio.data, &value, sizeof(value));
 }
 
-/* From any thread, while the pages are mapped.  A thread id that is gone gets no signal. */
+/* From any thread, while the pages are mapped.  An ended thread gets no signal. */
 static void pyvmm_kick(struct pyvmm_vcpu *vcpu)
 {
 	struct kvm_run *run = vcpu->run;

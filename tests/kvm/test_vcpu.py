@@ -371,7 +371,7 @@ def test_create_vcpu_is_refused_after_the_gic() -> None:
         made.vm.create_vcpu(1)
 
     assert caught.value.errno == errno.EBUSY
-    assert caught.value.hint == "vCPUs must be created before the GIC is initialised"
+    assert caught.value.hint == "create vCPUs before the GIC is initialised"
 
 
 def test_close_of_an_open_vcpu_is_idempotent_and_final() -> None:

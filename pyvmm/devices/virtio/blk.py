@@ -56,7 +56,10 @@ class Failed(Exception):
 
 
 class Request(NamedTuple):
-    """A parsed request: the guest's data, and the room for the device's."""
+    """A parsed request: the guest's data, and the room for the device's.
+
+    A NamedTuple, as each request makes one: a Record takes longer to make.
+    """
 
     type: int
     sector: int

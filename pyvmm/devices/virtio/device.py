@@ -27,8 +27,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, ClassVar, NamedTuple, Self, overload
+from typing import Any, ClassVar, Self, overload
 
+from pyvmm.base.records import Record
 from pyvmm.devices.state import StateError, StateField, restore_fields, save_fields, section
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
 from pyvmm.memory.ram import Memory
@@ -59,7 +60,7 @@ INT_CONFIG = 0x2  # the configuration changed, or the status did
 COMPLAINTS = 8  # log lines of one device about its driver
 
 
-class Feature(NamedTuple):
+class Feature(Record):
     """A feature bit."""
 
     bit: int
@@ -76,7 +77,7 @@ MODERN_FEATURES = (RING_INDIRECT_DESC, RING_EVENT_IDX, VERSION_1)
 LEGACY_FEATURES = (RING_INDIRECT_DESC, RING_EVENT_IDX, ANY_LAYOUT)
 
 
-class QueueSpec(NamedTuple):
+class QueueSpec(Record):
     """A queue's declaration.
 
     The kicking vCPU serves a ``by_exit`` queue before it resumes. That suits a queue whose driver

@@ -20,8 +20,9 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
+from pyvmm.base.records import Record
 from pyvmm.devices.state import StateError, StateField, restore_fields, save_fields
 from pyvmm.errors import GuestError
 from pyvmm.memory.ram import Memory, OutOfRange
@@ -57,7 +58,7 @@ USED_F_NO_NOTIFY = 1  # the device: do not kick
 FLAGS, IDX, RING = 0, 1, 2
 
 
-class Area(NamedTuple):
+class Area(Record):
     """A part of a queue: its alignment, and its size, base + each * Queue Size, in bytes."""
 
     name: str
