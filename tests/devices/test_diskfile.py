@@ -129,7 +129,7 @@ def test_write_that_stops_halfway_is_an_error(opened: Open, tmp_path: Path) -> N
         file.truncate(SIZE)
     disk = opened(image)
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))  # write(2) is short there, then fails
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))  # write(2) stops there, then fails
     try:
         with pytest.raises(OSError, match="File too large"):
             write(disk, 4096, b"a" * 4096, b"b" * 4096)

@@ -188,7 +188,7 @@ def test_other_accesses_do_not_call_on_rearm(clocked: Clocked) -> None:
 
 @given(
     now=st.floats(1, 2**32 - 1),
-    load=st.integers(1, 2**32 - 1),  # at 0 the alarm of reset goes off
+    load=st.integers(1, 2**32 - 1),  # at 0 the alarm of reset is due
     match=st.integers(0, 2**32 - 1),
 )
 def test_clock_shows_the_match_when_the_alarm_is_due(now: float, load: int, match: int) -> None:

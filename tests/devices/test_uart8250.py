@@ -345,7 +345,7 @@ def test_modem_inputs_interrupt_when_they_change(port: Port) -> None:
     iir, msr = port.read(IIR), port.read(MSR)
 
     assert iir == MSI
-    assert msr == 0x0B  # DCD, DSR and CTS went
+    assert msr == 0x0B  # DCD, DSR and CTS changed
     assert port.read(MSR) == 0x00
     assert port.levels == [True, False]
 

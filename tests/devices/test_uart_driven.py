@@ -115,7 +115,7 @@ def test_linux_startup_finds_no_transmitter_bugs(port: Port) -> None:
     assert not iir & NO_INT
 
 
-# Whatever host and guest do, in whatever order
+# Random sequences of the host's and the guest's actions
 
 STEPS = st.lists(
     st.one_of(

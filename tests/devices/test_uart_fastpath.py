@@ -168,7 +168,7 @@ def test_thr_write_is_not_published_with_another_effect(offset: int) -> None:
     guest.write(offset, 1, {LCR: 0x80, MCR: 0x10, IER: 0x02}[offset])
     assert not guest.coalesces
     assert guest.completes == (offset == IER)  # THRI is pending already
-    guest.read(2, 1)  # which ends that
+    guest.read(2, 1)  # clears THRI
 
     assert not guest.completes
 

@@ -23,12 +23,12 @@ from pyvmm.memory.ram import GuestMemory
 RAM_BASE = 0x8000_0000
 RAM_SIZE = 0x20_0000
 PAGE_SIZE = 0x1000
-MMIO = 0x100_0000  # nothing is there: an access exits
+MMIO = 0x100_0000  # unmapped: an access exits
 DISTRIBUTOR = 0x3FFF_0000
 REDISTRIBUTORS = 0x3F00_0000
-EXITS_AT = 20  # the register that TAKE_INTERRUPTS and CALL expect MMIO in
+EXITS_AT = 20  # the register that holds MMIO for take_interrupts and call
 
-# Each line is an instruction's word and its source; test_guest.py has an assembler judge them.
+# Each line is an instruction's word and its source; test_guest.py assembles the source to compare.
 PROGRAMS = {
     "spin": """
         14000000  b .
@@ -88,8 +88,8 @@ PROGRAMS = {
         b9000280  str w0, [x20]
         17fffffb  b .-20
     """,
-    # What X0 says, a word each: what to do (as below), an offset from X2, 0, and a byte to store.
-    # Loads of 1, 2, 4 and 8 bytes, whose results go to X1; stores of 1 and 4; a mark's, to X9.
+    # X0 points at steps of four bytes: an operation, an offset from X2, 0, and a byte to store.
+    # Operations: loads of 1, 2, 4 and 8 bytes to X1; stores of 1 and 4; a store to X9, the mark.
     "script": """
         b8404403  ldr w3, [x0], #4
         53083c64  ubfx w4, w3, #8, #8

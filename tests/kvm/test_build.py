@@ -11,7 +11,7 @@ import pytest
 from pyvmm.kvm import _build, caps, exits, ioctls, structs, uapi
 from pyvmm.kvm.structs import Struct
 
-OLDEST_HEADERS = 6 << 16 | 2 << 8  # NEWER lists what is not in Linux 6.1
+OLDEST_HEADERS = 6 << 16 | 2 << 8  # NEWER lists names that Linux 6.1 lacks
 
 
 def compile_asserts(gcc: Path, where: Path) -> str:

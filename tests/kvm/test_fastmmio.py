@@ -16,7 +16,7 @@ from tests.kvm.guest import MMIO, RAM_BASE, Guest, guest
 pytestmark = pytest.mark.kvm
 
 SCRIPT, LOG = RAM_BASE + 0x1_0000, RAM_BASE + 0x2_0000
-MARK = MMIO + 0x1000  # claimed, and no UART
+MARK = MMIO + 0x1000  # claimed, but not a UART
 THR, IER, LSR = 0, 1, 5
 STATUS, ACK = 0x60, 0x64  # of a virtio device at MMIO
 UNCLAIMED = 0x80

@@ -16,7 +16,7 @@ TABLE = [item for item in vars(ioctls).values() if isinstance(item, Ioctl)]
 @pytest.mark.parametrize(
     ("ioctl", "number"),
     [
-        # As strace shows them.
+        # From strace.
         (ioctls.RUN, 0xAE80),
         (ioctls.SET_USER_MEMORY_REGION, 0x4020_AE46),
         (ioctls.GET_ONE_REG, 0x4010_AEAB),

@@ -9,7 +9,7 @@ from pyvmm.kvm import regs
 @pytest.mark.parametrize(
     ("made", "reg_id"),
     [
-        # Documentation/virt/kvm/api.rst, and what KVM_GET_REG_LIST gives.
+        # From Documentation/virt/kvm/api.rst and KVM_GET_REG_LIST.
         (regs.X(0), 0x6030_0000_0010_0000),
         (regs.X(30), 0x6030_0000_0010_003C),
         (regs.SP_EL0, 0x6030_0000_0010_003E),

@@ -160,7 +160,7 @@ def test_run_with_a_pmu_that_was_not_initialised_is_refused() -> None:
 
 def test_kick_ends_a_run_of_a_spinning_guest() -> None:
     with guest("count") as made:
-        while made.x(0) == 0:  # the first kicks may come before the guest
+        while made.x(0) == 0:  # the first kicks may come before the guest runs
             with running(made.vcpu) as join:
                 time.sleep(0.1)
                 made.vcpu.kick()
@@ -216,7 +216,7 @@ def test_kick_is_never_lost() -> None:
 
         def run() -> None:
             for turn in range(rounds):
-                while wanted <= turn:  # stays in the guest until asked for
+                while wanted <= turn:  # stays in the guest until a request
                     made.vcpu.run()
                 seen.release()
             finished.append(True)

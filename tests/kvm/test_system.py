@@ -51,7 +51,7 @@ def test_check_extension_takes_every_capability() -> None:
 
     assert answers[Cap.USER_MEMORY] == 1
     assert answers[Cap.MAX_VCPUS] >= 1
-    assert answers[Cap.MSI_DEVID] == 0  # only a VM with an ITS can tell
+    assert answers[Cap.MSI_DEVID] == 0  # only a VM with an ITS has it
 
 
 @pytest.mark.kvm

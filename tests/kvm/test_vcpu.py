@@ -195,7 +195,7 @@ def test_init_again_with_other_features_is_refused() -> None:
 @pytest.mark.parametrize(
     ("reg_id", "bits"),
     [
-        (regs.FPSR, 32),  # of which KVM keeps all
+        (regs.FPSR, 32),  # KVM keeps all bits
         (regs.X(30), 64),
         (regs.V(31), 128),
     ],

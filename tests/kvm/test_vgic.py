@@ -12,7 +12,7 @@ from tests.kvm.guest import DISTRIBUTOR, REDISTRIBUTORS, guest
 
 GICD_TYPER, GICD_IIDR = 0x4, 0x8  # Arm IHI 0069, 12.9
 GICR_TYPER_HIGH, GICR_WAKER = 0xC, 0x14
-LAST = (7, 15, 15, 7)  # an encoding of nothing
+LAST = (7, 15, 15, 7)  # an unused encoding
 
 
 def test_affinity_packs_the_four_levels() -> None:

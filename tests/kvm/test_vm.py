@@ -32,7 +32,7 @@ from tests.kvm.guest import EXITS_AT, MMIO, PAGE_SIZE, RAM_BASE, RAM_SIZE, Guest
 
 GICD_IGROUPR, GICD_ISENABLER, GICD_ICFGR = 0x80, 0x100, 0xC00  # Arm IHI 0069, table 12-25
 GICD_CTLR = 0
-GICR_SGI = 0x1_0000  # a redistributor's second frame has the same for private interrupts
+GICR_SGI = 0x1_0000  # the redistributor's second frame: the same registers for private interrupts
 ICC_PMR_EL1 = regs.encoding(3, 0, 4, 6, 0)
 ICC_IGRPEN1_EL1 = regs.encoding(3, 0, 12, 12, 7)
 ENABLE_GROUP_1 = 0b10
@@ -348,7 +348,7 @@ def test_signal_msi_with_an_its_needs_it_enabled() -> None:
         assert made.vm.has(Cap.MSI_DEVID)
 
 
-# What guests may see
+# Attributes and statistics
 
 
 @pytest.mark.kvm

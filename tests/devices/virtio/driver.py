@@ -79,8 +79,8 @@ class Ring:
             self.used = ram.take(6 + 8 * size, 4)
         ram.memory.zero(self.desc, self.used + 6 + 8 * size - self.desc)
         self.idx = 0
-        self.seen = 0  # of the used ring
-        self._kicked = 0  # idx when the need of a kick was last looked at
+        self.seen = 0  # entries of the used ring taken
+        self._kicked = 0  # idx at the last call of wants_kick
         self._next_desc = 0
 
     def start_at(self, index: int) -> None:

@@ -24,7 +24,7 @@ F_STATS_VQ, F_FREE_PAGE_HINT, F_PAGE_POISON = 1 << 1, 1 << 3, 1 << 4
 NUM_PAGES, ACTUAL, CMD_ID, POISON_VAL = 0x100, 0x104, 0x108, 0x10C
 
 RAM_SIZE = 16 * MIB
-PAGES = RAM_BASE + 8 * MIB  # the driver's other things are below
+PAGES = RAM_BASE + 8 * MIB  # above the driver's own buffers
 
 
 class Rig:
@@ -319,7 +319,7 @@ def test_round_of_hints_discards_the_hinted_pages(rig: Rig) -> None:
     assert number >= 2
     rig.send(FREE_PAGE_VQ, command(number))
     rig.offer(FREE_PAGE_VQ, (PAGES, 2 * MIB))
-    assert rig.memory.read(PAGES, 2 * MIB) == bytes(2 * MIB)  # when the kick is over
+    assert rig.memory.read(PAGES, 2 * MIB) == bytes(2 * MIB)  # when the kick returns
     assert rig.balloon.is_hinting
     rig.send(FREE_PAGE_VQ, command(0))
 
@@ -398,7 +398,7 @@ def test_no_round_of_hints_begins_without_a_driver_that_hints(rig: Rig) -> None:
     assert not rig.balloon.start_hinting()
 
 
-# Drivers that break the rules
+# Invalid requests
 
 
 @pytest.mark.parametrize(
@@ -452,7 +452,7 @@ def test_restored_balloon_has_its_pages_and_target(rig: Rig) -> None:
         assert other.driver.read(NUM_PAGES) == 5
         assert not other.driver.status & NEEDS_RESET
         other.balloon.stop()
-    assert len(rig.used(STATSQ)) == 1  # the driver's to fill again
+    assert len(rig.used(STATSQ)) == 1  # returned to the driver
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pyvmm.memory.ram import OutOfRange
 
 FIRST = RAM_BASE // PAGE
 AREAS = 3
-END = FIRST + AREAS * AREA_PAGES + 7  # the last area is not whole
+END = FIRST + AREAS * AREA_PAGES + 7  # the last area is partial
 
 
 class Noted:

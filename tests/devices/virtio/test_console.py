@@ -461,7 +461,7 @@ def test_emergency_write_works_after_a_failure(rig: Rig) -> None:
     assert rig.sent == b"A"
 
 
-# Drivers that break the console's own rules
+# Invalid buffers
 
 
 @pytest.mark.parametrize(

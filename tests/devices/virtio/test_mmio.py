@@ -389,10 +389,10 @@ def test_interrupt_status_moves_to_other_bits_and_back(rig: Rig) -> None:
     rig.mmio.use_interrupt_bits(bits)
     rig.console.resize(1, 2)
     both = bits.get()
-    bits.clear(1)  # as the driver does, without the transport
+    bits.clear(1)  # C clears it, without the transport
     seen = rig.driver.read(INTERRUPT_STATUS)
     rig.mmio.use_interrupt_bits(None)
-    bits.set(0xFF)  # has no meaning any longer
+    bits.set(0xFF)  # no longer in use
 
     assert (both, seen, rig.driver.read(INTERRUPT_STATUS)) == (3, 2, 2)
 

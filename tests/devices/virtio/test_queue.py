@@ -150,7 +150,7 @@ def test_indirect_table_may_follow_descriptors_and_be_marked_writable(pair: Pair
     assert chain.read() == b"a" + b"b" * (SIZE - 1)
 
 
-# Rules that a driver may break
+# Broken rules
 
 
 def rule_head(pair: Pair) -> None:
@@ -269,7 +269,7 @@ def test_chain_of_more_than_four_gibibytes_is_refused(pair: Pair) -> None:
     queue.reset()
 
 
-# Places
+# Sizes and addresses
 
 
 @pytest.mark.parametrize("size", [0, 3, 16, 65536, 1 << 31])
@@ -353,7 +353,7 @@ def test_full_ring_across_the_wrap_is_taken_in_order(pair: Pair) -> None:
         (0, 3, 0, True),
         (0, 3, 2, True),
         (0, 3, 3, False),
-        (5, 6, 4, False),  # long past
+        (5, 6, 4, False),  # passed before
         (0xFFFE, 0xFFFF, 0xFFFE, True),
         (0xFFFF, 0, 0xFFFF, True),
         (0xFFFF, 0, 0, False),
@@ -426,7 +426,7 @@ def test_kick_is_wanted_only_after_enable_kicks(
     rewind(pair, index)
     pair.queue.enable_kicks()
     pair.queue.disable_kicks()
-    pair.ring.publish(0)  # with EVENT_IDX this one is still asked for
+    pair.ring.publish(0)  # with EVENT_IDX the device still wants this kick
     pair.ring.wants_kick()
     pair.pass_through()
 

@@ -16,8 +16,8 @@ from pyvmm.memory.ram import GuestMemory
 from tests.devices.virtio.driver import NEEDS_RESET, Buffer
 from tests.devices.virtio.rig import ENOUGH_S, DeviceRig
 
-SLOW = 8  # the first number of a request that knows it takes its time
-WAITS = 7  # the one that `begin_rush` has wait
+SLOW = 8  # the first byte of a request that steps back
+WAITS = 7  # the first byte of a request that waits, in `begin_rush`
 FOREVER_NS = 1 << 62
 
 
@@ -357,7 +357,7 @@ def test_bug_in_serve_ends_a_thread_but_not_the_device(
     ask(rig, 1)
 
     assert list(rig.collect().values()) == [1]
-    threads[0].join(ENOUGH_S)  # it reports the bug after the next thread has started
+    threads[0].join(ENOUGH_S)  # it raises after the next thread has started
     assert reported == ["a bug"]
 
 
