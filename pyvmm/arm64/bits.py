@@ -19,7 +19,7 @@ from typing import Self, cast, overload
 class Field:
     """Bits ``hi`` to ``lo`` of a register; ``values`` names their values.
 
-    A reserved value, which has no name, stays an int: a guest's or a machine's data is no bug.
+    A reserved value has no name. It stays an int: guests and machines may have such values.
     """
 
     __slots__ = ("hi", "lo", "meaning", "name", "values")

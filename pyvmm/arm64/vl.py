@@ -218,7 +218,7 @@ def _other_unit(numbers: VlSet, subject: str) -> str | None:
 
 
 def _out_of_range(numbers: list[int]) -> str | None:
-    """Return why a number is no length of SVE."""
+    """Return why a number is not an SVE vector length."""
     for number in numbers:
         if number > LONGEST:
             return f"{number} is longer than SVE's longest, 2048 bits"
@@ -242,16 +242,16 @@ def _meant(numbers: VlSet) -> VlSet:
 
 
 def _from_quadwords(numbers: VlSet) -> VlSet:
-    """Convert numbers of 128-bit units to bits; none of them is a length in bits."""
+    """Convert 128-bit units to bits; return no lengths if a number cannot be in that unit."""
     vls = frozenset(number * QUADWORD for number in numbers)
     return vls if vls <= LENGTHS else NO_SVE
 
 
 def _from_bytes(numbers: VlSet) -> VlSet:
-    """Convert numbers of bytes to bits; empty where they are bits.
+    """Convert bytes to bits; return no lengths if the numbers are not in bytes.
 
-    128 and 256 are lengths in either unit. They are bytes where no number is a length in bits, or
-    where 16 is among them, which every SVE machine has.
+    128 and 256 are lengths in both units. Assume bytes if no number is a length in bits, or if 16
+    is one of them: every SVE machine has the length of 16 bytes.
     """
     vls = frozenset(number * 8 for number in numbers)
     in_bits = numbers & LENGTHS

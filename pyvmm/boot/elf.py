@@ -3,8 +3,8 @@
 An image is untrusted: pyvmm checks its headers before it writes guest memory. No header makes pyvmm
 allocate or loop more than the file is long.
 
-A machine needs only two structures of an ELF, of fixed layout. pyelftools would read them in four
-times the time of the rest of a guest's start.
+pyvmm reads two structures of an ELF, which have a fixed layout. pyelftools would take four times as
+long as the rest of a guest's start.
 
 Source: System V ABI, chapters 4 (ELF header) and 5 (program headers); ELF for the Arm 64-bit
 Architecture (IHI 0056).

@@ -138,9 +138,9 @@ class Device:
         return {"registers": self.values, **save_fields(self, self.state_fields)}
 
     def restore(self, state: object, where: str) -> None:
-        """Take over a saved state, without an interrupt; ``where`` is its name in messages.
+        """Restore a saved state, without an interrupt; ``where`` is its name in messages.
 
-        Raises: StateError, for a state that no such device can have.
+        Raises: StateError, for a state that is invalid or does not match this device.
         """
         most = self._register_mask
         registers = [StateField(reg.name, 0, most) for reg in self.registers]

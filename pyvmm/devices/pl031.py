@@ -59,7 +59,7 @@ class Pl031(Device):
         self.irq = irq
         self.clock = clock
         self.on_rearm: Callable[[], None] | None = None
-        self.offset = 0  # of the guest's clock from the host's, seconds
+        self.offset = 0  # seconds: the guest's clock minus the host's
         self.alarm_at = 0  # the host's time of the next match
         self._raised = False
         self._set_alarm()

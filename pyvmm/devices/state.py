@@ -36,7 +36,7 @@ class StateField(Record):
 
 
 class StateError(UsageError):
-    """A snapshot's device state that no such device can have."""
+    """A device state in a snapshot that is invalid or does not match this machine."""
 
 
 def save_fields(owner: object, fields: Iterable[StateField]) -> dict[str, Any]:

@@ -74,7 +74,7 @@ MSR_CONNECTED = 0xB0  # DCD, DSR and CTS: always connected
 MSR_DELTA = 0x0F
 
 REGISTERS = 8  # bytes
-MUCH = 4096  # bytes sent and not output: from then on vCPUs wait
+MUCH = 4096  # bytes sent but not output; with this many, vCPUs wait
 ALL_READABLE = 0xFF  # in `FastPath.publish`: no register's read has a side effect
 
 
@@ -89,8 +89,8 @@ class FastPath(Protocol):
 
         Bit n of byte 0 of ``registers`` says that a read of register n has no side effect. Byte n
         is then the value that it returns; register 0 returns 0. ``complete_thr``: until the next
-        call, a write of THR only transmits its byte. ``coalesce_thr``: so it does after any read
-        too.
+        call, a write of THR only transmits its byte. ``coalesce_thr``: that also holds after any
+        read.
 
         Returns: whether this call ends the permission of coalesced writes.
         """

@@ -99,7 +99,7 @@ class FastMmio:
         return InterruptBits(self._lib, self._state, number)
 
     def has_tx(self, number: int) -> bool:
-        """Return whether this UART's bytes, or any in the coalesced ring, wait."""
+        """Return whether bytes of this UART, or any in the coalesced ring, are pending."""
         return bool(self._lib.pyvmm_has_tx(self._state, number))
 
     def take_tx(self, number: int) -> bytes:

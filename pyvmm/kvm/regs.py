@@ -49,7 +49,10 @@ class RegisterFile(Protocol):
 
 
 class Held(Record):
-    """A register and its value, or None and the name of the read's errno."""
+    """A register and its value.
+
+    If KVM refused the read, ``value`` is None and ``error`` is the errno's name.
+    """
 
     id: int
     value: int | None

@@ -1,1 +1,1 @@
-"""virtio: queues, the devices behind them, and the transport a guest reaches them by."""
+"""virtio: the queues, the devices, and the transport that connects them to the guest."""

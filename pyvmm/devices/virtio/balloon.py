@@ -268,7 +268,7 @@ class VirtioBalloon(VirtioDevice):
     def _change(
         self, queue: Virtqueue, chain: Chain, change: Callable[[tuple[int, ...]], None]
     ) -> None:
-        """Put the pages a chain names into the balloon, or take them out."""
+        """Put the pages that a chain names into the balloon, or take them out."""
         try:
             with self.guard:
                 size = chain.readable_size
@@ -372,7 +372,7 @@ def _checked_runs(state: object, where: str) -> list[tuple[int, int]]:
             raise StateError(f"{where}.pages has {str(run)[:40]}, not a run of pages")
         first, count = run
         if not (0 <= first <= UINT32 and 0 < count <= AREA_PAGES - first % AREA_PAGES):
-            raise StateError(f"{where}.pages has an impossible run: {count} from {first:#x} on")
+            raise StateError(f"{where}.pages has an invalid run: {count} from {first:#x} on")
     return [(first, count) for first, count in runs]
 
 

@@ -1,8 +1,8 @@
 """The pages in a balloon, and the release of their memory to the host.
 
-A balloon's pages have 4 KiB, whatever the guest's and the host's page size. A bitmap for each area
-of 2 MiB holds them. The balloon discards runs of pages, as long as possible. An area with a hole
-gets no huge pages, else khugepaged would fill the hole again.
+A balloon uses pages of 4 KiB, independent of the guest's and the host's page size. A bitmap for
+each area of 2 MiB holds them. The balloon discards runs of pages, as long as possible. An area with
+a hole gets no huge pages, else khugepaged would fill the hole again.
 
 Source: OASIS Virtual I/O Device (VIRTIO) 1.2, 5.5.6; Linux, Documentation/admin-guide/mm/
 transhuge.rst, khugepaged/max_ptes_none.
@@ -24,7 +24,7 @@ AREA = 2 * MIB
 AREA_PAGES = AREA // PAGE
 ALL = (1 << AREA_PAGES) - 1
 AREA_SHIFT = AREA_PAGES.bit_length() - 1
-HOST_PAGES = max(1, mmap.PAGESIZE // PAGE)  # pages of the balloon's in one of the host's
+HOST_PAGES = max(1, mmap.PAGESIZE // PAGE)  # balloon pages in a host page
 
 # Areas without huge pages, at most: each may split a mapping in three, and a process may have
 # 65,530 mappings by default.  Source: Linux, Documentation/admin-guide/sysctl/vm.rst

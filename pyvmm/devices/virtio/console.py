@@ -18,7 +18,7 @@ F_SIZE = Feature(0, "CONSOLE_F_SIZE")
 F_EMERG_WRITE = Feature(2, "CONSOLE_F_EMERG_WRITE")
 
 OUTPUT_BLOCK = 64 << 10  # bytes of a call of ``output``, at most
-WAIT_S = 2.0  # without output: then a driver gets input though it has not read the size
+WAIT_S = 2.0  # without output; then a driver gets input even if it has not read the size
 MAX_WAITS = 10  # waits with output, before the driver gets input anyway
 
 # Calls back after so many seconds, in any thread; calling its result cancels that.

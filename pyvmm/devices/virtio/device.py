@@ -15,7 +15,7 @@ A snapshot holds a device's status, features, queues and configuration. A device
 - ``state_fields``: attributes to save and restore, among them the ConfigFields that change while
   the guest runs. Every other ConfigField must be equal in the restoring machine;
 - `drain`, which returns the chains it has taken;
-- `own_state` and `restore_own`, for state that is no plain attribute.
+- `own_state` and `restore_own`, for state that is not a plain attribute.
 
 Source: OASIS Virtual I/O Device (VIRTIO) 1.2, chapters 2, 3 and 6; linux/virtio_config.h.
 """
@@ -39,7 +39,7 @@ STATUS_ACKNOWLEDGE = 0x01
 STATUS_DRIVER = 0x02
 STATUS_DRIVER_OK = 0x04
 STATUS_FEATURES_OK = 0x08
-STATUS_NEEDS_RESET = 0x40  # the device's own
+STATUS_NEEDS_RESET = 0x40  # set by the device
 STATUS_FAILED = 0x80
 STATUS_BY_DRIVER = (
     STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_DRIVER_OK | STATUS_FEATURES_OK | STATUS_FAILED
@@ -91,7 +91,7 @@ class QueueSpec(Record):
 
 Setter = Callable[[Any, int], None]
 
-# Saved of every device
+# The saved state of every device
 STATE_FIELDS = (
     StateField("status", 0, 0xFF),
     StateField("driver_features", 0, (1 << 64) - 1),
@@ -185,7 +185,7 @@ class VirtioDevice:
         return {}
 
     def restore_own(self, state: object, where: str) -> None:
-        """Take over the state of `own_state`, before the queues' state; with the lock.
+        """Restore the state that `own_state` returned, before the queues' state; with the lock.
 
         Raises: StateError.
         """
@@ -261,7 +261,7 @@ class VirtioDevice:
                 self.counts[name] += number
 
     def report(self, what: str) -> None:
-        """Log a refusal of the host's, at most COMPLAINTS times; from any thread.
+        """Log a refusal by the host, at most COMPLAINTS times; from any thread.
 
         A guest can repeat its request without end.
         """
@@ -288,11 +288,11 @@ class VirtioDevice:
         }
 
     def restore(self, state: object, where: str) -> None:
-        """Take over a saved state; ``where`` is its name in messages.
+        """Restore a saved state; ``where`` is its name in messages.
 
         The device serves its queues from `look_into_queues` on.
 
-        Raises: StateError, for a state that this device cannot have.
+        Raises: StateError, for a state that is invalid or does not match this device.
         """
         with self.lock:
             restore_fields(self, STATE_FIELDS, state, where)

@@ -137,7 +137,7 @@ class VirtioMem(VirtioDevice):
             self.map_blocks(first, count, True)
             self.blocks.set_plugged(first, count, True)
         if self.plugged_size != self.blocks.plugged_size:
-            raise StateError(f"{where}.plugged is not what plugged_size says")
+            raise StateError(f"{where}.plugged does not match plugged_size")
 
     # For the driver
 

@@ -158,7 +158,7 @@ class VirtioMmio(Device):
         self.device.run_deferred()
 
     def use_interrupt_bits(self, bits: InterruptBits | None) -> None:
-        """Hold InterruptStatus in ``bits``, which C completes accesses to; None: in Python."""
+        """Hold InterruptStatus in ``bits``, which C can access; None: only Python accesses it."""
         with self.lock:
             before, self._reasons = self._reasons, bits or LockedInterruptBits()
             self._reasons.set(before.get())
@@ -169,7 +169,7 @@ class VirtioMmio(Device):
         return {**super().state(), "virtio": self.device.state()}
 
     def restore(self, state: object, where: str) -> None:
-        """Take over a saved state, the device's included."""
+        """Restore a saved state, the device's included."""
         super().restore(state, where)
         self.device.restore(section(state, "virtio", where), f"{where}.virtio")
 

@@ -33,7 +33,7 @@ INDEX = 0xFFFF  # indices are 16 bits wide and run freely
 
 ADDRESS = (1 << 64) - 1
 
-# Saved of a queue. The features are saved with its device.
+# The saved state of a queue, without the features: its device saves them.
 STATE_FIELDS = (
     StateField("size", 0, (1 << 32) - 1),  # unchecked, as the driver wrote it
     StateField("desc", 0, ADDRESS),
@@ -82,10 +82,10 @@ class QueueError(GuestError):
 
 
 class Chain:
-    """One buffer of the driver's: its readable and its writable parts.
+    """A driver's buffer: its readable and its writable parts.
 
     The views are guest RAM itself, in order and not empty, until the device returns the chain.
-    ``places`` are the guest addresses and sizes of the writable ones.
+    ``places`` are the guest addresses and sizes of the writable parts.
     """
 
     __slots__ = (
@@ -199,9 +199,9 @@ class Virtqueue:
         return save_fields(self, STATE_FIELDS)
 
     def restore(self, state: object, where: str) -> None:
-        """Take over a saved state, after the device's features.
+        """Restore a saved state, after the device's features.
 
-        Raises: StateError, for a state that no queue in this RAM can have.
+        Raises: StateError, for a state that is invalid or has rings outside this RAM.
         """
         self.disable()
         restore_fields(self, STATE_FIELDS, state, where)

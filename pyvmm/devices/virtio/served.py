@@ -5,7 +5,7 @@ followers: one thread waits for kicks, and takes requests in the order of the qu
 
                         +--------------------------------------------+
                         v                                            |
-    start ---> FOLLOWER: waits until        no leader          gives it back
+    start ---> FOLLOWER: waits until        no leader          returns it
                 there is no leader                                   ^
                         |                                            |
                         v                   overlap, step_back       |
@@ -13,7 +13,7 @@ followers: one thread waits for kicks, and takes requests in the order of the qu
       |       or waits for a kick                              thread the leader, then serves
       |                 | no overlap
       |                 v
-      +--- SERVES AS LEADER, gives it back
+      +--- SERVES AS LEADER, returns it
 
 If no request waits for I/O, as with a disk in the page cache, a single thread is fastest. It
 serves as leader, and interrupts the guest once for all requests found together. If requests wait,
@@ -41,7 +41,7 @@ OVERLAP = 64  # requests to overlap after the last such pair
 
 
 class Job:
-    """A request, whether its thread is still the leader, and what its device counts of it."""
+    """A request, its counts, and whether its thread is still the leader."""
 
     __slots__ = ("chain", "counts", "leads", "queue")
 
@@ -72,7 +72,7 @@ class ServedDevice(VirtioDevice):
         self._no_leader = threading.Condition(self.lock)  # wakes a follower
         # Requests
         self._in_flight = 0
-        self._ended = threading.Condition(self.lock)  # a request, or the last one taken
+        self._ended = threading.Condition(self.lock)  # signalled: a request ended, or none is left
         self._waiting = 0  # threads that wait for that: in `drain` or `deactivate`
         # Whether requests wait for I/O: both count down to 0, request by request
         self._since_wait = 0  # from WAIT_WINDOW, after a request that waited
@@ -203,7 +203,7 @@ class ServedDevice(VirtioDevice):
         return job
 
     def _wait_to_lead(self) -> bool:
-        """Wait until there is no leader, and lead; False at the machine's end. With the lock."""
+        """Become the leader once there is none; False at the machine's end. With the lock."""
         self._followers += 1
         self._no_leader.wait_for(lambda: self.stopped or not self._has_leader)
         self._followers -= 1
@@ -230,7 +230,10 @@ class ServedDevice(VirtioDevice):
         return None
 
     def _hand_over(self, job: Job) -> None:
-        """Make a follower or a new thread the leader, or the first thread that is done serving."""
+        """Appoint a leader: a follower, else a new thread, else the first that ends its request.
+
+        If the host refuses a new thread, this thread stays the leader.
+        """
         if self._followers:
             self._no_leader.notify()
         elif self._started < self.threads and not self._start():
