@@ -304,7 +304,10 @@ def test_kick_reaches_a_thread_with_blocked_signals() -> None:
 
 def test_close_of_a_running_vcpu_is_refused() -> None:
     with guest("spin") as made, running(made.vcpu) as join:
-        time.sleep(0.1)
+        deadline = time.monotonic() + 60
+        while not made.vcpu._state.thread:  # set by the thread that enters KVM_RUN
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
         with pytest.raises(RuntimeError, match="vCPU 0 is running"):
             made.vcpu.close()
