@@ -12,13 +12,14 @@ import subprocess
 import termios
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from pyvmm.base.closing import Closing
 
 ENOUGH_S = 120.0  # a deadline for any event
 
 
-class Terminal:
+class Terminal(Closing):
     """A new terminal, and the commands started on it; the window is 24 rows of 80 columns."""
 
     def __init__(self) -> None:
@@ -27,15 +28,8 @@ class Terminal:
         self.resize(24, 80)
         self.shown = b""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End the commands, and close the terminal."""
         for process in self._processes:
             if process.poll() is None:
                 process.kill()
