@@ -45,7 +45,7 @@ MOMENTS: Final = (
     Moment("installing pyvmm", 3.0, signal.SIGKILL),
     Moment("getting cross-gcc", 4.0, signal.SIGINT),
     Moment("getting cross-gcc from Debian bookworm: done", 0.6, signal.SIGKILL),
-    Moment("getting qemu", 3.0, signal.SIGKILL),
+    Moment("getting QEMU", 3.0, signal.SIGKILL),
     Moment("getting Linux", 3.0, signal.SIGINT),
     Moment("making the emulated host's root", 0.5, signal.SIGKILL),
     Moment("compiling the KVM extension for arm64: done", 4.0, signal.SIGKILL),
