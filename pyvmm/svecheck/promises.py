@@ -7,80 +7,76 @@ document leaves something open, the promise names the code.
 
 from __future__ import annotations
 
+from functools import partial
+
 from pyvmm.svecheck.case import Known, Promise
 
 _API = "Documentation/virt/kvm/api.rst"
-_SEED = "[PATCH v4 00/25] KVM: arm64: SVE guest support"
-_ARM = "Arm ARM DDI 0487"
 
-_SET = "4.68 KVM_SET_ONE_REG"
-_INIT = "4.82 KVM_ARM_VCPU_INIT"
-_LIST = "4.84 KVM_GET_REG_LIST"
-_FINALIZE = "4.119 KVM_ARM_VCPU_FINALIZE"
-_ISSUES = "known issues"
+# Each makes a promise of one section, or of one file.
+_set = partial(Promise, document=_API, section="4.68 KVM_SET_ONE_REG")
+_note = partial(Promise, document=_API, section="4.68 KVM_SET_ONE_REG, note 1")
+_init = partial(Promise, document=_API, section="4.82 KVM_ARM_VCPU_INIT")
+_list = partial(Promise, document=_API, section="4.84 KVM_GET_REG_LIST")
+_finalize = partial(Promise, document=_API, section="4.119 KVM_ARM_VCPU_FINALIZE")
+_arm_c = partial(Promise, document="arch/arm64/kvm/arm.c")
+_guest_c = partial(Promise, document="arch/arm64/kvm/guest.c")
+_series = partial(
+    Promise, document="[PATCH v4 00/25] KVM: arm64: SVE guest support", section="known issues"
+)
+_arm = partial(Promise, document="Arm ARM DDI 0487")
 
 # The capability and KVM_ARM_VCPU_INIT
-CAPABILITY = Promise("KVM_ARM_VCPU_SVE depends on KVM_CAP_ARM_SVE", _API, _INIT)
-RUN_NEEDS_INIT = Promise("before INIT, KVM_RUN fails with ENOEXEC", _API, _INIT)
-ALL_NEED_INIT = Promise(
-    "undocumented: a vCPU that was not initialised is ENOEXEC",
-    "arch/arm64/kvm/arm.c",
-    "kvm_arch_vcpu_ioctl()",
+CAPABILITY = _init("KVM_ARM_VCPU_SVE depends on KVM_CAP_ARM_SVE")
+RUN_NEEDS_INIT = _init("before INIT, KVM_RUN fails with ENOEXEC")
+ALL_NEED_INIT = _arm_c(
+    "undocumented: a vCPU that was not initialised is ENOEXEC", section="kvm_arch_vcpu_ioctl()"
 )
-UNKNOWN_TARGET = Promise("INIT with an unknown target is EINVAL", _API, _INIT)
-UNKNOWN_FEATURE = Promise("INIT with an unknown feature is ENOENT", _API, _INIT)
-FEATURE_32BIT = Promise(
-    "KVM_ARM_VCPU_EL1_32BIT depends on its capability; nothing forbids SVE beside it", _API, _INIT
+UNKNOWN_TARGET = _init("INIT with an unknown target is EINVAL")
+UNKNOWN_FEATURE = _init("INIT with an unknown feature is ENOENT")
+FEATURE_32BIT = _init(
+    "KVM_ARM_VCPU_EL1_32BIT depends on its capability; nothing forbids SVE beside it"
 )
-INITIAL_SET = Promise("INIT sets the best set of vector lengths the host has", _API, _SET)
-RESET_CORE = Promise("INIT resets PC, SP and general registers to 0, PSTATE to EL1h", _API, _INIT)
-RESET_SVE = Promise("INIT resets FPSIMD and SVE registers to 0, also after a run", _API, _INIT)
-RESET_SYSREGS = Promise("INIT resets system registers as a warm reset would", _API, _INIT)
-SAME_FEATURES = Promise(
-    "INIT again must name the same target and features, else EINVAL", _API, _INIT
-)
-AGAIN = Promise("INIT may be called again, also after a run, and resets the vCPU", _API, _INIT)
+INITIAL_SET = _set("INIT sets the best set of vector lengths the host has")
+RESET_CORE = _init("INIT resets PC, SP and general registers to 0, PSTATE to EL1h")
+RESET_SVE = _init("INIT resets FPSIMD and SVE registers to 0, also after a run")
+RESET_SYSREGS = _init("INIT resets system registers as a warm reset would")
+SAME_FEATURES = _init("INIT again must name the same target and features, else EINVAL")
+AGAIN = _init("INIT may be called again, also after a run, and resets the vCPU")
 
 # KVM_ARM_VCPU_FINALIZE
-FINALIZE = Promise("after INIT with the feature, FINALIZE fixes it", _API, _FINALIZE)
-FINALIZE_TWICE = Promise("a second FINALIZE of a feature is EPERM", _API, _FINALIZE)
-FINALIZE_ABSENT = Promise("FINALIZE of an unknown or absent feature is EINVAL", _API, _FINALIZE)
-RUN_NEEDS_FINALIZE = Promise("KVM_RUN is not available before FINALIZE: EPERM", _API, _FINALIZE)
-RUNS = Promise("a vCPU is fully usable after FINALIZE", _API, _FINALIZE)
-LIST_NEEDS_FINALIZE = Promise(
-    "KVM_GET_REG_LIST is not available before FINALIZE: EPERM", _API, _FINALIZE
-)
-REGS_NEED_FINALIZE = Promise(
-    "Z, P and FFR are not accessible before FINALIZE: EPERM", _API, _FINALIZE
-)
+FINALIZE = _finalize("after INIT with the feature, FINALIZE fixes it")
+FINALIZE_TWICE = _finalize("a second FINALIZE of a feature is EPERM")
+FINALIZE_ABSENT = _finalize("FINALIZE of an unknown or absent feature is EINVAL")
+RUN_NEEDS_FINALIZE = _finalize("KVM_RUN is not available before FINALIZE: EPERM")
+RUNS = _finalize("a vCPU is fully usable after FINALIZE")
+LIST_NEEDS_FINALIZE = _finalize("KVM_GET_REG_LIST is not available before FINALIZE: EPERM")
+REGS_NEED_FINALIZE = _finalize("Z, P and FFR are not accessible before FINALIZE: EPERM")
 
 # KVM_REG_ARM64_SVE_VLS
-VLS_READABLE = Promise("the set can be read after INIT", _API, _INIT)
-VLS_WRITABLE = Promise("the set can be written between INIT and FINALIZE", _API, _SET)
-VLS_IMMUTABLE = Promise("writing the set after FINALIZE is EPERM", _API, _SET)
-VLS_ENCODING = Promise("bit n of eight 64-bit words is the length (n + 1) x 128 bits", _API, _SET)
-PREFIX_SETS = Promise(
-    "a set that leaves out just the host's lengths above some value is valid", _API, _SET
-)
-INVALID_SET = Promise("a set the host cannot give is EINVAL", _API, _SET)
-FAILED_SET = Promise(
-    "undocumented: a set that is refused changes nothing", "arch/arm64/kvm/guest.c", "set_sve_vls()"
+VLS_READABLE = _init("the set can be read after INIT")
+VLS_WRITABLE = _set("the set can be written between INIT and FINALIZE")
+VLS_IMMUTABLE = _set("writing the set after FINALIZE is EPERM")
+VLS_ENCODING = _set("bit n of eight 64-bit words is the length (n + 1) x 128 bits")
+PREFIX_SETS = _set("a set that leaves out just the host's lengths above some value is valid")
+INVALID_SET = _set("a set the host cannot give is EINVAL")
+FAILED_SET = _guest_c(
+    "undocumented: a set that is refused changes nothing", section="set_sve_vls()"
 )
 
 # Registers
-NEEDS_SVE = Promise("SVE registers are only accessible on vCPUs with SVE", _API, _SET)
-V_REPLACED = Promise("V0 to V31 are not accepted on vCPUs with SVE", _API, f"{_SET}, note 1")
-V_ACCEPTED = Promise("V0 to V31 are core registers", _API, _SET)
-CORE = Promise("the id of a core register has its offset in struct kvm_regs", _API, _SET)
-SYSREGS = Promise("the id of a system register has its encoding", _API, _SET)
-SLICES = Promise("slices at or above the longest length are ENOENT", _API, _SET)
-SVE_IDS = Promise("Zn is 2048 bits, Pn and FFR 256, the set 512, at fixed numbers", _API, _SET)
-BAD_ID = Promise("an invalid register id is EINVAL", _API, _SET)
-REG_VALUES = Promise("a slice of Zn holds its bits 2047:0, one of Pn and FFR 255:0", _API, _SET)
-FFR_VALUES = Promise(
+NEEDS_SVE = _set("SVE registers are only accessible on vCPUs with SVE")
+V_REPLACED = _note("V0 to V31 are not accepted on vCPUs with SVE")
+V_ACCEPTED = _set("V0 to V31 are core registers")
+CORE = _set("the id of a core register has its offset in struct kvm_regs")
+SYSREGS = _set("the id of a system register has its encoding")
+SLICES = _set("slices at or above the longest length are ENOENT")
+SVE_IDS = _set("Zn is 2048 bits, Pn and FFR 256, the set 512, at fixed numbers")
+BAD_ID = _set("an invalid register id is EINVAL")
+REG_VALUES = _set("a slice of Zn holds its bits 2047:0, one of Pn and FFR 255:0")
+FFR_VALUES = _guest_c(
     "undocumented: KVM keeps any value of FFR, even one that no instruction makes",
-    "arch/arm64/kvm/guest.c",
-    "set_sve_reg()",
+    section="set_sve_reg()",
 )
 NO_KVM_REGS = Promise("KVM_GET_REGS and KVM_GET_FPU are not for arm64", _API, "4.11 KVM_GET_REGS")
 ID_OPT_OUT = Promise(
@@ -90,43 +86,38 @@ ID_OPT_OUT = Promise(
 )
 
 # KVM_GET_REG_LIST
-LISTS = Promise("the list has the registers that GET and SET accept", _API, _LIST)
-LIST_TOO_BIG = Promise("E2BIG if the array is too small, and n is the needed size", _API, _LIST)
-LIST_ORDER = Promise(
+LISTS = _list("the list has the registers that GET and SET accept")
+LIST_TOO_BIG = _list("E2BIG if the array is too small, and n is the needed size")
+LIST_ORDER = _guest_c(
     "undocumented: core registers, then the set, then other SVE registers",
-    "arch/arm64/kvm/guest.c",
-    "kvm_arm_copy_reg_indices()",
+    section="kvm_arm_copy_reg_indices()",
 )
 
 # The seed series
-SEED_NOT_LISTED = Promise("slices that are not needed are not enumerated", _SEED, _ISSUES)
-SEED_RAZ_WI = Promise("slices that are not needed read as zero and ignore writes", _SEED, _ISSUES)
-SEED_SLICES = Promise(
-    "the number of slices is what the longest length needs, rounded up", _SEED, _ISSUES
-)
+SEED_NOT_LISTED = _series("slices that are not needed are not enumerated")
+SEED_RAZ_WI = _series("slices that are not needed read as zero and ignore writes")
+SEED_SLICES = _series("the number of slices is what the longest length needs, rounded up")
 
 # What guests see
-PFR0 = Promise("ID_AA64PFR0_EL1.SVE is 1 on a CPU with SVE, 0 without", _ARM, "D23.2")
-ZFR0 = Promise("ID_AA64ZFR0_EL1 is 0 on a CPU without SVE", _ARM, "D23.2")
-ZCR_LEN = Promise("ZCR_EL1.LEN is bits 3:0; bits 8:4 read as zero", _ARM, "ZCR_EL1")
-ZCR_SELECTS = Promise(
-    "the length is the longest the CPU has of at most (LEN + 1) x 128 bits", _ARM, "ZCR_EL1.LEN"
+PFR0 = _arm("ID_AA64PFR0_EL1.SVE is 1 on a CPU with SVE, 0 without", section="D23.2")
+ZFR0 = _arm("ID_AA64ZFR0_EL1 is 0 on a CPU without SVE", section="D23.2")
+ZCR_LEN = _arm("ZCR_EL1.LEN is bits 3:0; bits 8:4 read as zero", section="ZCR_EL1")
+ZCR_SELECTS = _arm(
+    "the length is the longest the CPU has of at most (LEN + 1) x 128 bits", section="ZCR_EL1.LEN"
 )
-UNDEFINED = Promise("SVE on a CPU without it is UNDEFINED", _ARM, "A64 instruction descriptions")
-V_IS_LOW_Z = Promise("V registers are bits 127:0 of Z registers", _API, f"{_SET}, note 1")
+UNDEFINED = _arm("SVE on a CPU without it is UNDEFINED", section="A64 instruction descriptions")
+V_IS_LOW_Z = _note("V registers are bits 127:0 of Z registers")
 
 # Several vCPUs
-ONE_VM_ONE_SET = Promise(
+ONE_VM_ONE_SET = _guest_c(
     "undocumented: each vCPU's set is its own, and none is checked against another's",
-    "arch/arm64/kvm/guest.c",
-    "set_sve_vls()",
+    section="set_sve_vls()",
 )
-ONE_VM_FEATURES = Promise(
+ONE_VM_FEATURES = _arm_c(
     "undocumented: all vCPUs of a VM have the same features, except for POWER_OFF",
-    "arch/arm64/kvm/arm.c",
-    "kvm_vcpu_init_changed()",
+    section="kvm_vcpu_init_changed()",
 )
-POWER_OFF = Promise("KVM_ARM_VCPU_POWER_OFF starts a vCPU off", _API, _INIT)
+POWER_OFF = _init("KVM_ARM_VCPU_POWER_OFF starts a vCPU off")
 
 # Differences that are on purpose
 POWER_OFF_MAY_CHANGE = Known(
