@@ -48,7 +48,8 @@ def answer(question: Message) -> Message:
     """Answer a question about this user's VMs on this machine; never raise a VmmError."""
     name = question.get("vm")
     if name is None:
-        return {"ok": True, "vms": _infos()}
+        infos = at_once(_info, list(running()))
+        return {"ok": True, "vms": [info for info in infos if info is not None]}
     for path in running():
         if path.stem == name:
             try:
@@ -58,14 +59,9 @@ def answer(question: Message) -> Message:
     return failure(f"no VM called {name} is running", "`pyvmm list` shows the VMs", EXIT_USAGE)
 
 
-def answers(questions: Sequence[Message]) -> list[Message]:
-    """Answer questions, in their order."""
-    return at_once(answer, questions)
-
-
 def relay() -> None:
     """Read questions from standard input, one on each line, then answer all of them."""
-    for reply in answers([parse(line) for line in sys.stdin.buffer]):
+    for reply in at_once(answer, [parse(line) for line in sys.stdin.buffer]):
         sys.stdout.write(pack(reply).decode())
 
 
@@ -87,13 +83,8 @@ def at_once(ask_one: Callable[[_Asked], _Reply], asked: Sequence[_Asked]) -> lis
     return [reply.result() for reply in replies]
 
 
-def _infos() -> list[Message]:
-    """Return the info of every VM, or its name and the error."""
-    return [info for info in at_once(_info, list(running())) if info is not None]
-
-
 def _info(path: Path) -> Message | None:
-    """Return a VM's info, or None if it has just ended."""
+    """Return a VM's info, or its name and the error; None if it has just ended."""
     try:
         reply = ask(path, {"do": "info"})
     except Gone:
@@ -115,6 +106,8 @@ def ask(path: Path, request: Message) -> Message:
         HostError: the VM does not answer, or belongs to another user.
     """
     name = path.stem
+    verb = request.get("do")
+    is_last = verb == "stop" or (verb == "save" and request.get("resume") is not True)
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(TIMEOUT_S)
         try:
@@ -124,8 +117,7 @@ def ask(path: Path, request: Message) -> Message:
             with contextlib.suppress(BrokenPipeError):  # it has hung up, perhaps after a reply
                 connection.sendall(pack(request))
             reply = parse_reply(_line(connection, timeout_of(request)))
-            ends = request.get("do") == "stop" or is_last(request)
-            if ends and reply.get("ok"):
+            if is_last and reply.get("ok"):
                 _wait_for_end(connection, name)
         except TimeoutError as error:
             raise HostError(
@@ -136,7 +128,7 @@ def ask(path: Path, request: Message) -> Message:
                 f"{path} is not the socket of a pyvmm VM: {error}", hint="remove it"
             ) from error
         except (OSError, EOFError) as error:
-            if request.get("do") == "stop":
+            if verb == "stop":
                 return {"ok": True}
             raise Gone(f"the VM {name} has just ended") from error
     return reply
@@ -145,11 +137,6 @@ def ask(path: Path, request: Message) -> Message:
 def timeout_of(request: Message) -> float:
     """Return how many seconds the reply may take; saving a large memory takes long."""
     return SAVE_S if request.get("do") == "save" else TIMEOUT_S
-
-
-def is_last(request: Message) -> bool:
-    """Return whether the request ends the VM."""
-    return request.get("do") == "save" and request.get("resume") is not True
 
 
 def _connect(connection: socket.socket, path: Path) -> None:

@@ -157,7 +157,8 @@ class _Client:
             reply = self._answer(bytes(line))
         except WireError as error:
             reply, self._last = failure(f"malformed request: {error}"), True
-        self._restart_timer()
+        self._loop.cancel(self._timer)
+        self._timer = self._loop.after(TIMEOUT_S, self.close)
         self._reply = memoryview(pack(reply))
         self._loop.unwatch(self._connection.fileno())
         self._loop.watch_room(self._connection.fileno(), self._write)
@@ -189,8 +190,3 @@ class _Client:
             while self._connection.recv(CHUNK):
                 pass
         self.close()
-
-    def _restart_timer(self) -> None:
-        """Give the client TIMEOUT_S again."""
-        self._loop.cancel(self._timer)
-        self._timer = self._loop.after(TIMEOUT_S, self.close)

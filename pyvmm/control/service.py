@@ -112,6 +112,7 @@ class Service:
         "sent_without_exit" counts the bytes that UARTs sent without an exit to Python.
         """
         machine = self._machine()
+        age_s = 0.0 if machine.is_paused else STATISTICS_S  # a paused guest sends no new ones
         exits, kernel = machine.counts.exits(), machine.counts.kernel()
         return {
             **self.info(request),
@@ -123,7 +124,7 @@ class Service:
             "memory_resident_bytes": _resident(machine),
             "balloon": machine.resizing.balloon_info(),
             "hotplug": machine.resizing.plugged_info(),
-            "guest_memory": _statistics(machine),
+            "guest_memory": machine.resizing.statistics(age_s),
             "devices": [
                 {key: device[key] for key in ("region", "device", "backing", "counts")}
                 for device in machine.devices()
@@ -143,7 +144,9 @@ class Service:
         from pyvmm.machine.registerdump import read_registers
 
         machine = self._machine()
-        number = vcpu_number(request, machine)
+        number, count = request.get("vcpu"), machine.plan.vcpus
+        if number is not None and not (isinstance(number, int) and 0 <= number < count):
+            raise UsageError(f"there is no vCPU {number}: they are 0 to {count - 1}")
         whole = request.get("whole") is True
         gic = machine.board.irqchip.gic
         with machine.paused():
@@ -202,17 +205,6 @@ class Service:
         return {}
 
 
-def vcpu_number(request: Message, machine: Machine) -> int | None:
-    """Return the vCPU that a request names, or None for all.
-
-    Raises: UsageError, if it does not exist.
-    """
-    number = request.get("vcpu")
-    if number is None or (isinstance(number, int) and 0 <= number < machine.plan.vcpus):
-        return number
-    raise UsageError(f"there is no vCPU {number}: they are 0 to {machine.plan.vcpus - 1}")
-
-
 def _bytes(number: object) -> int:
     """Check a number of bytes from a request.
 
@@ -228,11 +220,6 @@ def _resident(machine: Machine) -> int:
     ram = (machine.memory.host_address, machine.memory.size)
     plugged = machine.resizing.plugged_host_range()
     return resident(ram) if plugged is None else resident(ram, plugged)
-
-
-def _statistics(machine: Machine) -> Message | None:
-    """Return the guest's own statistics of its memory; a paused guest cannot send new ones."""
-    return machine.resizing.statistics(0.0 if machine.is_paused else STATISTICS_S)
 
 
 def resident(*ranges: tuple[int, int], maps: Path = Path("/proc/self/smaps")) -> int:
