@@ -7,9 +7,9 @@ import functools
 import io
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Self
 
 from pyvmm.arm64.vl import VlSet
+from pyvmm.base.closing import Closing
 from pyvmm.base.records import Record
 from pyvmm.errors import GuestError, KvmError
 from pyvmm.kvm import regs, sve
@@ -46,7 +46,7 @@ class Skip(Exception):
     """The reason why a host cannot run a case."""
 
 
-class Bench:
+class Bench(Closing):
     """The VMs and vCPUs of one case; the ``with`` block closes them."""
 
     def __init__(self, system: System, host: SveHost, wrap: Wrap = lambda vcpu: vcpu) -> None:
@@ -55,10 +55,8 @@ class Bench:
         self._wrap = wrap
         self._undo = contextlib.ExitStack()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close every VM and vCPU; idempotent."""
         self._undo.close()
 
     def need_lengths(self, count: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -131,35 +132,30 @@ class Probe(Record, kw_only=True):
             )
         if schema != SCHEMA:
             raise _damaged(name, "schema", schema)
-        fields = _Fields(document, name)
+        get = partial(_field, document, name)
         return cls(
-            kernel=fields.get("host", "kernel", _text),
-            machine=fields.get("host", "machine", _text),
-            emulated=fields.get("host", "emulated", _flag),
-            midrs=fields.get("host", "midr_el1", _midrs),
-            vls=fields.get("sve", "kvm", _lengths),
-            prctl=fields.get("sve", "prctl", _lengths),
-            rdvl=fields.get("sve", "rdvl", _lengths),
+            kernel=get("host", "kernel", _text),
+            machine=get("host", "machine", _text),
+            emulated=get("host", "emulated", _flag),
+            midrs=get("host", "midr_el1", _midrs),
+            vls=get("sve", "kvm", _lengths),
+            prctl=get("sve", "prctl", _lengths),
+            rdvl=get("sve", "rdvl", _lengths),
         )
 
 
-class _Fields:
-    """The fields of an untrusted document."""
-
-    def __init__(self, document: dict[str, Any], name: str) -> None:
-        self._document = document
-        self._name = name
-
-    def get(self, part: str, key: str, reader: Callable[[Any], Any]) -> Any:
-        """Convert a field with ``reader``, which raises ValueError or TypeError."""
-        fields = self._document.get(part)
-        value = fields.get(key) if isinstance(fields, dict) else None
-        try:
-            return reader(value)
-        except (TypeError, ValueError):
-            raise _damaged(self._name, f"{part}.{key}", value) from None
-        except vl.TextError as error:
-            raise UsageError(f"{self._name}: {part}.{key}: {error.message}", hint=HOW) from None
+def _field(
+    document: dict[str, Any], name: str, part: str, key: str, reader: Callable[[Any], Any]
+) -> Any:
+    """Convert an untrusted field with ``reader``, which raises ValueError or TypeError."""
+    fields = document.get(part)
+    value = fields.get(key) if isinstance(fields, dict) else None
+    try:
+        return reader(value)
+    except (TypeError, ValueError):
+        raise _damaged(name, f"{part}.{key}", value) from None
+    except vl.TextError as error:
+        raise UsageError(f"{name}: {part}.{key}: {error.message}", hint=HOW) from None
 
 
 def _document(path: Path) -> object:

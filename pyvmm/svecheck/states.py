@@ -29,11 +29,7 @@ STATES: dict[str, tuple[str, Callable[[Bench], Vcpu]]] = {
 }
 
 
-class Cell(Record):
-    """The outcome of a call in one state, and the promise."""
-
-    expected: str
-    promise: Promise
+Cell = tuple[str, Promise]  # the outcome of a call in one state, and the promise
 
 
 class Row(Record):
@@ -85,27 +81,27 @@ def _finalize_others(vcpu: Vcpu) -> str:
     return each({str(n): partial(vcpu.finalize, n) for n in others})
 
 
-_NO_INIT = Cell("ENOEXEC", doc.ALL_NEED_INIT)
-_NO_SVE = Cell("ENOENT", doc.NEEDS_SVE)
-_EARLY = Cell("EPERM", doc.REGS_NEED_FINALIZE)
-_CORE = Cell("ok", doc.CORE)
-_SYSREG = Cell("ok", doc.SYSREGS)
-_SLICE = Cell("ENOENT", doc.SLICES)
-_NO_V = Cell("EINVAL", doc.V_REPLACED)
-_OK_V = Cell("ok", doc.V_ACCEPTED)
-_ABSENT = Cell("EINVAL", doc.FINALIZE_ABSENT)
-_FINAL = Cell("ok", doc.RUNS)
+_NO_INIT = ("ENOEXEC", doc.ALL_NEED_INIT)
+_NO_SVE = ("ENOENT", doc.NEEDS_SVE)
+_EARLY = ("EPERM", doc.REGS_NEED_FINALIZE)
+_CORE = ("ok", doc.CORE)
+_SYSREG = ("ok", doc.SYSREGS)
+_SLICE = ("ENOENT", doc.SLICES)
+_NO_V = ("EINVAL", doc.V_REPLACED)
+_OK_V = ("ok", doc.V_ACCEPTED)
+_ABSENT = ("EINVAL", doc.FINALIZE_ABSENT)
+_FINAL = ("ok", doc.RUNS)
 
 ROWS = (
     Row("run", "KVM_RUN", _run,
-        (Cell("ENOEXEC", doc.RUN_NEEDS_INIT), Cell("ok", doc.RUNS),
-         Cell("EPERM", doc.RUN_NEEDS_FINALIZE), _FINAL)),
+        (("ENOEXEC", doc.RUN_NEEDS_INIT), ("ok", doc.RUNS),
+         ("EPERM", doc.RUN_NEEDS_FINALIZE), _FINAL)),
     Row("list", "KVM_GET_REG_LIST", lambda vcpu: outcome(vcpu.get_reg_list),
-        (_NO_INIT, Cell("ok", doc.LISTS), Cell("EPERM", doc.LIST_NEEDS_FINALIZE),
-         Cell("ok", doc.LISTS))),
+        (_NO_INIT, ("ok", doc.LISTS), ("EPERM", doc.LIST_NEEDS_FINALIZE),
+         ("ok", doc.LISTS))),
     Row("list-of-none", "KVM_GET_REG_LIST with n=0", _count,
-        (_NO_INIT, Cell("E2BIG", doc.LIST_TOO_BIG), Cell("EPERM", doc.LIST_NEEDS_FINALIZE),
-         Cell("E2BIG", doc.LIST_TOO_BIG))),
+        (_NO_INIT, ("E2BIG", doc.LIST_TOO_BIG), ("EPERM", doc.LIST_NEEDS_FINALIZE),
+         ("E2BIG", doc.LIST_TOO_BIG))),
     Row("get-core", "read X0, X30, SP, PC, PSTATE, FPSR, FPCR", _get(ids.CORE),
         (_NO_INIT, _CORE, _CORE, _CORE)),
     Row("set-core", "write the same", _set(ids.CORE), (_NO_INIT, _CORE, _CORE, _CORE)),
@@ -118,12 +114,12 @@ ROWS = (
     Row("set-zcr", "write ZCR_EL1", _set({"ZCR_EL1": ids.ZCR_EL1}),
         (_NO_INIT, _NO_SVE, _SYSREG, _SYSREG)),
     Row("get-vls", "read KVM_REG_ARM64_SVE_VLS", _get(ids.VLS),
-        (_NO_INIT, _NO_SVE, Cell("ok", doc.VLS_READABLE), Cell("ok", doc.VLS_READABLE))),
+        (_NO_INIT, _NO_SVE, ("ok", doc.VLS_READABLE), ("ok", doc.VLS_READABLE))),
     Row("set-vls", "write KVM_REG_ARM64_SVE_VLS with its own value", _set(ids.VLS),
-        (_NO_INIT, _NO_SVE, Cell("ok", doc.VLS_WRITABLE), Cell("EPERM", doc.VLS_IMMUTABLE))),
+        (_NO_INIT, _NO_SVE, ("ok", doc.VLS_WRITABLE), ("EPERM", doc.VLS_IMMUTABLE))),
     Row("set-wrong-vls", "write an empty set",
         lambda vcpu: outcome(lambda: vcpu.set_one_reg(regs.SVE_VLS, 0)),
-        (_NO_INIT, _NO_SVE, Cell("EINVAL", doc.INVALID_SET), Cell("EPERM", doc.VLS_IMMUTABLE))),
+        (_NO_INIT, _NO_SVE, ("EINVAL", doc.INVALID_SET), ("EPERM", doc.VLS_IMMUTABLE))),
     Row("get-sve", "read slice 0 of Z0-Z31, P0-P15 and FFR", _get(ids.Z_P_FFR),
         (_NO_INIT, _NO_SVE, _EARLY, _FINAL)),
     Row("set-sve", "write slice 0 of Z0-Z31, P0-P15 and FFR", _set(ids.Z_P_FFR),
@@ -141,7 +137,7 @@ ROWS = (
     Row("finalize-others", "FINALIZE every number but SVE's, -1 to 32", _finalize_others,
         (_NO_INIT, _ABSENT, _ABSENT, _ABSENT)),
     Row("finalize", "FINALIZE SVE", lambda vcpu: outcome(lambda: vcpu.finalize(VcpuFeature.SVE)),
-        (_NO_INIT, _ABSENT, Cell("ok", doc.FINALIZE), Cell("EPERM", doc.FINALIZE_TWICE))),
+        (_NO_INIT, _ABSENT, ("ok", doc.FINALIZE), ("EPERM", doc.FINALIZE_TWICE))),
 )  # fmt: skip
 
 
@@ -154,13 +150,9 @@ def _table() -> Iterator[Case]:
         for (state, (words, make)), cell in zip(STATES.items(), row.cells, strict=True):
             if cell is None:
                 continue
-            yield Case(
-                f"states/{row.name}-{state}",
-                f"{row.done} {words}",
-                cell.promise,
-                cell.expected,
-                partial(_do_in, make, row.do),
-            )
+            expected, promise = cell
+            name, done = f"states/{row.name}-{state}", f"{row.done} {words}"
+            yield Case(name, done, promise, expected, partial(_do_in, make, row.do))
 
 
 TABLE = tuple(_table())
