@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from pyvmm.base.units import parse_cpulist, parse_memory, parse_number, read_named
+from pyvmm.commands._options import added
 from pyvmm.config import IRQCHIPS, CpuRequest
 from pyvmm.errors import UsageError
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-_OPTIONS = (
+# arm_config() converts them.
+arm_options = added(
     click.option(
         "-m", "--mem", metavar="SIZE[@ADDR]", show_default="64M x (vCPUs + 3)",
         help="Guest memory in MiB, or with a suffix B K M G T P. ADDR is its first address.",
@@ -52,13 +52,6 @@ _PARSED: dict[str, tuple[str, Callable[[str], Any]]] = {
     "--kaslr-seed": ("kaslr_seed", lambda text: parse_number(text, "a seed")),
     "--override-bad-firmware-cntfrq": ("timer_hz", lambda text: parse_number(text, "a frequency")),
 }
-
-
-def arm_options(command: _Command) -> _Command:
-    """Add the options to a command; arm_config() converts them."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 def arm_config(options: dict[str, Any]) -> dict[str, Any]:

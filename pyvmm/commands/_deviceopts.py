@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from pyvmm.base.units import parse_size, read_named
+from pyvmm.commands._options import added
 from pyvmm.config import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng
 from pyvmm.errors import UsageError
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-OPTIONS = (
+# device_configs() converts them.
+device_options = added(
     click.option(
         "--hotplug", metavar="SIZE", help="Let `pyvmm memory` plug up to SIZE more memory."
     ),
@@ -74,13 +73,6 @@ def _file_and_words(option: str, text: str, known: tuple[str, ...]) -> tuple[Pat
                 hint="give a symbolic link to a file whose name has a comma",
             )
     return Path(path).absolute(), words  # a snapshot may be restored from elsewhere
-
-
-def device_options(command: _Command) -> _Command:
-    """Add the options to a command; device_configs() converts them."""
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
 
 
 def device_configs(options: dict[str, Any]) -> tuple[DeviceConfig, ...]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 
 from pyvmm import host
 from pyvmm.cli import Invocation
+from pyvmm.commands._options import added
 from pyvmm.host.settings import (
     DEFAULT_CPU,
     DEFAULT_KERNEL,
@@ -55,17 +56,15 @@ _OPTIONS = (
 
 def host_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
     """Add the five options to a command, which gets them as ``where: HostSettings``."""
-    return _with_settings(command, "where", _OPTIONS)
+    return added(*_OPTIONS)(_with_settings(command, "where"))
 
 
 def emulated_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
     """Add the options of an emulated host to a command, which gets ``settings: HostSettings``."""
-    return _with_settings(command, "settings", _OPTIONS[1:])
+    return added(*_OPTIONS[1:])(_with_settings(command, "settings"))
 
 
-def _with_settings(
-    command: Callable[..., _Result], name: str, options: Iterable[Callable[..., Any]]
-) -> Callable[..., _Result]:
+def _with_settings(command: Callable[..., _Result], name: str) -> Callable[..., _Result]:
     @functools.wraps(command)
     def with_settings(
         *args: object, host_kernel: str, host_qemu: str, host_cpu: str, host_append: str,
@@ -76,10 +75,7 @@ def _with_settings(
         )
         return command(*args, **{name: settings}, **others)
 
-    wrapped: Callable[..., _Result] = with_settings
-    for option in reversed(tuple(options)):
-        wrapped = option(wrapped)
-    return wrapped
+    return with_settings
 
 
 def run_here_or_forward(

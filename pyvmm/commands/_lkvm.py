@@ -6,15 +6,11 @@ pyvmm never ignores an option that changes the guest.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any, TypeVar
 
 import click
 
+from pyvmm.commands._options import added
 from pyvmm.errors import UsageError
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
 
 NO_VIRTIO = "there is no such virtio device yet"
 NO_PCI = "there is no PCI yet"
@@ -33,8 +29,11 @@ REFUSED = {
 }
 SHORT = {"-f": "--firmware", "-F": "--flash"}
 
-# These do nothing: pyvmm never has what they disable.
+# Hidden options that do nothing: pyvmm never has what they disable.
 ALREADY_SO = ("--no-dhcp",)
+lkvm_options = added(
+    *(click.option(name, is_flag=True, hidden=True, expose_value=False) for name in ALREADY_SO)
+)
 
 
 class LkvmCommand(click.Command):
@@ -56,20 +55,8 @@ class LkvmCommand(click.Command):
                 raise UsageError(f"{name}: {REFUSED[name]}") from None
             raise
         for name, reason in REFUSED.items():
-            variable = _variable(ctx, name)
+            words = name.lstrip("-").replace("-", "_").upper()
+            variable = f"{ctx.auto_envvar_prefix}_{words}"  # as click names it
             if os.environ.get(variable):
                 raise UsageError(f"{variable}: {reason}", hint="unset it")
         return rest
-
-
-def _variable(ctx: click.Context, option: str) -> str:
-    """Return an option's environment variable, as click names it."""
-    name = option.lstrip("-").replace("-", "_").upper()
-    return f"{ctx.auto_envvar_prefix}_{name}"
-
-
-def lkvm_options(command: _Command) -> _Command:
-    """Add the hidden options that do nothing to a command."""
-    for name in ALREADY_SO:
-        command = click.option(name, is_flag=True, hidden=True, expose_value=False)(command)
-    return command

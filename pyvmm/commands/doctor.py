@@ -13,6 +13,7 @@ import click
 from pyvmm import host
 from pyvmm.commands._fields import spell
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
+from pyvmm.commands._options import json_option
 from pyvmm.commands._outer import outer_facts
 from pyvmm.errors import EXIT_HOST, EXIT_OK, HostError, VmmError
 from pyvmm.host.settings import HostSettings
@@ -25,7 +26,7 @@ OUTER_VARIABLE = "PYVMM_DOCTOR_OUTER"  # carries the outer machine's facts insid
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @host_options
 def doctor(where: HostSettings, as_json: bool) -> int:
     """Show what this machine has and lacks.

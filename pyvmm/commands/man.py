@@ -47,7 +47,8 @@ def page() -> Iterator[str]:
     built = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())  # reproducible-builds.org
     date = time.strftime("%Y-%m-%d", time.gmtime(built))
     yield f'.TH PYVMM 1 "{date}" "pyvmm {__version__}" "User Commands"'
-    yield from (".SH NAME", f"pyvmm \\- {_summary(pyvmm)}")
+    summary = pyvmm.get_short_help_str(200).rstrip(".")
+    yield from (".SH NAME", f"pyvmm \\- {_escaped(summary)}")
     root = click.Context(pyvmm, info_name="pyvmm", **pyvmm.context_settings)
     yield from (".SH SYNOPSIS", *_usage(root))
     yield from (".SH DESCRIPTION", *_text(pyvmm.help or ""))
@@ -89,10 +90,6 @@ def _options(context: click.Context) -> Iterator[str]:
 def _table(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
     for name, meaning in rows:
         yield from (".TP", f"\\fB{_escaped(name)}\\fR", *_text(meaning))
-
-
-def _summary(command: click.Command) -> str:
-    return _escaped(command.get_short_help_str(200).rstrip("."))
 
 
 def _text(text: str, before: str = "") -> Iterator[str]:

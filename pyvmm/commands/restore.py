@@ -9,6 +9,7 @@ import click
 
 from pyvmm.cli import Invocation
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
+from pyvmm.commands._options import EXISTING_FILE, file_option
 from pyvmm.commands._several import run_several
 from pyvmm.config import Config
 from pyvmm.errors import UsageError
@@ -21,7 +22,7 @@ from pyvmm.snapshot.state import State
     epilog="The keys and exit codes are those of `pyvmm run`. Exit code 3 can also mean that this "
     "host cannot restore the guest."
 )
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=EXISTING_FILE)
 @click.option("--name", metavar="NAME", show_default="as it was saved", help="The guest's name.")
 @click.option(
     "--count", type=click.IntRange(1, 1000), default=1, metavar="N",
@@ -41,10 +42,7 @@ from pyvmm.snapshot.state import State
     "--force", is_flag=True, help="Run the guest without the state that this host's KVM refuses."
 )
 @click.option("--timeout", type=float, metavar="SECONDS", help="End the guest after SECONDS.")
-@click.option(
-    "--save-on-exit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Save the guest to FILE when a signal, key or timeout ends it.",
-)  # fmt: skip
+@file_option("--save-on-exit", "Save the guest to FILE when a signal, key or timeout ends it.")
 @click.option("-v", "--verbose", is_flag=True, help="Describe the machine on stderr.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @host_options

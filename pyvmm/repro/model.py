@@ -6,17 +6,21 @@ The verdict is a function of the evidence alone, so that it can be computed agai
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pyvmm.arm64 import vl
+from pyvmm.base.dirs import PACKAGE
 from pyvmm.base.records import Record, made
 from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, UsageError
 
-PACKAGE = Path(__file__).resolve().parent.parent
+GUESTS = PACKAGE / "guests"
+PROGRAMS = PACKAGE / "programs"  # for an arm64 host
 Settings = dict[str, Any]
 Evidence = dict[str, Any]
+Variants = Iterable[tuple[str, Settings]]
 
 # A verdict's exit code: the bug is absent, present, or unknown.
 NOT_THERE, THERE, CANNOT_TELL = EXIT_OK, EXIT_FAILED, EXIT_HOST
@@ -73,11 +77,6 @@ class Curve(Record, kw_only=True):
     points: Callable[[Evidence], Mapping[int, int]]
 
 
-def single_variant(settings: Settings) -> Iterable[tuple[str, Settings]]:
-    """Return the settings as the only variant."""
-    return [("", settings)]
-
-
 class Reproduction(Record, kw_only=True):
     """One bug, and the test that shows whether a machine has it.
 
@@ -96,7 +95,7 @@ class Reproduction(Record, kw_only=True):
     files: Mapping[str, Path] = made(dict)
     module: Path | None = None
     wants_module: Callable[[Settings], bool] = lambda settings: False
-    variants: Callable[[Settings], Iterable[tuple[str, Settings]]] = single_variant
+    variants: Callable[[Settings], Variants] = lambda settings: [("", settings)]
     curve: Curve | None = None
 
     def read(self, texts: Mapping[str, Any]) -> Settings:
@@ -115,23 +114,22 @@ class Reproduction(Record, kw_only=True):
             settings[option.key] = option.parse(text) if option.parse else text
         return settings
 
-    def defaults(self) -> Settings:
-        """Return the default settings."""
-        return self.read({})
-
     def is_guest(self, name: str) -> bool:
         """Return whether a file runs only as a guest, and so needs no trust."""
-        return self.files[name].parent == PACKAGE / "guests"
+        return self.files[name].parent == GUESTS
 
 
-def guest(name: str) -> Path:
-    """Return the path of a guest that comes with pyvmm."""
-    return PACKAGE / "guests" / name
+def number_in(name: str, allowed: range) -> Callable[[str | None], int | None]:
+    """Return a parser of whole numbers in a range, for one setting."""
 
+    def parse(text: str | None) -> int | None:
+        if text is None:
+            return None
+        if not re.fullmatch(r"\d{1,6}", text) or int(text) not in allowed:
+            raise UsageError(f"`{name}`={text}: not from {allowed[0]} to {allowed[-1]}")
+        return int(text)
 
-def program(name: str) -> Path:
-    """Return the path of an arm64 program that comes with pyvmm."""
-    return PACKAGE / "programs" / name
+    return parse
 
 
 def parse_max_vl(text: str | None) -> int | None:

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from pyvmm.base.records import Record
 from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, UsageError
 from pyvmm.host.settings import HostSettings
 from pyvmm.repro import cases
 from pyvmm.repro.capsule import Capsule
-from pyvmm.repro.model import CANNOT_TELL, Reproduction
+from pyvmm.repro.model import CANNOT_TELL, Finding, Reproduction
 from pyvmm.repro.runner import Job, ReproResult
 
 FILES: Final = "files/"
@@ -31,36 +30,18 @@ def pack(result: ReproResult) -> Capsule:
     return Capsule(result.document(), members)
 
 
-class SavedVerdict(Record):
-    """The verdict in a capsule, and where it was found."""
+def compare(then: str, now: Finding) -> tuple[str, int]:
+    """Return whether a capsule's verdict holds, as a sentence and an exit code.
 
-    verdict: str
-    machine: str
-    pyvmm: str
-
-    def compare(self, now: ReproResult) -> tuple[str, int]:
-        """Return whether the verdict holds, as a sentence and an exit code.
-
-        The part after a comma depends on timing and is ignored: contents are lost only if the
-        vector length changes during a hold.
-        """
-        finding = now.finding
-        if _main_part(finding.verdict) == _main_part(self.verdict):
-            return f"the verdict holds: {self.verdict} then, {finding.verdict} now", EXIT_OK
-        text = f"{self.verdict} then, {finding.verdict} now"
-        if finding.code == CANNOT_TELL:
-            return f"it is unknown whether the verdict holds: {text}", EXIT_HOST
-        return f"the verdict does not hold: {text}", EXIT_FAILED
-
-
-def _main_part(verdict: str) -> str:
-    return verdict.partition(",")[0]
-
-
-def saved_verdict(capsule: Capsule) -> SavedVerdict:
-    """Return the verdict in a capsule."""
-    manifest = capsule.manifest
-    return SavedVerdict(manifest["verdict"], manifest["machine"], manifest["pyvmm"])
+    The part after a comma depends on timing and is ignored: contents are lost only if the vector
+    length changes during a hold.
+    """
+    text = f"{then} then, {now.verdict} now"
+    if now.verdict.partition(",")[0] == then.partition(",")[0]:
+        return f"the verdict holds: {text}", EXIT_OK
+    if now.code == CANNOT_TELL:
+        return f"it is unknown whether the verdict holds: {text}", EXIT_HOST
+    return f"the verdict does not hold: {text}", EXIT_FAILED
 
 
 @contextlib.contextmanager

@@ -10,33 +10,24 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final, Self
+from typing import Any, Final
 
+from pyvmm.base.closing import Closing
 from pyvmm.config import Config
 from pyvmm.errors import VmmError
 from pyvmm.machine.machine import Machine
+from pyvmm.repro.programs import ChildEnded, how_it_ended
 
 ANSWER_S: Final = 120.0  # for a busy machine
 
 
-class GuestEnded(VmmError):
-    """The guest's process has ended, or the guest does not respond.
-
-    ``signal`` is the signal that killed the process, or 0.
-    """
-
-    def __init__(self, message: str, signal: int = 0) -> None:
-        super().__init__(message)
-        self.signal = signal
-
-
-class GuestProcess:
+class GuestProcess(Closing):
     """A guest that takes commands as letters on its console, and responds with lines."""
 
     def __init__(self, config: Config, elsewhere: frozenset[int]) -> None:
         """Start the guest's process; its threads, except vCPUs, run on the CPUs ``elsewhere``.
 
-        Raises: GuestEnded, with the reason.
+        Raises: ChildEnded, with the reason.
         """
         ours, theirs = socket.socketpair()
         self.pid = os.fork()
@@ -53,12 +44,6 @@ class GuestProcess:
             self.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def ask(self, letter: str) -> tuple[str, int]:
         """Send a letter; return the guest's line, and the number of VM exits so far."""
         with contextlib.suppress(BrokenPipeError):  # _read() reports the end
@@ -66,39 +51,38 @@ class GuestProcess:
         answer = self._read()
         return answer["said"], answer["exits"]
 
-    def close(self) -> int:
-        """End the process, kill it after a timeout, and return its wait status."""
+    def close(self) -> None:
+        """End the process, and kill it after a timeout; idempotent."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
-        if self._status is None:
-            self._status = self._wait(ANSWER_S)
+        self.wait()
         self._answers.close()
         self._socket.close()
-        return self._status
 
     def _read(self) -> dict[str, Any]:
         line = ""
         with contextlib.suppress(ConnectionResetError):  # the process died with unread input
             line = self._answers.readline()
         if not line:
-            status = self._status = self._wait(ANSWER_S)
-            number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-            name = signal.Signals(number).name if number else f"exit code {status >> 8}"
-            raise GuestEnded(f"the guest's process died: {name}", number)
+            number = os.WTERMSIG(self.wait())
+            how = how_it_ended(number, os.waitstatus_to_exitcode(self.wait()))
+            raise ChildEnded(f"the guest's process died: {how}", number)
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise GuestEnded(answer["error"])
+            raise ChildEnded(answer["error"])
         return answer
 
-    def _wait(self, seconds: float) -> int:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+    def wait(self) -> int:
+        """Wait for the end of the process, and return its wait status; kill it after a timeout."""
+        deadline = time.monotonic() + ANSWER_S
+        while self._status is None:
             process, status = os.waitpid(self.pid, os.WNOHANG)
             if process:
-                return status
+                self._status = status
+            elif time.monotonic() > deadline:
+                os.kill(self.pid, signal.SIGKILL)
             time.sleep(0.01)
-        os.kill(self.pid, signal.SIGKILL)
-        return os.waitpid(self.pid, 0)[1]
+        return self._status
 
 
 class Console:
@@ -155,6 +139,6 @@ def _answer(vm: Machine, console: Console, send: Callable[[bytes], None]) -> Non
     try:
         said = console.line()
     except TimeoutError:
-        raise GuestEnded(f"the guest printed nothing for {ANSWER_S:g} s") from None
+        raise ChildEnded(f"the guest printed nothing for {ANSWER_S:g} s") from None
     exits = sum(vm.counts.exits()[0].values())
     send(json.dumps({"said": said, "exits": exits}).encode() + b"\n")

@@ -4,62 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
-from dataclasses import asdict
 from pathlib import Path
 
 from pyvmm.base.closing import Closing
-from pyvmm.base.records import Record
-from pyvmm.errors import VmmError
-from pyvmm.repro.programs import Executable, numbers
+from pyvmm.repro.programs import ChildEnded, Executable, how_it_ended, numbers
 
 FAILED_S = 60.0  # for a failed program to end
 
-
-class WatcherEnded(VmmError):
-    """The watcher, or its child process that holds the registers, has ended.
-
-    ``signal`` is the signal that killed it, or 0.  ``starved`` means that it got no CPU time.
-    """
-
-    def __init__(self, message: str, *, signal: int = 0, starved: bool = False) -> None:
-        super().__init__(message)
-        self.signal = signal
-        self.starved = starved
+# The counts of a number of holds, by the names in programs/sve-watcher.h.  Lengths are in bytes.
+Tally = dict[str, int]
 
 
-class Tally(Record, kw_only=True):
-    """The counts of a number of holds; see programs/sve-watcher.h.  Lengths are in bytes."""
-
-    holds: int
-    bad: int
-    truncated: int
-    zeroed: int
-    foreign: int
-    low: int
-    p: int
-    ffr: int
-    vl_min: int
-    vl_max: int
-    rdvl: int
-    prctl: int
-    loops: int
-    loops_min: int
-    interrupted: int
-    moved: int
-    damaged: int
-    caught: int
-    missed: int
-    arm_failed: int
-
-    def __add__(self, other: Tally) -> Tally:
-        """Add the counts; ``rdvl`` and ``prctl`` are taken from ``other``, which is later."""
-        mine, theirs = asdict(self), asdict(other)
-        total = {name: mine[name] + theirs[name] for name in mine}
-        total |= {"rdvl": other.rdvl, "prctl": other.prctl}
-        total |= {name: min(mine[name], theirs[name]) for name in ("vl_min", "loops_min")}
-        return Tally(**total | {"vl_max": max(self.vl_max, other.vl_max)})
+def added(first: Tally, later: Tally) -> Tally:
+    """Return the sums of the counts; ``rdvl`` and ``prctl`` are those of the later holds."""
+    total = {name: first[name] + later[name] for name in first}
+    total |= {name: min(first[name], later[name]) for name in ("vl_min", "loops_min")}
+    total |= {name: later[name] for name in ("rdvl", "prctl")}
+    return total | {"vl_max": max(first["vl_max"], later["vl_max"])}
 
 
 class Watcher(Closing):
@@ -68,17 +30,15 @@ class Watcher(Closing):
     def __init__(self, program: Path, cpu: int, seed: int) -> None:
         """Start it, pinned to that CPU.
 
-        Raises: WatcherEnded, if it cannot run here, for example without SVE.
+        Raises: ChildEnded, if it cannot run here, for example without SVE.
         """
         with Executable(program) as file:
-            self._process = subprocess.Popen(
+            self._process: subprocess.Popen[str] = subprocess.Popen(
                 ["sve-watcher", str(cpu), str(seed)],
-                executable=f"/proc/self/fd/{file.fd}",
-                pass_fds=[file.fd],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                text=True,
                 bufsize=1,
+                **file.options,
             )
         try:
             ready = numbers(self._answer("ready"))
@@ -101,8 +61,7 @@ class Watcher(Closing):
     def hold(self, microseconds: int, count: int, damage: str = "") -> Tally:
         """Hold patterns ``count`` times, and damage the registers each time if asked."""
         order = f"damage {damage}" if damage else "hold"
-        answer = numbers(self._ask(f"{order} {microseconds} {count}", "hold"))
-        return Tally(**{name: answer[name] for name in Tally.record_fields})
+        return numbers(self._ask(f"{order} {microseconds} {count}", "hold"))
 
     def arm(self) -> None:
         """Let the kernel load the holder's SVE state before each hold from now on."""
@@ -123,17 +82,16 @@ class Watcher(Closing):
             return rest
         raise self._end(kind, rest.split())
 
-    def _end(self, kind: str, words: list[str]) -> WatcherEnded:
+    def _end(self, kind: str, words: list[str]) -> ChildEnded:
         """Return the reason why there is no answer."""
         if kind == "starved":
-            return WatcherEnded("the watcher got no CPU time", starved=True)
-        if kind == "died":
-            number = int(words[0])
-            how = signal.Signals(number).name if number else f"exit code {words[1]}"
-            return WatcherEnded(f"the watcher's holder died: {how}", signal=number)
+            return ChildEnded("the watcher got no CPU time")
         if kind == "failed":
             reason = os.strerror(int(words[1]))
-            return WatcherEnded(f"the watcher cannot run here: {words[0]}: {reason}")
-        code = self._process.wait(FAILED_S)
-        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return WatcherEnded(f"the watcher died: {name}", signal=max(0, -code))
+            return ChildEnded(f"the watcher cannot run here: {words[0]}: {reason}")
+        if kind == "died":
+            child, number, code = "watcher's holder", int(words[0]), int(words[1])
+        else:
+            child, code = "watcher", self._process.wait(FAILED_S)
+            number = max(0, -code)
+        return ChildEnded(f"the {child} died: {how_it_ended(number, code)}", number)

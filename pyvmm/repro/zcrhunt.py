@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,8 +17,9 @@ from pyvmm.config import Config, SveRequest
 from pyvmm.errors import VmmError
 from pyvmm.repro.model import Case, Evidence
 from pyvmm.repro.observe import KernelLog, cpus, kernel, loaded, runs_in_vhe
-from pyvmm.repro.vmm import GuestEnded, GuestProcess
-from pyvmm.repro.watcher import Tally, Watcher, WatcherEnded
+from pyvmm.repro.programs import ChildEnded
+from pyvmm.repro.vmm import GuestProcess
+from pyvmm.repro.watcher import Tally, Watcher, added
 
 LEN_MAX: Final = 15
 MODULE: Final = "zcr_el12"
@@ -76,7 +76,9 @@ class _Hunt:
         self._check_host()
         with ExitStack() as stack:
             self._watcher = stack.enter_context(self._start_watcher())
-            self._check_lengths()
+            self._found |= {"lengths": sorted(self._watcher.lengths), "vl": self._watcher.vl}
+            if len(self._watcher.lengths) < 2:
+                raise Trouble("unsupported", "the host has only one vector length")
             if self._settings["arm"] == "always":
                 self._arm()
             self._row("before")
@@ -84,9 +86,11 @@ class _Hunt:
             if self._prime():
                 with self._hack():
                     self._sweep()
-                    self._toggle()
+                    self._send("t")
+                    self._row("toggle", holds=TOGGLE_HOLDS)
                 self._controls()
-            self._found["children"]["guest"] = self._guest.close()
+            self._guest.close()
+            self._found["children"]["guest"] = self._guest.wait()
 
     def _choose_cpu(self) -> int:
         online = cpus()
@@ -116,16 +120,10 @@ class _Hunt:
     def _start_watcher(self) -> Watcher:
         try:
             return Watcher(self._case.path("watcher"), self._cpu, self._case.seed)
-        except WatcherEnded as error:
+        except ChildEnded as error:
             if "cannot run here: sve" in error.message:
                 raise Trouble("unsupported", "the host's programs have no SVE") from None
             raise self._ended("watcher", error) from None
-
-    def _check_lengths(self) -> None:
-        watcher = self._watcher
-        self._found |= {"lengths": sorted(watcher.lengths), "vl": watcher.vl}
-        if len(watcher.lengths) < 2:
-            raise Trouble("unsupported", "the host has only one vector length")
 
     def _start_guest(self) -> GuestProcess:
         config = Config(
@@ -137,7 +135,7 @@ class _Hunt:
         )
         try:
             return GuestProcess(config, frozenset(self._elsewhere))
-        except GuestEnded as error:
+        except ChildEnded as error:
             raise self._ended("guest", error) from None
 
     def _arm(self) -> None:
@@ -156,7 +154,7 @@ class _Hunt:
 
     def _is_whole(self, row: Tally) -> bool:
         vl = self._watcher.vl
-        return not row.bad and row.vl_min == row.vl_max == row.prctl == vl
+        return not row["bad"] and row["vl_min"] == row["vl_max"] == row["prctl"] == vl
 
     @contextmanager
     def _hack(self) -> Iterator[None]:
@@ -180,10 +178,6 @@ class _Hunt:
             for length in (*lens, *reversed(lens)):
                 self._row("sweep", length, round=number)
 
-    def _toggle(self) -> None:
-        self._send("t")
-        self._row("toggle", holds=TOGGLE_HOLDS)
-
     def _controls(self) -> None:
         for kind in self._settings["control"]:
             if kind == "module":
@@ -203,7 +197,7 @@ class _Hunt:
             row |= {"zcr": int(words[3]), "guest_vl": int(words[5])}
         damage = more.get("control", "")
         tally = self._hold(holds, "" if damage == "module" else damage)
-        self._found["rows"].append({**row, **asdict(tally)})
+        self._found["rows"].append({**row, **tally})
         return tally
 
     def _hold(self, holds: int, damage: str) -> Tally:
@@ -211,17 +205,17 @@ class _Hunt:
         try:
             total = self._watcher.hold(self._hold_us, holds, damage)
             for _ in range(TRIES):
-                shared = total.interrupted or self._guest is None
-                enough = not damage or total.damaged >= holds // 2
-                if shared and enough and total.loops >= LOOPS:
+                shared = total["interrupted"] or self._guest is None
+                enough = not damage or total["damaged"] >= holds // 2
+                if shared and enough and total["loops"] >= LOOPS:
                     break
-                total += self._watcher.hold(self._hold_us, HOLDS, damage)
-        except WatcherEnded as error:
+                total = added(total, self._watcher.hold(self._hold_us, HOLDS, damage))
+        except ChildEnded as error:
             raise self._ended("watcher", error) from None
-        if total.moved:
+        if total["moved"]:
             raise Trouble("inconclusive", f"the kernel moved the watcher away from CPU {self._cpu}")
-        if total.arm_failed:
-            raise Trouble("inconclusive", f"arm: ptrace: {os.strerror(total.arm_failed)}")
+        if total["arm_failed"]:
+            raise Trouble("inconclusive", f"arm: ptrace: {os.strerror(total['arm_failed'])}")
         return total
 
     def _send(self, letter: str) -> str:
@@ -229,11 +223,11 @@ class _Hunt:
         assert self._guest is not None, "the guest was not started"
         try:
             answer, self._found["exits"] = self._guest.ask(letter)
-        except GuestEnded as error:
+        except ChildEnded as error:
             raise self._ended("guest", error) from None
         return answer
 
-    def _ended(self, child: str, error: WatcherEnded | GuestEnded) -> Trouble:
+    def _ended(self, child: str, error: ChildEnded) -> Trouble:
         self._found["children"][child] = error.signal
         return Trouble("killed" if error.signal else "inconclusive", error.message)
 

@@ -24,41 +24,30 @@ _UNUSUAL = re.compile(r"[^A-Za-z0-9.,=+-]+")
 _LONGEST_NAME = 200  # a file's name has 255 bytes at most
 
 
-class Blob(Record):
-    """A file that travels with a run."""
-
-    name: str
-    data: bytes
-
-    @classmethod
-    def read(cls, path: Path) -> Blob:
-        """Read the file at ``path``.
-
-        Raises: ImageError.
-        """
-        try:
-            return cls(path.name, path.read_bytes())
-        except OSError as error:
-            raise ImageError(f"{path}: cannot be read: {error.strerror}") from error
-
-
 class Guest(Record, kw_only=True):
     """The guest that every run of a sweep boots.
 
-    ``image`` and ``initrd`` are paths on the command line. ``files`` holds both for runs on other
-    machines, the image first. ``options`` are further ones of ``pyvmm run``.
+    ``image`` and ``initrd`` are paths on the command line. For runs on other machines ``files``
+    holds the names and contents of both, the image first. ``options`` are further options of
+    ``pyvmm run``.
     """
 
     image: str
     initrd: str | None = None
     options: tuple[str, ...] = ()
     timeout_s: float | None = None
-    files: tuple[Blob, ...] = ()
+    files: tuple[tuple[str, bytes], ...] = ()
 
     def packed(self, image: Path) -> Guest:
-        """Return the guest with its files' contents; ``image`` is where its image lies."""
+        """Return the guest with its files' contents; ``image`` is where its image lies.
+
+        Raises: ImageError.
+        """
         paths = [image] if self.initrd is None else [image, Path(self.initrd)]
-        return self.replace(files=tuple(map(Blob.read, paths)))
+        try:
+            return self.replace(files=tuple((path.name, path.read_bytes()) for path in paths))
+        except OSError as error:
+            raise ImageError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
 
 class Run(Record, kw_only=True):

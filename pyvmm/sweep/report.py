@@ -20,13 +20,10 @@ from pyvmm.sweep.work import command_line
 SCHEMA = 1
 SHOWN = 16 << 10  # characters of a guest's output in a report: the last
 
-# JUnit's elements for verdicts other than a pass.
+# JUnit's elements for verdicts; the others are an "error", except for a pass.
 _JUNIT = {
     RunVerdict.FAILED: "failure",
     RunVerdict.TIMEOUT: "failure",
-    RunVerdict.LACKING: "error",
-    RunVerdict.REFUSED: "error",
-    RunVerdict.BROKEN: "error",
     RunVerdict.STOPPED: "skipped",
 }
 
@@ -106,7 +103,7 @@ def _case(result: RunResult, image: str) -> junit.Testcase:
     output = result.output
     reason = {}
     if result.verdict is not RunVerdict.PASSED:
-        reason[_JUNIT[result.verdict]] = f"{result.verdict}: {result.problem}"
+        reason[_JUNIT.get(result.verdict, "error")] = f"{result.verdict}: {result.problem}"
     return junit.Testcase(
         classname=f"pyvmm.sweep.{Path(image).name}",
         name=result.run.name,
@@ -123,14 +120,13 @@ def write_log(directory: Path, result: RunResult) -> None:
     """
     output = result.output
     parts = [f"$ {command_line(result.run)}\n".encode()]
+    end = result.problem
     if output is not None:
         if output.left_out:
             parts.append(f"[{output.left_out} bytes before this are left out]\n".encode())
         parts += [output.stdout, output.stderr]
-        took = f"exit {output.code} after {output.seconds:.1f} s on {output.machine}"
-        parts.append(f"[{result.verdict}: {took}]\n".encode())
-    else:
-        parts.append(f"[{result.verdict}: {result.problem}]\n".encode())
+        end = f"exit {output.code} after {output.seconds:.1f} s on {output.machine}"
+    parts.append(f"[{result.verdict}: {end}]\n".encode())
     write_whole(directory / result.run.log_name, b"".join(parts))
 
 

@@ -22,14 +22,7 @@ from threading import Event
 from typing import BinaryIO
 
 from pyvmm.base.records import Record, made
-from pyvmm.errors import (
-    EXIT_FAILED,
-    EXIT_OK,
-    EXIT_TIMEOUT,
-    EXIT_USAGE,
-    HostError,
-    UsageError,
-)
+from pyvmm.errors import EXIT_FAILED, EXIT_OK, EXIT_TIMEOUT, EXIT_USAGE, HostError, UsageError
 from pyvmm.host.client import IDLE_VARIABLE
 from pyvmm.host.settings import HostSettings
 from pyvmm.svecheck.probe import Probe
@@ -111,10 +104,10 @@ def _placed(run: Run) -> Iterator[tuple[str, str | None]]:
         return
     with tempfile.TemporaryDirectory(prefix="pyvmm-sweep-") as scratch:
         paths = []
-        for number, blob in enumerate(guest.files):  # two may have the same name
-            path = Path(scratch, str(number), blob.name)
+        for number, (name, data) in enumerate(guest.files):  # two may have the same name
+            path = Path(scratch, str(number), name)
             path.parent.mkdir()
-            path.write_bytes(blob.data)
+            path.write_bytes(data)
             paths.append(str(path))
         yield paths[0], paths[1] if len(paths) > 1 else None
 

@@ -32,7 +32,7 @@ def control(kind: str, damaged: int = 6, caught: int = 6) -> dict[str, Any]:
 
 def settings(**changed: Any) -> Settings:
     """Return the default settings with changes."""
-    return find("zcr-el12").defaults() | changed
+    return find("zcr-el12").read({}) | changed
 
 
 def evidence(rows: list[dict[str, Any]], **more: Any) -> Evidence:

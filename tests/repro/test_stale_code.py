@@ -56,13 +56,13 @@ def work(program: Path, seed: int = 3) -> Evidence:
     ],
 )
 def test_verdict_follows_from_the_counts(others: dict[str, int], expected: tuple[str, int]) -> None:
-    finding = stale_code.judge(STALE.defaults(), found(**others))
+    finding = stale_code.judge(STALE.read({}), found(**others))
 
     assert (finding.verdict, finding.code) == expected
 
 
 def test_host_with_one_cpu_is_unsupported() -> None:
-    finding = stale_code.judge(STALE.defaults(), {"kernel": "Linux 6.1", "cpus": 1})
+    finding = stale_code.judge(STALE.read({}), {"kernel": "Linux 6.1", "cpus": 1})
 
     assert (finding.verdict, finding.code) == ("UNSUPPORTED", 3)
 
@@ -87,9 +87,9 @@ def test_patcher_gets_cpus_milliseconds_and_seed(patcher: Make, tmp_path: Path) 
 def test_failure_of_the_patcher_is_inconclusive(patcher: Make, script: str, trouble: str) -> None:
     evidence = work(patcher(script))
 
-    finding = stale_code.judge(STALE.defaults(), evidence)
+    finding = stale_code.judge(STALE.read({}), evidence)
     assert (finding.verdict, finding.why) == ("INCONCLUSIVE", (trouble,))
-    assert list(stale_code.show(STALE.defaults(), evidence))
+    assert list(stale_code.show(STALE.read({}), evidence))
 
 
 def test_patcher_that_hangs_is_killed(patcher: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_seconds_out_of_range_are_refused(text: str) -> None:
 
 
 def test_matrix_tries_both_kinds_of_page() -> None:
-    tried = list(STALE.variants(STALE.defaults()))
+    tried = list(STALE.variants(STALE.read({})))
 
     assert [(name, settings["page"]) for name, settings in tried] == [
         ("page shared", "shared"), ("page alone", "alone"),

@@ -12,7 +12,7 @@ from pyvmm.repro.cases.sve_snapshot import judge
 from pyvmm.repro.model import Case, Evidence, Finding
 
 SNAPSHOT = find("sve-snapshot")
-DEFAULTS = SNAPSHOT.defaults()
+DEFAULTS = SNAPSHOT.read({})
 
 
 def row(left_out: str, wrong: int = 0, vl: int = 64, zcr: int = 15) -> dict[str, Any]:

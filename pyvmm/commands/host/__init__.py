@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from dataclasses import asdict
@@ -14,6 +13,8 @@ import click
 
 from pyvmm.base.dirs import cache_dir, remove_cache, size_on_disk
 from pyvmm.commands._hostopts import emulated_options
+from pyvmm.commands._options import json_option
+from pyvmm.commands._output import show
 from pyvmm.commands.host import _list
 from pyvmm.errors import EXIT_HOST, EXIT_OK
 from pyvmm.host import forward
@@ -75,32 +76,22 @@ def stop_command(settings: HostSettings, everything: bool) -> None:
 
 
 @host.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def status(as_json: bool) -> None:
     """Show which hosts run, and which are saved and ready to start."""
     running = {r.path.name: r for r in all_running()}
     rows = [_row(path.name, facts, path, running.get(path.name)) for path, facts in everyone()]
     shown = {row["name"] for row in rows}
     rows += [_row(n, r.facts, None, r) for n, r in running.items() if n not in shown]
-    if as_json:
-        document = {"schema": SCHEMA, "cache": str(cache_dir()), "hosts": rows}
-        click.echo(json.dumps(document, indent=2))
-        return
-    if not rows:
-        click.echo("no emulated host yet: the first command that needs one makes it")
-    for row in rows:
-        click.echo(_line(row))
+    document = {"schema": SCHEMA, "cache": str(cache_dir()), "hosts": rows}
+    none = "no emulated host yet: the first command that needs one makes it"
+    show(as_json, document, map(_line, rows) if rows else [none])
 
 
 @host.command(name="list")
-@click.option(
-    "--refresh",
-    "again",
-    is_flag=True,
-    help="Read the package lists first; this takes minutes.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def list_command(again: bool, as_json: bool) -> int:
+@click.option("--refresh", is_flag=True, help="Read the package lists first; this takes minutes.")
+@json_option
+def list_command(refresh: bool, as_json: bool) -> int:
     """Show which kernels and QEMUs a host can have.
 
     --host-kernel and --host-qemu take a version, a Debian suite or a path. A version means its
@@ -108,19 +99,10 @@ def list_command(again: bool, as_json: bool) -> int:
     package lists. Without --refresh the table shows these. Exit codes: 0 success; 3 the mirror does
     not answer --refresh.
     """
-    answered = _list.refresh(Progress()) if again else True
+    answered = _list.refresh(Progress()) if refresh else True
     kernels, qemus = _list.rows(LINUX), _list.rows(QEMU)
-    if as_json:
-        document = {
-            "schema": SCHEMA,
-            "cache": str(cache_dir()),
-            "kernels": kernels,
-            "qemus": qemus,
-        }
-        click.echo(json.dumps(document, indent=2))
-    else:
-        lines = [*_list.lines(LINUX, kernels), "", *_list.lines(QEMU, qemus)]
-        click.echo("\n".join(lines))
+    document = {"schema": SCHEMA, "cache": str(cache_dir()), "kernels": kernels, "qemus": qemus}
+    show(as_json, document, [*_list.lines(LINUX, kernels), "", *_list.lines(QEMU, qemus)])
     return EXIT_OK if answered else EXIT_HOST
 
 

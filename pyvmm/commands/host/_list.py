@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pyvmm.base.dirs import size_on_disk
 from pyvmm.commands._fields import option, spell
-from pyvmm.commands._table import aligned
+from pyvmm.commands._output import aligned
 from pyvmm.errors import HostError
 from pyvmm.host.parts import trees
 from pyvmm.host.parts.trees import Look, Tree

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import groupby, islice
 
 from pyvmm.arm64.control import Zcr
 from pyvmm.arm64.core import GENERAL_REGISTERS
@@ -172,25 +172,20 @@ def _in_order(name: str) -> tuple[str, int]:
 
 def _runs(names: Iterable[str]) -> Iterator[str]:
     """Join Z0 Z1 Z2 to Z0-2."""
-    run: list[tuple[str, int, str]] = []
-    for name in names:
+
+    def run_of(item: tuple[int, str]) -> tuple[object, ...]:
+        """Return a value that all names of a run share."""
+        place, name = item
         match = _NUMBERED.fullmatch(name)
-        item = (match[1], int(match[2]), match[3]) if match else None
-        if run and item != (run[-1][0], run[-1][1] + 1, run[-1][2]):
-            yield _run(run)
-            run = []
-        if item is None:
-            yield name
+        return (match[1], match[3], int(match[2]) - place) if match else (name,)
+
+    for _, items in groupby(enumerate(names), run_of):
+        run = [name for _, name in items]
+        last = _NUMBERED.fullmatch(run[-1])
+        if last is None or len(run) == 1:
+            yield from run
         else:
-            run.append(item)
-    if run:
-        yield _run(run)
-
-
-def _run(run: list[tuple[str, int, str]]) -> str:
-    stem, first, end = run[0]
-    last = run[-1][1]
-    return f"{stem}{first}{end}" if first == last else f"{stem}{first}-{last}{end}"
+            yield f"{run[0].removesuffix(last[3])}-{last[2]}{last[3]}"
 
 
 def _show_errors(errors: Mapping[str, str]) -> Iterator[str]:

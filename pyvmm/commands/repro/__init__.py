@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from pyvmm.base.files import write_whole
 from pyvmm.commands._fields import spell
 from pyvmm.commands._hostopts import host_options
+from pyvmm.commands._options import FILE, added, file_option, json_option
 from pyvmm.commands.repro import _report
 from pyvmm.commands.repro._table import MatrixTable
 from pyvmm.host.progress import Progress
@@ -28,7 +29,6 @@ EPILOG = (
     "Exit codes: 0 not reproduced, and a control shows that the bug would have been seen; "
     "1 reproduced, or something else is wrong; 2 usage; 3 cannot tell, with the reason."
 )
-FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 class Reproductions(click.Group):
@@ -59,7 +59,7 @@ def repro() -> None:
 @repro.command(name="run")
 @click.argument("capsule", type=FILE)
 @click.option("--trust", is_flag=True, help="Run the capsule's own programs on the host.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @host_options
 def run_capsule(where: HostSettings, capsule: Path, trust: bool, as_json: bool) -> int:
     """Run a saved reproduction again, and check its verdict.
@@ -74,10 +74,10 @@ def run_capsule(where: HostSettings, capsule: Path, trust: bool, as_json: bool) 
     settings = replay.host_of(found, chosen)
     with replay.unpacked(found, settings, trust=trust) as job:
         result = perform(job, Progress())
-    saved = replay.saved_verdict(found)
-    sentence, code = saved.compare(result)
+    then = found.manifest
+    sentence, code = replay.compare(then["verdict"], result.finding)
     show(result, as_json=as_json)
-    click.echo(f"\nthen         {saved.machine}, pyvmm {saved.pyvmm}", err=as_json)
+    click.echo(f"\nthen         {then['machine']}, pyvmm {then['pyvmm']}", err=as_json)
     click.echo(sentence, err=as_json)
     return code
 
@@ -88,11 +88,8 @@ def _command(reproduction: Reproduction) -> click.Command:
     def run(where: HostSettings, **options: Any) -> int:
         return _Run(reproduction, where, options).run()
 
-    command: Any = host_options(run)
-    for general in reversed(_GENERAL):
-        command = general(command)
-    for option in reversed(reproduction.options):
-        command = _option(option)(command)
+    options = added(*map(_option, reproduction.options), *_GENERAL)
+    command: Any = options(host_options(run))
     help_text = f"{reproduction.title}\n\n{inspect.getdoc(reproduction.work) or ''}"
     made = click.command(name=reproduction.name, help=help_text, epilog=EPILOG)(command)
     assert isinstance(made, click.Command)
@@ -102,11 +99,11 @@ def _command(reproduction: Reproduction) -> click.Command:
 _GENERAL = (
     click.option("--seed", type=click.IntRange(0, (1 << 24) - 1), default=1, metavar="N",
                  help="The seed of the patterns."),
-    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-    click.option("--report", type=FILE, metavar="FILE",
-                 help="Write a Markdown report to FILE, with JSON and a picture beside it."),
-    click.option("--save", type=FILE, metavar="CAPSULE",
-                 help="Write a file from which `pyvmm repro run` runs this again."),
+    json_option,
+    file_option(
+        "--report", "Write a Markdown report to FILE, with JSON and a picture beside it."),
+    file_option(
+        "--save", "Write a file from which `pyvmm repro run` runs this again.", "CAPSULE"),
     click.option("--matrix", is_flag=True,
                  help="Run every variant on emulated hosts with every QEMU and every kernel, or "
                  "with those of --host-qemu and --host-kernel."),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-from pyvmm.commands._table import LiveTable
+from pyvmm.commands._output import LiveTable
 from pyvmm.repro.matrix import Cell
 from pyvmm.repro.model import CANNOT_TELL, NOT_THERE, THERE
 
@@ -17,7 +17,7 @@ class MatrixTable(LiveTable):
     """The state of a matrix's runs."""
 
     def __init__(self, cells: Sequence[Cell], stream: TextIO) -> None:
-        super().__init__(stream)
+        super().__init__(stream, COLUMNS, wrapping=COLUMNS)
         self._cells = cells
         self._running: Cell | None = None
 
@@ -32,10 +32,6 @@ class MatrixTable(LiveTable):
         self.refresh()
         text = f"{cell.verdict:26} {cell.seconds:6.1f} s  QEMU {cell.model}, Linux {cell.kernel}"
         self.print_line(f"{text}, {cell.variant}".rstrip(", "))
-
-    def columns(self) -> Mapping[str, bool]:
-        """Return the titles; long cells wrap."""
-        return dict.fromkeys(COLUMNS, True)
 
     def rows(self) -> Iterator[Sequence[str]]:
         """Yield the cells of every run."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import click
 
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
+from pyvmm.commands._options import EXISTING_FILE, json_option
+from pyvmm.commands._output import aligned, show
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.host.settings import HostSettings
 from pyvmm.snapshot.check import Compatibility, Row, machine_rows, predicted, summary, tried
@@ -20,13 +21,12 @@ SCHEMA = 1
 
 
 @click.command(epilog="Exit codes: 0 it can; 1 it cannot, or only with `restore --force`.")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=EXISTING_FILE)
 @click.option(
-    "--on", "probe", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="PROBE", help="Check another host. PROBE is the output of `pyvmm doctor --json` on "
-    "that host.",
+    "--on", "probe", type=EXISTING_FILE, metavar="PROBE",
+    help="Check another host. PROBE is the output of `pyvmm doctor --json` on that host.",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @host_options
 def check(where: HostSettings, file: Path, probe: Path | None, as_json: bool) -> int:
     """Show whether a host can restore a snapshot.
@@ -43,10 +43,7 @@ def check(where: HostSettings, file: Path, probe: Path | None, as_json: bool) ->
         limits = read_limits_file(probe)
         registers = list(predicted(state, limits))
         rows = [*machine_rows(state, limits), summary(registers), *registers]
-    if as_json:
-        click.echo(json.dumps(_document(file, rows), indent=2))
-    else:
-        _show(rows)
+    show(as_json, _document(file, rows), aligned([_cells(row) for row in rows]))
     return EXIT_OK if all(row.allows(False) for row in rows) else EXIT_FAILED
 
 
@@ -65,14 +62,9 @@ def _document(file: Path, rows: Iterable[Row]) -> dict[str, object]:
     return {
         "schema": SCHEMA,
         "file": str(file),
-        "rows": [
-            {"name": r.name, "verdict": r.compatibility.value, "reason": r.reason} for r in rows
-        ],
+        "rows": [dict(zip(("name", "verdict", "reason"), _cells(r), strict=True)) for r in rows],
     }
 
 
-def _show(rows: list[Row]) -> None:
-    width = max(len(row.name) for row in rows)
-    verdicts = max(len(row.compatibility.value) for row in rows)
-    for row in rows:
-        click.echo(f"{row.name:{width}}  {row.compatibility.value:{verdicts}}  {row.reason}")
+def _cells(row: Row) -> tuple[str, str, str]:
+    return row.name, row.compatibility.value, row.reason

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import groupby
@@ -11,7 +10,8 @@ from typing import Any
 
 import click
 
-from pyvmm.commands._table import printable
+from pyvmm.commands._options import json_option
+from pyvmm.commands._output import printable, show
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.snapshot.compare import Change, Comparison, MemoryChange, compare, page_count
 from pyvmm.snapshot.format import PAGE
@@ -27,7 +27,7 @@ RANGES = 32  # of memory that are shown
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("--strict", is_flag=True, help="Count expected differences too.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def diff(a: Path, b: Path, strict: bool, as_json: bool) -> int:
     """Show the differences between two snapshots, and exit with 1 if there are any.
 
@@ -39,11 +39,7 @@ def diff(a: Path, b: Path, strict: bool, as_json: bool) -> int:
     with Snapshot(a) as left, Snapshot(b) as right:
         found = compare(left, right)
     differ = found.differ or (strict and bool(found.changes or found.memory))
-    if as_json:
-        click.echo(json.dumps(document(a, b, found, differ), indent=2))
-    else:
-        for line in lines(a, b, found):
-            click.echo(printable(line))
+    show(as_json, document(a, b, found, differ), map(printable, lines(a, b, found)))
     return EXIT_FAILED if differ else EXIT_OK
 
 
@@ -72,17 +68,14 @@ def lines(a: Path, b: Path, found: Comparison) -> Iterator[str]:
     if not found.changes and not found.memory:
         yield f"{a} and {b} are the same"
         return
-    for where, changes in groupby((c for c in found.changes if not c.expected), _where):
+    unexpected = (change for change in found.changes if not change.expected)
+    for where, changes in groupby(unexpected, lambda change: change.where):
         yield where
         for change in changes:
             yield from _change(change)
     memory = tuple(change for change in found.memory if not change.expected)
     yield from _memory(memory)
     yield from _expected(found)
-
-
-def _where(change: Change) -> str:
-    return change.where
 
 
 def _change(change: Change) -> Iterator[str]:
@@ -120,7 +113,8 @@ def _expected(found: Comparison) -> Iterator[str]:
     reasons: dict[str, list[str]] = {}
     for change in found.changes:
         if change.expected:
-            reasons.setdefault(change.expected, []).append(_short_name(change))
+            place = "" if change.where == "machine" else f"{change.where} "
+            reasons.setdefault(change.expected, []).append(f"{place}{change.name}")
     for piece in found.memory:
         if piece.expected:
             reasons.setdefault(piece.expected, []).append(f"{piece.start:#x}-{piece.end:#x}")
@@ -129,7 +123,3 @@ def _expected(found: Comparison) -> Iterator[str]:
     for reason, names in reasons.items():
         more = f" and {len(names) - DETAILS} more" if len(names) > DETAILS else ""
         yield f"  {', '.join(names[:DETAILS])}{more}: {reason}"
-
-
-def _short_name(change: Change) -> str:
-    return change.name if change.where == "machine" else f"{change.where} {change.name}"

@@ -12,7 +12,8 @@ import click
 
 from pyvmm.arm64 import vl
 from pyvmm.base.units import parse_number, parse_size, show_size
-from pyvmm.commands._table import printable
+from pyvmm.commands._options import json_option
+from pyvmm.commands._output import printable
 from pyvmm.commands.registers.show import PARTS, show_matching, show_registers
 from pyvmm.errors import UsageError
 from pyvmm.machine.registerdump import VcpuRegisters
@@ -34,31 +35,22 @@ class Where(NamedTuple):
     length: int
 
 
-class MemoryRange(click.ParamType[Where]):
-    """The parameter type ADDR,LEN: an address of guest memory, and a number of bytes."""
-
-    name = "ADDR,LEN"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Where:
-        """Read a value."""
-        address, comma, length = str(value).partition(",")
-        if not comma:
-            raise UsageError(f"--memory {value}: not ADDR,LEN", hint="write 0x80000000,64 or 4K")
-        where = Where(parse_number(address, "an address"), _length(length))
-        if not 0 < where.length <= MOST_MEMORY:
-            raise UsageError(f"--memory {value}: 1 byte to {show_size(MOST_MEMORY)} can be shown")
-        return where
+def _where(text: str) -> Where:
+    """Read ADDR,LEN: an address of guest memory, and a number of bytes."""
+    address, comma, length = text.partition(",")
+    if not comma:
+        raise UsageError(f"--memory {text}: not ADDR,LEN", hint="write 0x80000000,64 or 4K")
+    where = Where(parse_number(address, "an address"), _length(length))
+    if not 0 < where.length <= MOST_MEMORY:
+        raise UsageError(f"--memory {text}: 1 byte to {show_size(MOST_MEMORY)} can be shown")
+    return where
 
 
 def _length(text: str) -> int:
     """Read a number of bytes, or a size with a suffix."""
-    return (
-        parse_size(text)
-        if text[-1:].isalpha() and not text.lower().startswith("0x")
-        else (parse_number(text, "a length"))
-    )
+    if text[-1:].isalpha() and not text.lower().startswith("0x"):
+        return parse_size(text)
+    return parse_number(text, "a length")
 
 
 @click.command()
@@ -72,8 +64,10 @@ def _length(text: str) -> int:
 @click.option(
     "--whole", is_flag=True, help="Show Z, P and FFR at the vCPU's longest vector length."
 )
-@click.option("--memory", type=MemoryRange(), help="Only guest memory, LEN bytes at ADDR.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--memory", type=_where, metavar="ADDR,LEN", help="Only guest memory, LEN bytes at ADDR."
+)
+@json_option
 def show(
     file: Path, vcpu: int | None, part: str, regs: str | None, whole: bool,
     memory: Where | None, as_json: bool,
@@ -138,10 +132,8 @@ def _chosen(
 def document(snapshot: Snapshot, chosen: list[VcpuRegisters]) -> dict[str, Any]:
     """Return the JSON document: the file's state, with registers by name."""
     state: dict[str, Any] = snapshot.state.document()
-    state["vcpus"] = [
-        {**{key: value for key, value in saved.items() if key != "registers"}, **one}
-        for saved, one in ((_saved(snapshot, one["vcpu"]), one) for one in chosen)
-    ]
+    saved = snapshot.file.document["vcpus"]
+    state["vcpus"] = [saved[one["vcpu"]] | one for one in chosen]
     state["gic"] = {
         "kind": snapshot.state.gic.kind,
         "nr_irqs": snapshot.state.gic.nr_irqs,
@@ -160,12 +152,6 @@ def document(snapshot: Snapshot, chosen: list[VcpuRegisters]) -> dict[str, Any]:
         "state": state,
         "stored": [[f"{low:#x}", f"{high:#x}"] for low, high in snapshot.file.stored()],
     }
-
-
-def _saved(snapshot: Snapshot, number: int) -> dict[str, Any]:
-    vcpus = snapshot.file.document["vcpus"]
-    saved: dict[str, Any] = vcpus[number]
-    return saved
 
 
 def _file(snapshot: Snapshot) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from pyvmm import host
-from pyvmm.arm64 import cpuid, vl
+from pyvmm.arm64 import vl
 from pyvmm.base.computer import kind_of_machine
 from pyvmm.errors import UsageError
 from pyvmm.svecheck.probe import Probe
@@ -31,7 +31,7 @@ def probe_here() -> Probe:
         kernel=f"Linux {os.uname().release}",
         machine=kind_of_machine() or "hardware, as far as can be told",
         emulated=host.describe_inside() is not None,
-        midrs=tuple(_midrs(CPUS)),
+        midrs=_midrs(CPUS),
         vls=vls,
         prctl=own.prctl,
         rdvl=own.rdvl,
@@ -51,21 +51,11 @@ def read_probes(files: Iterable[Path]) -> dict[str, Probe]:
     return probes
 
 
-def cpus(probe: Probe) -> list[str]:
-    """Describe the kinds of CPU that a host has."""
-    return [cpuid.describe(midr) for midr in probe.midrs]
-
-
 def shown(vls: vl.VlSet) -> str:
     """Write a host's lengths."""
     return vl.show(vls) or "no SVE"
 
 
-def _midrs(cpus: Path) -> Iterator[int]:
-    """Yield the MIDR_EL1 of each kind of CPU."""
-    seen = set()
-    for path in sorted(cpus.glob(MIDR)):
-        midr = int(path.read_text(encoding="ascii"), 16)
-        if midr not in seen:
-            seen.add(midr)
-            yield midr
+def _midrs(cpus: Path) -> tuple[int, ...]:
+    """Return the MIDR_EL1 of each kind of CPU."""
+    return tuple(dict.fromkeys(int(path.read_text(), 16) for path in sorted(cpus.glob(MIDR))))

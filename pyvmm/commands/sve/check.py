@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -12,7 +11,9 @@ import click
 from pyvmm.arm64 import vl
 from pyvmm.base.computer import kind_of_machine
 from pyvmm.base.files import write_whole
+from pyvmm.commands import _output
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
+from pyvmm.commands._options import file_option, json_option
 from pyvmm.errors import UsageError
 from pyvmm.host.settings import HostSettings
 from pyvmm.kvm.system import System
@@ -28,11 +29,8 @@ COLOURS = {Verdict.OK: "green", Verdict.DIFFERS: "red", Verdict.KNOWN: "cyan",
 @click.command()
 @click.option("-k", "pattern", metavar="PATTERN", help="Run only cases whose names match.")
 @click.option("-v", "--verbose", is_flag=True, help="Show each case's actions and documentation.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option(
-    "--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Also write a JUnit report to FILE.",
-)  # fmt: skip
+@json_option
+@file_option("--junit", "Also write a JUnit report to FILE.")
 @host_options
 def check(
     where: HostSettings, pattern: str | None, verbose: bool, as_json: bool, junit: Path | None
@@ -60,10 +58,7 @@ def check(
             results.append(result)
             if not as_json:
                 show(result, verbose)
-    if as_json:
-        click.echo(json.dumps(report.document(results, facts), indent=2))
-    else:
-        click.echo(report.summary(results))
+    _output.show(as_json, report.document(results, facts), [report.summary(results)])
     if junit:
         write_whole(junit, report.junit_document(results, facts))
     return report.exit_code(results)

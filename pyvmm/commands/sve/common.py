@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import click
 
 from pyvmm.arm64 import vl
+from pyvmm.commands._options import json_option
+from pyvmm.commands._output import show
 from pyvmm.commands.sve._probe import read_probes, shown
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.svecheck.probe import Probe
@@ -21,7 +22,7 @@ SCHEMA = 1
 @click.argument(
     "files", metavar="PROBE...", nargs=-1, required=True, type=click.Path(path_type=Path)
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def common(files: tuple[Path, ...], as_json: bool) -> int:
     """Show the sets that several hosts have in common.
 
@@ -31,11 +32,7 @@ def common(files: tuple[Path, ...], as_json: bool) -> int:
     """
     probes = read_probes(files)
     sets = vl.legal_sets(*(probe.vls for probe in probes.values()))
-    if as_json:
-        click.echo(json.dumps(document(probes, sets), indent=2))
-    else:
-        for line in lines(probes, sets):
-            click.echo(line)
+    show(as_json, document(probes, sets), lines(probes, sets))
     return EXIT_OK if sets else EXIT_FAILED
 
 

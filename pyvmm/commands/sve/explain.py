@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +11,8 @@ import click
 
 from pyvmm.arm64 import vl
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
+from pyvmm.commands._options import json_option
+from pyvmm.commands._output import show
 from pyvmm.commands.sve._probe import probe_here, read_probes, shown
 from pyvmm.errors import EXIT_FAILED, EXIT_OK, UsageError
 from pyvmm.host.settings import HostSettings
@@ -28,7 +29,7 @@ HERE = "this host"
     "--on", multiple=True, type=click.Path(path_type=Path), metavar="PROBE...",
     help="Check hosts by these probes, which `pyvmm sve list --probe` saved.",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @host_options
 def explain(
     where: HostSettings, text: str, more: tuple[Path, ...], on: tuple[Path, ...], as_json: bool
@@ -47,11 +48,7 @@ def explain(
     else:
         run_here_or_forward(where)
         probes = {HERE: probe_here()}
-    if as_json:
-        click.echo(json.dumps(document(asked, probes), indent=2))
-    else:
-        for line in lines(asked, probes):
-            click.echo(line)
+    show(as_json, document(asked, probes), lines(asked, probes))
     works = all(vl.is_legal(asked, probe.vls) for probe in probes.values())
     return EXIT_OK if works else EXIT_FAILED
 

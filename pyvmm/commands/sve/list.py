@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pyvmm.arm64 import vl
+from pyvmm.arm64 import cpuid, vl
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
-from pyvmm.commands.sve._probe import cpus, probe_here
+from pyvmm.commands._options import FILE, json_option
+from pyvmm.commands._output import show
+from pyvmm.commands.sve._probe import probe_here
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.host.settings import HostSettings
 from pyvmm.svecheck.probe import Probe
@@ -21,10 +22,10 @@ NAME = 9  # columns
 
 @click.command(name="list")
 @click.option(
-    "--probe", "file", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    "--probe", "file", type=FILE, metavar="FILE",
     help="Save a probe of this host to FILE, for `explain --on` and `common` on any machine.",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @host_options
 def list_lengths(where: HostSettings, file: Path | None, as_json: bool) -> int:
     """Show the vector lengths of a host's guests.
@@ -37,11 +38,7 @@ def list_lengths(where: HostSettings, file: Path | None, as_json: bool) -> int:
     probe = probe_here()
     if file is not None:
         probe.write(file)
-    if as_json:
-        click.echo(json.dumps(document(probe), indent=2))
-    else:
-        for line in lines(probe):
-            click.echo(line)
+    show(as_json, document(probe), lines(probe))
     if file is not None:
         click.echo(f"{file}: saved", err=True)
     contradicts = any(not difference.known for difference in probe.differences())
@@ -65,8 +62,8 @@ def lines(probe: Probe) -> Iterator[str]:
     """Yield the host's lengths as text."""
     yield f"{'host':{NAME}} {probe.machine}"
     yield f"{'kernel':{NAME}} {probe.kernel}"
-    for cpu in cpus(probe):
-        yield f"{'CPU':{NAME}} {cpu}"
+    for midr in probe.midrs:  # one for each kind of CPU
+        yield f"{'CPU':{NAME}} {cpuid.describe(midr)}"
     if not probe.vls and not probe.prctl:
         yield f"{'SVE':{NAME}} none, neither for guests nor for the host's own programs"
         return

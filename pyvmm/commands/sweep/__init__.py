@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from itertools import product
 from pathlib import Path
@@ -18,22 +16,17 @@ import click
 
 from pyvmm.arm64.vl import VlSet
 from pyvmm.base.files import write_whole
-from pyvmm.base.records import Record
 from pyvmm.base.signals import handling
 from pyvmm.commands._hostopts import CHOICE
+from pyvmm.commands._options import file_option, json_option
+from pyvmm.commands._output import show
 from pyvmm.commands.run import complete_image, find_image, run
 from pyvmm.commands.sweep._line import command, query
 from pyvmm.commands.sweep._table import SweepTable
 from pyvmm.errors import EXIT_SIGNAL, UsageError
 from pyvmm.host import is_local, say_why_emulated
 from pyvmm.host.progress import Progress
-from pyvmm.host.settings import (
-    DEFAULT_CPU,
-    DEFAULT_KERNEL,
-    DEFAULT_QEMU,
-    KINDS,
-    HostSettings,
-)
+from pyvmm.host.settings import DEFAULT_CPU, DEFAULT_KERNEL, DEFAULT_QEMU, KINDS, HostSettings
 from pyvmm.sweep import report
 from pyvmm.sweep.crew import Crew, dask, local
 from pyvmm.sweep.drive import RunResult, Watcher, ask_hosts, drive
@@ -44,35 +37,6 @@ OWN = ("--cpus", "--timeout", "--initrd", "--kernel", "--no-sve")
 OWN_BEGIN = ("--sve", "--host")
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class SweepOptions(Record, kw_only=True):
-    """The settings of a sweep: its executor, and the places of its results."""
-
-    jobs: int | None
-    scheduler: str | None
-    logs: Path | None
-    junit: Path | None
-    as_json: bool
-    fail_fast: bool
-
-
-class Interruption:
-    """Signals that end a sweep: they set the event, and ``number`` is the last one."""
-
-    def __init__(self) -> None:
-        self.event = Event()
-        self.number = 0
-
-    @contextlib.contextmanager
-    def caught(self) -> Iterator[None]:
-        """Handle the signals while the block runs."""
-        with handling(ENDING, self._note):
-            yield
-
-    def _note(self, number: int, frame: object) -> None:
-        self.number = number
-        self.event.set()
 
 
 @click.command(
@@ -119,11 +83,8 @@ class Interruption:
     "--logs", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
     help="Write a log of each run to DIR.",
 )  # fmt: skip
-@click.option(
-    "--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-    help="Write a JUnit report to FILE.",
-)  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@file_option("--junit", "Write a JUnit report to FILE.")
+@json_option
 @click.option("--fail-fast", is_flag=True, help="End the sweep at the first run that fails.")
 def sweep(image: str, more: tuple[str, ...], **options: Any) -> int:
     """Run a guest at every set of SVE vector lengths.
@@ -145,8 +106,7 @@ def sweep(image: str, more: tuple[str, ...], **options: Any) -> int:
             "--jobs is for this machine; on a cluster, the workers' threads set the number of jobs",
             hint="dask worker ADDRESS --nthreads N",
         )
-    chosen = SweepOptions(**{name: options[name] for name in SweepOptions.record_fields})
-    return Sweep(guest, chosen).run(
+    return Sweep(guest, options).run(
         parse_sets(options["sets"]), parse_cpus(options["cpus"]), _hosts(options)
     )
 
@@ -192,11 +152,13 @@ def _hosts(options: dict[str, Any]) -> list[HostSettings]:
 class Sweep:
     """One sweep, from asking the hosts to its exit code."""
 
-    def __init__(self, guest: Guest, options: SweepOptions) -> None:
+    def __init__(self, guest: Guest, options: dict[str, Any]) -> None:
         self._guest = guest
         self._options = options
-        self._logs = None if options.logs is None else report.log_directory(options.logs)
-        self._interruption = Interruption()
+        self._as_json: bool = options["as_json"]
+        self._logs = None if options["logs"] is None else report.log_directory(options["logs"])
+        self._stop = Event()
+        self._signal = 0  # the last one that asked for the end
 
     def run(
         self,
@@ -205,34 +167,36 @@ class Sweep:
         settings: Sequence[HostSettings],
     ) -> int:
         """Run the sweep and report its results; return the exit code."""
-        stop = self._interruption.event
-        with self._interruption.caught(), self._crew() as crew:
+        with handling(ENDING, self._interrupt), self._crew() as crew:
             if sys.stderr.isatty():  # making an emulated host takes a while
                 names = "; ".join(map(host_name, settings))
                 click.echo(f"pyvmm: asking for vector lengths: {names} ...", err=True)
             try:
-                hosts = ask_hosts([query(where) for where in settings], crew, stop)
+                hosts = ask_hosts([query(where) for where in settings], crew, self._stop)
             except KeyboardInterrupt:
-                return EXIT_SIGNAL + self._interruption.number
+                return EXIT_SIGNAL + self._signal
             lengths = {where: probe.vls for where, probe in hosts.items()}
             runs = plan(self._guest, wanted, cpus, lengths, command)
             results = self._drive(runs, crew)
             self._report(results, hosts)
-        if stop.is_set():
-            return EXIT_SIGNAL + self._interruption.number
+        if self._stop.is_set():
+            return EXIT_SIGNAL + self._signal
         return report.exit_code(results)
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self._signal = number
+        self._stop.set()
 
     def _crew(self) -> AbstractContextManager[Crew]:
         """Return the executors; for a cluster, read the guest's files."""
-        options = self._options
-        if options.scheduler is None:
-            return local(options.jobs or len(os.sched_getaffinity(0)))
+        if self._options["scheduler"] is None:
+            return local(self._options["jobs"] or len(os.sched_getaffinity(0)))
         self._guest = self._guest.packed(find_image(self._guest.image))
-        return dask(options.scheduler)
+        return dask(self._options["scheduler"])
 
     def _drive(self, runs: Sequence[Run], crew: Crew) -> list[RunResult]:
         # JSON alone goes to standard output.
-        table = SweepTable(runs, sys.stderr if self._options.as_json else sys.stdout)
+        table = SweepTable(runs, sys.stderr if self._as_json else sys.stdout)
 
         def finished(result: RunResult) -> None:
             if self._logs is not None:
@@ -241,16 +205,15 @@ class Sweep:
 
         watcher = Watcher(finished, table.running)
         with table.showing():
-            stop = self._interruption.event
-            return drive(runs, crew, watcher, stop, fail_fast=self._options.fail_fast)
+            fail_fast = self._options["fail_fast"]
+            return drive(runs, crew, watcher, self._stop, fail_fast=fail_fast)
 
     def _report(self, results: Sequence[RunResult], hosts: report.Hosts) -> None:
-        if self._options.junit is not None:
+        if self._options["junit"] is not None:
             data = report.junit_document(results, hosts, self._guest.image)
-            write_whole(self._options.junit, data)
-        if self._options.as_json:
-            document = report.document(results, hosts, self._logs)
-            click.echo(json.dumps(document, indent=2))
+            write_whole(self._options["junit"], data)
+        if self._as_json:
+            show(True, report.document(results, hosts, self._logs), ())
         for name, machine in report.where(hosts).items():
-            click.echo(f"{name}: {machine}", err=self._options.as_json)
-        click.echo(report.summary(results), err=self._options.as_json)
+            click.echo(f"{name}: {machine}", err=self._as_json)
+        click.echo(report.summary(results), err=self._as_json)

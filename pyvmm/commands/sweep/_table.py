@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-from pyvmm.commands._table import LiveTable, printable
+from pyvmm.commands._output import LiveTable, printable
 from pyvmm.sweep.drive import RunResult, RunVerdict
 from pyvmm.sweep.plan import Run, host_name
 
+# The others are "bold red".
 STYLES = {
     RunVerdict.PASSED: "green",
-    RunVerdict.FAILED: "bold red",
-    RunVerdict.TIMEOUT: "bold red",
     RunVerdict.LACKING: "yellow",
     RunVerdict.REFUSED: "yellow",
-    RunVerdict.BROKEN: "bold red",
     RunVerdict.STOPPED: "yellow",
 }
 TITLES = ("SET", "VCPUS", "HOST", "RESULT", "SECONDS", "LAST LINE, OR PROBLEM")
@@ -28,12 +26,12 @@ class SweepTable(LiveTable):
     """The state of a sweep's runs."""
 
     def __init__(self, runs: Sequence[Run], stream: TextIO) -> None:
-        super().__init__(stream)
         self._runs = runs
         self._started: dict[int, float] = {}
         self._results: dict[int, RunResult] = {}
         self._several_cpus = len({run.cpus for run in runs}) > 1
         self._several_hosts = len({run.where for run in runs}) > 1
+        super().__init__(stream, self._shown(TITLES), wrapping=("SET",))  # only a long set wraps
 
     def finished(self, result: RunResult) -> None:
         """Add a result; if the output is not a terminal, print its line."""
@@ -45,10 +43,6 @@ class SweepTable(LiveTable):
         for number in numbers:
             self._started.setdefault(number, time.monotonic())
         self.refresh()
-
-    def columns(self) -> Mapping[str, bool]:
-        """Return the titles; only a long set wraps."""
-        return {title: title == "SET" for title in self._shown(TITLES)}
 
     def rows(self) -> Iterator[Sequence[str]]:
         """Yield the cells of every run."""
@@ -79,7 +73,7 @@ class SweepTable(LiveTable):
 
     def _state(self, run: Run, result: RunResult | None) -> tuple[str, str]:
         if result is not None:
-            return result.verdict, STYLES[result.verdict]
+            return result.verdict, STYLES.get(result.verdict, "bold red")
         return RUNNING if run.number in self._started else WAITING
 
 

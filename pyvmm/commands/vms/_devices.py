@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
-def show_devices(devices: Iterable[dict[str, Any]]) -> Iterator[str]:
+def show_devices(devices: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Yield lines about each device, from VirtioDevice.describe()."""
-    none = True
+    if not devices:
+        yield "no virtio devices"
     for device in devices:
-        none = False
         yield f"{device['region']} {device['device']} {device['backing']}".rstrip()
         interface = " (legacy)" if device["legacy"] else ""
         yield f"  status   {' '.join(device['status']) or 'reset'}{interface}"
@@ -19,8 +19,6 @@ def show_devices(devices: Iterable[dict[str, Any]]) -> Iterator[str]:
         yield from _pairs("counts", device["counts"])
         for queue in device["queues"]:
             yield f"  queue    {_queue(queue)}"
-    if none:
-        yield "no virtio devices"
 
 
 def _pairs(title: str, values: dict[str, int]) -> Iterator[str]:

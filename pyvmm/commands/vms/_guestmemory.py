@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
 
 import click
 
@@ -15,15 +14,10 @@ from pyvmm.layout import MIB
 
 POLL_S = 0.2  # between two requests while waiting for a guest
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def wait_option(command: _Command) -> _Command:
-    """Add --wait to a command."""
-    return click.option(
-        "--wait", type=click.FloatRange(min=0), metavar="SECONDS",
-        help="Wait for the guest to finish; exit with 1 if it takes more than SECONDS.",
-    )(command)  # fmt: skip
+wait_option = click.option(
+    "--wait", type=click.FloatRange(min=0), metavar="SECONDS",
+    help="Wait for the guest to finish; exit with 1 if it takes more than SECONDS.",
+)  # fmt: skip
 
 
 def ask_and_wait(
@@ -66,11 +60,8 @@ def missing_of_memory(reply: Message) -> str:
 def balloon_line(reply: Message) -> str:
     """Describe the balloon's size."""
     balloon = reply["balloon"]
-    asked = ""
-    if missing_of_balloon({**reply, "balloon": {**balloon, "hinting": False}}):
-        asked = f", asked for {mib(balloon['target_bytes'])}"
-    driver = "" if balloon["has_driver"] else "; the guest has no driver for it (yet)"
-    return f"balloon {mib(balloon['actual_bytes'])}{asked}{driver}"
+    actual = balloon["actual_bytes"]
+    return f"balloon {mib(actual)}{_pending(balloon, actual, balloon['target_bytes'])}"
 
 
 def memory_line(reply: Message) -> str:
@@ -79,12 +70,17 @@ def memory_line(reply: Message) -> str:
     if hotplug is None:
         return f"memory {show_size(reply['memory_bytes'])}, no room for more"
     plugged, requested = hotplug["plugged_bytes"], hotplug["requested_bytes"]
-    asked = "" if plugged == requested else f", asked for {mib(requested)}"
-    driver = "" if hotplug["has_driver"] else "; the guest has no driver for it (yet)"
     return (
         f"memory {mib(hotplug['ram_bytes'] + plugged)}: {mib(hotplug['ram_bytes'])} and "
-        f"{mib(plugged)} of {mib(hotplug['most_bytes'])} plugged{asked}{driver}"
+        f"{mib(plugged)} of {mib(hotplug['most_bytes'])} plugged"
+        f"{_pending(hotplug, plugged, requested)}"
     )
+
+
+def _pending(device: Message, now: int, requested: int) -> str:
+    """Describe what the guest has not done yet."""
+    asked = "" if now == requested else f", asked for {mib(requested)}"
+    return asked + ("" if device["has_driver"] else "; the guest has no driver for it (yet)")
 
 
 def statistics_lines(reply: Message) -> Iterator[str]:

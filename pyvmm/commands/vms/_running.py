@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import click
 
@@ -12,6 +11,8 @@ from pyvmm import host
 from pyvmm.base.records import Record
 from pyvmm.cli import say
 from pyvmm.commands._fields import spell
+from pyvmm.commands._options import added, json_option
+from pyvmm.commands._output import show
 from pyvmm.control import client
 from pyvmm.control.wire import Message, failure_of, pack
 from pyvmm.errors import EXIT_OK, HostError, UsageError
@@ -23,7 +24,12 @@ SCHEMA = 1
 RELAY_S = 50.0  # for a busy emulated host to start the relay
 RELAY = ["python3", "-m", "pyvmm.control.client"]
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+# --json, and lkvm's options that choose VMs
+vm_options = added(
+    click.option("-a", "--all", "everything", is_flag=True, help="All of your VMs."),
+    click.option("-n", "--name", metavar="NAME", help="The VM of that name (or HOST/NAME)."),
+    json_option,
+)
 
 
 class Place(Record):
@@ -44,7 +50,7 @@ class Place(Record):
     def ask(self, questions: Sequence[Message]) -> list[Message]:
         """Return the replies to questions about the VMs there, in order."""
         if self.running is None:
-            return client.answers(questions)
+            return client.at_once(client.answer, questions)
         lines = b"".join(map(pack, questions))
         requests = [question.get("request") or {} for question in questions]
         timeout_s = max(map(client.timeout_of, requests), default=0.0) + RELAY_S
@@ -93,17 +99,6 @@ def _spelled(reply: Message) -> Message:
     return reply | {key: spell(reply[key]) for key in ("error", "hint") if reply.get(key)}
 
 
-def vm_options(command: _Command) -> _Command:
-    """Add --json and lkvm's options that choose VMs to a command."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        click.option("-n", "--name", metavar="NAME", help="The VM of that name (or HOST/NAME)."),
-        click.option("-a", "--all", "everything", is_flag=True, help="All of your VMs."),
-    ):
-        command = option(command)
-    return command
-
-
 def all_vms() -> list[Vm]:
     """Return all VMs of this user; report a place that does not answer on stderr."""
     return [vm for there in client.at_once(_vms_at, list(_places())) for vm in there]
@@ -135,7 +130,7 @@ def send(vms: list[Vm], request: Message, as_json: bool, done: str) -> int:
     """Send VMs a request; report that it is done, or print the replies as JSON."""
     replies = ask_all(vms, request)
     if as_json:
-        print_json(replies)
+        show(True, document(replies), ())
     elif not replies:
         click.echo("no VM is running", err=True)
     for reply in successes(replies):
@@ -158,9 +153,16 @@ def exit_code(replies: list[Message]) -> int:
     return max((reply["exit_code"] for reply in replies if not reply["ok"]), default=EXIT_OK)
 
 
-def print_json(vms: list[Message]) -> None:
-    """Print data about VMs as one JSON document."""
-    click.echo(json.dumps({"schema": SCHEMA, "vms": vms}, indent=2))
+def report(replies: list[Message], as_json: bool, lines: Callable[[Message], Iterable[str]]) -> int:
+    """Print the replies as JSON, or the lines about each successful one; return the exit code."""
+    shown = (line for reply in successes(replies) for line in lines(reply))
+    show(as_json, document(replies), shown)
+    return exit_code(replies)
+
+
+def document(vms: list[Message]) -> Message:
+    """Return data about VMs as a JSON document."""
+    return {"schema": SCHEMA, "vms": vms}
 
 
 def _places() -> Iterator[Place]:

@@ -12,7 +12,7 @@ from pyvmm.commands.vms._guestmemory import (
     missing_of_balloon,
     wait_option,
 )
-from pyvmm.commands.vms._running import chosen, exit_code, print_json, successes, vm_options
+from pyvmm.commands.vms._running import chosen, report, vm_options
 from pyvmm.control.wire import Message
 from pyvmm.errors import UsageError
 
@@ -45,13 +45,12 @@ def balloon(
         replies.append(ask_and_wait(vm, request, missing_of_balloon, wait))
         if collect and not replies[-1]["ok"]:
             vm.ask({"do": "balloon", "collect": False})
-    if as_json:
-        print_json(replies)
-        return exit_code(replies)
-    for reply in successes(replies):
+
+    def lines(reply: Message) -> list[str]:
         collected = f"; {mib(reply['balloon']['hinted_bytes'])} free so far" if collect else ""
-        click.echo(f"{reply['name']}: {balloon_line(reply)}{collected}")
-    return exit_code(replies)
+        return [f"{reply['name']}: {balloon_line(reply)}{collected}"]
+
+    return report(replies, as_json, lines)
 
 
 def _request(inflate: str | None, deflate: str | None, size: str | None, collect: bool) -> Message:

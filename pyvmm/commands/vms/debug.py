@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import click
 
 from pyvmm.commands.registers.show import PARTS, show_registers
 from pyvmm.commands.vms._devices import show_devices
-from pyvmm.commands.vms._running import (
-    ask_all,
-    chosen,
-    exit_code,
-    print_json,
-    send,
-    successes,
-    vm_options,
-)
+from pyvmm.commands.vms._running import ask_all, chosen, report, send, vm_options
 from pyvmm.control.wire import Message
 from pyvmm.errors import UsageError
 
@@ -57,23 +50,16 @@ def debug(
     if devices:
         request = {"do": "devices"}
     replies = ask_all(chosen(name, everything), request)
-    if as_json:
-        print_json(replies)
-        return exit_code(replies)
-    for reply in successes(replies):
-        click.echo(f"{reply['name']}:")
-        for line in show_devices(reply["devices"]) if devices else _registers(reply, part):
-            click.echo(line)
-    return exit_code(replies)
+    return report(replies, as_json, partial(_lines, part=part))
 
 
-def _registers(reply: Message, part: str) -> Iterator[str]:
+def _lines(reply: Message, part: str) -> Iterator[str]:
+    """Yield a VM's devices, or the registers and exits to pyvmm of each vCPU."""
+    yield f"{reply['name']}:"
+    if "devices" in reply:
+        yield from show_devices(reply["devices"])
+        return
     for registers in reply["vcpus"]:
         yield from show_registers(registers, part)
-        yield from _exits(registers["exits"])
-
-
-def _exits(counts: dict[str, int]) -> Iterator[str]:
-    """Yield the counts of the vCPU's exits to pyvmm."""
-    causes = ", ".join(f"{cause} {count}" for cause, count in counts.items())
-    yield f"  exits    {causes or 'none'}"
+        causes = ", ".join(f"{cause} {count}" for cause, count in registers["exits"].items())
+        yield f"  exits    {causes or 'none'}"

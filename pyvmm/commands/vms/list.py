@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import click
 
 from pyvmm.base.units import show_size
-from pyvmm.commands._table import aligned
-from pyvmm.commands.vms._running import Vm, all_vms, print_json
+from pyvmm.commands._options import json_option
+from pyvmm.commands._output import aligned, show
+from pyvmm.commands.vms._running import Vm, all_vms, document
 from pyvmm.errors import UsageError
 
 COLUMNS = ("NAME", "STATE", "PID", "VCPUS", "MEMORY", "SVE", "HOST")
@@ -17,7 +18,7 @@ COLUMNS = ("NAME", "STATE", "PID", "VCPUS", "MEMORY", "SVE", "HOST")
 @click.command(name="list")
 @click.option("-i", "--run", is_flag=True, help="Show running VMs; this is the default.")
 @click.option("-r", "--rootfs", is_flag=True, hidden=True)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def list_vms(run: bool, rootfs: bool, as_json: bool) -> None:
     """Show running VMs.
 
@@ -26,11 +27,7 @@ def list_vms(run: bool, rootfs: bool, as_json: bool) -> None:
     if rootfs:
         raise UsageError("--rootfs: pyvmm has no root file systems for guests")
     vms = all_vms()
-    if as_json:
-        print_json([{**vm.info, "host": vm.place.name} for vm in vms])
-        return
-    for line in lines(vms):
-        click.echo(line)
+    show(as_json, document([{**vm.info, "host": vm.place.name} for vm in vms]), lines(vms))
 
 
 def lines(vms: list[Vm]) -> Iterator[str]:

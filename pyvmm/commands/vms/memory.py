@@ -5,20 +5,21 @@ from __future__ import annotations
 import click
 
 from pyvmm.base.units import parse_size, read_named
+from pyvmm.commands._options import json_option
 from pyvmm.commands.vms._guestmemory import (
     ask_and_wait,
     memory_line,
     missing_of_memory,
     wait_option,
 )
-from pyvmm.commands.vms._running import chosen, exit_code, print_json, successes
+from pyvmm.commands.vms._running import chosen, report
 from pyvmm.control.wire import Message
 
 
 @click.command()
 @click.argument("name")
 @click.argument("size", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @wait_option
 def memory(name: str, size: str | None, as_json: bool, wait: float | None) -> int:
     """Plug or unplug memory of a running guest.
@@ -32,9 +33,4 @@ def memory(name: str, size: str | None, as_json: bool, wait: float | None) -> in
     if size is not None:
         request["size"] = read_named("SIZE", parse_size, size)
     replies = [ask_and_wait(vm, request, missing_of_memory, wait) for vm in chosen(name, False)]
-    if as_json:
-        print_json(replies)
-        return exit_code(replies)
-    for reply in successes(replies):
-        click.echo(f"{reply['name']}: {memory_line(reply)}")
-    return exit_code(replies)
+    return report(replies, as_json, lambda reply: [f"{reply['name']}: {memory_line(reply)}"])

@@ -8,23 +8,25 @@ import click
 
 from pyvmm.base.units import show_size
 from pyvmm.cli import say
-from pyvmm.commands.vms._running import chosen, exit_code, print_json, successes
+from pyvmm.commands._options import EXISTING_FILE, FILE, json_option
+from pyvmm.commands._output import show
+from pyvmm.commands.vms._running import chosen, document, exit_code, successes
 from pyvmm.host import share
 
 
 @click.command(epilog="Exit codes: 0 saved; 1 the VM cannot be saved; 2 usage; 3 the disk is full.")
 @click.argument("name")
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", type=FILE)
 @click.option("--resume", is_flag=True, help="Resume the VM after the save; by default it ends.")
 @click.option(
-    "--parent", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE",
+    "--parent", type=EXISTING_FILE, metavar="FILE",
     help="Write only what has changed since the snapshot FILE of this VM.",
 )  # fmt: skip
 @click.option(
     "--track", is_flag=True,
     help="Have KVM log dirty pages from now on, for a faster next save with --parent.",
 )  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 def save(
     name: str, file: Path, resume: bool, parent: Path | None, track: bool, as_json: bool
 ) -> int:
@@ -47,7 +49,7 @@ def save(
     }
     replies = [vm.ask(request)]
     if as_json:
-        print_json(replies)
+        show(True, document(replies), ())
     for reply in successes(replies):
         for line in reply["warnings"]:
             say(line)

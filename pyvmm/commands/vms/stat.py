@@ -10,18 +10,9 @@ import click
 
 from pyvmm.base.units import show_size
 from pyvmm.commands.vms._guestmemory import balloon_line, memory_line, statistics_lines
-from pyvmm.commands.vms._running import (
-    Vm,
-    ask_all,
-    chosen,
-    exit_code,
-    print_json,
-    successes,
-    vm_options,
-)
+from pyvmm.commands.vms._running import Vm, ask_all, chosen, report, vm_options
 from pyvmm.control.wire import Message
-
-MIB = 1 << 20
+from pyvmm.layout import MIB
 
 
 @click.command()
@@ -45,18 +36,8 @@ def stat(
     vms = chosen(name, everything)
     if as_json or once or not sys.stdout.isatty():
         replies = ask_all(vms, {"do": "stat"})
-        if as_json:
-            print_json(replies)
-        else:
-            _print(replies, memory)
-        return exit_code(replies)
+        return report(replies, as_json, lambda reply: lines(reply, None, memory))
     return _watch(vms, memory, interval)
-
-
-def _print(replies: list[Message], memory: bool) -> None:
-    for reply in successes(replies):
-        for line in lines(reply, None, memory):
-            click.echo(line)
 
 
 def _watch(vms: list[Vm], memory: bool, interval_s: float) -> int:
@@ -91,22 +72,17 @@ def lines(reply: Message, before: Message | None, memory: bool = False) -> Itera
         f"{reply['name']}  {reply['state']}, up {reply['uptime_s']:.1f} s, "
         f"{reply['vcpus']} vCPUs, {size} of memory, {resident:.1f} MiB of it in use"
     )
-    yield from _memory(reply)
+    if reply.get("balloon") is not None:
+        yield f"  {balloon_line(reply)}"
+    if reply.get("hotplug") is not None:
+        yield f"  {memory_line(reply)}"
+    yield from statistics_lines(reply)
     if memory:
         return
     yield from _table("exits to pyvmm", reply, before, "exits")
     yield from _table("bytes sent without a VM exit", reply, before, "sent_without_exit")
     yield from _table("counted by KVM", reply, before, "kvm")
     yield from _devices(reply, before)
-
-
-def _memory(reply: Message) -> Iterator[str]:
-    """Yield the sizes of the balloon and of plugged memory, and the guest's statistics."""
-    if reply.get("balloon") is not None:
-        yield f"  {balloon_line(reply)}"
-    if reply.get("hotplug") is not None:
-        yield f"  {memory_line(reply)}"
-    yield from statistics_lines(reply)
 
 
 def _table(title: str, reply: Message, before: Message | None, key: str) -> Iterator[str]:
@@ -121,28 +97,25 @@ def _table(title: str, reply: Message, before: Message | None, key: str) -> Iter
     width = max(len(title), *map(len, counts))
     total = sum(counts.values()) if key == "exits" else ""  # one of KVM's counts is the total
     yield f"  {title:{width}}  {total:>12}".rstrip()
+    earlier = {} if before is None else before[key]
     for cause, count in sorted(counts.items(), key=lambda item: -item[1]):
-        yield f"    {cause:{width}}  {count:>10}{_rate(reply, before, key, cause)}"
+        rate = _rate(count - earlier.get(cause, 0), reply, before)
+        yield f"    {cause:{width}}  {count:>10}{rate}"
 
 
 def _devices(reply: Message, before: Message | None) -> Iterator[str]:
     """Yield the counts of each virtio device."""
     for slot, device in enumerate(reply["devices"]):
-        earlier = None if before is None else before["devices"][slot]["counts"]
+        earlier = {} if before is None else before["devices"][slot]["counts"]
         yield f"  {device['region']} {device['device']} {device['backing']}".rstrip()
         for name, count in device["counts"].items():
-            rate = "" if earlier is None else _rate_of(count, earlier[name], reply, before)
+            rate = _rate(count - earlier.get(name, 0), reply, before)
             yield f"    {name.replace('_', ' '):16}  {count:>14}{rate}"
 
 
-def _rate(reply: Message, before: Message | None, key: str, cause: str) -> str:
-    return _rate_of(
-        reply[key][cause], 0 if before is None else before[key].get(cause, 0), reply, before
-    )
-
-
-def _rate_of(now: int, earlier: int, reply: Message, before: Message | None) -> str:
+def _rate(more: int, reply: Message, before: Message | None) -> str:
+    """Write how many more there are in a second since the reply ``before``."""
     if before is None or reply["uptime_s"] <= before["uptime_s"]:
         return ""
     passed_s = reply["uptime_s"] - before["uptime_s"]
-    return f"  {(now - earlier) / passed_s:>10.0f}/s"
+    return f"  {more / passed_s:>10.0f}/s"

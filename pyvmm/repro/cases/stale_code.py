@@ -11,16 +11,15 @@ before translation".
 from __future__ import annotations
 
 import os
-import re
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from pyvmm.errors import UsageError
 from pyvmm.repro.model import (
     CANNOT_TELL,
     NOT_THERE,
+    PROGRAMS,
     THERE,
     Case,
     Evidence,
@@ -28,24 +27,17 @@ from pyvmm.repro.model import (
     Option,
     Reproduction,
     Settings,
-    program,
+    Variants,
+    number_in,
 )
 from pyvmm.repro.observe import cpus, kernel
 from pyvmm.repro.programs import Executable, numbers
 
 PROGRAM: Final = "code-patcher"
-LONGEST_S: Final = 600
 STARVED_S: Final = 120.0  # added to the requested time, for a busy machine
 SHARED, ALONE = "shared", "alone"
 ENOUGH_ROUNDS: Final = 100  # the minimum for a verdict
 ADVICE: Final = "keep one VM open as long as any VM runs on this machine (docs/stale-code.md)"
-
-
-def parse_seconds(text: str) -> int:
-    """Read a duration in seconds.  Raises: UsageError."""
-    if not re.fullmatch(r"\d{1,3}", text) or not 1 <= int(text) <= LONGEST_S:
-        raise UsageError(f"`seconds`={text}: not from 1 to {LONGEST_S}")
-    return int(text)
 
 
 def work(case: Case) -> Evidence:
@@ -65,8 +57,8 @@ def _answer(patcher: Path, arguments: list[str], timeout_s: float) -> Evidence:
     with Executable(patcher) as file:
         try:
             done = subprocess.run(
-                [PROGRAM, *arguments], executable=f"/proc/self/fd/{file.fd}", pass_fds=[file.fd],
-                capture_output=True, text=True, timeout=timeout_s, check=False,
+                [PROGRAM, *arguments], capture_output=True, timeout=timeout_s, check=False,
+                **file.options,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return {"trouble": f"{PROGRAM} did not end in {timeout_s:.0f} s"}
@@ -99,7 +91,7 @@ def judge(settings: Settings, found: Evidence) -> Finding:
     return Finding("NOT REPRODUCED", NOT_THERE, (why, caught))
 
 
-def variants(settings: Settings) -> Iterable[tuple[str, Settings]]:
+def variants(settings: Settings) -> Variants:
     """Yield the settings that a matrix runs on each host."""
     for page in (SHARED, ALONE):
         yield f"page {page}", {**settings, "page": page}
@@ -119,7 +111,7 @@ REPRODUCTION = Reproduction(
     name="stale-code",
     title="A CPU executes old instructions after another CPU has replaced them.",
     options=(
-        Option(name="seconds", metavar="S", default="10", parse=parse_seconds,
+        Option(name="seconds", metavar="S", default="10", parse=number_in("seconds", range(1, 601)),
                help="How long to replace instructions; the test ends early after 20 stale rounds."),
         Option(name="page", default=SHARED, choices=(SHARED, ALONE),
                help="Whether other code of the page runs as well, as in a kernel."),
@@ -127,6 +119,6 @@ REPRODUCTION = Reproduction(
     work=work,
     judge=judge,
     show=show,
-    files={"patcher": program(PROGRAM)},
+    files={"patcher": PROGRAMS / PROGRAM},
     variants=variants,
 )  # fmt: skip

@@ -9,19 +9,19 @@ KVM_GET_REG_LIST and the register tables of arm64.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from pyvmm.arm64 import sysregs
 from pyvmm.config import Config, SveRequest
 from pyvmm.errors import UsageError, VmmError
 from pyvmm.kvm import regs
 from pyvmm.layout import MIB
 from pyvmm.machine.machine import Machine
-from pyvmm.machine.vcpus import MachineVcpu
 from pyvmm.repro.model import (
     CANNOT_TELL,
+    GUESTS,
     NOT_THERE,
     THERE,
     Case,
@@ -30,7 +30,6 @@ from pyvmm.repro.model import (
     Option,
     Reproduction,
     Settings,
-    guest,
     parse_max_vl,
 )
 from pyvmm.repro.observe import kernel
@@ -44,29 +43,12 @@ LEN_MAX: Final = 15
 FILLINGS: Final = 8  # patterns that a seed selects from
 
 
-def _bank(name: str, vcpu: MachineVcpu) -> Any:
-    return list(getattr(vcpu, name))
-
-
-def _set_bank(name: str, vcpu: MachineVcpu, values: Any) -> None:
-    for number, value in enumerate(values):
-        getattr(vcpu, name)[number] = value
-
-
-def _set_ffr(vcpu: MachineVcpu, value: Any) -> None:
-    vcpu.ffr = value
-
-
-def _set_zcr(vcpu: MachineVcpu, value: Any) -> None:
-    vcpu.sysreg["ZCR_EL1"] = value
-
-
-# Registers that can be left out, with functions to read them from a vCPU and to write them
-REGISTERS: Final[dict[str, tuple[Callable[[MachineVcpu], Any], Callable[..., None]]]] = {
-    "ffr": (lambda vcpu: vcpu.ffr, _set_ffr),
-    "zcr_el1": (lambda vcpu: vcpu.sysreg["ZCR_EL1"], _set_zcr),
-    "z": (partial(_bank, "z"), partial(_set_bank, "z")),
-    "p": (partial(_bank, "p"), partial(_set_bank, "p")),
+# Registers that can be left out
+REGISTERS: Final = {
+    "ffr": [regs.FFR()],
+    "zcr_el1": [regs.lookup("ZCR_EL1", sysregs.ENCODINGS)],
+    "z": [regs.Z(number) for number in range(32)],
+    "p": [regs.P(number) for number in range(16)],
 }
 CONTROL: Final = "z"
 
@@ -126,10 +108,10 @@ def _restore(config: Config, snapshot: Path, left_out: str) -> dict[str, Any]:
     console = Console()
     with restore(snapshot, console.write, name="repro-restored") as vm:
         if left_out != NOTHING:
-            read, write = REGISTERS[left_out]
             with Machine(config, lambda data: None) as new:
-                value = read(new.vcpus[0])
-            write(vm.vcpus[0], value)
+                values = {reg: new.vcpus[0].get_one_reg(reg) for reg in REGISTERS[left_out]}
+            for reg, value in values.items():
+                vm.vcpus[0].set_one_reg(reg, value)
         vm.start()
         vm.console.send(b"c")
         complaints = []
@@ -210,5 +192,5 @@ REPRODUCTION = Reproduction(
     work=work,
     judge=judge,
     show=show,
-    files={"guest": guest("zcr-el12")},
+    files={"guest": GUESTS / "zcr-el12"},
 )  # fmt: skip

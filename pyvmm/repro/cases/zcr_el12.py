@@ -6,20 +6,21 @@ Known issue 1 of "[PATCH v4 00/25] KVM: arm64: SVE guest support".
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
 
+from pyvmm.base.dirs import PACKAGE
 from pyvmm.errors import UsageError
 from pyvmm.repro import zcrhunt, zcrtable, zcrverdict
 from pyvmm.repro.model import (
-    PACKAGE,
+    GUESTS,
+    PROGRAMS,
     Curve,
     Evidence,
     Option,
     Reproduction,
     Settings,
-    guest,
+    Variants,
+    number_in,
     parse_max_vl,
-    program,
 )
 
 LENS = range(16)
@@ -54,25 +55,12 @@ def parse_controls(text: str) -> list[str]:
     return list(dict.fromkeys(kinds))
 
 
-def parse_number(name: str, allowed: range) -> Callable[[str | None], int | None]:
-    """Return a parser of whole numbers in a range, for one setting."""
-
-    def parse(text: str | None) -> int | None:
-        if text is None:
-            return None
-        if not re.fullmatch(r"\d{1,6}", text) or int(text) not in allowed:
-            raise UsageError(f"`{name}`={text}: not from {allowed[0]} to {allowed[-1]}")
-        return int(text)
-
-    return parse
-
-
 def wants_module(settings: Settings) -> bool:
     """Return whether these settings need the kernel module."""
     return settings["hack"] is not None or "module" in settings["control"]
 
 
-def variants(settings: Settings) -> Iterable[tuple[str, Settings]]:
+def variants(settings: Settings) -> Variants:
     """Return the runs on each host of a matrix; the one without the arm step needs a new host."""
     value = DEFAULT_HACK if settings["hack"] is None else settings["hack"]
     plain = {**settings, "hack": None}
@@ -93,21 +81,21 @@ OPTIONS = (
            "reverse."),
     Option(name="guest-max-vl", metavar="BITS", parse=parse_max_vl,
            help="The guest's longest vector length (default: the host's)."),
-    Option(name="cpu", metavar="N", parse=parse_number("cpu", range(4096)),
+    Option(name="cpu", metavar="N", parse=number_in("cpu", range(4096)),
            help="The CPU that guest and watcher share (default: the last one)."),
     Option(name="arm", default="auto", choices=("auto", "never", "always"),
            help="Whether ptrace (NT_ARM_SVE) makes the kernel load the watcher's SVE state before "
            "each hold. auto: only if the host's vector length is wrong without that."),
-    Option(name="hack", metavar="N", parse=parse_number("hack", range(16)),
+    Option(name="hack", metavar="N", parse=number_in("hack", range(16)),
            help="Load a kernel module that writes N to ZCR_EL12 each time KVM has saved a vCPU's "
            "registers. Known issue 1 of KVM's SVE patches (v4) describes this experiment."),
     Option(name="control", metavar="KIND,...", default="vl,zero,flip,pred", parse=parse_controls,
            help="Damage that the test does and must detect. vl, zero, flip, pred: by ptrace. "
            "module: a kernel module lowers ZCR_EL2, as the bug would. none: no control."),
-    Option(name="rounds", metavar="N", default="1", parse=parse_number("rounds", range(1, 1000)),
+    Option(name="rounds", metavar="N", default="1", parse=number_in("rounds", range(1, 1000)),
            help="The number of sweeps."),
     Option(name="hold-ms", metavar="MS", default="20",
-           parse=parse_number("hold_ms", range(1, 5000)),
+           parse=number_in("hold_ms", range(1, 5000)),
            help="How long one hold of the watcher's registers lasts, in ms."),
 )  # fmt: skip
 
@@ -118,7 +106,7 @@ REPRODUCTION = Reproduction(
     work=zcrhunt.hunt,
     judge=zcrverdict.judge,
     show=zcrtable.lines,
-    files={"guest": guest("zcr-el12"), "watcher": program("sve-watcher")},
+    files={"guest": GUESTS / "zcr-el12", "watcher": PROGRAMS / "sve-watcher"},
     module=PACKAGE / "repro/zcr_el12.c",
     wants_module=wants_module,
     variants=variants,

@@ -13,7 +13,7 @@ from pyvmm.repro import cases
 from pyvmm.repro.capsule import Capsule
 from pyvmm.repro.cases import find
 from pyvmm.repro.model import Reproduction
-from pyvmm.repro.replay import SavedVerdict, host_of, pack, unpacked
+from pyvmm.repro.replay import compare, host_of, pack, unpacked
 from pyvmm.repro.runner import LOST, Job, ReproResult
 from tests.repro.rows import evidence, following
 
@@ -146,7 +146,7 @@ def test_replay_compares_verdicts(
     job = Job(reproduction=reproduction, settings={}, where=HostSettings())
     now = ReproResult(job=job, evidence=lost, machine="here")
 
-    sentence, got = SavedVerdict(verdict="REPRODUCED", machine="there", pyvmm="0").compare(now)
+    sentence, got = compare("REPRODUCED", now.finding)
 
     assert got == code
     assert sentence.startswith(words)

@@ -173,6 +173,6 @@ def test_table_shows_running_and_waiting_runs(run: Run) -> None:
 def test_defaults_of_every_reproduction_can_be_read_and_written(name: str) -> None:
     reproduction = find(name)
 
-    assert set(reproduction.defaults()) == {option.key for option in reproduction.options}
+    assert set(reproduction.read({})) == {option.key for option in reproduction.options}
     for path in reproduction.files.values():
         assert path.parent.name in ("guests", "programs")

@@ -1,4 +1,4 @@
-"""``pyvmm pause`` and ``pyvmm resume``: stop VMs' vCPUs, and let them run again."""
+"""``pyvmm pause``, ``resume`` and ``stop``: stop VMs' vCPUs, let them run again, or end VMs."""
 
 from __future__ import annotations
 
@@ -23,3 +23,14 @@ def pause(name: str | None, everything: bool, as_json: bool) -> int:
 def resume(name: str | None, everything: bool, as_json: bool) -> int:
     """Resume paused VMs."""
     return send(chosen(name, everything), {"do": "resume"}, as_json, "resumed")
+
+
+@click.command()
+@vm_options
+def stop(name: str | None, everything: bool, as_json: bool) -> int:
+    """End VMs.
+
+    They end at once, without asking the guests.  `pyvmm run` then returns 0, as lkvm does.
+    When this command returns, the VMs have ended.
+    """
+    return send(chosen(name, everything), {"do": "stop"}, as_json, "stopped")

@@ -1,14 +1,16 @@
-"""Tables that are live on a terminal, and text that is safe to show there."""
+"""The output of commands: JSON, lines, tables that are live on a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 if TYPE_CHECKING:
+    from rich.console import JustifyMethod
     from rich.live import Live
     from rich.table import Table
 
@@ -18,16 +20,14 @@ NUMBERS = ("SECONDS", "VCPUS")  # columns that are aligned to the right
 class LiveTable:
     """The state of several runs: a live table on a terminal, a line for each result elsewhere.
 
-    A subclass defines ``columns()`` and ``rows()``.
+    A subclass defines ``rows()``.  Cells wrap in the columns with the titles ``wrapping``.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, titles: Iterable[str], wrapping: Container[str]) -> None:
         self._stream = stream
+        self._titles = titles
+        self._wrapping = wrapping
         self._live: Live | None = None
-
-    def columns(self) -> Mapping[str, bool]:
-        """Return the titles, and whether a column's cells wrap."""
-        raise NotImplementedError
 
     def rows(self) -> Iterable[Sequence[str]]:
         """Return the cells of every run, as rich's markup."""
@@ -57,13 +57,18 @@ class LiveTable:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for title, wraps in self.columns().items():
-            table.add_column(
-                title, justify="right" if title in NUMBERS else "left", no_wrap=not wraps
-            )
+        for title in self._titles:
+            justify: JustifyMethod = "right" if title in NUMBERS else "left"
+            table.add_column(title, justify=justify, no_wrap=title not in self._wrapping)
         for row in self.rows():
             table.add_row(*row)
         return table
+
+
+def show(as_json: bool, document: Mapping[str, Any], lines: Iterable[str]) -> None:
+    """Print the document as JSON, or the lines."""
+    for line in [json.dumps(document, indent=2)] if as_json else lines:
+        click.echo(line)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:

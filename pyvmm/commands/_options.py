@@ -1,0 +1,33 @@
+"""Kinds of options that several commands have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+Option = Callable[[Any], Any]
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def file_option(name: str, text: str, metavar: str = "FILE") -> Option:
+    """Return an option that names a file."""
+    return click.option(name, type=FILE, metavar=metavar, help=text)
+
+
+def added(*options: Option) -> Callable[[_Command], _Command]:
+    """Return a decorator that adds options to a command, in this order."""
+
+    def add(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
