@@ -25,7 +25,7 @@ BUG_HINT = "this is a bug in pyvmm, not in what you did; `pyvmm --debug ...` sho
 
 
 class Verb(Record):
-    """A verb's module, and its line in ``pyvmm --help``."""
+    """A verb's module below pyvmm.commands, and its line in ``pyvmm --help``."""
 
     module: str
     summary: str
@@ -33,26 +33,26 @@ class Verb(Record):
 
 
 VERBS = {
-    "run": Verb("pyvmm.commands.run", "Boot a guest and attach its console."),
-    "list": Verb("pyvmm.commands.vms.list", "Show running VMs.", "list_vms"),
-    "stop": Verb("pyvmm.commands.vms.state", "End VMs."),
-    "save": Verb("pyvmm.commands.vms.save", "Save a VM to a file."),
-    "restore": Verb("pyvmm.commands.restore", "Restore a VM from a file."),
-    "pause": Verb("pyvmm.commands.vms.state", "Stop VMs' vCPUs and clocks."),
-    "resume": Verb("pyvmm.commands.vms.state", "Resume paused VMs."),
-    "stat": Verb("pyvmm.commands.vms.stat", "Show VMs' exits, by reason and device."),
-    "balloon": Verb("pyvmm.commands.vms.balloon", "Take memory back from guests, or return it."),
-    "memory": Verb("pyvmm.commands.vms.memory", "Plug or unplug memory of a running guest."),
-    "debug": Verb("pyvmm.commands.vms.debug", "Show VMs' registers or devices, or send a sysrq."),
-    "snapshot": Verb("pyvmm.commands.snapshot", "Show, compare and move snapshots."),
-    "sve": Verb("pyvmm.commands.sve", "Show, explain and check SVE vector lengths."),
-    "sweep": Verb("pyvmm.commands.sweep", "Run a guest at every set of SVE vector lengths."),
-    "repro": Verb("pyvmm.commands.repro", "Reproduce known bugs, or show their absence."),
-    "doctor": Verb("pyvmm.commands.doctor", "Show what this machine has and lacks."),
-    "host": Verb("pyvmm.commands.host", "Manage the emulated arm64 hosts."),
-    "completion": Verb("pyvmm.commands.completion", "Print a shell's completion of pyvmm."),
-    "man": Verb("pyvmm.commands.man", "Print the manual page."),
-    "version": Verb("pyvmm.commands.version", "Show pyvmm's version."),
+    "run": Verb("run", "Boot a guest and attach its console."),
+    "list": Verb("vms.list", "Show running VMs.", "list_vms"),
+    "stop": Verb("vms.state", "End VMs."),
+    "save": Verb("vms.save", "Save a VM to a file."),
+    "restore": Verb("restore", "Restore a VM from a file."),
+    "pause": Verb("vms.state", "Stop VMs' vCPUs and clocks."),
+    "resume": Verb("vms.state", "Resume paused VMs."),
+    "stat": Verb("vms.stat", "Show VMs' exits, by reason and device."),
+    "balloon": Verb("vms.balloon", "Take memory back from guests, or return it."),
+    "memory": Verb("vms.memory", "Plug or unplug memory of a running guest."),
+    "debug": Verb("vms.debug", "Show VMs' registers or devices, or send a sysrq."),
+    "snapshot": Verb("snapshot", "Show, compare and move snapshots."),
+    "sve": Verb("sve", "Show, explain and check SVE vector lengths."),
+    "sweep": Verb("sweep", "Run a guest at every set of SVE vector lengths."),
+    "repro": Verb("repro", "Reproduce known bugs, or show their absence."),
+    "doctor": Verb("doctor", "Show what this machine has and lacks."),
+    "host": Verb("host", "Manage the emulated arm64 hosts."),
+    "completion": Verb("completion", "Print a shell's completion of pyvmm."),
+    "man": Verb("man", "Print the manual page."),
+    "version": Verb("version", "Show pyvmm's version."),
 }
 
 
@@ -81,7 +81,8 @@ class LazyGroup(click.Group):
         if cmd_name not in self.verbs:
             return None
         verb = self.verbs[cmd_name]
-        command = getattr(importlib.import_module(verb.module), verb.function or cmd_name)
+        module = importlib.import_module(f"pyvmm.commands.{verb.module}")
+        command = getattr(module, verb.function or cmd_name)
         if not gc.isenabled():  # __main__.py disabled it; what is loaded stays
             gc.freeze()
             gc.enable()

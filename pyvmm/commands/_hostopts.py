@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -66,14 +66,10 @@ def emulated_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
 
 def _with_settings(command: Callable[..., _Result], name: str) -> Callable[..., _Result]:
     @functools.wraps(command)
-    def with_settings(
-        *args: object, host_kernel: str, host_qemu: str, host_cpu: str, host_append: str,
-        host: str = "auto", **others: object,
-    ) -> _Result:  # fmt: skip
-        settings = HostSettings(
-            kind=host, kernel=host_kernel, qemu=host_qemu, cpu=host_cpu, append=host_append
-        )
-        return command(*args, **{name: settings}, **others)
+    def with_settings(*args: object, host: str = "auto", **options: Any) -> _Result:
+        fields = ("kernel", "qemu", "cpu", "append")
+        settings = HostSettings(kind=host, **{key: options.pop(f"host_{key}") for key in fields})
+        return command(*args, **{name: settings}, **options)
 
     return with_settings
 

@@ -71,6 +71,11 @@ def show(as_json: bool, document: Mapping[str, Any], lines: Iterable[str]) -> No
         click.echo(line)
 
 
+def counted(count: int, noun: str) -> str:
+    """Write a number of things: 1 page, 2 pages."""
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yield rows as lines whose columns are aligned to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -71,11 +71,9 @@ def _start(file: Path, name: str, options: dict[str, Any]) -> Child:
 
 
 def _passed_on(options: dict[str, Any]) -> Iterator[str]:
-    yield f"--clock={options['clock']}"
-    if options["memory"]:
-        yield f"--memory={options['memory']}"
-    if options["timeout"] is not None:
-        yield f"--timeout={options['timeout']}"
+    for option in ("clock", "memory", "timeout"):
+        if options[option] is not None:
+            yield f"--{option}={options[option]}"
     for flag in ("force", "verbose", "debug"):
         if options[flag]:
             yield f"--{flag}"

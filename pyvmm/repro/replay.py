@@ -52,17 +52,10 @@ def unpacked(capsule: Capsule, where: HostSettings, *, trust: bool) -> Iterator[
     that the user does not ``trust``.
     """
     reproduction = cases.find(capsule.manifest["reproduction"])
-    texts = capsule.manifest["options"]
     seed = capsule.manifest["seed"]
     if seed not in SEEDS:
         raise UsageError(f"the capsule's seed {seed} is out of range")
-    job = Job(
-        reproduction=reproduction,
-        settings=reproduction.read(texts),
-        where=where,
-        texts=texts,
-        seed=seed,
-    )
+    job = Job.of(reproduction, capsule.manifest["options"], where, seed)
     foreign = list(_foreign(capsule, reproduction))
     if foreign and not trust:
         raise UsageError(

@@ -46,11 +46,15 @@ class Job(Record, kw_only=True):
     files: Mapping[str, Path] = made(dict)
     module: Path | None = None
 
-    @property
-    def module_source(self) -> Path | None:
-        """The module's source, if these settings need the module."""
-        wanted = self.reproduction.wants_module(self.settings)
-        return (self.module or self.reproduction.module) if wanted else None
+    @classmethod
+    def of(
+        cls, reproduction: Reproduction, texts: Mapping[str, Any], where: HostSettings, seed: int
+    ) -> Job:
+        """Return the job with settings as a user types them.  Raises: UsageError."""
+        settings = reproduction.read(texts)
+        return cls(
+            reproduction=reproduction, settings=settings, where=where, texts=texts, seed=seed
+        )
 
 
 class ReproResult(Record, kw_only=True):
@@ -131,9 +135,11 @@ def _inside(job: Job, running: Running, progress: Progress) -> ReproResult:
 
 
 def _module(job: Job, build: Callable[[Path, Progress], Path], progress: Progress) -> Path | None:
-    """Build the kernel module, if the job needs it."""
-    source = job.module_source
-    return None if source is None else build(source, progress)
+    """Build the kernel module, if the job's settings need it."""
+    source = job.module or job.reproduction.module
+    if source is None or not job.reproduction.wants_module(job.settings):
+        return None
+    return build(source, progress)
 
 
 def _lost(error: HostError) -> tuple[str, int, tuple[str, ...]]:

@@ -11,14 +11,10 @@ from pyvmm.kvm.uapi import VcpuFeature
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.svecheck import ids
 from pyvmm.svecheck import promises as doc
-from pyvmm.svecheck.bench import PLAIN, SVE, Bench, SveHost, each, outcome, values
+from pyvmm.svecheck.bench import PLAIN, SVE, Bench, each, outcome, values
 from pyvmm.svecheck.case import Case, case
 
 PSTATE_AT_RESET = 0x3C5  # EL1h; D, A, I and F set
-
-
-def _all_lengths(host: SveHost) -> str:
-    return show(host.vls)
 
 
 def _ran(bench: Bench) -> Vcpu:
@@ -77,7 +73,7 @@ def _init_again() -> Iterator[Case]:
 INIT_AGAIN = tuple(_init_again())
 
 
-@case(doc.INITIAL_SET, _all_lengths)
+@case(doc.INITIAL_SET, lambda host: show(host.vls))
 def the_set_is_chosen_anew(bench: Bench) -> str:
     """Choose the shortest length alone, run INIT again, read the set"""
     bench.need_lengths(2)

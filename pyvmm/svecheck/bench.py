@@ -32,8 +32,6 @@ VECTORS = RAM_BASE + 0x800  # VBAR_EL1 for the program "handler"
 SYNC_FROM_EL1 = 0x200  # the offset of synchronous exceptions with SP_EL1.  Source: DDI 0487, D1.3.1
 TIMEOUT_S = 60.0  # for a guest to report on a busy machine
 
-Wrap = Callable[[Vcpu], Vcpu]
-
 
 class SveHost(Record):
     """The vector lengths, in bits, that KVM offers to guests, and those of the host's programs."""
@@ -49,10 +47,9 @@ class Skip(Exception):
 class Bench(Closing):
     """The VMs and vCPUs of one case; the ``with`` block closes them."""
 
-    def __init__(self, system: System, host: SveHost, wrap: Wrap = lambda vcpu: vcpu) -> None:
+    def __init__(self, system: System, host: SveHost) -> None:
         self.system = system
         self.host = host
-        self._wrap = wrap
         self._undo = contextlib.ExitStack()
 
     def close(self) -> None:
@@ -70,8 +67,7 @@ class Bench(Closing):
 
     def created(self, vm: Vm | None = None, number: int = 0) -> Vcpu:
         """Create a vCPU without INIT; without ``vm`` in a new VM."""
-        vcpu = self._undo.enter_context((vm or self.vm()).create_vcpu(number))
-        return self._wrap(vcpu)
+        return self._undo.enter_context((vm or self.vm()).create_vcpu(number))
 
     def init(self, vcpu: Vcpu, features: Iterable[int] = SVE) -> None:
         """Run INIT on a vCPU."""

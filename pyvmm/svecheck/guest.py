@@ -51,14 +51,13 @@ def zfr0_without_sve(bench: Bench) -> str:
 
 def _id_registers(bench: Bench, vcpu: Vcpu) -> tuple[str, str]:
     """Return the guest's PFR0.SVE and ZFR0, and whether KVM_GET_ONE_REG reads the same."""
-    pfr0, zfr0 = bench.reports(vcpu, 2)
-    words = (str(int(IdAa64Pfr0(pfr0).SVE)), f"{zfr0:#x}")
-    values = (vcpu.get_one_reg(ids.ID_AA64PFR0_EL1), vcpu.get_one_reg(ids.ID_AA64ZFR0_EL1))
-    same = [
-        "as KVM_GET_ONE_REG" if seen == read else f"not {read:#x}"
-        for seen, read in zip((pfr0, zfr0), values, strict=True)
-    ]
-    return f"{words[0]}, {same[0]}", f"{words[1]}, {same[1]}"
+    seen = bench.reports(vcpu, 2)
+    read = [vcpu.get_one_reg(reg) for reg in (ids.ID_AA64PFR0_EL1, ids.ID_AA64ZFR0_EL1)]
+    pfr0, zfr0 = (
+        "as KVM_GET_ONE_REG" if one == other else f"not {other:#x}"
+        for one, other in zip(seen, read, strict=True)
+    )
+    return f"{int(IdAa64Pfr0(seen[0]).SVE)}, {pfr0}", f"{seen[1]:#x}, {zfr0}"
 
 
 @case(doc.ZCR_LEN, "0xf")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from itertools import groupby
 
@@ -134,7 +134,8 @@ def writable(bench: Bench) -> str:
         word = outcome(partial(vcpu.set_one_reg, reg, value))
         if word != "ok":
             refused[regs.name(reg)] = word
-    return "ok, but " + _pairs(refused) if refused else "ok"
+    pairs = "; ".join(f"{name}: {word}" for name, word in refused.items())
+    return f"ok, but {pairs}" if refused else "ok"
 
 
 # The size of the list
@@ -202,7 +203,3 @@ def order_of_the_others(bench: Bench) -> str:
 
 def _names(found: Iterable[int]) -> str:
     return " ".join(regs.name(reg) for reg in sorted(found)) or "none"
-
-
-def _pairs(words: Mapping[str, str]) -> str:
-    return "; ".join(f"{name}: {word}" for name, word in words.items())

@@ -11,7 +11,7 @@ from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.sve import host_vector_lengths, own_vector_lengths
 from pyvmm.kvm.system import System
 from pyvmm.svecheck import again, guest, registers, reglist, sets, states, vcpus
-from pyvmm.svecheck.bench import Bench, Skip, SveHost, Wrap
+from pyvmm.svecheck.bench import Bench, Skip, SveHost
 from pyvmm.svecheck.case import Case, CaseResult, Verdict, cases_of
 
 SUBJECTS = (states, again, sets, registers, reglist, guest, vcpus)
@@ -47,12 +47,10 @@ def probe(system: System) -> SveHost:
     return SveHost(host_vector_lengths(system), own_vector_lengths().prctl)
 
 
-def run(
-    system: System, host: SveHost, cases: Iterable[Case], wrap: Wrap = lambda vcpu: vcpu
-) -> Iterator[CaseResult]:
-    """Run the cases in turn; ``wrap`` may replace every vCPU that they make."""
+def run(system: System, host: SveHost, cases: Iterable[Case]) -> Iterator[CaseResult]:
+    """Run the cases in turn."""
     for case in cases:
-        yield run_case(case, Bench(system, host, wrap))
+        yield run_case(case, Bench(system, host))
 
 
 def run_case(case: Case, bench: Bench) -> CaseResult:
@@ -70,9 +68,7 @@ def run_case(case: Case, bench: Bench) -> CaseResult:
     except Exception as error:  # the case cannot read the kernel's answer
         got = f"{type(error).__name__}: {error}"
     seconds = time.monotonic() - began
-    if skipped:
-        return CaseResult(case, Verdict.SKIPPED, expected, got, skipped, seconds)
-    verdict, why = judge(case, expected, got)
+    verdict, why = (Verdict.SKIPPED, skipped) if skipped else judge(case, expected, got)
     return CaseResult(case, verdict, expected, got, why, seconds)
 
 

@@ -7,7 +7,7 @@ a bool: it accepted and refused wrong sets.  So the cases try every bit on its o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import combinations
 
@@ -125,13 +125,9 @@ def without_128(bench: Bench) -> str:
 def without_one_between(bench: Bench) -> str:
     """Remove one length below the longest from each set"""
     bench.need_lengths(2)
-    return _try_all(bench, _gaps(bench.host.vls))
-
-
-def _gaps(host: VlSet) -> Iterator[int]:
-    for vls in legal_sets(host):
-        for length in sorted(vls - {max(vls)}):
-            yield bitmap(vls - {length})
+    legal = legal_sets(bench.host.vls)
+    gaps = ((vls, length) for vls in legal for length in sorted(vls - {max(vls)}))
+    return _try_all(bench, (bitmap(vls - {length}) for vls, length in gaps))
 
 
 @case(doc.INVALID_SET, "EINVAL")

@@ -38,23 +38,16 @@ class Row(Record):
     name: str
     done: str
     do: Callable[[Vcpu], str]
-    cells: tuple[Cell | None, Cell | None, Cell | None, Cell | None]
+    cells: tuple[Cell | None, ...]
 
 
-def _get(registers: Mapping[str, int]) -> Callable[[Vcpu], str]:
-    def get(vcpu: Vcpu) -> str:
-        return each({name: partial(vcpu.get_one_reg, reg) for name, reg in registers.items()})
-
-    return get
+def _get(registers: Mapping[str, int], vcpu: Vcpu) -> str:
+    return each({name: partial(vcpu.get_one_reg, reg) for name, reg in registers.items()})
 
 
-def _set(registers: Mapping[str, int]) -> Callable[[Vcpu], str]:
+def _set(registers: Mapping[str, int], vcpu: Vcpu) -> str:
     """Write the current value, or zero if it cannot be read."""
-
-    def put(vcpu: Vcpu) -> str:
-        return each({name: _setter(vcpu, reg) for name, reg in registers.items()})
-
-    return put
+    return each({name: _setter(vcpu, reg) for name, reg in registers.items()})
 
 
 def _setter(vcpu: Vcpu, reg: int) -> Callable[[], None]:
@@ -92,6 +85,15 @@ _OK_V = ("ok", doc.V_ACCEPTED)
 _ABSENT = ("EINVAL", doc.FINALIZE_ABSENT)
 _FINAL = ("ok", doc.RUNS)
 
+
+def _access(name: str, words: str, registers: Mapping[str, int], *cells: Cell) -> tuple[Row, Row]:
+    """Return the rows for reading registers, and for writing their own values."""
+    return (
+        Row(f"get-{name}", f"read {words}", partial(_get, registers), (_NO_INIT, *cells)),
+        Row(f"set-{name}", f"write {words}", partial(_set, registers), (_NO_INIT, *cells)),
+    )
+
+
 ROWS = (
     Row("run", "KVM_RUN", _run,
         (("ENOEXEC", doc.RUN_NEEDS_INIT), ("ok", doc.RUNS),
@@ -102,34 +104,21 @@ ROWS = (
     Row("list-of-none", "KVM_GET_REG_LIST with n=0", _count,
         (_NO_INIT, ("E2BIG", doc.LIST_TOO_BIG), ("EPERM", doc.LIST_NEEDS_FINALIZE),
          ("E2BIG", doc.LIST_TOO_BIG))),
-    Row("get-core", "read X0, X30, SP, PC, PSTATE, FPSR, FPCR", _get(ids.CORE),
-        (_NO_INIT, _CORE, _CORE, _CORE)),
-    Row("set-core", "write the same", _set(ids.CORE), (_NO_INIT, _CORE, _CORE, _CORE)),
-    Row("get-sysregs", "read MPIDR_EL1, ID_AA64PFR0_EL1, ID_AA64ZFR0_EL1", _get(ids.SYSREGS),
-        (_NO_INIT, _SYSREG, _SYSREG, _SYSREG)),
-    Row("set-sysregs", "write their own values", _set(ids.SYSREGS),
-        (_NO_INIT, _SYSREG, _SYSREG, _SYSREG)),
-    Row("get-zcr", "read ZCR_EL1", _get({"ZCR_EL1": ids.ZCR_EL1}),
-        (_NO_INIT, _NO_SVE, _SYSREG, _SYSREG)),
-    Row("set-zcr", "write ZCR_EL1", _set({"ZCR_EL1": ids.ZCR_EL1}),
-        (_NO_INIT, _NO_SVE, _SYSREG, _SYSREG)),
-    Row("get-vls", "read KVM_REG_ARM64_SVE_VLS", _get(ids.VLS),
+    *_access("core", "X0, X30, SP, PC, PSTATE, FPSR, FPCR", ids.CORE, _CORE, _CORE, _CORE),
+    *_access("sysregs", "MPIDR_EL1, ID_AA64PFR0_EL1, ID_AA64ZFR0_EL1", ids.SYSREGS,
+             _SYSREG, _SYSREG, _SYSREG),
+    *_access("zcr", "ZCR_EL1", {"ZCR_EL1": ids.ZCR_EL1}, _NO_SVE, _SYSREG, _SYSREG),
+    Row("get-vls", "read KVM_REG_ARM64_SVE_VLS", partial(_get, ids.VLS),
         (_NO_INIT, _NO_SVE, ("ok", doc.VLS_READABLE), ("ok", doc.VLS_READABLE))),
-    Row("set-vls", "write KVM_REG_ARM64_SVE_VLS with its own value", _set(ids.VLS),
+    Row("set-vls", "write KVM_REG_ARM64_SVE_VLS with its own value", partial(_set, ids.VLS),
         (_NO_INIT, _NO_SVE, ("ok", doc.VLS_WRITABLE), ("EPERM", doc.VLS_IMMUTABLE))),
     Row("set-wrong-vls", "write an empty set",
         lambda vcpu: outcome(lambda: vcpu.set_one_reg(regs.SVE_VLS, 0)),
         (_NO_INIT, _NO_SVE, ("EINVAL", doc.INVALID_SET), ("EPERM", doc.VLS_IMMUTABLE))),
-    Row("get-sve", "read slice 0 of Z0-Z31, P0-P15 and FFR", _get(ids.Z_P_FFR),
-        (_NO_INIT, _NO_SVE, _EARLY, _FINAL)),
-    Row("set-sve", "write slice 0 of Z0-Z31, P0-P15 and FFR", _set(ids.Z_P_FFR),
-        (_NO_INIT, _NO_SVE, _EARLY, _FINAL)),
-    Row("get-surplus", "read slices 1 to 31 of Z0-Z31, P0-P15 and FFR", _get(ids.SURPLUS),
-        (_NO_INIT, _NO_SVE, _SLICE, _SLICE)),
-    Row("set-surplus", "write slices 1 to 31 of Z0-Z31, P0-P15 and FFR", _set(ids.SURPLUS),
-        (_NO_INIT, _NO_SVE, _SLICE, _SLICE)),
-    Row("get-v", "read V0 to V31", _get(ids.V), (_NO_INIT, _OK_V, _NO_V, _NO_V)),
-    Row("set-v", "write V0 to V31", _set(ids.V), (_NO_INIT, _OK_V, _NO_V, _NO_V)),
+    *_access("sve", "slice 0 of Z0-Z31, P0-P15 and FFR", ids.Z_P_FFR, _NO_SVE, _EARLY, _FINAL),
+    *_access("surplus", "slices 1 to 31 of Z0-Z31, P0-P15 and FFR", ids.SURPLUS,
+             _NO_SVE, _SLICE, _SLICE),
+    *_access("v", "V0 to V31", ids.V, _OK_V, _NO_V, _NO_V),
     Row("get-mp-state", "KVM_GET_MP_STATE", lambda vcpu: outcome(vcpu.get_mp_state),
         (None, _FINAL, _FINAL, _FINAL)),
     Row("get-events", "KVM_GET_VCPU_EVENTS", lambda vcpu: outcome(vcpu.get_vcpu_events),

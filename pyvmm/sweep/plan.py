@@ -148,8 +148,11 @@ def sets_of(
                 f"`sets`=all: {host_name(where)} has no SVE",
                 hint="`sets`=none runs the guest without",
             )
-        if asked:
-            _check(asked, host, where)
+        if asked and (reason := vl.why_not(asked, host)):
+            raise HostError(
+                f"`sets`={vl.show(asked)}: {reason} ({host_name(where)})",
+                hint=vl.advice(asked, host, "`sets`"),
+            )
         sets += vl.legal_sets(host) if asked is None else [asked]
     return list(dict.fromkeys(sets))
 
@@ -175,11 +178,3 @@ def plan(
         for number, (where, vcpus, vls) in enumerate(chosen, start=1)
     ]
     return [run.replace(command=command(run)) for run in runs]
-
-
-def _check(asked: vl.VlSet, host: vl.VlSet, where: HostSettings) -> None:
-    if reason := vl.why_not(asked, host):
-        raise HostError(
-            f"`sets`={vl.show(asked)}: {reason} ({host_name(where)})",
-            hint=vl.advice(asked, host, "`sets`"),
-        )

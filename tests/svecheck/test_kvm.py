@@ -10,8 +10,10 @@ import pytest
 from pyvmm.errors import GuestError
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.system import System
+from pyvmm.kvm.vcpu import Vcpu
+from pyvmm.kvm.vm import Vm
 from pyvmm.svecheck import ids
-from pyvmm.svecheck.bench import Bench, SveHost, Wrap
+from pyvmm.svecheck.bench import Bench, SveHost
 from pyvmm.svecheck.case import Case, CaseResult, Verdict
 from pyvmm.svecheck.runner import CASES, judge, probe, run_case
 from tests.svecheck.liars import LIES, AcceptsSurplusSlices, Liar
@@ -63,7 +65,11 @@ def test_case_detects_a_lying_vcpu(
 
 
 def lied_to(lie: type[Liar], case: Case, system: System, host: SveHost) -> CaseResult:
-    return run_case(case, Bench(system, host, cast("Wrap", lie)))
+    class LyingBench(Bench):
+        def created(self, vm: Vm | None = None, number: int = 0) -> Vcpu:
+            return cast("Vcpu", lie(super().created(vm, number)))
+
+    return run_case(case, LyingBench(system, host))
 
 
 def test_case_accepts_surplus_slices_as_in_the_series(system: System, host: SveHost) -> None:

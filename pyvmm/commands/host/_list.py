@@ -96,8 +96,11 @@ def _choose(product: Product, suite: str, has: list[str], seen: Look | None) -> 
     if not has:
         return []
     named = [version for version in expected if any(matches(version, v) for v in has)]
-    other = [_series(v) for v in has if not any(matches(version, v) for version in named)]
-    return [*dict.fromkeys([*named, *other]), suite]
+    other = [
+        ".".join(v.split(".")[:2]) for v in has if not any(matches(version, v) for version in named)
+    ]
+    series = [".".join(version.split(".")[:2]) for version in other]
+    return [*dict.fromkeys([*named, *series]), suite]
 
 
 def _cells(row: dict[str, Any]) -> Iterator[tuple[str, ...]]:
@@ -129,10 +132,6 @@ def _age(looked_at: str | None) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {name} ago"
     return "just now"
-
-
-def _series(version: str) -> str:
-    return ".".join(version.split(".")[:2])
 
 
 def _uses() -> dict[str, list[str]]:

@@ -16,7 +16,6 @@ from pyvmm.commands._fields import spell
 from pyvmm.commands._hostopts import host_options
 from pyvmm.commands._options import FILE, added, file_option, json_option
 from pyvmm.commands.repro import _report
-from pyvmm.commands.repro._table import MatrixTable
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import KERNEL_SUITES, QEMU_SUITES, HostSettings
 from pyvmm.repro import cases, replay
@@ -86,7 +85,9 @@ def _command(reproduction: Reproduction) -> click.Command:
     """Make the command of one reproduction."""
 
     def run(where: HostSettings, **options: Any) -> int:
-        return _Run(reproduction, where, options).run()
+        texts = {option.key: options[option.key] for option in reproduction.options}
+        job = Job.of(reproduction, texts, where, options["seed"])
+        return _run_matrix(job, options) if options["matrix"] else _run_once(job, options)
 
     options = added(*map(_option, reproduction.options), *_GENERAL)
     command: Any = options(host_options(run))
@@ -118,66 +119,44 @@ def _option(option: Option) -> Any:
     )  # fmt: skip
 
 
-class _Run:
-    """One call of a reproduction's command."""
+def _run_once(job: Job, options: dict[str, Any]) -> int:
+    """Run the reproduction, print and write its result; return the exit code."""
+    result = perform(job, Progress())
+    show(result, as_json=options["as_json"])
+    _write_report(options["report"], _report.markdown(result), result.document())
+    if options["save"] is not None:
+        replay.pack(result).write(options["save"])
+    return result.finding.code
 
-    def __init__(
-        self,
-        reproduction: Reproduction,
-        where: HostSettings,
-        options: dict[str, Any],
-    ) -> None:
-        texts = {option.key: options[option.key] for option in reproduction.options}
-        self._job = Job(
-            reproduction=reproduction,
-            settings=reproduction.read(texts),
-            where=where,
-            texts=texts,
-            seed=options["seed"],
-        )
-        self._options = options
 
-    def run(self) -> int:
-        """Run the reproduction, print and write its result; return the exit code."""
-        if self._options["matrix"]:
-            return self._matrix()
-        result = perform(self._job, Progress())
-        show(result, as_json=self._options["as_json"])
-        self._report(_report.markdown(result), result.document())
-        if (path := self._options["save"]) is not None:
-            replay.pack(result).write(path)
-        return result.finding.code
-
-    def _matrix(self) -> int:
-        """Run every host; after a Ctrl-C too, report the finished ones."""
-        where = self._job.where
-        matrix = Matrix(
-            self._job,
-            [where.qemu] if _is_given("host_qemu") else list(QEMU_SUITES),
-            [where.kernel] if _is_given("host_kernel") else list(KERNEL_SUITES),
-        )
-        table = MatrixTable(matrix.cells, sys.stderr if self._options["as_json"] else sys.stdout)
-        try:
-            with table.showing():
-                matrix.run(table.begun, table.finished)
-        finally:
-            if self._options["as_json"]:
-                click.echo(json.dumps(matrix.document(), indent=2))
-            self._report_matrix(matrix)
-        return matrix.exit_code()
-
-    def _report_matrix(self, matrix: Matrix) -> None:
-        path = self._options["report"]
+def _run_matrix(job: Job, options: dict[str, Any]) -> int:
+    """Run the matrix on every host; after a Ctrl-C too, report the finished runs."""
+    qemus = [job.where.qemu] if _is_given("host_qemu") else list(QEMU_SUITES)
+    kernels = [job.where.kernel] if _is_given("host_kernel") else list(KERNEL_SUITES)
+    matrix = Matrix(job, qemus, kernels)
+    as_json, path = options["as_json"], options["report"]
+    table = _report.MatrixTable(matrix.cells, sys.stderr if as_json else sys.stdout)
+    try:
+        with table.showing():
+            matrix.run(table.begun, table.finished)
+    finally:
+        if as_json:
+            click.echo(json.dumps(matrix.document(), indent=2))
         picture = matrix.picture()
         name = path.with_suffix(".svg").name if path is not None and picture else None
-        self._report(matrix.markdown(name), matrix.document())
-        if path is not None and picture:
-            write_whole(path.with_suffix(".svg"), picture.encode())
+        _write_report(path, matrix.markdown(name), matrix.document(), picture)
+    return matrix.exit_code()
 
-    def _report(self, text: str, document: dict[str, Any]) -> None:
-        if (path := self._options["report"]) is not None:
-            write_whole(path, text.encode())
-            write_whole(path.with_suffix(".json"), _json(document).encode())
+
+def _write_report(
+    path: Path | None, text: str, document: dict[str, Any], picture: str | None = None
+) -> None:
+    if path is None:
+        return
+    write_whole(path, text.encode())
+    write_whole(path.with_suffix(".json"), _json(document).encode())
+    if picture:
+        write_whole(path.with_suffix(".svg"), picture.encode())
 
 
 def _is_given(parameter: str) -> bool:

@@ -7,16 +7,12 @@ import click
 from pyvmm.cli import LazyGroup, Verb
 
 COMMANDS = {
-    "show": Verb("pyvmm.commands.snapshot.show", "Show the contents of a snapshot."),
-    "diff": Verb("pyvmm.commands.snapshot.diff", "Show the differences between two snapshots."),
-    "check": Verb("pyvmm.commands.snapshot.check", "Show whether a host can restore a snapshot."),
-    "flatten": Verb("pyvmm.commands.snapshot.move", "Write an incremental snapshot as one file."),
-    "export": Verb("pyvmm.commands.snapshot.move", "Pack a snapshot with zstd."),
-    "import": Verb(
-        "pyvmm.commands.snapshot.move",
-        "Unpack a snapshot that was exported.",
-        "import_snapshot",
-    ),
+    "show": Verb("snapshot.show", "Show the contents of a snapshot."),
+    "diff": Verb("snapshot.diff", "Show the differences between two snapshots."),
+    "check": Verb("snapshot.check", "Show whether a host can restore a snapshot."),
+    "flatten": Verb("snapshot.move", "Write an incremental snapshot as one file."),
+    "export": Verb("snapshot.move", "Pack a snapshot with zstd."),
+    "import": Verb("snapshot.move", "Unpack a snapshot that was exported.", "import_snapshot"),
 }
 
 

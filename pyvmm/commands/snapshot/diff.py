@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from pyvmm.commands._options import json_option
-from pyvmm.commands._output import printable, show
+from pyvmm.commands._output import counted, printable, show
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.snapshot.compare import Change, Comparison, MemoryChange, compare, page_count
 from pyvmm.snapshot.format import PAGE
@@ -96,16 +96,12 @@ def _change(change: Change) -> Iterator[str]:
 def _memory(memory: tuple[MemoryChange, ...]) -> Iterator[str]:
     if not memory:
         return
-    ranges = "1 range" if len(memory) == 1 else f"{len(memory)} ranges"
-    yield f"memory: {_pages(page_count(memory))} in {ranges}"
+    yield f"memory: {counted(page_count(memory), 'page')} in {counted(len(memory), 'range')}"
     for change in memory[:RANGES]:
-        yield f"  {change.start:#x}-{change.end:#x}  {_pages((change.end - change.start) // PAGE)}"
+        pages = (change.end - change.start) // PAGE
+        yield f"  {change.start:#x}-{change.end:#x}  {counted(pages, 'page')}"
     if len(memory) > RANGES:
         yield f"  and {len(memory) - RANGES} more"
-
-
-def _pages(count: int) -> str:
-    return "1 page" if count == 1 else f"{count} pages"
 
 
 def _expected(found: Comparison) -> Iterator[str]:

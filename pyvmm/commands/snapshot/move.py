@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import click
 
@@ -74,19 +72,10 @@ def import_snapshot(file: Path, out: Path) -> None:
 
     All of it is checked before OUT exists. FILE may be - for standard input.
     """
-    with _source(file) as source:
-        identity = unpack(source, "standard input" if file == STREAM else str(file), out)
-    say(f"{out}: snapshot {identity[:12]}, checked")
-
-
-@contextlib.contextmanager
-def _source(file: Path) -> Iterator[BinaryIO]:
-    if file == STREAM:
-        yield sys.stdin.buffer
-        return
     try:
-        opened = file.open("rb")
+        source: Any = click.open_file(str(file), "rb")  # - is standard input
     except OSError as error:
         raise UsageError(f"{file}: cannot be read: {error.strerror}") from error
-    with opened:
-        yield opened
+    with source:
+        identity = unpack(source, "standard input" if file == STREAM else str(file), out)
+    say(f"{out}: snapshot {identity[:12]}, checked")

@@ -6,18 +6,17 @@ import json
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
 from pyvmm.arm64 import vl
 from pyvmm.base.units import parse_number, parse_size, show_size
 from pyvmm.commands._options import json_option
-from pyvmm.commands._output import printable
+from pyvmm.commands._output import counted, printable
 from pyvmm.commands.registers.show import PARTS, show_matching, show_registers
 from pyvmm.errors import UsageError
 from pyvmm.machine.registerdump import VcpuRegisters
-from pyvmm.memory.ranges import Range
 from pyvmm.snapshot.format import PAGE, VERSION
 from pyvmm.snapshot.gic import CPU
 from pyvmm.snapshot.snapshot import GICV2, GicPart, Snapshot
@@ -28,20 +27,13 @@ MOST_MEMORY = 64 << 20  # bytes shown at once
 WIDE = 60  # columns of a device's value
 
 
-class Where(NamedTuple):
-    """A piece of guest memory."""
-
-    gpa: int
-    length: int
-
-
-def _where(text: str) -> Where:
+def _where(text: str) -> tuple[int, int]:
     """Read ADDR,LEN: an address of guest memory, and a number of bytes."""
     address, comma, length = text.partition(",")
     if not comma:
         raise UsageError(f"--memory {text}: not ADDR,LEN", hint="write 0x80000000,64 or 4K")
-    where = Where(parse_number(address, "an address"), _length(length))
-    if not 0 < where.length <= MOST_MEMORY:
+    where = (parse_number(address, "an address"), _length(length))
+    if not 0 < where[1] <= MOST_MEMORY:
         raise UsageError(f"--memory {text}: 1 byte to {show_size(MOST_MEMORY)} can be shown")
     return where
 
@@ -70,7 +62,7 @@ def _length(text: str) -> int:
 @json_option
 def show(
     file: Path, vcpu: int | None, part: str, regs: str | None, whole: bool,
-    memory: Where | None, as_json: bool,
+    memory: tuple[int, int] | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Show the contents of a snapshot.
 
@@ -80,12 +72,12 @@ def show(
     """
     with Snapshot(file) as snapshot:
         if memory is not None:
-            data = snapshot.read(*memory)
+            gpa, data = memory[0], snapshot.read(*memory)
             if as_json:
-                click.echo(json.dumps({"schema": SCHEMA, "address": f"{memory.gpa:#x}",
-                                       "bytes": data.hex()}))  # fmt: skip
+                found = {"schema": SCHEMA, "address": f"{gpa:#x}", "bytes": data.hex()}
+                click.echo(json.dumps(found))
             else:
-                _print(hex_lines(memory.gpa, data))
+                _print(hex_lines(gpa, data))
             return
         chosen = _chosen(snapshot, vcpu, whole, regs)
         if as_json:
@@ -210,12 +202,8 @@ def _map(snapshot: Snapshot) -> Iterator[str]:
         held = sum(min(high, area.end) - max(low, area.base) for low, high in mine)
         yield (
             f"  {area.base:#012x}-{area.end:#012x}  {area.name:7} {show_size(area.size)}, "
-            f"of which {held // PAGE} pages are not zero, in {_ranges(mine)}"
+            f"of which {held // PAGE} pages are not zero, in {counted(len(mine), 'range')}"
         )
-
-
-def _ranges(ranges: list[Range]) -> str:
-    return "1 range" if len(ranges) == 1 else f"{len(ranges)} ranges"
 
 
 def _device(name: str, state: Any) -> Iterator[str]:

@@ -7,16 +7,10 @@ import click
 from pyvmm.cli import LazyGroup, Verb
 
 COMMANDS = {
-    "list": Verb(
-        "pyvmm.commands.sve.list",
-        "Show the vector lengths of a host's guests.",
-        "list_lengths",
-    ),
-    "explain": Verb("pyvmm.commands.sve.explain", "Show whether a set works, or why it does not."),
-    "common": Verb("pyvmm.commands.sve.common", "Show the sets that several hosts have in common."),
-    "check": Verb(
-        "pyvmm.commands.sve.check", "Check this kernel's KVM against its documentation.", "check"
-    ),
+    "list": Verb("sve.list", "Show the vector lengths of a host's guests.", "list_lengths"),
+    "explain": Verb("sve.explain", "Show whether a set works, or why it does not."),
+    "common": Verb("sve.common", "Show the sets that several hosts have in common."),
+    "check": Verb("sve.check", "Check this kernel's KVM against its documentation."),
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.commands.repro._table import MatrixTable
+from pyvmm.commands.repro._report import MatrixTable
 from pyvmm.errors import HostError
 from pyvmm.host import saved
 from pyvmm.host.instance import Instance

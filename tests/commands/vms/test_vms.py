@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pyvmm.commands.vms import _running
-from pyvmm.commands.vms._devices import show_devices
 from pyvmm.commands.vms._running import Place, Vm, ask_all, chosen
+from pyvmm.commands.vms.debug import show_devices
 from pyvmm.commands.vms.list import lines as list_lines
 from pyvmm.commands.vms.stat import _look
 from pyvmm.commands.vms.stat import lines as stat_lines
