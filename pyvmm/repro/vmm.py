@@ -99,10 +99,10 @@ class Console:
             self._changed.notify_all()
 
     def line(self) -> str:
-        """Return the next line.  Raises: TimeoutError."""
+        """Return the next line.  Raises: VmmError."""
         with self._changed:
             if not self._changed.wait_for(lambda: b"\n" in self._text, ANSWER_S):
-                raise TimeoutError
+                raise VmmError(f"the guest printed nothing for {ANSWER_S:g} s")
             line, _, self._text = self._text.partition(b"\n")
         return line.decode(errors="replace").strip()
 
@@ -136,9 +136,6 @@ def _serve(connection: socket.socket, config: Config) -> None:
 
 
 def _answer(vm: Machine, console: Console, send: Callable[[bytes], None]) -> None:
-    try:
-        said = console.line()
-    except TimeoutError:
-        raise ChildEnded(f"the guest printed nothing for {ANSWER_S:g} s") from None
+    said = console.line()
     exits = sum(vm.counts.exits()[0].values())
     send(json.dumps({"said": said, "exits": exits}).encode() + b"\n")

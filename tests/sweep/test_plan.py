@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -32,8 +33,8 @@ HOSTS = st.frozensets(st.sampled_from(sorted(vl.LENGTHS)), max_size=16).map(
 )
 
 
-def run(**fields: object) -> Run:
-    return Run(**{"number": 1, "guest": GUEST, "vls": POWERS, "where": HERE, **fields})  # type: ignore[arg-type]
+def run(**fields: Any) -> Run:
+    return Run(**{"number": 1, "guest": GUEST, "vls": POWERS, "where": HERE, **fields})
 
 
 @given(HOSTS)

@@ -20,14 +20,7 @@ from pyvmm.errors import EXIT_HOST, EXIT_OK
 from pyvmm.host import forward
 from pyvmm.host.instance import Instance
 from pyvmm.host.progress import Progress
-from pyvmm.host.running import (
-    Running,
-    all_running,
-    end_orphans,
-    running_at,
-    sessions,
-    stop,
-)
+from pyvmm.host.running import Running, all_running, end_orphans, running_at, sessions, stop
 from pyvmm.host.saved import everyone, remove
 from pyvmm.host.settings import LINUX, QEMU, HostSettings
 

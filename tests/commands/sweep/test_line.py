@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pyvmm.arm64 import vl
 from pyvmm.commands.sweep._line import command
 from pyvmm.host.settings import HostSettings
@@ -11,9 +13,9 @@ ELSEWHERE = HostSettings(cpu="max,sve384=off")
 POWERS = frozenset({128, 256, 512})
 
 
-def run(guest: Guest, **fields: object) -> Run:
+def run(guest: Guest, **fields: Any) -> Run:
     """Return a run with the command that the sweep gives it."""
-    planned = Run(**{"number": 1, "guest": guest, "where": HostSettings(), **fields})  # type: ignore[arg-type]
+    planned = Run(**{"number": 1, "guest": guest, "where": HostSettings(), **fields})
     return planned.replace(command=command(planned))
 
 
