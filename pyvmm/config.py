@@ -19,6 +19,7 @@ RAM_ALIGN = 2 * MIB  # the arm64 boot protocol's.  Source: Documentation/arch/ar
 CONSOLES = ("serial", "virtio", "hv")
 TRANSPORTS = ("mmio", "mmio-legacy")
 IRQCHIPS = ("gicv3", "gicv3-its", "gicv2")
+CHOICES = {"console": CONSOLES, "virtio_transport": TRANSPORTS, "irqchip": IRQCHIPS}
 TERMINALS = frozenset(range(UART_COUNT))
 NAME = frozenset("_.+:@-")  # and letters and digits: safe in file names and shells
 UINT64 = (1 << 64) - 1
@@ -290,14 +291,10 @@ class Config(Record, kw_only=True):
         self._check_choices()
 
     def _check_choices(self) -> None:
-        if self.console not in CONSOLES:
-            raise UsageError(f"`console`={self.console}: not one of {', '.join(CONSOLES)}")
-        if self.virtio_transport not in TRANSPORTS:
-            raise UsageError(
-                f"`virtio_transport`={self.virtio_transport}: not one of {', '.join(TRANSPORTS)}"
-            )
-        if self.irqchip is not None and self.irqchip not in IRQCHIPS:
-            raise UsageError(f"`irqchip`={self.irqchip}: not one of {', '.join(IRQCHIPS)}")
+        for field, choices in CHOICES.items():
+            chosen = getattr(self, field)
+            if chosen is not None and chosen not in choices:
+                raise UsageError(f"`{field}`={chosen}: not one of {', '.join(choices)}")
         if self.kaslr_seed is not None and not 0 <= self.kaslr_seed <= UINT64:
             raise UsageError(f"`kaslr_seed`={self.kaslr_seed:#x}: needs a number of 64 bits")
         if self.timer_hz is not None and not 0 < self.timer_hz < 1 << 32:
