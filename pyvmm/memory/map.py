@@ -49,10 +49,6 @@ class PluggableMemory(Closing):
         """Return how many of the ``count`` blocks from ``first`` on are plugged."""
         return self._plugged.count(1, first, first + count)
 
-    def is_plugged(self, block: int) -> bool:
-        """Return whether a block is plugged."""
-        return bool(self._plugged[block])
-
     def runs(self) -> Iterator[tuple[int, int]]:
         """Yield each run of plugged blocks: its first block and its length."""
         first = self._plugged.find(1)

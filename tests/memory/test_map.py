@@ -84,8 +84,8 @@ def test_runs_cover_the_plugged_blocks(pluggable: PluggableMemory) -> None:
     assert list(pluggable.runs()) == [(0, 1), (3, 2), (7, 1)]
     assert pluggable.plugged_size == 4 * BLOCK
     assert pluggable.plugged_among(2, 3) == 2
-    assert pluggable.is_plugged(7)
-    assert not pluggable.is_plugged(6)
+    assert pluggable.plugged_among(7, 1) == 1
+    assert pluggable.plugged_among(6, 1) == 0
 
 
 @pytest.mark.parametrize(
