@@ -29,7 +29,6 @@ FALLOC_FL_PUNCH_HOLE = 0x02
 FALLOC_FL_ZERO_RANGE = 0x10
 
 # Source: linux/fs.h: _IO(0x12, n), the same number everywhere but on mips, powerpc and sparc
-BLKDISCARD = 0x1277
 BLKZEROOUT = 0x127F
 BLKSSZGET = 0x1268  # an int: the logical block size
 BLKPBSZGET = 0x127B  # an unsigned int: the physical one

@@ -71,6 +71,20 @@ def section(state: object, name: str, where: str) -> Mapping[str, Any]:
     return found
 
 
+def checked_runs(state: object, name: str, where: str) -> list[tuple[int, int]]:
+    """Return the runs in a device's state, each a first number and a count.
+
+    Raises: StateError.
+    """
+    runs = state.get(name) if isinstance(state, Mapping) else None
+    if not isinstance(runs, list):
+        raise StateError(f"{where} has no {name}")
+    for run in runs:
+        if not (isinstance(run, list) and [type(number) for number in run] == [int, int]):
+            raise StateError(f"{where}.{name} has {str(run)[:40]}, not a run")
+    return [(first, count) for first, count in runs]
+
+
 def _checked(field: StateField, now: Any, state: object, where: str) -> object:
     """Return the state's value of an attribute, if it is valid."""
     if not isinstance(state, Mapping) or field.name not in state:

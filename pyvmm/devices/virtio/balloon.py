@@ -14,14 +14,13 @@ import contextlib
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pyvmm.base.records import Record
-from pyvmm.devices.state import StateError, StateField
+from pyvmm.devices.state import StateError, StateField, checked_runs
 from pyvmm.devices.virtio.balloonpages import AREA_PAGES, PAGE, BalloonPages
 from pyvmm.devices.virtio.device import (
-    STATUS_DRIVER_OK,
     ConfigField,
     Feature,
     QueueSpec,
@@ -150,11 +149,6 @@ class VirtioBalloon(VirtioDevice):
                 self.num_pages = pages
                 self.config_changed()
 
-    @property
-    def has_driver(self) -> bool:
-        """Whether the guest has a working driver."""
-        return self.live and bool(self.status & STATUS_DRIVER_OK)
-
     def refresh_statistics(self, timeout_s: float) -> Statistics | None:
         """Ask the guest for statistics, wait up to the timeout, and return the last ones.
 
@@ -212,7 +206,11 @@ class VirtioBalloon(VirtioDevice):
 
     def restore_own(self, state: object, where: str) -> None:
         """Put the saved pages into the balloon."""
-        self.pages.restore(_checked_runs(state, where))
+        runs = checked_runs(state, "pages", where)
+        for first, count in runs:
+            if not (0 <= first <= UINT32 and 0 < count <= AREA_PAGES - first % AREA_PAGES):
+                raise StateError(f"{where}.pages has an invalid run: {count} from {first:#x} on")
+        self.pages.restore(runs)
 
     # For the driver
 
@@ -273,8 +271,8 @@ class VirtioBalloon(VirtioDevice):
             with self.guard:
                 size = chain.readable_size
                 if chain.writable or size % PFN.size or size > PFN_MOST:
-                    what = f"no array of pages, of at most {PFN_MOST} bytes"
-                    raise QueueError(f"{queue.name} chain {chain.head}: {what}")
+                    what = f"is not an array of page numbers of at most {PFN_MOST} bytes"
+                    raise QueueError(f"{queue.name} chain {chain.head} {what}")
             for data in _in_blocks(chain):
                 with self.guard:
                     if not queue.owns(chain):  # after a reset or a stop
@@ -291,7 +289,7 @@ class VirtioBalloon(VirtioDevice):
         with self.guard:
             if chain.writable:
                 chain.release()
-                raise QueueError(f"statsq chain {chain.head}: a buffer to write to")
+                raise QueueError(f"statsq chain {chain.head} has a writable buffer")
             if not self.statsq.owns(chain):
                 chain.release()
                 return
@@ -318,7 +316,7 @@ class VirtioBalloon(VirtioDevice):
 
     def _take_command(self, chain: Chain) -> None:
         if chain.writable or chain.readable_size != PFN.size:
-            raise QueueError(f"free_page_vq chain {chain.head}: no command id")
+            raise QueueError(f"free_page_vq chain {chain.head} is not a command id")
         (command,) = PFN.unpack(chain.read())
         if self.is_hinting and command == self.free_page_hint_cmd_id:
             self._hints_count = True
@@ -336,7 +334,7 @@ class VirtioBalloon(VirtioDevice):
         with self.guard:
             if self.reporting_vq.owns(chain):
                 if chain.readable:
-                    raise QueueError(f"reporting_vq chain {chain.head}: something to read")
+                    raise QueueError(f"reporting_vq chain {chain.head} has a readable buffer")
                 self.counts["reported_bytes"] += self._discard(chain)
         self.push(self.reporting_vq, chain, 0)
 
@@ -357,23 +355,6 @@ class VirtioBalloon(VirtioDevice):
         self.statsq.push(chain, 0)
         self.signal(self.statsq)
         return True
-
-
-def _checked_runs(state: object, where: str) -> list[tuple[int, int]]:
-    """Return a snapshot's runs of pages, each within an area.
-
-    Raises: StateError.
-    """
-    runs = state.get("pages") if isinstance(state, Mapping) else None
-    if not isinstance(runs, list):
-        raise StateError(f"{where} has no pages")
-    for run in runs:
-        if not (isinstance(run, list) and [type(number) for number in run] == [int, int]):
-            raise StateError(f"{where}.pages has {str(run)[:40]}, not a run of pages")
-        first, count = run
-        if not (0 <= first <= UINT32 and 0 < count <= AREA_PAGES - first % AREA_PAGES):
-            raise StateError(f"{where}.pages has an invalid run: {count} from {first:#x} on")
-    return [(first, count) for first, count in runs]
 
 
 def _in_blocks(chain: Chain) -> Iterator[bytes]:

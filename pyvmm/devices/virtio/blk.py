@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pyvmm.devices.diskfile import SECTOR, DiskFile
 from pyvmm.devices.virtio.device import ConfigField, Feature, QueueSpec
-from pyvmm.devices.virtio.queue import Chain, QueueError
+from pyvmm.devices.virtio.queue import Chain, QueueError, scatter
 from pyvmm.devices.virtio.served import Job, ServedDevice
 from pyvmm.memory.ram import Memory
 
@@ -170,13 +170,7 @@ class VirtioBlk(ServedDevice):
     def _get_id(self, request: Request) -> Done:
         if request.room_size < ID_BYTES:
             raise Failed(S_IOERR, "no room for the id")
-        serial = self.serial.ljust(ID_BYTES, b"\0")
-        done = 0
-        for view in request.room:
-            part = serial[done : done + len(view)]
-            view[: len(part)] = part
-            done += len(part)
-        return done, {}
+        return scatter(self.serial.ljust(ID_BYTES, b"\0"), request.room), {}
 
     def _discard(self, request: Request) -> Done:
         ranges = self._ranges(request, MOST_DISCARD, 0)
@@ -238,7 +232,7 @@ def _take_apart(chain: Chain) -> Request:
     Raises: QueueError, for a chain without a header or room for a status.
     """
     if chain.readable_size < HEADER.size or not chain.writable_size:
-        raise QueueError(f"requestq chain {chain.head}: no header, or no room for a status")
+        raise QueueError(f"requestq chain {chain.head} has no header, or no room for a status")
     first, last = chain.readable[0], chain.writable[-1]
     room_size = chain.writable_size - 1
     # Most drivers use separate buffers for header and status.

@@ -148,7 +148,7 @@ class VirtioConsole(VirtioDevice):
             return None
         chain = self.next_chain(self.receiveq)
         if chain is not None and (chain.readable or not chain.writable):
-            raise QueueError(f"receiveq chain {chain.head}: not a buffer to write to")
+            raise QueueError(f"receiveq chain {chain.head} must have writable buffers only")
         return chain
 
     def _offer_room(self) -> None:
@@ -189,7 +189,7 @@ class VirtioConsole(VirtioDevice):
     def _output_chain(self, chain: Chain) -> None:
         if chain.writable:
             with self.lock:
-                self.fail(f"transmitq chain {chain.head}: a buffer to write to")
+                self.fail(f"transmitq chain {chain.head} has a writable buffer")
         for data in chain.pieces(OUTPUT_BLOCK):
             if not self.transmitq.owns(chain):  # after a reset or a stop
                 break

@@ -23,6 +23,7 @@ Source: OASIS Virtual I/O Device (VIRTIO) 1.2, chapters 2, 3 and 6; linux/virtio
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -163,7 +164,7 @@ class VirtioDevice:
         self.stopped = False
         self.backing = ""  # the host's file, for people
         self.counts = dict.fromkeys(self.counted, 0)
-        self._complaints = self._reports = 0
+        self._complaints, self._reports = itertools.count(1), itertools.count(1)
         self._deferred: deque[Callable[[], None]] = deque()
 
     # For a device
@@ -199,6 +200,11 @@ class VirtioDevice:
         # Legacy drivers may kick before DRIVER_OK.  Source: VIRTIO 1.2, 3.1.2
         return self.legacy or bool(status & STATUS_DRIVER_OK)
 
+    @property
+    def has_driver(self) -> bool:
+        """Whether the guest has a working driver."""
+        return self.live and bool(self.status & STATUS_DRIVER_OK)
+
     def has(self, feature: Feature) -> bool:
         """Whether a feature was negotiated."""
         return bool(self.driver_features >> feature.bit & 1)
@@ -206,20 +212,13 @@ class VirtioDevice:
     def pop(self, queue: Virtqueue) -> Chain | None:
         """Take a queue's next chain, if the device is live; without one, ask for a kick.
 
-        It takes the lock, as `has_work` and `push` do.
+        It takes the lock, as `push` does.
         """
         chain = None
         with self.guard:
             if self.live:
                 chain = self.next_chain(queue)
         return chain
-
-    def has_work(self, queue: Virtqueue) -> bool:
-        """Return whether `pop` would find a chain; read the rings only."""
-        found = False
-        with self.guard:
-            found = self.live and queue.has_chains()
-        return found
 
     def next_chain(self, queue: Virtqueue) -> Chain | None:
         """Take a live queue's next chain; without one, ask for a kick. In ``guard``."""
@@ -250,7 +249,8 @@ class VirtioDevice:
         for queue in self.queues:
             self.signal(queue)  # for requests completed before
             queue.disable()
-        self._complain(what)
+        broken = f"{self.name}: the guest's driver is broken, its device stops: {what}"
+        self._log_few(next(self._complaints), broken)
         if self.status & STATUS_DRIVER_OK:
             self.interrupt(INT_CONFIG)
 
@@ -261,14 +261,8 @@ class VirtioDevice:
                 self.counts[name] += number
 
     def report(self, what: str) -> None:
-        """Log a refusal by the host, at most COMPLAINTS times; from any thread.
-
-        A guest can repeat its request without end.
-        """
-        self._reports += 1
-        if self._reports <= COMPLAINTS:
-            last = "; further lines are left out" if self._reports == COMPLAINTS else ""
-            self.log(f"{self.name} {self.backing}: {what}{last}")
+        """Log a refusal by the host, at most COMPLAINTS times; from any thread."""
+        self._log_few(next(self._reports), f"{self.name} {self.backing}: {what}")
 
     def defer(self, action: Callable[[], None]) -> None:
         """Queue an action for `run_deferred`, which runs without the lock; with the lock."""
@@ -420,7 +414,10 @@ class VirtioDevice:
 
     def _look_into(self, queue: Virtqueue) -> None:
         """Serve the chains put into a queue before it was live; without the lock."""
-        if self.has_work(queue):
+        found = False
+        with self.guard:
+            found = self.live and queue.has_chains()
+        if found:
             self.notify(queue)
 
     def _acceptable(self) -> bool:
@@ -428,12 +425,10 @@ class VirtioDevice:
         must = 0 if self.legacy else 1 << VERSION_1.bit
         return self.driver_features & ~self.offered == 0 and self.driver_features & must == must
 
-    def _complain(self, what: str) -> None:
-        """Log a line, at most COMPLAINTS times: a guest must not fill a disk."""
-        self._complaints += 1
-        if self._complaints <= COMPLAINTS:
-            last = "; further lines are left out" if self._complaints == COMPLAINTS else ""
-            self.log(f"{self.name}: the guest's driver is broken, its device stops: {what}{last}")
+    def _log_few(self, number: int, line: str) -> None:
+        """Log a line with its number, at most COMPLAINTS: a guest must not fill a disk."""
+        if number <= COMPLAINTS:
+            self.log(line + "; further lines are left out" * (number == COMPLAINTS))
 
 
 class Guard:

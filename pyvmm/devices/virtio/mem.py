@@ -6,13 +6,12 @@ Source: OASIS Virtual I/O Device (VIRTIO) 1.2, section 5.15; linux/virtio_mem.h.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import IntEnum
 from typing import Any
 
-from pyvmm.devices.state import StateError, StateField
+from pyvmm.devices.state import StateError, StateField, checked_runs
 from pyvmm.devices.virtio.device import (
-    STATUS_DRIVER_OK,
     ConfigField,
     Feature,
     QueueSpec,
@@ -108,11 +107,6 @@ class VirtioMem(VirtioDevice):
                 self.requested_size = size
                 self.config_changed()
 
-    @property
-    def has_driver(self) -> bool:
-        """Whether the guest has a working driver."""
-        return self.live and bool(self.status & STATUS_DRIVER_OK)
-
     def info(self) -> dict[str, Any]:
         """Return the memory's sizes in bytes, for JSON."""
         with self.lock:
@@ -133,7 +127,13 @@ class VirtioMem(VirtioDevice):
 
         The rest of the restore sets their content, before or after.
         """
-        for first, count in _checked_runs(state, self.blocks.blocks, where):
+        runs = checked_runs(state, "plugged", where)
+        free, blocks = 0, self.blocks.blocks
+        for first, count in runs:  # in order, without overlaps
+            if first < free or count < 1 or first + count > blocks:
+                raise StateError(f"{where}.plugged has {count} blocks from {first} on, of {blocks}")
+            free = first + count
+        for first, count in runs:
             self.map_blocks(first, count, True)
             self.blocks.set_plugged(first, count, True)
         if self.plugged_size != self.blocks.plugged_size:
@@ -234,22 +234,3 @@ class VirtioMem(VirtioDevice):
             return False
         self.counts["plugs" if plug else "unplugs"] += count
         return True
-
-
-def _checked_runs(state: object, blocks: int, where: str) -> list[tuple[int, int]]:
-    """Return a snapshot's runs of blocks, which must be in order and not overlap.
-
-    Raises: StateError.
-    """
-    runs = state.get("plugged") if isinstance(state, Mapping) else None
-    if not isinstance(runs, list):
-        raise StateError(f"{where} has no plugged blocks")
-    free = 0
-    for run in runs:
-        if not (isinstance(run, list) and [type(number) for number in run] == [int, int]):
-            raise StateError(f"{where}.plugged has {str(run)[:40]}, not a run of blocks")
-        first, count = run
-        if first < free or count < 1 or first + count > blocks:
-            raise StateError(f"{where}.plugged has {count} blocks from {first} on, of {blocks}")
-        free = first + count
-    return [(first, count) for first, count in runs]

@@ -47,7 +47,7 @@ class VirtioPmem(ServedDevice):
         """Flush the file, and return the result to the guest."""
         chain = job.chain
         if chain.readable_size != WORD.size or chain.writable_size < WORD.size:
-            raise QueueError(f"req_vq chain {chain.head}: not a request to flush")
+            raise QueueError(f"req_vq chain {chain.head} is not a flush request")
         (request,) = WORD.unpack(chain.read())
         done = request == REQ_FLUSH and self._flush()
         job.counts = {"flushes" if done else "failed": 1}

@@ -121,14 +121,19 @@ class Chain:
 
     def write(self, data: bytes) -> int:
         """Put ``data`` into the writable part, up to its size; return the number of bytes."""
-        done = 0
-        for view in self.writable:
-            part = data[done : done + len(view)]
-            view[: len(part)] = part
-            done += len(part)
-            if done == len(data):
-                break
-        return done
+        return scatter(data, self.writable)
+
+
+def scatter(data: bytes, views: list[memoryview]) -> int:
+    """Put ``data`` into consecutive views, up to their size; return the number of bytes."""
+    done = 0
+    for view in views:
+        part = data[done : done + len(view)]
+        view[: len(part)] = part
+        done += len(part)
+        if done == len(data):
+            break
+    return done
 
 
 class Virtqueue:

@@ -30,6 +30,6 @@ class VirtioRng(VirtioDevice):
             written = chain.write(os.getrandom(min(chain.writable_size, MOST)))
             if not written or chain.readable:
                 with self.lock:
-                    self.fail(f"requestq chain {chain.head}: not a buffer to write to")
+                    self.fail(f"requestq chain {chain.head} must have writable buffers only")
             self.count(requests=1, bytes=written)
             self.push(queue, chain, written)

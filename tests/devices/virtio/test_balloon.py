@@ -406,12 +406,12 @@ def test_no_round_of_hints_begins_without_a_driver_that_hints(rig: Rig) -> None:
     [
         (INFLATEQ, struct.pack("<I", RAM_BASE // PAGE - 1), False, "0x7ffff to 0x7ffff"),
         (INFLATEQ, struct.pack("<I", (1 << 32) - 1), False, "not all RAM"),
-        (INFLATEQ, b"123", False, "no array of pages"),
+        (INFLATEQ, b"123", False, "not an array of page numbers"),
         (INFLATEQ, bytes(PFN_MOST + 4), False, "of at most 65536 bytes"),
-        (DEFLATEQ, b"1", False, "no array of pages"),
-        (STATSQ, bytes(10), True, "a buffer to write to"),
-        (FREE_PAGE_VQ, b"12345", False, "no command id"),
-        (REPORTING_VQ, b"1234", False, "something to read"),
+        (DEFLATEQ, b"1", False, "not an array of page numbers"),
+        (STATSQ, bytes(10), True, "has a writable buffer"),
+        (FREE_PAGE_VQ, b"12345", False, "not a command id"),
+        (REPORTING_VQ, b"1234", False, "has a readable buffer"),
     ],
 )
 def test_driver_that_breaks_a_rule_stops_its_device(

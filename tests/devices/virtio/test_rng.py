@@ -64,6 +64,6 @@ def test_request_without_room_stops_only_the_device(rig: Rig, wrong: str) -> Non
 
     assert rig.driver.status & NEEDS_RESET
     assert len(rig.lines) == 1
-    assert "not a buffer to write to" in rig.lines[0]
+    assert "must have writable buffers only" in rig.lines[0]
     rig.driver.start(queues=1)
     assert rig.do(Buffer(address, 64, True)) == 64
