@@ -79,7 +79,7 @@ def called(machine: Machine, function: int) -> int:
         time.sleep(0.01)
 
 
-def has_device(type_: int) -> bool:
+def has_device(type_: DeviceType) -> bool:
     with System.open() as system, system.create_vm() as vm:
         return vm.has_device(type_)
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, cast
 
 from cffi import FFI
 
-from pyvmm.kvm import caps, exits, ioctls, regs, structs, uapi
+from pyvmm.kvm import exits, ioctls, regs, structs, uapi
+from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.ioctls import Ioctl
-from pyvmm.kvm.numbers import Numbers
 from pyvmm.kvm.structs import Struct
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ INCLUDES = """
 
 DECLARATIONS = """
 int pyvmm_ioctl(int fd, unsigned long request, unsigned long argument);
-int pyvmm_ioctl_at(int fd, unsigned long request, void *argument);
 int pyvmm_one_reg(int fd, unsigned long request, uint64_t id, void *value);
 uint32_t pyvmm_one_regs(int fd, unsigned long request, const uint64_t *ids, uint32_t count,
                         void *values, int *error);
@@ -114,6 +113,37 @@ void pyvmm_vcpu_use_fast_mmio(struct pyvmm_vcpu *vcpu, struct pyvmm_fast_mmio *f
 """
 SOURCES = ("fastmmio.c", "run.c")
 
+# The kernel's prefix of each class's names.
+PREFIXES: dict[type[IntEnum], str] = {
+    Cap: "KVM_CAP_",
+    uapi.ExitReason: "KVM_EXIT_",
+    uapi.SystemEvent: "KVM_SYSTEM_EVENT_",
+    uapi.InternalError: "KVM_INTERNAL_ERROR_",
+    uapi.MpState: "KVM_MP_STATE_",
+    uapi.VcpuFeature: "KVM_ARM_VCPU_",
+    uapi.DeviceType: "KVM_DEV_TYPE_",
+    uapi.VgicGroup: "KVM_DEV_ARM_VGIC_GRP_",
+    uapi.VgicAddr: "KVM_VGIC_",
+    uapi.VgicCtrl: "KVM_DEV_ARM_",
+    uapi.VcpuGroup: "KVM_ARM_VCPU_",
+    uapi.PmuAttr: "KVM_ARM_VCPU_PMU_V3_",
+    uapi.PvtimeAttr: "KVM_ARM_VCPU_PVTIME_",
+}
+
+# The names in C that the oldest supported headers (Linux 6.1) lack.
+NEWER = frozenset(
+    {
+        *(f"KVM_CAP_{cap.name}" for cap in Cap if cap >= Cap.DIRTY_LOG_RING_WITH_BITMAP),
+        "KVM_EXIT_MEMORY_FAULT",
+        "KVM_EXIT_ARM_SEA",
+        "KVM_EXIT_ARM_LDST64B",
+        "KVM_ARM_VCPU_HAS_EL2",
+        "KVM_ARM_VCPU_HAS_EL2_E2H0",
+        "KVM_DEV_ARM_VGIC_GRP_MAINT_IRQ",
+        "KVM_REG_ARM_VENDOR_HYP_BMAP_2",
+    }
+)
+
 # The registers' names in C.
 REGISTERS = {
     **{f"KVM_REG_SIZE_U{8 << n}": size for n, size in enumerate(regs.SIZES)},
@@ -161,29 +191,23 @@ REGISTERS = {
 
 def constants() -> Iterator[tuple[str, int]]:
     """Yield pyvmm's constants of the kernel, by their names in C."""
-    classes: dict[type[Numbers | IntEnum], str] = {caps.Cap: caps.C_PREFIX, **uapi.C_PREFIX}
-    for cls, prefix in classes.items():
-        members = cls.members if issubclass(cls, Numbers) else cls.__members__
-        for name, value in members.items():
-            yield prefix + name, int(value)
-    yield "KVM_API_VERSION", uapi.API_VERSION
-    yield "KVM_CREATE_DEVICE_TEST", uapi.CREATE_DEVICE_TEST
+    for name, value in vars(uapi).items():
+        if name.isupper():
+            yield f"KVM_{name}", value
+    for kind, prefix in PREFIXES.items():
+        for member in kind:
+            yield prefix + member.name, member
     yield from REGISTERS.items()
-
-
-def newer() -> frozenset[str]:
-    """Return the names in C that the oldest supported headers lack."""
-    return caps.NEWER | uapi.NEWER | regs.NEWER
 
 
 def static_asserts() -> Iterator[str]:
     """Yield lines of C that compile only if pyvmm's tables and the headers agree."""
     for name, value in constants():
-        yield from _guarded(name if name in newer() else "", f"{name} == {value:#x}", name)
+        yield from _guarded(name if name in NEWER else "", f"{name} == {value:#x}", name)
     for item in vars(ioctls).values():
         if isinstance(item, Ioctl):
             condition = f"{item.name} == {item.number:#x}"
-            yield from _guarded(item.name if item.newer else "", condition, item.name)
+            yield from _guarded("", condition, item.name)
     for item in (*vars(structs).values(), *exits.PARTS.values()):
         if isinstance(item, Struct):
             yield from _struct_asserts(item)

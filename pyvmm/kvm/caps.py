@@ -6,10 +6,10 @@ or the meaning of a positive value, from Documentation/virt/kvm/api.rst.
 
 from __future__ import annotations
 
-from pyvmm.kvm.numbers import Numbers
+from enum import IntEnum
 
 
-class Cap(Numbers):
+class Cap(IntEnum):
     """The numbers of KVM_CHECK_EXTENSION: KVM_CAP_ and the name."""
 
     IRQCHIP = 0  # an in-kernel GIC
@@ -92,10 +92,3 @@ class Cap(Numbers):
     ARM_CACHEABLE_PFNMAP_SUPPORTED = 243  # v6.17
     GUEST_MEMFD_FLAGS = 244  # v6.18: bits
     ARM_SEA_TO_USER = 245  # v6.19
-
-
-C_PREFIX = "KVM_CAP_"
-
-NEWER = frozenset(
-    C_PREFIX + name for name, cap in Cap.members.items() if cap >= Cap.DIRTY_LOG_RING_WITH_BITMAP
-)  # not in the headers of Linux 6.1

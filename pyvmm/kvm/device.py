@@ -112,8 +112,4 @@ class AttributeFd(Fd):
 
 
 class Device(AttributeFd):
-    """A device in the kernel, from Vm.create_device; ``type`` is its DeviceType."""
-
-    def __init__(self, fd: int, type_: int) -> None:
-        super().__init__(fd)
-        self.type = type_
+    """A device in the kernel, from Vm.create_device."""

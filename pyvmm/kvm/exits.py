@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pyvmm.kvm.structs import Buffer, Struct, words
-from pyvmm.kvm.uapi import ExitReason, InternalError, SystemEvent
+from pyvmm.kvm.uapi import ExitReason, InternalError, SystemEvent, named
 
 UNION_OFFSET = 32  # of the part of struct kvm_run that depends on the exit
 UNION_SIZE = 256
@@ -144,19 +144,20 @@ class Exit:
 
 def reason_name(reason: int) -> str:
     """Return an exit reason's name, or its number in words."""
-    return ExitReason.name_of(reason) if reason in ExitReason.members.values() else f"exit {reason}"
+    known = named(ExitReason, reason)
+    return known.name if isinstance(known, ExitReason) else f"exit {reason}"
 
 
 def decode(reason: int, union: Buffer) -> Exit:
     """Return the exit for that reason, from the part of struct kvm_run at UNION_OFFSET."""
     if reason not in PARTS:
-        return Exit(ExitReason.of(reason))
+        return Exit(named(ExitReason, reason))
     fields = PARTS[reason].unpack(union)
     arrays = PARTS[reason].unpack_arrays(union)
     for name, meaning in (("type", SystemEvent), ("suberror", InternalError)):
         if name in fields:
-            fields[name] = meaning.of(fields[name])
-    result = Exit(ExitReason.of(reason))
+            fields[name] = named(meaning, fields[name])
+    result = Exit(ExitReason(reason))
     if arrays:
         (array,) = arrays.values()
         result.array = array[: fields.get("ndata", len(array))]

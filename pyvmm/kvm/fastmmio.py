@@ -7,13 +7,10 @@ interrupt status.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final, cast
+from typing import Any, Final
 
 from pyvmm.kvm.native import native
 from pyvmm.kvm.vcpu import Vcpu
-
-if TYPE_CHECKING:
-    from pyvmm.kvm._kvm import FastMmioState, Lib, UartState
 
 # Values of UartState.exits_left
 NONE_LEFT: Final = 0  # Python is called
@@ -23,14 +20,14 @@ UNLIMITED: Final = -1  # C completes any number of exits
 class InterruptBits:
     """A virtio device's InterruptStatus; see struct pyvmm_isr. Each change is atomic."""
 
-    def __init__(self, lib: Lib, state: FastMmioState, number: int) -> None:
+    def __init__(self, lib: Any, state: Any, number: int) -> None:
         self._lib = lib
         self._state = state
         self._number = number
 
     def get(self) -> int:
         """Return the bits that are set."""
-        return self._state.isr[self._number].bits
+        return int(self._state.isr[self._number].bits)
 
     def set(self, bits: int) -> None:
         """Set more bits."""
@@ -61,7 +58,7 @@ class FastMmio:
     ) -> None:
         extension = native()
         self._ffi, self._lib = extension.ffi, extension.lib
-        self._state = cast("FastMmioState", self._ffi.new("struct pyvmm_fast_mmio *"))
+        self._state = self._ffi.new("struct pyvmm_fast_mmio *")
         self._lib.pyvmm_fast_mmio_init(self._state)
         regions = list(claimed)
         if (
@@ -84,7 +81,7 @@ class FastMmio:
         for vcpu in vcpus:
             vcpu.use_fast_mmio(self._state)
 
-    def uart(self, number: int) -> UartState:
+    def uart(self, number: int) -> Any:
         """Return a UART's published registers: see struct pyvmm_uart.
 
         Byte n of ``registers`` is the value of register n. Bit n of byte 0 is set if a read of it

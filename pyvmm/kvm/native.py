@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import functools
 import os
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pyvmm.base.records import Record
 from pyvmm.errors import HostError
-
-if TYPE_CHECKING:
-    from cffi import FFI
-
-    from pyvmm.kvm._kvm import Lib
 
 
 class Native(Record):
     """The extension's two halves: cffi's and the compiled functions."""
 
-    ffi: FFI
-    lib: Lib
+    ffi: Any
+    lib: Any
 
 
 @functools.cache

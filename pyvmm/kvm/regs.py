@@ -197,7 +197,14 @@ VENDOR_HYP_BMAP_2 = bmap(3)
 _ID = "0x[0-9a-fA-F]{1,16}"
 _ENCODED = "S([0-9]+)_([0-9]+)_C([0-9]+)_C([0-9]+)_([0-9]+)"
 
-NEWER = frozenset({"KVM_REG_ARM_VENDOR_HYP_BMAP_2"})  # not in the headers of Linux 6.1
+
+_FIXED = (
+    "SP_EL0", "PC", "PSTATE", "SP_EL1", "ELR_EL1", "SPSR_EL1", "SPSR_ABT", "SPSR_UND", "SPSR_IRQ",
+    "SPSR_FIQ", "FPSR", "FPCR", "SVE_VLS", "TIMER_CTL", "TIMER_CVAL", "TIMER_CNT", "PTIMER_CTL",
+    "PTIMER_CVAL", "PTIMER_CNT", "PSCI_VERSION", "SMCCC_ARCH_WORKAROUND_1",
+    "SMCCC_ARCH_WORKAROUND_2", "SMCCC_ARCH_WORKAROUND_3", "STD_BMAP", "STD_HYP_BMAP",
+    "VENDOR_HYP_BMAP", "VENDOR_HYP_BMAP_2",
+)  # fmt: skip
 
 
 # Built at first use: most runs need no names.
@@ -205,38 +212,12 @@ NEWER = frozenset({"KVM_REG_ARM_VENDOR_HYP_BMAP_2"})  # not in the headers of Li
 def fixed() -> dict[str, int]:
     """Return the registers whose ids never change, by name."""
     return {
+        **{name: globals()[name] for name in _FIXED},
         **{f"X{n}": X(n) for n in range(31)},
-        "SP_EL0": SP_EL0,
-        "PC": PC,
-        "PSTATE": PSTATE,
-        "SP_EL1": SP_EL1,
-        "ELR_EL1": ELR_EL1,
-        "SPSR_EL1": SPSR_EL1,
-        "SPSR_ABT": SPSR_ABT,
-        "SPSR_UND": SPSR_UND,
-        "SPSR_IRQ": SPSR_IRQ,
-        "SPSR_FIQ": SPSR_FIQ,
         **{f"V{n}": V(n) for n in range(32)},
-        "FPSR": FPSR,
-        "FPCR": FPCR,
         **{f"Z{n}": Z(n) for n in range(32)},
         **{f"P{n}": P(n) for n in range(16)},
         "FFR": FFR(),
-        "SVE_VLS": SVE_VLS,
-        "TIMER_CTL": TIMER_CTL,
-        "TIMER_CVAL": TIMER_CVAL,
-        "TIMER_CNT": TIMER_CNT,
-        "PTIMER_CTL": PTIMER_CTL,
-        "PTIMER_CVAL": PTIMER_CVAL,
-        "PTIMER_CNT": PTIMER_CNT,
-        "PSCI_VERSION": PSCI_VERSION,
-        "SMCCC_ARCH_WORKAROUND_1": SMCCC_ARCH_WORKAROUND_1,
-        "SMCCC_ARCH_WORKAROUND_2": SMCCC_ARCH_WORKAROUND_2,
-        "SMCCC_ARCH_WORKAROUND_3": SMCCC_ARCH_WORKAROUND_3,
-        "STD_BMAP": STD_BMAP,
-        "STD_HYP_BMAP": STD_HYP_BMAP,
-        "VENDOR_HYP_BMAP": VENDOR_HYP_BMAP,
-        "VENDOR_HYP_BMAP_2": VENDOR_HYP_BMAP_2,
         **{f"CCSIDR{n}": ccsidr(n) for n in range(14)},
     }
 

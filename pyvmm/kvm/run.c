@@ -15,11 +15,6 @@ static int pyvmm_ioctl(int fd, unsigned long request, unsigned long argument)
 	return result < 0 ? -errno : result;
 }
 
-static int pyvmm_ioctl_at(int fd, unsigned long request, void *argument)
-{
-	return pyvmm_ioctl(fd, request, (unsigned long)argument);
-}
-
 static int pyvmm_one_reg(int fd, unsigned long request, uint64_t id, void *value)
 {
 	struct kvm_one_reg reg = { .id = id, .addr = (uintptr_t)value };

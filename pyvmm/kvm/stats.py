@@ -13,6 +13,7 @@ import os
 import struct
 
 from pyvmm.base.records import Record
+from pyvmm.kvm.device import Fd
 
 _HEADER = struct.Struct("<6I")  # flags, name_size, num_desc, id_offset, desc_offset, data_offset
 _DESCRIPTOR = struct.Struct("<IhHII")  # flags, exponent, size, offset, bucket_size; then the name
@@ -26,22 +27,12 @@ class _Layout(Record):
     values: int
 
 
-class Stats:
-    """An open statistics file."""
-
-    def __init__(self, fd: int) -> None:
-        """Take over ``fd``, from Vm.get_stats_fd or Vcpu.get_stats_fd."""
-        self.fd = fd
+class Stats(Fd):
+    """An open statistics file, from Vm.get_stats_fd or Vcpu.get_stats_fd."""
 
     @functools.cached_property
     def _layout(self) -> _Layout:
         return _describe(self.fd)
-
-    def close(self) -> None:
-        """Close the file; idempotent."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
 
     def read(self) -> dict[str, int]:
         """Return the counts by KVM's names, without histograms."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-
-from pyvmm.kvm.numbers import Number
+from enum import IntEnum
 
 Value = int | Sequence[int]
 Buffer = bytes | bytearray | memoryview
@@ -124,7 +123,7 @@ def words(values: Mapping[str, Value]) -> str:
 
 
 def _word(value: Value) -> str:
-    if isinstance(value, Number):
+    if isinstance(value, IntEnum):
         return value.name
     if isinstance(value, int):
         return f"{value:#x}" if value > 9 else f"{value}"

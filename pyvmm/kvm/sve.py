@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Iterable
 
 from pyvmm.base.records import Record
@@ -79,21 +78,10 @@ def own_vector_lengths() -> OwnLengths:
     A temporary thread tries each length: a vector length belongs to a thread.
     Source: Documentation/arch/arm64/sve.rst, "prctl() extensions".
     """
-    found: list[OwnLengths | BaseException] = []
+    from concurrent.futures import ThreadPoolExecutor  # imported lazily: rarely used
 
-    def probe() -> None:
-        try:
-            found.append(_try_lengths())
-        except BaseException as error:
-            found.append(error)
-
-    thread = threading.Thread(target=probe, name="vector lengths")
-    thread.start()
-    thread.join()
-    (result,) = found
-    if isinstance(result, BaseException):
-        raise result
-    return result
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_try_lengths).result()
 
 
 def _try_lengths() -> OwnLengths:

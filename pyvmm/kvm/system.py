@@ -11,6 +11,7 @@ from pyvmm.kvm import ioctls, uapi
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.device import Fd
 from pyvmm.kvm.native import native
+from pyvmm.kvm.structs import words
 from pyvmm.kvm.vm import Vm
 
 
@@ -53,7 +54,7 @@ class System(Fd):
         MSI_DEVID is 0 too: only a VM has its value, and /dev/kvm returns EINVAL.
         """
         try:
-            return ioctls.CHECK_EXTENSION(self.fd, cap, lambda: Cap.name_of(cap))
+            return ioctls.CHECK_EXTENSION(self.fd, cap, lambda: words({"cap": cap}))
         except KvmError as error:
             if error.errno == errno.EINVAL:
                 return 0

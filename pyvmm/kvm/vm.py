@@ -6,20 +6,11 @@ import errno
 from typing import TypeVar, overload
 
 from pyvmm.errors import KvmError
-from pyvmm.kvm import ioctls
-from pyvmm.kvm.caps import Cap
+from pyvmm.kvm import ioctls, uapi
 from pyvmm.kvm.device import AttributeFd, Device
 from pyvmm.kvm.native import address, native
 from pyvmm.kvm.structs import words
-from pyvmm.kvm.uapi import (
-    CREATE_DEVICE_TEST,
-    DeviceType,
-    IoeventfdFlag,
-    IrqfdFlag,
-    IrqField,
-    IrqType,
-    MsiFlag,
-)
+from pyvmm.kvm.uapi import DeviceType
 from pyvmm.kvm.vcpu import Vcpu
 
 _Vcpu = TypeVar("_Vcpu", bound=Vcpu)
@@ -31,15 +22,15 @@ _BITMAP_WORD = 64  # KVM's dirty bitmaps are arrays of 64-bit words
 
 def spi(number: int) -> int:
     """Return the KVM_IRQ_LINE number of shared interrupt ``number`` (0 is INTID 32)."""
-    return IrqType.SPI << IrqField.TYPE_SHIFT | _FIRST_SPI + number
+    return uapi.ARM_IRQ_TYPE_SPI << uapi.ARM_IRQ_TYPE_SHIFT | _FIRST_SPI + number
 
 
 def ppi(vcpu: int, number: int) -> int:
     """Return the KVM_IRQ_LINE number of a vCPU's private interrupt (0 is INTID 16)."""
     return (
-        (vcpu >> 8 & IrqField.VCPU2_MASK) << IrqField.VCPU2_SHIFT
-        | IrqType.PPI << IrqField.TYPE_SHIFT
-        | (vcpu & IrqField.VCPU_MASK) << IrqField.VCPU_SHIFT
+        (vcpu >> 8 & uapi.ARM_IRQ_VCPU2_MASK) << uapi.ARM_IRQ_VCPU2_SHIFT
+        | uapi.ARM_IRQ_TYPE_PPI << uapi.ARM_IRQ_TYPE_SHIFT
+        | (vcpu & uapi.ARM_IRQ_VCPU_MASK) << uapi.ARM_IRQ_VCPU_SHIFT
         | _FIRST_PPI + number
     )
 
@@ -53,7 +44,7 @@ class Vm(AttributeFd):
 
     def check_extension(self, cap: int) -> int:
         """Return KVM's value of a capability for this VM."""
-        return ioctls.CHECK_EXTENSION(self.fd, cap, lambda: Cap.name_of(cap))
+        return ioctls.CHECK_EXTENSION(self.fd, cap, lambda: words({"cap": cap}))
 
     def has(self, cap: int) -> bool:
         """Return whether this VM has that capability."""
@@ -61,7 +52,7 @@ class Vm(AttributeFd):
 
     def enable_cap(self, cap: int, *args: int) -> None:
         """Enable a capability, with up to four arguments."""
-        ioctls.ENABLE_CAP.write(self.fd, cap=Cap.of(cap), args=args)
+        ioctls.ENABLE_CAP.write(self.fd, cap=cap, args=args)
 
     # Memory
 
@@ -75,7 +66,7 @@ class Vm(AttributeFd):
     ) -> None:
         """Map memory of this process at a guest physical address; size 0 removes the slot.
 
-        The memory must stay mapped while the slot exists. ``flags`` are MemoryFlag bits.
+        The memory must stay mapped while the slot exists. ``flags`` are the uapi.MEM_* bits.
         """
         ioctls.SET_USER_MEMORY_REGION.write(
             self.fd,
@@ -119,15 +110,14 @@ class Vm(AttributeFd):
         """Return the CPU model for Vcpu.init on this host."""
         return ioctls.ARM_PREFERRED_TARGET.read(self.fd)["target"]
 
-    def create_device(self, type_: int, flags: int = 0) -> Device:
+    def create_device(self, type_: DeviceType) -> Device:
         """Create a device of that DeviceType in the kernel."""
-        reply = ioctls.CREATE_DEVICE.read(self.fd, type=DeviceType.of(type_), flags=flags)
-        return Device(reply["fd"], type_)
+        return Device(ioctls.CREATE_DEVICE.read(self.fd, type=type_)["fd"])
 
-    def has_device(self, type_: int) -> bool:
+    def has_device(self, type_: DeviceType) -> bool:
         """Return whether the kernel can create that DeviceType, without creating it."""
         try:
-            ioctls.CREATE_DEVICE.read(self.fd, type=type_, flags=CREATE_DEVICE_TEST)
+            ioctls.CREATE_DEVICE.read(self.fd, type=type_, flags=uapi.CREATE_DEVICE_TEST)
         except KvmError as error:
             if error.errno in (errno.ENODEV, errno.EINVAL):
                 return False
@@ -150,7 +140,7 @@ class Vm(AttributeFd):
                 address_lo=address & 0xFFFF_FFFF,
                 address_hi=address >> 32,
                 data=data,
-                flags=0 if devid is None else MsiFlag.VALID_DEVID,
+                flags=0 if devid is None else uapi.MSI_VALID_DEVID,
                 devid=devid or 0,
             )
             > 0
@@ -160,14 +150,15 @@ class Vm(AttributeFd):
         """Make an eventfd raise the interrupt of a GSI; by default GSI n is SPI n.
 
         With ``resample_fd`` the interrupt is level-triggered. It stays raised until the guest has
-        handled it; then KVM lowers it and signals ``resample_fd``. IrqfdFlag.DEASSIGN undoes this.
+        handled it; then KVM lowers it and signals ``resample_fd``. The flag IRQFD_FLAG_DEASSIGN
+        ends this.
         """
         if resample_fd >= 0:
             ioctls.IRQFD.write(
                 self.fd,
                 fd=fd,
                 gsi=gsi,
-                flags=flags | IrqfdFlag.RESAMPLE,
+                flags=flags | uapi.IRQFD_FLAG_RESAMPLE,
                 resamplefd=resample_fd,
             )
         else:
@@ -179,10 +170,10 @@ class Vm(AttributeFd):
         """Make guest writes to an address signal an eventfd, without an exit to user space.
 
         ``length`` is 1, 2, 4 or 8 bytes, or 0 for any. With ``datamatch`` only writes of that value
-        signal. IoeventfdFlag.DEASSIGN, with the same arguments, undoes this.
+        signal. The flag IOEVENTFD_FLAG_DEASSIGN, with the same arguments, ends this.
         """
         if datamatch is not None:
-            flags |= IoeventfdFlag.DATAMATCH
+            flags |= uapi.IOEVENTFD_FLAG_DATAMATCH
         ioctls.IOEVENTFD.write(
             self.fd, datamatch=datamatch or 0, addr=addr, len=length, fd=fd, flags=flags
         )

@@ -26,10 +26,11 @@ from pyvmm.devices.pl031 import Pl031
 from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.kvm import regs, sve
 from pyvmm.kvm.caps import Cap
+from pyvmm.kvm.stats import Stats
 from pyvmm.kvm.system import System
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm, spi
-from pyvmm.machine.counts import KernelCounts
+from pyvmm.machine.counts import open_stats
 from pyvmm.machine.irqchip import Irqchip, make_irqchip
 from pyvmm.machine.plan import DEFAULT_IPA_BITS, Feature, HostLimits, Plan, plan
 from pyvmm.machine.slots import MemorySlots
@@ -83,7 +84,7 @@ class Board(Record, kw_only=True, frozen=False):
     console: Uart8250 | VirtioConsole
     virtio: list[VirtioMmio]  # by slot
     bus: Bus
-    kernel_counts: KernelCounts
+    stats: list[Stats]  # of the vCPUs; empty before Linux 5.14
     image: LoadedImage | None = None
     dtb: bytes = b""
 
@@ -166,8 +167,6 @@ def assemble(system: System, config: Config, decided: Plan, hooks: Hooks, undo: 
         devices, virtio_console = _make_virtio(config, decided, memory, slots, hooks, undo)
         console = virtio_console or console
         virtio = plug_in(devices, vm, undo, config.virtio_transport)
-    kernel_counts = KernelCounts(vcpus, system.has(Cap.BINARY_STATS_FD))
-    undo.callback(kernel_counts.close)
     return Board(
         plan=decided,
         vm=vm,
@@ -181,7 +180,7 @@ def assemble(system: System, config: Config, decided: Plan, hooks: Hooks, undo: 
         console=console,
         virtio=virtio,
         bus=_make_bus(uarts, rtc, ExitRegister(hooks.on_exit), virtio),
-        kernel_counts=kernel_counts,
+        stats=open_stats(vcpus, undo) if system.has(Cap.BINARY_STATS_FD) else [],
     )
 
 

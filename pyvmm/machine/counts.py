@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
@@ -33,34 +33,19 @@ class ExitCounts:
         return dict(sorted(causes.items()))
 
 
-class KernelCounts:
-    """KVM's own counts of the vCPUs, if this kernel offers them (Linux 5.14).
+def open_stats(vcpus: Iterable[Vcpu], undo: ExitStack) -> list[Stats]:
+    """Open the files with KVM's own counts; before the vCPUs run: KVM_GET_STATS_FD waits for those.
 
-    The files are opened before the vCPUs run: KVM_GET_STATS_FD waits for a running vCPU.
+    ``undo`` gets the cleanup.
     """
-
-    def __init__(self, vcpus: Sequence[Vcpu], offered: bool) -> None:
-        with ExitStack() as undo:
-            self._files: list[Stats] = []
-            for vcpu in vcpus if offered else ():
-                self._files.append(Stats(vcpu.get_stats_fd()))
-                undo.callback(self._files[-1].close)
-            self._undo = undo.pop_all()
-
-    def close(self) -> None:
-        """Close the files; idempotent."""
-        self._undo.close()
-
-    def read(self) -> list[dict[str, int]]:
-        """Return the counts of each vCPU; none if the kernel offers none."""
-        return [file.read() for file in self._files]
+    return [undo.enter_context(Stats(vcpu.get_stats_fd())) for vcpu in vcpus]
 
 
 class Counts:
     """The counters of a machine, readable at any time."""
 
     def __init__(
-        self, exits: Sequence[ExitCounts], kernel: KernelCounts, fast: FastPaths | None
+        self, exits: Sequence[ExitCounts], kernel: Sequence[Stats], fast: FastPaths | None
     ) -> None:
         self._exits = exits
         self._kernel = kernel
@@ -79,13 +64,12 @@ class Counts:
 
     def kernel(self) -> list[dict[str, int]]:
         """Return KVM's own statistics of each vCPU, by KVM's names; none before Linux 5.14."""
-        return self._kernel.read()
+        return [stats.read() for stats in self._kernel]
 
 
 def totals(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     """Return the sums of several counts, by name."""
-    added: defaultdict[str, int] = defaultdict(int)
+    added: Counter[str] = Counter()
     for one in counts:
-        for name, count in one.items():
-            added[name] += count
+        added.update(one)
     return dict(sorted(added.items()))

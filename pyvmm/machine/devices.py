@@ -23,7 +23,7 @@ from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.devices.virtio.served import ServedDevice
 from pyvmm.errors import HostError
-from pyvmm.kvm.uapi import IoeventfdFlag
+from pyvmm.kvm import uapi
 from pyvmm.kvm.vm import Vm
 from pyvmm.layout import Region
 from pyvmm.machine.plan import Plan
@@ -211,4 +211,4 @@ class Doorbells:
         """Have KVM signal an eventfd when the guest rings that queue's doorbell."""
         assign = functools.partial(self._vm.ioeventfd, fd, address, 4, datamatch=queue)
         assign()
-        self._undo.callback(assign, flags=IoeventfdFlag.DEASSIGN)
+        self._undo.callback(assign, flags=uapi.IOEVENTFD_FLAG_DEASSIGN)

@@ -148,7 +148,7 @@ def _gics(system: System) -> Iterator[Fact]:
 def _devices(system: System) -> Fact:
     """Name the virtio devices that a guest can have; each signals its interrupt by an irqfd."""
     kinds = sorted(["console", *(kind.__name__.lower() for kind in MAKERS)])
-    missing = [Cap.name_of(cap) for cap in (Cap.IRQFD, Cap.IOEVENTFD) if not system.has(cap)]
+    missing = [cap.name for cap in (Cap.IRQFD, Cap.IOEVENTFD) if not system.has(cap)]
     lack = f"this host's KVM lacks {' and '.join(missing)}, which they need" if missing else ""
     return Fact("kvm", "virtio devices", "" if missing else ", ".join(kinds), lack)
 
@@ -156,8 +156,8 @@ def _devices(system: System) -> Fact:
 def _capabilities(system: System) -> Iterator[Fact]:
     """Yield the value of every capability of a VM."""
     with system.create_vm() as vm:
-        for name, cap in Cap.members.items():
-            yield Fact("capabilities", name, vm.check_extension(cap))
+        for cap in Cap:
+            yield Fact("capabilities", cap.name, vm.check_extension(cap))
 
 
 def processor() -> str:

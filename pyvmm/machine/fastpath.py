@@ -36,9 +36,9 @@ from typing import TYPE_CHECKING, Final
 
 from pyvmm import layout
 from pyvmm.devices.uart8250 import ALL_READABLE, REGISTERS, Uart8250
+from pyvmm.kvm import uapi
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.fastmmio import NONE_LEFT, UNLIMITED, FastMmio
-from pyvmm.kvm.uapi import MemoryFlag
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm
 from pyvmm.memory.ram import GuestMemory
@@ -74,7 +74,7 @@ class Page:
         """Map the page into the guest, or unmap it."""
         size = self._memory.size if mapped else 0
         self._vm.set_user_memory_region(
-            self._slot, self._memory.base, size, self._memory.host_address, MemoryFlag.READONLY
+            self._slot, self._memory.base, size, self._memory.host_address, uapi.MEM_READONLY
         )
         self.is_mapped = mapped
 

@@ -43,8 +43,7 @@ def make_irqchip(vm: Vm, config: Config, vcpus: int, undo: ExitStack) -> Irqchip
             cpu_interface=layout.GICC.base,
             nr_irqs=layout.NR_IRQS,
         )
-        undo.callback(v2.close)
-        return Irqchip(name, v2)
+        return Irqchip(name, undo.enter_context(v2))
     gic = Vgic.create(
         vm,
         distributor=layout.GICD.base,
@@ -54,11 +53,10 @@ def make_irqchip(vm: Vm, config: Config, vcpus: int, undo: ExitStack) -> Irqchip
         if config.cpu.nested
         else None,
     )
-    undo.callback(gic.close)
+    undo.enter_context(gic)
     if name == "gicv3":
         return Irqchip(name, gic)
-    its = Its.create(vm, base=layout.its(vcpus).base)
-    undo.callback(its.close)
+    its = undo.enter_context(Its.create(vm, base=layout.its(vcpus).base))
     return Irqchip(name, gic, its)
 
 

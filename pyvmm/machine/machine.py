@@ -137,9 +137,7 @@ class Machine(Closing):
                 end=lambda result: self._runner.end(result),
                 has_ended=lambda: self._runner.has_ended,
             )
-            self.counts = Counts(
-                list(self._exits.counts.values()), self.board.kernel_counts, self._fast
-            )
+            self.counts = Counts(list(self._exits.counts.values()), self.board.stats, self._fast)
             self._virtual_time: int | None = None  # the counter of a paused guest
             self._started = False
             self._pausing = threading.RLock()  # held while vCPUs are accessed: none may run then

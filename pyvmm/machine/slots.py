@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from pyvmm.base.records import Record
 from pyvmm.errors import HostError, KvmError
+from pyvmm.kvm import uapi
 from pyvmm.kvm.caps import Cap
-from pyvmm.kvm.uapi import MemoryFlag
 from pyvmm.kvm.vm import Vm
 from pyvmm.memory.ram import GuestMemory
 
@@ -66,11 +66,11 @@ class MemorySlots:
         The memory must stay mapped as long as the VM lives. A guest's write to ``read_only``
         memory becomes an MMIO exit.
         """
-        flags = MemoryFlag.READONLY if read_only else 0
+        flags = uapi.MEM_READONLY if read_only else 0
         for start in range(0, size, SLOT_SIZE):
             part = min(SLOT_SIZE, size - start)
             number = self._take_number()
-            slot = Slot(number, name, base + start, part, host_address + start, int(flags))
+            slot = Slot(number, name, base + start, part, host_address + start, flags)
             try:
                 self._vm.set_user_memory_region(
                     slot.number, slot.base, slot.size, slot.host_address, slot.flags
@@ -93,7 +93,7 @@ class MemorySlots:
                     slot.base,
                     slot.size,
                     slot.host_address,
-                    slot.flags | MemoryFlag.LOG_DIRTY_PAGES,
+                    slot.flags | uapi.MEM_LOG_DIRTY_PAGES,
                 )
 
     def written(self, name: str) -> bytes:

@@ -26,7 +26,7 @@ from pyvmm.machine.slots import MemorySlots
 from pyvmm.memory.ram import GuestMemory
 
 # KVM has a feature if it has all of these capabilities
-CAPS: dict[Feature, tuple[int, ...]] = {
+CAPS: dict[Feature, tuple[Cap, ...]] = {
     Feature.PAUTH: (Cap.ARM_PTRAUTH_ADDRESS, Cap.ARM_PTRAUTH_GENERIC),
     Feature.PMU: (Cap.ARM_PMU_V3,),
     Feature.MTE: (Cap.ARM_MTE,),

@@ -26,8 +26,8 @@ KEPT = "kept up to the length, zero beyond"
 SEED = 4  # of the random values: arbitrary but fixed
 
 # Ioctls that arm64 KVM refuses.  Source: linux/kvm.h
-GET_REGS = ioctls.io("KVM_GET_REGS", 0x81, "r", Struct("struct kvm_regs", "u8 regs[864]"))
-GET_FPU = ioctls.io("KVM_GET_FPU", 0x8C, "r", Struct("struct kvm_fpu", ""))
+GET_REGS = ioctls.Ioctl("KVM_GET_REGS", 0x81, "r", Struct("struct kvm_regs", "u8 regs[864]"))
+GET_FPU = ioctls.Ioctl("KVM_GET_FPU", 0x8C, "r", Struct("struct kvm_fpu", ""))
 
 
 def _sized(registers: Mapping[str, int], right: str) -> dict[str, int]:

@@ -14,9 +14,9 @@ from pyvmm.kvm import regs
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.system import System
-from pyvmm.kvm.uapi import VcpuFeature
+from pyvmm.kvm.uapi import VcpuFeature, VgicGroup
 from pyvmm.kvm.vcpu import Vcpu
-from pyvmm.kvm.vgic import Vgic
+from pyvmm.kvm.vgic import Vgic, affinity
 from pyvmm.kvm.vm import Vm
 from pyvmm.memory.ram import GuestMemory
 
@@ -144,6 +144,38 @@ def write_code(memory: GuestMemory, data: bytes) -> None:
     os.close(writer)
 
 
+class Gic(Vgic):
+    """A GICv3 with methods for its registers; ``mpidr`` is the vCPU's MPIDR_EL1."""
+
+    def get_dist_reg(self, offset: int) -> int:
+        """Read 32 bits of the distributor."""
+        return self.device.get_attr(VgicGroup.DIST_REGS, offset)
+
+    def set_dist_reg(self, offset: int, value: int) -> None:
+        """Write 32 bits of the distributor, with user space's semantics, not a guest's."""
+        self.device.set_attr(VgicGroup.DIST_REGS, offset, value)
+
+    def get_redist_reg(self, mpidr: int, offset: int) -> int:
+        """Read 32 bits of a vCPU's redistributor."""
+        return self.device.get_attr(VgicGroup.REDIST_REGS, affinity(mpidr) | offset)
+
+    def set_redist_reg(self, mpidr: int, offset: int, value: int) -> None:
+        """Write 32 bits of a vCPU's redistributor."""
+        self.device.set_attr(VgicGroup.REDIST_REGS, affinity(mpidr) | offset, value)
+
+    def set_cpu_sysreg(self, mpidr: int, encoding: int, value: int) -> None:
+        """Write an ICC_*_EL1 register of a vCPU."""
+        self.device.set_attr(VgicGroup.CPU_SYSREGS, affinity(mpidr) | encoding, value)
+
+    def get_line_level(self, mpidr: int, intid: int) -> int:
+        """Return the input lines of 32 interrupts from ``intid``, a multiple of 32."""
+        return self.device.get_attr(VgicGroup.LEVEL_INFO, affinity(mpidr) | intid)
+
+    def set_line_level(self, mpidr: int, intid: int, lines: int) -> None:
+        """Set the input lines of 32 interrupts."""
+        self.device.set_attr(VgicGroup.LEVEL_INFO, affinity(mpidr) | intid, lines)
+
+
 @dataclass
 class Guest:
     """A VM with RAM at RAM_BASE, and vCPUs at the start of a program."""
@@ -152,7 +184,7 @@ class Guest:
     vm: Vm
     memory: GuestMemory
     vcpus: list[Vcpu] = field(default_factory=list)
-    gic: Vgic | None = None
+    gic: Gic | None = None
 
     @property
     def vcpu(self) -> Vcpu:
@@ -203,7 +235,7 @@ def guest(
             made.vcpus.append(vcpu)
         made.vcpu.set_one_reg(regs.PC, RAM_BASE)
         if gic:
-            made.gic = Vgic.create(
+            made.gic = Gic.create(
                 vm, distributor=DISTRIBUTOR, redistributors=REDISTRIBUTORS, nr_irqs=64
             )
             stack.enter_context(contextlib.closing(made.gic))

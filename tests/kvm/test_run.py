@@ -12,10 +12,10 @@ import pytest
 
 from pyvmm.arm64 import psci
 from pyvmm.errors import KvmError
-from pyvmm.kvm import regs
+from pyvmm.kvm import regs, uapi
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.exits import Exit
-from pyvmm.kvm.uapi import ExitReason, GuestDebug, MpState, SystemEvent, VcpuFeature
+from pyvmm.kvm.uapi import ExitReason, MpState, SystemEvent, VcpuFeature
 from tests.kvm.guest import EXITS_AT, MMIO, RAM_BASE, guest, running
 
 pytestmark = pytest.mark.kvm
@@ -329,7 +329,7 @@ def test_other_threads_run_while_a_guest_runs() -> None:
 
 def test_single_step_stops_after_every_instruction() -> None:
     with guest("five_adds") as made:
-        made.vcpu.set_guest_debug(GuestDebug.ENABLE | GuestDebug.SINGLESTEP)
+        made.vcpu.set_guest_debug(uapi.GUESTDBG_ENABLE | uapi.GUESTDBG_SINGLESTEP)
 
         places = []
         for _ in range(3):
@@ -342,7 +342,7 @@ def test_single_step_stops_after_every_instruction() -> None:
 def test_guest_debug_ends_with_control_0() -> None:
     with guest("store_then_load") as made:
         made.set(x0=MMIO)
-        made.vcpu.set_guest_debug(GuestDebug.ENABLE | GuestDebug.SINGLESTEP)
+        made.vcpu.set_guest_debug(uapi.GUESTDBG_ENABLE | uapi.GUESTDBG_SINGLESTEP)
 
         made.vcpu.set_guest_debug(0)
 
@@ -351,7 +351,7 @@ def test_guest_debug_ends_with_control_0() -> None:
 
 def test_software_breakpoint_exits_to_user_space() -> None:
     with guest("break") as made:
-        made.vcpu.set_guest_debug(GuestDebug.ENABLE | GuestDebug.USE_SW_BP)
+        made.vcpu.set_guest_debug(uapi.GUESTDBG_ENABLE | uapi.GUESTDBG_USE_SW_BP)
 
         taken = made.vcpu.run()
 
@@ -365,7 +365,7 @@ def test_hardware_breakpoint_stops_at_its_address() -> None:
         enabled = 0b1111 << 5 | 0b11 << 1 | 1  # BAS all bytes, PMC EL1 and EL0, E
 
         made.vcpu.set_guest_debug(
-            GuestDebug.ENABLE | GuestDebug.USE_HW, breakpoints=[(enabled, RAM_BASE + 12)]
+            uapi.GUESTDBG_ENABLE | uapi.GUESTDBG_USE_HW, breakpoints=[(enabled, RAM_BASE + 12)]
         )
         taken = made.vcpu.run()
 
@@ -380,7 +380,7 @@ def test_hardware_watchpoint_reports_the_address() -> None:
         made.set(x0=where)
 
         made.vcpu.set_guest_debug(
-            GuestDebug.ENABLE | GuestDebug.USE_HW, watchpoints=[(enabled, where + 16)]
+            uapi.GUESTDBG_ENABLE | uapi.GUESTDBG_USE_HW, watchpoints=[(enabled, where + 16)]
         )
         taken = made.vcpu.run()
 

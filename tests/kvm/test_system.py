@@ -47,7 +47,7 @@ def test_api_version_is_12() -> None:
 @pytest.mark.kvm
 def test_check_extension_takes_every_capability() -> None:
     with System.open() as system:
-        answers = {cap: system.check_extension(cap) for cap in Cap.members.values()}
+        answers = {cap: system.check_extension(cap) for cap in Cap}
 
     assert answers[Cap.USER_MEMORY] == 1
     assert answers[Cap.MAX_VCPUS] >= 1

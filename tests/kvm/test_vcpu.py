@@ -11,15 +11,7 @@ from pyvmm.errors import KvmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.system import System
-from pyvmm.kvm.uapi import (
-    DeviceType,
-    MpState,
-    PmuAttr,
-    PvtimeAttr,
-    TimerAttr,
-    VcpuFeature,
-    VcpuGroup,
-)
+from pyvmm.kvm.uapi import DeviceType, MpState, PmuAttr, PvtimeAttr, VcpuFeature, VcpuGroup
 from pyvmm.kvm.vcpu import Vcpu, VcpuEvents
 from tests.kvm.guest import RAM_BASE, guest
 
@@ -29,6 +21,7 @@ PSCI, SVE = VcpuFeature.PSCI_0_2, VcpuFeature.SVE
 ZCR_EL1 = regs.sysreg(3, 0, 1, 2, 0)
 MPIDR_EL1 = regs.sysreg(3, 0, 0, 0, 5)
 ID_AA64PFR0_EL1 = regs.sysreg(3, 0, 0, 4, 0)
+IRQ_VTIMER, IRQ_PTIMER = 0, 1  # attributes of VcpuGroup.TIMER_CTRL.  Source: asm/kvm.h
 NO_SYSREG = regs.sysreg(3, 7, 15, 15, 7)
 
 
@@ -347,9 +340,9 @@ def test_attributes_of_timer_pmu_and_pvtime() -> None:
     with guest("spin", features=features, gic=True) as made:
         vcpu = made.vcpu
 
-        assert vcpu.get_attr(VcpuGroup.TIMER_CTRL, TimerAttr.IRQ_VTIMER) == 27
-        vcpu.set_attr(VcpuGroup.TIMER_CTRL, TimerAttr.IRQ_VTIMER, 28)
-        assert vcpu.get_attr(VcpuGroup.TIMER_CTRL, TimerAttr.IRQ_VTIMER) == 28
+        assert vcpu.get_attr(VcpuGroup.TIMER_CTRL, IRQ_VTIMER) == 27
+        vcpu.set_attr(VcpuGroup.TIMER_CTRL, IRQ_VTIMER, 28)
+        assert vcpu.get_attr(VcpuGroup.TIMER_CTRL, IRQ_VTIMER) == 28
         vcpu.init_pmu(23)
         assert vcpu.get_attr(VcpuGroup.PMU_V3_CTRL, PmuAttr.IRQ) == 23
         with pytest.raises(KvmError, match=r"\(group=PMU_V3_CTRL, attr=INIT\).*EBUSY"):
@@ -363,7 +356,7 @@ def test_has_attr_is_false_for_an_unknown_attribute() -> None:
         assert not made.vcpu.has_attr(99, 0)
         assert not made.vcpu.has_attr(VcpuGroup.PMU_V3_CTRL, PmuAttr.INIT)
         assert not made.vm.has_attr(99, 0)
-        assert made.vcpu.has_attr(VcpuGroup.TIMER_CTRL, TimerAttr.IRQ_PTIMER)
+        assert made.vcpu.has_attr(VcpuGroup.TIMER_CTRL, IRQ_PTIMER)
 
 
 def test_create_vcpu_is_refused_after_the_gic() -> None:

@@ -8,7 +8,7 @@ from pyvmm.errors import KvmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.uapi import DeviceType, VgicAddr, VgicGroup
 from pyvmm.kvm.vgic import Vgic, affinity
-from tests.kvm.guest import DISTRIBUTOR, REDISTRIBUTORS, guest
+from tests.kvm.guest import DISTRIBUTOR, REDISTRIBUTORS, Gic, guest
 
 GICD_TYPER, GICD_IIDR = 0x4, 0x8  # Arm IHI 0069, 12.9
 GICR_TYPER_HIGH, GICR_WAKER = 0xC, 0x14
@@ -72,8 +72,9 @@ def test_attrs_match_single_reads_and_writes() -> None:
 @pytest.mark.kvm
 def test_registers_before_init_are_refused() -> None:
     with guest("spin") as made:
-        gic = Vgic(made.vm)
-        gic.place(DISTRIBUTOR, REDISTRIBUTORS)
+        gic = Gic(made.vm)
+        gic.device.set_attr(VgicGroup.ADDR, VgicAddr.V3_ADDR_TYPE_DIST, DISTRIBUTOR)
+        gic.device.set_attr(VgicGroup.ADDR, VgicAddr.V3_ADDR_TYPE_REDIST, REDISTRIBUTORS)
 
         with pytest.raises(KvmError) as caught:
             gic.get_dist_reg(0)

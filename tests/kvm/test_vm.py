@@ -12,21 +12,10 @@ from pathlib import Path
 import pytest
 
 from pyvmm.errors import KvmError
-from pyvmm.kvm import regs
+from pyvmm.kvm import regs, uapi
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.system import System
-from pyvmm.kvm.uapi import (
-    DeviceType,
-    ExitReason,
-    IoeventfdFlag,
-    IrqfdFlag,
-    MemoryFlag,
-    SmcccAttr,
-    VgicAddr,
-    VgicCtrl,
-    VgicGroup,
-    VmGroup,
-)
+from pyvmm.kvm.uapi import DeviceType, ExitReason, VgicAddr, VgicCtrl, VgicGroup
 from pyvmm.kvm.vm import ppi, spi
 from tests.kvm.guest import EXITS_AT, MMIO, PAGE_SIZE, RAM_BASE, RAM_SIZE, Guest, guest, running
 
@@ -36,6 +25,7 @@ GICR_SGI = 0x1_0000  # the redistributor's second frame: the same registers for 
 ICC_PMR_EL1 = regs.encoding(3, 0, 4, 6, 0)
 ICC_IGRPEN1_EL1 = regs.encoding(3, 0, 12, 12, 7)
 ENABLE_GROUP_1 = 0b10
+ARM_VM_SMCCC_CTRL = ARM_VM_SMCCC_FILTER = 0  # Source: asm/kvm.h
 
 
 def test_spi_and_ppi_return_the_kernels_numbers() -> None:
@@ -127,7 +117,7 @@ def test_write_to_a_read_only_slot_is_mmio() -> None:
         page = RAM_BASE + RAM_SIZE
         made.memory.write(RAM_BASE + PAGE_SIZE, b"\x11\x22\x33\x44" * 8)
         made.vm.set_user_memory_region(
-            1, page, PAGE_SIZE, made.memory.host_address + PAGE_SIZE, MemoryFlag.READONLY
+            1, page, PAGE_SIZE, made.memory.host_address + PAGE_SIZE, uapi.MEM_READONLY
         )
         made.set(x0=page, x1=0xABCD)
 
@@ -141,7 +131,7 @@ def test_write_to_a_read_only_slot_is_mmio() -> None:
 
 @pytest.mark.kvm
 def test_dirty_log_has_exactly_the_written_pages() -> None:
-    with guest("store_twice_then_load", memory_flags=MemoryFlag.LOG_DIRTY_PAGES) as made:
+    with guest("store_twice_then_load", memory_flags=uapi.MEM_LOG_DIRTY_PAGES) as made:
         pages = RAM_SIZE // PAGE_SIZE
         made.set(x0=RAM_BASE + 16 * PAGE_SIZE, x2=RAM_BASE + 20 * PAGE_SIZE, x5=MMIO)
 
@@ -203,7 +193,7 @@ def test_ioeventfd_without_datamatch_takes_any_value_until_deassigned() -> None:
 
         made.vcpu.run()
         count = taken(fd)
-        made.vm.ioeventfd(fd, MMIO, 4, flags=IoeventfdFlag.DEASSIGN)
+        made.vm.ioeventfd(fd, MMIO, 4, flags=uapi.IOEVENTFD_FLAG_DEASSIGN)
         after = made.vcpu.run()
 
         assert (count, after.address, after.data) == (2, MMIO, 123)
@@ -257,7 +247,7 @@ def test_irqfd_deassigned_raises_nothing() -> None:
         enable_interrupts(made, 32 + 5)
         configure(made, 32 + 5, edge=True)
         made.vm.irqfd(fd, 5)
-        made.vm.irqfd(fd, 5, flags=IrqfdFlag.DEASSIGN)
+        made.vm.irqfd(fd, 5, flags=uapi.IRQFD_FLAG_DEASSIGN)
         os.eventfd_write(fd, 1)
 
         with running(made.vcpu) as join:
@@ -354,7 +344,7 @@ def test_signal_msi_with_an_its_needs_it_enabled() -> None:
 @pytest.mark.kvm
 def test_vm_has_attributes_exactly_with_the_counter_offset() -> None:
     with guest("spin") as made:
-        has_filter = made.vm.has_attr(VmGroup.SMCCC_CTRL, SmcccAttr.FILTER)
+        has_filter = made.vm.has_attr(ARM_VM_SMCCC_CTRL, ARM_VM_SMCCC_FILTER)
 
         assert has_filter == made.vm.has(Cap.COUNTER_OFFSET)  # both in Linux 6.4
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
 
@@ -11,7 +12,7 @@ import pytest
 
 from pyvmm.errors import KvmError
 from pyvmm.kvm.vcpu import Vcpu
-from pyvmm.machine.counts import KernelCounts
+from pyvmm.machine.counts import open_stats
 
 
 class Fake:
@@ -26,13 +27,13 @@ class Fake:
         return self.fd
 
 
-def test_kernel_counts_close_their_files_when_one_cannot_be_opened(tmp_path: Path) -> None:
+def test_open_stats_closes_the_files_when_one_cannot_be_opened(tmp_path: Path) -> None:
     file = tmp_path / "stats"
     file.write_bytes(bytes(24))  # a header without counts
     fd = os.open(file, os.O_RDONLY)
 
-    with pytest.raises(KvmError):
-        KernelCounts([cast(Vcpu, Fake(number)) for number in (fd, -1)], offered=True)
+    with pytest.raises(KvmError), ExitStack() as undo:
+        open_stats([cast(Vcpu, Fake(number)) for number in (fd, -1)], undo)
 
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(fd)

@@ -10,7 +10,6 @@ import pytest
 from pyvmm import layout
 from pyvmm.config import Config
 from pyvmm.kvm.uapi import VgicGroup
-from pyvmm.kvm.vgic import Vgic
 from pyvmm.layout import MIB
 from pyvmm.machine.machine import Machine
 from pyvmm.snapshot.restorer import restore
@@ -39,16 +38,16 @@ def command(*words: int) -> bytes:
 def set_up(vm: Machine) -> None:
     """Map one event of one device to an LPI, as a guest's driver does."""
     base = vm.memory.base
-    assert vm.board.irqchip.its is not None and isinstance(vm.board.irqchip.gic, Vgic)
-    its, gic = vm.board.irqchip.its.device, vm.board.irqchip.gic
+    assert vm.board.irqchip.its is not None
+    its, gic = vm.board.irqchip.its.device, vm.board.irqchip.gic.device
     vm.memory.write(base + CONFIGS + LPI - 8192, b"\xa1")  # priority 0xa0, enabled
     for register, value in (
         (GICR_PROPBASER, base + CONFIGS | 15),  # 16 bits of INTIDs
         (GICR_PENDBASER, base + PENDING | PTZ),
     ):
-        gic.set_redist_reg(0, register, value & 0xFFFF_FFFF)
-        gic.set_redist_reg(0, register + 4, value >> 32)
-    gic.set_redist_reg(0, GICR_CTLR, 1)
+        gic.set_attr(VgicGroup.REDIST_REGS, register, value & 0xFFFF_FFFF)
+        gic.set_attr(VgicGroup.REDIST_REGS, register + 4, value >> 32)
+    gic.set_attr(VgicGroup.REDIST_REGS, GICR_CTLR, 1)
     for number, table in enumerate((DEVICES, COLLECTIONS)):
         its.set_attr(VgicGroup.ITS_REGS, GITS_BASER + 8 * number, VALID | base + table)
     its.set_attr(VgicGroup.ITS_REGS, GITS_CBASER, VALID | base + COMMANDS)
