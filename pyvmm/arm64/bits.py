@@ -1,6 +1,6 @@
 """Registers, declared by their bit fields.
 
-    class Esr(Bits):
+    class Esr(Bits, registers="ESR_EL1 ESR_EL2"):
         EC = bits(31, 26, "exception class", ExceptionClass)
         IL = bit(25, "the instruction was 32 bits long")
         ISS = bits(24, 0, "syndrome, its meaning set by EC")
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from enum import IntEnum
-from typing import Self, cast, overload
+from typing import ClassVar, Self, cast, overload
 
 
 class Field:
@@ -93,12 +93,14 @@ class Named(IntEnum):
 
     meaning: str
 
-    def __new__(cls, number: int, meaning: str) -> Self:
+    def __new__(cls, number: int, *about: object) -> Self:
         """Make the member of a number."""
         member = int.__new__(cls, number)
         member._value_ = number
-        member.meaning = meaning
         return member
+
+    def __init__(self, number: int, meaning: str) -> None:
+        self.meaning = meaning
 
 
 def meaning(value: int) -> str | None:
@@ -107,9 +109,13 @@ def meaning(value: int) -> str | None:
 
 
 class Bits(int):
-    """A register's value; a subclass declares the fields."""
+    """A register's value; a subclass declares the fields, and the ``registers`` that have them."""
 
     __slots__ = ()
+    registers: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, *, registers: str = "") -> None:
+        cls.registers = tuple(registers.split())
 
     @classmethod
     def fields(cls) -> Iterator[Field]:

@@ -14,8 +14,8 @@ _TAG_FAULT = names("NONE", "SYNC", "ASYNC", "ASYMM")
 _ENABLE = names("TRAP", "TRAP_EL0", NO_TRAP=3)  # 2 traps like 0
 
 
-class Sctlr(Bits):
-    """System control (SCTLR_EL1)."""
+class Sctlr(Bits, registers="SCTLR_EL1"):
+    """System control."""
 
     TIDCP = bit(63, "EL0's IMPLEMENTATION DEFINED registers are trapped")
     SPINTMASK = bit(62, "PSTATE.SP masks interrupts")
@@ -73,8 +73,8 @@ class Sctlr(Bits):
     M = bit(0, "address translation")
 
 
-class Sctlr2(Bits):
-    """System control, continued (SCTLR2_EL1)."""
+class Sctlr2(Bits, registers="SCTLR2_EL1"):
+    """System control, continued."""
 
     CPTM0 = bit(12, "EL0: checked pointer arithmetic of multiplication")
     CPTM = bit(11, "EL1: checked pointer arithmetic of multiplication")
@@ -89,8 +89,8 @@ class Sctlr2(Bits):
     NMEA = bit(2, "PSTATE.A does not mask SErrors")
 
 
-class Cpacr(Bits):
-    """Traps of extensions to EL1 (CPACR_EL1)."""
+class Cpacr(Bits, registers="CPACR_EL1"):
+    """Traps of extensions to EL1."""
 
     TCPAC = bit(31, "CPACR_EL1 is trapped to EL2")
     TAM = bit(30, "activity monitors are trapped")
@@ -101,8 +101,8 @@ class Cpacr(Bits):
     ZEN = bits(17, 16, "SVE", _ENABLE)
 
 
-class Zcr(Bits):
-    """SVE control (ZCR_EL1, ZCR_EL2)."""
+class Zcr(Bits, registers="ZCR_EL1 ZCR_EL2"):
+    """SVE control."""
 
     LEN = bits(3, 0, "the vector length is at most (LEN + 1) * 128 bits")
 
@@ -127,8 +127,8 @@ _SHARED = names(NONE=0, OUTER=2, INNER=3)
 _CACHED = names("NC", "WBWA", "WT", "WBnWA")
 
 
-class Tcr(Bits):
-    """Address translation (TCR_EL1): 0 is the lower half of the addresses, 1 the upper."""
+class Tcr(Bits, registers="TCR_EL1"):
+    """Address translation: 0 is the lower half of the addresses, 1 the upper."""
 
     MTX1 = bit(61, "tags are not address bits")
     MTX0 = bit(60, "tags are not address bits")
@@ -172,8 +172,8 @@ class Tcr(Bits):
     T0SZ = bits(5, 0, "64 less the address bits")
 
 
-class Tcr2(Bits):
-    """Address translation, continued (TCR2_EL1)."""
+class Tcr2(Bits, registers="TCR2_EL1"):
+    """Address translation, continued."""
 
     FNGNA1 = bit(21, "non-global depends on the ASID")
     FNGNA0 = bit(20, "non-global depends on the ASID")
@@ -192,8 +192,8 @@ class Tcr2(Bits):
     PnCH = bit(0, "protected attribute instead of contiguous hint")
 
 
-class Ttbr(Bits):
-    """A translation table's address (TTBR0_EL1, TTBR1_EL1); LPA2 changes the layout of BADDR."""
+class Ttbr(Bits, registers="TTBR0_EL1 TTBR1_EL1"):
+    """A translation table's address; LPA2 changes the layout of BADDR."""
 
     ASID = bits(63, 48, "address space")
     BADDR = bits(47, 1, "address, less its lowest bit")
@@ -214,8 +214,8 @@ class MemoryType(IntEnum):
     NORMAL = 0xFF
 
 
-class Mair(Bits):
-    """The memory types that translation tables refer to (MAIR_ELx)."""
+class Mair(Bits, registers="MAIR_EL1 MAIR_EL2"):
+    """The memory types that translation tables refer to."""
 
     Attr7 = bits(63, 56, "type 7", MemoryType)
     Attr6 = bits(55, 48, "type 6", MemoryType)
@@ -227,7 +227,7 @@ class Mair(Bits):
     Attr0 = bits(7, 0, "type 0", MemoryType)
 
 
-class ContextId(Bits):
-    """The current process, for debuggers (CONTEXTIDR_EL1)."""
+class ContextId(Bits, registers="CONTEXTIDR_EL1"):
+    """The current process, for debuggers."""
 
     PROCID = bits(31, 0, "process")

@@ -7,8 +7,8 @@ from pyvmm.arm64.bits import Bits, bit, bits
 GENERAL_REGISTERS = tuple(f"X{number}" for number in range(31))
 
 
-class Mpidr(Bits):
-    """The affinity of a CPU (MPIDR_EL1).  Source: Arm ARM DDI 0487, D23.2."""
+class Mpidr(Bits, registers="MPIDR_EL1"):
+    """The affinity of a CPU.  Source: Arm ARM DDI 0487, D23.2."""
 
     Aff3 = bits(39, 32, "affinity level 3")
     RES1 = bit(31, "always one")
@@ -17,15 +17,6 @@ class Mpidr(Bits):
     Aff2 = bits(23, 16, "affinity level 2")
     Aff1 = bits(15, 8, "affinity level 1")
     Aff0 = bits(7, 0, "affinity level 0")
-
-
-def mpidr(vcpu_id: int) -> Mpidr:
-    """Return the MPIDR_EL1 that KVM gives a vCPU: 16 a cluster, as a GICv3 SGI addresses them.
-
-    Source: reset_mpidr() in arch/arm64/kvm/sys_regs.c.
-    """
-    level1, level2 = vcpu_id >> 4 & 0xFF, vcpu_id >> 12 & 0xFF
-    return Mpidr.of(RES1=1, Aff0=vcpu_id & 0xF, Aff1=level1, Aff2=level2)
 
 
 def affinity(mpidr_el1: int) -> int:

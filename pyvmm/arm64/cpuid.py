@@ -8,6 +8,7 @@ from __future__ import annotations
 from pyvmm.arm64.bits import Bits, Named, bit, bits, meaning, names
 
 WORD = 4  # bytes; CTR_EL0 and DCZID_EL0 give sizes as log2 of words
+CCSIDRS = 14  # the architecture's limit: 7 levels, data and instructions
 
 
 class Implementer(Named):
@@ -27,8 +28,8 @@ class Implementer(Named):
     AMPERE = 0xC0, "Ampere"
 
 
-class Midr(Bits):
-    """The maker and the model of a CPU (MIDR_EL1)."""
+class Midr(Bits, registers="MIDR_EL1"):
+    """The maker and the model of a CPU."""
 
     Implementer = bits(31, 24, "maker", Implementer)
     Variant = bits(23, 20, "major revision")
@@ -37,8 +38,8 @@ class Midr(Bits):
     Revision = bits(3, 0, "minor revision")
 
 
-class Ctr(Bits):
-    """The caches as a whole (CTR_EL0); sizes are log2 of 4-byte words."""
+class Ctr(Bits, registers="CTR_EL0"):
+    """The caches as a whole; sizes are log2 of 4-byte words."""
 
     TminLine = bits(37, 32, "shortest line with memory tags")
     DIC = bit(29, "instruction caches need no invalidation")
@@ -50,8 +51,8 @@ class Ctr(Bits):
     IminLine = bits(3, 0, "shortest instruction cache line")
 
 
-class Dczid(Bits):
-    """The effect of DC ZVA (DCZID_EL0)."""
+class Dczid(Bits, registers="DCZID_EL0"):
+    """The effect of DC ZVA."""
 
     DZP = bit(4, "DC ZVA is not allowed")
     BS = bits(3, 0, "log2 of the words it zeroes")
@@ -60,8 +61,8 @@ class Dczid(Bits):
 _CTYPE = names("NO_CACHE", "INSTRUCTION", "DATA", "SEPARATE", "UNIFIED")
 
 
-class Clidr(Bits):
-    """The caches at each level (CLIDR_EL1)."""
+class Clidr(Bits, registers="CLIDR_EL1"):
+    """The caches at each level."""
 
     Ttype7 = bits(46, 45, "memory tags at level 7")
     Ttype6 = bits(44, 43, "memory tags at level 6")
@@ -83,15 +84,15 @@ class Clidr(Bits):
     Ctype1 = bits(2, 0, "cache at level 1", _CTYPE)
 
 
-class Csselr(Bits):
-    """The cache that CCSIDR_EL1 describes (CSSELR_EL1)."""
+class Csselr(Bits, registers="CSSELR_EL1"):
+    """The cache that CCSIDR_EL1 describes."""
 
     TnD = bit(4, "memory tags")
     Level = bits(3, 1, "level, less one")
     InD = bit(0, "the instruction cache")
 
 
-class Ccsidr(Bits):
+class Ccsidr(Bits, registers=" ".join(f"CCSIDR{n}" for n in range(CCSIDRS))):
     """The shape of a cache (CCSIDR_EL1), where ID_AA64MMFR2_EL1.CCIDX is BITS_32."""
 
     NumSets = bits(27, 13, "sets, less one")

@@ -12,77 +12,6 @@ from pyvmm.arm64.bits import Bits, Named, bit, bits, names
 from pyvmm.arm64.fault import FaultStatus
 
 
-class ExceptionClass(Named):
-    """ESR_ELx.EC; LOW is from a lower exception level, CUR from the current one."""
-
-    UNKNOWN = 0x00, "unknown reason, as for an undefined instruction"
-    WFx = 0x01, "trapped wait"
-    CP15_32 = 0x03, "trapped MCR or MRC of cp15"
-    CP15_64 = 0x04, "trapped MCRR or MRRC of cp15"
-    CP14_MR = 0x05, "trapped MCR or MRC of cp14"
-    CP14_LS = 0x06, "trapped LDC or STC of cp14"
-    FP_ASIMD = 0x07, "trapped floating point, Advanced SIMD or SVE"
-    CP10_ID = 0x08, "trapped VMRS of cp10"
-    PAC = 0x09, "trapped pointer authentication"
-    OTHER = 0x0A, "trapped 64-byte load or store, or buffer synchronization"
-    CP14_64 = 0x0C, "trapped MRRC of cp14"
-    BTI = 0x0D, "branch to an instruction that is not a branch target"
-    ILL = 0x0E, "illegal execution state"
-    SVC32 = 0x11, "SVC in AArch32"
-    HVC32 = 0x12, "HVC in AArch32"
-    SMC32 = 0x13, "SMC in AArch32"
-    SYS128 = 0x14, "trapped MSRR, MRRS or 128-bit system instruction"  # not named in Linux
-    SVC64 = 0x15, "SVC"
-    HVC64 = 0x16, "HVC"
-    SMC64 = 0x17, "SMC"
-    SYS64 = 0x18, "trapped MSR, MRS or system instruction"
-    SVE = 0x19, "trapped SVE"
-    ERET = 0x1A, "trapped ERET"
-    FPAC = 0x1C, "failed pointer authentication"
-    SME = 0x1D, "trapped SME"
-    GPC = 0x1E, "granule protection check"  # not named in Linux
-    IMP_DEF = 0x1F, "IMPLEMENTATION DEFINED exception to EL3"
-    IABT_LOW = 0x20, "instruction abort, from a lower exception level"
-    IABT_CUR = 0x21, "instruction abort, from the same exception level"
-    PC_ALIGN = 0x22, "PC is not aligned"
-    DABT_LOW = 0x24, "data abort, from a lower exception level"
-    DABT_CUR = 0x25, "data abort, from the same exception level"
-    SP_ALIGN = 0x26, "SP is not aligned"
-    MOPS = 0x27, "memory copy or set in a state that it cannot resume from"
-    FP_EXC32 = 0x28, "floating-point exception in AArch32"
-    FP_EXC64 = 0x2C, "floating-point exception"
-    GCS = 0x2D, "guarded control stack"
-    SERROR = 0x2F, "SError"
-    BREAKPT_LOW = 0x30, "breakpoint, from a lower exception level"
-    BREAKPT_CUR = 0x31, "breakpoint, from the same exception level"
-    SOFTSTP_LOW = 0x32, "software step, from a lower exception level"
-    SOFTSTP_CUR = 0x33, "software step, from the same exception level"
-    WATCHPT_LOW = 0x34, "watchpoint, from a lower exception level"
-    WATCHPT_CUR = 0x35, "watchpoint, from the same exception level"
-    BKPT32 = 0x38, "BKPT in AArch32"
-    VECTOR32 = 0x3A, "vector catch in AArch32"
-    BRK64 = 0x3C, "BRK"
-    PROFILING = 0x3D, "profiling exception"  # not named in Linux
-
-
-EC = ExceptionClass
-
-
-class Esr(Bits):
-    """The cause of an exception (ESR_ELx)."""
-
-    ISS2 = bits(55, 32, "more syndrome")
-    EC = bits(31, 26, "exception class", ExceptionClass)
-    IL = bit(25, "the instruction was 32 bits long")
-    ISS = bits(24, 0, "syndrome, whose meaning depends on EC")
-
-    @property
-    def iss(self) -> Bits | None:
-        """The decoded syndrome; None for a class without one."""
-        layout = SYNDROMES.get(self.EC)
-        return layout(self.ISS) if layout else None
-
-
 class Direction(IntEnum):
     """The direction of a trapped register access."""
 
@@ -329,43 +258,79 @@ class WatchIss(Bits):
     DFSC = bits(5, 0, "0x22 is debug")
 
 
-SYNDROMES: dict[int, type[Bits]] = {
-    EC.WFx: WfxIss,
-    EC.CP15_32: McrIss,
-    EC.CP15_64: McrrIss,
-    EC.CP14_MR: McrIss,
-    EC.CP14_LS: LdcIss,
-    EC.FP_ASIMD: Conditional,
-    EC.CP10_ID: McrIss,
-    EC.OTHER: OtherIss,
-    EC.CP14_64: McrrIss,
-    EC.BTI: BtiIss,
-    EC.SVC32: CallIss,
-    EC.HVC32: CallIss,
-    EC.SMC32: Smc32Iss,
-    EC.SVC64: CallIss,
-    EC.HVC64: CallIss,
-    EC.SMC64: CallIss,
-    EC.SYS64: SysIss,
-    EC.ERET: EretIss,
-    EC.FPAC: FpacIss,
-    EC.SME: SmeIss,
-    EC.GPC: GpcIss,
-    EC.IABT_LOW: IabtIss,
-    EC.IABT_CUR: IabtIss,
-    EC.DABT_LOW: DabtIss,
-    EC.DABT_CUR: DabtIss,
-    EC.MOPS: MopsIss,
-    EC.FP_EXC32: FpExcIss,
-    EC.FP_EXC64: FpExcIss,
-    EC.GCS: GcsIss,
-    EC.SERROR: SerrorIss,
-    EC.BREAKPT_LOW: StatusIss,
-    EC.BREAKPT_CUR: StatusIss,
-    EC.SOFTSTP_LOW: StepIss,
-    EC.SOFTSTP_CUR: StepIss,
-    EC.WATCHPT_LOW: WatchIss,
-    EC.WATCHPT_CUR: WatchIss,
-    EC.BKPT32: BrkIss,
-    EC.BRK64: BrkIss,
-}
+class ExceptionClass(Named):
+    """ESR_ELx.EC, each with its syndrome's layout.
+
+    LOW is from a lower exception level, CUR from the current one.
+    """
+
+    layout: type[Bits] | None
+
+    def __init__(self, number: int, meaning: str, layout: type[Bits] | None = None) -> None:
+        super().__init__(number, meaning)
+        self.layout = layout
+
+    UNKNOWN = 0x00, "unknown reason, as for an undefined instruction"
+    WFx = 0x01, "trapped wait", WfxIss
+    CP15_32 = 0x03, "trapped MCR or MRC of cp15", McrIss
+    CP15_64 = 0x04, "trapped MCRR or MRRC of cp15", McrrIss
+    CP14_MR = 0x05, "trapped MCR or MRC of cp14", McrIss
+    CP14_LS = 0x06, "trapped LDC or STC of cp14", LdcIss
+    FP_ASIMD = 0x07, "trapped floating point, Advanced SIMD or SVE", Conditional
+    CP10_ID = 0x08, "trapped VMRS of cp10", McrIss
+    PAC = 0x09, "trapped pointer authentication"
+    OTHER = 0x0A, "trapped 64-byte load or store, or buffer synchronization", OtherIss
+    CP14_64 = 0x0C, "trapped MRRC of cp14", McrrIss
+    BTI = 0x0D, "branch to an instruction that is not a branch target", BtiIss
+    ILL = 0x0E, "illegal execution state"
+    SVC32 = 0x11, "SVC in AArch32", CallIss
+    HVC32 = 0x12, "HVC in AArch32", CallIss
+    SMC32 = 0x13, "SMC in AArch32", Smc32Iss
+    SYS128 = 0x14, "trapped MSRR, MRRS or 128-bit system instruction"  # not named in Linux
+    SVC64 = 0x15, "SVC", CallIss
+    HVC64 = 0x16, "HVC", CallIss
+    SMC64 = 0x17, "SMC", CallIss
+    SYS64 = 0x18, "trapped MSR, MRS or system instruction", SysIss
+    SVE = 0x19, "trapped SVE"
+    ERET = 0x1A, "trapped ERET", EretIss
+    FPAC = 0x1C, "failed pointer authentication", FpacIss
+    SME = 0x1D, "trapped SME", SmeIss
+    GPC = 0x1E, "granule protection check", GpcIss  # not named in Linux
+    IMP_DEF = 0x1F, "IMPLEMENTATION DEFINED exception to EL3"
+    IABT_LOW = 0x20, "instruction abort, from a lower exception level", IabtIss
+    IABT_CUR = 0x21, "instruction abort, from the same exception level", IabtIss
+    PC_ALIGN = 0x22, "PC is not aligned"
+    DABT_LOW = 0x24, "data abort, from a lower exception level", DabtIss
+    DABT_CUR = 0x25, "data abort, from the same exception level", DabtIss
+    SP_ALIGN = 0x26, "SP is not aligned"
+    MOPS = 0x27, "memory copy or set in a state that it cannot resume from", MopsIss
+    FP_EXC32 = 0x28, "floating-point exception in AArch32", FpExcIss
+    FP_EXC64 = 0x2C, "floating-point exception", FpExcIss
+    GCS = 0x2D, "guarded control stack", GcsIss
+    SERROR = 0x2F, "SError", SerrorIss
+    BREAKPT_LOW = 0x30, "breakpoint, from a lower exception level", StatusIss
+    BREAKPT_CUR = 0x31, "breakpoint, from the same exception level", StatusIss
+    SOFTSTP_LOW = 0x32, "software step, from a lower exception level", StepIss
+    SOFTSTP_CUR = 0x33, "software step, from the same exception level", StepIss
+    WATCHPT_LOW = 0x34, "watchpoint, from a lower exception level", WatchIss
+    WATCHPT_CUR = 0x35, "watchpoint, from the same exception level", WatchIss
+    BKPT32 = 0x38, "BKPT in AArch32", BrkIss
+    VECTOR32 = 0x3A, "vector catch in AArch32"
+    BRK64 = 0x3C, "BRK", BrkIss
+    PROFILING = 0x3D, "profiling exception"  # not named in Linux
+
+
+class Esr(Bits, registers="ESR_EL1 ESR_EL2"):
+    """The cause of an exception."""
+
+    ISS2 = bits(55, 32, "more syndrome")
+    EC = bits(31, 26, "exception class", ExceptionClass)
+    IL = bit(25, "the instruction was 32 bits long")
+    ISS = bits(24, 0, "syndrome, whose meaning depends on EC")
+
+    @property
+    def iss(self) -> Bits | None:
+        """The decoded syndrome; None for a class without one."""
+        cause = self.EC
+        layout = cause.layout if isinstance(cause, ExceptionClass) else None
+        return layout(self.ISS) if layout else None

@@ -47,8 +47,8 @@ _EIESB = names("NI", "ToEL3", "ToELx", ANY=0xF)
 _STAGE_2 = names("STAGE_1", "NI", "IMP", "BITS_52")  # STAGE_1: the same as in stage 1
 
 
-class IdAa64Pfr0(Bits):
-    """Processor features (ID_AA64PFR0_EL1)."""
+class IdAa64Pfr0(Bits, registers="ID_AA64PFR0_EL1"):
+    """Processor features."""
 
     CSV3 = bits(63, 60, "speculative use of faulting data", Implemented)
     CSV2 = bits(59, 56, "speculative use of out of context branch targets", _CSV2)
@@ -68,8 +68,8 @@ class IdAa64Pfr0(Bits):
     EL0 = bits(3, 0, "EL0", _EL)
 
 
-class IdAa64Pfr1(Bits):
-    """Processor features (ID_AA64PFR1_EL1)."""
+class IdAa64Pfr1(Bits, registers="ID_AA64PFR1_EL1"):
+    """Processor features."""
 
     PFAR = bits(63, 60, "physical fault address registers", Implemented)
     DF2 = bits(59, 56, "double faults (FEAT_DoubleFault2)", Implemented)
@@ -88,8 +88,8 @@ class IdAa64Pfr1(Bits):
     BT = bits(3, 0, "branch targets", Implemented)
 
 
-class IdAa64Pfr2(Bits):
-    """Processor features (ID_AA64PFR2_EL1)."""
+class IdAa64Pfr2(Bits, registers="ID_AA64PFR2_EL1"):
+    """Processor features."""
 
     FPMR = bits(35, 32, "FPMR", Implemented)
     UINJ = bits(19, 16, "injection of undefined instructions", Implemented)
@@ -99,8 +99,8 @@ class IdAa64Pfr2(Bits):
     MTEPERM = bits(3, 0, "memory tag permissions", Implemented)
 
 
-class IdAa64Zfr0(Bits):
-    """SVE features (ID_AA64ZFR0_EL1)."""
+class IdAa64Zfr0(Bits, registers="ID_AA64ZFR0_EL1"):
+    """SVE features."""
 
     F64MM = bits(59, 56, "FP64 matrix multiplication", Implemented)
     F32MM = bits(55, 52, "FP32 matrix multiplication", Implemented)
@@ -116,8 +116,8 @@ class IdAa64Zfr0(Bits):
     SVEver = bits(3, 0, "SVE version", names("SVE", "SVE2", "SVE2p1", "SVE2p2", "SVE2p3"))
 
 
-class IdAa64Smfr0(Bits):
-    """SME features (ID_AA64SMFR0_EL1)."""
+class IdAa64Smfr0(Bits, registers="ID_AA64SMFR0_EL1"):
+    """SME features."""
 
     FA64 = bit(63, "all of A64 in streaming mode", Implemented)
     LUT6 = bit(61, "6-bit table lookup", Implemented)
@@ -145,8 +145,8 @@ class IdAa64Smfr0(Bits):
     SMOP4 = bit(0, "quarter-tile outer products", Implemented)
 
 
-class IdAa64Fpfr0(Bits):
-    """FP8 features (ID_AA64FPFR0_EL1)."""
+class IdAa64Fpfr0(Bits, registers="ID_AA64FPFR0_EL1"):
+    """FP8 features."""
 
     F8CVT = bit(31, "FP8 conversion", Implemented)
     F8FMA = bit(30, "FP8 multiply-add", Implemented)
@@ -159,8 +159,8 @@ class IdAa64Fpfr0(Bits):
     F8E5M2 = bit(0, "the E5M2 format", Implemented)
 
 
-class IdAa64Dfr0(Bits):
-    """Debug features (ID_AA64DFR0_EL1)."""
+class IdAa64Dfr0(Bits, registers="ID_AA64DFR0_EL1"):
+    """Debug features."""
 
     HPMN0 = bits(63, 60, "no event counters for the guest", names("UNPREDICTABLE", "DEF"))
     ExtTrcBuff = bits(59, 56, "external trace buffer", Implemented)
@@ -180,8 +180,8 @@ class IdAa64Dfr0(Bits):
     DebugVer = bits(3, 0, "debug architecture", _DEBUG)
 
 
-class IdAa64Dfr1(Bits):
-    """Debug features (ID_AA64DFR1_EL1)."""
+class IdAa64Dfr1(Bits, registers="ID_AA64DFR1_EL1"):
+    """Debug features."""
 
     ABL_CMPs = bits(63, 56, "breakpoints that link to addresses, less one")
     DPFZS = bits(55, 52, "the cycle counter when event counters freeze", names("IGNR", "FRZN"))
@@ -196,8 +196,8 @@ class IdAa64Dfr1(Bits):
     SYSPMUID = bits(7, 0, "system PMU ID")
 
 
-class IdAa64Dfr2(Bits):
-    """Debug features (ID_AA64DFR2_EL1)."""
+class IdAa64Dfr2(Bits, registers="ID_AA64DFR2_EL1"):
+    """Debug features."""
 
     TRBE_EXC = bits(27, 24, "trace buffer exceptions", Implemented)
     SPE_nVM = bits(23, 20, "profiling buffer with physical addresses", Implemented)
@@ -206,8 +206,8 @@ class IdAa64Dfr2(Bits):
     STEP = bits(3, 0, "enhanced software step", Implemented)
 
 
-class IdAa64Isar0(Bits):
-    """Instructions (ID_AA64ISAR0_EL1)."""
+class IdAa64Isar0(Bits, registers="ID_AA64ISAR0_EL1"):
+    """Instructions."""
 
     RNDR = bits(63, 60, "random numbers", Implemented)
     TLB = bits(59, 56, "TLB maintenance", names("NI", "OS", "RANGE"))
@@ -226,8 +226,8 @@ class IdAa64Isar0(Bits):
     AES = bits(7, 4, "AES", names("NI", "AES", "PMULL"))
 
 
-class IdAa64Isar1(Bits):
-    """Instructions (ID_AA64ISAR1_EL1)."""
+class IdAa64Isar1(Bits, registers="ID_AA64ISAR1_EL1"):
+    """Instructions."""
 
     LS64 = bits(63, 60, "64-byte loads and stores", _LS64)
     XS = bits(59, 56, "the XS attribute", Implemented)
@@ -247,8 +247,8 @@ class IdAa64Isar1(Bits):
     DPB = bits(3, 0, "clean to persistence", names("NI", "IMP", "DPB2"))
 
 
-class IdAa64Isar2(Bits):
-    """Instructions (ID_AA64ISAR2_EL1)."""
+class IdAa64Isar2(Bits, registers="ID_AA64ISAR2_EL1"):
+    """Instructions."""
 
     ATS1A = bits(63, 60, "address translation without permissions", Implemented)
     LUT = bits(59, 56, "table lookup", names("NI", "IMP", "LUT6"))
@@ -268,8 +268,8 @@ class IdAa64Isar2(Bits):
     WFxT = bits(3, 0, "waits with a timeout", names("NI", IMP=2))
 
 
-class IdAa64Isar3(Bits):
-    """Instructions (ID_AA64ISAR3_EL1)."""
+class IdAa64Isar3(Bits, registers="ID_AA64ISAR3_EL1"):
+    """Instructions."""
 
     FPRCVT = bits(31, 28, "FP to integer in one register", Implemented)
     LSUI = bits(27, 24, "unprivileged atomics", Implemented)
@@ -281,8 +281,8 @@ class IdAa64Isar3(Bits):
     CPA = bits(3, 0, "checked pointer arithmetic", names("NI", "IMP", "CPA2"))
 
 
-class IdAa64Mmfr0(Bits):
-    """Memory model features (ID_AA64MMFR0_EL1)."""
+class IdAa64Mmfr0(Bits, registers="ID_AA64MMFR0_EL1"):
+    """Memory model features."""
 
     ECV = bits(63, 60, "enhanced counter virtualization", names("NI", "IMP", "CNTPOFF"))
     FGT = bits(59, 56, "fine-grained traps", names("NI", "IMP", "FGT2"))
@@ -300,8 +300,8 @@ class IdAa64Mmfr0(Bits):
     PARange = bits(3, 0, "physical address size", PaRange)
 
 
-class IdAa64Mmfr1(Bits):
-    """Memory model features (ID_AA64MMFR1_EL1)."""
+class IdAa64Mmfr1(Bits, registers="ID_AA64MMFR1_EL1"):
+    """Memory model features."""
 
     ECBHB = bits(63, 60, "branch history after exceptions", Implemented)
     CMOW = bits(59, 56, "cache maintenance needs write permission", Implemented)
@@ -321,8 +321,8 @@ class IdAa64Mmfr1(Bits):
     HAFDBS = bits(3, 0, "access flag and dirty state by hardware", _DIRTY)
 
 
-class IdAa64Mmfr2(Bits):
-    """Memory model features (ID_AA64MMFR2_EL1)."""
+class IdAa64Mmfr2(Bits, registers="ID_AA64MMFR2_EL1"):
+    """Memory model features."""
 
     E0PD = bits(63, 60, "half of the address space can be closed to EL0", Implemented)
     EVT = bits(59, 56, "enhanced virtualization traps", names("NI", "IMP", "TTLBxS"))
@@ -341,8 +341,8 @@ class IdAa64Mmfr2(Bits):
     CnP = bits(3, 0, "common not private translations", Implemented)
 
 
-class IdAa64Mmfr3(Bits):
-    """Memory model features (ID_AA64MMFR3_EL1)."""
+class IdAa64Mmfr3(Bits, registers="ID_AA64MMFR3_EL1"):
+    """Memory model features."""
 
     Spec_FPACC = bits(63, 60, "speculation after a failed authentication", Implemented)
     ADERR = bits(59, 56, "asynchronous device read errors", _ADERR)
@@ -361,8 +361,8 @@ class IdAa64Mmfr3(Bits):
     TCRX = bits(3, 0, "TCR2_EL1", Implemented)
 
 
-class IdAa64Mmfr4(Bits):
-    """Memory model features (ID_AA64MMFR4_EL1)."""
+class IdAa64Mmfr4(Bits, registers="ID_AA64MMFR4_EL1"):
+    """Memory model features."""
 
     SRMASK = bits(47, 44, "masks of system registers", Implemented)
     E3DSE = bits(39, 36, "delegated SErrors from EL3", Implemented)

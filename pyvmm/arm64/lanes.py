@@ -38,11 +38,6 @@ class Lanes(tuple[int, ...]):
         return lanes
 
     @property
-    def unsigned(self) -> tuple[int, ...]:
-        """Unsigned numbers."""
-        return tuple(self)
-
-    @property
     def signed(self) -> tuple[int, ...]:
         """Two's complement numbers."""
         modulus = 1 << self.bits

@@ -45,7 +45,7 @@ class BType(IntEnum):
     J = 0b11  # BR from a guarded page
 
 
-class Pstate(Bits):
+class Pstate(Bits, registers="PSTATE SPSR_EL1 SPSR_EL2 SPSR_ABT SPSR_UND SPSR_IRQ SPSR_FIQ"):
     """The processor state in AArch64."""
 
     N = bit(31, "negative")

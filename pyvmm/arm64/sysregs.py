@@ -137,14 +137,6 @@ _TABLE: dict[str, tuple[int, int, int, int, int]] = {
     # The GIC's CPU interface
     "ICC_PMR_EL1": (3, 0, 4, 6, 0),
     "ICC_BPR0_EL1": (3, 0, 12, 8, 3),
-    "ICC_AP0R0_EL1": (3, 0, 12, 8, 4),
-    "ICC_AP0R1_EL1": (3, 0, 12, 8, 5),
-    "ICC_AP0R2_EL1": (3, 0, 12, 8, 6),
-    "ICC_AP0R3_EL1": (3, 0, 12, 8, 7),
-    "ICC_AP1R0_EL1": (3, 0, 12, 9, 0),
-    "ICC_AP1R1_EL1": (3, 0, 12, 9, 1),
-    "ICC_AP1R2_EL1": (3, 0, 12, 9, 2),
-    "ICC_AP1R3_EL1": (3, 0, 12, 9, 3),
     "ICC_BPR1_EL1": (3, 0, 12, 12, 3),
     "ICC_CTLR_EL1": (3, 0, 12, 12, 4),
     "ICC_SRE_EL1": (3, 0, 12, 12, 5),
@@ -211,6 +203,8 @@ _TABLE: dict[str, tuple[int, int, int, int, int]] = {
     "CNTHV_CVAL_EL2": (3, 4, 14, 3, 2),
     "SP_EL2": (3, 6, 4, 1, 0),
     # Numbered registers
+    **{f"ICC_AP0R{n}_EL1": (3, 0, 12, 8, 4 + n) for n in range(4)},
+    **{f"ICC_AP1R{n}_EL1": (3, 0, 12, 9, n) for n in range(4)},
     **{f"DBGBVR{n}_EL1": (2, 0, 0, n, 4) for n in range(16)},
     **{f"DBGBCR{n}_EL1": (2, 0, 0, n, 5) for n in range(16)},
     **{f"DBGWVR{n}_EL1": (2, 0, 0, n, 6) for n in range(16)},

@@ -1,6 +1,6 @@
-"""The registers of a CPU's units: FP, timers, PMU, debug, GIC interface.
+"""The registers of a CPU's units: FP, timers, PMU, debug, GIC interface, PSCI firmware.
 
-Source: Arm ARM DDI 0487, C5.2, D23.3 to D23.8; Arm IHI 0069 (GICv3), 12.2.
+Source: Arm ARM DDI 0487, C5.2, D23.3 to D23.8; Arm IHI 0069 (GICv3), 12.2; Arm DEN 0022 (PSCI).
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from pyvmm.arm64.bits import Bits, bit, bits, names
 
 
-class Fpcr(Bits):
-    """Floating-point control (FPCR)."""
+class Fpcr(Bits, registers="FPCR"):
+    """Floating-point control."""
 
     AHP = bit(26, "alternative half precision")
     DN = bit(25, "NaNs are the default NaN")
@@ -30,8 +30,8 @@ class Fpcr(Bits):
     FIZ = bit(0, "input denormals are flushed to zero")
 
 
-class Fpsr(Bits):
-    """Floating-point status (FPSR)."""
+class Fpsr(Bits, registers="FPSR"):
+    """Floating-point status."""
 
     N = bit(31, "AArch32: negative")
     Z = bit(30, "AArch32: zero")
@@ -46,16 +46,18 @@ class Fpsr(Bits):
     IOC = bit(0, "invalid operation")
 
 
-class CntCtl(Bits):
-    """Timer control (CNTV_CTL_EL0, CNTP_CTL_EL0)."""
+class CntCtl(
+    Bits, registers="TIMER_CTL PTIMER_CTL CNTP_CTL_EL0 CNTV_CTL_EL0 CNTHP_CTL_EL2 CNTHV_CTL_EL2"
+):
+    """Timer control."""
 
     ISTATUS = bit(2, "the condition is met")
     IMASK = bit(1, "the interrupt is masked")
     ENABLE = bit(0, "the timer runs")
 
 
-class Cntkctl(Bits):
-    """EL0's access to timers, and the event stream (CNTKCTL_EL1)."""
+class Cntkctl(Bits, registers="CNTKCTL_EL1"):
+    """EL0's access to timers, and the event stream."""
 
     EVNTIS = bit(17, "EVNTI counts from bit 8")
     EL0PTEN = bit(9, "EL0 has the physical timer")
@@ -67,8 +69,8 @@ class Cntkctl(Bits):
     EL0PCTEN = bit(0, "EL0 has the physical counter")
 
 
-class Pmcr(Bits):
-    """Performance monitor control (PMCR_EL0)."""
+class Pmcr(Bits, registers="PMCR_EL0"):
+    """Performance monitor control."""
 
     FZS = bit(32, "counters freeze when profiling stops")
     IMP = bits(31, 24, "implementer")
@@ -85,8 +87,8 @@ class Pmcr(Bits):
     E = bit(0, "the counters run")
 
 
-class Pmuserenr(Bits):
-    """EL0's access to the performance monitors (PMUSERENR_EL0)."""
+class Pmuserenr(Bits, registers="PMUSERENR_EL0"):
+    """EL0's access to the performance monitors."""
 
     TID = bit(6, "ID registers are trapped")
     IR = bit(5, "the instruction counter is read-only")
@@ -97,8 +99,8 @@ class Pmuserenr(Bits):
     EN = bit(0, "full access")
 
 
-class Mdscr(Bits):
-    """Debug control (MDSCR_EL1)."""
+class Mdscr(Bits, registers="MDSCR_EL1"):
+    """Debug control."""
 
     TDA = bit(21, "breakpoint registers are trapped to an external debugger")
     MDE = bit(15, "breakpoints and watchpoints")
@@ -108,8 +110,8 @@ class Mdscr(Bits):
     SS = bit(0, "software step")
 
 
-class Oslsr(Bits):
-    """The OS lock (OSLSR_EL1)."""
+class Oslsr(Bits, registers="OSLSR_EL1"):
+    """The OS lock."""
 
     OSLM1 = bit(3, "the OS lock is implemented")
     nTT = bit(2, "OSLAR_EL1 needs 32-bit writes")
@@ -117,8 +119,8 @@ class Oslsr(Bits):
     OSLM0 = bit(0, "the OS lock's model, bit 0")
 
 
-class IccCtlr(Bits):
-    """CPU interface control (ICC_CTLR_EL1)."""
+class IccCtlr(Bits, registers="ICC_CTLR_EL1"):
+    """CPU interface control."""
 
     ExtRange = bit(19, "INTIDs 1024 to 8191")
     RSS = bit(18, "SGIs to Aff0 up to 255")
@@ -131,27 +133,34 @@ class IccCtlr(Bits):
     CBPR = bit(0, "group 1 uses group 0's binary point")
 
 
-class IccSre(Bits):
-    """System register access (ICC_SRE_EL1)."""
+class IccSre(Bits, registers="ICC_SRE_EL1"):
+    """System register access."""
 
     DIB = bit(2, "IRQ bypass is disabled")
     DFB = bit(1, "FIQ bypass is disabled")
     SRE = bit(0, "access by system registers")
 
 
-class IccIgrpen(Bits):
-    """Enable of an interrupt group (ICC_IGRPEN0_EL1, ICC_IGRPEN1_EL1)."""
+class IccIgrpen(Bits, registers="ICC_IGRPEN0_EL1 ICC_IGRPEN1_EL1"):
+    """Enable of an interrupt group."""
 
     Enable = bit(0, "interrupts are signalled")
 
 
-class IccPmr(Bits):
-    """The priority mask: only higher priorities are signalled (ICC_PMR_EL1)."""
+class IccPmr(Bits, registers="ICC_PMR_EL1"):
+    """The priority mask: only higher priorities are signalled."""
 
     Priority = bits(7, 0, "priority")
 
 
-class IccBpr(Bits):
-    """The split of priorities into group and subpriority (ICC_BPR0_EL1, ICC_BPR1_EL1)."""
+class IccBpr(Bits, registers="ICC_BPR0_EL1 ICC_BPR1_EL1"):
+    """The split of priorities into group and subpriority."""
 
     BinaryPoint = bits(2, 0, "binary point")
+
+
+class PsciVersion(Bits, registers="PSCI_VERSION"):
+    """The result of PSCI_VERSION; KVM stores it as a register."""
+
+    MAJOR = bits(31, 16, "major")
+    MINOR = bits(15, 0, "minor")

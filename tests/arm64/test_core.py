@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from pyvmm.arm64.core import affinity, mpidr
+from pyvmm.arm64.core import affinity
+from tests.arm64.psci import mpidr
 
 
 def test_mpidr_puts_16_vcpus_in_a_cluster() -> None:

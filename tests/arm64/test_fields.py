@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pyvmm.arm64 import sysregs
 from pyvmm.arm64.bits import Bits, meaning
-from pyvmm.arm64.esr import SYNDROMES, ExceptionClass
+from pyvmm.arm64.esr import ExceptionClass
 from pyvmm.arm64.fields import FIELDS, decode
 from pyvmm.arm64.pstate import Mode32, Pstate, Pstate32
 
@@ -22,7 +22,7 @@ KVM_S_OWN = {
 ISS_BITS = 25
 
 LAYOUTS = {layout.__name__: layout for layout in [*FIELDS.values(), Pstate32]}
-ISS_LAYOUTS = {layout.__name__: layout for layout in SYNDROMES.values()}
+ISS_LAYOUTS = {item.layout.__name__: item.layout for item in ExceptionClass if item.layout}
 
 
 def check_layout(layout: type[Bits], width: int) -> None:

@@ -32,7 +32,7 @@ def unpacked(data: bytes, code: str) -> tuple[object, ...]:
 def test_lanes_agree_with_the_vectors_bytes(suffix: str, vector: Vector) -> None:
     lanes = getattr(vector, suffix)
 
-    assert lanes == lanes.unsigned == unpacked(bytes(vector), CODES[suffix])
+    assert lanes == unpacked(bytes(vector), CODES[suffix])
     assert lanes.signed == unpacked(bytes(vector), CODES[suffix].lower())
 
 

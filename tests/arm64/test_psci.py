@@ -4,7 +4,8 @@ import re
 import subprocess
 from pathlib import Path
 
-from pyvmm.arm64 import psci
+from pyvmm.arm64.unitregs import PsciVersion
+from tests.arm64 import psci
 
 # Arm's names that differ in the kernel's header
 HEADER_RETURN = {"INVALID_PARAMETERS": "INVALID_PARAMS"}
@@ -53,5 +54,5 @@ def test_kernel_header_has_every_function_but_the_newest(cross_gcc: Path) -> Non
 
 
 def test_version_shows_major_and_minor() -> None:
-    assert str(psci.Version(0x1_0001)) == "0x10001 (MAJOR=1 MINOR=1)"
+    assert str(PsciVersion(0x1_0001)) == "0x10001 (MAJOR=1 MINOR=1)"
     assert psci.V1_1 == 0x1_0001

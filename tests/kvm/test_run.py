@@ -10,12 +10,13 @@ import time
 
 import pytest
 
-from pyvmm.arm64 import psci
+from pyvmm.arm64.unitregs import PsciVersion
 from pyvmm.errors import KvmError
 from pyvmm.kvm import regs, uapi
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.uapi import ExitReason, MpState, SystemEvent, VcpuFeature
+from tests.arm64 import psci
 from tests.kvm.guest import EXITS_AT, MMIO, RAM_BASE, guest, running
 
 pytestmark = pytest.mark.kvm
@@ -97,7 +98,7 @@ def test_kvm_handles_psci_version() -> None:
 
         address, length, is_write, data = mmio(made.vcpu.run())
 
-        version = psci.Version(data)
+        version = PsciVersion(data)
         assert (address, length, is_write) == (MMIO, 8, True)
         assert version == made.vcpu.get_one_reg(regs.PSCI_VERSION)
         assert version >= psci.V1_0

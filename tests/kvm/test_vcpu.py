@@ -293,8 +293,8 @@ def test_set_regs_matches_single_writes_and_returns_errors() -> None:
         assert made.vcpu.get_one_reg(regs.X(1)) == 0
 
 
-def test_mpidr_equals_the_one_of_arm64_core() -> None:
-    from pyvmm.arm64.core import mpidr
+def test_mpidr_has_16_vcpus_a_cluster() -> None:
+    from tests.arm64.psci import mpidr
 
     with guest("spin", vcpus=18) as made:
         seen = [vcpu.get_one_reg(MPIDR_EL1) for vcpu in made.vcpus]

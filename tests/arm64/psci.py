@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from pyvmm.arm64.bits import Bits, bits
+from pyvmm.arm64.core import Mpidr
+from pyvmm.arm64.unitregs import PsciVersion
 
 _SMC32 = 0x8400_0000
 _SMC64 = 0xC400_0000
@@ -56,12 +57,15 @@ class Return(IntEnum):
     INVALID_ADDRESS = -9
 
 
-class Version(Bits):
-    """The result of PSCI_VERSION; KVM stores it as a register."""
-
-    MAJOR = bits(31, 16, "major")
-    MINOR = bits(15, 0, "minor")
+V1_0 = PsciVersion.of(MAJOR=1, MINOR=0)
+V1_1 = PsciVersion.of(MAJOR=1, MINOR=1)
 
 
-V1_0 = Version.of(MAJOR=1, MINOR=0)
-V1_1 = Version.of(MAJOR=1, MINOR=1)
+def mpidr(vcpu_id: int) -> Mpidr:
+    """Return the MPIDR_EL1 that KVM gives a vCPU: 16 a cluster, as a GICv3 SGI addresses them.
+
+    Its affinity is the vCPU's address in a call.
+    Source: reset_mpidr() in arch/arm64/kvm/sys_regs.c.
+    """
+    level1, level2 = vcpu_id >> 4 & 0xFF, vcpu_id >> 12 & 0xFF
+    return Mpidr.of(RES1=1, Aff0=vcpu_id & 0xF, Aff1=level1, Aff2=level2)
