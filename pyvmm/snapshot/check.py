@@ -1,6 +1,6 @@
 """The check whether a host can resume a machine that was saved on another host.
 
-HostLimits describes this host, or another one by the JSON that `pyvmm doctor` printed there.
+RestoreLimits describes this host, or another one by the JSON that `pyvmm doctor` printed there.
 On this host the check writes every register to a VM. For another host it compares the names of
 registers and the values of ID registers.
 """
@@ -20,7 +20,7 @@ from pyvmm.kvm import regs
 from pyvmm.kvm.system import System
 from pyvmm.machine.vcpus import make_vcpus
 from pyvmm.snapshot import restoreorder
-from pyvmm.snapshot.hostlimits import HostLimits
+from pyvmm.snapshot.hostlimits import RestoreLimits
 from pyvmm.snapshot.restoreorder import Setting
 from pyvmm.snapshot.restorestate import Loss, differences, plan_of, write_registers
 from pyvmm.snapshot.state import State
@@ -63,30 +63,31 @@ class Row(Record):
         )
 
 
-def machine_rows(state: State, limits: HostLimits) -> Iterator[Row]:
+def machine_rows(state: State, limits: RestoreLimits) -> Iterator[Row]:
     """Check all that needs no VM."""
     yield _at_most("vCPUs", len(state.vcpus), limits.max_vcpus)
     yield _at_most("guest physical address bits", state.ipa_bits, limits.ipa_bits)
     yield _lengths(state, limits)
     lacking = state.features - limits.features
-    names = ", ".join(sorted(feature.value for feature in state.features)) or "none"
-    if lacking:
-        words = ", ".join(sorted(feature.value for feature in lacking))
-        yield Row("CPU features", Compatibility.IMPOSSIBLE, f"this host gives guests no {words}")
-    else:
-        yield Row("CPU features", Compatibility.OK, names)
+    words = ", ".join(sorted(feature.value for feature in lacking or state.features)) or "none"
+    reason = f"this host gives guests no {words}" if lacking else words
+    yield _needed("CPU features", not lacking, reason)
     has = ", ".join(sorted(limits.gics)) or "none"
-    compatibility = Compatibility.OK if state.gic.kind in limits.gics else Compatibility.IMPOSSIBLE
-    yield Row("GIC", compatibility, f"the guest has a {state.gic.kind}, this host supports: {has}")
+    reason = f"the guest has a {state.gic.kind}, this host supports: {has}"
+    yield _needed("GIC", state.gic.kind in limits.gics, reason)
     yield _frequency(state, limits)
 
 
+def _needed(name: str, given: bool, reason: str) -> Row:
+    """Return the row of a part that a machine cannot run without."""
+    return Row(name, Compatibility.OK if given else Compatibility.IMPOSSIBLE, reason)
+
+
 def _at_most(name: str, needed: int, most: int) -> Row:
-    compatibility = Compatibility.OK if needed <= most else Compatibility.IMPOSSIBLE
-    return Row(name, compatibility, f"{needed}, this host supports up to {most}")
+    return _needed(name, needed <= most, f"{needed}, this host supports up to {most}")
 
 
-def _lengths(state: State, limits: HostLimits) -> Row:
+def _lengths(state: State, limits: RestoreLimits) -> Row:
     vls = state.vls
     if not vls:
         return Row("SVE", Compatibility.OK, "the guest has none")
@@ -99,7 +100,7 @@ def _lengths(state: State, limits: HostLimits) -> Row:
     return Row("SVE", Compatibility.IMPOSSIBLE, f"the guest has {vl.show(vls)} bits: {reason}")
 
 
-def _frequency(state: State, limits: HostLimits) -> Row:
+def _frequency(state: State, limits: RestoreLimits) -> Row:
     name, hz = "timer frequency", state.clock.hz
     if hz == limits.counter_hz:
         return Row(name, Compatibility.OK, f"{hz} Hz")
@@ -187,8 +188,8 @@ def _fields(name: str, value: int) -> Iterator[tuple[str, int, int]]:
         yield f"bits {lo + 3}:{lo}", lo, 4
 
 
-def predicted(state: State, limits: HostLimits) -> Iterator[Row]:
-    """Check registers against another host, which is known by its HostLimits alone."""
+def predicted(state: State, limits: RestoreLimits) -> Iterator[Row]:
+    """Check registers against another host, which is known by its RestoreLimits alone."""
     registers = state.vcpus[0].registers
     for reg_id, saved in registers.items():
         row = restoreorder.class_of(reg_id)

@@ -96,7 +96,7 @@ HexTable = Annotated[
 ]  # fmt: skip
 
 
-def encode(value: Record) -> Json:
+def encode(value: Record) -> dict[str, Json]:
     """Return a record as JSON."""
     hints = _hints(type(value))
     return {name: _write(hints[name], getattr(value, name)) for name in value.record_fields}
@@ -183,7 +183,7 @@ def _write_choice(choices: tuple[Any, ...], value: Any) -> Json:
 
 
 def _write_kind(value: Any) -> Json:
-    return {KIND: type(value).__name__, **cast("dict[str, Json]", encode(value))}
+    return {KIND: type(value).__name__, **encode(value)}
 
 
 def _read(hint: Any, value: Any, where: str) -> Any:

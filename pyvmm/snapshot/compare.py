@@ -18,6 +18,7 @@ from pyvmm.base.records import Record
 from pyvmm.kvm import regs
 from pyvmm.memory.ranges import Range, merged, runs
 from pyvmm.snapshot import gic, pages, restoreorder
+from pyvmm.snapshot.codec import encode
 from pyvmm.snapshot.format import BLOCK, PAGE
 from pyvmm.snapshot.reader import Placed, SnapshotFile
 from pyvmm.snapshot.snapshot import Snapshot, SnapshotVcpu
@@ -153,17 +154,7 @@ def _vcpus(a: Snapshot, b: Snapshot) -> Iterator[Change]:
 
 def _without_registers(vcpu: SnapshotVcpu) -> dict[str, Any]:
     """Return a vCPU's state without its registers."""
-    state = vcpu.state
-    return {
-        "mp_state": state.mp_state.name,
-        "features": sorted(feature.name for feature in state.features),
-        "vls": sorted(state.vls),
-        "pvtime": None if state.pvtime is None else f"{state.pvtime:#x}",
-        "events.serror_pending": state.events.serror_pending,
-        "events.serror_has_esr": state.events.serror_has_esr,
-        "events.serror_esr": f"{state.events.serror_esr:#x}",
-        "refused": state.refused,
-    }
+    return {name: value for name, value in encode(vcpu.state).items() if name != "registers"}
 
 
 def _register(where: str, reg_id: int, left: SnapshotVcpu, right: SnapshotVcpu) -> Iterator[Change]:

@@ -19,7 +19,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from pyvmm.base.records import Record
@@ -61,12 +61,11 @@ class Extent(NamedTuple):
         return self.gpa + self.length
 
 
-class Section(Record, kw_only=True):
-    """A section of the file, and its SHA-256."""
+class _Section(Record, kw_only=True):
+    """The base of sections: a range of the file."""
 
     offset: int
     length: int
-    sha256: str
 
     @property
     def end(self) -> int:
@@ -74,25 +73,21 @@ class Section(Record, kw_only=True):
         return self.offset + self.length
 
 
-class Index(Record, kw_only=True):
+class StateSection(_Section):
+    """The section with the machine's state."""
+
+    sha256: str
+
+
+class Index(_Section):
     """The section with the extents of guest memory."""
 
-    offset: int
-    length: int
     sha256: str
     extents: int
 
 
-class Memory(Record, kw_only=True):
+class Memory(_Section):
     """The section with the pages of guest memory, at the end of the file."""
-
-    offset: int
-    length: int
-
-    @property
-    def end(self) -> int:
-        """The file's size."""
-        return self.offset + self.length
 
 
 class Parent(Record, kw_only=True):
@@ -107,7 +102,7 @@ class Header(Record, kw_only=True):
 
     page: int = PAGE
     block: int = BLOCK
-    state: Section
+    state: StateSection
     index: Index
     memory: Memory
     parent: Parent | None = None
@@ -122,7 +117,7 @@ class Header(Record, kw_only=True):
         if len(text) > room:
             raise UsageError("the path of the parent is too long for a snapshot")
         body = text.ljust(room, b"\n")
-        return b"%s%d %s\n%s" % (MAGIC, VERSION, _sha256(body).encode(), body)
+        return b"%s%d %s\n%s" % (MAGIC, VERSION, sha256(body).encode(), body)
 
     @classmethod
     def unpack(cls, page: bytes) -> tuple[Header, str]:
@@ -140,7 +135,7 @@ class Header(Record, kw_only=True):
                 hint="use the newer pyvmm that wrote it",
             )
         body = page[line.end() :]
-        if len(page) != PAGE or _sha256(body) != line[2].decode():
+        if len(page) != PAGE or sha256(body) != line[2].decode():
             raise Damaged("its first page is damaged: the SHA-256 differs")
         header = decode(cls, parse_json(body, "the header"), "header")
         header.check()
@@ -155,7 +150,7 @@ class Header(Record, kw_only=True):
         if (self.page, self.block) != (PAGE, BLOCK):
             raise Damaged(f"pages of {self.page} and blocks of {self.block} bytes")
         starts = (self.state.offset, index.offset, memory.offset)
-        ends = (PAGE, self.state.end, index.offset + index.length)
+        ends = (PAGE, self.state.end, index.end)
         lengths = (self.state.length, index.length, memory.length)
         if starts != ends or any(n < 0 or n % PAGE for n in lengths):
             raise Damaged("its sections are not adjacent whole pages")
@@ -181,6 +176,25 @@ def blocks(memory: Memory) -> list[tuple[int, int]]:
         return []
     aligned = range(memory.offset // BLOCK * BLOCK + BLOCK, memory.end, BLOCK)
     return list(itertools.pairwise([memory.offset, *aligned, memory.end]))
+
+
+def per_block(memory: Memory, extents: Sequence[Extent]) -> Iterator[list[tuple[int, Extent]]]:
+    """Yield for each block the parts of extents in it, each with the extent's index.
+
+    The extents are sorted by offset and stored in ``memory``.
+    """
+    at = 0
+    for start, end in blocks(memory):
+        parts = []
+        while at < len(extents) and extents[at].offset < end:
+            gpa, length, offset = extents[at]
+            low, high = max(offset, start), min(offset + length, end)
+            if low < high:
+                parts.append((at, Extent(gpa + low - offset, high - low, low)))
+            if offset + length > end:
+                break
+            at += 1
+        yield parts
 
 
 def index_size(extents: int, memory: Memory) -> int:
@@ -255,11 +269,6 @@ def pack_state(document: dict[str, Any]) -> bytes:
     return text.ljust(whole_pages(len(text)), b"\n")
 
 
-def section(offset: int, data: bytes) -> Section:
-    """Return the section of that data at that offset."""
-    return Section(offset=offset, length=len(data), sha256=_sha256(data))
-
-
 def read_exactly(fd: int, offset: int, length: int) -> bytes:
     """Read that many bytes of a file.
 
@@ -287,7 +296,8 @@ def read_into(fd: int, offset: int, view: memoryview) -> None:
         done += count
 
 
-def _sha256(data: bytes) -> str:
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of data in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 

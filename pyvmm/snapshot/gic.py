@@ -41,32 +41,43 @@ class Use(Enum):
 class Row(Record):
     """One register, or registers at ``offset``, ``offset + step``, ... for many INTIDs.
 
-    ``each`` is the number of INTIDs in one register; 0 means one register.  ``first`` is the first
-    INTID to save: a distributor's rows start at SPIs, as the redistributors have the rest.
+    ``each`` is the number of INTIDs in one register; 0 means one register.
     """
 
     name: str
     offset: int
     each: int = 0
-    first: int = 0
     step: int = 4
     use: Use = Use.RESTORE
     may_lack: bool = False  # a GIC with fewer priority bits lacks it
 
 
 class Part(Record, kw_only=True):
-    """One table of registers: KVM's attribute group, and whether each vCPU has its own."""
+    """One table of registers: KVM's attribute group, and whether each vCPU has its own.
+
+    Rows for many INTIDs are those of SGIs and PPIs if each vCPU has its own, else those of SPIs.
+    """
 
     name: str
     group: int
     per_vcpu: bool
     rows: tuple[Row, ...]
-    last: int = 0  # end of its INTIDs, exclusive; 0: all of the GIC
 
 
 def _icc(name: str, *, may_lack: bool = False) -> Row:
     return Row(name, sysregs.ENCODINGS[name], may_lack=may_lack)
 
+
+def _by_intid(prefix: str, base: int, table: Iterable[tuple[str, int, int]]) -> Iterator[Row]:
+    """Yield rows for many INTIDs: name, offset, and INTIDs in one register."""
+    for name, offset, each in table:
+        yield Row(prefix + name, base + offset, each)
+
+
+# GICD_* and GICR_* have the same layout.
+SETTINGS: Final = ("IGROUPR", 0x080, 32), ("ICFGR", 0xC00, 16), ("IPRIORITYR", 0x400, 4)
+STATES: Final = ("ISENABLER", 0x100, 32), ("ISPENDR", 0x200, 32), ("ISACTIVER", 0x300, 32)
+SGI_BASE: Final = 0x10000  # of a redistributor
 
 DIST: Final = Part(
     name="dist",
@@ -77,21 +88,16 @@ DIST: Final = Part(
         Row("GICD_CTLR", 0x0000),
         Row("GICD_STATUSR", 0x0010),
         Row("GICD_TYPER", 0x0004, use=Use.CHECK),
-        Row("GICD_IGROUPR", 0x0080, 32, FIRST_SPI),
-        Row("GICD_ICFGR", 0x0C00, 16, FIRST_SPI),
-        Row("GICD_IPRIORITYR", 0x0400, 4, FIRST_SPI),
-        Row("GICD_IROUTER", 0x6000, 1, FIRST_SPI, step=8),
-        Row("GICD_IROUTER+4", 0x6004, 1, FIRST_SPI, step=8),
-        Row("GICD_ISENABLER", 0x0100, 32, FIRST_SPI),
-        Row("GICD_ISPENDR", 0x0200, 32, FIRST_SPI),
-        Row("GICD_ISACTIVER", 0x0300, 32, FIRST_SPI),
+        *_by_intid("GICD_", 0, SETTINGS),
+        Row("GICD_IROUTER", 0x6000, 1, step=8),
+        Row("GICD_IROUTER+4", 0x6004, 1, step=8),
+        *_by_intid("GICD_", 0, STATES),
     ),
 )
 REDIST: Final = Part(
     name="redist",
     group=VgicGroup.REDIST_REGS,
     per_vcpu=True,
-    last=FIRST_SPI,
     rows=(
         Row("GICR_ICENABLER0", 0x10180, use=Use.CLEAR),  # a reset leaves SGIs enabled
         Row("GICR_WAKER", 0x0014),
@@ -102,12 +108,7 @@ REDIST: Final = Part(
         Row("GICR_PENDBASER", 0x0078, use=Use.RESTORE_IF_CHANGED),
         Row("GICR_PENDBASER+4", 0x007C, use=Use.RESTORE_IF_CHANGED),
         Row("GICR_CTLR", 0x0000),
-        Row("GICR_IGROUPR", 0x10080, 32),
-        Row("GICR_ICFGR", 0x10C00, 16),
-        Row("GICR_IPRIORITYR", 0x10400, 4),
-        Row("GICR_ISENABLER", 0x10100, 32),
-        Row("GICR_ISPENDR", 0x10200, 32),
-        Row("GICR_ISACTIVER", 0x10300, 32),
+        *_by_intid("GICR_", SGI_BASE, (*SETTINGS, *STATES)),
     ),
 )
 CPU: Final = Part(
@@ -130,13 +131,12 @@ SPI_LINES: Final = Part(
     name="lines of SPIs",
     group=VgicGroup.LEVEL_INFO,
     per_vcpu=False,
-    rows=(Row("lines", 0, 32, FIRST_SPI, step=32),),
+    rows=(Row("lines", 0, 32, step=32),),
 )
 PPI_LINES: Final = Part(
     name="lines of PPIs",
     group=VgicGroup.LEVEL_INFO,
     per_vcpu=True,
-    last=FIRST_SPI,
     rows=(Row("lines", 0, 32, step=32),),
 )
 ITS: Final = Part(
@@ -152,13 +152,6 @@ ITS: Final = Part(
         Row("GITS_CTLR", 0x0000),  # after the tables: see restore_its()
     ),
 )
-V2_BANKED: Final = tuple(
-    Row(name, offset, each)
-    for name, offset, each in (
-        ("GICD_IGROUPR", 0x080, 32), ("GICD_ICFGR", 0xC00, 16), ("GICD_IPRIORITYR", 0x400, 4),
-        ("GICD_ISENABLER", 0x100, 32), ("GICD_ISPENDR", 0x200, 32), ("GICD_ISACTIVER", 0x300, 32),
-    )
-)  # fmt: skip
 V2_DIST: Final = Part(
     name="dist",
     group=VgicGroup.DIST_REGS,
@@ -167,18 +160,17 @@ V2_DIST: Final = Part(
         Row("GICD_IIDR", 0x008),  # since Linux 4.20 a write makes the groups writable
         Row("GICD_CTLR", 0x000),
         Row("GICD_TYPER", 0x004, use=Use.CHECK),
-        Row("GICD_ITARGETSR", 0x800, 4, FIRST_SPI),
-        *(row.replace(first=FIRST_SPI) for row in V2_BANKED),
+        Row("GICD_ITARGETSR", 0x800, 4),
+        *_by_intid("GICD_", 0, (*SETTINGS, *STATES)),
     ),
 )
 V2_PRIVATE: Final = Part(
     name="private",
     group=VgicGroup.DIST_REGS,
     per_vcpu=True,
-    last=FIRST_SPI,
     rows=(
         Row("GICD_ICENABLER", 0x180, use=Use.CLEAR),
-        *V2_BANKED,
+        *_by_intid("GICD_", 0, (*SETTINGS, *STATES)),
         *(Row(f"GICD_SPENDSGIR{n}", 0xF20 + 4 * n) for n in range(4)),
     ),
 )
@@ -221,12 +213,13 @@ def places(part: Part, nr_irqs: int) -> tuple[Place, ...]:
 
 
 def _places(part: Part, nr_irqs: int) -> Iterator[Place]:
+    first, last = (0, FIRST_SPI) if part.per_vcpu else (FIRST_SPI, nr_irqs)
     for row in part.rows:
         if not row.each:
             yield Place(row, row.offset, row.name)
             continue
         low, plus, high = row.name.partition("+")
-        for intid in range(row.first, part.last or nr_irqs, row.each):
+        for intid in range(first, last, row.each):
             index = intid // row.each
             yield Place(row, row.offset + index * row.step, f"{low}{index}{plus}{high}")
 

@@ -8,14 +8,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from pyvmm.arm64 import sysregs, vl
-from pyvmm.base.records import Record, made
+from pyvmm.arm64 import sysregs
+from pyvmm.base.records import made
 from pyvmm.errors import KvmError, UsageError
 from pyvmm.kvm import native, regs
 from pyvmm.kvm.system import System
 from pyvmm.machine.board import read_limits
 from pyvmm.machine.irqchip import NEEDS
-from pyvmm.machine.plan import Feature, Plan
+from pyvmm.machine.plan import Feature, HostLimits, Plan
 from pyvmm.machine.vcpus import make_vcpus
 from pyvmm.snapshot import restoreorder
 from pyvmm.snapshot.codec import read_hexadecimal
@@ -26,31 +26,24 @@ HOW: Final = "use the JSON that `pyvmm doctor` prints on that host"
 TOGETHER: Final = frozenset({Feature.PAUTH, Feature.PMU, Feature.PVTIME})
 
 
-class HostLimits(Record, kw_only=True):
-    """The limits of a host for a machine; ``registers`` are those of a vCPU with all features."""
+class RestoreLimits(HostLimits):
+    """The limits of a host for a saved machine.
 
-    max_vcpus: int
-    ipa_bits: int
-    vls: vl.VlSet
-    features: frozenset[Feature]
+    ``registers`` are those of a vCPU with all features.
+    """
+
     gics: frozenset[str]
     counter_hz: int
     registers: dict[int, int] = made(dict)
 
 
-def limits_here(system: System) -> HostLimits:
+def limits_here(system: System) -> RestoreLimits:
     """Return this host's limits, without registers: the check writes those to KVM."""
     limits = read_limits(system)
     with system.create_vm(regs_ipa(limits.ipa_bits)) as vm:
         gics = {kind for kind, needs in NEEDS.items() if all(map(vm.has_device, needs))}
-    return HostLimits(
-        max_vcpus=limits.max_vcpus,
-        ipa_bits=limits.ipa_bits,
-        vls=limits.vls,
-        features=limits.features,
-        gics=frozenset(gics),
-        counter_hz=native.counter_frequency(),
-    )
+    hz = native.counter_frequency()
+    return RestoreLimits(**vars(limits), gics=frozenset(gics), counter_hz=hz)
 
 
 def regs_ipa(ipa_bits: int) -> int:
@@ -85,7 +78,7 @@ def registers_here(system: System) -> dict[str, str]:
     return found
 
 
-def read_limits_file(path: Path) -> HostLimits:
+def read_limits_file(path: Path) -> RestoreLimits:
     """Return the limits in a file with the JSON that `pyvmm doctor` printed.
 
     Raises: UsageError, if it holds something else, or an older pyvmm wrote it.
@@ -100,10 +93,10 @@ def read_limits_file(path: Path) -> HostLimits:
         raise UsageError(f"{path}: not the JSON that `pyvmm doctor` prints", hint=HOW) from None
 
 
-def _from_document(document: Mapping[str, Any]) -> HostLimits:
+def _from_document(document: Mapping[str, Any]) -> RestoreLimits:
     kvm = document["kvm"]
     names = {feature.name: feature for feature in Feature}
-    return HostLimits(
+    return RestoreLimits(
         max_vcpus=int(kvm["vcpus_at_most"]),
         ipa_bits=int(kvm["guest_physical_address_bits"]),
         vls=frozenset(int(length) for length in kvm["sve_vector_lengths"]),

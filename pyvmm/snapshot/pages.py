@@ -1,4 +1,9 @@
-"""The pages of guest memory that are not zero, found without a Python loop over pages."""
+"""The pages of guest memory to store, found without a Python loop over pages.
+
+A snapshot stores pages that are not zero.  An incremental one stores those that may differ from
+its parent: DirtyPages lists them if tracking started from the parent.  Untracked memory is compared
+with the parent.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +16,11 @@ from operator import ne
 from pathlib import Path
 from typing import Final, Protocol
 
+from pyvmm.machine.dirty import DirtyPages
 from pyvmm.memory.ram import GuestMemory
-from pyvmm.memory.ranges import Range, merged, runs
+from pyvmm.memory.ranges import Range, clipped, merged, runs
 from pyvmm.snapshot.format import BLOCK, PAGE
+from pyvmm.snapshot.reader import SnapshotFile
 
 ZERO: Final = bytes(PAGE)
 PAGEMAP: Final = Path("/proc/self/pagemap")
@@ -84,3 +91,22 @@ def differing(one: memoryview, other: memoryview) -> bytes:
     """Return 1 for each page that differs between two views, else 0."""
     left, right = (struct.iter_unpack(f"{PAGE}s", view) for view in (one, other))
     return bytes(map(ne, left, right))
+
+
+def changed(memory: GuestMemory, parent: SnapshotFile, dirty: DirtyPages) -> list[Range]:
+    """Return the ranges of ``memory`` that may differ from the parent."""
+    if memory is dirty.memory and dirty.since == parent.identity:
+        return dirty.ranges()
+    return list(by_content(memory, parent))
+
+
+def by_content(memory: GuestMemory, parent: SnapshotFile) -> Iterator[Range]:
+    """Compare memory with the parent, and yield the pages that differ as ranges."""
+    end = memory.base + memory.size
+    stored = clipped(parent.stored(), memory.base, end)
+    for low, high in merged([*touched(memory), *stored]):
+        for start in range(low, high, BLOCK):
+            length = min(BLOCK, high - start)
+            with memory.view(start, length) as now, memoryview(parent.read(start, length)) as then:
+                flags = differing(now, then)
+            yield from runs(flags, start, PAGE)

@@ -136,9 +136,9 @@ class SnapshotFile(Closing):
 
     def _section(self, name: str) -> bytes:
         """Read and check the state or the index."""
-        section: format.Section | format.Index = getattr(self.header, name)
+        section: format.StateSection | format.Index = getattr(self.header, name)
         data = format.read_exactly(self.fd, section.offset, section.length)
-        if hashlib.sha256(data).hexdigest() != section.sha256:
+        if format.sha256(data) != section.sha256:
             raise Damaged(f"its {name} is damaged: the SHA-256 differs", hint=DAMAGE_HINT)
         return data
 

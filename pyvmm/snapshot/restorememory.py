@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Sequence
-from typing import Final, Protocol, TypeVar
+from functools import partial
+from typing import Final
 
-from pyvmm.memory.ranges import Range
+from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot import format
 from pyvmm.snapshot.format import Extent
 from pyvmm.snapshot.reader import SnapshotFile, in_threads, path_in_errors
@@ -15,37 +16,7 @@ from pyvmm.snapshot.reader import SnapshotFile, in_threads, path_in_errors
 MOST_MAPPED: Final = 16384
 
 
-class FillableMemory(Protocol):
-    """Guest memory that a snapshot can be read into."""
-
-    base: int
-    size: int
-
-    def view(self, gpa: int, length: int) -> memoryview:
-        """Return the memory at a guest address, without a copy."""
-
-    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
-        """Copy data to a guest address."""
-
-    def zero(self, gpa: int, length: int) -> None:
-        """Set a range to zero."""
-
-
-class MappableMemory(FillableMemory, Protocol):
-    """Guest memory that a file can be mapped into."""
-
-    def map_file(self, gpa: int, length: int, fd: int, offset: int) -> None:
-        """Map a file privately: bytes are read on first use, and writes do not change the file."""
-
-    @property
-    def takes_files(self) -> bool:
-        """Whether map_file() works here."""
-
-
-M = TypeVar("M", bound=FillableMemory)
-
-
-def fill(snapshot: SnapshotFile, memories: Sequence[FillableMemory]) -> None:
+def fill(snapshot: SnapshotFile, memories: Sequence[GuestMemory]) -> None:
     """Read and check all of guest memory; ``memories`` are zero.
 
     Raises: Damaged, also if the file has memory outside ``memories``.
@@ -53,32 +24,27 @@ def fill(snapshot: SnapshotFile, memories: Sequence[FillableMemory]) -> None:
     snapshot.check_within((memory.base, memory.base + memory.size) for memory in memories)
     for file in snapshot.chain():
         _zero(file, memories)
-        in_threads(_Filler(file, memories), list(_per_block(file, file.extents)))
+        in_threads(partial(_fill_block, file, memories), list(_per_block(file, file.extents)))
 
 
-class _Filler:
-    """Reads a block of a file into guest memory."""
-
-    def __init__(self, file: SnapshotFile, memories: Sequence[FillableMemory]) -> None:
-        self._file = file
-        self._memories = memories
-
-    def __call__(self, job: tuple[int, list[Extent]]) -> None:
-        number, pieces = job
-        file = self._file
-        start, end = file.blocks[number]
-        if len(pieces) == 1 and pieces[0].length == end - start:
-            parts = list(_within(self._memories, pieces[0].gpa, pieces[0].length))
-            if len(parts) == 1:  # without a copy
-                memory, gpa, length = parts[0]
-                with path_in_errors(file.path), memory.view(gpa, length) as view:
-                    format.read_into(file.fd, start, view)
-                    file.check_block(number, view)
-                return
-        _scatter(file.read_block(number), start, pieces, self._memories)
+def _fill_block(
+    file: SnapshotFile, memories: Sequence[GuestMemory], job: tuple[int, list[Extent]]
+) -> None:
+    """Read a block of a file into guest memory."""
+    number, pieces = job
+    start, end = file.blocks[number]
+    if len(pieces) == 1 and pieces[0].length == end - start:
+        parts = list(_within(memories, pieces[0].gpa, pieces[0].length))
+        if len(parts) == 1:  # without a copy
+            memory, gpa, length = parts[0]
+            with path_in_errors(file.path), memory.view(gpa, length) as view:
+                format.read_into(file.fd, start, view)
+                file.check_block(number, view)
+            return
+    _scatter(file.read_block(number), start, pieces, memories)
 
 
-def map_into(snapshot: SnapshotFile, memories: Sequence[MappableMemory]) -> None:
+def map_into(snapshot: SnapshotFile, memories: Sequence[GuestMemory]) -> None:
     """Map the files as guest memory, without a check: verify() must follow.
 
     Pieces that cannot be mapped are read, for example on a host with larger pages.  So are the
@@ -111,7 +77,7 @@ def _least_to_map(snapshot: SnapshotFile) -> int:
     return lengths[MOST_MAPPED] + 1 if len(lengths) > MOST_MAPPED else 0
 
 
-def _map(file: SnapshotFile, piece: Extent, memory: MappableMemory) -> list[Extent]:
+def _map(file: SnapshotFile, piece: Extent, memory: GuestMemory) -> list[Extent]:
     """Map a piece, and return the parts that must be read instead."""
     page = mmap.PAGESIZE
     if not memory.takes_files or (piece.gpa - piece.offset) % page:
@@ -125,7 +91,7 @@ def _map(file: SnapshotFile, piece: Extent, memory: MappableMemory) -> list[Exte
     return [Extent(a, b - a, a + shift) for a, b in rest if a < b]
 
 
-def _zero(file: SnapshotFile, memories: Sequence[FillableMemory]) -> None:
+def _zero(file: SnapshotFile, memories: Sequence[GuestMemory]) -> None:
     """Set memory to zero that became zero after the parent was saved."""
     for extent in file.extents:
         if not extent.offset:
@@ -134,7 +100,7 @@ def _zero(file: SnapshotFile, memories: Sequence[FillableMemory]) -> None:
 
 
 def _scatter(
-    data: bytes, start: int, pieces: Sequence[Extent], memories: Sequence[FillableMemory]
+    data: bytes, start: int, pieces: Sequence[Extent], memories: Sequence[GuestMemory]
 ) -> None:
     """Copy a block's data, at ``start`` of the file, into guest memory."""
     with memoryview(data) as view:
@@ -144,7 +110,9 @@ def _scatter(
                 memory.write(gpa, view[at : at + length])
 
 
-def _within(memories: Sequence[M], gpa: int, length: int) -> Iterator[tuple[M, int, int]]:
+def _within(
+    memories: Sequence[GuestMemory], gpa: int, length: int
+) -> Iterator[tuple[GuestMemory, int, int]]:
     """Yield the parts of a range of guest addresses, each with its memory."""
     for memory in memories:
         low, high = max(gpa, memory.base), min(gpa + length, memory.base + memory.size)
@@ -155,19 +123,5 @@ def _within(memories: Sequence[M], gpa: int, length: int) -> Iterator[tuple[M, i
 def _per_block(file: SnapshotFile, extents: Sequence[Extent]) -> Iterator[tuple[int, list[Extent]]]:
     """Yield each block's number and the parts of the extents in it, by offset in the file."""
     stored = sorted((e for e in extents if e.offset), key=lambda extent: extent.offset)
-    at = 0
-    for number, block in enumerate(file.blocks):
-        mine: list[Extent] = []
-        while at < len(stored) and stored[at].offset < block[1]:
-            mine += _cut(stored[at], block)
-            if stored[at].offset + stored[at].length > block[1]:
-                break
-            at += 1
-        yield number, mine
-
-
-def _cut(extent: Extent, block: Range) -> Iterator[Extent]:
-    """Yield the part of an extent that is in a block."""
-    low, high = max(extent.offset, block[0]), min(extent.offset + extent.length, block[1])
-    if low < high:
-        yield Extent(extent.gpa + low - extent.offset, high - low, low)
+    for number, parts in enumerate(format.per_block(file.header.memory, stored)):
+        yield number, [part for _, part in parts]

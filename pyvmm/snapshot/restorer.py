@@ -19,7 +19,6 @@ from pyvmm.kvm.system import System
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.machine.board import Board, Hooks, assemble
 from pyvmm.machine.machine import Machine, write_to_stdout
-from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.check import Compatibility, machine_rows, register_row
 from pyvmm.snapshot.hostlimits import limits_here
 from pyvmm.snapshot.reader import SnapshotFile
@@ -128,21 +127,14 @@ class Restorer(Closing):
         self._verifier.start()
 
     def _fill(self, board: Board) -> None:
-        """Restore the guest's memory."""
-        memories = self._memories(board)
-        if self.reading is Reading.LAZY:
-            map_into(self.file, memories)
-        else:
-            fill(self.file, memories)
-
-    def _memories(self, board: Board) -> list[GuestMemory]:
-        """Return the machine's memory; the snapshot must have the same areas."""
+        """Restore the guest's memory; the snapshot must have the same areas."""
         memories = board.slots.saved
         here = {name: (memory.base, memory.size) for name, memory in memories.items()}
         saved = {area.name: (area.base, area.size) for area in self.state.memory}
         if here != saved:
             raise UsageError(f"{self.path}: its memory areas differ from its config's")
-        return list(memories.values())
+        read_into = map_into if self.reading is Reading.LAZY else fill
+        read_into(self.file, list(memories.values()))
 
     def _refuse_impossible(self, system: System) -> None:
         """Check the host before the machine is made.

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pyvmm
 from pyvmm import layout
@@ -30,8 +29,8 @@ from pyvmm.machine.machine import Machine
 from pyvmm.machine.plan import Feature
 from pyvmm.machine.vcpus import MachineVcpu, features_of
 from pyvmm.snapshot import restoreorder
-from pyvmm.snapshot.changes import changed
 from pyvmm.snapshot.gic import gic_registers, save_gic, save_tables
+from pyvmm.snapshot.pages import changed
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.state import Area, Clock, Events, State, Taken, VcpuState
 from pyvmm.snapshot.writer import Part, write_snapshot
@@ -52,6 +51,8 @@ MIDR_EL1 = regs.lookup("MIDR_EL1", sysregs.ENCODINGS)
 def save_state(board: Board, config: Config, virtual: int) -> State:
     """Return a machine's state; no vCPU runs, and its virtual counter is ``virtual``.
 
+    The caller holds still().
+
     Raises:
         KvmError: the kernel refuses a read.
         VmmError: snapshots do not support a feature of the machine.
@@ -66,13 +67,19 @@ def save_state(board: Board, config: Config, virtual: int) -> State:
     return State(
         taken=taken(board),
         clock=Clock(hz=native.counter_frequency(), virtual=virtual, real_ns=time.time_ns()),
-        config=config_of(board, config),
+        # With the values that were chosen for open fields.
+        config=config.replace(
+            vcpus=board.plan.vcpus, memory=board.plan.memory, irqchip=board.irqchip.name
+        ),
         ipa_bits=board.plan.ipa_bits,
         features=board.plan.features,
-        memory=tuple(areas(board)),
+        memory=tuple(
+            Area(name=name, base=memory.base, size=memory.size)
+            for name, memory in board.slots.saved.items()
+        ),
         vcpus=vcpus,
         gic=save_gic(gic_registers(board), board.irqchip.name),
-        devices=save_devices(board),
+        devices={r.name: d.state() for r, d in board.bus if isinstance(d, Device)},
         warnings=tuple(_warnings(vcpus)),
     )
 
@@ -135,21 +142,6 @@ def taken(board: Board) -> Taken:
     )
 
 
-def config_of(board: Board, config: Config) -> Config:
-    """Return the machine's Config with the values that were chosen for open fields."""
-    return config.replace(
-        vcpus=board.plan.vcpus,
-        memory=board.plan.memory,
-        irqchip=board.irqchip.name,
-    )
-
-
-def areas(board: Board) -> Iterator[Area]:
-    """Yield the guest's memory, except for files of the user (pmem)."""
-    for name, memory in board.slots.saved.items():
-        yield Area(name=name, base=memory.base, size=memory.size)
-
-
 def save_vcpu(board: Board, vcpu: MachineVcpu, virtual: int) -> VcpuState:
     """Return one vCPU's state, with every register that KVM lists."""
     registers: dict[int, int] = {}
@@ -205,13 +197,6 @@ def complete_accesses(board: Board) -> None:
     for vcpu in board.vcpus:
         vcpu.kick()
         vcpu.run()
-
-
-def save_devices(board: Board) -> dict[str, Any]:
-    """Return each device's state by its name in the guest physical map; needs still()."""
-    return {
-        region.name: device.state() for region, device in board.bus if isinstance(device, Device)
-    }
 
 
 def _stop_counters(registers: dict[int, int], virtual: int) -> None:

@@ -115,15 +115,11 @@ class Events(Record, kw_only=True):
     @classmethod
     def of(cls, events: VcpuEvents) -> Events:
         """Return KVM's events; KVM never reports an external abort as pending."""
-        return cls(
-            serror_pending=events.serror_pending,
-            serror_has_esr=events.serror_has_esr,
-            serror_esr=events.serror_esr,
-        )
+        return cls(**{name: getattr(events, name) for name in cls.record_fields})
 
     def for_kvm(self) -> VcpuEvents:
         """Return the argument of KVM_SET_VCPU_EVENTS."""
-        return VcpuEvents(self.serror_pending, self.serror_has_esr, self.serror_esr)
+        return VcpuEvents(**vars(self))
 
 
 class VcpuState(Record, kw_only=True):
@@ -186,15 +182,9 @@ class State(Record, kw_only=True):
         """The vector lengths of every vCPU, in bits."""
         return self.vcpus[0].vls
 
-    def area(self, name: str) -> Area | None:
-        """Return the memory area of that name."""
-        return next((area for area in self.memory if area.name == name), None)
-
     def document(self) -> dict[str, Json]:
         """Return the state as a JSON document."""
-        document = encode(self)
-        assert isinstance(document, dict)
-        return document
+        return encode(self)
 
     @classmethod
     def of(cls, document: object, name: str) -> State:

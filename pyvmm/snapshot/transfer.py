@@ -74,12 +74,13 @@ def unpack(source: BinaryIO, name: str, path: Path) -> str:
         The identity.
 
     Raises:
-        UsageError: the input is damaged or not a packed snapshot, or the file cannot be written.
+        UsageError: the source cannot be read, is damaged or not a packed snapshot, or the file
+            cannot be written.
         HostError: libzstd is missing, or the disk is full.
     """
     with replacing(path, PRIVATE) as fd:
         try:
-            size = _write_sparsely(fd, zstd.decompress(source))
+            size = _write_sparsely(fd, _unpacked(source, name))
             os.ftruncate(fd, size)
             with closing(SnapshotFile(Path(name), os.dup(fd))) as snapshot:
                 if snapshot.header.parent is not None:
@@ -91,6 +92,17 @@ def unpack(source: BinaryIO, name: str, path: Path) -> str:
         except UsageError as error:
             message = error.message if name in error.message else f"{name}: {error.message}"
             raise type(error)(message, hint=error.hint) from None
+
+
+def _unpacked(source: BinaryIO, name: str) -> Iterator[bytes]:
+    """Yield the unpacked bytes.
+
+    Raises: UsageError, if the source cannot be read.
+    """
+    try:
+        yield from zstd.decompress(source)
+    except OSError as error:
+        raise UsageError(f"{name}: cannot be read: {error.strerror}") from error
 
 
 def _write_sparsely(fd: int, pieces: Iterable[bytes]) -> int:

@@ -25,6 +25,7 @@ from pyvmm.snapshot.format import (
     Index,
     Memory,
     Parent,
+    StateSection,
     whole_pages,
 )
 from pyvmm.snapshot.reader import SnapshotFile, in_threads
@@ -84,14 +85,16 @@ def write_into(
     state = format.pack_state(document)
     layout = _lay_out(PAGE + len(state), parts, keep_zero=parent is not None)
     os.ftruncate(fd, layout.memory.end)
-    hashes = _write_memory(fd, layout)
+    hashes = in_threads(lambda job: _write_block(fd, *job), _jobs(layout))
     extents = layout.extents
     index = format.pack_index(extents, hashes, layout.index)
-    where = format.section(PAGE + len(state), index)
     header = Header(
-        state=format.section(PAGE, state),
+        state=StateSection(offset=PAGE, length=len(state), sha256=format.sha256(state)),
         index=Index(
-            offset=where.offset, length=where.length, sha256=where.sha256, extents=len(extents)
+            offset=PAGE + len(state),
+            length=len(index),
+            sha256=format.sha256(index),
+            extents=len(extents),
         ),
         memory=layout.memory,
         parent=parent,
@@ -170,27 +173,15 @@ def _contents(
         yield memory, data, without(asked, data) if keep_zero else []
 
 
-def _write_memory(fd: int, layout: _Layout) -> list[bytes]:
-    """Write the pages, and return the blocks' hashes."""
-    return in_threads(lambda job: _write_block(fd, *job), _jobs(layout))
-
-
 Piece = tuple[pages.MemorySource, int, int]  # memory, guest address and length
 
 
 def _jobs(layout: _Layout) -> Iterator[tuple[int, int, list[Piece]]]:
     """Yield each block's offset, its length, and the pieces in it."""
-    pieces = iter(layout.pieces)
-    extent, memory = next(pieces, (Extent(0, 0, layout.memory.end), None))
-    for start, end in format.blocks(layout.memory):
-        mine: list[Piece] = []
-        while memory is not None and extent.offset < end:
-            low, high = max(extent.offset, start), min(extent.offset + extent.length, end)
-            mine.append((memory, extent.gpa + low - extent.offset, high - low))
-            if extent.offset + extent.length > end:
-                break
-            extent, memory = next(pieces, (extent, None))
-        yield start, end - start, mine
+    memories = [memory for _, memory in layout.pieces]
+    parts = format.per_block(layout.memory, [extent for extent, _ in layout.pieces])
+    for (start, end), mine in zip(format.blocks(layout.memory), parts, strict=True):
+        yield start, end - start, [(memories[at], part.gpa, part.length) for at, part in mine]
 
 
 def _write_block(fd: int, offset: int, length: int, pieces: list[Piece]) -> bytes:

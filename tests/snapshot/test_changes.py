@@ -13,8 +13,8 @@ from pyvmm.machine.dirty import DirtyPages
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.memory.ranges import Range, without
 from pyvmm.snapshot import save as saving
-from pyvmm.snapshot.changes import changed
 from pyvmm.snapshot.format import PAGE
+from pyvmm.snapshot.pages import changed
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.save import save
 from tests.snapshot import machines

@@ -13,7 +13,7 @@ from pyvmm.errors import UsageError
 from pyvmm.kvm import regs
 from pyvmm.machine.plan import Feature
 from pyvmm.snapshot.check import Compatibility, Row, machine_rows, predicted, register_row
-from pyvmm.snapshot.hostlimits import HostLimits, read_limits_file
+from pyvmm.snapshot.hostlimits import RestoreLimits, read_limits_file
 from pyvmm.snapshot.restorestate import Loss
 from pyvmm.snapshot.state import State
 from tests.snapshot import sample
@@ -21,7 +21,7 @@ from tests.snapshot import sample
 PFR0 = regs.lookup("ID_AA64PFR0_EL1", sysregs.ENCODINGS)
 MMFR3 = regs.lookup("ID_AA64MMFR3_EL1", sysregs.ENCODINGS)
 ISAR0 = regs.lookup("ID_AA64ISAR0_EL1", sysregs.ENCODINGS)
-FULL = HostLimits(
+FULL = RestoreLimits(
     max_vcpus=8,
     ipa_bits=40,
     vls=frozenset({128, 256, 512}),

@@ -263,7 +263,7 @@ def test_open_refuses_data_after_the_index(tmp_path: Path) -> None:
 
 def test_header_is_equal_after_pack_and_unpack() -> None:
     header = Header(
-        state=format.section(PAGE, bytes(PAGE)),
+        state=format.StateSection(offset=PAGE, length=PAGE, sha256=format.sha256(bytes(PAGE))),
         index=format.Index(offset=2 * PAGE, length=PAGE, sha256="a" * 64, extents=1),
         memory=Memory(offset=3 * PAGE, length=PAGE),
         parent=format.Parent(sha256="b" * 64, path="päth/../x"),
@@ -274,7 +274,7 @@ def test_header_is_equal_after_pack_and_unpack() -> None:
 
 def test_header_refuses_a_parent_path_that_is_too_long() -> None:
     header = Header(
-        state=format.section(PAGE, bytes(PAGE)),
+        state=format.StateSection(offset=PAGE, length=PAGE, sha256=format.sha256(bytes(PAGE))),
         index=format.Index(offset=2 * PAGE, length=PAGE, sha256="a" * 64, extents=1),
         memory=Memory(offset=3 * PAGE, length=PAGE),
         parent=format.Parent(sha256="b" * 64, path="x" * 4000),

@@ -240,8 +240,7 @@ def test_guest_detects_a_gic_that_was_not_restored(
 def test_guest_detects_a_lost_page(saved: Path) -> None:
     with SnapshotFile.open(saved) as file:
         state = State.of(file.document, "saved")
-        ram = state.area("ram")
-        assert ram is not None
+        (ram,) = (area for area in state.memory if area.name == "ram")
     with machines.restored(saved) as guest:
         memory = guest.machine.memory
         page = find_pages(memory.read(ram.base, ram.size))

@@ -182,3 +182,15 @@ def test_failed_unpack_leaves_the_old_file(tmp_path: Path, memory: GuestMemory) 
         unpack(io.BytesIO(b"rubbish"), "in.zst", tmp_path / "two")
 
     assert (tmp_path / "two").read_bytes() == b"old"
+
+
+def test_unpack_reports_a_source_that_cannot_be_read(tmp_path: Path) -> None:
+    with (
+        Path("/proc/self/mem").open("rb") as source,  # no memory at address 0: EIO
+        pytest.raises(UsageError) as caught,
+    ):
+        unpack(source, "in.zst", tmp_path / "two")
+
+    assert caught.value.message == "in.zst: cannot be read: Input/output error"
+    assert caught.value.hint is None
+    assert not [*tmp_path.iterdir()]

@@ -226,6 +226,12 @@ def test_import_of_an_export_restores_the_file(path: Path, tmp_path: Path, capsy
     assert packed.stat().st_size < path.stat().st_size
 
 
+def test_import_names_a_source_that_cannot_be_read(tmp_path: Path, capsys: Capture) -> None:
+    code, _, err = run(capsys, "import", "/proc/self/mem", tmp_path / "back.snap")
+
+    assert (code, err) == (2, "pyvmm: /proc/self/mem: cannot be read: Input/output error\n")
+
+
 def test_import_of_anything_else_is_refused(path: Path, tmp_path: Path, capsys: Capture) -> None:
     code, _, err = run(capsys, "import", path, tmp_path / "back.snap")
 
