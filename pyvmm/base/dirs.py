@@ -175,6 +175,14 @@ def try_lock(path: Path) -> int | None:
     return fd
 
 
+def is_locked(path: Path) -> bool:
+    """Return whether a process has the lock on ``path``."""
+    lock = try_lock(path)
+    if lock is not None:
+        os.close(lock)
+    return lock is None
+
+
 def cached(path: Path, build: Callable[[Path], None]) -> Path:
     """Return the directory ``path``; ``build`` fills it if it is missing.
 
@@ -237,7 +245,4 @@ def _flush(directory: Path) -> None:
 def _rmtree(path: Path, *, ignore_errors: bool = False) -> None:
     import shutil  # imported lazily: it imports every compressor
 
-    if ignore_errors:
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        shutil.rmtree(path)
+    shutil.rmtree(path, ignore_errors=ignore_errors)

@@ -31,9 +31,6 @@ class Timer:
         self.due = due
         self.callback = callback
 
-    def __lt__(self, other: Timer) -> bool:
-        return self.due < other.due
-
 
 class Loop(Closing):
     """A selectors loop with timers, signals and calls from other threads.
@@ -76,7 +73,7 @@ class Loop(Closing):
     def after(self, delay_s: float, callback: Callback) -> Timer:
         """Call back once, ``delay_s`` seconds from now, unless cancelled before."""
         timer = Timer(time.monotonic() + max(0.0, delay_s), callback)
-        bisect.insort(self._timers, timer)  # after others of the same time
+        bisect.insort(self._timers, timer, key=lambda t: t.due)  # after others of the same time
         return timer
 
     def cancel(self, timer: Timer) -> None:

@@ -11,23 +11,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from pyvmm.base.computer import INSIDE_VARIABLE, describe_inside
+from pyvmm.base.computer import INSIDE_VARIABLE as INSIDE_VARIABLE
+from pyvmm.base.computer import describe_inside as describe_inside
 from pyvmm.errors import HostError
-from pyvmm.host.settings import HostSettings
+from pyvmm.host.settings import HostSettings as HostSettings
 
 DEVICE: Final = Path("/dev/kvm")
 ARM64: Final = "aarch64"
-
-__all__ = (
-    "INSIDE_VARIABLE",
-    "HostSettings",
-    "describe_inside",
-    "forward",
-    "has_device",
-    "is_local",
-    "say_why_emulated",
-    "why_not_local",
-)
 
 
 def why_not_local() -> HostError | None:

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import select
 import signal
 import socket
 import struct
-import termios
 import threading
 import time
 from collections import deque
@@ -66,7 +64,7 @@ def run(
         Unreachable: the host ended before it had the command.
         HostError: the host ended during the command.
     """
-    terminals = [fd for fd in (0, 1, 2) if _is_terminal(fd)]
+    terminals = [fd for fd in (0, 1, 2) if os.isatty(fd)]
     request = request_for(running, argv, inside, terminals)
     request.environment.update(environment or {})
     terminal = Terminal(raw_output=True)
@@ -324,19 +322,10 @@ def _window() -> bytes:
     """Return the rows and columns of the user's terminal, encoded for a RESIZE frame."""
     for fd in (0, 1, 2):
         with contextlib.suppress(OSError):
-            rows, columns, _, _ = struct.unpack(
-                "HHHH", fcntl.ioctl(fd, termios.TIOCGWINSZ, b"\0" * 8)
-            )
+            columns, rows = os.get_terminal_size(fd)
             if rows and columns:
                 return struct.pack("<HH", rows, columns)
     return struct.pack("<HH", 24, 80)
-
-
-def _is_terminal(fd: int) -> bool:
-    try:
-        return os.isatty(fd)
-    except OSError:
-        return False
 
 
 def _write_all(fd: int, data: bytes) -> None:

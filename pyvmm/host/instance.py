@@ -7,9 +7,8 @@ to make one.
 from __future__ import annotations
 
 import os
-from typing import Final
 
-from pyvmm.base.dirs import locked, runtime_dir
+from pyvmm.base.dirs import LONGEST_SOCKET, locked, runtime_dir
 from pyvmm.errors import HostError
 from pyvmm.host import saved
 from pyvmm.host.parts import trees
@@ -17,8 +16,6 @@ from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, running_at
 from pyvmm.host.settings import HostSettings
 from pyvmm.host.wire import PORTS
-
-LONGEST_SOCKET: Final = 107  # Source: unix(7), sun_path with its final NUL
 
 
 class Instance:
@@ -54,12 +51,13 @@ class Instance:
             start.fetch(self.settings, self._progress)
             self._locate()
         running = running_at(self.sockets)
-        if running is not None:
-            return running
-        with locked(runtime_dir() / f"{self.name}.start"):
-            running = running_at(self.sockets)
-            if running is not None:
-                return running
-            from pyvmm.host import start
+        if running is None:
+            with locked(runtime_dir() / f"{self.name}.start"):
+                running = running_at(self.sockets)
+                if running is None:
+                    from pyvmm.host import start
 
-            return start.start(self.settings, self._made_of, self.sockets, self._progress)
+                    running = start.start(
+                        self.settings, self._made_of, self.sockets, self._progress
+                    )
+        return running

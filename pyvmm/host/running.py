@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from pyvmm.base.dirs import runtime_dir, try_lock
+from pyvmm.base.dirs import is_locked, runtime_dir, try_lock
 from pyvmm.base.records import Record
 from pyvmm.errors import HostError
 from pyvmm.host.logs import failure
@@ -62,13 +62,9 @@ def running_at(sockets: Path) -> Running | None:
 def _is_alive(sockets: Path) -> bool:
     """Return whether a QEMU holds the lock there."""
     try:
-        lock = try_lock(sockets / "alive")
+        return is_locked(sockets / "alive")
     except FileNotFoundError:  # it is being removed
         return False
-    if lock is None:
-        return True
-    os.close(lock)
-    return False
 
 
 def all_running() -> Iterator[Running]:
@@ -131,14 +127,7 @@ def end(pid: int) -> None:
 
 def sessions(running: Running) -> int:
     """Return the number of commands that a host runs now."""
-    busy = 0
-    for number in range(1, PORTS + 1):
-        lock = try_lock(running.path / f"p{number}.lock")
-        if lock is None:
-            busy += 1
-        else:
-            os.close(lock)
-    return busy
+    return sum(is_locked(running.path / f"p{port}.lock") for port in range(1, PORTS + 1))
 
 
 def last_output(sockets: Path, log_size: int = 0) -> str:

@@ -317,7 +317,7 @@ def test_remove_cache_renames_the_cache_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     place = cached(cache_dir() / "thing", fill)
-    monkeypatch.setattr("shutil.rmtree", lambda path: None)
+    monkeypatch.setattr("shutil.rmtree", lambda path, **_: None)
 
     dirs.remove_cache()
 

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pyvmm.host.parts import trees
+from pyvmm.host.parts.debian import Package
 from pyvmm.host.running import Running
 from pyvmm.host.settings import QEMU, Product
 
@@ -50,6 +51,11 @@ def add_tree(product: Product, package: str, suite: str, version: str = "") -> P
     if version:
         (path / trees.VERSION_FILE).write_text(f"{version}\n")
     return path
+
+
+def list_packages(packages: Iterable[Package], tree: Path) -> None:
+    """Write the list that Suite.unpack() leaves in a tree."""
+    (tree / trees.PACKAGES).write_text("".join(f"{package.spec}\n" for package in packages))
 
 
 class Channel:

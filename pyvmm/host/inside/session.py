@@ -145,7 +145,7 @@ class Session:
             elif kind is Frame.PING:
                 self._send(Frame.PONG, b"")
             elif kind is Frame.RESIZE and self._child.terminal is not None:
-                _resize(self._child.terminal, *struct.unpack("<HH", payload))
+                termios.tcsetwinsize(self._child.terminal, struct.unpack("<HH", payload))
 
     def _signal(self, number: int) -> None:
         try:
@@ -222,10 +222,7 @@ class Session:
 
     def _flush(self) -> None:
         while self._to_client:
-            poll = select.poll()
-            poll.register(self._port, select.POLLOUT)
-            if any(event & select.POLLHUP for _, event in poll.poll()):
-                raise ClientGone
+            _wait_for(self._port, select.POLLOUT)
             self._write_port()
 
     def _abandon(self) -> None:
@@ -249,11 +246,7 @@ def _greeting(port: int) -> tuple[bytes, Request, bytes]:
             greeting = _parse_greeting(found)
             if greeting is not None:
                 return greeting
-        poll = select.poll()
-        poll.register(port, select.POLLIN)
-        events = poll.poll(max(0, int((deadline - time.monotonic()) * 1000)))
-        if not events or events[0][1] & select.POLLHUP:
-            raise ClientGone
+        _wait_for(port, select.POLLIN, deadline)
         data = _read(port)
         found = finder.feed(data) if found is None else found + data
 
@@ -262,13 +255,22 @@ def _say(port: int, marker: bytes) -> None:
     """Write all of a marker to a client, which may not read yet."""
     deadline = time.monotonic() + GREETING_S
     while marker:
-        poll = select.poll()
-        poll.register(port, select.POLLOUT)
-        events = poll.poll(max(0, int((deadline - time.monotonic()) * 1000)))
-        if not events or events[0][1] & select.POLLHUP:
-            raise ClientGone
+        _wait_for(port, select.POLLOUT, deadline)
         with contextlib.suppress(BlockingIOError):
             marker = marker[os.write(port, marker) :]
+
+
+def _wait_for(port: int, event: int, deadline: float | None = None) -> None:
+    """Wait until the port can be read or written.
+
+    Raises: ClientGone, if the client closes its connection, or does nothing until the deadline.
+    """
+    poll = select.poll()
+    poll.register(port, event)
+    left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+    events = poll.poll(None if left_s is None else int(left_s * 1000))
+    if not events or events[0][1] & select.POLLHUP:
+        raise ClientGone
 
 
 def _parse_greeting(data: bytes) -> tuple[bytes, Request, bytes] | None:
@@ -319,7 +321,8 @@ def _spawn(request: Request) -> _Child:
     slave = -1
     if request.terminal:
         child.terminal, slave = pty.openpty()
-        _resize(child.terminal, *request.window)
+        rows, columns = request.window
+        termios.tcsetwinsize(child.terminal, (rows, columns))
         if not request.raw_input:
             _plain_output(slave)
         child.outputs[child.terminal] = Frame.TTY
@@ -345,10 +348,6 @@ def _spawn(request: Request) -> _Child:
     for fd in {*child_fds} - {-1}:
         os.close(fd)
     return child
-
-
-def _resize(terminal: int, rows: int, columns: int) -> None:
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
 
 def _plain_output(slave: int) -> None:

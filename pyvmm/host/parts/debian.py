@@ -22,6 +22,7 @@ from pyvmm.base.dirs import cache_dir, locked
 from pyvmm.base.records import Record
 from pyvmm.errors import HostError
 from pyvmm.host.logs import failure
+from pyvmm.host.parts.trees import PACKAGES
 from pyvmm.host.progress import Progress
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -110,25 +111,27 @@ class Suite:
         self._config = self.path / "apt.conf"
         self._ready = False
 
-    def closure(self, names: Iterable[str], *, recommends: bool = False) -> list[Package]:
+    def closure(self, names: Iterable[str]) -> list[Package]:
         """Return the packages that apt would install for ``names`` on an empty system."""
         self._prepare()
-        option = f"APT::Install-Recommends={'true' if recommends else 'false'}"
+        option = "APT::Install-Recommends=false"
         output = self._apt("install", "-y", "-o", option, "--print-uris", *names)
         native = self._arch or machine_arch()
         return [p for line in output.splitlines() if (p := _parse_uri(line, native)) is not None]
 
     def unpack(self, packages: Iterable[Package], into: Path, progress: Progress) -> None:
-        """Download ``packages`` and unpack them.
+        """Download ``packages``, unpack them, and list them in the file PACKAGES.
 
         Raises:
             HostError: a download or the unpacking failed.
         """
+        wanted = list(packages)
         downloads = into / ".debs"
-        for deb in self.download(packages, downloads, progress):
+        for deb in self.download(wanted, downloads, progress):
             _run(["dpkg-deb", "-x", str(deb), str(into)])
             deb.unlink()
         downloads.rmdir()
+        (into / PACKAGES).write_text("".join(f"{p.spec}\n" for p in wanted))
 
     def names(self, beginning: str) -> list[str]:
         """Return the names of packages of any architecture that begin with ``beginning``."""

@@ -18,7 +18,7 @@ from pyvmm.base.records import Record
 from pyvmm.errors import HostError, UsageError
 from pyvmm.host.parts import catalogue
 from pyvmm.host.parts.debian import Suite
-from pyvmm.host.parts.trees import PACKAGES, Offer, Tree, upstream
+from pyvmm.host.parts.trees import Offer, Tree, upstream
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import LINUX, is_path
 
@@ -77,7 +77,6 @@ def _unpack(source: Suite, offer: Offer, into: Path, progress: Progress) -> str:
     parts = [p for p in wanted if PARTS.match(p.name)]
     source.unpack(parts, into, progress)
     _strip(into)
-    (into / PACKAGES).write_text("".join(f"{p.spec}\n" for p in parts))
     banner = BANNER.search(_in_tree(into).image.read_bytes())
     return upstream(banner[1].decode()) if banner else offer.version
 

@@ -139,7 +139,6 @@ def _headers(tree: Tree, release: str, progress: Progress) -> Path:
         wanted = [p for p in source.closure([f"{package}:arm64"]) if WANTED.match(p.name)]
         source.unpack(wanted, into, progress)
         _arrange(into, path)
-        (into / ".packages").write_text("".join(f"{p.spec}\n" for p in wanted))
 
     progress.cached(f"getting the headers of Linux {release} from Debian {suite}", path, build)
     return path / "usr/src" / f"linux-headers-{release}"

@@ -26,7 +26,6 @@ NOT_NEEDED: Final = re.compile(
     r"(dpkg|tar|media-types|readline-common|python3(-minimal)?|libpython3-stdlib|debconf"
     r"|libtirpc.*|libnsl2|libk.*|libgssapi.*|libdb5.3|libsqlite3-0|libcom-err2|gcc-12-base)$"
 )
-NATIVE_HELPERS: Final = re.compile(r"lib(acl1|md0|pcre2-8-0|selinux1|zstd1)$")  # dpkg's own
 DISTRIBUTION: Final = "pyvmm-arm64"
 COMPILED: Final = frozenset({"cffi"})  # Debian has its arm64 backend; the rest serves builds
 
@@ -87,13 +86,10 @@ def _python_tree(progress: Progress) -> Path:
         wanted = [
             p
             for p in source.closure(PACKAGES)
-            if not NOT_NEEDED.match(p.name)
-            and not (p.arch != "arm64" and NATIVE_HELPERS.match(p.name))
+            if not NOT_NEEDED.match(p.name) and (p.arch == "arm64" or p.name.startswith("python"))
         ]
-        wanted = [p for p in wanted if p.arch == "arm64" or p.name.startswith("python")]
         source.unpack(wanted, into, progress)
         _arrange(into)
-        (into / ".packages").write_text("".join(f"{p.spec}\n" for p in wanted))
 
     recipe = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:8]
     path = trees_dir() / f"python-arm64-{TOOLS_SUITE}-{recipe}"

@@ -25,7 +25,7 @@ from pyvmm.errors import EXIT_SIGNAL, HostError
 from pyvmm.host.logs import failure
 from pyvmm.host.parts import catalogue
 from pyvmm.host.parts.debian import Suite, machine_arch
-from pyvmm.host.parts.trees import NOT_NEEDED, PACKAGES, Offer, recipe
+from pyvmm.host.parts.trees import NOT_NEEDED, Offer, recipe
 from pyvmm.host.parts.trees import trees_dir as trees_dir
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import QEMU, is_path
@@ -85,7 +85,6 @@ def tree(
         source = Suite(suite)
         wanted = [p for p in source.closure(packages) if p.name not in drop]
         source.unpack(wanted, into, progress)
-        (into / PACKAGES).write_text("".join(f"{p.spec}\n" for p in wanted))
 
     path = trees_dir() / f"{name}-{suite}-{recipe(packages, drop)}"
     return progress.cached(f"getting {name} from Debian {suite}", path, build)
@@ -127,7 +126,6 @@ def _unpack_qemu(source: Suite, offer: Offer, into: Path, progress: Progress) ->
     found = source.closure([f"{offer.name}:{machine_arch()}={offer.package}"])
     wanted = [p for p in found if p.name not in NOT_NEEDED]
     source.unpack(wanted, into, progress)
-    (into / PACKAGES).write_text("".join(f"{p.spec}\n" for p in wanted))
     return qemu_version(_qemu_in(into))
 
 

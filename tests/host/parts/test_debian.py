@@ -12,6 +12,7 @@ from pyvmm.base.dirs import cache_dir
 from pyvmm.errors import HostError
 from pyvmm.host.parts import debian
 from pyvmm.host.parts.debian import Package, Suite, SuiteMissingError, mirror
+from pyvmm.host.parts.trees import PACKAGES
 from pyvmm.host.progress import Progress
 
 QUIET = Progress(quiet=True)
@@ -358,4 +359,5 @@ def test_packages_are_downloaded_unpacked_and_not_kept(programs: Path, tmp_path:
     )
 
     assert "download a:arm64=1 b:all=2" in log.read_text()
-    assert sorted(p.name for p in into.iterdir()) == ["unpacked-a.deb", "unpacked-b.deb"]
+    assert sorted(p.name for p in into.iterdir()) == [PACKAGES, "unpacked-a.deb", "unpacked-b.deb"]
+    assert (into / PACKAGES).read_text() == "a:arm64=1\nb:all=2\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import lzma
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from pyvmm.host.parts.kernel import Kernel
 from pyvmm.host.parts.trees import PACKAGES, Offer
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import LINUX
-from tests.host.conftest import add_tree
+from tests.host.conftest import add_tree, list_packages
 
 QUIET = Progress(quiet=True)
 IMAGE = bytes(0x38) + b"ARM\x64" + bytes(64)
@@ -190,13 +190,14 @@ class FakeSuite(Suite):
     banner = b"Linux version 7.3-arm64 (x@debian.org) (gcc (Debian 15.1-2) 15.1) #1 SMP "
     asked: ClassVar[list[str]] = []
 
-    def closure(self, names: object, *, recommends: bool = False) -> list[Package]:
+    def closure(self, names: object) -> list[Package]:
         assert isinstance(names, list)
         self.asked.extend(names)
         found = ("linux-base", "linux-image-7.3-arm64", "linux-modules-7.3-arm64")
         return [Package(name, "arm64", "7.3.1-1", 1) for name in found]
 
-    def unpack(self, packages: object, into: Path, progress: Progress) -> None:
+    def unpack(self, packages: Iterable[Package], into: Path, progress: Progress) -> None:
+        list_packages(packages, into)
         root(into).mkdir(parents=True)
         (into / "boot").mkdir()
         said = IMAGE + self.banner + b"Debian 7.3.1-1 (2026-11-28)\n"

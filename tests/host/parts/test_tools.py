@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from pyvmm.host.parts.debian import Package, Suite
 from pyvmm.host.parts.tools import Tool, write_wrapper
 from pyvmm.host.parts.trees import PACKAGES, Offer
 from pyvmm.host.progress import Progress
+from tests.host.conftest import list_packages
 from tests.tools import find
 
 QUIET = Progress(quiet=True)
@@ -93,23 +95,25 @@ def test_qemu_at_a_path_needs_no_loader(tmp_path: Path, monkeypatch: pytest.Monk
 class FakeSuite(Suite):
     """A suite whose packages are three empty directories."""
 
-    def closure(self, names: object, *, recommends: bool = False) -> list[Package]:
+    def closure(self, names: object) -> list[Package]:
         return [Package(name, "amd64", "1", 1) for name in ("wanted", "library", "debconf")]
 
-    def unpack(self, packages: object, into: Path, progress: Progress) -> None:
+    def unpack(self, packages: Iterable[Package], into: Path, progress: Progress) -> None:
         assert isinstance(packages, list)
         for package in packages:
             (into / package.name).mkdir()
+        list_packages(packages, into)
 
 
 class QemuSuite(Suite):
     """A suite whose QEMU is a script, with a loader that runs it."""
 
-    def closure(self, names: object, *, recommends: bool = False) -> list[Package]:
+    def closure(self, names: object) -> list[Package]:
         assert names == ["qemu-system-arm:arm64=1:7.2+dfsg-7"]
         return [Package("qemu-system-arm", "arm64", "1:7.2+dfsg-7", 1)]
 
-    def unpack(self, packages: object, into: Path, progress: Progress) -> None:
+    def unpack(self, packages: Iterable[Package], into: Path, progress: Progress) -> None:
+        list_packages(packages, into)
         (into / "lib").mkdir()
         loader = into / "lib" / tools.LOADERS[platform.machine()]
         loader.write_text("#!/bin/sh\necho QEMU emulator version 7.2.22\n")
