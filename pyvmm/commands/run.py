@@ -194,7 +194,10 @@ def bundled_guests() -> list[str]:
 
 
 def _bundled_hint() -> str:
-    return f"guests that come with pyvmm: {', '.join(bundled_guests()) or 'none is built'}"
+    names = ", ".join(bundled_guests())
+    if names:
+        return f"guests that come with pyvmm: {names}"
+    return "the guests that come with pyvmm are not built: make guests"  # an editable install
 
 
 def _with_advice(error: vl.TextError, where: HostSettings) -> UsageError:

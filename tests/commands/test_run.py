@@ -166,6 +166,15 @@ def test_missing_image_argument_names_the_bundled_guests(
     assert "hello, timer" in capsys.readouterr().err
 
 
+def test_missing_image_names_the_command_that_builds_the_guests(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Capture
+) -> None:
+    monkeypatch.setattr("pyvmm.commands.run.GUESTS", tmp_path)
+
+    assert cli.main(["run"]) == 2
+    assert "the guests that come with pyvmm are not built: make guests" in capsys.readouterr().err
+
+
 def test_bundled_guest_is_found_by_name_unless_a_file_has_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
