@@ -16,13 +16,19 @@ from pyvmm.host.progress import Progress
 # program -> its package, and where it is in that package
 PACKAGES: Final = {
     "busybox": ("busybox", "bin"),
+    "bzip2": ("bzip2", "bin"),
     "cpio": ("cpio", "bin"),
     "debugfs": ("e2fsprogs", "sbin"),
     "dtc": ("device-tree-compiler", "usr/bin"),
     "e2fsck": ("e2fsprogs", "sbin"),
+    "lz4": ("lz4", "usr/bin"),
+    "lzop": ("lzop", "usr/bin"),
     "mandoc": ("mandoc", "usr/bin"),
     "mke2fs": ("e2fsprogs", "sbin"),
+    "mkimage": ("u-boot-tools", "usr/bin"),
+    "pzstd": ("zstd", "usr/bin"),
     "tmux": ("tmux", "usr/bin"),
+    "xz": ("xz-utils", "usr/bin"),
     "zstd": ("zstd", "usr/bin"),
 }
 

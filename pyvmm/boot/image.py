@@ -1,6 +1,7 @@
 """Load an image into guest memory, with room for a device tree and an initrd.
 
 An image is an ELF, an arm64 Linux Image, or else a flat binary; each may be packed (wrapping.py).
+Files that are none of these are refused by what they are (magics.py).
 It starts at its entry point with the device tree's address in X0, a 32-bit image in R2.
 
 Source: Linux, Documentation/arch/arm64/booting.rst and arch/arm/booting.rst.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,21 +25,14 @@ from pyvmm.errors import ImageError
 from pyvmm.memory.ram import GuestMemory
 
 ELF_MAGIC = b"\x7fELF"
-HEAD = 0x206  # bytes, enough of a file to recognize its format
+KIND, ET_REL = 16, b"\x01\0"  # the offset of e_type; the type of an object that is not linked
+HEAD = 64  # bytes, enough of a file to recognize its format
+NEWC = b"070701"  # the usual initrd: a cpio archive
+LINUX = ("Linux Image",)  # the kinds of image that may be Linux
+BANNER = b"Linux version "  # in every kernel.  Source: Linux, init/version.c
 
 # A zImage: 32-bit Arm Linux, little-endian
 ZIMAGE_OFFSET, ZIMAGE_MAGIC = 0x24, b"\x18\x28\x6f\x01"
-
-# Images that cannot run here: (offset, magic, kind)
-FOREIGN = (
-    (0x202, b"HdrS", "a Linux kernel for x86"),
-    (0x38, b"RSC\x05", "a Linux kernel for RISC-V"),
-)
-# An EFI program: MZ, and the offset of its PE header.  Source: Microsoft, PE Format
-DOS_MAGIC = b"MZ"
-PE_OFFSET = 0x3C
-PE_MACHINES = {0xAA64: "AArch64", 0x8664: "x86-64", 0x14C: "32-bit x86", 0x5064: "RISC-V",
-               0x6264: "LoongArch", 0x1C2: "32-bit Arm"}  # fmt: skip
 
 
 class LoadedImage(Record):
@@ -51,6 +45,7 @@ class LoadedImage(Record):
     initrd: Range | None = None
     wrappings: tuple[str, ...] = ()  # how it was packed, the outermost first
     linux: LinuxHeader | None = None
+    notes: tuple[str, ...] = ()  # about bytes of the file that are not used
 
 
 def load_image(
@@ -64,29 +59,38 @@ def load_image(
 
     Raises:
         ImageError: a file cannot be opened, does not boot, or does not fit.
+        HostError: this machine lacks the library that unpacks it.
     """
     name = str(path)
+    notes: list[str] = []
     with _open(path, "kernel") as file:
-        unpacked, wrappings = _unwrap(file, name, memory.size)
-        kind, placed, header = _place(unpacked, name, memory, aarch32)
+        unpacked, wrappings = _unwrap(file, name, memory.size, notes.append)
+        label = f"{name} ({', '.join(wrappings)})" if wrappings else name
+        kind, placed, header = _place(unpacked, label, memory, aarch32)
     room = None
     if initrd is None:
         dtb, _ = place_dtb(placed.ranges, 0, memory)
     else:
         with _open(initrd, "initrd") as file:
+            if kind in LINUX and file.read(len(NEWC)) != NEWC:
+                _check_initrd(file, str(initrd), placed, memory)
             dtb, room = place_dtb(placed.ranges, _size(file), memory)
             _load_at(file, str(initrd), memory, room[0])
-    return LoadedImage(kind, placed.entry, placed.ranges, dtb, room, wrappings, header)
+    return LoadedImage(
+        kind, placed.entry, placed.ranges, dtb, room, wrappings, header, tuple(notes)
+    )
 
 
-def _unwrap(file: BinaryIO, name: str, limit: int) -> tuple[BinaryIO, tuple[str, ...]]:
+def _unwrap(
+    file: BinaryIO, name: str, limit: int, log: Callable[[str], None]
+) -> tuple[BinaryIO, tuple[str, ...]]:
     """Unpack the image, and list its wrappings."""
     head = _head(file)
     if head.startswith(ELF_MAGIC) or linux.is_linux(head):
         return file, ()
     from pyvmm.boot.wrapping import unwrap  # imported lazily: few images are packed
 
-    return unwrap(file, name, limit)
+    return unwrap(file, name, limit, log)
 
 
 def _place(
@@ -104,17 +108,39 @@ def _place(
     if elf:
         from pyvmm.boot.elf import load_elf  # imported lazily: a Linux Image needs none
 
+        if head.startswith(ET_REL, KIND):
+            from pyvmm.boot.magics import refuse_module
+
+            refuse_module(file, name)
         return "ELF", load_elf(file, name, memory), None
     if linux.is_linux(head):
         header = linux.read_header(head, name)
+        linux.check_whole(file, name)
         start = memory.base + header.text_offset
         return "Linux Image", _load_at(file, name, memory, start, header.image_size), header
-    _refuse_foreign(head, name)
-    kind = "zImage" if head.startswith(ZIMAGE_MAGIC, ZIMAGE_OFFSET) else "flat binary"
-    if kind == "zImage" and not aarch32:
-        raise ImageError(f"{name} is a 32-bit Arm zImage", hint="use `cpu.aarch32`=True")
-    offset = layout.KERNEL_OFFSET_32 if aarch32 else layout.KERNEL_OFFSET
-    return kind, _load_at(file, name, memory, memory.base + offset), None
+    start = memory.base + (layout.KERNEL_OFFSET_32 if aarch32 else layout.KERNEL_OFFSET)
+    kind = "flat binary"
+    if head.startswith(ZIMAGE_MAGIC, ZIMAGE_OFFSET):
+        kind = "zImage"
+        if not aarch32:
+            raise ImageError(f"{name} is a 32-bit Arm zImage", hint="use `cpu.aarch32`=True")
+    else:
+        from pyvmm.boot.magics import refuse  # imported lazily: an ELF or Linux Image needs none
+
+        refuse(file, name, memory.size)
+    return kind, _load_at(file, name, memory, start), None
+
+
+def _check_initrd(file: BinaryIO, name: str, image: Placed, memory: GuestMemory) -> None:
+    """Refuse an initrd that Linux cannot use; other kernels may read anything."""
+    from pyvmm.boot.wrapping import check_initrd  # imported lazily: the usual initrd needs none
+
+    try:
+        check_initrd(file, name)
+    except ImageError:
+        # Other kernels have the header of a Linux Image too.
+        if any(BANNER in memory.read(start, end - start) for start, end in image.ranges):
+            raise
 
 
 def _head(file: BinaryIO) -> bytes:
@@ -147,22 +173,6 @@ def _open(path: str | Path, role: str) -> BinaryIO:
 
 def _size(file: BinaryIO) -> int:
     return file.seek(0, io.SEEK_END)
-
-
-def _refuse_foreign(head: bytes, name: str) -> None:
-    """Refuse images for other machines."""
-    for offset, magic, kind in FOREIGN:
-        if head.startswith(magic, offset):
-            raise ImageError(f"{name} is {kind}, not AArch64")
-    if head.startswith(DOS_MAGIC) and len(head) >= PE_OFFSET + 4:
-        (offset,) = struct.unpack_from("<I", head, PE_OFFSET)
-        if head.startswith(b"PE\0\0", offset) and len(head) >= offset + 6:
-            (machine,) = struct.unpack_from("<H", head, offset + 4)
-            raise ImageError(
-                f"{name} is an EFI program for {PE_MACHINES.get(machine, hex(machine))} "
-                f"without the magic of an arm64 Linux Image",
-                hint="use an arm64 Linux Image: it has ARM\\x64 at byte 56",
-            )
 
 
 def _load_at(file: BinaryIO, name: str, memory: GuestMemory, address: int, room: int = 0) -> Placed:

@@ -5,11 +5,14 @@ Source: Linux, Documentation/arch/arm64/booting.rst, "Call the kernel image".
 
 from __future__ import annotations
 
+import io
 import struct
 from enum import IntEnum
+from typing import BinaryIO
 
 from pyvmm.arm64.bits import Bits, bit, bits
 from pyvmm.base.records import Record
+from pyvmm.boot import pe
 from pyvmm.errors import HostError, ImageError
 from pyvmm.layout import KERNEL_OFFSET, KIB
 
@@ -63,6 +66,22 @@ def read_header(head: bytes, name: str) -> LinuxHeader:
             f"{name} is damaged: its text_offset is {text_offset:#x}, not a multiple of {PAGE:#x}"
         )
     return LinuxHeader(text_offset, image_size, Flags(flags))
+
+
+def check_whole(file: BinaryIO, name: str) -> None:
+    """Refuse an Image that ends before the sections of its EFI header do.
+
+    image_size does not tell: it includes .bss, which is not in the file. An Image without the EFI
+    header cannot be checked.
+
+    Raises: ImageError.
+    """
+    expected, size = pe.raw_end(file), file.seek(0, io.SEEK_END)
+    if size < expected:
+        raise ImageError(
+            f"{name} is truncated: its sections end at byte {expected:#x}, the file at {size:#x}",
+            hint="copy or download it again",
+        )
 
 
 # ID_AA64MMFR0_EL1: the shifts of TGran4, TGran16 and TGran64 with their values for "not supported",

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
 
 from pyvmm.errors import HostError
 
 LIBRARY = "libzstd.so.1"
 MAGIC = b"\x28\xb5\x2f\xfd"
-CHUNK = 1 << 20  # bytes, of input and of output
+CHUNK = 1 << 20  # bytes of output
 LEVELS = range(1, 20)  # above them a packer needs unusually much memory
 
 # Source: zstd.h, ZSTD_cParameter and ZSTD_EndDirective
@@ -35,40 +34,42 @@ class _Buffer(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), ("size", ctypes.c_size_t), ("pos", ctypes.c_size_t))
 
 
-def decompress(file: BinaryIO) -> Iterator[bytes]:
-    """Unpack the next frame of ``file``, at most CHUNK bytes at a time.
+class Decompressor:
+    """Unpacks one frame, with the interface of ``bz2.BZ2Decompressor``.
 
-    Raises:
-        ZstdError: the frame is damaged, or the file ends within it.
-        HostError: the machine has no libzstd.
+    Raises: HostError, where the machine has no libzstd.
     """
-    library = _library()
-    stream = ctypes.c_void_p(library.ZSTD_createDStream())
-    if not stream:
-        raise HostError("libzstd: out of memory")
-    try:
-        yield from _frame(library, stream, file)
-    finally:
-        library.ZSTD_freeDStream(stream)
 
+    def __init__(self) -> None:
+        self.eof = False
+        self.needs_input = True
+        self.unused_data = b""
+        self._library = _library()
+        self._stream = ctypes.c_void_p(self._library.ZSTD_createDStream())
+        if not self._stream:
+            raise HostError("libzstd: out of memory")
 
-def _frame(library: ctypes.CDLL, stream: ctypes.c_void_p, file: BinaryIO) -> Iterator[bytes]:
-    room = ctypes.create_string_buffer(CHUNK)
-    out = _Buffer(ctypes.addressof(room), CHUNK, 0)
-    while data := file.read(CHUNK):
-        held = ctypes.create_string_buffer(data, len(data))
+    def __del__(self) -> None:
+        if hasattr(self, "_stream"):
+            self._library.ZSTD_freeDStream(self._stream)
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        """Unpack at most ``max_length`` bytes; raise ZstdError for damaged data."""
+        data = self.unused_data + data
+        held = ctypes.create_string_buffer(data, max(len(data), 1))
+        room = ctypes.create_string_buffer(max_length)
         source = _Buffer(ctypes.addressof(held), len(data), 0)
-        full = False
-        while full or source.pos < source.size:
-            out.pos = 0
-            left = library.ZSTD_decompressStream(stream, ctypes.byref(out), ctypes.byref(source))
-            if library.ZSTD_isError(left):
-                raise ZstdError(library.ZSTD_getErrorName(left).decode())
-            yield room.raw[: out.pos]
-            if left == 0:
-                return
-            full = out.pos == out.size  # more output may follow without input
-    raise ZstdError("it ends too early")
+        out = _Buffer(ctypes.addressof(room), max_length, 0)
+        left = self._library.ZSTD_decompressStream(
+            self._stream, ctypes.byref(out), ctypes.byref(source)
+        )
+        if self._library.ZSTD_isError(left):
+            raise ZstdError(self._library.ZSTD_getErrorName(left).decode())
+        self.eof = left == 0
+        self.unused_data = data[source.pos :]
+        # The library may hold more output than there was room for
+        self.needs_input = not self.unused_data and out.pos < max_length
+        return ctypes.string_at(room, out.pos)
 
 
 def compress(chunks: Iterable[bytes], level: int = 3, workers: int = 0) -> Iterator[bytes]:

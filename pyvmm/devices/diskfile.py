@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, Self
 
+from pyvmm.devices.diskformats import CONVERT, HEAD, disk_format
 from pyvmm.errors import HostError, UsageError
 
 SECTOR = 512  # the unit of virtio and of most of Linux
-QCOW_MAGIC = b"QFI\xfb"
 
 # Source: linux/falloc.h
 FALLOC_FL_KEEP_SIZE = 0x01
@@ -191,8 +191,9 @@ class DiskFile:
             self._refuse("is neither a file nor a block device")
         if self.size < SECTOR:
             self._refuse(f"is too small for a disk: {self.size} bytes", "truncate -s 1G makes one")
-        if os.pread(self.fd, len(QCOW_MAGIC), 0) == QCOW_MAGIC and not self.is_block_device:
-            self._refuse("is a QCOW image", "qemu-img convert -O raw makes a raw image of it")
+        kind = disk_format(os.pread(self.fd, HEAD, 0))
+        if kind is not None and not self.is_block_device:
+            self._refuse(f"is {kind}", CONVERT)
 
     def _ask(self, form: str, request: int) -> int:
         answer = fcntl.ioctl(self.fd, request, bytes(struct.calcsize(form)))

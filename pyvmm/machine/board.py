@@ -63,7 +63,7 @@ class Hooks(Record, kw_only=True):
     on_exit: Callable[[int], None]
     output: Output  # the console's
     terminals: Mapping[int, Output]  # the UARTs', by their numbers
-    log: Callable[[str], None]  # a line about a faulty guest driver
+    log: Callable[[str], None]  # a line about the image or a faulty guest driver
 
 
 class Board(Record, kw_only=True, frozen=False):
@@ -138,6 +138,8 @@ def build(system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Boar
     # The image is loaded last: kvm-unit-tests checks what a host can do with an image that does
     # not exist, and must get the host's refusal.
     _load(board, config)
+    for note in board.image.notes if board.image is not None else ():
+        hooks.log(note)
     return board
 
 

@@ -11,6 +11,8 @@ from typing import BinaryIO, Final
 
 from pyvmm.base.files import PRIVATE, cannot_write, replacing, write_all
 from pyvmm.boot import zstd
+from pyvmm.boot.packings import Damaged as BadData
+from pyvmm.boot.packings import read_stream, zstd_frame
 from pyvmm.errors import UsageError
 from pyvmm.memory.ranges import runs
 from pyvmm.snapshot.codec import Damaged
@@ -87,7 +89,7 @@ def unpack(source: BinaryIO, name: str, path: Path) -> str:
                     raise UsageError("it needs a parent", hint=PACKED_HINT)
                 snapshot.verify(workers=WORKERS)
                 return snapshot.identity
-        except zstd.ZstdError as error:
+        except BadData as error:
             raise Damaged(f"{name}: damaged, or not packed: {error}", hint=PACKED_HINT) from None
         except UsageError as error:
             message = error.message if name in error.message else f"{name}: {error.message}"
@@ -100,7 +102,7 @@ def _unpacked(source: BinaryIO, name: str) -> Iterator[bytes]:
     Raises: UsageError, if the source cannot be read.
     """
     try:
-        yield from zstd.decompress(source)
+        yield from read_stream(source, zstd_frame)
     except OSError as error:
         raise UsageError(f"{name}: cannot be read: {error.strerror}") from error
 

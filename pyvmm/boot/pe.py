@@ -1,0 +1,54 @@
+"""The headers of a PE file: an EFI program, as an arm64 Linux Image is too.
+
+Source: Microsoft, PE Format.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO
+
+DOS_MAGIC, MAGIC = b"MZ", b"PE\0\0"
+OFFSET = struct.Struct("<60xI")  # of the PE header
+# "PE", Machine, NumberOfSections; SizeOfOptionalHeader
+HEADER = struct.Struct("<4s2H12xH2x")
+# Name, VirtualSize, VirtualAddress, SizeOfRawData, PointerToRawData
+SECTION = struct.Struct("<8s4I16x")
+
+ARM64 = 0xAA64
+MACHINES = {ARM64: "AArch64", 0x8664: "x86-64", 0x14C: "32-bit x86", 0x5064: "RISC-V",
+            0x6264: "LoongArch", 0x1C2: "32-bit Arm"}  # fmt: skip
+
+
+def read_machine(file: BinaryIO) -> int | None:
+    """Return the number of the machine that a PE file is for; None, if it is no PE file."""
+    found = _read_header(file)
+    return None if found is None else found[0]
+
+
+def raw_end(file: BinaryIO) -> int:
+    """Return the length that a PE file has at least by its sections; 0, if it is no PE file."""
+    found = _read_header(file)
+    if found is None:
+        return 0
+    _, count = found
+    table = file.read(count * SECTION.size)
+    table = table[: len(table) // SECTION.size * SECTION.size]
+    return max(
+        (start + size for _, _, _, size, start in SECTION.iter_unpack(table) if size), default=0
+    )
+
+
+def _read_header(file: BinaryIO) -> tuple[int, int] | None:
+    """Return the machine and the number of sections; the file is then at the section table."""
+    file.seek(0)
+    head = file.read(OFFSET.size)
+    if len(head) < OFFSET.size or not head.startswith(DOS_MAGIC):
+        return None
+    file.seek(OFFSET.unpack(head)[0])
+    header = file.read(HEADER.size)
+    if len(header) < HEADER.size or not header.startswith(MAGIC):
+        return None
+    _, machine, count, optional = HEADER.unpack(header)
+    file.seek(optional, 1)
+    return machine, count
