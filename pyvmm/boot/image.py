@@ -1,34 +1,39 @@
 """Load an image into guest memory, with room for a device tree and an initrd.
 
-An image is an ELF, an arm64 Linux Image, or else a flat binary; each may be packed (wrapping.py).
-Files that are none of these are refused by what they are (magics.py).
-It starts at its entry point with the device tree's address in X0, a 32-bit image in R2.
+An image is an ELF, an arm64 Linux Image, or else a flat binary; each may be packed (wrapping.py). A
+unified kernel image holds one, and perhaps an initrd and a command line (uki.py). Files that are
+none of these are refused by what they are (magics.py). An image starts at its entry point with the
+device tree's address in X0, a 32-bit image in R2.
 
 Source: Linux, Documentation/arch/arm64/booting.rst and arch/arm/booting.rst.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from pyvmm import layout
 from pyvmm.base.records import Record
 from pyvmm.boot import linux
-from pyvmm.boot.linux import LinuxHeader
+from pyvmm.boot.linux import Flags
 from pyvmm.boot.placement import Placed, Range, check_in_ram, place_dtb
 from pyvmm.errors import ImageError
 from pyvmm.memory.ram import GuestMemory
 
-ELF_MAGIC = b"\x7fELF"
+if TYPE_CHECKING:
+    from pyvmm.boot.uki import Uki
+
+ELF_MAGIC, EFI_MAGIC = b"\x7fELF", b"MZ"
 KIND, ET_REL = 16, b"\x01\0"  # the offset of e_type; the type of an object that is not linked
 HEAD = 64  # bytes, enough of a file to recognize its format
 NEWC = b"070701"  # the usual initrd: a cpio archive
-LINUX = ("Linux Image",)  # the kinds of image that may be Linux
+LINUX = ("Linux Image", "vmlinux")  # the kinds of image that may be Linux
 BANNER = b"Linux version "  # in every kernel.  Source: Linux, init/version.c
 
 # A zImage: 32-bit Arm Linux, little-endian
@@ -38,14 +43,16 @@ ZIMAGE_OFFSET, ZIMAGE_MAGIC = 0x24, b"\x18\x28\x6f\x01"
 class LoadedImage(Record):
     """An image in guest memory, ready to start."""
 
-    kind: str  # "ELF", "Linux Image", "zImage" or "flat binary"
+    kind: str  # "ELF", "vmlinux", "Linux Image", "zImage" or "flat binary"
     entry: int
     ranges: tuple[Range, ...]  # the memory of the image
     dtb: int  # the address for the device tree: layout.DTB_SIZE bytes are free
     initrd: Range | None = None
     wrappings: tuple[str, ...] = ()  # how it was packed, the outermost first
-    linux: LinuxHeader | None = None
-    notes: tuple[str, ...] = ()  # about bytes of the file that are not used
+    flags: Flags = Flags(0)  # what it needs of a CPU
+    cmdline: str = ""  # a unified kernel image's
+    details: tuple[str, ...] = ()  # more for a person who asks
+    notes: tuple[str, ...] = ()  # what every user should know
 
 
 def load_image(
@@ -65,19 +72,33 @@ def load_image(
     notes: list[str] = []
     with _open(path, "kernel") as file:
         unpacked, wrappings = _unwrap(file, name, memory.size, notes.append)
+        uki = _read_uki(unpacked, name)
+        if uki is not None:
+            section = f"{name}, section .linux"
+            unpacked, inner = _unwrap(uki.linux, section, memory.size, notes.append)
+            wrappings += ("unified kernel image", *inner)
         label = f"{name} ({', '.join(wrappings)})" if wrappings else name
-        kind, placed, header = _place(unpacked, label, memory, aarch32)
-    room = None
-    if initrd is None:
-        dtb, _ = place_dtb(placed.ranges, 0, memory)
-    else:
-        with _open(initrd, "initrd") as file:
-            if kind in LINUX and file.read(len(NEWC)) != NEWC:
-                _check_initrd(file, str(initrd), placed, memory)
-            dtb, room = place_dtb(placed.ranges, _size(file), memory)
-            _load_at(file, str(initrd), memory, room[0])
+        placed = _place(unpacked, label, memory, aarch32)
+    own = None if uki is None else uki.initrd
+    if own and initrd is not None:
+        notes.append(f"`initrd` replaces the initrd in {name}")
+    with contextlib.nullcontext(own) if initrd is None else _open(initrd, "initrd") as ramdisk:
+        if ramdisk and placed.kind in LINUX and ramdisk.read(len(NEWC)) != NEWC:
+            _check_initrd(ramdisk, str(initrd or name), placed, memory)
+        dtb, room = place_dtb(placed.ranges, _size(ramdisk) if ramdisk else 0, memory)
+        if ramdisk:
+            _load_at(ramdisk, str(initrd or name), memory, room[0])
     return LoadedImage(
-        kind, placed.entry, placed.ranges, dtb, room, wrappings, header, tuple(notes)
+        placed.kind,
+        placed.entry,
+        placed.ranges,
+        dtb,
+        room if ramdisk else None,
+        wrappings,
+        placed.flags,
+        "" if uki is None else uki.cmdline,
+        placed.details if uki is None else (*uki.details, *placed.details),
+        tuple(notes),
     )
 
 
@@ -93,10 +114,18 @@ def _unwrap(
     return unwrap(file, name, limit, log)
 
 
-def _place(
-    file: BinaryIO, name: str, memory: GuestMemory, aarch32: bool
-) -> tuple[str, Placed, LinuxHeader | None]:
-    """Load an unpacked image to its address; return its kind too."""
+def _read_uki(file: BinaryIO, name: str) -> Uki | None:
+    """Return the parts of a unified kernel image, or None for any other file."""
+    head = _head(file)
+    if not head.startswith(EFI_MAGIC) or linux.is_linux(head):
+        return None
+    from pyvmm.boot.uki import read_uki  # imported lazily: few images are EFI programs
+
+    return read_uki(file, name)
+
+
+def _place(file: BinaryIO, name: str, memory: GuestMemory, aarch32: bool) -> Placed:
+    """Load an unpacked image to its address."""
     head = _head(file)
     elf = head.startswith(ELF_MAGIC)
     if aarch32 and (elf or linux.is_linux(head)):
@@ -112,13 +141,14 @@ def _place(
             from pyvmm.boot.magics import refuse_module
 
             refuse_module(file, name)
-        return "ELF", load_elf(file, name, memory), None
+        return load_elf(file, name, memory)
     if linux.is_linux(head):
         header = linux.read_header(head, name)
         linux.check_whole(file, name)
         start = memory.base + header.text_offset
-        return "Linux Image", _load_at(file, name, memory, start, header.image_size), header
-    start = memory.base + (layout.KERNEL_OFFSET_32 if aarch32 else layout.KERNEL_OFFSET)
+        placed = _load_at(file, name, memory, start, header.image_size)
+        return placed.replace(kind="Linux Image", flags=header.flags)
+    offset = layout.KERNEL_OFFSET_32 if aarch32 else layout.KERNEL_OFFSET
     kind = "flat binary"
     if head.startswith(ZIMAGE_MAGIC, ZIMAGE_OFFSET):
         kind = "zImage"
@@ -128,7 +158,7 @@ def _place(
         from pyvmm.boot.magics import refuse  # imported lazily: an ELF or Linux Image needs none
 
         refuse(file, name, memory.size)
-    return kind, _load_at(file, name, memory, start), None
+    return _load_at(file, name, memory, memory.base + offset).replace(kind=kind)
 
 
 def _check_initrd(file: BinaryIO, name: str, image: Placed, memory: GuestMemory) -> None:
@@ -184,4 +214,4 @@ def _load_at(file: BinaryIO, name: str, memory: GuestMemory, address: int, room:
     if memory.load_from(address, size, file, 0) != size:
         raise ImageError(f"{name} shrank while pyvmm loaded it")
     memory.zero(address + size, room - size)
-    return Placed(address, ((address, address + room),))
+    return Placed("", address, ((address, address + room),))

@@ -19,6 +19,7 @@ from pyvmm.layout import KERNEL_OFFSET, KIB
 MAGIC = b"ARM\x64"
 MAGIC_OFFSET = 56
 PAGE = 4 * KIB  # the kernel's code must start at a page
+HEADER_SIZE = 64
 _HEADER = struct.Struct("<8xQQQ")  # two instructions, text_offset, image_size, flags
 
 
@@ -91,21 +92,21 @@ TGRAN = {PageSize.KIB_4: (28, 0xF), PageSize.KIB_16: (20, 0), PageSize.KIB_64: (
 BIGEND = 8
 
 
-def check_cpu(header: LinuxHeader, id_aa64mmfr0: int, name: str) -> None:
-    """Refuse a kernel that would hang silently on a CPU with that ID_AA64MMFR0_EL1.
+def check_cpu(flags: Flags, id_aa64mmfr0: int, name: str) -> None:
+    """Refuse an image that would hang silently on a CPU with that ID_AA64MMFR0_EL1.
 
     Raises:
-        HostError: the CPU lacks the kernel's page size or byte order.
+        HostError: the CPU lacks the image's page size or byte order.
     """
     has = {size: id_aa64mmfr0 >> shift & 0xF != no for size, (shift, no) in TGRAN.items()}
-    wanted = header.flags.PAGE_SIZE
+    wanted = flags.PAGE_SIZE
     if not has.get(PageSize(wanted), True):
         sizes = [_kib(size) for size, supported in has.items() if supported]
         raise HostError(
             f"{name} was built for pages of {_kib(PageSize(wanted))} KiB, "
             f"this CPU has {' and '.join(sizes)} KiB"
         )
-    if header.flags.BIG_ENDIAN and not id_aa64mmfr0 >> BIGEND & 0xF:
+    if flags.BIG_ENDIAN and not id_aa64mmfr0 >> BIGEND & 0xF:
         raise HostError(f"{name} is big-endian, this CPU supports only little-endian")
 
 

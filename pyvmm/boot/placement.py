@@ -18,6 +18,7 @@ from collections.abc import Iterable
 
 from pyvmm import layout
 from pyvmm.base.records import Record
+from pyvmm.boot.linux import Flags
 from pyvmm.errors import ImageError
 from pyvmm.memory.ram import GuestMemory
 
@@ -28,10 +29,13 @@ Range = tuple[int, int]  # guest physical [start, end)
 
 
 class Placed(Record):
-    """A loaded image: its entry point and its memory."""
+    """A loaded image: its kind, its entry point, its memory, and what it needs of a CPU."""
 
+    kind: str
     entry: int
     ranges: tuple[Range, ...]
+    flags: Flags = Flags(0)
+    details: tuple[str, ...] = ()  # more for a person who asks
 
 
 def check_in_ram(name: str, start: int, length: int, memory: GuestMemory, hint: str = "") -> None:

@@ -244,6 +244,7 @@ def describe(machine: Machine, restorer: Restorer | None) -> Iterator[str]:
     if image is not None:
         kind = " in ".join((image.kind, *reversed(image.wrappings)))
         yield f"image   {machine.config.image} ({kind}), entry {image.entry:#x}"
+        yield from (f"image   {detail}" for detail in image.details)
     if restorer is not None:
         yield f"from    {restorer.path}, memory {restorer.reading.value}"
     base = machine.memory.base

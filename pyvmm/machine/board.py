@@ -137,9 +137,7 @@ def build(system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Boar
     board = assemble(system, config, plan(config, read_limits(system)), hooks, undo)
     # The image is loaded last: kvm-unit-tests checks what a host can do with an image that does
     # not exist, and must get the host's refusal.
-    _load(board, config)
-    for note in board.image.notes if board.image is not None else ():
-        hooks.log(note)
+    _load(board, config, hooks.log)
     return board
 
 
@@ -186,15 +184,19 @@ def assemble(system: System, config: Config, decided: Plan, hooks: Hooks, undo: 
     )
 
 
-def _load(board: Board, config: Config) -> None:
+def _load(board: Board, config: Config, log: Callable[[str], None]) -> None:
     """Load the image and a device tree, and set the boot CPU's registers.
 
     Raises: ImageError.
     """
     memory, boot_cpu = board.memory, board.vcpus[0]
     image = load_image(config.image, memory, initrd=config.initrd, aarch32=config.cpu.aarch32)
-    if image.linux is not None:
-        check_cpu(image.linux, boot_cpu.get_one_reg(ID_AA64MMFR0_EL1), str(config.image))
+    if image.flags:
+        check_cpu(image.flags, boot_cpu.get_one_reg(ID_AA64MMFR0_EL1), str(config.image))
+    for note in image.notes:
+        log(note)
+    if config.params and image.cmdline:
+        log(f"`params` replaces the command line in {config.image}: {image.cmdline}")
     board.image = image
     board.dtb = machine_dtb(_description(config, memory, board.vcpus, board.irqchip, image))
     memory.write(image.dtb, board.dtb)
@@ -218,7 +220,7 @@ def _description(
         ram_size=memory.size,
         mpidrs=tuple(vcpu.get_one_reg(regs.MPIDR_EL1) for vcpu in vcpus),
         bootargs=command_line(
-            config.params,
+            config.params or image.cmdline,
             console=config.console,
             hotplug=any(isinstance(device, Hotplug) for device in config.devices),
             defaults=not config.nodefaults,

@@ -49,6 +49,10 @@ INIT: dict[Feature, tuple[VcpuFeature, ...]] = {
 BOOT_PSTATE = 0x3C5
 BOOT_PSTATE_EL2 = 0x3C9
 BOOT_PSTATE_32 = 0xD3
+# Data at the exception level is big-endian.  Source: Arm ARM DDI 0487, SCTLR_EL1.EE, SCTLR_EL2.EE
+SCTLR_EE = 1 << 25
+SCTLR_EL1 = regs.sysreg(3, 0, 1, 0, 0)
+SCTLR_EL2 = regs.sysreg(3, 4, 1, 0, 0)
 # R1 of a 32-bit kernel with a device tree.  Source: as above
 NO_MACHINE_TYPE = 0xFFFF_FFFF
 
@@ -147,3 +151,8 @@ def set_boot_registers(vcpu: Vcpu, image: LoadedImage, decided: Plan) -> None:
     vcpu.set_one_reg(regs.X(0), image.dtb)
     el2 = Feature.EL2 in decided.features
     vcpu.set_one_reg(regs.PSTATE, BOOT_PSTATE_EL2 if el2 else BOOT_PSTATE)
+    if image.flags.BIG_ENDIAN:
+        # As in QEMU: the code of a big-endian ELF does not expect little-endian data. Linux sets
+        # the bit itself.
+        control = SCTLR_EL2 if el2 else SCTLR_EL1
+        vcpu.set_one_reg(control, vcpu.get_one_reg(control) | SCTLR_EE)

@@ -6,12 +6,13 @@ import struct
 
 from pyvmm.base.records import Record
 
-EHDR = struct.Struct("<4sBBBB8x2HI3QI6H")
-PHDR = struct.Struct("<2I6Q")
+EHDR, EHDR_SIZE = "4sBBBB8x2HI3QI6H", 64
+PHDR, PHDR_SIZE = "2I6Q", 56
+LITTLE, BIG = "<", ">"
 
 ET_EXEC, ET_DYN = 2, 3
 EM_AARCH64 = 183
-PT_LOAD, PT_DYNAMIC, PT_INTERP = 1, 2, 3
+PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE = 1, 2, 3, 4
 
 BASE = 0x8008_0000
 CODE = bytes(range(64))
@@ -36,21 +37,23 @@ class Elf(Record, kw_only=True):
     entry: int = BASE
     type: int = ET_EXEC
     machine: int = EM_AARCH64
-    phentsize: int = PHDR.size
+    phentsize: int = PHDR_SIZE
     phnum: int | None = None
+    order: str = LITTLE
 
     def build(self) -> bytes:
         """Return the file: header, program headers, then the data of each."""
         phnum = len(self.phdrs) if self.phnum is None else self.phnum
-        out = EHDR.pack(
-            b"\x7fELF", 2, 1, 1, 0, self.type, self.machine, 1, self.entry,
-            EHDR.size, 0, 0, EHDR.size, self.phentsize, phnum, 64, 0, 0,
+        out = struct.pack(
+            self.order + EHDR, b"\x7fELF", 2, 1 + (self.order == BIG), 1, 0, self.type,
+            self.machine, 1, self.entry, EHDR_SIZE, 0, 0,
+            EHDR_SIZE, self.phentsize, phnum, 64, 0, 0,
         )  # fmt: skip
-        offset = len(out) + PHDR.size * len(self.phdrs)
+        offset = len(out) + PHDR_SIZE * len(self.phdrs)
         for phdr in self.phdrs:
             size = len(phdr.data)
-            out += PHDR.pack(
-                phdr.type, 7, offset, phdr.vaddr,
+            out += struct.pack(
+                self.order + PHDR, phdr.type, 7, offset, phdr.vaddr,
                 phdr.vaddr if phdr.paddr is None else phdr.paddr,
                 size if phdr.filesz is None else phdr.filesz,
                 size if phdr.memsz is None else phdr.memsz,

@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from pyvmm.arm64.idregs import IdAa64Mmfr0
-from pyvmm.boot.linux import Flags, LinuxHeader, PageSize, check_cpu, read_header
+from pyvmm.boot.linux import Flags, PageSize, check_cpu, read_header
 from pyvmm.errors import HostError, ImageError
 
 ONLY_4_KIB = IdAa64Mmfr0.of(TGran4=0, TGran64=0xF, TGran16=0)
@@ -17,10 +17,6 @@ EVERYTHING = IdAa64Mmfr0.of(TGran4=1, TGran64=0, TGran16=2, BigEnd=1)
 
 def head(text_offset: int, image_size: int, flags: int) -> bytes:
     return struct.pack("<8xQQQ24x4s4x", text_offset, image_size, flags, b"ARM\x64")
-
-
-def header(**flags: int) -> LinuxHeader:
-    return LinuxHeader(0, 0x1000, Flags.of(**flags))
 
 
 def test_read_header_reads_every_field() -> None:
@@ -52,7 +48,7 @@ def test_read_header_refuses_an_unaligned_text_offset(text_offset: int) -> None:
     ],
 )
 def test_check_cpu_accepts_a_supported_page_size(size: PageSize, cpu: int) -> None:
-    check_cpu(header(PAGE_SIZE=size), cpu, "Image")
+    check_cpu(Flags.of(PAGE_SIZE=size), cpu, "Image")
 
 
 @pytest.mark.parametrize(
@@ -65,11 +61,11 @@ def test_check_cpu_accepts_a_supported_page_size(size: PageSize, cpu: int) -> No
 )
 def test_check_cpu_refuses_an_unsupported_page_size(size: PageSize, cpu: int, words: str) -> None:
     with pytest.raises(HostError, match=words):
-        check_cpu(header(PAGE_SIZE=size), cpu, "Image")
+        check_cpu(Flags.of(PAGE_SIZE=size), cpu, "Image")
 
 
 def test_check_cpu_accepts_big_endian_only_where_supported() -> None:
-    check_cpu(header(BIG_ENDIAN=1), EVERYTHING, "Image")
+    check_cpu(Flags.of(BIG_ENDIAN=1), EVERYTHING, "Image")
 
     with pytest.raises(HostError, match="big-endian"):
-        check_cpu(header(BIG_ENDIAN=1), ONLY_4_KIB, "Image")
+        check_cpu(Flags.of(BIG_ENDIAN=1), ONLY_4_KIB, "Image")
