@@ -32,4 +32,5 @@ class ExitRegister(Device):
 
     @EXIT.write
     def _(self, value: int) -> None:
-        self.on_exit(value & 0xFF)
+        # The bytes of a big-endian guest's 32-bit store are in the other order: N is not lost.
+        self.on_exit(value & 0xFF or value >> 24 & 0xFF)

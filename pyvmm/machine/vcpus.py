@@ -151,8 +151,7 @@ def set_boot_registers(vcpu: Vcpu, image: LoadedImage, decided: Plan) -> None:
     vcpu.set_one_reg(regs.X(0), image.dtb)
     el2 = Feature.EL2 in decided.features
     vcpu.set_one_reg(regs.PSTATE, BOOT_PSTATE_EL2 if el2 else BOOT_PSTATE)
-    if image.flags.BIG_ENDIAN:
-        # As in QEMU: the code of a big-endian ELF does not expect little-endian data. Linux sets
-        # the bit itself.
+    if image.kind == "ELF" and image.flags.BIG_ENDIAN:
+        # As in QEMU: the compiler's code expects its data in that order. Linux sets the bit itself.
         control = SCTLR_EL2 if el2 else SCTLR_EL1
         vcpu.set_one_reg(control, vcpu.get_one_reg(control) | SCTLR_EE)

@@ -1,7 +1,6 @@
 """A small guest, linked by the cross toolchain in the ways people link kernels.
 
-It prints "P" and ends with the exit code 7, which it reads from its data: code, data and byte order
-are then as they were linked.
+It prints "P", or "X" where its data is not as it was linked. Its exit code comes from its data.
 """
 
 from __future__ import annotations
@@ -26,12 +25,18 @@ _start:
 	.long	0
 go:
 #endif
-	mov	x9, #{layout.UART.base:#x}
+	adr	x3, code
+	ldr	w4, [x3, #4]
+	mov	w5, #0x0304
+	movk	w5, #0x0102, lsl #16
+	cmp	w4, w5
 	mov	w1, #'P'
+	mov	w6, #'X'
+	csel	w1, w1, w6, eq
+	mov	x9, #{layout.UART.base:#x}
 	strb	w1, [x9]
 	mov	w1, #'\\n'
 	strb	w1, [x9]
-	adr	x3, code
 	ldr	w1, [x3]
 	mov	x2, #{layout.EXIT.base:#x}
 	str	w1, [x2]

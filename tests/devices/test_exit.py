@@ -18,6 +18,14 @@ def test_write_ends_the_vm_with_the_low_eight_bits(length: int, value: int, code
     assert codes == [code]
 
 
+def test_write_of_a_big_endian_guest_keeps_its_code() -> None:
+    codes: list[int] = []
+
+    ExitRegister(codes.append).mmio_write(0, 4, int.from_bytes((7).to_bytes(4, "big"), "little"))
+
+    assert codes == [7]
+
+
 def test_write_elsewhere_does_nothing() -> None:
     codes: list[int] = []
     register = ExitRegister(codes.append)

@@ -1,0 +1,87 @@
+"""Images as people make them: ELF files of every kind of link, and unified kernel images."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.boot import linked
+from tests.boot.packing import efi_program
+
+# The first command may have to make and boot the emulated host.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+
+def run(pyvmm_cmd: list[str], *options: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [*pyvmm_cmd, "run", "--timeout", "60", "-c", "1", "-m", "256", *map(str, options)]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("kind", linked.BOOTS)
+def test_linked_elf_runs_with_its_data(
+    kind: str, cross_gcc: Path, pyvmm_cmd: list[str], tmp_path: Path
+) -> None:
+    done = run(pyvmm_cmd, linked.link(cross_gcc, linked.BOOTS[kind], tmp_path / kind))
+
+    assert (done.stdout, done.returncode) == ("P\n", linked.CODE), done.stderr
+
+
+def test_elf_for_qemus_virt_machine_is_refused(
+    cross_gcc: Path, pyvmm_cmd: list[str], tmp_path: Path
+) -> None:
+    done = run(pyvmm_cmd, linked.link(cross_gcc, linked.QEMUS, tmp_path / "virt.elf"))
+
+    assert done.returncode == 2
+    assert "virt.elf was built for QEMU's virt machine" in done.stderr
+    assert "hint: link it to run at 0x80080000" in done.stderr
+
+
+@pytest.mark.parametrize("word", ["-static", "-static-pie", "-pie"])
+def test_program_for_linux_is_refused(
+    word: str, cross_gcc: Path, pyvmm_cmd: list[str], tmp_path: Path
+) -> None:
+    done = run(pyvmm_cmd, linked.link_program(cross_gcc, tmp_path / "program", word))
+
+    assert done.returncode == 2
+    assert "program is a program for Linux, not a kernel" in done.stderr
+    assert "hint: run it from an initrd" in done.stderr
+
+
+@pytest.fixture
+def uki(built: Path, tmp_path: Path) -> Path:
+    """Return a UKI whose command line tells the guest `exit` its exit code."""
+    path = tmp_path / "uki.efi"
+    sections = (
+        (b".osrel", b'PRETTY_NAME="A System 1"\n'),
+        (b".cmdline", b"exit=42\n"),
+        (b".initrd", b"unused"),
+        (b".linux", (built / "exit").read_bytes()),
+    )
+    path.write_bytes(efi_program(*sections))
+    return path
+
+
+def test_uki_runs_with_its_command_line_and_shows_its_system(
+    uki: Path, pyvmm_cmd: list[str]
+) -> None:
+    done = run(pyvmm_cmd, "-v", uki)
+
+    assert done.returncode == 42, done.stderr
+    assert f"image   {uki} (ELF in unified kernel image), entry 0x80080000" in done.stderr
+    assert "image   A System 1\n" in done.stderr
+
+
+def test_options_replace_the_parts_of_a_uki_with_a_note(
+    uki: Path, pyvmm_cmd: list[str], tmp_path: Path
+) -> None:
+    initrd, dtb = tmp_path / "initrd", tmp_path / "dtb"
+    initrd.write_bytes(b"070701 of the user")
+
+    done = run(pyvmm_cmd, "-p", "exit=3", "-i", initrd, "--dump-dtb", dtb, uki)
+
+    assert done.returncode == 3, done.stderr
+    assert f"pyvmm: --initrd replaces the initrd in {uki}\n" in done.stderr
+    assert f"pyvmm: --params replaces the command line in {uki}: exit=42\n" in done.stderr
+    assert b"exit=3\0" in dtb.read_bytes()
