@@ -9,6 +9,7 @@ import io
 import os
 import select
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any, Self
@@ -67,15 +68,48 @@ def e2fsprogs() -> dict[str, bytes]:
 
 def rngtest() -> dict[str, bytes]:
     """Return files for the initramfs: the FIPS 140-2 tests; libc comes from e2fsprogs()."""
-    package = "rng-tools-debian"
+    tree = packages("rng-tools-debian-arm64", tools.TOOLS_SUITE, "rng-tools-debian:arm64")
+    return {"bin/rngtest": (tree / "usr/bin/rngtest").read_bytes()}
+
+
+def packages(name: str, suite: str, *specs: str, match: str = "") -> Path:
+    """Return a tree of Debian packages without their dependencies.
+
+    With ``match``, a beginning of names, it has all dependencies of such a name too.
+    """
+    names = {spec.partition(":")[0] for spec in specs}
 
     def build(into: Path) -> None:
-        suite = Suite(tools.TOOLS_SUITE)
-        wanted = [p for p in suite.closure([f"{package}:arm64"]) if p.name == package]
-        suite.unpack(wanted, into, Progress())
+        source = Suite(suite)
+        found = source.closure(specs)
+        wanted = [p for p in found if p.name in names or (match and p.name.startswith(match))]
+        source.unpack(wanted, into, Progress())
 
-    tree = cached(tools.trees_dir() / f"{package}-arm64-{tools.TOOLS_SUITE}", build)
-    return {"bin/rngtest": (tree / "usr/bin/rngtest").read_bytes()}
+    return cached(tools.trees_dir() / f"{name}-{suite}", build)
+
+
+def flavour(package: str, suite: str) -> Path:
+    """Return the Image of a Debian kernel for other uses, such as linux-image-rt-arm64."""
+    tree = packages(package, suite, f"{package}:arm64", match="linux-image-")
+    (found,) = tree.glob("boot/vmlinuz-*")
+    return found
+
+
+def ukify(out: Path, kernel: Path, initrd: Path, cmdline: str) -> Path:
+    """Make a unified kernel image by Debian's ukify, with the stub of systemd."""
+    specs = ("systemd-ukify", "python3-pefile", "systemd-boot-efi:arm64")
+    tree = packages("ukify", "trixie", *specs)
+    os_release = out.with_suffix(".os-release")
+    os_release.write_text('ID=debian\nPRETTY_NAME="Debian of a test"\n')
+    command = [
+        sys.executable, tree / "usr/bin/ukify", "build", f"--linux={kernel}", f"--initrd={initrd}",
+        f"--cmdline={cmdline}", f"--os-release=@{os_release}", f"--output={out}", "--efi-arch=aa64",
+        f"--stub={tree}/usr/lib/systemd/boot/efi/linuxaa64.efi.stub",
+    ]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": f"{tree}/usr/lib/python3/dist-packages"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out
 
 
 def modules(version: str, *names: str) -> dict[str, bytes]:

@@ -145,3 +145,12 @@ def run(command: list[str | Path]) -> None:
     """Run a tool; a failure shows its messages."""
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def link_vmlinux(gcc: Path, image: Path, out: Path) -> Path:
+    """Build a vmlinux around an arm64 Image, and return its path."""
+    source = out.with_suffix(".S")
+    source.write_text(f'.globl _text\n_text: .incbin "{image}"\n')
+    words = ("-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none,-e,_text")
+    run([gcc, *words, "-Wl,-Ttext=0xffff800080000000", source, "-o", out])
+    return out

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import linux
 from tests.boot import linked
 from tests.boot.packing import efi_program
+from tests.linux import PROMPT, Session
 
 # The first command may have to make and boot the emulated host.
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -85,3 +87,65 @@ def test_options_replace_the_parts_of_a_uki_with_a_note(
     assert f"pyvmm: --initrd replaces the initrd in {uki}\n" in done.stderr
     assert f"pyvmm: --params replaces the command line in {uki}: exit=42\n" in done.stderr
     assert b"exit=3\0" in dtb.read_bytes()
+
+
+# Debian's kernels
+
+
+@pytest.fixture(scope="module")
+def initrd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "initrd"
+    path.write_bytes(linux.initramfs())
+    return path
+
+
+FLAVOURS = [
+    ("linux-image-arm64-16k", "trixie", "16k"),
+    ("linux-image-rt-arm64", "trixie", "rt"),
+    ("linux-image-cloud-arm64", "trixie", "cloud"),
+    ("linux-image-rt-arm64", "bookworm", "rt"),
+    ("linux-image-cloud-arm64", "bookworm", "cloud"),
+]
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize(("package", "suite", "word"), FLAVOURS)
+def test_kernel_of_another_flavour_boots(
+    package: str, suite: str, word: str, pyvmm_cmd: list[str], initrd: Path
+) -> None:
+    image = linux.flavour(package, suite)
+    options = ["-c", "2", "-m", "256", "-i", str(initrd), "-p", "quiet"]
+
+    with Session([*pyvmm_cmd, "run", *options, str(image)]) as guest:
+        guest.wait_for(PROMPT)
+
+        assert word in guest.shell("uname -r").split("-")
+        guest.type(b"poweroff -f\n")
+        assert guest.end() == 0
+
+
+@pytest.mark.matrix
+def test_vmlinux_around_debians_image_boots(
+    pyvmm_cmd: list[str], cross_gcc: Path, initrd: Path, tmp_path: Path
+) -> None:
+    vmlinux = linked.link_vmlinux(cross_gcc, linux.image("6.1"), tmp_path / "vmlinux")
+    options = ["-v", "-c", "1", "-m", "256", "-i", str(initrd), "-p", "quiet"]
+
+    with Session([*pyvmm_cmd, "run", *options, str(vmlinux)]) as guest:
+        guest.wait_for(PROMPT)
+
+        assert guest.shell("uname -r").startswith("6.1.")
+        guest.type(b"poweroff -f\n")
+        assert guest.end() == 0
+
+
+@pytest.mark.matrix
+def test_uki_of_debians_ukify_boots(pyvmm_cmd: list[str], initrd: Path, tmp_path: Path) -> None:
+    uki = linux.ukify(tmp_path / "uki.efi", linux.image("6.1"), initrd, "quiet fromuki=1")
+
+    with Session([*pyvmm_cmd, "run", "-v", "-c", "1", "-m", "512", str(uki)]) as guest:
+        guest.wait_for(PROMPT)
+
+        assert "quiet fromuki=1" in guest.shell("cat /proc/cmdline")
+        guest.type(b"poweroff -f\n")
+        assert guest.end() == 0
