@@ -261,8 +261,12 @@ class VirtioMmio(Device):
             queue.disable()
             return
         align = self.QueueAlign
-        if align == 0 or align & (align - 1) or self.GuestPageSize == 0:
-            self.device.fail(f"{queue.name} has QueueAlign {align}, pages of {self.GuestPageSize}")
+        for register, unit in (("GuestPageSize", self.GuestPageSize), ("QueueAlign", align)):
+            if unit == 0:
+                self.device.fail(f"{queue.name} got a QueuePFN, but {register} was never written")
+                return
+        if align & (align - 1):
+            self.device.fail(f"{queue.name} has QueueAlign {align}, which is no power of 2")
             return
         # Source: VIRTIO 1.2, 2.7.2
         queue.desc = value * self.GuestPageSize

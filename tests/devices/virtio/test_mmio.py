@@ -241,6 +241,30 @@ def test_legacy_queue_moved_while_live_stops_the_device(legacy: Rig) -> None:
     assert_stopped(legacy)
 
 
+@pytest.mark.parametrize(
+    ("page_size", "align", "words"),
+    [
+        (0, PAGE, "receiveq got a QueuePFN, but GuestPageSize was never written"),
+        (PAGE, 0, "receiveq got a QueuePFN, but QueueAlign was never written"),
+        (PAGE, 3, "receiveq has QueueAlign 3, which is no power of 2"),
+    ],
+)
+def test_legacy_queue_without_its_units_stops_the_device_and_names_them(
+    legacy: Rig, page_size: int, align: int, words: str
+) -> None:
+    legacy.driver.add_status(ACKNOWLEDGE | DRIVER)
+    for offset, value in ((0x030, RECEIVEQ), (0x038, 8), (0x028, page_size), (0x03C, align)):
+        if value or offset == 0x030:
+            legacy.driver.write(offset, value)
+
+    legacy.driver.write(QUEUE_PFN, RAM_BASE // PAGE)
+
+    assert legacy.driver.status & NEEDS_RESET
+    assert legacy.driver.read(QUEUE_PFN) == 0
+    (line,) = legacy.lines
+    assert line.endswith(words)
+
+
 def assert_stopped(rig: Rig) -> None:
     """Check the stopped device's log line, status and interrupt, and that it serves nothing."""
     assert rig.driver.status & NEEDS_RESET
