@@ -43,13 +43,20 @@ class Loss(Record):
 
 
 class RestoreReport(Record, kw_only=True):
-    """The registers that a restore left out, where that was allowed."""
+    """The registers that a restore left out, where that was allowed.
+
+    ``harmless`` are the losses that the guest does not notice.
+    """
 
     losses: tuple[Loss, ...] = ()
+    harmless: tuple[Loss, ...] = ()
     gic: tuple[str, ...] = ()
 
     def lines(self) -> Iterator[str]:
-        """Yield the report as text, with one line for a loss that several vCPUs share."""
+        """Yield the report as text, with one line for all harmless losses.
+
+        A loss that several vCPUs share has one line.
+        """
         vcpus: dict[tuple[int, str], list[int]] = {}
         for loss in self.losses:
             vcpus.setdefault((loss.reg_id, loss.reason), []).append(loss.vcpu)
@@ -57,6 +64,9 @@ class RestoreReport(Record, kw_only=True):
             vcpu = "every vCPU" if len(numbers) > 1 else f"vCPU {numbers[0]}"
             yield f"{restoreorder.name(reg_id)} of {vcpu} {reason}"
         yield from self.gic
+        if self.harmless:
+            names = dict.fromkeys(restoreorder.name(loss.reg_id) for loss in self.harmless)
+            yield f"{', '.join(names)}: harmless to the guest"
 
 
 def plan_of(state: State) -> Plan:
@@ -97,8 +107,10 @@ def restore_state(
         losses += differences(vcpu, saved, {reg_id for n, reg_id in refused if n == vcpu.id})
     for vcpu, saved in zip(board.vcpus, state.vcpus, strict=True):
         vcpu.set_mp_state(saved.mp_state)
-    _refuse([loss for loss in losses if not may_lose(loss)], gic, force)
-    return RestoreReport(losses=tuple(losses), gic=tuple(gic))
+    needed = tuple(loss for loss in losses if not may_lose(loss))
+    harmless = tuple(loss for loss in losses if loss not in needed)
+    _refuse(RestoreReport(losses=needed, gic=tuple(gic)), force)
+    return RestoreReport(losses=needed, harmless=harmless, gic=tuple(gic))
 
 
 def write_registers(vcpu: Vcpu, saved: VcpuState) -> list[Loss]:
@@ -164,8 +176,8 @@ def _is_first(device: Device) -> bool:
     return isinstance(device, VirtioMmio) and device.device.gives_memory
 
 
-def _refuse(losses: list[Loss], gic: list[str], force: bool) -> None:
-    lines = [*RestoreReport(losses=tuple(losses), gic=tuple(gic)).lines()]
+def _refuse(report: RestoreReport, force: bool) -> None:
+    lines = [*report.lines()]
     if not lines or force:
         return
     more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []

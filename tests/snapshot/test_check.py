@@ -14,7 +14,7 @@ from pyvmm.kvm import regs
 from pyvmm.machine.plan import Feature
 from pyvmm.snapshot.check import Compatibility, Row, machine_rows, predicted, register_row
 from pyvmm.snapshot.hostlimits import RestoreLimits, read_limits_file
-from pyvmm.snapshot.restorestate import Loss
+from pyvmm.snapshot.restorestate import Loss, RestoreReport
 from pyvmm.snapshot.state import State
 from tests.snapshot import sample
 
@@ -167,3 +167,21 @@ def test_host_limits_file_with_other_content_is_refused(tmp_path: Path, text: st
 
     with pytest.raises(UsageError, match="not the JSON that `pyvmm doctor` prints"):
         read_limits_file(tmp_path / "host.json")
+
+
+def test_report_of_a_restore_has_one_line_for_all_harmless_losses() -> None:
+    report = RestoreReport(
+        losses=(Loss(0, regs.PC, "was 1"), Loss(1, regs.PC, "was 1")),
+        gic=("GICD_IIDR differs",),
+        harmless=(
+            Loss(0, regs.ccsidr(1), "is missing on this host"),
+            Loss(1, regs.ccsidr(1), "is missing on this host"),
+            Loss(0, regs.PSCI_VERSION, "was 2 and reads back as 1"),
+        ),
+    )
+
+    assert list(report.lines()) == [
+        "PC of every vCPU was 1",
+        "GICD_IIDR differs",
+        "CCSIDR1, PSCI_VERSION: harmless to the guest",
+    ]
