@@ -151,6 +151,67 @@ PROGRAMS = {
         b9000041  str w1, [x2]
         14000000  b .
     """,
+    # Guests without output: broken ones, then those that work or wait on purpose
+    "undefined": """
+        00000000  udf #0
+    """,
+    "zeros for vectors": """
+        10000001  adr x1, .
+        d518c001  msr vbar_el1, x1
+        d5033fdf  isb
+        00000000  udf #0
+    """,
+    "hang in a vector": """
+        10000001  adr x1, .
+        d518c001  msr vbar_el1, x1
+        52a28003  movz w3, #0x1400, lsl #16
+        b9020023  str w3, [x1, #512]
+        d5033f9f  dsb sy
+        d508751f  ic iallu
+        d5033fdf  isb
+        d42000e0  brk #7
+    """,
+    "poll QEMU's UART": """
+        d2a12009  movz x9, #0x900, lsl #16
+        b9401921  ldr w1, [x9, #24]
+        17ffffff  b .-4
+    """,
+    "print to QEMU's UART": """
+        d2a12009  movz x9, #0x900, lsl #16
+        b9000121  str w1, [x9]
+        d503205f  wfe
+        17ffffff  b .-4
+    """,
+    "switch off": """
+        52b08000  movz w0, #0x8400, lsl #16
+        321f0000  orr w0, w0, #2
+        d4000002  hvc #0
+        14000000  b .
+    """,
+    "wait": """
+        d503207f  wfi
+        17ffffff  b .-4
+    """,
+    "wait for a timer": """
+        d53be041  mrs x1, cntvct_el0
+        b2500021  orr x1, x1, #0x1000000000000
+        d51be341  msr cntv_cval_el0, x1
+        d2800021  mov x1, #1
+        d51be321  msr cntv_ctl_el0, x1
+        d503207f  wfi
+        17ffffff  b .-4
+    """,
+    "wait for input": """
+        d2a02002  movz x2, #0x100, lsl #16
+        39401443  ldrb w3, [x2, #5]
+        3607ffe3  tbz w3, #0, .-4
+        14000000  b .
+    """,
+    "store with write-back": """
+        d2a02000  movz x0, #0x100, lsl #16
+        b8004401  str w1, [x0], #4
+        14000000  b .
+    """,
 }
 
 

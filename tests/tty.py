@@ -93,6 +93,13 @@ class Terminal(Closing):
         """Return whether keys reach the program unchanged and at once, ^C too."""
         return not self.mode[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
 
+    def wait_for_raw_mode(self) -> None:
+        """Wait until the program has put the terminal into raw mode."""
+        deadline = time.monotonic() + ENOUGH_S
+        while not self.is_raw:
+            assert time.monotonic() < deadline, "the terminal is not in raw mode"
+            time.sleep(0.01)
+
     def _look(self, timeout_s: float) -> None:
         while self._person >= 0 and select.select([self._person], [], [], timeout_s)[0]:
             with contextlib.suppress(OSError):  # EIO: no process has it open at the moment

@@ -23,7 +23,7 @@ from pyvmm.base.units import show_size
 from pyvmm.cli import say
 from pyvmm.config import Config
 from pyvmm.control.sockets import Claim
-from pyvmm.errors import EXIT_SIGNAL, HostError, TimeoutExpired, VmmError
+from pyvmm.errors import EXIT_SIGNAL, HostError, VmmError
 from pyvmm.kvm.exits import Exit
 from pyvmm.machine.machine import Machine
 from pyvmm.terminal.stdio import KEYS_HELP, Input, Key, Output, Terminal
@@ -95,18 +95,18 @@ class Attached:
                 code = machine.run(self._loop)
             while self._reboot and machine.was_reset:
                 before, was_paused = machine.resizing, machine.is_paused
-                with self._make(_left(self._config, deadline)) as machine:
+                with self._make() as machine:
                     machine.resizing.adopt(before)
                     if was_paused:  # at the moment of its reset
                         machine.pause()
                     self._connect()
-                    code = machine.run(self._loop)
+                    code = machine.run(self._loop, deadline)
             return code if self._code is None else self._code
 
-    def _make(self, config: Config | None = None, restorer: Restorer | None = None) -> Machine:
+    def _make(self, restorer: Restorer | None = None) -> Machine:
         """Make the machine; describe and dump it where the options ask for that."""
         self._machine = Machine(
-            config or self._config,
+            self._config,
             self._output.write,
             set_blocking=self._output.set_blocking,
             on_unclaimed=_show_unclaimed if self._extras.debug_mmio else None,
@@ -210,6 +210,7 @@ class Attached:
 
     def _on_key(self, key: Key) -> None:
         if key is Key.STOP:
+            self._machine.say_why()
             self._stop()
         else:
             click.echo(KEYS_HELP, err=True, nl=False)
@@ -219,16 +220,6 @@ def _allow_descriptors() -> None:
     """Raise this process's limit of descriptors: each vCPU takes two."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _left(config: Config, deadline: float | None) -> Config:
-    """Return the configuration with the remaining time as its timeout."""
-    if deadline is None:
-        return config
-    left_s = deadline - time.monotonic()
-    if left_s <= 0:
-        raise TimeoutExpired(f"the guest did not end within {config.timeout_s:g} s")
-    return config.replace(timeout_s=left_s)
 
 
 def _show_unclaimed(vcpu: int, access: Exit) -> None:

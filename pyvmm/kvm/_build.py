@@ -102,6 +102,7 @@ struct pyvmm_vcpu {
     uint64_t data;
     uint32_t attention;
     uint64_t completed[...];
+    uint64_t unclaimed;
     ...;
 };
 int pyvmm_vcpu_open(struct pyvmm_vcpu *vcpu, int fd, size_t size);

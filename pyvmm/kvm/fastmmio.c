@@ -227,9 +227,11 @@ static int pyvmm_complete_uart_write(struct pyvmm_fast_mmio *fast, struct pyvmm_
 
 /*
  * Complete an MMIO exit, if C can.  Returns whether it did.  counts has pairs, reads and writes:
- * one for each UART, one for interrupt status registers, one for unclaimed accesses.
+ * one for each UART, one for interrupt status registers, one for unclaimed accesses.  *unclaimed
+ * becomes the address of an unclaimed access.
  */
-static int pyvmm_complete_mmio(struct pyvmm_fast_mmio *fast, struct kvm_run *run, uint64_t *counts)
+static int pyvmm_complete_mmio(struct pyvmm_fast_mmio *fast, struct kvm_run *run, uint64_t *counts,
+			       uint64_t *unclaimed)
 {
 	uint64_t address = run->mmio.phys_addr;
 	struct pyvmm_uart *uart;
@@ -259,6 +261,7 @@ static int pyvmm_complete_mmio(struct pyvmm_fast_mmio *fast, struct kvm_run *run
 				return 0;
 		if (!run->mmio.is_write)
 			memset(run->mmio.data, 0, sizeof(run->mmio.data));
+		*unclaimed = address;
 		n = PYVMM_UARTS + 1;
 	}
 	counts[2 * n + run->mmio.is_write]++;

@@ -112,6 +112,7 @@ struct pyvmm_vcpu {
 	struct pyvmm_fast_mmio *fast; /* completes exits without Python; may be NULL */
 	uint32_t attention; /* transmitted bytes wait, or a UART has no exits left */
 	uint64_t completed[2 * (PYVMM_UARTS + 2)]; /* see pyvmm_complete_mmio */
+	uint64_t unclaimed; /* the address of the last access that no device claims */
 };
 
 #define PYVMM_KICK SIGRTMIN /* as in kvmtool */
@@ -205,7 +206,7 @@ static int pyvmm_run(struct pyvmm_vcpu *vcpu)
 	do {
 		error = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? errno : 0;
 	} while (!error && vcpu->fast && run->exit_reason == KVM_EXIT_MMIO &&
-		 pyvmm_complete_mmio(vcpu->fast, run, vcpu->completed));
+		 pyvmm_complete_mmio(vcpu->fast, run, vcpu->completed, &vcpu->unclaimed));
 	__atomic_store_n(&vcpu->thread, 0, __ATOMIC_SEQ_CST);
 	if (error == EINTR)
 		__atomic_exchange_n(&run->immediate_exit, 0, __ATOMIC_SEQ_CST);

@@ -250,6 +250,15 @@ class Vcpu(AttributeFd):
         counts = list(self._state.completed)
         return counts[::2], counts[1::2]
 
+    @property
+    def last_unclaimed(self) -> int:
+        """The address of the last access that no device claims; 0 before the first."""
+        return self._state.unclaimed
+
+    @last_unclaimed.setter
+    def last_unclaimed(self, address: int) -> None:
+        self._state.unclaimed = address
+
     # State besides registers
 
     def get_mp_state(self) -> int:

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from pyvmm.devices.bus import UNCLAIMED
+from pyvmm import layout
+from pyvmm.devices.bus import UNCLAIMED, Bus
 from pyvmm.errors import EXIT_OK, GuestError, HostError, KvmError, VmmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.exits import Exit, reason_name
@@ -21,6 +22,7 @@ from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.machine.board import Board
 from pyvmm.machine.counts import ExitCounts
 from pyvmm.machine.fastpath import FastPaths
+from pyvmm.memory.ram import Memory
 
 if TYPE_CHECKING:
     from pyvmm.devices.virtio.mmio import VirtioMmio
@@ -41,7 +43,8 @@ class ExitHandler:
     """
 
     __slots__ = (
-        "_bus", "_end", "_fast", "_has_ended", "_on_unclaimed", "_virtio", "counts", "was_reset",
+        "_bus", "_end", "_fast", "_has_ended", "_memory", "_on_unclaimed", "_virtio", "counts",
+        "was_reset",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +59,7 @@ class ExitHandler:
         self.counts = {vcpu.id: ExitCounts() for vcpu in board.vcpus}
         self.was_reset = False
         self._bus = board.bus
+        self._memory = board.memory
         self._virtio = board.virtio
         self._fast = fast
         self._on_unclaimed = on_unclaimed
@@ -101,6 +105,7 @@ class ExitHandler:
                 if refuse_write(vcpu, leave, self._virtio):
                     counts.writes["read-only memory"] += 1
                     return
+                vcpu.last_unclaimed = leave.address
                 if self._on_unclaimed is not None:
                     self._on_unclaimed(vcpu.id, leave)
             offset = leave.address - region.base
@@ -117,7 +122,7 @@ class ExitHandler:
         if leave.reason != ExitReason.INTR:
             if not self._has_ended():
                 self.was_reset = is_system_event(leave, SystemEvent.RESET)
-            self._end(result_of(vcpu, leave))
+            self._end(result_of(vcpu, leave, self._bus, self._memory))
 
 
 def is_system_event(leave: Exit, *types: int) -> bool:
@@ -125,7 +130,7 @@ def is_system_event(leave: Exit, *types: int) -> bool:
     return leave.reason == ExitReason.SYSTEM_EVENT and leave.type in types
 
 
-def result_of(vcpu: Vcpu, leave: Exit) -> int | VmmError:
+def result_of(vcpu: Vcpu, leave: Exit, bus: Bus, memory: Memory) -> int | VmmError:
     """Return the exit code or the error with which an exit ends the run."""
     if is_system_event(leave, SystemEvent.SHUTDOWN, SystemEvent.RESET):
         return EXIT_OK
@@ -133,13 +138,25 @@ def result_of(vcpu: Vcpu, leave: Exit) -> int | VmmError:
     if is_system_event(leave, SystemEvent.CRASH):
         return GuestError(f"the guest says it has crashed ({where})")
     if leave.reason == ExitReason.ARM_NISV:
-        address, iss = leave.fields["fault_ipa"], leave.fields["esr_iss"]
+        from pyvmm.machine.observation import instruction  # late: ends the run
+
+        word = instruction(vcpu, memory, vcpu.get_one_reg(regs.PC))
         return GuestError(
-            f"{where} accessed guest address {address:#x}, where there is no RAM, with an "
-            f"instruction that pyvmm cannot emulate (ISS {iss:#x})",
-            hint="devices take single loads and stores of one general-purpose register",
+            f"{where} accessed {place(leave.fields['fault_ipa'], bus)} with an instruction that "
+            f"pyvmm cannot emulate{'' if word is None else f': {word:#010x}'}",
+            hint="devices take loads and stores of one general-purpose register, no write-back",
         )
     return GuestError(f"{where} left KVM_RUN with an exit that pyvmm does not handle: {leave}")
+
+
+def place(address: int, bus: Bus) -> str:
+    """Return the device at an address, and the address."""
+    region, _ = bus.find(address)
+    if region is not UNCLAIMED:
+        return f"{region.name} at {address:#x}"
+    if layout.GICC.base <= address < layout.GICD.end:
+        return f"the interrupt controller at {address:#x}"
+    return f"guest address {address:#x}, where there is no device and no RAM"
 
 
 def refuse_write(vcpu: Vcpu, leave: Exit, slots: Iterable[VirtioMmio]) -> bool:

@@ -13,6 +13,7 @@ import contextlib
 import functools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,7 +24,7 @@ from pyvmm.base.closing import Closing
 from pyvmm.base.loop import Loop
 from pyvmm.boot.image import LoadedImage
 from pyvmm.config import Config
-from pyvmm.errors import EXIT_OK, TimeoutExpired, VmmError
+from pyvmm.errors import EXIT_OK, KvmError, TimeoutExpired, VmmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.system import System
 from pyvmm.kvm.vcpu import Vcpu
@@ -41,11 +42,15 @@ from pyvmm.terminal.terminals import Terminals
 
 if TYPE_CHECKING:
     # Imported lazily: rarely used.
+    from pyvmm.machine.diagnosis import Look
     from pyvmm.machine.dirty import DirtyPages
     from pyvmm.machine.trace import ExitTrace
 
 KVM = "/dev/kvm"
 STDOUT = 1
+
+SILENT_S = 5.0  # of a guest without output, before pyvmm looks for the reason
+APART_S = 0.05  # between two looks at a guest
 
 
 def write_to_stdout(data: bytes) -> None:
@@ -138,6 +143,8 @@ class Machine(Closing):
                 has_ended=lambda: self._runner.has_ended,
             )
             self.counts = Counts(list(self._exits.counts.values()), self.board.stats, self._fast)
+            self._log = log
+            self._has_said_why = False
             self._virtual_time: int | None = None  # the counter of a paused guest
             self._started = False
             self._pausing = threading.RLock()  # held while vCPUs are accessed: none may run then
@@ -246,10 +253,14 @@ class Machine(Closing):
                 # One vCPU's counter is the whole VM's.
                 self.vcpus[0].set_one_reg(regs.TIMER_CNT, self._virtual_time)
                 self._virtual_time = None
-            self._set_blocking(True)
-            if self._runner.has_ended:  # a run that has just ended must not block again
-                self._set_blocking(False)
-            self._runner.resume()
+            self._release()
+
+    def _release(self) -> None:
+        """Let parked vCPUs run."""
+        self._set_blocking(True)
+        if self._runner.has_ended:  # a run that has just ended must not block again
+            self._set_blocking(False)
+        self._runner.resume()
 
     def _read_virtual_time(self) -> int:
         """Return the guest's counter; before a restored guest starts, its saved counter."""
@@ -320,8 +331,10 @@ class Machine(Closing):
         self._flush()
         return self._runner.result()
 
-    def run(self, loop: Loop | None = None) -> int:
+    def run(self, loop: Loop | None = None, deadline: float | None = None) -> int:
         """Run the guest to its end, and ``loop`` with its devices' input in this thread.
+
+        ``deadline`` is the monotonic time at which the Config's time runs out, if it began earlier.
 
         Raises:
             GuestError: the guest did something a machine cannot continue from.
@@ -329,7 +342,7 @@ class Machine(Closing):
         """
         if loop is None:
             with Loop() as own:
-                return self.run(own)
+                return self.run(own, deadline)
         with ExitStack() as undo:
             undo.callback(RtcAlarm(self.board.rtc, loop).stop)
             if self.board.virtio:
@@ -340,7 +353,10 @@ class Machine(Closing):
             loop.watch(self.ended_fd, loop.stop)
             undo.callback(loop.unwatch, self.ended_fd)
             if self.config.timeout_s is not None:
-                loop.after(self.config.timeout_s, self._time_out)
+                due = loop.after(self._left_s(deadline), self._time_out)
+                undo.callback(loop.cancel, due)
+            look = loop.after(SILENT_S, self._look_if_silent)
+            undo.callback(loop.cancel, look)
             self.start()
             loop.run()
         return self.result()
@@ -361,6 +377,58 @@ class Machine(Closing):
         self.terminals.set_blocking(blocking)
         self._set_output_blocking(blocking)
 
+    def say_why(self, *, sure: bool = False) -> None:
+        """Log one line about why the guest makes no progress, if pyvmm can see it; once a run.
+
+        With ``sure`` the line names a cause. Without, it may also be where a guest without output
+        is. Stops the vCPUs for a moment; do not call it in a vCPU's thread.
+        """
+        from pyvmm.machine.diagnosis import diagnose
+
+        if self._has_said_why or not self._pausing.acquire(blocking=False):
+            return  # another thread has stopped the guest
+        try:
+            if self.is_paused or self.has_ended:
+                return
+            first = self._look()
+            time.sleep(APART_S)
+            why = diagnose([first, self._look()], silent=self.is_silent, sure=sure)
+        except KvmError:  # KVM has no such register: nothing is known
+            return
+        finally:
+            self._pausing.release()
+        if why is not None and not self.has_ended:
+            self._has_said_why = True
+            self._log(why)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether a guest that was booted, not restored, has sent no output."""
+        return self._restorer is None and not any(
+            device.has_transmitted for device in (*self.board.uarts, self.board.console)
+        )
+
+    def _look(self) -> Look:
+        """Stop the vCPUs, read them, and let them run; the guest's clocks run on."""
+        from pyvmm.machine.observation import look
+
+        kernel = self.counts.kernel()
+        self._set_blocking(False)
+        self._runner.pause()
+        try:
+            return look(self.board, self.counts.exits(), kernel)
+        finally:
+            self._release()
+
+    def _look_if_silent(self) -> None:
+        if self.is_silent:
+            self.say_why(sure=True)
+
+    def _left_s(self, deadline: float | None) -> float:
+        assert self.config.timeout_s is not None
+        return self.config.timeout_s if deadline is None else deadline - time.monotonic()
+
     def _time_out(self) -> None:
+        self.say_why()
         self.before_time_out()
         self.stop(TimeoutExpired(f"the guest did not end within {self.config.timeout_s:g} s"))

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -226,7 +225,7 @@ def test_keys_stop_the_guest_and_the_terminal_is_restored(
     before = terminal.mode
     process = terminal.start([*PYVMM, "run", "-v", "-c1", "-m16", spinning], env=environment())
     terminal.expect(b"sve  ")
-    wait_for_raw_mode(terminal)
+    terminal.wait_for_raw_mode()
 
     terminal.type(b"\x01h")
     terminal.expect(b"stop the guest")
@@ -244,19 +243,12 @@ def test_signal_ends_the_guest_and_the_terminal_is_restored(
     before = terminal.mode
     process = terminal.start([*PYVMM, "run", "-v", "-c2", "-m16", spinning], env=environment())
     terminal.expect(b"sve  ")
-    wait_for_raw_mode(terminal)
+    terminal.wait_for_raw_mode()
 
     process.send_signal(number)
 
     assert terminal.wait(process) == 128 + number
     assert terminal.mode == before
-
-
-def wait_for_raw_mode(terminal: Terminal) -> None:
-    deadline = time.monotonic() + ENOUGH_S
-    while not terminal.is_raw:
-        assert time.monotonic() < deadline, "the terminal is not in raw mode"
-        time.sleep(0.01)
 
 
 @pytest.mark.kvm

@@ -37,6 +37,13 @@ def test_timeout_exits_with_124_and_one_message(pyvmm: Pyvmm) -> None:
     assert time.monotonic() - started >= 1
 
 
+def test_timeout_of_a_guest_that_reboots_is_the_users(pyvmm: Pyvmm) -> None:
+    done = pyvmm("run", "exit", "-p", "reset", "--reboot", "--timeout", "2.5")
+
+    assert done.returncode == 124
+    assert message(done) == "pyvmm: the guest did not end within 2.5 s\n"
+
+
 @pytest.mark.usefixtures("nothing_left")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_during_a_run_exits_with_128_plus_its_number(

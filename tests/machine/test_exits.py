@@ -8,14 +8,21 @@ from typing import Any, cast
 
 import pytest
 
+from pyvmm import layout
+from pyvmm.devices.bus import NO_DEVICE, Bus
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.devices.virtio.pmem import VirtioPmem
-from pyvmm.errors import GuestError, KvmError
+from pyvmm.errors import GuestError, KvmError, VmmError
+from pyvmm.kvm import regs
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.uapi import ExitReason, SystemEvent
 from pyvmm.machine.exits import explain, result_of
+from pyvmm.machine.observation import SCTLR_EL1
+from pyvmm.memory.ram import GuestMemory
 
-VCPU: Any = SimpleNamespace(id=3, get_one_reg=lambda reg: 0x8008_0004)
+PC = 0x8008_0004
+STORE = 0xB800_4401  # str w1, [x0], #4
+MMU_ON = 1
 BAD_ADDRESS = KvmError("KVM_RUN", "vcpu 0", errno.EFAULT)
 
 
@@ -50,6 +57,16 @@ def test_explain_returns_other_errors_unchanged() -> None:
     assert explain(BAD_ADDRESS, []) is BAD_ADDRESS
 
 
+def ended(exit_: Exit, *, sctlr: int = 0) -> int | VmmError:
+    """Return the result of an exit of vCPU 3 at PC, with a UART and one page of RAM."""
+    vcpu: Any = SimpleNamespace(id=3, get_one_reg={regs.PC: PC, SCTLR_EL1: sctlr}.__getitem__)
+    bus = Bus()
+    bus.add(layout.uart(0), NO_DEVICE)
+    with GuestMemory(PC & -0x1000, 0x1000) as memory:
+        memory.write(PC, STORE.to_bytes(4, "little"))
+        return result_of(vcpu, exit_, bus, memory)
+
+
 def leave(reason: int, **fields: int) -> Exit:
     """Make an exit with the fields of its reason."""
     made = Exit(reason)
@@ -59,7 +76,7 @@ def leave(reason: int, **fields: int) -> Exit:
 
 @pytest.mark.parametrize("event", [SystemEvent.SHUTDOWN, SystemEvent.RESET])
 def test_result_is_zero_after_power_off_and_reset(event: int) -> None:
-    assert result_of(VCPU, leave(ExitReason.SYSTEM_EVENT, type=event)) == 0
+    assert ended(leave(ExitReason.SYSTEM_EVENT, type=event)) == 0
 
 
 @pytest.mark.parametrize(
@@ -69,13 +86,35 @@ def test_result_is_zero_after_power_off_and_reset(event: int) -> None:
         (leave(ExitReason.SYSTEM_EVENT, type=77), "type=0x4d"),
         (leave(ExitReason.FAIL_ENTRY, hardware_entry_failure_reason=5), "FAIL_ENTRY"),
         (leave(ExitReason.INTERNAL_ERROR, suberror=1), "INTERNAL_ERROR"),
-        (leave(ExitReason.ARM_NISV, fault_ipa=0x900_0000, esr_iss=0x10), "0x9000000"),
         (leave(99), "exit 99"),
     ],
 )
 def test_result_is_an_error_with_the_pc_after_a_fatal_exit(exit_: Exit, words: str) -> None:
-    error = result_of(VCPU, exit_)
+    error = ended(exit_)
 
     assert isinstance(error, GuestError)
     assert "vCPU 3 at PC 0x80080004" in error.message
     assert words in error.message
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        (layout.UART.base + 4, "uart0 at 0x1000004"),
+        (layout.GICD.base, "the interrupt controller at 0x3fff0000"),
+        (0x900_0000, "guest address 0x9000000, where there is no device and no RAM"),
+    ],
+)
+def test_access_without_a_syndrome_names_its_place_and_instruction(
+    address: int, place: str
+) -> None:
+    exit_ = leave(ExitReason.ARM_NISV, fault_ipa=address, esr_iss=0x10)
+
+    error = ended(exit_)
+    assert isinstance(error, GuestError)
+    assert error.message == (
+        f"vCPU 3 at PC {PC:#x} accessed {place} with an instruction that pyvmm cannot emulate: "
+        f"{STORE:#x}"
+    )
+    translated = ended(exit_, sctlr=MMU_ON)  # PC is not its physical address
+    assert str(translated).endswith("with an instruction that pyvmm cannot emulate")

@@ -82,6 +82,7 @@ class VirtioConsole(VirtioDevice):
         self._waits_left = 0  # waits for the driver to be ready; 0: it is
         self._cancel: Callable[[], None] | None = None  # cancels the wait
         self._printed = False  # the driver has transmitted since the wait began
+        self.has_transmitted = False
         self._output_lock = threading.Lock()  # from taking a chain to the end of its output
 
     def receive(self, data: bytes) -> int:
@@ -140,6 +141,7 @@ class VirtioConsole(VirtioDevice):
 
     @emerg_wr.write
     def _(self, value: int) -> None:
+        self.has_transmitted = True
         self.defer(functools.partial(self.output, bytes([value & 0xFF])))
 
     def _next_input(self) -> Chain | None:
@@ -180,7 +182,7 @@ class VirtioConsole(VirtioDevice):
         """Output the queued chains in order."""
         with self._output_lock:
             while (chain := self.pop(self.transmitq)) is not None:
-                self._printed = True
+                self._printed = self.has_transmitted = True
                 try:
                     self._output_chain(chain)
                 finally:  # release guest RAM even after an error

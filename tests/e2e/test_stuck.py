@@ -1,0 +1,125 @@
+"""Guests that never get going: one line on stderr, which is true."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests import programs
+from tests.e2e.conftest import FIRST_S, Pyvmm
+from tests.tty import Terminal
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(FIRST_S), pytest.mark.usefixtures("emulated")]
+
+QEMUS_UART = r"where QEMU's virt machine has its UART; here it is at 0x1000000"
+SURE = {
+    "undefined": r"vCPU 0 faults for ever at 0x200: it has no exception vectors .*",
+    "zeros for vectors": r"vCPU 0 faults for ever at 0x80080200, in its exception vectors: "
+    "unknown reason, as for an undefined instruction",
+    "hang in a vector": r"vCPU 0 stays at 0x80080200, in its exception vectors, after an "
+    "exception at 0x8008001c: BRK #0x7",
+    "poll QEMU's UART": rf"vCPU 0 polls 0x9000018, {QEMUS_UART}",
+    "print to QEMU's UART": rf"vCPU 0 accessed 0x9000000, {QEMUS_UART}",
+    "switch off": "every vCPU is off by PSCI",
+    "wait": r"vCPU 0 waits in WFI with no interrupt enabled \(PC 0x80080004\)",
+}
+NOTHING = "the guest has printed nothing: vCPU 0"
+NEUTRAL = {
+    "spin": rf"{NOTHING} runs at PC 0x80080000 without an exit",
+    "count": rf"{NOTHING} runs at PC 0x8008000[04] without an exit",
+    "wait for a timer": rf"{NOTHING} waits for an interrupt at PC 0x80080018",
+    "wait for input": rf'{NOTHING} runs at PC 0x8008000[48], most of its exits are "uart0 read"',
+}
+
+
+def lines(pyvmm: Pyvmm, image: Path, *options: str) -> list[str]:
+    """Return the lines on stderr of a guest that its timeout ends, without the last."""
+    done = pyvmm("run", "-c1", "-m16", *options, str(image))
+    *said, last = done.stderr.splitlines()
+
+    assert (done.stdout, done.returncode) == ("", 124), done.stderr
+    assert last.startswith("pyvmm: the guest did not end within ")
+    return said
+
+
+@pytest.mark.parametrize("program", [*SURE, *NEUTRAL])
+def test_timeout_says_why_a_guest_is_stuck_or_where_it_is(
+    program: str, pyvmm: Pyvmm, tmp_path: Path
+) -> None:
+    (line,) = lines(pyvmm, programs.write(program, tmp_path), "--timeout", "2")
+
+    assert re.fullmatch(f"pyvmm: {(SURE | NEUTRAL)[program]}", line), line
+
+
+def test_access_without_a_device_is_seen_when_python_handles_it(
+    pyvmm: Pyvmm, tmp_path: Path
+) -> None:
+    image = programs.write("poll QEMU's UART", tmp_path)
+
+    (line,) = lines(pyvmm, image, "--timeout", "2", "--no-fast-mmio")
+
+    assert re.fullmatch(f"pyvmm: {SURE[image.name]}", line), line
+
+
+def test_silent_guest_is_told_of_its_cause_once_and_before_its_end(
+    pyvmm: Pyvmm, tmp_path: Path
+) -> None:
+    image = programs.write("undefined", tmp_path)
+    command = ("run", "-c1", "-m16", "--timeout", "15", str(image))
+
+    with pyvmm.start(*command, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline().decode()
+        assert process.poll() is None
+        rest = process.stderr.read().decode()
+
+    assert re.fullmatch(f"pyvmm: {SURE[image.name]}\n", said)
+    assert rest == "pyvmm: the guest did not end within 15 s\n"
+
+
+@pytest.mark.parametrize("program", NEUTRAL)
+def test_silent_guest_that_works_or_waits_is_not_accused(
+    program: str, pyvmm: Pyvmm, tmp_path: Path
+) -> None:
+    """After more seconds than pyvmm waits before it looks: only the timeout describes it."""
+    with pyvmm.start(
+        "run", "-c1", "-m16", "--timeout", "8", str(programs.write(program, tmp_path)),
+        stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stderr is not None
+        said = process.stderr.read().decode().splitlines()
+
+    assert [re.sub(r" (runs|waits) .*", "", line) for line in said] == [
+        f"pyvmm: {NOTHING}", "pyvmm: the guest did not end within 8 s",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("program", "words"), [("undefined", b"faults for ever"), ("spin", b"without an exit")]
+)
+def test_key_that_stops_a_silent_guest_says_why(
+    program: str, words: bytes, pyvmm: Pyvmm, tmp_path: Path
+) -> None:
+    image = programs.write(program, tmp_path)
+    with Terminal() as terminal:
+        process = terminal.start([*pyvmm.command, "run", "-v", "-c1", "-m16", str(image)])
+        terminal.expect(b"sve  ")
+        terminal.wait_for_raw_mode()
+
+        terminal.type(b"\x01x")
+
+        terminal.expect(words)
+        assert terminal.wait(process) == 0
+
+
+def test_store_without_a_syndrome_names_device_address_and_instruction(
+    pyvmm: Pyvmm, tmp_path: Path
+) -> None:
+    done = pyvmm("run", str(programs.write("store with write-back", tmp_path)))
+
+    assert done.returncode == 1
+    assert "vCPU 0 at PC 0x80080004 accessed uart0 at 0x1000000 " in done.stderr
+    assert "0xb8004401" in done.stderr
