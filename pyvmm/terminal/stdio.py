@@ -242,7 +242,7 @@ class Input:
 
     ``receive`` takes bytes for the guest and returns how many it accepted. After it refused some,
     ``resume`` must be called (from any thread) when there is room. ``split`` separates the keys for
-    pyvmm, and ``on_key`` gets them; the default is Escapes.split.
+    pyvmm, and ``on_key`` gets them. By default only a terminal has keys: nobody typed other input.
     """
 
     CHUNK = 4096  # bytes read at once
@@ -261,7 +261,7 @@ class Input:
         self._receive = receive
         self._on_key = on_key
         self._fd = fd
-        self._split = split or Escapes().split
+        self._split = split or (Escapes().split if os.isatty(fd) else _without_keys)
         self._backlog = bytearray()
         self._watching = False
         self._ended = False
@@ -281,6 +281,10 @@ class Input:
     def resume(self) -> None:
         """Offer the guest the pending input again; safe from any thread."""
         self._loop.call(self._offer)
+
+    def put_back(self, data: bytes) -> None:
+        """Offer the guest these bytes before all others."""
+        self._backlog[:0] = data
 
     def _read(self) -> None:
         try:
@@ -309,3 +313,8 @@ class Input:
         elif self._is_full and not full:
             self._is_full = False
             self.start()
+
+
+def _without_keys(data: bytes) -> tuple[bytes, list[Key]]:
+    """Return all input as the guest's."""
+    return data, []

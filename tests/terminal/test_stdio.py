@@ -370,6 +370,66 @@ def test_keys_work_while_the_guest_reads_no_input(terminal: tuple[int, int]) -> 
     assert keys == [Key.STOP]
 
 
+def typed_to_guest(fd: int, writer: int, data: bytes) -> tuple[bytes, list[Key]]:
+    """Type these bytes; return what the guest got until a final newline, and the keys."""
+    got = bytearray()
+    keys: list[Key] = []
+    with Loop() as loop:
+
+        def receive(piece: bytes) -> int:
+            got.extend(piece)
+            if got.endswith(b"\n"):
+                loop.stop()
+            return len(piece)
+
+        Input(loop, receive, keys.append, fd=fd).start()
+        os.write(writer, data)
+        loop.after(ENOUGH_S, loop.stop)
+        loop.run()
+    return bytes(got), keys
+
+
+def test_escape_is_a_key_on_a_terminal(terminal: tuple[int, int]) -> None:
+    person, program = terminal
+    with Terminal(program):
+        found = typed_to_guest(program, person, b"a\x01xb\x01q\n")
+
+    assert found == (b"abq\n", [Key.STOP])
+
+
+def test_escape_in_a_pipe_is_the_guests(pipe: tuple[int, int]) -> None:
+    found = typed_to_guest(pipe[0], pipe[1], b"a\x01xb\x01q\n")
+
+    assert found == (b"a\x01xb\x01q\n", [])
+
+
+def test_input_put_back_comes_first(pipe: tuple[int, int]) -> None:
+    guest = Guest()
+    with Loop() as loop:
+        typed = Input(loop, guest.receive, lambda key: None, fd=pipe[0])
+        os.write(pipe[1], b"new")
+        typed.put_back(b"old, ")
+        typed.start()
+        loop.after(0.0, typed.resume)
+        wait_for_input(loop, lambda: len(guest.fifo) == 8)
+
+    assert guest.fifo == b"old, new"
+
+
+def wait_for_input(loop: Loop, condition: Callable[[], bool]) -> None:
+    """Run the loop until a condition is true."""
+
+    def look() -> None:
+        if condition():
+            loop.stop()
+        else:
+            loop.after(0.005, look)
+
+    loop.call(look)
+    loop.after(ENOUGH_S, loop.stop)
+    loop.run()
+
+
 def test_input_reads_ahead_up_to_its_limit(pipe: tuple[int, int]) -> None:
     os.set_blocking(pipe[1], False)
     fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, 1 << 20)
