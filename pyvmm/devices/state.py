@@ -20,7 +20,8 @@ from pyvmm.errors import UsageError
 class StateField(Record):
     """A saved attribute: its bounds, both included, and a list's largest length.
 
-    ``key`` is its name in a snapshot; by default the attribute's name, without underscores.
+    ``key`` is its name in a snapshot; by default the attribute's name, without underscores. A state
+    may lack an ``optional`` one, which older versions did not save: then it keeps its value.
     """
 
     attribute: str
@@ -28,6 +29,7 @@ class StateField(Record):
     most: int
     room: int | None = None
     key: str = ""
+    optional: bool = False
 
     @property
     def name(self) -> str:
@@ -88,6 +90,8 @@ def checked_runs(state: object, name: str, where: str) -> list[tuple[int, int]]:
 def _checked(field: StateField, now: Any, state: object, where: str) -> object:
     """Return the state's value of an attribute, if it is valid."""
     if not isinstance(state, Mapping) or field.name not in state:
+        if field.optional and isinstance(state, Mapping):
+            return now
         raise StateError(f"{where}.{field.name} is missing")
     value = state[field.name]
     if field.room is None:

@@ -6,6 +6,18 @@ drivers/tty/serial/8250/8250_port.c.
 The line is infinitely fast. A transmitted byte leaves at once, so THRE and TEMT are always set.
 Four character times without a new character have always passed. Word length, parity and divisor
 have no effect: every character has 8 bits.
+
+No input is lost: the line has flow control, and a character leaves it when the guest reads RBR.
+
+- A reset of the FIFO by FCR empties what the guest sees, as in the data sheet. From then on input
+  waits: LSR.DR and RBR stay 0 until the guest enables the receive interrupt, or polls.
+- The reason is Linux's driver, which drops the values of some reads. serial8250_do_startup() resets
+  the FIFO, reads LSR and RBR twice to clear them, and then enables the interrupt. autoconfig() and
+  the shutdown end with a reset and a read of RBR.
+- A guest polls if it has read LSR or RBR HOLD_READS times since the reset. A console reads LSR
+  once for each byte that it sends. So a read of LSR counts POLL_READS times if the guest has sent
+  nothing since its last one.
+- Without a reset nothing waits: a guest that only polls gets its input at once.
 """
 
 from __future__ import annotations
@@ -73,6 +85,10 @@ MSR_RI = 0x40
 MSR_CONNECTED = 0xB0  # DCD, DSR and CTS: always connected
 MSR_DELTA = 0x0F
 
+# Input that waits after a reset of the FIFO
+HOLD_READS = 256  # of LSR and RBR: more than the lines that a kernel prints during the startup
+POLL_READS = 32  # a read of LSR by a guest that polls counts that often
+
 REGISTERS = 8  # bytes
 MUCH = 4096  # bytes sent but not output; with this many, vCPUs wait
 ALL_READABLE = 0xFF  # in `FastPath.publish`: no register's read has a side effect
@@ -106,8 +122,7 @@ class Uart8250(Device):
     transmitting vCPU waits, but input continues. After `receive` has left bytes with its caller,
     the port calls ``on_room``, if set, once there is room.
 
-    Up to 16 bytes of host input wait on the *line* until the guest enables the receive interrupt
-    or reads LSR or RBR. So a guest that first clears its FIFO, as most do, loses no input.
+    Up to 32 bytes of host input wait in ``fifo`` and on the ``line`` until the guest reads them.
 
     A wide read reads each register in turn; a wide write writes its first register only. With a
     ``fast_path`` many accesses never reach this class. The fast path's owner calls `collect` and
@@ -137,6 +152,8 @@ class Uart8250(Device):
     state_fields: ClassVar = (
         StateField("fifo", 0, CHARACTER, room=FIFO_DEPTH),
         StateField("line", 0, CHARACTER, room=FIFO_DEPTH),
+        StateField("looped", 0, CHARACTER, room=FIFO_DEPTH, optional=True),
+        StateField("hold", 0, HOLD_READS, optional=True),
         StateField("thr_emptied", 0, 1),
         StateField("_raised", 0, 1),
     )
@@ -147,8 +164,11 @@ class Uart8250(Device):
         self.output = output
         self.on_room: Callable[[], None] | None = None
         # A character is its byte, and its LSR bits above that.
-        self.fifo: deque[int] = deque()  # LSR.DR shows these characters to the guest
+        self.fifo: deque[int] = deque()  # the host's input; LSR.DR shows it, unless it waits
         self.line: deque[int] = deque()  # not yet in the FIFO
+        self.looped: deque[int] = deque()  # sent in loop-back; the guest reads these first
+        self.hold = 0  # reads of LSR and RBR until the input no longer waits
+        self._has_polled = False  # the last counted read was of LSR, and nothing was sent since
         self.thr_emptied = False  # the THRI interrupt's condition: an event, not THRE itself
         self._raised = False
         self._starved = False  # receive() left bytes with its caller
@@ -190,6 +210,7 @@ class Uart8250(Device):
         """Put host input on the line; return the number of bytes taken."""
         taken = 0
         with self.lock:
+            self._starved = False
             while taken < len(data) and (room := FIFO_DEPTH - len(self.line)) > 0:
                 part = data[taken : taken + room]
                 self.line.extend(part)
@@ -208,6 +229,12 @@ class Uart8250(Device):
         return room
 
     @property
+    def unread(self) -> bytes:
+        """The input that the guest has not read, without breaks."""
+        with self.lock:
+            return bytes(byte for byte in (*self.fifo, *self.line) if byte <= 0xFF)
+
+    @property
     def is_raised(self) -> bool:
         """Whether the interrupt line is raised."""
         return self._raised
@@ -215,15 +242,15 @@ class Uart8250(Device):
     def restored(self) -> None:
         """Select the saved register bank, and publish to the fast path."""
         self.select_bank(1 if self.LCR & LCR_DLAB else 0)
+        self._arrive()
         self._publish()
 
     @RBR.read
     def _(self) -> int:
-        self._arrive()
-        if not self.fifo:
+        self._count_read(is_status=False)
+        if not (shown := self._shown()):
             return 0
-        character = self.fifo.popleft()
-        self._reveal()
+        character = shown.popleft()
         self._update()
         return character & 0xFF
 
@@ -234,6 +261,7 @@ class Uart8250(Device):
         else:
             self._sent.append(value)
             self.has_transmitted = True
+        self._has_polled = False
         self.thr_emptied = True
         self._update()
 
@@ -242,6 +270,8 @@ class Uart8250(Device):
         if value & ~self.IER & IER_THRI:
             self.thr_emptied = True  # enabling it while THR is empty interrupts at once
         self.IER = value & IER_BITS
+        if value & IER_RDI:
+            self.hold = 0
         self._update()
 
     @IIR.read
@@ -258,8 +288,10 @@ class Uart8250(Device):
         new = value & 0xC9 if value & FCR_ENABLE_FIFO else 0
         switched = (new ^ self.FCR) & FCR_ENABLE_FIFO
         if switched or (new and value & FCR_CLEAR_RCVR):
-            self.fifo.clear()
+            self.looped.clear()
             self.LSR &= ~LSR_OF_CHARACTER
+            self.hold = 0 if self.IER & IER_RDI else HOLD_READS
+            self._has_polled = False
         self.FCR = new
         self._update()
 
@@ -285,16 +317,17 @@ class Uart8250(Device):
 
     @LSR.read
     def _(self) -> int:
-        arrived = self._arrive()
+        self._count_read(is_status=True)
         status = self.LSR
-        self.LSR = LSR_IDLE  # reading clears the errors
-        if arrived or status != LSR_IDLE:
-            self._update()
-        if self.fifo:
-            errors = status & LSR_OF_CHARACTER or any(entry >> 8 for entry in self.fifo)
-            status |= LSR_DR
+        if shown := self._shown():
+            errors = any(character > 0xFF for character in shown)
+            status |= LSR_DR | shown[0] >> 8
+            shown[0] &= 0xFF
             if errors and self.FCR & FCR_ENABLE_FIFO:
                 status |= LSR_FIFO_ERROR
+        self.LSR = LSR_IDLE  # reading clears the errors
+        if status & ~(LSR_IDLE | LSR_DR):
+            self._update()
         return status
 
     @MSR.read
@@ -312,43 +345,47 @@ class Uart8250(Device):
     def _depth(self) -> int:
         return FIFO_DEPTH if self.FCR & FCR_ENABLE_FIFO else 1
 
-    def _arrive(self) -> bool:
-        """Move characters from the line to the FIFO; loop-back disconnects the line.
+    def _shown(self) -> deque[int]:
+        """Return the characters that the guest can read; loop-back disconnects the line."""
+        waits = self.hold or self.MCR & MCR_LOOP
+        return self.looped if self.looped or waits else self.fifo
 
-        Returns: whether the state may have changed.
-        """
-        if not self.line or self.MCR & MCR_LOOP:
-            return False
-        while self.line and len(self.fifo) < self._depth():
+    def _count_read(self, *, is_status: bool) -> None:
+        """Count a read of LSR or RBR while input waits; after enough of them it no longer does."""
+        if not (self.hold and self.fifo):
+            return
+        self._collect()
+        reads = POLL_READS if is_status and self._has_polled else 1
+        self._has_polled = is_status
+        self.hold = max(0, self.hold - reads)
+        if not self.hold:
+            self._update()
+
+    def _arrive(self) -> None:
+        """Move characters from the line to the FIFO."""
+        while self.line and len(self.fifo) < FIFO_DEPTH:
             self.fifo.append(self.line.popleft())
             if self._starved:
                 self._starved, self._room_due = False, True
-        self._reveal()
-        return True
 
     def _loop_back(self, character: int) -> None:
         """Put a transmitted character into the receiver."""
-        if len(self.fifo) >= self._depth():
+        if len(self.looped) >= self._depth():
             self.LSR |= LSR_OE
             if self.FCR & FCR_ENABLE_FIFO:
                 return  # the character in the shift register is lost
-            self.fifo.clear()  # without FIFOs, an overrun loses the unread character
-        self.fifo.append(character)
-        self._reveal()
-
-    def _reveal(self) -> None:
-        """Show the LSR bits of the FIFO's first character."""
-        if self.fifo and self.fifo[0] > 0xFF:
-            self.LSR |= self.fifo[0] >> 8
-            self.fifo[0] &= 0xFF
+            self.looped.clear()  # without FIFOs, an overrun loses the unread character
+        self.looped.append(character)
 
     def _pending(self) -> int:
         """Return the pending interrupt of highest priority, as IIR shows it."""
         enabled = self.IER
-        if enabled & IER_RLSI and self.LSR & (LSR_OE | LSR_OF_CHARACTER):
+        shown = self._shown()
+        status = self.LSR | shown[0] >> 8 if shown else self.LSR
+        if enabled & IER_RLSI and status & (LSR_OE | LSR_OF_CHARACTER):
             return IIR_RLSI
-        if enabled & IER_RDI and self.fifo:
-            at_trigger = len(self.fifo) >= FCR_TRIGGER[self.FCR >> 6]
+        if enabled & IER_RDI and shown:
+            at_trigger = len(shown) >= FCR_TRIGGER[self.FCR >> 6]
             return IIR_RDI if at_trigger or not self.FCR & FCR_ENABLE_FIFO else IIR_RX_TIMEOUT
         if enabled & IER_THRI and self.thr_emptied:
             return IIR_THRI
@@ -358,8 +395,7 @@ class Uart8250(Device):
 
     def _update(self) -> None:
         """Update the fast path, and then the interrupt line."""
-        if self.IER & (IER_RDI | IER_RLSI):
-            self._arrive()
+        self._arrive()
         self._publish()
         raised = self.IER != 0 and self._pending() != IIR_NO_INT
         if raised != self._raised:
@@ -382,13 +418,11 @@ class Uart8250(Device):
         """Return the registers in bytes 1 to 7, and in byte 0 the set free of side effects."""
         pending = self._pending()
         free = 1 << 3 | 1 << 4 | 1 << 7  # LCR, MCR, SCR
-        arriving = (
-            self.line and not self.MCR & MCR_LOOP
-        )  # when the guest reads LSR or RBR, if there is room
-        if not arriving or len(self.fifo) >= self._depth():
-            if self.LSR == LSR_IDLE and (not self.fifo or max(self.fifo) <= 0xFF):
+        shown = self._shown()
+        if not (self.hold and self.fifo):  # otherwise reads of LSR and RBR count
+            if self.LSR == LSR_IDLE and (not shown or max(shown) <= 0xFF):
                 free |= 1 << 5
-            if not self.fifo and not self.LCR & LCR_DLAB:
+            if not shown and not self.LCR & LCR_DLAB:
                 free |= 1 << 0
         if not self.LCR & LCR_DLAB:
             free |= 1 << 1
@@ -397,7 +431,7 @@ class Uart8250(Device):
         if not self.MSR & MSR_DELTA:
             free |= 1 << 6
         iir = pending | (IIR_FIFO_ENABLED if self.FCR & FCR_ENABLE_FIFO else 0)
-        status = LSR_IDLE | LSR_DR if self.fifo else LSR_IDLE
+        status = LSR_IDLE | LSR_DR if shown else LSR_IDLE
         values = (free, self.IER, iir, self.LCR, self.MCR, status, self.MSR, self.SCR)
         return int.from_bytes(values, "little")
 
@@ -405,6 +439,7 @@ class Uart8250(Device):
         """Take the bytes from the fast path; with the lock."""
         if self.fast_path is not None and (data := self.fast_path.sent()):
             self._sent += data
+            self._has_polled = False
             if not self.IER & IER_THRI:  # else it was set before: `complete_thr` was published
                 self.thr_emptied = True
 

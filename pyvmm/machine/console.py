@@ -23,6 +23,11 @@ class Console:
         """Send input to the guest; return how many bytes it had room for."""
         return self._terminals[terminal].receive(data)
 
+    @property
+    def unread(self) -> bytes:
+        """The input that a serial console holds until the guest reads it."""
+        return self._console.unread if isinstance(self._console, Uart8250) else b""
+
     def send_break(self) -> None:
         """Send a break to the guest's console, which Linux takes as its SysRq key.
 

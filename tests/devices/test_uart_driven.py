@@ -31,6 +31,76 @@ from tests.devices.uart import (
 
 
 def test_linux_autoconfig_finds_a_16550a(port: Port) -> None:
+    autoconfig(port)
+
+    assert port.sent == b""
+
+
+@given(st.binary(min_size=1, max_size=32), st.binary(max_size=40))
+def test_linux_driver_loses_no_input_sent_earlier(early: bytes, printed: bytes) -> None:
+    """Print by earlycon, probe, print by the console, and open, hang up and open the port."""
+    port = Port()
+    port.uart.receive(early)
+    console(port, printed)
+
+    autoconfig(port)
+    console(port, printed)
+    startup(port)
+    got = port.interrupt()
+    port.uart.receive(b"later")
+    shutdown(port)
+    startup(port)
+
+    assert got + port.interrupt() == early + b"later"
+    assert port.sent == 2 * printed
+
+
+def console(port: Port, printed: bytes) -> None:
+    """Print as serial8250_console_write() does."""
+    ier = port.read(IER)
+    port.write(IER, 0x00)
+    for byte in printed:
+        port.read(LSR)
+        port.write(THR, byte)
+    port.read(LSR)
+    port.write(IER, ier)
+
+
+def clear_fifos(port: Port) -> None:
+    for fcr in (0x01, 0x07, 0x00):
+        port.write(FCR, fcr)
+
+
+def startup(port: Port) -> None:
+    """Do what serial8250_do_startup() and serial8250_do_set_termios() do."""
+    clear_fifos(port)
+    for offset in (LSR, RBR, IIR, MSR, LSR):
+        port.read(offset)
+    port.write(LCR, 0x03)
+    port.write(MCR, 0x08)
+    find_transmitter_bugs(port)
+    for offset in (LSR, RBR, IIR, MSR):
+        port.read(offset)
+    port.write(IER, 0x05)
+    port.write(LCR, 0x83)
+    port.write(DLL, 0x01)
+    port.write(DLM, 0x00)
+    port.write(LCR, 0x03)
+    port.write(FCR, 0x01)
+    port.write(FCR, 0x81)
+    port.write(MCR, 0x0B)
+
+
+def shutdown(port: Port) -> None:
+    """Do what serial8250_do_shutdown() does."""
+    port.write(IER, 0x00)
+    port.write(MCR, 0x08)
+    port.write(LCR, port.read(LCR) & ~0x40)
+    clear_fifos(port)
+    port.read(RBR)
+
+
+def autoconfig(port: Port) -> None:
     """Run the probes of autoconfig() and autoconfig_16550a() in order."""
     port.write(IER, 0x00)
     assert port.read(IER) & 0x0F == 0x00
@@ -73,7 +143,9 @@ def test_linux_autoconfig_finds_a_16550a(port: Port) -> None:
     port.write(IER, 0x40)
     assert not port.read(IER) & 0x40, "it is no XScale"
     assert size_fifo(port) == 16
-    assert port.sent == b""
+    clear_fifos(port)
+    port.read(RBR)
+    port.write(IER, 0x00)
 
 
 def size_fifo(port: Port) -> int:
@@ -97,6 +169,10 @@ def size_fifo(port: Port) -> int:
 
 
 def test_linux_startup_finds_no_transmitter_bugs(port: Port) -> None:
+    find_transmitter_bugs(port)
+
+
+def find_transmitter_bugs(port: Port) -> None:
     """Run serial8250_do_startup()'s tests for UART_BUG_THRE and UART_BUG_TXEN."""
     port.write(IER, 0x02)
     first = port.read(IIR)
@@ -122,6 +198,7 @@ STEPS = st.lists(
         st.binary(max_size=40),  # the host offers input
         st.sampled_from([LSR, IIR, MSR, RBR]),  # the guest reads
         st.tuples(st.sampled_from([IER, SCR, THR]), st.integers(0, 255)),  # the guest writes
+        st.tuples(st.just(FCR), st.sampled_from([0x00, 0x01, 0x03, 0x07, 0x81])),
         st.tuples(st.just(LCR), st.sampled_from([0x03, 0x13])),
         st.tuples(st.just(MCR), st.sampled_from([0x00, 0x0B])),
     ),

@@ -145,11 +145,21 @@ def test_polled_byte_takes_the_fast_path() -> None:
     [
         (lambda guest: guest.uart.receive(b"x"), 0),
         (lambda guest: guest.uart.receive_break(), 5),
+        (lambda guest: (guest.write(FCR, 1, 1), guest.uart.receive(b"x")), 5),
+        (lambda guest: (guest.write(FCR, 1, 1), guest.uart.receive(b"x")), 0),
         (lambda guest: guest.write(IER, 1, 0x02), 2),
         (lambda guest: guest.write(LCR, 1, 0x80), 0),
         (lambda guest: guest.write(MCR, 1, 0x10), 6),
     ],
-    ids=["input", "break", "transmitter interrupt", "divisor latch", "modem inputs changed"],
+    ids=[
+        "input",
+        "break",
+        "input waits: LSR",
+        "input waits: RBR",
+        "transmitter interrupt",
+        "divisor latch",
+        "modem inputs changed",
+    ],
 )
 def test_read_with_a_side_effect_is_not_published(make: Step, offset: int) -> None:
     guest = Fast()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyvmm.devices.uart8250 import Uart8250
+from pyvmm.devices.uart8250 import HOLD_READS, POLL_READS, Uart8250
 
 RBR = THR = DLL = 0
 IER = DLM = 1
@@ -35,9 +35,24 @@ class Port:
     def write(self, offset: int, value: int) -> None:
         self.uart.mmio_write(offset, 1, value)
 
+    def poll(self) -> int:
+        """Read LSR until it shows input, as a polling guest does; give up after enough reads."""
+        for _ in range(2 + HOLD_READS // POLL_READS):
+            if (status := self.read(LSR)) & 0x01:
+                break
+        return status
+
     def read_all(self) -> bytes:
         """Read the input as a polling guest does."""
         data = bytearray()
-        while self.read(LSR) & 0x01:
+        while self.poll() & 0x01:
             data.append(self.read(RBR))
+        return bytes(data)
+
+    def interrupt(self) -> bytes:
+        """Read the input as a driver does at interrupts, until none is raised."""
+        data = bytearray()
+        while self.raised and not self.read(IIR) & NO_INT:
+            while self.read(LSR) & 0x01:
+                data.append(self.read(RBR))
         return bytes(data)
