@@ -26,6 +26,7 @@ from pyvmm.control.sockets import Claim
 from pyvmm.errors import EXIT_SIGNAL, HostError, VmmError
 from pyvmm.kvm.exits import Exit
 from pyvmm.machine.machine import Machine
+from pyvmm.memory.ram import warn_of_size
 from pyvmm.terminal.stdio import KEYS_HELP, Input, Key, Output, Terminal
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class Attached:
             claim = undo.enter_context(Claim(self._config.name))
             with self._make(restorer=self._extras.restorer) as machine:
                 self._attach(claim, undo)
+                self._warn_of_size()
                 code = machine.run(self._loop)
             while self._reboot and machine.was_reset:
                 before, was_paused = machine.resizing, machine.is_paused
@@ -151,6 +153,11 @@ class Attached:
         self._loop.on_signal(signal.SIGCONT, self._take_terminal)
         self._loop.on_signal(signal.SIGWINCH, self._resize)
         self._connect()
+
+    def _warn_of_size(self) -> None:
+        """Warn of RAM that is larger than the host's memory."""
+        if self._config.hugetlbfs is None and (text := warn_of_size(self._machine.plan.memory)):
+            say(text)
 
     def _await_clients(self, claim: Claim) -> None:
         """Start the control server when its first client connects; most runs have none."""

@@ -33,7 +33,7 @@ class PluggableMemory(Closing):
         self.size = size  # of all blocks, plugged or not
         self.block_size = block_size
         self.blocks = size // block_size
-        self.backing = GuestMemory(base, size, reserve=False)
+        self.backing = GuestMemory(base, size, field="devices.hotplug")
         self._plugged = bytearray(self.blocks)  # a byte a block; 1: plugged
 
     def close(self) -> None:

@@ -54,19 +54,20 @@ class GuestMemory(Closing):
     """The RAM of one machine, zero until written; a context manager that unmaps it.
 
     ``host_address`` is aligned to 2 MiB, and transparent huge pages are enabled: with a guest base
-    of the same alignment one guest fault maps 2 MiB. The kernel's overcommit policy limits the
-    size. Every access is checked: nothing outside ``base`` to ``end`` is touched.
+    of the same alignment one guest fault maps 2 MiB. Pages take memory of the host when they are
+    first used, so ``size`` may exceed it. Only vm.overcommit_memory=2 counts all of them. Every
+    access is checked: nothing outside ``base`` to ``end`` is touched.
     """
 
     OutOfRange = OutOfRange
 
     def __init__(
-        self, base: int, size: int, *, huge_pages: Path | None = None, reserve: bool = True
+        self, base: int, size: int, *, huge_pages: Path | None = None, field: str = "memory"
     ) -> None:
         """Map ``size`` bytes for the guest physical addresses from ``base``.
 
-        With ``huge_pages``, the mount point of a hugetlbfs, all pages are from there. Without
-        ``reserve`` the kernel's overcommit policy does not count the memory.
+        With ``huge_pages``, the mount point of a hugetlbfs, all pages are from there. Errors name
+        ``field`` of the Config as what asks for the memory.
 
         Raises:
             UsageError: ``base`` or ``size`` is not a whole number of host pages.
@@ -81,10 +82,9 @@ class GuestMemory(Closing):
         self.size = size
         self.end = base + size
         self._is_hugetlbfs = huge_pages is not None
-        self._reserve = reserve
         self._backed: list[tuple[int, int]] = []
         if huge_pages is None:
-            self._mapping = _map(size + HUGE_PAGE, reserve)  # with room to align
+            self._mapping = _map(size + HUGE_PAGE, field)  # with room to align
             start = _address(self._mapping)
             self.host_address = (start + HUGE_PAGE - 1) & -HUGE_PAGE
             self._offset = self.host_address - start
@@ -197,8 +197,8 @@ class GuestMemory(Closing):
 
     def _map_over(self, gpa: int, length: int, fd: int, offset: int) -> None:
         """Replace the pages by a private mapping of a file; with fd -1 they are zero."""
-        flags = mmap.MAP_PRIVATE | _MAP_FIXED | (mmap.MAP_ANONYMOUS if fd < 0 else 0)
-        flags |= 0 if self._reserve else MAP_NORESERVE
+        flags = mmap.MAP_PRIVATE | _MAP_FIXED | MAP_NORESERVE
+        flags |= mmap.MAP_ANONYMOUS if fd < 0 else 0
         address = self.host_address + gpa - self.base
         access = mmap.PROT_READ | mmap.PROT_WRITE
         if _libc_mmap()(address, length, access, flags, fd, offset) == _MAP_FAILED:
@@ -275,19 +275,18 @@ class GuestMemory(Closing):
             self.write(start, bytes(min(MIB, gpa + length - start)))
 
 
-def _map(length: int, reserve: bool) -> mmap.mmap:
+def _map(length: int, field: str) -> mmap.mmap:
     """Make an anonymous private mapping of ``length`` bytes, or raise a HostError."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
     try:
-        return mmap.mmap(-1, length, flags=flags if reserve else flags | MAP_NORESERVE)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+        return mmap.mmap(-1, length, flags=flags)
     except OSError as error:
         reason = os.strerror(error.errno or 0)
     except (OverflowError, ValueError):
         reason = "more than an address space can hold"
-    field = "`memory`" if reserve else "`devices.hotplug`"
     raise HostError(
         f"cannot map {_mib(length - HUGE_PAGE)} of guest memory: {reason}",
-        hint=f"{_describe_host_memory()}; use a smaller {field}",
+        hint=f"{_describe_host_memory()}; use a smaller `{field}`",
     )
 
 
@@ -306,19 +305,39 @@ def _address(mapping: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(mapping))
 
 
+def warn_of_size(size: int) -> str | None:
+    """Return a warning, if guest memory of ``size`` bytes is more than the host has with swap."""
+    if size <= os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE:
+        return None
+    has = _meminfo()
+    host = has["MemTotal"] + has.get("SwapTotal", 0)
+    if size <= host:
+        return None
+    return (
+        f"{_mib(size)} of guest memory, and the host has {_mib(host)} with swap: if the guest uses "
+        "more, the host's out-of-memory killer may end it"
+    )
+
+
+def _meminfo() -> dict[str, int]:
+    """Return the sizes in /proc/meminfo in bytes."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    fields = (line.split() for line in lines)
+    return {name.rstrip(":"): int(kib) << 10 for name, kib, *_ in fields}
+
+
 def _describe_host_memory() -> str:
     """Return the machine's memory and overcommit policy, as a clause for a hint."""
-    kib = {}
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        name, _, rest = line.partition(":")
-        kib[name] = int(rest.split()[0])
+    has = _meminfo()
     policy = Path("/proc/sys/vm/overcommit_memory").read_text(encoding="ascii").strip()
-    has = [f"{_mib(kib[name] << 10)} {what}" for name, what in _MEMINFO.items() if name in kib]
-    return f"the host has {', '.join(has)} (vm.overcommit_memory={policy})"
+    counted = _MEMINFO | (_COMMIT if policy == "2" else {})
+    sizes = [f"{_mib(has[name])} {what}" for name, what in counted.items() if name in has]
+    return f"the host has {', '.join(sizes)} (vm.overcommit_memory={policy})"
 
 
 # Fields of /proc/meminfo.  Source: proc_meminfo(5)
 _MEMINFO = {"MemTotal": "of memory", "MemAvailable": "available", "SwapTotal": "of swap"}
+_COMMIT = {"CommitLimit": "for all processes to ask for", "Committed_AS": "of that in use"}
 
 
 def _mib(size: int) -> str:

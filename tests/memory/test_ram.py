@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from pyvmm.control.service import resident
 from pyvmm.errors import HostError, UsageError
-from pyvmm.memory.ram import HUGE_PAGE, GuestMemory
+from pyvmm.layout import MIB
+from pyvmm.memory.ram import HUGE_PAGE, GuestMemory, warn_of_size
 
 BASE = 0x8000_0000
 SIZE = 0x40_0000 + 0x1_0000  # no multiple of 2 MiB, which the kernel would align
@@ -127,6 +129,34 @@ def test_memory_beyond_the_hosts_is_refused_with_numbers(size: int) -> None:
 
     assert caught.value.hint is not None
     assert "of memory" in caught.value.hint
+
+
+def test_memory_larger_than_the_hosts_is_mapped_and_usable() -> None:
+    size = 4 * host_memory()
+
+    with GuestMemory(BASE, size) as memory:
+        memory.write(memory.end - 4, b"last")
+
+        assert memory.read(memory.end - 4, 4) == b"last"
+        assert resident((memory.host_address, memory.size)) <= HUGE_PAGE
+
+
+def test_warning_names_both_sizes_beyond_the_hosts_memory() -> None:
+    size = host_memory()
+
+    assert warn_of_size(size) is None
+    text = warn_of_size(size + MIB)
+    assert text is not None
+    assert text.startswith(f"{(size + MIB) / MIB:.0f} MiB of guest memory, and the host has")
+    assert f"has {size / MIB:.0f} MiB" in text
+    assert "out-of-memory killer" in text
+
+
+def host_memory() -> int:
+    """Return this machine's memory with swap, by sysinfo(2) and /proc/swaps."""
+    swaps = Path("/proc/swaps").read_text(encoding="ascii").splitlines()[1:]
+    swap = sum(int(line.split()[2]) for line in swaps) << 10
+    return os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE + swap
 
 
 def test_close_twice_is_harmless() -> None:
