@@ -99,6 +99,7 @@ tools: $(VENV)/.ready
 	@$(BIN)/python -m pyvmm.host.parts.tools $(TOOLS) aarch64-linux-gnu-gcc aarch64-linux-gnu-objcopy
 
 test-tools: tools
+	@$(BIN)/python -m pyvmm.host.parts.tools $(TOOLS) aarch64-linux-gnu-objdump
 	@$(BIN)/python -m tests.tools $(TOOLS) dtc mandoc tmux mke2fs e2fsck debugfs cpio busybox zstd \
 		pzstd xz bzip2 lz4 lzop mkimage
 
