@@ -116,6 +116,21 @@ PROGRAMS = {
         f800842a  str x10, [x1], #8
         17ffffe9  b .-92
     """,
+    # Translates the addresses from X0 up to X2, and writes each PAR_EL1 from X1 on
+    "translate": """
+        d508871f  tlbi vmalle1
+        d5033f9f  dsb sy
+        d5033fdf  isb
+        f8408403  ldr x3, [x0], #8
+        d5087803  at s1e1r, x3
+        d5033fdf  isb
+        d5387404  mrs x4, par_el1
+        f8008424  str x4, [x1], #8
+        eb02001f  cmp x0, x2
+        54ffff41  b.ne .-24
+        f9000284  str x4, [x20]
+        14000000  b .
+    """,
     "undecodable": """
         a9000001  stp x1, x0, [x0]
         14000000  b .
