@@ -19,7 +19,7 @@ import click
 from pyvmm.base.records import Record
 from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, EXIT_SIGNAL, EXIT_USAGE, VmmError
 
-# Errors of writes to a full file; pyvmm's other files have names in their errors.
+# The reasons why standard output cannot be written; errors of other files have a file name.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 BUG_HINT = "this is a bug in pyvmm, not in what you did; `pyvmm --debug ...` shows the traceback"
 
@@ -57,7 +57,7 @@ VERBS = {
 
 
 class Invocation(Record, frozen=False):
-    """The command line, for every command."""
+    """The command line; every command can read it."""
 
     arguments: list[str]
     debug: bool = False
@@ -180,7 +180,7 @@ def report(error: BaseException) -> int:
             return EXIT_USAGE
         case click.Abort() | KeyboardInterrupt():
             return EXIT_SIGNAL + signal.SIGINT
-        case BrokenPipeError():  # from the last flush
+        case BrokenPipeError():  # the last flush raised it
             _discard_stdout()
             return EXIT_SIGNAL + signal.SIGPIPE
         case OSError() if error.filename is None and error.errno in FULL:

@@ -15,7 +15,7 @@ from pyvmm.machine.facts import Fact, machine_facts
 TOPIC = "outside"
 
 # Programs that make an emulated host, and Debian's package of each.  QEMU is not among them: it
-# always comes from the cache (or --host-qemu), as a saved host fits one build.
+# always comes from the cache (or --host-qemu), because a saved host works with one build only.
 PROGRAMS = {
     "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
     "mkfs.erofs": "erofs-utils",

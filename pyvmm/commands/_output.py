@@ -20,7 +20,7 @@ NUMBERS = ("SECONDS", "VCPUS")  # columns that are aligned to the right
 class LiveTable:
     """The state of several runs: a live table on a terminal, a line for each result elsewhere.
 
-    A subclass defines ``rows()``.  Cells wrap in the columns with the titles ``wrapping``.
+    A subclass defines ``rows()``.  ``wrapping`` are the titles of columns whose cells wrap.
     """
 
     def __init__(self, stream: TextIO, titles: Iterable[str], wrapping: Container[str]) -> None:

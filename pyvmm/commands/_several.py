@@ -48,7 +48,7 @@ def run_several(file: Path, name: str, options: dict[str, Any]) -> int:
 
 
 def _start(file: Path, name: str, options: dict[str, Any]) -> Child:
-    """Fork a VM: its modules are loaded already."""
+    """Fork a process for a VM; it has pyvmm's modules already."""
     sys.stdout.flush()
     sys.stderr.flush()
     reading, writing = os.pipe()

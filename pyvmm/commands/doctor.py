@@ -22,7 +22,7 @@ from pyvmm.machine.facts import REGISTERS, Fact, kvm_facts, machine_facts
 from pyvmm.snapshot.hostlimits import registers_here
 
 SCHEMA = 1
-OUTER_VARIABLE = "PYVMM_DOCTOR_OUTER"  # carries the outer machine's facts inside
+OUTER_VARIABLE = "PYVMM_DOCTOR_OUTER"  # carries the outer machine's facts into the host
 
 
 @click.command()

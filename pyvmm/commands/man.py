@@ -17,7 +17,7 @@ import click
 from pyvmm import __version__
 from pyvmm.cli import pyvmm
 
-WIDTH = 78  # of the source's lines
+WIDTH = 78  # columns of the page's source
 EXIT_CODES = (
     ("0", "Success; the guest switched itself off."),
     ("N", "The guest wrote N to pyvmm's exit register."),
@@ -30,9 +30,9 @@ EXIT_CODES = (
 VARIABLES = (
     ("PYVMM_COMMAND_OPTION", "Every option: `PYVMM_RUN_MEM=512` is `pyvmm run --mem 512`."),
     ("PYVMM_HOST_IDLE", "Seconds without a command after which an emulated host ends."),
-    ("PYVMM_DEBIAN_MIRROR", "The URL of the Debian mirror, where apt names none."),
-    ("XDG_CACHE_HOME", "Its directory `pyvmm` has packages, kernels and saved hosts."),
-    ("XDG_RUNTIME_DIR", "Its directory `pyvmm` has the sockets of running VMs and hosts."),
+    ("PYVMM_DEBIAN_MIRROR", "The URL of the Debian mirror, if apt's configuration names none."),
+    ("XDG_CACHE_HOME", "Packages, kernels and saved hosts are in `pyvmm` below it."),
+    ("XDG_RUNTIME_DIR", "The sockets of running VMs and hosts are in `pyvmm` below it."),
 )
 
 

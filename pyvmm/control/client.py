@@ -1,7 +1,7 @@
 """Requests to running VMs, over their control sockets.
 
-A question is {"vm": name, "request": {...}}, or {"vm": null} for the info of every VM. ``relay`` "
-"answers questions from a client outside the emulated host, one on each line.
+A question is {"vm": name, "request": {...}}, or {"vm": null} for the info of every VM. ``relay``
+answers questions from a client outside the emulated host, one on each line.
 """
 
 from __future__ import annotations

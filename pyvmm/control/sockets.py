@@ -1,7 +1,7 @@
 """The sockets of running VMs: one with each VM's name, in the runtime directory (0700).
 
-A VM holds a lock beside its socket while it lives. A free lock means a dead VM; a process id does
-not, because the kernel reuses it.
+A VM holds a lock beside its socket while it lives, so a free lock means a dead VM. A stored process
+ID would not show that, because the kernel reuses IDs.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def is_info(reply: Message, name: str) -> bool:
 
 
 def failure(error: str, hint: str | None = None, exit_code: int = EXIT_FAILED) -> Message:
-    """Make a failure reply; a command that it ends exits with ``exit_code``."""
+    """Make a failure reply; a command that gets it exits with ``exit_code``."""
     return {"ok": False, "error": error, "hint": hint, "exit_code": exit_code}
 
 

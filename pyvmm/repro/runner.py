@@ -28,7 +28,7 @@ from pyvmm.repro.model import CANNOT_TELL, Case, Evidence, Finding, Reproduction
 
 SCHEMA = 1
 TIMEOUT_S = 120.0  # for a host that hangs; the worker sends an empty line every 5 s
-LOST = "lost"  # the key in evidence if the worker returned none: the verdict
+LOST = "lost"  # the key of the verdict, if the worker returned no evidence
 
 
 class Job(Record, kw_only=True):

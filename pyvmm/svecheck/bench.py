@@ -99,7 +99,7 @@ class Bench(Closing):
         """Make a VM with a program at the start of its memory, and the exception handler."""
         vm = self.vm()
         memory = self._undo.enter_context(GuestMemory(RAM_BASE, RAM_SIZE))
-        # Not by write(): see GuestMemory.load for code.
+        # GuestMemory.load says why code is not written with write().
         for address, name in ((RAM_BASE, program), (VECTORS + SYNC_FROM_EL1, "handler")):
             words = code(name)
             memory.load_from(address, len(words), io.BytesIO(words), 0)

@@ -104,7 +104,7 @@ def what_we_write(bench: Bench) -> str:
     for vls in legal_sets(bench.host.vls):
         size = max(vls) // 8
         vcpu = bench.final(vls, bench.vm_with("vectors"))
-        # First: the vCPU may lose bits beyond the length that it has when it is entered.
+        # Without this the vCPU may lose the bits beyond its current length when it is entered.
         vcpu.set_one_reg(ids.ZCR_EL1, LENS - 1)
         for reg, value in ((regs.Z(1), Z1), (regs.P(1), _ones(256)), (regs.FFR(), _ones(3))):
             vcpu.set_one_reg(reg, value)

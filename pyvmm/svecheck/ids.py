@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyvmm.arm64 import sysregs
 from pyvmm.kvm import regs
 
-SLICES = 32  # the range of the slice in a register id
+SLICES = 32  # a register id has room for so many slice numbers
 
 ZCR_EL1 = regs.lookup("ZCR_EL1", sysregs.ENCODINGS)
 ID_AA64PFR0_EL1 = regs.lookup("ID_AA64PFR0_EL1", sysregs.ENCODINGS)

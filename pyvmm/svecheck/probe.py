@@ -1,4 +1,4 @@
-"""The SVE of a host: its probe, also as a JSON file for use on another machine.
+"""A probe of a host's SVE, and its JSON file for use on another machine.
 
 Lengths are in bits.
 """
@@ -18,7 +18,7 @@ from pyvmm.errors import UsageError
 
 FORMAT = "pyvmm host probe"
 SCHEMA = 1
-LARGEST = 1 << 20  # bytes; a probe has some hundred
+LARGEST = 1 << 20  # bytes; a probe has a few hundred
 HOW = "let `pyvmm sve list` on that host write a probe"
 
 

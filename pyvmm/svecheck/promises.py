@@ -119,7 +119,7 @@ ONE_VM_FEATURES = _arm_c(
 )
 POWER_OFF = _init("KVM_ARM_VCPU_POWER_OFF starts a vCPU off")
 
-# Differences that are on purpose
+# Intended differences
 POWER_OFF_MAY_CHANGE = Known(
     "ok", "since Linux 6.5 POWER_OFF may change (e3c1c0cae31e), which api.rst does not say"
 )

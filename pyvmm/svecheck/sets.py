@@ -2,7 +2,8 @@
 
 The rule is is_legal() of arm64/vl.py: a set has every length of the host up to its longest.
 vq_present() of Linux 5.2-rc6 (0c529ff789bc, fixed by e644fa18e2ff) compared a bit of the set with
-a bool: it accepted and refused wrong sets.  So the cases try every bit on its own.
+a bool, so it accepted some illegal sets and refused some legal ones.  So the cases try every bit on
+its own.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def without_one_between(bench: Bench) -> str:
 
 @case(doc.INVALID_SET, "EINVAL")
 def the_longest_alone(bench: Bench) -> str:
-    """Choose each length except 128: alone, and with 128 if that set has a gap"""
+    """Choose each length above 128 alone; also with 128, where that set has a gap"""
     bench.need_lengths(2)
     longer = sorted(bench.host.vls)[1:]
     alone = [bitmap([length]) for length in longer]

@@ -47,7 +47,7 @@ def another_s_set(bench: Bench) -> str:
 
 @case(doc.ONE_VM_FEATURES, "EINVAL", doc.FEATURES_MAY_DIFFER)
 def one_without_sve(bench: Bench) -> str:
-    """Run INIT on one vCPU with SVE, on the next without"""
+    """Run INIT on one vCPU with SVE, and on the next one without SVE"""
     vm = bench.vm()
     bench.vcpu(vm=vm)
     return outcome(lambda: bench.vcpu(PLAIN, vm, 1))
@@ -55,7 +55,7 @@ def one_without_sve(bench: Bench) -> str:
 
 @case(doc.ONE_VM_FEATURES, "EINVAL", doc.FEATURES_MAY_DIFFER)
 def one_with_sve(bench: Bench) -> str:
-    """Run INIT on one vCPU without SVE, on the next with"""
+    """Run INIT on one vCPU without SVE, and on the next one with SVE"""
     vm = bench.vm()
     bench.vcpu(PLAIN, vm)
     return outcome(lambda: bench.vcpu(SVE, vm, 1))

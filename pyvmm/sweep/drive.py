@@ -39,7 +39,7 @@ _VERDICTS = {
 
 
 class RunResult(Record):
-    """A run that is over; where it did not pass, ``problem`` says why in a line."""
+    """A finished run; if it did not pass, ``problem`` is the reason in one line."""
 
     run: Run
     verdict: RunVerdict
@@ -54,7 +54,7 @@ class RunResult(Record):
 
 
 class Watcher(Record):
-    """Callbacks: for each result, and at intervals for the numbers of the running runs."""
+    """Callbacks: one gets each result, the other at intervals the numbers of running runs."""
 
     finished: Callable[[RunResult], None] = lambda result: None
     running: Callable[[set[int]], None] = lambda numbers: None

@@ -16,7 +16,7 @@ ALL = "all"  # every set that the host can give
 NONE = "none"  # without SVE
 BETWEEN = ";"  # sets and names of CPUs contain commas
 
-# Stand for the guest's files in a run's command; no word of the user's has a NUL.
+# Placeholders for the guest's files in a run's command; a user cannot type a NUL.
 IMAGE = "\0image"
 INITRD = "\0initrd"
 

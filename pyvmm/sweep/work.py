@@ -30,7 +30,7 @@ from pyvmm.sweep.plan import Run, host_name
 
 # -P: Python imports no module of the current directory instead of pyvmm.
 COMMAND = (sys.executable, "-P", "-c", "import sys; from pyvmm.cli import main; sys.exit(main())")
-TAKEN = 1 << 20  # bytes of a guest's output that are kept: the last
+TAKEN = 1 << 20  # bytes: the last part of a guest's output, which is kept
 HOST_S = 600.0  # beyond a guest's timeout, to make an emulated host
 GRACE_S = 5.0  # between asking a run to end and killing it
 POLL_S = 0.05
@@ -72,7 +72,7 @@ class HostQuery(Record):
 
 
 def ask(query: HostQuery, stop: Event | None = None) -> Probe:
-    """Return the vector lengths of a host, and start it where it does not run.
+    """Return the vector lengths of a host; start the host if it does not run.
 
     Raises: HostError, UsageError, in the words of the host's own pyvmm.
     """
@@ -139,7 +139,7 @@ def _process(
             stdout=stdout,
             stderr=_tail(err)[0] + (b"pyvmm: the run did not end in time\n" if late else b""),
             left_out=left_out,
-            # Whatever its code: Python ends with 1 if the signal comes while it starts.
+            # The code may be any: Python ends with 1 if the signal comes while it starts.
             stopped=asked and not late and process.returncode != EXIT_OK,
         )
 

@@ -87,10 +87,10 @@ def status(as_json: bool) -> None:
 def list_command(refresh: bool, as_json: bool) -> int:
     """Show which kernels and QEMUs a host can have.
 
-    --host-kernel and --host-qemu take a version, a Debian suite or a path. A version means its
-    newest match in the cache, else in Debian. A suite means its versions when pyvmm last read its
-    package lists. Without --refresh the table shows these. Exit codes: 0 success; 3 the mirror does
-    not answer --refresh.
+    --host-kernel and --host-qemu take a version, a Debian suite or a path. For a version, pyvmm
+    takes the newest match in the cache, else in Debian. A suite has the versions that it had when
+    pyvmm last read its package lists. The table shows these, unless --refresh reads the lists
+    again. Exit codes: 0 success; 3 the mirror does not answer --refresh.
     """
     answered = _list.refresh(Progress()) if refresh else True
     kernels, qemus = _list.rows(LINUX), _list.rows(QEMU)

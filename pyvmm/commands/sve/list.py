@@ -69,7 +69,7 @@ def lines(probe: Probe) -> Iterator[str]:
         return
     yield from _agreement(probe)
     yield ""
-    yield f"{'BITS':>6} {'BYTES':>6} {'QUADWORDS':>10}   SET UP TO IT"
+    yield f"{'BITS':>6} {'BYTES':>6} {'QUADWORDS':>10}   SET UP TO THIS LENGTH"
     for length in sorted(probe.vls):
         vls = vl.up_to(probe.vls, length)
         yield f"{length:6} {length // 8:6} {length // vl.QUADWORD:10}   --sve-vls={vl.show(vls)}"

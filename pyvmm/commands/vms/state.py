@@ -30,7 +30,8 @@ def resume(name: str | None, everything: bool, as_json: bool) -> int:
 def stop(name: str | None, everything: bool, as_json: bool) -> int:
     """End VMs.
 
-    They end at once, without asking the guests.  `pyvmm run` then returns 0, as lkvm does.
+    They end at once: the guests are not asked to shut down.  `pyvmm run` then returns 0, as lkvm
+    does.
     When this command returns, the VMs have ended.
     """
     return send(chosen(name, everything), {"do": "stop"}, as_json, "stopped")

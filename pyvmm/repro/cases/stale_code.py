@@ -103,7 +103,7 @@ def show(settings: Settings, found: Evidence) -> Iterator[str]:
     if "rounds" in found:
         yield f"rounds       {found['rounds']}"
         yield f"late         {found['late']} (the first call executed the old instruction)"
-        yield f"stale        {found['stale']} (as did a call 20 ms and 1000 calls later)"
+        yield f"stale        {found['stale']} (so did a call after 20 ms and 1000 calls)"
         yield f"controls     {found['caught']} of {found['controls']} caught"
 
 

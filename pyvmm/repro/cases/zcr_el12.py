@@ -61,7 +61,7 @@ def wants_module(settings: Settings) -> bool:
 
 
 def variants(settings: Settings) -> Variants:
-    """Return the runs on each host of a matrix; the one without the arm step needs a new host."""
+    """Return the runs on each host of a matrix; the first one needs a new host."""
     value = DEFAULT_HACK if settings["hack"] is None else settings["hack"]
     plain = {**settings, "hack": None}
     yield "no arm step", {**plain, "arm": "never"}

@@ -257,7 +257,7 @@ def test_list_shows_lengths_in_every_unit_and_the_sets() -> None:
         "CPU       Arm, part 0xd4f, MIDR_EL1 0x410fd4f0",
         "programs  128,256: the same as guests, by prctl(PR_SVE_SET_VL) and RDVL",
         "",
-        "  BITS  BYTES  QUADWORDS   SET UP TO IT",
+        "  BITS  BYTES  QUADWORDS   SET UP TO THIS LENGTH",
         "   128     16          1   --sve-vls=128",
         "   256     32          2   --sve-vls=128,256",
     ]
