@@ -152,7 +152,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         sys.stdout.flush()
     except SystemExit as end:
-        return _code_of(end)
+        if isinstance(end.code, str):
+            say(end.code)
+            return EXIT_FAILED
+        return end.code or EXIT_OK
     except BaseException as error:
         if invocation.debug:
             import traceback
@@ -211,13 +214,6 @@ def say(message: str, hint: str | None = None) -> None:
     text = f"pyvmm: {message}" + (f"\n  hint: {hint}" if hint else "")
     fields: Any = importlib.import_module("pyvmm.commands._fields")  # late, as the verbs are
     click.echo(fields.spell(text), err=True)
-
-
-def _code_of(end: SystemExit) -> int:
-    if isinstance(end.code, str):
-        say(end.code)
-        return EXIT_FAILED
-    return end.code or EXIT_OK
 
 
 def _keep_standard_descriptors() -> None:

@@ -11,7 +11,6 @@ from pyvmm.cli import Invocation
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._options import EXISTING_FILE, file_option
 from pyvmm.commands._several import run_several
-from pyvmm.config import Config
 from pyvmm.errors import UsageError
 from pyvmm.host.settings import HostSettings
 from pyvmm.snapshot.reader import SnapshotFile
@@ -55,7 +54,9 @@ def restore(invocation: Invocation, /, where: HostSettings, file: Path, **option
     someone else with `pyvmm snapshot show` first.
     """
     invocation.debug |= options["debug"]
-    config = _config(file, options["name"], options["timeout"])
+    with SnapshotFile.open(file) as snapshot:
+        config = State.of(snapshot.document, str(file)).config
+    config = config.replace(name=options["name"] or config.name, timeout_s=options["timeout"])
     saved_to = options["save_on_exit"]
     files = [file, *(path for device in config.devices for path in device.files())]
     ttys = config.ttys if options["count"] == 1 else frozenset()
@@ -76,10 +77,3 @@ def restore(invocation: Invocation, /, where: HostSettings, file: Path, **option
     )
     extras = Extras(verbose=options["verbose"], restorer=restorer, save_on_exit=saved_to)
     return run_attached(config, extras)
-
-
-def _config(file: Path, name: str | None, timeout_s: float | None) -> Config:
-    """Return the machine in a file, with its new name."""
-    with SnapshotFile.open(file) as snapshot:
-        config = State.of(snapshot.document, str(file)).config
-    return config.replace(name=name or config.name, timeout_s=timeout_s)

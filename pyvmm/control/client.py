@@ -99,7 +99,7 @@ def _info(path: Path) -> Message | None:
 def ask(path: Path, request: Message) -> Message:
     """Send a VM one request and return its reply, which may be a failure.
 
-    After "stop" the VM has ended when this returns.
+    If the request ends the VM, wait for its end.
 
     Raises:
         Gone: the VM ended first.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from pyvmm.base.records import Record
@@ -16,9 +17,9 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class Testcase(Record, kw_only=True):
-    """One case; it passed if it has no ``failure``, ``error`` or ``skipped`` reason.
+    """One case; its verdict is "failure", "error" or "skipped", or empty if it passed.
 
-    ``details`` belong to the reason, ``output`` is what the case printed.
+    ``reason`` and ``details`` belong to the verdict. ``output`` is what the case printed.
     """
 
     __test__ = False  # not a test for pytest
@@ -26,22 +27,22 @@ class Testcase(Record, kw_only=True):
     classname: str
     name: str
     seconds: float = 0.0
-    failure: str | None = None
-    error: str | None = None
-    skipped: str | None = None
+    verdict: str = ""
+    reason: str = ""
     details: str = ""
     output: str = ""
 
 
 def document(suite: str, cases: Sequence[Testcase], properties: Mapping[str, str]) -> bytes:
     """Return the report of one test suite; ``properties`` describe the machine it ran on."""
+    counts = Counter(case.verdict for case in cases)
     element = ET.Element(
         "testsuite",
         name=_clean(suite),
         tests=str(len(cases)),
-        failures=str(sum(case.failure is not None for case in cases)),
-        errors=str(sum(case.error is not None for case in cases)),
-        skipped=str(sum(case.skipped is not None for case in cases)),
+        failures=str(counts["failure"]),
+        errors=str(counts["error"]),
+        skipped=str(counts["skipped"]),
         time=f"{sum(case.seconds for case in cases):.3f}",
     )
     listed = ET.SubElement(element, "properties")
@@ -64,12 +65,9 @@ def _add(suite: ET.Element, case: Testcase) -> None:
         name=_clean(case.name),
         time=f"{case.seconds:.3f}",
     )
-    for kind in ("failure", "error", "skipped"):
-        message: str | None = getattr(case, kind)
-        if message is not None:
-            ET.SubElement(element, kind, message=_clean(message)).text = (
-                _clean(case.details) or None
-            )
+    if case.verdict:
+        verdict = ET.SubElement(element, case.verdict, message=_clean(case.reason))
+        verdict.text = _clean(case.details) or None
     if case.output:
         ET.SubElement(element, "system-out").text = _clean(case.output)
 

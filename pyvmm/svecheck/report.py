@@ -78,13 +78,13 @@ def junit_document(results: Sequence[CaseResult], where: Where) -> bytes:
 def _testcase(result: CaseResult) -> junit.Testcase:
     subject, _, name = result.case.name.partition("/")
     text = "\n".join(lines(result, verbose=True))
-    differs, skipped = (result.verdict is verdict for verdict in (Verdict.DIFFERS, Verdict.SKIPPED))
+    verdict = {Verdict.DIFFERS: "failure", Verdict.SKIPPED: "skipped"}.get(result.verdict, "")
     return junit.Testcase(
         classname=f"pyvmm.sve.check.{subject}",
         name=name,
         seconds=result.seconds,
-        failure=f"{result.got}, not {result.expected}" if differs else None,
-        skipped=result.why if skipped else None,
-        details=text if differs else "",
-        output="" if differs or skipped else text,
+        verdict=verdict,
+        reason=result.why or f"{result.got}, not {result.expected}",
+        details=text if verdict == "failure" else "",
+        output="" if verdict else text,
     )

@@ -20,8 +20,9 @@ from pyvmm.sweep.work import command_line
 SCHEMA = 1
 SHOWN = 16 << 10  # characters of a guest's output in a report: the last
 
-# JUnit's elements for verdicts; the others are an "error", except for a pass.
+# JUnit's verdicts; the others are an "error".
 _JUNIT = {
+    RunVerdict.PASSED: "",
     RunVerdict.FAILED: "failure",
     RunVerdict.TIMEOUT: "failure",
     RunVerdict.STOPPED: "skipped",
@@ -101,15 +102,13 @@ def junit_document(results: Sequence[RunResult], hosts: Hosts, image: str) -> by
 
 def _case(result: RunResult, image: str) -> junit.Testcase:
     output = result.output
-    reason = {}
-    if result.verdict is not RunVerdict.PASSED:
-        reason[_JUNIT.get(result.verdict, "error")] = f"{result.verdict}: {result.problem}"
     return junit.Testcase(
         classname=f"pyvmm.sweep.{Path(image).name}",
         name=result.run.name,
         seconds=0.0 if output is None else output.seconds,
         output="" if output is None else _text(output.stdout) + _text(output.stderr),
-        **reason,
+        verdict=_JUNIT.get(result.verdict, "error"),
+        reason=f"{result.verdict}: {result.problem}",
     )
 
 

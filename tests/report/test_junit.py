@@ -12,7 +12,7 @@ from pyvmm.report import junit
 
 @given(st.text())
 def test_any_text_makes_a_readable_document(text: str) -> None:
-    case = junit.Testcase(classname="c", name=text, failure=text, output=text)
+    case = junit.Testcase(classname="c", name=text, verdict="failure", reason=text, output=text)
 
     root = ET.fromstring(junit.document("suite", [case], {"where": text}))
 

@@ -94,12 +94,15 @@ def sweep(image: str, more: tuple[str, ...], **options: Any) -> int:
     options of `pyvmm run`, for each run.
     """
     _refuse_own(more)
+    timeout_s = options["timeout"]
+    if timeout_s is not None and not 0 < timeout_s < float("inf"):
+        raise UsageError(f"--timeout {timeout_s:g}: needs a time above 0 s")
     params = ("--params", options["params"]) if options["params"] else ()
     guest = Guest(
         image=image,
         initrd=options["initrd"],
         options=(*params, *more),
-        timeout_s=_checked(options["timeout"]),
+        timeout_s=timeout_s,
     )
     if options["jobs"] is not None and options["scheduler"] is not None:
         raise UsageError(
@@ -125,12 +128,6 @@ def _refuse_own(more: Sequence[str]) -> None:
             raise UsageError(
                 f"{name} after --: the sweep sets it", hint="`pyvmm sweep --help` shows how"
             )
-
-
-def _checked(timeout_s: float | None) -> float | None:
-    if timeout_s is not None and not 0 < timeout_s < float("inf"):
-        raise UsageError(f"--timeout {timeout_s:g}: needs a time above 0 s")
-    return timeout_s
 
 
 def _hosts(options: dict[str, Any]) -> list[HostSettings]:
