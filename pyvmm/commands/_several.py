@@ -7,7 +7,6 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,13 @@ def run_several(file: Path, name: str, options: dict[str, Any]) -> int:
     numbers = range(1, options["count"] + 1)
     children = [_start(file, f"{name}-{number}", options) for number in numbers]
     lock = threading.Lock()
-    with _ending_together(children):
+
+    def end(number: int, frame: object) -> None:
+        """Pass a signal that ends this process on to the VMs, which then end."""
+        for child in children:
+            os.kill(child.pid, number)
+
+    with handling(ENDING, end):
         shown = [threading.Thread(target=_show, args=(child, lock)) for child in children]
         for thread in shown:
             thread.start()
@@ -85,15 +90,3 @@ def _show(child: Child, lock: threading.Lock) -> None:
         for line in lines:
             with lock:
                 click.echo(f"{child.name}: ".encode() + line.rstrip(b"\r\n"))
-
-
-@contextmanager
-def _ending_together(children: list[Child]) -> Iterator[None]:
-    """Pass signals that end this process on to the VMs, which then end."""
-
-    def end(number: int, frame: object) -> None:
-        for child in children:
-            os.kill(child.pid, number)
-
-    with handling(ENDING, end):
-        yield

@@ -69,18 +69,13 @@ class CaseResult(Record):
     seconds: float = 0.0
 
 
-def case(
-    promise: Promise, expected: Expected, *known: Known, subject: str = ""
-) -> Callable[[Act], Case]:
-    """Make a case of a function: its name names the case, its docstring describes the action.
-
-    The default subject is the function's module.
-    """
+def case(promise: Promise, expected: Expected, *known: Known) -> Callable[[Act], Case]:
+    """Make a case of a function: module and name name the case, the docstring is the action."""
 
     def make(act: Act) -> Case:
-        prefix = subject or act.__module__.rpartition(".")[2]
+        subject = act.__module__.rpartition(".")[2]
         done = (act.__doc__ or "").strip().rstrip(".")
-        name = f"{prefix}/{act.__name__.replace('_', '-')}"
+        name = f"{subject}/{act.__name__.replace('_', '-')}"
         return Case(name, " ".join(done.split()), promise, expected, act, known)
 
     return make

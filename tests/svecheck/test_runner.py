@@ -87,12 +87,12 @@ def test_failing_case_does_not_end_the_run() -> None:
 
 
 def test_expectation_may_depend_on_the_host() -> None:
-    @case(PROMISE, lambda host: str(max(host.vls)), subject="runner")
+    @case(PROMISE, lambda host: str(max(host.vls)))
     def longest_length(bench: Bench) -> str:
         """Look."""
         return "128"
 
-    assert (longest_length.name, longest_length.done) == ("runner/longest-length", "Look")
+    assert (longest_length.name, longest_length.done) == ("test_runner/longest-length", "Look")
     assert run(longest_length)[0] is Verdict.OK
 
 
