@@ -1,7 +1,7 @@
 """A VM's end of its control socket: it answers requests in the loop's thread.
 
-No client can harm the VM. A malformed request gets an error and ends the connection. So does a
-client that sends nothing, or does not read its reply, for TIMEOUT_S.
+No client can harm the VM. A malformed request gets an error, and its connection is closed. The
+connection is also closed if a client sends nothing, or does not read its reply, for TIMEOUT_S.
 """
 
 from __future__ import annotations
