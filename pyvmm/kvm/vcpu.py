@@ -196,14 +196,14 @@ class Vcpu(AttributeFd):
     def run(self) -> Exit:
         """Run the guest until an exit, a kick() or a signal; a FastMmio completes some exits.
 
-        After an MMIO read call set_mmio_data() first.
+        After an MMIO read, call set_mmio_data() first.
         """
         state = self._state
         error = self._lib.pyvmm_run(state)
         if error:
             if error == -errno.EINTR:
                 return Exit(_INTR)
-            raise self._run_error(-error)
+            raise ioctls.RUN.error(-error, f"vcpu {self.id}")
         reason = state.reason
         if reason == _MMIO:
             return Exit(
@@ -313,9 +313,6 @@ class Vcpu(AttributeFd):
     def get_stats_fd(self) -> int:
         """Return a file descriptor of the vCPU's binary statistics; the caller closes it."""
         return ioctls.GET_STATS_FD(self.fd)
-
-    def _run_error(self, error: int) -> KvmError:
-        return ioctls.RUN.error(error, f"vcpu {self.id}")
 
 
 def _feature(number: int) -> str:

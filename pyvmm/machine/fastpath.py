@@ -17,10 +17,11 @@ guest can see it. A guest's access takes the first step that fits:
 A byte that the guest sends is in KVM's ring, then in the tx ring of C (kvm/fastmmio.c), then in
 Uart8250. `collect` moves it to Uart8250, and `send_out` outputs it.
 
-The page and the ring cost about as much to set up as 16 exits. So each UART first makes 16 exits
-that they would have saved. C completes these, and later ones where a page of the host holds more
-than one UART. KVM signals neither a read of the page nor a coalesced write: a thread polls the
-ring, and a vCPU that exits to Python outputs first what was sent before (`FastPaths.attend`).
+To set up the page and the ring costs about as much as 16 exits. So a UART gets them after 16 exits
+that they would have saved. C completes these exits. It also completes later ones, on a host whose
+pages hold more than one UART. KVM signals neither a read of the page nor a coalesced write. So a
+thread polls the ring, and a vCPU that exits to Python first outputs all earlier bytes
+(`FastPaths.attend`).
 
 Source: Linux, Documentation/virt/kvm/api.rst, KVM_REGISTER_COALESCED_MMIO, KVM_MEM_READONLY.
 """
@@ -218,7 +219,7 @@ class FastPaths:
 
     def close(self) -> None:
         """Output what was sent, and end every fast path; idempotent."""
-        self._open = False  # the ring is the vCPUs', which are about to go
+        self._open = False  # the ring is in memory of the vCPUs, which close next
         self._undo.close()
 
     def attend(self) -> None:
@@ -250,16 +251,13 @@ class FastPaths:
 
     def completed_by(self, vcpu: Vcpu) -> dict[str, int]:
         """Count the exits of one vCPU that C completed, by cause."""
-        return _by_cause(*vcpu.completed_mmio())
+        reads, writes = vcpu.completed_mmio()
+        uarts = [f"uart{number}" for number in range(len(reads) - 2)]
+        names = [*uarts, "virtio interrupt", "unclaimed"]
+        counts = {f"{name} read": count for name, count in zip(names, reads, strict=True)}
+        counts |= {f"{name} write": count for name, count in zip(names, writes, strict=True)}
+        return {cause: count for cause, count in counts.items() if count}
 
     def bytes_sent(self) -> dict[str, int]:
         """Count the bytes that each UART got without an exit to Python."""
         return {f"uart{number}": fast.bytes_sent for number, fast in enumerate(self._fast_uarts)}
-
-
-def _by_cause(reads: list[int], writes: list[int]) -> dict[str, int]:
-    uarts = range(len(reads) - 2)
-    names = [*(f"uart{number}" for number in uarts), "virtio interrupt", "unclaimed"]
-    counts = {f"{name} read": count for name, count in zip(names, reads, strict=True)}
-    counts |= {f"{name} write": count for name, count in zip(names, writes, strict=True)}
-    return {cause: count for cause, count in counts.items() if count}

@@ -2,10 +2,10 @@
 
 Source: OASIS Virtual I/O Device (VIRTIO) 1.2, section 5.5; linux/virtio_balloon.h.
 
-Exits serve all its queues. Linux's driver waits for the reply from all but two of them. One is
-statistics, which has one buffer. The other is hints: the guest may use a hinted page again as soon
-as its kick returns (get_free_page_and_send() in drivers/virtio/virtio_balloon.c), so the device
-must have discarded the page by then.
+Exits serve all its queues. Linux's driver waits for the replies, but for those to statistics and
+hints. Statistics have one buffer. The guest may use a hinted page again as soon as its kick returns
+(get_free_page_and_send() in drivers/virtio/virtio_balloon.c), so the device must have discarded the
+page by then.
 """
 
 from __future__ import annotations
@@ -127,9 +127,7 @@ class VirtioBalloon(VirtioDevice):
         super().__init__(memory, log)
         self.memory = memory
         self.clock = clock
-        self.inflateq, self.deflateq, self.statsq, self.free_page_vq, self.reporting_vq = (
-            self.queues
-        )
+        self.statsq, self.free_page_vq, self.reporting_vq = self.queues[2:]
         self.pages = BalloonPages(memory)
         self.statistics: Statistics | None = None
         self.hinted_bytes = 0  # in the last round
@@ -217,8 +215,8 @@ class VirtioBalloon(VirtioDevice):
     def notify(self, queue: Virtqueue) -> None:
         """Serve all chains in a queue."""
         serve = {
-            "inflateq": self._inflate,
-            "deflateq": self._deflate,
+            "inflateq": lambda chain: self._change(queue, chain, self.pages.add),
+            "deflateq": lambda chain: self._change(queue, chain, self.pages.remove),
             "statsq": self._take_statistics,
             "free_page_vq": self._take_hint,
             "reporting_vq": self._take_report,
@@ -256,12 +254,6 @@ class VirtioBalloon(VirtioDevice):
                 setattr(self, field.name, int.from_bytes(written, "little"))
 
     # Each of these serves and returns a chain
-
-    def _inflate(self, chain: Chain) -> None:
-        self._change(self.inflateq, chain, self.pages.add)
-
-    def _deflate(self, chain: Chain) -> None:
-        self._change(self.deflateq, chain, self.pages.remove)
 
     def _change(
         self, queue: Virtqueue, chain: Chain, change: Callable[[tuple[int, ...]], None]

@@ -46,8 +46,8 @@ class VirtioConsole(VirtioDevice):
 
     Input waits until the driver is ready. Linux's driver adds buffers before it has a terminal,
     and drops their input (in_intr() of the same file). It reads the terminal's size only later,
-    after a configuration change: so the device signals one at once. Input does not wait for a
-    driver without F_SIZE, or longer than WAIT_S for a driver without output.
+    after a configuration change: so the device signals one at once. Input waits at most WAIT_S for
+    a driver without output, and not at all for a driver without F_SIZE.
     """
 
     device_id = 3
@@ -107,7 +107,7 @@ class VirtioConsole(VirtioDevice):
                 self.config_changed()
 
     def notify(self, queue: Virtqueue) -> None:
-        """Use new buffers for input, or output the guest's."""
+        """Use new buffers for input, or output the content of the guest's buffers."""
         if queue is self.receiveq:
             self._offer_room()
         else:
@@ -139,10 +139,11 @@ class VirtioConsole(VirtioDevice):
             self.defer(self._offer_room)
         return super().read_config(offset, length)
 
-    @emerg_wr.write
-    def _(self, value: int) -> None:
-        self.has_transmitted = True
-        self.defer(functools.partial(self.output, bytes([value & 0xFF])))
+    def write_config(self, offset: int, length: int, value: int) -> None:
+        """Output a character of the driver's emergency write."""
+        if offset == type(self).emerg_wr.offset:
+            self.has_transmitted = True
+            self.defer(functools.partial(self.output, bytes([value & 0xFF])))
 
     def _next_input(self) -> Chain | None:
         """Take the next buffer for input; without one, ask for a kick."""

@@ -90,8 +90,6 @@ class QueueSpec(Record):
     by_exit: bool = False
 
 
-Setter = Callable[[Any, int], None]
-
 # The saved state of every device
 STATE_FIELDS = (
     StateField("status", 0, 0xFF),
@@ -103,8 +101,7 @@ STATE_FIELDS = (
 class ConfigField:
     """A little-endian field of the configuration space; an int attribute of the device.
 
-    The driver reads the attribute's value. The method decorated with `write` gets the driver's
-    writes; without one they have no effect.
+    The driver reads the attribute's value.
     """
 
     def __init__(self, offset: int, size: int, meaning: str) -> None:
@@ -112,12 +109,6 @@ class ConfigField:
         self.size = size
         self.meaning = meaning
         self.name = ""
-        self.writer: Setter | None = None
-
-    def write(self, handler: Setter) -> Setter:
-        """Decorate the method that takes the driver's writes."""
-        self.writer = handler
-        return handler
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -311,7 +302,7 @@ class VirtioDevice:
                 )
 
     def look_into_queues(self) -> None:
-        """Serve chains that wait in queues without a kick, by `run_deferred`; with the lock."""
+        """Make `run_deferred` serve chains that were queued without a kick; with the lock."""
         if self.live:
             for queue in self.queues:
                 self.defer(functools.partial(self._look_into, queue))
@@ -394,10 +385,7 @@ class VirtioDevice:
         return value & (1 << 8 * length) - 1
 
     def write_config(self, offset: int, length: int, value: int) -> None:
-        """Handle the driver's write to the configuration space; only writable fields change."""
-        for field in self.config_fields:
-            if field.offset == offset and field.writer is not None:
-                field.writer(self, value & (1 << 8 * min(length, field.size)) - 1)
+        """Handle the driver's write to the configuration space; by default it has no effect."""
 
     def run_deferred(self) -> None:
         """Run the deferred actions; without the lock."""
