@@ -15,7 +15,7 @@ from pyvmm.errors import UsageError
 from pyvmm.layout import MIB, RAM_BASE, UART_COUNT, VIRTIO_COUNT, WINDOW_ALIGN
 
 PAGE = 4096
-RAM_ALIGN = 2 * MIB  # the arm64 boot protocol's.  Source: Documentation/arch/arm64/booting.rst
+RAM_ALIGN = 2 * MIB  # of the arm64 boot protocol.  Source: Documentation/arch/arm64/booting.rst
 CONSOLES = ("serial", "virtio", "hv")
 TRANSPORTS = ("mmio", "mmio-legacy")
 IRQCHIPS = ("gicv3", "gicv3-its", "gicv2")
@@ -235,12 +235,12 @@ class CpuRequest(Record, kw_only=True):
 class Config(Record, kw_only=True):
     """The description of one machine.
 
-    None stands for a default: lkvm's for ``vcpus`` and ``memory`` (in bytes), see default_vcpus()
-    and default_memory(); the host's best for ``irqchip``. vCPUs run on the host's CPUs in
-    ``vcpu_affinity``. ``hugetlbfs`` is the directory that guest RAM comes from. ``kaslr_seed`` and
-    ``timer_hz`` go to the device tree. ``ttys`` are the terminals on pseudo-terminals: 0 is the
-    console, 1 to 3 are the other UARTs. ``devices`` are virtio devices in the order of their slots,
-    after a virtio console.
+    None stands for a default. For ``vcpus`` and ``memory`` (in bytes) it is the one of lkvm, see
+    default_vcpus() and default_memory(); for ``irqchip`` it is the host's best. vCPUs run on the
+    host's CPUs in ``vcpu_affinity``. ``hugetlbfs`` is the directory that guest RAM comes from.
+    ``kaslr_seed`` and ``timer_hz`` go to the device tree. ``ttys`` are the terminals on
+    pseudo-terminals: 0 is the console, 1 to 3 are the other UARTs. ``devices`` are virtio devices
+    in the order of their slots, after a virtio console.
 
     Raises: UsageError, for a machine that no host can make.
     """

@@ -77,7 +77,7 @@ ITS_SIZE = 128 * KIB
 NR_IRQS = 256  # INTIDs the GIC implements: 16 SGIs, 16 PPIs, SPI 0 to 223
 
 RAM_BASE = 0x8000_0000
-WINDOW_ALIGN = GIB  # a section of arm64 Linux's memory model before v5.12, the largest there is
+WINDOW_ALIGN = GIB  # the largest section of arm64 Linux's memory model: the one before v5.12
 KERNEL_OFFSET = 0x8_0000  # of an image without an arm64 header, from the start of RAM
 KERNEL_OFFSET_32 = 0x8000  # of a 32-bit image
 DTB_SIZE = 64 * KIB

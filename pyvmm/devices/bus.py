@@ -38,7 +38,7 @@ NO_DEVICE: MmioDevice = _NoDevice()
 class Bus:
     """The devices by address, for any thread. Each device does its own locking.
 
-    The device of its first byte handles an access. An unclaimed read returns 0 and an unclaimed
+    An access goes to the device at its first byte. An unclaimed read returns 0 and an unclaimed
     write does nothing, as under lkvm.
     """
 

@@ -35,7 +35,7 @@ BLKPBSZGET = 0x127B  # an unsigned int: the physical one
 BLKGETSIZE64 = 0x8008_1272  # _IOR(0x12, 114, size_t)
 
 UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY})
-PHYSICAL_BLOCK = 4096  # of every file: a restore on another file system sees the same
+PHYSICAL_BLOCK = 4096  # of every file: the same after a restore on another file system
 ZEROES = 1 << 20  # bytes of each write, if no system call can zero a range
 BOUNCE = 1 << 20  # bytes of the buffer between O_DIRECT and unaligned guest buffers
 
@@ -56,7 +56,7 @@ class DiskFile:
     def __init__(
         self, path: Path, *, option: str, read_only: bool = False, direct: bool = False
     ) -> None:
-        """Open the file; messages begin with ``option``, the field; ``direct`` is O_DIRECT.
+        """Open the file, with O_DIRECT if ``direct``. Messages begin with the field ``option``.
 
         Raises:
             UsageError: the file does not exist, or cannot be a disk.

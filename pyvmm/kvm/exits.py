@@ -102,7 +102,7 @@ class Exit:
     ``reason`` is an ExitReason, or an int for a reason newer than pyvmm.
 
     - MMIO: ``address``, ``length`` (bytes), ``is_write``, and ``data``, the little-endian value
-      written. After a read call Vcpu.set_mmio_data before the next run.
+      written. After a read, call Vcpu.set_mmio_data before the next run.
     - INTR: a kick or a signal ended the run.
     - Others: ``fields``, struct kvm_run's members for that exit by the kernel's names, and
       ``array``, its data or arguments. SYSTEM_EVENT also has ``type``, a SystemEvent.

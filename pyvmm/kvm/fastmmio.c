@@ -18,7 +18,7 @@
 #define PYVMM_REGIONS 128
 #define PYVMM_TX_SIZE 4096
 
-/* Registers; tests/devices/test_fastmmio.py compares them with the devices'. */
+/* Registers; tests/devices/test_fastmmio.py compares them with the devices' tables. */
 #define PYVMM_UART_SIZE 8 /* bytes of registers */
 #define PYVMM_UART_THR 0
 #define PYVMM_UART_IER 1
@@ -104,7 +104,7 @@ static int pyvmm_coalesced_is_empty(struct pyvmm_fast_mmio *fast)
 	       __atomic_load_n(&fast->ring->last, __ATOMIC_ACQUIRE);
 }
 
-/* Returns whether bytes wait for Python; the coalesced ring's may be another UART's. */
+/* Returns whether bytes wait for Python; those in the coalesced ring may be of another UART. */
 static int pyvmm_has_tx(struct pyvmm_fast_mmio *fast, int number)
 {
 	return __atomic_load_n(&fast->uart[number].tx_count, __ATOMIC_RELAXED) ||

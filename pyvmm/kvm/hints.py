@@ -37,13 +37,13 @@ HINTS: dict[tuple[str, int], str] = {
     ("KVM_RUN", errno.ENOEXEC): "initialise the vCPU first (KVM_ARM_VCPU_INIT)",
     ("KVM_RUN", errno.EPERM): "finalize SVE first (KVM_ARM_VCPU_FINALIZE)",
     ("KVM_RUN", errno.ENXIO): "the GIC has no addresses, or was not initialised",
-    ("KVM_RUN", errno.EINVAL): "the vCPU's PMU was not initialised, or no GIC was for it",
+    ("KVM_RUN", errno.EINVAL): "initialise the GIC, and then the vCPU's PMU",
     ("KVM_RUN", errno.ENOSYS): "the guest accessed a device with an instruction that KVM cannot "
     "decode (KVM_CAP_ARM_NISV_TO_USER would report it)",
-    ("KVM_RUN", errno.EFAULT): "the guest's memory is not mapped in this process, or KVM does not "
-    "know a fault: see dmesg | grep kvm",
+    ("KVM_RUN", errno.EFAULT): "the guest's memory is not mapped in this process, or KVM cannot "
+    "handle a fault: see dmesg | grep kvm",
     ("KVM_RUN", errno.ENOMEM): "the machine is out of memory",
-    ("KVM_RUN", errno.EIO): "the VM belongs to another process (after fork), or KVM gave it up: "
+    ("KVM_RUN", errno.EIO): "the VM belongs to another process (after fork), or KVM stopped it: "
     "see dmesg | grep kvm",
     ("KVM_GET_ONE_REG", errno.ENOEXEC): "initialise the vCPU first (KVM_ARM_VCPU_INIT)",
     ("KVM_SET_ONE_REG", errno.ENOEXEC): "initialise the vCPU first (KVM_ARM_VCPU_INIT)",
@@ -64,9 +64,9 @@ HINTS: dict[tuple[str, int], str] = {
     ("KVM_IRQFD", errno.EAGAIN): "create the GIC first",
     ("KVM_IRQFD", errno.EBUSY): "that eventfd drives an interrupt already",
     ("KVM_IOEVENTFD", errno.EEXIST): "another eventfd has that address and value",
-    ("KVM_IOEVENTFD", errno.ENOENT): "no eventfd with that address, length and value is there",
-    ("KVM_IRQ_LINE", errno.ENXIO): "create the GIC first; with one, a vCPU's own IRQ and FIQ "
-    "lines cannot be driven",
+    ("KVM_IOEVENTFD", errno.ENOENT): "there is no eventfd with that address, length and value",
+    ("KVM_IRQ_LINE", errno.ENXIO): "create the GIC first; with a GIC only KVM drives a vCPU's IRQ "
+    "and FIQ lines",
     ("KVM_IRQ_LINE", errno.EBUSY): "initialise the GIC first",
     ("KVM_IRQ_LINE", errno.EINVAL): "no such interrupt, or no such vCPU: SPIs are INTID 32 up to "
     "the GIC's NR_IRQS, PPIs 16 to 31",
@@ -81,7 +81,7 @@ HINTS: dict[tuple[str, int], str] = {
     ("KVM_SET_DEVICE_ATTR", errno.ENXIO): "this kernel knows no such attribute here",
     ("KVM_GET_DEVICE_ATTR", errno.ENXIO): "this kernel knows no such attribute here",
     ("KVM_SET_DEVICE_ATTR", errno.E2BIG): "beyond the VM's guest physical addresses",
-    ("KVM_ENABLE_CAP", errno.EINVAL): "this kernel cannot enable that, or not any more",
+    ("KVM_ENABLE_CAP", errno.EINVAL): "this kernel cannot enable that, or it is too late",
 }
 
 

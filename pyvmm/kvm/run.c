@@ -4,7 +4,7 @@
  * fastmmio.c above this file.
  */
 
-/* Make an ioctl, again after a signal.  Returns the result, or -errno. */
+/* Make an ioctl, and repeat it after a signal.  Returns the result, or -errno. */
 static int pyvmm_ioctl(int fd, unsigned long request, unsigned long argument)
 {
 	int result;

@@ -64,10 +64,10 @@ class Vgic(Controller):
     ) -> Self:
         """Create and initialise a GIC, after all of the VM's vCPUs.
 
-        Addresses are multiples of 64 KiB. ``redistributors`` is the address of the first vCPU's;
-        each has 128 KiB, in vCPU order. ``nr_irqs`` is the number of INTIDs: 64 to 1024, a
-        multiple of 32. ``maintenance_irq``, for guests in EL2, is the private interrupt of the
-        virtual GIC's list registers.
+        Addresses are multiples of 64 KiB. ``redistributors`` is the address of the first
+        redistributor; each has 128 KiB, in vCPU order. ``nr_irqs`` is the number of INTIDs: 64 to
+        1024, a multiple of 32. ``maintenance_irq``, for guests in EL2, is the private interrupt of
+        the virtual GIC's list registers.
         """
         attributes = [
             (VgicGroup.ADDR, VgicAddr.V3_ADDR_TYPE_DIST, distributor),
@@ -81,7 +81,7 @@ class Vgic(Controller):
     def get_cpu_sysreg(self, mpidr: int, encoding: int) -> int:
         """Read an ICC_*_EL1 register of the vCPU with that MPIDR_EL1.
 
-        ``encoding`` is regs.encoding()'s.
+        ``encoding`` is what regs.encoding() returns.
         """
         return self.device.get_attr(VgicGroup.CPU_SYSREGS, affinity(mpidr) | encoding)
 

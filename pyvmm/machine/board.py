@@ -62,7 +62,7 @@ class Hooks(Record, kw_only=True):
 
     on_exit: Callable[[int], None]
     output: Output  # the console's
-    terminals: Mapping[int, Output]  # the UARTs', by their numbers
+    terminals: Mapping[int, Output]  # of the UARTs, by their numbers
     log: Callable[[str], None]  # a line about the image or a faulty guest driver
 
 
@@ -135,8 +135,8 @@ def build(system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Boar
         ImageError: the image cannot be booted.
     """
     board = assemble(system, config, plan(config, read_limits(system)), hooks, undo)
-    # The image is loaded last: kvm-unit-tests checks what a host can do with an image that does
-    # not exist, and must get the host's refusal.
+    # The image is loaded last. kvm-unit-tests checks a host's limits with an image that does not
+    # exist: the error must be about the host, not the image.
     _load(board, config, hooks.log)
     return board
 

@@ -34,9 +34,9 @@ class ExitCounts:
 
 
 def open_stats(vcpus: Iterable[Vcpu], undo: ExitStack) -> list[Stats]:
-    """Open the files with KVM's own counts; before the vCPUs run: KVM_GET_STATS_FD waits for those.
+    """Open the files with KVM's own counts, before the vCPUs run; ``undo`` gets the cleanup.
 
-    ``undo`` gets the cleanup.
+    KVM_GET_STATS_FD waits for a running vCPU.
     """
     return [undo.enter_context(Stats(vcpu.get_stats_fd())) for vcpu in vcpus]
 

@@ -149,7 +149,7 @@ def make_devices(
 def plug_in(
     devices: Iterable[VirtioDevice], vm: Vm, undo: ExitStack, transport: str
 ) -> list[VirtioMmio]:
-    """Put the devices into the slots of the map, with an irqfd for each one's interrupt.
+    """Put the devices into the slots of the map, with an irqfd for the interrupt of each.
 
     ``transport`` is mmio or mmio-legacy. ``undo`` gets the cleanup. The caller must have added the
     unmapping of guest RAM to ``undo`` before.

@@ -34,8 +34,8 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 class Fact(Record):
     """A fact about a machine; ``lack`` says what is missing, ``remedy`` how to get it.
 
-    ``shown`` is the value for people, where that is not the value itself. No VM can run with a
-    lack that is ``fatal``.
+    ``shown`` is the value for people, if that is not the value itself. A ``fatal`` lack means that
+    no VM can run.
     """
 
     topic: str

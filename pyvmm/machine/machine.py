@@ -83,9 +83,9 @@ class Machine(Closing):
     """A virtual machine; a context manager that takes it apart again.
 
     The constructor makes everything, but runs nothing: an impossible request is refused before
-    the guest's first instruction. All methods are safe from any thread except a vCPU's own
-    thread, where only ``stop`` is. ``console`` sends input, ``terminals`` has the paths of the
-    Config's ttys, ``counts`` the statistics, and ``resizing`` changes the guest's memory size.
+    the guest's first instruction. In a vCPU's own thread only ``stop`` is safe; in other threads
+    all methods are. ``console`` sends input, ``terminals`` has the paths of the Config's ttys,
+    ``counts`` the statistics, and ``resizing`` changes the guest's memory size.
 
     Raises:
         HostError: the host's KVM cannot provide what the Config requests.
@@ -250,7 +250,7 @@ class Machine(Closing):
         """Resume a paused guest."""
         with self._pausing:
             if self._virtual_time is not None:
-                # One vCPU's counter is the whole VM's.
+                # The counter belongs to the VM: any vCPU sets it.
                 self.vcpus[0].set_one_reg(regs.TIMER_CNT, self._virtual_time)
                 self._virtual_time = None
             self._release()

@@ -192,7 +192,7 @@ def _features(config: Config, has: frozenset[Feature]) -> frozenset[Feature]:
                     f"`cpu.{field}`: this host's KVM gives guests no {feature.value}: {reason}"
                 )
             given.add(feature)
-    if config.cpu.aarch32:  # KVM gives the others to 64-bit guests alone
+    if config.cpu.aarch32:  # KVM gives the others only to 64-bit guests
         return frozenset(given)
     given |= {Feature.PAUTH} & has
     if config.cpu.pvtime:

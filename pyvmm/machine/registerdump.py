@@ -17,8 +17,8 @@ from pyvmm.kvm import regs
 from pyvmm.kvm.uapi import MpState
 from pyvmm.kvm.vcpu import VcpuEvents
 
-# The GIC's CPU interface, which KVM_GET_REG_LIST leaves out. Every GIC has these two registers of
-# active priorities; the number of others depends on its priority bits.
+# The GIC's CPU interface, which KVM_GET_REG_LIST leaves out. Every GIC has AP0R0 and AP1R0; only a
+# GIC with more priority bits has further ones.
 ICC_REGISTERS = (
     "ICC_PMR_EL1", "ICC_CTLR_EL1", "ICC_SRE_EL1", "ICC_IGRPEN0_EL1", "ICC_IGRPEN1_EL1",
     "ICC_BPR0_EL1", "ICC_BPR1_EL1", "ICC_AP0R0_EL1", "ICC_AP1R0_EL1",

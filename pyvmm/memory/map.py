@@ -1,7 +1,7 @@
 """All memory that a guest's devices may address: RAM, and memory added to it.
 
-Virtqueues use a `Memory`. A range of addresses is valid if one piece has all of it. Because of the
-gaps between pieces no buffer lies in two.
+Virtqueues use a `Memory`. A range of addresses is valid if one piece has all of it. The gaps
+between pieces ensure that no buffer lies in two.
 """
 
 from __future__ import annotations

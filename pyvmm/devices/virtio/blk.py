@@ -56,7 +56,7 @@ class Failed(Exception):
 
 
 class Request(NamedTuple):
-    """A parsed request: the guest's data, and the room for the device's.
+    """A parsed request: the guest's data, and the room for the device's data.
 
     A NamedTuple, as each request makes one: a Record takes longer to make.
     """

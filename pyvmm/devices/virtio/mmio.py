@@ -311,8 +311,8 @@ class VirtioMmio(Device):
     def _interrupt(self, reasons: int) -> None:
         """Interrupt the guest; with the lock.
 
-        Each call is an edge. A driver may read its queues before it acknowledges the last edge,
-        and would miss an event in between.
+        Each call is an edge: a driver may have read its queues, but not yet acknowledged the last
+        edge.
         """
         self._reasons.set(reasons)
         self.irq()

@@ -151,7 +151,7 @@ class ServedDevice(VirtioDevice):
         return True
 
     def _work(self) -> None:
-        """Serve requests until the device stops. If a bug in `serve` ends the thread, start one."""
+        """Serve requests until the device stops. Replace a thread that a bug ends."""
         job, leads = None, False
         try:
             while (job := self._next_job(leads)) is not None:
