@@ -89,11 +89,11 @@ class DiskFile:
         try:
             if os.preadv(self.fd, buffers, offset) != sum(map(len, buffers)):
                 with _Span(buffers) as span:
-                    _read(self.fd, span, offset)
+                    _transfer(self.fd, span, offset)
         except OSError as error:
             if not self.direct or error.errno != errno.EINVAL:
                 raise
-            self._bounce(buffers, offset, write=False)
+            self._bounce(buffers, offset)
 
     def write(self, buffers: Buffers, offset: int, *, durable: bool = False) -> None:
         """Write the buffers at ``offset``; with ``durable`` return once they are on the disk."""
@@ -101,14 +101,14 @@ class DiskFile:
         try:
             if os.pwritev(self.fd, buffers, offset, flags) != sum(map(len, buffers)):
                 with _Span(buffers) as span:
-                    _write(self.fd, span, offset, flags)
+                    _transfer(self.fd, span, offset, flags)
         except OSError as error:
             if not self.direct or error.errno != errno.EINVAL:
                 raise
-            self._bounce(buffers, offset, write=True, flags=flags)
+            self._bounce(buffers, offset, flags)
 
-    def _bounce(self, buffers: Buffers, offset: int, *, write: bool, flags: int = 0) -> None:
-        """Read or write through an aligned buffer, as O_DIRECT requires."""
+    def _bounce(self, buffers: Buffers, offset: int, write_flags: int | None = None) -> None:
+        """Read through an aligned buffer, as O_DIRECT requires; with ``write_flags`` write."""
         with (
             _Span(buffers) as span,
             mmap.mmap(-1, BOUNCE) as room,
@@ -116,14 +116,11 @@ class DiskFile:
         ):
             while span.left:
                 with whole[: min(BOUNCE, span.left)] as part:
-                    if write:
+                    if write_flags is not None:
                         span.copy(part, into=True)
                     with _Span([part]) as own:
-                        if write:
-                            _write(self.fd, own, offset, flags)
-                        else:
-                            _read(self.fd, own, offset)
-                    if not write:
+                        _transfer(self.fd, own, offset, write_flags)
+                    if write_flags is None:
                         span.copy(part, into=False)
                     offset += len(part)
 
@@ -313,19 +310,16 @@ class _Span:
             done += count
 
 
-def _read(fd: int, span: _Span, offset: int) -> None:
+def _transfer(fd: int, span: _Span, offset: int, write_flags: int | None = None) -> None:
+    """Read until the buffers are full; with ``write_flags`` write all of them."""
     while span.left:
-        count = os.preadv(fd, span.rest, offset)
+        if write_flags is None:
+            count = os.preadv(fd, span.rest, offset)
+        else:
+            count = os.pwritev(fd, span.rest, offset, write_flags)
         if not count:
-            raise OSError(errno.EIO, "the file has become shorter")
-        span.advance(count)
-        offset += count
-
-
-def _write(fd: int, span: _Span, offset: int, flags: int) -> None:
-    while span.left:
-        count = os.pwritev(fd, span.rest, offset, flags)
-        if not count:
-            raise OSError(errno.EIO, "nothing could be written")
+            reading = write_flags is None
+            reason = "the file has become shorter" if reading else "nothing could be written"
+            raise OSError(errno.EIO, reason)
         span.advance(count)
         offset += count

@@ -9,29 +9,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from pyvmm.base.units import show_cpulist
 from pyvmm.errors import HostError
+from pyvmm.kvm.vcpu import Vcpu
 
 Result = int | BaseException
 
-
-class Runnable(Protocol):
-    """The methods of a vCPU that a Runner calls; ``run`` returns an exit."""
-
-    @property
-    def id(self) -> int:
-        """The vCPU's number."""
-
-    def run(self) -> object:
-        """Run the guest until an exit or a kick."""
-
-    def kick(self) -> None:
-        """Make ``run`` return soon; safe from any thread."""
-
-
-V = TypeVar("V", bound=Runnable)
+V = TypeVar("V", bound=Vcpu)
 
 
 class Runner(Generic[V]):

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pyvmm.errors import GuestError, HostError
+from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.machine.runner import Runner
 
 ENOUGH_S = 120.0
 
 
-class FakeVcpu:
+class FakeVcpu(Vcpu):
     """A vCPU that runs until it is kicked, like a guest in a loop."""
 
     def __init__(self, number: int) -> None:
@@ -24,7 +25,7 @@ class FakeVcpu:
         self.in_run = threading.Event()
         self._kicked = threading.Event()
 
-    def run(self) -> None:
+    def run(self) -> None:  # type: ignore[override]
         self.runs += 1
         self.in_run.set()
         assert self._kicked.wait(ENOUGH_S), "not kicked"
