@@ -125,7 +125,7 @@ static size_t pyvmm_take_tx(struct pyvmm_fast_mmio *fast, int number, uint8_t *b
 			uart->tx_first = (uart->tx_first + 1) % PYVMM_TX_SIZE;
 			__atomic_store_n(&uart->tx_count, uart->tx_count - 1, __ATOMIC_RELAXED);
 		}
-	} while (taken > before); /* that may have made room for more of the coalesced ring */
+	} while (taken > before); /* as room may have come for more of the ring */
 	pthread_mutex_unlock(&fast->lock);
 	return taken;
 }

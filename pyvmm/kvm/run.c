@@ -82,7 +82,7 @@ static int pyvmm_sve_set_vl(unsigned long limit, uint64_t *rdvl)
 
 	if (result < 0)
 		return -errno;
-	asm volatile(".inst 0x04bf5020" : "=r"(length)); /* rdvl x0, #1; not every as has SVE */
+	asm volatile(".inst 0x04bf5020" : "=r"(length)); /* rdvl x0, #1, for every assembler */
 	*rdvl = length;
 	return result & PR_SVE_VL_LEN_MASK;
 }

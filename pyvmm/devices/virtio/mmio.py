@@ -186,8 +186,8 @@ class VirtioMmio(Device):
     def resume(self) -> None:
         """Repeat the interrupts and kicks that were in flight at the save.
 
-        The GIC's state lacks an interrupt on its way through an eventfd. So if InterruptStatus is
-        not 0, interrupt the driver again.
+        The GIC's saved state lacks interrupts that were signalled by an eventfd, but not delivered.
+        So if InterruptStatus is not 0, interrupt the driver again.
         """
         with self.lock:
             if self._reasons.get():
