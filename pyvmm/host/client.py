@@ -48,8 +48,7 @@ PASSED_ON: Final = ("TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "
                     "USER", "TZ", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")  # fmt: skip
 ANSWER_S: Final = 8.0  # the host's time to answer after a signal that ends the command
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-FORWARDED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT,
-                    signal.SIGUSR1, signal.SIGUSR2)  # fmt: skip
+FORWARDED: Final = (*ENDING, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def run(
@@ -70,7 +69,7 @@ def run(
     terminal = Terminal(raw_output=True)
     with connected(running) as connection:
         session = _Session(running, connection, _Streams(terminals=terminals), terminal)
-        rest = session.greet(request)
+        rest = greet(running, connection, request)
         with _signals(session.wake), terminal:
             try:
                 return session.carry(rest)
@@ -90,7 +89,7 @@ def bridged(running: Running, argv: list[str], inside: str, end: socket.socket) 
     with connected(running) as connection:
         streams = _Streams(stdin=end.fileno(), stdout=end.fileno())
         session = _Session(running, connection, streams, Terminal(end.fileno()))
-        rest = session.greet(request_for(running, argv, inside, []))
+        rest = greet(running, connection, request_for(running, argv, inside, []))
         thread = threading.Thread(target=_bridge, args=(session, rest, end), daemon=True)
         thread.start()
         try:
@@ -152,32 +151,16 @@ class _Session:
         self._ping_at = self._received_at = 0.0
         self._sender = threading.Thread(target=self._carry_input, daemon=True)
 
-    def greet(self, request: Request) -> bytes:
-        """Send the request; return the output that came with the answer."""
-        return greet(self._running, self._connection, request)
-
-    def carry(self, rest: bytes) -> int:
+    def carry(self, data: bytes) -> int:
         """Carry the streams until the command has ended; return its exit code.
+
+        ``data`` is output that came with the answer to the request.
 
         Raises:
             HostError: the host ended during the command.
             _OutputError: its output cannot be written.
         """
         self._sender.start()
-        return self._carry_output(rest)
-
-    def hang_up(self) -> None:
-        """End the command and the session; safe from any thread."""
-        self._over = True
-        with contextlib.suppress(OSError):  # no longer connected
-            self._connection.shutdown(socket.SHUT_RDWR)
-        self._wake_sender()
-
-    def wait_for_input(self) -> None:
-        """Wait, after hanging up, until the sending thread has ended."""
-        self._sender.join()
-
-    def _carry_output(self, data: bytes) -> int:
         while True:
             try:
                 for kind, payload in self._frames.feed(data):
@@ -192,6 +175,17 @@ class _Session:
                 return EXIT_SIGNAL + self._given_up
             if not data:
                 raise ended_during_command(self._running)
+
+    def hang_up(self) -> None:
+        """End the command and the session; safe from any thread."""
+        self._over = True
+        with contextlib.suppress(OSError):  # no longer connected
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._wake_sender()
+
+    def wait_for_input(self) -> None:
+        """Wait, after hanging up, until the sending thread has ended."""
+        self._sender.join()
 
     def _handle(self, kind: Frame, payload: bytes) -> None:
         if kind is Frame.OUT:

@@ -52,7 +52,7 @@ def running_at(sockets: Path) -> Running | None:
     """Return the host with those sockets, if it runs and has booted."""
     try:
         about = json.loads((sockets / "about.json").read_text())
-        log_size = _size(sockets / QEMU_LOG)
+        log_size = len(_log(sockets / QEMU_LOG))
         found = Running(sockets, about["start_id"], about["pid"], about, log_size)
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -133,8 +133,7 @@ def sessions(running: Running) -> int:
 def last_output(sockets: Path, log_size: int = 0) -> str:
     """Return the last lines of QEMU's log after ``log_size`` bytes, else of the console's log."""
     for name, skipped in ((QEMU_LOG, log_size), (CONSOLE_LOG, 0)):
-        file = sockets / name
-        text = file.read_bytes()[skipped:].decode(errors="replace") if file.exists() else ""
+        text = _log(sockets / name)[skipped:].decode(errors="replace")
         lines = [line.strip() for line in text.split("\n") if line.strip()]
         if lines:
             return " / ".join(lines[-3:])
@@ -144,15 +143,11 @@ def last_output(sockets: Path, log_size: int = 0) -> str:
 def starting_failed(what: str, sockets: Path, *, hint: str | None = None) -> HostError:
     """Return the error for a failed start, with the last output of QEMU, else of the console."""
     for name in (QEMU_LOG, CONSOLE_LOG):
-        log = sockets / name
-        text = log.read_text(errors="replace") if log.exists() else ""
+        text = _log(sockets / name).decode(errors="replace")
         if text.strip():
-            return failure(what, text, log=log, hint=hint)
+            return failure(what, text, log=sockets / name, hint=hint)
     return HostError(f"{what}: no output", hint=hint)
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+def _log(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -39,8 +40,26 @@ def start(
     Raises:
         HostError: a part of the host is not available, or QEMU does not start.
     """
+    directory = saved.directory(sockets.name)
     with signals_unwind():
-        return Starter(settings, made_of, sockets, progress).start()
+        facts = saved.facts(directory)
+        if directory.is_dir() and not _intact(directory, facts):
+            progress.say(f"{directory} is damaged: making it again")
+            saved.remove(directory)
+            facts = None
+        plan = plan_for(settings, facts, progress)
+        for seen in trees.old_looks(settings):
+            progress.say(
+                f"the list of Debian {seen.suite} is {seen.days:.0f} days old "
+                "(`pyvmm host list` can refresh it)"
+            )
+        if not directory.is_dir():
+            build = partial(_cold_boot, settings, made_of, plan, sockets, progress)
+            with progress.step(f"booting the emulated host once ({settings.label})"):
+                cached(directory, build)
+            saved.prune(directory, settings)
+        os.utime(directory)
+        return _warm_start(plan, directory, sockets)
 
 
 def fetch(settings: HostSettings, progress: Progress) -> None:
@@ -137,80 +156,46 @@ def publish(sockets: Path, pid: int, facts: dict[str, Any]) -> Running:
     return Running(sockets, start_id, pid, about)
 
 
-class Starter:
-    """One start of one host."""
+def _cold_boot(
+    settings: HostSettings,
+    made_of: list[Tree | None],
+    plan: qemu.QemuPlan,
+    sockets: Path,
+    progress: Progress,
+    into: Path,
+) -> None:
+    """Boot the host, save it, and write down what it is made of.
 
-    def __init__(
-        self,
-        settings: HostSettings,
-        made_of: list[Tree | None],
-        sockets: Path,
-        progress: Progress,
-    ) -> None:
-        self._settings = settings
-        self._made_of = made_of
-        self._sockets = sockets
-        self._progress = progress
-        self._directory = saved.directory(sockets.name)
-        self._facts = saved.facts(self._directory)
-        if self._directory.is_dir() and not _intact(self._directory, self._facts):
-            progress.say(f"{self._directory} is damaged: making it again")
-            saved.remove(self._directory)
-            self._facts = None
-        self._plan = plan_for(settings, self._facts, progress)
+    Another command may have fetched a newer kernel or QEMU since this one chose the host's name.
+    Then nothing is saved.
+    """
+    with fresh(sockets) as alive:
+        pid, facts = boot(settings, plan, into, sockets, alive, progress)
+        try:
+            if trees.chosen(settings) != made_of:
+                raise HostError(
+                    "another command fetched a newer kernel or QEMU in the meantime",
+                    hint="run the command again",
+                )
+            qemu.save(sockets, into / "state")
+        finally:
+            end(pid)
+    facts["state_sha256"] = _sha256(into / "state")
+    (into / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
 
-    def start(self) -> Running:
-        """Make the saved state if there is none, and start QEMU from it."""
-        for seen in trees.old_looks(self._settings):
-            self._progress.say(
-                f"the list of Debian {seen.suite} is {seen.days:.0f} days old "
-                "(`pyvmm host list` can refresh it)"
-            )
-        if not self._directory.is_dir():
-            with self._progress.step(f"booting the emulated host once ({self._settings.label})"):
-                cached(self._directory, self._cold_boot)
-            saved.prune(self._directory, self._settings)
-        os.utime(self._directory)
-        return self._warm_start()
 
-    def _cold_boot(self, into: Path) -> None:
-        """Boot the host, save it, and write down what it is made of."""
-        with fresh(self._sockets) as alive:
-            pid, facts = boot(
-                self._settings, self._plan, into, self._sockets, alive, self._progress
-            )
-            try:
-                self._check_trees()
-                qemu.save(self._sockets, into / "state")
-            finally:
-                end(pid)
-        facts["state_sha256"] = _sha256(into / "state")
-        (into / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
-
-    def _check_trees(self) -> None:
-        """Refuse to save a host whose kernel or QEMU does not match its name.
-
-        Another command may have fetched a newer version since this one chose the name.
-        """
-        if trees.chosen(self._settings) != self._made_of:
-            raise HostError(
-                "another command fetched a newer kernel or QEMU in the meantime",
-                hint="run the command again",
-            )
-
-    def _warm_start(self) -> Running:
-        """Start QEMU from the saved state."""
-        plan, directory, sockets = self._plan, self._directory, self._sockets
-        with fresh(sockets) as alive:
-            arguments = plan.machine(directory / "memory", sockets, keep_memory=False)
-            pid = qemu.launch(plan.tool, [*arguments, "-incoming", "defer"], sockets, [alive])
-            try:
-                _wait_for_sockets(sockets, pid)
-                qemu.restore(sockets, directory / "state")
-                return publish(sockets, pid, saved.facts(directory) or {})
-            except BaseException:
-                end(pid)
-                raise
+def _warm_start(plan: qemu.QemuPlan, directory: Path, sockets: Path) -> Running:
+    """Start QEMU from the saved state."""
+    with fresh(sockets) as alive:
+        arguments = plan.machine(directory / "memory", sockets, keep_memory=False)
+        pid = qemu.launch(plan.tool, [*arguments, "-incoming", "defer"], sockets, [alive])
+        try:
+            _wait_for_sockets(sockets, pid)
+            qemu.restore(sockets, directory / "state")
+            return publish(sockets, pid, saved.facts(directory) or {})
+        except BaseException:
+            end(pid)
+            raise
 
 
 def _intact(directory: Path, facts: dict[str, Any] | None) -> bool:

@@ -239,7 +239,7 @@ def test_start_makes_a_damaged_host_again(
     boots: list[Path] = []
     plan = qemu.QemuPlan(tools.qemu("7.2", QUIET), "7.2", "max", Path("i"), Path("u"))
     monkeypatch.setattr(start, "plan_for", lambda *_: plan)
-    monkeypatch.setattr(start.Starter, "_cold_boot", lambda self, into: boots.append(into))
+    monkeypatch.setattr(start, "_cold_boot", lambda *arguments: boots.append(arguments[-1]))
     monkeypatch.setattr(qemu, "restore", lambda sockets, state: None)
 
     made = start.start(HostSettings(), [], fake.sockets, Progress())

@@ -55,9 +55,7 @@ class Package(Record):
 class PackagingError(HostError):
     """A failed packaging tool; ``stderr`` is all of its standard error."""
 
-    def __init__(self, message: str, hint: str, stderr: str) -> None:
-        super().__init__(message, hint=hint)
-        self.stderr = stderr
+    stderr = ""
 
 
 class SuiteMissingError(HostError):
@@ -115,7 +113,7 @@ class Suite:
         """Return the packages that apt would install for ``names`` on an empty system."""
         self._prepare()
         option = "APT::Install-Recommends=false"
-        output = self._apt("install", "-y", "-o", option, "--print-uris", *names)
+        output = self._apt("apt-get", "install", "-y", "-o", option, "--print-uris", *names)
         native = self._arch or machine_arch()
         return [p for line in output.splitlines() if (p := _parse_uri(line, native)) is not None]
 
@@ -136,7 +134,7 @@ class Suite:
     def names(self, beginning: str) -> list[str]:
         """Return the names of packages of any architecture that begin with ``beginning``."""
         self._prepare()
-        return self._cache("pkgnames", beginning).split()
+        return self._apt("apt-cache", "pkgnames", beginning).split()
 
     def versions(self, specs: Iterable[str]) -> list[tuple[str, str]]:
         """Return the packages of this suite itself, as (name, version).
@@ -145,7 +143,7 @@ class Suite:
         """
         self._prepare()
         wanted = list(specs)
-        lines = self._cache("madison", *wanted).splitlines() if wanted else []
+        lines = self._apt("apt-cache", "madison", *wanted).splitlines() if wanted else []
         rows = [[field.strip() for field in line.split("|")] for line in lines]
         return [
             (row[0].partition(":")[0], row[1])
@@ -159,7 +157,8 @@ class Suite:
         wanted = list(specs)
         found: dict[str, list[str]] = {}
         name = ""
-        for line in self._cache("depends", "--important", *wanted).splitlines() if wanted else ():
+        said = self._apt("apt-cache", "depends", "--important", *wanted) if wanted else ""
+        for line in said.splitlines():
             if not line.startswith((" ", "|")):
                 name = line.partition(":")[0]
                 found[name] = []
@@ -177,7 +176,7 @@ class Suite:
         wanted = list(packages)
         into.mkdir(parents=True)
         with progress.watch(into, sum(p.size for p in wanted)):
-            self._apt("download", *(p.spec for p in wanted), cwd=into)
+            self._apt("apt-get", "download", *(p.spec for p in wanted), cwd=into)
         return sorted(into.glob("*.deb"))
 
     def _prepare(self) -> None:
@@ -204,7 +203,7 @@ class Suite:
 
     def _update(self, where: str) -> None:
         try:
-            self._apt("update", "--error-on=any")
+            self._apt("apt-get", "update", "--error-on=any")
         except PackagingError as error:
             if NO_SUITE.search(error.stderr):
                 raise SuiteMissingError(self.name, where) from error
@@ -241,14 +240,10 @@ Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled "false";
 DPkg::Post-Invoke-Success "";
 """
 
-    def _apt(self, *arguments: str, cwd: Path | None = None) -> str:
-        return _run(["apt-get", "-q", *arguments], cwd=cwd, env=self._environment())
-
-    def _cache(self, *arguments: str) -> str:
-        return _run(["apt-cache", "-q", *arguments], env=self._environment())
-
-    def _environment(self) -> dict[str, str]:
-        return {**os.environ, "APT_CONFIG": str(self._config), "LC_ALL": "C"}
+    def _apt(self, tool: str, *arguments: str, cwd: Path | None = None) -> str:
+        """Run one of apt's tools with the private configuration."""
+        environment = {**os.environ, "APT_CONFIG": str(self._config), "LC_ALL": "C"}
+        return _run([tool, "-q", *arguments], cwd=cwd, env=environment)
 
 
 def _install(*packages: str) -> str:
@@ -312,8 +307,10 @@ def _run(command: list[str], *, cwd: Path | None = None, env: dict[str, str] | N
     lines = [line for line in done.stderr.splitlines() if not line.startswith("W:")]
     reason = "\n".join(line.removeprefix("E: ") for line in lines)
     whole = done.stdout + done.stderr
-    error = failure(f"{' '.join(command[:3])} ...", reason, whole=whole, hint=_hint(reason))
-    raise PackagingError(error.message, _hint(reason), done.stderr)
+    shown = failure(f"{' '.join(command[:3])} ...", reason, whole=whole)
+    error = PackagingError(shown.message, hint=_hint(reason))
+    error.stderr = done.stderr
+    raise error
 
 
 def _hint(reason: str) -> str:

@@ -41,7 +41,7 @@ class Kernel(Record):
 
         The default is the modules that the emulated host needs.
         """
-        return {} if self.root is None else _Modules(self.root).closure(names)
+        return {} if self.root is None else _closure(self.root, names)
 
 
 def find(choice: str, progress: Progress) -> Kernel:
@@ -111,39 +111,35 @@ def _in_tree(tree: Path) -> Kernel:
     return Kernel(image, directories[0].name, directories[0])
 
 
-class _Modules:
-    """The loadable modules of one kernel, by name."""
+def _closure(root: Path, names: tuple[str, ...]) -> dict[str, bytes]:
+    """Return the named modules of a kernel and those they depend on, dependencies first."""
+    files = {_module_name(file): file for file in root.glob("kernel/**/*.ko*")}
+    builtin = root / "modules.builtin"
+    lines = builtin.read_text().split() if builtin.exists() else []
+    seen = {_module_name(Path(line)) for line in lines}
+    found: dict[str, bytes] = {}
 
-    def __init__(self, root: Path) -> None:
-        self._files = {
-            f.name.split(".ko")[0].replace("-", "_"): f for f in root.glob("kernel/**/*.ko*")
-        }
-        builtin = root / "modules.builtin"
-        lines = builtin.read_text().split() if builtin.exists() else []
-        self._builtin = {Path(line).stem.replace("-", "_") for line in lines}
-
-    def closure(self, names: tuple[str, ...]) -> dict[str, bytes]:
-        """Return the named modules and those they depend on, dependencies first."""
-        found: dict[str, bytes] = {}
-        seen = set(self._builtin)
-
-        def visit(name: str, *, optional: bool = False) -> None:
-            if name in seen:
+    def visit(name: str, *, optional: bool = False) -> None:
+        if name in seen:
+            return
+        seen.add(name)
+        file = files.get(name) or files.get(f"{name}_generic")
+        if file is None:
+            if optional:
                 return
-            seen.add(name)
-            file = self._files.get(name) or self._files.get(f"{name}_generic")
-            if file is None:
-                if optional:
-                    return
-                raise HostError(f"the kernel has no module {name}")
-            content = _read_module(file)
-            for dependency, soft in _dependencies(content, file):
-                visit(dependency, optional=soft)
-            found[file.name.split(".ko")[0].replace("-", "_")] = content
+            raise HostError(f"the kernel has no module {name}")
+        content = _read_module(file)
+        for dependency, soft in _dependencies(content, file):
+            visit(dependency, optional=soft)
+        found[_module_name(file)] = content
 
-        for name in names:
-            visit(name)
-        return found
+    for name in names:
+        visit(name)
+    return found
+
+
+def _module_name(file: Path) -> str:
+    return file.name.split(".ko")[0].replace("-", "_")
 
 
 def _read_module(file: Path) -> bytes:

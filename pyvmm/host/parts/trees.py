@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pyvmm.base.dirs import cache_dir
 from pyvmm.base.files import write_whole
@@ -58,7 +58,7 @@ class Tree(Record):
         return f"{self.path.name} {self.package}"
 
 
-class Offer(Record):
+class Offer(NamedTuple):
     """A package of a suite with a kernel or a QEMU."""
 
     name: str
@@ -146,11 +146,7 @@ def look(suite: str) -> Look | None:
 
 def remember(seen: Look) -> None:
     """Write a suite's contents to the cache, for commands that do not read the mirror."""
-    offers = {
-        name: [[offer.name, offer.package] for offer in found]
-        for name, found in seen.offers.items()
-    }
-    document = {"seen": seen.seen, "mirror": seen.mirror, "gone": seen.gone, "offers": offers}
+    document = {name: value for name, value in vars(seen).items() if name != "suite"}
     write_whole(_look_path(seen.suite), f"{json.dumps(document, indent=1)}\n".encode())
 
 

@@ -58,7 +58,7 @@ def module(tree: Path, cross_gcc: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 def closure(tree: Path, *names: str) -> list[str]:
-    return list(kernel._Modules(root(tree)).closure(names))
+    return list(kernel._closure(root(tree), names))
 
 
 def test_modules_are_in_order_of_dependencies_once_each(tree: Path, module: Module) -> None:
@@ -110,7 +110,7 @@ def test_compressed_module_is_decompressed(tree: Path, module: Module) -> None:
     module("one.ko.xz", "depends=two")
     module("two.ko.xz")
 
-    modules = kernel._Modules(root(tree)).closure(("one",))
+    modules = kernel._closure(root(tree), ("one",))
 
     assert list(modules) == ["two", "one"]
     assert all(content.startswith(b"\x7fELF") for content in modules.values())
