@@ -6,17 +6,10 @@ Source: Arm ARM DDI 0487, D23.2 "ESR_EL1, Exception Syndrome Register (EL1)".
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 from pyvmm.arm64.bits import Bits, Named, bit, bits, names
 from pyvmm.arm64.fault import FaultStatus
 
-
-class Direction(IntEnum):
-    """The direction of a trapped register access."""
-
-    WRITE = 0
-    READ = 1
+_DIRECTION = names("WRITE", "READ")
 
 
 class Conditional(Bits):
@@ -42,7 +35,7 @@ class McrIss(Conditional):
     CRn = bits(13, 10, "CRn")
     Rt = bits(9, 5, "register")
     CRm = bits(4, 1, "CRm")
-    Direction = bit(0, "which way", Direction)
+    Direction = bit(0, "which way", _DIRECTION)
 
 
 class McrrIss(Conditional):
@@ -52,7 +45,7 @@ class McrrIss(Conditional):
     Rt2 = bits(14, 10, "second register")
     Rt = bits(9, 5, "register")
     CRm = bits(4, 1, "CRm")
-    Direction = bit(0, "which way", Direction)
+    Direction = bit(0, "which way", _DIRECTION)
 
 
 class LdcIss(Conditional):
@@ -62,7 +55,7 @@ class LdcIss(Conditional):
     Rn = bits(9, 5, "base register")
     Offset = bit(4, "the offset is added")
     AM = bits(3, 1, "addressing mode")
-    Direction = bit(0, "which way", Direction)
+    Direction = bit(0, "which way", _DIRECTION)
 
 
 class CallIss(Bits):
@@ -92,7 +85,7 @@ class SysIss(Bits):
     CRn = bits(13, 10, "CRn")
     Rt = bits(9, 5, "register")
     CRm = bits(4, 1, "CRm")
-    Direction = bit(0, "which way", Direction)
+    Direction = bit(0, "which way", _DIRECTION)
 
     @property
     def encoding(self) -> int:

@@ -15,7 +15,6 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from types import FrameType
 
 from pyvmm.base.closing import Closing
 
@@ -93,7 +92,8 @@ class Loop(Closing):
         """
         if not self._signals:
             self._open_signal_pipe()
-        previous = signal.signal(signum, _ignore)
+        # Its number arrives through the pipe.
+        previous = signal.signal(signum, lambda *_: None)
         self._undo.callback(signal.signal, signum, previous)
         self._signals[signum] = callback
 
@@ -140,7 +140,3 @@ class Loop(Closing):
         for signum in os.read(reader, 64):
             if callback := self._signals.get(signum):
                 callback()
-
-
-def _ignore(signum: int, frame: FrameType | None) -> None:
-    """Do nothing: the signal's number arrives through the pipe."""

@@ -43,15 +43,13 @@ class _Fields:
     """A record's fields for the dataclasses module, made on its first access."""
 
     def __get__(self, record: Record | None, kind: type[Record]) -> dict[str, Field[Any]]:
-        from dataclasses import field, make_dataclass
+        from dataclasses import MISSING, field, make_dataclass
 
         fields: list[tuple[str, Any, Field[Any]]] = []
         for name, annotation in kind.record_fields.items():
-            default = kind.record_defaults.get(name, field)
-            if isinstance(default, _Made):
-                about = field(default_factory=default.make)
-            else:
-                about = field() if default is field else field(default=default)
+            default = kind.record_defaults.get(name, MISSING)
+            made = isinstance(default, _Made)
+            about = field(default_factory=default.make) if made else field(default=default)
             fields.append((name, annotation, about))
         like: Any = make_dataclass(kind.__name__, fields, kw_only=True)
         kind.__dataclass_fields__ = like.__dataclass_fields__

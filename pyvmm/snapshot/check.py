@@ -117,28 +117,27 @@ def _frequency(state: State, limits: RestoreLimits) -> Row:
 
 def register_row(loss: Loss, registers: Mapping[int, int]) -> Row:
     """Return the verdict on the loss of one of a vCPU's saved ``registers``."""
-    name, saved = restoreorder.name(loss.reg_id), registers[loss.reg_id]
-    row = restoreorder.class_of(loss.reg_id)
-    if regs.group(loss.reg_id) == regs.DEMUX or name in CACHES:
-        return Row(
-            name,
-            Compatibility.HARMLESS,
-            f"{loss.reason}: the guest uses cache geometry as a hint only",
-        )
-    if row.dispensable:
-        return Row(name, Compatibility.HARMLESS, f"{loss.reason}: {row.dispensable}")
-    if loss.missing:
-        if is_unused(loss.reg_id, registers):
-            return Row(name, Compatibility.HARMLESS, f"{loss.reason}: the guest does not use it")
-    elif loss.reg_id in restoreorder.IDENTIFICATION and loss.found is not None:
-        less = [*_less(name, saved, loss.found)]
-        reason = f"{loss.reason}, was {saved:#x} and is {loss.found:#x} here"
+    name, reason = restoreorder.name(loss.reg_id), loss.reason
+    if why := _why_harmless(loss, name, registers):
+        return Row(name, Compatibility.HARMLESS, f"{reason}: {why}")
+    if loss.reg_id in restoreorder.IDENTIFICATION and loss.found is not None:
+        saved = registers[loss.reg_id]
+        reason += f", was {saved:#x} and is {loss.found:#x} here"
+        less = ", ".join(_less(name, saved, loss.found))
         if not less:
-            return Row(
-                name, Compatibility.HARMLESS, f"{reason}: this host offers all of it, and more"
-            )
-        return Row(name, Compatibility.REFUSED, f"{reason}, which is less: {', '.join(less)}")
-    return Row(name, Compatibility.REFUSED, loss.reason)
+            reason += ": this host offers all of it, and more"
+            return Row(name, Compatibility.HARMLESS, reason)
+        reason += f", which is less: {less}"
+    return Row(name, Compatibility.REFUSED, reason)
+
+
+def _why_harmless(loss: Loss, name: str, registers: Mapping[int, int]) -> str:
+    """Return why the guest can run without the register, or an empty text."""
+    if regs.group(loss.reg_id) == regs.DEMUX or name in CACHES:
+        return "the guest uses cache geometry as a hint only"
+    unused = loss.missing and is_unused(loss.reg_id, registers)
+    dispensable = restoreorder.class_of(loss.reg_id).dispensable
+    return dispensable or ("the guest does not use it" if unused else "")
 
 
 CACHES = ("CLIDR_EL1", "CSSELR_EL1")
@@ -211,12 +210,11 @@ def tried(system: System, state: State) -> Iterator[Row]:
     plan = plan_of(state)
     with ExitStack() as undo:
         vm = undo.enter_context(system.create_vm(plan.ipa_bits))
-        vcpus = make_vcpus(vm, plan, undo)
-        for vcpu, saved in zip(vcpus[:1], state.vcpus, strict=False):
-            losses = write_registers(vcpu, saved)
-            losses += differences(vcpu, saved, {loss.reg_id for loss in losses})
-            for loss in losses:
-                yield register_row(loss, saved.registers)
+        vcpu, saved = make_vcpus(vm, plan, undo)[0], state.vcpus[0]
+        losses = write_registers(vcpu, saved)
+        losses += differences(vcpu, saved, {loss.reg_id for loss in losses})
+        for loss in losses:
+            yield register_row(loss, saved.registers)
 
 
 def summary(rows: Iterable[Row]) -> Row:

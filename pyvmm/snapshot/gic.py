@@ -60,7 +60,7 @@ class Part(Record, kw_only=True):
 
     name: str
     group: int
-    per_vcpu: bool
+    per_vcpu: bool = False
     rows: tuple[Row, ...]
 
 
@@ -82,7 +82,6 @@ SGI_BASE: Final = 0x10000  # of a redistributor
 DIST: Final = Part(
     name="dist",
     group=VgicGroup.DIST_REGS,
-    per_vcpu=False,
     rows=(
         Row("GICD_IIDR", 0x0008),  # selects the revision that the kernel emulates
         Row("GICD_CTLR", 0x0000),
@@ -130,7 +129,6 @@ CPU: Final = Part(
 SPI_LINES: Final = Part(
     name="lines of SPIs",
     group=VgicGroup.LEVEL_INFO,
-    per_vcpu=False,
     rows=(Row("lines", 0, 32, step=32),),
 )
 PPI_LINES: Final = Part(
@@ -142,7 +140,6 @@ PPI_LINES: Final = Part(
 ITS: Final = Part(
     name="its",
     group=VgicGroup.ITS_REGS,
-    per_vcpu=False,
     rows=(
         Row("GITS_IIDR", 0x0004),
         Row("GITS_CBASER", 0x0080, use=Use.RESTORE_IF_CHANGED),
@@ -155,7 +152,6 @@ ITS: Final = Part(
 V2_DIST: Final = Part(
     name="dist",
     group=VgicGroup.DIST_REGS,
-    per_vcpu=False,
     rows=(
         Row("GICD_IIDR", 0x008),  # since Linux 4.20 a write makes the groups writable
         Row("GICD_CTLR", 0x000),

@@ -20,6 +20,7 @@ from pyvmm.machine.vcpus import make_vcpus
 from pyvmm.snapshot import restoreorder
 from pyvmm.snapshot.codec import read_hexadecimal
 
+ENOUGH_IPA: Final = 40  # address bits of a VM that never runs
 LARGEST: Final = 1 << 20  # bytes of a document
 HOW: Final = "use the JSON that `pyvmm doctor` prints on that host"
 # Features that combine with any other.  The rest exclude something: the probed vCPU lacks them.
@@ -40,15 +41,10 @@ class RestoreLimits(HostLimits):
 def limits_here(system: System) -> RestoreLimits:
     """Return this host's limits, without registers: the check writes those to KVM."""
     limits = read_limits(system)
-    with system.create_vm(regs_ipa(limits.ipa_bits)) as vm:
+    with system.create_vm(min(limits.ipa_bits, ENOUGH_IPA)) as vm:
         gics = {kind for kind, needs in NEEDS.items() if all(map(vm.has_device, needs))}
     hz = native.counter_frequency()
     return RestoreLimits(**vars(limits), gics=frozenset(gics), counter_hz=hz)
-
-
-def regs_ipa(ipa_bits: int) -> int:
-    """Return the address bits of a VM that never runs."""
-    return min(ipa_bits, 40)
 
 
 def registers_here(system: System) -> dict[str, str]:
@@ -60,22 +56,20 @@ def registers_here(system: System) -> dict[str, str]:
     plan = Plan(
         vcpus=1,
         memory=0,
-        ipa_bits=regs_ipa(limits.ipa_bits),
+        ipa_bits=min(limits.ipa_bits, ENOUGH_IPA),
         vls=limits.vls,
         features=limits.features & TOGETHER,
     )
-    found = {}
     with ExitStack() as undo:
         vm = undo.enter_context(system.create_vm(plan.ipa_bits))
         (vcpu,) = make_vcpus(vm, plan, undo)
-        for reg_id in vcpu.get_reg_list():
-            if regs.group(reg_id) in (regs.CORE, regs.SVE):
-                continue
-            try:
-                found[restoreorder.name(reg_id)] = f"{vcpu.get_one_reg(reg_id):#x}"
-            except KvmError:
-                continue
-    return found
+        ids = [i for i in vcpu.get_reg_list() if regs.group(i) not in (regs.CORE, regs.SVE)]
+        found = vcpu.get_regs(ids)
+    return {
+        restoreorder.name(reg_id): f"{value:#x}"
+        for reg_id, value in found.items()
+        if not isinstance(value, KvmError)
+    }
 
 
 def read_limits_file(path: Path) -> RestoreLimits:

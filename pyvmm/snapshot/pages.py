@@ -45,15 +45,10 @@ def touched(memory: GuestMemory) -> list[Range]:
     the memory.
     """
     try:
-        fd = os.open(PAGEMAP, os.O_RDONLY | os.O_CLOEXEC)
+        with PAGEMAP.open("rb", buffering=0) as file:
+            found = list(_present(file.fileno(), memory))
     except OSError:
         return [(memory.base, memory.base + memory.size)]
-    try:
-        found = list(_present(fd, memory))
-    except OSError:
-        return [(memory.base, memory.base + memory.size)]
-    finally:
-        os.close(fd)
     return merged([*found, *memory.backed])
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import stat
-import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -49,8 +49,7 @@ class SnapshotFile(Closing):
         self.path = path
         self.fd = fd
         self.parent: SnapshotFile | None = None
-        self._blocks: dict[int, bytes] = {}  # the cache
-        self._lock = threading.Lock()  # of the cache
+        self._recent_block = functools.lru_cache(RECENT)(self.read_block)
         self._placed: list[Placed] | None = None
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
@@ -126,6 +125,7 @@ class SnapshotFile(Closing):
             if file.fd >= 0:
                 os.close(file.fd)
                 file.fd = -1
+                file._recent_block.cache_clear()
 
     def chain(self) -> list[SnapshotFile]:
         """Return the file and its parents, the oldest first."""
@@ -214,18 +214,6 @@ class SnapshotFile(Closing):
             block = self._recent_block(number)
             found += block[at - start : min(end - start, at - start + length - len(found))]
         return bytes(found)
-
-    def _recent_block(self, number: int) -> bytes:
-        """Return a checked block from the cache, or read it."""
-        with self._lock:
-            block = self._blocks.get(number)
-        if block is None:
-            block = self.read_block(number)
-            with self._lock:
-                while len(self._blocks) >= RECENT:
-                    del self._blocks[next(iter(self._blocks))]
-                self._blocks[number] = block
-        return block
 
     def read_block(self, number: int) -> bytes:
         """Read and check a block.
