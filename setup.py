@@ -1,4 +1,4 @@
-"""The files of a package that are built and not in a clone; pyproject.toml cannot list them.
+"""The files of a package that a build makes: a clone lacks them, pyproject.toml cannot list them.
 
 A wheel and an sdist hold the guests (ELF files), the programs of an arm64 host, the manual page and
 the shells' completion.  On arm64 a wheel also holds the KVM extension.
@@ -76,7 +76,7 @@ class BuildPy(build_py):
     def run(self) -> None:
         """Build them first, and start from an empty directory.
 
-        An editable install is a developer's: `make guests` builds there.
+        In an editable install, `make guests` builds them: a developer builds them often.
         """
         if not self.editable_mode:
             shutil.rmtree(self.build_lib, ignore_errors=True)  # removed modules

@@ -189,7 +189,7 @@ def _make_bare(venv: Path, python: Python) -> list[str]:
 def _write_launcher(directory: Path, tool: Tool) -> None:
     """Write an environment's python: it runs an unpacked Python with the unpacked C library.
 
-    By --argv0 Python gets the name it was called by, and finds its environment from there.
+    --argv0 passes the name it was called by, from which Python finds its environment.
     """
     loader, *rest = tool.command
     for link in directory.glob("python*"):

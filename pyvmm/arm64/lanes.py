@@ -180,7 +180,7 @@ class Vector(Scalable):
 class Predicate(Scalable):
     """The value of a P register or of FFR: for each lane, whether it is active.
 
-    A lane's lowest bit decides. Only ``value`` has the others.
+    A lane is active if its lowest bit is set. Its other bits are only in ``value``.
     """
 
     SHARE: ClassVar[int] = PREDICATE_SHARE

@@ -27,8 +27,8 @@ _DECIMAL = r"0|[1-9][0-9]{0,8}"  # not compiled: most runs name no lengths
 class TextError(UsageError):
     """Text that is wrong on every host; ``meant`` are the lengths that the user may want.
 
-    ``subject`` is the option or field whose value the text is, empty for a set by itself. The hint
-    names ``list_subject``, which takes a list of lengths.
+    ``subject`` is the option or field that has this text as its value. It is empty for a set by
+    itself. The hint names ``list_subject``, which takes a list of lengths.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ def up_to(host: VlSet, limit: int) -> VlSet:
 
 
 def current(vls: VlSet, *lens: int) -> int:
-    """Return the length in effect: the set's longest within LEN of these ZCR_ELx.
+    """Return the length in effect: the set's longest that each of these ZCR_ELx.LEN allows.
 
     Source: Arm ARM DDI 0487, ZCR_EL1.LEN: a length that is not implemented selects a shorter one.
     """
@@ -142,8 +142,9 @@ def legal_sets(*hosts: VlSet) -> list[VlSet]:
 def nearest(asked: VlSet, host: VlSet) -> list[VlSet]:
     """Return the legal sets closest to one that is not, smallest first; at most three.
 
-    They are the largest subset of ``asked``, the largest set up to its longest length, and the
-    smallest set that reaches it. For an empty ``asked``: the host's smallest and largest set.
+    They are the largest subset of ``asked``, the largest set without a length above the longest of
+    ``asked``, and the smallest set that reaches that length. For an empty ``asked``, return the
+    host's smallest and largest set.
     """
     legal = legal_sets(host)
     if not asked:
@@ -251,7 +252,7 @@ def _from_bytes(numbers: VlSet) -> VlSet:
     """Convert bytes to bits; return no lengths if the numbers are not in bytes.
 
     128 and 256 are lengths in both units. Assume bytes if no number is a length in bits, or if 16
-    is one of them: every SVE machine has the length of 16 bytes.
+    is one of the numbers: every SVE machine has the length of 16 bytes.
     """
     vls = frozenset(number * 8 for number in numbers)
     in_bits = numbers & LENGTHS

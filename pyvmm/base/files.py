@@ -97,7 +97,7 @@ def _remove_stale(target: Path) -> None:
     """Remove the unlocked temporary files beside ``target``, which killed writers left.
 
     An emulated host and this machine do not share locks. So a writer on the other side can lose its
-    temporary file, and reports that. Complete files are never removed.
+    temporary file, and then reports an error. Complete files are never removed.
     """
     for found in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.tmp"):
         with contextlib.suppress(OSError):  # gone, or another user's

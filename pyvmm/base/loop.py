@@ -1,8 +1,8 @@
 """An event loop: one thread waits for files, timers, signals and other threads.
 
-All of a machine but its vCPUs runs in such a loop: input for the guest, the end of the run, a
-timeout, SIGTERM. Callbacks run one at a time, in the loop's thread. Other threads may use only
-``call`` and ``stop``.
+Everything in a machine except its vCPUs runs in such a loop: input for the guest, the end of the
+run, a timeout, SIGTERM. Callbacks run one at a time, in the loop's thread. Other threads may use
+only ``call`` and ``stop``.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ PORT_TIMEOUT_S: Final = 10.0  # usually 0.1 s; much longer on a busy machine
 
 
 class CommandFailed(HostError):
-    """A command that ended with another exit code than 0; 128+n for signal n."""
+    """A command that ended with an exit code other than 0; 128+n for signal n."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -33,8 +33,8 @@ def capture(
 ) -> bytes:
     """Run ``argv`` in the host with ``data`` on its standard input; return its output.
 
-    With ``as_root`` the command is root inside, for example to load a module.  The user's files
-    still belong to the user, as the user's own QEMU accesses them.
+    With ``as_root`` the command is root inside, for example to load a module.  A new file among the
+    user's still belongs to the user, because QEMU runs as the user.
 
     Raises:
         CommandFailed: the command failed; the message has its standard error.

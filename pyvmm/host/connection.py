@@ -1,4 +1,4 @@
-"""Connecting to a session in an emulated host: a free port with a new session.
+"""Connecting to a new session in an emulated host, on a free port.
 
 A port's earlier session may still be ending its command.  So the client waits for the new
 session's hello before it sends anything; without one it tries the next port.

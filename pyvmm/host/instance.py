@@ -1,7 +1,7 @@
 """The emulated host of one set of settings: found running, started, or made.
 
 Every command in an emulated host imports this module.  It imports the code that makes hosts only
-to make one.
+when it makes one.
 """
 
 from __future__ import annotations

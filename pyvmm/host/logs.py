@@ -1,4 +1,4 @@
-"""Errors of tools: the last lines of output in the error, all of it in a log."""
+"""Errors of tools: the error shows the last lines of output, and a log has all of it."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Running(Record):
     start_id: str
     pid: int
     facts: dict[str, Any]
-    log_size: int = 0  # of QEMU's log when the host was found: later output tells why it ended
+    log_size: int = 0  # of QEMU's log when the host was found: later output shows why QEMU ended
 
     @property
     def last_output(self) -> str:

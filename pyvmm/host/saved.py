@@ -21,7 +21,7 @@ from pyvmm.host.settings import HostSettings
 RECIPE: Final = 1  # raised when hosts saved by older code must not be used
 KEEP: Final = 8  # saved hosts; the least recently used ones are removed
 RECENT_S: Final = 60.0  # a command may be about to start a host used so recently
-KEEP_ALIKE: Final = 3  # with the same settings, made by the code of other checkouts
+KEEP_ALIKE: Final = 3  # with the same settings, made by the code of different clones
 MAX_MEMORY: Final = 4 << 30
 MAX_CPUS: Final = 4  # more make TCG slower
 

@@ -10,7 +10,7 @@ from typing import Final
 from pyvmm.base.records import Record
 from pyvmm.errors import UsageError
 
-# The series of each Debian release, which its suite keeps; sid's is the one of the time of writing.
+# The version series of each Debian release.  A release keeps its series; sid's is today's.
 # Test matrices use these.
 KERNEL_SUITES: Final = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "7.2": "sid"}
 QEMU_SUITES: Final = {"5.2": "bullseye", "7.2": "bookworm", "10": "trixie", "11": "sid"}
@@ -52,9 +52,10 @@ class HostSettings(Record):
     """The place where a command runs, and the settings of an emulated host.
 
     ``kernel`` and ``qemu`` are choices: a version (6.12, or in full 6.12.117), a Debian suite of
-    SUITES, or a path (of an uncompressed arm64 Image or a kernel package's unpacked tree; of a
-    qemu-system-aarch64).  ``cpu`` is QEMU's ``-cpu`` argument.  ``append`` is added to the kernel's
-    command line.
+    SUITES, or a path.  A kernel's path is that of an uncompressed arm64 Image, or of a kernel
+    package's unpacked tree.  QEMU's path is that of a qemu-system-aarch64.
+
+    ``cpu`` is QEMU's ``-cpu`` argument.  ``append`` is added to the kernel's command line.
     """
 
     kind: str = "auto"

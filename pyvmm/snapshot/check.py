@@ -158,8 +158,8 @@ OF_FEATURE = {
 def is_unused(reg_id: int, registers: Mapping[int, int]) -> bool:
     """Return whether a register's value is irrelevant to the guest.
 
-    It is if it is 0, if its timer is off, or if the guest's CPU lacks the register's feature:
-    Linux 6.12 lists PIR_EL1 also for a CPU without S1PIE.
+    That is so if the value is 0, if the register's timer is off, or if the guest's CPU lacks the
+    register's feature: Linux 6.12 lists PIR_EL1 also for a CPU without S1PIE.
     """
     value = registers[reg_id]
     if reg_id == regs.PTIMER_CTL:

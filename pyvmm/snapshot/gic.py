@@ -146,7 +146,7 @@ ITS: Final = Part(
         Row("GITS_CREADR", 0x0090),
         Row("GITS_CWRITER", 0x0088),
         *(Row(f"GITS_BASER{n}", 0x0100 + 8 * n, use=Use.RESTORE_IF_CHANGED) for n in range(8)),
-        Row("GITS_CTLR", 0x0000),  # after the tables: see restore_its()
+        Row("GITS_CTLR", 0x0000),  # after the tables: see _restore_part()
     ),
 )
 V2_DIST: Final = Part(

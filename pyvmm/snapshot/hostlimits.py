@@ -50,7 +50,8 @@ def limits_here(system: System) -> RestoreLimits:
 def registers_here(system: System) -> dict[str, str]:
     """Return the registers, by name, of a vCPU with all features of this host.
 
-    SVE and core registers are left out: every host has those.
+    SVE registers follow from the vector lengths, and every host has the core registers: both are
+    left out.
     """
     limits = read_limits(system)
     plan = Plan(

@@ -39,7 +39,7 @@ class MemorySource(Protocol):
 
 
 def touched(memory: GuestMemory) -> list[Range]:
-    """Return the ranges that may not be zero, by the kernel's page tables.
+    """Return the ranges that can hold data other than zeros, from the kernel's page tables.
 
     A process that changed its uid cannot read /proc/self/pagemap.  Then the only range is all of
     the memory.

@@ -12,7 +12,7 @@ from pyvmm.snapshot import format
 from pyvmm.snapshot.format import Extent
 from pyvmm.snapshot.reader import SnapshotFile, in_threads, path_in_errors
 
-# Each mapping may split another in three.  Source: Linux, DEFAULT_MAX_MAP_COUNT is 65530
+# Each mapping may split another one into three.  Source: Linux, DEFAULT_MAX_MAP_COUNT is 65530
 MOST_MAPPED: Final = 16384
 
 
@@ -92,7 +92,7 @@ def _map(file: SnapshotFile, piece: Extent, memory: GuestMemory) -> list[Extent]
 
 
 def _zero(file: SnapshotFile, memories: Sequence[GuestMemory]) -> None:
-    """Set memory to zero that became zero after the parent was saved."""
+    """Clear the memory that became zero after the parent was saved."""
     for extent in file.extents:
         if not extent.offset:
             for memory, gpa, length in _within(memories, extent.gpa, extent.length):

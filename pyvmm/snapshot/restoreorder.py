@@ -1,7 +1,7 @@
 """The order in which a vCPU's registers are restored: a table of register classes.
 
 Save, restore, show, diff and check use this one table.  The order of its rows is the restore
-order.  A register belongs to the row that names it, or else to the row of its group.  A newer KVM
+order.  A register belongs to the row that names it, otherwise to the row of its group.  A newer KVM
 may have registers that no row covers.  They are restored last, and the save prints a warning.
 
 The order was measured on Linux 6.1, 6.12 and 7.2.  Source of the rest: Linux,
@@ -60,8 +60,8 @@ def _space(op1: int, crns: Iterable[int]) -> frozenset[int]:
 # (op1 2): the guest writes it.  Source: Arm ARM DDI 0487, D23.1, "System register encodings"
 IDENTIFICATION: Final = _space(0, [0]) | _space(1, [0]) | _space(3, [0])
 # Each shares its bits with the *SET register of the same name.  On Linux 6.12 a write to either
-# clears bits of both (set_pmreg() in sys_regs.c).  All ones here, and then the *SET register, work
-# on every kernel.
+# clears bits of both (set_pmreg() in sys_regs.c).  A write of all ones here, and then of the *SET
+# register, works on every kernel.
 PMU_CLEARING: Final = _named("PMCNTENCLR_EL0", "PMINTENCLR_EL1", "PMOVSCLR_EL0")
 TIMER_ISTATUS: Final = 1 << 2  # CNT*_CTL: the timer condition is met; read-only for the guest
 

@@ -117,7 +117,7 @@ def test_restore_writes_each_register_as_its_class_demands() -> None:
     )
     vcpu = Registers({})
 
-    losses = restorestate.write_registers(vcpu, saved)  # type: ignore[arg-type]
+    losses = restorestate.write_registers(vcpu, saved)  # type: ignore[arg-type]  # a fake vCPU
 
     assert losses == []
     assert vcpu.written == [(regs.PC, 8), (reg("PMOVSCLR_EL0"), (1 << 64) - 1), (NEWER, 9)]
@@ -129,7 +129,7 @@ def test_restore_distinguishes_missing_and_refused_registers() -> None:
     vcpu = Registers({regs.PC: 2, regs.X(0): 22})  # ENOENT, EINVAL
 
     x0, pc = sorted(
-        restorestate.write_registers(vcpu, saved),  # type: ignore[arg-type]
+        restorestate.write_registers(vcpu, saved),  # type: ignore[arg-type]  # a fake vCPU
         key=lambda loss: loss.reg_id,
     )
 

@@ -6,8 +6,8 @@ does every RCU grace period, for example in a mount.
 
 Linux programs the timer again when CLOCK_REALTIME is set past a pending timer.  It does so on
 every *other* CPU with such a timer (kernel/time/hrtimer.c, clock_was_set).  So each CPU gets one
-before the save.  After the restore, two CPUs set the clock past the timers and then correctly:
-the second one for the first one's timer.  An emulated host has at least two CPUs.
+before the save.  After the restore, each of two CPUs sets the clock past the timers and then back:
+the second CPU makes Linux program the first one's timer.  An emulated host has at least two CPUs.
 """
 
 from __future__ import annotations

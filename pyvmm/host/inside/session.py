@@ -296,7 +296,7 @@ def _read(port: int) -> bytes:
 def _prepare(request: Request) -> OSError | None:
     """Prepare the host for a command: clock and random pool once per start, then the files.
 
-    The client gets its answer after this, so it notices a host that hangs here.
+    The session answers the client after this, so the client detects a host that hangs here.
     """
     try:
         (STATE / "idle_s").write_text(str(request.idle_s))

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 
 class CpioWriter:
-    """An archive whose entries belong to root; parent directories are added by themselves."""
+    """An archive whose entries belong to root; missing parent directories are added."""
 
     def __init__(self, out: BinaryIO) -> None:
         self._out = out

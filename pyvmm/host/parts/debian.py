@@ -1,4 +1,4 @@
-"""Debian packages, without root and without a change to the system: a private apt per suite.
+"""Debian packages, got by a private apt for each suite: without root, and without a system change.
 
 The mirror and all other settings (proxies, certificates) come from this machine's apt
 configuration.  Lists and downloads are in pyvmm's cache.  Nothing is installed.  apt verifies the

@@ -148,7 +148,7 @@ def _arrange(tree: Path, home: Path) -> None:
     """Make an unpacked tree work at its final path ``home``."""
     for makefile in tree.glob("usr/src/linux-headers-*/Makefile"):
         text = makefile.read_text()
-        if len(text) < 4096:  # Debian's, which includes the real one by its absolute path
+        if len(text) < 4096:  # Debian's own: it includes the kernel's by an absolute path
             makefile.write_text(text.replace(LEGACY_SOURCES, f"{home}{LEGACY_SOURCES}"))
     if platform.machine() == "aarch64":
         return

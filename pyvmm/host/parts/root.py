@@ -27,7 +27,7 @@ NOT_NEEDED: Final = re.compile(
     r"|libtirpc.*|libnsl2|libk.*|libgssapi.*|libdb5.3|libsqlite3-0|libcom-err2|gcc-12-base)$"
 )
 DISTRIBUTION: Final = "pyvmm-arm64"
-COMPILED: Final = frozenset({"cffi"})  # Debian has its arm64 backend; the rest serves builds
+COMPILED: Final = frozenset({"cffi"})  # its arm64 backend is Debian's; builds need the rest
 
 # Mount points for the user's files.
 MOUNTPOINTS: Final = tuple(f"usr/{name}" for name in ("src", "local", "share"))
@@ -116,7 +116,7 @@ def _arrange(tree: Path) -> None:
 
 
 def _add_links(programs: Path) -> None:
-    """Make the links python3 and those to busybox."""
+    """Make the link python3, and a link to busybox for each applet."""
     (programs / "python3").unlink(missing_ok=True)
     (programs / "python3").symlink_to("python3.11")
     for applet in APPLETS:

@@ -45,7 +45,7 @@ OLD_DAYS: Final = 7  # a start reports an older look at a suite
 
 
 class Tree(Record):
-    """A kernel or QEMU in the cache, with its Debian package's version and its own."""
+    """A kernel or QEMU in the cache: the version of its Debian package, and that of itself."""
 
     path: Path
     suite: str

@@ -218,7 +218,7 @@ def test_signal_sent_with_the_greeting_is_not_lost(channel: Channel) -> None:
             def sendall(self, data: bytes) -> None:
                 send(data + terminate)
 
-        rest = greet(channel.running, Together(), request)  # type: ignore[arg-type]
+        rest = greet(channel.running, Together(), request)  # type: ignore[arg-type]  # a fake
 
         assert list(FrameReader().feed(rest)) + frames(connection) == [
             (Frame.EXIT, bytes([128 + signal.SIGTERM]))
