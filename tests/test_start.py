@@ -42,8 +42,8 @@ NOT_FOR_A_RUN = (
     "pyvmm.arm64.fields", "pyvmm.arm64.sysregs", "pyvmm.boot.elf", "pyvmm.devices.virtio",
     "pyvmm.devices.diskfile", "pyvmm.machine.dirty", "pyvmm.machine.devices", "pyvmm.memory.map",
     "pyvmm.terminal.line", "pyvmm.terminal.pty", "pyvmm.base.files", "pyvmm.boot.wrapping",
-    "pyvmm.boot.zstd", "pyvmm.boot.lz4", "pyvmm.boot.packings", "pyvmm.boot.magics",
-    "pyvmm.kvm.hints", "pyvmm.memory.hugetlbfs", "pyvmm.control.server",
+    "pyvmm.boot.zstd", "pyvmm.boot.lz4", "pyvmm.boot.lzo", "pyvmm.boot.packings",
+    "pyvmm.boot.magics", "pyvmm.kvm.hints", "pyvmm.memory.hugetlbfs", "pyvmm.control.server",
     "pyvmm.control.service", "pyvmm.control.wire",
 )  # fmt: skip
 

@@ -25,9 +25,11 @@ INITRD = "an initrd: give it with `initrd`"
 DISK = "a disk: give it with `devices.disk`"
 UNPACK = "unpack it with `{}`, and give the kernel that it holds"
 UBOOT = "cut off its header with `tail -c +65`"
+UBOOT_START = b"\x0a\0\0\x14\x1f\x20\x03\xd5"
 UBOOT_INITRD = f"{UBOOT}, then give it with `initrd`"
 ARCHIVE = "Linux reads a cpio archive, packed or not, or a file system"
 KERNEL = "a kernel: give it as the image"
+FIRMWARE = "pyvmm runs no firmware (most is built for QEMU's virt machine): give it the kernel"
 PORT = "use a kernel for arm64"
 
 # What a file is, what to do instead, and its magics: (offset, bytes); all of them must match.
@@ -49,11 +51,10 @@ MAGICS: tuple[tuple[str, str, tuple[tuple[int, bytes], ...]], ...] = (
     ("a U-Boot legacy image", "U-Boot alone reads it", ((0, b"\x27\x05\x19\x56"),)),
     ("an Android boot image", UNPACK.format("unpack_bootimg"), ((0, b"ANDROID!"),)),
     ("an Android vendor boot image", UNPACK.format("unpack_bootimg"), ((0, b"VNDRBOOT"),)),
-    (
-        "UEFI firmware (an EDK2 firmware volume)",
-        "built for another machine, as QEMU's virt machine is: give the kernel that it starts",
-        ((40, b"_FVH"),),
-    ),
+    ("UEFI firmware (EDK2)", FIRMWARE, ((40, b"_FVH"),)),
+    ("UEFI firmware (EDK2)", FIRMWARE, ((0x1028, b"_FVH"),)),  # the first volume, behind a branch
+    # start.S: b reset; nop; the address that it is linked for
+    ("U-Boot, linked for address 0", FIRMWARE, ((0, UBOOT_START), (8, bytes(8)))),
     # initrds, packages and archives
     ("an initramfs (a cpio archive)", INITRD, ((0, b"070701"),)),
     ("an initramfs (a cpio archive)", INITRD, ((0, b"070702"),)),

@@ -1,7 +1,7 @@
-"""The formats that pack one file: gzip, zstd, xz, lzma, bzip2 and lz4, unpacked piece by piece.
+"""The formats that pack one file: gzip, zstd, xz, lzma, bzip2, lz4 and lzo.
 
-Packed files of one format that stand one after another unpack to their contents, one after another:
-members of gzip, frames of zstd and lz4, streams of xz and bzip2. Zeros may pad them.
+Packed files of one format may follow each other, as `cat` puts them: members of gzip, frames of
+zstd and lz4, streams of xz and bzip2. All are unpacked. Zeros may pad them.
 
 Each library is imported when a file needs it: most images are not packed.
 
@@ -147,12 +147,22 @@ def _read_lz4(file: BinaryIO) -> Iterator[bytes]:
     magic = file.read(len(lz4.LEGACY_MAGIC))
     file.seek(-len(magic), io.SEEK_CUR)
     if magic == lz4.LEGACY_MAGIC:
-        try:
-            yield from lz4.read_legacy(file)
-        except lz4.Lz4Error as damage:
-            raise Damaged(str(damage)) from damage
+        yield from _reporting(lz4.read_legacy(file), lz4.Lz4Error)
     else:
         yield from read_stream(file, lambda: (lz4.Decompressor(), lz4.Lz4Error))
+
+
+def _read_lzo(file: BinaryIO) -> Iterator[bytes]:
+    from pyvmm.boot import lzo
+
+    yield from _reporting(lzo.read(file), lzo.LzoError)
+
+
+def _reporting(chunks: Iterator[bytes], error: type[Exception]) -> Iterator[bytes]:
+    try:
+        yield from chunks
+    except error as damage:
+        raise Damaged(str(damage)) from damage
 
 
 def _streams(start: Callable[[], Started]) -> Callable[[BinaryIO], Iterator[bytes]]:
@@ -173,6 +183,7 @@ PACKINGS = {
         ("lzma", _LZMA, _streams(_lzma), "unlzma"),
         ("bzip2", rb"BZh[1-9]", _streams(_bzip2), "bunzip2"),
         ("lz4", rb"\x04\x22\x4d\x18|\x02\x21\x4c\x18|" + SKIPPABLE, _read_lz4, "unlz4"),
+        ("lzo", rb"\x89LZO\0\r\n\x1a\n", _read_lzo, "lzop -d"),
     )
 }
 

@@ -19,22 +19,22 @@ def run_dtc(dtc: Path, blob: bytes, output: str = "dts") -> tuple[bytes, str]:
     return done.stdout, done.stderr.decode()
 
 
-def _libfdt(dtc: Path) -> str:
-    """Return the libfdt of dtc: the system's, or one in a directory that dtc's wrapper names."""
-    content = dtc.read_bytes()
+def library_of(program: Path, name: str) -> str:
+    """Return a program's library: the system's, or one in a directory that its wrapper names."""
+    content = program.read_bytes()
     if content.startswith(b"#!"):
         for directory in re.findall(r"/[^\s:]+", content.decode()):
-            library = Path(directory) / "libfdt.so.1"
+            library = Path(directory) / name
             if library.exists():
                 return str(library)
-    return "libfdt.so.1"
+    return name
 
 
 class Libfdt:
     """The functions of libfdt that check and read a blob."""
 
     def __init__(self, dtc: Path) -> None:
-        self.library = ctypes.CDLL(_libfdt(dtc))
+        self.library = ctypes.CDLL(library_of(dtc, "libfdt.so.1"))
         for name in ("fdt_get_name", "fdt_getprop_by_offset"):
             getattr(self.library, name).restype = ctypes.c_void_p
 

@@ -9,19 +9,21 @@ import lzma
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyvmm.boot import lz4
+from pyvmm.boot import lz4, lzo
 from pyvmm.boot.packings import Damaged, packing_of, unpack
 from pyvmm.boot.wrapping import unwrap
 from pyvmm.errors import HostError, ImageError
 from pyvmm.layout import MIB
 from tests.boot.formats import run
+from tests.boot.judges import library_of
 from tests.boot.packing import zboot, zstd_compress
 from tests.conftest import tool
 
@@ -30,12 +32,25 @@ IMAGE = bytes(range(256)) * 2000
 HERE = Path()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _libraries() -> Iterator[None]:
+    """Let pyvmm find the libraries of the judges, where this machine lacks them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, program in ((lz4, "lz4"), (lzo, "lzop")):
+            patch.setattr(module, "LIBRARY", library_of(tool(program), module.LIBRARY))
+        yield
+
+
 def lz4_frame(data: bytes) -> bytes:
     return run(HERE, "lz4", "-q", "-c", "-", given=data)
 
 
 def lz4_legacy(data: bytes) -> bytes:
     return run(HERE, "lz4", "-q", "-l", "-c", "-", given=data)
+
+
+def lzop(data: bytes) -> bytes:
+    return run(HERE, "lzop", "-q", "-c", given=data)
 
 
 def lzma_alone(data: bytes) -> bytes:
@@ -48,6 +63,7 @@ PACK: dict[str, Pack] = {
     "xz": lzma.compress,
     "bzip2": bz2.compress,
     "lz4": lz4_frame,
+    "lzo": lzop,
 }
 EVERY: tuple[tuple[str, Pack], ...] = (
     *PACK.items(), ("lzma", lzma_alone), ("lz4", lz4_legacy)
@@ -72,12 +88,16 @@ def test_unwrap_unpacks_each_format(kind: str, pack: Pack) -> None:
     assert unwrapped(pack(IMAGE)) == (IMAGE, (kind,), [])
 
 
-@pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 1, (8 << 20) + 1, 20 << 20])
+@pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 1, 3 << 20])
 @pytest.mark.parametrize(("kind", "pack"), EVERY)
-def test_unpack_returns_all_of_a_large_file(kind: str, pack: Pack, size: int) -> None:
-    data = os.urandom(1 << 16) * (size >> 16) + bytes(size & 0xFFFF)
+def test_unpack_returns_all_of_a_file_of_whole_chunks(kind: str, pack: Pack, size: int) -> None:
+    assert unpacked(pack(bytes(size)), kind) == bytes(size)
 
-    assert unpacked(pack(data), kind) == data
+
+def test_unpack_unpacks_several_blocks_of_legacy_lz4() -> None:
+    data = os.urandom(1 << 10) * (17 << 10)  # a block has 8 MiB
+
+    assert unpacked(lz4_legacy(data), "lz4") == data
 
 
 @pytest.mark.parametrize("cut", [20, 200, -1])
@@ -95,7 +115,7 @@ def test_unpack_refuses_a_truncated_file(kind: str, pack: Pack, cut: int) -> Non
     ("kind", "pack"),
     [
         ("gzip", gzip.compress), ("zstd", zstd_compress), ("zstd22", zstd_compress),
-        ("xzkern", lzma.compress), ("lzma", lzma_alone), ("lz4", lz4_legacy),
+        ("xzkern", lzma.compress), ("lzma", lzma_alone), ("lz4", lz4_legacy), ("lzo", lzop),
     ],
 )  # fmt: skip
 def test_unwrap_unpacks_each_kind_of_zboot(kind: str, pack: Pack) -> None:
@@ -188,9 +208,16 @@ def test_unpack_takes_linear_time_for_empty_members() -> None:
 
 JUDGES = {
     "gzip": ("gzip", "-dc"), "zstd": ("zstd", "-dc"), "xz": ("xz", "-dc"),
-    "bzip2": ("bzip2", "-dc"), "lz4": ("lz4", "-dc"),
+    "bzip2": ("bzip2", "-dc"), "lz4": ("lz4", "-dc"), "lzo": ("lzop", "-dc"),
 }  # fmt: skip
-FILLING = {"gzip": b"\0", "xz": bytes(4), "zstd": SKIPPABLE, "lz4": SKIPPABLE, "bzip2": b""}
+FILLING = {
+    "gzip": b"\0",
+    "xz": bytes(4),
+    "zstd": SKIPPABLE,
+    "lz4": SKIPPABLE,
+    "bzip2": b"",
+    "lzo": b"",
+}
 
 
 @settings(max_examples=60)
@@ -203,29 +230,45 @@ FILLING = {"gzip": b"\0", "xz": bytes(4), "zstd": SKIPPABLE, "lz4": SKIPPABLE, "
 def test_unpack_agrees_with_the_formats_program(
     kind: str, parts: list[bytes], copies: int, filling: int
 ) -> None:
-    packed = b"".join(PACK[kind](part * copies) for part in parts[:-1])
-    # Between members only skippable frames and xz's padding are legal
-    packed += FILLING[kind] * (filling if kind != "gzip" else 0)
-    packed += PACK[kind](parts[-1] * copies) + FILLING[kind] * filling
+    # Between members only skippable frames and xz's padding are legal.
+    between = FILLING[kind] * filling if kind != "gzip" else b""
+    packed = between.join(PACK[kind](part * copies) for part in parts) + FILLING[kind] * filling
 
     program, *options = JUDGES[kind]
     judge = subprocess.run([tool(program), *options], input=packed, capture_output=True)
 
-    assert judge.returncode == 0, judge.stderr
+    assert judge.returncode in (0, 2), judge.stderr  # lzop warns of several files
     assert unpacked(packed, kind) == judge.stdout == b"".join(part * copies for part in parts)
 
 
 # Libraries that a machine may lack
 
 
-def test_unwrap_hints_at_liblz4_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lz4, "LIBRARY", "libnone.so.1")
+@pytest.mark.parametrize(
+    ("library", "pack", "kind", "program"),
+    [
+        (lz4, lz4_frame, "lz4", "unlz4"),
+        (lz4, lz4_legacy, "lz4", "unlz4"),
+        (lzo, lzop, "lzo", "lzop -d"),
+    ],
+)
+def test_unwrap_names_a_library_that_the_machine_lacks(
+    monkeypatch: pytest.MonkeyPatch, library: ModuleType, pack: Pack, kind: str, program: str
+) -> None:
+    monkeypatch.setattr(library, "LIBRARY", "libnone.so.1")
 
-    for pack in (lz4_frame, lz4_legacy):
-        with pytest.raises(HostError, match=r"lz4 needs libnone\.so\.1") as caught:
-            unwrapped(pack(IMAGE))
+    with pytest.raises(HostError, match=rf"{kind} needs libnone\.so\.1") as caught:
+        unwrapped(pack(IMAGE))
 
-        assert "unlz4" in (caught.value.hint or "")
+    assert program in (caught.value.hint or "")
+
+
+def test_unwrap_refuses_lzo_with_a_wrong_checksum() -> None:
+    packed = bytearray(lzop(IMAGE))
+    packed[-20] ^= 1
+
+    with pytest.raises(ImageError, match=r"a block (is damaged|has a wrong checksum)"):
+        unwrapped(bytes(packed))
 
 
 def test_unwrap_names_a_module_that_python_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
