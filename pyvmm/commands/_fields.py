@@ -12,6 +12,7 @@ import re
 OPTIONS = {
     "vcpus": "-c ",
     "memory": "-m ",
+    "initrd": "-i ",
     "ram_base": "-m SIZE@",
     "sve.required": "--sve ",
     "sve.off": "--no-sve ",
@@ -36,7 +37,7 @@ OPTIONS = {
 }
 # Fields whose options have the same name.
 _SAME = """
-cpu.pmu cpu.nested cpu.e2h0 cpu.aarch32 irqchip initrd params nodefaults console virtio_transport
+cpu.pmu cpu.nested cpu.e2h0 cpu.aarch32 irqchip params nodefaults console virtio_transport
 kaslr_seed vcpu_affinity hugetlbfs name devices.pmem devices.rng devices.balloon devices.hotplug
 dump_dtb save_on_exit trace reboot parent track force clock host cpus jobs scheduler logs junit
 trust zcr control hack arm seconds leave_out rounds hold_ms page cpu

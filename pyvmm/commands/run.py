@@ -100,7 +100,7 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
     """Boot a guest and attach its console.
 
     IMAGE is an AArch64 ELF, an arm64 Linux Image, a flat binary, or the name of a guest that comes
-    with pyvmm, such as sve-vls.
+    with pyvmm, such as sve-vls. A file may be packed: gzip, zstd, xz, lzma, bzip2, lz4, lzo, zboot.
     """
     invocation.debug |= options["debug"]
     _refuse_unsupported(options)

@@ -15,6 +15,7 @@ import pytest
 
 from pyvmm.devices import diskfile
 from pyvmm.devices.diskfile import DiskFile
+from pyvmm.devices.diskformats import FORMATS
 from pyvmm.errors import HostError, UsageError, VmmError
 from pyvmm.layout import MIB
 from tests.privileges import bound_by_modes
@@ -208,6 +209,19 @@ def test_open_refuses_a_file_that_cannot_be_a_disk(opened: Open, tmp_path: Path)
     error = refused(opened, qcow)
     assert "QCOW" in error.message
     assert error.hint is not None
+
+
+@pytest.mark.parametrize(("name", "offset", "magic"), FORMATS)
+def test_open_refuses_a_disk_that_is_not_raw(
+    opened: Open, tmp_path: Path, name: str, offset: int, magic: bytes
+) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(offset) + magic + bytes(1024))
+
+    error = refused(opened, path)
+
+    assert error.message == f"-d {path} is {name}"
+    assert error.hint == "qemu-img convert -O raw makes a raw image of it"
 
 
 def test_open_of_an_unwritable_file_hints_at_ro(opened: Open, image: Path) -> None:

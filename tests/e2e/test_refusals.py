@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import struct
 from collections.abc import Callable
@@ -46,6 +47,28 @@ def test_bad_image_is_refused(kind: str, pyvmm: Pyvmm, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert words in message(done)
     assert str(path) in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "what", "hint"),
+    [
+        (gzip.compress(b"070701" + bytes(200)), "(gzip) is an initramfs", "give it with -i"),
+        (b"hsqs" + bytes(600), "a squashfs file system", "give it with -d"),
+        (b"pyvmm snapshot 1\n", "a snapshot of pyvmm", "`pyvmm restore`"),
+    ],
+    ids=["initramfs", "disk", "snapshot"],
+)
+def test_file_for_another_option_is_refused_with_that_option(
+    content: bytes, what: str, hint: str, pyvmm: Pyvmm, tmp_path: Path
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(content)
+
+    done = pyvmm("run", str(path))
+
+    assert done.returncode == 2
+    assert what in message(done)
+    assert hint in done.stderr
 
 
 def test_program_of_this_machine_is_refused(pyvmm: Pyvmm, tmp_path: Path) -> None:
