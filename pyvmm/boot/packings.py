@@ -23,7 +23,7 @@ from pyvmm.layout import KIB, MIB
 CHUNK = 1 * MIB  # bytes read and unpacked at a time, at most
 BLOCK = 4 * KIB  # bytes read first
 MAGIC_SIZE = 16  # bytes, enough to recognize each format
-DICTIONARY = 1024 * MIB  # a file that needs more to be unpacked is refused
+DICTIONARY = 256 * MIB  # a file that needs more memory to be unpacked is refused
 SKIPPED = 64  # skippable frames before the first frame, at most
 SKIPPABLE = rb"[\x50-\x5f]\x2a\x4d\x18"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import platform
 import re
@@ -261,6 +262,19 @@ def test_verbose_describes_the_machine(spinning: str, capfd: Capture) -> None:
     assert re.search(r"memory +64 MiB at 0x80000000", said)
     assert re.search(r"vcpus +3\n", said)
     assert "did not end within 0.1 s" in said
+
+
+@pytest.mark.kvm
+def test_run_mentions_bytes_of_the_image_that_it_does_not_use(
+    tmp_path: Path, capfd: Capture
+) -> None:
+    image = programs.write("spin", tmp_path)
+    image.write_bytes(gzip.compress(image.read_bytes()) + b"signature")
+
+    code = cli.main(["run", "-c1", "-m16", "--timeout", "0.1", str(image)])
+
+    assert code == 124
+    assert "the last 9 bytes are not gzip data, and are not used\n" in capfd.readouterr().err
 
 
 @pytest.mark.kvm
