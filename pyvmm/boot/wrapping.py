@@ -50,13 +50,14 @@ def unwrap(
             wrapping = f"EFI zboot, {kind}"
         elif packed := packing_of(file):
             payload, wrapping, kind = file, packed, packed
-            payload.seek(0)
+            file.seek(0)
         else:
             return file, tuple(wrappings)
         if len(wrappings) == LAYERS:
             raise ImageError(f"{name} is packed more than {LAYERS} times")
         image = _collect(unpack(payload, kind), name, wrapping, limit)
-        rest = -payload.tell() + payload.seek(0, io.SEEK_END)
+        end = payload.tell()
+        rest = payload.seek(0, io.SEEK_END) - end
         if rest and payload is file:  # zboot has the unpacked size there
             log(f"{name}: the last {rest} bytes are not {kind} data, and are not used")
         file = image
