@@ -4,7 +4,7 @@ A person who gives the wrong file learns what it is, and what to do instead. The
 the file's name never does. An unknown file may be a flat binary, so the magics of two bytes are
 joined with other bytes that the format requires.
 
-Source: each format's specification; file(1) of another project is the tests' judge.
+Source: each format's specification; for text, file(1)'s set of characters.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ MAGICS: tuple[tuple[str, str, tuple[tuple[int, bytes], ...]], ...] = (
     ("a 7-zip archive", UNPACK.format("7z x"), ((0, b"7z\xbc\xaf\x27\x1c"),)),
     ("a snapshot of pyvmm", "restore it with `pyvmm restore`", ((0, b"pyvmm snapshot "),)),
     # disks; an ISO 9660 image may be a disk with partitions too
-    *((name, f"{DISK}; first, {CONVERT}", ((at, magic),)) for name, at, magic in FORMATS),
+    *((name, f"{CONVERT}: give that with `devices.disk`", ((at, magic),)) for name, at, magic in FORMATS),
     ("an ISO 9660 image", DISK, ((0x8001, b"CD001"),)),
     ("a disk image (GPT)", DISK, ((512, b"EFI PART"),)),
     ("an encrypted disk (LUKS)", DISK, ((0, b"LUKS\xba\xbe"),)),

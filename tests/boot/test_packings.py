@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
@@ -10,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -239,6 +241,33 @@ def test_unpack_agrees_with_the_formats_program(
 
     assert judge.returncode in (0, 2), judge.stderr  # lzop warns of several files
     assert unpacked(packed, kind) == judge.stdout == b"".join(part * copies for part in parts)
+
+
+@cache
+def valid(index: int) -> tuple[str, bytes]:
+    kind, pack = EVERY[index]
+    return kind, pack(IMAGE[:3000]) + pack(b"end")
+
+
+@settings(max_examples=400)
+@given(
+    index=st.integers(0, len(EVERY) - 1),
+    changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4),
+    cut=st.integers(0, 400),
+)
+def test_unpack_reports_damage_or_unpacks(
+    index: int, changes: list[tuple[int, int]], cut: int
+) -> None:
+    kind, whole = valid(index)
+    data = bytearray(whole)
+    for where, value in changes:
+        data[where % len(data)] = value
+    if cut % 3:
+        del data[cut:]
+
+    with contextlib.suppress(Damaged):
+        for chunk in unpack(io.BytesIO(bytes(data)), kind):
+            assert len(chunk) <= 64 * MIB
 
 
 # Libraries that a machine may lack
