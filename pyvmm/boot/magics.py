@@ -23,6 +23,7 @@ CHUNK = 1 << 20
 
 INITRD = "an initrd: give it with `initrd`"
 DISK = "a disk: give it with `devices.disk`"
+RAW_DISK = f"{CONVERT}: give that with `devices.disk`"
 UNPACK = "unpack it with `{}`, and give the kernel that it holds"
 UBOOT = "cut off its header with `tail -c +65`"
 UBOOT_START = b"\x0a\0\0\x14\x1f\x20\x03\xd5"
@@ -68,7 +69,7 @@ MAGICS: tuple[tuple[str, str, tuple[tuple[int, bytes], ...]], ...] = (
     ("a 7-zip archive", UNPACK.format("7z x"), ((0, b"7z\xbc\xaf\x27\x1c"),)),
     ("a snapshot of pyvmm", "restore it with `pyvmm restore`", ((0, b"pyvmm snapshot "),)),
     # disks; an ISO 9660 image may be a disk with partitions too
-    *((name, f"{CONVERT}: give that with `devices.disk`", ((at, magic),)) for name, at, magic in FORMATS),
+    *((name, RAW_DISK, ((offset, magic),)) for name, offset, magic in FORMATS),
     ("an ISO 9660 image", DISK, ((0x8001, b"CD001"),)),
     ("a disk image (GPT)", DISK, ((512, b"EFI PART"),)),
     ("an encrypted disk (LUKS)", DISK, ((0, b"LUKS\xba\xbe"),)),
