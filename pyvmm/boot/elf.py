@@ -66,7 +66,7 @@ TYPES = {
 }
 PT_LOAD, PT_INTERP, PT_NOTE = 1, 3, 4
 PN_XNUM = 0xFFFF  # "more program headers than e_phnum can hold"
-SHORT = 4096  # bytes of an interpreter's name or of notes that pyvmm reads
+SHORT = 1024  # bytes of an interpreter's name or of notes that pyvmm reads
 
 # The first note of a program for Linux: its name, NT_GNU_ABI_TAG, and the first word of its
 # description.
