@@ -56,6 +56,7 @@ class VcpuLook(Record, kw_only=True):
     elr: int = 0
     far: int = 0
     vbar: int = 0
+    mmu: bool = False
     words: tuple[int, int] | None = None
     blocked: bool | None = None
     timer: bool = False  # a timer is on and not masked: it ends a wait
@@ -143,7 +144,7 @@ def faults(looks: Looks) -> str | None:
     for vcpu in _running(looks):
         if all(_faults(before) for before in _of(looks, vcpu)) and _same(looks, vcpu, "elr"):
             where = f"vCPU {vcpu.id} faults for ever at {vcpu.elr:#x}"
-            if vcpu.vbar == 0:
+            if vcpu.vbar == 0 and not vcpu.mmu:
                 return f"{where}: it has no exception vectors (VBAR_EL1 is 0)"
             return f"{where}, in its exception vectors: {_cause(vcpu)}"
     return None

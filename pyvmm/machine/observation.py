@@ -40,9 +40,14 @@ SGIS: Final = 0xFFFF
 SPIS: Final = range(32, layout.NR_IRQS, 32)  # the first of each register
 
 
+def has_mmu_on(vcpu: Vcpu) -> bool:
+    """Return whether the vCPU's EL0 and EL1 use virtual addresses."""
+    return bool(Sctlr(vcpu.get_one_reg(SCTLR_EL1)).M)
+
+
 def instruction(vcpu: Vcpu, memory: Memory, address: int) -> int | None:
     """Return the instruction at an address; None outside memory, or where the MMU translates."""
-    if Sctlr(vcpu.get_one_reg(SCTLR_EL1)).M or not memory.contains(address, 4):
+    if has_mmu_on(vcpu) or not memory.contains(address, 4):
         return None
     with memory.view(address, 4) as view:
         return int.from_bytes(view, "little")
@@ -85,6 +90,7 @@ def _look(
     return VcpuLook(
         id=vcpu.id,
         mp_state=vcpu.get_mp_state(),
+        mmu=has_mmu_on(vcpu),
         words=None if before is None or now is None else (before, now),
         blocked=bool(kernel["blocking"]) if "blocking" in kernel else None,
         timer=any(

@@ -163,6 +163,7 @@ def test_unclaimed_accesses_complete_in_c_when_enabled(made: Guest, completed: b
 
     assert leave.address == (MARK if completed else MMIO + UNCLAIMED)
     assert counts(made) == ([0, 0, int(completed)], [0, 0, int(completed)])
+    assert made.vcpu.last_unclaimed == (MMIO + UNCLAIMED if completed else 0)
 
 
 def test_too_many_uarts_are_refused(made: Guest) -> None:

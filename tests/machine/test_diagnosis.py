@@ -70,6 +70,12 @@ def test_vcpu_without_vectors_faults_for_ever() -> None:
     )
 
 
+def test_vcpu_may_have_vectors_at_virtual_address_0() -> None:
+    line = said(machine(FAULTING | {"mmu": True})) or ""
+
+    assert line.startswith("vCPU 0 faults for ever at 0x200, in its exception vectors: ")
+
+
 def test_vcpu_with_broken_vectors_faults_for_ever_with_its_cause() -> None:
     entry = VBAR + 0x200
     vcpu = {"pc": entry, "elr": entry + 8, "vbar": VBAR, "esr": UNDEFINED}

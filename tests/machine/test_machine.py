@@ -55,7 +55,7 @@ def boot(tmp_path: Path, screen: Screen) -> Iterator[Boot]:
         def make(program: str, x1: int = 0, x2: int = 0, **options: Any) -> Machine:
             hooks = {
                 name: options.pop(name)
-                for name in ("on_unclaimed", "set_blocking")
+                for name in ("on_unclaimed", "set_blocking", "log")
                 if name in options
             }
             output = options.pop("output", screen.write)
@@ -152,6 +152,50 @@ def test_undecodable_access_is_a_guest_error(boot: Boot) -> None:
     assert f"{layout.UART.base:#x}" in caught.value.message
     assert f"{machine.image.entry:#x}" in caught.value.message
     assert caught.value.exit_code == 1
+
+
+def test_machine_says_once_why_a_guest_makes_no_progress(boot: Boot) -> None:
+    said: list[str] = []
+    machine = boot("undefined", log=said.append)
+    machine.start()
+
+    deadline = time.monotonic() + 120
+    while not said and time.monotonic() < deadline:  # until the vCPU has run
+        machine.say_why(sure=True)
+    machine.say_why()
+
+    assert said == ["vCPU 0 faults for ever at 0x200: it has no exception vectors (VBAR_EL1 is 0)"]
+
+
+def test_machine_says_nothing_of_a_guest_that_is_paused_or_has_ended(boot: Boot) -> None:
+    said: list[str] = []
+    machine = boot("undefined", log=said.append)
+    machine.start()
+
+    with machine.paused():
+        machine.say_why()
+    machine.stop()
+    machine.say_why()
+
+    assert said == []
+    assert not machine.is_paused
+
+
+def test_guest_runs_on_after_pyvmm_has_looked_at_it(boot: Boot) -> None:
+    machine = boot("count", vcpus=2)
+    machine.start()
+
+    def counted() -> int:
+        with machine.paused():
+            return machine.vcpus[0].get_one_reg(regs.X(1))
+
+    machine.say_why(sure=True)
+    before = counted()
+    machine.say_why(sure=True)
+
+    deadline = time.monotonic() + 120
+    while counted() <= before:
+        assert time.monotonic() < deadline, "the guest stands still"
 
 
 def test_timeout_ends_a_guest_that_runs_on(boot: Boot) -> None:
