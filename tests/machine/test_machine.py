@@ -15,6 +15,7 @@ import pytest
 from pyvmm import layout
 from pyvmm.arm64 import vl
 from pyvmm.config import Config, SveRequest
+from pyvmm.control.service import resident
 from pyvmm.errors import GuestError, HostError, ImageError, TimeoutExpired
 from pyvmm.kvm import native, regs, sve
 from pyvmm.kvm.caps import Cap
@@ -296,11 +297,32 @@ def test_memory_beyond_the_address_limit_is_refused(boot: Boot) -> None:
         boot("store", memory=1 << bits)
 
 
-def test_memory_beyond_the_hosts_is_refused(boot: Boot) -> None:
+def test_memory_beyond_the_hosts_runs_and_takes_what_the_guest_uses(boot: Boot) -> None:
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
-    with pytest.raises(HostError, match="cannot map"):
-        boot("store", memory=64 * physical // MIB * MIB)
+    machine = boot("store", x2=layout.EXIT.base, memory=8 * physical // MIB * MIB)
+
+    assert machine.run() == 0
+    assert resident((machine.memory.host_address, machine.memory.size)) < 16 * MIB
+
+
+def test_memory_beyond_a_strict_commit_limit_is_refused(boot: Boot) -> None:
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    policy = Path("/proc/sys/vm/overcommit_memory")
+    if not os.access(policy, os.W_OK):
+        pytest.skip("only root may set vm.overcommit_memory")
+    before = policy.read_text(encoding="ascii")
+
+    policy.write_text("2", encoding="ascii")
+    try:
+        with pytest.raises(HostError, match=r"cannot map .*: Cannot allocate memory") as caught:
+            boot("store", memory=4 * physical // MIB * MIB)
+    finally:
+        policy.write_text(before, encoding="ascii")
+
+    hint = caught.value.hint or ""
+    assert "for all processes to ask for" in hint
+    assert hint.endswith("(vm.overcommit_memory=2); use a smaller `memory`")
 
 
 def test_host_limit_is_reported_before_a_missing_image(tmp_path: Path) -> None:
