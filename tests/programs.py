@@ -63,6 +63,17 @@ PROGRAMS = {
         39000043  strb w3, [x2]
         17fffffc  b .-16
     """,
+    # Takes over the UART as a driver does: it writes W4 to FCR, and drops what it reads from RBR
+    "echo after a reset": """
+        39000844  strb w4, [x2, #2]
+        39401443  ldrb w3, [x2, #5]
+        39400043  ldrb w3, [x2]
+        39401443  ldrb w3, [x2, #5]
+        3607ffe3  tbz w3, #0, .-4
+        39400043  ldrb w3, [x2]
+        39000043  strb w3, [x2]
+        17fffffc  b .-16
+    """,
     # Sends X4 bytes, from X1 up, to a UART whose status it polls before each; then stores X1 at X5
     "poll": """
         39401443  ldrb w3, [x2, #5]

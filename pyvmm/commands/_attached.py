@@ -93,7 +93,6 @@ class Attached:
             claim = undo.enter_context(Claim(self._config.name))
             with self._make(restorer=self._extras.restorer) as machine:
                 self._attach(claim, undo)
-                self._warn_of_size()
                 code = machine.run(self._loop)
             while self._reboot and machine.was_reset:
                 before, was_paused = machine.resizing, machine.is_paused
@@ -136,6 +135,7 @@ class Attached:
 
     def _attach(self, claim: Claim, undo: contextlib.ExitStack) -> None:
         """Connect console, keys, signals and the control socket to the current machine."""
+        self._warn_of_size()
         self._await_clients(claim)
         undo.callback(self._close_server)
         undo.callback(claim.close)  # first: a waiting client finds the name free

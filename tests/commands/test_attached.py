@@ -43,3 +43,38 @@ def test_signal_just_after_a_guests_reset_ends_the_run_with_its_code(
         attached = Attached(Config(image=Path("guest")), Extras(reboot=True), output)
 
         assert attached.run() == SIGTERM_CODE
+
+
+def test_next_machine_gets_the_input_that_its_predecessor_has_not_read(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bytes | str] = []
+
+    class Rebooting:
+        is_paused = False
+        console = SimpleNamespace(unread=b"not read")
+        resizing = SimpleNamespace(adopt=lambda before: None)
+
+        def __init__(self) -> None:
+            self.was_reset = not calls
+
+        def __enter__(self) -> Rebooting:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def run(self, loop: Any) -> int:
+            calls.append("run")
+            return 0
+
+    monkeypatch.setattr(Attached, "_make", lambda *_, **__: Rebooting())
+    monkeypatch.setattr(Attached, "_attach", lambda *_: None)
+    monkeypatch.setattr(Attached, "_connect", lambda _: calls.append("connect"))
+    with Output(1) as output:
+        attached = Attached(Config(image=Path("guest")), Extras(reboot=True), output)
+        attached._keyboard = SimpleNamespace(put_back=calls.append)  # type: ignore[assignment]
+
+        assert attached.run() == 0
+
+    assert calls == ["run", b"not read", "connect", "run"]

@@ -25,6 +25,8 @@ pytestmark = pytest.mark.kvm
 LSR = layout.UART.base + 5
 LSR_IDLE, LSR_BI, LSR_DR = 0x60, 0x10, 0x01
 
+TYPED = b"typed before the start"
+
 Boot = Callable[..., Machine]
 
 
@@ -52,13 +54,31 @@ def unexpected(data: bytes) -> None:
 def test_uart_echoes_on_its_pty(boot: Boot, number: int) -> None:
     machine = boot("echo", x2=layout.uart(number).base, ttys=frozenset({number}))
     terminal = os.open(machine.terminals.paths[number], os.O_RDWR | os.O_NOCTTY)
-    os.write(terminal, b"typed before the start")
-    typed = len(b"typed before the start")
+    os.write(terminal, TYPED)
+
+    assert shown_while_it_runs(machine, terminal) == TYPED
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("fcr", [0x07, 0x01])
+def test_input_sent_before_a_reset_of_the_fifo_is_whole(boot: Boot, fcr: int, fast: bool) -> None:
+    options = {"ttys": frozenset({0}), "fast_mmio": fast}
+    machine = boot("echo after a reset", x2=layout.UART.base, **options)
+    machine.vcpus[0].set_one_reg(regs.X(4), fcr)
+    terminal = os.open(machine.terminals.paths[0], os.O_RDWR | os.O_NOCTTY)
+
+    assert machine.console.send(TYPED) == len(TYPED)
+
+    assert shown_while_it_runs(machine, terminal) == TYPED
+
+
+def shown_while_it_runs(machine: Machine, terminal: int) -> bytes:
+    """Run a machine until its terminal, which is then closed, shows as many bytes as TYPED."""
     shown = b""
 
     def person() -> None:
         nonlocal shown
-        while len(shown) < typed and select.select([terminal], [], [], 15)[0]:
+        while len(shown) < len(TYPED) and select.select([terminal], [], [], 15)[0]:
             shown += os.read(terminal, 100)
         machine.stop(9)
 
@@ -67,9 +87,8 @@ def test_uart_echoes_on_its_pty(boot: Boot, number: int) -> None:
     code = machine.run()
     watching.join()
     os.close(terminal)
-
-    assert shown == b"typed before the start"
     assert code == 9
+    return shown
 
 
 def test_machine_ends_while_an_unread_pty_is_flooded(boot: Boot) -> None:
