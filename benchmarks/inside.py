@@ -26,7 +26,8 @@ from typing import Any, Final, NamedTuple
 from benchmarks.counters import Counter
 
 DISK_SIZE: Final = 64 << 20
-INPUT: Final = b"." * 2001  # input of the exits guest
+INPUT: Final = b"." * 2065  # input of the exits guest
+LINE: Final = b"." * 100 + b"\n"  # input of a Linux guest; QEMU's driver drops the first 32 bytes
 OUT_SIZE: Final = 1 << 18  # output and input of the console guest
 IN_SIZE: Final = 1 << 15
 LOOK_S: Final = 0.05  # between two looks at the output; the clock counts instructions
@@ -187,6 +188,15 @@ def linux(task: dict[str, Any]) -> Found:
     return found
 
 
+def typed(task: dict[str, Any]) -> Found:
+    """Measure from exec until a Linux guest's init has a line of input that was there at once."""
+    run = Run(task)
+    run.type(LINE)
+    spent = run.wait_for(b"pyvmm-bench: typed")
+    run.end()
+    return {"spent": spent}
+
+
 def lines(task: dict[str, Any]) -> Found:
     """Return the exits guest's own measurement of each access."""
     run = Run(task)
@@ -254,8 +264,8 @@ def number(task: dict[str, Any]) -> Found:
     return {"spent": float(done.stdout)}
 
 
-KINDS: Final = {"first": first, "work": work, "linux": linux, "lines": lines, "disk": disk,
-                "console": console, "number": number}  # fmt: skip
+KINDS: Final = {"first": first, "work": work, "linux": linux, "typed": typed, "lines": lines,
+                "disk": disk, "console": console, "number": number}  # fmt: skip
 
 
 def main() -> None:

@@ -49,6 +49,7 @@ PYVMM: Final = Board(
         "READY": "status & 0x20",  # LSR.THRE
         "ARRIVED": "status & 0x01",  # LSR.DR
         "FIFO": f"READ8({layout.UART.base + 2:#x}) = 1",  # FCR
+        "RESET": f"READ8({layout.UART.base + 2:#x}) = 3",
         "RTC": f"{layout.RTC.base:#x}",
         "HOLE": f"{layout.FLASH.base:#x}",
     },
@@ -80,7 +81,9 @@ def build(into: Path, progress: Progress) -> None:
     _linux_stub(into, progress)
     _compile("floor.c", into / "floor", ["-O2", "-static"], progress)
     _compile("init.c", into / "init", [*FREESTANDING], progress)
-    (into / "initrd").write_bytes(_initrd((into / "init").read_bytes()))
+    _compile("init.c", into / "typed", [*FREESTANDING, "-DTYPED"], progress)
+    for init, initrd in (("init", "initrd"), ("typed", "typed-initrd")):
+        (into / initrd).write_bytes(_initrd((into / init).read_bytes()))
     image = cloud_kernel(progress)
     (into / "Image").write_bytes(image.read_bytes())
     modules = kernel.find(str(image.parents[1]), progress)

@@ -127,7 +127,8 @@ def exits() -> Part:
         *floors,
     ]
     return Part(tasks, [
-        Row(title, THOUSAND, Cell("exits pyvmm", name), Cell("exits qemu", name),
+        Row(title, THOUSAND, Cell("exits pyvmm", name),
+            None if name == "byte_in_after_reset" else Cell("exits qemu", name),
             Cell(f"floor {floor}") if floor else None, Cell("exits plain", name))
         for name, title, floor in (
             ("unclaimed_read", "MMIO read that no device claims", "read"),
@@ -137,6 +138,7 @@ def exits() -> Part:
             ("status_read", "UART status read", "read"),
             ("polled_byte", "UART byte out, polled", "byte"),
             ("byte_in", "UART byte in, polled", None),
+            ("byte_in_after_reset", "UART byte in, polled, after a reset of the FIFO", None),
             ("hvc", "HVC answered in the kernel", None),
         )
     ])  # fmt: skip
@@ -163,7 +165,15 @@ def start() -> Part:
 
 def linux() -> Part:
     """Measure boots of Linux with one vCPU."""
-    return boots((1,))
+    part = boots((1,))
+    tasks = [
+        task("typed pyvmm", "typed", pyvmm("Image", *linux_guest(1, "typed-initrd", QUIET))),
+        task("typed qemu", "typed",
+             qemu("Image", *qemu_linux_guest(1, "typed-initrd", f"console=ttyAMA0 {QUIET}"))),
+    ]  # fmt: skip
+    row = Row("exec to a line of early input in Linux's init, quiet", MILLION,
+              Cell("typed pyvmm"), Cell("typed qemu"))  # fmt: skip
+    return Part([*part.tasks, *tasks], [*part.rows, row])
 
 
 def smp() -> Part:

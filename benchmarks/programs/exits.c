@@ -8,6 +8,8 @@
  * -DREADY    expression: a byte may be stored, by STATUS
  * -DARRIVED  expression: a byte can be loaded, by STATUS
  * -DFIFO     statement that switches the UART's FIFOs on
+ * -DRESET    statement that resets the receive FIFO, if input survives that: then the guest reads
+ *            RESETS more bytes, one after each reset
  * -DRTC      address of a PL031
  * -DHOLE     address without a device
  */
@@ -17,6 +19,7 @@ typedef unsigned int u32;
 typedef unsigned char u8;
 
 #define COUNT 2000
+#define RESETS 64
 #define PSCI_VERSION 0x84000000 /* Arm DEN 0022 */
 #define SYSTEM_OFF 0x84000008
 
@@ -104,6 +107,14 @@ static void take_input(void)
 	for (int n = 0; n < COUNT; n++)
 		get();
 	report("byte_in", now() - before, COUNT);
+#ifdef RESET
+	before = now();
+	for (int n = 0; n < RESETS; n++) {
+		RESET;
+		get();
+	}
+	report("byte_in_after_reset", now() - before, RESETS);
+#endif
 }
 
 void guest_main(void)
