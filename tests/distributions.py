@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,8 +36,7 @@ def build(directory: Path) -> Distributions:
     copy_tree(tree, built=True)
     python_build(tree, directory, "--sdist")
     (sdist,) = directory.glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(directory, filter="data")
+    run(["tar", "-C", str(directory), "-xf", str(sdist)])
     native = platform.machine() == "aarch64"
     path = os.environ["PATH"] if native else NO_PROGRAMS
     python_build(directory / sdist.name.removesuffix(".tar.gz"), directory, "--wheel", PATH=path)
