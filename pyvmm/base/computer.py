@@ -8,6 +8,7 @@ from typing import Final
 
 INSIDE_VARIABLE: Final = "PYVMM_INSIDE"  # the description of an emulated host, set inside it
 DEVICE_TREE: Final = Path("/sys/firmware/devicetree/base")
+MOUNTINFO: Final = Path("/proc/self/mountinfo")
 BOARD: Final = Path("/sys/class/dmi/id/product_name")
 
 
@@ -32,3 +33,16 @@ def small_text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace").replace("\0", " ").strip()
     except OSError:
         return ""
+
+
+def file_system(device: int) -> str:
+    """Return the type of the mounted file system on a device (``st_dev``); empty if none is.
+
+    Source: proc_pid_mountinfo(5).  The type is the first word after " - ".
+    """
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in MOUNTINFO.read_text(encoding="utf-8", errors="replace").splitlines():
+        fields, _, rest = line.partition(" - ")
+        if fields.split()[2] == number:
+            return rest.split()[0]
+    return ""

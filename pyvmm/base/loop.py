@@ -100,7 +100,8 @@ class Loop(Closing):
     def run(self) -> None:
         """Wait and call back until ``stop``; raise what a callback raises."""
         while not self._stopping:
-            for key, _ in self._selector.select(self._next_timeout_s()):
+            left_s = max(0.0, self._timers[0].due - time.monotonic()) if self._timers else None
+            for key, _ in self._selector.select(left_s):
                 if key.fd in self._selector.get_map():  # an earlier callback may have unwatched it
                     key.data()
             self._run_timers()
@@ -115,9 +116,6 @@ class Loop(Closing):
         os.eventfd_read(self._wake)
         for _ in range(len(self._calls)):  # calls that these add run in the next round
             self._calls.popleft()()
-
-    def _next_timeout_s(self) -> float | None:
-        return max(0.0, self._timers[0].due - time.monotonic()) if self._timers else None
 
     def _run_timers(self) -> None:
         now = time.monotonic()

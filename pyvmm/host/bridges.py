@@ -31,7 +31,7 @@ def run_with_ttys(running: Running, argv: list[str], ttys: Iterable[int]) -> int
     with ExitStack() as stack:
         outer = {number: _bridge(running, stack) for number in sorted(ttys)}
         environment = {OUTER_VARIABLE: json.dumps(outer)} if outer else {}
-        return client.run(running, argv, running.description, environment)
+        return client.run(running, argv, environment)
 
 
 def _bridge(running: Running, stack: ExitStack) -> tuple[str, str]:
@@ -41,6 +41,6 @@ def _bridge(running: Running, stack: ExitStack) -> tuple[str, str]:
     stack.callback(pty.close)
     guest, end = map(stack.enter_context, socket.socketpair())
     command = ["python3", "-m", HANDOVER, name]
-    stack.enter_context(client.bridged(running, command, running.description, end))
+    stack.enter_context(client.bridged(running, command, end))
     stack.enter_context(Carrier(pty, guest))  # closed first, while the session still runs
     return pty.path, name

@@ -43,7 +43,7 @@ def capture(
     if len(data) > STDIN_WINDOW:
         raise ValueError(f"{len(data)} bytes: at most {STDIN_WINDOW} can be sent")
     with connected(running, PORT_TIMEOUT_S) as connection:
-        request = request_for(running, argv, running.description, [])
+        request = request_for(running, argv, [])
         if as_root:
             request = request.replace(uid=0, gid=0, groups=[0])
         rest = greet(running, connection, request)

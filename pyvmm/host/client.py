@@ -51,21 +51,18 @@ ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 FORWARDED: Final = (*ENDING, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def run(
-    running: Running, argv: list[str], inside: str, environment: Mapping[str, str] | None = None
-) -> int:
+def run(running: Running, argv: list[str], environment: Mapping[str, str]) -> int:
     """Run ``argv`` in the host, as if it ran here; return its exit code.
 
-    ``inside`` describes the host to the command (PYVMM_INSIDE).  ``environment`` is added to the
-    user's.
+    ``environment`` is added to the user's.
 
     Raises:
         Unreachable: the host ended before it had the command.
         HostError: the host ended during the command.
     """
     terminals = [fd for fd in (0, 1, 2) if os.isatty(fd)]
-    request = request_for(running, argv, inside, terminals)
-    request.environment.update(environment or {})
+    request = request_for(running, argv, terminals)
+    request.environment.update(environment)
     terminal = Terminal(raw_output=True)
     with connected(running) as connection:
         session = _Session(running, connection, _Streams(terminals=terminals), terminal)
@@ -78,7 +75,7 @@ def run(
 
 
 @contextlib.contextmanager
-def bridged(running: Running, argv: list[str], inside: str, end: socket.socket) -> Iterator[None]:
+def bridged(running: Running, argv: list[str], end: socket.socket) -> Iterator[None]:
     """Run ``argv`` in the host during the block; a socket is its standard input and output.
 
     The socket is closed when the command ends.  The command is ended when the block ends.
@@ -89,7 +86,7 @@ def bridged(running: Running, argv: list[str], inside: str, end: socket.socket) 
     with connected(running) as connection:
         streams = _Streams(stdin=end.fileno(), stdout=end.fileno())
         session = _Session(running, connection, streams, Terminal(end.fileno()))
-        rest = greet(running, connection, request_for(running, argv, inside, []))
+        rest = greet(running, connection, request_for(running, argv, []))
         thread = threading.Thread(target=_bridge, args=(session, rest, end), daemon=True)
         thread.start()
         try:
@@ -287,10 +284,10 @@ def _signals(wake: int) -> Iterator[None]:
             signal.set_wakeup_fd(old)
 
 
-def request_for(running: Running, argv: list[str], inside: str, terminals: list[int]) -> Request:
+def request_for(running: Running, argv: list[str], terminals: list[int]) -> Request:
     """Return the request to run ``argv`` in the host as if it ran here."""
     environment = {k: v for k, v in os.environ.items() if k in PASSED_ON or k.startswith("PYVMM_")}
-    environment["PYVMM_INSIDE"] = inside
+    environment["PYVMM_INSIDE"] = running.description
     umask = os.umask(0o077)
     os.umask(umask)
     return Request(

@@ -93,18 +93,18 @@ class QemuPlan(Record):
             "-cpu", self.cpu_argument,
             *cpus, "-m", f"size={size}B",
             "-object",
-            f"memory-backend-file,id=mem,size={size},mem-path={_option(memory)},share={share}",
+            f"memory-backend-file,id=mem,size={size},mem-path={option(memory)},share={share}",
             "-nographic", "-no-reboot", "-nodefaults", "-nic", "none", "-no-user-config",
             "-serial", f"file:{sockets / 'console.log'}", "-monitor", "none",
-            "-qmp", f"unix:{_option(sockets / 'qmp')},server=on,wait=off",
-            "-drive", f"if=none,id=usr,read-only=on,format=raw,file={_option(self.usr)}",
+            "-qmp", f"unix:{option(sockets / 'qmp')},server=on,wait=off",
+            "-drive", f"if=none,id=usr,read-only=on,format=raw,file={option(self.usr)}",
             "-device", "virtio-blk-device,drive=usr",
             "-device", f"virtio-serial-device,id=vs,max_ports={PORTS + 1}",
             "-fsdev", "local,id=user,path=/,security_model=none,multidevs=remap",
             "-device", "virtio-9p-device,fsdev=user,mount_tag=user",
         ]  # fmt: skip
         for port in range(1, PORTS + 1):
-            path = _option(sockets / f"p{port}")
+            path = option(sockets / f"p{port}")
             arguments += [
                 "-chardev", f"socket,id=c{port},path={path},server=on,wait=off",
                 "-device", f"virtserialport,bus=vs.0,chardev=c{port},name=pyvmm.{port},nr={port}",
@@ -112,8 +112,8 @@ class QemuPlan(Record):
         return arguments
 
 
-def _option(path: Path) -> str:
-    """Escape a path in a QEMU option: commas are doubled."""
+def option(path: Path) -> str:
+    """Return a path for a QEMU option, with commas doubled."""
     return str(path).replace(",", ",,")
 
 

@@ -9,7 +9,7 @@ import mmap
 import os
 from pathlib import Path
 
-from pyvmm.base import mounts
+from pyvmm.base import computer
 from pyvmm.base.units import show_size
 from pyvmm.errors import HostError, UsageError
 
@@ -26,7 +26,7 @@ def page_size(directory: Path) -> int:
         size = os.statvfs(directory).f_bsize
     except OSError as error:
         raise UsageError(f"`hugetlbfs`={directory}: {error.strerror}") from error
-    if mounts.file_system(device) == "hugetlbfs":
+    if computer.file_system(device) == "hugetlbfs":
         return size
     raise UsageError(
         f"`hugetlbfs`={directory}: this is not a hugetlbfs",

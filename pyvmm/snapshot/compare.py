@@ -75,8 +75,8 @@ class Comparison(Record):
     @property
     def differ(self) -> bool:
         """Whether there is an unexpected difference."""
-        reasons = [change.expected for change in self.changes]
-        return not all([*reasons, *(change.expected for change in self.memory)])
+        everything: list[Change | MemoryChange] = [*self.changes, *self.memory]
+        return not all(change.expected for change in everything)
 
 
 def compare(a: Snapshot, b: Snapshot) -> Comparison:

@@ -359,11 +359,11 @@ def _reset_values(gic: GicRegisters, part: Part, vcpu: int | None) -> dict[int, 
         for place in places(part, gic.nr_irqs)
         if place.row.use is Use.RESTORE_IF_CHANGED
     ]
-    return _values(gic.read(part, vcpu, changing))
+    return values_of(gic.read(part, vcpu, changing))
 
 
-def _values(read: Mapping[int, int | KvmError]) -> dict[int, int]:
-    """Return the values of read().
+def values_of(read: Mapping[int, int | KvmError]) -> dict[int, int]:
+    """Return the values of registers that were read.
 
     Raises: KvmError, if KVM refused a register.
     """
@@ -379,7 +379,7 @@ def _differences(
     gic: GicRegisters, part: Part, vcpu: int | None, saved: dict[int, int]
 ) -> Iterator[str]:
     here = {place.number: place.name for place in places(part, gic.nr_irqs)}
-    found = _values(gic.read(part, vcpu, [number for number in here if number in saved]))
+    found = values_of(gic.read(part, vcpu, [number for number in here if number in saved]))
     for number, value in found.items():
         if (value ^ saved[number]) & ~ROUNDED.get(here[number], 0):
             yield (

@@ -54,13 +54,8 @@ def registers_here(system: System) -> dict[str, str]:
     left out.
     """
     limits = read_limits(system)
-    plan = Plan(
-        vcpus=1,
-        memory=0,
-        ipa_bits=min(limits.ipa_bits, ENOUGH_IPA),
-        vls=limits.vls,
-        features=limits.features & TOGETHER,
-    )
+    ipa, features = min(limits.ipa_bits, ENOUGH_IPA), limits.features & TOGETHER
+    plan = Plan(vcpus=1, memory=0, ipa_bits=ipa, vls=limits.vls, features=features)
     with ExitStack() as undo:
         vm = undo.enter_context(system.create_vm(plan.ipa_bits))
         (vcpu,) = make_vcpus(vm, plan, undo)

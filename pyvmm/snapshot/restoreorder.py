@@ -66,17 +66,9 @@ PMU_CLEARING: Final = _named("PMCNTENCLR_EL0", "PMINTENCLR_EL1", "PMOVSCLR_EL0")
 TIMER_ISTATUS: Final = 1 << 2  # CNT*_CTL: the timer condition is met; read-only for the guest
 
 CLASSES: Final = (
-    RegisterClass(
-        name="vector lengths",
-        ids=frozenset({regs.SVE_VLS}),
-        setting=Setting.EARLY,
-    ),
+    RegisterClass(name="vector lengths", ids=frozenset({regs.SVE_VLS}), setting=Setting.EARLY),
     # First: they decide which other registers the vCPU has.
-    RegisterClass(
-        name="identification",
-        ids=IDENTIFICATION,
-        groups=frozenset({regs.DEMUX}),
-    ),
+    RegisterClass(name="identification", ids=IDENTIFICATION, groups=frozenset({regs.DEMUX})),
     RegisterClass(
         name="firmware",
         groups=frozenset({regs.FW, regs.FW_FEAT_BMAP}),

@@ -10,7 +10,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-from pyvmm.base import mounts
+from pyvmm.base import computer
 from pyvmm.base.closing import Closing
 from pyvmm.config import Config
 from pyvmm.errors import HostError, UsageError, VmmError
@@ -163,7 +163,7 @@ def default_reading(path: Path) -> Reading:
 
     In an emulated host the user's files come through 9p.
     """
-    is_shared = mounts.file_system(path.stat().st_dev) == "9p"
+    is_shared = computer.file_system(path.stat().st_dev) == "9p"
     return Reading.EAGER if is_shared else Reading.LAZY
 
 

@@ -22,7 +22,7 @@ from pyvmm.kvm.vgic import VgicV2
 from pyvmm.machine.board import Board
 from pyvmm.machine.plan import Plan
 from pyvmm.snapshot import restoreorder
-from pyvmm.snapshot.gic import gic_registers, restore_gic
+from pyvmm.snapshot.gic import gic_registers, restore_gic, values_of
 from pyvmm.snapshot.restoreorder import Setting
 from pyvmm.snapshot.state import State, VcpuState
 
@@ -139,9 +139,7 @@ def differences(vcpu: Vcpu, saved: VcpuState, refused: Collection[int]) -> list[
     """Return registers that read back changed, unless their class allows it."""
     losses = []
     read = vcpu.get_regs(reg_id for reg_id in saved.registers if reg_id not in refused)
-    for reg_id, found in read.items():
-        if isinstance(found, KvmError):
-            raise found
+    for reg_id, found in values_of(read).items():
         value = saved.registers[reg_id]
         if value != found and restoreorder.differs(reg_id, value, found):
             reason = f"was {value:#x} and reads back as {found:#x}"

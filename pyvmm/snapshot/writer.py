@@ -46,11 +46,6 @@ class _Layout(Record):
     pieces: list[tuple[Extent, pages.MemorySource]]
     zero: list[Range]
 
-    @property
-    def extents(self) -> list[Extent]:
-        stored = [extent for extent, _ in self.pieces]
-        return sorted([*stored, *(Extent(low, high - low, 0) for low, high in self.zero)])
-
 
 def write_snapshot(
     path: Path,
@@ -86,7 +81,8 @@ def write_into(
     layout = _lay_out(PAGE + len(state), parts, keep_zero=parent is not None)
     os.ftruncate(fd, layout.memory.end)
     hashes = in_threads(lambda job: _write_block(fd, *job), _jobs(layout))
-    extents = layout.extents
+    zeros = [Extent(low, high - low, 0) for low, high in layout.zero]
+    extents = sorted([*(extent for extent, _ in layout.pieces), *zeros])
     index = format.pack_index(extents, hashes, layout.index)
     header = Header(
         state=StateSection(offset=PAGE, length=len(state), sha256=format.sha256(state)),

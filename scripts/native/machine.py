@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 from pyvmm.errors import HostError
 from pyvmm.host.parts import tools
 from pyvmm.host.progress import Progress
-from pyvmm.host.qemu import QemuPlan
+from pyvmm.host.qemu import QemuPlan, option
 from pyvmm.host.settings import DEFAULT_CPU, DEFAULT_QEMU
 
 BOOT_S: Final = 600.0
@@ -46,7 +46,7 @@ class Boot:
             "-serial", f"file:{scratch / 'console'}",
             "-kernel", str(self.image), "-initrd", str(self.initrd),
             "-append", f"{WORDS} NATIVE_INIT={self.init} {self.words}".rstrip(),
-            "-drive", f"if=none,id=disk,format=raw,cache=unsafe,file={_option(self.disk)}",
+            "-drive", f"if=none,id=disk,format=raw,cache=unsafe,file={option(self.disk)}",
             "-device", "virtio-blk-device,drive=disk",
             "-netdev", "user,id=net", "-device", "virtio-net-device,netdev=net",
             "-device", "virtio-serial-device",
@@ -58,15 +58,10 @@ class Boot:
         if self.share is not None:
             arguments += [
                 "-fsdev",
-                f"local,id=share,path={_option(self.share)},security_model=none,readonly=on",
+                f"local,id=share,path={option(self.share)},security_model=none,readonly=on",
                 "-device", "virtio-9p-device,fsdev=share,mount_tag=share",
             ]  # fmt: skip
         return arguments
-
-
-def _option(path: Path) -> str:
-    """Return a path for a QEMU option, with commas doubled."""
-    return str(path).replace(",", ",,")
 
 
 class Machine:

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyvmm.arm64 import fault
-from pyvmm.arm64.esr import DabtIss, Esr, ExceptionClass, IabtIss, SysIss
-from pyvmm.arm64.explain import explain_esr
+from pyvmm.arm64.esr import DabtIss, Esr, ExceptionClass, IabtIss, SysIss, explain_esr
 from pyvmm.arm64.fault import FaultStatus
 
 

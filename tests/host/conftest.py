@@ -63,7 +63,8 @@ class Channel:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.running = Running(directory, "start", 0, {})
+        facts = {"qemu": "none", "settings": {"cpu": "any"}}
+        self.running = Running(directory, "start", 0, facts)
         self._agent = subprocess.Popen(
             [sys.executable, "-m", "tests.host.agent", str(directory)], cwd=ROOT
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.base import mounts
+from pyvmm.base import computer
 from pyvmm.errors import HostError, UsageError
 from pyvmm.layout import MIB
 from pyvmm.memory import hugetlbfs
@@ -77,4 +77,4 @@ def pretend(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         f"30 1 {os.major(device)}:{os.minor(device)} / {path} rw "
         f"shared:9 - hugetlbfs none rw,pagesize=2M\n"
     )
-    monkeypatch.setattr(mounts, "MOUNTINFO", listed)
+    monkeypatch.setattr(computer, "MOUNTINFO", listed)

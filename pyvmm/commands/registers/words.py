@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from pyvmm.arm64.bits import Bits, Field
 from pyvmm.arm64.cpuid import Ccsidr, Ctr, Dczid, line_bytes
-from pyvmm.arm64.esr import DabtIss, Esr
-from pyvmm.arm64.explain import explain_esr
+from pyvmm.arm64.esr import DabtIss, Esr, explain_esr
 from pyvmm.arm64.fields import decode
 from pyvmm.arm64.pstate import Pstate, Pstate32
 from pyvmm.base.units import show_size

@@ -53,7 +53,8 @@ def main() -> None:
     clock.leave_timers()
     print(READY, flush=True)
     agent.run()
-    _power_off()
+    os.sync()
+    os.execv("/usr/bin/busybox", ["busybox", "poweroff", "-f"])
 
 
 class Agent:
@@ -190,11 +191,6 @@ def _idle_s() -> float:
         return float(IDLE_FILE.read_text())
     except (OSError, ValueError):
         return IDLE_S
-
-
-def _power_off() -> None:
-    os.sync()
-    os.execv("/usr/bin/busybox", ["busybox", "poweroff", "-f"])
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class Tool(Record):
         """The program's name, without a loader before it."""
         return Path(self.command[3 if "--library-path" in self.command[1:2] else 0]).name
 
-    def run(self, arguments: Sequence[str], *, cwd: Path | None = None) -> str:
+    def run(self, arguments: Sequence[str]) -> str:
         """Run the tool and return its output.
 
         Raises:
@@ -60,7 +60,6 @@ class Tool(Record):
         """
         done = subprocess.run(
             [*self.command, *arguments],
-            cwd=cwd,
             env={**os.environ, **self.environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -188,7 +188,7 @@ def test_interrupted_module_prints_nothing_and_ends_with_130(
 @contextmanager
 def session(channel: Channel, *argv: str) -> Iterator[socket.socket]:
     """Connect to a session and send the greeting."""
-    request = client.request_for(channel.running, list(argv), "a test", [])
+    request = client.request_for(channel.running, list(argv), [])
     with connected(channel.running) as connection:
         assert greet(channel.running, connection, request) == b""
         connection.settimeout(ENOUGH_S)
@@ -205,7 +205,7 @@ def frames(connection: socket.socket) -> list[tuple[Frame, bytes]]:
 
 def test_signal_sent_with_the_greeting_is_not_lost(channel: Channel) -> None:
     with connected(channel.running) as connection:
-        request = client.request_for(channel.running, ["sleep", "60"], "a test", [])
+        request = client.request_for(channel.running, ["sleep", "60"], [])
         send = connection.sendall
         terminate = pack(Frame.SIGNAL, bytes([signal.SIGTERM]))
 

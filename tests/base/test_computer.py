@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.base import mounts
+from pyvmm.base import computer
 
 LINES = (
     "22 1 0:20 / /proc rw,nosuid - proc proc rw\n"
@@ -24,10 +24,10 @@ def test_file_system_is_the_one_of_the_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: tuple[int, int], expected: str
 ) -> None:
     (tmp_path / "mountinfo").write_text(LINES)
-    monkeypatch.setattr(mounts, "MOUNTINFO", tmp_path / "mountinfo")
+    monkeypatch.setattr(computer, "MOUNTINFO", tmp_path / "mountinfo")
 
-    assert mounts.file_system(os.makedev(*device)) == expected
+    assert computer.file_system(os.makedev(*device)) == expected
 
 
 def test_file_system_of_proc_is_proc() -> None:
-    assert mounts.file_system(Path("/proc").stat().st_dev) == "proc"
+    assert computer.file_system(Path("/proc").stat().st_dev) == "proc"
