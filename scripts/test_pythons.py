@@ -3,10 +3,10 @@
 
 Usage: test_pythons.py [--debian] [--into DIRECTORY] [VERSION...], by default 3.11 to 3.14.
 
-The script searches for a version on PATH, in pyenv and in uv. It unpacks a missing one privately
-from the Debian suite that has it, without root; ``--debian`` does so for installed ones too. Each
-version gets an environment, a log and a JUnit file in build/pythons. Python's warnings are
-errors, because the next versions remove what they announce.
+The script searches for a version on PATH, in pyenv and in uv. It unpacks a missing version
+privately, without root, from the Debian suite that has it. With ``--debian`` it does so for
+installed versions too. Each version gets an environment, a log and a JUnit file in build/pythons.
+Python's warnings are errors, because the next versions remove what they announce.
 """
 
 from __future__ import annotations

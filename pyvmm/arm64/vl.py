@@ -49,7 +49,7 @@ class TextError(UsageError):
 
 
 def parse(text: str, *, subject: str = "", list_subject: str | None = None) -> VlSet:
-    """Read a set such as ``128,256``; the subjects are TextError's.
+    """Read a set such as ``128,256``; see TextError for the subjects.
 
     Raises: TextError, for text that is wrong on every host.
     """

@@ -74,7 +74,7 @@ def facts(path: Path) -> dict[str, Any] | None:
 
 
 def everyone() -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the saved hosts in the cache, with their facts (none if damaged)."""
+    """Yield the saved hosts in the cache, with their facts (an empty dict if damaged)."""
     for path in sorted(cache_dir("hosts").glob("[!.]*")):
         yield path, facts(path) or {}
 

@@ -10,7 +10,8 @@ from typing import Final
 from pyvmm.base.records import Record
 from pyvmm.errors import UsageError
 
-# The version series of each Debian release.  A release keeps its series; sid's is today's.
+# The version series of each Debian release, which keeps it.  sid's was current at the time of
+# writing.
 # Test matrices use these.
 KERNEL_SUITES: Final = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "7.2": "sid"}
 QEMU_SUITES: Final = {"5.2": "bullseye", "7.2": "bookworm", "10": "trixie", "11": "sid"}

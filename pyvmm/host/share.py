@@ -26,7 +26,7 @@ def hidden(path: Path) -> bool:
 
 
 def refuse_hidden(files: Iterable[Path]) -> None:
-    """Check that a command in the emulated host sees some files and the current directory.
+    """Check that a command in the emulated host sees the files and the current directory.
 
     Raises:
         HostError: the host has its own files there.

@@ -65,7 +65,7 @@ def hexadecimal(value: int, digits: int = 1) -> str:
 
 
 def read_hexadecimal(text: Any) -> int:
-    """Return the number in a text of hexadecimal().
+    """Return the number in a text that hexadecimal() wrote.
 
     Raises: ValueError.
     """

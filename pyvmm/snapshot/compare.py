@@ -259,7 +259,7 @@ def differing_memory(a: SnapshotFile, b: SnapshotFile) -> list[Range]:
 
 
 def _by_block(file: SnapshotFile) -> dict[int, list[Placed]]:
-    """Return the stored pieces, cut at multiples of BLOCK, by guest address of their block."""
+    """Return the stored pieces, cut at multiples of BLOCK and grouped by block address."""
     blocks: dict[int, list[Placed]] = {}
     for piece in file.placed():
         end = piece.gpa + piece.length

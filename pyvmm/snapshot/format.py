@@ -246,7 +246,7 @@ def parse_json(data: bytes, what: str) -> dict[str, Any]:
 
     Raises: Damaged.
     """
-    # One of these precedes every value but the first: a fast upper bound.
+    # Every value except the first follows one of these: their number is a fast upper bound.
     if data.count(b",") + data.count(b"[") + data.count(b"{") > MOST_VALUES:
         raise Damaged(f"{what} has more than {MOST_VALUES} values")
     try:

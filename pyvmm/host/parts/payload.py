@@ -15,7 +15,7 @@ COMPILED: Final = "__pycache__"  # Python renames files there
 
 
 def files() -> list[Path]:
-    """Return the copied files of the pyvmm package, relative to it, sorted."""
+    """Return the paths of the copied files, sorted and relative to the pyvmm package."""
     return sorted(
         path.relative_to(PACKAGE)
         for path in PACKAGE.rglob("*")

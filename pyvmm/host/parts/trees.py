@@ -96,7 +96,7 @@ def recipe(packages: Sequence[str], drop: frozenset[str] = NOT_NEEDED) -> str:
 
 
 def place(product: Product, package: str, suite: str) -> Path:
-    """Return the path for a package version's tree; loaders need it without a colon."""
+    """Return the path for a package version's tree, without a colon, which loaders misread."""
     version = package.partition(":")[2] or package
     return trees_dir() / f"{product.name}-{version}-{suite}{_end(product)}"
 
@@ -127,7 +127,10 @@ def find(product: Product, choice: str) -> Tree | None:
 
 
 def chosen(settings: HostSettings) -> list[Tree | None]:
-    """Return the trees of the settings: None if the cache lacks one, no item for a path."""
+    """Return the cached tree of each version or suite in the settings; a path has none.
+
+    A tree that the cache lacks is None.
+    """
     choices = ((LINUX, settings.kernel), (QEMU, settings.qemu))
     return [find(product, choice) for product, choice in choices if not is_path(choice)]
 
@@ -174,7 +177,7 @@ def _look_path(suite: str) -> Path:
 
 
 def _end(product: Product) -> str:
-    """Return the suffix of the names of a product's trees: its recipe, if it has one."""
+    """Return the end of a product's tree names: the recipe, if the product has one."""
     return f"-{recipe([QEMU_PACKAGE])}" if product.name == QEMU.name else ""
 
 
