@@ -96,9 +96,7 @@ def _choose(product: Product, suite: str, has: list[str], seen: Look | None) -> 
     if not has:
         return []
     named = [version for version in expected if any(matches(version, v) for v in has)]
-    other = [
-        ".".join(v.split(".")[:2]) for v in has if not any(matches(version, v) for version in named)
-    ]
+    other = [v for v in has if not any(matches(version, v) for version in named)]
     series = [".".join(version.split(".")[:2]) for version in other]
     return [*dict.fromkeys([*named, *series]), suite]
 
