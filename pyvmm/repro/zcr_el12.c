@@ -123,6 +123,7 @@ static struct kretprobe access_probe = {
 	.handler = state_is_loaded,
 	.maxactive = 64,
 };
+static struct kretprobe *control_probes[] = {&load_probe, &access_probe};
 /* The function that saves a task's registers: its names since 6.8 and before. */
 static const char *const savers[] = {"fpsimd_save_user_state", "fpsimd_save"};
 static struct kprobe save_probe = {
@@ -153,18 +154,9 @@ static int start_control(void)
 	error = register_save_probe();
 	if (error)
 		return error;
-	error = register_kretprobe(&load_probe);
+	error = register_kretprobes(control_probes, ARRAY_SIZE(control_probes));
 	if (error)
-		goto no_load;
-	error = register_kretprobe(&access_probe);
-	if (error)
-		goto no_access;
-	return 0;
-
-no_access:
-	unregister_kretprobe(&load_probe);
-no_load:
-	unregister_kprobe(&save_probe);
+		unregister_kprobe(&save_probe);
 	return error;
 }
 
@@ -181,8 +173,7 @@ static void __exit zcr_el12_exit(void)
 		unregister_kretprobe(&put_probe);
 		return;
 	}
-	unregister_kretprobe(&access_probe);
-	unregister_kretprobe(&load_probe);
+	unregister_kretprobes(control_probes, ARRAY_SIZE(control_probes));
 	smp_call_function_single(cpu, restore_zcr, NULL, 1);
 	unregister_kprobe(&save_probe);
 }
