@@ -105,7 +105,7 @@ def _fdt(head: bytes) -> tuple[str, str] | None:
     if not head.startswith(FDT_MAGIC):
         return None
     if FIT_NODE in head:
-        return "a U-Boot FIT image", UNPACK.format("dumpimage -T flat_dt")
+        return "a U-Boot FIT image", UNPACK.format("dumpimage -T flat_dt -p 0 -o Image")
     return "a device tree blob", "pyvmm makes the guest's device tree itself: give a kernel"
 
 
