@@ -54,4 +54,4 @@ def test_debians_installer_starts(pyvmm_cmd: list[str]) -> None:
     command = [*pyvmm_cmd, "run", "-c", "1", "-m", "512", "-i", str(initrd), str(kernel)]
 
     with Session(command) as session:
-        session.wait_for(b"Starting system log daemon", timeout_s=900)
+        session.wait_for(b"activates buttons", timeout_s=900)
