@@ -101,7 +101,7 @@ def ukify(out: Path, kernel: Path, initrd: Path, cmdline: str) -> Path:
     tree = packages("ukify", "trixie", *specs)
     os_release = out.with_suffix(".os-release")
     os_release.write_text('ID=debian\nPRETTY_NAME="Debian of a test"\n')
-    command = [
+    command: list[str | Path] = [
         sys.executable, tree / "usr/bin/ukify", "build", f"--linux={kernel}", f"--initrd={initrd}",
         f"--cmdline={cmdline}", f"--os-release=@{os_release}", f"--output={out}", "--efi-arch=aa64",
         f"--stub={tree}/usr/lib/systemd/boot/efi/linuxaa64.efi.stub",
