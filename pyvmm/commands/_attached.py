@@ -95,13 +95,13 @@ class Attached:
                 self._attach(claim, undo)
                 code = machine.run(self._loop)
             while self._reboot and machine.was_reset:
-                before, was_paused = machine.resizing, machine.is_paused
-                unread = machine.console.unread
+                before = machine
                 with self._make() as machine:
-                    machine.resizing.adopt(before)
-                    if was_paused:  # at the moment of its reset
+                    machine.resizing.adopt(before.resizing)
+                    machine.has_said_why = before.has_said_why
+                    if before.is_paused:  # at the moment of its reset
                         machine.pause()
-                    self._keyboard.put_back(unread)
+                    self._keyboard.put_back(before.console.unread)
                     self._connect()
                     code = machine.run(self._loop, deadline)
             return code if self._code is None else self._code

@@ -73,8 +73,7 @@ class VcpuLook(Record, kw_only=True):
     @property
     def is_at_el1(self) -> bool:
         """Whether the registers of EL1 describe the vCPU's last exception."""
-        state = Pstate(self.pstate)
-        return not state.nRW and state.M in (Mode.EL1t, Mode.EL1h)
+        return Pstate(self.pstate).M in (Mode.EL1t, Mode.EL1h)  # AArch32's modes have other numbers
 
     @property
     def waits(self) -> bool:
@@ -216,8 +215,7 @@ def polls(looks: Looks) -> str | None:
 def elsewhere(looks: Looks) -> str | None:
     """Report the last access to a device of another machine's map; of a guest without output."""
     for vcpu in looks[-1].vcpus:
-        used = vcpu.exits.get("unclaimed read", 0) + vcpu.exits.get("unclaimed write", 0)
-        if used and _known_place(vcpu.unclaimed) is not None:
+        if _known_place(vcpu.unclaimed) is not None:
             return f"vCPU {vcpu.id} accessed {vcpu.unclaimed:#x}, {_place(vcpu.unclaimed)}"
     return None
 

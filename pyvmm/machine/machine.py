@@ -144,7 +144,7 @@ class Machine(Closing):
             )
             self.counts = Counts(list(self._exits.counts.values()), self.board.stats, self._fast)
             self._log = log
-            self._has_said_why = False
+            self.has_said_why = False  # see say_why
             self._virtual_time: int | None = None  # the counter of a paused guest
             self._started = False
             self._pausing = threading.RLock()  # held while vCPUs are accessed: none may run then
@@ -385,7 +385,7 @@ class Machine(Closing):
         """
         from pyvmm.machine.diagnosis import diagnose
 
-        if self._has_said_why or not self._pausing.acquire(blocking=False):
+        if self.has_said_why or not self._pausing.acquire(blocking=False):
             return  # another thread has stopped the guest
         try:
             if self.is_paused or self.has_ended:
@@ -398,7 +398,7 @@ class Machine(Closing):
         finally:
             self._pausing.release()
         if why is not None and not self.has_ended:
-            self._has_said_why = True
+            self.has_said_why = True
             self._log(why)
 
     @property

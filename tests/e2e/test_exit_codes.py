@@ -41,7 +41,9 @@ def test_timeout_of_a_guest_that_reboots_is_the_users(pyvmm: Pyvmm) -> None:
     done = pyvmm("run", "exit", "-p", "reset", "--reboot", "--timeout", "2.5")
 
     assert done.returncode == 124
-    assert message(done) == "pyvmm: the guest did not end within 2.5 s\n"
+    *described, last = done.stderr.splitlines()
+    assert last == "pyvmm: the guest did not end within 2.5 s"
+    assert len(described) <= 1
 
 
 @pytest.mark.usefixtures("nothing_left")

@@ -103,7 +103,7 @@ def test_vcpu_does_not_fault_for_ever_unless_its_vector_faults(other: Fields) ->
 
 def test_vcpu_does_not_fault_for_ever_if_the_fault_moves() -> None:
     assert said(machine(FAULTING), machine(FAULTING | {"elr": 0x204})) is None
-    assert said(machine({}), machine(FAULTING)) is None
+    assert said(machine(FAULTING | {"pc": PC}), machine(FAULTING)) is None
 
 
 def test_vcpu_hangs_in_a_vector_after_an_exception() -> None:
@@ -112,6 +112,10 @@ def test_vcpu_hangs_in_a_vector_after_an_exception() -> None:
         f"{PC:#x}: data abort, from the same exception level: write, level 0 translation fault "
         "(FAR_EL1 0x10)"
     )
+
+
+def test_vcpu_does_not_hang_in_a_vector_that_it_has_just_reached() -> None:
+    assert said(machine({}), machine(HANGING)) is None
 
 
 @pytest.mark.parametrize(
