@@ -142,7 +142,7 @@ def result_of(vcpu: Vcpu, leave: Exit, bus: Bus, memory: Memory) -> int | VmmErr
 
         word = instruction(vcpu, memory, vcpu.get_one_reg(regs.PC))
         return GuestError(
-            f"{where} accessed {place(leave.fields['fault_ipa'], bus)} with an instruction that "
+            f"{where} accessed {place(leave.fields['fault_ipa'], bus)}, with an instruction that "
             f"pyvmm cannot emulate{'' if word is None else f': {word:#010x}'}",
             hint="devices take loads and stores of one general-purpose register, no write-back",
         )

@@ -112,5 +112,5 @@ def test_store_without_a_syndrome_names_device_address_and_instruction(
     done = pyvmm("run", str(programs.write("store with write-back", tmp_path)))
 
     assert done.returncode == 1
-    assert "vCPU 0 at PC 0x80080004 accessed uart0 at 0x1000000 " in done.stderr
+    assert "vCPU 0 at PC 0x80080004 accessed uart0 at 0x1000000, " in done.stderr
     assert "0xb8004401" in done.stderr

@@ -113,7 +113,7 @@ def test_access_without_a_syndrome_names_its_place_and_instruction(
     error = ended(exit_)
     assert isinstance(error, GuestError)
     assert error.message == (
-        f"vCPU 3 at PC {PC:#x} accessed {place} with an instruction that pyvmm cannot emulate: "
+        f"vCPU 3 at PC {PC:#x} accessed {place}, with an instruction that pyvmm cannot emulate: "
         f"{STORE:#x}"
     )
     translated = ended(exit_, sctlr=MMU_ON)  # PC is not its physical address
