@@ -82,8 +82,8 @@ def build(into: Path, progress: Progress) -> None:
     _compile("floor.c", into / "floor", ["-O2", "-static"], progress)
     _compile("init.c", into / "init", [*FREESTANDING], progress)
     _compile("init.c", into / "typed", [*FREESTANDING, "-DTYPED"], progress)
-    for init, initrd in (("init", "initrd"), ("typed", "typed-initrd")):
-        (into / initrd).write_bytes(_initrd((into / init).read_bytes()))
+    for program, initrd in (("init", "initrd"), ("typed", "typed-initrd")):
+        (into / initrd).write_bytes(_initrd((into / program).read_bytes()))
     image = cloud_kernel(progress)
     (into / "Image").write_bytes(image.read_bytes())
     modules = kernel.find(str(image.parents[1]), progress)
