@@ -142,7 +142,7 @@ def test_file_of_the_user_wins_over_a_bundled_guest_of_the_same_name(
         (("-c", "100000"), 3, "100000"),
         (("-c", "1.5"), 2, "not a valid integer"),
         (("-m", "0"), 2, "needs memory"),
-        (("-m", "1T"), 3, "1048576 MiB of guest memory"),
+        (("-m", "8P"), 3, "8 PiB of RAM needs 54 guest physical address bits"),
         (("-m", "-5"), 2, "-5"),
         (("-m", "lots"), 2, "lots"),
         (("--timeout", "0"), 2, "above 0"),
@@ -162,6 +162,25 @@ def test_bad_number_or_choice_is_refused(
 
     assert words in message(done)
     assert done.returncode == code
+
+
+def test_memory_beyond_the_hosts_is_warned_of_once(pyvmm: Pyvmm) -> None:
+    meminfo = pyvmm("host", "exec", "--", "cat", "/proc/meminfo").stdout.split()
+    host = int(meminfo[meminfo.index("MemTotal:") + 1]) >> 10
+
+    done = pyvmm("run", "hello", "-m", f"{2 * host}M")
+
+    assert done.stdout.startswith("Hello from EL1")
+    assert done.returncode == 0
+    assert message_only(done.stderr).startswith(f"pyvmm: {2 * host} MiB of guest memory, and ")
+    assert "out-of-memory killer" in done.stderr
+    assert pyvmm("run", "hello", "-m", f"{host - 1}M").stderr == ""
+
+
+def message_only(text: str) -> str:
+    """Return a text of one line."""
+    (line,) = text.splitlines()
+    return line
 
 
 DISKS: dict[str, tuple[int, str]] = {  # the option's value, with FILE for a file of 1 KiB
