@@ -228,14 +228,24 @@ PROGRAMS = {
 
 def words(program: str) -> bytes:
     """Return a program's machine code."""
-    lines = PROGRAMS[program].strip().splitlines()
-    return b"".join(int(line.split()[0], 16).to_bytes(4, "little") for line in lines)
+    return code_of(PROGRAMS[program])
+
+
+def code_of(lines: str) -> bytes:
+    """Return the machine code of lines like those of a program."""
+    return b"".join(
+        int(line.split()[0], 16).to_bytes(4, "little") for line in lines.strip().splitlines()
+    )
 
 
 def source(program: str) -> str:
     """Return a program's source for an assembler."""
-    lines = PROGRAMS[program].strip().splitlines()
-    return "\n".join(line.split(maxsplit=1)[1] for line in lines) + "\n"
+    return source_of(PROGRAMS[program])
+
+
+def source_of(lines: str) -> str:
+    """Return the source of lines like those of a program."""
+    return "".join(f"{line.split(maxsplit=1)[1]}\n" for line in lines.strip().splitlines())
 
 
 def write(program: str, directory: Path) -> Path:

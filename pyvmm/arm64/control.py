@@ -107,8 +107,22 @@ class Zcr(Bits, registers="ZCR_EL1 ZCR_EL2"):
     LEN = bits(3, 0, "the vector length is at most (LEN + 1) * 128 bits")
 
 
-_GRANULE_0 = names("KIB_4", "KIB_64", "KIB_16")
-_GRANULE_1 = names(KIB_16=1, KIB_4=2, KIB_64=3)
+class Granule0(IntEnum):
+    """TCR_EL1.TG0: the page size of the lower half."""
+
+    KIB_4 = 0
+    KIB_64 = 1
+    KIB_16 = 2
+
+
+class Granule1(IntEnum):
+    """TCR_EL1.TG1: the page size of the upper half; its numbers differ from TG0's."""
+
+    KIB_16 = 1
+    KIB_4 = 2
+    KIB_64 = 3
+
+
 _SHARED = names(NONE=0, OUTER=2, INNER=3)
 _CACHED = names("NC", "WBWA", "WT", "WBnWA")
 
@@ -143,14 +157,14 @@ class Tcr(Bits, registers="TCR_EL1"):
     TBI0 = bit(37, "top byte ignored")
     AS = bit(36, "16-bit ASIDs")
     IPS = bits(34, 32, "physical address size", PaRange)
-    TG1 = bits(31, 30, "page size", _GRANULE_1)
+    TG1 = bits(31, 30, "page size", Granule1)
     SH1 = bits(29, 28, "walks: shareability", _SHARED)
     ORGN1 = bits(27, 26, "walks: outer caches", _CACHED)
     IRGN1 = bits(25, 24, "walks: inner caches", _CACHED)
     EPD1 = bit(23, "no walks")
     A1 = bit(22, "the ASID is in TTBR1_EL1")
     T1SZ = bits(21, 16, "64 less the address bits")
-    TG0 = bits(15, 14, "page size", _GRANULE_0)
+    TG0 = bits(15, 14, "page size", Granule0)
     SH0 = bits(13, 12, "walks: shareability", _SHARED)
     ORGN0 = bits(11, 10, "walks: outer caches", _CACHED)
     IRGN0 = bits(9, 8, "walks: inner caches", _CACHED)

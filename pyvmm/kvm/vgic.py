@@ -78,6 +78,14 @@ class Vgic(Controller):
             attributes.append((VgicGroup.MAINT_IRQ, 0, maintenance_irq))
         return cls(vm)._initialise(*attributes)
 
+    def get_dist_reg(self, offset: int) -> int:
+        """Read 32 bits of the distributor."""
+        return self.device.get_attr(VgicGroup.DIST_REGS, offset)
+
+    def get_redist_reg(self, mpidr: int, offset: int) -> int:
+        """Read 32 bits of the redistributor of the vCPU with that MPIDR_EL1."""
+        return self.device.get_attr(VgicGroup.REDIST_REGS, affinity(mpidr) | offset)
+
     def get_cpu_sysreg(self, mpidr: int, encoding: int) -> int:
         """Read an ICC_*_EL1 register of the vCPU with that MPIDR_EL1.
 

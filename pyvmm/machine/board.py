@@ -43,13 +43,14 @@ from pyvmm.machine.vcpus import (
     online_cpus,
     set_boot_registers,
 )
-from pyvmm.memory.ram import GuestMemory
+from pyvmm.memory.ram import GuestMemory, Memory
 
 if TYPE_CHECKING:
     # Imported by machines with virtio devices.
     from pyvmm.devices.virtio.console import VirtioConsole
     from pyvmm.devices.virtio.device import VirtioDevice
     from pyvmm.devices.virtio.mmio import VirtioMmio
+    from pyvmm.memory.map import MemoryMap
 
 ID_AA64MMFR0_EL1 = regs.sysreg(3, 0, 0, 7, 0)
 RNG_SEED = 64  # bytes of the guest's first entropy; a ChaCha key has 32
@@ -75,6 +76,7 @@ class Board(Record, kw_only=True, frozen=False):
     plan: Plan
     vm: Vm
     memory: GuestMemory
+    addressable: Memory  # RAM, and the memory of devices
     slots: MemorySlots
     pvtime: GuestMemory | None
     vcpus: list[MachineVcpu]
@@ -160,17 +162,21 @@ def assemble(system: System, config: Config, decided: Plan, hooks: Hooks, undo: 
     pvtime = make_pvtime(vcpus, decided, slots, undo)
     uarts, rtc = _make_uarts_and_rtc(vm, {**hooks.terminals, 0: hooks.output})
     console: Uart8250 | VirtioConsole = uarts[0]
+    addressable: Memory = memory
     virtio: list[VirtioMmio] = []
     if config.devices or config.console == "virtio":
         from pyvmm.machine.devices import plug_in
+        from pyvmm.memory.map import MemoryMap
 
-        devices, virtio_console = _make_virtio(config, decided, memory, slots, hooks, undo)
+        addressable = several = MemoryMap(memory)
+        devices, virtio_console = _make_virtio(config, decided, several, slots, hooks, undo)
         console = virtio_console or console
         virtio = plug_in(devices, vm, undo, config.virtio_transport)
     return Board(
         plan=decided,
         vm=vm,
         memory=memory,
+        addressable=addressable,
         slots=slots,
         pvtime=pvtime,
         vcpus=vcpus,
@@ -256,24 +262,22 @@ def _make_uarts_and_rtc(vm: Vm, outputs: Mapping[int, Output]) -> tuple[list[Uar
 def _make_virtio(
     config: Config,
     decided: Plan,
-    memory: GuestMemory,
+    memory: MemoryMap,
     slots: MemorySlots,
     hooks: Hooks,
     undo: ExitStack,
 ) -> tuple[list[VirtioDevice], VirtioConsole | None]:
     """Make the virtio devices, by slot, and the virtio console, if the Config has one."""
     from pyvmm.machine.devices import make_devices
-    from pyvmm.memory.map import MemoryMap
 
-    addressable = MemoryMap(memory)
     devices = make_devices(
-        config.devices, decided, memory=addressable, slots=slots, undo=undo, log=hooks.log
+        config.devices, decided, memory=memory, slots=slots, undo=undo, log=hooks.log
     )
     if config.console != "virtio":
         return devices, None
     from pyvmm.devices.virtio.console import VirtioConsole
 
-    console = VirtioConsole(addressable, hooks.output, hooks.log)
+    console = VirtioConsole(memory, hooks.output, hooks.log)
     return [console, *devices], console
 
 

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from pyvmm import layout
-from pyvmm.arm64.esr import EC, Esr
-from pyvmm.arm64.explain import explain_esr
+from pyvmm.arm64.esr import Esr, ExceptionClass, explain_esr
 from pyvmm.arm64.pstate import Mode, Pstate
 from pyvmm.base.records import Record, made
 from pyvmm.kvm.uapi import MpState
@@ -28,7 +27,10 @@ SAME_LEVEL: Final = 0x200  # synchronous, from the current exception level with 
 SYNCHRONOUS: Final = frozenset({0x000, SAME_LEVEL, 0x400, 0x600})
 VECTORS: Final = 0x800
 
-WITH_ADDRESS: Final = frozenset({EC.IABT_LOW, EC.IABT_CUR, EC.PC_ALIGN, EC.DABT_LOW, EC.DABT_CUR})
+WITH_ADDRESS: Final = frozenset({
+    ExceptionClass.IABT_LOW, ExceptionClass.IABT_CUR, ExceptionClass.PC_ALIGN,
+    ExceptionClass.DABT_LOW, ExceptionClass.DABT_CUR,
+})  # fmt: skip
 
 GROUPS: Final = 0b11  # of GICD_CTLR: an interrupt group is on.  Source: Arm IHI 0069, 12.9.4
 

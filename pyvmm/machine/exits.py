@@ -1,13 +1,15 @@
 """The handling of vCPUs' exits: the dispatch, and the end of the run.
 
-An MMIO exit goes to the device at its address. A guest's write to read-only persistent memory
-becomes an external abort, as on hardware where no device accepts the write. Linux then ends the
-program or kernel thread that wrote. Any other exit but a kick ends the run.
+An MMIO exit goes to the device at its address, as do the accesses that nosyndrome.py decodes. A
+guest's write to read-only persistent memory becomes an external abort, as on hardware where no
+device accepts the write. Linux then ends the program or kernel thread that wrote. Any other exit
+but a kick ends the run.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -43,7 +45,7 @@ class ExitHandler:
     """
 
     __slots__ = (
-        "_bus", "_end", "_fast", "_has_ended", "_memory", "_on_unclaimed", "_virtio", "counts",
+        "_board", "_bus", "_end", "_fast", "_has_ended", "_on_unclaimed", "_virtio", "counts",
         "was_reset",
     )  # fmt: skip
 
@@ -58,8 +60,8 @@ class ExitHandler:
     ) -> None:
         self.counts = {vcpu.id: ExitCounts() for vcpu in board.vcpus}
         self.was_reset = False
+        self._board = board
         self._bus = board.bus
-        self._memory = board.memory
         self._virtio = board.virtio
         self._fast = fast
         self._on_unclaimed = on_unclaimed
@@ -98,31 +100,53 @@ class ExitHandler:
     def _handle(self, vcpu: Vcpu, leave: Exit) -> None:
         if vcpu.attention and self._fast is not None:
             self._fast.attend()
-        counts = self.counts[vcpu.id]
         if leave.reason == ExitReason.MMIO:
-            region, device = self._bus.find(leave.address)
-            if region is UNCLAIMED:
-                if refuse_write(vcpu, leave, self._virtio):
-                    counts.writes["read-only memory"] += 1
-                    return
-                vcpu.last_unclaimed = leave.address
-                if self._on_unclaimed is not None:
-                    self._on_unclaimed(vcpu.id, leave)
-            offset = leave.address - region.base
-            if leave.is_write:
-                counts.writes[region.name] += 1
-                device.mmio_write(offset, leave.length, leave.data)
-            else:
-                counts.reads[region.name] += 1
-                vcpu.set_mmio_data(device.mmio_read(offset, leave.length))
+            value = self._access(vcpu, leave)
+            if not leave.is_write:
+                vcpu.set_mmio_data(value)
             return
-        counts.others[leave.reason] += 1
-        if leave.reason == ExitReason.ARM_NISV and refuse_write(vcpu, leave, self._virtio):
-            return
+        self.counts[vcpu.id].others[leave.reason] += 1
+        why = ""
+        if leave.reason == ExitReason.ARM_NISV:
+            why = self._emulate(vcpu, leave)
+            if not why:
+                return
         if leave.reason != ExitReason.INTR:
             if not self._has_ended():
                 self.was_reset = is_system_event(leave, SystemEvent.RESET)
-            self._end(result_of(vcpu, leave, self._bus, self._memory))
+            self._end(result_of(vcpu, leave, self._bus, why))
+
+    def _access(self, vcpu: Vcpu, leave: Exit) -> int:
+        """Make an access to a device, and return what a read reads."""
+        counts = self.counts[vcpu.id]
+        region, device = self._bus.find(leave.address)
+        if region is UNCLAIMED:
+            if refuse_write(vcpu, leave, self._virtio):
+                counts.writes["read-only memory"] += 1
+                return 0
+            vcpu.last_unclaimed = leave.address
+            if self._on_unclaimed is not None:
+                self._on_unclaimed(vcpu.id, leave)
+        offset = leave.address - region.base
+        if not leave.is_write:
+            counts.reads[region.name] += 1
+            return device.mmio_read(offset, leave.length)
+        counts.writes[region.name] += 1
+        device.mmio_write(offset, leave.length, leave.data)
+        return 0
+
+    def _emulate(self, vcpu: Vcpu, leave: Exit) -> str:
+        """Handle an access without syndrome; return the reason if pyvmm cannot."""
+        if refuse_write(vcpu, leave, self._virtio):
+            return ""
+        from pyvmm.machine import nosyndrome
+
+        access = functools.partial(self._access, vcpu)
+        try:
+            nosyndrome.emulate(self._board.vcpus[vcpu.id], leave, self._board, access)
+        except nosyndrome.NotEmulated as error:
+            return error.message
+        return ""
 
 
 def is_system_event(leave: Exit, *types: int) -> bool:
@@ -130,21 +154,21 @@ def is_system_event(leave: Exit, *types: int) -> bool:
     return leave.reason == ExitReason.SYSTEM_EVENT and leave.type in types
 
 
-def result_of(vcpu: Vcpu, leave: Exit, bus: Bus, memory: Memory) -> int | VmmError:
-    """Return the exit code or the error with which an exit ends the run."""
+def result_of(vcpu: Vcpu, leave: Exit, bus: Bus, why: str = "") -> int | VmmError:
+    """Return the exit code or the error with which an exit ends the run.
+
+    ``why`` is the reason for which an access without syndrome is not emulated.
+    """
     if is_system_event(leave, SystemEvent.SHUTDOWN, SystemEvent.RESET):
         return EXIT_OK
     where = f"vCPU {vcpu.id} at PC {vcpu.get_one_reg(regs.PC):#x}"
     if is_system_event(leave, SystemEvent.CRASH):
         return GuestError(f"the guest says it has crashed ({where})")
     if leave.reason == ExitReason.ARM_NISV:
-        from pyvmm.machine.observation import instruction  # late: ends the run
-
-        word = instruction(vcpu, memory, vcpu.get_one_reg(regs.PC))
         return GuestError(
-            f"{where} accessed {place(leave.fields['fault_ipa'], bus)}, with an instruction that "
-            f"pyvmm cannot emulate{'' if word is None else f': {word:#010x}'}",
-            hint="devices take loads and stores of one general-purpose register, no write-back",
+            f"{where} accessed {place(leave.fields['fault_ipa'], bus)}, without a syndrome: {why} "
+            f"(ISS {leave.fields['esr_iss']:#x})",
+            hint="devices take loads and stores of one or two registers",
         )
     return GuestError(f"{where} left KVM_RUN with an exit that pyvmm does not handle: {leave}")
 

@@ -32,10 +32,10 @@ class Tables:
         return self.descriptors.get(address, 0).to_bytes(length, "little")
 
 
-def regime(ttbr: int = 0x1000, sctlr: Sctlr = MMU_ON, **fields: int) -> Regime:
+def regime(mmu: Sctlr = MMU_ON, /, **fields: int) -> Regime:
     """Return registers with 48-bit addresses in both halves, 4 KiB pages and other fields."""
     usual = {"T0SZ": 16, "T1SZ": 16, "TG1": Granule1.KIB_4, "IPS": 5}
-    return Regime(sctlr=sctlr, tcr=Tcr.of(**usual | fields), ttbr0=ttbr, ttbr1=ttbr)
+    return Regime(sctlr=mmu, tcr=Tcr.of(**usual | fields), ttbr0=0x1000, ttbr1=0x1000)
 
 
 def linear(*, page: int = PAGE | 0x9000_0000) -> dict[int, int]:
@@ -152,7 +152,7 @@ def test_address_is_physical_while_the_mmu_is_off(
     va: int, fields: dict[str, int], address: int | None
 ) -> None:
     tables = Tables({})
-    off = regime(sctlr=Sctlr(0), **fields)
+    off = regime(Sctlr(0), **fields)
 
     if address is None:
         with pytest.raises(TranslationFault):

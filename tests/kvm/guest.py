@@ -223,14 +223,17 @@ class Guest:
 
 @contextlib.contextmanager
 def guest(
-    program: str,
+    program: str | bytes,
     *,
+    kind: type[Vcpu] = Vcpu,
     features: Collection[int] = (VcpuFeature.PSCI_0_2,),
     vcpus: int = 1,
     gic: bool = False,
     memory_flags: int = 0,
 ) -> Iterator[Guest]:
-    """Run the body with a guest; vCPUs beyond the first are off until PSCI CPU_ON.
+    """Run the body with a guest, of a program or machine code.
+
+    vCPUs beyond the first are off until PSCI CPU_ON.
 
     Skips the test where the guest is to have SVE and the host has none.
     """
@@ -240,11 +243,11 @@ def guest(
             pytest.skip("this host has no SVE")
         vm = stack.enter_context(system.create_vm())
         memory = stack.enter_context(GuestMemory(RAM_BASE, RAM_SIZE))
-        write_code(memory, code(program))
+        write_code(memory, program if isinstance(program, bytes) else code(program))
         vm.set_user_memory_region(0, RAM_BASE, RAM_SIZE, memory.host_address, memory_flags)
         made = Guest(system, vm, memory)
         for number in range(vcpus):
-            vcpu = stack.enter_context(vm.create_vcpu(number))
+            vcpu = stack.enter_context(vm.create_vcpu(number, kind))
             off = (VcpuFeature.POWER_OFF,) if number else ()
             vcpu.init(vm.preferred_target(), (*features, *off))
             made.vcpus.append(vcpu)
