@@ -108,6 +108,24 @@ def test_address_outside_the_tables_is_a_fault_of_level_0(va: int, fields: dict[
     assert tables.reads == 0
 
 
+@pytest.mark.parametrize(
+    ("ttbr", "page", "status"),
+    [
+        (0x1000, 0x1_9000_0000, FaultStatus.ADDRSZ_L3),
+        (0x1_0000_1000, 0x9000_0000, FaultStatus.ADDRSZ_L0),
+    ],
+)
+def test_address_beyond_the_physical_size_is_a_fault(
+    ttbr: int, page: int, status: FaultStatus
+) -> None:
+    tables = Tables(linear(page=PAGE | page))
+
+    with pytest.raises(TranslationFault) as caught:
+        translate(VA, regime(IPS=0).replace(ttbr0=ttbr), tables.read)
+
+    assert caught.value.status == status
+
+
 def test_hardware_sets_the_access_flag_if_the_guest_asks() -> None:
     tables = Tables(linear(page=PAGE & ~0x400 | 0x9000_0000))
 
