@@ -4,11 +4,11 @@ Arm's CPUs describe the access of a data abort only if it is of one general-purp
 without write-back. pyvmm decodes the others itself: it reads the instruction, computes the
 address, makes the accesses, and sets the registers.
 
-The accesses: one for each register, the first register's at the lowest address and first. A
-register of 128 bits takes two of 8 bytes, the lower address first. An access across a 4 KiB page
-is made byte by byte. This is how the architecture divides them; it lets a device see no more than
-that.  Source: Arm ARM DDI 0487, B2.2 "Requirements for single-copy atomicity"; B2 "Multi-register
-loads and stores that access Device memory".
+Each register is one access of its size, aligned or not, as KVM reports the described ones. The
+first register is at the lowest address, and first. A register of 128 bits is two accesses of 8
+bytes, the lower address first. An access across a 4 KiB page is one of each byte. Software can
+rely on no other division and order.  Source: Arm ARM DDI 0487, B2 "Requirements for single-copy
+atomicity" and "Multi-register loads and stores that access Device memory".
 
 The guest's code and tables may change meanwhile. So an instruction counts only if it accesses the
 address that KVM reports, in the direction that KVM reports.
