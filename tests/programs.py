@@ -218,9 +218,12 @@ PROGRAMS = {
         3607ffe3  tbz w3, #0, .-4
         14000000  b .
     """,
-    "store with write-back": """
+    "store of a structure": """
+        d2a00600  movz x0, #0x30, lsl #16
+        d5181040  msr cpacr_el1, x0
+        d5033fdf  isb
         d2a02000  movz x0, #0x100, lsl #16
-        b8004401  str w1, [x0], #4
+        4c007800  st1 {v0.4s}, [x0]
         14000000  b .
     """,
 }

@@ -253,7 +253,8 @@ class Vcpu(AttributeFd):
     @property
     def last_unclaimed(self) -> int:
         """The address of the last access that no device claims; 0 before the first."""
-        return self._state.unclaimed
+        address: int = self._state.unclaimed
+        return address
 
     @last_unclaimed.setter
     def last_unclaimed(self, address: int) -> None:

@@ -24,7 +24,6 @@ from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.machine.board import Board
 from pyvmm.machine.counts import ExitCounts
 from pyvmm.machine.fastpath import FastPaths
-from pyvmm.memory.ram import Memory
 
 if TYPE_CHECKING:
     from pyvmm.devices.virtio.mmio import VirtioMmio
