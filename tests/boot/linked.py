@@ -149,8 +149,9 @@ def run(command: list[str | Path]) -> None:
 
 def link_vmlinux(gcc: Path, image: Path, out: Path) -> Path:
     """Build a vmlinux around an arm64 Image, and return its path."""
-    source = out.with_suffix(".S")
-    source.write_text(f'.globl _text\n_text: .incbin "{image}"\n')
-    words = ("-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none,-e,_text")
-    run([gcc, *words, "-Wl,-Ttext=0xffff800080000000", source, "-o", out])
+    source, script = out.with_suffix(".S"), out.with_suffix(".ld")
+    source.write_text(f'.globl _start\n_start: .incbin "{image}"\n')
+    script.write_text(VMLINUX)
+    words = ("-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", f"-Wl,-T,{script}")
+    run([gcc, *words, source, "-o", out])
     return out
