@@ -365,8 +365,8 @@ class Uart8250(Device):
         """Move characters from the line to the FIFO."""
         while self.line and len(self.fifo) < FIFO_DEPTH:
             self.fifo.append(self.line.popleft())
-            if self._starved:
-                self._starved, self._room_due = False, True
+        if self._starved and not self.line:  # a wake-up for each character would be slow
+            self._starved, self._room_due = False, True
 
     def _loop_back(self, character: int) -> None:
         """Put a transmitted character into the receiver."""
