@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -30,7 +29,7 @@ def test_signal_just_after_a_guests_reset_ends_the_run_with_its_code(
         def __exit__(self, *_: object) -> None:
             pass
 
-        def run(self, loop: Any) -> int:
+        def run(self, *_: object) -> int:
             attached._stop(SIGTERM_CODE)
             return 0
 
@@ -51,7 +50,7 @@ def test_next_machine_gets_the_input_that_its_predecessor_has_not_read(
     calls: list[bytes | str] = []
 
     class Rebooting:
-        is_paused = False
+        is_paused = has_said_why = False
         console = SimpleNamespace(unread=b"not read")
         resizing = SimpleNamespace(adopt=lambda before: None)
 
@@ -64,7 +63,7 @@ def test_next_machine_gets_the_input_that_its_predecessor_has_not_read(
         def __exit__(self, *_: object) -> None:
             pass
 
-        def run(self, loop: Any) -> int:
+        def run(self, *_: object) -> int:
             calls.append("run")
             return 0
 
