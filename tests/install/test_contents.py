@@ -101,8 +101,10 @@ def test_wheel_for_arm64_is_abi3_and_holds_the_extension(
     python_build(
         tmp_path / "tree", tmp_path, "--wheel",
         _PYTHON_HOST_PLATFORM="linux-aarch64",
-        CC=str(cross_gcc),
-        LDSHARED=f"{cross_gcc} -shared",
+        # By name, as setuptools splits these at spaces and quotes
+        PATH=f"{cross_gcc.parent}:{os.environ['PATH']}",
+        CC=cross_gcc.name,
+        LDSHARED=f"{cross_gcc.name} -shared",
         CFLAGS=f"-I{python_headers} -I{python_headers.parent}",
     )  # fmt: skip
 
