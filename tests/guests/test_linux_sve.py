@@ -46,7 +46,7 @@ def test_stress_recipe_of_the_kernel_tree_works_unchanged(
         said = guest.shell("timeout 2 /fp/vlset --inherit 16 /fp/sve-test")
         assert "Vector length:\t128 bits\n" in said
         assert "no error" in said
-        guest.type(b"\x01x")
+        guest.type(b"poweroff -f\n")
         assert guest.end() == 0
 
 
