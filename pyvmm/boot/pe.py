@@ -6,6 +6,7 @@ Source: Microsoft, PE Format.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import BinaryIO
 
 DOS_MAGIC, MAGIC = b"MZ", b"PE\0\0"
@@ -28,15 +29,22 @@ def read_machine(file: BinaryIO) -> int | None:
 
 def raw_end(file: BinaryIO) -> int:
     """Return the length that a PE file has at least by its sections; 0, if it is no PE file."""
+    return max((offset + size for _, _, size, offset in read_sections(file) if size), default=0)
+
+
+def read_sections(file: BinaryIO) -> Iterator[tuple[bytes, int, int, int]]:
+    """Yield each section's name, its size in memory, and its size and offset in the file.
+
+    A file that is no PE file has none.
+    """
     found = _read_header(file)
     if found is None:
-        return 0
+        return
     _, count = found
     table = file.read(count * SECTION.size)
     table = table[: len(table) // SECTION.size * SECTION.size]
-    return max(
-        (start + size for _, _, _, size, start in SECTION.iter_unpack(table) if size), default=0
-    )
+    for name, memory, _, size, offset in SECTION.iter_unpack(table):
+        yield name.rstrip(b"\0"), memory, size, offset
 
 
 def _read_header(file: BinaryIO) -> tuple[int, int] | None:

@@ -4,24 +4,19 @@ Its stub would pass the parts to the kernel by EFI, which pyvmm's machine lacks.
 parts from the file: `.linux`, `.initrd` and `.cmdline`. It shows `.osrel` and `.uname`, and makes
 the device tree itself. Of several profiles it boots the first, as the stub does.
 
-Source: UAPI.5, "Unified Kernel Image"; Microsoft, PE Format.
+Source: UAPI.5, "Unified Kernel Image".
 """
 
 from __future__ import annotations
 
 import io
-import struct
 from typing import BinaryIO
 
 from pyvmm.base.records import Record
+from pyvmm.boot import pe
 from pyvmm.errors import ImageError
 
-PE_OFFSET = 0x3C  # in the file: the offset of the PE header
-# PE\0\0, the machine, the number of sections, and the size of the optional header after this one
-HEADER = struct.Struct("<4sHH12xH2x")
-MAGIC, ARM64 = b"PE\0\0", 0xAA64
-# A section's name, its size in memory, its address, its size and offset in the file
-SECTION = struct.Struct("<8s4I16x")
+USED = frozenset((b".linux", b".initrd", b".cmdline", b".osrel", b".uname", b".dtb"))
 
 
 class Uki(Record):
@@ -58,27 +53,16 @@ def read_uki(file: BinaryIO, name: str) -> Uki | None:
 
 def _read_sections(file: BinaryIO, name: str) -> dict[bytes, bytes]:
     """Return the sections of the first profile that belong to a UKI, by their names."""
-    file.seek(PE_OFFSET)
-    at = int.from_bytes(file.read(4), "little")
-    file.seek(at)
-    head = file.read(HEADER.size)
-    if len(head) < HEADER.size:
+    if pe.read_machine(file) != pe.ARM64:
         return {}
-    magic, machine, count, optional = HEADER.unpack(head)
-    if (magic, machine) != (MAGIC, ARM64):
-        return {}
-    file.seek(at + HEADER.size + optional)
-    table = file.read(count * SECTION.size)
     found: dict[bytes, tuple[int, int]] = {}
     profiles = 0
-    for entry in SECTION.iter_unpack(table[: len(table) // SECTION.size * SECTION.size]):
-        field, virtual, _, raw, offset = entry
-        section = field.rstrip(b"\0")
+    for section, memory, size, offset in pe.read_sections(file):
         profiles += section == b".profile"
         if profiles == 2:
             break
         if section in USED:
-            found[section] = offset, min(virtual or raw, raw)
+            found[section] = offset, min(memory or size, size)
     return {section: _read(file, section, *place, name) for section, place in found.items()}
 
 
@@ -91,9 +75,6 @@ def _read(file: BinaryIO, section: bytes, offset: int, length: int, name: str) -
             f"the file at {file.seek(0, io.SEEK_END):#x}"
         )
     return content
-
-
-USED = frozenset((b".linux", b".initrd", b".cmdline", b".osrel", b".uname", b".dtb"))
 
 
 def _system(sections: dict[bytes, bytes]) -> str:
