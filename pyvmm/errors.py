@@ -3,6 +3,7 @@
     VmmError                1    the guest, or a verdict, failed
      +- UsageError          2    the request is invalid on every machine
      |   +- ImageError      2    the image cannot be booted
+     |       +- DamagedImage     it is truncated or damaged
      +- HostError           3    this machine (or the emulated host) lacks something
      |   +- KvmError        3    the kernel refused an ioctl
      +- GuestError          1    the guest did something that no machine can continue from
@@ -48,6 +49,13 @@ class UsageError(VmmError):
 
 class ImageError(UsageError):
     """An image that cannot be booted: missing, damaged, or for another machine."""
+
+
+class DamagedImage(ImageError):
+    """An image that is truncated or damaged."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, hint="copy or download it again")
 
 
 class HostError(VmmError):

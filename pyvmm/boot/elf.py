@@ -6,8 +6,8 @@ An ELF is one of these:
  - a Linux vmlinux: its first segment begins with the header of an arm64 Image. Its segments are
    that Image, as objcopy would cut it out, and go to the Image's place.
  - position-independent (ET_DYN) and linked elsewhere: it goes to the place of a flat binary. The
-   guest applies the relocations: pyvmm cannot know whether its start code does that, and twice may
-   be wrong.
+   guest applies the relocations: pyvmm cannot know whether its start code does that, and
+   applying them twice may be wrong.
 
 An image is untrusted: pyvmm checks its headers before it writes guest memory. No header makes pyvmm
 allocate or loop more than the file is long.
@@ -30,7 +30,7 @@ from pyvmm.base.records import Record
 from pyvmm.boot import linux
 from pyvmm.boot.linux import Flags, LinuxHeader
 from pyvmm.boot.placement import Placed, check_in_ram
-from pyvmm.errors import ImageError
+from pyvmm.errors import DamagedImage, ImageError
 from pyvmm.memory.ram import GuestMemory
 
 # 64-bit ELF: e_ident, e_type, e_machine, e_version, e_entry, e_phoff, e_shoff, e_flags, e_ehsize,
@@ -169,19 +169,22 @@ def read_header(file: BinaryIO, name: str) -> Header:
     file.seek(0)
     head = file.read(HEADER_SIZE)
     if len(head) < KIND + 4:
-        raise ImageError(f"{name} is truncated: an ELF of {len(head)} bytes")
+        raise DamagedImage(f"{name} is truncated: an ELF of {len(head)} bytes")
     size, order = head[EI_CLASS], ORDERS.get(head[EI_DATA])
     if size not in (ELFCLASS32, ELFCLASS64) or order is None:
-        raise ImageError(
+        raise DamagedImage(
             f"{name} is damaged: its ELF header has class {size}, encoding {head[EI_DATA]}"
         )
     _, machine = struct.unpack_from(f"{order}2H", head, KIND)
     if machine != EM_AARCH64:
-        raise ImageError(f"{name} is an ELF for {MACHINES.get(machine, machine)}, not AArch64")
+        raise ImageError(
+            f"{name} is an ELF for {MACHINES.get(machine, machine)}, not AArch64",
+            hint="use a kernel for arm64",
+        )
     if size != ELFCLASS64:
         raise ImageError(f"{name} is a 32-bit AArch64 ELF (ILP32), which no machine boots")
     if len(head) < HEADER_SIZE:
-        raise ImageError(f"{name} is truncated: an ELF of {len(head)} bytes")
+        raise DamagedImage(f"{name} is truncated: an ELF of {len(head)} bytes")
     _, kind, _, _, entry, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, _ = struct.unpack(
         order + HEADER, head
     )
@@ -196,7 +199,7 @@ def read_program_headers(file: BinaryIO, header: Header, name: str) -> list[Prog
     file.seek(header.phoff)
     table = file.read(header.phnum * PROGRAM_HEADER_SIZE)
     if len(table) != header.phnum * PROGRAM_HEADER_SIZE:
-        raise ImageError(f"{name} is truncated: it ends within its program headers")
+        raise DamagedImage(f"{name} is truncated: it ends within its program headers")
     entries = struct.iter_unpack(header.order + PROGRAM_HEADER, table)
     return [ProgramHeader(kind, *rest) for kind, _, *rest in entries]
 
@@ -207,7 +210,7 @@ def _check_header(header: Header, name: str, size: int) -> None:
         kind = TYPES.get(header.type, f"of type {header.type:#x}")
         raise ImageError(f"{name} is not an executable but {kind}")
     if header.phnum in (0, PN_XNUM) or header.phentsize != PROGRAM_HEADER_SIZE:
-        raise ImageError(
+        raise DamagedImage(
             f"{name} is damaged: {header.phnum} program headers of {header.phentsize} bytes"
         )
     tables = (
@@ -217,7 +220,7 @@ def _check_header(header: Header, name: str, size: int) -> None:
     for table, offset, length in tables:
         end = offset + length
         if offset and end > size:
-            raise ImageError(
+            raise DamagedImage(
                 f"{name} is truncated: its {table} end at byte {end:#x}, the file at {size:#x}"
             )
 
@@ -270,11 +273,11 @@ def _check_in_file(segments: list[Segment], name: str, size: int) -> None:
     """Refuse segments that lie outside the file."""
     for segment in segments:
         if segment.filesz > segment.memsz:
-            raise ImageError(
+            raise DamagedImage(
                 f"{name} is damaged: {segment} has {segment.filesz:#x} bytes in the file"
             )
         if segment.offset + segment.filesz > size:
-            raise ImageError(
+            raise DamagedImage(
                 f"{name} is truncated: {segment} ends at byte "
                 f"{segment.offset + segment.filesz:#x} of the file, the file at {size:#x}"
             )

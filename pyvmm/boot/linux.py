@@ -13,7 +13,7 @@ from typing import BinaryIO
 from pyvmm.arm64.bits import Bits, bit, bits
 from pyvmm.base.records import Record
 from pyvmm.boot import pe
-from pyvmm.errors import HostError, ImageError
+from pyvmm.errors import DamagedImage, HostError
 from pyvmm.layout import KERNEL_OFFSET, KIB
 
 MAGIC = b"ARM\x64"
@@ -63,7 +63,7 @@ def read_header(head: bytes, name: str) -> LinuxHeader:
     if image_size == 0:  # Linux before v3.17
         text_offset = KERNEL_OFFSET
     if text_offset % PAGE:
-        raise ImageError(
+        raise DamagedImage(
             f"{name} is damaged: its text_offset is {text_offset:#x}, not a multiple of {PAGE:#x}"
         )
     return LinuxHeader(text_offset, image_size, Flags(flags))
@@ -72,16 +72,15 @@ def read_header(head: bytes, name: str) -> LinuxHeader:
 def check_whole(file: BinaryIO, name: str) -> None:
     """Refuse an Image that ends before the sections of its EFI header do.
 
-    image_size does not tell: it includes .bss, which is not in the file. An Image without the EFI
+    image_size is no measure: it includes .bss, which is not in the file. An Image without the EFI
     header cannot be checked.
 
     Raises: ImageError.
     """
     expected, size = pe.raw_end(file), file.seek(0, io.SEEK_END)
     if size < expected:
-        raise ImageError(
-            f"{name} is truncated: its sections end at byte {expected:#x}, the file at {size:#x}",
-            hint="copy or download it again",
+        raise DamagedImage(
+            f"{name} is truncated: its sections end at byte {expected:#x}, the file at {size:#x}"
         )
 
 

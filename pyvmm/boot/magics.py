@@ -36,7 +36,7 @@ PORT = "use a kernel for arm64"
 # What a file is, what to do instead, and its magics: (offset, bytes); all of them must match.
 # The first row that matches counts.
 MAGICS: tuple[tuple[str, str, tuple[tuple[int, bytes], ...]], ...] = (
-    # kernels: image.py boots those for arm64 before it asks this table, which thus finds initrds
+    # kernels; image.py boots those for arm64, so their rows only name files given as initrd
     ("an arm64 Linux Image", KERNEL, ((56, b"ARM\x64"),)),
     ("an EFI zboot image", KERNEL, ((0, b"MZ"), (4, b"zimg"))),
     ("a 32-bit Arm zImage", KERNEL, ((0x24, b"\x18\x28\x6f\x01"),)),

@@ -55,7 +55,7 @@ Started = tuple[Decompressor, type[Exception]]
 
 
 class Packing(Record):
-    """A format: a pattern of its first bytes, what unpacks it, and the program that also does.
+    """A format: the pattern of its first bytes, its reader, and the program that unpacks it too.
 
     ``read`` unpacks one member, frame or stream, and leaves the file behind it.
     """

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from pyvmm.base.records import Record
 from pyvmm.boot import pe
-from pyvmm.errors import ImageError
+from pyvmm.errors import DamagedImage
 
 USED = frozenset((b".linux", b".initrd", b".cmdline", b".osrel", b".uname", b".dtb"))
 
@@ -70,7 +70,7 @@ def _read(file: BinaryIO, section: bytes, offset: int, length: int, name: str) -
     file.seek(offset)
     content = file.read(length)
     if len(content) < length:
-        raise ImageError(
+        raise DamagedImage(
             f"{name} is truncated: section {section.decode()} ends at byte {offset + length:#x}, "
             f"the file at {file.seek(0, io.SEEK_END):#x}"
         )

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from pyvmm.boot.magics import HEAD, refuse, refuse_as_initrd
 from pyvmm.boot.packings import PACKINGS, Damaged, packing_of, unpack
-from pyvmm.errors import HostError, ImageError
+from pyvmm.errors import DamagedImage, HostError, ImageError
 from pyvmm.layout import MIB
 
 LAYERS = 2  # a zboot image in a .gz exists, a third layer does not
@@ -91,7 +91,7 @@ def _is_zboot(head: bytes) -> bool:
 def _zboot_payload(file: BinaryIO, head: bytes, name: str) -> tuple[str, BinaryIO]:
     """Return the compression of a zboot image's payload, and the payload."""
     if len(head) < ZBOOT.size:
-        raise ImageError(f"{name} is truncated: an EFI zboot image of {len(head)} bytes")
+        raise DamagedImage(f"{name} is truncated: an EFI zboot image of {len(head)} bytes")
     _, _, offset, size, field = ZBOOT.unpack(head)
     kind = field.partition(b"\0")[0].decode("ascii", "replace")
     kind = ZBOOT_KINDS.get(kind, kind)
@@ -103,7 +103,7 @@ def _zboot_payload(file: BinaryIO, head: bytes, name: str) -> tuple[str, BinaryI
         )
     length = file.seek(0, io.SEEK_END)
     if offset < ZBOOT.size or offset + size > length:
-        raise ImageError(
+        raise DamagedImage(
             f"{name} is damaged: its EFI zboot header has {size:#x} bytes of payload at "
             f"{offset:#x}, the file has {length:#x}"
         )
@@ -124,7 +124,7 @@ def _collect(chunks: Iterator[bytes], name: str, wrapping: str, limit: int) -> B
                     hint="use a larger `memory`",
                 )
     except Damaged as error:
-        raise ImageError(f"{name} ({wrapping}) is truncated or damaged: {error}") from error
+        raise DamagedImage(f"{name} ({wrapping}) is truncated or damaged: {error}") from error
     if not image.tell():
         raise ImageError(f"{name} ({wrapping}) is empty")
     return image

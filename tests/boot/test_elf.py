@@ -123,10 +123,10 @@ TWO = (Phdr(), Phdr(vaddr=BASE + 0x20))
 @pytest.mark.parametrize(
     ("elf", "message", "hint"),
     [
-        (GOOD.replace(machine=62), "an ELF for x86-64, not AArch64", None),
-        (GOOD.replace(machine=3), "an ELF for 32-bit x86, not AArch64", None),
-        (GOOD.replace(machine=40), "an ELF for 32-bit Arm, not AArch64", None),
-        (GOOD.replace(machine=0x1234), "an ELF for 4660, not AArch64", None),
+        (GOOD.replace(machine=62), "an ELF for x86-64, not AArch64", "a kernel for arm64"),
+        (GOOD.replace(machine=3), "an ELF for 32-bit x86, not AArch64", "a kernel for arm64"),
+        (GOOD.replace(machine=40), "an ELF for 32-bit Arm, not AArch64", "a kernel for arm64"),
+        (GOOD.replace(machine=0x1234), "an ELF for 4660, not AArch64", "a kernel for arm64"),
         (GOOD.replace(type=1), "not an executable but a relocatable object", None),
         (GOOD.replace(type=4), "not an executable but a core dump", None),
         (GOOD.replace(type=0xFE00), "not an executable but", None),
@@ -146,7 +146,7 @@ TWO = (Phdr(), Phdr(vaddr=BASE + 0x20))
             "use `memory`=8M or more",
         ),
         (GOOD.replace(phdrs=(Phdr(vaddr=0xFFFF_FFFF_FFFF_FFF0),)), "outside RAM", "link it"),
-        (GOOD.replace(phdrs=(Phdr(memsz=0x10),)), "has 0x40 bytes in the file", None),
+        (GOOD.replace(phdrs=(Phdr(memsz=0x10),)), "has 0x40 bytes in the file", "copy or download"),
         (
             GOOD.replace(phdrs=(Phdr(filesz=0x1000, memsz=0x1000),)),
             "truncated: the segment at 0x80080000 to 0x80081000 ends at byte 0x1078",
@@ -214,8 +214,9 @@ def test_load_elf_refuses_a_truncated_file(memory: GuestMemory) -> None:
     whole = Elf(phdrs=(Phdr(), Phdr(vaddr=BASE + 0x1000))).build()
 
     for length in range(4, len(whole)):
-        with pytest.raises(ImageError, match=r"truncated|damaged"):
+        with pytest.raises(ImageError, match=r"truncated|damaged") as caught:
             load(whole[:length], memory)
+        assert caught.value.hint == "copy or download it again"
 
 
 def test_load_elf_refuses_a_file_without_its_section_headers(memory: GuestMemory) -> None:
