@@ -24,6 +24,7 @@ from pyvmm.errors import GuestError
 # Reads that many bytes at a guest physical address.  Raises: GuestError, if they are not in memory.
 Read = Callable[[int, int], bytes]
 
+INSTRUCTION = 4  # bytes
 LAST_LEVEL = 3
 DESCRIPTOR = 8  # bytes
 _DESCRIPTOR_BITS = 3  # log2 of it
@@ -152,6 +153,11 @@ def translate(va: int, regime: Regime, read: Read) -> Translation:
     if half.is_off or not half.has_legal_size or not half.contains(va):
         raise TranslationFault(va, "FAULT", 0)
     return _walk(va, half, regime, read)
+
+
+def fetch(va: int, regime: Regime, read: Read) -> int:
+    """Return the instruction at a virtual address.  Raises: GuestError, if there is none."""
+    return int.from_bytes(read(translate(va, regime, read).address, INSTRUCTION), "little")
 
 
 def _half(upper: int, regime: Regime) -> Half:

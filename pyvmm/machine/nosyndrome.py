@@ -4,10 +4,10 @@ Arm's CPUs describe the access of a data abort only if it is of one general-purp
 without write-back. pyvmm decodes the others itself: it reads the instruction, computes the
 address, makes the accesses, and sets the registers.
 
-Each register is one access of its size, aligned or not, as KVM reports the described ones. The
-first register is at the lowest address, and first. A register of 128 bits is two accesses of 8
-bytes, the lower address first. An access across a 4 KiB page is one of each byte. Software can
-rely on no other division and order.  Source: Arm ARM DDI 0487, B2 "Requirements for single-copy
+Each register is one access of its size, aligned or not, as in an MMIO exit of KVM. The first
+register comes first, at the lowest address. A register of 128 bits is two accesses of 8 bytes, the
+lower address first. An access that crosses a 4 KiB page is divided into bytes. Software can rely on
+no other division and order.  Source: Arm ARM DDI 0487, B2 "Requirements for single-copy
 atomicity" and "Multi-register loads and stores that access Device memory".
 
 The guest's code and tables may change meanwhile. So an instruction counts only if it accesses the
@@ -22,7 +22,7 @@ from typing import Literal
 from pyvmm.arm64.esr import DabtIss
 from pyvmm.arm64.loadstore import SP_OR_ZR, LoadStore, decode, describe
 from pyvmm.arm64.pstate import Mode, Pstate
-from pyvmm.arm64.translation import Read, Regime, translate
+from pyvmm.arm64.translation import INSTRUCTION, Read, Regime, fetch, translate
 from pyvmm.base.records import Record
 from pyvmm.errors import GuestError
 from pyvmm.kvm import regs
@@ -33,7 +33,6 @@ from pyvmm.machine.plan import Feature
 from pyvmm.machine.vcpus import MachineVcpu
 from pyvmm.memory.ram import Memory
 
-INSTRUCTION = 4  # bytes
 PAGE = 4096  # bytes: the smallest page
 LARGEST = 8  # bytes of one access to a device
 U64 = 0xFFFF_FFFF_FFFF_FFFF
@@ -47,10 +46,10 @@ class NotEmulated(GuestError):
 
 
 class Piece(Record):
-    """One access: the bytes from ``offset`` on of a register, the instruction's first or second."""
+    """One access, to all of a register or to a part."""
 
-    register: int
-    offset: int  # in memory order
+    register: int  # 0 is the instruction's first
+    offset: int  # of the part, in memory order
     address: int  # of the guest
     size: int
     attributes: int  # of the page
@@ -140,8 +139,7 @@ def reader(memory: Memory) -> Read:
 def _fetch(operands: Operands, read: Read) -> LoadStore:
     """Return the instruction at PC.  Raises: NotEmulated."""
     try:
-        place = translate(operands.pc, operands.regime, read).address
-        word = int.from_bytes(read(place, INSTRUCTION), "little")
+        word = fetch(operands.pc, operands.regime, read)
     except GuestError as error:
         raise NotEmulated(f"its instruction cannot be read: {error.message}") from error
     operation = decode(word)

@@ -7,28 +7,17 @@ from typing import Final
 
 from pyvmm import layout
 from pyvmm.arm64 import sysregs
-from pyvmm.arm64.control import Sctlr
-from pyvmm.errors import KvmError
+from pyvmm.arm64.translation import INSTRUCTION, Regime, fetch
+from pyvmm.errors import GuestError, KvmError
 from pyvmm.kvm import regs
-from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vgic import Vgic
 from pyvmm.machine.board import Board
 from pyvmm.machine.diagnosis import Gic, Look, VcpuLook
+from pyvmm.machine.nosyndrome import U64, reader
 from pyvmm.machine.plan import Feature
 from pyvmm.machine.vcpus import MachineVcpu
 from pyvmm.memory.ram import Memory
 
-# The registers of a VcpuLook by its fields
-FIELDS: Final = {
-    "pc": regs.PC,
-    "pstate": regs.PSTATE,
-    "elr": regs.ELR_EL1,
-    **{
-        field: regs.lookup(name, sysregs.ENCODINGS)
-        for field, name in (("esr", "ESR_EL1"), ("far", "FAR_EL1"), ("vbar", "VBAR_EL1"))
-    },
-}
-SCTLR_EL1: Final = regs.lookup("SCTLR_EL1", sysregs.ENCODINGS)
 TIMERS: Final = (regs.TIMER_CTL, regs.PTIMER_CTL)
 TIMER_ON, TIMER_MASK = 0b01, 0b11  # ENABLE, with IMASK
 
@@ -38,19 +27,6 @@ GICD_ISENABLER: Final = 0x0100
 GICR_ISENABLER0: Final = 0x1_0100
 SGIS: Final = 0xFFFF
 SPIS: Final = range(32, layout.NR_IRQS, 32)  # the first of each register
-
-
-def has_mmu_on(vcpu: Vcpu) -> bool:
-    """Return whether the vCPU's EL0 and EL1 use virtual addresses."""
-    return bool(Sctlr(vcpu.get_one_reg(SCTLR_EL1)).M)
-
-
-def instruction(vcpu: Vcpu, memory: Memory, address: int) -> int | None:
-    """Return the instruction at an address; None outside memory, or where the MMU translates."""
-    if has_mmu_on(vcpu) or not memory.contains(address, 4):
-        return None
-    with memory.view(address, 4) as view:
-        return int.from_bytes(view, "little")
 
 
 def look(board: Board, counts: list[dict[str, int]], kernel: list[dict[str, int]]) -> Look:
@@ -64,7 +40,7 @@ def look(board: Board, counts: list[dict[str, int]], kernel: list[dict[str, int]
     v3 = gic if isinstance(gic, Vgic) else None
     return Look(
         vcpus=tuple(
-            _look(vcpu, board.memory, v3, counts[vcpu.id], kernel[vcpu.id] if kernel else {})
+            _look(vcpu, board.addressable, v3, counts[vcpu.id], kernel[vcpu.id] if kernel else {})
             for vcpu in board.vcpus
         ),
         gic=None if v3 is None else _gic(v3),
@@ -78,8 +54,9 @@ def _look(
     exits: dict[str, int],
     kernel: Mapping[str, int],
 ) -> VcpuLook:
-    values = {field: vcpu.get_one_reg(reg_id) for field, reg_id in FIELDS.items()}
-    before, now = (instruction(vcpu, memory, values["pc"] - offset) for offset in (4, 0))
+    pc = vcpu.get_one_reg(regs.PC)
+    regime = Regime.of(vcpu.sysreg)
+    before, now = (_instruction(pc - offset & U64, regime, memory) for offset in (INSTRUCTION, 0))
     interrupts = {}
     if gic is not None:
         mpidr = vcpu.get_one_reg(regs.MPIDR_EL1)
@@ -90,7 +67,13 @@ def _look(
     return VcpuLook(
         id=vcpu.id,
         mp_state=vcpu.get_mp_state(),
-        mmu=has_mmu_on(vcpu),
+        pc=pc,
+        pstate=vcpu.get_one_reg(regs.PSTATE),
+        esr=vcpu.sysreg["ESR_EL1"],
+        elr=vcpu.get_one_reg(regs.ELR_EL1),
+        far=vcpu.sysreg["FAR_EL1"],
+        vbar=vcpu.sysreg["VBAR_EL1"],
+        mmu=bool(regime.sctlr.M),
         words=None if before is None or now is None else (before, now),
         blocked=bool(kernel["blocking"]) if "blocking" in kernel else None,
         timer=any(
@@ -100,9 +83,16 @@ def _look(
         ),
         exits=exits,
         unclaimed=vcpu.last_unclaimed,
-        **values,
         **interrupts,
     )
+
+
+def _instruction(address: int, regime: Regime, memory: Memory) -> int | None:
+    """Return the instruction at a virtual address; None where the guest has no memory."""
+    try:
+        return fetch(address, regime, reader(memory))
+    except GuestError:
+        return None
 
 
 def _gic(gic: Vgic) -> Gic:
