@@ -71,6 +71,7 @@ class Attached:
         self._code: int | None = None  # the user's, where the guest's own reset came first
         self._output = output
         self._trace: ExitTrace | None = None
+        self._say = functools.lru_cache(say)  # a line once, though each reboot logs it again
         self._terminal = Terminal(STDIN)
         self._machine: Machine
         self._server: Server | None = None  # of the control socket, from the first client on
@@ -113,7 +114,7 @@ class Attached:
             self._output.write,
             set_blocking=self._output.set_blocking,
             on_unclaimed=_show_unclaimed if self._extras.debug_mmio else None,
-            log=say,
+            log=self._say,
             restorer=restorer,
             trace=self._trace,
         )
