@@ -165,6 +165,7 @@ PROGRAMS = {
     # Guests without output: broken ones, then those that work or wait on purpose
     "undefined": """
         00000000  udf #0
+        14000000  b .
     """,
     "zeros for vectors": """
         10000001  adr x1, .

@@ -84,9 +84,17 @@ def test_options_replace_the_parts_of_a_uki_with_a_note(
     done = run(pyvmm_cmd, "-p", "exit=3", "-i", initrd, "--dump-dtb", dtb, uki)
 
     assert done.returncode == 3, done.stderr
-    assert f"pyvmm: --initrd replaces the initrd in {uki}\n" in done.stderr
+    assert f"pyvmm: -i replaces the initrd in {uki}\n" in done.stderr
     assert f"pyvmm: --params replaces the command line in {uki}: exit=42\n" in done.stderr
     assert b"exit=3\0" in dtb.read_bytes()
+
+
+def test_note_about_an_image_is_not_repeated_at_a_reboot(uki: Path, pyvmm_cmd: list[str]) -> None:
+    done = run(pyvmm_cmd, "-v", "--reboot", "--timeout", "10", "-p", "reset", uki)
+
+    assert done.returncode == 124, done.stderr
+    assert done.stderr.count(f"pyvmm: image   {uki} ") > 1  # it has rebooted
+    assert done.stderr.count("--params replaces the command line") == 1
 
 
 # Debian's kernels
