@@ -45,6 +45,7 @@ MAGICS: tuple[tuple[str, str, tuple[tuple[int, bytes], ...]], ...] = (
     ("a program of macOS (Mach-O)", "link an ELF for AArch64", ((0, b"\xcf\xfa\xed\xfe"),)),
     ("a program of macOS (Mach-O)", "link an ELF for AArch64", ((0, b"\xce\xfa\xed\xfe"),)),
     ("a program of macOS (Mach-O)", "link an ELF for AArch64", ((0, b"\xca\xfe\xba\xbe"),)),
+    ("a kernel module or an object", ARCHIVE, ((0, b"\x7fELF"), (16, b"\x01\0"))),
     ("an ELF", KERNEL, ((0, b"\x7fELF"),)),
     # what boot loaders and firmware read
     ("a U-Boot image of a kernel", UBOOT, ((0, b"\x27\x05\x19\x56"), (30, b"\x02"))),

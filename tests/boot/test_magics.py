@@ -160,6 +160,17 @@ def test_load_image_refuses_a_kernel_as_linuxs_initrd(
     assert caught.value.hint == "a kernel: give it as the image"
 
 
+def test_load_image_refuses_a_kernel_module_as_linuxs_initrd(
+    tmp_path: Path, memory: GuestMemory
+) -> None:
+    module = Elf(type=1).build()
+
+    with pytest.raises(ImageError, match="a kernel module or an object, which Linux") as caught:
+        load_with(module, tmp_path, memory, linux() + BANNER)
+
+    assert "Linux reads a cpio archive" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize("name", RIGHT)
 def test_load_image_accepts_an_initrd_of_linux(
     tmp_path: Path, memory: GuestMemory, name: str
