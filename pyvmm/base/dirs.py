@@ -84,7 +84,23 @@ def runtime_dir(*below: str) -> Path:
 
 
 def _cache_path() -> Path:
-    return (_xdg("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyvmm"
+    return (_xdg("XDG_CACHE_HOME") or _home() / ".cache") / "pyvmm"
+
+
+def _home() -> Path:
+    """Return the user's home directory: HOME, or the password database's if that is not a path."""
+    home = _xdg("HOME")
+    if home is not None:
+        return home
+    import pwd  # imported lazily: rarely used
+
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError as error:
+        raise HostError(
+            f"user {os.getuid()} has no home directory, and HOME is not an absolute path",
+            hint="set HOME, or XDG_CACHE_HOME, to a directory",
+        ) from error
 
 
 def _xdg(variable: str) -> Path | None:

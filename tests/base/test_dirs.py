@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import signal
 import threading
 from pathlib import Path
@@ -187,6 +188,32 @@ def test_cache_ignores_a_relative_directory_in_the_variable(
     monkeypatch.setenv("HOME", str(tmp_path))
 
     assert cache_dir("trees") == tmp_path / ".cache/pyvmm/trees"
+
+
+@pytest.mark.parametrize("home", ["", "relative", None])
+def test_cache_is_in_the_users_home_when_home_is_no_path(
+    home: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = pwd.struct_passwd(("me", "x", os.getuid(), 0, "", str(tmp_path), "/bin/sh"))
+    monkeypatch.setattr(pwd, "getpwuid", {os.getuid(): entry}.__getitem__)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    if home is None:
+        monkeypatch.delenv("HOME")
+    else:
+        monkeypatch.setenv("HOME", home)
+
+    assert cache_dir() == tmp_path / ".cache" / "pyvmm"
+
+
+def test_cache_of_a_user_without_home_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pwd, "getpwuid", dict[int, object]().__getitem__)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "")
+
+    with pytest.raises(HostError, match=f"user {os.getuid()} has no home directory") as caught:
+        cache_dir()
+
+    assert "HOME" in (caught.value.hint or "")
 
 
 def test_runtime_directory_is_private(own: Path) -> None:
