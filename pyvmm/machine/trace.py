@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from pyvmm.base.closing import Closing
-from pyvmm.base.files import replacing, write_all
+from pyvmm.base.files import cannot_write, replacing, write_all
+from pyvmm.errors import VmmError
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.uapi import ExitReason
 from pyvmm.report import perfetto
@@ -36,28 +37,31 @@ def now_ns() -> int:
 class ExitTrace(Closing):
     """A trace; a context manager that creates the file at its end.
 
-    Raises: UsageError or HostError, if the file cannot be written.
+    Raises: UsageError or HostError, if the file cannot be written; an old file then stays.
     """
 
     def __init__(self, path: Path, name: str) -> None:
-        self._undo = ExitStack()
-        self._fd = self._undo.enter_context(replacing(path))
+        self._path = path
+        self._failure: VmmError | None = None  # of the first write that failed
         self._offset = 0
         self._lock = threading.Lock()  # of the file
+        self._vcpus: dict[int, perfetto.Sequence] = {}
+        self._counters: dict[int, dict[str, int]] = {}  # of each vCPU: name -> last value
         process = perfetto.message(
             (perfetto.PID, os.getpid()), (perfetto.PROCESS_NAME, f"pyvmm {name}")
         )
         descriptor = perfetto.message((perfetto.UUID, PROCESS_TRACK), (perfetto.PROCESS, process))
-        self._write(perfetto.packet((perfetto.SEQUENCE, 1), (perfetto.DESCRIPTOR, descriptor)))
-        self._vcpus: dict[int, perfetto.Sequence] = {}
-        self._counters: dict[int, dict[str, int]] = {}  # of each vCPU: name -> last value
+        with ExitStack() as undo:
+            self._fd = undo.enter_context(replacing(path))
+            self._write(perfetto.packet((perfetto.SEQUENCE, 1), (perfetto.DESCRIPTOR, descriptor)))
+            self._undo = undo.pop_all()
 
     def close(self) -> None:
         """Write the rest and rename the file; while no vCPU runs. Idempotent."""
-        for sequence in self._vcpus.values():
-            self._write(sequence.take())
-        self._vcpus.clear()
-        self._undo.close()
+        sequences, self._vcpus = self._vcpus, {}
+        with self._undo:
+            for sequence in sequences.values():
+                self._write(sequence.take())
 
     def exit(self, vcpu: int, cause: str, leave: Exit, began_ns: int) -> None:
         """Record an exit that was handled; call it in the vCPU's thread."""
@@ -99,5 +103,11 @@ class ExitTrace(Closing):
 
     def _write(self, packets: bytes) -> None:
         with self._lock:
-            write_all(self._fd, packets, self._offset)
+            if self._failure is not None:
+                raise self._failure
+            try:
+                write_all(self._fd, packets, self._offset)
+            except OSError as error:
+                self._failure = cannot_write(self._path, error)
+                raise self._failure from error
             self._offset += len(packets)
