@@ -12,7 +12,7 @@ from pyvmm.host.running import Running
 from pyvmm.host.wire import CHUNK, STDIN_WINDOW, Frame, FrameReader, WireError, pack
 
 OUTPUT_TIMEOUT_S: Final = 60.0  # between two pieces of output
-PORT_TIMEOUT_S: Final = 10.0  # usually 0.1 s; much longer on a busy machine
+PORT_TIMEOUT_S: Final = 8.0  # usually 0.1 s; much longer on a busy machine
 
 
 class CommandFailed(HostError):
@@ -29,12 +29,14 @@ def capture(
     data: bytes,
     *,
     as_root: bool = False,
+    control: bool = False,
     timeout_s: float = OUTPUT_TIMEOUT_S,
 ) -> bytes:
     """Run ``argv`` in the host with ``data`` on its standard input; return its output.
 
     With ``as_root`` the command is root inside, for example to load a module.  A new file among the
-    user's still belongs to the user, because QEMU runs as the user.
+    user's still belongs to the user, because QEMU runs as the user.  A command that controls VMs
+    (``control``) may have a reserved port.
 
     Raises:
         CommandFailed: the command failed; the message has its standard error.
@@ -42,7 +44,7 @@ def capture(
     """
     if len(data) > STDIN_WINDOW:
         raise ValueError(f"{len(data)} bytes: at most {STDIN_WINDOW} can be sent")
-    with connected(running, PORT_TIMEOUT_S) as connection:
+    with connected(running, PORT_TIMEOUT_S, control=control) as connection:
         request = request_for(running, argv, [])
         if as_root:
             request = request.replace(uid=0, gid=0, groups=[0])

@@ -42,6 +42,15 @@ class Running(Record):
         return last_output(self.path, self.log_size)
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether SIGSTOP has stopped its process."""
+        try:
+            status = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:  # it has ended
+            return False
+        return status.rpartition(")")[2].split()[0] == "T"  # Source: proc(5)
+
+    @property
     def description(self) -> str:
         """The host in a few words, for the results obtained in it."""
         facts = self.facts
@@ -120,9 +129,10 @@ def end_orphan(sockets: Path) -> None:
 
 
 def end(pid: int) -> None:
-    """End a QEMU; nothing of it is saved."""
+    """End a QEMU, also a stopped one; nothing of it is saved."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGCONT)
 
 
 def sessions(running: Running) -> int:

@@ -29,7 +29,8 @@ MAX_PAYLOAD: Final = 1 << 16
 MAX_REQUEST: Final = 1 << 20
 # The most standard input that is sent and unread: signals must not wait behind a full pipe.
 STDIN_WINDOW: Final = 1 << 18
-PORTS: Final = 15  # sessions at a time; QEMU keeps port 0 for a console
+PORTS: Final = 63  # sessions at a time; QEMU keeps port 0 for a console
+RESERVED: Final = 4  # of them, the last ones: for commands that control VMs
 
 
 class Frame(IntEnum):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,8 @@ from pyvmm.errors import HostError
 from pyvmm.host import connection
 from pyvmm.host.connection import Unreachable, connected, greet
 from pyvmm.host.running import Running
-from pyvmm.host.wire import HELLO, MAGIC, NONCE_SIZE, PORTS, Request
+from pyvmm.host.wire import HELLO, MAGIC, NONCE_SIZE, PORTS, RESERVED, Request
+from tests.host.conftest import python
 
 REQUEST = Request(
     argv=["true"], cwd="/", uid=0, gid=0, groups=[], umask=0, environment={}, start_id="",
@@ -32,6 +36,7 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     """Make a host without ports, with short timeouts for its clients."""
     monkeypatch.setattr(connection, "HELLO_S", 0.1)
     monkeypatch.setattr(connection, "ANSWER_S", 0.2)
+    monkeypatch.setattr(connection, "BUSY_S", 0.2)
     monkeypatch.setattr(connection, "PORT_TIMEOUT_S", 0.5)
     path = Path(tempfile.mkdtemp(prefix="pyvmm-test-"))
     yield Running(path, "start", 77, {})
@@ -116,33 +121,110 @@ def test_connected_skips_a_port_whose_session_is_ending(
         os.close(lock)
 
 
-def test_connected_reports_that_every_port_is_in_use(running: Running) -> None:
-    locks = [try_lock(running.path / f"p{number}.lock") for number in range(1, PORTS + 1)]
+@contextmanager
+def in_use(running: Running, ports: Iterable[int]) -> Iterator[list[int]]:
+    """Take ports as other clients do."""
+    with ExitStack() as undo:
+        locks = [try_lock(running.path / f"p{number}.lock") for number in ports]
+        taken = [lock for lock in locks if lock is not None]
+        assert len(taken) == len(locks)
+        for lock in taken:
+            undo.callback(os.close, lock)
+        yield taken
 
-    with pytest.raises(HostError, match=f"all {PORTS} sessions .* are in use"), connected(running):
+
+def test_connected_reports_how_many_commands_run_when_every_port_is_in_use(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "PORT_TIMEOUT_S", 600)
+    count = PORTS - RESERVED
+    refusal = rf"^{count} commands run in the emulated host {running.path.name}, and it takes no"
+
+    taken, expected = in_use(running, range(1, count + 1)), pytest.raises(HostError, match=refusal)
+    with taken, expected as caught, connected(running):
         pass
 
-    for lock in locks:
-        assert lock is not None
-        os.close(lock)
+    assert not isinstance(caught.value, Unreachable)
+    assert "`host.kernel`" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("number", [PORTS, PORTS - RESERVED + 1])
+def test_connected_keeps_reserved_ports_for_control(
+    number: int, running: Running, port: Callable[[int, Answer], None]
+) -> None:
+    port(number, hello)
+
+    with in_use(running, set(range(1, PORTS + 1)) - {number}):
+        with connected(running, control=True) as made:
+            assert made.getpeername() == str(running.path / f"p{number}")
+        with pytest.raises(HostError, match="takes no more"), connected(running):
+            pass
+
+
+def test_connected_uses_any_port_for_control_when_the_reserved_ones_are_in_use(
+    running: Running, port: Callable[[int, Answer], None]
+) -> None:
+    port(1, hello)
+
+    with in_use(running, range(2, PORTS + 1)), connected(running, control=True) as made:
+        assert made.getpeername() == str(running.path / "p1")
+
+
+@contextmanager
+def unaccepted(running: Running) -> Iterator[None]:
+    """Listen on every port, as a frozen QEMU does, with a full backlog."""
+    with ExitStack() as undo:
+        for number in range(1, PORTS + 1):
+            path = str(running.path / f"p{number}")
+            listener, waiting = (undo.enter_context(socket.socket(socket.AF_UNIX)) for _ in "ab")
+            listener.bind(path)
+            listener.listen(0)
+            waiting.connect(path)
+        yield
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_connected_reports_a_host_that_accepts_no_connection(
+    control: bool, running: Running
+) -> None:
+    expected = pytest.raises(HostError, match="does not answer")
+    with unaccepted(running), expected as caught, connected(running, control=control):
+        pass
+
+    assert not isinstance(caught.value, Unreachable)
+
+
+def test_connected_reports_at_once_that_the_hosts_process_is_stopped(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "PORT_TIMEOUT_S", 600)
+    with python("import time; time.sleep(600)") as process, unaccepted(running):
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        frozen = Running(running.path, "start", process.pid, {})
+
+        refusal = f"does not answer: its process {process.pid} is stopped"
+        with pytest.raises(HostError, match=refusal) as caught, connected(frozen):
+            pass
+
+        assert f"kill -CONT {process.pid}" in (caught.value.hint or "")
+        process.kill()
 
 
 def test_connected_waits_for_a_free_port(
     running: Running, port: Callable[[int, Answer], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(connection, "BUSY_S", 20)
     monkeypatch.setattr(connection, "PORT_TIMEOUT_S", 20)
     port(1, hello)
-    locks = [try_lock(running.path / f"p{number}.lock") for number in range(1, PORTS + 1)]
-    timer = threading.Timer(0.2, lambda: os.close(locks[0] or 0))
-    timer.start()
+    with in_use(running, [1]) as locks, in_use(running, range(2, PORTS + 1)):
+        timer = threading.Timer(0.2, fcntl.flock, (locks[0], fcntl.LOCK_UN))
+        timer.start()
 
-    with connected(running) as made:
-        assert made.getpeername() == str(running.path / "p1")
+        with connected(running) as made:
+            assert made.getpeername() == str(running.path / "p1")
 
-    timer.join()
-    for lock in locks[1:]:
-        assert lock is not None
-        os.close(lock)
+        timer.join()
 
 
 def test_connected_reports_a_silent_host_with_its_last_output(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -126,6 +127,17 @@ def test_stop_ends_a_host_and_removes_its_directory() -> None:
 
         assert process.wait(120) == -15
         assert not (runtime_dir() / "one").exists()
+
+
+def test_stop_ends_a_host_whose_process_is_stopped() -> None:
+    with host("one") as process:
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        assert found("one").is_stopped
+
+        running.stop(found("one"))
+
+        assert process.wait(120) == -15
 
 
 def test_stop_reports_a_host_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:

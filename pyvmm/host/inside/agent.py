@@ -64,9 +64,11 @@ class Agent:
         self._wakeup = wakeup
         self._ports = [os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
                        for path in _port_devices()]  # fmt: skip
+        self._poll = select.poll()
         self._sessions: dict[int, int] = {}  # process -> port
         self._last_use = time.monotonic()
         for port in self._ports:
+            self._poll.register(port, select.POLLIN)
             _notify(port)
 
     def run(self) -> None:
@@ -82,9 +84,10 @@ class Agent:
             self._reap()
 
     def _start_sessions(self) -> None:
-        busy = set(self._sessions.values())
+        unconnected = {port for port, event in self._poll.poll(0) if event & select.POLLHUP}
+        not_waiting = unconnected.union(self._sessions.values())
         for port in self._ports:
-            if port not in busy and _connected(port):
+            if port not in not_waiting:
                 process = os.fork()
                 if process == 0:
                     _run_session(port)
@@ -172,12 +175,6 @@ def _notify(port: int) -> None:
     fcntl.fcntl(port, fcntl.F_SETOWN, os.getpid())
     flags = fcntl.fcntl(port, fcntl.F_GETFL)
     fcntl.fcntl(port, fcntl.F_SETFL, flags | os.O_ASYNC)
-
-
-def _connected(port: int) -> bool:
-    poll = select.poll()
-    poll.register(port, select.POLLIN)
-    return not any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
 def _port_devices() -> list[Path]:
