@@ -81,6 +81,29 @@ def test_list_shows_the_parts_of_each_vm(pyvmm: Pyvmm, start: Start) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.matrix
+def test_forty_vms_of_one_host_are_listed_counted_and_stopped(pyvmm: Pyvmm, start: Start) -> None:
+    running = {f"vm{number}": start(f"vm{number}", "-m", "16") for number in range(40)}
+
+    shown = pyvmm("list").stdout.splitlines()
+    counted = document(pyvmm, "stat", "-a")
+    (one,) = document(pyvmm, "stat", "-n", "vm39")
+    paused = document(pyvmm, "pause", "-n", "vm17")
+    between = states(pyvmm)
+    done = pyvmm("stop", "-a")
+
+    assert {line.split()[0] for line in shown[1:]} == set(running)
+    assert len(shown) == 41
+    assert {reply["name"] for reply in counted} == set(running)
+    assert (one["name"], one["state"]) == ("vm39", "running")
+    assert [reply["name"] for reply in paused] == ["vm17"]
+    assert between == dict.fromkeys(running, "running") | {"vm17": "paused"}
+    assert (done.returncode, done.stdout) == (0, "")
+    assert sorted(done.stderr.splitlines()) == sorted(f"{name}: stopped" for name in running)
+    assert {process.wait(ENOUGH_S) for process in running.values()} == {0}
+    assert states(pyvmm) == {}
+
+
 def test_list_starts_no_host(pyvmm: Pyvmm, monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     empty = tmp_path / "r"
     empty.mkdir(mode=0o700)

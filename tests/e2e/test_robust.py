@@ -8,11 +8,14 @@ import re
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import ENOUGH_S, FIRST_S, Pyvmm, is_alive, wait_for
+from tests.runtime import own_runtime_dir
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(FIRST_S), pytest.mark.usefixtures("emulated")]
 
@@ -166,14 +169,39 @@ def test_command_ends_when_its_host_hangs(pyvmm: Pyvmm) -> None:
     assert code == 128 + number
 
 
-def test_list_names_a_host_that_hangs(pyvmm: Pyvmm) -> None:
-    pyvmm("host", "start")
-    (host,) = pyvmm.hosts()
-    os.kill(host["pid"], signal.SIGSTOP)
-    try:
-        done = pyvmm("list")
-    finally:
-        os.kill(host["pid"], signal.SIGCONT)
+@pytest.fixture
+def frozen(pyvmm: Pyvmm) -> Iterator[dict[str, Any]]:
+    """Run a VM called mv1 in a host with its own runtime directory, and stop the host's process."""
+    with own_runtime_dir("frozen"):
+        assert pyvmm("host", "start", timeout=FIRST_S).returncode == 0
+        with pyvmm.start("run", "exit", "-p", "spin", "--name", "mv1") as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"spinning\n"
+            (host,) = pyvmm.hosts()
+            os.kill(host["pid"], signal.SIGSTOP)
+            try:
+                yield host
+            finally:
+                os.kill(host["pid"], signal.SIGCONT)
+                process.terminate()
 
-    assert done.returncode == 0
-    assert f"pyvmm: {host['name']}: the emulated host does not answer" in done.stderr
+
+@pytest.mark.parametrize("arguments", ["list", "stop -a", "stop -n mv1", "stat -a", "pause -a"])
+def test_frozen_host_is_named_within_ten_seconds_and_never_counts_as_empty(
+    arguments: str, pyvmm: Pyvmm, frozen: dict[str, Any]
+) -> None:
+    done = pyvmm(*arguments.split(), timeout=10)
+
+    assert done.returncode == 3
+    refusal = f"pyvmm: {frozen['name']}: the emulated host does not answer: its process "
+    assert done.stderr.startswith(f"{refusal}{frozen['pid']} is stopped\n")
+    assert "no VM is running" not in done.stderr
+
+
+def test_frozen_host_is_named_in_the_list_as_json(pyvmm: Pyvmm, frozen: dict[str, Any]) -> None:
+    done = pyvmm("list", "--json", timeout=10)
+
+    assert done.returncode == 3
+    document = json.loads(done.stdout)
+    assert document["vms"] == []
+    assert [entry["host"] for entry in document["hosts_not_answering"]] == [frozen["name"]]

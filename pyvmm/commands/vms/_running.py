@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import click
 
 from pyvmm import host
-from pyvmm.base.records import Record
+from pyvmm.base.records import Record, made
 from pyvmm.cli import say
 from pyvmm.commands._fields import spell
 from pyvmm.commands._options import added, json_option
@@ -54,7 +54,7 @@ class Place(Record):
         lines = b"".join(map(pack, questions))
         requests = [question.get("request") or {} for question in questions]
         timeout_s = max(map(client.timeout_of, requests), default=0.0) + RELAY_S
-        answers = capture(self.running, RELAY, lines, timeout_s=timeout_s)
+        answers = capture(self.running, RELAY, lines, control=True, timeout_s=timeout_s)
         return [json.loads(line) for line in answers.splitlines()]
 
 
@@ -73,6 +73,13 @@ class Vm(Record):
         """Return the VM's reply to one request; see ``ask_all``."""
         (reply,) = ask_all([self], request)
         return reply
+
+
+class Found(Record):
+    """VMs, and a failure for each emulated host that did not answer."""
+
+    vms: list[Vm]
+    failures: list[Message] = made(list)
 
 
 def ask_all(vms: Sequence[Vm], request: Message) -> list[Message]:
@@ -99,44 +106,67 @@ def _spelled(reply: Message) -> Message:
     return reply | {key: spell(reply[key]) for key in ("error", "hint") if reply.get(key)}
 
 
-def all_vms() -> list[Vm]:
-    """Return all VMs of this user; report a place that does not answer on stderr."""
-    return [vm for there in client.at_once(_vms_at, list(_places())) for vm in there]
+def all_vms(label: str = "") -> Found:
+    """Return the VMs of this user, or those at the place with that label.
+
+    An emulated host that does not answer is reported on stderr, and in the result.
+    """
+    places = list(_places())
+    places = [place for place in places if place.label == label] or places
+    found = Found([])
+    for place, there in zip(places, client.at_once(_vms_at, places), strict=True):
+        if isinstance(there, HostError):
+            say(f"{place.label}: {there.message}", there.hint)
+            found.failures.append({"host": place.name, **_spelled(failure_of(there))})
+        else:
+            found.vms.extend(there)
+    return found
 
 
-def chosen(name: str | None, everything: bool) -> list[Vm]:
+def chosen(name: str | None, everything: bool) -> Found:
     """Return the VMs that the options -n and -a choose.
 
-    Raises: UsageError, if they choose none, or two VMs have the name.
+    With -n a host that does not answer is no failure if another one has the VM.
+
+    Raises:
+        UsageError: they choose none, or two VMs have the name.
+        HostError: they choose none, and a host did not answer.
     """
     if everything and name is not None:
         raise UsageError("-a and -n contradict each other; give one")
-    vms = all_vms()
+    asked = all_vms((name or "").rpartition("/")[0])
     if everything:
-        return vms
+        return asked
+    vms = asked.vms
     running = ", ".join(vm.name for vm in vms) or "none"
     if name is None:
         raise UsageError("which VM? give -n NAME, or -a for all", hint=f"running: {running}")
     found = [vm for vm in vms if name in (vm.name, f"{vm.place.label}/{vm.name}")]
+    if not found and asked.failures:
+        hosts = ", ".join(failure["host"] for failure in asked.failures)
+        raise HostError(
+            f"no VM called {name} was found, but not every host answered: {hosts}",
+            hint=f"running elsewhere: {running}",
+        )
     if not found:
         raise UsageError(f"no VM called {name} is running", hint=f"running: {running}")
     if len(found) > 1:
         names = " or ".join(f"{vm.place.label}/{vm.name}" for vm in found)
         raise UsageError(f"{len(found)} VMs are called {name}", hint=f"give -n {names}")
-    return found
+    return Found(found)
 
 
-def send(vms: list[Vm], request: Message, as_json: bool, done: str) -> int:
+def send(found: Found, request: Message, as_json: bool, done: str) -> int:
     """Send VMs a request; report that it is done, or print the replies as JSON."""
-    replies = ask_all(vms, request)
+    replies = ask_all(found.vms, request)
     if as_json:
-        show(True, document(replies), ())
-    elif not replies:
+        show(True, document(replies, found.failures), ())
+    elif not replies and not found.failures:
         click.echo("no VM is running", err=True)
     for reply in successes(replies):
         if not as_json:
             click.echo(f"{reply['name']}: {done}", err=True)
-    return exit_code(replies)
+    return exit_code([*replies, *found.failures])
 
 
 def successes(replies: list[Message]) -> Iterator[Message]:
@@ -153,16 +183,22 @@ def exit_code(replies: list[Message]) -> int:
     return max((reply["exit_code"] for reply in replies if not reply["ok"]), default=EXIT_OK)
 
 
-def report(replies: list[Message], as_json: bool, lines: Callable[[Message], Iterable[str]]) -> int:
+def report(
+    found: Found,
+    replies: list[Message],
+    as_json: bool,
+    lines: Callable[[Message], Iterable[str]],
+) -> int:
     """Print the replies as JSON, or the lines about each successful one; return the exit code."""
     shown = (line for reply in successes(replies) for line in lines(reply))
-    show(as_json, document(replies), shown)
-    return exit_code(replies)
+    show(as_json, document(replies, found.failures), shown)
+    return exit_code([*replies, *found.failures])
 
 
-def document(vms: list[Message]) -> Message:
-    """Return data about VMs as a JSON document."""
-    return {"schema": SCHEMA, "vms": vms}
+def document(vms: list[Message], failures: Sequence[Message] = ()) -> Message:
+    """Return data about VMs, and about hosts that did not answer, as a JSON document."""
+    silent = [{key: failure[key] for key in ("host", "error", "hint")} for failure in failures]
+    return {"schema": SCHEMA, "vms": vms, "hosts_not_answering": silent}
 
 
 def _places() -> Iterator[Place]:
@@ -172,7 +208,8 @@ def _places() -> Iterator[Place]:
             yield Place(running)
 
 
-def _vms_at(place: Place) -> list[Vm]:
+def _vms_at(place: Place) -> list[Vm] | HostError:
+    """Return the VMs at a place, or why its emulated host does not answer."""
     try:
         (reply,) = place.ask([{"vm": None}])
     except Unreachable:  # it has just ended, with its VMs
@@ -180,6 +217,5 @@ def _vms_at(place: Place) -> list[Vm]:
     except HostError as error:
         if place.running is None:
             raise
-        say(f"{place.label}: {error.message}", error.hint)
-        return []
+        return error
     return [Vm(place, info) for info in reply["vms"]]

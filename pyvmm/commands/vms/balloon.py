@@ -41,7 +41,8 @@ def balloon(
     """
     request = _request(inflate, deflate, size, collect)
     replies = []
-    for vm in chosen(name, everything):
+    found = chosen(name, everything)
+    for vm in found.vms:
         replies.append(ask_and_wait(vm, request, missing_of_balloon, wait))
         if collect and not replies[-1]["ok"]:
             vm.ask({"do": "balloon", "collect": False})
@@ -50,7 +51,7 @@ def balloon(
         collected = f"; {mib(reply['balloon']['hinted_bytes'])} free so far" if collect else ""
         return [f"{reply['name']}: {balloon_line(reply)}{collected}"]
 
-    return report(replies, as_json, lines)
+    return report(found, replies, as_json, lines)
 
 
 def _request(inflate: str | None, deflate: str | None, size: str | None, collect: bool) -> Message:

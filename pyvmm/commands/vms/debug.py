@@ -49,8 +49,9 @@ def debug(
     request: Message = {"do": "registers", "vcpu": vcpu, "whole": whole}
     if devices:
         request = {"do": "devices"}
-    replies = ask_all(chosen(name, everything), request)
-    return report(replies, as_json, partial(_lines, part=part))
+    found = chosen(name, everything)
+    replies = ask_all(found.vms, request)
+    return report(found, replies, as_json, partial(_lines, part=part))
 
 
 def _lines(reply: Message, part: str) -> Iterator[str]:

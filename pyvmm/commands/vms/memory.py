@@ -32,5 +32,6 @@ def memory(name: str, size: str | None, as_json: bool, wait: float | None) -> in
     request: Message = {"do": "memory"}
     if size is not None:
         request["size"] = read_named("SIZE", parse_size, size)
-    replies = [ask_and_wait(vm, request, missing_of_memory, wait) for vm in chosen(name, False)]
-    return report(replies, as_json, lambda reply: [f"{reply['name']}: {memory_line(reply)}"])
+    found = chosen(name, False)
+    replies = [ask_and_wait(vm, request, missing_of_memory, wait) for vm in found.vms]
+    return report(found, replies, as_json, lambda reply: [f"{reply['name']}: {memory_line(reply)}"])

@@ -36,7 +36,7 @@ def save(
     the guest's memory, so only you can read it (mode 0600).  FILE does not hold the contents of
     disks.
     """
-    (vm,) = chosen(name, False)
+    (vm,) = chosen(name, False).vms
     files = [path.absolute() for path in (file, parent) if path is not None]
     if vm.place.running is not None:
         share.refuse_hidden(files)

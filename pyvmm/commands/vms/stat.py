@@ -10,7 +10,7 @@ import click
 
 from pyvmm.base.units import show_size
 from pyvmm.commands.vms._guestmemory import balloon_line, memory_line, statistics_lines
-from pyvmm.commands.vms._running import Vm, ask_all, chosen, report, vm_options
+from pyvmm.commands.vms._running import Vm, ask_all, chosen, exit_code, report, vm_options
 from pyvmm.control.wire import Message
 from pyvmm.layout import MIB
 
@@ -33,14 +33,15 @@ def stat(
     On a terminal the display is live, with rates, until Ctrl-C or the VM's end. Elsewhere, with
     --json and with --once, it is printed once.
     """
-    vms = chosen(name, everything)
+    found = chosen(name, everything)
     if as_json or once or not sys.stdout.isatty():
-        replies = ask_all(vms, {"do": "stat"})
-        return report(replies, as_json, lambda reply: lines(reply, None, memory))
-    return _watch(vms, memory, interval)
+        replies = ask_all(found.vms, {"do": "stat"})
+        return report(found, replies, as_json, lambda reply: lines(reply, None, memory))
+    _watch(found.vms, memory, interval)
+    return exit_code(found.failures)
 
 
-def _watch(vms: list[Vm], memory: bool, interval_s: float) -> int:
+def _watch(vms: list[Vm], memory: bool, interval_s: float) -> None:
     """Show the counts again and again, until all of the VMs have ended."""
     from rich.live import Live
     from rich.text import Text
@@ -52,7 +53,6 @@ def _watch(vms: list[Vm], memory: bool, interval_s: float) -> int:
             live.update(Text("\n".join(shown)), refresh=True)
             watched = [(vm, now) for vm, _, now in looked]
             time.sleep(interval_s)
-    return 0
 
 
 def _look(

@@ -13,6 +13,7 @@ from pyvmm.commands._deviceopts import device_configs
 from pyvmm.commands._fields import spell
 from pyvmm.commands.vms import _guestmemory, balloon, memory
 from pyvmm.commands.vms._guestmemory import balloon_line, memory_line, statistics_lines
+from pyvmm.commands.vms._running import Found
 from pyvmm.commands.vms.stat import lines as stat_lines
 from pyvmm.config import Balloon, Hotplug
 from pyvmm.control.wire import Message, failure
@@ -62,7 +63,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(monkeypatch: pytest.MonkeyPatch, vm: Asked, *arguments: str) -> int:
     for module in (balloon, memory):
-        monkeypatch.setattr(module, "chosen", lambda name, everything: [vm])
+        monkeypatch.setattr(module, "chosen", lambda name, everything: Found([vm]))
     return cli.main(arguments)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pyvmm.commands.vms import _running
-from pyvmm.commands.vms._running import Place, Vm, ask_all, chosen
+from pyvmm.commands.vms._running import Found, Place, Vm, ask_all, chosen
 from pyvmm.commands.vms.debug import show_devices
 from pyvmm.commands.vms.list import lines as list_lines
 from pyvmm.commands.vms.stat import _look
@@ -44,11 +44,11 @@ def vm(name: str, place: Place = HERE) -> Vm:
 @pytest.fixture(autouse=True)
 def two_of_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
     vms = [vm("one"), vm("two"), vm("two", Elsewhere(None))]
-    monkeypatch.setattr(_running, "all_vms", lambda: vms)
+    monkeypatch.setattr(_running, "all_vms", lambda label: Found(vms))
 
 
 def test_name_chooses_the_vm_of_that_name() -> None:
-    assert [found.name for found in chosen("one", False)] == ["one"]
+    assert [found.name for found in chosen("one", False).vms] == ["one"]
 
 
 def test_name_of_two_vms_is_refused_with_their_full_names() -> None:
@@ -60,7 +60,7 @@ def test_name_of_two_vms_is_refused_with_their_full_names() -> None:
 
 @pytest.mark.parametrize("place", ["local", "6.1-7.2-0123"])
 def test_name_with_its_place_chooses_one_of_two(place: str) -> None:
-    (found,) = chosen(f"{place}/two", False)
+    (found,) = chosen(f"{place}/two", False).vms
 
     assert found.place.label == place
 
