@@ -62,8 +62,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, vm: Asked, *arguments: str) -> int:
+    found: Any = Found([], [])
+    found.vms.append(vm)
     for module in (balloon, memory):
-        monkeypatch.setattr(module, "chosen", lambda name, everything: Found([vm]))
+        monkeypatch.setattr(module, "chosen", lambda name, everything: found)
     return cli.main(arguments)
 
 
