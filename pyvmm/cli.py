@@ -212,7 +212,7 @@ def _missing_part(error: OSError) -> VmmError | None:
 def say(message: str, hint: str | None = None) -> None:
     """Print a message and its hint on stderr, with options in place of fields' names."""
     text = f"pyvmm: {message}" + (f"\n  hint: {hint}" if hint else "")
-    fields: Any = importlib.import_module("pyvmm.commands._fields")  # late, as the verbs are
+    fields: Any = importlib.import_module("pyvmm.commands._fields")  # lazily, like the verbs
     click.echo(fields.spell(text), err=True)
 
 

@@ -235,7 +235,7 @@ class CpuRequest(Record, kw_only=True):
 class Config(Record, kw_only=True):
     """The description of one machine.
 
-    None stands for a default. For ``vcpus`` and ``memory`` (in bytes) it is the one of lkvm, see
+    None stands for a default. For ``vcpus`` and ``memory`` (in bytes) it is lkvm's default, see
     default_vcpus() and default_memory(); for ``irqchip`` it is the host's best. vCPUs run on the
     host's CPUs in ``vcpu_affinity``. ``hugetlbfs`` is the directory that guest RAM comes from.
     ``kaslr_seed`` and ``timer_hz`` go to the device tree. ``ttys`` are the terminals on

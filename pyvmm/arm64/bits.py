@@ -119,7 +119,7 @@ class Bits(int):
 
     @classmethod
     def fields(cls) -> Iterator[Field]:
-        """Yield the fields in the order of their declaration, a base class's first."""
+        """Yield the fields in the order of their declaration, those of a base class first."""
         for base in reversed(cls.__mro__):
             yield from (item for item in vars(base).values() if isinstance(item, Field))
 

@@ -20,5 +20,5 @@ class Mpidr(Bits, registers="MPIDR_EL1"):
 
 
 def affinity(mpidr_el1: int) -> int:
-    """Return only the affinity fields: a CPU's ``reg`` in the device tree, its target in PSCI."""
+    """Return the affinity fields alone: the device tree and PSCI identify a CPU by them."""
     return mpidr_el1 & (Mpidr.Aff3.mask | Mpidr.Aff2.mask | Mpidr.Aff1.mask | Mpidr.Aff0.mask)

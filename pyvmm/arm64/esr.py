@@ -255,7 +255,7 @@ class WatchIss(Bits):
 
 
 class ExceptionClass(Named):
-    """ESR_ELx.EC, each with its syndrome's layout.
+    """The values of ESR_ELx.EC, each with the layout of its syndrome.
 
     LOW is from a lower exception level, CUR from the current one.
     """

@@ -3,7 +3,7 @@
     decode(0xB8004401)    # LoadStore: str w1, [x0], #4
     describe(0xB8210002)  # "ldadd w1, w2, [x0]": also what `decode` does not accept
 
-Source: Arm ARM DDI 0487, C4.1 "Loads and Stores"; the rows have its names of encoding groups.
+Source: Arm ARM DDI 0487, C4.1 "Loads and Stores"; GROUPS has the names of its encoding groups.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ SINGLES: dict[tuple[int, int, int], tuple[str, str, int]] = {
     (1, 3, 0): ("st*r", "d", 8),
     (1, 3, 1): ("ld*r", "d", 8),
 }
-# (V, opc, L): the same of pairs
+# (V, opc, L): the same for pairs
 PAIRS: dict[tuple[int, int, int], tuple[str, str, int]] = {
     (0, 0, 0): ("st*p", "w", 4),
     (0, 0, 1): ("ld*p", "w", 4),
@@ -118,7 +118,7 @@ EXTENSIONS = {2: "uxtw", 3: "lsl", 6: "sxtw", 7: "sxtx"}
 
 
 class LoadStore(Record):
-    """One load or store. Its accesses begin at the address, one of ``size`` bytes a register."""
+    """One load or store. It accesses ``size`` bytes for each register, from one address on."""
 
     mnemonic: str
     letter: str  # of the registers: w, x, b, h, s, d, q
@@ -252,7 +252,7 @@ def _single(word: Word, group: Group) -> LoadStore | None:
 
 
 def _signed(value: int, width: int) -> int:
-    """Return the number of that many bits in two's complement."""
+    """Return ``value`` as a number of ``width`` bits in two's complement."""
     return value - (1 << width) if value >> width - 1 & 1 else value
 
 
@@ -301,7 +301,7 @@ def describe(instruction: int) -> str:
 
 
 def _operands(word: Word) -> dict[str, str]:
-    """Return the parts of the texts of OTHERS."""
+    """Return the values of the placeholders in OTHERS."""
     size, opc, ordered = word.size, word.opc, word >> 15 & 1
     data = "x" if size == 3 else "w"
     pair = "x" if size & 1 else "w"

@@ -49,7 +49,7 @@ FIRST_BLOCKS = {
     (12, True): 0,
     (14, False): 2,
     (14, True): 1,
-    (16, False): 1,  # level 1: if the CPU has 52-bit addresses, whether TCR_EL1.IPS says so or not
+    (16, False): 1,  # level 1 needs a CPU with 52-bit addresses, whatever TCR_EL1.IPS is
     (16, True): 1,
 }
 
@@ -89,7 +89,7 @@ class Translation(Record):
 
 
 class Half(Record):
-    """What the registers say of the lower or the upper half of the addresses."""
+    """The settings of the registers for the lower or the upper half of the addresses."""
 
     ttbr: int
     page_bits: int
@@ -101,7 +101,7 @@ class Half(Record):
 
     @property
     def has_legal_size(self) -> bool:
-        """Whether TxSZ is one of the architecture's; others fault or are IMPLEMENTATION DEFINED."""
+        """Whether the architecture allows TxSZ; else it is a fault or IMPLEMENTATION DEFINED."""
         longest = LONGEST if self.is_wide or self.page_bits == KIB_64 else PLAIN
         return (17 if self.page_bits == KIB_64 else 16) <= self.input_bits <= longest
 
@@ -161,7 +161,7 @@ def fetch(va: int, regime: Regime, read: Read) -> int:
 
 
 def _half(upper: int, regime: Regime) -> Half:
-    """Return what the registers say of that half.  Raises: GuestError, for a reserved page size."""
+    """Return the settings for that half.  Raises: GuestError, for a reserved page size."""
     tcr = regime.tcr
     ttbr, granule, size, is_off, ignores_tag = (
         (regime.ttbr1, tcr.TG1, tcr.T1SZ, tcr.EPD1, tcr.TBI1)

@@ -18,7 +18,7 @@ def describe_inside() -> str | None:
 
 
 def kind_of_machine() -> str:
-    """Return the machine's model, or a text that it is virtual or emulated; empty if unknown."""
+    """Return the machine's model, or "emulated: ..." or "a virtual machine"; empty if unknown."""
     if inside := describe_inside():
         return f"emulated: {inside}"
     compatible = small_text(DEVICE_TREE / "compatible")

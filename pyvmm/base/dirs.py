@@ -130,7 +130,7 @@ def _private(path: Path) -> Path:
     _made(path, 0o700)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError as error:  # a link, a file, another user's
+    except OSError as error:  # a link or a file, or no permission
         raise _not_ours(path) from error
     try:
         status = os.fstat(fd)

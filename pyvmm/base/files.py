@@ -73,7 +73,7 @@ def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> VmmError:
-    """Return the error of a failed write: about the disk, or about the path."""
+    """Return the error for a failed write: HostError for a full or faulty disk, else UsageError."""
     message = f"{path}: cannot be written: {error.strerror}"
     if error.errno in FULL:
         return HostError(message, hint="free some space there, or write to another disk")

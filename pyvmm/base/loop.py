@@ -72,7 +72,7 @@ class Loop(Closing):
     def after(self, delay_s: float, callback: Callback) -> Timer:
         """Call back once, ``delay_s`` seconds from now, unless cancelled before."""
         timer = Timer(time.monotonic() + max(0.0, delay_s), callback)
-        bisect.insort(self._timers, timer, key=lambda t: t.due)  # after others of the same time
+        bisect.insort(self._timers, timer, key=lambda t: t.due)  # after timers due at the same time
         return timer
 
     def cancel(self, timer: Timer) -> None:

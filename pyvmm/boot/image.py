@@ -1,8 +1,8 @@
 """Load an image into guest memory, with room for a device tree and an initrd.
 
 An image is an ELF, an arm64 Linux Image, or else a flat binary; each may be packed (wrapping.py). A
-unified kernel image holds one, and perhaps an initrd and a command line (uki.py). magics.py names
-other files, which are refused. An image starts at its entry point with the device tree's address in
+unified kernel image holds one, and perhaps an initrd and a command line (uki.py). Other files are
+named and refused (magics.py). An image starts at its entry point with the device tree's address in
 X0, a 32-bit image in R2.
 
 Source: Linux, Documentation/arch/arm64/booting.rst and arch/arm/booting.rst.

@@ -57,7 +57,7 @@ def read_header(head: bytes, name: str) -> LinuxHeader:
     """Read the header of the Image called ``name``.
 
     Raises:
-        ImageError: text_offset is not that of any kernel.
+        ImageError: no kernel has such a text_offset.
     """
     text_offset, image_size, flags = _HEADER.unpack_from(head)
     if image_size == 0:  # Linux before v3.17
@@ -72,8 +72,8 @@ def read_header(head: bytes, name: str) -> LinuxHeader:
 def check_whole(file: BinaryIO, name: str) -> None:
     """Refuse an Image that ends before the sections of its EFI header do.
 
-    image_size is no measure: it includes .bss, which is not in the file. An Image without the EFI
-    header cannot be checked.
+    image_size cannot show this: it includes .bss, which is not in the file. An Image without the
+    EFI header cannot be checked.
 
     Raises: ImageError.
     """
@@ -85,7 +85,7 @@ def check_whole(file: BinaryIO, name: str) -> None:
 
 
 # ID_AA64MMFR0_EL1: the shifts of TGran4, TGran16 and TGran64 with their values for "not supported",
-# and the shift of BigEnd. Importing arm64/idregs.py takes longer than all else about an Image.
+# and the shift of BigEnd. Importing arm64/idregs.py takes longer than all other work on an Image.
 # Source: Arm ARM DDI 0487, ID_AA64MMFR0_EL1
 TGRAN = {PageSize.KIB_4: (28, 0xF), PageSize.KIB_16: (20, 0), PageSize.KIB_64: (24, 0xF)}
 BIGEND = 8

@@ -64,7 +64,7 @@ class Decompressor:
 
 
 def read_legacy(file: BinaryIO) -> Iterator[bytes]:
-    """Unpack a legacy frame: it ends at the file's end, or before bytes that are no block's size.
+    """Unpack a legacy frame: it ends at the file's end, or where no block size follows.
 
     Raises:
         Lz4Error: the data is damaged, or the file ends within it.

@@ -19,7 +19,7 @@ from pyvmm.layout import MIB
 LIBRARY = "liblzo2.so.2"
 MAGIC = b"\x89LZO\0\r\n\x1a\n"
 LARGEST_BLOCK = 64 * MIB
-VERSION_WITH_LEVEL = 0x0940  # of lzop: from then on the header has three more fields
+VERSION_WITH_LEVEL = 0x0940  # lzop's version; since then the header has three more fields
 
 # Flags of the header
 F_EXTRA, F_FILTER = 0x40, 0x800
@@ -33,7 +33,7 @@ class LzoError(ValueError):
 
 
 def read(file: BinaryIO) -> Iterator[bytes]:
-    """Unpack one file that lzop made; then the file is behind it.
+    """Unpack one file that lzop made, and leave the position after it.
 
     Raises:
         LzoError: the data is damaged, or the file ends within it.

@@ -1,8 +1,8 @@
 """Name files that are no image and no initrd, by their content.
 
-A person who gives the wrong file learns what it is, and what to do instead. The content decides,
-the file's name never does. An unknown file may be a flat binary, so the magics of two bytes are
-joined with other bytes that the format requires.
+A person who gives the wrong file learns what it is, and what to do instead. The file's name does
+not matter. An unknown file may be a flat binary, so a magic of two bytes counts only together with
+other bytes that the format requires.
 
 Source: each format's specification; for text, file(1)'s set of characters.
 """
@@ -36,7 +36,7 @@ PORT = "use a kernel for arm64"
 # What a file is, what to do instead, and its magics: (offset, bytes); all of them must match.
 # The first row that matches counts.
 MAGICS: tuple[tuple[str, str, tuple[tuple[int, bytes], ...]], ...] = (
-    # kernels; image.py boots those for arm64, so their rows only name files given as initrd
+    # kernels: image.py boots arm64 kernels before it reads this table, which finds them as initrds
     ("an arm64 Linux Image", KERNEL, ((56, b"ARM\x64"),)),
     ("an EFI zboot image", KERNEL, ((0, b"MZ"), (4, b"zimg"))),
     ("a 32-bit Arm zImage", KERNEL, ((0x24, b"\x18\x28\x6f\x01"),)),
@@ -125,7 +125,7 @@ def _pe(head: bytes) -> tuple[str, str] | None:
 
 
 def _mbr(head: bytes) -> tuple[str, str] | None:
-    """Name a disk with a partition table of the PC: four entries, each active or not."""
+    """Name a disk with an MBR partition table: four entries, each active or not."""
     table = head[0x1BE:0x1FE]
     if head[0x1FE:0x200] != b"\x55\xaa" or set(table[::16]) - {0, 0x80} or not any(table[4::16]):
         return None

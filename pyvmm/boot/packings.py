@@ -55,9 +55,9 @@ Started = tuple[Decompressor, type[Exception]]
 
 
 class Packing(Record):
-    """A format: the pattern of its first bytes, its reader, and the program that unpacks it too.
+    """A format: a pattern of its first bytes, its reader, and a program that unpacks it too.
 
-    ``read`` unpacks one member, frame or stream, and leaves the file behind it.
+    ``read`` unpacks one member, frame or stream, and leaves the position after it.
     """
 
     magic: re.Pattern[bytes]
@@ -68,7 +68,7 @@ class Packing(Record):
 def read_stream(file: BinaryIO, start: Callable[[], Started]) -> Iterator[bytes]:
     """Unpack one stream; ``start`` returns a decompressor, and its exception for damaged data.
 
-    The file is then behind the stream, if it can be moved there.
+    The position is then after the stream, if the file can seek.
 
     Raises: Damaged, also if the file ends too early.
     """
@@ -78,7 +78,7 @@ def read_stream(file: BinaryIO, start: Callable[[], Started]) -> Iterator[bytes]
         data = b""
         if decompressor.needs_input:
             data = file.read(size)
-            size = min(2 * size, CHUNK)  # little is read in vain behind a short stream
+            size = min(2 * size, CHUNK)  # short streams need only short reads
             if not data:
                 raise Damaged("it ends too early")
         try:
@@ -117,7 +117,7 @@ def _gzip() -> Started:
 
 
 def zstd_frame() -> Started:
-    """Return what unpacks one frame of zstd."""
+    """Return a decompressor for one frame of zstd, and its exception."""
     from pyvmm.boot import zstd
 
     return zstd.Decompressor(), zstd.ZstdError
@@ -201,7 +201,7 @@ def packing_of(file: BinaryIO) -> str | None:
 
 
 def unpack(file: BinaryIO, kind: str) -> Iterator[bytes]:
-    """Unpack all that is packed from the file's position on; then the file is behind it.
+    """Unpack all packed data from the file's position on, and leave the position after it.
 
     Raises:
         Damaged: the data is damaged, or the file ends within it.

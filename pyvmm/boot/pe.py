@@ -1,4 +1,4 @@
-"""The headers of a PE file: an EFI program, as an arm64 Linux Image is too.
+"""The headers of PE files: EFI programs, and arm64 Linux Images.
 
 Source: Microsoft, PE Format.
 """
@@ -22,13 +22,13 @@ MACHINES = {ARM64: "AArch64", 0x8664: "x86-64", 0x14C: "32-bit x86", 0x5064: "RI
 
 
 def read_machine(file: BinaryIO) -> int | None:
-    """Return the number of the machine that a PE file is for; None, if it is no PE file."""
+    """Return the number of the machine that a PE file is for; None for any other file."""
     found = _read_header(file)
     return None if found is None else found[0]
 
 
 def raw_end(file: BinaryIO) -> int:
-    """Return the length that a PE file has at least by its sections; 0, if it is no PE file."""
+    """Return the end of the last section of a PE file, its minimal length; 0 for any other file."""
     return max((offset + size for _, _, size, offset in read_sections(file) if size), default=0)
 
 
@@ -48,7 +48,7 @@ def read_sections(file: BinaryIO) -> Iterator[tuple[bytes, int, int, int]]:
 
 
 def _read_header(file: BinaryIO) -> tuple[int, int] | None:
-    """Return the machine and the number of sections; the file is then at the section table."""
+    """Return the machine and the number of sections; leave the position at the section table."""
     file.seek(0)
     head = file.read(OFFSET.size)
     if len(head) < OFFSET.size or not head.startswith(DOS_MAGIC):

@@ -41,7 +41,7 @@ class Placed(Record):
 def check_in_ram(name: str, start: int, length: int, memory: GuestMemory, hint: str = "") -> None:
     """Raise an ImageError unless the whole range is in RAM.
 
-    ``hint`` is for ranges that more RAM does not help; the default is to link the image elsewhere.
+    ``hint`` applies if more RAM would not help; the default is to link the image elsewhere.
     """
     if memory.contains(start, length):
         return

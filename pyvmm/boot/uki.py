@@ -1,8 +1,9 @@
-"""Read a unified kernel image (UKI): an EFI program with a kernel and what it boots with.
+"""Read a unified kernel image (UKI): an EFI program with a kernel, its initrd and its parameters.
 
 Its stub would pass the parts to the kernel by EFI, which pyvmm's machine lacks. pyvmm takes the
-parts from the file: `.linux`, `.initrd` and `.cmdline`. It shows `.osrel` and `.uname`, and makes
-the device tree itself. Of several profiles it boots the first, as the stub does.
+parts from the file: `.linux`, `.initrd` and `.cmdline`. pyvmm shows `.osrel` and `.uname`, and
+makes the device tree itself. If there are several profiles, pyvmm boots the first one, as the stub
+does.
 
 Source: UAPI.5, "Unified Kernel Image".
 """
@@ -89,6 +90,6 @@ def _system(sections: dict[bytes, bytes]) -> str:
 
 
 def _text(data: bytes) -> str:
-    """Decode text; what cannot be printed becomes spaces, as in the stub."""
+    """Decode text, with spaces for unprintable characters, as the stub does."""
     text = data.decode(errors="replace")
     return "".join(char if char.isprintable() else " " for char in text).strip()

@@ -1,4 +1,4 @@
-"""Unpack images: what packings.py knows, and Linux's EFI zboot.
+"""Unpack images: the formats of packings.py, and Linux's EFI zboot.
 
 A file's first bytes identify its format. pyvmm unpacks it into memory of its own, up to the guest's
 RAM size: a small file cannot make it allocate more.
@@ -24,7 +24,7 @@ LAYERS = 2  # a zboot image in a .gz exists, a third layer does not
 # The head of a zboot image: MZ, "zimg", the payload's offset and size, reserved, its compression.
 ZBOOT = struct.Struct("<2s2x4sII8x32s")
 ZBOOT_MAGIC = (b"MZ", b"zimg")
-# Kinds with other names than their packing's; Linux before v6.14 calls zstd "zstd22"
+# Kinds of zboot whose packing has another name in PACKINGS; Linux before v6.14 calls zstd "zstd22"
 ZBOOT_KINDS = {"zstd22": "zstd", "xzkern": "xz"}
 
 

@@ -39,7 +39,7 @@ STDIN, STDOUT = 0, 1
 
 
 class Extras(Record):
-    """Options of a run beside the machine's; with ``restorer``, a snapshot is restored."""
+    """The options of a run that its Config lacks; ``restorer`` continues a snapshot."""
 
     verbose: bool = False
     dump_dtb: Path | None = None
@@ -68,13 +68,13 @@ class Attached:
         self._config = config
         self._extras = extras
         self._reboot = extras.reboot  # until the user stops it
-        self._code: int | None = None  # the user's, where the guest's own reset came first
+        self._code: int | None = None  # from a user who ended a VM that was rebooting
         self._output = output
         self._trace: ExitTrace | None = None
         self._say = functools.lru_cache(say)  # a line once, though each reboot logs it again
         self._terminal = Terminal(STDIN)
         self._machine: Machine
-        self._server: Server | None = None  # of the control socket, from the first client on
+        self._server: Server | None = None  # None before the control socket's first client
         self._keyboard: Input
         self._loop: Loop
 
@@ -100,7 +100,7 @@ class Attached:
                 with self._make() as machine:
                     machine.resizing.adopt(before.resizing)
                     machine.has_said_why = before.has_said_why
-                    if before.is_paused:  # at the moment of its reset
+                    if before.is_paused:  # the user paused it as it was reset
                         machine.pause()
                     self._keyboard.put_back(before.console.unread)
                     self._connect()
@@ -139,7 +139,7 @@ class Attached:
         self._warn_of_size()
         self._await_clients(claim)
         undo.callback(self._close_server)
-        undo.callback(claim.close)  # first: a waiting client finds the name free
+        undo.callback(claim.close)  # runs first, so that a waiting client finds the name free
         self._output.on_gone = self._stop
         for number in ENDING:
             self._loop.on_signal(number, functools.partial(self._stop, EXIT_SIGNAL + number))

@@ -72,7 +72,7 @@ def _file_and_words(option: str, text: str, known: tuple[str, ...]) -> tuple[Pat
                 f"{option} {text}: {word!r} is not one of {', '.join(known)}",
                 hint="give a symbolic link to a file whose name has a comma",
             )
-    return Path(path).absolute(), words  # a snapshot may be restored from elsewhere
+    return Path(path).absolute(), words  # a snapshot may be restored in another directory
 
 
 def device_configs(options: dict[str, Any]) -> tuple[DeviceConfig, ...]:
@@ -81,7 +81,7 @@ def device_configs(options: dict[str, Any]) -> tuple[DeviceConfig, ...]:
     Raises: UsageError, for text that cannot be read.
     """
     devices: list[DeviceConfig] = []
-    if options["hotplug"] is not None:  # first: other devices' queues may be in its memory
+    if options["hotplug"] is not None:  # first: the queues of other devices may lie in its memory
         devices.append(_read_hotplug(options["hotplug"]))
     if options["balloon"]:
         devices.append(Balloon())

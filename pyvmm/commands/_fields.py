@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-# Fields whose options have other names; each ends with what stands before its value.
+# Fields whose options have other names; each ends with the text before its value.
 OPTIONS = {
     "vcpus": "-c ",
     "memory": "-m ",

@@ -216,7 +216,7 @@ def _bytes(number: object) -> int:
 
 
 def _resident(machine: Machine) -> int:
-    """Return how much of the host's memory the guest's takes."""
+    """Return how many bytes of the host's memory the guest's memory occupies."""
     ram = (machine.memory.host_address, machine.memory.size)
     plugged = machine.resizing.plugged_host_range()
     return resident(ram) if plugged is None else resident(ram, plugged)

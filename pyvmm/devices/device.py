@@ -85,8 +85,8 @@ class Reg:
     @overload
     def __get__(self, device: Device, owner: type) -> int: ...
     def __get__(self, device: Device | None, owner: type) -> Self | int:
-        # Without __set__ the device's own attribute comes first, at full speed: Python calls this
-        # method only for a device without the attribute, and for the class.
+        # This class has no __set__, so Python finds the device's own attribute first, at full
+        # speed. It calls this method only for a device without the attribute, and for the class.
         if device is not None:
             raise AttributeError(f"{self.name} has no value yet")
         return self
@@ -106,7 +106,7 @@ class Device:
 
     node_name: ClassVar[str]
     compatible: ClassVar[tuple[str, ...]]
-    properties: ClassVar[Mapping[str, int | str | None]] = {}  # of the node, beyond the usual three
+    properties: ClassVar[Mapping[str, int | str | None]] = {}  # further ones of the node
     edge_triggered: ClassVar[bool] = False  # the interrupt is an edge, not a level
     state_fields: ClassVar[tuple[StateField, ...]] = ()  # saved beside the registers
 

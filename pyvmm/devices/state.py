@@ -74,7 +74,7 @@ def section(state: object, name: str, where: str) -> Mapping[str, Any]:
 
 
 def checked_runs(state: object, name: str, where: str) -> list[tuple[int, int]]:
-    """Return the runs in a device's state, each a first number and a count.
+    """Return the runs of numbers in a device's state: the first number and the count of each.
 
     Raises: StateError.
     """

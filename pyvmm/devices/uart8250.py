@@ -86,8 +86,8 @@ MSR_CONNECTED = 0xB0  # DCD, DSR and CTS: always connected
 MSR_DELTA = 0x0F
 
 # Input that waits after a reset of the FIFO
-HOLD_READS = 256  # of LSR and RBR: more than the lines that a kernel prints during the startup
-POLL_READS = 32  # a read of LSR by a guest that polls counts that often
+HOLD_READS = 256  # reads of LSR and RBR: more than the lines a kernel prints during the startup
+POLL_READS = 32  # the weight of a read of LSR by a guest that polls
 
 REGISTERS = 8  # bytes
 MUCH = 4096  # bytes sent but not output; with this many, vCPUs wait
@@ -105,8 +105,8 @@ class FastPath(Protocol):
 
         Bit n of byte 0 of ``registers`` says that a read of register n has no side effect. Byte n
         is then the value that it returns; register 0 returns 0. ``complete_thr``: until the next
-        call, a write of THR only transmits its byte. ``coalesce_thr``: that also holds after any
-        read.
+        call, a write of THR only transmits its byte. ``coalesce_thr``: this is still so after the
+        guest reads any register.
 
         Returns: whether this call ends the permission of coalesced writes.
         """
@@ -351,7 +351,7 @@ class Uart8250(Device):
         return self.looped if self.looped or waits else self.fifo
 
     def _count_read(self, *, is_status: bool) -> None:
-        """Count a read of LSR or RBR while input waits; after enough of them it no longer does."""
+        """Count a read of LSR or RBR while input waits; enough reads end the wait."""
         if not (self.hold and self.fifo):
             return
         self._collect()

@@ -217,7 +217,7 @@ def _converse(sockets: Path, conversation: Callable[[QMPClient], Awaitable[None]
         asyncio.run(asyncio.wait_for(whole(), CONVERSATION_S))
     except (OSError, EOFError, TimeoutError, QMPError) as error:
         raise starting_failed(
-            f"QEMU does not follow a QMP command: {error!r}",
+            f"a QMP command to QEMU failed: {error!r}",
             sockets,
             hint="`pyvmm host rm`, then run the command again",
         ) from error

@@ -29,8 +29,8 @@ MAX_CPUS: Final = 4  # more make TCG slower
 def key(settings: HostSettings, made_of: Iterable[Tree | None] | None = None) -> str:
     """Return a host's name: kernel, QEMU, and a hash of everything that it depends on.
 
-    ``made_of`` are the trees that the settings select, by default among those in the cache.  They
-    are part of the hash: one requested version can mean different trees.
+    ``made_of`` are the trees of the kernel and QEMU; the default is the trees in the cache that the
+    settings select. They are part of the hash: one requested version can mean different trees.
     """
     parts = [
         str(RECIPE), settings.kernel, settings.qemu, settings.cpu, payload.fingerprint(),

@@ -27,7 +27,7 @@ SUITES: Final = tuple(dict.fromkeys((*KERNEL_SUITES.values(), *MOVING_SUITES)))
 
 DEFAULT_KERNEL: Final = "6.1"
 DEFAULT_QEMU: Final = "7.2"  # newer ones emulate about a fifth slower
-# The power-of-two lengths 128 to 2048, as hardware has them: 128,256,512 then works as on an A64FX.
+# SVE has the lengths 128, 256, 512, 1024 and 2048, so guests can have 128,256,512 as on an A64FX.
 DEFAULT_CPU: Final = "max,sve2048=on"
 
 LONGEST_APPEND: Final = 1024  # of the 2048 bytes that arm64 takes (COMMAND_LINE_SIZE)

@@ -10,7 +10,8 @@ from typing import Final
 
 from pyvmm.errors import HostError
 
-# The emulated host's own directories at the top level, and the shared ones of the user's /usr.
+# The emulated host has its own directories OWN at the top level. In its /usr, the directories
+# SHARED_USR are those of the user.
 OWN: Final = frozenset({
     "usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "proc", "sys", "dev", "run",
 })  # fmt: skip

@@ -59,7 +59,7 @@ class Request(Record):
     groups: list[int]
     umask: int
     environment: dict[str, str]
-    start_id: str  # of this start of the host
+    start_id: str  # differs for each start of the host
     now_ns: int
     entropy: str  # hexadecimal
     idle_s: float

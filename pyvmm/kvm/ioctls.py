@@ -1,7 +1,8 @@
 """The table of KVM's ioctls on arm64, and their calls.
 
 An Ioctl raises KvmError with its name, its arguments in words, the errno and a hint. It repeats a
-call that a signal interrupted. Only vcpu.py makes KVM_RUN: a kick needs its EINTR.
+call that a signal interrupted. vcpu.py runs KVM_RUN through run.c instead: a kick must end it
+with EINTR.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pyvmm.errors import HostError
 
 
 class Native(Record):
-    """The extension's two halves: cffi's and the compiled functions."""
+    """The two parts of the extension: cffi's functions, and the compiled ones."""
 
     ffi: Any
     lib: Any

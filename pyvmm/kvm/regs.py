@@ -36,7 +36,7 @@ FW_FEAT_BMAP = 0x16 << _GROUP_SHIFT
 
 
 class RegisterFile(Protocol):
-    """Registers by their ids: a vCPU's, or a saved vCPU's."""
+    """The registers of a vCPU or of a saved vCPU, by their ids."""
 
     def get_one_reg(self, reg_id: int) -> int:
         """Read a register, as a number with the register's own bit order."""

@@ -46,8 +46,8 @@ class Struct:
     """A C structure, packed to and unpacked from little-endian bytes.
 
     ``at`` is the first member's offset, for a part of a larger structure. ``newer`` names a macro
-    that came with a structure or member that the oldest supported headers lack. The declaration
-    is parsed at its first use: a run uses a quarter of them.
+    that came with a structure or member that the oldest supported headers lack. A Struct parses its
+    declaration at its first use: a run uses a quarter of all Structs.
     """
 
     def __init__(self, ctype: str, members: str, *, at: int = 0, newer: str = "") -> None:

@@ -46,7 +46,7 @@ from pyvmm.machine.vcpus import (
 from pyvmm.memory.ram import GuestMemory, Memory
 
 if TYPE_CHECKING:
-    # Imported by machines with virtio devices.
+    # imported lazily: only machines with virtio devices need them
     from pyvmm.devices.virtio.console import VirtioConsole
     from pyvmm.devices.virtio.device import VirtioDevice
     from pyvmm.devices.virtio.mmio import VirtioMmio

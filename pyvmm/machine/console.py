@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.errors import VmmError
 
-if TYPE_CHECKING:  # imported by machines with a virtio console
+if TYPE_CHECKING:  # imported lazily: few machines have it
     from pyvmm.devices.virtio.console import VirtioConsole
 
 

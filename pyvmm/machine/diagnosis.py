@@ -1,7 +1,7 @@
 """The reason why a guest makes no progress, from what pyvmm sees of its stopped vCPUs.
 
-Each rule looks at all vCPUs at two moments, the last one last, and returns a sentence or None. A
-rule of RULES is sure of its sentence: no guest that works or waits on purpose matches it.
+Each rule compares all vCPUs at two moments, in order, and returns a sentence or None. The sentence
+of a rule in RULES is certain: no guest that works, or waits on purpose, matches the rule.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class VcpuLook(Record, kw_only=True):
     """A stopped vCPU at one moment.
 
     ``words`` are the instructions before and at PC, None where pyvmm cannot translate PC.
-    ``blocked`` is KVM's own count of a wait, None before Linux 5.16. ``exits`` are counts by cause,
-    and ``unclaimed`` is the address of the last access without a device.
+    ``blocked`` is whether KVM reports the vCPU as waiting, None before Linux 5.16. ``exits`` are
+    counts by cause, and ``unclaimed`` is the address of the last access without a device.
     """
 
     id: int
@@ -114,9 +114,10 @@ def _qemu(base: int, size: int, part: str, here: int) -> Place:
     return Place(base, size, "QEMU's virt machine", part, here)
 
 
-# The first row that has an address counts: machines overlap.  Sources: QEMU, hw/arm/virt.c,
-# base_memmap; kvmtool before commit 45b4968e0de1 (2021), its UART; Broadcom, BCM2835 and BCM2711
-# peripherals; Arm, Fixed Virtual Platforms reference (100966), "Base Platform memory map".
+# The maps of machines overlap: the first row that contains an address counts.  Sources: QEMU,
+# hw/arm/virt.c, base_memmap; kvmtool before commit 45b4968e0de1 (2021), its UART; Broadcom, BCM2835
+# and BCM2711 peripherals; Arm, Fixed Virtual Platforms reference (100966), "Base Platform memory
+# map".
 PLACES: Final = (
     Place(0x3F8, 8, "lkvm of before 2021", "UART", layout.UART.base),
     Place(0x3F20_1000, 0x1000, "a Raspberry Pi 3", "UART", layout.UART.base),
@@ -152,7 +153,7 @@ def faults(looks: Looks) -> str | None:
 
 
 def _faults(vcpu: VcpuLook) -> bool:
-    """Return whether the last exception was taken from the vector that it leads to."""
+    """Return whether the vCPU is in a vector, and took its last exception in the same vector."""
     entry = vcpu.vbar + SAME_LEVEL
     return vcpu.vector is not None and all(
         entry <= address < entry + VECTOR for address in (vcpu.pc, vcpu.elr)
@@ -215,7 +216,7 @@ def polls(looks: Looks) -> str | None:
 
 
 def elsewhere(looks: Looks) -> str | None:
-    """Report the last access to a device of another machine's map; of a guest without output."""
+    """Report the last access of a guest without output to a device of another machine."""
     for vcpu in looks[-1].vcpus:
         if _known_place(vcpu.unclaimed) is not None:
             return f"vCPU {vcpu.id} accessed {vcpu.unclaimed:#x}, {_place(vcpu.unclaimed)}"
@@ -244,7 +245,7 @@ RULES_OF_SILENCE: Final[tuple[Rule, ...]] = (*RULES, elsewhere)
 def diagnose(looks: Looks, *, silent: bool, sure: bool = False) -> str | None:
     """Return a sentence about a guest without progress, or None.
 
-    ``silent``: the guest has sent no output. With ``sure`` a sentence names a cause.
+    ``silent``: the guest has sent no output. With ``sure`` the sentence must name a cause.
     """
     rules = RULES_OF_SILENCE if silent else RULES
     if silent and not sure:
@@ -263,7 +264,7 @@ def _of(looks: Looks, vcpu: VcpuLook) -> Iterator[VcpuLook]:
 
 
 def _same(looks: Looks, vcpu: VcpuLook, field: str) -> bool:
-    """Return whether a vCPU's field has one value at all moments."""
+    """Return whether a vCPU's field has the same value at all moments."""
     return len({getattr(before, field) for before in _of(looks, vcpu)}) == 1
 
 

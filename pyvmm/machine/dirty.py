@@ -71,7 +71,7 @@ class DirtyPages:
         """Yield the address and length of each used ring in RAM."""
         if not self._virtio:
             return
-        from pyvmm.devices.virtio.queue import DEVICE_AREA  # imported by machines with virtio
+        from pyvmm.devices.virtio.queue import DEVICE_AREA  # imported lazily
 
         for transport in self._virtio:
             for queue in transport.device.queues:

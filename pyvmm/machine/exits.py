@@ -116,7 +116,7 @@ class ExitHandler:
             self._end(result_of(vcpu, leave, self._bus, why))
 
     def _access(self, vcpu: Vcpu, leave: Exit) -> int:
-        """Make an access to a device, and return what a read reads."""
+        """Make an access to a device, and return the value that a read gets."""
         counts = self.counts[vcpu.id]
         region, device = self._bus.find(leave.address)
         if region is UNCLAIMED:
@@ -156,7 +156,7 @@ def is_system_event(leave: Exit, *types: int) -> bool:
 def result_of(vcpu: Vcpu, leave: Exit, bus: Bus, why: str = "") -> int | VmmError:
     """Return the exit code or the error with which an exit ends the run.
 
-    ``why`` is the reason for which an access without syndrome is not emulated.
+    ``why`` is why pyvmm does not emulate an access without syndrome.
     """
     if is_system_event(leave, SystemEvent.SHUTDOWN, SystemEvent.RESET):
         return EXIT_OK

@@ -68,7 +68,7 @@ class Page:
         self._memory.close()
 
     def show(self, registers: int) -> None:
-        """Write these registers into the page."""
+        """Write the registers' values into the page."""
         self._registers[0] = registers
 
     def map(self, mapped: bool) -> None:

@@ -1,17 +1,17 @@
-"""Loads and stores of devices for which hardware reports no syndrome (KVM_EXIT_ARM_NISV).
+"""Accesses to devices for which the hardware reports no syndrome (KVM_EXIT_ARM_NISV).
 
-Arm's CPUs describe the access of a data abort only if it is of one general-purpose register
-without write-back. pyvmm decodes the others itself: it reads the instruction, computes the
-address, makes the accesses, and sets the registers.
+Arm's CPUs describe the access of a data abort only for a load or store of one general-purpose
+register without write-back. pyvmm decodes other instructions itself: it reads the instruction,
+computes the address, makes the accesses, and sets the registers.
 
-Each register is one access of its size, aligned or not, as in an MMIO exit of KVM. The first
-register comes first, at the lowest address. A register of 128 bits is two accesses of 8 bytes, the
-lower address first. An access that crosses a 4 KiB page is divided into bytes. Software can rely on
-no other division and order.  Source: Arm ARM DDI 0487, B2 "Requirements for single-copy
-atomicity" and "Multi-register loads and stores that access Device memory".
+A load or store makes one access for each register, aligned or not, like an access that KVM decodes.
+The first register comes first, at the lowest address. A register of 128 bits takes two accesses of
+8 bytes, the lower address first. An access that crosses a 4 KiB page is divided into bytes. The
+architecture guarantees no other division or order.  Source: Arm ARM DDI 0487, B2 "Requirements for
+single-copy atomicity" and "Multi-register loads and stores that access Device memory".
 
-The guest's code and tables may change meanwhile. So an instruction counts only if it accesses the
-address that KVM reports, in the direction that KVM reports.
+The guest may change its code and tables after the exit. So pyvmm emulates an instruction only if it
+accesses the address that KVM reports, in the direction that KVM reports.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PAGE = 4096  # bytes: the smallest page
 LARGEST = 8  # bytes of one access to a device
 U64 = 0xFFFF_FFFF_FFFF_FFFF
 
-# Makes the access of an MMIO exit, and returns the value that a read reads.
+# Makes the access of an MMIO exit, and returns the value that a read gets.
 Access = Callable[[Exit], int]
 
 
@@ -46,10 +46,10 @@ class NotEmulated(GuestError):
 
 
 class Piece(Record):
-    """One access, to all of a register or to a part."""
+    """One access, to bytes of the instruction's first (0) or second (1) ``register``."""
 
-    register: int  # 0 is the instruction's first
-    offset: int  # of the part, in memory order
+    register: int
+    offset: int  # of the first byte, in memory order
     address: int  # of the guest
     size: int
     attributes: int  # of the page
@@ -79,7 +79,7 @@ class Operands:
         return self.read_x(number)
 
     def write(self, operation: LoadStore, number: int, value: int) -> None:
-        """Set a data register. The rest of it becomes zero, of a SIMD register too.
+        """Set a data register; its other bits become zero, also in a SIMD register.
 
         Source: DDI 0487, C1.2 "Register names": a write of V sets the other bits of Z to zero.
         """
@@ -89,11 +89,11 @@ class Operands:
             self._vcpu.set_one_reg(regs.X(number), operation.extend(value))
 
     def read_x(self, number: int) -> int:
-        """Return a general register, in which 31 is zero."""
+        """Return a general register; number 31 is the zero register."""
         return 0 if number == SP_OR_ZR else self._vcpu.get_one_reg(regs.X(number))
 
     def base(self, number: int) -> int:
-        """Return the id of a base register, in which 31 is SP."""
+        """Return the id of a base register; number 31 is SP."""
         if number != SP_OR_ZR:
             return regs.X(number)
         mode = self.pstate.M
@@ -132,7 +132,7 @@ def emulate(vcpu: MachineVcpu, leave: Exit, board: Board, access: Access) -> Non
 
 
 def reader(memory: Memory) -> Read:
-    """Return the function by which a walk reads that memory."""
+    """Return the function with which a walk reads that memory."""
     return lambda address, length: bytes(memory.view(address, length))
 
 
@@ -155,7 +155,7 @@ def _checked(
 ) -> list[Piece]:
     """Return the instruction's accesses.
 
-    Raises: NotEmulated, if they are not the exit's, or not all of a device.
+    Raises: NotEmulated, if none of them is the access of the exit, or one is not to a device.
     """
     try:
         pieces = list(_pieces(operation, address, operands.regime, reader(board.addressable)))

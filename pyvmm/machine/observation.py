@@ -1,4 +1,4 @@
-"""What pyvmm sees of a stopped machine, for diagnosis.py."""
+"""Read the state of a stopped machine that diagnosis.py needs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GICD_CTLR: Final = 0x0000
 GICD_ISENABLER: Final = 0x0100
 GICR_ISENABLER0: Final = 0x1_0100
 SGIS: Final = 0xFFFF
-SPIS: Final = range(32, layout.NR_IRQS, 32)  # the first of each register
+SPIS: Final = range(32, layout.NR_IRQS, 32)  # the first SPI of each register
 
 
 def look(board: Board, counts: list[dict[str, int]], kernel: list[dict[str, int]]) -> Look:

@@ -76,7 +76,7 @@ class Bank(Generic[S]):
 
 
 class Registers(Mapping[str, Any]):
-    """Registers by name: Arm's, KVM's for its pseudo-registers, or an id (0x6030000000100042).
+    """Registers by Arm's name, by KVM's for pseudo-registers, or by id (0x6030000000100042).
 
     The names are in the order of KVM_GET_REG_LIST. An unknown name, or one of a register that
     this vCPU lacks, is a KeyError.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pyvmm.base.units import show_size
 from pyvmm.errors import UsageError, VmmError
 
-if TYPE_CHECKING:  # imported by machines with such devices
+if TYPE_CHECKING:  # imported lazily: few machines have such devices
     from pyvmm.devices.virtio.balloon import VirtioBalloon
     from pyvmm.devices.virtio.device import VirtioDevice
     from pyvmm.devices.virtio.mem import VirtioMem

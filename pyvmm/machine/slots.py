@@ -13,7 +13,7 @@ from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.vm import Vm
 from pyvmm.memory.ram import GuestMemory
 
-if TYPE_CHECKING:  # imported by machines that can plug memory
+if TYPE_CHECKING:  # imported lazily: few machines can plug memory
     from pyvmm.memory.map import PluggableMemory
 
 # A memory slot has fewer than 2^31 pages, and a page may be 4 KiB.

@@ -67,7 +67,7 @@ class GuestMemory(Closing):
         """Map ``size`` bytes for the guest physical addresses from ``base``.
 
         With ``huge_pages``, the mount point of a hugetlbfs, all pages are from there. Errors name
-        ``field`` of the Config as what asks for the memory.
+        ``field`` of the Config, which requests the memory.
 
         Raises:
             UsageError: ``base`` or ``size`` is not a whole number of host pages.

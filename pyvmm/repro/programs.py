@@ -12,7 +12,7 @@ from pyvmm.errors import VmmError
 
 
 class ChildEnded(VmmError):
-    """A child process has ended, or does not respond.
+    """A child process that has ended, or does not respond.
 
     ``signal`` is the signal that killed it, or 0.
     """

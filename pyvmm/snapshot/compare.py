@@ -246,7 +246,7 @@ def _memory(a: Snapshot, b: Snapshot) -> Iterator[MemoryChange]:
 def differing_memory(a: SnapshotFile, b: SnapshotFile) -> list[Range]:
     """Return the ranges of guest pages that differ between two files.
 
-    Blocks with the same SHA-256, or stored once for both files, are not read.
+    Blocks are not read if they have the same SHA-256, or if both files use the same stored block.
     """
     found: list[Range] = []
     left, right = _by_block(a), _by_block(b)

@@ -189,8 +189,8 @@ PARTS: Final[dict[str, tuple[Part, ...]]] = {
     "gicv3-its": (DIST, REDIST, CPU, SPI_LINES, PPI_LINES, ITS),
     "gicv2": (V2_DIST, V2_PRIVATE, V2_CPU),
 }
-# Bits that may read back changed: KVM rounds the base of a table that the guest never set.
-# Source: vgic_sanitise_field() in arch/arm64/kvm/vgic/vgic-mmio-v3.c
+# Bits that may read back changed: KVM rounds the base address of a table if the guest has never set
+# it. Source: vgic_sanitise_field() in arch/arm64/kvm/vgic/vgic-mmio-v3.c
 ROUNDED: Final = {"GICR_PROPBASER": 0xF80, "GICR_PENDBASER": 0xF80}
 
 

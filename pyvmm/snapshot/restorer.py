@@ -104,7 +104,7 @@ class Restorer(Closing):
         return (clock.virtual + passed_ns * clock.hz // NANOSECONDS) & (1 << 64) - 1
 
     def start_clock(self, vcpu: Vcpu) -> None:
-        """Set the guest's counters just before it resumes; one vCPU's are the whole VM's."""
+        """Set the guest's counters just before it resumes; all vCPUs of a VM share them."""
         now = self.virtual_now()
         vcpu.set_one_reg(regs.TIMER_CNT, now)
         physical = self.state.vcpus[0].registers.get(regs.PTIMER_CNT)

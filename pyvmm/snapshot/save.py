@@ -67,7 +67,7 @@ def save_state(board: Board, config: Config, virtual: int) -> State:
     return State(
         taken=taken(board),
         clock=Clock(hz=native.counter_frequency(), virtual=virtual, real_ns=time.time_ns()),
-        # With the values that were chosen for open fields.
+        # With the values chosen for fields that were None.
         config=config.replace(
             vcpus=board.plan.vcpus, memory=board.plan.memory, irqchip=board.irqchip.name
         ),

@@ -222,7 +222,7 @@ def _check(state: State) -> None:
     areas = sorted(state.memory, key=lambda area: area.base)
     names = [area.name for area in areas]
     if len(set(names)) != len(names) or RAM not in names:
-        raise Damaged("state.memory: it lacks RAM, or has two areas of one name")
+        raise Damaged("state.memory: it lacks RAM, or has two areas with the same name")
     for area in areas:
         if not 32 <= state.ipa_bits <= 52 or area.size <= 0 or area.end > 1 << state.ipa_bits:
             raise Damaged(f"state.memory: {area.name} is outside the guest's addresses")

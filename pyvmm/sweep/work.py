@@ -60,7 +60,7 @@ def perform(run: Run, stop: Event | None = None) -> RunOutput:
 
 
 def command_line(run: Run) -> str:
-    """Return the command for the run that a user would type."""
+    """Return the command that a user would type for the run."""
     return shlex.join(["pyvmm", *run.arguments(run.guest.image, run.guest.initrd)])
 
 

@@ -49,7 +49,7 @@ class Line:
                 os.close(fd)
 
     def split(self, data: bytes) -> tuple[bytes, list[Key]]:
-        """Return the input as the guest's: these terminals have no keys for pyvmm."""
+        """Return all input for the guest, and no keys: these terminals have no keys for pyvmm."""
         return self.records.feed(data), []
 
 

@@ -316,5 +316,5 @@ class Input:
 
 
 def _without_keys(data: bytes) -> tuple[bytes, list[Key]]:
-    """Return all input as the guest's."""
+    """Return all input for the guest, and no keys."""
     return data, []

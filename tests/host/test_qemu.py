@@ -165,5 +165,5 @@ def test_save_reports_a_failed_qmp_connection(tmp_path: Path) -> None:
     run = sockets(tmp_path)
     (run / "qemu.log").write_text("qemu: bad luck\n")
 
-    with pytest.raises(HostError, match=r"QEMU does not follow a QMP command: .*bad luck"):
+    with pytest.raises(HostError, match=r"a QMP command to QEMU failed: .*bad luck"):
         qemu.restore(run, tmp_path / "state")

@@ -203,7 +203,7 @@ def test_start_reports_an_old_look_at_a_suite(
 def test_start_that_fails_leaves_no_qemu(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Fake(monkeypatch, make_sockets(runtime_dir() / "host"))
 
-    with pytest.raises(HostError, match="QEMU does not follow a QMP command"):
+    with pytest.raises(HostError, match="a QMP command to QEMU failed"):
         fake.start()
 
     wait_for(fake.has_ended, "QEMU's end")

@@ -99,7 +99,7 @@ def test_missing_field_of_an_older_document_takes_its_default() -> None:
         (("memory", 0, "size"), 1 << 40, "outside the guest's addresses"),
         (("memory", 0, "size"), True, "not int"),
         (("memory", 1, "base"), "0x80000000", "overlap"),
-        (("memory", 1, "name"), "ram", "two areas of one name"),
+        (("memory", 1, "name"), "ram", "two areas with the same name"),
         (("ipa_bits",), 4096, "outside the guest's addresses"),
         (("clock", "hz"), 0, "the clock's values are out of range"),
         (("config", "vcpus"), 0, "needs at least 1 vCPU"),

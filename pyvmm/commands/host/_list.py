@@ -19,7 +19,7 @@ from pyvmm.host.saved import everyone
 from pyvmm.host.settings import LINUX, QEMU, SUITES, Product, matches
 
 COLUMNS: Final = ("DEBIAN SUITE", "NEWEST", "LOOKED AT", "IN THE CACHE", "SAVED HOSTS")
-AT_A_TIME: Final = 4  # suites that are asked for in parallel
+AT_A_TIME: Final = 4  # suites that are read in parallel
 
 
 def refresh(progress: Progress) -> bool:

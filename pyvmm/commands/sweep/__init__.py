@@ -155,7 +155,7 @@ class Sweep:
         self._as_json: bool = options["as_json"]
         self._logs = None if options["logs"] is None else report.log_directory(options["logs"])
         self._stop = Event()
-        self._signal = 0  # the last one that asked for the end
+        self._signal = 0  # the last signal that ended the sweep
 
     def run(
         self,

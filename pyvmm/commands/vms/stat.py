@@ -114,7 +114,7 @@ def _devices(reply: Message, before: Message | None) -> Iterator[str]:
 
 
 def _rate(more: int, reply: Message, before: Message | None) -> str:
-    """Write how many more there are in a second since the reply ``before``."""
+    """Write the increase per second since the reply ``before``."""
     if before is None or reply["uptime_s"] <= before["uptime_s"]:
         return ""
     passed_s = reply["uptime_s"] - before["uptime_s"]

@@ -132,7 +132,7 @@ class VirtioBalloon(VirtioDevice):
         self.statistics: Statistics | None = None
         self.hinted_bytes = 0  # in the last round
         self._round = CMD_ID_FIRST - 1  # the id of the last round of hints
-        self._hints_count = False  # the driver's hints belong to that round
+        self._hints_count = False  # whether the driver's hints belong to that round
         self._stats_chain: Chain | None = None  # returned to ask for statistics
         self._stats_skip = False  # ignore the next statistics: a legacy driver's first are invalid
         self._news = threading.Condition(self.lock)  # of statistics

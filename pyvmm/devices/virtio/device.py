@@ -135,7 +135,7 @@ class VirtioDevice:
     queue_specs: ClassVar[tuple[QueueSpec, ...]]
     config_fields: ClassVar[tuple[ConfigField, ...]] = ()
     state_fields: ClassVar[tuple[StateField, ...]] = ()
-    gives_memory: ClassVar[bool] = False  # queues may lie in memory that its restore maps
+    gives_memory: ClassVar[bool] = False  # its restore maps memory, in which queues may lie
     counted: ClassVar[tuple[str, ...]] = ()  # names of ``counts``, for `pyvmm stat`
 
     def __init_subclass__(cls) -> None:

@@ -169,7 +169,7 @@ class VirtioMmio(Device):
         return {**super().state(), "virtio": self.device.state()}
 
     def restore(self, state: object, where: str) -> None:
-        """Restore a saved state, the device's included."""
+        """Restore the saved state of the transport and of its device."""
         super().restore(state, where)
         self.device.restore(section(state, "virtio", where), f"{where}.virtio")
 

@@ -119,7 +119,7 @@ def keep_vm_open(device: Path) -> int | None:
     try:
         kvm = os.open(device, os.O_RDWR | os.O_CLOEXEC)
         try:
-            return fcntl.ioctl(kvm, KVM_CREATE_VM, SMALLEST_VM)  # closed on exec, as KVM's all are
+            return fcntl.ioctl(kvm, KVM_CREATE_VM, SMALLEST_VM)  # closed on exec, like all of KVM's
         finally:
             os.close(kvm)
     except OSError as error:

@@ -34,7 +34,7 @@ def mount_user_files() -> None:
 
 
 def show_top_level(root: Path = Path("/")) -> None:
-    """Bind or link new entries at the top of the user's file tree to their own paths."""
+    """Give new entries at the top of the user's file tree their own paths, by mounts and links."""
     for source in USER_ROOT.iterdir():
         target = root / source.name
         if source.name in OWN or os.path.lexists(target):

@@ -35,7 +35,7 @@ NO_SUITE = re.compile(r"^E: The repository '.*' does not have a Release file", r
 MIRROR_VARIABLE = "PYVMM_DEBIAN_MIRROR"
 CHOOSE_MIRROR = f"export {MIRROR_VARIABLE}=URL, with the URL of a Debian mirror"
 KEYRING_PACKAGE = "debian-archive-keyring"
-FEDORAS_KEYRING_PACKAGE = "debian-keyring"  # not the package of that name in Debian
+FEDORAS_KEYRING_PACKAGE = "debian-keyring"  # Debian's package of that name is another one
 
 
 class Package(Record):

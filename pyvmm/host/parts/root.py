@@ -31,7 +31,8 @@ NOT_NEEDED: Final = re.compile(
     r"|libtirpc.*|libnsl2|libk.*|libgssapi.*|libdb5.3|libsqlite3-0|libcom-err2|gcc-12-base)$"
 )
 DISTRIBUTION: Final = "pyvmm-arm64"
-COMPILED: Final = frozenset({"cffi"})  # its arm64 backend is Debian's; builds need the rest
+# The root has Debian's arm64 backend of cffi. Only builds need the rest of the package.
+COMPILED: Final = frozenset({"cffi"})
 
 # Mount points for the user's files.
 MOUNTPOINTS: Final = tuple(f"usr/{name}" for name in ("src", "local", "share"))

@@ -178,7 +178,7 @@ def cross(name: str, progress: Progress) -> Tool:
 
 def _cross_tree(progress: Progress) -> Path:
     packages = ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross", "linux-libc-dev-arm64-cross"]
-    drop = NOT_NEEDED | CROSS_NOT_NEEDED | {"libc6"}  # this machine's C library serves gcc
+    drop = NOT_NEEDED | CROSS_NOT_NEEDED | {"libc6"}  # gcc runs with this machine's C library
     return tree("cross-gcc", TOOLS_SUITE, packages, progress, drop=drop)
 
 

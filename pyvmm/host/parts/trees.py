@@ -31,7 +31,7 @@ from pyvmm.host.settings import (
     numbers,
 )
 
-# Dependencies for maintainer scripts and user interfaces, which no tool here loads.
+# Dependencies that no tool here loads: they are for maintainer scripts and user interfaces.
 NOT_NEEDED: Final = frozenset({
     "adduser", "debconf", "dpkg", "gcc-12-base", "ipxe-qemu", "iso-codes", "libpam-modules",
     "libpam-modules-bin", "passwd", "perl-base", "seabios", "sensible-utils",
@@ -41,11 +41,11 @@ QEMU_PACKAGE: Final = "qemu-system-arm"
 KERNEL_PACKAGE: Final = "linux-image-"
 PACKAGES: Final = ".packages"  # in a tree: the packages in it, as apt takes them
 VERSION_FILE: Final = ".version"  # in a tree: the version that its kernel or QEMU prints
-OLD_DAYS: Final = 7  # a start reports an older look at a suite
+OLD_DAYS: Final = 7  # a start warns if a suite's package lists are older
 
 
 class Tree(Record):
-    """A kernel or QEMU in the cache: the version of its Debian package, and that of itself."""
+    """A kernel or QEMU in the cache: the version of its Debian package, and its own version."""
 
     path: Path
     suite: str
@@ -54,7 +54,7 @@ class Tree(Record):
 
     @property
     def identity(self) -> str:
-        """A text that no other tree has."""
+        """A text that identifies the tree."""
         return f"{self.path.name} {self.package}"
 
 
