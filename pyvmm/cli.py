@@ -198,13 +198,13 @@ def report(error: BaseException) -> int:
 
 
 def _discard_stdout() -> None:
-    from pyvmm.base.output import discard_stdout  # late: rarely needed
+    from pyvmm.base.output import discard_stdout  # lazily: rarely needed
 
     discard_stdout()
 
 
 def _missing_part(error: OSError) -> VmmError | None:
-    from pyvmm.base.dirs import missing_part  # late: rarely needed
+    from pyvmm.base.dirs import missing_part  # lazily: rarely needed
 
     return missing_part(error)
 

@@ -15,7 +15,7 @@ from pyvmm.errors import UsageError
 from pyvmm.layout import MIB, RAM_BASE, UART_COUNT, VIRTIO_COUNT, WINDOW_ALIGN
 
 PAGE = 4096
-RAM_ALIGN = 2 * MIB  # of the arm64 boot protocol.  Source: Documentation/arch/arm64/booting.rst
+RAM_ALIGN = 2 * MIB  # Source: Linux, Documentation/arch/arm64/booting.rst
 CONSOLES = ("serial", "virtio", "hv")
 TRANSPORTS = ("mmio", "mmio-legacy")
 IRQCHIPS = ("gicv3", "gicv3-its", "gicv2")
@@ -25,7 +25,7 @@ NAME = frozenset("_.+:@-")  # and letters and digits: safe in file names and she
 UINT64 = (1 << 64) - 1
 
 BLOCK = 2 * MIB  # the smallest block of plugged memory: a huge page
-BLOCKS = 1024  # at most by default: each is a memory slot of KVM
+BLOCKS = 1024  # the most blocks by default: each is a memory slot of KVM
 
 PMEM_UNIT = 2 * MIB  # Linux maps devices' memory in subsections (SUBSECTION_SHIFT)
 
@@ -43,11 +43,11 @@ class DeviceConfig(Record, kw_only=True):
     maps_file: ClassVar[bool] = False
 
     def __str__(self) -> str:
-        """Return the field and its value, as errors name the device."""
+        """Return the field and its value, as errors show the device."""
         raise NotImplementedError
 
     def window_size(self) -> int:
-        """Return the bytes of guest physical addresses that it needs above RAM.
+        """Return how many guest physical addresses above RAM the device needs.
 
         Raises: VmmError, if its file is missing or does not fit.
         """

@@ -52,7 +52,7 @@ class Group(Record):
     mask: int
     value: int
     index: Index
-    letter: str = ""  # of the mnemonic: u as in ldur
+    letter: str = ""  # a letter in the mnemonic: u in ldur
     is_pair: bool = False
     is_scaled: bool = False  # a 12-bit unsigned offset
 

@@ -110,7 +110,7 @@ def in_use(vls: VlSet, registers: Mapping[str, int]) -> int:
 
     ZCR_EL2, where the vCPU has one, bounds EL1 too.
     """
-    # Imported late: a run does not need them.
+    # Imported lazily: a run does not need them.
     from pyvmm.arm64.control import Zcr
     from pyvmm.arm64.pstate import Mode, Pstate
 

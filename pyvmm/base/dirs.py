@@ -65,7 +65,7 @@ def remove_cache() -> Path:
     doomed = cache.with_name(f".{cache.name}.gone-{os.getpid()}")
     try:
         cache.rename(doomed)
-        for left in cache.parent.glob(f".{cache.name}.gone-*"):  # also of an interrupted removal
+        for left in cache.parent.glob(f".{cache.name}.gone-*"):  # and of interrupted removals
             _rmtree(left)
     except OSError as error:
         raise HostError(f"cannot remove {cache}: {error.strerror}") from error
@@ -151,7 +151,7 @@ def _refuse_foreign_files(path: Path, fd: int, was: os.stat_result) -> None:
     for directory, names, files, at in os.fwalk(dir_fd=fd):
         for name in (*names, *files):
             if os.lstat(name, dir_fd=at).st_uid != was.st_uid:
-                os.fchmod(fd, stat.S_IMODE(was.st_mode))  # as found, for the next check
+                os.fchmod(fd, stat.S_IMODE(was.st_mode))  # restored, for the next check
                 raise HostError(
                     f"other users could write to {path}, and {path / directory / name} is not "
                     f"yours",

@@ -92,7 +92,7 @@ class Loop(Closing):
         """
         if not self._signals:
             self._open_signal_pipe()
-        # Its number arrives through the pipe.
+        # The signal's number arrives through the pipe, so this handler does nothing.
         previous = signal.signal(signum, lambda *_: None)
         self._undo.callback(signal.signal, signum, previous)
         self._signals[signum] = callback

@@ -67,7 +67,7 @@ class Attached:
     def __init__(self, config: Config, extras: Extras, output: Output) -> None:
         self._config = config
         self._extras = extras
-        self._reboot = extras.reboot  # until the user stops it
+        self._reboot = extras.reboot  # False once the user stops the VM
         self._code: int | None = None  # from a user who ended a VM that was rebooting
         self._output = output
         self._trace: ExitTrace | None = None
@@ -202,7 +202,7 @@ class Attached:
         """Save the guest before it is ended, with --save-on-exit; a failure ends the run."""
         if self._extras.save_on_exit is None:
             return
-        from pyvmm.snapshot.save import save  # late: rarely used
+        from pyvmm.snapshot.save import save  # lazily: rarely used
 
         try:
             for line in save(self._machine, self._extras.save_on_exit).warnings:

@@ -65,7 +65,7 @@ def restore(invocation: Invocation, /, where: HostSettings, file: Path, **option
         if saved_to:
             raise UsageError("--count and --save-on-exit contradict each other: there is one file")
         return run_several(file, config.name, options)
-    # Late: a command that is forwarded does not need them.
+    # Imported lazily: a command that is forwarded does not need them.
     from pyvmm.commands._attached import Extras, run_attached
     from pyvmm.snapshot.restorer import ClockPolicy, Reading, Restorer
 

@@ -27,7 +27,7 @@ GUESTS = Path(__file__).parents[1] / "guests"
 
 def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[CompletionItem]:
     """Return a shell's completions of an image: guests of pyvmm, and files."""
-    from click.shell_completion import CompletionItem  # late: for completion only
+    from click.shell_completion import CompletionItem  # lazily: for completion only
 
     guests = [CompletionItem(name) for name in bundled_guests() if name.startswith(text)]
     return [CompletionItem(text, type="file"), *guests]
@@ -213,7 +213,7 @@ def _with_advice(error: vl.TextError, where: HostSettings) -> UsageError:
 
 
 def _run(config: Config, options: dict[str, Any]) -> int:
-    # Late: a command that is forwarded does not need them.
+    # Imported lazily: a command that is forwarded does not need them.
     from pyvmm.commands._attached import Extras, run_attached
 
     extras = Extras(

@@ -31,9 +31,9 @@ from pyvmm.control.wire import (
 )
 from pyvmm.errors import EXIT_USAGE, HostError
 
-TIMEOUT_S: Final = 10.0  # of a reply
-SAVE_S: Final = 3600.0  # of a snapshot
-END_S: Final = 20.0  # of the end after a stop request
+TIMEOUT_S: Final = 10.0  # for a reply
+SAVE_S: Final = 3600.0  # for a snapshot
+END_S: Final = 20.0  # for the VM's end after a stop request
 CHUNK: Final = 1 << 20
 
 _Asked = TypeVar("_Asked")

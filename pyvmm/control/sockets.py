@@ -21,7 +21,7 @@ from pyvmm.errors import HostError, UsageError
 
 VMS: Final = "vms"  # below the runtime directory
 BACKLOG: Final = 16
-TIMEOUT_S: Final = 0.5  # of a lock; `running` holds one for a moment
+TIMEOUT_S: Final = 0.5  # for a lock; `running` holds one for a moment
 
 
 class Claim(Closing):

@@ -35,7 +35,7 @@ BLKPBSZGET = 0x127B  # an unsigned int: the physical one
 BLKGETSIZE64 = 0x8008_1272  # _IOR(0x12, 114, size_t)
 
 UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY})
-PHYSICAL_BLOCK = 4096  # of every file: the same after a restore on another file system
+PHYSICAL_BLOCK = 4096  # for every file, so that a restore on another file system has the same value
 ZEROES = 1 << 20  # bytes of each write, if no system call can zero a range
 BOUNCE = 1 << 20  # bytes of the buffer between O_DIRECT and unaligned guest buffers
 

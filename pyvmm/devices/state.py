@@ -33,7 +33,7 @@ class StateField(Record):
 
     @property
     def name(self) -> str:
-        """Its name in a snapshot."""
+        """The attribute's name in a snapshot."""
         return self.key or self.attribute.lstrip("_")
 
 

@@ -176,7 +176,7 @@ class Uart8250(Device):
         self._sent = bytearray()  # by the guest, not yet output
         self.has_transmitted = False
         self.fast_path: FastPath | None = None
-        self._output_lock = threading.Lock()  # from taking _sent to its output: keeps order
+        self._output_lock = threading.Lock()  # held from taking _sent to its output: keeps order
 
     def mmio_read(self, offset: int, length: int) -> int:
         """Return a guest's read, which may make room for input."""
@@ -440,7 +440,7 @@ class Uart8250(Device):
         if self.fast_path is not None and (data := self.fast_path.sent()):
             self._sent += data
             self._has_polled = False
-            if not self.IER & IER_THRI:  # else it was set before: `complete_thr` was published
+            if not self.IER & IER_THRI:  # else it is set: `complete_thr` requires that
                 self.thr_emptied = True
 
     def send_out(self) -> None:

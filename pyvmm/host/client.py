@@ -142,7 +142,7 @@ class _Session:
         self._tty_out = next((fd for fd in (1, 2, 0) if fd in streams.terminals), 1)
         self._over = False
         self._is_raw = False  # the user's terminal, if there is one
-        self._terminated = False  # by one SIGTERM; a second one gives up
+        self._terminated = False  # a SIGTERM was sent; a second one gives up
         self._given_up = 0  # the signal that ended the session
         self._ending = 0  # the signal after which a PING was sent
         self._ping_at = self._received_at = 0.0

@@ -34,11 +34,11 @@ class Running(Record):
     start_id: str
     pid: int
     facts: dict[str, Any]
-    log_size: int = 0  # of QEMU's log when the host was found: later output shows why QEMU ended
+    log_size: int = 0  # of QEMU's log when the host was found; later lines say why QEMU ended
 
     @property
     def last_output(self) -> str:
-        """Its last output since it was found."""
+        """The last output of QEMU since the host was found."""
         return last_output(self.path, self.log_size)
 
     @property

@@ -40,7 +40,7 @@ class Product(Record):
 
     name: str  # the beginning of its trees' names
     title: str
-    field: str  # of the settings, as errors name it
+    field: str  # the settings' field, as errors name it
     suites: dict[str, str]  # version -> the release that has it
 
 

@@ -27,7 +27,7 @@ HEADER: Final = struct.Struct("<BI")
 LENGTH: Final = struct.Struct("<I")
 MAX_PAYLOAD: Final = 1 << 16
 MAX_REQUEST: Final = 1 << 20
-# The most standard input that is sent and unread: signals must not wait behind a full pipe.
+# The limit of bytes of standard input that are sent but unread: a full pipe must not delay signals.
 STDIN_WINDOW: Final = 1 << 18
 PORTS: Final = 63  # sessions at a time; QEMU keeps port 0 for a console
 RESERVED: Final = 4  # of them, the last ones: for commands that control VMs
@@ -63,7 +63,7 @@ class Request(Record):
     now_ns: int
     entropy: str  # hexadecimal
     idle_s: float
-    terminal: list[int] = made(list)  # the descriptors of 0, 1, 2 that are terminals
+    terminal: list[int] = made(list)  # which of the descriptors 0, 1, 2 are terminals
     raw_input: bool = False  # the client reads its terminal in raw mode
     window: list[int] = made(lambda: [24, 80])  # rows, columns
 

@@ -61,7 +61,7 @@ class Ioctl:
 
     def error(self, errno: int, arguments: Words) -> KvmError:
         """Return this ioctl's error."""
-        from pyvmm.kvm.hints import hint  # late: most runs have no errors
+        from pyvmm.kvm.hints import hint  # lazily: most runs have no errors
 
         said = arguments if isinstance(arguments, str) else arguments()
         return KvmError(self.name, said, errno, hint=hint(self.name, errno))

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 KVM = "/dev/kvm"
 STDOUT = 1
 
-SILENT_S = 5.0  # of a guest without output, before pyvmm looks for the reason
+SILENT_S = 5.0  # without output, before pyvmm looks for the reason
 APART_S = 0.05  # between two looks at a guest
 
 

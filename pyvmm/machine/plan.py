@@ -11,7 +11,7 @@ from pyvmm.base.units import show_cpulist, show_size
 from pyvmm.config import Config, SveRequest, default_memory, default_vcpus
 from pyvmm.errors import HostError
 
-DEFAULT_IPA_BITS = 40  # of a KVM without KVM_CAP_ARM_VM_IPA_SIZE
+DEFAULT_IPA_BITS = 40  # if KVM lacks KVM_CAP_ARM_VM_IPA_SIZE
 GICV2_VCPUS = 8  # a GICv2 names CPUs by bits of a byte.  Source: Arm IHI 0048, GICD_ITARGETSR
 
 

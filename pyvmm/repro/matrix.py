@@ -76,7 +76,8 @@ class Matrix:
                     _perform(cell)
                     finished(cell)
             finally:
-                # Only now: the name depends on the versions that the first run downloaded.
+                # The name is known only now: it depends on the versions that the first run
+                # downloaded.
                 instance = Instance(where, Progress(quiet=True))
                 if (running := running_at(instance.sockets)) is not None:
                     stop(running)

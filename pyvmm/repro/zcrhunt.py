@@ -23,7 +23,7 @@ from pyvmm.repro.watcher import Tally, Watcher, added
 
 LEN_MAX: Final = 15
 MODULE: Final = "zcr_el12"
-HOLDS: Final = 2  # at a time, until a row has enough
+HOLDS: Final = 2  # holds at a time, until a row has enough
 TRIES: Final = 20
 TOGGLE_HOLDS: Final = 10
 CONTROL_HOLDS: Final = 6

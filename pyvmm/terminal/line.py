@@ -37,7 +37,7 @@ class Line:
 
     def close(self) -> None:
         """Write the pending output, but give up after GRACE_S in which the reader reads nothing."""
-        if self._carrier is not None:  # it gives up on its reader itself
+        if self._carrier is not None:  # the carrier itself gives up on a reader
             self._carrier.end()
             done = self.output.drain(None)
         else:

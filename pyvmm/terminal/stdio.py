@@ -105,7 +105,7 @@ class Output(Closing):
     """
 
     ROOM = 256 << 10  # bytes
-    GATHER_S = 0.004  # until a prompt without a newline is written
+    GATHER_S = 0.004  # seconds before a prompt without a newline is written
     BLOCK = 64 << 10  # bytes of one write(2)
     GRACE_S = 1.0  # for the rest of the output after an error
 

@@ -168,7 +168,7 @@ def lines(snapshot: Snapshot) -> Iterator[str]:
     for name, state in snapshot.state.devices.items():
         yield from _device(name, state)
     for part in snapshot.gic_parts():
-        if part.part != CPU.name or snapshot.state.gic.kind == GICV2:  # else part of a vCPU
+        if part.part != CPU.name or snapshot.state.gic.kind == GICV2:  # else in a vCPU
             yield from _gic(part, snapshot.state.gic.kind)
 
 

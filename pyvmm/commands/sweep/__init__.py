@@ -120,7 +120,7 @@ def _refuse_own(more: Sequence[str]) -> None:
     They are parsed as `pyvmm run` parses them: -c2 and -vc 2 are --cpus too.
     """
     values, _, given = run.make_parser(click.Context(run)).parse_args(list(more))
-    if isinstance(values["image"], str):  # else it is click's UNSET
+    if isinstance(values["image"], str):  # otherwise it is click's UNSET
         raise UsageError(f"{values['image']} after --: a sweep has one image, before the --")
     for option in given:
         name = option.opts[-1]

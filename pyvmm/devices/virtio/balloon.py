@@ -312,7 +312,7 @@ class VirtioBalloon(VirtioDevice):
         (command,) = PFN.unpack(chain.read())
         if self.is_hinting and command == self.free_page_hint_cmd_id:
             self._hints_count = True
-        elif self._hints_count:  # else it ends an earlier, stopped round
+        elif self._hints_count:  # otherwise it ends an earlier round, which was stopped
             self._end_hinting()
 
     def _end_hinting(self) -> None:

@@ -17,7 +17,7 @@ from pyvmm.memory.ram import Memory
 F_SIZE = Feature(0, "CONSOLE_F_SIZE")
 F_EMERG_WRITE = Feature(2, "CONSOLE_F_EMERG_WRITE")
 
-OUTPUT_BLOCK = 64 << 10  # bytes of a call of ``output``, at most
+OUTPUT_BLOCK = 64 << 10  # the most bytes that ``output`` gets in one call
 WAIT_S = 2.0  # without output; then a driver gets input even if it has not read the size
 MAX_WAITS = 10  # waits with output, before the driver gets input anyway
 
@@ -83,7 +83,7 @@ class VirtioConsole(VirtioDevice):
         self._cancel: Callable[[], None] | None = None  # cancels the wait
         self._printed = False  # the driver has transmitted since the wait began
         self.has_transmitted = False
-        self._output_lock = threading.Lock()  # from taking a chain to the end of its output
+        self._output_lock = threading.Lock()  # held from taking a chain to the end of its output
 
     def receive(self, data: bytes) -> int:
         """Put input into the guest's buffers; return the number of bytes taken."""

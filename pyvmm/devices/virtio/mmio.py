@@ -149,7 +149,7 @@ class VirtioMmio(Device):
         return value
 
     def mmio_write(self, offset: int, length: int, value: int) -> None:
-        """Handle a guest's write; serve the device's work for it before returning."""
+        """Handle a guest's write, and complete the work that it causes before returning."""
         if offset < CONFIG:
             super().mmio_write(offset, length, value)
         else:

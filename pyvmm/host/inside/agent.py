@@ -1,8 +1,8 @@
 """Process 1 of the emulated host: a fork server with pyvmm loaded.
 
 It waits for clients on the virtio-serial ports and forks a session for each (session.py).  It
-powers the host off after some idle time.  init.sh starts it at a cold boot.  The saved host has
-it running: a start from the saved state resumes in its loop.
+powers the host off after some idle time.  init.sh starts it at a cold boot.  It runs in the saved
+host already: a start from the saved state resumes its loop.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def _runtime_dir(uid: int, gid: int) -> str:
     """Make the user's runtime directory, unless another command has; return its path."""
     path = RUNTIME_DIRS / str(uid)
     path.mkdir(mode=0o700, exist_ok=True)
-    os.chown(path, uid, gid)  # the command that made it may not have done so yet
+    os.chown(path, uid, gid)  # another command may have made it, but not called chown yet
     return str(path)
 
 

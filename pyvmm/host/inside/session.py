@@ -351,7 +351,7 @@ def _spawn(request: Request) -> _Child:
 
 
 def _plain_output(slave: int) -> None:
-    """Turn newline mapping off: the client's terminal, which is not raw, does it."""
+    """Turn newline mapping off: the client's terminal, which is not raw, maps newlines."""
     attributes = termios.tcgetattr(slave)
     attributes[1] &= ~termios.OPOST
     termios.tcsetattr(slave, termios.TCSANOW, attributes)
