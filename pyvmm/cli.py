@@ -29,7 +29,7 @@ class Verb(Record):
 
     module: str
     summary: str
-    function: str = ""  # where it is not named like the verb
+    function: str = ""  # if its name differs from the verb
 
 
 VERBS = {

@@ -66,7 +66,7 @@ class Record:
     Raises: TypeError, for an unknown field and for a missing field without a default.
     """
 
-    record_fields: ClassVar[dict[str, str]] = {}  # name -> annotation, a base's first
+    record_fields: ClassVar[dict[str, str]] = {}  # name -> annotation, those of a base class first
     record_defaults: ClassVar[dict[str, Any]] = {}
     _positional: ClassVar[bool] = True
     if TYPE_CHECKING:

@@ -333,7 +333,8 @@ def _move(
 ) -> tuple[list[Segment], tuple[str, ...]]:
     """Move position-independent segments to the address of a flat binary.
 
-    The distances between their virtual addresses stay. Returns: the segments, and what was done.
+    The distances between their virtual addresses stay. Returns: the segments, and lines that
+    describe the move.
     """
     align = max(1, *(item.align for item in headers if item.type == PT_LOAD))
     lowest = min(segment.vaddr for segment in segments)

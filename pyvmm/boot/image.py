@@ -48,11 +48,11 @@ class LoadedImage(Record):
     ranges: tuple[Range, ...]  # the memory of the image
     dtb: int  # the address for the device tree: layout.DTB_SIZE bytes are free
     initrd: Range | None = None
-    wrappings: tuple[str, ...] = ()  # how it was packed, the outermost first
-    flags: Flags = Flags(0)  # what it needs of a CPU
+    wrappings: tuple[str, ...] = ()  # its packings, the outermost first
+    flags: Flags = Flags(0)  # the CPU features it needs
     cmdline: str = ""  # a unified kernel image's
-    details: tuple[str, ...] = ()  # more for a person who asks
-    notes: tuple[str, ...] = ()  # what every user should know
+    details: tuple[str, ...] = ()  # further lines for a verbose run
+    notes: tuple[str, ...] = ()  # lines that every user sees
 
 
 def load_image(

@@ -29,13 +29,13 @@ Range = tuple[int, int]  # guest physical [start, end)
 
 
 class Placed(Record):
-    """A loaded image: its kind, its entry point, its memory, and what it needs of a CPU."""
+    """A loaded image: its kind, its entry point, its memory, and the CPU features it needs."""
 
     kind: str
     entry: int
     ranges: tuple[Range, ...]
     flags: Flags = Flags(0)
-    details: tuple[str, ...] = ()  # more for a person who asks
+    details: tuple[str, ...] = ()  # further lines for a verbose run
 
 
 def check_in_ram(name: str, start: int, length: int, memory: GuestMemory, hint: str = "") -> None:

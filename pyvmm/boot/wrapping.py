@@ -58,7 +58,7 @@ def unwrap(
         image = _collect(unpack(payload, kind), name, wrapping, limit)
         end = payload.tell()
         rest = payload.seek(0, io.SEEK_END) - end
-        if rest and payload is file:  # zboot has the unpacked size there
+        if rest and payload is file:  # in a zboot image these bytes are the unpacked size
             log(f"{name}: the last {rest} bytes are not {kind} data, and are not used")
         file = image
         wrappings.append(wrapping)

@@ -17,7 +17,7 @@ from pyvmm.errors import HostError
 LIBRARY = "libzstd.so.1"
 MAGIC = b"\x28\xb5\x2f\xfd"
 CHUNK = 1 << 20  # bytes of output
-LEVELS = range(1, 20)  # above them a packer needs unusually much memory
+LEVELS = range(1, 20)  # higher levels need very much memory
 
 # Source: zstd.h, ZSTD_cParameter and ZSTD_EndDirective
 C_LEVEL, C_CHECKSUM, C_WORKERS = 100, 201, 400

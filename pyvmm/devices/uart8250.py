@@ -105,8 +105,8 @@ class FastPath(Protocol):
 
         Bit n of byte 0 of ``registers`` says that a read of register n has no side effect. Byte n
         is then the value that it returns; register 0 returns 0. ``complete_thr``: until the next
-        call, a write of THR only transmits its byte. ``coalesce_thr``: this is still so after the
-        guest reads any register.
+        call, a write of THR only transmits its byte. ``coalesce_thr``: no read by the guest changes
+        that.
 
         Returns: whether this call ends the permission of coalesced writes.
         """

@@ -27,7 +27,7 @@ class Cap(IntEnum):
     IOEVENTFD = 36
     INTERNAL_ERROR_DATA = 40
     VCPU_EVENTS = 41  # v4.19
-    MAX_VCPUS = 66  # with the VM's GIC, on a VM
+    MAX_VCPUS = 66  # on a VM: the limit of its GIC
     ONE_REG = 70
     SIGNAL_MSI = 77  # an ITS, or GICv2m
     READONLY_MEM = 81

@@ -38,7 +38,7 @@ struct pyvmm_uart {
 	 */
 	uint64_t registers;
 	uint32_t complete_thr; /* a write of THR transmits its byte and changes nothing else */
-	int32_t exits_left; /* to complete until Python is called; 0: call it now; -1: never */
+	int32_t exits_left; /* exits until Python is called; 0: call it now; -1: never */
 	uint32_t tx_first;
 	uint32_t tx_count;
 	uint8_t tx[PYVMM_TX_SIZE]; /* transmitted bytes that Python has not taken: a ring */
@@ -125,7 +125,7 @@ static size_t pyvmm_take_tx(struct pyvmm_fast_mmio *fast, int number, uint8_t *b
 			uart->tx_first = (uart->tx_first + 1) % PYVMM_TX_SIZE;
 			__atomic_store_n(&uart->tx_count, uart->tx_count - 1, __ATOMIC_RELAXED);
 		}
-	} while (taken > before); /* as room may have come for more of the ring */
+	} while (taken > before); /* there may be room now for more of the ring */
 	pthread_mutex_unlock(&fast->lock);
 	return taken;
 }

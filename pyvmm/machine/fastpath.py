@@ -47,9 +47,9 @@ from pyvmm.memory.ram import GuestMemory
 if TYPE_CHECKING:
     from pyvmm.devices.virtio.mmio import VirtioMmio
 
-EXITS_FIRST: Final = 16  # completed in C before a UART gets its page and coalesced writes
-MIN_WAIT_MS: Final = 2  # between two looks at the ring, while there is output
-MAX_WAIT_MS: Final = 32  # after a while without output
+EXITS_FIRST: Final = 16  # C completes so many before a UART gets its page and coalesced writes
+MIN_WAIT_MS: Final = 2  # between two polls of the ring while there is output
+MAX_WAIT_MS: Final = 32  # the same after some time without output
 
 
 class Page:
@@ -93,13 +93,13 @@ class FastUart:
         self._slot = slot
         self._state = fast.uart(number)
         self._registers = 0
-        self._eligible = False  # for a page and coalesced writes
+        self._eligible = False  # it may get a page and coalesced writes
         self._coalesced = False
         # Most UARTs are never used, and need neither of these.
         self._page: Page | None = None
         self._stop_fd = -1
         self._thread: threading.Thread | None = None
-        self.bytes_sent = 0  # without an exit to Python
+        self.bytes_sent = 0  # bytes sent without an exit to Python
 
     def close(self) -> None:
         """Output what was sent, and free the page; no vCPU may use it any more."""

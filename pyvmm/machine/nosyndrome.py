@@ -1,8 +1,8 @@
 """Accesses to devices for which the hardware reports no syndrome (KVM_EXIT_ARM_NISV).
 
-Arm's CPUs describe the access of a data abort only for a load or store of one general-purpose
-register without write-back. pyvmm decodes other instructions itself: it reads the instruction,
-computes the address, makes the accesses, and sets the registers.
+After a data abort, Arm's CPUs describe the access only if the instruction loads or stores one
+general-purpose register, without write-back. pyvmm decodes other instructions itself: it reads the
+instruction, computes the address, makes the accesses, and sets the registers.
 
 A load or store makes one access for each register, aligned or not, like an access that KVM decodes.
 The first register comes first, at the lowest address. A register of 128 bits takes two accesses of

@@ -32,7 +32,7 @@ class Slot(Record):
     """One slot, as KVM has it."""
 
     number: int
-    name: str  # of the memory that the slot is a part of
+    name: str  # the name of the memory to which the slot belongs
     base: int
     size: int
     host_address: int

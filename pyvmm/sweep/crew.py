@@ -61,8 +61,8 @@ def dask(address: str) -> Iterator[Crew]:
 
     Raises: HostError, if no scheduler answers or distributed is not installed; UsageError.
     """
-    with _client(address) as client:  # cancels what is left at its end
-        yield Crew(client.get_executor(pure=False))  # not pure: run the same again
+    with _client(address) as client:  # at its end it cancels unfinished runs
+        yield Crew(client.get_executor(pure=False))  # pure=False: never reuse an earlier result
 
 
 def _client(address: str) -> Any:

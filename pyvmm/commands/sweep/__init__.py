@@ -138,7 +138,7 @@ def _hosts(options: dict[str, Any]) -> list[HostSettings]:
         HostSettings(kind=options["host"], qemu=options["host_qemu"], kernel=kernel, cpu=cpu)
         for kernel, cpu in product(kernels, cpus)
     ]
-    if options["scheduler"] is not None:  # each worker decides for itself
+    if options["scheduler"] is not None:  # each worker chooses its own host
         return hosts
     chosen = [host.replace(kind="local") if is_local(host) else host for host in hosts]
     for host in chosen:

@@ -21,7 +21,7 @@ from pyvmm.host.connection import Unreachable
 from pyvmm.host.running import Running, all_running
 
 SCHEMA = 1
-RELAY_S = 50.0  # for a busy emulated host to start the relay
+RELAY_S = 50.0  # a busy emulated host takes long to start the relay
 RELAY = ["python3", "-m", "pyvmm.control.client"]
 
 # --json, and lkvm's options that choose VMs

@@ -2,10 +2,10 @@
 
 Source: OASIS Virtual I/O Device (VIRTIO) 1.2, section 5.5; linux/virtio_balloon.h.
 
-Exits serve all its queues. Linux's driver waits for the replies, but for those to statistics and
-hints. Statistics have one buffer. The guest may use a hinted page again as soon as its kick returns
-(get_free_page_and_send() in drivers/virtio/virtio_balloon.c), so the device must have discarded the
-page by then.
+The vCPU that kicks a queue serves it, before it resumes. Linux's driver waits for the replies
+anyway, except to statistics and hints. Statistics have one buffer. The guest may use a hinted page
+again as soon as its kick returns (get_free_page_and_send() in drivers/virtio/virtio_balloon.c), so
+the device must have discarded the page by then.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class VirtioBalloon(VirtioDevice):
         self.hinted_bytes = 0  # in the last round
         self._round = CMD_ID_FIRST - 1  # the id of the last round of hints
         self._hints_count = False  # whether the driver's hints belong to that round
-        self._stats_chain: Chain | None = None  # returned to ask for statistics
+        self._stats_chain: Chain | None = None  # the buffer to return when statistics are requested
         self._stats_skip = False  # ignore the next statistics: a legacy driver's first are invalid
         self._news = threading.Condition(self.lock)  # of statistics
         self._written = bytearray(CONFIG_SIZE)  # the driver's writes, byte by byte

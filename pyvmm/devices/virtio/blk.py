@@ -42,7 +42,7 @@ MOST_ZEROES = 1 << 17  # 64 MiB: without a better way, the device writes the zer
 ZEROES = bytes(64 << 10)
 
 
-# The bytes that a request has written to its room, and its counts
+# The number of bytes that a request wrote for the guest, and its counts
 Done = tuple[int, dict[str, int]]
 FAILED = {"failed": 1}
 
@@ -116,7 +116,7 @@ class VirtioBlk(ServedDevice):
             self.report(
                 f"the last {disk.tail} bytes are not a whole block: the guest does not see them"
             )
-        self.seg_max = QUEUE_SIZE - 2  # beside the header and the status
+        self.seg_max = QUEUE_SIZE - 2  # two buffers are for the header and the status
         self.blk_size = disk.block_size
         self.physical_block_exp = blocks.bit_length() - 1
         self.min_io_size = blocks

@@ -94,7 +94,7 @@ class Chain:
 
     def __init__(self, head: int, epoch: int) -> None:
         self.head = head
-        self.epoch = epoch  # of the queue; a reset begins another, and drops the chain
+        self.epoch = epoch  # the queue's epoch: a reset begins the next one, and drops the chain
         self.readable: list[memoryview] = []
         self.writable: list[memoryview] = []
         self.places: list[tuple[int, int]] = []

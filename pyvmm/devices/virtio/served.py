@@ -75,8 +75,8 @@ class ServedDevice(VirtioDevice):
         self._ended = threading.Condition(self.lock)  # signalled: a request ended, or none is left
         self._waiting = 0  # threads that wait for that: in `drain` or `deactivate`
         # Whether requests wait for I/O: both count down to 0, request by request
-        self._since_wait = 0  # from WAIT_WINDOW, after a request that waited
-        self._overlap = 0  # from OVERLAP, after two of them
+        self._since_wait = 0  # set to WAIT_WINDOW by a request that waited
+        self._overlap = 0  # set to OVERLAP by the second such request
 
     def serve(self, job: Job) -> int:
         """Serve a request, and return the number of bytes written to it. Without the lock.
