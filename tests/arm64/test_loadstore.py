@@ -170,7 +170,7 @@ def test_writing_a_register_twice_is_unpredictable(word: int, unpredictable: boo
     assert operation.is_unpredictable == unpredictable
 
 
-def test_groups_do_not_overlap() -> None:
+def test_encoding_groups_do_not_overlap() -> None:
     rng = random.Random(1)
     for word in (rng.getrandbits(32) for _ in range(100_000)):
         assert sum(word & group.mask == group.value for group in GROUPS) < 2

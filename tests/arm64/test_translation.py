@@ -51,7 +51,7 @@ def linear(*, page: int = PAGE | 0x9000_0000) -> dict[int, int]:
 VA = 257 << 39 | 1 << 30 | 1 << 21 | 1 << 12 | 0x123
 
 
-def test_four_levels_lead_to_a_page() -> None:
+def test_walk_of_four_levels_finds_a_page() -> None:
     tables = Tables(linear())
 
     assert translate(VA, regime(), tables.read).address == 0x9000_0123
@@ -62,7 +62,7 @@ def test_four_levels_lead_to_a_page() -> None:
     ("level", "descriptor", "address"),
     [(1, BLOCK | 0x40_0000_0000, 0x40_0020_1123), (2, BLOCK | 0x4000_0000, 0x4000_1123)],
 )
-def test_block_ends_the_walk(level: int, descriptor: int, address: int) -> None:
+def test_walk_ends_at_a_block(level: int, descriptor: int, address: int) -> None:
     tables = Tables(linear() | {0x1000 * (level + 1) + 8: descriptor})
 
     assert translate(VA, regime(), tables.read).address == address
@@ -126,13 +126,13 @@ def test_address_beyond_the_physical_size_is_a_fault(
     assert caught.value.status == status
 
 
-def test_hardware_sets_the_access_flag_if_the_guest_asks() -> None:
+def test_clear_access_flag_is_no_fault_when_hardware_sets_it() -> None:
     tables = Tables(linear(page=PAGE & ~0x400 | 0x9000_0000))
 
     assert translate(VA, regime(HA=1), tables.read).address == 0x9000_0123
 
 
-def test_tag_is_ignored_if_the_guest_asks() -> None:
+def test_walk_ignores_the_tag_when_tbi_is_set() -> None:
     assert translate(VA | 0xAB << 56, regime(TBI0=1), Tables(linear()).read).address == 0x9000_0123
 
 
@@ -183,7 +183,7 @@ def test_address_is_physical_while_the_mmu_is_off(
 @given(
     st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.integers()
 )
-def test_any_registers_and_tables_end_a_walk_within_five_steps(
+def test_walk_ends_within_five_steps_for_any_registers_and_tables(
     va: int, tcr: int, ttbr: int, seed: int
 ) -> None:
     rng = random.Random(seed)

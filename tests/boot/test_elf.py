@@ -317,7 +317,7 @@ def layouts(draw: st.DrawFn) -> Elf:
 
 
 @given(layouts())
-def test_load_elf_puts_what_pyelftools_reads_where_it_was_linked_or_moves_it(elf: Elf) -> None:
+def test_load_elf_loads_the_segments_that_pyelftools_reads(elf: Elf) -> None:
     judge = ELFFile(io.BytesIO(elf.build()))
     segments = [(item["p_paddr"], item.data(), item["p_memsz"]) for item in judge.iter_segments()]
     lowest = min(start for start, _, _ in segments)

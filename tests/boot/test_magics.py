@@ -71,7 +71,7 @@ def test_load_image_names_an_object_that_is_not_linked(tmp_path: Path, memory: G
         load_image(path, memory)
 
 
-def test_snapshots_magic_is_that_of_the_format() -> None:
+def test_snapshot_magic_equals_that_of_the_format() -> None:
     assert magics.identify(SNAPSHOT + b"9") == (
         "a snapshot of pyvmm", "restore it with `pyvmm restore`"
     )  # fmt: skip

@@ -92,7 +92,9 @@ def test_unwrap_unpacks_each_format(kind: str, pack: Pack) -> None:
 
 @pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 1, 3 << 20])
 @pytest.mark.parametrize(("kind", "pack"), EVERY)
-def test_unpack_returns_all_of_a_file_of_whole_chunks(kind: str, pack: Pack, size: int) -> None:
+def test_unpack_returns_the_whole_file_when_it_fills_its_chunks(
+    kind: str, pack: Pack, size: int
+) -> None:
     assert unpacked(pack(bytes(size)), kind) == bytes(size)
 
 

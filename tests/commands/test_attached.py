@@ -44,7 +44,7 @@ def test_signal_just_after_a_guests_reset_ends_the_run_with_its_code(
         assert attached.run() == SIGTERM_CODE
 
 
-def test_next_machine_gets_the_input_that_its_predecessor_has_not_read(
+def test_reboot_passes_unread_input_to_the_next_machine(
     own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[bytes | str] = []

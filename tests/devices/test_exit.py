@@ -18,7 +18,7 @@ def test_write_ends_the_vm_with_the_low_eight_bits(length: int, value: int, code
     assert codes == [code]
 
 
-def test_write_of_a_big_endian_guest_keeps_its_code() -> None:
+def test_exit_code_is_the_same_from_a_big_endian_guest() -> None:
     codes: list[int] = []
 
     ExitRegister(codes.append).mmio_write(0, 4, int.from_bytes((7).to_bytes(4, "big"), "little"))

@@ -81,7 +81,7 @@ def test_input_waits_until_the_interrupt_is_enabled(port: Port) -> None:
     assert port.interrupt() == b"early"
 
 
-def test_reset_with_the_interrupt_enabled_hides_nothing(port: Port) -> None:
+def test_reset_hides_no_input_when_the_interrupt_is_enabled(port: Port) -> None:
     port.write(IER, 0x01)
     port.uart.receive(b"x")
 
@@ -91,7 +91,7 @@ def test_reset_with_the_interrupt_enabled_hides_nothing(port: Port) -> None:
     assert port.read(LSR) == 0x61
 
 
-def test_masked_interrupt_hides_no_input_again(port: Port) -> None:
+def test_masking_the_interrupt_does_not_hide_input_again(port: Port) -> None:
     """Let a driver mask the interrupt while it reads."""
     port.write(FCR, 0x07)
     port.write(IER, 0x01)
@@ -124,7 +124,9 @@ def test_polling_guest_gets_input_after_a_few_reads(port: Port) -> None:
     ],
     ids=["RBR alone", "a byte out for each LSR", "LSR and RBR in turn"],
 )
-def test_input_waits_for_no_guest_for_ever(port: Port, turn: Callable[[Port], object]) -> None:
+def test_input_wait_ends_for_every_way_of_polling(
+    port: Port, turn: Callable[[Port], object]
+) -> None:
     port.write(FCR, 0x07)
     port.uart.receive(b"x")
 
@@ -147,7 +149,7 @@ def test_console_output_does_not_end_the_wait(port: Port) -> None:
     assert port.read_all() == b"x"
 
 
-def test_wait_is_restored_from_a_snapshot(port: Port) -> None:
+def test_restore_continues_the_wait_of_input(port: Port) -> None:
     port.write(FCR, 0x07)
     port.uart.receive(b"held")
     port.read(LSR)
@@ -160,7 +162,7 @@ def test_wait_is_restored_from_a_snapshot(port: Port) -> None:
     assert other.read_all() == b"held"
 
 
-def test_input_of_an_older_snapshot_is_read(port: Port) -> None:
+def test_restore_reads_input_of_an_older_snapshot(port: Port) -> None:
     """Older versions kept input on the line while the FIFO was empty, and saved neither field."""
     state = port.uart.state()
     del state["hold"], state["looped"]
@@ -170,7 +172,7 @@ def test_input_of_an_older_snapshot_is_read(port: Port) -> None:
     assert port.read_all() == b"A"
 
 
-def test_unread_input_is_what_the_guest_has_not_read(port: Port) -> None:
+def test_unread_returns_pending_input_without_breaks(port: Port) -> None:
     port.uart.receive(b"abc" * 10)
     port.uart.receive_break()
     port.read(RBR)

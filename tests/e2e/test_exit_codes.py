@@ -37,7 +37,7 @@ def test_timeout_exits_with_124_and_one_message(pyvmm: Pyvmm) -> None:
     assert time.monotonic() - started >= 1
 
 
-def test_timeout_of_a_guest_that_reboots_is_the_users(pyvmm: Pyvmm) -> None:
+def test_timeout_counts_from_the_first_boot_when_a_guest_reboots(pyvmm: Pyvmm) -> None:
     done = pyvmm("run", "exit", "-p", "reset", "--reboot", "--timeout", "2.5")
 
     assert done.returncode == 124

@@ -58,7 +58,7 @@ def test_bad_image_is_refused(kind: str, pyvmm: Pyvmm, tmp_path: Path) -> None:
     ],
     ids=["initramfs", "disk", "snapshot"],
 )
-def test_file_for_another_option_is_refused_with_that_option(
+def test_run_refuses_a_file_of_another_kind_with_its_option(
     content: bytes, what: str, hint: str, pyvmm: Pyvmm, tmp_path: Path
 ) -> None:
     path = tmp_path / "image"
@@ -164,7 +164,7 @@ def test_bad_number_or_choice_is_refused(
     assert done.returncode == code
 
 
-def test_memory_beyond_the_hosts_is_warned_of_once(pyvmm: Pyvmm) -> None:
+def test_run_warns_once_when_memory_exceeds_the_hosts(pyvmm: Pyvmm) -> None:
     meminfo = pyvmm("host", "exec", "--", "cat", "/proc/meminfo").stdout.split()
     host = int(meminfo[meminfo.index("MemTotal:") + 1]) >> 10
 

@@ -50,7 +50,7 @@ def test_input_from_a_pipe_comes_back_unchanged(pyvmm: Pyvmm) -> None:
 
 
 @pytest.mark.parametrize("after", ["x", "q", "\x01", "h"])
-def test_escape_character_in_a_pipe_is_the_guests(after: str, pyvmm: Pyvmm) -> None:
+def test_escape_character_from_a_pipe_goes_to_the_guest(after: str, pyvmm: Pyvmm) -> None:
     done = pyvmm("run", "echo", input=f"a\x01{after}b\nquit\n")
 
     assert done.stdout.startswith(f"a\x01{after}b\necho: 5 bytes, 1 lines, ")

@@ -46,13 +46,13 @@ def lines(pyvmm: Pyvmm, image: Path, *options: str) -> list[str]:
 
 
 @pytest.mark.parametrize("program", SURE)
-def test_timeout_says_why_a_guest_is_stuck(program: str, pyvmm: Pyvmm, tmp_path: Path) -> None:
+def test_timeout_reports_why_a_guest_is_stuck(program: str, pyvmm: Pyvmm, tmp_path: Path) -> None:
     (line,) = lines(pyvmm, programs.write(program, tmp_path), "--timeout", "2")
 
     assert re.fullmatch(f"pyvmm: {SURE[program]}", line), line
 
 
-def test_access_without_a_device_is_seen_when_python_handles_it(
+def test_access_without_a_device_is_reported_when_python_handles_it(
     pyvmm: Pyvmm, tmp_path: Path
 ) -> None:
     image = programs.write("poll QEMU's UART", tmp_path)
@@ -62,9 +62,7 @@ def test_access_without_a_device_is_seen_when_python_handles_it(
     assert re.fullmatch(f"pyvmm: {SURE[image.name]}", line), line
 
 
-def test_silent_guest_is_told_of_its_cause_once_and_before_its_end(
-    pyvmm: Pyvmm, tmp_path: Path
-) -> None:
+def test_run_reports_once_and_early_why_a_guest_is_silent(pyvmm: Pyvmm, tmp_path: Path) -> None:
     image = programs.write("undefined", tmp_path)
     command = ("run", "-c1", "-m16", "--timeout", "15", str(image))
 
@@ -79,7 +77,7 @@ def test_silent_guest_is_told_of_its_cause_once_and_before_its_end(
 
 
 @pytest.mark.parametrize("program", NEUTRAL)
-def test_silent_guest_that_works_or_waits_is_not_accused(
+def test_run_reports_nothing_when_a_silent_guest_works_or_waits(
     program: str, pyvmm: Pyvmm, tmp_path: Path
 ) -> None:
     """Its time is longer than pyvmm waits before it looks: only the timeout describes it."""
@@ -91,7 +89,7 @@ def test_silent_guest_that_works_or_waits_is_not_accused(
 @pytest.mark.parametrize(
     ("program", "words"), [("undefined", b"faults for ever"), ("spin", b"without an exit")]
 )
-def test_key_that_stops_a_silent_guest_says_why(
+def test_ctrl_a_x_reports_why_a_guest_is_silent(
     program: str, words: bytes, pyvmm: Pyvmm, tmp_path: Path
 ) -> None:
     image = programs.write(program, tmp_path)

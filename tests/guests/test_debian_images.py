@@ -34,7 +34,7 @@ def file_of(package: str, path: str) -> Path:
 
 
 @pytest.mark.parametrize(("package", "path", "what", "hint"), NAMED)
-def test_debians_file_is_named(
+def test_run_names_a_file_of_debian_that_does_not_boot(
     pyvmm_cmd: list[str], package: str, path: str, what: str, hint: str
 ) -> None:
     command = [*pyvmm_cmd, "run", "--timeout", "60", "-c", "1", "-m", "256"]

@@ -90,7 +90,7 @@ def test_line_sent_before_the_boot_reaches_the_shell_whole(
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("vcpus", [1, 4])
 @pytest.mark.parametrize("version", ["5.10", "6.1", "6.12", "7.2"])
-def test_line_sent_before_the_boot_reaches_the_shell_whole_every_time(
+def test_line_sent_before_the_boot_reaches_the_shell_whole_in_repeated_boots(
     pyvmm_cmd: list[str], initrd: Path, version: str, vcpus: int
 ) -> None:
     command = command_for(pyvmm_cmd, initrd, version, "-c", str(vcpus))

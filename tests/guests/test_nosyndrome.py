@@ -20,7 +20,7 @@ def build(gcc: Path, source: Path, where: Path) -> Path:
     return guest
 
 
-def test_guest_prints_and_sets_the_clock(
+def test_accesses_without_a_syndrome_reach_uart_and_clock(
     pyvmm_cmd: list[str], cross_gcc: Path, tmp_path: Path
 ) -> None:
     guest = build(cross_gcc, SOURCE, tmp_path)

@@ -164,7 +164,7 @@ def made() -> Iterator[Guest]:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_walk_finds_what_the_cpu_finds(kind: Kind, made: Guest) -> None:
+def test_walk_agrees_with_the_cpus_own_translation(kind: Kind, made: Guest) -> None:
     mmfr0 = IdAa64Mmfr0(made.vcpu.get_one_reg(regs.lookup("ID_AA64MMFR0_EL1", ENCODINGS)))
     if kind.wide and (mmfr0.TGran4 if kind.page_bits == 12 else mmfr0.TGran16 - 1) != 1:
         pytest.skip("no LPA2: PYVMM_HOST_CPU=max,lpa2=on makes a host with it")

@@ -64,19 +64,19 @@ def polling(reads: int = POLLS, writes: int = 0, **fields: Any) -> tuple[Look, L
     return before, machine({"exits": counts, "unclaimed": QEMU_UART} | fields)
 
 
-def test_vcpu_without_vectors_faults_for_ever() -> None:
+def test_diagnosis_reports_a_vcpu_without_vectors() -> None:
     assert said(machine(FAULTING)) == (
         "vCPU 0 faults for ever at 0x200: it has no exception vectors (VBAR_EL1 is 0)"
     )
 
 
-def test_vcpu_may_have_vectors_at_virtual_address_0() -> None:
+def test_diagnosis_accepts_vectors_at_virtual_address_0() -> None:
     line = said(machine(FAULTING | {"mmu": True})) or ""
 
     assert line.startswith("vCPU 0 faults for ever at 0x200, in its exception vectors: ")
 
 
-def test_vcpu_with_broken_vectors_faults_for_ever_with_its_cause() -> None:
+def test_diagnosis_reports_the_cause_when_vectors_fault() -> None:
     entry = VBAR + 0x200
     vcpu = {"pc": entry, "elr": entry + 8, "vbar": VBAR, "esr": UNDEFINED}
 
@@ -97,16 +97,16 @@ def test_vcpu_with_broken_vectors_faults_for_ever_with_its_cause() -> None:
         {"pc": 0x280, "elr": 0x280},  # an interrupt's vector
     ],
 )
-def test_vcpu_does_not_fault_for_ever_unless_its_vector_faults(other: Fields) -> None:
+def test_diagnosis_reports_no_fault_loop_unless_the_vector_faults(other: Fields) -> None:
     assert said(machine(FAULTING | other)) is None
 
 
-def test_vcpu_does_not_fault_for_ever_if_the_fault_moves() -> None:
+def test_diagnosis_reports_no_fault_loop_when_the_fault_moves() -> None:
     assert said(machine(FAULTING), machine(FAULTING | {"elr": 0x204})) is None
     assert said(machine(FAULTING | {"pc": PC}), machine(FAULTING)) is None
 
 
-def test_vcpu_hangs_in_a_vector_after_an_exception() -> None:
+def test_diagnosis_reports_a_vcpu_that_hangs_in_a_vector() -> None:
     assert said(machine(HANGING)) == (
         f"vCPU 0 stays at {VBAR + 0x200:#x}, in its exception vectors, after an exception at "
         f"{PC:#x}: data abort, from the same exception level: write, level 0 translation fault "
@@ -114,7 +114,7 @@ def test_vcpu_hangs_in_a_vector_after_an_exception() -> None:
     )
 
 
-def test_vcpu_does_not_hang_in_a_vector_that_it_has_just_reached() -> None:
+def test_diagnosis_reports_no_hang_in_a_vector_just_reached() -> None:
     assert said(machine({}), machine(HANGING)) is None
 
 
@@ -128,23 +128,23 @@ def test_vcpu_does_not_hang_in_a_vector_that_it_has_just_reached() -> None:
         {"pstate": PSTATE_AT_RESET.replace(I=0)},  # an interrupt may continue
     ],
 )
-def test_vcpu_does_not_hang_in_a_vector_if_something_can_continue(other: Fields) -> None:
+def test_diagnosis_reports_no_hang_when_something_can_continue(other: Fields) -> None:
     assert said(machine(HANGING | other)) is None
 
 
-def test_machine_with_every_vcpu_off_says_so() -> None:
+def test_diagnosis_reports_that_every_vcpu_is_off() -> None:
     assert said(machine(OFF, OFF), silent=False) == "every vCPU is off by PSCI"
     assert said(machine(OFF, {}), silent=False) is None
 
 
-def test_vcpu_polls_an_address_of_another_machine() -> None:
+def test_diagnosis_reports_polling_of_another_machines_address() -> None:
     assert said(*polling(), silent=False) == (
         f"vCPU 0 polls {QEMU_UART:#x}, where QEMU's virt machine has its UART; "
         f"here it is at {layout.UART.base:#x}"
     )
 
 
-def test_vcpu_writes_for_ever_to_an_address_without_a_device() -> None:
+def test_diagnosis_reports_endless_writes_without_a_device() -> None:
     nowhere = {"unclaimed": 0x0D00_0010}
     before, after = polling(0, POLLS, **nowhere)
 
@@ -154,11 +154,13 @@ def test_vcpu_writes_for_ever_to_an_address_without_a_device() -> None:
 
 
 @pytest.mark.parametrize("looks", [polling(POLLS - 1), polling(unclaimed=QEMU_UART + 4)])
-def test_vcpu_does_not_poll_if_accesses_are_few_or_move(looks: tuple[Look, Look]) -> None:
+def test_diagnosis_reports_no_polling_when_accesses_are_few_or_move(
+    looks: tuple[Look, Look],
+) -> None:
     assert said(*looks, silent=False) is None
 
 
-def test_silent_guest_is_told_of_its_access_to_another_machines_device() -> None:
+def test_diagnosis_reports_an_access_to_another_machines_device() -> None:
     look = machine({"exits": {"unclaimed write": 1}, "unclaimed": QEMU_UART})
 
     assert said(look) == (
@@ -177,7 +179,7 @@ def test_place_of_each_machine_is_found_from_its_first_to_its_last_byte() -> Non
             assert f"{place.machine} has its {place.part}" in (elsewhere([look]) or "")
 
 
-def test_places_of_other_machines_are_free_here() -> None:
+def test_places_of_other_machines_have_no_device_here() -> None:
     regions = [
         layout.RTC, layout.PVTIME, layout.EXIT, layout.GICD, layout.gicr(8), layout.its(8),
         *map(layout.uart, range(layout.UART_COUNT)),
@@ -200,7 +202,7 @@ def test_places_of_other_machines_are_free_here() -> None:
         WAITING | {"ppis": 1 << 27},  # the GIC is off
     ],
 )
-def test_vcpu_waits_with_no_interrupt_enabled(vcpu: Fields) -> None:
+def test_diagnosis_reports_a_wait_with_no_interrupt_enabled(vcpu: Fields) -> None:
     assert said(asleep(OFF, vcpu)) == (
         f"vCPU 1 waits in WFI with no interrupt enabled (PC {PC:#x})"
     )
@@ -217,12 +219,12 @@ def test_vcpu_waits_with_no_interrupt_enabled(vcpu: Fields) -> None:
         machine(WAITING),  # without a GIC whose registers are known
     ],
 )
-def test_vcpu_may_wait_if_something_can_wake_it(look: Look) -> None:
+def test_diagnosis_reports_no_wait_that_something_can_end(look: Look) -> None:
     assert said(look) is None
 
 
 @pytest.mark.parametrize("other", [{"distributor": 0}, {"spis": 0}])
-def test_vcpu_needs_the_gic_to_be_woken(other: Fields) -> None:
+def test_diagnosis_reports_a_wait_when_the_gic_masks_every_interrupt(other: Fields) -> None:
     vcpu = WAITING | {"priority": 0xF0}
 
     assert said(asleep(vcpu, **{"distributor": 2, "spis": 1})) is None
@@ -243,7 +245,7 @@ def test_vcpu_needs_the_gic_to_be_woken(other: Fields) -> None:
         ),
     ],
 )
-def test_silent_guest_is_described_if_nothing_is_known(
+def test_diagnosis_describes_a_silent_guest_without_a_known_cause(
     before: Fields, after: Fields, words: str
 ) -> None:
     looks = machine(before), machine(after)

@@ -157,7 +157,7 @@ def test_undecodable_access_is_a_guest_error(boot: Boot) -> None:
     assert caught.value.exit_code == 1
 
 
-def test_machine_says_once_why_a_guest_makes_no_progress(boot: Boot) -> None:
+def test_machine_reports_once_why_a_guest_makes_no_progress(boot: Boot) -> None:
     said: list[str] = []
     machine = boot("undefined", log=said.append)
 
@@ -167,35 +167,7 @@ def test_machine_says_once_why_a_guest_makes_no_progress(boot: Boot) -> None:
     assert said == ["vCPU 0 faults for ever at 0x200: it has no exception vectors (VBAR_EL1 is 0)"]
 
 
-def test_machine_says_why_a_guest_hangs_at_virtual_addresses(boot: Boot) -> None:
-    said: list[str] = []
-    machine = boot("hang in a vector", log=said.append)
-    vcpu, table = machine.vcpus[0], machine.memory.base + MIB
-    block = 0x401 | machine.memory.base  # of 1 GiB, with the access flag
-    machine.memory.write(table + 8 * (machine.memory.base >> 30), block.to_bytes(8, "little"))
-    vcpu.sysreg["TCR_EL1"] = Tcr.of(T0SZ=25, T1SZ=25, TG1=2, IPS=1)
-    vcpu.sysreg["TTBR1_EL1"] = table
-    vcpu.sysreg["MAIR_EL1"] = 0xFF
-    vcpu.sysreg["SCTLR_EL1"] = vcpu.sysreg["SCTLR_EL1"].replace(M=1)
-    vcpu.set_one_reg(regs.PC, UPPER | machine.image.entry)
-
-    start_until_said(machine, said)
-
-    assert said == [
-        "vCPU 0 stays at 0xffffff8080080200, in its exception vectors, after an exception at "
-        "0xffffff808008001c: BRK #0x7"
-    ]
-
-
-def start_until_said(machine: Machine, said: list[str]) -> None:
-    """Start a machine, and look at it until its vCPU has run."""
-    machine.start()
-    deadline = time.monotonic() + 120
-    while not said and time.monotonic() < deadline:
-        machine.say_why(sure=True)
-
-
-def test_machine_says_nothing_of_a_guest_that_is_paused_or_has_ended(boot: Boot) -> None:
+def test_machine_reports_nothing_when_the_guest_is_paused_or_has_ended(boot: Boot) -> None:
     said: list[str] = []
     machine = boot("undefined", log=said.append)
     machine.start()
@@ -209,7 +181,7 @@ def test_machine_says_nothing_of_a_guest_that_is_paused_or_has_ended(boot: Boot)
     assert not machine.is_paused
 
 
-def test_guest_runs_on_after_pyvmm_has_looked_at_it(boot: Boot) -> None:
+def test_guest_continues_after_a_diagnosis(boot: Boot) -> None:
     machine = boot("count", vcpus=2)
     machine.start()
 
@@ -324,7 +296,7 @@ def test_memory_beyond_the_address_limit_is_refused(boot: Boot) -> None:
         boot("store", memory=1 << bits)
 
 
-def test_memory_beyond_the_hosts_runs_and_takes_what_the_guest_uses(boot: Boot) -> None:
+def test_memory_beyond_the_hosts_takes_only_what_the_guest_uses(boot: Boot) -> None:
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
     machine = boot("store", x2=layout.EXIT.base, memory=8 * physical // MIB * MIB)

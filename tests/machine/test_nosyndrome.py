@@ -189,7 +189,9 @@ def test_access_without_syndrome_does_what_plain_instructions_do(sve: bool) -> N
     ],
     ids=lambda state: " ".join(f"{name}={value:#x}" for name, value in state.items()),
 )
-def test_byte_order_and_stack_pointer_are_the_exception_levels(state: dict[str, int]) -> None:
+def test_access_uses_the_exception_levels_byte_order_and_stack_pointer(
+    state: dict[str, int],
+) -> None:
     with lab(*halves()) as made:
         for number, name in enumerate(NAMES):
             if " q" in name:  # two plain accesses would swap the halves of a big-endian quadword
@@ -220,7 +222,7 @@ def test_big_endian_quadword_begins_with_its_highest_byte() -> None:
 
 @pytest.mark.kvm
 @pytest.mark.parametrize("at", [MIDDLE + 3, MIDDLE | 0xAB << 56, MIDDLE | UPPER])
-def test_guests_tables_translate_the_address(at: int) -> None:
+def test_access_goes_to_the_address_that_the_guests_tables_give(at: int) -> None:
     with lab(*halves()) as made:
         mapped = map_memory(made.made)
         for number, name in enumerate(NAMES):
@@ -289,7 +291,7 @@ def test_access_partly_to_ram_ends_the_run(at: int) -> None:
 
 
 @pytest.mark.kvm
-def test_pages_with_different_permissions_end_the_run() -> None:
+def test_access_to_pages_with_different_permissions_ends_the_run() -> None:
     with lab(PAIR) as made:
         equal = map_memory(made.made, pages=(0x403, 0x403))
         log, _ = made.run(0, **equal, X0=DEVICE.end - 8)
@@ -312,7 +314,7 @@ def test_pages_with_different_permissions_end_the_run() -> None:
         ("aarch32", "AArch32"),
     ],
 )
-def test_what_changed_since_the_exit_is_not_guessed(damage: str, words: str) -> None:
+def test_instruction_changed_since_the_exit_ends_the_run(damage: str, words: str) -> None:
     with lab(PAIR) as made:
         vcpu: Any = made.made.vcpu
         memory = made.made.memory

@@ -61,7 +61,7 @@ def test_uart_echoes_on_its_pty(boot: Boot, number: int) -> None:
 
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("fcr", [0x07, 0x01])
-def test_input_sent_before_a_reset_of_the_fifo_is_whole(boot: Boot, fcr: int, fast: bool) -> None:
+def test_input_sent_before_a_fifo_reset_arrives_whole(boot: Boot, fcr: int, fast: bool) -> None:
     options = {"ttys": frozenset({0}), "fast_mmio": fast}
     machine = boot("echo after a reset", x2=layout.UART.base, **options)
     machine.vcpus[0].set_one_reg(regs.X(4), fcr)

@@ -397,7 +397,7 @@ def test_escape_is_a_key_on_a_terminal(terminal: tuple[int, int]) -> None:
     assert found == (b"abq\n", [Key.STOP])
 
 
-def test_escape_in_a_pipe_is_the_guests(pipe: tuple[int, int]) -> None:
+def test_escape_from_a_pipe_goes_to_the_guest(pipe: tuple[int, int]) -> None:
     found = typed_to_guest(pipe[0], pipe[1], b"a\x01xb\x01q\n")
 
     assert found == (b"a\x01xb\x01q\n", [])

@@ -249,7 +249,7 @@ def test_legacy_queue_moved_while_live_stops_the_device(legacy: Rig) -> None:
         (PAGE, 3, "receiveq has QueueAlign 3, which is no power of 2"),
     ],
 )
-def test_legacy_queue_without_its_units_stops_the_device_and_names_them(
+def test_legacy_queue_without_page_size_or_alignment_stops_the_device(
     legacy: Rig, page_size: int, align: int, words: str
 ) -> None:
     legacy.driver.add_status(ACKNOWLEDGE | DRIVER)
