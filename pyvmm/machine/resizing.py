@@ -44,7 +44,7 @@ class Resizing:
         return self._ram + (self._mem.plugged_size if self._mem is not None else 0)
 
     def adopt(self, other: Resizing) -> None:
-        """Repeat the requests to another machine: the same VM before its reboot."""
+        """Repeat the requests that ``other`` got: it is the same VM before its reboot."""
         if self._balloon is not None and other._balloon is not None:
             self._balloon.request(other._balloon.num_pages)
         if self._mem is not None and other._mem is not None:

@@ -43,7 +43,7 @@ Json = dict[str, "Json"] | list["Json"] | str | int | float | bool | None
 
 KIND: Final = "kind"
 PLAIN: Final = (int, str, bool, float)
-DIGITS: Final = 2 * 512  # of the widest number, a register of 512 bytes
+DIGITS: Final = 2 * 512  # hexadecimal digits of the widest number, a register of 512 bytes
 
 T = TypeVar("T", bound=Record)
 

@@ -110,7 +110,7 @@ V_IS_LOW_Z = _note("V registers are bits 127:0 of Z registers")
 
 # Several vCPUs
 ONE_VM_ONE_SET = _guest_c(
-    "undocumented: each vCPU's set is its own, and none is checked against another's",
+    "undocumented: each vCPU has its own set; KVM does not compare the sets of vCPUs",
     section="set_sve_vls()",
 )
 ONE_VM_FEATURES = _arm_c(
