@@ -18,7 +18,7 @@ from pyvmm.boot import pe
 from pyvmm.devices.diskformats import CONVERT, FORMATS
 from pyvmm.errors import ImageError
 
-HEAD = 0x1_0048  # bytes, enough of a file to find the magic that lies farthest: that of btrfs
+HEAD = 0x1_0048  # bytes: the magic of btrfs, at the highest offset, ends here
 CHUNK = 1 << 20
 
 INITRD = "an initrd: give it with `initrd`"

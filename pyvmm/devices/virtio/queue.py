@@ -195,7 +195,7 @@ class Virtqueue:
             view.release()
         self.last_avail = 0  # the next entry of the available ring
         self.used_idx = 0
-        self.waiting = 0  # known entries from last_avail on
+        self.waiting = 0  # how many entries are known from last_avail on
         self.out = 0  # chains taken and not returned
         self._signalled = 0  # used_idx at the last call of needs_interrupt
 
