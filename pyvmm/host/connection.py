@@ -3,13 +3,13 @@
 A port's earlier session may still be ending its command.  So the client waits for the new
 session's hello before it sends anything; without one it tries the next port.
 
-Every running VM has a port.  Some ports are reserved for commands that control VMs.
+Every running VM has a port.  When all are in use, the client adds some, up to PORTS.  A few are
+reserved for commands that control VMs.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import socket
@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from pyvmm.base.dirs import try_lock
+from pyvmm.base.dirs import locked, try_lock
 from pyvmm.errors import HostError
 from pyvmm.host.running import Running
 from pyvmm.host.wire import (
@@ -34,6 +34,7 @@ from pyvmm.host.wire import (
 
 HELLO_S: Final = 0.5  # usually 30 ms
 BUSY_S: Final = 10.0  # to wait for a free port
+ADDED: Final = 4  # ports at once
 ANSWER_S: Final = 30.0
 PORT_TIMEOUT_S: Final = 60.0
 
@@ -55,32 +56,31 @@ def connected(
         Unreachable: the host has ended, or is ending.
         HostError: every port is in use, or no session answers.
     """
-    ports = range(PORTS, 0, -1) if control else range(1, PORTS - RESERVED + 1)
     began = time.monotonic()
     deadline = began + (PORT_TIMEOUT_S if timeout_s is None else timeout_s)
     hello_s = HELLO_S
-    for number in itertools.cycle(ports):
-        left_s = deadline - time.monotonic()
-        if left_s <= 0:
-            break
-        with _port(running, number) as connection:
-            if connection is not None:
+    while True:
+        ports = [number for number in range(1, running.ports + 1) if number not in RESERVED]
+        if control:
+            ports = [*RESERVED, *ports]
+        used = 0
+        for number in ports:
+            with _port(running, number) as connection:
+                if connection is None:
+                    used += 1
+                    continue
+                left_s = deadline - time.monotonic()
                 if _said_hello(running, number, connection, min(hello_s, left_s)):
                     yield connection
                     return
                 hello_s *= 2  # the host may be slow
-                if running.is_stopped:
-                    break
-        if number == ports[-1]:
-            if hello_s == HELLO_S and time.monotonic() - began > BUSY_S:
-                break
-            time.sleep(0.05)
-    if hello_s > HELLO_S:
-        raise no_answer(running)
-    raise HostError(
-        f"{len(ports)} commands run in the emulated host {running.path.name}, and it takes no more",
-        hint="end one, or choose another host with `host.kernel`, `host.qemu` or `host.cpu`",
-    )
+            if running.is_stopped or time.monotonic() > deadline:
+                raise no_answer(running)
+        if used == len(ports) and not control and running.ports < PORTS:
+            _add_ports(running)
+        elif used == len(ports) and time.monotonic() > min(deadline, began + BUSY_S):
+            raise _full(running, used)
+        time.sleep(0.05)
 
 
 def greet(running: Running, connection: socket.socket, request: Request) -> bytes:
@@ -127,6 +127,26 @@ def no_answer(running: Running) -> HostError:
         f"the emulated host does not answer ({running.last_output})",
         hint="`pyvmm host rm`, then run the command again: it makes a new host",
     )
+
+
+def _full(running: Running, used: int) -> HostError:
+    return HostError(
+        f"{used} commands run in the emulated host {running.path.name}, and it takes no more",
+        hint="end one, or choose another host with `host.kernel`, `host.qemu` or `host.cpu`",
+    )
+
+
+def _add_ports(running: Running) -> None:
+    """Add ports to a host whose ports are in use, unless another command does."""
+    known = running.ports
+    try:
+        with locked(running.path / "ports.lock"):
+            if running.ports == known:
+                from pyvmm.host import qemu  # imported lazily: large, and rarely used
+
+                qemu.add_ports(running.path, range(known + 1, min(known + ADDED, PORTS) + 1))
+    except OSError as error:
+        raise _unreachable(running) from error
 
 
 @contextlib.contextmanager

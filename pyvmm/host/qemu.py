@@ -8,7 +8,7 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from pyvmm.errors import HostError
 from pyvmm.host import saved
 from pyvmm.host.parts.tools import Tool
 from pyvmm.host.running import starting_failed
-from pyvmm.host.wire import PORTS
+from pyvmm.host.wire import FIRST_PORTS, PORTS
 
 COLD_BOOT_S: Final = 180.0
 CONVERSATION_S: Final = 60.0
@@ -103,7 +103,7 @@ class QemuPlan(Record):
             "-fsdev", "local,id=user,path=/,security_model=none,multidevs=remap",
             "-device", "virtio-9p-device,fsdev=user,mount_tag=user",
         ]  # fmt: skip
-        for port in range(1, PORTS + 1):
+        for port in range(1, FIRST_PORTS + 1):
             path = option(sockets / f"p{port}")
             arguments += [
                 "-chardev", f"socket,id=c{port},path={path},server=on,wait=off",
@@ -194,6 +194,25 @@ def restore(sockets: Path, state: Path) -> None:
 
     async def conversation(client: QMPClient) -> None:
         await client.execute("migrate-incoming", {"uri": f"exec:cat {shlex.quote(str(state))}"})
+
+    _converse(sockets, conversation)
+
+
+def add_ports(sockets: Path, ports: Iterable[int]) -> None:
+    """Add ports to a running host.  Its agent notices them.
+
+    Raises:
+        HostError: QEMU failed, or did not finish in time.
+    """
+
+    async def conversation(client: QMPClient) -> None:
+        for port in ports:
+            address = {"type": "unix", "data": {"path": str(sockets / f"p{port}")}}
+            backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
+            device = {"driver": "virtserialport", "bus": "vs.0", "chardev": f"c{port}",
+                      "name": f"pyvmm.{port}", "nr": port}  # fmt: skip
+            await client.execute("chardev-add", {"id": f"c{port}", "backend": backend})
+            await client.execute("device_add", device)
 
     _converse(sockets, conversation)
 

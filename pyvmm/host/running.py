@@ -20,7 +20,7 @@ from pyvmm.base.dirs import is_locked, runtime_dir, try_lock
 from pyvmm.base.records import Record
 from pyvmm.errors import HostError
 from pyvmm.host.logs import failure
-from pyvmm.host.wire import PORTS
+from pyvmm.host.wire import FIRST_PORTS
 
 STOP_S: Final = 30.0  # long enough for a busy machine
 QEMU_LOG: Final = "qemu.log"
@@ -40,6 +40,14 @@ class Running(Record):
     def last_output(self) -> str:
         """The last output of QEMU since the host was found."""
         return last_output(self.path, self.log_size)
+
+    @property
+    def ports(self) -> int:
+        """The number of ports it has by now."""
+        number = FIRST_PORTS
+        while (self.path / f"p{number + 1}").exists():
+            number += 1
+        return number
 
     @property
     def is_stopped(self) -> bool:
@@ -137,7 +145,7 @@ def end(pid: int) -> None:
 
 def sessions(running: Running) -> int:
     """Return the number of commands that a host runs now."""
-    return sum(is_locked(running.path / f"p{port}.lock") for port in range(1, PORTS + 1))
+    return sum(is_locked(running.path / f"p{port}.lock") for port in range(1, running.ports + 1))
 
 
 def last_output(sockets: Path, log_size: int = 0) -> str:

@@ -24,7 +24,7 @@ from pyvmm.host.parts.trees import Tree
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, end, end_orphan, starting_failed
 from pyvmm.host.settings import HostSettings
-from pyvmm.host.wire import PORTS
+from pyvmm.host.wire import FIRST_PORTS
 
 READY: Final = "pyvmm-agent: ready"
 SOCKETS_S: Final = 20.0
@@ -216,7 +216,7 @@ def _sha256(path: Path) -> str:
 def _wait_for_sockets(sockets: Path, pid: int) -> None:
     """Wait until QEMU listens on its last socket: it makes them in order."""
     deadline = time.monotonic() + SOCKETS_S
-    while not (sockets / f"p{PORTS}").exists():
+    while not (sockets / f"p{FIRST_PORTS}").exists():
         if qemu.ended(pid):
             raise starting_failed("QEMU ended at once", sockets)
         if time.monotonic() > deadline:

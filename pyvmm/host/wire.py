@@ -29,8 +29,12 @@ MAX_PAYLOAD: Final = 1 << 16
 MAX_REQUEST: Final = 1 << 20
 # The limit of bytes of standard input that are sent but unread: a full pipe must not delay signals.
 STDIN_WINDOW: Final = 1 << 18
-PORTS: Final = 63  # sessions at a time; QEMU keeps port 0 for a console
-RESERVED: Final = 4  # of them, the last ones: for commands that control VMs
+# One session uses one port; QEMU keeps port 0 for a console.  A port takes 4 MiB of the host's
+# memory and lengthens its cold boot: Linux fills a queue of 1024 buffers.  So a host boots with
+# few.
+FIRST_PORTS: Final = 15
+PORTS: Final = 63  # at most; the others are added when they are needed
+RESERVED: Final = range(12, FIRST_PORTS + 1)  # for commands that control VMs
 
 
 class Frame(IntEnum):

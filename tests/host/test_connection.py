@@ -17,10 +17,10 @@ import pytest
 
 from pyvmm.base.dirs import try_lock
 from pyvmm.errors import HostError
-from pyvmm.host import connection
+from pyvmm.host import connection, qemu
 from pyvmm.host.connection import Unreachable, connected, greet
 from pyvmm.host.running import Running
-from pyvmm.host.wire import HELLO, MAGIC, NONCE_SIZE, PORTS, RESERVED, Request
+from pyvmm.host.wire import FIRST_PORTS, HELLO, MAGIC, NONCE_SIZE, RESERVED, Request
 from tests.host.conftest import python
 
 REQUEST = Request(
@@ -38,6 +38,7 @@ def running(monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
     monkeypatch.setattr(connection, "ANSWER_S", 0.2)
     monkeypatch.setattr(connection, "BUSY_S", 0.2)
     monkeypatch.setattr(connection, "PORT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(connection, "PORTS", FIRST_PORTS)  # no more can be added
     path = Path(tempfile.mkdtemp(prefix="pyvmm-test-"))
     yield Running(path, "start", 77, {})
     shutil.rmtree(path)
@@ -137,10 +138,12 @@ def test_connected_reports_how_many_commands_run_when_every_port_is_in_use(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "PORT_TIMEOUT_S", 600)
-    count = PORTS - RESERVED
-    refusal = rf"^{count} commands run in the emulated host {running.path.name}, and it takes no"
+    ordinary = set(range(1, FIRST_PORTS + 1)) - {*RESERVED}
+    refusal = (
+        rf"^{len(ordinary)} commands run in the emulated host {running.path.name}, and it takes no"
+    )
 
-    taken, expected = in_use(running, range(1, count + 1)), pytest.raises(HostError, match=refusal)
+    taken, expected = in_use(running, ordinary), pytest.raises(HostError, match=refusal)
     with taken, expected as caught, connected(running):
         pass
 
@@ -148,13 +151,13 @@ def test_connected_reports_how_many_commands_run_when_every_port_is_in_use(
     assert "`host.kernel`" in (caught.value.hint or "")
 
 
-@pytest.mark.parametrize("number", [PORTS, PORTS - RESERVED + 1])
+@pytest.mark.parametrize("number", RESERVED)
 def test_connected_keeps_reserved_ports_for_control(
     number: int, running: Running, port: Callable[[int, Answer], None]
 ) -> None:
     port(number, hello)
 
-    with in_use(running, set(range(1, PORTS + 1)) - {number}):
+    with in_use(running, set(range(1, FIRST_PORTS + 1)) - {number}):
         with connected(running, control=True) as made:
             assert made.getpeername() == str(running.path / f"p{number}")
         with pytest.raises(HostError, match="takes no more"), connected(running):
@@ -166,15 +169,49 @@ def test_connected_uses_any_port_for_control_when_the_reserved_ones_are_in_use(
 ) -> None:
     port(1, hello)
 
-    with in_use(running, range(2, PORTS + 1)), connected(running, control=True) as made:
+    with in_use(running, range(2, FIRST_PORTS + 1)), connected(running, control=True) as made:
         assert made.getpeername() == str(running.path / "p1")
+
+
+def test_connected_adds_ports_when_those_there_are_in_use(
+    running: Running, port: Callable[[int, Answer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added: list[list[int]] = []
+
+    def add_ports(sockets: Path, numbers: Iterable[int]) -> None:
+        added.append([*numbers])
+        for number in added[-1]:
+            port(number, hello)
+
+    monkeypatch.setattr(connection, "PORTS", FIRST_PORTS + 3)
+    monkeypatch.setattr(connection, "ADDED", 2)
+    monkeypatch.setattr(qemu, "add_ports", add_ports)
+    with ExitStack() as undo:
+        undo.enter_context(in_use(running, range(1, FIRST_PORTS + 1)))
+        for number in range(FIRST_PORTS + 1, FIRST_PORTS + 4):
+            made = undo.enter_context(connected(running))
+            assert made.getpeername() == str(running.path / f"p{number}")
+        assert running.ports == FIRST_PORTS + 3
+        undo.enter_context(
+            pytest.raises(HostError, match=f"^{FIRST_PORTS + 3 - len(RESERVED)} commands run")
+        )
+        undo.enter_context(connected(running))
+
+    assert added == [[16, 17], [18]]
+
+
+def test_connected_adds_no_port_for_control(running: Running) -> None:
+    taken = in_use(running, range(1, FIRST_PORTS + 1))
+    expected = pytest.raises(HostError, match=f"^{FIRST_PORTS} commands run")
+    with taken, expected, connected(running, control=True):
+        pass
 
 
 @contextmanager
 def unaccepted(running: Running) -> Iterator[None]:
     """Listen on every port, as a frozen QEMU does, with a full backlog."""
     with ExitStack() as undo:
-        for number in range(1, PORTS + 1):
+        for number in range(1, FIRST_PORTS + 1):
             path = str(running.path / f"p{number}")
             listener, waiting = (undo.enter_context(socket.socket(socket.AF_UNIX)) for _ in "ab")
             listener.bind(path)
@@ -217,7 +254,7 @@ def test_connected_waits_for_a_free_port(
     monkeypatch.setattr(connection, "BUSY_S", 20)
     monkeypatch.setattr(connection, "PORT_TIMEOUT_S", 20)
     port(1, hello)
-    with in_use(running, [1]) as locks, in_use(running, range(2, PORTS + 1)):
+    with in_use(running, [1]) as locks, in_use(running, range(2, FIRST_PORTS + 1)):
         timer = threading.Timer(0.2, fcntl.flock, (locks[0], fcntl.LOCK_UN))
         timer.start()
 
@@ -231,7 +268,7 @@ def test_connected_reports_a_silent_host_with_its_last_output(
     running: Running, port: Callable[[int, Answer], None]
 ) -> None:
     (running.path / "console.log").write_text("Kernel panic - not syncing\n")
-    for number in range(1, PORTS + 1):
+    for number in range(1, FIRST_PORTS + 1):
         port(number, silence)
 
     refusal = pytest.raises(HostError, match=r"does not answer \(Kernel panic")

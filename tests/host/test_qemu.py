@@ -13,7 +13,7 @@ from pyvmm.errors import HostError
 from pyvmm.host import qemu, saved
 from pyvmm.host.parts.tools import Tool
 from pyvmm.host.qemu import QemuPlan
-from pyvmm.host.wire import PORTS
+from pyvmm.host.wire import FIRST_PORTS
 from tests.host.conftest import ENOUGH_S, wait_for
 
 HERE = Path("/cache/host")
@@ -80,9 +80,9 @@ def test_each_session_has_its_own_port() -> None:
 
     chardevs = [c for c in option(arguments, "-chardev") if c.startswith("socket,")]
     ports = [d for d in option(arguments, "-device") if d.startswith("virtserialport,")]
-    assert len(chardevs) == len(ports) == PORTS
-    assert f"path=/cache/host/run/p{PORTS}," in chardevs[-1]
-    assert ports[-1].endswith(f"name=pyvmm.{PORTS},nr={PORTS}")
+    assert len(chardevs) == len(ports) == FIRST_PORTS
+    assert f"path=/cache/host/run/p{FIRST_PORTS}," in chardevs[-1]
+    assert ports[-1].endswith(f"name=pyvmm.{FIRST_PORTS},nr={FIRST_PORTS}")
 
 
 def test_commas_in_paths_are_doubled_where_qemu_splits_at_them() -> None:

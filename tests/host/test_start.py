@@ -19,7 +19,7 @@ from pyvmm.host.parts import tools, trees
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, running_at
 from pyvmm.host.settings import LINUX, QEMU, HostSettings
-from pyvmm.host.wire import PORTS
+from pyvmm.host.wire import FIRST_PORTS
 from tests.host.conftest import add_tree, python, wait_for
 
 QUIET = Progress(quiet=True)
@@ -158,7 +158,7 @@ class Fake:
 
 
 def make_sockets(sockets: Path) -> str:
-    return f"touch {sockets}/p{PORTS}; exec sleep 60"
+    return f"touch {sockets}/p{FIRST_PORTS}; exec sleep 60"
 
 
 def test_start_saves_no_host_whose_kernel_is_newer_than_its_name(

@@ -1,6 +1,7 @@
 """Process 1 of the emulated host: a fork server with pyvmm loaded.
 
-It waits for clients on the virtio-serial ports and forks a session for each (session.py).  It
+It waits for clients on the virtio-serial ports and forks a session for each (session.py).  A client
+that needs more ports has QEMU add them; the kernel's uevents announce them to the agent.  It
 powers the host off after some idle time.  init.sh starts it at a cold boot.  It runs in the saved
 host already: a start from the saved state resumes its loop.
 """
@@ -15,6 +16,7 @@ import pkgutil
 import resource
 import select
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -32,6 +34,10 @@ KVM_CREATE_VM: Final = 0xAE01  # _IO(KVMIO, 0x01).  Source: uapi/linux/kvm.h
 SMALLEST_VM: Final = 32  # bits of guest physical address, KVM's minimum
 DESCRIPTORS: Final = (1024, 1 << 16)  # soft and hard limit for a command; a vCPU has two
 PORT_NAME: Final = "pyvmm."
+PORTS_CLASS: Final = Path("/sys/class/virtio-ports")
+NETLINK_KOBJECT_UEVENT: Final = 15  # Source: Linux, include/uapi/linux/netlink.h
+KERNEL_GROUP: Final = 1  # its multicast group.  Source: Linux, lib/kobject_uevent.c
+UEVENT_SIZE: Final = 1 << 14  # more than the kernel sends: 2 KiB of variables, and a path
 
 # Modules to load besides pyvmm's own: a forked command starts in about 30 ms, not seconds.
 NOT_PRELOADED: Final = ("._build", "__main__", ".handover")  # runpy warns if these are loaded
@@ -62,14 +68,12 @@ class Agent:
 
     def __init__(self, wakeup: int) -> None:
         self._wakeup = wakeup
-        self._ports = [os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-                       for path in _port_devices()]  # fmt: skip
-        self._poll = select.poll()
+        self._ports: dict[Path, int] = {}
+        self._poll = select.poll()  # of the ports
+        self._uevents = _uevents()  # before the ports are read: none is missed
         self._sessions: dict[int, int] = {}  # process -> port
         self._last_use = time.monotonic()
-        for port in self._ports:
-            self._poll.register(port, select.POLLIN)
-            _notify(port)
+        self._open_ports()
 
     def run(self) -> None:
         """Start a session for each client, until the idle time is over."""
@@ -78,15 +82,27 @@ class Agent:
             left = self._last_use + _idle_s() - time.monotonic()
             if left <= 0 and not self._sessions:
                 return
-            ready, _, _ = select.select([self._wakeup], [], [], None if self._sessions else left)
-            if ready:
+            awaited = [self._wakeup, self._uevents.fileno()]
+            ready, _, _ = select.select(awaited, [], [], None if self._sessions else left)
+            if self._wakeup in ready:
                 os.read(self._wakeup, 4096)
+            if self._uevents.fileno() in ready and _has_port_event(self._uevents):
+                self._open_ports()
             self._reap()
+
+    def _open_ports(self) -> None:
+        """Open the ports that are not open yet."""
+        for path in _port_devices():
+            if path not in self._ports:
+                port = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+                self._ports[path] = port
+                self._poll.register(port, select.POLLIN)
+                _notify(port)
 
     def _start_sessions(self) -> None:
         unconnected = {port for port, event in self._poll.poll(0) if event & select.POLLHUP}
         not_waiting = unconnected.union(self._sessions.values())
-        for port in self._ports:
+        for port in self._ports.values():
             if port not in not_waiting:
                 process = os.fork()
                 if process == 0:
@@ -177,8 +193,28 @@ def _notify(port: int) -> None:
     fcntl.fcntl(port, fcntl.F_SETFL, flags | os.O_ASYNC)
 
 
+def _uevents() -> socket.socket:
+    """Return a socket that receives the kernel's uevents."""
+    kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+    uevents = socket.socket(socket.AF_NETLINK, kind, NETLINK_KOBJECT_UEVENT)
+    uevents.bind((0, KERNEL_GROUP))
+    return uevents
+
+
+def _has_port_event(uevents: socket.socket) -> bool:
+    """Read all uevents that have arrived; return whether one is about a port, or was lost."""
+    found = False
+    while True:
+        try:
+            found |= b"/virtio-ports/" in uevents.recv(UEVENT_SIZE)
+        except BlockingIOError:
+            return found
+        except OSError:  # ENOBUFS: there were too many
+            found = True
+
+
 def _port_devices() -> list[Path]:
-    names = sorted(Path("/sys/class/virtio-ports").glob("*/name"))
+    names = sorted(PORTS_CLASS.glob("*/name"))
     return [Path("/dev") / n.parent.name for n in names
             if n.read_text().startswith(PORT_NAME)]  # fmt: skip
 
