@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pyvmm.host.wire import FIRST_PORTS
 from tests.e2e.conftest import ENOUGH_S, FIRST_S, Pyvmm, is_alive, wait_for
 from tests.runtime import own_runtime_dir
 
@@ -81,6 +82,27 @@ def test_commands_at_the_same_time_share_one_host(pyvmm: Pyvmm) -> None:
         "SVE vector lengths: 128", "SVE vector lengths: 128 256", "SVE vector lengths: 128 256 512"
     ]  # fmt: skip
     assert len(pyvmm.hosts()) == 1
+
+
+def test_host_gets_ports_when_more_commands_run_than_it_boots_with(pyvmm: Pyvmm) -> None:
+    pyvmm("host", "start")
+    runs = [pyvmm.start("host", "exec", "cat", stdin=subprocess.PIPE) for _ in range(FIRST_PORTS)]
+    for run in runs:
+        assert run.stdin is not None
+        assert run.stdout is not None
+        run.stdin.write(b"here\n")
+        run.stdin.flush()
+        assert run.stdout.readline() == b"here\n"
+    (host,) = pyvmm.hosts()
+    listed = pyvmm("list")
+
+    for run in runs:
+        run.communicate(timeout=ENOUGH_S)
+
+    assert host["sessions"] == FIRST_PORTS
+    assert (listed.stderr, listed.returncode) == ("", 0)
+    assert {run.returncode for run in runs} == {0}
+    assert pyvmm("host", "exec", "echo", "there").stdout == "there\n"
 
 
 def test_commands_at_the_same_time_from_cold_start_one_host(pyvmm: Pyvmm) -> None:
