@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from pyvmm.host.inside.agent import DEVICE, keep_vm_open
+from pyvmm.host.inside.agent import DEVICE, _has_port_event, keep_vm_open
 
 
 @pytest.mark.kvm
@@ -30,3 +31,24 @@ def test_keep_vm_open_prints_an_error_without_kvm(
     assert capsys.readouterr().out == (
         f"pyvmm-agent: keeping a VM open: {no_kvm}: Inappropriate ioctl for device\n"
     )
+
+
+PORT = (
+    b"change@/devices/platform/a003c00.virtio_mmio/virtio2/virtio-ports/vport2p16\0ACTION=change\0"
+)
+OTHER = b"change@/devices/virtual/misc/kvm\0ACTION=change\0EVENT=create\0"
+
+
+@pytest.mark.parametrize(
+    ("sent", "found"),
+    [([], False), ([OTHER], False), ([PORT], True), ([PORT, OTHER], True), ([OTHER, PORT], True)],
+)
+def test_uevent_of_a_port_is_found_among_all_that_arrived(sent: list[bytes], found: bool) -> None:
+    ours, kernels = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, kernels:
+        ours.setblocking(False)
+        for event in sent:
+            kernels.send(event)
+
+        assert _has_port_event(ours) is found
+        assert _has_port_event(ours) is False
