@@ -138,6 +138,8 @@ def _full(running: Running, used: int) -> HostError:
 
 def _add_ports(running: Running) -> None:
     """Add ports to a host whose ports are in use, unless another command does."""
+    if running.is_stopped:
+        raise no_answer(running)
     known = running.ports
     try:
         with locked(running.path / "ports.lock"):

@@ -245,6 +245,10 @@ def test_connected_reports_at_once_that_the_hosts_process_is_stopped(
             pass
 
         assert f"kill -CONT {process.pid}" in (caught.value.hint or "")
+        monkeypatch.setattr(connection, "PORTS", FIRST_PORTS + 1)  # one could be added
+        taken = in_use(running, range(1, FIRST_PORTS + 1))
+        with taken, pytest.raises(HostError, match=refusal), connected(frozen):
+            pass
         process.kill()
 
 
