@@ -1,6 +1,5 @@
 /* PSCI by HVC.  Source: Arm DEN0022, chapter 5; the convention is that of DEN0028 (SMCCC). */
 
-#include "cpu.h"
 #include "panic.h"
 #include "psci.h"
 
@@ -37,7 +36,7 @@ long psci_affinity_info(uint64_t mpidr)
 
 void psci_cpu_off(void)
 {
-	panic("vCPU %u: PSCI CPU_OFF returned %ld\n", cpu_index(), psci(PSCI_CPU_OFF, 0, 0, 0));
+	panic("PSCI CPU_OFF returned %ld\n", psci(PSCI_CPU_OFF, 0, 0, 0));
 }
 
 void psci_system_off(void)

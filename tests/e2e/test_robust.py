@@ -23,15 +23,17 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(FIRST_S), pytest.mark.usefixt
 UNSAVED = ("--host-cpu", "max,sve-max-vq=2")  # removed before and after
 
 
-def launched() -> set[int]:
-    """Return the process of every QEMU of these tests."""
+def launched() -> dict[int, str]:
+    """Return the host's name of every QEMU of these tests, by its process."""
     files = Path(os.environ["XDG_RUNTIME_DIR"], "pyvmm").glob("*/pid")
-    return {int(text) for file in files if (text := file.read_text()).endswith("\n")}
+    return {int(text): file.parent.name for file in files
+            if (text := file.read_text()).endswith("\n")}  # fmt: skip
 
 
-def saved_dirs(pyvmm: Pyvmm) -> list[str]:
+def incomplete(pyvmm: Pyvmm, name: str) -> list[Path]:
+    """Return what the cache has of a host that is not complete."""
     cache = Path(json.loads(pyvmm("host", "status", "--json").stdout)["cache"])
-    return sorted(str(p) for p in (cache / "hosts").glob(".*.tmp-*"))
+    return sorted((cache / "hosts").glob(f".{name}.tmp-*"))
 
 
 def test_killed_host_is_a_clear_error_and_the_next_command_works(pyvmm: Pyvmm) -> None:
@@ -146,8 +148,9 @@ def test_interrupted_making_of_a_host_leaves_nothing_complete(
     pyvmm("host", "rm", *UNSAVED)
     before = launched()
     with pyvmm.start("host", "start", *UNSAVED, stderr=subprocess.DEVNULL) as process:
-        wait_for(lambda: launched() - before, "the cold boot")
-        (qemu,) = launched() - before
+        wait_for(lambda: launched().keys() - before, "the cold boot")
+        (qemu,) = launched().keys() - before
+        name = launched()[qemu]
 
         process.send_signal(number)
 
@@ -158,7 +161,7 @@ def test_interrupted_making_of_a_host_leaves_nothing_complete(
         pyvmm("host", "stop", "--all")
     else:
         assert code == 128 + number
-        assert saved_dirs(pyvmm) == []
+        assert incomplete(pyvmm, name) == []
     wait_for(lambda: not is_alive(qemu), "QEMU's end")
     document = json.loads(pyvmm("host", "status", "--json").stdout)
     assert not any("sve-max-vq=2," in host["cpu"] for host in document["hosts"])
