@@ -1,6 +1,11 @@
 """The forms of accesses that are tested: each, and after it plain instructions that do the same.
 
 Each line is an instruction's word and its source. X16 and X17 are for the plain ones.
+
+The plain ones extend the sign by an instruction of their own. Linux before "KVM: arm64: Fix
+sign-extension of MMIO loads" (2026) returns zero-extended values from LDRSB, LDRSH and LDRSW of
+devices: kvm_handle_mmio_return() extends the sign, then vcpu_data_host_to_guest() removes it.
+Source: Linux b30070862edb (v3.13), which that change fixes; its selftest arm64/mmio_sign_ext.c.
 """
 
 from __future__ import annotations
@@ -43,24 +48,29 @@ FORMS = """
     79400001  ldrh w1, [x0]
 
     38c01401  ldrsb w1, [x0], #1
-    39c00001  ldrsb w1, [x0]
+    39400001  ldrb w1, [x0]
+    13001c21  sxtb w1, w1
     91000400  add x0, x0, #1
 
     38801401  ldrsb x1, [x0], #1
-    39800001  ldrsb x1, [x0]
+    39400001  ldrb w1, [x0]
+    93401c21  sxtb x1, w1
     91000400  add x0, x0, #1
 
     78c02401  ldrsh w1, [x0], #2
-    79c00001  ldrsh w1, [x0]
+    79400001  ldrh w1, [x0]
+    13003c21  sxth w1, w1
     91000800  add x0, x0, #2
 
     78802401  ldrsh x1, [x0], #2
-    79800001  ldrsh x1, [x0]
+    79400001  ldrh w1, [x0]
+    93403c21  sxth x1, w1
     91000800  add x0, x0, #2
 
     b8804c01  ldrsw x1, [x0, #4]!
     91001000  add x0, x0, #4
-    b9800001  ldrsw x1, [x0]
+    b9400001  ldr w1, [x0]
+    93407c21  sxtw x1, w1
 
     f840841f  ldr xzr, [x0], #8
     f940001f  ldr xzr, [x0]
@@ -113,8 +123,10 @@ FORMS = """
 
     69c10801  ldpsw x1, x2, [x0, #8]!
     91002000  add x0, x0, #8
-    b9800001  ldrsw x1, [x0]
-    b9800402  ldrsw x2, [x0, #4]
+    b9400001  ldr w1, [x0]
+    93407c21  sxtw x1, w1
+    b9400402  ldr w2, [x0, #4]
+    93407c42  sxtw x2, w2
 
     28400801  ldnp w1, w2, [x0]
     b9400001  ldr w1, [x0]
