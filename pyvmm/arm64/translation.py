@@ -89,7 +89,7 @@ class Translation(Record):
 
 
 class Half(Record):
-    """The settings of the registers for the lower or the upper half of the addresses."""
+    """The settings for the lower or the upper half of the virtual addresses."""
 
     ttbr: int
     page_bits: int
@@ -161,7 +161,7 @@ def fetch(va: int, regime: Regime, read: Read) -> int:
 
 
 def _half(upper: int, regime: Regime) -> Half:
-    """Return the settings for that half.  Raises: GuestError, for a reserved page size."""
+    """Return the settings of that half.  Raises: GuestError, for a reserved page size."""
     tcr = regime.tcr
     ttbr, granule, size, is_off, ignores_tag = (
         (regime.ttbr1, tcr.TG1, tcr.T1SZ, tcr.EPD1, tcr.TBI1)

@@ -25,7 +25,7 @@ class Lz4Error(ValueError):
 
 
 class Decompressor:
-    """Unpacks one frame, with the interface of ``bz2.BZ2Decompressor``.
+    """The decompressor of one frame, with the interface of ``bz2.BZ2Decompressor``.
 
     Raises: HostError, where the machine has no liblz4.
     """
@@ -64,7 +64,7 @@ class Decompressor:
 
 
 def read_legacy(file: BinaryIO) -> Iterator[bytes]:
-    """Unpack a legacy frame: it ends at the file's end, or where no block size follows.
+    """Unpack a legacy frame, up to the file's end or to bytes that are no block's size.
 
     Raises:
         Lz4Error: the data is damaged, or the file ends within it.

@@ -33,7 +33,7 @@ class Damaged(ValueError):
 
 
 class Decompressor(Protocol):
-    """The interface of bz2.BZ2Decompressor and lzma.LZMADecompressor: it unpacks one stream."""
+    """The decompressor of one stream, as bz2.BZ2Decompressor and lzma.LZMADecompressor are."""
 
     @property
     def eof(self) -> bool:

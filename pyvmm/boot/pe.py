@@ -28,7 +28,7 @@ def read_machine(file: BinaryIO) -> int | None:
 
 
 def raw_end(file: BinaryIO) -> int:
-    """Return the end of the last section of a PE file, its minimal length; 0 for any other file."""
+    """Return where the last section of a PE file ends in the file; 0, if it is no PE file."""
     return max((offset + size for _, _, size, offset in read_sections(file) if size), default=0)
 
 

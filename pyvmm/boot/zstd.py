@@ -35,7 +35,7 @@ class _Buffer(ctypes.Structure):
 
 
 class Decompressor:
-    """Unpacks one frame, with the interface of ``bz2.BZ2Decompressor``.
+    """The decompressor of one frame, with the interface of ``bz2.BZ2Decompressor``.
 
     Raises: HostError, where the machine has no libzstd.
     """
