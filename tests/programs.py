@@ -52,7 +52,7 @@ PROGRAMS = {
         b900003f  str wzr, [x1]
         14000000  b .
     """,
-    "undecodable": """
+    "store a pair": """
         a9000041  stp x1, x0, [x2]
         14000000  b .
     """,

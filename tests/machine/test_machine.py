@@ -146,14 +146,14 @@ def test_unclaimed_access_reads_zero_and_reaches_the_callback(boot: Boot) -> Non
     ]
 
 
-def test_undecodable_access_is_a_guest_error(boot: Boot) -> None:
-    machine = boot("undecodable", x2=layout.UART.base)
+def test_access_that_is_not_emulated_is_a_guest_error(boot: Boot) -> None:
+    machine = boot("store of a structure")
 
     with pytest.raises(GuestError) as caught:
         machine.run()
 
     assert f"{layout.UART.base:#x}" in caught.value.message
-    assert f"{machine.image.entry:#x}" in caught.value.message
+    assert f"{machine.image.entry + 16:#x}" in caught.value.message
     assert caught.value.exit_code == 1
 
 
