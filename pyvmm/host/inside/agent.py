@@ -69,7 +69,9 @@ class Agent:
     def __init__(self, wakeup: int) -> None:
         self._wakeup = wakeup
         self._ports: dict[Path, int] = {}
-        self._poll = select.poll()  # of the ports
+        # Of ports without a session: to poll one takes its data from the ring, and a session that
+        # sleeps then sees no interrupt (port_fops_poll and vring_interrupt of Linux).
+        self._idle = select.poll()
         self._uevents = _uevents()  # before the ports are read: none is missed
         self._sessions: dict[int, int] = {}  # process -> port
         self._last_use = time.monotonic()
@@ -96,11 +98,11 @@ class Agent:
             if path not in self._ports:
                 port = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
                 self._ports[path] = port
-                self._poll.register(port, select.POLLIN)
+                self._idle.register(port, select.POLLIN)
                 _notify(port)
 
     def _start_sessions(self) -> None:
-        unconnected = {port for port, event in self._poll.poll(0) if event & select.POLLHUP}
+        unconnected = {port for port, event in self._idle.poll(0) if event & select.POLLHUP}
         not_waiting = unconnected.union(self._sessions.values())
         for port in self._ports.values():
             if port not in not_waiting:
@@ -108,6 +110,7 @@ class Agent:
                 if process == 0:
                     _run_session(port)
                 self._sessions[process] = port
+                self._idle.unregister(port)
 
     def _reap(self) -> None:
         """Reap sessions and orphans; watch the ports of ended sessions again."""
@@ -121,6 +124,7 @@ class Agent:
             port = self._sessions.pop(process, None)
             if port is not None:
                 self._last_use = time.monotonic()
+                self._idle.register(port, select.POLLIN)
                 _notify(port)
 
 
