@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from pyvmm.base.output import discard_stdout, printable, printable_lines
 from pyvmm.base.records import Record
 from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, EXIT_SIGNAL, EXIT_USAGE, VmmError
 
@@ -107,7 +108,7 @@ class Verbs(LazyGroup):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            _discard_stdout()
+            discard_stdout()
             raise SystemExit(EXIT_SIGNAL + signal.SIGPIPE) from None
 
 
@@ -158,9 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return end.code or EXIT_OK
     except BaseException as error:
         if invocation.debug:
-            import traceback
-
-            traceback.print_exc()
+            _print_traceback()
         return report(error)
     return code if isinstance(code, int) else EXIT_OK
 
@@ -176,7 +175,8 @@ def report(error: BaseException) -> int:
             return EXIT_USAGE
         case click.UsageError():
             command = error.ctx.command_path if error.ctx else "pyvmm"
-            say(error.format_message(), f"`{command} --help` shows the options")
+            # click lists choices behind tabs
+            say(error.format_message().expandtabs(2), f"`{command} --help` shows the options")
             return EXIT_USAGE
         case click.ClickException():
             say(error.format_message())
@@ -184,10 +184,10 @@ def report(error: BaseException) -> int:
         case click.Abort() | KeyboardInterrupt():
             return EXIT_SIGNAL + signal.SIGINT
         case BrokenPipeError():  # the last flush raised it
-            _discard_stdout()
+            discard_stdout()
             return EXIT_SIGNAL + signal.SIGPIPE
         case OSError() if error.filename is None and error.errno in FULL:
-            _discard_stdout()
+            discard_stdout()
             say(f"cannot write standard output: {error.strerror}")
             return EXIT_HOST
         case OSError() if part := _missing_part(error):
@@ -197,12 +197,6 @@ def report(error: BaseException) -> int:
             return EXIT_FAILED
 
 
-def _discard_stdout() -> None:
-    from pyvmm.base.output import discard_stdout  # lazily: rarely needed
-
-    discard_stdout()
-
-
 def _missing_part(error: OSError) -> VmmError | None:
     from pyvmm.base.dirs import missing_part  # lazily: rarely needed
 
@@ -210,10 +204,22 @@ def _missing_part(error: OSError) -> VmmError | None:
 
 
 def say(message: str, hint: str | None = None) -> None:
-    """Print a message and its hint on stderr, with options in place of fields' names."""
-    text = f"pyvmm: {message}" + (f"\n  hint: {hint}" if hint else "")
+    """Print a message and its hint on stderr, with options in place of fields' names.
+
+    Guests, files and others provide parts of the text: it goes through printable_lines().
+    """
     fields: Any = importlib.import_module("pyvmm.commands._fields")  # lazily, like the verbs
-    click.echo(fields.spell(text), err=True)
+    text = f"pyvmm: {printable_lines(fields.spell(message))}"
+    if hint:
+        text += f"\n  hint: {printable_lines(fields.spell(hint))}"
+    click.echo(text, err=True)
+
+
+def _print_traceback() -> None:
+    import traceback  # lazily: rarely needed
+
+    for line in traceback.format_exc().splitlines():
+        click.echo(printable(line), err=True)
 
 
 def _keep_standard_descriptors() -> None:

@@ -21,6 +21,7 @@ from pyvmm.base.loop import Loop
 from pyvmm.base.records import Record
 from pyvmm.base.units import show_size
 from pyvmm.cli import say
+from pyvmm.commands._output import echo
 from pyvmm.config import Config
 from pyvmm.control.sockets import Claim
 from pyvmm.errors import EXIT_SIGNAL, HostError, VmmError
@@ -128,7 +129,7 @@ class Attached:
                 write_whole(self._extras.dump_dtb, self._machine.dtb)
             if self._extras.verbose:
                 for line in describe(self._machine, self._extras.restorer):
-                    click.echo(f"pyvmm: {line}", err=True)
+                    echo(f"pyvmm: {line}", err=True)
         except BaseException:
             self._machine.close()
             raise
@@ -233,7 +234,7 @@ def _allow_descriptors() -> None:
 
 
 def _show_unclaimed(vcpu: int, access: Exit) -> None:
-    click.echo(f"pyvmm: vCPU {vcpu} accesses no device: {access}", err=True)
+    echo(f"pyvmm: vCPU {vcpu} accesses no device: {access}", err=True)
 
 
 def describe(machine: Machine, restorer: Restorer | None) -> Iterator[str]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from pyvmm.base.output import printable
+
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
     from rich.live import Live
@@ -51,7 +53,7 @@ class LiveTable:
     def print_line(self, text: str) -> None:
         """Print a result where there is no live table."""
         if self._live is None:
-            click.echo(text, file=self._stream)
+            click.echo(printable(text), file=self._stream)
 
     def _table(self) -> Table:
         from rich.table import Table
@@ -61,14 +63,22 @@ class LiveTable:
             justify: JustifyMethod = "right" if title in NUMBERS else "left"
             table.add_column(title, justify=justify, no_wrap=title not in self._wrapping)
         for row in self.rows():
-            table.add_row(*row)
+            table.add_row(*map(printable, row))
         return table
 
 
 def show(as_json: bool, document: Mapping[str, Any], lines: Iterable[str]) -> None:
     """Print the document as JSON, or the lines."""
-    for line in [json.dumps(document, indent=2)] if as_json else lines:
-        click.echo(line)
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+        return
+    for line in lines:
+        echo(line)
+
+
+def echo(line: str, *, err: bool = False) -> None:
+    """Print one line on stdout or stderr, whatever text of others is in it."""
+    click.echo(printable(line), err=err)
 
 
 def counted(count: int, noun: str) -> str:
@@ -81,10 +91,3 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def printable(text: str) -> str:
-    """Return text with control characters, which a terminal obeys, written as escapes."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from pyvmm import host
+from pyvmm.base.output import printable
 from pyvmm.commands._fields import spell
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._options import json_option
@@ -151,11 +152,11 @@ def _show_topic(console: Any, facts: list[Fact]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for fact in facts:
-        value = Text(fact.shown or _words(fact.value))
+        value = Text(printable(fact.shown or _words(fact.value)))
         if fact.lack:
-            value = Text(fact.lack, style="red" if fact.fatal else "yellow")
+            value = Text(printable(fact.lack), style="red" if fact.fatal else "yellow")
             if fact.remedy:
-                value.append(f"\n{fact.remedy}", style="default")
+                value.append(f"\n{printable(fact.remedy)}", style="default")
         table.add_row(fact.name, value)
     console.print(table)
 
@@ -171,7 +172,7 @@ def _show_capabilities(console: Any, facts: list[Fact]) -> None:
         if fact.value
     ]
     lacks = [fact.name for fact in facts if not fact.value]
-    console.print(Padding(Text("  ".join(has)), (0, 2)))
+    console.print(Padding(Text("  ".join(map(printable, has))), (0, 2)))
     if lacks:
         console.print(Padding(Text("without:  " + "  ".join(lacks), style="dim"), (0, 2)))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pyvmm.base.dirs import cached
+from pyvmm.base.output import printable
 
 REFRESH_S = 0.2
 
@@ -70,7 +71,7 @@ class Progress:
 
     def _line(self, text: str) -> None:
         if not self._quiet:
-            print(text, file=self._stream, flush=True)
+            print(printable(text), file=self._stream, flush=True)
 
 
 def _size(path: Path) -> int:

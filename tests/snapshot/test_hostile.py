@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyvmm.commands._output import printable
+from pyvmm.base.output import printable
 from pyvmm.commands.registers.show import show_registers
 from pyvmm.commands.snapshot import diff as snapshot_diff
 from pyvmm.commands.snapshot import show as snapshot_show

@@ -15,7 +15,7 @@ import click
 from pyvmm.base.dirs import cache_dir, remove_cache, size_on_disk
 from pyvmm.commands._hostopts import emulated_options
 from pyvmm.commands._options import json_option
-from pyvmm.commands._output import show
+from pyvmm.commands._output import echo, show
 from pyvmm.commands.host import _list
 from pyvmm.errors import EXIT_HOST, EXIT_OK
 from pyvmm.host import forward
@@ -48,7 +48,7 @@ def start(settings: HostSettings) -> None:
     began = time.monotonic()
     running = instance.ensure()
     took = "was running" if before else f"started in {time.monotonic() - began:.2f} s"
-    click.echo(f"{_title(running)}: {took}", err=True)
+    echo(f"{_title(running)}: {took}", err=True)
 
 
 @host.command(name="stop")
@@ -64,9 +64,9 @@ def stop_command(settings: HostSettings, everything: bool) -> None:
         chosen = [found] if found else []
     for running in chosen:
         stop(running)
-        click.echo(f"{_title(running)}: stopped", err=True)
+        echo(f"{_title(running)}: stopped", err=True)
     if not chosen:
-        click.echo("no such host is running", err=True)
+        echo("no such host is running", err=True)
 
 
 @host.command()
@@ -132,7 +132,7 @@ def rm(settings: HostSettings, everything: bool) -> None:
             stop(running)
         end_orphans()
         removed = size_on_disk(cache_dir())
-        click.echo(f"{remove_cache()}: removed {removed / 1e6:.0f} MB", err=True)
+        echo(f"{remove_cache()}: removed {removed / 1e6:.0f} MB", err=True)
         return
     instance = Instance(settings, Progress())
     found = running_at(instance.sockets)
@@ -141,9 +141,9 @@ def rm(settings: HostSettings, everything: bool) -> None:
     chosen = [path for path, facts in everyone() if facts.get("settings") == asdict(settings)]
     for path in chosen:
         remove(path)
-        click.echo(f"{path.name}: removed", err=True)
+        echo(f"{path.name}: removed", err=True)
     if not chosen:
-        click.echo("no such host is saved", err=True)
+        echo("no such host is saved", err=True)
 
 
 def _title(running: Running) -> str:

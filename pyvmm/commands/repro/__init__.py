@@ -15,6 +15,7 @@ from pyvmm.base.files import write_whole
 from pyvmm.commands._fields import spell
 from pyvmm.commands._hostopts import host_options
 from pyvmm.commands._options import FILE, added, file_option, json_option
+from pyvmm.commands._output import echo
 from pyvmm.commands.repro import _report
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import KERNEL_SUITES, QEMU_SUITES, HostSettings
@@ -76,8 +77,9 @@ def run_capsule(where: HostSettings, capsule: Path, trust: bool, as_json: bool) 
     then = found.manifest
     sentence, code = replay.compare(then["verdict"], result.finding)
     show(result, as_json=as_json)
-    click.echo(f"\nthen         {then['machine']}, pyvmm {then['pyvmm']}", err=as_json)
-    click.echo(sentence, err=as_json)
+    click.echo(err=as_json)
+    echo(f"then         {then['machine']}, pyvmm {then['pyvmm']}", err=as_json)
+    echo(sentence, err=as_json)
     return code
 
 
@@ -171,7 +173,7 @@ def show(result: ReproResult, *, as_json: bool) -> None:
         click.echo(_json(result.document()), nl=False)
         return
     for line in _report.lines(result):
-        click.echo(line)
+        echo(line)
 
 
 def _json(document: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from pyvmm.commands._options import json_option
-from pyvmm.commands._output import counted, printable, show
+from pyvmm.commands._output import counted, show
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.snapshot.compare import Change, Comparison, MemoryChange, compare, page_count
 from pyvmm.snapshot.format import PAGE
@@ -39,7 +39,7 @@ def diff(a: Path, b: Path, strict: bool, as_json: bool) -> int:
     with Snapshot(a) as left, Snapshot(b) as right:
         found = compare(left, right)
     differ = found.differ or (strict and bool(found.changes or found.memory))
-    show(as_json, document(a, b, found, differ), map(printable, lines(a, b, found)))
+    show(as_json, document(a, b, found, differ), lines(a, b, found))
     return EXIT_FAILED if differ else EXIT_OK
 
 

@@ -13,7 +13,7 @@ import click
 from pyvmm.arm64 import vl
 from pyvmm.base.units import parse_number, parse_size, show_size
 from pyvmm.commands._options import json_option
-from pyvmm.commands._output import counted, printable
+from pyvmm.commands._output import counted, echo
 from pyvmm.commands.registers.show import PARTS, show_matching, show_registers
 from pyvmm.errors import UsageError
 from pyvmm.machine.registerdump import VcpuRegisters
@@ -92,7 +92,7 @@ def show(
 
 def _print(text: Iterable[str]) -> None:
     for line in text:
-        click.echo(printable(line))
+        echo(line)
 
 
 def _chosen(

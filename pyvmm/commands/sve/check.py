@@ -11,6 +11,7 @@ import click
 from pyvmm.arm64 import vl
 from pyvmm.base.computer import kind_of_machine
 from pyvmm.base.files import write_whole
+from pyvmm.base.output import printable
 from pyvmm.commands import _output
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._options import file_option, json_option
@@ -52,7 +53,7 @@ def check(
         facts = obtained(sve_host)
         if not as_json:
             for name, value in facts.items():
-                click.echo(f"{name:8}  {value}")
+                _output.echo(f"{name:8}  {value}")
         results = []
         for result in runner.run(system, sve_host, cases):
             results.append(result)
@@ -77,9 +78,9 @@ def obtained(sve_host: SveHost) -> dict[str, str]:
 def show(result: CaseResult, verbose: bool) -> None:
     """Print a case as it ends."""
     first, *more = report.lines(result, verbose)
-    click.echo(paint(first, result.verdict))
+    click.echo(paint(printable(first), result.verdict))
     for line in more:
-        click.echo(line)
+        _output.echo(line)
     sys.stdout.flush()
 
 

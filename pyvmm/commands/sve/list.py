@@ -11,7 +11,7 @@ import click
 from pyvmm.arm64 import cpuid, vl
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._options import FILE, json_option
-from pyvmm.commands._output import show
+from pyvmm.commands._output import echo, show
 from pyvmm.commands.sve._probe import probe_here
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.host.settings import HostSettings
@@ -40,7 +40,7 @@ def list_lengths(where: HostSettings, file: Path | None, as_json: bool) -> int:
         probe.write(file)
     show(as_json, document(probe), lines(probe))
     if file is not None:
-        click.echo(f"{file}: saved", err=True)
+        echo(f"{file}: saved", err=True)
     contradicts = any(not difference.known for difference in probe.differences())
     return EXIT_FAILED if contradicts else EXIT_OK
 

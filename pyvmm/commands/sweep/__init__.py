@@ -19,7 +19,7 @@ from pyvmm.base.files import write_whole
 from pyvmm.base.signals import handling
 from pyvmm.commands._hostopts import CHOICE
 from pyvmm.commands._options import file_option, json_option
-from pyvmm.commands._output import show
+from pyvmm.commands._output import echo, show
 from pyvmm.commands.run import complete_image, find_image, run
 from pyvmm.commands.sweep._line import command, query
 from pyvmm.commands.sweep._table import SweepTable
@@ -167,7 +167,7 @@ class Sweep:
         with handling(ENDING, self._interrupt), self._crew() as crew:
             if sys.stderr.isatty():  # making an emulated host takes a while
                 names = "; ".join(map(host_name, settings))
-                click.echo(f"pyvmm: asking for vector lengths: {names} ...", err=True)
+                echo(f"pyvmm: asking for vector lengths: {names} ...", err=True)
             try:
                 hosts = ask_hosts([query(where) for where in settings], crew, self._stop)
             except KeyboardInterrupt:
@@ -212,5 +212,5 @@ class Sweep:
         if self._as_json:
             show(True, report.document(results, hosts, self._logs), ())
         for name, machine in report.where(hosts).items():
-            click.echo(f"{name}: {machine}", err=self._as_json)
-        click.echo(report.summary(results), err=self._as_json)
+            echo(f"{name}: {machine}", err=self._as_json)
+        echo(report.summary(results), err=self._as_json)

@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-from pyvmm.commands._output import LiveTable, printable
+from pyvmm.base.output import printable
+from pyvmm.commands._output import LiveTable
 from pyvmm.sweep.drive import RunResult, RunVerdict
 from pyvmm.sweep.plan import Run, host_name
 
@@ -80,7 +81,7 @@ class SweepTable(LiveTable):
 def line(result: RunResult) -> str:
     """Return a result's line."""
     seconds = "" if result.output is None else f"{result.output.seconds:.1f} s"
-    return f"{result.verdict:12} {seconds:>8}  {result.run.name}: {printable(remark(result))}"
+    return f"{result.verdict:12} {seconds:>8}  {result.run.name}: {remark(result)}"
 
 
 def remark(result: RunResult) -> str:

@@ -12,7 +12,7 @@ from pyvmm.base.records import Record, made
 from pyvmm.cli import say
 from pyvmm.commands._fields import spell
 from pyvmm.commands._options import added, json_option
-from pyvmm.commands._output import show
+from pyvmm.commands._output import echo, show
 from pyvmm.control import client
 from pyvmm.control.wire import Message, failure_of, pack
 from pyvmm.errors import EXIT_OK, HostError, UsageError
@@ -162,10 +162,10 @@ def send(found: Found, request: Message, as_json: bool, done: str) -> int:
     if as_json:
         show(True, document(replies, found.failures), ())
     elif not replies and not found.failures:
-        click.echo("no VM is running", err=True)
+        echo("no VM is running", err=True)
     for reply in successes(replies):
         if not as_json:
-            click.echo(f"{reply['name']}: {done}", err=True)
+            echo(f"{reply['name']}: {done}", err=True)
     return exit_code([*replies, *found.failures])
 
 

@@ -9,7 +9,7 @@ import click
 from pyvmm.base.units import show_size
 from pyvmm.cli import say
 from pyvmm.commands._options import EXISTING_FILE, FILE, json_option
-from pyvmm.commands._output import show
+from pyvmm.commands._output import echo, show
 from pyvmm.commands.vms._running import chosen, document, exit_code, successes
 from pyvmm.host import share
 
@@ -56,5 +56,5 @@ def save(
         if not as_json:
             done = "saved, and runs on" if resume else "saved, and ended"
             size = show_size(reply["bytes_on_disk"])
-            click.echo(f"{reply['name']}: {done}: {file}, {size} on disk", err=True)
+            echo(f"{reply['name']}: {done}: {file}, {size} on disk", err=True)
     return exit_code(replies)

@@ -21,6 +21,7 @@ import traceback
 from pathlib import Path
 from typing import Final, NoReturn, TextIO
 
+from pyvmm.base.output import printable
 from pyvmm.host.wire import Request
 
 ENTRY: Final = ("pyvmm.cli", "main")
@@ -42,7 +43,8 @@ def run_command(request: Request, fds: list[int], slave: int) -> NoReturn:
     except SystemExit as end:
         code = _code(end)
     except OSError as error:
-        print(f"pyvmm: {error.filename or request.argv[0]}: {error.strerror}", file=sys.stderr)
+        about = f"pyvmm: {error.filename or request.argv[0]}: {error.strerror}"
+        print(printable(about), file=sys.stderr)
         missing = isinstance(error, FileNotFoundError)
         code = NOT_FOUND if missing else NOT_EXECUTABLE
     except KeyboardInterrupt:
@@ -129,5 +131,5 @@ def _code(end: SystemExit) -> int:
         return 0
     if isinstance(end.code, int):
         return end.code & 0xFF
-    print(end.code, file=sys.stderr)
+    print(printable(str(end.code)), file=sys.stderr)
     return 1
