@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import ClassVar
 
+from pyvmm.base.files import check_path
 from pyvmm.base.records import Record, made
 from pyvmm.base.units import show_size
 from pyvmm.errors import UsageError
@@ -23,6 +24,7 @@ CHOICES = {"console": CONSOLES, "virtio_transport": TRANSPORTS, "irqchip": IRQCH
 TERMINALS = frozenset(range(UART_COUNT))
 NAME = frozenset("_.+:@-")  # and letters and digits: safe in file names and shells
 UINT64 = (1 << 64) - 1
+MOST_CPUS = 100_000  # of a host: CPU numbers have at most five digits
 
 BLOCK = 2 * MIB  # the smallest block of plugged memory: a huge page
 BLOCKS = 1024  # the most blocks by default: each is a memory slot of KVM
@@ -65,6 +67,9 @@ class Disk(DeviceConfig, kw_only=True):
     read_only: bool = False
     direct: bool = False
 
+    def __post_init__(self) -> None:
+        check_path(self.path, "`devices.disk`")
+
     def __str__(self) -> str:
         """Return the field and its value."""
         return f"`devices.disk`={self.path}{',ro' * self.read_only}{',direct' * self.direct}"
@@ -81,6 +86,9 @@ class Pmem(DeviceConfig, kw_only=True):
 
     path: Path
     read_only: bool = False
+
+    def __post_init__(self) -> None:
+        check_path(self.path, "`devices.pmem`")
 
     def __str__(self) -> str:
         """Return the field and its value."""
@@ -288,6 +296,9 @@ class Config(Record, kw_only=True):
             )
         if "\0" in self.params:
             raise UsageError("`params`: a kernel command line cannot hold a NUL")
+        for field in ("image", "initrd", "hugetlbfs"):
+            if (path := getattr(self, field)) is not None:
+                check_path(path, f"`{field}`")
         self._check_choices()
 
     def _check_choices(self) -> None:
@@ -299,6 +310,11 @@ class Config(Record, kw_only=True):
             raise UsageError(f"`kaslr_seed`={self.kaslr_seed:#x}: needs a number of 64 bits")
         if self.timer_hz is not None and not 0 < self.timer_hz < 1 << 32:
             raise UsageError(f"`timer_hz`={self.timer_hz}: needs a frequency in Hz")
+        for cpu in self.vcpu_affinity or ():
+            if not 0 <= cpu < MOST_CPUS:
+                raise UsageError(
+                    f"`vcpu_affinity`={cpu}: CPUs have numbers from 0 to {MOST_CPUS - 1}"
+                )
         room = VIRTIO_COUNT - (self.console == "virtio")
         if len(self.devices) > room:
             raise UsageError(f"{len(self.devices)} devices: there is room for {room}")

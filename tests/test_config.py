@@ -11,7 +11,9 @@ from pyvmm.config import (
     Balloon,
     Config,
     CpuRequest,
+    Disk,
     Hotplug,
+    Pmem,
     Rng,
     SveRequest,
     default_memory,
@@ -35,6 +37,12 @@ IMAGE = Path("guest")
         ({"timeout_s": float("nan")}, "`timeout_s`=nan"),
         ({"timeout_s": float("inf")}, "`timeout_s`=inf"),
         ({"params": "a\0b"}, "NUL"),
+        ({"image": Path("a\0b")}, r"`image`='a\x00b': a path cannot hold a NUL"),
+        ({"initrd": Path("a\ud800b")}, r"`initrd`='a\ud800b': no path has a lone surrogate"),
+        ({"hugetlbfs": Path("a\0b")}, r"`hugetlbfs`='a\x00b': a path cannot hold a NUL"),
+        ({"vcpu_affinity": frozenset({-1})}, "`vcpu_affinity`=-1: CPUs have numbers from 0"),
+        ({"vcpu_affinity": frozenset({0, 1 << 31})}, "`vcpu_affinity`=2147483648"),
+        ({"vcpu_affinity": frozenset({1 << 70})}, "`vcpu_affinity`=1180591620717411303424"),
         ({"ram_base": 0x4000_0000}, "RAM starts at 0x80000000 or higher"),
         ({"ram_base": 0x8010_0000}, "at a multiple of 2 MiB"),
         ({"console": "vga"}, "`console`=vga: not one of serial, virtio, hv"),
@@ -70,7 +78,7 @@ def test_config_refuses_a_machine_that_no_host_can_make(
     options: dict[str, object], words: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        Config(image=IMAGE, **options)  # type: ignore[arg-type]
+        Config(**{"image": IMAGE, **options})  # type: ignore[arg-type]
 
     assert words in caught.value.message
 
@@ -106,6 +114,17 @@ def test_default_memory_stays_within_four_fifths_of_the_host() -> None:
 
     assert host * 3 // 4 < size <= host * 4 // 5
     assert size % MIB == 0
+
+
+@pytest.mark.parametrize("kind", [Disk, Pmem])
+@pytest.mark.parametrize("path", ["a\0b", "a\ud800b"])
+def test_device_refuses_a_path_that_no_file_can_have(kind: type[Disk | Pmem], path: str) -> None:
+    with pytest.raises(UsageError, match=f"`devices.{kind.__name__.lower()}`="):
+        kind(path=Path(path))
+
+
+def test_device_accepts_a_path_of_bytes_that_are_not_text() -> None:
+    assert Disk(path=Path(os.fsdecode(b"/a\xff"))).files() == (Path("/a\udcff"),)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".x", "a/b", "../x", "a\nb", "a b", "a*", "a\0b"])

@@ -18,6 +18,19 @@ USUAL = 0o666  # the umask applies
 PRIVATE = 0o600  # for files with a guest's memory
 
 
+def check_path(path: Path, name: str) -> None:
+    """Check that the kernel can take a path; ``name`` is the path's name in messages.
+
+    Raises: UsageError.
+    """
+    try:
+        has_nul = b"\0" in os.fsencode(path)
+    except UnicodeEncodeError:
+        raise UsageError(f"{name}={str(path)[:80]!r}: no path has a lone surrogate") from None
+    if has_nul:
+        raise UsageError(f"{name}={str(path)[:80]!r}: a path cannot hold a NUL")
+
+
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file completely, or leave the old one; write directly to a device or pipe.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from pyvmm.base.files import check_path
 from pyvmm.control.server import Handler
 from pyvmm.control.wire import SCHEMA, Message
 from pyvmm.errors import UsageError, VmmError
@@ -88,6 +89,9 @@ class Service:
         if not isinstance(file, str) or not isinstance(parent, str | None):
             raise UsageError("the request names no file to save to")
         path = Path(file)
+        check_path(path, "the file")
+        if parent is not None:
+            check_path(Path(parent), "`parent`")
         begin = time.monotonic()
         saved = save(
             machine,

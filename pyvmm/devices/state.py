@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pyvmm.base.output import printable
 from pyvmm.base.records import Record
 from pyvmm.errors import UsageError
 
@@ -39,6 +40,9 @@ class StateField(Record):
 
 class StateError(UsageError):
     """A device state in a snapshot that is invalid or does not match this machine."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(printable(message), hint=hint)
 
 
 def save_fields(owner: object, fields: Iterable[StateField]) -> dict[str, Any]:

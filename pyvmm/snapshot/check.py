@@ -16,6 +16,7 @@ from pyvmm.arm64.bits import Bits
 from pyvmm.arm64.fields import decode
 from pyvmm.arm64.idregs import IdAa64Mmfr3
 from pyvmm.base.records import Record
+from pyvmm.base.units import show_cpulist
 from pyvmm.kvm import regs
 from pyvmm.kvm.system import System
 from pyvmm.machine.vcpus import make_vcpus
@@ -76,6 +77,7 @@ def machine_rows(state: State, limits: RestoreLimits) -> Iterator[Row]:
     reason = f"the guest has a {state.gic.kind}, this host supports: {has}"
     yield _needed("GIC", state.gic.kind in limits.gics, reason)
     yield _frequency(state, limits)
+    yield from _cpus(state, limits)
 
 
 def _needed(name: str, given: bool, reason: str) -> Row:
@@ -98,6 +100,17 @@ def _lengths(state: State, limits: RestoreLimits) -> Row:
     else:
         reason = f"{vl.why_not(vls, limits.vls)}; this host has {vl.show(limits.vls)}"
     return Row("SVE", Compatibility.IMPOSSIBLE, f"the guest has {vl.show(vls)} bits: {reason}")
+
+
+def _cpus(state: State, limits: RestoreLimits) -> Iterator[Row]:
+    """Check the host's CPUs that vCPUs are bound to; most machines have no such set."""
+    asked = state.config.vcpu_affinity
+    if asked is not None and limits.cpus:
+        lacking = asked - limits.cpus
+        reason = f"vCPUs run on {show_cpulist(asked)}"
+        if lacking:
+            reason += f", and this host has no CPU {show_cpulist(lacking)}"
+        yield Row("CPUs", Compatibility.REFUSED if lacking else Compatibility.OK, reason)
 
 
 def _frequency(state: State, limits: RestoreLimits) -> Row:

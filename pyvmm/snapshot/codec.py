@@ -36,6 +36,7 @@ from typing import (
     get_type_hints,
 )
 
+from pyvmm.base.output import printable
 from pyvmm.base.records import Record
 from pyvmm.errors import UsageError, VmmError
 
@@ -49,7 +50,10 @@ T = TypeVar("T", bound=Record)
 
 
 class Damaged(UsageError):
-    """A damaged document; the message has the place and the value."""
+    """A damaged document; the message has the place and the value, on one line."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(printable(message), hint=hint)
 
 
 class Form(Record):

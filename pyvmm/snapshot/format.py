@@ -20,8 +20,10 @@ import os
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from pyvmm.base.files import check_path
 from pyvmm.base.records import Record
 from pyvmm.errors import UsageError
 from pyvmm.snapshot.codec import Damaged, decode, encode
@@ -95,6 +97,9 @@ class Parent(Record, kw_only=True):
 
     sha256: str
     path: str
+
+    def __post_init__(self) -> None:
+        check_path(Path(self.path), "path")
 
 
 class Header(Record, kw_only=True):

@@ -35,6 +35,9 @@ SCHEMA: Final = 1
 LARGEST_REGISTER: Final = regs.size(regs.U2048)
 MOST_REGISTERS: Final = 8192  # of a vCPU: KVM lists some 550
 PVTIME: Final = "pvtime"
+# Items of a state's lists: some times what a save writes
+MOST_ITEMS: Final = {"warnings": 100, "memory": 100, "devices": 100}
+MOST_BLOCKS: Final = 4  # of GIC registers for each vCPU, and as many shared ones
 
 
 def _write_registers(registers: dict[int, int]) -> Json:
@@ -215,6 +218,11 @@ def _check(state: State) -> None:
 
     Raises: Damaged.
     """
+    for field, most in MOST_ITEMS.items():
+        if len(getattr(state, field)) > most:
+            raise Damaged(f"state.{field}: more than {most}")
+    if len(state.gic.blocks) > MOST_BLOCKS * (len(state.vcpus) + 1):
+        raise Damaged(f"state.gic: {len(state.gic.blocks)} blocks")
     if [vcpu.id for vcpu in state.vcpus] != list(range(len(state.vcpus))) or not state.vcpus:
         raise Damaged("state.vcpus: the ids are not 0, 1, 2 and so on")
     if any(vcpu.vls != state.vls for vcpu in state.vcpus):

@@ -75,6 +75,24 @@ def test_check_reports_each_limit_of_a_host_in_its_row(
     assert others == {Compatibility.OK}
 
 
+@pytest.mark.parametrize(
+    ("asked", "compatibility", "words"),
+    [
+        ({0, 1}, Compatibility.OK, "vCPUs run on 0-1"),
+        ({1, 7}, Compatibility.REFUSED, "vCPUs run on 1,7, and this host has no CPU 7"),
+    ],
+)
+def test_check_compares_the_cpus_that_vcpus_are_bound_to(
+    asked: set[int], compatibility: Compatibility, words: str
+) -> None:
+    state = sample.state()
+    state = state.replace(config=state.config.replace(vcpu_affinity=frozenset(asked)))
+
+    row = rows(state, cpus=frozenset({0, 1}))["CPUs"]
+
+    assert (row.compatibility, row.reason) == (compatibility, words)
+
+
 def test_check_refuses_a_set_with_a_hole_if_the_host_has_that_length() -> None:
     holed = frozenset({128, 256, 512})
     vcpus = tuple(v.replace(vls=holed) for v in sample.state().vcpus)

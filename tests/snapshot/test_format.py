@@ -155,7 +155,7 @@ def test_open_refuses_invalid_extents(tmp_path: Path, extents: list[tuple[int, i
         ({"memory": {"offset": 3.0, "length": PAGE}}, "not int"),
         ({"memory": None}, "not an object"),
         ({"parent": {"sha256": "x", "path": "p"}}, "a malformed SHA-256"),
-        ({"parent": {"sha256": "0" * 64, "path": "a\0b"}}, "has a NUL"),
+        ({"parent": {"sha256": "0" * 64, "path": "a\0b"}}, "a path cannot hold a NUL"),
         ({"parent": {"sha256": "0" * 64, "path": "nowhere"}}, "nowhere: cannot be read"),
         ({"parent": {"sha256": "0" * 64, "path": "."}}, "not a regular file"),
         ({"parent": {"sha256": "0" * 64, "path": "f"}}, "has changed: it is snapshot"),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pyvmm.config import Config
 from pyvmm.errors import UsageError
 from pyvmm.kvm import regs
+from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.state import State
 from tests.snapshot import sample
 
@@ -69,6 +70,26 @@ def test_state_refuses_too_many_or_too_wide_registers(
     else:
         with pytest.raises(UsageError, match=r"x: its state is damaged: .*vcpus\[0\].registers"):
             State.of(document, "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"warnings": [""] * 101}, "state.warnings: more than 100"),
+        ({"devices": {str(n): {} for n in range(101)}}, "state.devices: more than 100"),
+    ],
+)
+def test_state_refuses_longer_lists_than_a_save_writes(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(Damaged, match=words):
+        State.of(sample.state().document() | change, "x")
+
+
+@pytest.mark.parametrize("key", ["\x1b[31m", "a\nb", "\ud800"])
+def test_damage_names_a_field_on_one_printable_line(key: str) -> None:
+    with pytest.raises(Damaged) as caught:
+        State.of(sample.state().document() | {key: 1}, "x")
+
+    assert caught.value.message.isprintable()
 
 
 def test_state_of_a_newer_schema_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pyvmm.snapshot.snapshot import GICV2, GicPart, Snapshot
 SCHEMA = 1
 ROW = 16  # bytes in a line of memory
 MOST_MEMORY = 64 << 20  # bytes shown at once
+MOST_KEYS = 100  # of a device's state that are shown
 WIDE = 60  # columns of a device's value
 
 
@@ -210,13 +212,15 @@ def _device(name: str, state: Any) -> Iterator[str]:
     """Yield a device's state; long values are cut; --json has them complete."""
     if not isinstance(state, dict):
         state = {"": state}
-    for number, (key, value) in enumerate(state.items()):
+    for number, (key, value) in enumerate(islice(state.items(), MOST_KEYS)):
         words = (
             ", ".join(f"{k}={_short(v)}" for k, v in value.items())
             if (isinstance(value, dict))
             else _short(value)
         )
         yield f"  {'' if number else name:10} {key} {words}".rstrip()
+    if len(state) > MOST_KEYS:
+        yield f"  {'':10} and {len(state) - MOST_KEYS} more"
 
 
 def _short(value: Any) -> str:
