@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import ClassVar
 
-from pyvmm.base.files import check_path
+from pyvmm.base.files import check_path, is_storage
 from pyvmm.base.records import Record, made
 from pyvmm.base.units import show_size
 from pyvmm.errors import UsageError
@@ -104,6 +104,8 @@ class Pmem(DeviceConfig, kw_only=True):
         Raises: UsageError, if the file is missing, or Linux cannot map its size.
         """
         try:
+            if not is_storage(self.path.stat().st_mode):
+                raise UsageError(f"`devices.pmem`={self.path}: neither a file nor a block device")
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             try:
                 size = os.lseek(fd, 0, os.SEEK_END)

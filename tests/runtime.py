@@ -23,6 +23,7 @@ def own_runtime_dir(name: str) -> Iterator[None]:
     directory = tempfile.mkdtemp(prefix=f"pyvmm-{name}-")  # short: sockets have short paths
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, directory)
+        patch.setenv("XDG_STATE_HOME", f"{directory}/state")  # the user's key marks no snapshot
         try:
             yield
         finally:

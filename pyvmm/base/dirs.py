@@ -83,6 +83,24 @@ def runtime_dir(*below: str) -> Path:
     return _private(made.joinpath(*below)) if below else made
 
 
+def state_path() -> Path:
+    """Return the directory of what pyvmm must remember (XDG_STATE_HOME/pyvmm)."""
+    return state_home() / "pyvmm"
+
+
+def state_home() -> Path:
+    """Return the user's directory of programs' states."""
+    return _xdg("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+
+
+def state_dir() -> Path:
+    """Return state_path(), which only this user can access, and make it if it is missing.
+
+    Raises: HostError, if it cannot be made, or belongs to another user.
+    """
+    return _private(state_path())
+
+
 def _cache_path() -> Path:
     return (_xdg("XDG_CACHE_HOME") or _home() / ".cache") / "pyvmm"
 

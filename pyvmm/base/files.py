@@ -7,6 +7,7 @@ import errno
 import fcntl
 import glob
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,14 @@ def check_path(path: Path, name: str) -> None:
         raise UsageError(f"{name}={str(path)[:80]!r}: no path has a lone surrogate") from None
     if has_nul:
         raise UsageError(f"{name}={str(path)[:80]!r}: a path cannot hold a NUL")
+
+
+def is_storage(mode: int) -> bool:
+    """Return whether a file of that mode is a regular file or a block device.
+
+    To open another, such as a watchdog or a tape, can have effects.
+    """
+    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -16,6 +16,11 @@ EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
+trust_option = click.option(
+    "--trust", is_flag=True,
+    help="Open all files that the snapshot names, though you did not save it here.",
+)  # fmt: skip
+
 
 def file_option(name: str, text: str, metavar: str = "FILE") -> Option:
     """Return an option that names a file."""

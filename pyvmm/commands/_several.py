@@ -79,7 +79,9 @@ def _passed_on(options: dict[str, Any]) -> Iterator[str]:
     for option in ("clock", "memory", "timeout"):
         if options[option] is not None:
             yield f"--{option}={options[option]}"
-    for flag in ("force", "verbose", "debug"):
+    for option in ("disk", "pmem"):
+        yield from (f"--{option}={value}" for value in options[option])
+    for flag in ("force", "trust", "verbose", "debug"):
         if options[flag]:
             yield f"--{flag}"
 

@@ -7,14 +7,22 @@ from typing import Any
 
 import click
 
-from pyvmm.cli import Invocation
+from pyvmm.cli import Invocation, say
+from pyvmm.commands._deviceopts import read_disk, read_pmem
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
-from pyvmm.commands._options import EXISTING_FILE, file_option
+from pyvmm.commands._options import EXISTING_FILE, Option, file_option, trust_option
 from pyvmm.commands._several import run_several
 from pyvmm.errors import UsageError
 from pyvmm.host.settings import HostSettings
-from pyvmm.snapshot.reader import SnapshotFile
-from pyvmm.snapshot.state import State
+from pyvmm.snapshot.trust import admitted, outside, parents
+
+
+def again(*names: str, metavar: str) -> Option:
+    """Return an option for files that replace those of the snapshot."""
+    return click.option(
+        *names, multiple=True, metavar=metavar,
+        help="Use FILE in place of the one in the snapshot; give each of them, in order.",
+    )  # fmt: skip
 
 
 @click.command(
@@ -40,6 +48,9 @@ from pyvmm.snapshot.state import State
 @click.option(
     "--force", is_flag=True, help="Run the guest without the state that this host's KVM refuses."
 )
+@again("-d", "--disk", metavar="FILE[,direct]")
+@again("--pmem", metavar="FILE")
+@trust_option
 @click.option("--timeout", type=float, metavar="SECONDS", help="End the guest after SECONDS.")
 @file_option("--save-on-exit", "Save the guest to FILE when a signal, key or timeout ends it.")
 @click.option("-v", "--verbose", is_flag=True, help="Describe the machine on stderr.")
@@ -50,21 +61,28 @@ def restore(invocation: Invocation, /, where: HostSettings, file: Path, **option
     """Restore a VM from a file.
 
     FILE is a snapshot. The guest's console is on this terminal, as with `pyvmm run`.  Disks keep
-    what was written to them after the guest was saved.  FILE names its disks: check a FILE from
-    someone else with `pyvmm snapshot show` first.
+    what was written to them after the guest was saved.
+
+    FILE names its disks and other files: `pyvmm snapshot show` lists them.  They are opened if you
+    saved FILE on this machine, if they lie beside FILE, if you give them again, or with --trust.
     """
     invocation.debug |= options["debug"]
-    with SnapshotFile.open(file) as snapshot:
-        config = State.of(snapshot.document, str(file)).config
+    given = (*map(read_disk, options["disk"]), *map(read_pmem, options["pmem"]))
+    snapshot, state = admitted(file, given, trust=options["trust"])
+    with snapshot:
+        opened = [*parents(snapshot), *outside(state.config)]
+    config = state.config
     config = config.replace(name=options["name"] or config.name, timeout_s=options["timeout"])
     saved_to = options["save_on_exit"]
-    files = [file, *(path for device in config.devices for path in device.files())]
+    files = [file, *(one.path for one in opened)]
     ttys = config.ttys if options["count"] == 1 else frozenset()
     run_here_or_forward(where, [*files, *([saved_to] if saved_to else [])], ttys)
     if options["count"] > 1:
         if saved_to:
             raise UsageError("--count and --save-on-exit contradict each other: there is one file")
         return run_several(file, config.name, options)
+    for one in opened:
+        say(f"{file} opens {one}")
     # Imported lazily: a command that is forwarded does not need them.
     from pyvmm.commands._attached import Extras, run_attached
     from pyvmm.snapshot.restorer import ClockPolicy, Reading, Restorer
@@ -74,6 +92,8 @@ def restore(invocation: Invocation, /, where: HostSettings, file: Path, **option
         reading=Reading(options["memory"]) if options["memory"] else None,
         clock=ClockPolicy(options["clock"]),
         force=options["force"],
+        given=given,
+        trust=options["trust"],
     )
     extras = Extras(verbose=options["verbose"], restorer=restorer, save_on_exit=saved_to)
     return run_attached(config, extras)

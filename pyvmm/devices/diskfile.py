@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, Self
 
+from pyvmm.base.files import is_storage
 from pyvmm.devices.diskformats import CONVERT, HEAD, disk_format
 from pyvmm.errors import HostError, UsageError
 
@@ -182,9 +183,7 @@ class DiskFile:
             self.physical_block = self._ask("I", BLKPBSZGET)
         elif stat.S_ISREG(status.st_mode):
             self.size = status.st_size
-        elif stat.S_ISDIR(status.st_mode):
-            raise _directory(self._option, self.path)
-        else:
+        else:  # it was replaced after _open() looked
             self._refuse("is neither a file nor a block device")
         if self.size < SECTOR:
             self._refuse(f"is too small for a disk: {self.size} bytes", "truncate -s 1G makes one")
@@ -247,12 +246,15 @@ def _open(path: Path, option: str, *, read_only: bool) -> int:
     # O_NONBLOCK: opening a pipe by mistake must not block.
     flags = os.O_CLOEXEC | os.O_NONBLOCK | (os.O_RDONLY if read_only else os.O_RDWR)
     try:
-        if not read_only and stat.S_ISBLK(path.stat().st_mode):
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise _directory(option, path)
+        if not is_storage(mode):
+            raise UsageError(f"{option} {path} is neither a file nor a block device")
+        if not read_only and stat.S_ISBLK(mode):
             flags |= os.O_EXCL  # EBUSY for a mounted device
         return os.open(path, flags)
     except OSError as error:
-        if error.errno == errno.EISDIR:
-            raise _directory(option, path) from error
         hint = None
         if not read_only and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             hint = f"use {option} {path},ro to read it only" if os.access(path, os.R_OK) else None

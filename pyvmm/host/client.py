@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from pyvmm.base.dirs import state_home
 from pyvmm.base.output import discard_stdout
 from pyvmm.base.records import Record
 from pyvmm.base.signals import handling
@@ -288,6 +289,7 @@ def request_for(running: Running, argv: list[str], terminals: list[int]) -> Requ
     """Return the request to run ``argv`` in the host as if it ran here."""
     environment = {k: v for k, v in os.environ.items() if k in PASSED_ON or k.startswith("PYVMM_")}
     environment["PYVMM_INSIDE"] = running.description
+    environment["XDG_STATE_HOME"] = str(state_home())  # inside, HOME may be unset
     umask = os.umask(0o077)
     os.umask(umask)
     return Request(

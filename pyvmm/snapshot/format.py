@@ -1,6 +1,6 @@
 """The layout of a snapshot file: its first page, and the sections it points to.
 
-    0            pyvmm snapshot 1 SHA-256-OF-THE-REST-OF-THIS-PAGE
+    0            pyvmm snapshot 2 SHA-256-OF-THE-REST-OF-THIS-PAGE
                  {"page": 4096, "block": 2097152, "state": {...}, "index": ..., ...}
     4096         the state: JSON, ended by newlines to a whole page
     index        the extents (24 bytes each), then the blocks' SHA-256 (32 bytes each), then zeros
@@ -27,9 +27,10 @@ from pyvmm.base.files import check_path
 from pyvmm.base.records import Record
 from pyvmm.errors import UsageError
 from pyvmm.snapshot.codec import Damaged, decode, encode
+from pyvmm.snapshot.mark import mark_of
 
 MAGIC: Final = b"pyvmm snapshot "
-VERSION: Final = 1
+VERSION: Final = 2
 PAGE: Final = 4096  # bytes, in the file and in guest memory, whatever the host's page size is
 BLOCK: Final = 2 << 20  # bytes of memory with one SHA-256, aligned in the file
 ADDRESSES: Final = 1 << 52  # limit of guest physical addresses.  Source: Arm ARM, FEAT_LPA
@@ -111,6 +112,11 @@ class Header(Record, kw_only=True):
     index: Index
     memory: Memory
     parent: Parent | None = None
+    mark: str | None = None  # since version 2
+
+    def mark_with(self, key: bytes) -> str:
+        """Return the mark that this key gives to the rest of the header, which has all hashes."""
+        return mark_of(key, json.dumps(encode(self.replace(mark=None)), indent=1).encode())
 
     def pack(self) -> bytes:
         """Return the page.
@@ -125,8 +131,8 @@ class Header(Record, kw_only=True):
         return b"%s%d %s\n%s" % (MAGIC, VERSION, sha256(body).encode(), body)
 
     @classmethod
-    def unpack(cls, page: bytes) -> tuple[Header, str]:
-        """Return the header in a file's first page, and the snapshot's identity.
+    def unpack(cls, page: bytes) -> tuple[Header, str, int]:
+        """Return the header in a file's first page, the snapshot's identity and its version.
 
         Raises: UsageError, if it is damaged or not a snapshot, or a newer pyvmm wrote it.
         """
@@ -144,7 +150,9 @@ class Header(Record, kw_only=True):
             raise Damaged("its first page is damaged: the SHA-256 differs")
         header = decode(cls, parse_json(body, "the header"), "header")
         header.check()
-        return header, line[2].decode()
+        if version == 1 and header.mark is not None:
+            raise Damaged("a mark, which version 1 does not have")
+        return header, line[2].decode(), version
 
     def check(self) -> None:
         """Check the values: a file with matching hashes may still be made up.
@@ -166,6 +174,7 @@ class Header(Record, kw_only=True):
         if not 0 <= index.length - index_size(index.extents, memory) <= PAGE:
             raise Damaged(f"an index of {index.length} bytes for {index.extents} extents")
         hashes = [self.state.sha256, index.sha256, *([self.parent.sha256] if self.parent else [])]
+        hashes += [self.mark] if self.mark is not None else []
         if not all(_IDENTITY.fullmatch(text) for text in hashes):
             raise Damaged("a malformed SHA-256")
 

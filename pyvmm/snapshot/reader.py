@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import hmac
 import os
 import stat
 from bisect import bisect_right
@@ -19,6 +20,7 @@ from pyvmm.memory.ranges import Range, merged, without
 from pyvmm.snapshot import format
 from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.format import BLOCK, PAGE, Header
+from pyvmm.snapshot.mark import own_key
 
 WORKERS: Final = 4
 RECENT: Final = 4  # blocks in the cache
@@ -56,7 +58,8 @@ class SnapshotFile(Closing):
             raise UsageError("not a regular file")
         if status.st_size < PAGE:
             raise Damaged("too short to be a snapshot" if status.st_size else "the file is empty")
-        self.header, self.identity = Header.unpack(format.read_exactly(fd, 0, PAGE))
+        first = format.read_exactly(fd, 0, PAGE)
+        self.header, self.identity, self.version = Header.unpack(first)
         if status.st_size != self.header.memory.end:
             raise Damaged(
                 f"the file has {status.st_size} bytes instead of {self.header.memory.end}"
@@ -67,18 +70,24 @@ class SnapshotFile(Closing):
         self.blocks = format.blocks(self.header.memory)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, *, trust: bool = False) -> Self:
         """Open a snapshot and its parents.
 
-        Raises: UsageError, if a file is damaged or not a snapshot, or a parent is missing.
+        Raises:
+            ForeignParent: a parent is in another directory, this user did not save the snapshot
+                that names it, and does not ``trust`` it.
+            UsageError: a file is damaged or not a snapshot, or a parent is missing.
         """
-        file = cls._open(path)
+        file = cls.alone(path)
         try:
             child, left = file, MOST_PARENTS
             while child.header.parent is not None:
                 if not left:
                     raise UsageError(f"{path}: more than {MOST_PARENTS} parents")
-                child.parent = child._open_parent(child.header.parent)
+                where = child._parent_path(child.header.parent)
+                if not trust and not beside(where, child.path) and not child.is_own:
+                    raise ForeignParent(file, where)
+                child.parent = child._open_parent(child.header.parent, where)
                 child, left = child.parent, left - 1
         except BaseException:
             file.close()
@@ -86,9 +95,11 @@ class SnapshotFile(Closing):
         return file
 
     @classmethod
-    def _open(cls, path: Path) -> Self:
-        """Open one file; errors have its path."""
+    def alone(cls, path: Path) -> Self:
+        """Open one file without its parents; errors have its path."""
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # to open a device can have effects
+                raise UsageError(f"{path}: not a regular file")
             # O_NONBLOCK: the open of a pipe would wait for its writer.
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
@@ -100,12 +111,24 @@ class SnapshotFile(Closing):
             os.close(fd)
             raise
 
-    def _open_parent(self, wanted: format.Parent) -> Self:
+    @functools.cached_property
+    def is_own(self) -> bool:
+        """Whether the file has the mark of this user.
+
+        Raises: HostError, if others may know the user's key.
+        """
+        if self.header.mark is None or (key := own_key()) is None:
+            return False
+        return hmac.compare_digest(self.header.mark, self.header.mark_with(key))
+
+    def _parent_path(self, wanted: format.Parent) -> Path:
+        return Path(os.path.realpath(self.path)).parent / wanted.path
+
+    def _open_parent(self, wanted: format.Parent, path: Path) -> Self:
         """Open the parent, and check its identity."""
-        path = Path(os.path.realpath(self.path)).parent / wanted.path
         hint = "put the parent back: an incremental snapshot needs that file unchanged"
         try:
-            parent = self._open(path)
+            parent = self.alone(path)
         except UsageError as error:
             raise type(error)(f"{self.path}: its parent: {error.message}", hint=hint) from None
         if parent.identity != wanted.sha256:
@@ -251,6 +274,27 @@ class SnapshotFile(Closing):
 
         jobs = [(file, number) for file in self.chain() for number in range(len(file.blocks))]
         return all(map(check, jobs) if workers == 1 else in_threads(check, jobs, workers))
+
+
+class ForeignParent(UsageError):
+    """A refusal to open a parent of a stranger's snapshot; ``file`` is that snapshot, closed."""
+
+    def __init__(self, file: SnapshotFile, parent: Path) -> None:
+        self.file = file
+        self.parent = parent
+        super().__init__(
+            f"{file.path}: you did not save it here, and its parent is elsewhere: {parent}",
+            hint="use `trust` if the file may be read, or put it beside the snapshot",
+        )
+
+
+def beside(path: Path, snapshot: Path) -> bool:
+    """Return whether a file lies in a snapshot's directory; hidden files never do.
+
+    In a home directory, those are the files with the user's settings.
+    """
+    real, place = (Path(os.path.realpath(one)) for one in (path, snapshot))
+    return real.parent == place.parent and not real.name.startswith(".")
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Final
 
 from pyvmm.base import computer
 from pyvmm.base.closing import Closing
-from pyvmm.config import Config
+from pyvmm.config import Config, DeviceConfig
 from pyvmm.errors import HostError, UsageError, VmmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.system import System
@@ -25,6 +25,7 @@ from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.restorememory import fill, map_into
 from pyvmm.snapshot.restorestate import Loss, RestoreReport, plan_of, restore_state
 from pyvmm.snapshot.state import State
+from pyvmm.snapshot.trust import admitted
 
 NANOSECONDS: Final = 1_000_000_000
 
@@ -56,10 +57,15 @@ class Restorer(Closing):
         reading: Reading | None = None,
         clock: ClockPolicy = ClockPolicy.CONTINUE,
         force: bool = False,
+        given: Sequence[DeviceConfig] = (),
+        trust: bool = False,
     ) -> None:
         """Open the file, and check its state and index.
 
-        Raises: UsageError, if it is damaged or not a snapshot.
+        ``given`` devices replace the disks and pmem files of the snapshot.  With ``trust`` it may
+        name any files: see trust.py.
+
+        Raises: UsageError, if it is damaged or not a snapshot, or may not open what it names.
         """
         self.path = path
         self.reading = reading or default_reading(path)
@@ -69,10 +75,10 @@ class Restorer(Closing):
         self._verifier: threading.Thread | None = None
         self._stop = threading.Event()
         self._undo = ExitStack()
-        self.file = self._undo.enter_context(SnapshotFile.open(path))
-        with self._undo.pop_all() as undo:
-            self.state: State = State.of(self.file.document, str(path))
-            self._undo = undo.pop_all()
+        self.file: SnapshotFile
+        self.state: State
+        self.file, self.state = admitted(path, given, trust=trust)
+        self._undo.enter_context(self.file)
         self.config = self.state.config
 
     def close(self) -> None:
@@ -175,6 +181,8 @@ def restore(
     reading: Reading | None = None,
     clock: ClockPolicy = ClockPolicy.CONTINUE,
     force: bool = False,
+    given: Sequence[DeviceConfig] = (),
+    trust: bool = False,
 ) -> Machine:
     """Make the machine in a snapshot; start() resumes its guest.
 
@@ -185,7 +193,7 @@ def restore(
         UsageError: the file is missing, damaged, or not a snapshot.
         HostError: this host lacks a part of the machine.
     """
-    restorer = Restorer(path, reading=reading, clock=clock, force=force)
+    restorer = Restorer(path, reading=reading, clock=clock, force=force, given=given, trust=trust)
     return Machine(named(restorer.config, name), output, restorer=restorer)
 
 

@@ -21,7 +21,7 @@ from pyvmm.base import computer
 from pyvmm.base.records import Record
 from pyvmm.config import Config
 from pyvmm.devices.device import Device
-from pyvmm.errors import KvmError, UsageError, VmmError
+from pyvmm.errors import HostError, KvmError, UsageError, VmmError
 from pyvmm.kvm import native, regs
 from pyvmm.kvm.uapi import MpState, VcpuFeature
 from pyvmm.machine.board import Board
@@ -30,6 +30,7 @@ from pyvmm.machine.plan import Feature
 from pyvmm.machine.vcpus import MachineVcpu, features_of
 from pyvmm.snapshot import restoreorder
 from pyvmm.snapshot.gic import gic_registers, save_gic, save_tables
+from pyvmm.snapshot.mark import made_key
 from pyvmm.snapshot.pages import changed
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.state import Area, Clock, Events, State, Taken, VcpuState
@@ -106,16 +107,27 @@ def save(machine: Machine, path: Path, *, parent: Path | None = None, track: boo
         state = save_state(board, machine.config, machine.virtual_time)
         dirty.collect()
         memories = list(board.slots.saved.values())
+        key, unmarked = _key()
         if parent is None:
-            identity = write_snapshot(path, state.document(), [Part(m) for m in memories])
+            parts = [Part(memory) for memory in memories]
+            identity = write_snapshot(path, state.document(), parts, key=key)
         else:
-            base = undo.enter_context(SnapshotFile.open(parent))
+            base = undo.enter_context(SnapshotFile.open(parent, trust=True))
             _check_parent(state, base)
             parts = [Part(memory, changed(memory, base, dirty)) for memory in memories]
-            identity = write_snapshot(path, state.document(), parts, parent=base)
+            identity = write_snapshot(path, state.document(), parts, parent=base, key=key)
         if track or dirty.since is not None:
             dirty.start(identity)
-    return Saved(identity, state.warnings)
+    return Saved(identity, state.warnings + unmarked)
+
+
+def _key() -> tuple[bytes | None, tuple[str, ...]]:
+    """Return the user's key; without one, None and a warning."""
+    try:
+        return made_key(), ()
+    except HostError as error:
+        told = f"the snapshot has no mark of yours ({error}): a restore may need `trust`"
+        return None, (told,)
 
 
 def _check_parent(state: State, parent: SnapshotFile) -> None:

@@ -89,12 +89,12 @@ class Snapshot(Closing):
     read.  ``vcpus`` have the registers.
     """
 
-    def __init__(self, path: Path | str | os.PathLike[str]) -> None:
-        """Open a snapshot and its parents.
+    def __init__(self, path: Path | str | os.PathLike[str], *, trust: bool = False) -> None:
+        """Open a snapshot and its parents; see SnapshotFile.open() for ``trust``.
 
         Raises: UsageError, if a file is damaged or not a snapshot, or a parent is missing.
         """
-        self.file = SnapshotFile.open(Path(path))
+        self.file = SnapshotFile.open(Path(path), trust=trust)
         try:
             self.state = State.of(self.file.document, str(path))
             self._check()

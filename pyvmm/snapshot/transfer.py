@@ -17,6 +17,7 @@ from pyvmm.errors import UsageError
 from pyvmm.memory.ranges import runs
 from pyvmm.snapshot.codec import Damaged
 from pyvmm.snapshot.format import BLOCK, PAGE, Header, read_exactly
+from pyvmm.snapshot.mark import own_key
 from pyvmm.snapshot.pages import not_zero
 from pyvmm.snapshot.reader import SnapshotFile, path_in_errors
 from pyvmm.snapshot.writer import Part, write_into, write_snapshot
@@ -35,7 +36,8 @@ def flatten(snapshot: SnapshotFile, path: Path) -> str:
         UsageError: the snapshot is damaged, or the file cannot be written.
         HostError: the disk is full.
     """
-    return write_snapshot(path, snapshot.document, [Part(snapshot, snapshot.stored())])
+    key = own_key() if snapshot.is_own else None  # a stranger's snapshot gets no mark
+    return write_snapshot(path, snapshot.document, [Part(snapshot, snapshot.stored())], key=key)
 
 
 def export(snapshot: SnapshotFile, place: Path, level: int) -> Iterator[bytes]:
@@ -54,7 +56,8 @@ def export(snapshot: SnapshotFile, place: Path, level: int) -> Iterator[bytes]:
         # Unlinked at once: no file stays after an error.
         fd, name = tempfile.mkstemp(dir=place, prefix=".pyvmm-export-")
         os.unlink(name)  # noqa: PTH108 - mkstemp returns text
-        write_into(fd, snapshot.document, [Part(snapshot, snapshot.stored())])
+        key = own_key() if snapshot.is_own else None
+        write_into(fd, snapshot.document, [Part(snapshot, snapshot.stored())], key=key)
     except OSError as error:
         raise cannot_write(place, error) from error
     with closing(SnapshotFile(snapshot.path, fd)) as whole:

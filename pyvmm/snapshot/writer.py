@@ -53,11 +53,12 @@ def write_snapshot(
     parts: Sequence[Part],
     *,
     parent: SnapshotFile | None = None,
+    key: bytes | None = None,
 ) -> str:
     """Write the state and memory of a stopped machine, and return the file's identity.
 
     Zero pages are not stored.  Memory outside the parts' ranges is that of the ``parent``.  Only
-    the user may read the file: it has the guest's secrets.
+    the user may read the file: it has the guest's secrets.  With a ``key`` it has the user's mark.
 
     Raises:
         UsageError: the file cannot be written.
@@ -65,11 +66,15 @@ def write_snapshot(
     """
     reference = None if parent is None else _reference(parent, path)
     with replacing(path, PRIVATE) as fd:
-        return write_into(fd, document, parts, reference)
+        return write_into(fd, document, parts, reference, key)
 
 
 def write_into(
-    fd: int, document: dict[str, Any], parts: Sequence[Part], parent: Parent | None = None
+    fd: int,
+    document: dict[str, Any],
+    parts: Sequence[Part],
+    parent: Parent | None = None,
+    key: bytes | None = None,
 ) -> str:
     """Write a snapshot to an empty file, and return its identity.
 
@@ -95,6 +100,8 @@ def write_into(
         memory=layout.memory,
         parent=parent,
     )
+    if key is not None:
+        header = header.replace(mark=header.mark_with(key))
     page = header.pack()
     write_all(fd, state + index, PAGE)
     write_all(fd, page)  # last: without it the file is no snapshot

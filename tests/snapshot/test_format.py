@@ -107,9 +107,9 @@ def test_open_refuses_a_file_that_is_no_snapshot(tmp_path: Path, text: bytes, re
 
 
 def test_open_refuses_a_newer_version(tmp_path: Path) -> None:
-    (tmp_path / "f").write_bytes(first_page(b"whatever there will be", b"2"))
+    (tmp_path / "f").write_bytes(first_page(b"whatever there will be", b"3"))
 
-    with pytest.raises(UsageError, match="it has version 2, this pyvmm reads up to 1"):
+    with pytest.raises(UsageError, match="it has version 3, this pyvmm reads up to 2"):
         SnapshotFile.open(tmp_path / "f")
 
 
@@ -157,7 +157,9 @@ def test_open_refuses_invalid_extents(tmp_path: Path, extents: list[tuple[int, i
         ({"parent": {"sha256": "x", "path": "p"}}, "a malformed SHA-256"),
         ({"parent": {"sha256": "0" * 64, "path": "a\0b"}}, "a path cannot hold a NUL"),
         ({"parent": {"sha256": "0" * 64, "path": "nowhere"}}, "nowhere: cannot be read"),
-        ({"parent": {"sha256": "0" * 64, "path": "."}}, "not a regular file"),
+        ({"mark": "0" * 64}, "a mark, which version 1 does not have"),
+        ({"mark": "x"}, "malformed SHA-256"),
+        ({"parent": {"sha256": "0" * 64, "path": "."}}, "its parent is elsewhere"),
         ({"parent": {"sha256": "0" * 64, "path": "f"}}, "has changed: it is snapshot"),
     ],
 )
@@ -267,6 +269,7 @@ def test_header_is_equal_after_pack_and_unpack() -> None:
         index=format.Index(offset=2 * PAGE, length=PAGE, sha256="a" * 64, extents=1),
         memory=Memory(offset=3 * PAGE, length=PAGE),
         parent=format.Parent(sha256="b" * 64, path="päth/../x"),
+        mark="c" * 64,
     )
 
     assert Header.unpack(header.pack())[0] == header

@@ -34,7 +34,7 @@ def check(where: HostSettings, file: Path, probe: Path | None, as_json: bool) ->
     Each row is ok, differs harmlessly, or is impossible. `pyvmm restore` makes the same check.  For
     this host, the check writes every register to a VM that never runs.
     """
-    with SnapshotFile.open(file) as snapshot:
+    with SnapshotFile.alone(file) as snapshot:
         state = State.of(snapshot.document, str(file))
     if probe is None:
         run_here_or_forward(where, [file])

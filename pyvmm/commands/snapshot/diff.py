@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from pyvmm.commands._options import json_option
+from pyvmm.commands._options import json_option, trust_option
 from pyvmm.commands._output import counted, show
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.snapshot.compare import Change, Comparison, MemoryChange, compare, page_count
@@ -27,8 +27,9 @@ RANGES = 32  # of memory that are shown
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("--strict", is_flag=True, help="Count expected differences too.")
+@trust_option
 @json_option
-def diff(a: Path, b: Path, strict: bool, as_json: bool) -> int:
+def diff(a: Path, b: Path, strict: bool, trust: bool, as_json: bool) -> int:
     """Show the differences between two snapshots, and exit with 1 if there are any.
 
     Compare registers with their fields and lanes, the interrupt controller, devices, the machine,
@@ -36,7 +37,7 @@ def diff(a: Path, b: Path, strict: bool, as_json: bool) -> int:
     machine have them, for example in counters. They are listed apart, and do not affect the exit
     code.
     """
-    with Snapshot(a) as left, Snapshot(b) as right:
+    with Snapshot(a, trust=trust) as left, Snapshot(b, trust=trust) as right:
         found = compare(left, right)
     differ = found.differ or (strict and bool(found.changes or found.memory))
     show(as_json, document(a, b, found, differ), lines(a, b, found))

@@ -12,6 +12,7 @@ import click
 from pyvmm.base.files import USUAL, replacing, write_all
 from pyvmm.boot import zstd
 from pyvmm.cli import say
+from pyvmm.commands._options import trust_option
 from pyvmm.errors import UsageError
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.transfer import export as packed
@@ -25,24 +26,26 @@ PATH = click.Path(path_type=Path)
 @click.command()
 @click.argument("file", type=PATH)
 @click.argument("out", type=PATH)
-def flatten(file: Path, out: Path) -> None:
+@trust_option
+def flatten(file: Path, out: Path, trust: bool) -> None:
     """Write an incremental snapshot and its parents as one file.
 
     OUT needs no other file, and may be FILE itself. All data is checked while it is written.
     Snapshots that were saved with FILE as their --parent still need FILE, not OUT.
     """
-    with SnapshotFile.open(file) as snapshot:
+    with SnapshotFile.open(file, trust=trust) as snapshot:
         write_flat(snapshot, out)
 
 
 @click.command()
 @click.argument("file", type=PATH)
 @click.argument("out", type=PATH)
+@trust_option
 @click.option(
     "--level", type=click.IntRange(zstd.LEVELS[0], zstd.LEVELS[-1]), default=3, metavar="N",
     help="zstd's compression level, 1 (fast) to 19 (small).",
 )  # fmt: skip
-def export(file: Path, out: Path, level: int) -> None:
+def export(file: Path, out: Path, trust: bool, level: int) -> None:
     """Pack a snapshot with zstd, to move it.
 
     An incremental snapshot becomes one that needs no other. OUT may be - for standard output:
@@ -51,7 +54,7 @@ def export(file: Path, out: Path, level: int) -> None:
     if out == STREAM and sys.stdout.isatty():
         raise UsageError("a terminal cannot show a packed snapshot", hint="name a file")
     place = Path.cwd() if out == STREAM else Path(os.path.realpath(out)).parent
-    with SnapshotFile.open(file) as snapshot:
+    with SnapshotFile.open(file, trust=trust) as snapshot:
         pieces = packed(snapshot, place, level)
         if out == STREAM:
             for piece in pieces:

@@ -13,14 +13,15 @@ import click
 
 from pyvmm.arm64 import vl
 from pyvmm.base.units import parse_number, parse_size, show_size
-from pyvmm.commands._options import json_option
+from pyvmm.commands._options import json_option, trust_option
 from pyvmm.commands._output import counted, echo
 from pyvmm.commands.registers.show import PARTS, show_matching, show_registers
 from pyvmm.errors import UsageError
 from pyvmm.machine.registerdump import VcpuRegisters
-from pyvmm.snapshot.format import PAGE, VERSION
+from pyvmm.snapshot.format import PAGE
 from pyvmm.snapshot.gic import CPU
 from pyvmm.snapshot.snapshot import GICV2, GicPart, Snapshot
+from pyvmm.snapshot.trust import Outside, outside, parents
 
 SCHEMA = 1
 ROW = 16  # bytes in a line of memory
@@ -61,18 +62,19 @@ def _length(text: str) -> int:
 @click.option(
     "--memory", type=_where, metavar="ADDR,LEN", help="Only guest memory, LEN bytes at ADDR."
 )
+@trust_option
 @json_option
 def show(
     file: Path, vcpu: int | None, part: str, regs: str | None, whole: bool,
-    memory: tuple[int, int] | None, as_json: bool,
+    memory: tuple[int, int] | None, trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Show the contents of a snapshot.
 
-    Show where it was taken, the machine, its memory map, devices and interrupt controller, and
-    every register of each vCPU, with Arm's names and fields. State and memory are checked before
-    they are shown.
+    Show where it was taken, the files outside it that a restore opens, the machine, its memory map,
+    devices and interrupt controller, and every register of each vCPU, with Arm's names and fields.
+    State and memory are checked before they are shown.
     """
-    with Snapshot(file) as snapshot:
+    with Snapshot(file, trust=trust) as snapshot:
         if memory is not None:
             gpa, data = memory[0], snapshot.read(*memory)
             if as_json:
@@ -144,15 +146,23 @@ def document(snapshot: Snapshot, chosen: list[VcpuRegisters]) -> dict[str, Any]:
         "schema": SCHEMA,
         "file": _file(snapshot),
         "state": state,
+        "outside": [vars(one) | {"path": str(one.path)} for one in _outside(snapshot)],
         "stored": [[f"{low:#x}", f"{high:#x}"] for low, high in snapshot.file.stored()],
     }
+
+
+def _outside(snapshot: Snapshot) -> Iterator[Outside]:
+    """Yield the files and directories outside the snapshot that a restore opens."""
+    yield from parents(snapshot.file)
+    yield from outside(snapshot.state.config)
 
 
 def _file(snapshot: Snapshot) -> dict[str, Any]:
     file = snapshot.file
     return {
         "path": str(file.path),
-        "version": VERSION,
+        "version": file.version,
+        "own": file.is_own,
         "identity": file.identity,
         "size": file.header.memory.end,
         "parents": [
@@ -180,7 +190,8 @@ def _headlines(snapshot: Snapshot) -> Iterator[str]:
     size = show_size(file.header.memory.end)
     yield f"{snapshot.path}: snapshot {file.identity[:12]}, {size}"
     for parent in reversed(file.chain()[:-1]):
-        yield f"  parent     {parent.path}, {parent.identity[:12]}"
+        yield f"  parent     {parent.path}, {parent.identity[:12]}, read-only"
+    yield f"  saved      {'by you, on this machine' if file.is_own else 'without a mark of yours'}"
     yield f"  taken      {taken.time} by pyvmm {taken.pyvmm}"
     yield f"  on         {taken.machine}, Linux {taken.kernel}, MIDR_EL1 {taken.midr:#010x}"
     vls = f"SVE {vl.show(state.vls)} bits" if state.vls else "no SVE"
@@ -192,6 +203,8 @@ def _headlines(snapshot: Snapshot) -> Iterator[str]:
     yield f"  image      {config.image}"
     seconds = state.clock.virtual / state.clock.hz
     yield f"  clock      {seconds:.3f} s since the counter's 0, at {state.clock.hz} Hz"
+    for one in outside(config):
+        yield f"  opens      {one}"
     for warning in state.warnings:
         yield f"  warning    {warning}"
 
