@@ -121,12 +121,27 @@ def _remove_stale(target: Path) -> None:
     An emulated host and this machine do not share locks. So a writer on the other side can lose its
     temporary file, and then reports an error. Complete files are never removed.
     """
-    for found in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.tmp"):
-        with contextlib.suppress(OSError):  # gone, or another user's
+    for found in _unlocked(target.parent, glob.escape(target.name)):
+        with contextlib.suppress(OSError):  # gone
+            found.unlink()
+
+
+def left_beside(path: Path) -> list[Path]:
+    """Return the temporary files of killed writers in a file's directory, whatever their names.
+
+    They are not removed: a writer on the other side of an emulated host may still need them.
+    """
+    return list(_unlocked(Path(os.path.realpath(path)).parent, "*"))
+
+
+def _unlocked(directory: Path, name: str) -> Iterator[Path]:
+    """Yield the unlocked temporary files for that name, each with a lock while it is in use."""
+    for found in sorted(directory.glob(f".{name}.{'[0-9a-f]' * 8}.tmp")):
+        with contextlib.suppress(OSError):  # gone, locked, or another user's
             fd = os.open(found, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                found.unlink()
+                yield found
             finally:
                 os.close(fd)
 

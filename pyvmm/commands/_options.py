@@ -8,11 +8,31 @@ from typing import Any, TypeVar
 
 import click
 
+from pyvmm.errors import UsageError
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 Option = Callable[[Any], Any]
 
+STREAM = Path("-")
+
+
+class NewSnapshot(click.Path):
+    """The type of a snapshot to write: it is a file, because its first page is written last."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse standard output."""
+        path = super().convert(value, param, ctx)
+        if path == STREAM:
+            raise UsageError(
+                "-: a snapshot cannot be written to standard output",
+                hint="name a file; `pyvmm snapshot export FILE -` then writes it packed",
+            )
+        return path
+
+
 FILE = click.Path(dir_okay=False, path_type=Path)
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+NEW_SNAPSHOT = NewSnapshot(dir_okay=False, path_type=Path)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -22,9 +42,9 @@ trust_option = click.option(
 )  # fmt: skip
 
 
-def file_option(name: str, text: str, metavar: str = "FILE") -> Option:
+def file_option(name: str, text: str, metavar: str = "FILE", kind: click.Path = FILE) -> Option:
     """Return an option that names a file."""
-    return click.option(name, type=FILE, metavar=metavar, help=text)
+    return click.option(name, type=kind, metavar=metavar, help=text)
 
 
 def added(*options: Option) -> Callable[[_Command], _Command]:

@@ -10,7 +10,7 @@ import click
 from pyvmm.cli import Invocation, say
 from pyvmm.commands._deviceopts import read_disk, read_pmem
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
-from pyvmm.commands._options import EXISTING_FILE, Option, file_option, trust_option
+from pyvmm.commands._options import EXISTING_FILE, NEW_SNAPSHOT, Option, file_option, trust_option
 from pyvmm.commands._several import run_several
 from pyvmm.errors import UsageError
 from pyvmm.host.settings import HostSettings
@@ -52,7 +52,10 @@ def again(*names: str, metavar: str) -> Option:
 @again("--pmem", metavar="FILE")
 @trust_option
 @click.option("--timeout", type=float, metavar="SECONDS", help="End the guest after SECONDS.")
-@file_option("--save-on-exit", "Save the guest to FILE when a signal, key or timeout ends it.")
+@file_option(
+    "--save-on-exit", "Save the guest to FILE when a signal, key or timeout ends it.",
+    kind=NEW_SNAPSHOT,
+)  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True, help="Describe the machine on stderr.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @host_options

@@ -15,6 +15,7 @@ from pyvmm.commands._armopts import arm_config, arm_options
 from pyvmm.commands._deviceopts import device_configs, device_files, device_options
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._lkvm import NO_PCI, LkvmCommand, lkvm_options
+from pyvmm.commands._options import NEW_SNAPSHOT
 from pyvmm.config import Config, SveRequest
 from pyvmm.errors import HostError, ImageError, UsageError
 from pyvmm.host.settings import HostSettings
@@ -82,7 +83,7 @@ def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[Com
     help="info and debug mean --verbose; the others change nothing.",
 )  # fmt: skip
 @click.option(
-    "--save-on-exit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    "--save-on-exit", type=NEW_SNAPSHOT, metavar="FILE",
     help="Save the guest to FILE when a signal, key or timeout ends it, for `pyvmm restore`.",
 )  # fmt: skip
 @click.option(

@@ -18,6 +18,7 @@ import pyvmm
 from pyvmm import layout
 from pyvmm.arm64 import sysregs
 from pyvmm.base import computer
+from pyvmm.base.files import left_beside
 from pyvmm.base.records import Record
 from pyvmm.config import Config
 from pyvmm.devices.device import Device
@@ -36,6 +37,7 @@ from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.state import Area, Clock, Events, State, Taken, VcpuState
 from pyvmm.snapshot.writer import Part, write_snapshot
 
+MOST_LEFT = 3  # files that a warning names
 DRAINS = 100  # attempts to complete the devices' requests
 
 
@@ -118,7 +120,7 @@ def save(machine: Machine, path: Path, *, parent: Path | None = None, track: boo
             identity = write_snapshot(path, state.document(), parts, parent=base, key=key)
         if track or dirty.since is not None:
             dirty.start(identity)
-    return Saved(identity, state.warnings + unmarked)
+    return Saved(identity, (*state.warnings, *unmarked, *_left(path)))
 
 
 def _key() -> tuple[bytes | None, tuple[str, ...]]:
@@ -128,6 +130,14 @@ def _key() -> tuple[bytes | None, tuple[str, ...]]:
     except HostError as error:
         told = f"the snapshot has no mark of yours ({error}): a restore may need `trust`"
         return None, (told,)
+
+
+def _left(path: Path) -> Iterator[str]:
+    """Yield a warning about what killed saves left: it holds the memory of guests."""
+    if left := left_beside(path):
+        names = " ".join(str(one) for one in left[:MOST_LEFT])
+        more = f" and {len(left) - MOST_LEFT} more" if len(left) > MOST_LEFT else ""
+        yield f"left by a save that was killed, if none is running: {names}{more}"
 
 
 def _check_parent(state: State, parent: SnapshotFile) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.base.files import write_all, write_whole
+from pyvmm.base.files import left_beside, replacing, write_all, write_whole
 from pyvmm.errors import HostError, UsageError
 
 
@@ -103,3 +103,13 @@ def test_impossible_path_is_an_error(place: str, tmp_path: Path) -> None:
         write_whole(tmp_path / place, b"new")
 
     assert caught.value.exit_code == 2
+
+
+def test_left_beside_names_the_files_of_killed_writers_alone(tmp_path: Path) -> None:
+    left = tmp_path / ".old.snap.0123abcd.tmp"
+    for name in (".old.snap.0123abcd.tmp", "old.snap", ".other.tmp", ".x.0123abcg.tmp"):
+        (tmp_path / name).touch()
+
+    with replacing(tmp_path / "new.snap"):  # a writer at work: its file is locked
+        assert left_beside(tmp_path / "any.snap") == [left]
+    assert left.exists()

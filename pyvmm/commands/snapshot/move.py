@@ -12,20 +12,19 @@ import click
 from pyvmm.base.files import USUAL, replacing, write_all
 from pyvmm.boot import zstd
 from pyvmm.cli import say
-from pyvmm.commands._options import trust_option
+from pyvmm.commands._options import NEW_SNAPSHOT, STREAM, trust_option
 from pyvmm.errors import UsageError
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.transfer import export as packed
 from pyvmm.snapshot.transfer import flatten as write_flat
 from pyvmm.snapshot.transfer import unpack
 
-STREAM = Path("-")
 PATH = click.Path(path_type=Path)
 
 
 @click.command()
 @click.argument("file", type=PATH)
-@click.argument("out", type=PATH)
+@click.argument("out", type=NEW_SNAPSHOT)
 @trust_option
 def flatten(file: Path, out: Path, trust: bool) -> None:
     """Write an incremental snapshot and its parents as one file.
@@ -69,7 +68,7 @@ def export(file: Path, out: Path, trust: bool, level: int) -> None:
 
 @click.command("import")
 @click.argument("file", type=PATH)
-@click.argument("out", type=PATH)
+@click.argument("out", type=NEW_SNAPSHOT)
 def import_snapshot(file: Path, out: Path) -> None:
     """Unpack a snapshot that was exported.
 

@@ -8,7 +8,7 @@ import click
 
 from pyvmm.base.units import show_size
 from pyvmm.cli import say
-from pyvmm.commands._options import EXISTING_FILE, FILE, json_option
+from pyvmm.commands._options import EXISTING_FILE, NEW_SNAPSHOT, json_option
 from pyvmm.commands._output import echo, show
 from pyvmm.commands.vms._running import chosen, document, exit_code, successes
 from pyvmm.host import share
@@ -16,7 +16,7 @@ from pyvmm.host import share
 
 @click.command(epilog="Exit codes: 0 saved; 1 the VM cannot be saved; 2 usage; 3 the disk is full.")
 @click.argument("name")
-@click.argument("file", type=FILE)
+@click.argument("file", type=NEW_SNAPSHOT)
 @click.option("--resume", is_flag=True, help="Resume the VM after the save; by default it ends.")
 @click.option(
     "--parent", type=EXISTING_FILE, metavar="FILE",
@@ -34,7 +34,7 @@ def save(
 
     `pyvmm restore` restores the VM from FILE.  If saving fails, FILE stays as it was.  FILE holds
     the guest's memory, so only you can read it (mode 0600).  FILE does not hold the contents of
-    disks.
+    disks.  If FILE is a symbolic link, the file that it leads to is replaced.
     """
     (vm,) = chosen(name, False).vms
     files = [path.absolute() for path in (file, parent) if path is not None]

@@ -11,6 +11,7 @@ import pytest
 
 from pyvmm.cli import main
 from pyvmm.commands.snapshot.show import hex_lines
+from pyvmm.config import Disk
 from pyvmm.layout import MIB, RAM_BASE
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.format import PAGE
@@ -258,3 +259,46 @@ def test_flatten_writes_one_file(path: Path, memory: GuestMemory, capsys: Captur
     code, _, err = run(capsys, "show", child)
     assert code == 2
     assert "its parent: " in err
+
+
+def test_show_lists_the_files_that_a_restore_opens(tmp_path: Path, capsys: Capture) -> None:
+    state = sample.state()
+    disk = tmp_path / "disk.img"
+    config = state.config.replace(devices=(Disk(path=disk, read_only=True),))
+    save_machine(tmp_path / "a.snap", state.replace(config=config))
+
+    text = run(capsys, "show", tmp_path / "a.snap")[1]
+    found = json.loads(run(capsys, "show", "--json", tmp_path / "a.snap")[1])
+
+    assert f"  opens      disk {disk}, read-only\n" in text
+    assert "  saved      without a mark of yours\n" in text
+    assert found["outside"] == [{"what": "disk", "path": str(disk), "mode": "read-only"}]
+    assert found["file"]["own"] is False
+
+
+def test_commands_open_a_parent_elsewhere_only_if_trusted(
+    tmp_path: Path, path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "in").mkdir()
+    child = tmp_path / "in/child.snap"
+    with SnapshotFile.open(path) as parent:
+        write_snapshot(child, sample.state().document(), [], parent=parent)
+
+    commands: tuple[list[str | Path], ...] = (
+        ["show", child], ["diff", child, path], ["flatten", child, tmp_path / "f"],
+        ["export", child, tmp_path / "e"],
+    )  # fmt: skip
+    for words in commands:
+        code, _, err = run(capsys, *words)
+        assert (code, f"its parent is elsewhere: {tmp_path}" in err) == (2, True)
+        assert "--trust" in err
+        assert run(capsys, *words, "--trust")[0] in (0, 1)
+
+
+@pytest.mark.parametrize("words", [["flatten", "a.snap", "-"], ["import", "a.snap", "-"]])
+def test_snapshot_is_not_written_to_standard_output(words: list[str], capsys: Capture) -> None:
+    code, _, err = run(capsys, *words)
+
+    assert code == 2
+    assert "-: a snapshot cannot be written to standard output" in err
+    assert not Path("-").exists()
