@@ -90,3 +90,28 @@ def test_save_and_restore_report_why_they_fail(pyvmm: Pyvmm, tmp_path: Path) -> 
         assert "nowhere" in message(bad)
         assert pyvmm("stop", "-n", "stays").returncode == 0  # it continued
         assert running.wait() == 0
+
+
+def test_snapshot_opens_a_disk_elsewhere_for_its_own_user_alone(
+    pyvmm: Pyvmm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, moved, file = tmp_path / "disk.img", tmp_path / "moved.img", tmp_path / "in/a.snap"
+    file.parent.mkdir()
+    for path in (disk, moved):
+        path.write_bytes(b"mine" * (1 << 18))
+    ended = ("--timeout", "3")
+    begun = pyvmm("run", *GUEST, "-d", str(disk), *ended, "--save-on-exit", str(file))
+    assert begun.returncode == 124, begun.stderr
+
+    own = pyvmm("restore", str(file), *ended)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another"))
+    refused = pyvmm("restore", str(file), *ended)
+    given = pyvmm("restore", str(file), "-d", str(moved), *ended)
+    trusted = pyvmm("restore", str(file), "--trust", *ended)
+
+    assert own.returncode == given.returncode == trusted.returncode == 124
+    assert f"{file} opens disk {disk}, read-write" in own.stderr
+    assert f"{file} opens disk {moved}, read-write" in given.stderr
+    assert refused.returncode == 2
+    assert f"\n  disk {disk}, read-write\n" in refused.stderr
+    assert disk.read_bytes() == moved.read_bytes() == b"mine" * (1 << 18)
