@@ -122,7 +122,8 @@ class SnapshotFile(Closing):
         return hmac.compare_digest(self.header.mark, self.header.mark_with(key))
 
     def _parent_path(self, wanted: format.Parent) -> Path:
-        return Path(os.path.realpath(self.path)).parent / wanted.path
+        place = Path(os.path.realpath(self.path)).parent
+        return Path(os.path.realpath(place / wanted.path))
 
     def _open_parent(self, wanted: format.Parent, path: Path) -> Self:
         """Open the parent, and check its identity."""
