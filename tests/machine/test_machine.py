@@ -147,7 +147,7 @@ def test_unclaimed_access_reads_zero_and_reaches_the_callback(boot: Boot) -> Non
 
 
 def test_access_that_is_not_emulated_is_a_guest_error(boot: Boot) -> None:
-    machine = boot("store of a structure")
+    machine = boot("atomic", x2=layout.UART.base)
 
     with pytest.raises(GuestError) as caught:
         machine.run()
