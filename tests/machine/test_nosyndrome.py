@@ -234,6 +234,22 @@ def test_access_goes_to_the_address_that_the_guests_tables_give(at: int) -> None
 
 
 @pytest.mark.kvm
+def test_instruction_completes_the_branch_before_it() -> None:
+    with lab("f8008401  str x1, [x0], #8") as made:
+        vcpu: Any = made.made.vcpu
+        for name, value in {"X0": MIDDLE, "PSTATE": EL1}.items():
+            vcpu.set_one_reg(regs.lookup(name, ENCODINGS), value)
+        leave = vcpu.run()
+        assert leave.reason == ExitReason.ARM_NISV
+        assert Pstate(vcpu.get_one_reg(regs.PSTATE)).BTYPE == 1
+
+        emulate(vcpu, leave, made.board, lambda leave: 0)
+
+        assert vcpu.get_one_reg(regs.PC) == RAM_BASE + 4
+        assert vcpu.get_one_reg(regs.PSTATE) == EL1.replace(BTYPE=0)
+
+
+@pytest.mark.kvm
 def test_access_across_the_end_of_a_device_is_split() -> None:
     with lab("a9000801  stp x1, x2, [x0]", "f8408401  ldr x1, [x0], #8") as made:
         mapped = map_memory(made.made)
