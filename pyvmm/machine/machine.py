@@ -42,7 +42,7 @@ from pyvmm.terminal.terminals import Terminals
 
 if TYPE_CHECKING:
     # Imported lazily: rarely used.
-    from pyvmm.machine.diagnosis import Look
+    from pyvmm.machine.diagnosis.rules import Look
     from pyvmm.machine.dirty import DirtyPages
     from pyvmm.machine.trace import ExitTrace
 
@@ -383,7 +383,7 @@ class Machine(Closing):
         With ``sure`` the line must name a cause. Otherwise it may only describe a guest without
         output. Stops the vCPUs for a moment; do not call it in a vCPU's thread.
         """
-        from pyvmm.machine.diagnosis import diagnose
+        from pyvmm.machine.diagnosis.rules import diagnose
 
         if self.has_said_why or not self._pausing.acquire(blocking=False):
             return  # another thread has stopped the guest
@@ -410,7 +410,7 @@ class Machine(Closing):
 
     def _look(self) -> Look:
         """Stop the vCPUs, read them, and let them run; the guest's clocks run on."""
-        from pyvmm.machine.observation import look
+        from pyvmm.machine.diagnosis.observation import look
 
         kernel = self.counts.kernel()
         self._set_blocking(False)

@@ -1,4 +1,4 @@
-"""Read the state of a stopped machine that diagnosis.py needs."""
+"""Read the state of a stopped machine that rules.py needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyvmm.errors import GuestError, KvmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.vgic import Vgic
 from pyvmm.machine.board import Board
-from pyvmm.machine.diagnosis import Gic, Look, VcpuLook
+from pyvmm.machine.diagnosis.rules import Gic, Look, VcpuLook
 from pyvmm.machine.nosyndrome import U64, reader
 from pyvmm.machine.plan import Feature
 from pyvmm.machine.vcpus import MachineVcpu

@@ -10,7 +10,7 @@ from pyvmm import layout
 from pyvmm.arm64.esr import Esr, ExceptionClass
 from pyvmm.arm64.pstate import PSTATE_AT_RESET, Mode, Pstate
 from pyvmm.kvm.uapi import MpState
-from pyvmm.machine.diagnosis import (
+from pyvmm.machine.diagnosis.rules import (
     BRANCH_TO_ITSELF,
     PLACES,
     POLLS,
