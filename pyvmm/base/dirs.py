@@ -90,7 +90,7 @@ def state_path() -> Path:
 
 def state_home() -> Path:
     """Return the user's directory of programs' states."""
-    return _xdg("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return _xdg("XDG_STATE_HOME") or _home() / ".local" / "state"
 
 
 def state_dir() -> Path:

@@ -52,12 +52,12 @@ def export(snapshot: SnapshotFile, place: Path, level: int) -> Iterator[bytes]:
     if snapshot.parent is None:
         yield from zstd.compress(_pieces(snapshot), level, WORKERS)
         return
+    key = own_key() if snapshot.is_own else None
     try:
-        # Unlinked at once: no file stays after an error.
-        fd, name = tempfile.mkstemp(dir=place, prefix=".pyvmm-export-")
-        os.unlink(name)  # noqa: PTH108 - mkstemp returns text
-        key = own_key() if snapshot.is_own else None
-        write_into(fd, snapshot.document, [Part(snapshot, snapshot.stored())], key=key)
+        with tempfile.TemporaryFile(dir=place, prefix=".pyvmm-export-") as file:
+            parts = [Part(snapshot, snapshot.stored())]
+            write_into(file.fileno(), snapshot.document, parts, key=key)
+            fd = os.dup(file.fileno())
     except OSError as error:
         raise cannot_write(place, error) from error
     with closing(SnapshotFile(snapshot.path, fd)) as whole:
