@@ -17,6 +17,7 @@ import click
 
 from pyvmm import host
 from pyvmm.arm64 import vl
+from pyvmm.base.files import PRIVATE, Replacement, write_whole
 from pyvmm.base.loop import Loop
 from pyvmm.base.records import Record
 from pyvmm.base.units import show_size
@@ -49,6 +50,7 @@ class Extras(Record):
     restorer: Restorer | None = None
     save_on_exit: Path | None = None
     trace: Path | None = None
+    sandbox: bool = False
 
 
 def run_attached(config: Config, extras: Extras) -> int:
@@ -73,6 +75,7 @@ class Attached:
         self._output = output
         self._trace: ExitTrace | None = None
         self._say = functools.lru_cache(say)  # a line once, though each reboot logs it again
+        self._saved: Replacement | None = None  # opened before the process is confined
         self._terminal = Terminal(STDIN)
         self._machine: Machine
         self._server: Server | None = None  # None before the control socket's first client
@@ -92,9 +95,14 @@ class Attached:
 
                 trace = ExitTrace(self._extras.trace, self._config.name)
                 self._trace = undo.enter_context(trace)
+            if self._extras.save_on_exit is not None:
+                self._saved = undo.enter_context(Replacement(self._extras.save_on_exit, PRIVATE))
             claim = undo.enter_context(Claim(self._config.name))
             with self._make(restorer=self._extras.restorer) as machine:
+                self._dump_dtb()
                 self._attach(claim, undo)
+                if self._extras.sandbox:
+                    self._confine(claim)
                 code = machine.run(self._loop)
             while self._reboot and machine.was_reset:
                 before = machine
@@ -123,10 +131,6 @@ class Attached:
         try:
             for line in restorer.report.lines() if restorer is not None else ():
                 say(f"not as it was saved: {line}")
-            if self._extras.dump_dtb is not None:
-                from pyvmm.base.files import write_whole
-
-                write_whole(self._extras.dump_dtb, self._machine.dtb)
             if self._extras.verbose:
                 for line in describe(self._machine, self._extras.restorer):
                     echo(f"pyvmm: {line}", err=True)
@@ -134,6 +138,32 @@ class Attached:
             self._machine.close()
             raise
         return self._machine
+
+    def _dump_dtb(self) -> None:
+        """Write the device tree of the first machine, where the options ask for that."""
+        if self._extras.dump_dtb is not None:
+            write_whole(self._extras.dump_dtb, self._machine.dtb)
+
+    def _confine(self, claim: Claim) -> None:
+        """Confine this process to what the options and the end of the run need."""
+        from pyvmm.sandbox import files, landlock
+        from pyvmm.sandbox.confine import confine
+
+        extras = self._extras
+        named = [path for path in (extras.trace, extras.save_on_exit) if path is not None]
+        rules = [
+            *files.of_replacement(named),
+            landlock.Rule(claim.path.parent, landlock.REMOVE),
+            *(landlock.Rule(Path(path), landlock.READ) for path in self._machine.terminals.own),
+        ]
+        confinement = confine(
+            self._config,
+            reboot=extras.reboot,
+            rules=rules,
+            overrides_modes=extras.reboot or bool(named),
+        )
+        if extras.verbose:
+            click.echo(f"pyvmm: confined {confinement}", err=True)
 
     def _attach(self, claim: Claim, undo: contextlib.ExitStack) -> None:
         """Connect console, keys, signals and the control socket to the current machine."""
@@ -201,12 +231,14 @@ class Attached:
 
     def _save_on_exit(self) -> None:
         """Save the guest before it is ended, with --save-on-exit; a failure ends the run."""
-        if self._extras.save_on_exit is None:
+        if self._saved is None:
             return
         from pyvmm.snapshot.save import save  # lazily: rarely used
 
         try:
-            for line in save(self._machine, self._extras.save_on_exit).warnings:
+            saved = save(self._machine, self._saved.path, fd=self._saved.fd)
+            self._saved.commit()
+            for line in saved.warnings:
                 say(line)
         except VmmError as error:
             self._machine.stop(error)

@@ -20,6 +20,7 @@ KVM: Final = Path("/dev/kvm")
 ALWAYS: Final = (
     *(Rule(Path(path), READ) for path in ("/lib", "/lib64", "/usr/lib", "/usr/lib64",
                                           "/etc/ld.so.cache", "/proc/self",
+                                          "/sys/devices/system/cpu",
                                           "/sys/firmware/devicetree/base",
                                           "/sys/class/dmi/id/product_name")),
     Rule(Path(os.devnull), WRITE_FILE),
@@ -27,8 +28,7 @@ ALWAYS: Final = (
 # To make the machine again
 REBOOT: Final = tuple(
     Rule(Path(path), READ)
-    for path in ("/proc/meminfo", "/proc/sys/vm/overcommit_memory", "/sys/devices/system/cpu",
-                 "/sys/kernel/mm/hugepages")
+    for path in ("/proc/meminfo", "/proc/sys/vm/overcommit_memory", "/sys/kernel/mm/hugepages")
 )  # fmt: skip
 
 

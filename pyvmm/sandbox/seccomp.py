@@ -91,7 +91,9 @@ class _Filter:
         self._filter = ctypes.c_void_p(found.seccomp_init(FAIL | errno.EPERM))
         for attribute in (TSYNC, SSB, LOG):
             found.seccomp_attr_set(self._filter, attribute, 1)  # an older kernel may lack it
-        self._check(found.seccomp_syscall_priority(self._filter, self._number("ioctl"), MOST_URGENT))
+        self._check(
+            found.seccomp_syscall_priority(self._filter, self._number("ioctl"), MOST_URGENT)
+        )
 
     def close(self) -> None:
         self._library.seccomp_release(self._filter)

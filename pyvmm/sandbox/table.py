@@ -1,7 +1,7 @@
 """The system calls of a running VM: which of its threads make them, and why.
 
 All other calls fail with EPERM. All threads have the filter of all rows. There is no row for what
-only an escape needs: execve, fork, ptrace, mount, socket, connect, open_by_handle_at, bpf, io_uring.
+only an escape needs: execve, fork, ptrace, mount, socket, connect, bpf, io_uring and others.
 """
 
 from __future__ import annotations
@@ -117,5 +117,5 @@ TABLE: Final = (
         "snapshots, the trace, disks, the control socket's end; Landlock decides where",
     ),
 )
-# These fail with ENOSYS, as on an old kernel: libc then makes a call whose arguments can be checked.
+# These fail with ENOSYS, as on an old kernel: libc then makes a call with arguments to check.
 UNKNOWN: Final = ("clone3", "openat2", "close_range")

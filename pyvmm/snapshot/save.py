@@ -87,12 +87,21 @@ def save_state(board: Board, config: Config, virtual: int) -> State:
     )
 
 
-def save(machine: Machine, path: Path, *, parent: Path | None = None, track: bool = False) -> Saved:
+def save(
+    machine: Machine,
+    path: Path,
+    *,
+    parent: Path | SnapshotFile | None = None,
+    track: bool = False,
+    fd: int | None = None,
+) -> Saved:
     """Pause a machine and write a snapshot of it.
 
     A ``parent`` is an earlier snapshot of this machine, or the one it was restored from.  Then only
     pages that changed after it are written.  With ``track`` KVM logs dirty pages from now on, which
-    slows the guest a little.  The next save with this snapshot as its parent is faster.
+    slows the guest a little.  The next save with this snapshot as its parent is faster.  A
+    confined process gets what it cannot open: ``fd``, an empty file that its owner will call
+    ``path``, and the parent as a SnapshotFile.
 
     Raises:
         VmmError: the guest has ended, or a device's requests do not end.
@@ -112,12 +121,14 @@ def save(machine: Machine, path: Path, *, parent: Path | None = None, track: boo
         key, unmarked = _key()
         if parent is None:
             parts = [Part(memory) for memory in memories]
-            identity = write_snapshot(path, state.document(), parts, key=key)
+            identity = write_snapshot(path, state.document(), parts, key=key, fd=fd)
         else:
-            base = undo.enter_context(SnapshotFile.open(parent, trust=True))
+            base = parent
+            if isinstance(base, Path):
+                base = undo.enter_context(SnapshotFile.open(base, trust=True))
             _check_parent(state, base)
             parts = [Part(memory, changed(memory, base, dirty)) for memory in memories]
-            identity = write_snapshot(path, state.document(), parts, parent=base, key=key)
+            identity = write_snapshot(path, state.document(), parts, parent=base, key=key, fd=fd)
         if track or dirty.since is not None:
             dirty.start(identity)
     return Saved(identity, (*state.warnings, *unmarked, *_left(path)))

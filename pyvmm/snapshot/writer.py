@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pyvmm.base.files import PRIVATE, replacing, write_all
+from pyvmm.base.files import PRIVATE, cannot_write, replacing, write_all
 from pyvmm.base.records import Record
 from pyvmm.errors import UsageError
 from pyvmm.memory.ram import GuestMemory
@@ -54,19 +54,26 @@ def write_snapshot(
     *,
     parent: SnapshotFile | None = None,
     key: bytes | None = None,
+    fd: int | None = None,
 ) -> str:
     """Write the state and memory of a stopped machine, and return the file's identity.
 
     Zero pages are not stored.  Memory outside the parts' ranges is that of the ``parent``.  Only
     the user may read the file: it has the guest's secrets.  With a ``key`` it has the user's mark.
+    With ``fd`` the snapshot is written there, to an empty file that the caller gives its ``path``.
 
     Raises:
         UsageError: the file cannot be written.
         HostError: the disk is full.
     """
     reference = None if parent is None else _reference(parent, path)
-    with replacing(path, PRIVATE) as fd:
+    if fd is None:
+        with replacing(path, PRIVATE) as new:
+            return write_into(new, document, parts, reference, key)
+    try:
         return write_into(fd, document, parts, reference, key)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def write_into(

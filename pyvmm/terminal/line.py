@@ -48,6 +48,11 @@ class Line:
             for fd in {self.reader, self._writer}:
                 os.close(fd)
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the pty is this process's."""
+        return self._carrier is not None
+
     def start(self) -> None:
         """Start to carry bytes, unless that has begun."""
         if self._carrier is not None:

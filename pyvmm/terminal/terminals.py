@@ -57,6 +57,11 @@ class Terminals(Closing):
         return {number: line.path for number, line in self._lines.items()}
 
     @property
+    def own(self) -> list[str]:
+        """The paths of those that this process has made, not an emulated host's client."""
+        return [line.path for line in self._lines.values() if line.is_own]
+
+    @property
     def outputs(self) -> Mapping[int, Callable[[bytes], None]]:
         """The function that takes each terminal's output; it blocks if the reader stalls."""
         return {number: line.write for number, line in self._lines.items()}
