@@ -96,26 +96,18 @@ def restrict(rules: Iterable[Rule]) -> int:
 
 
 def _add(ruleset: int, rule: Rule, known: int) -> None:
+    """Add a rule. Its path stays open as long as the process lives.
+
+    A rule belongs to an inode: procfs and 9p make a new one once nothing uses the old one.
+    """
     try:
         fd = os.open(rule.path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
         return
-    try:
-        access = rule.access & known
-        if not stat.S_ISDIR(os.fstat(fd).st_mode):
-            access &= OF_FILES
-        _call(ADD_RULE, ruleset, PATH_BENEATH, struct.pack("=Qi", access, fd), 0)
-    finally:
-        if not _is_forgotten(rule.path):
-            os.close(fd)
-
-
-def _is_forgotten(path: Path) -> bool:
-    """Return whether a rule holds only while its file is open.
-
-    A rule belongs to an inode. procfs makes a new inode after the old one has left the cache.
-    """
-    return path.parts[1:2] == ("proc",)
+    access = rule.access & known
+    if not stat.S_ISDIR(os.fstat(fd).st_mode):
+        access &= OF_FILES
+    _call(ADD_RULE, ruleset, PATH_BENEATH, struct.pack("=Qi", access, fd), 0)
 
 
 def _call(number: int, *arguments: object) -> int:
