@@ -74,7 +74,12 @@ def vm(own: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FakeVm, Pat
         thread, waiter = threading.Thread(target=loop.run), threading.Thread(target=end)
         for each in (thread, waiter):
             each.start()
-        closer = threading.Thread(target=lambda: (thread.join(), serving.close()))
+
+        def close() -> None:
+            thread.join()
+            serving.close()
+
+        closer = threading.Thread(target=close)
         closer.start()
         yield fake, claim.path
         fake.ended.set()
