@@ -90,13 +90,7 @@ class Attached:
             deadline = time.monotonic() + self._config.timeout_s
         with contextlib.ExitStack() as undo:
             self._loop = undo.enter_context(Loop())
-            if self._extras.trace is not None:
-                from pyvmm.machine.trace import ExitTrace
-
-                trace = ExitTrace(self._extras.trace, self._config.name)
-                self._trace = undo.enter_context(trace)
-            if self._extras.save_on_exit is not None:
-                self._saved = undo.enter_context(Replacement(self._extras.save_on_exit, PRIVATE))
+            self._open_outputs(undo)
             claim = undo.enter_context(Claim(self._config.name))
             with self._make(restorer=self._extras.restorer) as machine:
                 self._dump_dtb()
@@ -115,6 +109,21 @@ class Attached:
                     self._connect()
                     code = machine.run(self._loop, deadline)
             return code if self._code is None else self._code
+
+    def _open_outputs(self, undo: contextlib.ExitStack) -> None:
+        """Open the files that the options name for writing."""
+        trace, saved = self._extras.trace, self._extras.save_on_exit
+        if trace is None and saved is None:
+            return
+        make = Replacement
+        if self._extras.sandbox:
+            from pyvmm.sandbox.outside import Outside as make
+        if trace is not None:
+            from pyvmm.machine.trace import ExitTrace
+
+            self._trace = undo.enter_context(ExitTrace(trace, self._config.name, make))
+        if saved is not None:
+            self._saved = undo.enter_context(make(saved, PRIVATE))
 
     def _make(self, restorer: Restorer | None = None) -> Machine:
         """Make the machine; describe and dump it where the options ask for that."""
@@ -146,23 +155,15 @@ class Attached:
 
     def _confine(self, claim: Claim) -> None:
         """Confine this process to what the options and the end of the run need."""
-        from pyvmm.sandbox import files, landlock
+        from pyvmm.sandbox import landlock
         from pyvmm.sandbox.confine import confine
 
-        extras = self._extras
-        named = [path for path in (extras.trace, extras.save_on_exit) if path is not None]
         rules = [
-            *files.of_replacement(named),
             landlock.Rule(claim.path.parent, landlock.REMOVE),
             *(landlock.Rule(Path(path), landlock.READ) for path in self._machine.terminals.own),
         ]
-        confinement = confine(
-            self._config,
-            reboot=extras.reboot,
-            rules=rules,
-            overrides_modes=extras.reboot or bool(named),
-        )
-        if extras.verbose:
+        confinement = confine(self._config, reboot=self._extras.reboot, rules=rules)
+        if self._extras.verbose:
             click.echo(f"pyvmm: confined {confinement}", err=True)
 
     def _attach(self, claim: Claim, undo: contextlib.ExitStack) -> None:

@@ -53,13 +53,12 @@ def confine(
     *,
     reboot: bool = False,
     rules: Iterable[Rule] = (),
-    overrides_modes: bool = False,
 ) -> Confinement:
     """Confine this process, which has made the machine of that Config.
 
-    With ``reboot`` it may make the machine again. ``rules`` allow more files. With
-    ``overrides_modes`` root may still open files that their modes forbid it. Where the kernel or
-    libseccomp lacks a part, the rest is applied: see the result.
+    With ``reboot`` it may make the machine again, and root may open files that their modes forbid
+    it. ``rules`` allow more files. Where the kernel or libseccomp lacks a part, the rest is
+    applied: see the result.
 
     Raises:
         VmmError: the process has several threads already.
@@ -68,7 +67,7 @@ def confine(
     if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208 - only their number
         raise VmmError("the process has several threads: confine it before they start")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core has the guest's memory
-    _give_up_privileges(DAC_OVERRIDE if overrides_modes else 0)
+    _give_up_privileges(DAC_OVERRIDE if reboot else 0)
     lacks: list[str] = []
     version = calls = 0
     try:

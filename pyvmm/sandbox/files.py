@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from pyvmm.config import Config
-from pyvmm.sandbox.landlock import DEVICE, MAKE, READ, READ_WRITE, REPLACE, WRITE_FILE, Rule
+from pyvmm.sandbox.landlock import DEVICE, MAKE, READ, READ_WRITE, WRITE_FILE, Rule
 
 PACKAGE: Final = Path(__file__).parents[1]
 KVM: Final = Path("/dev/kvm")
@@ -50,8 +50,3 @@ def of_reboot(config: Config) -> Iterator[Rule]:
         yield from (Rule(path, access) for path in device.files())
     if config.hugetlbfs is not None:
         yield Rule(config.hugetlbfs, MAKE)
-
-
-def of_replacement(paths: Iterable[Path]) -> Iterator[Rule]:
-    """Yield the rules for renaming files that are open to these paths."""
-    yield from (Rule(Path(os.path.realpath(path)).parent, REPLACE) for path in paths)

@@ -77,7 +77,7 @@ TABLE: Final = (
     Row(
         "all",
         "set_robust_list rseq exit exit_group gettid getpid getppid getuid geteuid getgid getegid "
-        "getpgid getrandom uname sysinfo getrusage getcwd sched_getaffinity getcpu",
+        "getpgid getrandom uname sysinfo getrusage getcwd sched_getaffinity getcpu wait4",
         "what libc and Python ask",
     ),
     Row("main, vCPUs", "tgkill kill", "signals to this process alone", (When(0, OWN_PID),)),

@@ -15,7 +15,7 @@ import pytest
 
 from pyvmm.config import Config, Disk
 from pyvmm.errors import VmmError
-from pyvmm.sandbox import files, landlock, seccomp
+from pyvmm.sandbox import landlock, seccomp
 from pyvmm.sandbox.confine import confine
 from pyvmm.sandbox.landlock import Rule
 from tests.sandbox.escape import attempts, in_child, in_thread, refused
@@ -155,26 +155,6 @@ def test_only_files_with_a_rule_open(tmp_path: Path, secret: Path) -> None:
     no, ok = "Permission denied", ["disk", "image"]
     assert confined(work, config=config) == [no, no, no, no]
     assert confined(work, config=config, reboot=True) == [*ok, no, no]
-
-
-@needs_landlock
-def test_open_file_can_be_renamed_but_nothing_else_beside_it_written(tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.write_text("other")
-    before, after = tmp_path / "before", tmp_path / "after"
-    before.touch()
-
-    def work() -> str:
-        before.replace(after)
-        try:
-            other.open("w").close()
-        except OSError as error:
-            return str(error.strerror)
-        return ""
-
-    assert confined(work, rules=files.of_replacement([after])) == "Permission denied"
-    assert after.exists()
-    assert other.read_text() == "other"
 
 
 @needs_seccomp
