@@ -8,7 +8,7 @@ import fcntl
 import glob
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pyvmm.base.closing import Closing
@@ -61,12 +61,16 @@ class Replacement(Closing):
 
     Temporary files of killed writers beside the same path are removed first. If two writers run at
     once, the file of the later one stays. A context manager; without a commit it removes the file.
+    ``commit`` calls ``finish`` first, which completes the file.
 
     Raises: UsageError or HostError, if the file cannot be written.
     """
 
-    def __init__(self, path: Path, mode: int = USUAL) -> None:
+    def __init__(
+        self, path: Path, mode: int = USUAL, finish: Callable[[int], None] | None = None
+    ) -> None:
         self.path = path
+        self._finish = finish
         self._target = Path(os.path.realpath(path))  # a link stays a link
         try:
             if self._target.exists() and not self._target.is_file():
@@ -81,6 +85,8 @@ class Replacement(Closing):
 
         Raises: UsageError or HostError.
         """
+        if self._finish is not None:
+            self._finish(self.fd)
         try:
             os.fsync(self.fd)
             self._beside.replace(self._target)

@@ -123,7 +123,15 @@ class Attached:
 
             self._trace = undo.enter_context(ExitTrace(trace, self._config.name, make))
         if saved is not None:
-            self._saved = undo.enter_context(make(saved, PRIVATE))
+            self._saved = undo.enter_context(make(saved, PRIVATE, self._finish_saved))
+
+    def _finish_saved(self, fd: int) -> None:
+        """Mark the snapshot of --save-on-exit: in a confined run, outside its process."""
+        from pyvmm.snapshot.writer import finish  # lazily: rarely used
+
+        assert self._extras.save_on_exit is not None
+        for line in finish(fd, self._extras.save_on_exit)[1]:
+            say(line)
 
     def _make(self, restorer: Restorer | None = None) -> Machine:
         """Make the machine; describe and dump it where the options ask for that."""

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Final, TypeVar
 
-from pyvmm.base.files import PRIVATE, Replacement
+from pyvmm.base.files import PRIVATE, Replacement, check_path
 from pyvmm.control.sockets import running
 from pyvmm.control.wire import (
     MAX_REPLY,
@@ -113,24 +113,31 @@ def ask(path: Path, request: Message) -> Message:
 
 
 def save(path: Path, request: Message) -> Message:
-    """Save a VM to "file", which this process opens and names; then end the VM or resume it.
+    """Save a VM to "file", which this process opens, marks and names; then end or resume the VM.
 
     "parent" is a snapshot of the VM. If this process dies before the file has its name, the VM
     continues.
 
     Raises: VmmError, also if a file cannot be opened or written.
     """
-    from pyvmm.snapshot.reader import SnapshotFile  # imported lazily: only saves need it
+    from pyvmm.snapshot.reader import SnapshotFile  # imported lazily: only saves need them
+    from pyvmm.snapshot.writer import finish
 
     with socket.socket(socket.AF_UNIX) as connection, contextlib.ExitStack() as undo:
-        new = undo.enter_context(Replacement(Path(request["file"]), PRIVATE))
+        file = Path(request["file"])
+        check_path(file, "the file")
+        new = undo.enter_context(Replacement(file, PRIVATE))
         chain: list[SnapshotFile] = []
         if request.get("parent") is not None:
-            parent = undo.enter_context(SnapshotFile.open(Path(request["parent"])))
+            check_path(Path(request["parent"]), "`parent`")
+            parent = undo.enter_context(SnapshotFile.open(Path(request["parent"]), trust=True))
             chain = parent.chain()[::-1]
         asked = request | {"parents": [os.path.realpath(file.path) for file in chain]}
         reply = _ask_on(connection, path, asked, [new.fd, *(file.fd for file in chain)])
         if reply["ok"]:
+            reply["identity"], told = finish(new.fd, file)
+            warnings = reply.get("warnings")
+            reply["warnings"] = [*(warnings if isinstance(warnings, list) else ()), *told]
             new.commit()
             if request.get("resume") is not True:
                 _ask_on(connection, path, {"do": "stop"})

@@ -91,13 +91,14 @@ class Service:
         """
         machine, peer = self._machine(), request["peer"]
         file, parents = request.get("file"), request.get("parents", [])
-        if not isinstance(file, str) or not isinstance(parents, list):
+        texts = isinstance(parents, list) and all(isinstance(path, str) for path in parents)
+        if not isinstance(file, str) or not texts:
             raise UsageError("the request names no file to save to")
-        if len(peer.fds) != 1 + len(parents) or not all(isinstance(path, str) for path in parents):
-            raise UsageError("the request lacks the descriptors of its files")
         check_path(Path(file), "the file")
         for path in parents:
             check_path(Path(path), "`parent`")
+        if len(peer.fds) != 1 + len(parents):
+            raise UsageError("the request lacks the descriptors of its files")
         fd, *fds = peer.fds
         begin = time.monotonic()
         with contextlib.ExitStack() as undo:

@@ -9,6 +9,7 @@ import errno
 import os
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -26,8 +27,10 @@ class Outside(Replacement):
     That process obeys one byte, and ends with this one. Make it before the second thread.
     """
 
-    def __init__(self, path: Path, mode: int = USUAL) -> None:
-        super().__init__(path, mode)
+    def __init__(
+        self, path: Path, mode: int = USUAL, finish: Callable[[int], None] | None = None
+    ) -> None:
+        super().__init__(path, mode, finish)
         self._ours, theirs = socket.socketpair()
         self._process = os.fork()
         if not self._process:

@@ -11,13 +11,16 @@ from typing import Any
 
 import pytest
 
+from pyvmm.base.dirs import state_dir
 from pyvmm.base.loop import Loop
 from pyvmm.control import client
 from pyvmm.control.server import Server
 from pyvmm.control.sockets import Claim
 from pyvmm.control.wire import Message, pack
 from pyvmm.errors import UsageError, VmmError
+from pyvmm.snapshot import mark
 from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.writer import write_into
 from tests.host.conftest import wait_for
 from tests.snapshot.files import save_machine
 from tests.snapshot.sample import state
@@ -38,12 +41,13 @@ class FakeVm:
         self.seen = list(peer.fds)
         if self.error is not None:
             raise self.error
-        os.write(peer.fds[0], f"saved with {len(peer.fds) - 1} parents".encode())
+        write_into(peer.fds[0], {"parents": len(peer.fds) - 1}, [])
         peer.on_close = lambda: self.events.append("resumed")
-        return {"file": request["file"], "parents": request["parents"]}
+        return {"file": request["file"], "parents": request["parents"], "warnings": ["of the VM"]}
 
     def stop(self, request: Message) -> Message:
-        self.events.append(Path(os.environ["TARGET"]).read_text())
+        with SnapshotFile.open(Path(os.environ["TARGET"])) as snapshot:
+            self.events.append(f"stopped, the file is own: {snapshot.is_own}")
         request["peer"].on_close = None
         self.ended.set()
         return {}
@@ -97,7 +101,7 @@ def test_file_has_its_name_before_the_vm_ends(vm: tuple[FakeVm, Path], target: P
     reply = ask(path, target)
 
     assert reply["ok"]
-    assert fake.events == ["saved with 0 parents"]  # read by its name, in "stop"
+    assert fake.events == ["stopped, the file is own: True"]  # read by its name, in "stop"
     assert list(target.parent.iterdir()) == [target]
     assert target.stat().st_mode & 0o777 == 0o600
 
@@ -137,7 +141,55 @@ def test_parents_come_with_their_paths(vm: tuple[FakeVm, Path], target: Path) ->
     reply = ask(path, target, parent=str(parent), resume=True)
 
     assert reply["parents"] == [str(parent)]
-    assert target.read_text() == "saved with 1 parents"
+    with SnapshotFile.open(target) as snapshot:
+        assert snapshot.document == {"parents": 1}
+        assert (snapshot.is_own, snapshot.identity) == (True, reply["identity"])
+
+
+def test_save_without_a_usable_key_warns(
+    vm: tuple[FakeVm, Path], target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, path = vm
+    monkeypatch.setenv("XDG_STATE_HOME", str(target.parent / "state"))
+    key = state_dir() / mark.KEY
+    key.write_bytes(b"short")
+    left = target.with_name(".other.01234567.tmp")
+    left.touch()
+
+    reply = ask(path, target, resume=True)
+
+    with SnapshotFile.open(target) as snapshot:
+        assert (snapshot.header.mark, snapshot.identity) == (None, reply["identity"])
+    of_vm, of_key, of_left = reply["warnings"]
+    assert of_vm == "of the VM"
+    assert of_key.startswith(f"the snapshot has no mark of yours ({key} is not a key of 32 bytes")
+    assert of_left == f"left by a save that was killed, if none is running: {left}"
+
+
+def test_what_is_no_snapshot_gets_no_name(
+    vm: tuple[FakeVm, Path], target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, path = vm
+    monkeypatch.setattr("tests.control.test_saving.write_into", lambda fd, *_: os.write(fd, b"x"))
+
+    with pytest.raises(UsageError, match="not a pyvmm snapshot"):
+        ask(path, target)
+
+    assert target.read_text() == "old"
+    wait_for(lambda: fake.events == ["resumed"])
+
+
+@pytest.mark.parametrize("names", [{"file": "a\0b"}, {"file": "a", "parent": "a\0b"}])
+def test_path_that_no_file_can_have_is_refused(
+    vm: tuple[FakeVm, Path], names: dict[str, str], target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, _ = vm
+    monkeypatch.chdir(target.parent)
+
+    reply = client.answer({"vm": "it", "request": {"do": "save", **names}})
+
+    assert "a path cannot hold a NUL" in reply["error"]
+    assert fake.seen == []
 
 
 def test_missing_parent_is_reported_before_the_vm_is_asked(

@@ -10,9 +10,12 @@ import pytest
 
 from pyvmm.base.files import PRIVATE
 from pyvmm.config import Config
-from pyvmm.errors import UsageError, VmmError
+from pyvmm.errors import HostError, UsageError, VmmError
 from pyvmm.sandbox.confine import confine
 from pyvmm.sandbox.outside import Outside
+from pyvmm.snapshot.mark import KEY, made_key, own_key
+from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.writer import finish, write_into
 from tests.host.conftest import wait_for
 from tests.sandbox.escape import in_child
 
@@ -32,6 +35,27 @@ def test_confined_process_has_its_file_named(tmp_path: Path) -> None:
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_snapshot_of_a_confined_process_is_marked_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    made_key()
+    path = tmp_path / "own.snap"
+
+    def work() -> list[str]:
+        with Outside(path, PRIVATE, lambda fd: [finish(fd, path)].clear()) as new:
+            confine(Config(image=Path("guest")))
+            write_into(new.fd, {"state": 1}, [])
+            new.commit()
+        with pytest.raises(HostError, match=f"cannot read .*{KEY}: Permission denied"):
+            own_key()
+        return ["done"]
+
+    assert in_child(work) == ["done"]
+    with SnapshotFile.open(path) as snapshot:
+        assert snapshot.is_own
 
 
 def test_file_without_a_commit_is_removed(tmp_path: Path) -> None:
