@@ -153,7 +153,7 @@ def test_access_that_is_not_emulated_is_a_guest_error(boot: Boot) -> None:
         machine.run()
 
     assert f"{layout.UART.base:#x}" in caught.value.message
-    assert f"{machine.image.entry + 16:#x}" in caught.value.message
+    assert f"{machine.image.entry:#x}" in caught.value.message
     assert caught.value.exit_code == 1
 
 
