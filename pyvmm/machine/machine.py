@@ -145,6 +145,7 @@ class Machine(Closing):
             self.counts = Counts(list(self._exits.counts.values()), self.board.stats, self._fast)
             self._log = log
             self.has_said_why = False  # see say_why
+            self.resets = 0  # of the guest, in earlier machines of the same run
             self._virtual_time: int | None = None  # the counter of a paused guest
             self._started = False
             self._pausing = threading.RLock()  # held while vCPUs are accessed: none may run then
@@ -416,7 +417,7 @@ class Machine(Closing):
         self._set_blocking(False)
         self._runner.pause()
         try:
-            return look(self.board, self.counts.exits(), kernel)
+            return look(self.board, self.counts.exits(), kernel, self.resets)
         finally:
             self._release()
 

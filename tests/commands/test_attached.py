@@ -51,6 +51,7 @@ def test_reboot_passes_unread_input_to_the_next_machine(
 
     class Rebooting:
         is_paused = has_said_why = False
+        resets = 0
         console = SimpleNamespace(unread=b"not read")
         resizing = SimpleNamespace(adopt=lambda before: None)
 
@@ -64,7 +65,7 @@ def test_reboot_passes_unread_input_to_the_next_machine(
             pass
 
         def run(self, *_: object) -> int:
-            calls.append("run")
+            calls.append(f"run after {self.resets} resets")
             return 0
 
     monkeypatch.setattr(Attached, "_make", lambda *_, **__: Rebooting())
@@ -76,4 +77,4 @@ def test_reboot_passes_unread_input_to_the_next_machine(
 
         assert attached.run() == 0
 
-    assert calls == ["run", b"not read", "connect", "run"]
+    assert calls == ["run after 0 resets", b"not read", "connect", "run after 1 resets"]

@@ -90,10 +90,14 @@ class VcpuLook(Record, kw_only=True):
 
 
 class Look(Record, kw_only=True):
-    """A machine at one moment; ``gic`` is None if its registers are not known."""
+    """A machine at one moment; ``gic`` is None if its registers are not known.
+
+    ``resets`` counts the guest's resets. What the guest printed before the last one is not known.
+    """
 
     vcpus: tuple[VcpuLook, ...]
     gic: Gic | None = None
+    resets: int = 0
 
 
 Looks = Sequence[Look]
@@ -228,7 +232,8 @@ def neutral(looks: Looks) -> str | None:
     vcpu = next(_running(looks), None)
     if vcpu is None:
         return None
-    where = f"the guest has printed nothing: vCPU {vcpu.id}"
+    since = f" since reset {looks[-1].resets}" if looks[-1].resets else ""
+    where = f"the guest has printed nothing{since}: vCPU {vcpu.id}"
     if all(before.waits for before in _of(looks, vcpu)):
         return f"{where} waits for an interrupt at PC {vcpu.pc:#x}"
     new = {cause: count for cause, count in _new_exits(looks, vcpu).items() if cause != "INTR"}

@@ -253,3 +253,12 @@ def test_diagnosis_describes_a_silent_guest_without_a_known_cause(
     assert said(*looks, sure=False) == f"the guest has printed nothing: vCPU 0 {words}"
     assert said(*looks, sure=True) is None
     assert said(*looks, sure=False, silent=False) is None
+
+
+def test_diagnosis_says_since_which_reset_the_guest_is_silent() -> None:
+    looks = [machine({}).replace(resets=3)] * 2
+
+    words = said(*looks, sure=False)
+
+    assert words is not None
+    assert words.startswith("the guest has printed nothing since reset 3: vCPU 0 runs")
