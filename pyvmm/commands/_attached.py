@@ -17,7 +17,6 @@ import click
 
 from pyvmm import host
 from pyvmm.arm64 import vl
-from pyvmm.base.files import PRIVATE, Replacement, write_whole
 from pyvmm.base.loop import Loop
 from pyvmm.base.records import Record
 from pyvmm.base.units import show_size
@@ -50,7 +49,6 @@ class Extras(Record):
     restorer: Restorer | None = None
     save_on_exit: Path | None = None
     trace: Path | None = None
-    sandbox: bool = False
 
 
 def run_attached(config: Config, extras: Extras) -> int:
@@ -75,7 +73,6 @@ class Attached:
         self._output = output
         self._trace: ExitTrace | None = None
         self._say = functools.lru_cache(say)  # a line once, though each reboot logs it again
-        self._saved: Replacement | None = None  # opened before the process is confined
         self._terminal = Terminal(STDIN)
         self._machine: Machine
         self._server: Server | None = None  # None before the control socket's first client
@@ -90,13 +87,14 @@ class Attached:
             deadline = time.monotonic() + self._config.timeout_s
         with contextlib.ExitStack() as undo:
             self._loop = undo.enter_context(Loop())
-            self._open_outputs(undo)
+            if self._extras.trace is not None:
+                from pyvmm.machine.trace import ExitTrace
+
+                trace = ExitTrace(self._extras.trace, self._config.name)
+                self._trace = undo.enter_context(trace)
             claim = undo.enter_context(Claim(self._config.name))
             with self._make(restorer=self._extras.restorer) as machine:
-                self._dump_dtb()
                 self._attach(claim, undo)
-                if self._extras.sandbox:
-                    self._confine(claim)
                 code = machine.run(self._loop)
             while self._reboot and machine.was_reset:
                 before = machine
@@ -110,29 +108,6 @@ class Attached:
                     self._connect()
                     code = machine.run(self._loop, deadline)
             return code if self._code is None else self._code
-
-    def _open_outputs(self, undo: contextlib.ExitStack) -> None:
-        """Open the files that the options name for writing."""
-        trace, saved = self._extras.trace, self._extras.save_on_exit
-        if trace is None and saved is None:
-            return
-        make = Replacement
-        if self._extras.sandbox:
-            from pyvmm.sandbox.outside import Outside as make
-        if trace is not None:
-            from pyvmm.machine.trace import ExitTrace
-
-            self._trace = undo.enter_context(ExitTrace(trace, self._config.name, make))
-        if saved is not None:
-            self._saved = undo.enter_context(make(saved, PRIVATE, self._finish_saved))
-
-    def _finish_saved(self, fd: int) -> None:
-        """Mark the snapshot of --save-on-exit: in a confined run, outside its process."""
-        from pyvmm.snapshot.writer import finish  # lazily: rarely used
-
-        assert self._extras.save_on_exit is not None
-        for line in finish(fd, self._extras.save_on_exit)[1]:
-            say(line)
 
     def _make(self, restorer: Restorer | None = None) -> Machine:
         """Make the machine; describe and dump it where the options ask for that."""
@@ -149,6 +124,10 @@ class Attached:
         try:
             for line in restorer.report.lines() if restorer is not None else ():
                 say(f"not as it was saved: {line}")
+            if self._extras.dump_dtb is not None:
+                from pyvmm.base.files import write_whole
+
+                write_whole(self._extras.dump_dtb, self._machine.dtb)
             if self._extras.verbose:
                 for line in describe(self._machine, self._extras.restorer):
                     echo(f"pyvmm: {line}", err=True)
@@ -156,24 +135,6 @@ class Attached:
             self._machine.close()
             raise
         return self._machine
-
-    def _dump_dtb(self) -> None:
-        """Write the device tree of the first machine, where the options ask for that."""
-        if self._extras.dump_dtb is not None:
-            write_whole(self._extras.dump_dtb, self._machine.dtb)
-
-    def _confine(self, claim: Claim) -> None:
-        """Confine this process to what the options and the end of the run need."""
-        from pyvmm.sandbox import landlock
-        from pyvmm.sandbox.confine import confine
-
-        rules = [
-            landlock.Rule(claim.path.parent, landlock.REMOVE),
-            *(landlock.Rule(Path(path), landlock.READ) for path in self._machine.terminals.own),
-        ]
-        confinement = confine(self._config, reboot=self._extras.reboot, rules=rules)
-        if self._extras.verbose:
-            click.echo(f"pyvmm: confined {confinement}", err=True)
 
     def _attach(self, claim: Claim, undo: contextlib.ExitStack) -> None:
         """Connect console, keys, signals and the control socket to the current machine."""
@@ -241,14 +202,12 @@ class Attached:
 
     def _save_on_exit(self) -> None:
         """Save the guest before it is ended, with --save-on-exit; a failure ends the run."""
-        if self._saved is None:
+        if self._extras.save_on_exit is None:
             return
         from pyvmm.snapshot.save import save  # lazily: rarely used
 
         try:
-            saved = save(self._machine, self._saved.path, fd=self._saved.fd)
-            self._saved.commit()
-            for line in saved.warnings:
+            for line in save(self._machine, self._extras.save_on_exit).warnings:
                 say(line)
         except VmmError as error:
             self._machine.stop(error)

@@ -81,9 +81,9 @@ def _passed_on(options: dict[str, Any]) -> Iterator[str]:
             yield f"--{option}={options[option]}"
     for option in ("disk", "pmem"):
         yield from (f"--{option}={value}" for value in options[option])
-    for flag in ("force", "trust", "verbose", "debug", "no_sandbox"):
+    for flag in ("force", "trust", "verbose", "debug"):
         if options[flag]:
-            yield f"--{flag.replace('_', '-')}"
+            yield f"--{flag}"
 
 
 def _show(child: Child, lock: threading.Lock) -> None:

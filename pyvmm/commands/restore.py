@@ -10,14 +10,7 @@ import click
 from pyvmm.cli import Invocation, say
 from pyvmm.commands._deviceopts import read_disk, read_pmem
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
-from pyvmm.commands._options import (
-    EXISTING_FILE,
-    NEW_SNAPSHOT,
-    Option,
-    file_option,
-    no_sandbox,
-    trust_option,
-)
+from pyvmm.commands._options import EXISTING_FILE, NEW_SNAPSHOT, Option, file_option, trust_option
 from pyvmm.commands._several import run_several
 from pyvmm.errors import UsageError
 from pyvmm.host.settings import HostSettings
@@ -64,7 +57,6 @@ def again(*names: str, metavar: str) -> Option:
     kind=NEW_SNAPSHOT,
 )  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True, help="Describe the machine on stderr.")
-@no_sandbox
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @host_options
 @click.pass_obj
@@ -106,10 +98,5 @@ def restore(invocation: Invocation, /, where: HostSettings, file: Path, **option
         given=given,
         trust=options["trust"],
     )
-    extras = Extras(
-        verbose=options["verbose"],
-        restorer=restorer,
-        save_on_exit=saved_to,
-        sandbox=not options["no_sandbox"],
-    )
+    extras = Extras(verbose=options["verbose"], restorer=restorer, save_on_exit=saved_to)
     return run_attached(config, extras)

@@ -15,7 +15,7 @@ from pyvmm.commands._armopts import arm_config, arm_options
 from pyvmm.commands._deviceopts import device_configs, device_files, device_options
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._lkvm import NO_PCI, LkvmCommand, lkvm_options
-from pyvmm.commands._options import NEW_SNAPSHOT, no_sandbox
+from pyvmm.commands._options import NEW_SNAPSHOT
 from pyvmm.config import Config, SveRequest
 from pyvmm.errors import HostError, ImageError, UsageError
 from pyvmm.host.settings import HostSettings
@@ -91,7 +91,6 @@ def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[Com
     help="Write a trace of every VM exit to FILE, for ui.perfetto.dev.",
 )  # fmt: skip
 @click.option("--reboot", is_flag=True, help="Start the guest again when it resets.")
-@no_sandbox
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @device_options
 @arm_options
@@ -225,7 +224,6 @@ def _run(config: Config, options: dict[str, Any]) -> int:
         reboot=options["reboot"],
         save_on_exit=options["save_on_exit"],
         trace=options["trace"],
-        sandbox=not options["no_sandbox"],
     )
     try:
         return run_attached(config, extras)
