@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import ClassVar
 
-from pyvmm.base.files import check_path, is_storage
+from pyvmm.base.paths import check_path, is_storage
 from pyvmm.base.records import Record, made
 from pyvmm.base.units import show_size
 from pyvmm.errors import UsageError

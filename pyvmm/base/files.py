@@ -7,7 +7,6 @@ import errno
 import fcntl
 import glob
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,27 +16,6 @@ from pyvmm.errors import HostError, UsageError, VmmError
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 USUAL = 0o666  # the umask applies
 PRIVATE = 0o600  # for files with a guest's memory
-
-
-def check_path(path: Path, name: str) -> None:
-    """Check that the kernel can take a path; ``name`` is the path's name in messages.
-
-    Raises: UsageError.
-    """
-    try:
-        has_nul = b"\0" in os.fsencode(path)
-    except UnicodeEncodeError:
-        raise UsageError(f"{name}={str(path)[:80]!r}: no path has a lone surrogate") from None
-    if has_nul:
-        raise UsageError(f"{name}={str(path)[:80]!r}: a path cannot hold a NUL")
-
-
-def is_storage(mode: int) -> bool:
-    """Return whether a file of that mode is a regular file or a block device.
-
-    To open another, such as a watchdog or a tape, can have effects.
-    """
-    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
 
 
 def write_whole(path: Path, data: bytes) -> None:

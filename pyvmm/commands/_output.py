@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TextIO
@@ -70,6 +69,8 @@ class LiveTable:
 def show(as_json: bool, document: Mapping[str, Any], lines: Iterable[str]) -> None:
     """Print the document as JSON, or the lines."""
     if as_json:
+        import json
+
         click.echo(json.dumps(document, indent=2))
         return
     for line in lines:

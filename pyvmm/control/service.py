@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from pyvmm.base.files import check_path
+from pyvmm.base.paths import check_path
 from pyvmm.control.server import Handler
 from pyvmm.control.wire import SCHEMA, Message
 from pyvmm.errors import UsageError, VmmError

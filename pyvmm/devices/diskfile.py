@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, Self
 
-from pyvmm.base.files import is_storage
+from pyvmm.base.paths import is_storage
 from pyvmm.devices.diskformats import CONVERT, HEAD, disk_format
 from pyvmm.errors import HostError, UsageError
 

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from pyvmm.base.files import check_path
+from pyvmm.base.paths import check_path
 from pyvmm.base.records import Record
 from pyvmm.errors import UsageError
 from pyvmm.snapshot.codec import Damaged, decode, encode

@@ -1,0 +1,30 @@
+"""Checks of the paths that a person, a file or another process names."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from pyvmm.errors import UsageError
+
+
+def check_path(path: Path, name: str) -> None:
+    """Check that the kernel can take a path; ``name`` is the path's name in messages.
+
+    Raises: UsageError.
+    """
+    try:
+        has_nul = b"\0" in os.fsencode(path)
+    except UnicodeEncodeError:
+        raise UsageError(f"{name}={str(path)[:80]!r}: no path has a lone surrogate") from None
+    if has_nul:
+        raise UsageError(f"{name}={str(path)[:80]!r}: a path cannot hold a NUL")
+
+
+def is_storage(mode: int) -> bool:
+    """Return whether a file of that mode is a regular file or a block device.
+
+    To open another, such as a watchdog or a tape, can have effects.
+    """
+    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
