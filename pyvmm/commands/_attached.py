@@ -99,9 +99,7 @@ class Attached:
             while self._reboot and machine.was_reset:
                 before = machine
                 with self._make() as machine:
-                    machine.resizing.adopt(before.resizing)
-                    machine.has_said_why = before.has_said_why
-                    machine.resets = before.resets + 1
+                    machine.follow(before)
                     if before.is_paused:  # the user paused it as it was reset
                         machine.pause()
                     self._keyboard.put_back(before.console.unread)

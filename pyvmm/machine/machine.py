@@ -146,6 +146,7 @@ class Machine(Closing):
             self._log = log
             self.has_said_why = False  # see say_why
             self.resets = 0  # of the guest, in earlier machines of the same run
+            self._follows_silence = False  # the machine before this one had no output
             self._virtual_time: int | None = None  # the counter of a paused guest
             self._started = False
             self._pausing = threading.RLock()  # held while vCPUs are accessed: none may run then
@@ -339,11 +340,16 @@ class Machine(Closing):
 
         Raises:
             GuestError: the guest did something a machine cannot continue from.
-            TimeoutExpired: the Config's time ran out first.
+            TimeoutExpired: the Config's time ran out first, perhaps before this machine's start.
         """
         if loop is None:
             with Loop() as own:
                 return self.run(own, deadline)
+        if deadline is not None and deadline <= time.monotonic():
+            self._report_reset()
+            self.before_time_out()
+            self.stop(self._expired())
+            return self.result()
         with ExitStack() as undo:
             undo.callback(RtcAlarm(self.board.rtc, loop).stop)
             if self.board.virtio:
@@ -389,7 +395,7 @@ class Machine(Closing):
         if self.has_said_why or not self._pausing.acquire(blocking=False):
             return  # another thread has stopped the guest
         try:
-            if self.is_paused or self.has_ended:
+            if self.is_paused or (self.has_ended and not self.was_reset):
                 return
             first = self._look()
             time.sleep(APART_S)
@@ -398,7 +404,7 @@ class Machine(Closing):
             return
         finally:
             self._pausing.release()
-        if why is not None and not self.has_ended:
+        if why is not None and (not self.has_ended or self.was_reset):
             self.has_said_why = True
             self._log(why)
 
@@ -409,6 +415,20 @@ class Machine(Closing):
             device.has_transmitted for device in (*self.board.uarts, self.board.console)
         )
 
+    def follow(self, before: Machine) -> None:
+        """Continue the run of a machine that was reset: its sizes, and what was said of it."""
+        self.resizing.adopt(before.resizing)
+        self.resets = before.resets + 1
+        self.has_said_why = before.has_said_why
+        self._follows_silence = before.is_silent
+
+    def _report_reset(self) -> None:
+        """Log that the machine before this one was reset without output, unless more was said."""
+        from pyvmm.machine.diagnosis.rules import resets_silently
+
+        if self._follows_silence and not self.has_said_why:
+            self._log(resets_silently(self.resets - 1))
+
     def _look(self) -> Look:
         """Stop the vCPUs, read them, and let them run; the guest's clocks run on."""
         from pyvmm.machine.diagnosis.observation import look
@@ -417,7 +437,8 @@ class Machine(Closing):
         self._set_blocking(False)
         self._runner.pause()
         try:
-            return look(self.board, self.counts.exits(), kernel, self.resets)
+            seen = look(self.board, self.counts.exits(), kernel)
+            return seen.replace(resets=self.resets, was_reset=self.was_reset)
         finally:
             self._release()
 
@@ -430,7 +451,11 @@ class Machine(Closing):
         return self.config.timeout_s if deadline is None else deadline - time.monotonic()
 
     def _time_out(self) -> None:
-        if not self.resets:  # a look at a guest that resets all the time can hang
-            self.say_why()
-        self.before_time_out()
-        self.stop(TimeoutExpired(f"the guest did not end within {self.config.timeout_s:g} s"))
+        """End the run. A guest that resets meanwhile is ended as it starts again, if it does."""
+        self.say_why()
+        if not self.was_reset:
+            self.before_time_out()
+        self.stop(self._expired())
+
+    def _expired(self) -> TimeoutExpired:
+        return TimeoutExpired(f"the guest did not end within {self.config.timeout_s:g} s")

@@ -50,10 +50,9 @@ def test_reboot_passes_unread_input_to_the_next_machine(
     calls: list[bytes | str] = []
 
     class Rebooting:
-        is_paused = has_said_why = False
+        is_paused = False
         resets = 0
         console = SimpleNamespace(unread=b"not read")
-        resizing = SimpleNamespace(adopt=lambda before: None)
 
         def __init__(self) -> None:
             self.was_reset = not calls
@@ -63,6 +62,9 @@ def test_reboot_passes_unread_input_to_the_next_machine(
 
         def __exit__(self, *_: object) -> None:
             pass
+
+        def follow(self, before: Rebooting) -> None:
+            self.resets = before.resets + 1
 
         def run(self, *_: object) -> int:
             calls.append(f"run after {self.resets} resets")

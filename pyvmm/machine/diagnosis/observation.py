@@ -29,9 +29,7 @@ SGIS: Final = 0xFFFF
 SPIS: Final = range(32, layout.NR_IRQS, 32)  # the first SPI of each register
 
 
-def look(
-    board: Board, counts: list[dict[str, int]], kernel: list[dict[str, int]], resets: int
-) -> Look:
+def look(board: Board, counts: list[dict[str, int]], kernel: list[dict[str, int]]) -> Look:
     """Read a machine whose vCPUs are stopped.
 
     ``counts`` are each vCPU's exits, and ``kernel`` KVM's counts from just before the stop.
@@ -46,7 +44,6 @@ def look(
             for vcpu in board.vcpus
         ),
         gic=None if v3 is None else _gic(v3),
-        resets=resets,
     )
 
 

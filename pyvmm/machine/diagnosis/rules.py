@@ -92,12 +92,14 @@ class VcpuLook(Record, kw_only=True):
 class Look(Record, kw_only=True):
     """A machine at one moment; ``gic`` is None if its registers are not known.
 
-    ``resets`` counts the guest's resets. What the guest printed before the last one is not known.
+    ``resets`` counts the guest's earlier resets, and ``was_reset`` is whether it has reset again.
+    What the guest printed before the last of ``resets`` is not known.
     """
 
     vcpus: tuple[VcpuLook, ...]
     gic: Gic | None = None
     resets: int = 0
+    was_reset: bool = False
 
 
 Looks = Sequence[Look]
@@ -232,8 +234,7 @@ def neutral(looks: Looks) -> str | None:
     vcpu = next(_running(looks), None)
     if vcpu is None:
         return None
-    since = f" since reset {looks[-1].resets}" if looks[-1].resets else ""
-    where = f"the guest has printed nothing{since}: vCPU {vcpu.id}"
+    where = f"{_silence(looks[-1].resets)}: vCPU {vcpu.id}"
     if all(before.waits for before in _of(looks, vcpu)):
         return f"{where} waits for an interrupt at PC {vcpu.pc:#x}"
     new = {cause: count for cause, count in _new_exits(looks, vcpu).items() if cause != "INTR"}
@@ -241,6 +242,15 @@ def neutral(looks: Looks) -> str | None:
         return f"{where} runs at PC {vcpu.pc:#x} without an exit"
     most = max(new, key=new.__getitem__)
     return f'{where} runs at PC {vcpu.pc:#x}, most of its exits are "{most}"'
+
+
+def resets_silently(resets: int) -> str:
+    """Describe a guest that has reset after ``resets`` earlier ones, without output."""
+    return f"{_silence(resets)}, and resets"
+
+
+def _silence(resets: int) -> str:
+    return "the guest has printed nothing" + (f" since reset {resets}" if resets else "")
 
 
 RULES: Final[tuple[Rule, ...]] = (off, faults, hangs, polls, waits)
@@ -252,6 +262,8 @@ def diagnose(looks: Looks, *, silent: bool, sure: bool = False) -> str | None:
 
     ``silent``: the guest has sent no output. With ``sure`` the sentence must name a cause.
     """
+    if looks[-1].was_reset:  # its vCPUs have ended
+        return resets_silently(looks[-1].resets) if silent else None
     rules = RULES_OF_SILENCE if silent else RULES
     if silent and not sure:
         rules = (*rules, neutral)

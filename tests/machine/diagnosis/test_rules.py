@@ -255,6 +255,13 @@ def test_diagnosis_describes_a_silent_guest_without_a_known_cause(
     assert said(*looks, sure=False, silent=False) is None
 
 
+def test_diagnosis_reports_only_the_reset_of_a_guest_that_has_reset_again() -> None:
+    looks = [machine(FAULTING).replace(resets=3, was_reset=True)] * 2
+
+    assert said(*looks, sure=False) == "the guest has printed nothing since reset 3, and resets"
+    assert said(*looks, sure=False, silent=False) is None
+
+
 def test_diagnosis_says_since_which_reset_the_guest_is_silent() -> None:
     looks = [machine({}).replace(resets=3)] * 2
 
