@@ -133,8 +133,8 @@ def exits() -> Part:
         for name, title, floor in (
             ("unclaimed_read", "MMIO read that no device claims", "read"),
             ("unclaimed_write", "MMIO write that no device claims", "write"),
-            ("rtc_read", "MMIO read answered by a device (PL031)", "read"),
-            ("rtc_write", "MMIO write taken by a device (PL031)", "write"),
+            ("rtc_read", "real-time clock (PL031): read of the time", "read"),
+            ("rtc_write", "the same: write of the interrupt mask it has", "write"),
             ("status_read", "UART status read", "read"),
             ("polled_byte", "UART byte out, polled", "byte"),
             ("byte_in", "UART byte in, polled", None),

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Protocol
 
 from pyvmm.devices.device import Device, Irq, Reg
 from pyvmm.devices.state import StateField
@@ -17,6 +17,17 @@ from pyvmm.devices.state import StateField
 SECONDS = 0xFFFF_FFFF  # the counter is 32 bits wide
 ALARM = 0x1  # the one bit of the interrupt registers
 HOST_SECONDS = 1 << 40  # a bound of any host's time since 1970
+
+
+class FastPath(Protocol):
+    """Completes a guest's accesses without `Pl031`, as published."""
+
+    def publish(self, offset: int, alarm_at: int, registers: Sequence[int]) -> None:
+        """Take over the clock's state, before its interrupt line changes; with its lock.
+
+        ``offset`` and ``alarm_at`` are those of `Pl031`. ``registers`` are the values from DR to
+        ICR. Until ``alarm_at`` they stay as they are; DR is the host's time plus ``offset``.
+        """
 
 
 class Pl031(Device):
@@ -59,6 +70,7 @@ class Pl031(Device):
         self.irq = irq
         self.clock = clock
         self.on_rearm: Callable[[], None] | None = None
+        self.fast_path: FastPath | None = None
         self.offset = 0  # seconds: the guest's clock minus the host's
         self.alarm_at = 0  # the host's time of the next match
         self._raised = False
@@ -72,6 +84,12 @@ class Pl031(Device):
             self._rearmed = False
             if self.on_rearm is not None:
                 self.on_rearm()
+
+    def use_fast_path(self, fast_path: FastPath | None) -> None:
+        """Use that fast path from now on, or none."""
+        with self.lock:
+            self.fast_path = fast_path
+            self._publish()
 
     def next_alarm(self) -> float | None:
         """Return the time of ``clock`` for the next `tick`; None without a possible interrupt."""
@@ -91,6 +109,7 @@ class Pl031(Device):
     def restored(self) -> None:
         """Rearm the alarm; one missed since the save is due at once."""
         self._rearmed = True
+        self._publish()
 
     @DR.read
     def _(self) -> int:
@@ -148,8 +167,15 @@ class Pl031(Device):
         self._update()
 
     def _update(self) -> None:
-        """Update the interrupt line."""
+        """Update the fast path, and then the interrupt line."""
+        self._publish()
         raised = bool(self.RIS & self.IMSC)
         if raised != self._raised:
             self._raised = raised
             self.irq(raised)
+
+    def _publish(self) -> None:
+        if self.fast_path is not None:
+            raised = self.RIS & self.IMSC
+            registers = (0, self.MR, self.LR, self.CR, self.IMSC, self.RIS, raised, 0)
+            self.fast_path.publish(self.offset, self.alarm_at, registers)

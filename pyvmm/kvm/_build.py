@@ -44,6 +44,7 @@ INCLUDES = """
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 #include <linux/kvm.h>
 """
@@ -76,6 +77,12 @@ struct pyvmm_isr {
     uint64_t address;
     uint32_t bits;
 };
+struct pyvmm_rtc {
+    uint64_t base;
+    int64_t offset;
+    int64_t alarm_at;
+    uint32_t registers[...];
+};
 struct pyvmm_fast_mmio {
     uint32_t complete_unclaimed;
     uint32_t regions;
@@ -83,6 +90,7 @@ struct pyvmm_fast_mmio {
     struct pyvmm_uart uart[...];
     uint32_t isrs;
     struct pyvmm_isr isr[...];
+    struct pyvmm_rtc rtc;
     ...;
 };
 void pyvmm_fast_mmio_init(struct pyvmm_fast_mmio *fast);

@@ -3,7 +3,8 @@
  *
  *	accesses that no device claims;
  *	16550A UARTs: reads without a side effect, transmitted bytes, writes that change nothing;
- *	virtio-mmio: InterruptStatus and InterruptACK, which a driver uses at each interrupt.
+ *	virtio-mmio: InterruptStatus and InterruptACK, which a driver uses at each interrupt;
+ *	the PL031 real-time clock: reads, and writes that change nothing, until its alarm is due.
  *
  * C also takes the bytes that guests write to a UART without an exit, from KVM's ring of coalesced
  * writes.  Devices publish here the accesses that C may complete.  The picture in
@@ -24,6 +25,9 @@
 #define PYVMM_UART_IER 1
 #define PYVMM_UART_IER_BITS 0x0f /* the writable bits */
 #define PYVMM_VIRTIO_STATUS_TO_ACK 4 /* from InterruptStatus to InterruptACK */
+#define PYVMM_RTC_SIZE 0x20 /* bytes of registers, without the identification */
+#define PYVMM_RTC_DR 0x00
+#define PYVMM_RTC_IMSC 0x10
 
 struct pyvmm_region {
 	uint64_t base;
@@ -53,6 +57,17 @@ struct pyvmm_isr {
 	uint32_t bits;
 };
 
+/*
+ * A PL031.  All times are seconds since 1970.  Each member is one word, and a guest's access uses
+ * one beside alarm_at, so that it sees the clock before or after a change, never between.
+ */
+struct pyvmm_rtc {
+	uint64_t base; /* 0: no clock */
+	int64_t offset; /* the guest's clock minus the host's */
+	int64_t alarm_at; /* from this time of the host on, Python handles each access */
+	uint32_t registers[PYVMM_RTC_SIZE / 4]; /* the values of the others */
+};
+
 struct pyvmm_fast_mmio {
 	pthread_mutex_t lock; /* over every tx ring, and the consumer's end of the coalesced ring */
 	struct kvm_coalesced_mmio_ring *ring;
@@ -63,6 +78,7 @@ struct pyvmm_fast_mmio {
 	struct pyvmm_uart uart[PYVMM_UARTS];
 	uint32_t isrs;
 	struct pyvmm_isr isr[PYVMM_ISRS];
+	struct pyvmm_rtc rtc;
 };
 
 static void pyvmm_fast_mmio_init(struct pyvmm_fast_mmio *fast)
@@ -225,10 +241,34 @@ static int pyvmm_complete_uart_write(struct pyvmm_fast_mmio *fast, struct pyvmm_
 	return done;
 }
 
+/* Only whole registers: a narrower write would set the rest of its register to 0. */
+static int pyvmm_complete_rtc(struct pyvmm_rtc *rtc, struct kvm_run *run)
+{
+	uint64_t offset = run->mmio.phys_addr - rtc->base;
+	struct timespec now;
+	uint32_t value;
+
+	if (!rtc->base || offset >= PYVMM_RTC_SIZE || offset % 4 || run->mmio.len != sizeof(value))
+		return 0;
+	clock_gettime(CLOCK_REALTIME, &now);
+	if (now.tv_sec >= __atomic_load_n(&rtc->alarm_at, __ATOMIC_ACQUIRE))
+		return 0;
+	if (run->mmio.is_write) {
+		memcpy(&value, run->mmio.data, sizeof(value));
+		return offset == PYVMM_RTC_IMSC &&
+		       value == __atomic_load_n(&rtc->registers[offset / 4], __ATOMIC_ACQUIRE);
+	}
+	value = offset == PYVMM_RTC_DR ?
+			now.tv_sec + __atomic_load_n(&rtc->offset, __ATOMIC_ACQUIRE) :
+			__atomic_load_n(&rtc->registers[offset / 4], __ATOMIC_ACQUIRE);
+	memcpy(run->mmio.data, &value, sizeof(value));
+	return 1;
+}
+
 /*
  * Complete an MMIO exit, if C can.  Returns whether it did.  counts has pairs, reads and writes:
- * one for each UART, one for interrupt status registers, one for unclaimed accesses.  *unclaimed
- * becomes the address of an unclaimed access.
+ * one for each UART, one for interrupt status registers, one for unclaimed accesses, one for the
+ * real-time clock.  *unclaimed becomes the address of an unclaimed access.
  */
 static int pyvmm_complete_mmio(struct pyvmm_fast_mmio *fast, struct kvm_run *run, uint64_t *counts,
 			       uint64_t *unclaimed)
@@ -242,6 +282,10 @@ static int pyvmm_complete_mmio(struct pyvmm_fast_mmio *fast, struct kvm_run *run
 			counts[2 * PYVMM_UARTS + run->mmio.is_write]++;
 			return 1;
 		}
+	if (pyvmm_complete_rtc(&fast->rtc, run)) {
+		counts[2 * (PYVMM_UARTS + 2) + run->mmio.is_write]++;
+		return 1;
+	}
 	for (n = 0; n < PYVMM_UARTS; n++) {
 		uart = &fast->uart[n];
 		if (uart->base && address - uart->base < PYVMM_UART_SIZE) {

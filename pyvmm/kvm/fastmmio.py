@@ -1,7 +1,7 @@
 """MMIO exits that C completes without Python; fastmmio.c lists them.
 
-A device publishes here the registers that C may access: a UART's registers, and a virtio device's
-interrupt status.
+A device publishes here the registers that C may access: those of UARTs and of the real-time clock,
+and a virtio device's interrupt status.
 """
 
 from __future__ import annotations
@@ -38,13 +38,28 @@ class InterruptBits:
         self._lib.pyvmm_isr_clear(self._state, self._number, bits & 0xFFFF_FFFF)
 
 
+class ClockRegisters:
+    """The state of a PL031 that C uses; see struct pyvmm_rtc."""
+
+    def __init__(self, state: Any) -> None:
+        self._state = state
+
+    def publish(self, offset: int, alarm_at: int, registers: Sequence[int]) -> None:
+        """Replace the state. Times are seconds; ``registers`` are those from DR to ICR."""
+        for number, value in enumerate(registers):
+            self._state.registers[number] = value
+        self._state.offset = offset
+        self._state.alarm_at = alarm_at
+
+
 class FastMmio:
     """The completion of a VM's MMIO exits in C. It must not be used after the vCPUs are closed.
 
     ``claimed`` are the regions of devices, each as its first address and its end. C completes
     accesses outside them all, if ``complete_unclaimed``: a read returns 0, a write does nothing.
     ``uarts`` are the addresses of 16550As, at most 4 (0: no UART of that number). ``isrs`` are the
-    addresses of virtio devices' InterruptStatus registers.
+    addresses of virtio devices' InterruptStatus registers. ``rtc`` is the address of a PL031, 0 for
+    none.
     """
 
     def __init__(
@@ -53,6 +68,7 @@ class FastMmio:
         claimed: Iterable[tuple[int, int]],
         uarts: Sequence[int],
         isrs: Sequence[int] = (),
+        rtc: int = 0,
         *,
         complete_unclaimed: bool = True,
     ) -> None:
@@ -78,6 +94,7 @@ class FastMmio:
         for number, address in enumerate(isrs):
             self._state.isr[number].address = address
         self._state.isrs = len(isrs)
+        self._state.rtc.base = rtc  # with an alarm_at of 0, Python handles each access
         for vcpu in vcpus:
             vcpu.use_fast_mmio(self._state)
 
@@ -94,6 +111,10 @@ class FastMmio:
     def interrupt_bits(self, number: int) -> InterruptBits:
         """Return the interrupt status of that virtio device."""
         return InterruptBits(self._lib, self._state, number)
+
+    def clock(self) -> ClockRegisters:
+        """Return the state of the PL031, for what it publishes."""
+        return ClockRegisters(self._state.rtc)
 
     def has_tx(self, number: int) -> bool:
         """Return whether bytes of this UART, or any in the coalesced ring, are pending."""

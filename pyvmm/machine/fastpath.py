@@ -1,7 +1,7 @@
 """UARTs that a guest polls and writes without exits, and MMIO exits that C completes.
 
-C also completes the two accesses that a virtio driver makes at each interrupt. So no vCPU waits for
-Python while a device's thread holds the interpreter.
+C also completes the two accesses that a virtio driver makes at each interrupt, and reads of the
+real-time clock. So no vCPU waits for Python while a device's thread holds the interpreter.
 
 `Uart8250` owns a UART's registers. Only it changes them, under its lock. C and the page hold copies
 that the guest may read. `publish` sets these copies: the UART publishes each change before the
@@ -36,6 +36,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from pyvmm import layout
+from pyvmm.devices.pl031 import Pl031
 from pyvmm.devices.uart8250 import ALL_READABLE, REGISTERS, Uart8250
 from pyvmm.kvm import uapi
 from pyvmm.kvm.caps import Cap
@@ -183,12 +184,14 @@ class FastPaths:
         claimed: Iterable[layout.Region],
         uarts: Sequence[Uart8250],
         slots: Sequence[VirtioMmio] = (),
+        rtc: Pl031 | None = None,
         *,
         complete_unclaimed: bool,
     ) -> None:
         """Begin. C completes accesses outside ``claimed``, if ``complete_unclaimed``.
 
-        ``slots`` are the virtio devices from the first slot of the map on.
+        ``slots`` are the virtio devices from the first slot of the map on. ``rtc`` is the real-time
+        clock.
         """
         claimed_ranges = [(region.base, region.end) for region in claimed]
         bases = [layout.uart(number).base for number in range(len(uarts))]
@@ -198,7 +201,12 @@ class FastPaths:
             for number, transport in enumerate(slots)
         ]
         self._fast = FastMmio(
-            vcpus, claimed_ranges, bases, isrs, complete_unclaimed=complete_unclaimed
+            vcpus,
+            claimed_ranges,
+            bases,
+            isrs,
+            layout.RTC.base if rtc is not None else 0,
+            complete_unclaimed=complete_unclaimed,
         )
         self._vcpus = vcpus
         self._uarts = uarts
@@ -215,6 +223,9 @@ class FastPaths:
             for number, transport in enumerate(slots):
                 transport.use_interrupt_bits(self._fast.interrupt_bits(number))
                 undo.callback(transport.use_interrupt_bits, None)
+            if rtc is not None:
+                rtc.use_fast_path(self._fast.clock())
+                undo.callback(rtc.use_fast_path, None)
             self._undo = undo.pop_all()
 
     def close(self) -> None:
@@ -252,8 +263,8 @@ class FastPaths:
     def completed_by(self, vcpu: Vcpu) -> dict[str, int]:
         """Count the exits of one vCPU that C completed, by cause."""
         reads, writes = vcpu.completed_mmio()
-        uarts = [f"uart{number}" for number in range(len(reads) - 2)]
-        names = [*uarts, "virtio interrupt", "unclaimed"]
+        uarts = [f"uart{number}" for number in range(len(reads) - 3)]
+        names = [*uarts, "virtio interrupt", "unclaimed", layout.RTC.name]
         counts = {f"{name} read": count for name, count in zip(names, reads, strict=True)}
         counts |= {f"{name} write": count for name, count in zip(names, writes, strict=True)}
         return {cause: count for cause, count in counts.items() if count}

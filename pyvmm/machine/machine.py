@@ -166,6 +166,7 @@ class Machine(Closing):
             [*(region for region, _ in board.bus), *board.plan.windows],
             board.uarts,
             board.virtio,
+            board.rtc,
             complete_unclaimed=on_unclaimed is None,
         )
         undo.callback(fast.close)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from pyvmm.devices import uart8250
+from pyvmm.devices.pl031 import Pl031
 from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from tests.test_imports import PACKAGE
@@ -12,12 +13,15 @@ from tests.test_imports import PACKAGE
 
 def test_register_offsets_in_c_match_the_devices() -> None:
     source = (PACKAGE / "kvm/fastmmio.c").read_text()
-    found = re.findall(r"^#define PYVMM_((?:UART|VIRTIO)_\w+) (\w+)", source, re.MULTILINE)
+    found = re.findall(r"^#define PYVMM_((?:UART|VIRTIO|RTC)_\w+) (\w+)", source, re.MULTILINE)
 
     assert {name: int(value, 0) for name, value in found} == {
         "UART_SIZE": uart8250.REGISTERS,
         "UART_THR": Uart8250.THR.offset,
         "UART_IER": Uart8250.IER.offset,
         "UART_IER_BITS": uart8250.IER_BITS,
+        "RTC_SIZE": Pl031.ICR.offset + Pl031.register_size,
+        "RTC_DR": Pl031.DR.offset,
+        "RTC_IMSC": Pl031.IMSC.offset,
         "VIRTIO_STATUS_TO_ACK": VirtioMmio.InterruptACK.offset - VirtioMmio.InterruptStatus.offset,
     }

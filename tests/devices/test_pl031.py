@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +29,25 @@ class Clocked:
 
     def write(self, offset: int, value: int) -> None:
         self.rtc.mmio_write(offset, 4, value)
+
+
+class Published:
+    """The state that a fast path got last, and the interrupt line at that moment."""
+
+    def __init__(self, clocked: Clocked) -> None:
+        self.clocked = clocked
+        self.state: tuple[int, int, Sequence[int]] | None = None
+
+    def publish(self, offset: int, alarm_at: int, registers: Sequence[int]) -> None:
+        self.state = offset, alarm_at, registers
+
+    def check(self) -> None:
+        """Check that a fast path reads what the clock itself returns, if it may read at all."""
+        assert self.state is not None
+        offset, alarm_at, registers = self.state
+        if self.clocked.now < alarm_at:
+            assert self.clocked.read(DR) == int(self.clocked.now + offset) & 0xFFFF_FFFF
+            assert [self.clocked.read(at) for at in range(MR, 0x20, 4)] == list(registers[1:])
 
 
 @pytest.fixture
@@ -204,3 +225,39 @@ def test_clock_shows_the_match_when_the_alarm_is_due(now: float, load: int, matc
 
     assert clocked.levels == [True]
     assert clocked.read(DR) == match
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([MR, LR, CR, IMSC, ICR, "pass"]),
+            st.integers(0, 8) | st.integers(0, 2**32 - 1),
+        )
+    )
+)
+def test_fast_path_reads_what_the_clock_returns(steps: list[tuple[int | str, int]]) -> None:
+    clocked = Clocked(5.5)
+    published = Published(clocked)
+    clocked.rtc.use_fast_path(published)
+    published.check()
+
+    for what, value in steps:
+        if isinstance(what, int):
+            clocked.write(what, value)
+        else:
+            clocked.now += value
+        published.check()
+
+
+def test_restored_clock_is_published() -> None:
+    clocked, other = Clocked(), Clocked()
+    clocked.write(LR, 5_000)
+    published = Published(other)
+    other.rtc.use_fast_path(published)
+
+    other.rtc.restore(clocked.rtc.state(), "rtc")
+    other.rtc.restored()
+
+    published.check()
+    assert published.state is not None
+    assert published.state[0] == 5_000 - 1_000_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -20,7 +21,10 @@ MARK = MMIO + 0x1000  # claimed, but not a UART
 THR, IER, LSR = 0, 1, 5
 STATUS, ACK = 0x60, 0x64  # of a virtio device at MMIO
 UNCLAIMED = 0x80
-READ_1, READ_4, WRITE_1, WRITE_4, AT_MARK = 0, 2, 4, 5, 6  # the script's words
+RTC = 0x40  # the clock, from MMIO on
+DR, MR, IMSC, ICR = 0x00, 0x04, 0x10, 0x1C
+FAR_S = 1 << 40  # later than every alarm
+READ_1, READ_2, READ_4, READ_8, WRITE_1, WRITE_4, AT_MARK = range(7)  # the script's words
 
 Step = tuple[int, int, int]  # what, offset, value
 MARKED: Step = (AT_MARK, 0, 0)
@@ -36,7 +40,12 @@ def fast_mmio(made: Guest, *, complete_unclaimed: bool = True) -> FastMmio:
     """Return a FastMmio with a UART and a virtio device's interrupt status."""
     claimed = [(MMIO, MMIO + UNCLAIMED), (MARK, MARK + 4)]
     return FastMmio(
-        made.vcpus, claimed, [MMIO], [MMIO + STATUS], complete_unclaimed=complete_unclaimed
+        made.vcpus,
+        claimed,
+        [MMIO],
+        [MMIO + STATUS],
+        MMIO + RTC,
+        complete_unclaimed=complete_unclaimed,
     )
 
 
@@ -57,7 +66,13 @@ def logged(made: Guest) -> int:
 def counts(made: Guest) -> tuple[list[int], list[int]]:
     """Return the completed reads and writes of the UART, interrupt status and unclaimed."""
     reads, writes = made.vcpu.completed_mmio()
-    return [reads[0], *reads[-2:]], [writes[0], *writes[-2:]]
+    return [reads[0], *reads[-3:-1]], [writes[0], *writes[-3:-1]]
+
+
+def clock_counts(made: Guest) -> tuple[int, int]:
+    """Return the completed reads and writes of the clock."""
+    reads, writes = made.vcpu.completed_mmio()
+    return reads[-1], writes[-1]
 
 
 def test_read_completes_in_c_without_a_side_effect(made: Guest) -> None:
@@ -120,6 +135,60 @@ def test_driver_reads_and_acknowledges_interrupt_status(made: Guest) -> None:
     assert (leave.address, logged(made)) == (MARK, 3)
     assert bits.get() == 2
     assert counts(made) == ([0, 1, 0], [0, 1, 0])
+
+
+@pytest.mark.parametrize("offset", range(MR, ICR + 1, 4))
+def test_clock_register_reads_as_published(made: Guest, offset: int) -> None:
+    fast_mmio(made).clock().publish(0, FAR_S, [register + 1 for register in range(8)])
+
+    leave = play(made, (READ_4, RTC + offset, 0))
+
+    assert (leave.address, logged(made)) == (MARK, offset // 4 + 1)
+    assert clock_counts(made) == (1, 0)
+
+
+def test_clock_runs_with_the_host_at_its_offset(made: Guest) -> None:
+    fast_mmio(made).clock().publish(-1_000_000_000, FAR_S, [0] * 8)
+
+    before = int(time.time())
+    leave = play(made, (READ_4, RTC + DR, 0))
+    after = int(time.time())
+
+    assert leave.address == MARK
+    assert before <= logged(made) + 1_000_000_000 <= after
+
+
+def test_python_handles_a_clock_whose_alarm_is_due(made: Guest) -> None:
+    fast_mmio(made).clock().publish(0, int(time.time()), [0] * 8)
+
+    assert play(made, (READ_4, RTC + MR, 0)).address == MMIO + RTC + MR
+    assert clock_counts(made) == (0, 0)
+
+
+@pytest.mark.parametrize("read", [READ_1, READ_2, READ_8])
+def test_python_handles_reads_of_another_width_than_the_clocks(made: Guest, read: int) -> None:
+    fast_mmio(made).clock().publish(0, FAR_S, [0] * 8)
+
+    assert play(made, (read, RTC + MR, 0)).address == MMIO + RTC + MR
+
+
+@pytest.mark.parametrize(
+    ("step", "completes"),
+    [
+        ((WRITE_4, RTC + IMSC, 1), True),
+        ((WRITE_4, RTC + IMSC, 0), False),
+        ((WRITE_1, RTC + IMSC, 1), False),
+        ((WRITE_4, RTC + MR, 1), False),  # could match again
+        ((WRITE_4, RTC + ICR, 1), False),
+    ],
+)
+def test_clock_write_completes_in_c_when_it_changes_nothing(
+    made: Guest, step: Step, completes: bool
+) -> None:
+    fast_mmio(made).clock().publish(0, FAR_S, [1] * 8)
+
+    assert play(made, step).address == (MARK if completes else MMIO + step[1])
+    assert clock_counts(made) == (0, int(completes))
 
 
 def test_coalesced_writes_are_taken_in_order(made: Guest) -> None:
