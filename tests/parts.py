@@ -21,6 +21,7 @@ from types import FrameType
 from typing import BinaryIO, Final, NoReturn
 
 from tests.reporting import Outcome
+from tests.runtime import end_hosts_of
 from tests.summary import PartResult, Result, ended, read_results, summary
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -128,8 +129,11 @@ class Runner:
         finally:
             with self._lock:
                 self._running.discard(process)
-                if self._stopped.is_set():  # its children may ignore an interruption
+                stopped = self._stopped.is_set()
+                if stopped:  # its children may ignore an interruption
                     _send(process, signal.SIGKILL)
+            if stopped:  # a host has a process group of its own, and outlives a killed command
+                end_hosts_of(process.pid)
 
 
 def _send(process: subprocess.Popen[bytes], number: int) -> None:

@@ -17,6 +17,29 @@ from tests.parts import Part, run_everything, run_one
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 DEADLINE_S = 120.0
+# A run of tests that ignores an interruption, with a host that only a signal ends.
+DEAF = """
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+from pyvmm.base.dirs import runtime_dir
+from tests.host.test_running import HOST
+from tests.runtime import own_runtime_dir
+
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+with own_runtime_dir("deaf"):
+    sockets = runtime_dir() / "one"
+    sockets.mkdir()
+    host = subprocess.Popen(
+        [sys.executable, "-c", HOST, str(sockets)], stdout=subprocess.PIPE, start_new_session=True
+    )
+    host.stdout.readline()
+    (sockets / "pid").write_text(f"{{host.pid}}\\n")
+    facts = {{"pid": host.pid, "start_id": "abc"}}
+    (sockets / "about.json").write_text(json.dumps(facts))
+    said = f"{{host.pid}}\\n{{os.environ['XDG_RUNTIME_DIR']}}\\n"
+    Path({running!r}).write_text(said)
+    time.sleep(600)
+"""
 
 
 def check(code: str) -> tuple[str, ...]:
@@ -97,6 +120,21 @@ def test_part_that_ignores_an_interruption_is_killed(
         parts.run_all([Part("deaf", checks=(("sh", "-c", deaf),))], tmp_path, print)
 
     wait_until_gone(int(running.read_text()))
+
+
+def test_killed_part_leaves_no_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host is a process that holds the lock of a host, in a session of its own."""
+    running = tmp_path / "running"
+    monkeypatch.setattr(parts, "GRACE_S", 0.0)
+    monkeypatch.setattr(concurrent.futures, "as_completed", lambda _: interrupt_when_there(running))
+
+    with pytest.raises(parts.Interrupted):
+        deaf = check(DEAF.format(running=str(running)))
+        parts.run_all([Part("deaf", checks=(deaf,))], tmp_path, print)
+
+    host, directory = running.read_text().splitlines()
+    wait_until_gone(int(host))
+    assert not Path(directory).exists()
 
 
 def test_part_of_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
