@@ -13,7 +13,10 @@ import zipfile
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 
+import pytest
+
 from pyvmm.host.parts import payload
+from tests import distributions as distributions_module
 from tests.distributions import ROOT, Distributions, copy_tree, python_build
 
 GUESTS = {f"pyvmm/guests/{name}" for name in ("hello", "sve-vls", "zcr-el12")}
@@ -42,6 +45,19 @@ json.dump(dict(files(importlib.resources.files("pyvmm"))), sys.stdout)
 def names(wheel: Path) -> set[str]:
     with zipfile.ZipFile(wheel) as archive:
         return set(archive.namelist())
+
+
+def test_copy_of_a_tree_has_no_hidden_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Caches in the tree have filled a disk: a host's memory is a sparse file of 4 GiB."""
+    monkeypatch.setattr(distributions_module, "ROOT", tmp_path / "tree")
+    (tmp_path / "tree/.cache-of-mine/pyvmm").mkdir(parents=True)
+    (tmp_path / "tree/README.md").touch()
+
+    copy_tree(tmp_path / "copy", built=False)
+
+    assert [path.name for path in (tmp_path / "copy").iterdir()] == ["README.md"]
 
 
 def test_wheel_shows_importlib_every_file_of_the_tree(distributions: Distributions) -> None:
