@@ -47,6 +47,10 @@ ENVIRONMENT: Final = (
 )  # fmt: skip
 LAST_LINES: Final = 15
 
+# A command's own namespaces, which end with it, and with this script.
+NAMESPACES: Final = (
+    "setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child",
+)  # fmt: skip
 # PID 1 of the namespaces is a shell, which reaps orphans of the commands.
 ENTER: Final = """\
 mount -t proc proc "$1/proc"
@@ -117,7 +121,7 @@ def _system(suite: str, directory: Path) -> Path:
 
 
 def _debootstrap(suite: str, into: Path, logs: Path) -> None:
-    """Unpack and configure the suite's packages, in a mount namespace."""
+    """Unpack and configure the suite's packages."""
     script, environment = shutil.which("debootstrap"), dict(os.environ)
     if script is None:
         unpacked = tree("debootstrap", TOOLS_SUITE, ["debootstrap"], Progress())
@@ -127,7 +131,7 @@ def _debootstrap(suite: str, into: Path, logs: Path) -> None:
         raise HostError("debootstrap fetches with wget, which is missing",
                         hint="apt-get install wget")  # fmt: skip
     command = [
-        "unshare", "--mount", script, "--variant=minbase", f"--include={','.join(PACKAGES)}",
+        *NAMESPACES, script, "--variant=minbase", f"--include={','.join(PACKAGES)}",
         f"--keyring={KEYRING}", suite, str(into), mirror(),
     ]  # fmt: skip
     log = logs / f"{suite}-debootstrap.log"
@@ -186,8 +190,7 @@ def _inside(root: Path, user: str, command: list[str]) -> list[str]:
         **{name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT)},
     }  # fmt: skip
     return [
-        "setpriv", "--pdeathsig", "KILL",
-        "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", ENTER, "sh",
+        *NAMESPACES, "sh", "-euc", ENTER, "sh",
         str(root), f"{user}:{user}", "env", "-i",
         *(f"{name}={value}" for name, value in environment.items()), *command,
     ]  # fmt: skip
