@@ -61,7 +61,7 @@ MACHINES = {
 ET_EXEC, ET_DYN = 2, 3
 TYPES = {
     0: "of no type",
-    1: "a relocatable object: link it first",
+    1: "a relocatable object",
     4: "a core dump",
 }
 PT_LOAD, PT_INTERP, PT_NOTE = 1, 3, 4
@@ -71,6 +71,10 @@ SHORT = 1024  # bytes of an interpreter's name or of notes that pyvmm reads
 # The first note of a program for Linux: its name, NT_GNU_ABI_TAG, and the first word of its
 # description.
 ABI_TAG, LINUX_ABI = (b"GNU\0", 1), 0
+# What to do next
+SHOW = "`readelf -lW` lists the segments"
+LINK = "link it to an executable: `ld -o FILE`"
+START = "link it with `-e SYMBOL`, the symbol of its first instruction"
 # Source: QEMU, hw/arm/virt.c, base_memmap
 QEMU_RAM = 0x4000_0000
 # Dynamic loaders of Linux: glibc's, musl's, Android's
@@ -141,7 +145,9 @@ def load_elf(file: BinaryIO, name: str, memory: GuestMemory) -> Placed:
         if item.type == PT_LOAD and item.memsz
     ]
     if not segments:
-        raise ImageError(f"{name} has no loadable segment")
+        raise ImageError(
+            f"{name} has no loadable segment", hint="link code and data into segments (PT_LOAD)"
+        )
     _check_in_file(segments, name, size)
     flags = Flags.of(BIG_ENDIAN=header.order == BIG)
     details: tuple[str, ...] = ()
@@ -182,7 +188,10 @@ def read_header(file: BinaryIO, name: str) -> Header:
             hint="use a kernel for arm64",
         )
     if size != ELFCLASS64:
-        raise ImageError(f"{name} is a 32-bit AArch64 ELF (ILP32), which no machine boots")
+        raise ImageError(
+            f"{name} is a 32-bit AArch64 ELF (ILP32), which no machine boots",
+            hint="build it with -mabi=lp64",
+        )
     if len(head) < HEADER_SIZE:
         raise DamagedImage(f"{name} is truncated: an ELF of {len(head)} bytes")
     _, kind, _, _, entry, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, _ = struct.unpack(
@@ -208,7 +217,7 @@ def _check_header(header: Header, name: str, size: int) -> None:
     """Refuse an ELF that is not an executable, or ends before its tables do."""
     if header.type not in (ET_EXEC, ET_DYN):
         kind = TYPES.get(header.type, f"of type {header.type:#x}")
-        raise ImageError(f"{name} is not an executable but {kind}")
+        raise ImageError(f"{name} is not an executable but {kind}", hint=LINK)
     if header.phnum in (0, PN_XNUM) or header.phentsize != PROGRAM_HEADER_SIZE:
         raise DamagedImage(
             f"{name} is damaged: {header.phnum} program headers of {header.phentsize} bytes"
@@ -302,7 +311,11 @@ def _check_overlap(segments: list[Segment], name: str) -> None:
     filled = sorted((item for item in segments if item.filesz), key=lambda item: item.start)
     for first, second in pairwise(filled):
         if second.start < first.start + first.filesz:
-            raise ImageError(f"{name}: {first} overlaps {second}")
+            raise ImageError(
+                f"{name}: {first} overlaps {second}",
+                hint=f"{SHOW}; give each segment physical addresses of its own (AT) in the "
+                "linker script",
+            )
 
 
 def _image_header(file: BinaryIO, segments: list[Segment], name: str) -> LinuxHeader | None:
@@ -354,13 +367,17 @@ def _entry(entry: int, segments: list[Segment], name: str) -> int:
             if not 0 <= offset < segment.filesz:
                 continue
             if entry % 4:
-                raise ImageError(f"{name}: its entry point {entry:#x} is not a multiple of 4")
+                raise ImageError(
+                    f"{name}: its entry point {entry:#x} is not a multiple of 4", hint=START
+                )
             return segment.start + int(offset)
-    raise ImageError(f"{name}: its entry point {entry:#x} is in none of its segments")
+    raise ImageError(
+        f"{name}: its entry point {entry:#x} is in none of its segments", hint=f"{SHOW}; {START}"
+    )
 
 
 def _load(segments: list[Segment], file: BinaryIO, name: str, memory: GuestMemory) -> None:
     for segment in segments:
         loaded = memory.load_from(segment.start, segment.filesz, file, segment.offset)
         if loaded != segment.filesz:
-            raise ImageError(f"{name} shrank while pyvmm loaded it")
+            raise ImageError(f"{name} shrank while pyvmm loaded it", hint="start the run again")

@@ -212,6 +212,6 @@ def _load_at(file: BinaryIO, name: str, memory: GuestMemory, address: int, room:
     hint = "check text_offset and image_size in its header: the file may be damaged"
     check_in_ram(name, address, room, memory, hint)
     if memory.load_from(address, size, file, 0) != size:
-        raise ImageError(f"{name} shrank while pyvmm loaded it")
+        raise ImageError(f"{name} shrank while pyvmm loaded it", hint="start the run again")
     memory.zero(address + size, room - size)
     return Placed("", address, ((address, address + room),))
