@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,10 +76,10 @@ IMAGE = Path("guest")
     ],
 )
 def test_config_refuses_a_machine_that_no_host_can_make(
-    options: dict[str, object], words: str
+    options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        Config(**{"image": IMAGE, **options})  # type: ignore[arg-type]
+        Config(**{"image": IMAGE, **options})
 
     assert words in caught.value.message
 
@@ -149,9 +150,9 @@ def test_config_accepts_a_name_of_letters_and_digits(name: str) -> None:
     ],
 )
 def test_sve_request_that_contradicts_itself_names_both_fields(
-    options: dict[str, object], named: tuple[str, ...]
+    options: dict[str, Any], named: tuple[str, ...]
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        SveRequest(**options)  # type: ignore[arg-type]
+        SveRequest(**options)
 
     assert all(name in caught.value.message for name in named)

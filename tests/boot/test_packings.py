@@ -195,19 +195,21 @@ def test_unwrap_stops_a_bomb_of_many_members_at_the_limit() -> None:
         unwrapped(bomb)
 
 
+class CountedFile(io.BytesIO):
+    """A file that counts the bytes that its reader asks for."""
+
+    asked = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.asked += size or 0
+        return super().read(size)
+
+
 def test_unpack_takes_linear_time_for_empty_members() -> None:
-    packed = io.BytesIO(gzip.compress(b"") * 20_000 + gzip.compress(b"end"))
-    calls = 0
-
-    def read(size: int) -> bytes:
-        nonlocal calls
-        calls += size
-        return io.BytesIO.read(packed, size)
-
-    packed.read = read  # type: ignore[method-assign,assignment]
+    packed = CountedFile(gzip.compress(b"") * 20_000 + gzip.compress(b"end"))
 
     assert b"".join(unpack(packed, "gzip")) == b"end"
-    assert calls < 20_000 * 10_000
+    assert packed.asked < 20_000 * 10_000
 
 
 JUDGES = {

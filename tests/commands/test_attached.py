@@ -75,7 +75,7 @@ def test_reboot_passes_unread_input_to_the_next_machine(
     monkeypatch.setattr(Attached, "_connect", lambda _: calls.append("connect"))
     with Output(1) as output:
         attached = Attached(Config(image=Path("guest")), Extras(reboot=True), output)
-        attached._keyboard = SimpleNamespace(put_back=calls.append)  # type: ignore[assignment]
+        attached._keyboard = SimpleNamespace(put_back=calls.append)  # type: ignore[assignment]  # a fake
 
         assert attached.run() == 0
 

@@ -21,7 +21,8 @@ from pyvmm.errors import UsageError
     ],
 )
 def test_save_refuses_a_path_that_no_file_can_have(request_: dict[str, Any], words: str) -> None:
-    service = Service(lambda: None, lambda: None, 0.0)  # type: ignore[arg-type,return-value]
+    unused: Any = None
+    service = Service(lambda: unused, lambda: None, 0.0)
 
     with pytest.raises(UsageError, match=words):
         service.save(request_)

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import pytest
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 from qemu.qmp import QMPClient
 
 from pyvmm.arm64.lanes import Predicate, Vector
@@ -103,7 +104,8 @@ async def _serve_gdb(qmp: Path, socket: Path) -> None:
 def address(elf: Path, symbol: str) -> int:
     with elf.open("rb") as file:
         table = ELFFile(file).get_section_by_name(".symtab")
-        (found,) = table.get_symbol_by_name(symbol)  # type: ignore[union-attr]
+        assert isinstance(table, SymbolTableSection)
+        (found,) = table.get_symbol_by_name(symbol) or []
         return int(found["st_value"])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -115,7 +116,7 @@ def test_finalize_of_a_feature_not_chosen_is_refused() -> None:
 def test_vcpu_without_sve_has_no_sve_registers() -> None:
     with guest("spin") as made:
         refused = [
-            refusal(lambda reg=reg: made.vcpu.get_one_reg(reg))  # type: ignore[misc]
+            refusal(partial(made.vcpu.get_one_reg, reg))
             for reg in (regs.SVE_VLS, regs.Z(0), regs.P(0), regs.FFR(), ZCR_EL1)
         ]
 

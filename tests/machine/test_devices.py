@@ -110,7 +110,9 @@ def test_console_works_without_a_loop(make: Make, screen: Screen) -> None:
     assert screen.text.count(b"x") == 100_000
 
 
-def test_doorbell_reaches_the_loop_without_an_exit(make: Make, screen: Screen) -> None:
+def test_doorbell_reaches_the_loop_without_an_exit(
+    make: Make, screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine = make("drain=200000", timeout_s=120.0)
     console = machine.board.virtio[0]
     writes = []
@@ -120,7 +122,7 @@ def test_doorbell_reaches_the_loop_without_an_exit(make: Make, screen: Screen) -
         writes.append((offset, value))
         write(offset, length, value)
 
-    console.mmio_write = counted  # type: ignore[method-assign]
+    monkeypatch.setattr(console, "mmio_write", counted)
     type_all(machine, bytes(200_000))
 
     assert machine.run() == 0

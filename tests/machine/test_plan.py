@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,8 +18,8 @@ from tests.arm64.lengths import FULL_512, POWERS_512, hosts, kernel_accepts, set
 HOST = HostLimits(max_vcpus=512, ipa_bits=40, vls=frozenset({128, 256, 512}))
 
 
-def config(**options: object) -> Config:
-    return Config(image=Path("guest"), **options)  # type: ignore[arg-type]
+def config(**options: Any) -> Config:
+    return Config(image=Path("guest"), **options)
 
 
 def test_plan_keeps_requested_values() -> None:

@@ -6,6 +6,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ class FakeVcpu(Vcpu):
         self.in_run = threading.Event()
         self._kicked = threading.Event()
 
-    def run(self) -> None:  # type: ignore[override]
+    def run(self) -> Any:
         self.runs += 1
         self.in_run.set()
         assert self._kicked.wait(ENOUGH_S), "not kicked"

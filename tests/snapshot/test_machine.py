@@ -181,8 +181,7 @@ def without_clock(restorer: Restorer) -> None:
         },
     )
     without(regs.TIMER_CNT, regs.PTIMER_CNT)(restorer)
-    # The ignored error is the point: the method is replaced by one that does nothing.
-    restorer.start_clock = lambda vcpu: None  # type: ignore[method-assign]
+    restorer.start_clock = lambda vcpu: None  # type: ignore[method-assign]  # damage on purpose
 
 
 def all_on(restorer: Restorer) -> None:

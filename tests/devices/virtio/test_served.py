@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -29,8 +30,8 @@ class Gated(ServedDevice):
     queue_specs = (QueueSpec("q0", 16), QueueSpec("q1", 16))
     threads = 3
 
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)  # type: ignore[arg-type]
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
         self.gates = {number: threading.Event() for number in range(16)}
         self.entered = threading.Semaphore(0)
         self.served: list[int] = []
