@@ -10,7 +10,27 @@ Source: Linux b30070862edb (v3.13), which that change fixes; its selftest arm64/
 
 from __future__ import annotations
 
-FORMS = """
+STORE_Q1 = """
+9e660030  fmov x16, d1
+f9000010  str x16, [x0]
+9eae0030  fmov x16, v1.d[1]
+f9000410  str x16, [x0, #8]
+""".strip()
+STORE_Q1_Q2 = f"""
+{STORE_Q1}
+9e660050  fmov x16, d2
+f9000810  str x16, [x0, #16]
+9eae0050  fmov x16, v2.d[1]
+f9000c10  str x16, [x0, #24]
+""".strip()
+LOAD_Q1 = """
+f9400010  ldr x16, [x0]
+9e670201  fmov d1, x16
+f9400410  ldr x16, [x0, #8]
+4e181e01  mov v1.d[1], x16
+""".strip()
+
+FORMS = f"""
     b8004401  str w1, [x0], #4
     b9000001  str w1, [x0]
     91001000  add x0, x0, #4
@@ -155,10 +175,7 @@ FORMS = """
     f81f8010  stur x16, [x0, #-8]
 
     3d800001  str q1, [x0]
-    9e660030  fmov x16, d1
-    f9000010  str x16, [x0]
-    9eae0030  fmov x16, v1.d[1]
-    f9000410  str x16, [x0, #8]
+    {STORE_Q1}
 
     3ca3681f  str q31, [x0, x3]
     8b030010  add x16, x0, x3
@@ -201,10 +218,7 @@ FORMS = """
     1e270201  fmov s1, w16
 
     3cc10401  ldr q1, [x0], #16
-    f9400010  ldr x16, [x0]
-    9e670201  fmov d1, x16
-    f9400410  ldr x16, [x0, #8]
-    4e181e01  mov v1.d[1], x16
+    {LOAD_Q1}
     91004000  add x0, x0, #16
 
     3ce37801  ldr q1, [x0, x3, lsl #4]
@@ -234,25 +248,11 @@ FORMS = """
     f9000410  str x16, [x0, #8]
 
     ac810801  stp q1, q2, [x0], #32
-    9e660030  fmov x16, d1
-    f9000010  str x16, [x0]
-    9eae0030  fmov x16, v1.d[1]
-    f9000410  str x16, [x0, #8]
-    9e660050  fmov x16, d2
-    f9000810  str x16, [x0, #16]
-    9eae0050  fmov x16, v2.d[1]
-    f9000c10  str x16, [x0, #24]
+    {STORE_Q1_Q2}
     91008000  add x0, x0, #32
 
     ac000801  stnp q1, q2, [x0]
-    9e660030  fmov x16, d1
-    f9000010  str x16, [x0]
-    9eae0030  fmov x16, v1.d[1]
-    f9000410  str x16, [x0, #8]
-    9e660050  fmov x16, d2
-    f9000810  str x16, [x0, #16]
-    9eae0050  fmov x16, v2.d[1]
-    f9000c10  str x16, [x0, #24]
+    {STORE_Q1_Q2}
 
     2d400801  ldp s1, s2, [x0]
     b9400010  ldr w16, [x0]
@@ -268,10 +268,7 @@ FORMS = """
 
     adc10801  ldp q1, q2, [x0, #32]!
     91008000  add x0, x0, #32
-    f9400010  ldr x16, [x0]
-    9e670201  fmov d1, x16
-    f9400410  ldr x16, [x0, #8]
-    4e181e01  mov v1.d[1], x16
+    {LOAD_Q1}
     f9400810  ldr x16, [x0, #16]
     9e670202  fmov d2, x16
     f9400c10  ldr x16, [x0, #24]
