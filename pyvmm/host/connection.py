@@ -121,7 +121,7 @@ def no_answer(running: Running) -> HostError:
     if running.is_stopped:
         return HostError(
             f"the emulated host does not answer: its process {running.pid} is stopped",
-            hint=f"`kill -CONT {running.pid}`, or `pyvmm host stop --all`",
+            hint=f"resume it with `kill -CONT {running.pid}`",
         )
     return HostError(
         f"the emulated host does not answer ({running.last_output})",
