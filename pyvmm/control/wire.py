@@ -17,6 +17,7 @@ from pyvmm.errors import EXIT_FAILED, VmmError
 SCHEMA: Final = 1
 MAX_REQUEST: Final = 64 << 10  # bytes
 MAX_REPLY: Final = 64 << 20  # ten times the registers of 512 vCPUs
+LARGEST_EXIT: Final = 255  # exit code
 
 # The fields of a VM's reply to "info"
 INFO: Final[dict[str, type]] = {
@@ -58,13 +59,28 @@ def parse_reply(line: bytes) -> Message:
     reply = parse(line)
     if not isinstance(reply.get("ok"), bool):
         raise WireError('its reply lacks "ok"')
-    return reply if reply["ok"] else {**failure("the VM gave no reason"), **reply}
+    return reply if reply["ok"] else _checked_failure(reply)
+
+
+def _checked_failure(reply: Message) -> Message:
+    """Return a failure with all fields, each of its type.  Raises: WireError."""
+    reply = {**failure("the VM gave no reason"), **reply}
+    code = reply["exit_code"]
+    if not isinstance(reply["error"], str) or not isinstance(reply["hint"], str | None):
+        raise WireError("its error is not text")
+    if type(code) is not int or not EXIT_FAILED <= code <= LARGEST_EXIT:
+        raise WireError("its exit code is not one of a failure")
+    return reply
 
 
 def is_info(reply: Message, name: str) -> bool:
     """Return whether a reply is the info of the VM with that name."""
     fields = {name: type(reply.get(name)) for name in INFO}
-    return fields == INFO and reply["name"] == name
+    return (
+        fields == INFO
+        and reply["name"] == name
+        and all(0 <= reply[field] < 1 << 64 for field, kind in INFO.items() if kind is int)
+    )
 
 
 def failure(error: str, hint: str | None = None, exit_code: int = EXIT_FAILED) -> Message:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import click
 
 from pyvmm.base.units import show_size
-from pyvmm.commands.vms._running import Vm
+from pyvmm.commands.vms._running import Vm, readable
 from pyvmm.control.wire import Message, failure
 from pyvmm.layout import MIB
 
@@ -30,10 +30,10 @@ def ask_and_wait(
     """
     reply = vm.ask(request)
     deadline = time.monotonic() + (wait_s or 0)
-    while wait_s is not None and reply["ok"] and (what := missing(reply)):
+    while wait_s is not None and reply["ok"] and (what := readable(reply, missing)):
         left = deadline - time.monotonic()
         if left <= 0:
-            return {**reply, **failure(f"after {wait_s:g} s {what}", _why_not(reply))}
+            return {**reply, **failure(f"after {wait_s:g} s {what}", readable(reply, _why_not))}
         time.sleep(min(POLL_S, left))
         reply = vm.ask({"do": request["do"]})
     return reply

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import click
 
@@ -14,11 +14,20 @@ from pyvmm.commands._fields import spell
 from pyvmm.commands._options import added, json_option
 from pyvmm.commands._output import echo, show
 from pyvmm.control import client
-from pyvmm.control.wire import Message, failure_of, pack
+from pyvmm.control.wire import (
+    Message,
+    WireError,
+    failure_of,
+    is_info,
+    pack,
+    parse_reply,
+)
 from pyvmm.errors import EXIT_OK, HostError, UsageError
 from pyvmm.host.capture import capture
 from pyvmm.host.connection import Unreachable
 from pyvmm.host.running import Running, all_running
+
+T = TypeVar("T")
 
 SCHEMA = 1
 RELAY_S = 50.0  # a busy emulated host takes long to start the relay
@@ -55,7 +64,13 @@ class Place(Record):
         requests = [question.get("request") or {} for question in questions]
         timeout_s = max(map(client.timeout_of, requests), default=0.0) + RELAY_S
         answers = capture(self.running, RELAY, lines, control=True, timeout_s=timeout_s)
-        return [json.loads(line) for line in answers.splitlines()]
+        try:
+            replies = [parse_reply(line) for line in answers.splitlines()]
+        except WireError as error:
+            raise HostError(f"the emulated host's answer is malformed: {error}") from error
+        if len(replies) != len(questions):
+            raise HostError("the emulated host did not answer every question")
+        return replies
 
 
 class Vm(Record):
@@ -98,7 +113,10 @@ def ask_all(vms: Sequence[Vm], request: Message) -> list[Message]:
         return map(_spelled, replies)
 
     replies = dict(zip(places, client.at_once(ask_at, list(places.values())), strict=True))
-    return [{"name": vm.name, "host": vm.place.name, **next(replies[id(vm.place)])} for vm in vms]
+    ours = [{"name": vm.name, "host": vm.place.name} for vm in vms]
+    return [
+        {**own, **next(replies[id(vm.place)]), **own} for vm, own in zip(vms, ours, strict=True)
+    ]
 
 
 def _spelled(reply: Message) -> Message:
@@ -190,9 +208,30 @@ def report(
     lines: Callable[[Message], Iterable[str]],
 ) -> int:
     """Print the replies as JSON, or the lines about each successful one; return the exit code."""
-    shown = (line for reply in successes(replies) for line in lines(reply))
+    shown: list[str] = []
+    codes = [exit_code([*replies, *found.failures])]
+    for reply in [] if as_json else successes(replies):
+        try:
+            shown += readable(reply, lambda reply: list(lines(reply)))
+        except HostError as error:
+            say(error.message, error.hint)
+            codes.append(error.exit_code)
     show(as_json, document(replies, found.failures), shown)
-    return exit_code([*replies, *found.failures])
+    return max(codes)
+
+
+def readable(reply: Message, read: Callable[[Message], T]) -> T:
+    """Return what a function reads from a VM's reply: after an escape, a guest chose the reply.
+
+    Raises: HostError, if the reply lacks a part, or a part has another type.
+    """
+    try:
+        return read(reply)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise HostError(
+            f"{reply['name']}: the VM's reply is malformed ({type(error).__name__}: {error})",
+            hint="use the version of pyvmm that runs the VM",
+        ) from error
 
 
 def document(vms: list[Message], failures: Sequence[Message] = ()) -> Message:
@@ -218,4 +257,20 @@ def _vms_at(place: Place) -> list[Vm] | HostError:
         if place.running is None:
             raise
         return error
+    if place.running is not None and not _is_list(reply.get("vms")):
+        return HostError("the emulated host's list of VMs is malformed")
     return [Vm(place, info) for info in reply["vms"]]
+
+
+def _is_list(infos: object) -> bool:
+    """Return whether an emulated host's answer is a list of VMs."""
+    return isinstance(infos, list) and all(map(_is_answer, infos))
+
+
+def _is_answer(info: object) -> bool:
+    """Return whether an answer describes a VM, or says why that VM does not."""
+    if not isinstance(info, dict) or not isinstance(info.get("name"), str):
+        return False
+    if info.get("ok") is True:
+        return is_info(info, info["name"])
+    return isinstance(info.get("state"), str)

@@ -10,7 +10,8 @@ from pyvmm.base.units import show_size
 from pyvmm.cli import say
 from pyvmm.commands._options import EXISTING_FILE, NEW_SNAPSHOT, json_option
 from pyvmm.commands._output import echo, show
-from pyvmm.commands.vms._running import chosen, document, exit_code, successes
+from pyvmm.commands.vms._running import chosen, document, exit_code, readable, successes
+from pyvmm.control.wire import Message
 from pyvmm.host import share
 
 
@@ -51,10 +52,15 @@ def save(
     if as_json:
         show(True, document(replies), ())
     for reply in successes(replies):
-        for line in reply["warnings"]:
+        warnings, size = readable(reply, _written)
+        for line in warnings:
             say(line)
         if not as_json:
             done = "saved, and runs on" if resume else "saved, and ended"
-            size = show_size(reply["bytes_on_disk"])
             echo(f"{reply['name']}: {done}: {file}, {size} on disk", err=True)
     return exit_code(replies)
+
+
+def _written(reply: Message) -> tuple[list[str], str]:
+    """Return the warnings of a save, and the size of its file."""
+    return [str(line) for line in reply["warnings"]], show_size(reply["bytes_on_disk"])

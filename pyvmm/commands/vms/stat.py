@@ -8,9 +8,18 @@ from collections.abc import Iterator, Sequence
 
 import click
 
+from pyvmm.base.output import printable
 from pyvmm.base.units import show_size
 from pyvmm.commands.vms._guestmemory import balloon_line, memory_line, statistics_lines
-from pyvmm.commands.vms._running import Vm, ask_all, chosen, exit_code, report, vm_options
+from pyvmm.commands.vms._running import (
+    Vm,
+    ask_all,
+    chosen,
+    exit_code,
+    readable,
+    report,
+    vm_options,
+)
 from pyvmm.control.wire import Message
 from pyvmm.layout import MIB
 
@@ -49,10 +58,15 @@ def _watch(vms: list[Vm], memory: bool, interval_s: float) -> None:
     watched: list[tuple[Vm, Message | None]] = [(vm, None) for vm in vms]
     with Live(auto_refresh=False) as live:
         while looked := _look(watched):
-            shown = [line for _, before, now in looked for line in lines(now, before, memory)]
+            shown = [line for _, before, now in looked for line in _lines(now, before, memory)]
             live.update(Text("\n".join(shown)), refresh=True)
             watched = [(vm, now) for vm, _, now in looked]
             time.sleep(interval_s)
+
+
+def _lines(now: Message, before: Message | None, memory: bool) -> list[str]:
+    """Return the lines about one VM, for a terminal.  Raises: HostError."""
+    return [printable(line) for line in readable(now, lambda now: list(lines(now, before, memory)))]
 
 
 def _look(
