@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import ClassVar
 
-from pyvmm.base.paths import check_path, is_storage
+from pyvmm.base.paths import check_path, is_storage, is_utf8
 from pyvmm.base.records import Record, made
 from pyvmm.base.units import show_size
 from pyvmm.errors import UsageError
@@ -298,6 +298,8 @@ class Config(Record, kw_only=True):
             )
         if "\0" in self.params:
             raise UsageError("`params`: a kernel command line cannot hold a NUL")
+        if not is_utf8(self.params):
+            raise UsageError(f"`params`={self.params[:40]!r}: a kernel command line is UTF-8 text")
         for field in ("image", "initrd", "hugetlbfs"):
             if (path := getattr(self, field)) is not None:
                 check_path(path, f"`{field}`")

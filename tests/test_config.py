@@ -38,6 +38,7 @@ IMAGE = Path("guest")
         ({"timeout_s": float("nan")}, "`timeout_s`=nan"),
         ({"timeout_s": float("inf")}, "`timeout_s`=inf"),
         ({"params": "a\0b"}, "NUL"),
+        ({"params": "a\udcff"}, "UTF-8"),
         ({"image": Path("a\0b")}, r"`image`='a\x00b': a path cannot hold a NUL"),
         ({"initrd": Path("a\ud800b")}, r"`initrd`='a\ud800b': no path has a lone surrogate"),
         ({"hugetlbfs": Path("a\0b")}, r"`hugetlbfs`='a\x00b': a path cannot hold a NUL"),

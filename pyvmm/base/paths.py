@@ -1,4 +1,4 @@
-"""Checks of the paths that a person, a file or another process names."""
+"""Checks of the paths and texts that a person, a file or another process names."""
 
 from __future__ import annotations
 
@@ -28,3 +28,12 @@ def is_storage(mode: int) -> bool:
     To open another, such as a watchdog or a tape, can have effects.
     """
     return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether UTF-8 has all of a text: not what other bytes on a command line become."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

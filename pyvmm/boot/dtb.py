@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from pyvmm import layout
 from pyvmm.arm64.core import affinity
+from pyvmm.base.paths import is_utf8
 from pyvmm.base.records import Record
 from pyvmm.boot import fdt
 from pyvmm.devices.device import Device
@@ -108,8 +109,10 @@ def machine_dtb(machine: MachineDescription) -> bytes:
     """Return the device tree blob of ``machine``.
 
     Raises:
-        UsageError: the kernel command line is too long, or contains a NUL.
+        UsageError: the kernel command line is too long, contains a NUL, or is not UTF-8.
     """
+    if not is_utf8(machine.bootargs):
+        raise UsageError("the kernel command line is not UTF-8 text")
     length = len(machine.bootargs.encode())
     if length >= COMMAND_LINE_SIZE:
         raise UsageError(

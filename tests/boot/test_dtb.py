@@ -184,7 +184,7 @@ def test_machine_dtb_fits_512_vcpus(libfdt: Libfdt) -> None:
     assert len(node(libfdt.tree(blob), "cpus")) == 512 + 2
 
 
-@pytest.mark.parametrize("bootargs", ["x" * 2048, "a\0b"])
+@pytest.mark.parametrize("bootargs", ["x" * 2048, "a\0b", "a\udcff"])
 def test_machine_dtb_refuses_an_unusable_command_line(bootargs: str) -> None:
     with pytest.raises(UsageError, match="kernel command line"):
         machine_dtb(PLAIN.replace(bootargs=bootargs))
