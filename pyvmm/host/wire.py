@@ -72,6 +72,12 @@ class Request(Record):
     window: list[int] = made(lambda: [24, 80])  # rows, columns
 
 
+# The payloads of a fixed size: each side trusts the other no further than that.
+SIZES: Final = {
+    Frame.SIGNAL: 1, Frame.RESIZE: 4, Frame.CREDIT: LENGTH.size, Frame.EXIT: 1,
+}  # fmt: skip
+
+
 def pack(kind: Frame, payload: bytes = b"") -> bytes:
     """Return a frame, or several if the payload is too long for one."""
     if len(payload) <= MAX_PAYLOAD:
@@ -99,7 +105,11 @@ class FrameReader:
         self._buffer += data
         while len(self._buffer) >= HEADER.size:
             kind, length = HEADER.unpack_from(self._buffer)
-            if length > MAX_PAYLOAD or kind not in Frame._value2member_map_:
+            if (
+                length > MAX_PAYLOAD
+                or kind not in Frame._value2member_map_
+                or length != SIZES.get(Frame(kind), length)
+            ):
                 raise WireError(f"frame of type {kind}, {length} bytes")
             end = HEADER.size + length
             if len(self._buffer) < end:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pyvmm.host.wire import (
     HEADER,
     MAX_PAYLOAD,
+    SIZES,
     Frame,
     FrameReader,
     Synchroniser,
@@ -16,7 +17,14 @@ from pyvmm.host.wire import (
     pack,
 )
 
-FRAMES = st.lists(st.tuples(st.sampled_from(Frame), st.binary(max_size=300)), max_size=8)
+FRAMES = st.lists(
+    st.sampled_from(Frame).flatmap(
+        lambda kind: st.tuples(
+            st.just(kind), st.binary(min_size=SIZES.get(kind, 0), max_size=SIZES.get(kind, 300))
+        )
+    ),
+    max_size=8,
+)
 CUTS = st.lists(st.integers(1, 50), min_size=1, max_size=20)
 
 
@@ -106,3 +114,10 @@ def test_synchroniser_keeps_no_discarded_bytes() -> None:
         finder.feed(b"x" * 1000)
 
     assert len(finder._buffer) < len(b"marker")
+
+
+@pytest.mark.parametrize("kind", SIZES)
+@pytest.mark.parametrize("more", [-1, 1])
+def test_reader_refuses_a_payload_of_another_size(kind: Frame, more: int) -> None:
+    with pytest.raises(WireError, match=f"frame of type {kind:d}"):
+        list(FrameReader().feed(pack(kind, bytes(SIZES[kind] + more))))
