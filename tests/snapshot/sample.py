@@ -24,6 +24,7 @@ VLS = frozenset({128, 256})
 FEATURES = frozenset({VcpuFeature.PSCI_0_2, VcpuFeature.SVE})
 MPIDR = regs.sysreg(3, 0, 0, 0, 5)
 ZCR = regs.sysreg(3, 0, 1, 2, 0)
+NEEDED = (regs.PC, regs.PSTATE, regs.SVE_VLS)
 
 
 def vcpu(number: int = 0) -> VcpuState:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +11,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyvmm.base.output import printable
-from pyvmm.commands.registers.show import show_registers
-from pyvmm.commands.snapshot import diff as snapshot_diff
-from pyvmm.commands.snapshot import show as snapshot_show
 from pyvmm.errors import VmmError
-from pyvmm.snapshot.compare import compare
-from pyvmm.snapshot.snapshot import Snapshot
 from pyvmm.snapshot.writer import write_snapshot
 from tests.snapshot import sample
 from tests.snapshot.files import save_machine
+from tests.snapshot.looking import look_at_everything
+from tests.snapshot.mutations import Place, leaves
 
-Path_ = tuple[str | int, ...]
 VALUES: list[Any] = [
     None, True, -1, 0, 7, 1 << 31, 1 << 63, 1 << 64, 1 << 200, 1.5, 1e308,
     "", "x", "0x", "0x0", "-0x1", "0x" + "f" * 16, "0x" + "f" * 64, "0x" + "f" * 512,
     "\x1b[2J", "\ud800", "gicv2", "SVE", [], {}, [[]], {"a": 1},
     [128, 256], [-128], [1 << 40], {"0x0": "0x0"}, {"0x6030000000100040": "0x1"},
 ]  # fmt: skip
-
-
-def leaves(value: Any, path: Path_ = ()) -> Iterator[Path_]:
-    """Yield every place in a document."""
-    if path:
-        yield path
-    items: list[tuple[str | int, Any]] = []
-    if isinstance(value, dict):
-        items = list(value.items())
-    elif isinstance(value, list):
-        items = list(enumerate(value))
-    for key, below in items:
-        yield from leaves(below, (*path, key))
 
 
 ORIGINAL: dict[str, Any] = json.loads(json.dumps(sample.state().document()))
@@ -67,7 +48,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 )
 def test_snapshot_reads_or_refuses_any_state(
-    good: Path, tmp_path: Path, changes: list[tuple[Path_, Any]]
+    good: Path, tmp_path: Path, changes: list[tuple[Place, Any]]
 ) -> None:
     document = copy.deepcopy(ORIGINAL)
     for place, value in changes:
@@ -80,7 +61,7 @@ def test_snapshot_reads_or_refuses_any_state(
         assert error.message
 
 
-def change(document: Any, place: Path_, value: Any) -> None:
+def change(document: Any, place: Place, value: Any) -> None:
     """Set a value at a place, if the place still exists."""
     for key in place[:-1]:
         try:
@@ -94,16 +75,3 @@ def change(document: Any, place: Path_, value: Any) -> None:
             document[place[-1]] = value
     elif isinstance(document, list) and place[-1] in range(len(document)):
         document[int(place[-1])] = value
-
-
-def look_at_everything(path: Path, good: Path) -> None:
-    with Snapshot(path) as bad, Snapshot(good) as other:
-        registers = [bad.registers(n, whole=n > 0) for n in range(len(bad.vcpus))]
-        json.dumps(snapshot_show.document(bad, registers))
-        for line in [*snapshot_show.lines(bad), *(x for r in registers for x in show_registers(r))]:
-            printable(line).encode()
-        for a, b in ((bad, other), (other, bad)):
-            found = compare(a, b)
-            json.dumps(snapshot_diff.document(path, good, found, found.differ))
-            for line in snapshot_diff.lines(path, good, found):
-                printable(line).encode()
