@@ -15,7 +15,7 @@ GCC	:= ../$(TOOLS)/aarch64-linux-gnu-gcc
 LOGGED	:= @sh scripts/logged.sh
 
 .PHONY: bench can-run run test lint test-units test-e2e test-guests test-kvm test-matrix test-install \
-	test-pythons test-distros test-interrupted test-native guests tools test-tools venv dev wheel \
+	test-pythons test-distros test-interrupted test-native fuzz fuzz-corpus guests tools test-tools venv dev wheel \
 	sdist clean
 .DELETE_ON_ERROR:
 
@@ -71,6 +71,16 @@ bench: dev guests
 can-run:
 	@$(PYTHON) scripts/can_run.py
 
+# Fuzz all that reads untrusted input for TIME seconds in all: build/fuzz has logs, inputs and
+# crashes.  FUZZ chooses, as `make fuzz TIME=60 FUZZ="image control"`.
+TIME	?= 600
+fuzz: $(VENV)/.fuzz test-tools
+	@$(BIN)/python -m fuzz --time $(TIME) $(FUZZ)
+
+# Replace the corpora in fuzz/corpus by a choice from those in build/fuzz.
+fuzz-corpus: $(VENV)/.fuzz test-tools
+	@$(BIN)/python -m fuzz --minimise $(FUZZ)
+
 # Run pyvmm as its users type it, on an arm64 machine that QEMU emulates: an hour or more.
 # STAGE chooses, as `make test-native STAGE="run tour"`.
 test-native: dev
@@ -92,6 +102,11 @@ $(VENV)/.ready: pyproject.toml setup.py scripts/make_venv.py
 # The tools of `make test`, into the same environment.
 $(VENV)/.dev: $(VENV)/.ready
 	@$(PYTHON) scripts/make_venv.py $(VENV) dev
+	@touch $@
+
+# atheris, into the same environment.
+$(VENV)/.fuzz: $(VENV)/.dev
+	@$(PYTHON) scripts/make_venv.py $(VENV) fuzz
 	@touch $@
 
 # Wrappers of tools in the cache.  They are checked each time, because the cache may be gone.

@@ -1,0 +1,1 @@
+"""The targets in Python: a module has check(), seeds() and perhaps mutate()."""
