@@ -91,10 +91,14 @@ def plan_for(
     tool = tools.qemu(settings.qemu, progress)
     if facts is not None:
         files = Path(facts["image"]), Path(facts["usr"])
-        return qemu.QemuPlan(tool, facts["qemu"], settings.cpu, *files)
+        has_sandbox = facts.get("sandbox", False)
+        return qemu.QemuPlan(tool, facts["qemu"], settings.cpu, *files, sandbox=has_sandbox)
     found = kernel.find(settings.kernel, progress)
     version = tools.qemu_version(tool)
-    return qemu.QemuPlan(tool, version, settings.cpu, found.image, root.image(progress))
+    return qemu.QemuPlan(
+        tool, version, settings.cpu, found.image, root.image(progress),
+        sandbox=qemu.has_sandbox(tool),
+    )  # fmt: skip
 
 
 @contextmanager
@@ -142,7 +146,7 @@ def boot(
     facts = {
         "settings": vars(settings), "qemu": plan.version, "cpu": plan.cpu_argument,
         "usr": str(plan.usr), "kernel": found.release, "image": str(found.image),
-        "memory": saved.memory_size(), "payload": payload.fingerprint(),
+        "sandbox": plan.sandbox, "memory": saved.memory_size(), "payload": payload.fingerprint(),
         "trees": [tree.path.name for tree in trees.chosen(settings) if tree],
     }  # fmt: skip
     return pid, facts

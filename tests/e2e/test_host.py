@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from pyvmm.base.dirs import cache_dir
 from pyvmm.host.capture import capture
 from pyvmm.host.running import all_running
-from pyvmm.host.settings import SUITES
+from pyvmm.host.settings import QEMU_SUITES, SUITES
 from tests.e2e.conftest import ENOUGH_S, FIRST_S, Pyvmm, is_alive, message, wait_for
 from tests.tty import Terminal
 
@@ -102,6 +103,40 @@ def test_host_keeps_a_vm_open_across_its_save(pyvmm: Pyvmm) -> None:
     said = capture(running, ["sh", "-c", script], b"", as_root=True)
 
     assert said.split().count(b"anon_inode:kvm-vm") == 1
+
+
+def _seccomp(process: int) -> str:
+    """Return the process's seccomp mode: 2 is a filter.  Source: proc_pid_status(5)."""
+    (mode,) = re.findall(r"^Seccomp:\s+(\d)$", Path(f"/proc/{process}/status").read_text(), re.M)
+    return str(mode)
+
+
+def test_qemu_has_a_system_call_filter_in_every_thread(pyvmm: Pyvmm) -> None:
+    pyvmm("host", "start")
+    (host,) = pyvmm.hosts()
+
+    threads = Path(f"/proc/{host['pid']}/task").iterdir()
+
+    assert host["sandbox"] is True
+    assert {_seccomp(int(thread.name)) for thread in threads} == {"2"}
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("version", QEMU_SUITES)
+def test_every_qemu_boots_saves_and_starts_in_its_sandbox(version: str, pyvmm: Pyvmm) -> None:
+    where = ("--host-qemu", version)
+    pyvmm("host", "rm", *where)
+
+    done = pyvmm("run", "exit", "-p", "exit=8", *where, timeout=FIRST_S)
+    hosts = [host for host in pyvmm.hosts() if host["qemu"].startswith(version)]
+    pyvmm("host", "stop", *where)
+    again = pyvmm("run", "exit", "-p", "exit=9", *where)
+    modes = [_seccomp(host["pid"]) for host in pyvmm.hosts() if host["qemu"].startswith(version)]
+    pyvmm("host", "rm", *where)
+
+    assert "booting the emulated host once" in done.stderr
+    assert [host["sandbox"] for host in hosts] == [True]
+    assert (done.returncode, again.returncode, modes) == (8, 9, ["2"])
 
 
 def test_exec_runs_as_the_user_in_the_current_directory(pyvmm: Pyvmm, tmp_path: Path) -> None:

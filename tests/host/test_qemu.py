@@ -75,6 +75,25 @@ def test_machine_has_el2_a_gicv3_and_no_network() -> None:
     assert int(option(arguments, "-smp")[0]) <= min(os.cpu_count() or 1, 4)
 
 
+def test_machine_has_qemus_sandbox_only_if_the_plan_has_it() -> None:
+    without = plan().machine(HERE / "memory", HERE / "run", keep_memory=False)
+    sandboxed = plan().replace(sandbox=True)
+
+    arguments = sandboxed.machine(HERE / "memory", HERE / "run", keep_memory=False)
+
+    assert option(without, "-sandbox") == []
+    (words,) = option(arguments, "-sandbox")
+    assert words.split(",")[0] == "on"
+    assert "spawn=deny" in words
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, True), (1, False)])
+def test_has_sandbox_is_whether_qemu_accepts_the_option(code: int, expected: bool) -> None:
+    tool = program(f"sys.exit({code} if sys.argv[1] == '-sandbox' else 2)")
+
+    assert qemu.has_sandbox(tool) is expected
+
+
 def test_each_session_has_its_own_port() -> None:
     arguments = plan().machine(HERE / "memory", HERE / "run", keep_memory=False)
 

@@ -171,6 +171,7 @@ def _row(
             "sessions": sessions(running),
             "uptime_s": round(time.time() - running.facts["started"], 1),
             "rss_bytes": _rss(running.pid),
+            "sandbox": running.facts.get("sandbox", False),
         }
     return row
 
