@@ -21,6 +21,7 @@ from pyvmm.host.capture import capture
 from pyvmm.host.parts import trees
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, stop
+from pyvmm.host.share import ALL
 from pyvmm.host.start import boot, fetch, fresh, plan_for, publish, signals_unwind, start
 
 PATIENCE_S: Final = 3600.0
@@ -80,7 +81,7 @@ def drive(host: Running, driver: str, arguments: Sequence[str], data: bytes = b"
     """
     script = f'cd {INSIDE} && LC_ALL=C exec python3 -m benchmarks.{driver} "$@"'
     command = ["sh", "-c", script, "sh", *arguments]
-    return capture(host, command, data, timeout_s=PATIENCE_S)
+    return capture(host, command, data, timeout_s=PATIENCE_S, needs=ALL)
 
 
 def _boot_counted(settings: HostSettings, sockets: Path, progress: Progress) -> Running:
@@ -116,8 +117,8 @@ def _prepare(host: Running, files: Path) -> None:
              f"mount -t debugfs -o mode=755 debugfs {KVM_STATS.parent} && "
              "for packages in /usr/local/lib/python3*/dist-packages; do "
              "[ ! -d $packages ] || mount -t tmpfs tmpfs $packages; done")  # fmt: skip
-    capture(host, ["sh", "-c", allow], b"", as_root=True)
+    capture(host, ["sh", "-c", allow], b"", as_root=True, needs=ALL)
     drivers = " ".join(str(Path(__file__).with_name(name).absolute()) for name in DRIVERS)
     unpack = (f"mkdir -p {INSIDE}/peer {INSIDE}/benchmarks && cd {INSIDE} && cp {files}/* . && "
               f"cp {drivers} benchmarks && tar -xf peer.tar -C peer && rm peer.tar")  # fmt: skip
-    capture(host, ["sh", "-c", unpack], b"", timeout_s=PATIENCE_S)
+    capture(host, ["sh", "-c", unpack], b"", timeout_s=PATIENCE_S, needs=ALL)

@@ -14,6 +14,7 @@ from typing import Any, Final
 from benchmarks.rows import INSIDE, LIBRARY, SMALL, pyvmm
 from pyvmm.host.capture import capture
 from pyvmm.host.running import Running
+from pyvmm.host.share import ALL
 
 MEGA: Final = 1e6
 PATIENCE_S: Final = 3600.0
@@ -35,10 +36,10 @@ def measure(host: Running, files: Path) -> Found:
         "linux": _arguments(pyvmm("Image", *log)),
     }
     copy = " ".join(f"{files}/{name}" for name in FILES)
-    capture(host, ["sh", "-c", f"cp {copy} {INSIDE}/"], b"", timeout_s=PATIENCE_S)
+    capture(host, ["sh", "-c", f"cp {copy} {INSIDE}/"], b"", timeout_s=PATIENCE_S, needs=ALL)
     command = [*ENVIRONMENT, "python3", f"{INSIDE}/{FILES[0]}"]
     found: Found = json.loads(
-        capture(host, command, json.dumps(task).encode(), timeout_s=PATIENCE_S)
+        capture(host, command, json.dumps(task).encode(), timeout_s=PATIENCE_S, needs=ALL)
     )
     return found
 

@@ -168,7 +168,7 @@ def report(error: BaseException) -> int:
     """Print an error on stderr, and return its exit code."""
     match error:
         case VmmError():
-            say(error.message, error.hint)
+            say(error.message, error.hint or _unseen(error))
             return error.exit_code
         case click.exceptions.NoArgsIsHelpError():
             click.echo(error.format_message(), err=True)
@@ -195,6 +195,25 @@ def report(error: BaseException) -> int:
         case _:
             say(f"unexpected {type(error).__name__}: {error}", BUG_HINT)
             return EXIT_FAILED
+
+
+def _unseen(error: VmmError) -> str | None:
+    """Return a hint for a file that a command in the emulated host does not see, or cannot write.
+
+    A file that the command line names is seen if it exists.
+    """
+    from pyvmm.base.computer import TREE_VARIABLE
+
+    cause = error.__cause__
+    if not os.environ.get(TREE_VARIABLE) or not isinstance(cause, OSError):
+        return None
+    is_named = any(len(word) > 2 and word in error.message for word in sys.argv[1:])
+    if cause.errno == errno.EROFS or (cause.errno == errno.ENOENT and not is_named):
+        return (
+            "the emulated host shows a command only the files that it names, and those that it "
+            "reads read-only; PYVMM_HOST_FILES=all shows it all of yours"
+        )
+    return None
 
 
 def _missing_part(error: OSError) -> VmmError | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 INSIDE_VARIABLE: Final = "PYVMM_INSIDE"  # the description of an emulated host, set inside it
+TREE_VARIABLE: Final = "PYVMM_TREE"  # inside: the name of the files that the command sees
 DEVICE_TREE: Final = Path("/sys/firmware/devicetree/base")
 MOUNTINFO: Final = Path("/proc/self/mountinfo")
 BOARD: Final = Path("/sys/class/dmi/id/product_name")

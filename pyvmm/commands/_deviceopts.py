@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from pyvmm.base.units import parse_size, read_named
 from pyvmm.commands._options import added
 from pyvmm.config import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng
 from pyvmm.errors import UsageError
+from pyvmm.host.share import Needs
 
 # device_configs() converts them.
 device_options = added(
@@ -92,7 +92,11 @@ def device_configs(options: dict[str, Any]) -> tuple[DeviceConfig, ...]:
     return tuple(devices)
 
 
-def device_files(devices: tuple[DeviceConfig, ...]) -> Iterator[Path]:
-    """Yield the files that devices read or write."""
+def device_needs(devices: tuple[DeviceConfig, ...]) -> Needs:
+    """Return the files that devices read or write."""
+    needs = Needs()
     for device in devices:
-        yield from device.files()
+        files = device.files()
+        read_only = getattr(device, "read_only", False)
+        needs += Needs(reads=files) if read_only else Needs(updates=files)
+    return needs

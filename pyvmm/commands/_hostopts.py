@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -21,6 +20,7 @@ from pyvmm.host.settings import (
     QEMU_SUITES,
     HostSettings,
 )
+from pyvmm.host.share import NOTHING, Needs
 
 _Result = TypeVar("_Result")
 
@@ -75,17 +75,30 @@ def _with_settings(command: Callable[..., _Result], name: str) -> Callable[..., 
 
 
 def run_here_or_forward(
-    where: HostSettings, files: Iterable[Path] = (), ttys: Iterable[int] = ()
+    where: HostSettings, needs: Needs = NOTHING, ttys: Iterable[int] = (), *, saves: bool = False
 ) -> None:
     """Run the command in an emulated host and exit, unless it runs on this machine's KVM.
 
-    ``files`` are the files that the command reads or writes. ``ttys`` are the numbers of the
-    guest's terminals on ptys.
+    The command gets the files that it ``needs``. ``ttys`` are the numbers of the
+    guest's terminals on ptys. A command that ``saves`` snapshots reads the key of their marks.
 
     Raises: HostError, if neither is possible, or the emulated host cannot see a file.
     """
     if host.is_local(where):
         return
+    if saves:
+        needs += own_key()
     invocation = click.get_current_context().find_object(Invocation)
     arguments = invocation.arguments if invocation else []
-    raise SystemExit(host.forward(where, ["pyvmm", *arguments], files, ttys))
+    raise SystemExit(host.forward(where, ["pyvmm", *arguments], needs, ttys))
+
+
+def own_key() -> Needs:
+    """Make the key of this user's snapshots, if there is none, and return it as a need.
+
+    A command in the emulated host reads it, but need not write beside it.
+    """
+    from pyvmm.snapshot import mark  # lazily: few commands save
+
+    mark.made_key()
+    return Needs(reads=(mark.key_path(),))

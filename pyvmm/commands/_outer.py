@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from pyvmm import host
 from pyvmm.base.dirs import cache_dir
+from pyvmm.host.confined.launch import refusal
 from pyvmm.host.parts.tools import TOOLS_SUITE
 from pyvmm.host.saved import everyone
 from pyvmm.machine.facts import Fact, machine_facts
@@ -32,8 +33,25 @@ def outer_facts() -> Iterator[Fact]:
     fetch = all(shutil.which(program) for program in FETCHERS)
     for program, package in (PROGRAMS | FETCHERS).items():
         yield _program(program, package, fetch)
+    yield from _confinement()
     yield Fact(TOPIC, "cache", str(cache_dir()))
     yield Fact(TOPIC, "emulated hosts ready to start", len(list(everyone())))
+
+
+def _confinement() -> Iterator[Fact]:
+    """Yield whether QEMU runs confined here."""
+    name, value = "files that the emulated host sees", "those that running commands name"
+    if (reason := refusal()) is None:
+        yield Fact(TOPIC, name, value)
+    else:
+        remedy = "docs/security.md says what an escape from the emulated host then has"
+        yield Fact(TOPIC, name, None, f"QEMU cannot be confined: {reason}", remedy)
+    name = "QEMU's seccomp filter"
+    without = [path.name for path, facts in everyone() if facts.get("sandbox") is False]
+    if without:
+        yield Fact(TOPIC, name, None, f"{', '.join(without)}: QEMU has none", "use Debian's QEMU")
+    else:
+        yield Fact(TOPIC, name, True)
 
 
 def _program(program: str, package: str, fetch: bool) -> Fact:

@@ -8,12 +8,14 @@ from typing import Any
 import click
 
 from pyvmm.cli import Invocation, say
-from pyvmm.commands._deviceopts import read_disk, read_pmem
+from pyvmm.commands._deviceopts import device_needs, read_disk, read_pmem
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._options import EXISTING_FILE, NEW_SNAPSHOT, Option, file_option, trust_option
 from pyvmm.commands._several import run_several
 from pyvmm.errors import UsageError
 from pyvmm.host.settings import HostSettings
+from pyvmm.host.share import Needs
+from pyvmm.snapshot.mark import key_path
 from pyvmm.snapshot.trust import admitted, outside, parents
 
 
@@ -77,9 +79,12 @@ def restore(invocation: Invocation, /, where: HostSettings, file: Path, **option
     config = state.config
     config = config.replace(name=options["name"] or config.name, timeout_s=options["timeout"])
     saved_to = options["save_on_exit"]
-    files = [file, *(one.path for one in opened)]
+    needs = Needs(
+        reads=(file, key_path(), *(one.path for one in opened)),
+        creates=(saved_to,) if saved_to else (),
+    ) + device_needs(config.devices)
     ttys = config.ttys if options["count"] == 1 else frozenset()
-    run_here_or_forward(where, [*files, *([saved_to] if saved_to else [])], ttys)
+    run_here_or_forward(where, needs, ttys, saves=saved_to is not None)
     if options["count"] > 1:
         if saved_to:
             raise UsageError("--count and --save-on-exit contradict each other: there is one file")

@@ -12,13 +12,14 @@ import click
 from pyvmm.arm64 import vl
 from pyvmm.cli import Invocation
 from pyvmm.commands._armopts import arm_config, arm_options
-from pyvmm.commands._deviceopts import device_configs, device_files, device_options
+from pyvmm.commands._deviceopts import device_configs, device_needs, device_options
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._lkvm import NO_PCI, LkvmCommand, lkvm_options
 from pyvmm.commands._options import NEW_SNAPSHOT
 from pyvmm.config import Config, SveRequest
 from pyvmm.errors import HostError, ImageError, UsageError
 from pyvmm.host.settings import HostSettings
+from pyvmm.host.share import Needs
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -111,7 +112,8 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
         raise _with_advice(error, where) from None
     written = (options["dump_dtb"], options["save_on_exit"], options["trace"])
     outputs = [path for path in written if path is not None]
-    run_here_or_forward(where, _users_files(config, outputs), config.ttys)
+    saves = options["save_on_exit"] is not None
+    run_here_or_forward(where, _needs(config, outputs), config.ttys, saves=saves)
     return _run(config, options)
 
 
@@ -182,11 +184,15 @@ def find_image(name: str) -> Path:
     return bundled if name in bundled_guests() and not Path(name).exists() else Path(name)
 
 
-def _users_files(config: Config, outputs: list[Path]) -> list[Path]:
+def _needs(config: Config, outputs: list[Path]) -> Needs:
     """Return the user's files that a run reads or writes."""
-    given = (config.image, config.initrd, *device_files(config.devices))
-    inputs = [path for path in given if path is not None and path.exists()]
-    return [path for path in (*inputs, *outputs) if path.parent != GUESTS]
+    given = (config.image, config.initrd, config.hugetlbfs)
+    inputs = [path for path in given if path is not None and path.parent != GUESTS]
+    needs = Needs(reads=tuple(inputs), creates=tuple(outputs)) + device_needs(config.devices)
+    reads, updates = (
+        tuple(path for path in paths if path.exists()) for paths in (needs.reads, needs.updates)
+    )
+    return Needs(reads=reads, updates=updates, creates=needs.creates)
 
 
 def bundled_guests() -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from pyvmm.base.computer import TREE_VARIABLE
 from pyvmm.base.paths import check_path
 from pyvmm.control.server import Handler
 from pyvmm.control.wire import SCHEMA, Message
@@ -56,6 +57,7 @@ class Service:
             "vcpus": machine.plan.vcpus,
             "memory_bytes": machine.resizing.size,
             "sve_vls": sorted(machine.vls),
+            "tree": os.environ.get(TREE_VARIABLE),
             "uptime_s": round(time.monotonic() - self._since, 3),
         }
 

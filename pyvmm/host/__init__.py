@@ -9,12 +9,15 @@ import os
 import platform
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pyvmm.base.computer import INSIDE_VARIABLE as INSIDE_VARIABLE
 from pyvmm.base.computer import describe_inside as describe_inside
 from pyvmm.errors import HostError
 from pyvmm.host.settings import HostSettings as HostSettings
+
+if TYPE_CHECKING:
+    from pyvmm.host.share import Needs
 
 DEVICE: Final = Path("/dev/kvm")
 ARM64: Final = "aarch64"
@@ -73,12 +76,15 @@ def say_why_emulated(settings: HostSettings, say: Callable[[str], None]) -> None
 
 
 def forward(
-    settings: HostSettings, argv: list[str], files: Iterable[Path] = (), ttys: Iterable[int] = ()
+    settings: HostSettings,
+    argv: list[str],
+    needs: Needs | None = None,
+    ttys: Iterable[int] = (),
 ) -> int:
     """Run a command line in the emulated host of these settings and return its exit code.
 
-    The command reads or writes ``files``. ``ttys`` are the numbers of its guest's terminals that
-    appear as ptys of this machine.
+    The command sees the files that it ``needs``, by default all. ``ttys`` are the numbers of its
+    guest's terminals that appear as ptys of this machine.
 
     Raises:
         HostError: the host cannot be made or started, ended during the command, or cannot see
@@ -90,14 +96,15 @@ def forward(
     from pyvmm.host.instance import Instance
     from pyvmm.host.progress import Progress
 
-    share.refuse_hidden(files)
+    needs = share.ALL if needs is None else needs
+    share.refuse_hidden(needs.files)
     progress = Progress()
     say_why_emulated(settings, progress.say)
     instance = Instance(settings, progress)
     found = instance.ensure()
     try:
-        return run_with_ttys(found, argv, ttys)
+        return run_with_ttys(found, argv, ttys, needs)
     except Unreachable:  # it was being stopped, or its idle time was over
         running.wait_for_end(found)
     found = instance.ensure()
-    return run_with_ttys(found, argv, ttys)
+    return run_with_ttys(found, argv, ttys, needs)

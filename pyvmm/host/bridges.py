@@ -15,13 +15,16 @@ from contextlib import ExitStack
 
 from pyvmm.host import client
 from pyvmm.host.running import Running
+from pyvmm.host.share import ALL, Needs
 from pyvmm.terminal.line import OUTER_VARIABLE
 from pyvmm.terminal.pty import Carrier, Pty
 
 HANDOVER = "pyvmm.host.inside.handover"
 
 
-def run_with_ttys(running: Running, argv: list[str], ttys: Iterable[int]) -> int:
+def run_with_ttys(
+    running: Running, argv: list[str], ttys: Iterable[int], needs: Needs = ALL
+) -> int:
     """Run a command in a host, with those terminals of its guest on ptys of this machine.
 
     Raises:
@@ -31,7 +34,7 @@ def run_with_ttys(running: Running, argv: list[str], ttys: Iterable[int]) -> int
     with ExitStack() as stack:
         outer = {number: _bridge(running, stack) for number in sorted(ttys)}
         environment = {OUTER_VARIABLE: json.dumps(outer)} if outer else {}
-        return client.run(running, argv, environment)
+        return client.run(running, argv, environment, needs)
 
 
 def _bridge(running: Running, stack: ExitStack) -> tuple[str, str]:

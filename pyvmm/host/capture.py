@@ -8,7 +8,9 @@ from typing import Final
 from pyvmm.errors import HostError
 from pyvmm.host.client import request_for
 from pyvmm.host.connection import connected, ended_during_command, greet, no_answer
+from pyvmm.host.grant import granted
 from pyvmm.host.running import Running
+from pyvmm.host.share import Needs
 from pyvmm.host.wire import CHUNK, STDIN_WINDOW, Frame, FrameReader, WireError, pack
 
 OUTPUT_TIMEOUT_S: Final = 60.0  # between two pieces of output
@@ -31,12 +33,14 @@ def capture(
     as_root: bool = False,
     control: bool = False,
     timeout_s: float = OUTPUT_TIMEOUT_S,
+    needs: Needs | None = None,
 ) -> bytes:
     """Run ``argv`` in the host with ``data`` on its standard input; return its output.
 
     With ``as_root`` the command is root inside, for example to load a module.  A new file among the
     user's still belongs to the user, because QEMU runs as the user.  A command that controls VMs
-    (``control``) may have a reserved port.
+    (``control``) may have a reserved port.  The command sees the files that it ``needs``, and by
+    default none.
 
     Raises:
         CommandFailed: the command failed; the message has its standard error.
@@ -44,8 +48,11 @@ def capture(
     """
     if len(data) > STDIN_WINDOW:
         raise ValueError(f"{len(data)} bytes: at most {STDIN_WINDOW} can be sent")
-    with connected(running, PORT_TIMEOUT_S, control=control) as connection:
-        request = request_for(running, argv, [])
+    with (
+        granted(running, needs) as grant,
+        connected(running, PORT_TIMEOUT_S, control=control) as connection,
+    ):
+        request = request_for(running, argv, [], grant.tree)
         if as_root:
             request = request.replace(uid=0, gid=0, groups=[0])
         rest = greet(running, connection, request)

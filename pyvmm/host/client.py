@@ -28,7 +28,9 @@ from pyvmm.base.records import Record
 from pyvmm.base.signals import handling
 from pyvmm.errors import EXIT_SIGNAL, HostError, UsageError
 from pyvmm.host.connection import connected, ended_during_command, greet
+from pyvmm.host.grant import NO_TREE, granted
 from pyvmm.host.running import Running
+from pyvmm.host.share import ALL, Needs
 from pyvmm.host.wire import (
     CHUNK,
     LENGTH,
@@ -49,28 +51,35 @@ PASSED_ON: Final = ("TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "
                     "USER", "TZ", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")  # fmt: skip
 ANSWER_S: Final = 8.0  # the host's time to answer after a signal that ends the command
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+# A confined QEMU sees files of other groups with this one; it checks the access itself.
+OVERFLOW_GID: Final = 65534  # Source: user_namespaces(7), overflowgid
 FORWARDED: Final = (*ENDING, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def run(running: Running, argv: list[str], environment: Mapping[str, str]) -> int:
+def run(
+    running: Running, argv: list[str], environment: Mapping[str, str], needs: Needs = ALL
+) -> int:
     """Run ``argv`` in the host, as if it ran here; return its exit code.
 
-    ``environment`` is added to the user's.
+    ``environment`` is added to the user's.  The command sees the files that it ``needs``.
 
     Raises:
         Unreachable: the host ended before it had the command.
         HostError: the host ended during the command.
     """
     terminals = [fd for fd in (0, 1, 2) if os.isatty(fd)]
-    request = request_for(running, argv, terminals)
-    request.environment.update(environment)
     terminal = Terminal(raw_output=True)
-    with connected(running) as connection:
+    with granted(running, needs) as grant, connected(running) as connection:
+        request = request_for(running, argv, terminals, grant.tree)
+        request.environment.update(environment)
         session = _Session(running, connection, _Streams(terminals=terminals), terminal)
         rest = greet(running, connection, request)
         with _signals(session.wake), terminal:
             try:
-                return session.carry(rest)
+                grant.is_over = False
+                code = session.carry(rest)
+                grant.is_over = not session.given_up
+                return code
             except _OutputError as error:
                 return _give_up(error.args[0])
 
@@ -84,10 +93,10 @@ def bridged(running: Running, argv: list[str], end: socket.socket) -> Iterator[N
     Raises:
         Unreachable, HostError: the host ended before it had the command.
     """
-    with connected(running) as connection:
+    with granted(running, None) as grant, connected(running) as connection:
         streams = _Streams(stdin=end.fileno(), stdout=end.fileno())
         session = _Session(running, connection, streams, Terminal(end.fileno()))
-        rest = greet(running, connection, request_for(running, argv, []))
+        rest = greet(running, connection, request_for(running, argv, [], grant.tree))
         thread = threading.Thread(target=_bridge, args=(session, rest, end), daemon=True)
         thread.start()
         try:
@@ -144,7 +153,7 @@ class _Session:
         self._over = False
         self._is_raw = False  # the user's terminal, if there is one
         self._terminated = False  # a SIGTERM was sent; a second one gives up
-        self._given_up = 0  # the signal that ended the session
+        self.given_up = 0  # the signal that ended the session
         self._ending = 0  # the signal after which a PING was sent
         self._ping_at = self._received_at = 0.0
         self._sender = threading.Thread(target=self._carry_input, daemon=True)
@@ -169,8 +178,8 @@ class _Session:
             except (WireError, OSError) as error:
                 raise ended_during_command(self._running) from error
             self._received_at = time.monotonic()
-            if not data and self._given_up:
-                return EXIT_SIGNAL + self._given_up
+            if not data and self.given_up:
+                return EXIT_SIGNAL + self.given_up
             if not data:
                 raise ended_during_command(self._running)
 
@@ -252,7 +261,7 @@ class _Session:
         return max(0, int(left_s * 1000) + 1)
 
     def _give_up(self, number: int) -> None:
-        self._given_up = number
+        self.given_up = number
         self.hang_up()
 
     def _forward_input(self) -> bool:
@@ -285,15 +294,22 @@ def _signals(wake: int) -> Iterator[None]:
             signal.set_wakeup_fd(old)
 
 
-def request_for(running: Running, argv: list[str], terminals: list[int]) -> Request:
-    """Return the request to run ``argv`` in the host as if it ran here."""
+def request_for(
+    running: Running, argv: list[str], terminals: list[int], tree: str | None = None
+) -> Request:
+    """Return the request to run ``argv`` in the host as if it ran here.
+
+    ``tree`` is the name of the files that it sees; the default is all of them.
+    """
     environment = {k: v for k, v in os.environ.items() if k in PASSED_ON or k.startswith("PYVMM_")}
     environment["PYVMM_INSIDE"] = running.description
     environment["XDG_STATE_HOME"] = str(state_home())  # inside, HOME may be unset
     umask = os.umask(0o077)
     os.umask(umask)
+    groups = [*os.getgroups(), *([OVERFLOW_GID] if tree and os.getuid() else [])]
+    cwd = "/" if tree == NO_TREE else str(Path.cwd())
     return Request(
-        argv=argv, cwd=str(Path.cwd()), uid=os.getuid(), gid=os.getgid(), groups=os.getgroups(),
+        argv=argv, cwd=cwd, uid=os.getuid(), gid=os.getgid(), groups=groups, tree=tree,
         umask=umask, environment=environment, start_id=running.start_id, now_ns=time.time_ns(),
         entropy=os.urandom(32).hex(), idle_s=_idle_s(),
         terminal=terminals, raw_input=0 in terminals,

@@ -11,6 +11,7 @@ import os
 from pyvmm.base.dirs import LONGEST_SOCKET, locked, runtime_dir
 from pyvmm.errors import HostError
 from pyvmm.host import saved
+from pyvmm.host.grant import ENDING as SHARE_ENDING
 from pyvmm.host.parts import trees
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, running_at
@@ -31,7 +32,8 @@ class Instance:
         self._made_of = trees.chosen(self.settings)
         self.name = saved.key(self.settings, self._made_of)
         self.sockets = runtime_dir() / self.name
-        if len(os.fsencode(self.sockets / f"p{PORTS}")) > LONGEST_SOCKET:
+        longest = max(map(len, (f"/p{PORTS}", SHARE_ENDING)))
+        if len(os.fsencode(self.sockets)) + longest > LONGEST_SOCKET:
             raise HostError(
                 f"{self.sockets}: the path is too long for sockets",
                 hint="set XDG_RUNTIME_DIR to a directory with a shorter path",

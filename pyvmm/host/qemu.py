@@ -85,11 +85,14 @@ class QemuPlan(Record):
         ]
         return ",".join([self.cpu, *extras])
 
-    def machine(self, memory: Path, sockets: Path, *, keep_memory: bool) -> list[str]:
+    def machine(
+        self, memory: Path, sockets: Path, *, keep_memory: bool, shared: Path = Path("/")
+    ) -> list[str]:
         """Return the arguments that a cold boot and a start from its saved state share.
 
-        ``memory`` is the file of the host's RAM.  A cold boot writes to it (``keep_memory``); a
-        start from the saved state maps it private, copy-on-write.
+        The host sees the files below ``shared``.  ``memory`` is the file of the host's RAM.  A
+        cold boot writes to it (``keep_memory``); a start from the saved state maps it private,
+        copy-on-write.
         """
         share = "on" if keep_memory else "off"
         size = saved.memory_size()
@@ -109,7 +112,8 @@ class QemuPlan(Record):
             "-drive", f"if=none,id=usr,read-only=on,format=raw,file={option(self.usr)}",
             "-device", "virtio-blk-device,drive=usr",
             "-device", f"virtio-serial-device,id=vs,max_ports={PORTS + 1}",
-            "-fsdev", "local,id=user,path=/,security_model=none,multidevs=remap",
+            "-fsdev",
+            f"local,id=user,path={option(shared)},security_model=none,multidevs=remap",
             "-device", "virtio-9p-device,fsdev=user,mount_tag=user",
         ]  # fmt: skip
         for port in range(1, FIRST_PORTS + 1):
@@ -148,7 +152,7 @@ def launch(tool: Tool, arguments: Sequence[str], sockets: Path, inherit: Sequenc
     with (sockets / "qemu.log").open("wb") as log:
         process = subprocess.Popen(
             [*tool.command, *arguments],
-            env={**os.environ, **tool.environment},
+            env=environment(tool),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -160,6 +164,11 @@ def launch(tool: Tool, arguments: Sequence[str], sockets: Path, inherit: Sequenc
     (sockets / "pid").write_text(f"{process.pid}\n")
     process.returncode = 0  # no warning that it still runs when this command ends
     return process.pid
+
+
+def environment(tool: Tool) -> dict[str, str]:
+    """Return a QEMU's environment."""
+    return {**os.environ, **tool.environment}
 
 
 def wait_for_line(sockets: Path, marker: str, pid: int, timeout_s: float) -> None:

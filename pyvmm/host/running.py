@@ -25,6 +25,7 @@ from pyvmm.host.wire import FIRST_PORTS
 STOP_S: Final = 30.0  # long enough for a busy machine
 QEMU_LOG: Final = "qemu.log"
 CONSOLE_LOG: Final = "console.log"
+UNCONFINED: Final = "unconfined"  # the fact why its QEMU is not confined; None if it is
 
 
 class Running(Record):
@@ -48,6 +49,11 @@ class Running(Record):
         while (self.path / f"p{number + 1}").exists():
             number += 1
         return number
+
+    @property
+    def is_confined(self) -> bool:
+        """Whether QEMU has mounts of its own, and sees the files that running commands name."""
+        return UNCONFINED in self.facts and self.facts[UNCONFINED] is None
 
     @property
     def is_stopped(self) -> bool:

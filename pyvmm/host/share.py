@@ -1,4 +1,4 @@
-"""The check whether a command in an emulated host can see the user's files."""
+"""The user's files that a command in an emulated host needs, and whether it can see them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from pyvmm.errors import HostError
+from pyvmm.base.records import Record
+from pyvmm.errors import HostError, UsageError
 
 # The emulated host has its own directories OWN at the top level. In its /usr, the directories
 # SHARED_USR are those of the user.
@@ -16,6 +17,47 @@ OWN: Final = frozenset({
     "usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32", "etc", "proc", "sys", "dev", "run",
 })  # fmt: skip
 SHARED_USR: Final = ("src", "local", "share")
+VARIABLE: Final = "PYVMM_HOST_FILES"
+EXTENTS: Final = ("named", "all")
+
+
+class Needs(Record):
+    """The user's files that a command uses, or ``everything``.
+
+    It reads ``reads``, writes into the existing files ``updates``, and makes or replaces
+    ``creates``: for that it can write everywhere in their directories.
+    """
+
+    reads: tuple[Path, ...] = ()
+    updates: tuple[Path, ...] = ()
+    creates: tuple[Path, ...] = ()
+    everything: bool = False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of the files."""
+        return (*self.reads, *self.updates, *self.creates)
+
+    def __add__(self, other: Needs) -> Needs:
+        return Needs(
+            reads=self.reads + other.reads,
+            updates=self.updates + other.updates,
+            creates=self.creates + other.creates,
+            everything=self.everything or other.everything,
+        )
+
+
+NOTHING: Final = Needs()
+WHOLE: Final = "all-"  # how the name of a tree with everything begins
+ALL: Final = Needs(everything=True)
+
+
+def shares_all() -> bool:
+    """Return whether the user wants every command to see all files (PYVMM_HOST_FILES=all)."""
+    extent = os.environ.get(VARIABLE, EXTENTS[0])
+    if extent not in EXTENTS:
+        raise UsageError(f"{VARIABLE}={extent}: not one of {', '.join(EXTENTS)}")
+    return extent == "all"
 
 
 def hidden(path: Path) -> bool:

@@ -19,10 +19,11 @@ from pyvmm.base.files import write_whole
 from pyvmm.base.signals import handling
 from pyvmm.errors import EXIT_SIGNAL, HostError
 from pyvmm.host import qemu, saved
+from pyvmm.host.confined.launch import launch
 from pyvmm.host.parts import initrd, kernel, payload, root, tools, trees
 from pyvmm.host.parts.trees import Tree
 from pyvmm.host.progress import Progress
-from pyvmm.host.running import Running, end, end_orphan, starting_failed
+from pyvmm.host.running import UNCONFINED, Running, end, end_orphan, starting_failed
 from pyvmm.host.settings import HostSettings
 from pyvmm.host.wire import FIRST_PORTS
 
@@ -133,10 +134,16 @@ def boot(
     found = kernel.find(settings.kernel, progress)
     archive = into / "initrd"
     initrd.write(archive, found, progress)
-    arguments = plan.machine(into / "memory", sockets, keep_memory=True)
     words = f"{qemu.BOOT_ARGUMENTS} rdinit=/init {settings.append}".rstrip()
-    arguments += ["-kernel", str(plan.kernel), "-initrd", str(archive), "-append", words]
-    pid = qemu.launch(plan.tool, arguments, sockets, [alive])
+
+    def arguments(shared: Path) -> list[str]:
+        return [
+            *plan.machine(into / "memory", sockets, keep_memory=True, shared=shared),
+            "-kernel", str(plan.kernel), "-initrd", str(archive), "-append", words,
+        ]  # fmt: skip
+
+    launched = launch(plan.tool, arguments, sockets, alive, [into], [plan.usr, plan.kernel])
+    pid = launched.pid
     try:
         qemu.wait_for_line(sockets, READY, pid, qemu.COLD_BOOT_S)
     except BaseException:
@@ -148,6 +155,7 @@ def boot(
         "usr": str(plan.usr), "kernel": found.release, "image": str(found.image),
         "sandbox": plan.sandbox, "memory": saved.memory_size(), "payload": payload.fingerprint(),
         "trees": [tree.path.name for tree in trees.chosen(settings) if tree],
+        UNCONFINED: launched.refusal,
     }  # fmt: skip
     return pid, facts
 
@@ -191,12 +199,19 @@ def _cold_boot(
 def _warm_start(plan: qemu.QemuPlan, directory: Path, sockets: Path) -> Running:
     """Start QEMU from the saved state."""
     with fresh(sockets) as alive:
-        arguments = plan.machine(directory / "memory", sockets, keep_memory=False)
-        pid = qemu.launch(plan.tool, [*arguments, "-incoming", "defer"], sockets, [alive])
+
+        def arguments(shared: Path) -> list[str]:
+            memory = directory / "memory"
+            machine = plan.machine(memory, sockets, keep_memory=False, shared=shared)
+            return [*machine, "-incoming", "defer"]
+
+        launched = launch(plan.tool, arguments, sockets, alive, [directory], [plan.usr])
+        pid = launched.pid
         try:
             _wait_for_sockets(sockets, pid)
             qemu.restore(sockets, directory / "state")
-            return publish(sockets, pid, saved.facts(directory) or {})
+            facts = saved.facts(directory) or {}
+            return publish(sockets, pid, facts | {UNCONFINED: launched.refusal})
         except BaseException:
             end(pid)
             raise

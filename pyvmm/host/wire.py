@@ -70,6 +70,7 @@ class Request(Record):
     terminal: list[int] = made(list)  # which of the descriptors 0, 1, 2 are terminals
     raw_input: bool = False  # the client reads its terminal in raw mode
     window: list[int] = made(lambda: [24, 80])  # rows, columns
+    tree: str | None = None  # the name of the user's files that it sees; None for all of them
 
 
 # The payloads of a fixed size: each side trusts the other no further than that.

@@ -124,9 +124,10 @@ def _inside(job: Job, running: Running, progress: Progress) -> ReproResult:
     argv = ["python3", "-m", worker.__name__]
     try:
         module = _module(job, partial(kmodule.build, job.where.kernel), progress)
-        share.refuse_hidden([*job.files.values(), *([module] if module else [])])
+        needs = share.Needs(reads=(*job.files.values(), *([module] if module else [])))
+        share.refuse_hidden(needs.files)
         data = json.dumps(asdict(_case(job, module))).encode()
-        answer = capture(running, argv, data, as_root=True, timeout_s=TIMEOUT_S)
+        answer = capture(running, argv, data, as_root=True, timeout_s=TIMEOUT_S, needs=needs)
     except Unreachable:
         raise
     except HostError as error:

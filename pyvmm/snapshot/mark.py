@@ -28,12 +28,17 @@ def mark_of(key: bytes, data: bytes) -> str:
     return hmac.new(key, PURPOSE + data, hashlib.sha256).hexdigest()
 
 
+def key_path() -> Path:
+    """Return the path of this user's key, which may be missing."""
+    return state_path() / KEY
+
+
 def own_key() -> bytes | None:
     """Return this user's key, or None if no save has made one.
 
     Raises: HostError, if others may know it, or it cannot be read.
     """
-    path = state_path() / KEY
+    path = key_path()
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:

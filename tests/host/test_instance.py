@@ -19,6 +19,7 @@ from pyvmm.host.parts.trees import Tree
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running
 from pyvmm.host.settings import LINUX, QEMU, HostSettings
+from pyvmm.host.share import Needs
 from tests.host.conftest import add_tree
 
 QUIET = Progress(quiet=True)
@@ -160,6 +161,6 @@ def test_forward_starts_no_host_for_hidden_files(
     events = outcomes()
 
     with pytest.raises(HostError, match="does not see /etc/image"):
-        host.forward(HostSettings(), ["pyvmm", "run"], [Path("/etc/image")])
+        host.forward(HostSettings(), ["pyvmm", "run"], Needs(reads=(Path("/etc/image"),)))
 
     assert events == []

@@ -21,7 +21,15 @@ from pyvmm.errors import EXIT_HOST, EXIT_OK
 from pyvmm.host import forward
 from pyvmm.host.instance import Instance
 from pyvmm.host.progress import Progress
-from pyvmm.host.running import Running, all_running, end_orphans, running_at, sessions, stop
+from pyvmm.host.running import (
+    UNCONFINED,
+    Running,
+    all_running,
+    end_orphans,
+    running_at,
+    sessions,
+    stop,
+)
 from pyvmm.host.saved import everyone, remove
 from pyvmm.host.settings import LINUX, QEMU, HostSettings
 
@@ -172,6 +180,8 @@ def _row(
             "uptime_s": round(time.time() - running.facts["started"], 1),
             "rss_bytes": _rss(running.pid),
             "sandbox": running.facts.get("sandbox", False),
+            "confined": running.is_confined,
+            "why_unconfined": running.facts.get(UNCONFINED),
         }
     return row
 
@@ -183,6 +193,8 @@ def _line(row: dict[str, Any]) -> str:
             f"running, process {row['pid']}, {row['sessions']} commands, "
             f"up {row['uptime_s']:.0f} s, {row['rss_bytes'] / 1e6:.0f} MB resident"
         )
+        if not row["confined"]:
+            state += f", sees all of your files ({row['why_unconfined']})"
     return (
         f"{row['name']}  Linux {row['kernel']}, QEMU {row['qemu']}, -cpu {row['cpu']}: {state}; "
         f"{row['saved_bytes'] / 1e6:.0f} MB on disk"

@@ -12,6 +12,7 @@ from pyvmm.commands._options import EXISTING_FILE, json_option
 from pyvmm.commands._output import aligned, show
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.host.settings import HostSettings
+from pyvmm.host.share import Needs
 from pyvmm.snapshot.check import Compatibility, Row, machine_rows, predicted, summary, tried
 from pyvmm.snapshot.hostlimits import limits_here, read_limits_file
 from pyvmm.snapshot.reader import SnapshotFile
@@ -37,7 +38,7 @@ def check(where: HostSettings, file: Path, probe: Path | None, as_json: bool) ->
     with SnapshotFile.alone(file) as snapshot:
         state = State.of(snapshot.document, str(file))
     if probe is None:
-        run_here_or_forward(where, [file])
+        run_here_or_forward(where, Needs(reads=(file,)))
         rows = _rows_here(state)
     else:
         limits = read_limits_file(probe)

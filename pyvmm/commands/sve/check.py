@@ -17,6 +17,7 @@ from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._options import file_option, json_option
 from pyvmm.errors import UsageError
 from pyvmm.host.settings import HostSettings
+from pyvmm.host.share import Needs
 from pyvmm.kvm.system import System
 from pyvmm.machine.facts import processor
 from pyvmm.svecheck import report, runner
@@ -47,7 +48,7 @@ def check(
         raise UsageError(
             f"--junit {junit}: {junit.parent} is not a directory that you can write to"
         )
-    run_here_or_forward(where, [junit] if junit else [])
+    run_here_or_forward(where, Needs(creates=(junit,) if junit else ()))
     with System.open() as system:
         sve_host = runner.probe(system)
         facts = obtained(sve_host)

@@ -15,6 +15,7 @@ from pyvmm.commands._output import echo, show
 from pyvmm.commands.sve._probe import probe_here
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.host.settings import HostSettings
+from pyvmm.host.share import Needs
 from pyvmm.svecheck.probe import Probe
 
 NAME = 9  # columns
@@ -34,7 +35,7 @@ def list_lengths(where: HostSettings, file: Path | None, as_json: bool) -> int:
     KVM's lengths with those that the host's own programs have. Exit with 1 if a difference is a
     bug.
     """
-    run_here_or_forward(where, [file] if file else [])
+    run_here_or_forward(where, Needs(creates=(file,) if file else ()))
     probe = probe_here()
     if file is not None:
         probe.write(file)

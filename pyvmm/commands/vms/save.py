@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 
 from pyvmm.base.units import show_size
 from pyvmm.cli import say
+from pyvmm.commands._hostopts import own_key
 from pyvmm.commands._options import EXISTING_FILE, NEW_SNAPSHOT, json_option
 from pyvmm.commands._output import echo, show
-from pyvmm.commands.vms._running import chosen, document, exit_code, readable, successes
+from pyvmm.commands.vms._running import Vm, chosen, document, exit_code, readable, successes
 from pyvmm.control.wire import Message
+from pyvmm.errors import VmmError
 from pyvmm.host import share
+from pyvmm.host.grant import granted
 
 
 @click.command(epilog="Exit codes: 0 saved; 1 the VM cannot be saved; 2 usage; 3 the disk is full.")
@@ -39,8 +44,6 @@ def save(
     """
     (vm,) = chosen(name, False).vms
     files = [path.absolute() for path in (file, parent) if path is not None]
-    if vm.place.running is not None:
-        share.refuse_hidden(files)
     request = {
         "do": "save",
         "file": str(files[0]),
@@ -48,7 +51,8 @@ def save(
         "resume": resume,
         "track": track,
     }
-    replies = [vm.ask(request)]
+    with _shared(vm, files):
+        replies = [vm.ask(request)]
     if as_json:
         show(True, document(replies), ())
     for reply in successes(replies):
@@ -64,3 +68,28 @@ def save(
 def _written(reply: Message) -> tuple[list[str], str]:
     """Return the warnings of a save, and the size of its file."""
     return [str(line) for line in reply["warnings"]], show_size(reply["bytes_on_disk"])
+
+
+@contextlib.contextmanager
+def _shared(vm: Vm, files: Sequence[Path]) -> Iterator[None]:
+    """Share the snapshot's directory and its parents with a VM in an emulated host.
+
+    Raises: HostError, if the host cannot see them.
+    """
+    tree = vm.info.get("tree")
+    if vm.place.running is None:
+        yield
+        return
+    share.refuse_hidden(files)
+    file, *parents = files
+    with contextlib.ExitStack() as stack:
+        if tree is not None:
+            from pyvmm.snapshot.reader import SnapshotFile  # lazily: it is large
+
+            for parent in parents[:]:
+                with contextlib.suppress(VmmError):  # the VM says what is wrong with it
+                    snapshot = stack.enter_context(SnapshotFile.open(parent, trust=True))
+                    parents += [older.path for older in snapshot.chain()[:-1]]
+            needs = share.Needs(creates=(file,), reads=tuple(parents)) + own_key()
+            stack.enter_context(granted(vm.place.running, needs, into=tree))
+        yield

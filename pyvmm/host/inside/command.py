@@ -21,7 +21,10 @@ import traceback
 from pathlib import Path
 from typing import Final, NoReturn, TextIO
 
+from pyvmm.base.computer import TREE_VARIABLE
 from pyvmm.base.output import printable
+from pyvmm.host.inside import files
+from pyvmm.host.share import WHOLE
 from pyvmm.host.wire import Request
 
 ENTRY: Final = ("pyvmm.cli", "main")
@@ -71,11 +74,15 @@ def _set_up(request: Request, fds: list[int], slave: int) -> None:
         os.dup2(fd, number)
     os.closerange(3, 256)
     _reopen_streams()
+    if request.tree is not None:
+        files.show_tree(request.tree)
     runtime = _runtime_dir(request.uid, request.gid)
     os.umask(request.umask)
     own = {"PATH": PATH, "TMPDIR": "/run/tmp", "XDG_RUNTIME_DIR": runtime, "LANG": "C.UTF-8"}
     os.environ.clear()
     os.environ.update({**request.environment, **own})
+    if request.tree is not None and not request.tree.startswith(WHOLE):
+        os.environ[TREE_VARIABLE] = request.tree
     os.setgroups(request.groups)
     os.setresgid(request.gid, request.gid, request.gid)
     os.setresuid(request.uid, request.uid, request.uid)

@@ -2,6 +2,9 @@
 
 QEMU's 9p device has the user's file tree, which is mounted at /run/pyvmm/user.  Each directory at
 the top of that tree is then bound at its own path, unless the emulated host has its own there.
+
+A confined QEMU has a directory of trees instead, one for each command that runs.  Each command then
+has a mount namespace of its own, with the directories of its tree.
 """
 
 from __future__ import annotations
@@ -19,18 +22,22 @@ MOUNT_TAG: Final = "user"
 USER_ROOT: Final = Path("/run/pyvmm/user")
 OPTIONS: Final = "trans=virtio,version=9p2000.L,msize=512000,cache=mmap,access=client"
 
-MS_BIND: Final = 4096  # Source: uapi/linux/mount.h
+CLONE_NEWNS: Final = 0x0002_0000  # Source: uapi/linux/sched.h
+MS_RDONLY: Final = 1  # Source: uapi/linux/mount.h
+MS_BIND: Final = 4096
 RNDADDENTROPY: Final = 0x4008_5203  # Source: uapi/linux/random.h
 RNDRESEEDCRNG: Final = 0x5207
 
 
-def mount_user_files() -> None:
-    """Mount the user's file tree, and bind the shared directories of its /usr."""
+def mount_user_files(*, whole: bool) -> None:
+    """Mount the shared files; if they are the whole tree, bind the directories of the user's /usr.
+
+    Raises: OSError.
+    """
     USER_ROOT.mkdir(parents=True, exist_ok=True)
     _mount(MOUNT_TAG, USER_ROOT, "9p", 0, OPTIONS)
-    for name in SHARED_USR:
-        if (USER_ROOT / "usr" / name).is_dir():
-            _mount(str(USER_ROOT / "usr" / name), Path("/usr") / name, None, MS_BIND, None)
+    if whole:
+        _show_usr(USER_ROOT)
 
 
 def show_top_level(root: Path = Path("/")) -> None:
@@ -44,6 +51,50 @@ def show_top_level(root: Path = Path("/")) -> None:
             _mount(str(source), target, None, MS_BIND, None)
         else:
             target.symlink_to(source)
+
+
+def show_tree(name: str, root: Path = Path("/")) -> None:
+    """Give this process mounts of its own: a tree of the user's files at their own paths.
+
+    After that it cannot reach the trees of other commands.  Raises: OSError.
+    """
+    _unshare_mounts()
+    tree = USER_ROOT / name
+    if tree.is_dir():
+        for source in tree.iterdir():
+            if source.name not in OWN:
+                _show(source, root / source.name)
+        _show_usr(tree)
+    _mount("none", USER_ROOT, "tmpfs", MS_RDONLY, "mode=755")
+
+
+def _unshare_mounts() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(CLONE_NEWNS):
+        error = ctypes.get_errno()
+        raise OSError(error, f"unshare: {os.strerror(error)}")
+
+
+def _show(source: Path, target: Path) -> None:
+    """Give an entry at the top of a tree its own path.
+
+    The mount is this process's own.  The point below it is seen by all.
+    """
+    if source.is_symlink():
+        if not os.path.lexists(target):
+            target.symlink_to(source.readlink())
+        return
+    if source.is_dir():
+        target.mkdir(exist_ok=True)
+    else:
+        target.touch()
+    _mount(str(source), target, None, MS_BIND, None)
+
+
+def _show_usr(tree: Path) -> None:
+    for name in SHARED_USR:
+        if (tree / "usr" / name).is_dir():
+            _mount(str(tree / "usr" / name), Path("/usr") / name, None, MS_BIND, None)
 
 
 def _mount(source: str, target: Path, kind: str | None, flags: int, data: str | None) -> None:

@@ -306,9 +306,10 @@ def _prepare(request: Request) -> OSError | None:
             if not done.exists() or done.read_text() != request.start_id:
                 clock.correct(request.now_ns)
                 files.reseed(bytes.fromhex(request.entropy))
-                files.mount_user_files()
+                files.mount_user_files(whole=request.tree is None)
                 done.write_text(request.start_id)
-            files.show_top_level()
+            if request.tree is None:
+                files.show_top_level()
     except OSError as error:
         return error
     return None

@@ -46,6 +46,7 @@ class Tool(Record):
 
     command: tuple[str, ...]
     environment: dict[str, str] = made(dict)
+    root: Path | None = None  # the tree that has all files of the program
 
     @property
     def name(self) -> str:
@@ -134,6 +135,7 @@ def _qemu_in(root: Path) -> Tool:
         through_loader(root, "usr/bin/qemu-system-aarch64", *firmware),
         # this machine's module caches belong to its own libraries
         {"GIO_MODULE_DIR": "/nonexistent", "QEMU_MODULE_DIR": str(root / "usr/lib/qemu")},
+        root,
     )
 
 

@@ -52,6 +52,40 @@ def test_top_level_files_and_links_become_links(
     assert [where.name for _, where in mounts] == ["mnt"]
 
 
+def test_tree_of_a_command_is_bound_and_the_trees_of_others_are_covered(
+    tmp_path: Path, mounts: list[tuple[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user, root = tmp_path / "user", tmp_path / "root"
+    (user / "mine/home").mkdir(parents=True)
+    (user / "mine/etc").mkdir()
+    (user / "mine/usr/local").mkdir(parents=True)
+    (user / "mine/swap.img").touch()
+    (user / "mine/data").symlink_to("/home/data")
+    (user / "other/srv").mkdir(parents=True)
+    monkeypatch.setattr(files, "_unshare_mounts", lambda: mounts.append(("own", root)))
+
+    files.show_tree("mine", root)
+
+    tree = user / "mine"
+    assert (mounts[0], mounts[-1]) == (("own", root), ("none", user))
+    assert sorted(mounts[1:-1]) == [
+        (f"{tree}/home", root / "home"),
+        (f"{tree}/swap.img", root / "swap.img"),
+        (f"{tree}/usr/local", Path("/usr/local")),
+    ]
+    assert (root / "data").readlink() == Path("/home/data")
+
+
+def test_command_without_a_tree_sees_only_the_cover(
+    tmp_path: Path, mounts: list[tuple[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_unshare_mounts", lambda: None)
+
+    files.show_tree("-", tmp_path / "root")
+
+    assert mounts == [("none", tmp_path / "user")]
+
+
 def test_new_top_level_entries_are_bound_later(
     tmp_path: Path, mounts: list[tuple[str, Path]]
 ) -> None:

@@ -1,0 +1,1 @@
+"""The confinement of an emulated host's QEMU, and of the files that it shares."""
