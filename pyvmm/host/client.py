@@ -28,9 +28,9 @@ from pyvmm.base.records import Record
 from pyvmm.base.signals import handling
 from pyvmm.errors import EXIT_SIGNAL, HostError, UsageError
 from pyvmm.host.connection import connected, ended_during_command, greet
-from pyvmm.host.grant import NO_TREE, granted
+from pyvmm.host.grant import granted
 from pyvmm.host.running import Running
-from pyvmm.host.share import ALL, Needs
+from pyvmm.host.share import ALL, NO_TREE, Needs
 from pyvmm.host.wire import (
     CHUNK,
     LENGTH,

@@ -14,12 +14,11 @@ from typing import Any, Final
 
 from pyvmm.errors import HostError
 from pyvmm.host.running import Running, running_at
-from pyvmm.host.share import ALL, Needs, shares_all
+from pyvmm.host.share import ALL, NO_TREE, Needs, shares_all
 
 ENDING: Final = ".share"  # of the keeper's socket, beside the directory of the host's sockets
 ANSWER_S: Final = 30.0  # usually 3 ms
 DONE: Final = b"done\n"
-NO_TREE: Final = "-"  # the name of a tree without files
 
 
 class Grant:

@@ -49,6 +49,7 @@ class Needs(Record):
 
 NOTHING: Final = Needs()
 WHOLE: Final = "all-"  # how the name of a tree with everything begins
+NO_TREE: Final = "-"  # the name of a tree without files
 ALL: Final = Needs(everything=True)
 
 

@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Final
 
 from pyvmm.host.confined import mounts
-from pyvmm.host.share import OWN, SHARED_USR, Needs, hidden
+from pyvmm.host.share import OWN, Needs, hidden
 
 ROOT: Final = Path("/")
 OPTIONS: Final = "mode=755,size=1m,nr_inodes=10k"
+SYSTEM: Final = frozenset({"boot", "lost+found"})
 MOST_LINKS: Final = 40  # on the way to one file.  Source: Linux, MAXSYMLINKS
 
 
 def make(at: Path, needs: Needs, cwd: Path) -> None:
     """Mount a tree at an empty directory.
 
-    It has all directories of the user's / (they are empty): the emulated host gives each of them
+    It has the directories of the user's / (they are empty): the emulated host gives each of them
     its own path when the command starts, and the command may get more files later.
 
     Raises: OSError.
@@ -89,9 +90,11 @@ def _to_bind(needs: Needs) -> Iterator[tuple[Path, bool]]:
 
 
 def _top_level() -> Iterator[Path]:
-    """Yield what the emulated host shows at its own path: see pyvmm/host/inside/files.py."""
-    yield from (path for path in ROOT.iterdir() if path.name not in OWN)
-    yield from (ROOT / "usr" / name for name in SHARED_USR)
+    """Yield the directories and links in which a user may have files.
+
+    Each costs a mount in the emulated host: see pyvmm/host/inside/files.py.
+    """
+    yield from (path for path in ROOT.iterdir() if path.name not in OWN | SYSTEM)
 
 
 def _make_way(path: Path, at: Path) -> None:

@@ -16,7 +16,7 @@ import struct
 from pathlib import Path
 from typing import Final
 
-from pyvmm.host.share import OWN, SHARED_USR
+from pyvmm.host.share import NO_TREE, OWN, SHARED_USR
 
 MOUNT_TAG: Final = "user"
 USER_ROOT: Final = Path("/run/pyvmm/user")
@@ -60,11 +60,16 @@ def show_tree(name: str, root: Path = Path("/")) -> None:
     """
     _unshare_mounts()
     tree = USER_ROOT / name
-    if tree.is_dir():
-        for source in tree.iterdir():
-            if source.name not in OWN:
-                _show(source, root / source.name)
-        _show_usr(tree)
+    if name != NO_TREE:
+        # Through 9p every look at a file is slow: the listing has the types.
+        entries = _listed(tree)
+        for entry in entries:
+            if entry.name not in OWN:
+                _show(entry, root / entry.name)
+        has_usr = "usr" in (entry.name for entry in entries)
+        for entry in _listed(tree / "usr") if has_usr else ():
+            if entry.name in SHARED_USR:
+                _mount(entry.path, Path("/usr") / entry.name, None, MS_BIND, None)
     _mount("none", USER_ROOT, "tmpfs", MS_RDONLY, "mode=755")
 
 
@@ -75,20 +80,25 @@ def _unshare_mounts() -> None:
         raise OSError(error, f"unshare: {os.strerror(error)}")
 
 
-def _show(source: Path, target: Path) -> None:
+def _listed(directory: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(directory) as entries:
+        return list(entries)
+
+
+def _show(source: os.DirEntry[str], target: Path) -> None:
     """Give an entry at the top of a tree its own path.
 
     The mount is this process's own.  The point below it is seen by all.
     """
     if source.is_symlink():
         if not os.path.lexists(target):
-            target.symlink_to(source.readlink())
+            target.symlink_to(Path(source.path).readlink())
         return
-    if source.is_dir():
+    if source.is_dir(follow_symlinks=False):
         target.mkdir(exist_ok=True)
     else:
         target.touch()
-    _mount(str(source), target, None, MS_BIND, None)
+    _mount(source.path, target, None, MS_BIND, None)
 
 
 def _show_usr(tree: Path) -> None:

@@ -17,10 +17,10 @@ import pytest
 from pyvmm.errors import HostError
 from pyvmm.host import grant
 from pyvmm.host.confined import keeper, launch
-from pyvmm.host.grant import NO_TREE, granted
+from pyvmm.host.grant import granted
 from pyvmm.host.parts.tools import Tool
 from pyvmm.host.running import UNCONFINED, Running
-from pyvmm.host.share import ALL, VARIABLE, WHOLE, Needs
+from pyvmm.host.share import ALL, NO_TREE, VARIABLE, WHOLE, Needs
 from tests.host.confined.conftest import OTHER_USER, PR_SET_DUMPABLE
 from tests.host.conftest import wait_for
 

@@ -76,6 +76,17 @@ def test_tree_of_a_command_is_bound_and_the_trees_of_others_are_covered(
     assert (root / "data").readlink() == Path("/home/data")
 
 
+def test_tree_without_usr_is_bound(
+    tmp_path: Path, mounts: list[tuple[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "user/mine/home").mkdir(parents=True)
+    monkeypatch.setattr(files, "_unshare_mounts", lambda: None)
+
+    files.show_tree("mine", tmp_path / "root")
+
+    assert [where.name for _, where in mounts] == ["home", "user"]
+
+
 def test_command_without_a_tree_sees_only_the_cover(
     tmp_path: Path, mounts: list[tuple[str, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
