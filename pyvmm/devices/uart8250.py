@@ -247,7 +247,8 @@ class Uart8250(Device):
 
     @RBR.read
     def _(self) -> int:
-        self._count_read(is_status=False)
+        if self.hold and self.fifo:
+            self._count_read(is_status=False)
         if not (shown := self._shown()):
             return 0
         character = shown.popleft()
@@ -317,9 +318,10 @@ class Uart8250(Device):
 
     @LSR.read
     def _(self) -> int:
-        self._count_read(is_status=True)
+        if self.hold and self.fifo:
+            self._count_read(is_status=True)
         status = self.LSR
-        if shown := self._shown():
+        if (self.fifo or self.looped) and (shown := self._shown()):
             errors = any(character > 0xFF for character in shown)
             status |= LSR_DR | shown[0] >> 8
             shown[0] &= 0xFF
@@ -352,8 +354,6 @@ class Uart8250(Device):
 
     def _count_read(self, *, is_status: bool) -> None:
         """Count a read of LSR or RBR while input waits; enough reads end the wait."""
-        if not (self.hold and self.fifo):
-            return
         self._collect()
         reads = POLL_READS if is_status and self._has_polled else 1
         self._has_polled = is_status
@@ -395,7 +395,8 @@ class Uart8250(Device):
 
     def _update(self) -> None:
         """Update the fast path, and then the interrupt line."""
-        self._arrive()
+        if self.line or self._starved:
+            self._arrive()
         self._publish()
         raised = self.IER != 0 and self._pending() != IIR_NO_INT
         if raised != self._raised:

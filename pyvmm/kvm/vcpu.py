@@ -17,7 +17,9 @@ from pyvmm.kvm.ioctls import Ioctl
 from pyvmm.kvm.native import native
 from pyvmm.kvm.uapi import ExitReason, MpState, PmuAttr, PvtimeAttr, VcpuFeature, VcpuGroup
 
-_MMIO, _INTR = ExitReason.MMIO, ExitReason.INTR  # faster at each exit than the class's attributes
+# Faster at each exit than the class's attributes; to compare two plain ints is fastest
+_MMIO, _INTR = ExitReason.MMIO, ExitReason.INTR
+_MMIO_VALUE = _MMIO.value
 
 
 class VcpuEvents(Record):
@@ -43,6 +45,7 @@ class Vcpu(AttributeFd):
         self._ffi, self._lib = extension.ffi, extension.lib
         self._state = self._ffi.new("struct pyvmm_vcpu *")
         self._fast: Any = None
+        self.attention = False  # the FastMmio's owner had work at the end of the last run
         # Orders a kick and close(); reentrant, for a kick from a signal handler.
         self._open_lock = threading.RLock()
         error = self._lib.pyvmm_vcpu_open(self._state, fd, mmap_size)
@@ -200,12 +203,14 @@ class Vcpu(AttributeFd):
         """
         state = self._state
         error = self._lib.pyvmm_run(state)
+        if self._fast is not None:
+            self.attention = state.attention != 0
         if error:
             if error == -errno.EINTR:
                 return Exit(_INTR)
             raise ioctls.RUN.error(-error, f"vcpu {self.id}")
         reason = state.reason
-        if reason == _MMIO:
+        if reason == _MMIO_VALUE:
             return Exit(
                 _MMIO,
                 state.address,
@@ -235,12 +240,6 @@ class Vcpu(AttributeFd):
         """Let C complete exits with that FastMmio's state; before the first run."""
         self._fast = fast  # a reference, as C uses it
         self._lib.pyvmm_vcpu_use_fast_mmio(self._state, fast)
-
-    @property
-    def attention(self) -> bool:
-        """Whether the FastMmio's owner had work at the end of the last run."""
-        attention: int = self._state.attention
-        return attention != 0
 
     def completed_mmio(self) -> tuple[list[int], list[int]]:
         """Return the numbers of reads and of writes that C completed.

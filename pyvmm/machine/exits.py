@@ -101,7 +101,7 @@ class ExitHandler:
     def _handle(self, vcpu: Vcpu, leave: Exit) -> None:
         if vcpu.attention and self._fast is not None:
             self._fast.attend()
-        if leave.reason == MMIO:
+        if leave.reason is MMIO:
             value = self._access(vcpu, leave)
             if not leave.is_write:
                 vcpu.set_mmio_data(value)
