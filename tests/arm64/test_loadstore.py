@@ -137,6 +137,8 @@ def test_address_and_write_back_follow_the_index(
         (0x39C00000, 0x80, 0xFFFF_FF80),  # ldrsb w0, [x0]
         (0x39800000, 0x80, 0xFFFF_FFFF_FFFF_FF80),  # ldrsb x0, [x0]
         (0x79C00000, 0x7FFF, 0x7FFF),  # ldrsh w0, [x0]
+        (0x79C00000, 0x8000, 0xFFFF_8000),  # the same
+        (0x79800000, 0x8000, 0xFFFF_FFFF_FFFF_8000),  # ldrsh x0, [x0]
         (0xB9800000, 0x8000_0000, 0xFFFF_FFFF_8000_0000),  # ldrsw x0, [x0]
         (0x69400400, 0x8000_0000, 0xFFFF_FFFF_8000_0000),  # ldpsw x0, x1, [x0]
         (0xB9400000, 0x8000_0000, 0x8000_0000),  # ldr w0, [x0]
