@@ -120,7 +120,9 @@ def machine_dtb(machine: MachineDescription) -> bytes:
         )
     if "\0" in machine.bootargs:
         raise UsageError("the kernel command line contains a NUL")
-    blob = fdt.build(machine_tree(machine), boot_cpuid=affinity(machine.mpidrs[0]))
+    # The header has no bits for Aff3. Kernels for arm64 read the CPU's node in place of it.
+    boot_cpuid = affinity(machine.mpidrs[0]) & 0xFFFF_FFFF
+    blob = fdt.build(machine_tree(machine), boot_cpuid=boot_cpuid)
     if len(blob) > layout.DTB_SIZE:
         raise UsageError(f"the device tree has {len(blob)} bytes, the limit is {layout.DTB_SIZE}")
     return blob

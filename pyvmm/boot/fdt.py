@@ -28,9 +28,8 @@ END_NODE = 2
 PROP = 3
 END = 9
 
-_HEADER = struct.Struct(">10I")
+HEADER_SIZE = 40
 _PROPERTY = struct.Struct(">3I")  # PROP, the value's length, the offset of its name
-_RESERVATION = struct.Struct(">QQ")
 
 # Source: Devicetree Specification v0.4, 2.2.1 (node names) and 2.2.4.1 (property names). Existing
 # bindings exceed the lengths given there, and no parser checks them.
@@ -60,16 +59,16 @@ def build(
     structure.add_node("", root)
     tree = structure.tokens + _token(END)
     names = bytes(structure.names)
-    memory = b"".join(_RESERVATION.pack(*entry) for entry in (*reservations, (0, 0)))
-    off_memory = _HEADER.size  # 40 bytes, so the reservation block is 8-byte aligned, as required
+    memory = b"".join(u64(*entry) for entry in (*reservations, (0, 0)))
+    off_memory = HEADER_SIZE  # 40 bytes, so the reservation block is 8-byte aligned, as required
     off_tree = off_memory + len(memory)
     off_names = off_tree + len(tree)
     size = off_names + len(names)
-    header = _HEADER.pack(
+    header = (
         MAGIC, size, off_tree, off_names, off_memory,
         VERSION, LAST_COMPATIBLE_VERSION, boot_cpuid, len(names), len(tree),
     )  # fmt: skip
-    return header + memory + tree + names
+    return encode(header) + memory + tree + names
 
 
 class _Structure:

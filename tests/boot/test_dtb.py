@@ -94,6 +94,13 @@ def test_cpu_node_has_two_cells_for_four_affinity_levels(dtc: Path, libfdt: Libf
     assert wide(node(cpus, "cpu@1200345678"), "reg") == (0x12_0034_5678,)
 
 
+def test_boot_cpu_in_the_header_has_no_aff3(libfdt: Libfdt) -> None:
+    blob = machine_dtb(PLAIN.replace(mpidrs=(0x12_8034_5678,)))
+
+    assert struct.unpack_from(">10I", blob)[7] == 0x34_5678
+    assert "cpu@1200345678" in node(libfdt.tree(blob), "cpus")
+
+
 def test_gic_node_has_the_layouts_addresses(libfdt: Libfdt) -> None:
     gic = node(libfdt.tree(machine_dtb(FULL)), "intc@3fff0000")
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -60,6 +61,15 @@ def test_u64_makes_two_cells_of_a_number() -> None:
 def test_build_refuses_invalid_names_and_values(node: fdt.Node) -> None:
     with pytest.raises(ValueError, match=r"."):
         fdt.build(node)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"boot_cpuid": 1 << 32}, {"boot_cpuid": -1}, {"reservations": [(1 << 64, 1)]}],
+)
+def test_build_refuses_numbers_that_do_not_fit(more: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        fdt.build(SMALL, **more)
 
 
 def test_header_has_the_size_and_the_boot_cpu(libfdt: Libfdt) -> None:
