@@ -12,12 +12,11 @@ import socket
 import struct
 from typing import Any, Final
 
-from pyvmm.errors import EXIT_FAILED, VmmError
+from pyvmm.errors import EXIT_FAILED, EXIT_HOST, VmmError
 
 SCHEMA: Final = 1
 MAX_REQUEST: Final = 64 << 10  # bytes
 MAX_REPLY: Final = 64 << 20  # ten times the registers of 512 vCPUs
-LARGEST_EXIT: Final = 255  # exit code
 
 # The fields of a VM's reply to "info"
 INFO: Final[dict[str, type]] = {
@@ -68,7 +67,7 @@ def _checked_failure(reply: Message) -> Message:
     code = reply["exit_code"]
     if not isinstance(reply["error"], str) or not isinstance(reply["hint"], str | None):
         raise WireError("its error is not text")
-    if type(code) is not int or not EXIT_FAILED <= code <= LARGEST_EXIT:
+    if type(code) is not int or not EXIT_FAILED <= code <= EXIT_HOST:
         raise WireError("its exit code is not one of a failure")
     return reply
 

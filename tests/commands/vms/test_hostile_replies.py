@@ -32,7 +32,7 @@ class Fake(Place):
 @pytest.mark.parametrize(
     "reply",
     [{"ok": False, "error": 1}, {"ok": False, "hint": []}, {"ok": False, "exit_code": "3"},
-     {"ok": False, "exit_code": 0}, {"ok": False, "exit_code": 256}, {"ok": 1}, {}],
+     {"ok": False, "exit_code": 0}, {"ok": False, "exit_code": 4}, {"ok": 1}, {}],
 )  # fmt: skip
 def test_parse_reply_refuses_fields_of_another_type(reply: dict[str, Any]) -> None:
     with pytest.raises(WireError):
