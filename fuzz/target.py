@@ -17,6 +17,8 @@ HERE: Final = Path(__file__).resolve().parent
 CORPUS: Final = HERE / "corpus"
 CRASHES: Final = HERE / "crashes"
 
+# Seconds, MiB, and longer inputs early: most targets read many short operations.
+OPTIONS: Final = ("-timeout=60", "-rss_limit_mb=4096", "-len_control=20")
 OWN_SHARE: Final = 0.7  # of the mutations, if a target has its own
 
 # The targets in Python, by their module's name, and the most bytes of an input.
@@ -78,19 +80,21 @@ def _fuzz(name: str, arguments: list[str]) -> int:
     except ImportError:
         print("fuzz: atheris is not installed: `make fuzz` installs it", file=sys.stderr)
         return 3
-    with atheris.instrument_imports(include=["pyvmm"]):
+    with atheris.instrument_imports(include=["pyvmm"]):  # also what the target imports later
         target = load(name)
-    options = [f"-max_len={TARGETS[name]}", "-timeout=60", "-rss_limit_mb=4096", *arguments]
-    mutate: Callable[[bytes, int, int], bytes | None] = getattr(target, "mutate", _never)
+        mutate: Callable[[bytes, int, int], bytes | None] = getattr(target, "mutate", _never)
 
-    def mutator(data: bytes, most: int, seed: int) -> bytes:
-        own = random.Random(seed).random() < OWN_SHARE
-        changed = mutate(data, most, seed) if own else None
-        return bytes(atheris.Mutate(data, most)) if changed is None else changed
+        def mutator(data: bytes, most: int, seed: int) -> bytes:
+            own = random.Random(seed).random() < OWN_SHARE
+            changed = mutate(data, most, seed) if own else None
+            return bytes(atheris.Mutate(data, most)) if changed is None else changed
 
-    extra = {} if mutate is _never else {"custom_mutator": mutator}
-    atheris.Setup([name, *options], target.check, **extra)
-    atheris.Fuzz()
+        extra = {} if mutate is _never else {"custom_mutator": mutator}
+        options = [f"-max_len={TARGETS[name]}", *OPTIONS, *arguments]
+        # A merge starts the first word again, as a command of the shell.
+        again = f"{sys.executable} -m fuzz.target {name}"
+        atheris.Setup([again, *options], target.check, **extra)
+        atheris.Fuzz()
     return 0
 
 
