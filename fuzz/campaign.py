@@ -17,6 +17,7 @@ from pyvmm.base.records import Record
 AT_ONCE: Final = 2
 GRACE_S: Final = 180  # for the start, and an input that takes long
 STATUS: Final = re.compile(r"^#(\d+)\s.*?cov: (\d+) ft: (\d+) corp: (\d+)", re.MULTILINE)
+SLOW: Final = "slow-unit-"  # libFuzzer keeps an input that takes ten seconds: no crash
 EXECUTIONS: Final = re.compile(r"^stat::number_of_executed_units:\s*(\d+)", re.MULTILINE)
 ROW: Final = "{:<16} {:>12} {:>8} {:>9} {:>7} {:>8} {:>8}"
 TITLES: Final = ("target", "executions", "edges", "features", "corpus", "seconds", "crashes")
@@ -91,7 +92,8 @@ def _fuzz(name: str, seconds: int) -> Outcome:
             ).returncode  # fmt: skip
         except subprocess.TimeoutExpired:
             code = 124
-    new = tuple(sorted(set(crashes.iterdir()) - before))
+    made = set(crashes.iterdir()) - before
+    new = tuple(sorted(path for path in made if not path.name.startswith(SLOW)))
     return outcome_of(name, _log(name).read_text(errors="replace"), new, code,
                       time.monotonic() - began)  # fmt: skip
 

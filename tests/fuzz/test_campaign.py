@@ -21,6 +21,7 @@ prefix = next(word for word in sys.argv if word.startswith("-artifact_prefix="))
 pathlib.Path(prefix.partition("=")[2] + "crash-1").write_bytes(b"x")
 sys.exit(77)
 """
+SLOW = CRASH.replace("crash-1", "slow-unit-1").replace("77", "0")
 
 
 def play(monkeypatch: pytest.MonkeyPatch, directory: Path, **programs: str) -> None:
@@ -48,6 +49,18 @@ def test_run_succeeds_without_a_crash(
 
     assert code == 0
     assert "1400 executions, 0 crashes" in capsys.readouterr().out
+
+
+def test_run_does_not_count_a_slow_input_as_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    play(monkeypatch, tmp_path, image=SLOW)
+
+    code = campaign.run(["image"], 10)
+
+    assert code == 0
+    assert "0 executions, 0 crashes" in capsys.readouterr().out
+    assert (tmp_path / "crashes/image/slow-unit-1").exists()
 
 
 def test_run_fails_and_names_the_command_that_repeats_a_crash(
