@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import subprocess
+import sys
 import time
 
 import pytest
@@ -44,6 +47,39 @@ def test_host_gives_every_legal_set_and_refuses_every_other(
 
     print(f"\nLinux {kernel}, -cpu {host.cpu}: {legal} legal sets run, {illegal} others refused; "
           f"host {up - started:.0f} s, sets {time.monotonic() - up:.0f} s")  # fmt: skip
+
+
+# Tests that skip on the default host, and the hosts on which they run
+ELSEWHERE = {
+    "LPA2, Linux 6.12": (
+        "test_translation.py",
+        {"CPU": "max,lpa2=on", "QEMU": "10", "KERNEL": "6.12"},
+    ),
+    "LPA2, Linux 7.2": (
+        "test_translation.py",
+        {"CPU": "max,lpa2=on", "QEMU": "10", "KERNEL": "7.2"},
+    ),
+    "no SVE": ("test_sve.py", {"CPU": vls.NONE.cpu}),
+}
+
+
+@pytest.mark.parametrize(("file", "host"), ELSEWHERE.values(), ids=ELSEWHERE)
+def test_kvm_tests_that_the_default_host_skips_pass_elsewhere(
+    file: str, host: dict[str, str]
+) -> None:
+    environment = {f"PYVMM_HOST_{name}": value for name, value in host.items()}
+
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.in_host", f"tests/kvm/{file}", "-rs"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    skipped = set(re.findall(r"SKIPPED .*: (.*)", done.stdout))
+    assert skipped <= ({"this host has no SVE"} if host["CPU"] == vls.NONE.cpu else set())
+    assert " passed" in done.stdout
 
 
 def test_megabytes_of_output_arrive_whole_and_in_order(pyvmm: Pyvmm) -> None:
