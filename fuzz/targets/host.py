@@ -17,7 +17,13 @@ from pyvmm.host.wire import LENGTH, MAGIC, NONCE_SIZE, Frame, pack
 from pyvmm.terminal.stdio import Terminal
 
 RUNNING: Any = SimpleNamespace(
-    pid=1, last_output="", is_stopped=False, description="", start_id="", ports=1
+    pid=1,
+    last_output="",
+    is_stopped=False,
+    is_confined=False,
+    description="",
+    start_id="",
+    ports=1,
 )
 
 
