@@ -148,6 +148,7 @@ def start() -> Part:
     """Measure from a process's start to its guest's first store."""
     tasks = [
         task("first image pyvmm", "first", pyvmm("first-linux", *SMALL), 3),
+        task("first image pyvmm free", "first", pyvmm("first-linux", *SMALL, "--no-sandbox"), 3),
         task("first elf pyvmm", "first", pyvmm("first-pyvmm", *SMALL), 3),
         task("first elf qemu", "first", qemu("first-qemu", *QEMU_SMALL), 3),
         task("first floor", "first", [f"{INSIDE}/floor", "first"], 3),
@@ -156,6 +157,7 @@ def start() -> Part:
     rows = [
         Row("process start to a Linux Image's first store", MILLION, Cell("first image pyvmm"),
             peer, floor),
+        Row("the same with --no-sandbox", MILLION, Cell("first image pyvmm free"), peer, floor),
         Row("process start to an ELF's first store", MILLION, Cell("first elf pyvmm"), peer, floor),
         Row("RSS with a tiny guest", MEMORY, Cell("first image pyvmm", "rss_kib"),
             Cell("first elf qemu", "rss_kib")),

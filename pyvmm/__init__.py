@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         VmmError,
     )
     from pyvmm.machine.machine import Machine
+    from pyvmm.sandbox.confine import confine
     from pyvmm.snapshot.restorer import restore
     from pyvmm.snapshot.save import save
     from pyvmm.snapshot.snapshot import Snapshot
@@ -54,6 +55,7 @@ __all__ = (
     "UsageError",
     "Vector",
     "VmmError",
+    "confine",
     "restore",
     "save",
 )
@@ -69,6 +71,7 @@ _HOMES = {
     "Snapshot": "pyvmm.snapshot.snapshot",
     "Rng": "pyvmm.config",
     "Vector": "pyvmm.arm64.lanes",
+    "confine": "pyvmm.sandbox.confine",
     "restore": "pyvmm.snapshot.restorer",
     "save": "pyvmm.snapshot.save",
 }

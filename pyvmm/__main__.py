@@ -19,7 +19,7 @@ def main() -> int:
     from pyvmm import cli
 
     signal.signal(signal.SIGINT, before)
-    return cli.main()
+    return cli.main(owns_process=True)
 
 
 if __name__ == "__main__":

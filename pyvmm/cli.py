@@ -62,6 +62,7 @@ class Invocation(Record, frozen=False):
 
     arguments: list[str]
     debug: bool = False
+    owns_process: bool = False  # the process ends with the command, which may confine it
 
 
 class LazyGroup(click.Group):
@@ -143,10 +144,15 @@ def pyvmm(invocation: Invocation, debug: bool) -> None:
     invocation.debug = debug
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line (by default this process's) and return its exit code."""
+def main(arguments: Sequence[str] | None = None, *, owns_process: bool = False) -> int:
+    """Run the command line (by default this process's) and return its exit code.
+
+    Only with ``owns_process`` does a command that runs a VM confine the process, for good. The
+    caller then does nothing but end.
+    """
     _keep_standard_descriptors()
-    invocation = Invocation(list(sys.argv[1:] if arguments is None else arguments))
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    invocation = Invocation(given, owns_process=owns_process)
     try:
         code = pyvmm.main(
             invocation.arguments, prog_name="pyvmm", standalone_mode=False, obj=invocation

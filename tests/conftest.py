@@ -17,6 +17,7 @@ from pyvmm.host import has_device, why_not_local
 from pyvmm.host.inside.agent import DEVICE, keep_vm_open
 from pyvmm.host.parts import extension
 from pyvmm.host.progress import Progress
+from pyvmm.sandbox import confine
 from tests.runtime import own_runtime_dir
 
 with contextlib.suppress(ImportError):  # the emulated host has no hypothesis
@@ -40,10 +41,23 @@ def pytest_configure(config: pytest.Config) -> None:
     if why_not_local() is None and (vm := keep_vm_open(DEVICE)) is not None:
         own.callback(os.close, vm)
     config.add_cleanup(own.close)
+    _never_confine()
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, usual)
+
+
+def _never_confine() -> None:
+    """Fail a test that would confine pytest's own process, and with it every later test."""
+    tests, give_up = os.getpid(), confine._give_up_privileges
+
+    def give_up_elsewhere(wanted: int) -> int:
+        if os.getpid() == tests:
+            pytest.fail("this test would confine pytest: run it in a forked process")
+        return give_up(wanted)
+
+    confine._give_up_privileges = give_up_elsewhere
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

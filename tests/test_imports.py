@@ -19,7 +19,7 @@ ROOMS = (
     # knows nothing of VMs
     "errors", "layout", "base", "report",
     # a machine's description, guest memory, terminals: no KVM
-    "config", "memory", "terminal",
+    "config", "memory", "terminal", "sandbox",
     # no KVM
     "arm64", "devices", "boot",
     # nothing but KVM

@@ -18,13 +18,15 @@ from tests import programs
 # A new process imports all of this, which takes long in a busy emulated host.
 pytestmark = [pytest.mark.kvm, pytest.mark.timeout(300)]
 
-# The process of the console script; at its end it writes the modules it has imported.
+# The process of the console script; at its end it writes the modules it has imported. A confined
+# process opens no file, so the file is open before.
 DRIVER = """
 import sys
 from pyvmm.__main__ import main
+file = open({out!r}, "w")
 code, loaded = main(), sorted(sys.modules)
 import json
-with open({out!r}, "w") as file:
+with file:
     json.dump([code, loaded], file)
 """
 # Slow modules (million instructions each, by -icount: elftools 180, rich 160, asyncio 180,

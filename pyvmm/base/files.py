@@ -7,9 +7,10 @@ import errno
 import fcntl
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from pyvmm.base.closing import Closing
 from pyvmm.errors import HostError, UsageError, VmmError
 
 # The errors of a full or faulty disk.
@@ -33,32 +34,66 @@ def write_whole(path: Path, data: bytes) -> None:
         write_all(fd, data)
 
 
-@contextlib.contextmanager
-def replacing(path: Path, mode: int = USUAL) -> Iterator[int]:
-    """Yield the descriptor of a new file beside ``path``, and rename it to ``path`` at the end.
+class Replacement(Closing):
+    """A new file beside ``path``, with the descriptor ``fd``; ``commit`` renames it to ``path``.
 
     Temporary files of killed writers beside the same path are removed first. If two writers run at
-    once, the file of the later one stays. An OSError in the block is reported as a write error;
-    after any error the old file is unchanged.
+    once, the file of the later one stays. A context manager; without a commit it removes the file.
+    ``commit`` calls ``finish`` first, which completes the file.
 
     Raises: UsageError or HostError, if the file cannot be written.
     """
-    target = Path(os.path.realpath(path))  # a link stays a link
-    try:
-        if target.exists() and not target.is_file():
-            raise UsageError(f"{path}: cannot be written: it is not a regular file")
-        _remove_stale(target)
-        beside, fd = _make_beside(target, mode)
+
+    def __init__(
+        self, path: Path, mode: int = USUAL, finish: Callable[[int], None] | None = None
+    ) -> None:
+        self.path = path
+        self._finish = finish
+        self._target = Path(os.path.realpath(path))  # a link stays a link
         try:
-            yield fd
-            os.fsync(fd)
-            beside.replace(target)
-            _flush_directory(target.parent)
-        finally:
-            beside.unlink(missing_ok=True)
-            os.close(fd)  # also releases the lock
-    except OSError as error:
-        raise cannot_write(path, error) from error
+            if self._target.exists() and not self._target.is_file():
+                raise UsageError(f"{path}: cannot be written: it is not a regular file")
+            _remove_stale(self._target)
+            self._beside, self.fd = _make_beside(self._target, mode)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def commit(self) -> None:
+        """Flush the file to disk, and give it its name.
+
+        Raises: UsageError or HostError.
+        """
+        if self._finish is not None:
+            self._finish(self.fd)
+        try:
+            os.fsync(self.fd)
+            self._beside.replace(self._target)
+            _flush_directory(self._target.parent)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def close(self) -> None:
+        """Close the file, and remove it if it has no name yet; idempotent."""
+        if self.fd >= 0:
+            self._beside.unlink(missing_ok=True)
+            os.close(self.fd)  # also releases the lock
+            self.fd = -1
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: int = USUAL) -> Iterator[int]:
+    """Yield the descriptor of a Replacement of ``path``, and commit it at the end.
+
+    An OSError in the block is reported as a write error; after any error the old file is unchanged.
+
+    Raises: UsageError or HostError, if the file cannot be written.
+    """
+    with Replacement(path, mode) as new:
+        try:
+            yield new.fd
+        except OSError as error:
+            raise cannot_write(path, error) from error
+        new.commit()
 
 
 def write_all(fd: int, data: bytes | memoryview, offset: int = 0) -> None:

@@ -31,6 +31,8 @@ from pyvmm.memory.ram import warn_of_size
 from pyvmm.terminal.stdio import KEYS_HELP, Input, Key, Output, Terminal
 
 if TYPE_CHECKING:
+    from pyvmm.base.files import Replacement
+    from pyvmm.commands._dtbdump import DtbDump
     from pyvmm.control.server import Server
     from pyvmm.machine.trace import ExitTrace
     from pyvmm.snapshot.restorer import Restorer
@@ -49,6 +51,7 @@ class Extras(Record):
     restorer: Restorer | None = None
     save_on_exit: Path | None = None
     trace: Path | None = None
+    sandbox: bool = False
 
 
 def run_attached(config: Config, extras: Extras) -> int:
@@ -72,7 +75,9 @@ class Attached:
         self._code: int | None = None  # from a user who ended a VM that was rebooting
         self._output = output
         self._trace: ExitTrace | None = None
+        self._dump: DtbDump | None = None
         self._say = functools.lru_cache(say)  # a line once, though each reboot logs it again
+        self._saved: Replacement | None = None  # opened before the process is confined
         self._terminal = Terminal(STDIN)
         self._machine: Machine
         self._server: Server | None = None  # None before the control socket's first client
@@ -87,14 +92,12 @@ class Attached:
             deadline = time.monotonic() + self._config.timeout_s
         with contextlib.ExitStack() as undo:
             self._loop = undo.enter_context(Loop())
-            if self._extras.trace is not None:
-                from pyvmm.machine.trace import ExitTrace
-
-                trace = ExitTrace(self._extras.trace, self._config.name)
-                self._trace = undo.enter_context(trace)
+            self._open_outputs(undo)
             claim = undo.enter_context(Claim(self._config.name))
             with self._make(restorer=self._extras.restorer) as machine:
                 self._attach(claim, undo)
+                if self._extras.sandbox:
+                    self._confine(claim)
                 code = machine.run(self._loop)
             while self._reboot and machine.was_reset:
                 before = machine
@@ -106,6 +109,37 @@ class Attached:
                     self._connect()
                     code = machine.run(self._loop, deadline)
             return code if self._code is None else self._code
+
+    def _open_outputs(self, undo: contextlib.ExitStack) -> None:
+        """Open the files that the options name for writing."""
+        extras = self._extras
+        trace, saved, dump = extras.trace, extras.save_on_exit, extras.dump_dtb
+        if trace is None and saved is None and dump is None:
+            return
+        from pyvmm.base.files import PRIVATE, Replacement
+
+        make = Replacement
+        if extras.sandbox:
+            from pyvmm.sandbox.outside import Outside as make
+        if trace is not None:
+            from pyvmm.machine.trace import ExitTrace
+
+            self._trace = undo.enter_context(ExitTrace(trace, self._config.name, make))
+        if saved is not None:
+            self._saved = undo.enter_context(make(saved, PRIVATE, self._finish_saved))
+        if dump is not None:
+            from pyvmm.commands._dtbdump import DtbDump
+
+            confined = extras.sandbox and extras.reboot  # the first tree is written before that
+            self._dump = undo.enter_context(DtbDump(dump, confined=confined))
+
+    def _finish_saved(self, fd: int) -> None:
+        """Mark the snapshot of --save-on-exit: in a confined run, outside its process."""
+        from pyvmm.snapshot.writer import finish  # lazily: rarely used
+
+        assert self._extras.save_on_exit is not None
+        for line in finish(fd, self._extras.save_on_exit)[1]:
+            say(line)
 
     def _make(self, restorer: Restorer | None = None) -> Machine:
         """Make the machine; describe and dump it where the options ask for that."""
@@ -122,10 +156,8 @@ class Attached:
         try:
             for line in restorer.report.lines() if restorer is not None else ():
                 say(f"not as it was saved: {line}")
-            if self._extras.dump_dtb is not None:
-                from pyvmm.base.files import write_whole
-
-                write_whole(self._extras.dump_dtb, self._machine.dtb)
+            if self._dump is not None:
+                self._dump.write(self._machine.dtb)
             if self._extras.verbose:
                 for line in describe(self._machine, self._extras.restorer):
                     echo(f"pyvmm: {line}", err=True)
@@ -133,6 +165,24 @@ class Attached:
             self._machine.close()
             raise
         return self._machine
+
+    def _confine(self, claim: Claim) -> None:
+        """Confine this process to what the options and the end of the run need."""
+        from pyvmm.sandbox import landlock
+        from pyvmm.sandbox.confine import confine
+
+        rules = [
+            landlock.Rule(claim.path.parent, landlock.REMOVE),
+            *(landlock.Rule(Path(path), landlock.READ) for path in self._machine.terminals.own),
+        ]
+        confinement = confine(self._config, reboot=self._extras.reboot, rules=rules)
+        if confinement.lacks:
+            say(
+                f"the VM is less confined: {'; '.join(confinement.lacks)}",
+                "`pyvmm doctor` shows the remedy",
+            )
+        if self._extras.verbose:
+            echo(f"pyvmm: confined {confinement}", err=True)
 
     def _attach(self, claim: Claim, undo: contextlib.ExitStack) -> None:
         """Connect console, keys, signals and the control socket to the current machine."""
@@ -200,12 +250,14 @@ class Attached:
 
     def _save_on_exit(self) -> None:
         """Save the guest before it is ended, with --save-on-exit; a failure ends the run."""
-        if self._extras.save_on_exit is None:
+        if self._saved is None:
             return
         from pyvmm.snapshot.save import save  # lazily: rarely used
 
         try:
-            for line in save(self._machine, self._extras.save_on_exit).warnings:
+            saved = save(self._machine, self._saved.path, fd=self._saved.fd)
+            self._saved.commit()
+            for line in saved.warnings:
                 say(line)
         except VmmError as error:
             self._machine.stop(error)

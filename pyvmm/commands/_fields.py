@@ -31,6 +31,7 @@ OPTIONS = {
     "host.qemu": "--host-qemu ",
     "host.cpu": "--host-cpu ",
     "host.append": "--host-append ",
+    "sandbox": "--no-sandbox ",
     "pattern": "-k ",
     "sets": "--sve-vls-each=",
     "guest_max_vl": "--guest-max-vl=",

@@ -56,3 +56,9 @@ def added(*options: Option) -> Callable[[_Command], _Command]:
         return command
 
     return add
+
+
+no_sandbox = click.option(
+    "--no-sandbox", is_flag=True,
+    help="Leave the VM's process its rights (files, system calls), to debug pyvmm.",
+)  # fmt: skip

@@ -69,7 +69,9 @@ def _start(file: Path, name: str, options: dict[str, Any]) -> Child:
         os.dup2(writing, 2)
         for fd in (null, reading, writing):
             os.close(fd)
-        code = cli.main(["restore", str(file), "--name", name, *_passed_on(options)])
+        code = cli.main(
+            ["restore", str(file), "--name", name, *_passed_on(options)], owns_process=True
+        )
         sys.stdout.flush()
     finally:
         os._exit(code)
@@ -81,9 +83,9 @@ def _passed_on(options: dict[str, Any]) -> Iterator[str]:
             yield f"--{option}={options[option]}"
     for option in ("disk", "pmem"):
         yield from (f"--{option}={value}" for value in options[option])
-    for flag in ("force", "trust", "verbose", "debug"):
+    for flag in ("force", "trust", "verbose", "debug", "no_sandbox"):
         if options[flag]:
-            yield f"--{flag}"
+            yield f"--{flag.replace('_', '-')}"
 
 
 def _show(child: Child, lock: threading.Lock) -> None:

@@ -98,7 +98,7 @@ def _gather(where: HostSettings) -> list[Fact]:
     A /dev/kvm that cannot be opened is reported as a fact; it does not select an emulated host.
     """
     if _asks_this_machine(where):
-        return [*_handed_in(), *machine_facts(), *local_facts()]
+        return [*_handed_in(), *machine_facts(), *confinement_facts(), *local_facts()]
     outer = list(outer_facts())
     os.environ[OUTER_VARIABLE] = json.dumps([fact.as_json() for fact in outer])
     try:
@@ -106,6 +106,25 @@ def _gather(where: HostSettings) -> list[Fact]:
     except VmmError as error:
         return [*outer, Fact.of_error("kvm", "emulated host", error)]
     raise AssertionError("the command was not forwarded")
+
+
+def confinement_facts() -> Iterator[Fact]:
+    """Yield what this machine can confine a running VM with."""
+    from pyvmm.sandbox import landlock, seccomp
+
+    less = "VMs run less confined"
+    try:
+        yield Fact("confinement", "Landlock ABI", landlock.abi())
+    except landlock.Absent as absent:
+        remedy = "boot a kernel with it, and with landlock in its `lsm=` parameter"
+        yield Fact("confinement", "Landlock ABI", None, f"{absent}: {less}", remedy)
+    try:
+        has = seccomp.has_filters()
+        lack = "" if has else f"the kernel has no seccomp filters: {less}"
+        yield Fact("confinement", "seccomp", has, lack)
+    except seccomp.Absent as absent:
+        remedy = "apt-get install libseccomp2 (Fedora: libseccomp)"
+        yield Fact("confinement", "seccomp", False, f"{absent}: {less}", remedy)
 
 
 def local_facts() -> Iterator[Fact]:

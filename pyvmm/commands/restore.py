@@ -10,7 +10,14 @@ import click
 from pyvmm.cli import Invocation, say
 from pyvmm.commands._deviceopts import device_needs, read_disk, read_pmem
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
-from pyvmm.commands._options import EXISTING_FILE, NEW_SNAPSHOT, Option, file_option, trust_option
+from pyvmm.commands._options import (
+    EXISTING_FILE,
+    NEW_SNAPSHOT,
+    Option,
+    file_option,
+    no_sandbox,
+    trust_option,
+)
 from pyvmm.commands._several import run_several
 from pyvmm.errors import UsageError
 from pyvmm.host.settings import HostSettings
@@ -59,6 +66,7 @@ def again(*names: str, metavar: str) -> Option:
     kind=NEW_SNAPSHOT,
 )  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True, help="Describe the machine on stderr.")
+@no_sandbox
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @host_options
 @click.pass_obj
@@ -103,5 +111,10 @@ def restore(invocation: Invocation, /, where: HostSettings, file: Path, **option
         given=given,
         trust=options["trust"],
     )
-    extras = Extras(verbose=options["verbose"], restorer=restorer, save_on_exit=saved_to)
+    extras = Extras(
+        verbose=options["verbose"],
+        restorer=restorer,
+        save_on_exit=saved_to,
+        sandbox=invocation.owns_process and not options["no_sandbox"],
+    )
     return run_attached(config, extras)

@@ -15,7 +15,7 @@ from pyvmm.commands._armopts import arm_config, arm_options
 from pyvmm.commands._deviceopts import device_configs, device_needs, device_options
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._lkvm import NO_PCI, LkvmCommand, lkvm_options
-from pyvmm.commands._options import NEW_SNAPSHOT
+from pyvmm.commands._options import NEW_SNAPSHOT, no_sandbox
 from pyvmm.config import Config, SveRequest
 from pyvmm.errors import HostError, ImageError, UsageError
 from pyvmm.host.settings import HostSettings
@@ -92,6 +92,7 @@ def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[Com
     help="Write a trace of every VM exit to FILE, for ui.perfetto.dev.",
 )  # fmt: skip
 @click.option("--reboot", is_flag=True, help="Start the guest again when it resets.")
+@no_sandbox
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @device_options
 @arm_options
@@ -114,7 +115,7 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
     outputs = [path for path in written if path is not None]
     saves = options["save_on_exit"] is not None
     run_here_or_forward(where, _needs(config, outputs), config.ttys, saves=saves)
-    return _run(config, options)
+    return _run(config, options, invocation.owns_process)
 
 
 def _refuse_unsupported(options: dict[str, Any]) -> None:
@@ -219,7 +220,7 @@ def _with_advice(error: vl.TextError, where: HostSettings) -> UsageError:
     return error
 
 
-def _run(config: Config, options: dict[str, Any]) -> int:
+def _run(config: Config, options: dict[str, Any], owns_process: bool) -> int:
     # Imported lazily: a command that is forwarded does not need them.
     from pyvmm.commands._attached import Extras, run_attached
 
@@ -230,6 +231,7 @@ def _run(config: Config, options: dict[str, Any]) -> int:
         reboot=options["reboot"],
         save_on_exit=options["save_on_exit"],
         trace=options["trace"],
+        sandbox=owns_process and not options["no_sandbox"],
     )
     try:
         return run_attached(config, extras)

@@ -7,6 +7,7 @@ answers questions from a client outside the emulated host, one on each line.
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
 import threading
@@ -16,6 +17,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Final, TypeVar
 
+from pyvmm.base.files import PRIVATE, Replacement
+from pyvmm.base.paths import check_path
 from pyvmm.control.sockets import running
 from pyvmm.control.wire import (
     MAX_REPLY,
@@ -29,7 +32,7 @@ from pyvmm.control.wire import (
     parse,
     parse_reply,
 )
-from pyvmm.errors import EXIT_USAGE, HostError
+from pyvmm.errors import EXIT_USAGE, HostError, VmmError
 
 TIMEOUT_S: Final = 10.0  # for a reply
 SAVE_S: Final = 3600.0  # for a snapshot
@@ -52,9 +55,10 @@ def answer(question: Message) -> Message:
         return {"ok": True, "vms": [info for info in infos if info is not None]}
     for path in running():
         if path.stem == name:
+            request = question["request"]
             try:
-                return ask(path, question["request"])
-            except HostError as error:
+                return (save if request.get("do") == "save" else ask)(path, request)
+            except VmmError as error:
                 return failure_of(error)
     return failure(f"no VM called {name} is running", "`pyvmm list` shows the VMs", EXIT_USAGE)
 
@@ -105,33 +109,72 @@ def ask(path: Path, request: Message) -> Message:
         Gone: the VM ended first.
         HostError: the VM does not answer, or belongs to another user.
     """
+    with socket.socket(socket.AF_UNIX) as connection:
+        return _ask_on(connection, path, request)
+
+
+def save(path: Path, request: Message) -> Message:
+    """Save a VM to "file", which this process opens, marks and names; then end or resume the VM.
+
+    "parent" is a snapshot of the VM. If this process dies before the file has its name, the VM
+    continues.
+
+    Raises: VmmError, also if a file cannot be opened or written.
+    """
+    from pyvmm.snapshot.reader import SnapshotFile  # imported lazily: only saves need them
+    from pyvmm.snapshot.writer import finish
+
+    with socket.socket(socket.AF_UNIX) as connection, contextlib.ExitStack() as undo:
+        file = Path(request["file"])
+        check_path(file, "the file")
+        new = undo.enter_context(Replacement(file, PRIVATE))
+        chain: list[SnapshotFile] = []
+        if request.get("parent") is not None:
+            check_path(Path(request["parent"]), "`parent`")
+            parent = undo.enter_context(SnapshotFile.open(Path(request["parent"]), trust=True))
+            chain = parent.chain()[::-1]
+        asked = request | {"parents": [os.path.realpath(file.path) for file in chain]}
+        reply = _ask_on(connection, path, asked, [new.fd, *(file.fd for file in chain)])
+        if reply["ok"]:
+            reply["identity"], told = finish(new.fd, file)
+            warnings = reply.get("warnings")
+            reply["warnings"] = [*(warnings if isinstance(warnings, list) else ()), *told]
+            new.commit()
+            if request.get("resume") is not True:
+                _ask_on(connection, path, {"do": "stop"})
+        return reply
+
+
+def _ask_on(
+    connection: socket.socket, path: Path, request: Message, fds: Sequence[int] = ()
+) -> Message:
+    """Ask on a connection, which is made by the first request; see ``ask``."""
     name = path.stem
     verb = request.get("do")
-    is_last = verb == "stop" or (verb == "save" and request.get("resume") is not True)
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(TIMEOUT_S)
-        try:
+    connection.settimeout(TIMEOUT_S)
+    try:
+        if not _is_connected(connection):
             _connect(connection, path)
             if not is_trusted(connection):
                 raise HostError(f"{path} belongs to another user", hint="remove it")
-            with contextlib.suppress(BrokenPipeError):  # it has hung up, perhaps after a reply
-                connection.sendall(pack(request))
-            reply = parse_reply(_line(connection, timeout_of(request)))
-            if is_last and reply.get("ok"):
-                _wait_for_end(connection, name)
-        except TimeoutError as error:
-            raise HostError(
-                f"the VM {name} does not answer", hint="`pyvmm list` shows its process"
-            ) from error
-        except WireError as error:
-            raise HostError(
-                f"{path} is not the socket of a pyvmm VM: {error}", hint="remove it"
-            ) from error
-        except (OSError, EOFError) as error:
-            if verb == "stop":
-                return {"ok": True}
-            raise Gone(f"the VM {name} has just ended") from error
-    return reply
+        with contextlib.suppress(BrokenPipeError):  # it has hung up, perhaps after a reply
+            _send(connection, pack(request), fds)
+        reply = parse_reply(_line(connection, timeout_of(request)))
+        if verb == "stop" and reply.get("ok"):
+            _wait_for_end(connection, name)
+        return reply
+    except TimeoutError as error:
+        raise HostError(
+            f"the VM {name} does not answer", hint="`pyvmm list` shows its process"
+        ) from error
+    except WireError as error:
+        raise HostError(
+            f"{path} is not the socket of a pyvmm VM: {error}", hint="remove it"
+        ) from error
+    except (OSError, EOFError) as error:
+        if verb == "stop":
+            return {"ok": True}
+        raise Gone(f"the VM {name} has just ended") from error
 
 
 def timeout_of(request: Message) -> float:
@@ -150,6 +193,21 @@ def _connect(connection: socket.socket, path: Path) -> None:
             if time.monotonic() > deadline:
                 raise TimeoutError from error
             time.sleep(0.02)
+
+
+def _is_connected(connection: socket.socket) -> bool:
+    try:
+        connection.getpeername()
+    except OSError:
+        return False
+    return True
+
+
+def _send(connection: socket.socket, data: bytes, fds: Sequence[int]) -> None:
+    """Send all bytes, and the descriptors with the first of them."""
+    if fds:
+        data = data[socket.send_fds(connection, [data], fds) :]
+    connection.sendall(data)
 
 
 def _line(connection: socket.socket, timeout_s: float) -> bytes:

@@ -7,6 +7,7 @@ connection is also closed if a client sends nothing, or does not read its reply,
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -14,6 +15,7 @@ from typing import Final
 from pyvmm.base.loop import Loop, Timer
 from pyvmm.control.sockets import Claim
 from pyvmm.control.wire import (
+    MAX_DESCRIPTORS,
     MAX_REQUEST,
     Message,
     WireError,
@@ -25,13 +27,26 @@ from pyvmm.control.wire import (
 )
 from pyvmm.errors import VmmError
 
-# Answers a request; a VmmError becomes a failure reply.
+# Answers a request; a VmmError becomes a failure reply. The request's "peer" is its Peer.
 Handler = Callable[[Message], Message]
 
 CLIENTS: Final = 32  # at a time
 TIMEOUT_S: Final = 10.0
 RETRY_S: Final = 0.5
 CHUNK: Final = 64 << 10
+
+
+class Peer:
+    """What a connection has beside its messages."""
+
+    def __init__(self) -> None:
+        self.fds: list[int] = []  # that came with the request; closed after it
+        self.on_close: Callable[[], None] | None = None  # called once, when the connection ends
+
+    def close_fds(self) -> None:
+        """Close the descriptors that no handler has taken."""
+        while self.fds:
+            os.close(self.fds.pop())
 
 
 class Server:
@@ -54,7 +69,7 @@ class Server:
         for client in list(self._clients):
             client.finish()
 
-    def answer(self, line: bytes) -> Message:
+    def answer(self, line: bytes, peer: Peer | None = None) -> Message:
         """Return the reply to a request.
 
         Raises: WireError, if it is malformed.
@@ -66,7 +81,7 @@ class Server:
             known = ", ".join(self._handlers)
             return failure(f"unknown request {str(verb)[:40]!r}", f"use one of {known}")
         try:
-            return {"ok": True, **handler(request)}
+            return {"ok": True, **handler({**request, "peer": peer or Peer()})}
         except VmmError as error:
             return failure_of(error)
         except Exception as error:  # a bug must not end the VM: the client reports it
@@ -100,7 +115,7 @@ class _Client:
         self,
         loop: Loop,
         connection: socket.socket,
-        answer: Callable[[bytes], Message],
+        answer: Callable[[bytes, Peer], Message],
         gone: Callable[[_Client], None],
     ) -> None:
         self._loop = loop
@@ -108,6 +123,7 @@ class _Client:
         self._answer = answer
         self._gone = gone
         self._request = bytearray()
+        self._peer = Peer()
         self._reply = memoryview(b"")
         self._last = False  # disconnect after the reply
         self._timer: Timer = loop.after(TIMEOUT_S, self.close)
@@ -130,16 +146,23 @@ class _Client:
             self._loop.cancel(self._timer)
             self._loop.unwatch(self._connection.fileno())
             self._connection.close()
+            self._peer.close_fds()
             self._gone(self)
+            if self._peer.on_close is not None:
+                self._peer.on_close()
 
     def _read(self) -> None:
         try:
-            data = self._connection.recv(CHUNK)
+            data, fds, flags, _ = socket.recv_fds(
+                self._connection, CHUNK, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
+            data, fds, flags = b"", [], 0
+        self._peer.fds += fds
+        too_many = len(self._peer.fds) > MAX_DESCRIPTORS or flags & socket.MSG_CTRUNC
+        if not data or too_many:
             self.close()
             return
         self._request += data
@@ -154,9 +177,10 @@ class _Client:
         try:
             if len(line) > MAX_REQUEST:
                 raise WireError(f"a request of more than {MAX_REQUEST} bytes")
-            reply = self._answer(bytes(line))
+            reply = self._answer(bytes(line), self._peer)
         except WireError as error:
             reply, self._last = failure(f"malformed request: {error}"), True
+        self._peer.close_fds()
         self._loop.cancel(self._timer)
         self._timer = self._loop.after(TIMEOUT_S, self.close)
         self._reply = memoryview(pack(reply))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from pyvmm.base.computer import TREE_VARIABLE
 from pyvmm.base.paths import check_path
 from pyvmm.control.server import Handler
 from pyvmm.control.wire import SCHEMA, Message
@@ -16,6 +16,7 @@ from pyvmm.errors import UsageError, VmmError
 from pyvmm.machine.counts import totals
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.resizing import STATISTICS_S
+from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.save import save
 
 VERBS: Final = (
@@ -57,7 +58,6 @@ class Service:
             "vcpus": machine.plan.vcpus,
             "memory_bytes": machine.resizing.size,
             "sve_vls": sorted(machine.vls),
-            "tree": os.environ.get(TREE_VARIABLE),
             "uptime_s": round(time.monotonic() - self._since, 3),
         }
 
@@ -81,36 +81,44 @@ class Service:
         return {"was_paused": before}
 
     def save(self, request: Message) -> Message:
-        """Write a snapshot to "file"; the VM then continues if "resume" is true, else ends.
+        """Write a snapshot to the descriptor that comes with the request, for the path "file".
 
-        With "parent", a snapshot's path, only changes since that snapshot are written. With "track"
-        KVM tracks changes from now on.
+        The VM then continues if "resume" is true. Else it stays paused until the client, which
+        gives the file its name, sends "stop". If the client disconnects first, it continues.
+
+        With "parents", the paths of a snapshot and its parents, whose descriptors follow, only
+        changes since that snapshot are written. With "track" KVM tracks changes from now on.
         """
-        machine = self._machine()
-        file, parent = request.get("file"), request.get("parent")
-        if not isinstance(file, str) or not isinstance(parent, str | None):
+        machine, peer = self._machine(), request["peer"]
+        file, parents = request.get("file"), request.get("parents", [])
+        texts = isinstance(parents, list) and all(isinstance(path, str) for path in parents)
+        if not isinstance(file, str) or not texts:
             raise UsageError("the request names no file to save to")
-        path = Path(file)
-        check_path(path, "the file")
-        if parent is not None:
-            check_path(Path(parent), "`parent`")
+        check_path(Path(file), "the file")
+        for path in parents:
+            check_path(Path(path), "`parent`")
+        if len(peer.fds) != 1 + len(parents):
+            raise UsageError("the request lacks the descriptors of its files")
+        fd, *fds = peer.fds
         begin = time.monotonic()
-        saved = save(
-            machine,
-            path,
-            parent=None if parent is None else Path(parent),
-            track=request.get("track") is True,
-        )
-        reply = {
+        with contextlib.ExitStack() as undo:
+            parent = None
+            if fds:
+                del peer.fds[1:]
+                chain = list(zip(map(Path, parents), fds, strict=True))
+                parent = undo.enter_context(SnapshotFile.of_chain(chain))
+            track = request.get("track") is True
+            saved = save(machine, Path(file), parent=parent, track=track, fd=fd)
+        if request.get("resume") is not True and not machine.is_paused:
+            machine.pause()
+            peer.on_close = lambda: None if machine.has_ended else machine.resume()
+        return {
             "file": file,
             "identity": saved.identity,
-            "bytes_on_disk": path.stat().st_blocks * BLOCK,
+            "bytes_on_disk": os.fstat(fd).st_blocks * BLOCK,
             "seconds": round(time.monotonic() - begin, 3),
             "warnings": list(saved.warnings),
         }
-        if request.get("resume") is not True:
-            self._stop()
-        return reply
 
     def stat(self, request: Message) -> Message:
         """Return every vCPU's exits, as pyvmm and as KVM count them, and the memory in use.

@@ -2,6 +2,9 @@
 
 A client sends an object with a verb and its arguments: {"do": "pause"}. The reply is {"ok": true,
 ...} or {"ok": false, "error": "...", "hint": null, "exit_code": 1}. More requests may follow.
+
+A confined VM opens no files, so descriptors come with a request (SCM_RIGHTS). A save has the file
+to write, which the client renames afterwards, and the parents with their paths.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from pyvmm.errors import EXIT_FAILED, EXIT_HOST, VmmError
 
 SCHEMA: Final = 1
 MAX_REQUEST: Final = 64 << 10  # bytes
+MAX_DESCRIPTORS: Final = 252  # of one request; the kernel's limit is 253
 MAX_REPLY: Final = 64 << 20  # ten times the registers of 512 vCPUs
 
 # The fields of a VM's reply to "info"

@@ -45,5 +45,5 @@ def _bridge(running: Running, stack: ExitStack) -> tuple[str, str]:
     guest, end = map(stack.enter_context, socket.socketpair())
     command = ["python3", "-m", HANDOVER, name]
     stack.enter_context(client.bridged(running, command, end))
-    stack.enter_context(Carrier(pty, guest))  # closed first, while the session still runs
+    stack.enter_context(Carrier(pty, guest).start())  # closed first, while the session still runs
     return pty.path, name

@@ -12,12 +12,12 @@ from __future__ import annotations
 import os
 import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from pyvmm.base.closing import Closing
-from pyvmm.base.files import cannot_write, replacing, write_all
+from pyvmm.base.files import Replacement, cannot_write, write_all
 from pyvmm.errors import VmmError
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.uapi import ExitReason
@@ -40,8 +40,10 @@ class ExitTrace(Closing):
     Raises: UsageError or HostError, if the file cannot be written; an old file then stays.
     """
 
-    def __init__(self, path: Path, name: str) -> None:
-        self._path = path
+    def __init__(
+        self, path: Path, name: str, make: Callable[[Path], Replacement] = Replacement
+    ) -> None:
+        self._file = make(path)
         self._failure: VmmError | None = None  # of the first write that failed
         self._offset = 0
         self._lock = threading.Lock()  # of the file
@@ -51,17 +53,20 @@ class ExitTrace(Closing):
             (perfetto.PID, os.getpid()), (perfetto.PROCESS_NAME, f"pyvmm {name}")
         )
         descriptor = perfetto.message((perfetto.UUID, PROCESS_TRACK), (perfetto.PROCESS, process))
-        with ExitStack() as undo:
-            self._fd = undo.enter_context(replacing(path))
+        try:
             self._write(perfetto.packet((perfetto.SEQUENCE, 1), (perfetto.DESCRIPTOR, descriptor)))
-            self._undo = undo.pop_all()
+        except BaseException:
+            self._file.close()
+            raise
 
     def close(self) -> None:
         """Write the rest and rename the file; while no vCPU runs. Idempotent."""
         sequences, self._vcpus = self._vcpus, {}
-        with self._undo:
-            for sequence in sequences.values():
-                self._write(sequence.take())
+        with self._file as file:
+            if file.fd >= 0:
+                for sequence in sequences.values():
+                    self._write(sequence.take())
+                file.commit()
 
     def exit(self, vcpu: int, cause: str, leave: Exit, began_ns: int) -> None:
         """Record an exit that was handled; call it in the vCPU's thread."""
@@ -106,8 +111,8 @@ class ExitTrace(Closing):
             if self._failure is not None:
                 raise self._failure
             try:
-                write_all(self._fd, packets, self._offset)
+                write_all(self._file.fd, packets, self._offset)
             except OSError as error:
-                self._failure = cannot_write(self._path, error)
+                self._failure = cannot_write(self._file.path, error)
                 raise self._failure from error
             self._offset += len(packets)

@@ -118,6 +118,11 @@ class Header(Record, kw_only=True):
         """Return the mark that this key gives to the rest of the header, which has all hashes."""
         return mark_of(key, json.dumps(encode(self.replace(mark=None)), indent=1).encode())
 
+    @property
+    def bare_identity(self) -> str:
+        """The identity that the snapshot has, or had, without a mark."""
+        return self.unpack(self.replace(mark=None).pack())[1]
+
     def pack(self) -> bytes:
         """Return the page.
 

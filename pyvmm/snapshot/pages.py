@@ -90,7 +90,7 @@ def differing(one: memoryview, other: memoryview) -> bytes:
 
 def changed(memory: GuestMemory, parent: SnapshotFile, dirty: DirtyPages) -> list[Range]:
     """Return the ranges of ``memory`` that may differ from the parent."""
-    if memory is dirty.memory and dirty.since == parent.identity:
+    if memory is dirty.memory and dirty.since == parent.header.bare_identity:
         return dirty.ranges()
     return list(by_content(memory, parent))
 

@@ -6,10 +6,11 @@ import contextlib
 import functools
 import hashlib
 import hmac
+import itertools
 import os
 import stat
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self, TypeVar
@@ -93,6 +94,27 @@ class SnapshotFile(Closing):
             file.close()
             raise
         return file
+
+    @classmethod
+    def of_chain(cls, files: Sequence[tuple[Path, int]]) -> Self:
+        """Return a snapshot whose parents, and theirs, are open too; it closes all of them.
+
+        Raises: UsageError, if a file is damaged, or one is not the parent of the file before it.
+        """
+        chain: list[Self] = []
+        with contextlib.ExitStack() as undo:
+            for _, fd in files:
+                undo.callback(os.close, fd)
+            for path, fd in files:
+                with path_in_errors(path):
+                    chain.append(cls(path, fd))
+            for child, parent in itertools.zip_longest(chain, chain[1:]):
+                wanted = child.header.parent
+                if (wanted and wanted.sha256) != (parent and parent.identity):
+                    raise UsageError(f"{child.path}: these are not the files of its chain")
+                child.parent = parent
+            undo.pop_all()
+        return chain[0]
 
     @classmethod
     def alone(cls, path: Path) -> Self:

@@ -18,11 +18,11 @@ import pyvmm
 from pyvmm import layout
 from pyvmm.arm64 import sysregs
 from pyvmm.base import computer
-from pyvmm.base.files import left_beside
+from pyvmm.base.files import PRIVATE, Replacement
 from pyvmm.base.records import Record
 from pyvmm.config import Config
 from pyvmm.devices.device import Device
-from pyvmm.errors import HostError, KvmError, UsageError, VmmError
+from pyvmm.errors import KvmError, UsageError, VmmError
 from pyvmm.kvm import native, regs
 from pyvmm.kvm.uapi import MpState, VcpuFeature
 from pyvmm.machine.board import Board
@@ -31,13 +31,11 @@ from pyvmm.machine.plan import Feature
 from pyvmm.machine.vcpus import MachineVcpu, features_of
 from pyvmm.snapshot import restoreorder
 from pyvmm.snapshot.gic import gic_registers, save_gic, save_tables
-from pyvmm.snapshot.mark import made_key
 from pyvmm.snapshot.pages import changed
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.state import Area, Clock, Events, State, Taken, VcpuState
-from pyvmm.snapshot.writer import Part, write_snapshot
+from pyvmm.snapshot.writer import Part, finish, write_snapshot
 
-MOST_LEFT = 3  # files that a warning names
 DRAINS = 100  # attempts to complete the devices' requests
 
 
@@ -87,12 +85,21 @@ def save_state(board: Board, config: Config, virtual: int) -> State:
     )
 
 
-def save(machine: Machine, path: Path, *, parent: Path | None = None, track: bool = False) -> Saved:
+def save(
+    machine: Machine,
+    path: Path,
+    *,
+    parent: Path | SnapshotFile | None = None,
+    track: bool = False,
+    fd: int | None = None,
+) -> Saved:
     """Pause a machine and write a snapshot of it.
 
     A ``parent`` is an earlier snapshot of this machine, or the one it was restored from.  Then only
     pages that changed after it are written.  With ``track`` KVM logs dirty pages from now on, which
-    slows the guest a little.  The next save with this snapshot as its parent is faster.
+    slows the guest a little.  The next save with this snapshot as its parent is faster.  A
+    confined process gets what it cannot open: the parent as a SnapshotFile, and ``fd``, an empty
+    file whose owner will finish() it and call it ``path``.
 
     Raises:
         VmmError: the guest has ended, or a device's requests do not end.
@@ -109,35 +116,24 @@ def save(machine: Machine, path: Path, *, parent: Path | None = None, track: boo
         state = save_state(board, machine.config, machine.virtual_time)
         dirty.collect()
         memories = list(board.slots.saved.values())
-        key, unmarked = _key()
         if parent is None:
             parts = [Part(memory) for memory in memories]
-            identity = write_snapshot(path, state.document(), parts, key=key)
-        else:
-            base = undo.enter_context(SnapshotFile.open(parent, trust=True))
-            _check_parent(state, base)
-            parts = [Part(memory, changed(memory, base, dirty)) for memory in memories]
-            identity = write_snapshot(path, state.document(), parts, parent=base, key=key)
+        elif isinstance(parent, Path):
+            parent = undo.enter_context(SnapshotFile.open(parent, trust=True))
+        if parent is not None:
+            _check_parent(state, parent)
+            parts = [Part(memory, changed(memory, parent, dirty)) for memory in memories]
+        new = undo.enter_context(Replacement(path, PRIVATE)) if fd is None else None
+        bare = identity = write_snapshot(
+            path, state.document(), parts, parent=parent, fd=fd if new is None else new.fd
+        )
+        told: tuple[str, ...] = ()
+        if new is not None:
+            identity, told = finish(new.fd, path)
+            new.commit()
         if track or dirty.since is not None:
-            dirty.start(identity)
-    return Saved(identity, (*state.warnings, *unmarked, *_left(path)))
-
-
-def _key() -> tuple[bytes | None, tuple[str, ...]]:
-    """Return the user's key; without one, None and a warning."""
-    try:
-        return made_key(), ()
-    except HostError as error:
-        told = f"the snapshot has no mark of yours ({error}): a restore may need `trust`"
-        return None, (told,)
-
-
-def _left(path: Path) -> Iterator[str]:
-    """Yield a warning about what killed saves left: it holds the memory of guests."""
-    if left := left_beside(path):
-        names = " ".join(str(one) for one in left[:MOST_LEFT])
-        more = f" and {len(left) - MOST_LEFT} more" if len(left) > MOST_LEFT else ""
-        yield f"left by a save that was killed, if none is running: {names}{more}"
+            dirty.start(bare)
+    return Saved(identity, (*state.warnings, *told))
 
 
 def _check_parent(state: State, parent: SnapshotFile) -> None:

@@ -6,11 +6,11 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from pyvmm.base.files import PRIVATE, replacing, write_all
+from pyvmm.base.files import PRIVATE, cannot_write, left_beside, replacing, write_all
 from pyvmm.base.records import Record
-from pyvmm.errors import UsageError
+from pyvmm.errors import HostError, UsageError
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.memory.ranges import Range, merged, whole, without
 from pyvmm.snapshot import format, pages
@@ -28,7 +28,10 @@ from pyvmm.snapshot.format import (
     StateSection,
     whole_pages,
 )
+from pyvmm.snapshot.mark import made_key
 from pyvmm.snapshot.reader import SnapshotFile, in_threads
+
+MOST_LEFT: Final = 3  # files that a warning names
 
 
 class Part(NamedTuple):
@@ -54,19 +57,56 @@ def write_snapshot(
     *,
     parent: SnapshotFile | None = None,
     key: bytes | None = None,
+    fd: int | None = None,
 ) -> str:
     """Write the state and memory of a stopped machine, and return the file's identity.
 
     Zero pages are not stored.  Memory outside the parts' ranges is that of the ``parent``.  Only
     the user may read the file: it has the guest's secrets.  With a ``key`` it has the user's mark.
+    With ``fd`` the snapshot is written there, to an empty file that the caller gives its ``path``.
 
     Raises:
         UsageError: the file cannot be written.
         HostError: the disk is full.
     """
     reference = None if parent is None else _reference(parent, path)
-    with replacing(path, PRIVATE) as fd:
+    if fd is None:
+        with replacing(path, PRIVATE) as new:
+            return write_into(new, document, parts, reference, key)
+    try:
         return write_into(fd, document, parts, reference, key)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def finish(fd: int, path: Path) -> tuple[str, tuple[str, ...]]:
+    """Mark a complete snapshot as this user's, before the caller calls it ``path``.
+
+    A confined process has no access to the key, nor to the directory. So its client does this.
+
+    Returns:
+        The file's identity, and warnings: about a key that cannot be used, and killed saves.
+
+    Raises: UsageError or HostError, if the file is no snapshot, or cannot be written.
+    """
+    warnings = []
+    try:
+        header, identity, _ = Header.unpack(os.pread(fd, PAGE, 0))
+        try:
+            page = header.replace(mark=header.mark_with(made_key())).pack()
+            write_all(fd, page)
+            identity = Header.unpack(page)[1]
+        except HostError as error:
+            warnings.append(
+                f"the snapshot has no mark of yours ({error}): a restore may need `trust`"
+            )
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    if left := left_beside(path):  # they hold the memory of guests
+        names = " ".join(str(one) for one in left[:MOST_LEFT])
+        more = f" and {len(left) - MOST_LEFT} more" if len(left) > MOST_LEFT else ""
+        warnings.append(f"left by a save that was killed, if none is running: {names}{more}")
+    return identity, tuple(warnings)
 
 
 def write_into(

@@ -29,7 +29,7 @@ from pyvmm.svecheck.probe import Probe
 from pyvmm.sweep.plan import Run, host_name
 
 # -P: Python imports no module of the current directory instead of pyvmm.
-COMMAND = (sys.executable, "-P", "-c", "import sys; from pyvmm.cli import main; sys.exit(main())")
+COMMAND = (sys.executable, "-P", "-m", "pyvmm")
 TAKEN = 1 << 20  # bytes: the last part of a guest's output, which is kept
 HOST_S = 600.0  # beyond a guest's timeout, to make an emulated host
 GRACE_S = 5.0  # between asking a run to end and killing it

@@ -48,6 +48,21 @@ class Line:
             for fd in {self.reader, self._writer}:
                 os.close(fd)
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the pty is this process's."""
+        return self._carrier is not None
+
+    def start(self) -> None:
+        """Start to carry bytes, unless that has begun."""
+        if self._carrier is not None:
+            self._carrier.start()
+
+    def write(self, data: bytes) -> None:
+        """Take output of the guest; block if the reader stalls."""
+        self.start()
+        self.output.write(data)
+
     def split(self, data: bytes) -> tuple[bytes, list[Key]]:
         """Return all input for the guest, and no keys: these terminals have no keys for pyvmm."""
         return self.records.feed(data), []

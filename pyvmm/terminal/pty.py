@@ -18,7 +18,7 @@ import threading
 import time
 import tty
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Self
 
 from pyvmm.base.closing import Closing
 from pyvmm.errors import HostError
@@ -103,7 +103,9 @@ class Pty:
 
 
 class Carrier(Closing):
-    """Carries bytes between a pty and ``guest``, in a thread, until the guest's end is closed.
+    """Carries bytes between a pty and ``guest``, until the guest's end is closed.
+
+    ``start`` starts the thread that does it.
 
     A reader that stalls blocks the guest's end and loses nothing. While no process has the pty
     open, the guest's output is dropped, as on an unconnected line. A context manager; at its end
@@ -127,7 +129,12 @@ class Carrier(Closing):
             self._epoll.register(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._thread = threading.Thread(target=self._run, name="pty", daemon=True)
-        self._thread.start()
+
+    def start(self) -> Self:
+        """Start the thread, if it has not started; return the carrier."""
+        if self._thread.ident is None:
+            self._thread.start()
+        return self
 
     def end(self) -> None:
         """Stop waiting for a stalled reader, after the guest's end; safe from any thread."""
@@ -138,8 +145,9 @@ class Carrier(Closing):
 
     def close(self) -> None:
         """End the thread, then hang up."""
-        self.end()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self.end()
+            self._thread.join()
         self._epoll.close()
         os.close(self._wake)
         self._pty.close()

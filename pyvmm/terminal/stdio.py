@@ -99,7 +99,8 @@ class Terminal(Closing):
 class Output(Closing):
     """Carries a guest's output to a descriptor, without blocking a vCPU for each byte.
 
-    A thread of its own writes the bytes, after a newline or a few milliseconds. Only that thread
+    A thread of its own, which starts with the first byte, writes the bytes, after a newline or a
+    few milliseconds. Only that thread
     waits for a full pipe or a stopped terminal. A guest that prints faster waits once ROOM bytes
     are pending. After a failed write, ``error`` has the reason, and ``on_gone`` is called.
     """
@@ -119,7 +120,6 @@ class Output(Closing):
         self._is_blocking = True  # writers wait for room
         self._ending = False
         self._thread = threading.Thread(target=self._pump, name="output", daemon=True)
-        self._thread.start()
 
     def __exit__(self, *error: object) -> None:
         self.drain(self.GRACE_S if error[0] else None)
@@ -133,6 +133,8 @@ class Output(Closing):
                 return
             was_empty = not self._pending
             self._pending += data
+            if self._thread.ident is None:
+                self._thread.start()
             if was_empty or b"\n" in data:
                 self._changed.notify_all()
 
@@ -155,6 +157,8 @@ class Output(Closing):
         with self._changed:
             self._ending = True
             self._changed.notify_all()
+            if self._thread.ident is None:  # nothing was written
+                return True
         self._thread.join(grace_s)
         return not self._thread.is_alive()
 

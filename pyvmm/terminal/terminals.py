@@ -57,9 +57,14 @@ class Terminals(Closing):
         return {number: line.path for number, line in self._lines.items()}
 
     @property
+    def own(self) -> list[str]:
+        """The paths of those that this process has made, not an emulated host's client."""
+        return [line.path for line in self._lines.values() if line.is_own]
+
+    @property
     def outputs(self) -> Mapping[int, Callable[[bytes], None]]:
         """The function that takes each terminal's output; it blocks if the reader stalls."""
-        return {number: line.output.write for number, line in self._lines.items()}
+        return {number: line.write for number, line in self._lines.items()}
 
     def set_blocking(self, blocking: bool) -> None:
         """Set whether writers wait for slow readers: vCPUs that are being stopped must not wait."""
@@ -73,6 +78,7 @@ class Terminals(Closing):
             send = functools.partial(guest.send, terminal=number)
             keyboard = Input(loop, send, _no_key, line.reader, line.split)
             guest.on_room(keyboard.resume, terminal=number)
+            line.start()
             line.records.on_size = guest.resize if number == 0 else None
             keyboard.start()
             undo.callback(keyboard.pause)

@@ -14,6 +14,7 @@ from pyvmm.commands._outer import outer_facts
 from pyvmm.errors import HostError
 from pyvmm.kvm.caps import Cap
 from pyvmm.machine.facts import Fact, huge_pages, machine_facts
+from pyvmm.sandbox import landlock, seccomp
 
 Capture = pytest.CaptureFixture[str]
 
@@ -104,6 +105,22 @@ def test_machine_facts_are_the_kernels_own() -> None:
     assert facts["page_size"] in (4096, 16384, 65536)
 
 
+def test_missing_confinement_is_a_lack_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> int:
+        raise landlock.Absent("the kernel has no Landlock")
+
+    monkeypatch.setattr(landlock, "abi", none)
+    monkeypatch.setattr(seccomp, "LIBRARY", "libnone.so.9")
+
+    facts = {fact.name: fact for fact in doctor.confinement_facts()}
+
+    assert facts["Landlock ABI"].value is None
+    assert facts["Landlock ABI"].lack == "the kernel has no Landlock: VMs run less confined"
+    assert facts["seccomp"].value is False
+    assert facts["seccomp"].lack == "this machine has no libnone.so.9: VMs run less confined"
+    assert all(fact.remedy and not fact.fatal for fact in facts.values())
+
+
 def test_outer_facts_name_what_is_missing_and_where_to_get_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -171,6 +188,8 @@ def test_machine_with_kvm_reports_every_topic(capsys: Capture) -> None:
 
     assert code == 0
     assert document["vms_can_run"] is True
+    assert document["confinement"]["seccomp"] is True
+    assert document["confinement"].keys() == {"landlock_abi", "seccomp"}
     assert document["kvm"]["api_version"] == 12
     assert document["kvm"]["gicv3"] is True
     assert document["kvm"]["guest_physical_address_bits"] >= 32

@@ -197,7 +197,7 @@ def test_guests_directory_is_in_the_package() -> None:
     assert Path(cli.__file__).parent / "guests" == GUESTS
 
 
-PYVMM = [sys.executable, "-P", "-c", "import sys; from pyvmm.cli import main; sys.exit(main())"]
+PYVMM = [sys.executable, "-P", "-m", "pyvmm"]
 
 
 def environment() -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pyvmm.control.server import Peer
 from pyvmm.control.service import Service
 from pyvmm.errors import UsageError
 
@@ -15,7 +16,11 @@ from pyvmm.errors import UsageError
     [
         ({"file": "a\0b"}, r"the file='a\\x00b': a path cannot hold a NUL"),
         ({"file": "a\ud800b"}, "the file=.*surrogate"),
-        ({"file": "a", "parent": "a\0b"}, "`parent`=.*NUL"),
+        ({"file": "a", "parents": ["a\0b"]}, "`parent`=.*NUL"),
+        ({"file": "a", "parents": [1]}, "names no file"),
+        ({"file": "a", "parents": "b"}, "names no file"),
+        ({"file": "a", "parents": ["b"]}, "lacks the descriptors"),
+        ({"file": "a"}, "lacks the descriptors"),
         ({"file": 1}, "names no file"),
         ({}, "names no file"),
     ],
@@ -25,4 +30,4 @@ def test_save_refuses_a_path_that_no_file_can_have(request_: dict[str, Any], wor
     service = Service(lambda: unused, lambda: None, 0.0)
 
     with pytest.raises(UsageError, match=words):
-        service.save(request_)
+        service.save({**request_, "peer": Peer()})

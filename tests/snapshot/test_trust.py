@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,18 @@ import pytest
 
 from pyvmm.config import Disk, Pmem
 from pyvmm.errors import HostError, UsageError
+from pyvmm.machine.dirty import DirtyPages
+from pyvmm.machine.slots import MemorySlots
+from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot import mark
 from pyvmm.snapshot.format import Memory, Parent, StateSection
+from pyvmm.snapshot.pages import changed
 from pyvmm.snapshot.reader import ForeignParent, SnapshotFile
 from pyvmm.snapshot.transfer import flatten
 from pyvmm.snapshot.trust import admitted, outside
-from pyvmm.snapshot.writer import write_snapshot
+from pyvmm.snapshot.writer import finish, write_snapshot
 from tests.snapshot import sample
-from tests.snapshot.files import DOCUMENT
+from tests.snapshot.files import BASE, DOCUMENT, SIZE
 
 
 @pytest.fixture(autouse=True)
@@ -218,3 +223,18 @@ def test_snapshot_of_version_1_is_read_and_has_no_mark(tmp_path: Path) -> None:
 
     with SnapshotFile.open(tmp_path / "old") as file:
         assert (file.version, file.is_own, file.document) == (1, False, DOCUMENT)
+
+
+def test_tracked_pages_are_used_after_the_file_was_marked(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    bare = write_snapshot(path, DOCUMENT, [])
+    with path.open("r+b") as file:
+        identity, warnings = finish(file.fileno(), path)
+
+    with SnapshotFile.open(path) as parent, GuestMemory(BASE, SIZE) as memory:
+        dirty = DirtyPages(memory, MemorySlots.__new__(MemorySlots), ())
+        dirty.since, dirty._flags = bare, bytearray(b"\0\1")
+        assert (parent.is_own, parent.identity, warnings) == (True, identity, ())
+        assert identity != bare
+        # By content no page differs.
+        assert changed(memory, parent, dirty) == [(BASE + PAGESIZE, BASE + 2 * PAGESIZE)]

@@ -35,7 +35,7 @@ class Line:
         self.guest.settimeout(ENOUGH_S)
         self.pty = Pty()
         self.path = self.pty.path
-        self.carrier = Carrier(self.pty, far)
+        self.carrier = Carrier(self.pty, far).start()
         self.records = Records()
         self.sizes: list[tuple[int, int]] = []
         self.records.on_size = lambda columns, rows: self.sizes.append((columns, rows))

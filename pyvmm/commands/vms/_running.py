@@ -26,6 +26,7 @@ from pyvmm.errors import EXIT_OK, HostError, UsageError
 from pyvmm.host.capture import capture
 from pyvmm.host.connection import Unreachable
 from pyvmm.host.running import Running, all_running
+from pyvmm.host.share import Needs
 
 T = TypeVar("T")
 
@@ -56,14 +57,19 @@ class Place(Record):
         """The name of the place in -n HOST/NAME."""
         return self.name or "local"
 
-    def ask(self, questions: Sequence[Message]) -> list[Message]:
-        """Return the replies to questions about the VMs there, in order."""
+    def ask(self, questions: Sequence[Message], needs: Needs | None = None) -> list[Message]:
+        """Return the replies to questions about the VMs there, in order.
+
+        ``needs`` are the files that a save opens, for an emulated host.
+        """
         if self.running is None:
             return client.at_once(client.answer, questions)
         lines = b"".join(map(pack, questions))
         requests = [question.get("request") or {} for question in questions]
         timeout_s = max(map(client.timeout_of, requests), default=0.0) + RELAY_S
-        answers = capture(self.running, RELAY, lines, control=True, timeout_s=timeout_s)
+        answers = capture(
+            self.running, RELAY, lines, control=True, timeout_s=timeout_s, needs=needs
+        )
         try:
             replies = [parse_reply(line) for line in answers.splitlines()]
         except WireError as error:
@@ -84,9 +90,9 @@ class Vm(Record):
         """The VM's name."""
         return str(self.info["name"])
 
-    def ask(self, request: Message) -> Message:
+    def ask(self, request: Message, needs: Needs | None = None) -> Message:
         """Return the VM's reply to one request; see ``ask_all``."""
-        (reply,) = ask_all([self], request)
+        (reply,) = ask_all([self], request, needs)
         return reply
 
 
@@ -97,7 +103,7 @@ class Found(Record):
     failures: list[Message] = made(list)
 
 
-def ask_all(vms: Sequence[Vm], request: Message) -> list[Message]:
+def ask_all(vms: Sequence[Vm], request: Message, needs: Needs | None = None) -> list[Message]:
     """Send VMs a request at the same time; return their replies, with their names and places.
 
     "ok" is false in the reply of a VM that refuses, and of each VM at a place that does not answer.
@@ -107,7 +113,7 @@ def ask_all(vms: Sequence[Vm], request: Message) -> list[Message]:
     def ask_at(place: Place) -> Iterator[Message]:
         there = [vm.name for vm in vms if vm.place is place]
         try:
-            replies = place.ask([{"vm": name, "request": request} for name in there])
+            replies = place.ask([{"vm": name, "request": request} for name in there], needs)
         except HostError as error:
             replies = [failure_of(error)] * len(there)
         return map(_spelled, replies)

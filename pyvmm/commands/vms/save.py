@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -17,7 +17,7 @@ from pyvmm.commands.vms._running import Vm, chosen, document, exit_code, readabl
 from pyvmm.control.wire import Message
 from pyvmm.errors import VmmError
 from pyvmm.host import share
-from pyvmm.host.grant import granted
+from pyvmm.host.share import Needs
 
 
 @click.command(epilog="Exit codes: 0 saved; 1 the VM cannot be saved; 2 usage; 3 the disk is full.")
@@ -51,8 +51,7 @@ def save(
         "resume": resume,
         "track": track,
     }
-    with _shared(vm, files):
-        replies = [vm.ask(request)]
+    replies = [vm.ask(request, _needs(vm, files[0], files[1:]))]
     if as_json:
         show(True, document(replies), ())
     for reply in successes(replies):
@@ -70,26 +69,18 @@ def _written(reply: Message) -> tuple[list[str], str]:
     return [str(line) for line in reply["warnings"]], show_size(reply["bytes_on_disk"])
 
 
-@contextlib.contextmanager
-def _shared(vm: Vm, files: Sequence[Path]) -> Iterator[None]:
-    """Share the snapshot's directory and its parents with a VM in an emulated host.
+def _needs(vm: Vm, file: Path, parents: Sequence[Path]) -> Needs | None:
+    """Return the files that the save of a VM in an emulated host opens; None for another VM.
 
     Raises: HostError, if the host cannot see them.
     """
-    tree = vm.info.get("tree")
     if vm.place.running is None:
-        yield
-        return
-    share.refuse_hidden(files)
-    file, *parents = files
-    with contextlib.ExitStack() as stack:
-        if tree is not None:
-            from pyvmm.snapshot.reader import SnapshotFile  # lazily: it is large
+        return None
+    share.refuse_hidden((file, *parents))
+    chain = list(parents)
+    for parent in parents:
+        from pyvmm.snapshot.reader import SnapshotFile  # lazily: it is large
 
-            for parent in parents[:]:
-                with contextlib.suppress(VmmError):  # the VM says what is wrong with it
-                    snapshot = stack.enter_context(SnapshotFile.open(parent, trust=True))
-                    parents += [older.path for older in snapshot.chain()[:-1]]
-            needs = share.Needs(creates=(file,), reads=tuple(parents)) + own_key()
-            stack.enter_context(granted(vm.place.running, needs, into=tree))
-        yield
+        with contextlib.suppress(VmmError), SnapshotFile.open(parent, trust=True) as snapshot:
+            chain += [older.path for older in snapshot.chain()[:-1]]  # errors: the save has them
+    return Needs(creates=(file,), reads=tuple(chain)) + own_key()

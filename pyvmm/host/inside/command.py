@@ -120,7 +120,7 @@ def _start(request: Request) -> int:
     if argv[0] == "pyvmm":
         sys.argv = list(argv)
         module = importlib.import_module(ENTRY[0])
-        result = getattr(module, ENTRY[1])()
+        result = getattr(module, ENTRY[1])(owns_process=True)
         return int(result or 0)
     if argv[0] == "python3" and len(argv) > 2 and argv[1] == "-m":
         sys.argv = [argv[2], *argv[3:]]

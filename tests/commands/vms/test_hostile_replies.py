@@ -25,7 +25,7 @@ class Fake(Place):
 
     reply: Any = None
 
-    def ask(self, questions: Any) -> Any:
+    def ask(self, questions: Any, needs: object = None) -> Any:
         return [self.reply for _ in questions]
 
 

@@ -112,7 +112,7 @@ class Told(Elsewhere):
 
     answers: list[Message]
 
-    def ask(self, questions: Sequence[Message]) -> list[Message]:
+    def ask(self, questions: Sequence[Message], needs: object = None) -> list[Message]:
         if not self.answers:
             raise HostError("it has ended")
         return [self.answers.pop(0) for _ in questions]
@@ -131,7 +131,7 @@ def test_host_that_has_ended_is_the_reply_of_its_vms() -> None:
 
 def test_vms_are_asked_in_parallel_and_replies_are_in_order() -> None:
     class Slow(Told):
-        def ask(self, questions: Sequence[Message]) -> list[Message]:
+        def ask(self, questions: Sequence[Message], needs: object = None) -> list[Message]:
             together.wait(120)  # broken if one is asked after the other
             return super().ask(questions)
 

@@ -1,0 +1,121 @@
+"""The system calls of a running VM: which of its threads make them, and why.
+
+All other calls fail with EPERM. All threads have the filter of all rows. There is no row for what
+only an escape needs: execve, fork, ptrace, mount, socket, connect, bpf, io_uring and others.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+OWN_PID: Final = -1  # a condition's value that is known only at run time
+WORD: Final = 0xFFFF_FFFF  # the kernel reads this half of an argument that is an int
+
+
+class When(NamedTuple):
+    """A condition: these bits of an argument have that value."""
+
+    argument: int
+    value: int
+    bits: int = WORD
+
+
+class Row(NamedTuple):
+    """Calls, the threads that make them, and the reason; ``when`` restricts the calls."""
+
+    threads: str
+    calls: str
+    why: str
+    when: tuple[When, ...] = ()  # any of them
+
+
+CLONE_THREAD: Final = 0x0001_0000  # Source: linux/sched.h
+PR_SET_NAME: Final = 15  # Source: linux/prctl.h
+KVM: Final = 0xAE00  # the type of KVM's ioctls.  Source: linux/kvm.h, KVMIO
+TYPE: Final = 0xFF00
+
+# Ioctls of files that are not KVM's.  Source: asm-generic/ioctls.h, linux/fs.h
+TERMINAL: Final = {
+    "TCGETS": 0x5401, "TCSETS": 0x5402, "TCSETSW": 0x5403, "TCGETS2": 0x802C_542A,
+    "TCSETS2": 0x402C_542B, "TIOCGPGRP": 0x540F, "TIOCGWINSZ": 0x5413,
+    "FIONBIO": 0x5421, "FIONCLEX": 0x5450, "FIOCLEX": 0x5451,
+}  # fmt: skip
+BLOCK: Final = {
+    "BLKGETSIZE64": 0x8008_1272, "BLKSSZGET": 0x1268, "BLKPBSZGET": 0x127B, "BLKZEROOUT": 0x127F,
+}  # fmt: skip
+
+TABLE: Final = (
+    Row("vCPUs, main", "ioctl", "KVM", (When(1, KVM, TYPE),)),
+    Row(
+        "main, output, pty",
+        "ioctl",
+        f"terminals, as {', '.join(TERMINAL)}: not TIOCSTI, which types into the user's shell",
+        tuple(When(1, value) for value in TERMINAL.values()),
+    ),
+    Row("disks", "ioctl", ", ".join(BLOCK), tuple(When(1, value) for value in BLOCK.values())),
+    Row(
+        "all",
+        "read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close",
+        "files that are open: disks, the console, eventfds, snapshots, the trace",
+    ),
+    Row(
+        "all",
+        "futex sched_yield clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday "
+        "restart_syscall",
+        "locks and clocks",
+    ),
+    Row(
+        "all",
+        "mmap munmap mprotect mremap madvise brk msync memfd_create mincore",
+        "memory: Python's, guest RAM, the balloon, pmem",
+    ),
+    Row(
+        "all",
+        "rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack rt_sigpending",
+        "signals that end or kick a thread",
+    ),
+    Row(
+        "all",
+        "set_robust_list rseq exit exit_group gettid getpid getppid getuid geteuid getgid getegid "
+        "getpgid getrandom uname sysinfo getrusage getcwd sched_getaffinity getcpu wait4",
+        "what libc and Python ask",
+    ),
+    Row("main, vCPUs", "tgkill kill", "signals to this process alone", (When(0, OWN_PID),)),
+    Row(
+        "main, vCPUs, disks",
+        "clone",
+        "a thread: of a vCPU, a device, the output, the check of a snapshot",
+        (When(0, CLONE_THREAD, CLONE_THREAD),),
+    ),
+    Row("new threads", "prctl", "PR_SET_NAME: a thread's name", (When(0, PR_SET_NAME),)),
+    Row(
+        "main, vCPUs",
+        "sched_setaffinity sched_setscheduler prlimit64",
+        "of the caller: the CPUs of a vCPU; limits",
+        (When(0, 0),),
+    ),
+    Row(
+        "main, uart, pty, output",
+        "ppoll poll pselect6 select epoll_pwait epoll_wait epoll_ctl epoll_create1 eventfd2 pipe2",
+        "waiting for input, timers and other threads",
+    ),
+    Row(
+        "main, pty",
+        "accept4 recvfrom recvmsg sendto sendmsg shutdown getsockopt getsockname getpeername",
+        "sockets that are open: control clients and terminals",
+    ),
+    Row(
+        "main",
+        "openat faccessat faccessat2 fstat newfstatat stat lstat statx statfs fstatfs readlinkat "
+        "readlink getdents64 fcntl flock dup dup3 dup2 umask",
+        "files; Landlock decides which of them open",
+    ),
+    Row(
+        "main",
+        "unlinkat unlink renameat renameat2 rename fsync fdatasync sync_file_range fallocate "
+        "ftruncate fadvise64 fchmod",
+        "snapshots, the trace, disks, the control socket's end; Landlock decides where",
+    ),
+)
+# These fail with ENOSYS, as on an old kernel: libc then makes a call with arguments to check.
+UNKNOWN: Final = ("clone3", "openat2", "close_range")
