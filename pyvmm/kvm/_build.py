@@ -44,6 +44,7 @@ INCLUDES = """
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 #include <linux/kvm.h>
@@ -120,7 +121,15 @@ void pyvmm_set_mmio_data(struct pyvmm_vcpu *vcpu, uint64_t value);
 void pyvmm_kick(struct pyvmm_vcpu *vcpu);
 void pyvmm_vcpu_use_fast_mmio(struct pyvmm_vcpu *vcpu, struct pyvmm_fast_mmio *fast);
 """
-SOURCES = ("fastmmio.c", "run.c")
+HERE = Path(__file__).parent
+SOURCES = ("datapath.h", "splitqueue.c", "blkpath.c", "fastmmio.c", "run.c")
+
+
+def data_path_declarations() -> str:
+    """Return the declarations of the data path, in which C and Python share whole structures."""
+    iovec = "struct iovec { void *iov_base; size_t iov_len; };\n"
+    return iovec + (HERE / "datapath.h").read_text(encoding="utf-8")
+
 
 # The kernel's prefix of each class's names.
 PREFIXES: dict[type[IntEnum], str] = {
@@ -249,8 +258,8 @@ def _guarded(macro: str, condition: str, what: str) -> Iterator[str]:
 def builder() -> FFI:
     """Return the declarations and the C source."""
     ffi = FFI()
-    ffi.cdef(DECLARATIONS)
-    bodies = [Path(__file__).with_name(name).read_text(encoding="utf-8") for name in SOURCES]
+    ffi.cdef(DECLARATIONS + data_path_declarations())
+    bodies = [(HERE / name).read_text(encoding="utf-8") for name in SOURCES]
     source = "\n".join((INCLUDES, *static_asserts(), *bodies))
     ffi.set_source(MODULE, source, py_limited_api=True)
     return ffi

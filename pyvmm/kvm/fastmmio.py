@@ -33,6 +33,12 @@ class InterruptBits:
         """Set more bits."""
         self._lib.pyvmm_isr_set(self._state, self._number, bits)
 
+    @property
+    def address(self) -> int:
+        """The address of the bits in this process, for a data path in C."""
+        ffi = native().ffi
+        return int(ffi.cast("uintptr_t", ffi.addressof(self._state.isr[self._number], "bits")))
+
     def clear(self, bits: int) -> None:
         """Clear bits."""
         self._lib.pyvmm_isr_clear(self._state, self._number, bits & 0xFFFF_FFFF)

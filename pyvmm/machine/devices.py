@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyvmm import layout
 from pyvmm.base.loop import Loop
@@ -29,6 +29,11 @@ from pyvmm.layout import Region
 from pyvmm.machine.plan import Plan
 from pyvmm.machine.slots import MemorySlots
 from pyvmm.memory.map import MemoryMap
+
+if TYPE_CHECKING:
+    from pyvmm.devices.virtio.blk import VirtioBlk
+    from pyvmm.kvm.datapath import DiskPath
+    from pyvmm.kvm.native import Native
 
 
 class Site(Record, kw_only=True):
@@ -146,6 +151,41 @@ def make_devices(
     ]
 
 
+def disk_path(
+    device: VirtioBlk, irq_fd: int, isr: int, extension: Native | None = None
+) -> DiskPath:
+    """Make the data path of a disk; see DiskPath.
+
+    Python handles the writes of a driver without flushes: each must be durable when it ends.
+    """
+    from pyvmm.devices.virtio.blk import F_FLUSH
+    from pyvmm.kvm.datapath import DiskPath
+    from pyvmm.memory.map import regions
+
+    (queue,) = device.queues
+    return DiskPath(
+        device.disk,
+        regions(queue.memory),
+        kick_fd=device.kick_fd,
+        irq_fd=irq_fd,
+        isr=isr,
+        threads=device.threads,
+        may_write=lambda: not device.disk.read_only and device.has(F_FLUSH),
+        extension=extension,
+    )
+
+
+class IrqFd:
+    """An interrupt that a call, or a write to its eventfd, pulses."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __call__(self) -> None:
+        """Pulse the interrupt."""
+        os.eventfd_write(self.fd, 1)
+
+
 def plug_in(
     devices: Iterable[VirtioDevice], vm: Vm, undo: ExitStack, transport: str
 ) -> list[VirtioMmio]:
@@ -162,8 +202,7 @@ def plug_in(
         assert number is not None
         vm.irqfd(fd, number)
         undo.callback(device.stop)  # the device holds views of guest RAM
-        pulse = functools.partial(os.eventfd_write, fd, 1)
-        transports.append(VirtioMmio(device, pulse, legacy=transport == "mmio-legacy"))
+        transports.append(VirtioMmio(device, IrqFd(fd), legacy=transport == "mmio-legacy"))
     return transports
 
 

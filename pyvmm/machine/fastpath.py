@@ -31,8 +31,8 @@ from __future__ import annotations
 import mmap
 import os
 import threading
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from pyvmm import layout
@@ -40,7 +40,7 @@ from pyvmm.devices.pl031 import Pl031
 from pyvmm.devices.uart8250 import ALL_READABLE, REGISTERS, Uart8250
 from pyvmm.kvm import uapi
 from pyvmm.kvm.caps import Cap
-from pyvmm.kvm.fastmmio import NONE_LEFT, UNLIMITED, FastMmio
+from pyvmm.kvm.fastmmio import NONE_LEFT, UNLIMITED, FastMmio, InterruptBits
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm
 from pyvmm.memory.ram import GuestMemory
@@ -174,6 +174,23 @@ class FastUart:
             self._uart.send_out()
 
 
+@contextmanager
+def _disk_path(transport: VirtioMmio, bits: InterruptBits) -> Iterator[None]:
+    """Serve a disk's reads, writes and flushes in C."""
+    from pyvmm.devices.virtio.blk import VirtioBlk
+    from pyvmm.machine.devices import IrqFd, disk_path
+
+    disk, irq = transport.device, transport.irq
+    assert isinstance(disk, VirtioBlk)
+    assert isinstance(irq, IrqFd)
+    with disk_path(disk, irq.fd, bits.address) as path:
+        disk.use_data_path(path)
+        try:
+            yield
+        finally:
+            disk.use_data_path(None)
+
+
 class FastPaths:
     """The fast paths of a machine, from its first run on. Close them before its vCPUs."""
 
@@ -221,8 +238,11 @@ class FastPaths:
                 uart.use_fast_path(fast_uart)
                 self._fast_uarts.append(fast_uart)
             for number, transport in enumerate(slots):
-                transport.use_interrupt_bits(self._fast.interrupt_bits(number))
+                bits = self._fast.interrupt_bits(number)
+                transport.use_interrupt_bits(bits)
                 undo.callback(transport.use_interrupt_bits, None)
+                if transport.device.name == "virtio-blk":
+                    undo.enter_context(_disk_path(transport, bits))
             if rtc is not None:
                 rtc.use_fast_path(self._fast.clock())
                 undo.callback(rtc.use_fast_path, None)

@@ -6,11 +6,28 @@ between pieces ensure that no buffer lies in two.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 
 from pyvmm.base.closing import Closing
+from pyvmm.base.records import Record
 from pyvmm.errors import UsageError
 from pyvmm.memory.ram import GuestMemory, Memory, OutOfRange
+
+
+class MemoryRegion(Record):
+    """A piece of memory in this process, for code in C.
+
+    ``plugged`` has a byte for each block, 1 if it may be used. ``log`` is the address of a
+    GuestMemory's ``log_word``.
+    """
+
+    base: int
+    size: int
+    host_address: int
+    plugged: bytearray | None = None
+    block_size: int = 0
+    log: int = 0
 
 
 class PluggableMemory(Closing):
@@ -39,6 +56,11 @@ class PluggableMemory(Closing):
     def close(self) -> None:
         """Unmap the memory; no view of it may be in use."""
         self.backing.close()
+
+    def region(self) -> MemoryRegion:
+        """Return all blocks, with the state of each."""
+        address = self.backing.host_address
+        return MemoryRegion(self.base, self.size, address, self._plugged, self.block_size)
 
     @property
     def plugged_size(self) -> int:
@@ -106,6 +128,10 @@ class MemoryMap:
         """Add a piece that devices may address."""
         self._pieces.append(piece)
 
+    def regions(self) -> list[MemoryRegion]:
+        """Return the pieces, in the order of the search."""
+        return [region for piece in self._pieces for region in regions(piece)]
+
     def contains(self, gpa: int, length: int) -> bool:
         """Return whether all of the ``length`` bytes at ``gpa`` are in one piece."""
         for piece in self._pieces:  # noqa: SIM110 - any() takes twice the time
@@ -137,6 +163,21 @@ class MemoryMap:
             if piece.contains(gpa, length):
                 return piece
         raise _nowhere(gpa, length)
+
+
+def regions(memory: Memory) -> list[MemoryRegion]:
+    """Return the pieces of a memory."""
+    from pyvmm.memory.file import FileMemory
+
+    if isinstance(memory, MemoryMap):
+        return memory.regions()
+    if isinstance(memory, PluggableMemory):
+        return [memory.region()]
+    if isinstance(memory, FileMemory):
+        return [MemoryRegion(memory.base, memory.size, memory.host_address)]
+    assert isinstance(memory, GuestMemory)
+    log = ctypes.addressof(memory.log_word)
+    return [MemoryRegion(memory.base, memory.size, memory.host_address, log=log)]
 
 
 def _nowhere(gpa: int, length: int) -> OutOfRange:

@@ -94,6 +94,7 @@ class GuestMemory(Closing):
             self._mapping = hugetlbfs.map_pages(huge_pages, size)
             self.host_address, self._offset = _address(self._mapping), 0
         self._written: bytearray | None = None
+        self.log_word = ctypes.c_uint64()  # the address of the log's first byte, for C; 0: no log
         self._ram = memoryview(self._mapping)[self._offset : self._offset + size]
         if not self._is_hugetlbfs:
             with contextlib.suppress(OSError):  # no transparent huge pages: slower, not wrong
@@ -157,9 +158,16 @@ class GuestMemory(Closing):
     def log_writes(self) -> None:
         """Record from now on which pages this process may write; see `written`.
 
-        Making a view counts as a write.
+        Making a view counts as a write. C logs its own writes, at ``log_word``: the log keeps its
+        address, and no request may be in flight meanwhile.
         """
-        self._written = bytearray(self.size // mmap.PAGESIZE)
+        pages = self.size // mmap.PAGESIZE
+        if self._written is None:
+            self._written = bytearray(pages)
+            self._log_start = ctypes.c_char.from_buffer(self._written)
+            self.log_word.value = ctypes.addressof(self._log_start)
+        else:
+            self._written[:] = bytes(pages)
 
     @property
     def written(self) -> bytes:

@@ -143,7 +143,7 @@ class VirtioDevice:
         cls.config_fields += tuple(f for f in vars(cls).values() if isinstance(f, ConfigField))
 
     def __init__(self, memory: Memory, log: Callable[[str], None]) -> None:
-        self.lock = threading.Lock()
+        self.lock = self._make_lock()
         self.guard = Guard(self)
         self.log = log
         self.legacy = False  # set by the transport
@@ -157,6 +157,9 @@ class VirtioDevice:
         self.counts = dict.fromkeys(self.counted, 0)
         self._complaints, self._reports = itertools.count(1), itertools.count(1)
         self._deferred: deque[Callable[[], None]] = deque()
+
+    def _make_lock(self) -> threading.Lock:
+        return threading.Lock()
 
     # For a device
 

@@ -42,7 +42,7 @@ STATE_FIELDS = (
     StateField("ready", 0, 1),
     StateField("last_avail", 0, INDEX),
     StateField("used_idx", 0, INDEX),
-    StateField("_signalled", 0, INDEX),
+    StateField("signalled", 0, INDEX),
 )
 
 # struct vring_desc: addr, len, flags, next
@@ -197,7 +197,7 @@ class Virtqueue:
         self.used_idx = 0
         self.waiting = 0  # how many entries are known from last_avail on
         self.out = 0  # chains taken and not returned
-        self._signalled = 0  # used_idx at the last call of needs_interrupt
+        self.signalled = 0  # used_idx at the last call of needs_interrupt
 
     def state(self) -> dict[str, Any]:
         """Return the queue's state, for JSON, while no chain is out."""
@@ -228,6 +228,15 @@ class Virtqueue:
         chain = self._walk(head)
         self.last_avail = (self.last_avail + 1) & INDEX
         self.waiting -= 1
+        self.out += 1
+        return chain
+
+    def retake(self, head: int) -> Chain:
+        """Take a chain that a data path has popped, but not pushed.
+
+        Raises: QueueError, if the driver has broken the chain since.
+        """
+        chain = self._walk(head)
         self.out += 1
         return chain
 
@@ -280,7 +289,7 @@ class Virtqueue:
 
     def needs_interrupt(self) -> bool:
         """Return whether the driver wants an interrupt for chains pushed since the last call."""
-        old, self._signalled = self._signalled, self.used_idx
+        old, self.signalled = self.signalled, self.used_idx
         if not self.ready or old == self.used_idx:
             return False
         self._fence()  # store the index before this load: else both sides might sleep

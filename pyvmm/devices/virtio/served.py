@@ -21,6 +21,9 @@ the device overlaps them: several are in flight. Overlapping begins when two req
 `WAIT_WINDOW` requests: one alone may have been preempted. It ends `OVERLAP` requests after the
 last such pair. A request known to take long calls `step_back`. A request that waited interrupts
 the guest as soon as the device returns it.
+
+With a data path (loan.py), the leader lends the queue instead of waiting for a kick. Then Python
+sees only the requests that the data path does not know.
 """
 
 from __future__ import annotations
@@ -29,9 +32,10 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from pyvmm.devices.virtio.device import VirtioDevice
+from pyvmm.devices.virtio.loan import DataPath, QueueLock
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
 from pyvmm.memory.ram import Memory
 
@@ -77,6 +81,14 @@ class ServedDevice(VirtioDevice):
         # Whether requests wait for I/O: both count down to 0, request by request
         self._since_wait = 0  # set to WAIT_WINDOW by a request that waited
         self._overlap = 0  # set to OVERLAP by the second such request
+        # The loan of the queue
+        self._path: DataPath | None = None
+        self._owes = False  # the queue's next request is Python's
+        self._returned: list[Chain] = []  # requests that the data path could not serve
+
+    def _make_lock(self) -> threading.Lock:
+        self._ownership = QueueLock()
+        return cast("threading.Lock", self._ownership)
 
     def serve(self, job: Job) -> int:
         """Serve a request, and return the number of bytes written to it. Without the lock.
@@ -99,6 +111,11 @@ class ServedDevice(VirtioDevice):
                 self.signal(job.queue)
                 self._hand_over(job)
 
+    def use_data_path(self, path: DataPath | None) -> None:
+        """Lend the queue to ``path`` when Python has no request; None: never."""
+        with self.lock:
+            self._path = path
+
     def listen(self) -> None:
         """Begin to wait for kicks."""
         with self.lock:
@@ -110,6 +127,8 @@ class ServedDevice(VirtioDevice):
             os.eventfd_write(self.kick_fd, 1)
             self._no_leader.notify_all()
             self._close_if_last()
+        while self._returned:
+            self._returned.pop().release()
         self._wait_until(lambda: not self._in_flight)
 
     def drain(self) -> None:
@@ -127,7 +146,8 @@ class ServedDevice(VirtioDevice):
     def _has_requests(self) -> bool:
         """Return whether a queue has requests that no thread has taken; with the lock."""
         try:
-            return self.live and any(queue.has_chains() for queue in self.queues)
+            waits = self._returned or any(queue.has_chains() for queue in self.queues)
+            return self.live and bool(waits)
         except QueueError as error:
             self.fail(error.message)
             return False
@@ -195,12 +215,41 @@ class ServedDevice(VirtioDevice):
         with self.lock:
             if not leads and not self._wait_to_lead():
                 return None
-            job = self._take()
-        while job is None and not self.stopped:
-            os.eventfd_read(self.kick_fd)
+        while not self.stopped:
             with self.lock:
-                job = self._take()
-        return job
+                path = self._lend()
+                job = None if path is not None else self._take()
+            if job is not None:
+                return job
+            if path is not None:
+                path.serve()
+            else:
+                os.eventfd_read(self.kick_fd)
+        return None
+
+    def _lend(self) -> DataPath | None:
+        """Lend the queue, unless Python has requests or a thread waits for them; with the lock."""
+        path, mine = self._path, self._in_flight or self._owes or self._returned
+        if path is None or mine or self._waiting or not (self.live and self.queues[0].ready):
+            return None
+        if not path.lend(self.queues[0]):
+            return None
+        self._ownership.lend(self._take_back)
+        return path
+
+    def _take_back(self) -> None:
+        """Own the queue again; called by the lock."""
+        assert self._path is not None
+        (queue,) = self.queues
+        back = self._path.take_back(queue)
+        self._owes = back.handed
+        for name, number in back.counts.items():
+            self.counts[name] += number
+        for head in back.failed:
+            try:
+                self._returned.append(queue.retake(head))
+            except QueueError as error:
+                self.fail(error.message)
 
     def _wait_to_lead(self) -> bool:
         """Become the leader once there is none; False at the machine's end. With the lock."""
@@ -213,21 +262,25 @@ class ServedDevice(VirtioDevice):
     def _take(self) -> Job | None:
         """Return the next request of any queue, if there is one; with the lock."""
         self._overlap = max(0, self._overlap - 1)
+        self._owes = False
         for queue in self.queues:
             chain = None
             try:
-                chain = self.next_chain(queue) if self.live else None
+                chain = self._next_of(queue) if self.live else None
             except QueueError as error:
                 self.fail(error.message)
             if chain is not None:
                 self._in_flight += 1
                 job = Job(queue, chain)
-                if self._overlap:
+                if self._overlap and self._path is None:
                     self._hand_over(job)
                 return job
         if self._waiting:
             self._ended.notify_all()
         return None
+
+    def _next_of(self, queue: Virtqueue) -> Chain | None:
+        return self._returned.pop(0) if self._returned else self.next_chain(queue)
 
     def _hand_over(self, job: Job) -> None:
         """Appoint a leader: a follower, else a new thread, else the first that ends its request.

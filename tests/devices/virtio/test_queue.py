@@ -381,7 +381,7 @@ def rewind(pair: Pair, index: int) -> None:
     """Set both sides' indices as after that many chains."""
     pair.ring.start_at(index)
     queue = pair.queue
-    queue.last_avail = queue.used_idx = queue._signalled = index
+    queue.last_avail = queue.used_idx = queue.signalled = index
 
 
 def test_needs_interrupt_is_true_once_after_a_push(memory: GuestMemory) -> None:

@@ -1,0 +1,80 @@
+"""The data path in C, built for this machine and used with plain memory: no KVM, no arm64."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from cffi import FFI
+
+from pyvmm.devices.virtio.blk import VirtioBlk
+from pyvmm.kvm._build import HERE, data_path_declarations
+from pyvmm.kvm.native import Native
+from pyvmm.machine.devices import disk_path
+
+SOURCE: Final = Path(__file__).with_name("plain.c")
+CHECKS: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+GCC: Final = "gcc"
+
+
+def can_build() -> bool:
+    """Return whether this machine has a compiler."""
+    return shutil.which(GCC) is not None
+
+
+@functools.cache
+def plain(*options: str) -> Native:
+    """Build the data path, and load it."""
+    ffi = FFI()
+    ffi.cdef(data_path_declarations())
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "plain.so"
+        command = [GCC, "-D_GNU_SOURCE", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]
+        command += [*options, "-shared", "-fPIC", "-pthread", f"-I{HERE}"]
+        subprocess.run([*command, "-o", str(out), str(SOURCE)], check=True)
+        return Native(ffi, ffi.dlopen(str(out)))
+
+
+class Bits:
+    """InterruptStatus in memory that C can write to."""
+
+    def __init__(self, native: Native) -> None:
+        self.word = native.ffi.new("uint32_t *")
+        self.address = int(native.ffi.cast("uintptr_t", self.word))
+
+    def get(self) -> int:
+        return int(self.word[0])
+
+    def set(self, bits: int) -> None:
+        self.word[0] |= bits
+
+    def clear(self, bits: int) -> None:
+        self.word[0] &= ~bits & 0xFFFF_FFFF
+
+
+class PlainPath:
+    """A disk whose queue is lent to C; its interrupt is an eventfd that nobody reads."""
+
+    def __init__(self, device: VirtioBlk, native: Native) -> None:
+        self.bits = Bits(native)
+        self.irq = os.eventfd(0, os.EFD_NONBLOCK)
+        self.device = device
+        self.path = disk_path(device, self.irq, self.bits.address, native)
+        device.use_data_path(self.path)
+
+    def interrupts(self) -> int:
+        """Return the number of interrupts since the last call."""
+        try:
+            return os.eventfd_read(self.irq)
+        except BlockingIOError:
+            return 0
+
+    def close(self) -> None:
+        self.device.use_data_path(None)
+        self.path.close()
+        os.close(self.irq)
