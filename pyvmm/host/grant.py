@@ -35,8 +35,8 @@ def listener(sockets: Path) -> Path:
 
 
 @contextlib.contextmanager
-def granted(running: Running, needs: Needs | None, into: str | None = None) -> Iterator[Grant]:
-    """Have a host share files in the block: in a new tree, or in that of a running command.
+def granted(running: Running, needs: Needs | None) -> Iterator[Grant]:
+    """Have a host share files in the block, in a tree of their own.
 
     Without ``needs`` the command gets no file and no directory.
 
@@ -53,7 +53,7 @@ def granted(running: Running, needs: Needs | None, into: str | None = None) -> I
         keeper.settimeout(ANSWER_S)
         try:
             keeper.connect(str(listener(running.path)))
-            reply = _ask(keeper, needs if into or not shares_all() else ALL, into)
+            reply = _ask(keeper, ALL if shares_all() else needs)
         except (OSError, ValueError) as error:
             raise _gone(running, error) from error
         if "error" in reply:
@@ -69,11 +69,11 @@ def granted(running: Running, needs: Needs | None, into: str | None = None) -> I
                 keeper.recv(1)
 
 
-def _ask(keeper: socket.socket, needs: Needs, into: str | None) -> dict[str, Any]:
+def _ask(keeper: socket.socket, needs: Needs) -> dict[str, Any]:
     request = {
         "reads": _texts(needs.reads), "updates": _texts(needs.updates),
         "creates": _texts(needs.creates), "everything": needs.everything,
-        "cwd": str(Path.cwd()), "into": into,
+        "cwd": str(Path.cwd()),
     }  # fmt: skip
     keeper.sendall(json.dumps(request).encode() + b"\n")
     with keeper.makefile("rb") as answers:

@@ -18,7 +18,6 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -162,13 +161,12 @@ def _become_qemu(order: Order, room: Path, keeper: int, problem: int) -> NoRetur
 
 
 class _Client:
-    """A command outside: its connection, and the mounts that it has."""
+    """A command outside: its connection, and its tree."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.received = b""
-        self.mounts: Sequence[Path] = ()
-        self.tree: Path | None = None  # its own
+        self.tree: Path | None = None
         self.ends_at: float | None = None  # set when it hangs up before it is done
 
 
@@ -230,14 +228,12 @@ class Keeper:
                 client.ends_at = time.monotonic() + LINGER_S
 
     def _grant(self, client: _Client, line: bytes) -> dict[str, str]:
-        """Make the tree of a request, or extend that of a running command; return the reply."""
+        """Make the tree of a request, and return the reply."""
         try:
             request: dict[str, Any] = json.loads(line)
             paths = {kind: tuple(map(Path, request[kind])) for kind in ("reads", "updates",
                                                                         "creates")}  # fmt: skip
             needs = Needs(**paths, everything=request["everything"])
-            if name := request["into"]:
-                return self._extend(client, name, needs)
             client.tree = self._share / f"{WHOLE * needs.everything}{secrets.token_hex(16)}"
             client.tree.mkdir()
             tree.make(client.tree, needs, Path(request["cwd"]))
@@ -245,22 +241,15 @@ class Keeper:
         except OSError as error:
             return {"error": error.strerror or str(error)}
 
-    def _extend(self, client: _Client, name: str, needs: Needs) -> dict[str, str]:
-        """Give a client's files to the command that has the tree of that name."""
-        if name not in [other.tree.name for other in self._clients if other.tree is not None]:
-            return {"error": "the command that shows them has ended"}
-        client.mounts = tree.extend(self._share / name, needs)
-        return {"tree": name}
-
     def _remove(self, client: _Client) -> None:
-        """Remove a command's mounts."""
+        """Remove a command's tree."""
         self._clients.discard(client)
-        for path in (*reversed(client.mounts), *([client.tree] if client.tree else [])):
-            with contextlib.suppress(OSError):  # the tree that was extended may have gone
-                mounts.unmount(path)
-        if client.tree is not None:
-            with contextlib.suppress(OSError):
-                client.tree.rmdir()
+        if client.tree is None:
+            return
+        with contextlib.suppress(OSError):  # it could not be made
+            mounts.unmount(client.tree)
+        with contextlib.suppress(OSError):
+            client.tree.rmdir()
 
 
 if __name__ == "__main__":

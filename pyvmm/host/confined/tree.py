@@ -27,7 +27,7 @@ def make(at: Path, needs: Needs, cwd: Path) -> None:
     """Mount a tree at an empty directory.
 
     It has the directories of the user's / (they are empty): the emulated host gives each of them
-    its own path when the command starts, and the command may get more files later.
+    its own path when the command starts.
 
     Raises: OSError.
     """

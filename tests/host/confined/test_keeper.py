@@ -150,7 +150,7 @@ def test_trees_of_two_commands_are_separate(host: Host, secret: Path, place: Pat
 
 def test_tree_of_a_killed_command_is_removed_after_some_time(host: Host, secret: Path) -> None:
     request = {"reads": [str(secret)], "updates": [], "creates": [], "everything": False,
-               "cwd": "/", "into": None}  # fmt: skip
+               "cwd": "/"}  # fmt: skip
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(grant.listener(host.path)))
         connection.sendall(json.dumps(request).encode() + b"\n")
@@ -164,27 +164,6 @@ def test_command_without_needs_gets_no_tree(host: Host) -> None:
     with granted(host, None) as given:
         assert given.tree == NO_TREE
         assert list(host.share.iterdir()) == []
-
-
-def test_running_command_gets_more_files_for_a_while(host: Host, secret: Path, place: Path) -> None:
-    (place / "out").mkdir()
-
-    with granted(host, Needs(reads=(secret,))) as vm:
-        there = host.share / str(vm.tree) / place.relative_to("/") / "out"
-        with granted(host, Needs(creates=(place / "out/new",)), into=vm.tree):
-            (there / "new").write_text("saved")
-        assert not (there / "new").exists()
-        assert (host.share / str(vm.tree) / secret.relative_to("/")).exists()
-
-    assert (place / "out/new").read_text() == "saved"
-
-
-def test_tree_that_is_gone_gets_no_files(host: Host, secret: Path) -> None:
-    with (
-        pytest.raises(HostError, match=r"cannot share .*: the command that shows them has ended"),
-        granted(host, Needs(reads=(secret,)), into="0123"),
-    ):
-        pass
 
 
 @pytest.mark.parametrize("way", ["needs", "variable"])
