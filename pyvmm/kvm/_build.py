@@ -122,13 +122,17 @@ void pyvmm_kick(struct pyvmm_vcpu *vcpu);
 void pyvmm_vcpu_use_fast_mmio(struct pyvmm_vcpu *vcpu, struct pyvmm_fast_mmio *fast);
 """
 HERE = Path(__file__).parent
-SOURCES = ("datapath.h", "splitqueue.c", "blkpath.c", "fastmmio.c", "run.c")
+DATA_PATH = HERE / "datapath"
+SOURCES = (
+    *(DATA_PATH / name for name in ("datapath.h", "splitqueue.c", "blk.c")),
+    *(HERE / name for name in ("fastmmio.c", "run.c")),
+)
 
 
 def data_path_declarations() -> str:
     """Return the declarations of the data path, in which C and Python share whole structures."""
     iovec = "struct iovec { void *iov_base; size_t iov_len; };\n"
-    return iovec + (HERE / "datapath.h").read_text(encoding="utf-8")
+    return iovec + (DATA_PATH / "datapath.h").read_text(encoding="utf-8")
 
 
 # The kernel's prefix of each class's names.
@@ -259,7 +263,7 @@ def builder() -> FFI:
     """Return the declarations and the C source."""
     ffi = FFI()
     ffi.cdef(DECLARATIONS + data_path_declarations())
-    bodies = [(HERE / name).read_text(encoding="utf-8") for name in SOURCES]
+    bodies = [path.read_text(encoding="utf-8") for path in SOURCES]
     source = "\n".join((INCLUDES, *static_asserts(), *bodies))
     ffi.set_source(MODULE, source, py_limited_api=True)
     return ffi

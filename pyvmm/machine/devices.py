@@ -32,7 +32,7 @@ from pyvmm.memory.map import MemoryMap
 
 if TYPE_CHECKING:
     from pyvmm.devices.virtio.blk import VirtioBlk
-    from pyvmm.kvm.datapath import DiskPath
+    from pyvmm.kvm.datapath.disk import DiskPath
     from pyvmm.kvm.native import Native
 
 
@@ -159,7 +159,7 @@ def disk_path(
     Python handles the writes of a driver without flushes: each must be durable when it ends.
     """
     from pyvmm.devices.virtio.blk import F_FLUSH
-    from pyvmm.kvm.datapath import DiskPath
+    from pyvmm.kvm.datapath.disk import DiskPath
     from pyvmm.memory.map import regions
 
     (queue,) = device.queues

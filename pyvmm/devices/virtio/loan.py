@@ -10,8 +10,8 @@ knowledge of the loan:
          |   a thread takes the lock, or                |
          +-- the data path meets a request of Python's -+
 
-The data path (kvm/blkpath.c) holds no policy. It knows the common requests. Any other stays in the
-ring, and ends the loan.
+The data path (kvm/datapath/blk.c) holds no policy. It knows the common requests. Any other stays
+in the ring, and ends the loan.
 """
 
 from __future__ import annotations

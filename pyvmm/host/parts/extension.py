@@ -17,6 +17,7 @@ from pyvmm.host.progress import Progress
 
 BUILDER: Final = "pyvmm.kvm._build"
 HEADERS: Final = "libpython3.11-dev:arm64"
+SUFFIXES: Final = (".py", ".c", ".h")  # of its sources
 
 
 def build(progress: Progress) -> Path:
@@ -28,7 +29,8 @@ def build(progress: Progress) -> Path:
     cffi = importlib.util.find_spec("cffi")
     if cffi is None or cffi.origin is None:
         raise HostError("cffi is not installed", hint="pip install cffi")
-    sources = b"".join(p.read_bytes() for p in sorted((PACKAGE / "kvm").glob("*.[pch]*")))
+    files = sorted(p for p in (PACKAGE / "kvm").rglob("*") if p.suffix in SUFFIXES)
+    sources = b"".join(path.read_bytes() for path in files)
     version = Path(cffi.origin).read_bytes()
     key = hashlib.sha256(sources + version).hexdigest()[:16]
     path = cache_dir("extensions") / key

@@ -11,4 +11,4 @@
 
 #include "datapath.h"
 #include "splitqueue.c"
-#include "blkpath.c"
+#include "blk.c"

@@ -13,7 +13,7 @@ from typing import Final
 from cffi import FFI
 
 from pyvmm.devices.virtio.blk import VirtioBlk
-from pyvmm.kvm._build import HERE, data_path_declarations
+from pyvmm.kvm._build import DATA_PATH, data_path_declarations
 from pyvmm.kvm.native import Native
 from pyvmm.machine.devices import disk_path
 
@@ -35,7 +35,7 @@ def plain(*options: str) -> Native:
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "plain.so"
         command = [GCC, "-D_GNU_SOURCE", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]
-        command += [*options, "-shared", "-fPIC", "-pthread", f"-I{HERE}"]
+        command += [*options, "-shared", "-fPIC", "-pthread", f"-I{DATA_PATH}"]
         subprocess.run([*command, "-o", str(out), str(SOURCE)], check=True)
         return Native(ffi, ffi.dlopen(str(out)))
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from pyvmm.devices.diskfile import DiskFile
 from pyvmm.devices.virtio.blk import VirtioBlk
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
-from pyvmm.kvm.datapath import set_memory, set_queue
+from pyvmm.kvm.datapath.disk import set_memory, set_queue
 from pyvmm.kvm.native import Native
 from pyvmm.layout import MIB, RAM_BASE
 from pyvmm.memory.map import MemoryMap, PluggableMemory, regions

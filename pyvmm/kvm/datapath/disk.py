@@ -1,4 +1,4 @@
-"""The data path of a disk: its reads, writes and flushes in C; see blkpath.c."""
+"""The data path of a disk: its reads, writes and flushes in C; see blk.c."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ struct pyvmm_chain {
 	struct iovec buffer[PYVMM_CHAIN_BUFFERS];
 };
 
-/* A disk, and the loan of its queue; see blkpath.c */
+/* A disk, and the loan of its queue; see blk.c */
 struct pyvmm_blk {
 	struct pyvmm_split_queue queue;
 
