@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,23 @@ sys.exit(77)
 SLOW = CRASH.replace("crash-1", "slow-unit-1").replace("77", "0")
 
 
-def play(monkeypatch: pytest.MonkeyPatch, directory: Path, **programs: str) -> None:
-    """Let programs of Python stand for the targets."""
-    monkeypatch.setattr(campaign, "BUILD", directory)
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a campaign whose targets are programs of Python; return the exit code and the output."""
+    monkeypatch.setattr(campaign, "BUILD", tmp_path)
     monkeypatch.setattr(campaign, "corpus", lambda name: [])
-    monkeypatch.setattr(
-        campaign, "command", lambda name, *rest: [sys.executable, "-c", programs[name], *rest]
-    )
+
+    def play(**programs: str) -> tuple[int, str]:
+        monkeypatch.setattr(
+            campaign, "command", lambda name, *rest: [sys.executable, "-c", programs[name], *rest]
+        )
+        code = campaign.run(list(programs), 10)
+        return code, capsys.readouterr().out
+
+    return play
 
 
 def test_outcome_has_the_numbers_of_the_last_status_line() -> None:
@@ -40,47 +51,30 @@ def test_outcome_has_the_numbers_of_the_last_status_line() -> None:
     assert not outcome.failed
 
 
-def test_run_succeeds_without_a_crash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    play(monkeypatch, tmp_path, one=GOOD, two=GOOD)
-
-    code = campaign.run(["one", "two"], 10)
+def test_run_succeeds_without_a_crash(run: Run) -> None:
+    code, out = run(one=GOOD, two=GOOD)
 
     assert code == 0
-    assert "1400 executions, 0 crashes" in capsys.readouterr().out
+    assert "1400 executions, 0 crashes" in out
 
 
-def test_run_does_not_count_a_slow_input_as_a_crash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    play(monkeypatch, tmp_path, image=SLOW)
-
-    code = campaign.run(["image"], 10)
+def test_run_does_not_count_a_slow_input_as_a_crash(run: Run, tmp_path: Path) -> None:
+    code, out = run(image=SLOW)
 
     assert code == 0
-    assert "0 executions, 0 crashes" in capsys.readouterr().out
+    assert "0 executions, 0 crashes" in out
     assert (tmp_path / "crashes/image/slow-unit-1").exists()
 
 
-def test_run_fails_and_names_the_command_that_repeats_a_crash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    play(monkeypatch, tmp_path, image=CRASH, two=GOOD)
-
-    code = campaign.run(["image", "two"], 10)
+def test_run_fails_and_names_the_command_that_repeats_a_crash(run: Run, tmp_path: Path) -> None:
+    code, out = run(image=CRASH, two=GOOD)
 
     assert code == 1
-    out = capsys.readouterr().out
     assert f"-m fuzz.target image {tmp_path}/crashes/image/crash-1" in out
 
 
-def test_run_fails_if_a_target_cannot_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    play(monkeypatch, tmp_path, one="import sys; sys.exit(3)")
-
-    code = campaign.run(["one"], 10)
+def test_run_fails_if_a_target_cannot_start(run: Run, tmp_path: Path) -> None:
+    code, out = run(one="import sys; sys.exit(3)")
 
     assert code == 1
-    assert f"one failed with exit code 3: see {tmp_path}/one.log" in capsys.readouterr().out
+    assert f"one failed with exit code 3: see {tmp_path}/one.log" in out
