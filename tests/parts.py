@@ -20,6 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, Final, NoReturn
 
+from pyvmm.base.output import discard_stdout
 from tests.reporting import Outcome
 from tests.runtime import end_hosts_of
 from tests.summary import PartResult, Result, ended, read_results, summary
@@ -81,11 +82,14 @@ class Runner:
         self._stopped = threading.Event()
 
     def run(self, part: Part) -> PartResult:
-        """Run a part to its end."""
+        """Run a part to its end; a log that cannot be written is a failure of the part."""
         began = time.monotonic()
         log = self._logs / f"{part.name}.log"
-        with log.open("wb") as output:
-            results = self._test(part, output) if part.pytest else self._check(part, output)
+        try:
+            with log.open("wb") as output:
+                results = self._test(part, output) if part.pytest else self._check(part, output)
+        except OSError as error:
+            results = [Result(part.name, Outcome.FAILED, _reason(error))]
         again = {
             r.test: [*part.pytest, r.test] if "::" in r.test else _command_of(part, r.test)
             for r in results
@@ -175,7 +179,11 @@ def _end(runner: Runner, running: Sequence[concurrent.futures.Future[PartResult]
 def _show(part: PartResult, say: Callable[[str], None]) -> None:
     """Show the counts of a part, and the whole output of a failed one."""
     if part.count(Outcome.FAILED):
-        say(f"{part.name} failed; its output:\n{part.log.read_text(errors='replace').rstrip()}")
+        try:
+            output = part.log.read_text(errors="replace").rstrip()
+        except OSError as error:
+            output = _reason(error)
+        say(f"{part.name} failed; its output:\n{output}")
     say(f"{part.name}: {part.line} in {part.seconds:.0f} s")
 
 
@@ -183,12 +191,38 @@ def _command_of(part: Part, test: str) -> list[str]:
     """Return the command that runs a file, a check, or the whole part again."""
     if test.endswith(".py"):
         return [*part.pytest, test]
-    return next((c for c in part.commands if _name(c) == test), ["make", f"test-{part.name}"])
+    whole = ["make", f"test-{part.name}" if part.pytest else part.name]
+    return next((c for c in part.commands if _name(c) == test), whole)
 
 
 def _name(command: Sequence[str]) -> str:
     """Return the name of a check."""
     return " ".join([Path(command[0]).name, *(word for word in command[1:2] if word.isalpha())])
+
+
+def _reason(error: OSError) -> str:
+    """Return the file that an error is about, and the kernel's reason."""
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+
+
+class Lines:
+    """The lines for the user: on stdout, or on stderr once stdout cannot be written."""
+
+    def __init__(self) -> None:
+        self.lost: OSError | None = None  # the reason why stdout does not have them all
+
+    def say(self, text: str) -> None:
+        """Write lines; an error does not stop the tests."""
+        if self.lost is None:
+            try:
+                print(text, flush=True)
+            except OSError as error:
+                self.lost = error
+                discard_stdout()
+                text = f"pyvmm: cannot write to stdout: {error.strerror}\n{text}"
+        if self.lost is not None:
+            with contextlib.suppress(OSError):
+                print(text, file=sys.stderr, flush=True)
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
@@ -197,20 +231,24 @@ def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
 
 def run_everything(parts: Sequence[Part] = PARTS, logs: Path = LOGS) -> int:
     """Run all parts, print the summary, and return the exit code."""
-    logs.mkdir(parents=True, exist_ok=True)
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"pyvmm: cannot make {logs}: {error.strerror}", file=sys.stderr)
+        return 1
     for number in SIGNALS:
         signal.signal(number, _interrupt)
-    began = time.monotonic()
+    lines, began = Lines(), time.monotonic()
     names = ", ".join(part.name for part in parts)
-    print(f"testing, two parts at a time: {names}; output goes to {logs}/ ...", flush=True)
+    lines.say(f"testing, two parts at a time: {names}; output goes to {logs}/ ...")
     try:
-        results = run_all(parts, logs, lambda text: print(text, flush=True))
+        results = run_all(parts, logs, lines.say)
     except Interrupted as interrupt:
         number = signal.Signals(interrupt.args[0])
         print(f"pyvmm: the tests were interrupted by {number.name}", file=sys.stderr)
         return 128 + number
-    print("\n".join(["", *summary(results, time.monotonic() - began)]))
-    return 1 if any(part.count(Outcome.FAILED) for part in results) else 0
+    lines.say("\n".join(["", *summary(results, time.monotonic() - began)]))
+    return 1 if lines.lost or any(part.count(Outcome.FAILED) for part in results) else 0
 
 
 def run_one(name: str, arguments: Sequence[str]) -> int:

@@ -45,14 +45,17 @@ def read_results(path: Path, exit_code: int) -> list[Result]:
     """Read the results of a pytest that has ended with ``exit_code``.
 
     A test that began and has no end was running when pytest died: it failed.  So did a pytest that
-    failed without a failing test, for example because it could not start.
+    failed without a failing test, for example because it could not start.  A full disk cuts lines
+    short; pytest fails then.
     """
     found: dict[str, Result] = {}
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else ():
-        if line.endswith("\n"):  # the last one may be cut short
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
             said = json.loads(line)
-            test, outcome = said["test"], Outcome(said["outcome"])
-            found[test] = Result(test, outcome, said.get("reason", ""))
+        except ValueError:
+            continue
+        test, outcome = said["test"], Outcome(said["outcome"])
+        found[test] = Result(test, outcome, said.get("reason", ""))
     results = [_as_ended(result) for result in found.values()]
     if exit_code and all(r.outcome != Outcome.FAILED for r in results):
         results.append(Result("pytest", Outcome.FAILED, ended(exit_code)))

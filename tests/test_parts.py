@@ -78,6 +78,79 @@ def test_failed_check_is_shown_with_its_command(
     assert "  sh: ended with exit code 3\n    again: sh -c 'exit 3'\n" in said
 
 
+def test_part_whose_log_cannot_be_written_fails_and_the_others_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.log").mkdir()
+    bad = Part("bad", PYTEST)
+
+    assert run_everything([bad, Part("good", checks=(check(""),))], tmp_path) == 1
+
+    said = capsys.readouterr().out
+    assert f"  bad: {tmp_path}/bad.log: Is a directory\n    again: make test-bad\n" in said
+    assert said.splitlines()[-1] == "1 passed, 1 failed, 0 skipped"
+
+
+def test_part_whose_output_is_cut_short_fails_and_the_others_run(tmp_path: Path) -> None:
+    """A limit of the size of files acts like a full disk."""
+    file = tmp_path / "test_it.py"
+    file.write_text("def test_good(): pass\n" * 1000)
+    run = (
+        "import resource, sys; from pathlib import Path; from tests.parts import *\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        f"bad = Part('bad', {PYTEST!r}, ({str(file)!r},))\n"
+        f"good = Part('good', checks=(('true',),))\n"
+        f"sys.exit(run_everything([bad, good], Path({str(tmp_path)!r})))"
+    )
+
+    done = subprocess.run(check(run), cwd=ROOT, capture_output=True, text=True)
+
+    assert f"failed in bad, whole output in {tmp_path}/bad.log:\n" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("1 passed, ")
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_command_that_cannot_be_started_fails_its_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lint = Part("lint", checks=((str(tmp_path / "ruff"),),))
+
+    assert run_everything([lint], tmp_path) == 1
+
+    expected = f"  lint: {tmp_path}/ruff: No such file or directory\n    again: make lint\n"
+    assert expected in capsys.readouterr().out
+
+
+def test_directory_of_logs_that_cannot_be_made_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "build").write_text("")
+
+    assert run_everything([], tmp_path / "build/logs") == 1
+
+    assert capsys.readouterr().err == f"pyvmm: cannot make {tmp_path}/build/logs: Not a directory\n"
+
+
+@pytest.mark.parametrize("stderr", [subprocess.PIPE, subprocess.STDOUT])
+def test_full_standard_output_ends_no_test(tmp_path: Path, stderr: int) -> None:
+    """The summary goes to stderr, if that can be written."""
+    ran = tmp_path / "ran"
+    run = (
+        "import sys; from pathlib import Path; from tests.parts import *\n"
+        f"part = Part('good', checks=(('touch', {str(ran)!r}),))\n"
+        f"sys.exit(run_everything([part], Path({str(tmp_path)!r})))"
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(check(run), cwd=ROOT, stdout=full, stderr=stderr, text=True)
+
+    assert ran.exists()
+    assert done.returncode == 1
+    if stderr == subprocess.PIPE:
+        lines = done.stderr.splitlines()
+        assert lines[0] == "pyvmm: cannot write to stdout: No space left on device"
+        assert lines[-1] == "1 passed, 0 failed, 0 skipped"
+
+
 def test_results_of_an_earlier_run_are_ignored(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,3 +66,10 @@ def test_results_with_a_truncated_line_are_read(tmp_path: Path) -> None:
     path.write_text('{"test": "t.py::test", "outcome": "began"}\n{"test": "t.py::te')
 
     assert [r.outcome for r in read_results(path, -9)] == [Outcome.FAILED]
+
+
+def test_results_with_a_truncated_line_before_others_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "results"
+    path.write_text('{"test": "t.py::te\n{"test": "t.py::test", "outcome": "passed"}\n')
+
+    assert [r.outcome for r in read_results(path, 3)] == [Outcome.PASSED, Outcome.FAILED]
