@@ -231,10 +231,14 @@ def run_tests(venv: Path, python: Python) -> Result:
             cwd=ROOT, env=_environment(), stdout=output, stderr=subprocess.STDOUT,
         ).returncode  # fmt: skip
     seconds = time.monotonic() - started
-    if code not in (0, 1) or not junit.exists():
-        lines = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
-        return Result(python.full, python.origin, reason=f"pytest ended with {code}:\n{lines}")
-    return count(junit, python, seconds)
+    try:
+        if code in (0, 1):
+            return count(junit, python, seconds)
+        reason = f"pytest ended with {code}"
+    except (OSError, ElementTree.ParseError) as error:  # a full disk cuts the file short
+        reason = f"pytest ended with {code}, its results cannot be read: {junit}: {error}"
+    lines = "\n".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
+    return Result(python.full, python.origin, reason=f"{reason}:\n{lines}")
 
 
 def count(junit: Path, python: Python, seconds: float) -> Result:

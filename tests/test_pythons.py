@@ -37,7 +37,11 @@ def fake(own: Path) -> Path:
 
 
 def write(fake: Path, cases: str = PASSED, *, code: int = 0, pip: str = "true") -> None:
-    fake.write_text(FAKE.format(junit=f"<testsuite>{cases}</testsuite>", code=code, pip=pip))
+    write_junit(fake, f"<testsuite>{cases}</testsuite>", code=code, pip=pip)
+
+
+def write_junit(fake: Path, junit: str, *, code: int = 0, pip: str = "true") -> None:
+    fake.write_text(FAKE.format(junit=junit, code=code, pip=pip))
     fake.chmod(0o755)
 
 
@@ -90,6 +94,23 @@ def test_suite_that_dies_is_a_failure(fake: Path, own: Path) -> None:
 
     assert done.returncode == 1
     assert "Python 3.98.7: pytest ended with 139" in done.stdout
+
+
+@pytest.mark.parametrize("junit", ["", "<testsuite><testcase"])
+def test_incomplete_results_are_a_failure_and_the_next_is_tested(
+    junit: str, fake: Path, own: Path
+) -> None:
+    write_junit(fake, junit)
+    write(fake.with_name("python3.97"))
+    other = fake.with_name("python3.97")
+    other.write_text(other.read_text().replace("3.98", "3.97"))
+
+    done = run(own, "3.98", "3.97")
+
+    assert done.returncode == 1
+    assert "Python 3.98.7: pytest ended with 0, its results cannot be read: " in done.stdout
+    assert row(done.stdout, "3.97.7")[2] == "1"
+    assert done.stderr == ""
 
 
 def test_failure_to_make_an_environment_shows_the_tools_output(fake: Path, own: Path) -> None:
