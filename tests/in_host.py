@@ -12,7 +12,7 @@ import sysconfig
 from pathlib import Path
 
 from pyvmm.errors import VmmError
-from pyvmm.host import HostSettings, forward, is_local
+from pyvmm.host import HostSettings, forward, is_local, models
 from tests.runtime import own_runtime_dir
 
 # Without hypothesis's plugin, which is not pure Python.
@@ -35,13 +35,16 @@ def main() -> int:
     arguments = sys.argv[1:]
     if not any(a.partition("::")[0].endswith(".py") for a in arguments):
         arguments += _files()
-    names = {"kind": "", "kernel": "_KERNEL", "qemu": "_QEMU", "cpu": "_CPU"}
+    names = {"kind": "", "kernel": "_KERNEL", "qemu": "_QEMU", "cpu": "_CPU",
+             "machine": "_MACHINE", "append": "_APPEND"}  # fmt: skip
     chosen = {
         name: value
         for name, ending in names.items()
         if (value := os.environ.get(f"PYVMM_HOST{ending}"))
     }
-    settings = HostSettings(**chosen)
+    kind = {"kind": chosen.pop("kind")} if "kind" in chosen else {}
+    model = os.environ.get("PYVMM_HOST_MODEL")
+    settings = HostSettings(**kind, **models.combined(model, chosen))
     if is_local(settings):
         os.execv(sys.executable, [sys.executable, *PYTEST[1:], *arguments])
     os.environ["PYTHONPATH"] = sysconfig.get_path("purelib")

@@ -30,6 +30,8 @@ OPTIONS = {
     "host.kernel": "--host-kernel ",
     "host.qemu": "--host-qemu ",
     "host.cpu": "--host-cpu ",
+    "host.machine": "--host-machine ",
+    "host.model": "--host-model ",
     "host.append": "--host-append ",
     "sandbox": "--no-sandbox ",
     "pattern": "-k ",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -26,6 +26,14 @@ _Result = TypeVar("_Result")
 
 CHOICE = "VERSION|SUITE|PATH"
 
+
+def complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of models that begin so, for the shell."""
+    from pyvmm.host import models
+
+    return [name for name in models.MODELS if name.startswith(incomplete)]
+
+
 _OPTIONS = (
     click.option(
         "--host", type=click.Choice(KINDS), default="auto", envvar="PYVMM_HOST",
@@ -33,29 +41,40 @@ _OPTIONS = (
         "local on an arm64 machine with /dev/kvm, else emulated.",
     ),
     click.option(
-        "--host-kernel", metavar=CHOICE, default=DEFAULT_KERNEL, envvar="PYVMM_HOST_KERNEL",
-        help=f"The emulated host's kernel: {', '.join(KERNEL_SUITES)} or another of Debian's "
+        "--host-model", metavar="NAME", envvar="PYVMM_HOST_MODEL", shell_complete=complete_model,
+        help="A ready-made emulated host: gicv2, mte, nested, a64fx, ... `pyvmm host list` shows "
+        "them. The options below override what it chooses.",
+    ),
+    click.option(
+        "--host-kernel", metavar=CHOICE, envvar="PYVMM_HOST_KERNEL",
+        help=f"The emulated host's kernel ({DEFAULT_KERNEL} by default): "
+        f"{', '.join(KERNEL_SUITES)} or another of Debian's "
         "versions, a Debian suite (sid), or a path. `pyvmm host list` shows the versions.",
     ),
     click.option(
-        "--host-qemu", metavar=CHOICE, default=DEFAULT_QEMU, envvar="PYVMM_HOST_QEMU",
-        help=f"The emulated host's QEMU: {', '.join(QEMU_SUITES)} or another version, a suite, "
-        "or a path.",
+        "--host-qemu", metavar=CHOICE, envvar="PYVMM_HOST_QEMU",
+        help=f"The emulated host's QEMU ({DEFAULT_QEMU} by default): "
+        f"{', '.join(QEMU_SUITES)} or another version, a suite, or a path.",
     ),
     click.option(
-        "--host-cpu", metavar="CPU", default=DEFAULT_CPU, envvar="PYVMM_HOST_CPU",
-        help="The emulated host's CPU, as for QEMU's -cpu: max,sve384=off has SVE without 384 "
-        "bits.",
+        "--host-machine", metavar="OPTIONS", envvar="PYVMM_HOST_MACHINE",
+        help="Properties of the emulated host's machine, as for QEMU's -M virt,OPTIONS: "
+        "gic-version=2, mte=on.",
     ),
     click.option(
-        "--host-append", metavar="TEXT", default="", envvar="PYVMM_HOST_APPEND", show_default=False,
+        "--host-cpu", metavar="CPU", envvar="PYVMM_HOST_CPU",
+        help=f"The emulated host's CPU ({DEFAULT_CPU} by default), as for QEMU's -cpu: "
+        "max,sve384=off has SVE without 384 bits.",
+    ),
+    click.option(
+        "--host-append", metavar="TEXT", envvar="PYVMM_HOST_APPEND",
         help="Add TEXT to the host kernel's command line: kvm-arm.mode=nvhe.",
     ),
 )  # fmt: skip
 
 
 def host_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
-    """Add the five options to a command, which gets them as ``where: HostSettings``."""
+    """Add the options to a command, which gets them as ``where: HostSettings``."""
     return added(*_OPTIONS)(_with_settings(command, "where"))
 
 
@@ -67,11 +86,26 @@ def emulated_options(command: Callable[..., _Result]) -> Callable[..., _Result]:
 def _with_settings(command: Callable[..., _Result], name: str) -> Callable[..., _Result]:
     @functools.wraps(command)
     def with_settings(*args: object, host: str = "auto", **options: Any) -> _Result:
-        fields = ("kernel", "qemu", "cpu", "append")
-        settings = HostSettings(kind=host, **{key: options.pop(f"host_{key}") for key in fields})
+        model = options.pop("host_model")
+        fields = ("kernel", "qemu", "machine", "cpu", "append")
+        given = {key: options.pop(f"host_{key}") for key in fields}
+        settings = HostSettings(kind=host, **settings_of(model, given))
         return command(*args, **{name: settings}, **options)
 
     return with_settings
+
+
+def settings_of(model: str | None, given: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the fields of HostSettings of a model, if there is one, and of single options.
+
+    Raises: UsageError, if there is no such model.
+    """
+    chosen = {key: value for key, value in given.items() if value is not None}
+    if model is None:
+        return chosen
+    from pyvmm.host import models  # lazily: most runs have none
+
+    return models.combined(model, chosen)
 
 
 def run_here_or_forward(

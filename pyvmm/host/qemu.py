@@ -20,6 +20,7 @@ from pyvmm.errors import HostError
 from pyvmm.host import saved
 from pyvmm.host.parts.tools import Tool
 from pyvmm.host.running import starting_failed
+from pyvmm.host.settings import machine_properties
 from pyvmm.host.wire import FIRST_PORTS, PORTS
 
 COLD_BOOT_S: Final = 180.0
@@ -59,6 +60,10 @@ CPU_EXTRAS: Final = (
 CPUS_WITH_EXTRAS: Final = ("max",)
 
 
+# What every host has, unless the user's settings choose otherwise.
+MACHINE: Final = {"virtualization": "on", "gic-version": "3", "memory-backend": "mem"}
+
+
 class QemuPlan(Record):
     """One emulated host: the program, what it models, and the files it needs."""
 
@@ -69,6 +74,7 @@ class QemuPlan(Record):
     usr: Path  # the erofs image of /usr
     counted: bool = False  # one CPU, and one nanosecond per instruction
     sandbox: bool = False  # it has SANDBOX: see has_sandbox()
+    properties: str = ""  # of the machine, in place of MACHINE's or beside them
 
     @property
     def cpu_argument(self) -> str:
@@ -84,6 +90,12 @@ class QemuPlan(Record):
             if extra.name not in given and extra.since <= version < extra.before
         ]
         return ",".join([self.cpu, *extras])
+
+    @property
+    def machine_argument(self) -> str:
+        """The -M argument."""
+        properties = MACHINE | machine_properties(self.properties)
+        return ",".join(["virt", *(f"{name}={value}" for name, value in properties.items())])
 
     def machine(
         self, memory: Path, sockets: Path, *, keep_memory: bool, shared: Path = Path("/")
@@ -101,7 +113,7 @@ class QemuPlan(Record):
             cpus = ["-smp", str(saved.cpus()), "-accel", "tcg,thread=multi"]
         arguments = [
             *(SANDBOX if self.sandbox else ()),
-            "-M", "virt,virtualization=on,gic-version=3,memory-backend=mem",
+            "-M", self.machine_argument,
             "-cpu", self.cpu_argument,
             *cpus, "-m", f"size={size}B",
             "-object",

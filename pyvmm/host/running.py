@@ -67,8 +67,9 @@ class Running(Record):
     @property
     def description(self) -> str:
         """The host in a few words, for the results obtained in it."""
-        facts = self.facts
-        return f"QEMU {facts['qemu']} (TCG), -cpu {facts['settings']['cpu']}"
+        facts, settings = self.facts, self.facts["settings"]
+        machine = f", -M {settings['machine']}" if settings.get("machine") else ""
+        return f"QEMU {facts['qemu']} (TCG), -cpu {settings['cpu']}{machine}"
 
 
 def running_at(sockets: Path) -> Running | None:

@@ -38,6 +38,8 @@ def key(settings: HostSettings, made_of: Iterable[Tree | None] | None = None) ->
     ]  # fmt: skip
     if settings.append:
         parts.append(settings.append)
+    if settings.machine:
+        parts.append(f"-M {settings.machine}")
     found = trees.chosen(settings) if made_of is None else made_of
     parts += [tree.identity for tree in found if tree is not None]
     for path in (settings.kernel, settings.qemu):

@@ -1,4 +1,4 @@
-"""The user's settings for an emulated host: kernel, QEMU, CPU."""
+"""The user's settings for an emulated host: kernel, QEMU, machine, CPU."""
 
 from __future__ import annotations
 
@@ -32,6 +32,16 @@ DEFAULT_CPU: Final = "max,sve2048=on"
 
 LONGEST_APPEND: Final = 1024  # of the 2048 bytes that arm64 takes (COMMAND_LINE_SIZE)
 
+# A property of QEMU's machine.  A comma would begin another one.
+PROPERTY: Final = re.compile(r"[a-z][a-z0-9-]*=[\x21-\x2b\x2d-\x7e]+")
+# Properties that pyvmm needs as they are
+OWN_PROPERTIES: Final = {
+    "virtualization": "without EL2 the host would have no KVM",
+    "memory-backend": "pyvmm keeps the host's memory in a file of its own",
+    "type": "pyvmm's hosts are QEMU's machine virt",
+    "accel": "pyvmm's hosts are emulated by TCG",
+}
+
 KINDS: Final = ("auto", "local", "emulated")
 
 
@@ -56,7 +66,8 @@ class HostSettings(Record):
     SUITES, or a path.  A kernel's path is that of an uncompressed arm64 Image, or of a kernel
     package's unpacked tree.  QEMU's path is that of a qemu-system-aarch64.
 
-    ``cpu`` is QEMU's ``-cpu`` argument.  ``append`` is added to the kernel's command line.
+    ``cpu`` is QEMU's ``-cpu`` argument.  ``machine`` has properties for ``-M virt,...``.
+    ``append`` is added to the kernel's command line.
     """
 
     kind: str = "auto"
@@ -64,6 +75,7 @@ class HostSettings(Record):
     qemu: str = DEFAULT_QEMU
     cpu: str = DEFAULT_CPU
     append: str = ""
+    machine: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -75,6 +87,7 @@ class HostSettings(Record):
                 f"`host.cpu`={self.cpu!r}: not a CPU QEMU could know",
                 hint="for example `host.cpu`=max,sve384=off",
             )
+        machine_properties(self.machine)
         if not self.append.isprintable() or len(self.append) > LONGEST_APPEND:
             raise UsageError(
                 f"`host.append`={self.append!r}: not text for a kernel command line",
@@ -84,15 +97,36 @@ class HostSettings(Record):
     @property
     def customised(self) -> bool:
         """Whether any property of the emulated host differs from the default."""
-        chosen = (self.kernel, self.qemu, self.cpu, self.append)
-        return chosen != (DEFAULT_KERNEL, DEFAULT_QEMU, DEFAULT_CPU, "")
+        chosen = (self.kernel, self.qemu, self.cpu, self.machine, self.append)
+        return chosen != (DEFAULT_KERNEL, DEFAULT_QEMU, DEFAULT_CPU, "", "")
 
     @property
     def label(self) -> str:
-        """A short name for people: kernel, QEMU and CPU."""
+        """A short name for people: kernel, QEMU, machine and CPU."""
+        machine = f", -M {self.machine}" if self.machine else ""
         append = f", {self.append}" if self.append else ""
         return (f"Linux {Path(self.kernel).name}, QEMU {Path(self.qemu).name}, "
-                f"-cpu {self.cpu}{append}")  # fmt: skip
+                f"-cpu {self.cpu}{machine}{append}")  # fmt: skip
+
+
+def machine_properties(text: str) -> dict[str, str]:
+    """Return the properties in a ``machine`` setting by name.
+
+    Raises: UsageError, for text that is not NAME=VALUE,..., and for a property that pyvmm sets.
+    """
+    field = f"`host.machine`={text!r}"
+    found: dict[str, str] = {}
+    for word in text.split(",") if text else ():
+        if not PROPERTY.fullmatch(word):
+            raise UsageError(
+                f"{field}: {word!r} is not a property of QEMU's machine virt, NAME=VALUE",
+                hint="for example `host.machine`=gic-version=2",
+            )
+        name, _, value = word.partition("=")
+        if reason := OWN_PROPERTIES.get(name):
+            raise UsageError(f"{field}: {reason}", hint=f"leave {name} out")
+        found[name] = value
+    return found
 
 
 def is_path(choice: str) -> bool:

@@ -92,13 +92,15 @@ def plan_for(
     tool = tools.qemu(settings.qemu, progress)
     if facts is not None:
         files = Path(facts["image"]), Path(facts["usr"])
-        has_sandbox = facts.get("sandbox", False)
-        return qemu.QemuPlan(tool, facts["qemu"], settings.cpu, *files, sandbox=has_sandbox)
+        return qemu.QemuPlan(
+            tool, facts["qemu"], settings.cpu, *files,
+            sandbox=facts.get("sandbox", False), properties=settings.machine,
+        )  # fmt: skip
     found = kernel.find(settings.kernel, progress)
     version = tools.qemu_version(tool)
     return qemu.QemuPlan(
         tool, version, settings.cpu, found.image, root.image(progress),
-        sandbox=qemu.has_sandbox(tool),
+        sandbox=qemu.has_sandbox(tool), properties=settings.machine,
     )  # fmt: skip
 
 

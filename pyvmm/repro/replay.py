@@ -89,7 +89,8 @@ def host_of(capsule: Capsule, chosen: dict[str, Any]) -> HostSettings:
     Raises: UsageError, if the capsule's kernel or QEMU is a file on another machine.
     """
     fields = {name: capsule.manifest["host"].get(name) for name in ("kernel", "qemu", "cpu")}
-    fields |= {"append": capsule.manifest["host"].get("append", ""), "kind": "auto"}
+    fields |= {name: capsule.manifest["host"].get(name, "") for name in ("append", "machine")}
+    fields["kind"] = "auto"
     if "emulated" in capsule.manifest["machine"]:
         fields["kind"] = "emulated"
     fields |= chosen

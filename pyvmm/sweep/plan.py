@@ -88,7 +88,10 @@ class Run(Record, kw_only=True):
 
 def host_name(where: HostSettings) -> str:
     """Return a short name for host settings."""
-    return where.kind if where.kind == "local" else f"kernel={where.kernel} cpu={where.cpu}"
+    if where.kind == "local":
+        return where.kind
+    machine = f" machine={where.machine}" if where.machine else ""
+    return f"kernel={where.kernel} cpu={where.cpu}{machine}"
 
 
 def alternatives(texts: Iterable[str], subject: str, separators: str = BETWEEN) -> list[str]:

@@ -75,6 +75,21 @@ def test_machine_has_el2_a_gicv3_and_no_network() -> None:
     assert int(option(arguments, "-smp")[0]) <= min(os.cpu_count() or 1, 4)
 
 
+@pytest.mark.parametrize(
+    ("properties", "argument"),
+    [
+        ("gic-version=2", "virt,virtualization=on,gic-version=2,memory-backend=mem"),
+        ("mte=on", "virt,virtualization=on,gic-version=3,memory-backend=mem,mte=on"),
+    ],
+)
+def test_machine_takes_the_users_properties(properties: str, argument: str) -> None:
+    chosen = plan().replace(properties=properties)
+
+    arguments = chosen.machine(HERE / "memory", HERE / "run", keep_memory=False)
+
+    assert option(arguments, "-M") == [argument]
+
+
 def test_machine_has_qemus_sandbox_only_if_the_plan_has_it() -> None:
     without = plan().machine(HERE / "memory", HERE / "run", keep_memory=False)
     sandboxed = plan().replace(sandbox=True)

@@ -77,6 +77,15 @@ def test_append_makes_the_settings_customised() -> None:
     assert saved.key(settings) != saved.key(HostSettings())
 
 
+def test_machine_makes_the_settings_customised() -> None:
+    settings = HostSettings(machine="gic-version=2,mte=on")
+
+    assert settings.customised
+    assert settings.label.endswith(", -M gic-version=2,mte=on")
+    assert saved.key(settings) != saved.key(HostSettings())
+    assert saved.key(settings) != saved.key(HostSettings(machine="gic-version=2"))
+
+
 def test_settings_accept_an_existing_path(tmp_path: Path) -> None:
     image = tmp_path / "Image"
     image.touch()
@@ -103,6 +112,12 @@ def test_settings_accept_an_existing_path(tmp_path: Path) -> None:
         ({"cpu": ""}, "`host.cpu`='': not a CPU"),
         ({"cpu": "max, sve=off"}, "not a CPU"),
         ({"cpu": "max\n"}, "not a CPU"),
+        ({"machine": "gic-version"}, "'gic-version' is not a property of QEMU's machine virt"),
+        ({"machine": "mte=on,"}, "'' is not a property"),
+        ({"machine": "mte=on, gic-version=2"}, "' gic-version=2' is not a property"),
+        ({"machine": "mte=on\n"}, "is not a property"),
+        ({"machine": "virtualization=off"}, "without EL2 the host would have no KVM"),
+        ({"machine": "mte=on,memory-backend=x"}, "pyvmm keeps the host's memory in a file"),
         ({"append": "quiet\ninit=/x"}, "not text for a kernel command line"),
         ({"append": "x" * 1025}, "not text for a kernel command line"),
     ],

@@ -94,17 +94,24 @@ def status(as_json: bool) -> None:
 @click.option("--refresh", is_flag=True, help="Read the package lists first; this takes minutes.")
 @json_option
 def list_command(refresh: bool, as_json: bool) -> int:
-    """Show which kernels and QEMUs a host can have.
+    """Show which kernels and QEMUs a host can have, and the ready-made hosts.
 
     --host-kernel and --host-qemu take a version, a Debian suite or a path. For a version, pyvmm
     takes the newest match in the cache, else in Debian. A suite has the versions that it had when
     pyvmm last read its package lists. The table shows these, unless --refresh reads the lists
-    again. Exit codes: 0 success; 3 the mirror does not answer --refresh.
+    again. --host-model takes a name of the third table.
+    Exit codes: 0 success; 3 the mirror does not answer --refresh.
     """
     answered = _list.refresh(Progress()) if refresh else True
     kernels, qemus = _list.rows(LINUX), _list.rows(QEMU)
-    document = {"schema": SCHEMA, "cache": str(cache_dir()), "kernels": kernels, "qemus": qemus}
-    show(as_json, document, [*_list.lines(LINUX, kernels), "", *_list.lines(QEMU, qemus)])
+    models = _list.models()
+    document = {
+        "schema": SCHEMA, "cache": str(cache_dir()), "kernels": kernels, "qemus": qemus,
+        "models": models,
+    }  # fmt: skip
+    tables = (_list.lines(LINUX, kernels), [""], _list.lines(QEMU, qemus), [""],
+              _list.model_lines(models))  # fmt: skip
+    show(as_json, document, [line for table in tables for line in table])
     return EXIT_OK if answered else EXIT_HOST
 
 
@@ -168,6 +175,7 @@ def _row(
         "kernel": facts.get("kernel"),
         "qemu": facts.get("qemu"),
         "cpu": facts.get("cpu"),
+        "machine": facts.get("settings", {}).get("machine", ""),
         "memory_bytes": facts.get("memory"),
         "saved": str(saved) if saved else None,
         "saved_bytes": size_on_disk(saved) if saved else 0,
@@ -195,8 +203,10 @@ def _line(row: dict[str, Any]) -> str:
         )
         if not row["confined"]:
             state += f", sees all of your files ({row['why_unconfined']})"
+    machine = f", -M {row['machine']}" if row["machine"] else ""
     return (
-        f"{row['name']}  Linux {row['kernel']}, QEMU {row['qemu']}, -cpu {row['cpu']}: {state}; "
+        f"{row['name']}  Linux {row['kernel']}, QEMU {row['qemu']}, -cpu {row['cpu']}{machine}: "
+        f"{state}; "
         f"{row['saved_bytes'] / 1e6:.0f} MB on disk"
     )
 

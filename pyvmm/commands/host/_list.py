@@ -1,4 +1,4 @@
-"""The table of ``pyvmm host list``: kernels and QEMUs in Debian and in the cache."""
+"""The tables of ``pyvmm host list``: kernels and QEMUs in Debian and the cache, and models."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pyvmm.base.dirs import size_on_disk
 from pyvmm.commands._fields import option, spell
 from pyvmm.commands._output import aligned
 from pyvmm.errors import HostError
+from pyvmm.host.models import MODELS
 from pyvmm.host.parts import trees
 from pyvmm.host.parts.trees import Look, Tree
 from pyvmm.host.progress import Progress
@@ -19,6 +20,7 @@ from pyvmm.host.saved import everyone
 from pyvmm.host.settings import LINUX, QEMU, SUITES, Product, matches
 
 COLUMNS: Final = ("DEBIAN SUITE", "NEWEST", "LOOKED AT", "IN THE CACHE", "SAVED HOSTS")
+MODEL_COLUMNS: Final = ("kernel", "qemu", "machine", "cpu", "append", "about")
 AT_A_TIME: Final = 4  # suites that are read in parallel
 
 
@@ -59,6 +61,21 @@ def lines(product: Product, table: list[dict[str, Any]]) -> Iterator[str]:
     """Yield the rows of a product as text."""
     title = (option(product.field), *COLUMNS)
     return aligned([title, *(line for row in table for line in _cells(row))])
+
+
+def models() -> list[dict[str, str]]:
+    """Return the ready-made hosts, for ``host list --json``."""
+    return [
+        {"name": name, **model.settings(), "about": model.about} for name, model in MODELS.items()
+    ]
+
+
+def model_lines(table: list[dict[str, str]]) -> Iterator[str]:
+    """Yield the rows of the ready-made hosts as text."""
+    title = (option("host.model"), *(field.upper() for field in MODEL_COLUMNS))
+    return aligned(
+        [title, *((row["name"], *(row[field] or "-" for field in MODEL_COLUMNS)) for row in table)]
+    )
 
 
 def _row(

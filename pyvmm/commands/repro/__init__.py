@@ -68,9 +68,11 @@ def run_capsule(where: HostSettings, capsule: Path, trust: bool, as_json: bool) 
     same verdict; 1 another; 2 the file is damaged or not trusted; 3 cannot tell.
     """
     found = Capsule.read(capsule)
-    named = {"kind": "host", "kernel": "host_kernel", "qemu": "host_qemu", "cpu": "host_cpu",
-             "append": "host_append"}  # fmt: skip
-    chosen = {name: getattr(where, name) for name, option in named.items() if _is_given(option)}
+    chosen = {name: getattr(where, name)
+              for name in ("kernel", "qemu", "machine", "cpu", "append")
+              if _is_given(f"host_{name}", "host_model")}  # fmt: skip
+    if _is_given("host"):
+        chosen["kind"] = where.kind
     settings = replay.host_of(found, chosen)
     with replay.unpacked(found, settings, trust=trust) as job:
         result = perform(job, Progress())
@@ -133,8 +135,8 @@ def _run_once(job: Job, options: dict[str, Any]) -> int:
 
 def _run_matrix(job: Job, options: dict[str, Any]) -> int:
     """Run the matrix on every host; after a Ctrl-C too, report the finished runs."""
-    qemus = [job.where.qemu] if _is_given("host_qemu") else list(QEMU_SUITES)
-    kernels = [job.where.kernel] if _is_given("host_kernel") else list(KERNEL_SUITES)
+    qemus = [job.where.qemu] if _is_given("host_qemu", "host_model") else list(QEMU_SUITES)
+    kernels = [job.where.kernel] if _is_given("host_kernel", "host_model") else list(KERNEL_SUITES)
     matrix = Matrix(job, qemus, kernels)
     as_json, path = options["as_json"], options["report"]
     table = _report.MatrixTable(matrix.cells, sys.stderr if as_json else sys.stdout)
@@ -161,10 +163,10 @@ def _write_report(
         write_whole(path.with_suffix(".svg"), picture.encode())
 
 
-def _is_given(parameter: str) -> bool:
-    """Return whether the user gave that option."""
-    source = click.get_current_context().get_parameter_source(parameter)
-    return source is not ParameterSource.DEFAULT
+def _is_given(*parameters: str) -> bool:
+    """Return whether the user gave one of those options."""
+    source = click.get_current_context().get_parameter_source
+    return any(source(name) is not ParameterSource.DEFAULT for name in parameters)
 
 
 def show(result: ReproResult, *, as_json: bool) -> None:

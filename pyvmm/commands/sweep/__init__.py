@@ -17,7 +17,7 @@ import click
 from pyvmm.arm64.vl import VlSet
 from pyvmm.base.files import write_whole
 from pyvmm.base.signals import handling
-from pyvmm.commands._hostopts import CHOICE
+from pyvmm.commands._hostopts import CHOICE, settings_of
 from pyvmm.commands._options import file_option, json_option
 from pyvmm.commands._output import echo, show
 from pyvmm.commands.run import complete_image, find_image, run
@@ -26,7 +26,7 @@ from pyvmm.commands.sweep._table import SweepTable
 from pyvmm.errors import EXIT_SIGNAL, UsageError
 from pyvmm.host import is_local, say_why_emulated
 from pyvmm.host.progress import Progress
-from pyvmm.host.settings import DEFAULT_CPU, DEFAULT_KERNEL, DEFAULT_QEMU, KINDS, HostSettings
+from pyvmm.host.settings import KINDS, HostSettings
 from pyvmm.sweep import report
 from pyvmm.sweep.crew import Crew, dask, local
 from pyvmm.sweep.drive import RunResult, Watcher, ask_hosts, drive
@@ -65,7 +65,15 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     help="Emulated hosts' kernels, as for `pyvmm run`.",
 )  # fmt: skip
 @click.option(
-    "--host-qemu", default=DEFAULT_QEMU, envvar="PYVMM_HOST_QEMU", metavar=CHOICE,
+    "--host-model", "models", multiple=True, envvar="PYVMM_HOST_MODEL", metavar="NAME",
+    help="Ready-made emulated hosts, as for `pyvmm run`.",
+)  # fmt: skip
+@click.option(
+    "--host-machine", envvar="PYVMM_HOST_MACHINE", metavar="OPTIONS",
+    help="Properties of the emulated hosts' machine, as for `pyvmm run`.",
+)  # fmt: skip
+@click.option(
+    "--host-qemu", envvar="PYVMM_HOST_QEMU", metavar=CHOICE,
     help="The emulated hosts' QEMU, as for `pyvmm run`.",
 )  # fmt: skip
 @click.option(
@@ -131,12 +139,16 @@ def _refuse_own(more: Sequence[str]) -> None:
 
 
 def _hosts(options: dict[str, Any]) -> list[HostSettings]:
-    """Return every combination of kernels and CPUs; this machine's KVM is ``local``."""
-    kernels = alternatives(options["kernels"], "--host-kernel", ",;") or [DEFAULT_KERNEL]
-    cpus = alternatives(options["host_cpus"], "--host-cpu") or [DEFAULT_CPU]
+    """Return every combination of models, kernels and CPUs; this machine's KVM is ``local``."""
+    models = _or_default(alternatives(options["models"], "--host-model", ",;"))
+    kernels = _or_default(alternatives(options["kernels"], "--host-kernel", ",;"))
+    cpus = _or_default(alternatives(options["host_cpus"], "--host-cpu"))
+    same = {name: options[f"host_{name}"] for name in ("qemu", "machine")}
     hosts = [
-        HostSettings(kind=options["host"], qemu=options["host_qemu"], kernel=kernel, cpu=cpu)
-        for kernel, cpu in product(kernels, cpus)
+        HostSettings(
+            kind=options["host"], **settings_of(model, {"kernel": kernel, "cpu": cpu, **same})
+        )
+        for model, kernel, cpu in product(models, kernels, cpus)
     ]
     if options["scheduler"] is not None:  # each worker chooses its own host
         return hosts
@@ -144,6 +156,11 @@ def _hosts(options: dict[str, Any]) -> list[HostSettings]:
     for host in chosen:
         say_why_emulated(host, Progress().say)
     return chosen
+
+
+def _or_default(values: list[str]) -> list[str | None]:
+    """Return the values of an option, or None for its default."""
+    return [*values] or [None]
 
 
 class Sweep:

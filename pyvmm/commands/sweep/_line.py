@@ -25,10 +25,12 @@ def command(run: Run) -> tuple[str, ...]:
 
 
 def _host_words(where: HostSettings) -> list[str]:
-    words = [
+    return [
         f"--host={where.kind}",
         f"--host-kernel={where.kernel}",
         f"--host-qemu={where.qemu}",
         f"--host-cpu={where.cpu}",
+        # Also if they are empty: PYVMM_HOST_MODEL would fill them in.
+        f"--host-machine={where.machine}",
+        f"--host-append={where.append}",
     ]
-    return [*words, f"--host-append={where.append}"] if where.append else words

@@ -62,6 +62,17 @@ def test_list_with_a_new_cache_has_every_suite_with_its_expected_version() -> No
     assert document["qemus"]["bookworm"]["choose"] == ["7.2", "bookworm"]
 
 
+def test_list_has_the_ready_made_hosts_with_their_settings() -> None:
+    (nested,) = [model for model in listed()["models"] if model["name"] == "nested"]
+
+    assert nested == {
+        "name": "nested", "kernel": "7.2", "qemu": "11", "cpu": "max,sve2048=on", "machine": "",
+        "append": "kvm-arm.mode=nested", "about": "guests at EL2",
+    }  # fmt: skip
+    (line,) = [line for line in text() if line.startswith("gicv2 ")]
+    assert line.split()[:5] == ["gicv2", "6.1", "7.2", "gic-version=2", "max,sve2048=on"]
+
+
 def test_suite_that_moved_on_offers_its_current_version() -> None:
     trees.remember(seen("sid", "7.3.1-1"))
     trees.remember(seen("trixie-backports", "7.1.13-1", "7.1.7-1", "6.18.2-1"))

@@ -26,6 +26,7 @@ def test_command_line_is_that_of_one_run() -> None:
 
     assert words == [
         "run", "--host=auto", "--host-kernel=6.1", "--host-qemu=7.2", "--host-cpu=max,sve384=off",
+        "--host-machine=", "--host-append=",
         "--sve-vls=128,256,512", "--cpus", "2", "--initrd", "root.cpio", "--timeout", "2.5",
         "-m", "64", "--", "-odd",
     ]  # fmt: skip

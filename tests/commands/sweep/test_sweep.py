@@ -68,6 +68,21 @@ def test_every_combination_is_run(capsys: Capture) -> None:
     }
 
 
+def test_models_are_combined_with_kernels_and_take_single_options(capsys: Capture) -> None:
+    code, document = sweep(
+        capsys, "hello", "--sve-vls-each", "none", "--host-model", "gicv2,a64fx", "--host-kernel",
+        "6.12", "--host-qemu", "11",
+    )  # fmt: skip
+
+    assert code == 0
+    assert [run["host"] for run in document["runs"]] == [
+        "kernel=6.12 cpu=max,sve2048=on machine=gic-version=2", "kernel=6.12 cpu=a64fx",
+    ]  # fmt: skip
+    command = document["runs"][1]["command"]
+    for word in ("--host-qemu=11", "--host-cpu=a64fx", "--host-machine=", "--host-append="):
+        assert word in command.split()
+
+
 def test_options_after_dashes_go_to_each_run(capsys: Capture) -> None:
     _, document = sweep(capsys, "hello", "--sve-vls-each", "128", "-p", "a b", "--", "-m", "64")
 
