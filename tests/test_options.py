@@ -111,6 +111,18 @@ def test_gicv2_works_or_is_refused_with_the_choices(boot: Boot) -> None:
     assert machine.run() == 0
 
 
+def test_host_with_a_gicv2_alone_refuses_a_gicv3_and_a_ninth_vcpu(boot: Boot) -> None:
+    if has_device(DeviceType.ARM_VGIC_V3):
+        pytest.skip("the host has a GICv3")
+
+    with pytest.raises(HostError, match=r"`irqchip`=gicv3-its: .* has no gicv3-its") as caught:
+        boot(irqchip="gicv3-its")
+    assert caught.value.hint == "use one of gicv2"
+    with pytest.raises(HostError, match="`vcpus`=9: this host gives one VM at most 8 vCPUs"):
+        boot(vcpus=9)
+    assert boot(vcpus=8).run() == 0
+
+
 def test_gicv2_has_at_most_8_vcpus(boot: Boot) -> None:
     with pytest.raises(HostError, match="at most 8 vCPUs with a GICv2"):
         boot(irqchip="gicv2", vcpus=9)

@@ -31,7 +31,7 @@ from pyvmm.kvm.system import System
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm, spi
 from pyvmm.machine.counts import open_stats
-from pyvmm.machine.irqchip import Irqchip, make_irqchip
+from pyvmm.machine.irqchip import Irqchip, choose_irqchip, make_irqchip
 from pyvmm.machine.plan import DEFAULT_IPA_BITS, Feature, HostLimits, Plan, plan
 from pyvmm.machine.slots import MemorySlots
 from pyvmm.machine.vcpus import (
@@ -149,6 +149,7 @@ def assemble(system: System, config: Config, decided: Plan, hooks: Hooks, undo: 
     Raises: HostError, if the host cannot provide what the Config requests.
     """
     vm = undo.enter_context(system.create_vm(decided.ipa_bits))
+    gic = choose_irqchip(vm, config)
     memory = undo.enter_context(
         GuestMemory(config.ram_base, decided.memory, huge_pages=config.hugetlbfs)
     )
@@ -157,7 +158,7 @@ def assemble(system: System, config: Config, decided: Plan, hooks: Hooks, undo: 
     slots.save(layout.RAM, memory)
     _enable_capabilities(system, vm, decided)
     vcpus = make_vcpus(vm, decided, undo)
-    irqchip = make_irqchip(vm, config, len(vcpus), undo)
+    irqchip = make_irqchip(vm, gic, config, len(vcpus), undo)
     init_pmus(vcpus, decided)
     pvtime = make_pvtime(vcpus, decided, slots, undo)
     uarts, rtc = _make_uarts_and_rtc(vm, {**hooks.terminals, 0: hooks.output})

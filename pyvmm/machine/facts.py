@@ -21,7 +21,7 @@ from pyvmm.kvm.system import System
 from pyvmm.kvm.uapi import DeviceType
 from pyvmm.machine.board import read_limits
 from pyvmm.machine.devices import MAKERS
-from pyvmm.machine.plan import most_memory
+from pyvmm.machine.plan import GICV2_VCPUS, most_memory
 from pyvmm.machine.vcpus import host_features
 
 REGISTERS = "registers"  # a topic for programs: the registers of a vCPU with every feature
@@ -132,17 +132,25 @@ def _gics(system: System) -> Iterator[Fact]:
         except KvmError:
             found[kind] = False
     yield Fact("kvm", "GICv2", found[DeviceType.ARM_VGIC_V2])
-    gicv3 = Fact("kvm", "GICv3", found[DeviceType.ARM_VGIC_V3])
-    yield (
-        gicv3
-        if gicv3.value
-        else gicv3.replace(
-            lack="this machine's interrupt controller is not a GICv3, which pyvmm's guests need",
-            remedy="run with `host`=emulated",
-            fatal=True,
-        )
-    )
+    yield gicv3_fact(found[DeviceType.ARM_VGIC_V3], v2=found[DeviceType.ARM_VGIC_V2])
     yield Fact("kvm", "GICv3 ITS", found[DeviceType.ARM_VGIC_ITS])
+
+
+def gicv3_fact(has: bool, *, v2: bool) -> Fact:
+    """Return whether KVM can make a GICv3, and what its lack means: guests run with a GICv2 too."""
+    fact = Fact("kvm", "GICv3", has)
+    if has:
+        return fact
+    if v2:
+        return fact.replace(
+            lack=f"this machine has a GICv2: a VM has at most {GICV2_VCPUS} vCPUs, and no ITS",
+            remedy="an emulated host has a GICv3: `host`=emulated",
+        )
+    return fact.replace(
+        lack="this machine's KVM has neither a GICv3 nor a GICv2, and a guest needs one",
+        remedy="run dmesg | grep -i vgic for the reason; or run with `host`=emulated",
+        fatal=True,
+    )
 
 
 def _devices(system: System) -> Fact:

@@ -30,12 +30,8 @@ class Irqchip(Record):
     its: Its | None = None
 
 
-def make_irqchip(vm: Vm, config: Config, vcpus: int, undo: ExitStack) -> Irqchip:
-    """Make the interrupt controller of a VM, after its vCPUs.
-
-    Raises: HostError, if the host's KVM lacks the requested one.
-    """
-    name = _choose(vm, config)
+def make_irqchip(vm: Vm, name: str, config: Config, vcpus: int, undo: ExitStack) -> Irqchip:
+    """Make the interrupt controller of that name, after the VM's vCPUs."""
     if name == "gicv2":
         v2 = VgicV2.create(
             vm,
@@ -60,8 +56,11 @@ def make_irqchip(vm: Vm, config: Config, vcpus: int, undo: ExitStack) -> Irqchip
     return Irqchip(name, gic, its)
 
 
-def _choose(vm: Vm, config: Config) -> str:
-    """Return the name of the interrupt controller to make."""
+def choose_irqchip(vm: Vm, config: Config) -> str:
+    """Return the name of the interrupt controller to make; the VM may still be empty.
+
+    Raises: HostError, if the host's KVM lacks the requested one.
+    """
     asked = BY_DEFAULT if config.irqchip is None else (config.irqchip,)
     for name in asked:
         if all(vm.has_device(device) for device in NEEDS[name]):

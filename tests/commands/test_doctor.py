@@ -13,7 +13,7 @@ from pyvmm.commands import doctor
 from pyvmm.commands._outer import outer_facts
 from pyvmm.errors import HostError
 from pyvmm.kvm.caps import Cap
-from pyvmm.machine.facts import Fact, huge_pages, machine_facts
+from pyvmm.machine.facts import Fact, gicv3_fact, huge_pages, machine_facts
 from pyvmm.sandbox import landlock, seccomp
 
 Capture = pytest.CaptureFixture[str]
@@ -73,6 +73,25 @@ def test_table_shows_values_and_remedies(capsys: Capture) -> None:
         assert words in shown
     assert "VMs cannot run here" in shown
     assert "\x1b" not in shown  # no colours without a terminal
+
+
+@pytest.mark.parametrize(
+    ("v3", "v2", "fatal", "words"),
+    [
+        (True, False, False, ""),
+        (True, True, False, ""),
+        (False, True, False, "a VM has at most 8 vCPUs, and no ITS"),
+        (False, False, True, "neither a GICv3 nor a GICv2"),
+    ],
+)
+def test_machine_without_any_gic_cannot_run_vms(
+    v3: bool, v2: bool, fatal: bool, words: str
+) -> None:
+    fact = gicv3_fact(v3, v2=v2)
+
+    assert (fact.value, fact.fatal) == (v3, fatal)
+    assert words in fact.lack
+    assert bool(fact.remedy) == bool(fact.lack)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +210,7 @@ def test_machine_with_kvm_reports_every_topic(capsys: Capture) -> None:
     assert document["confinement"]["seccomp"] is True
     assert document["confinement"].keys() == {"landlock_abi", "seccomp"}
     assert document["kvm"]["api_version"] == 12
-    assert document["kvm"]["gicv3"] is True
+    assert document["kvm"]["gicv3"] or document["kvm"]["gicv2"]
     assert document["kvm"]["guest_physical_address_bits"] >= 32
     kinds = document["kvm"]["virtio_devices"].split(", ")
     assert kinds == ["balloon", "console", "disk", "hotplug", "pmem", "rng"]
