@@ -14,6 +14,7 @@ import contextlib
 import io
 import os
 import stat
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -23,7 +24,7 @@ from pyvmm.base.records import Record
 from pyvmm.boot import linux
 from pyvmm.boot.linux import Flags
 from pyvmm.boot.placement import Placed, Range, check_in_ram, place_dtb
-from pyvmm.errors import ImageError
+from pyvmm.errors import DamagedImage, ImageError
 from pyvmm.memory.ram import GuestMemory
 
 if TYPE_CHECKING:
@@ -36,8 +37,10 @@ NEWC = b"070701"  # the usual initrd: a cpio archive
 LINUX = ("Linux Image", "vmlinux")  # the kinds of image that may be Linux
 BANNER = b"Linux version "  # in every kernel.  Source: Linux, init/version.c
 
-# A zImage: 32-bit Arm Linux, little-endian
+# A zImage: 32-bit Arm Linux, little-endian.  Its magic, and where it starts and ends.  One with an
+# EFI stub begins with MZ too.  Source: Linux, arch/arm/boot/compressed/head.S, efi-header.S
 ZIMAGE_OFFSET, ZIMAGE_MAGIC = 0x24, b"\x18\x28\x6f\x01"
+ZIMAGE_EXTENT = struct.Struct("<II")  # behind the magic
 
 
 class LoadedImage(Record):
@@ -117,7 +120,7 @@ def _unwrap(
 def _read_uki(file: BinaryIO, name: str) -> Uki | None:
     """Return the parts of a unified kernel image, or None for any other file."""
     head = _head(file)
-    if not head.startswith(EFI_MAGIC) or linux.is_linux(head):
+    if not head.startswith(EFI_MAGIC) or linux.is_linux(head) or _is_zimage(head):
         return None
     from pyvmm.boot.uki import read_uki  # imported lazily: few images are EFI programs
 
@@ -150,15 +153,32 @@ def _place(file: BinaryIO, name: str, memory: GuestMemory, aarch32: bool) -> Pla
         return placed.replace(kind="Linux Image", flags=header.flags)
     offset = layout.KERNEL_OFFSET_32 if aarch32 else layout.KERNEL_OFFSET
     kind = "flat binary"
-    if head.startswith(ZIMAGE_MAGIC, ZIMAGE_OFFSET):
+    if _is_zimage(head):
         kind = "zImage"
         if not aarch32:
             raise ImageError(f"{name} is a 32-bit Arm zImage", hint="use `cpu.aarch32`=True")
+        _check_whole_zimage(file, head, name)
     else:
         from pyvmm.boot.magics import refuse  # imported lazily: an ELF or Linux Image needs none
 
         refuse(file, name, memory.size)
     return _load_at(file, name, memory, memory.base + offset).replace(kind=kind)
+
+
+def _is_zimage(head: bytes) -> bool:
+    return head.startswith(ZIMAGE_MAGIC, ZIMAGE_OFFSET)
+
+
+def _check_whole_zimage(file: BinaryIO, head: bytes, name: str) -> None:
+    """Refuse a zImage that ends before its header says.  Raises: ImageError."""
+    place = ZIMAGE_OFFSET + len(ZIMAGE_MAGIC)
+    if len(head) < place + ZIMAGE_EXTENT.size:
+        raise DamagedImage(f"{name} is truncated: its header is incomplete")
+    start, end = ZIMAGE_EXTENT.unpack_from(head, place)
+    if (size := _size(file)) < end - start:
+        raise DamagedImage(
+            f"{name} is truncated: its header says {end - start:#x} bytes, the file has {size:#x}"
+        )
 
 
 def _check_initrd(file: BinaryIO, name: str, image: Placed, memory: GuestMemory) -> None:

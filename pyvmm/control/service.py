@@ -155,6 +155,7 @@ class Service:
         With "whole" Z, P and FFR have the longest length the guest could choose.
         """
         from pyvmm.kvm.vgic import Vgic
+        from pyvmm.machine.plan import Feature
         from pyvmm.machine.registerdump import read_registers
 
         machine = self._machine()
@@ -163,10 +164,15 @@ class Service:
             raise UsageError(f"there is no vCPU {number}: they are 0 to {count - 1}")
         whole = request.get("whole") is True
         gic = machine.board.irqchip.gic
+        aarch32 = Feature.AARCH32 in machine.plan.features
         with machine.paused():
             read = [
                 read_registers(
-                    vcpu, machine.vls, gic=gic if isinstance(gic, Vgic) else None, whole=whole
+                    vcpu,
+                    machine.vls,
+                    gic=gic if isinstance(gic, Vgic) else None,
+                    whole=whole,
+                    aarch32=aarch32,
                 )
                 for vcpu in machine.vcpus
                 if number in (None, vcpu.id)

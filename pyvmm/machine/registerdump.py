@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict
 
 from pyvmm.arm64 import sysregs, vl
+from pyvmm.arm64.aarch32 import name32
 from pyvmm.arm64.lanes import PREDICATE_SHARE
 from pyvmm.errors import KvmError
 from pyvmm.kvm import regs
@@ -58,7 +59,8 @@ class VcpuRegisters(TypedDict):
 
     ``vls`` are its vector lengths in bits, none without SVE. Its instructions use ``current_vl``;
     Z, P and FFR are cut to ``shown_vl``; both are 0 without SVE. ``errors`` has the errno's name
-    for each register that could not be read.
+    for each register that could not be read. For a guest in AArch32, ``names32`` maps a register's
+    name to its name there.
     """
 
     vcpu: int
@@ -69,20 +71,27 @@ class VcpuRegisters(TypedDict):
     shown_vl: int
     registers: dict[str, str]
     errors: dict[str, str]
+    names32: NotRequired[dict[str, str]]
 
 
 def read_registers(
-    vcpu: Parked, vls: vl.VlSet, *, gic: CpuInterfaces | None = None, whole: bool = False
+    vcpu: Parked,
+    vls: vl.VlSet,
+    *,
+    gic: CpuInterfaces | None = None,
+    whole: bool = False,
+    aarch32: bool = False,
 ) -> VcpuRegisters:
     """Read the registers of a parked vCPU, whose vector lengths are ``vls``.
 
     With ``gic`` the registers of its CPU interface too; then all vCPUs must be parked. With
     ``whole`` Z, P and FFR have their longest length, even if the guest uses a shorter one.
+    ``aarch32`` is for a guest whose EL1 is in that state.
     """
     values, errors = _read_all(vcpu, gic)
     current = vl.in_use(vls, values) if vls else 0
     shown = max(vls, default=0) if whole else current
-    return VcpuRegisters(
+    found = VcpuRegisters(
         vcpu=vcpu.id,
         mp_state=MpState(vcpu.get_mp_state()).name,
         events=_events(vcpu.get_vcpu_events()),
@@ -92,6 +101,9 @@ def read_registers(
         registers={name: _text(name, value, shown) for name, value in values.items()},
         errors=errors,
     )
+    if aarch32:
+        found["names32"] = {name: other for name in values if (other := name32(name))}
+    return found
 
 
 def _read_all(vcpu: Parked, gic: CpuInterfaces | None) -> tuple[dict[str, int], dict[str, str]]:

@@ -23,6 +23,7 @@ from pyvmm.errors import KvmError, UsageError
 from pyvmm.kvm import regs, sve
 from pyvmm.kvm.vcpu import VcpuEvents
 from pyvmm.kvm.vgic import affinity
+from pyvmm.machine.plan import Feature
 from pyvmm.machine.registerdump import VcpuRegisters, read_registers
 from pyvmm.machine.registers import RegisterView
 from pyvmm.snapshot import gic
@@ -142,7 +143,10 @@ class Snapshot(Closing):
         state = self.state
         has_icc = state.gic.kind != GICV2 and any(b.part == gic.CPU.name for b in state.gic.blocks)
         reader = _CpuInterfaces(state.gic, self.vcpus) if has_icc else None
-        return read_registers(self.vcpus[vcpu], state.vls, gic=reader, whole=whole)
+        return read_registers(
+            self.vcpus[vcpu], state.vls, gic=reader, whole=whole,
+            aarch32=Feature.AARCH32 in state.features,
+        )  # fmt: skip
 
     def _check(self) -> None:
         """Check memory ranges and registers, which the file's hashes do not.

@@ -277,6 +277,38 @@ def test_load_image_puts_a_32_bit_image_at_its_kernel_offset(
     assert memory.read(image.entry, len(content)) == content
 
 
+def zimage(size: int, extent: tuple[int, int]) -> bytes:
+    """Return the head of a zImage with an EFI stub: MZ, the magic, its start and end."""
+    head = b"MZ\xa0\xe1".ljust(0x24, b"\0") + b"\x18\x28\x6f\x01" + struct.pack("<II", *extent)
+    return head.ljust(0x3C, b"\0") + struct.pack("<I", 0x40) + pe32(size - 0x40)
+
+
+def pe32(size: int) -> bytes:
+    """Return a PE header for 32-bit Arm."""
+    return (b"PE\0\0" + struct.pack("<HH", 0x1C2, 0)).ljust(size, b"\0")
+
+
+def test_load_image_takes_a_zimage_with_an_efi_stub(tmp_path: Path, memory: GuestMemory) -> None:
+    path = tmp_path / "zImage"
+    path.write_bytes(zimage(0x200, (0, 0x200)))
+
+    assert load_image(path, memory, aarch32=True).kind == "zImage"
+    with pytest.raises(ImageError, match="is a 32-bit Arm zImage") as caught:
+        load_image(path, memory)
+    assert caught.value.hint == "use `cpu.aarch32`=True"
+
+
+@pytest.mark.parametrize("extent", [(0, 0x201), (0x100, 0x400)])
+def test_load_image_refuses_a_truncated_zimage(
+    tmp_path: Path, memory: GuestMemory, extent: tuple[int, int]
+) -> None:
+    path = tmp_path / "zImage"
+    path.write_bytes(zimage(0x200, extent))
+
+    with pytest.raises(ImageError, match="is truncated: its header says"):
+        load_image(path, memory, aarch32=True)
+
+
 @pytest.mark.parametrize(
     ("content", "what"), [(linux(), "an arm64 Linux Image"), (Elf().build(), "an ELF")]
 )

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby, islice
 
+from pyvmm.arm64.aarch32 import STATES
 from pyvmm.arm64.control import Zcr
 from pyvmm.arm64.core import GENERAL_REGISTERS
 from pyvmm.arm64.fields import FIELDS
@@ -94,7 +95,18 @@ def show_matching(vcpu: VcpuRegisters) -> Iterator[str]:
         if re.fullmatch(VECTORS, name):
             yield from _vector(name, text)
         else:
-            yield from _line(name, text)
+            yield from _line(name, text, vcpu)
+
+
+def _called(name: str, vcpu: VcpuRegisters) -> str:
+    """Return a register's name for the guest: in AArch32 many have another one."""
+    return vcpu.get("names32", {}).get(name, name)
+
+
+def _explain(name: str, number: int, vcpu: VcpuRegisters) -> str:
+    """Explain a register's fields.  In AArch32 only the processor states have fields here."""
+    known = "names32" not in vcpu or name in STATES or name not in vcpu["names32"]
+    return explain(name, number) if known else ""
 
 
 def _headline(vcpu: VcpuRegisters) -> str:
@@ -122,16 +134,17 @@ def _show_section(section: Section, values: Values, vcpu: VcpuRegisters) -> Iter
     nonzero = [name for name in rest if numbers[name] not in (0, NEVER_WRITTEN)]
     yield section.title
     for name in (*first, *(name for name in nonzero if name in FIELDS)):
-        yield from _line(name, values[name])
-    yield from _grid(_together({n: values[n] for n in nonzero if n not in FIELDS}), 2)
+        yield from _line(name, values[name], vcpu)
+    others = {_called(n, vcpu): values[n] for n in nonzero if n not in FIELDS}
+    yield from _grid(_together(others), 2)
     for number, words in ((NEVER_WRITTEN, "never written: "), (0, "zero: ")):
-        yield from _names(words, (name for name in rest if numbers[name] == number))
+        yield from _names(words, (_called(n, vcpu) for n in rest if numbers[n] == number))
 
 
-def _line(name: str, text: str) -> Iterator[str]:
+def _line(name: str, text: str, vcpu: VcpuRegisters) -> Iterator[str]:
     number = int(text, 0)
-    words = "never written" if number == NEVER_WRITTEN else explain(name, number)
-    start = f"{INDENT}{name:{NAME}} {text:{VALUE}}  "
+    words = "never written" if number == NEVER_WRITTEN else _explain(name, number, vcpu)
+    start = f"{INDENT}{_called(name, vcpu):{NAME}} {text:{VALUE}}  "
     yield from _wrap((start + words).rstrip(), len(start))
 
 
@@ -201,14 +214,14 @@ def _show_general(section: Section, values: Values, vcpu: VcpuRegisters) -> Iter
     state = pstate(int(rest.pop("PSTATE", "0"), 0))
     current = STACK_POINTERS.get(state.M)
     if "PC" in rest:
-        yield from _line("PC", rest.pop("PC"))
+        yield from _line("PC", rest.pop("PC"), vcpu)
     if "PSTATE" in values:
-        yield from _line("PSTATE", values["PSTATE"])
+        yield from _line("PSTATE", values["PSTATE"], vcpu)
     for name, text in rest.items():
         note = " (in use)" if name == current else ""
         yield f"{INDENT}{name:{NAME}} {text}{note}"
-    general = {name: values[name] for name in GENERAL_REGISTERS if name in values}
-    yield from _grid(general, 4, 3)
+    general = {_called(n, vcpu): values[n] for n in GENERAL_REGISTERS if n in values}
+    yield from _grid(general, 3 if "names32" in vcpu else 4, 3)
 
 
 def _show_vectors(section: Section, values: Values, vcpu: VcpuRegisters) -> Iterator[str]:

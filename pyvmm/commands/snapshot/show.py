@@ -115,7 +115,11 @@ def _chosen(
         one["registers"] = {
             name: text
             for name, text in one["registers"].items()
-            if any(fnmatchcase(name.upper(), pattern) for pattern in asked)
+            if any(
+                fnmatchcase(known.upper(), pattern)
+                for known in (name, one.get("names32", {}).get(name, name))
+                for pattern in asked
+            )
         }
     if not any(one["registers"] for one in chosen):
         raise UsageError(

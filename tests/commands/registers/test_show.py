@@ -7,6 +7,7 @@ import re
 import pytest
 
 from pyvmm.arm64 import sysregs
+from pyvmm.arm64.aarch32 import name32
 from pyvmm.commands.registers.show import NEVER_WRITTEN, PARTS, WIDTH, show_registers
 from pyvmm.commands.registers.words import explain
 from pyvmm.machine.registerdump import PendingEvents, VcpuRegisters
@@ -287,3 +288,22 @@ def test_part_shows_only_its_sections(part: str, titles: str) -> None:
     shown = [line.split()[0] for line in lines(EVERYTHING, part) if not line.startswith(" ")]
 
     assert shown == titles.split()
+
+
+def test_guest_in_aarch32_is_shown_by_its_names() -> None:
+    values = {"PSTATE": 0xD3, "PC": 0x8000_8000, "X0": 1, "X19": 0x80, "ESR_EL1": 0x805,
+              "SCTLR_EL1": 0x30C5_387D, "TPIDR_EL1": 9, "SP_EL1": 0x30, "CPACR_EL1": 0}  # fmt: skip
+    vcpu = read({name: text(value) for name, value in values.items()})
+    vcpu["names32"] = {name: other for name in values if (other := name32(name))}
+
+    shown = re.sub(r"\s+", " ", " ".join(show_registers(vcpu)))
+
+    assert "CPSR 0x00000000000000d3 Supervisor" in shown
+    assert "PC 0x0000000080008000 CPSR" in shown
+    assert "SP_EL1 0x0000000000000030" in shown
+    assert "R0 0x0000000000000001 SP_svc 0x0000000000000080" in shown
+    assert "DFSR 0x0000000000000805 SCTLR" not in shown  # each in its section
+    assert "DFSR 0x0000000000000805" in shown
+    assert "EC=" not in shown  # the fields of ESR_EL1 are not those of DFSR
+    assert "SCTLR 0x0000000030c5387d CPACR" in shown
+    assert "TPIDRPRW 0x0000000000000009" in shown
