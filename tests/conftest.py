@@ -17,7 +17,7 @@ from pyvmm.host import has_device, why_not_local
 from pyvmm.host.inside.agent import DEVICE, keep_vm_open
 from pyvmm.host.parts import extension
 from pyvmm.host.progress import Progress
-from pyvmm.sandbox import confine
+from pyvmm.sandbox import _build, confine, program
 from tests.runtime import own_runtime_dir
 
 with contextlib.suppress(ImportError):  # the emulated host has no hypothesis
@@ -42,6 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
         own.callback(os.close, vm)
     config.add_cleanup(own.close)
     _never_confine()
+    _have_filter()
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
@@ -58,6 +59,19 @@ def _never_confine() -> None:
         return give_up(wanted)
 
     confine._give_up_privileges = give_up_elsewhere
+
+
+def _have_filter() -> None:
+    """Make a seccomp filter for this machine, if it is no arm64: libseccomp makes that, too."""
+    machine = platform.machine()
+    if machine == program.MACHINE:
+        return
+    with contextlib.suppress(OSError):  # it has no libseccomp: the tests that need it are skipped
+        made = _build.make(machine)
+        # Ignored: these are constants to all but tests.
+        program.MACHINE = made.machine  # type: ignore[misc]
+        program.CODE, program.CALLS = made.code, made.calls  # type: ignore[misc]
+        program.PIDS = made.pids  # type: ignore[misc]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -22,7 +22,6 @@ from pyvmm.config import Config
 from pyvmm.errors import HostError, VmmError
 from pyvmm.sandbox import files, landlock, seccomp
 from pyvmm.sandbox.landlock import Rule
-from pyvmm.sandbox.table import TABLE
 
 PR_SET_NO_NEW_PRIVS: Final = 38  # Source: linux/prctl.h
 # Source: linux/capability.h
@@ -59,8 +58,8 @@ def confine(
     """Confine this process, which has made the machine of that Config.
 
     With ``reboot`` it may make the machine again, and root may open files that their modes forbid
-    it. ``rules`` allow more files. Where the kernel or libseccomp lacks a part, the rest is
-    applied: see the result.
+    it. ``rules`` allow more files. Where the kernel lacks a part, the rest is applied: see the
+    result.
 
     Raises:
         VmmError: the process has several threads already.
@@ -78,7 +77,7 @@ def confine(
     except landlock.Absent as absent:
         lacks.append(str(absent))
     try:
-        calls = seccomp.restrict(TABLE)
+        calls = seccomp.restrict()
     except seccomp.Absent as absent:
         lacks.append(str(absent))
     names = tuple(name for bit, name in NAMES.items() if kept & bit)

@@ -14,8 +14,9 @@ import stat
 import struct
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
+from pyvmm.base.records import Record
 from pyvmm.errors import HostError
 
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every architecture
@@ -46,7 +47,7 @@ REMOVE: Final = REMOVE_FILE
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Rule(NamedTuple):
+class Rule(Record):
     """Access to a file, or to all files beneath a directory."""
 
     path: Path

@@ -2,6 +2,8 @@
 
 All other calls fail with EPERM. All threads have the filter of all rows. There is no row for what
 only an escape needs: execve, fork, ptrace, mount, socket, connect, bpf, io_uring and others.
+
+After a change: `python -m pyvmm.sandbox._build`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ class When(NamedTuple):
     argument: int
     value: int
     bits: int = WORD
+    also: When | None = None  # a condition on another argument
 
 
 class Row(NamedTuple):
@@ -29,7 +32,9 @@ class Row(NamedTuple):
     when: tuple[When, ...] = ()  # any of them
 
 
-CLONE_THREAD: Final = 0x0001_0000  # Source: linux/sched.h
+# Source: linux/sched.h
+CLONE_THREAD: Final = 0x0001_0000
+CLONE_NEW: Final = 0x7E02_0000  # the flags of new namespaces
 PR_SET_NAME: Final = 15  # Source: linux/prctl.h
 KVM: Final = 0xAE00  # the type of KVM's ioctls.  Source: linux/kvm.h, KVMIO
 TYPE: Final = 0xFF00
@@ -40,6 +45,12 @@ TERMINAL: Final = {
     "TCSETS2": 0x402C_542B, "TIOCGPGRP": 0x540F, "TIOCGWINSZ": 0x5413,
     "FIONBIO": 0x5421, "FIONCLEX": 0x5450, "FIOCLEX": 0x5451,
 }  # fmt: skip
+# Source: linux/fcntl.h
+FCNTL: Final = {"F_DUPFD": 0, "F_GETFD": 1, "F_SETFD": 2, "F_GETFL": 3, "F_DUPFD_CLOEXEC": 1030}
+F_SETFL: Final = 4
+# Source: asm-generic/fcntl.h; arm64 has the same.
+O_TRUNC: Final = 0o1000
+O_ASYNC: Final = 0o20000
 BLOCK: Final = {
     "BLKGETSIZE64": 0x8008_1272, "BLKSSZGET": 0x1268, "BLKPBSZGET": 0x127B, "BLKZEROOUT": 0x127F,
 }  # fmt: skip
@@ -85,7 +96,7 @@ TABLE: Final = (
         "main, vCPUs, disks",
         "clone",
         "a thread: of a vCPU, a device, the output, the check of a snapshot",
-        (When(0, CLONE_THREAD, CLONE_THREAD),),
+        (When(0, CLONE_THREAD, CLONE_THREAD | CLONE_NEW),),
     ),
     Row("new threads", "prctl", "PR_SET_NAME: a thread's name", (When(0, PR_SET_NAME),)),
     Row(
@@ -106,14 +117,28 @@ TABLE: Final = (
     ),
     Row(
         "main",
-        "openat faccessat faccessat2 fstat newfstatat stat lstat statx statfs fstatfs readlinkat "
-        "readlink getdents64 fcntl flock dup dup3 dup2 umask",
-        "files; Landlock decides which of them open",
+        "openat",
+        "files that Landlock lets open; without O_TRUNC, which needs no right before Linux 6.2",
+        (When(2, 0, O_TRUNC),),
     ),
     Row(
         "main",
-        "unlinkat unlink renameat renameat2 rename fsync fdatasync sync_file_range fallocate "
-        "ftruncate fadvise64 fchmod",
+        "fcntl",
+        f"{', '.join(FCNTL)}, F_SETFL without O_ASYNC: not F_SETOWN, which sends signals to others",
+        (
+            *(When(1, value) for value in FCNTL.values()),
+            When(1, F_SETFL, also=When(2, 0, O_ASYNC)),
+        ),
+    ),
+    Row(
+        "main",
+        "faccessat faccessat2 fstat newfstatat stat lstat statx statfs fstatfs readlinkat "
+        "readlink getdents64 flock dup dup3 dup2 umask",
+        "files' names and attributes; getdents64 needs an open directory",
+    ),
+    Row(
+        "main",
+        "unlinkat unlink fsync fdatasync sync_file_range fallocate ftruncate fadvise64",
         "snapshots, the trace, disks, the control socket's end; Landlock decides where",
     ),
 )

@@ -1,61 +1,47 @@
-"""What code that has escaped from a guest tries, in a process of its own."""
+"""What code that has escaped from a guest tries, in a process of its own: attempts.py."""
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import json
 import os
-import socket
+import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pyvmm.sandbox import seccomp
+from pyvmm.sandbox import confine, landlock, seccomp
+from tests.sandbox.attempts import (
+    Attempts,
+    of_channels,
+    of_files,
+    of_kernel,
+    of_processes,
+    of_programs,
+)
 
-PTRACE_ATTACH = 16  # Source: sys/ptrace.h
-TIOCSTI = 0x5412  # Source: asm-generic/ioctls.h
-HIGH = 1 << 32  # in a half of the argument that the kernel ignores
 
-
-def attempts(secret: Path) -> dict[str, Callable[[], object]]:
+def attempts(secret: Path) -> Attempts:
     """Return the attempts, by name; each raises OSError if it is refused."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    parent = os.getppid()
-
-    def call(name: str, *arguments: Any) -> None:
-        if getattr(libc, name)(*arguments) < 0:
-            raise OSError(ctypes.get_errno(), name)
-
     return {
-        "read": lambda: secret.read_bytes(),
-        "write": lambda: secret.write_bytes(b""),
-        "create": lambda: secret.with_name("new").touch(),
-        "list": lambda: list(secret.parent.iterdir()),
-        "unlink": lambda: secret.unlink(),
-        "rename": lambda: secret.rename(secret.with_name("other")),
-        "link": lambda: os.link(secret, secret.with_name("other")),
-        "truncate": lambda: os.truncate(secret, 0),
-        "execve": lambda: os.execv("/bin/true", ["true"]),
-        "fork": lambda: os.fork() or os._exit(0),
-        "socket": lambda: socket.socket(socket.AF_INET),
-        "unix socket": lambda: socket.socket(socket.AF_UNIX),
-        "ptrace": lambda: call("ptrace", PTRACE_ATTACH, parent, None, None),
-        "mount": lambda: call("mount", b"none", b"/mnt", b"tmpfs", 0, None),
-        "kill": lambda: os.kill(parent, 0),
-        "kill all": lambda: os.kill(-1, 0),
-        "chroot": lambda: os.chroot("/"),
-        "other's memory": lambda: Path(f"/proc/{parent}/mem").open("rb"),
-        "type into the shell": lambda: fcntl.ioctl(0, TIOCSTI, b"x"),
-        "type, with more bits": lambda: call("ioctl", 0, ctypes.c_ulong(TIOCSTI | HIGH), b"x"),
+        **of_files(secret),
+        **of_programs(),
+        **of_processes(os.getppid()),
+        **of_channels(),
+        **of_kernel(),
     }
 
 
 def refused(secret: Path) -> dict[str, str | None]:
     """Return the error of each attempt; None: it worked."""
+    return outcomes(attempts(secret))
+
+
+def outcomes(tried: Attempts) -> dict[str, str | None]:
+    """Return the error of each attempt; None: it worked."""
     found: dict[str, str | None] = {}
-    for name, attempt in attempts(secret).items():
+    for name, attempt in tried.items():
         try:
             attempt()
             found[name] = None
@@ -66,12 +52,25 @@ def refused(secret: Path) -> dict[str, str | None]:
 
 def without_landlock(code: int) -> None:
     """Have the kernel refuse Landlock to this process with that errno, by a filter."""
-    library = seccomp.library()
-    made = ctypes.c_void_p(library.seccomp_init(seccomp.ALLOW))
-    number = library.seccomp_syscall_resolve_name(b"landlock_create_ruleset")
-    assert not library.seccomp_rule_add_array(made, seccomp.FAIL | code, number, 0, None)
-    assert not library.seccomp_load(made)
-    library.seccomp_release(made)
+    load, return_if_other, give_number, give_errno, allow = (
+        0x20,
+        0x15,
+        0x06,
+        0x0005_0000,
+        0x7FFF_0000,
+    )
+    program = [
+        (load, 0, 0, 0),  # the call's number
+        (return_if_other, 0, 1, landlock.CREATE_RULESET),
+        (give_number, 0, 0, give_errno | code),
+        (give_number, 0, 0, allow),
+    ]
+    instructions = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *i) for i in program))
+    filters = struct.pack("@HP", len(program), ctypes.addressof(instructions))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert not libc.prctl(confine.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    number = seccomp.NUMBERS[os.uname().machine]
+    assert not libc.syscall(number, seccomp.SET_MODE_FILTER, 0, filters), ctypes.get_errno()
 
 
 def in_thread(work: Callable[[], Any]) -> Any:

@@ -18,12 +18,11 @@ from pyvmm.host.parts.debian import Suite
 from pyvmm.host.parts.tools import TOOLS_SUITE, Tool, packaged, python311, trees_dir
 from pyvmm.host.progress import Progress
 
-# Beside Python: libraries that pyvmm loads for packed images and snapshots, and to confine a VM.
+# Beside Python: libraries that pyvmm loads for packed images and snapshots.
 PACKAGES: Final = tuple(
     f"{name}:arm64"
     for name in (
         "python3.11", "python3-cffi-backend", "busybox-static", "libzstd1", "liblz4-1", "liblzo2-2",
-        "libseccomp2",
     )
 )  # fmt: skip
 # Dependencies of python3.11 for maintainer scripts, and for modules that pyvmm never imports.
