@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -11,6 +13,7 @@ import click
 from pyvmm import host
 from pyvmm.cli import Invocation
 from pyvmm.commands._options import added
+from pyvmm.errors import HostError
 from pyvmm.host.settings import (
     DEFAULT_CPU,
     DEFAULT_KERNEL,
@@ -20,7 +23,7 @@ from pyvmm.host.settings import (
     QEMU_SUITES,
     HostSettings,
 )
-from pyvmm.host.share import NOTHING, Needs
+from pyvmm.host.share import NOTHING, Needs, hidden
 
 _Result = TypeVar("_Result")
 
@@ -109,30 +112,47 @@ def settings_of(model: str | None, given: Mapping[str, str | None]) -> dict[str,
 
 
 def run_here_or_forward(
-    where: HostSettings, needs: Needs = NOTHING, ttys: Iterable[int] = (), *, saves: bool = False
+    where: HostSettings,
+    needs: Needs = NOTHING,
+    ttys: Iterable[int] = (),
+    *,
+    saves: bool = False,
+    restores: bool = False,
 ) -> None:
     """Run the command in an emulated host and exit, unless it runs on this machine's KVM.
 
     The command gets the files that it ``needs``. ``ttys`` are the numbers of the
-    guest's terminals on ptys. A command that ``saves`` snapshots reads the key of their marks.
+    guest's terminals on ptys. A command that ``saves`` or ``restores`` snapshots reads the key of
+    their marks.
 
     Raises: HostError, if neither is possible, or the emulated host cannot see a file.
     """
     if host.is_local(where):
         return
-    if saves:
-        needs += own_key()
+    if saves or restores:
+        needs += own_key(make=saves)
     invocation = click.get_current_context().find_object(Invocation)
     arguments = invocation.arguments if invocation else []
     raise SystemExit(host.forward(where, ["pyvmm", *arguments], needs, ttys))
 
 
-def own_key() -> Needs:
-    """Make the key of this user's snapshots, if there is none, and return it as a need.
+def own_key(*, make: bool) -> Needs:
+    """Return the key of this user's snapshots as a need; with ``make`` it exists after that.
 
     A command in the emulated host reads it, but need not write beside it.
-    """
-    from pyvmm.snapshot import mark  # lazily: few commands save
 
-    mark.made_key()
-    return Needs(reads=(mark.key_path(),))
+    Raises: HostError, if the host cannot see it: each command there would make another one.
+    """
+    from pyvmm.snapshot import mark  # lazily: few commands save or restore
+
+    path = mark.key_path()
+    real = Path(os.path.realpath(path))
+    if hidden(real):
+        raise HostError(
+            f"the emulated host does not see the key of your snapshots, {path}: it has its own "
+            f"{Path(*real.parts[:2])}",
+            hint="set XDG_STATE_HOME to a directory elsewhere, as ~/.local/state",
+        )
+    if make:
+        mark.made_key()
+    return Needs(reads=(path,))

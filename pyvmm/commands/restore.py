@@ -22,7 +22,6 @@ from pyvmm.commands._several import run_several
 from pyvmm.errors import UsageError
 from pyvmm.host.settings import HostSettings
 from pyvmm.host.share import Needs
-from pyvmm.snapshot.mark import key_path
 from pyvmm.snapshot.trust import admitted, outside, parents
 
 
@@ -88,11 +87,11 @@ def restore(invocation: Invocation, /, where: HostSettings, file: Path, **option
     config = config.replace(name=options["name"] or config.name, timeout_s=options["timeout"])
     saved_to = options["save_on_exit"]
     needs = Needs(
-        reads=(file, key_path(), *(one.path for one in opened)),
+        reads=(file, *(one.path for one in opened)),
         creates=(saved_to,) if saved_to else (),
     ) + device_needs(config.devices)
     ttys = config.ttys if options["count"] == 1 else frozenset()
-    run_here_or_forward(where, needs, ttys, saves=saved_to is not None)
+    run_here_or_forward(where, needs, ttys, saves=saved_to is not None, restores=True)
     if options["count"] > 1:
         if saved_to:
             raise UsageError("--count and --save-on-exit contradict each other: there is one file")

@@ -83,4 +83,4 @@ def _needs(vm: Vm, file: Path, parents: Sequence[Path]) -> Needs | None:
 
         with contextlib.suppress(VmmError), SnapshotFile.open(parent, trust=True) as snapshot:
             chain += [older.path for older in snapshot.chain()[:-1]]  # errors: the save has them
-    return Needs(creates=(file,), reads=tuple(chain)) + own_key()
+    return Needs(creates=(file,), reads=tuple(chain)) + own_key(make=True)
