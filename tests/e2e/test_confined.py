@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from pyvmm.commands.run import GUESTS
 from pyvmm.host.capture import capture
 from pyvmm.host.confined import keeper, launch
 from pyvmm.host.running import Running, all_running
 from pyvmm.host.share import ALL, VARIABLE, Needs
-from tests.e2e.conftest import ENOUGH_S, FIRST_S, Pyvmm, message, wait_for
+from tests.e2e.conftest import ENOUGH_S, FIRST_S, Done, Pyvmm, message, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(FIRST_S), pytest.mark.usefixtures("emulated")]
 
@@ -117,6 +118,33 @@ def test_exec_sees_all_files(pyvmm: Pyvmm, host: Running, files: Path) -> None:
     done = pyvmm("host", "exec", "--", "cat", str(files / "secret"))
 
     assert done.stdout == "secret"
+
+
+def test_commands_find_the_files_that_they_name_in_the_working_directory(
+    pyvmm: Pyvmm, host: Running, tmp_path: Path
+) -> None:
+    (tmp_path / "guest").write_bytes((GUESTS / "exit").read_bytes())
+    (tmp_path / "disk").write_bytes(bytes(4096))
+    (tmp_path / "link").symlink_to("guest")
+    outputs = ("--trace", "run.pftrace", "--dump-dtb", "tree.dtb", "--save-on-exit", "two.snap")
+
+    def here(*words: str) -> Done:
+        return pyvmm(*words, cwd=tmp_path)
+
+    with pyvmm.start("run", "./guest", "-p", "spin", "-d", "disk", "--name", "here",
+                     cwd=tmp_path) as process:  # fmt: skip
+        wait_for(lambda: vms(pyvmm), "the VM's start")
+        assert here("save", "here", "one.snap", "--resume").returncode == 0
+        assert here("save", "here", "child.snap", "--parent", "one.snap").returncode == 0
+        assert process.wait(ENOUGH_S) == 0
+    restored = here("restore", "child.snap", "--timeout", "1")
+    run = here("run", "link", "-p", "spin", "--timeout", "1", *outputs)
+    listed = here("host", "exec", "--", "sh", "-c", "ls")
+
+    assert (restored.returncode, run.returncode) == (124, 124), restored.stderr + run.stderr
+    assert listed.stdout.split() == [
+        "child.snap", "disk", "guest", "link", "one.snap", "run.pftrace", "tree.dtb", "two.snap",
+    ]  # fmt: skip
 
 
 def test_vm_sees_its_disk_and_no_file_beside_it(vm: int, host: Running, files: Path) -> None:
