@@ -16,7 +16,7 @@ from pyvmm.host import HostSettings, forward, is_local, models
 from tests.runtime import own_runtime_dir
 
 # Without hypothesis's plugin, which is not pure Python.
-PYTEST = ["python3", "-m", "pytest", "-m", "kvm", "-p", "no:cacheprovider"]
+PYTEST = ["python3", "-m", "pytest", "-m", "kvm and not matrix", "-p", "no:cacheprovider"]
 PYTEST += ["-p", "no:hypothesispytest"]
 
 

@@ -57,6 +57,14 @@ def test_escape_is_refused_everything_on_each_kernel(kernel: str) -> None:
     assert " passed" in said
 
 
+def test_mutated_states_are_restored_or_refused() -> None:
+    tests = ["tests/snapshot/test_mutants_restored.py", "-m", "kvm and matrix", "-rs"]
+
+    said = output([sys.executable, "-m", "tests.in_host", *tests])
+
+    assert " passed" in said
+
+
 @pytest.mark.parametrize("kernel", ABIS)
 def test_run_says_what_confines_it_on_each_kernel(kernel: str, pyvmm: Pyvmm) -> None:
     done = pyvmm("run", "exit", "-v", "--host-kernel", kernel, timeout=FIRST_S)
