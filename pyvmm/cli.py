@@ -44,7 +44,7 @@ VERBS = {
     "stat": Verb("vms.stat", "Show VMs' exits, by reason and device."),
     "balloon": Verb("vms.balloon", "Take memory back from guests, or return it."),
     "memory": Verb("vms.memory", "Plug or unplug memory of a running guest."),
-    "debug": Verb("vms.debug", "Show VMs' registers or devices, or send a sysrq."),
+    "debug": Verb("vms.debug", "Show VMs' registers, page tables or devices, or send a sysrq."),
     "snapshot": Verb("snapshot", "Show, compare and move snapshots."),
     "sve": Verb("sve", "Show, explain and check SVE vector lengths."),
     "sweep": Verb("sweep", "Run a guest at every set of SVE vector lengths."),

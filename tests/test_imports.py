@@ -25,7 +25,7 @@ ROOMS = (
     # nothing but KVM
     "kvm",
     # a Config becomes a machine, and runs
-    "machine", "snapshot", "control", "svecheck",
+    "machine", "snapshot", "debugger", "control", "svecheck",
     # outside and inside the emulated host
     "host", "host.inside",
     "repro",
@@ -43,7 +43,7 @@ APART = {
     "host": {"kvm"},
     "host.inside": {"kvm"},
     "kvm": {"base.units", "config", "arm64", "devices", "boot"},
-    "svecheck": {"machine", "control"},
+    "svecheck": {"machine", "control", "debugger"},
 }
 
 # Rooms that no other room imports: the host starts them as programs of their own.

@@ -27,12 +27,12 @@ Read = Callable[[int, int], bytes]
 INSTRUCTION = 4  # bytes
 LAST_LEVEL = 3
 DESCRIPTOR = 8  # bytes
-_DESCRIPTOR_BITS = 3  # log2 of it
+DESCRIPTOR_BITS = 3  # log2 of it
 _VALID, _TABLE_OR_PAGE, _ACCESSED = 1 << 0, 1 << 1, 1 << 10
 # The bits of a block or page descriptor besides the address, the access flag and nG: permissions,
 # memory type.  Bits 63:59 of a table descriptor limit the permissions below it.
-_ATTRIBUTES = 0xFFF8_0000_0000_00FC
-_TABLE_ATTRIBUTES = 59
+ATTRIBUTES = 0xFFF8_0000_0000_00FC
+TABLE_ATTRIBUTES = 59
 
 OUTPUT_BITS = (32, 36, 40, 42, 44, 48, 52, 52)  # by TCR_EL1.IPS
 KIB_64 = 16  # log2 of the largest page size
@@ -82,10 +82,15 @@ class Regime(Record):
 
 
 class Translation(Record):
-    """A guest physical address; pages with equal ``attributes`` have equal permissions."""
+    """A guest physical address.
+
+    Pages with equal ``attributes`` have equal permissions and memory types: bits 63:0 are those of
+    the page's or block's descriptor, bits 68:64 those of bits 63:59 of all tables above it.
+    """
 
     address: int
     attributes: int = 0
+    shift: int = 0  # log2 of the size of the page or block; 0 without tables
 
 
 class Half(Record):
@@ -111,6 +116,24 @@ class Half(Record):
         top = va >> self.input_bits & (1 << bits) - 1
         return top == ((1 << bits) - 1 if va >> 55 & 1 else 0)
 
+    @property
+    def first_level(self) -> int:
+        """The level of the first table: -1 to 3."""
+        stride = self.page_bits - DESCRIPTOR_BITS
+        return LAST_LEVEL - (self.input_bits - self.page_bits - 1) // stride
+
+    def shift(self, level: int) -> int:
+        """Return log2 of the bytes that one descriptor of a level maps."""
+        return self.page_bits + (self.page_bits - DESCRIPTOR_BITS) * (LAST_LEVEL - level)
+
+    def is_table(self, descriptor: int, level: int) -> bool | None:
+        """Return whether a descriptor leads to a table, or to memory; None if it is invalid."""
+        has_type = bool(descriptor & _TABLE_OR_PAGE)
+        first_blocks = FIRST_BLOCKS[self.page_bits, self.is_wide]
+        if not (descriptor & _VALID and (has_type or first_blocks <= level < LAST_LEVEL)):
+            return None
+        return has_type and level < LAST_LEVEL
+
     def check_size(self, address: int, va: int, level: int) -> None:
         """Check a physical address at a level of the walk.  Raises: TranslationFault."""
         if address >> self.output_bits:
@@ -118,7 +141,7 @@ class Half(Record):
 
     def first_table(self, shift: int) -> int:
         """Return the first table's address; its index begins at bit ``shift`` of an address."""
-        size_bits = self.input_bits - shift + _DESCRIPTOR_BITS
+        size_bits = self.input_bits - shift + DESCRIPTOR_BITS
         address = self.ttbr & (1 << PLAIN) - 1
         if self.is_wide:
             size_bits = max(size_bits, 6)
@@ -149,7 +172,7 @@ def translate(va: int, regime: Regime, read: Read) -> Translation:
         if address >> LONGEST:
             raise TranslationFault(va, "ADDRSZ", 0)
         return Translation(address)
-    half = _half(upper, regime)
+    half = half_of(upper, regime)
     if half.is_off or not half.has_legal_size or not half.contains(va):
         raise TranslationFault(va, "FAULT", 0)
     return _walk(va, half, regime, read)
@@ -160,8 +183,11 @@ def fetch(va: int, regime: Regime, read: Read) -> int:
     return int.from_bytes(read(translate(va, regime, read).address, INSTRUCTION), "little")
 
 
-def _half(upper: int, regime: Regime) -> Half:
-    """Return the settings of that half.  Raises: GuestError, for a reserved page size."""
+def half_of(upper: int, regime: Regime) -> Half:
+    """Return the settings of the lower (0) or upper (1) half of the addresses.
+
+    Raises: GuestError, for a reserved page size.
+    """
     tcr = regime.tcr
     ttbr, granule, size, is_off, ignores_tag = (
         (regime.ttbr1, tcr.TG1, tcr.T1SZ, tcr.EPD1, tcr.TBI1)
@@ -185,11 +211,10 @@ def _half(upper: int, regime: Regime) -> Half:
 
 
 def _walk(va: int, half: Half, regime: Regime, read: Read) -> Translation:
-    stride = half.page_bits - _DESCRIPTOR_BITS
-    level = LAST_LEVEL - (half.input_bits - half.page_bits - 1) // stride
-    shift = half.page_bits + stride * (LAST_LEVEL - level)  # the lowest bit of the level's index
+    stride = half.page_bits - DESCRIPTOR_BITS
+    level = half.first_level
+    shift = half.shift(level)  # the lowest bit of the level's index
     index_mask = (1 << half.input_bits - shift) - 1
-    first_blocks = FIRST_BLOCKS[half.page_bits, half.is_wide]
     address = half.first_table(shift)
     half.check_size(address, va, 0)
     attributes = 0
@@ -200,18 +225,18 @@ def _walk(va: int, half: Half, regime: Regime, read: Read) -> Translation:
         except GuestError as error:
             raise TranslationFault(va, "SEA_TTW", level) from error
         descriptor = int.from_bytes(raw, "big" if regime.sctlr.EE else "little")
-        has_type = descriptor & _TABLE_OR_PAGE
-        if not (descriptor & _VALID and (has_type or first_blocks <= level < LAST_LEVEL)):
+        is_table = half.is_table(descriptor, level)
+        if is_table is None:
             raise TranslationFault(va, "FAULT", level)
-        is_table = has_type and level < LAST_LEVEL
         address = half.output(descriptor, half.page_bits if is_table else shift)
         half.check_size(address, va, level)
         if not is_table:
             break
-        attributes |= descriptor >> _TABLE_ATTRIBUTES << 64
+        attributes |= descriptor >> TABLE_ATTRIBUTES << 64
         level += 1
         shift -= stride
         index_mask = (1 << stride) - 1
     if not descriptor & _ACCESSED and not regime.tcr.HA:
         raise TranslationFault(va, "ACCESS", level)
-    return Translation(address | va & (1 << shift) - 1, attributes | descriptor & _ATTRIBUTES)
+    attributes |= descriptor & ATTRIBUTES
+    return Translation(address | va & (1 << shift) - 1, attributes, shift)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pyvmm.base.paths import check_path
 from pyvmm.control.server import Handler
@@ -19,9 +19,13 @@ from pyvmm.machine.resizing import STATISTICS_S
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.save import save
 
+if TYPE_CHECKING:
+    from pyvmm.arm64.translation import Read
+    from pyvmm.machine.vcpus import MachineVcpu
+
 VERBS: Final = (
     "info", "stop", "pause", "resume", "save", "stat", "registers", "devices", "sysrq", "balloon",
-    "memory",
+    "memory", "translate", "page-tables",
 )  # fmt: skip
 BLOCK: Final = 512  # bytes, of st_blocks.  Source: stat(3type)
 IN_RAM: Final = ("Rss:", "Shared_Hugetlb:", "Private_Hugetlb:")
@@ -44,7 +48,7 @@ class Service:
     @property
     def handlers(self) -> dict[str, Handler]:
         """The handlers, by verb."""
-        return {verb: getattr(self, verb) for verb in VERBS}
+        return {verb: getattr(self, verb.replace("-", "_")) for verb in VERBS}
 
     def info(self, request: Message) -> Message:
         """Describe the VM."""
@@ -161,7 +165,7 @@ class Service:
         machine = self._machine()
         number, count = request.get("vcpu"), machine.plan.vcpus
         if number is not None and not (isinstance(number, int) and 0 <= number < count):
-            raise UsageError(f"there is no vCPU {number}: they are 0 to {count - 1}")
+            raise _no_vcpu(number, count)
         whole = request.get("whole") is True
         gic = machine.board.irqchip.gic
         aarch32 = Feature.AARCH32 in machine.plan.features
@@ -179,6 +183,36 @@ class Service:
             ]
         exits = machine.counts.exits()
         return {"vcpus": [{**vcpu, "exits": exits[vcpu["vcpu"]]} for vcpu in read]}
+
+    def translate(self, request: Message) -> Message:
+        """Return where the virtual address "address" of the vCPU "vcpu" is."""
+        from pyvmm.debugger.addresses import translation
+
+        address = _address(request.get("address"))
+        with self._addresses(request) as (vcpu, read):
+            return translation(vcpu, read, address)
+
+    def page_tables(self, request: Message) -> Message:
+        """Return what the page tables of the vCPU "vcpu" map from the address "from" on.
+
+        "next" is where the next request continues, None at the end.
+        """
+        from pyvmm.debugger.addresses import page_tables
+
+        start = _address(request.get("from", 0))
+        with self._addresses(request) as (vcpu, read):
+            return page_tables(vcpu, read, start)
+
+    @contextlib.contextmanager
+    def _addresses(self, request: Message) -> Iterator[tuple[MachineVcpu, Read]]:
+        """Pause the VM for the block, which gets the request's vCPU and reads guest memory."""
+        machine = self._machine()
+        number, count = request.get("vcpu", 0), machine.plan.vcpus
+        if type(number) is not int or not 0 <= number < count:
+            raise _no_vcpu(number, count)
+        memory = machine.board.addressable
+        with machine.paused():
+            yield machine.vcpus[number], lambda gpa, size: bytes(memory.view(gpa, size))
 
     def balloon(self, request: Message) -> Message:
         """Resize the balloon, and return its state.
@@ -223,6 +257,20 @@ class Service:
         if not machine.console.send(key.encode()):
             raise VmmError("the guest has read the break, but has no room for the key")
         return {}
+
+
+def _no_vcpu(number: object, count: int) -> UsageError:
+    return UsageError(f"there is no vCPU {str(number)[:40]}: they are 0 to {count - 1}")
+
+
+def _address(number: object) -> int:
+    """Check an address from a request.
+
+    Raises: UsageError.
+    """
+    if type(number) is not int or not 0 <= number < 1 << 64:
+        raise UsageError(f"{str(number)[:40]} is not an address")
+    return number
 
 
 def _bytes(number: object) -> int:

@@ -13,10 +13,18 @@ import click
 
 from pyvmm.arm64 import vl
 from pyvmm.base.units import parse_number, parse_size, show_size
+from pyvmm.commands import _output as output
 from pyvmm.commands._options import json_option, trust_option
 from pyvmm.commands._output import counted, echo
+from pyvmm.commands.registers.addresses import (
+    address_options,
+    table_lines,
+    translation_lines,
+    whole_tables,
+)
 from pyvmm.commands.registers.show import PARTS, show_matching, show_registers
-from pyvmm.errors import UsageError
+from pyvmm.debugger import addresses
+from pyvmm.errors import GuestError, UsageError
 from pyvmm.machine.registerdump import VcpuRegisters
 from pyvmm.snapshot.format import PAGE
 from pyvmm.snapshot.gic import CPU
@@ -62,11 +70,13 @@ def _length(text: str) -> int:
 @click.option(
     "--memory", type=_where, metavar="ADDR,LEN", help="Only guest memory, LEN bytes at ADDR."
 )
+@address_options
 @trust_option
 @json_option
 def show(
     file: Path, vcpu: int | None, part: str, regs: str | None, whole: bool,
-    memory: tuple[int, int] | None, trust: bool, as_json: bool,
+    memory: tuple[int, int] | None, translate: int | None, page_tables: bool, trust: bool,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Show the contents of a snapshot.
 
@@ -74,7 +84,12 @@ def show(
     devices and interrupt controller, and every register of each vCPU, with Arm's names and fields.
     State and memory are checked before they are shown.
     """
+    if (memory is not None) + (translate is not None) + page_tables > 1:
+        raise UsageError("give one of --memory, --translate and --page-tables")
     with Snapshot(file, trust=trust) as snapshot:
+        if translate is not None or page_tables:
+            _show_addresses(snapshot, vcpu or 0, translate, as_json)
+            return
         if memory is not None:
             gpa, data = memory[0], snapshot.read(*memory)
             if as_json:
@@ -94,6 +109,31 @@ def show(
             _print(line for one in chosen for line in show_registers(one, part))
 
 
+def _show_addresses(snapshot: Snapshot, number: int, virtual: int | None, as_json: bool) -> None:
+    """Print where a virtual address is, or all page tables if it is None."""
+    vcpu = snapshot.vcpus[_checked(snapshot, number)]
+
+    def read(gpa: int, length: int) -> bytes:
+        if not any(area.base <= gpa and gpa + length <= area.end for area in snapshot.state.memory):
+            raise GuestError(f"{length:#x} bytes at guest address {gpa:#x} are not in memory")
+        return snapshot.read(gpa, length)
+
+    if virtual is not None:
+        found = addresses.translation(vcpu, read, virtual)
+        output.show(as_json, {"schema": SCHEMA, **found}, translation_lines(found))
+        return
+    found = whole_tables(lambda start: addresses.page_tables(vcpu, read, start))
+    output.show(as_json, {"schema": SCHEMA, **found}, table_lines(found))
+
+
+def _checked(snapshot: Snapshot, vcpu: int) -> int:
+    """Check the number of a vCPU, and return it."""
+    count = len(snapshot.vcpus)
+    if not 0 <= vcpu < count:
+        raise UsageError(f"--vcpu {vcpu}: {snapshot.path} has vCPUs 0 to {count - 1}")
+    return vcpu
+
+
 def _print(text: Iterable[str]) -> None:
     for line in text:
         echo(line)
@@ -103,10 +143,7 @@ def _chosen(
     snapshot: Snapshot, vcpu: int | None, whole: bool, patterns: str | None
 ) -> list[VcpuRegisters]:
     """Return the vCPUs and registers that the options choose."""
-    count = len(snapshot.vcpus)
-    if vcpu is not None and not 0 <= vcpu < count:
-        raise UsageError(f"--vcpu {vcpu}: {snapshot.path} has vCPUs 0 to {count - 1}")
-    numbers = range(count) if vcpu is None else [vcpu]
+    numbers = range(len(snapshot.vcpus)) if vcpu is None else [_checked(snapshot, vcpu)]
     chosen = [snapshot.registers(number, whole=whole) for number in numbers]
     if patterns is None:
         return chosen

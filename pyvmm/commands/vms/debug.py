@@ -1,4 +1,4 @@
-"""``pyvmm debug``: show registers and devices of running VMs."""
+"""``pyvmm debug``: show registers, page tables and devices of running VMs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from typing import Any
 
 import click
 
+from pyvmm.commands.registers.addresses import (
+    address_options,
+    table_lines,
+    translation_lines,
+    whole_tables,
+)
 from pyvmm.commands.registers.show import PARTS, show_registers
-from pyvmm.commands.vms._running import ask_all, chosen, report, send, vm_options
+from pyvmm.commands.vms._running import Vm, ask_all, chosen, report, send, vm_options
 from pyvmm.control.wire import Message
 from pyvmm.errors import UsageError
 
@@ -22,6 +28,7 @@ from pyvmm.errors import UsageError
     "--whole", is_flag=True, help="Show Z, P and FFR at the vCPU's longest vector length."
 )
 @click.option("--devices", is_flag=True, help="Show the virtio devices and their queues.")
+@address_options
 @click.option(
     "-s", "--sysrq", metavar="KEY", help="Send the sysrq key KEY, such as t, to a Linux guest."
 )
@@ -29,17 +36,23 @@ from pyvmm.errors import UsageError
 @vm_options
 def debug(
     name: str | None, everything: bool, as_json: bool, dump: bool, vcpu: int | None,
-    part: str, whole: bool, devices: bool, sysrq: str | None, nmi: int | None,
+    part: str, whole: bool, devices: bool, translate: int | None, page_tables: bool,
+    sysrq: str | None, nmi: int | None,
 ) -> int:  # fmt: skip
-    """Show VMs' registers or devices, or send a sysrq.
+    """Show VMs' registers, page tables or devices, or send a sysrq.
 
     -d pauses the VM for a moment, and shows every register of each vCPU that KVM lists, with Arm's
-    names and fields. -s sends BREAK and the key to the guest's serial console.
+    names and fields. --translate and --page-tables pause it too, and use vCPU 0 without --vcpu.
+    -s sends BREAK and the key to the guest's serial console.
     """
     if nmi is not None:
         raise UsageError("--nmi: KVM has no NMI to send to an arm64 guest")
-    if dump + devices + (sysrq is not None) != 1:
-        raise UsageError("give one of -d (registers), --devices and -s KEY (sysrq)")
+    asked = (dump, devices, page_tables, translate is not None, sysrq is not None)
+    if sum(asked) != 1:
+        raise UsageError(
+            "give one of -d (registers), --devices, --translate ADDR, --page-tables and "
+            "-s KEY (sysrq)"
+        )
     if sysrq is not None:
         if len(sysrq) != 1 or not sysrq.isascii():
             raise UsageError(
@@ -49,14 +62,25 @@ def debug(
     request: Message = {"do": "registers", "vcpu": vcpu, "whole": whole}
     if devices:
         request = {"do": "devices"}
+    if translate is not None:
+        request = {"do": "translate", "vcpu": vcpu or 0, "address": translate}
     found = chosen(name, everything)
-    replies = ask_all(found.vms, request)
+    if page_tables:
+        replies = [_page_tables(vm, vcpu or 0) for vm in found.vms]
+    else:
+        replies = ask_all(found.vms, request)
     return report(found, replies, as_json, partial(_lines, part=part))
 
 
 def _lines(reply: Message, part: str) -> Iterator[str]:
-    """Yield a VM's devices, or the registers and exits to pyvmm of each vCPU."""
+    """Yield a VM's devices, addresses, or the registers and exits to pyvmm of each vCPU."""
     yield f"{reply['name']}:"
+    if "ranges" in reply:
+        yield from table_lines(reply)
+        return
+    if "virtual" in reply:
+        yield from translation_lines(reply)
+        return
     if "devices" in reply:
         yield from show_devices(reply["devices"])
         return
@@ -64,6 +88,10 @@ def _lines(reply: Message, part: str) -> Iterator[str]:
         yield from show_registers(registers, part)
         causes = ", ".join(f"{cause} {count}" for cause, count in registers["exits"].items())
         yield f"  exits    {causes or 'none'}"
+
+
+def _page_tables(vm: Vm, vcpu: int) -> Message:
+    return whole_tables(lambda start: vm.ask({"do": "page-tables", "vcpu": vcpu, "from": start}))
 
 
 def show_devices(devices: Sequence[dict[str, Any]]) -> Iterator[str]:

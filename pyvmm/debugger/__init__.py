@@ -1,0 +1,1 @@
+"""A look inside guests: address translation, gdb's remote protocol, core files, symbols."""
