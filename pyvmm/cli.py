@@ -47,6 +47,7 @@ VERBS = {
     "debug": Verb("vms.debug", "Show VMs' registers, page tables or devices, or send a sysrq."),
     "snapshot": Verb("snapshot", "Show, compare and move snapshots."),
     "sve": Verb("sve", "Show, explain and check SVE vector lengths."),
+    "cpu": Verb("cpu", "Show, compare and choose the CPU that guests see."),
     "sweep": Verb("sweep", "Run a guest at every set of SVE vector lengths."),
     "repro": Verb("repro", "Reproduce known bugs, or show their absence."),
     "doctor": Verb("doctor", "Show what this machine has and lacks."),

@@ -24,6 +24,7 @@ CHOICES = {"console": CONSOLES, "virtio_transport": TRANSPORTS, "irqchip": IRQCH
 TERMINALS = frozenset(range(UART_COUNT))
 NAME = frozenset("_.+:@-")  # and letters and digits: safe in file names and shells
 UINT64 = (1 << 64) - 1
+MOST_NAME = 60  # characters of REGISTER.FIELD
 MOST_CPUS = 100_000  # of a host: CPU numbers have at most five digits
 
 BLOCK = 2 * MIB  # the smallest block of plugged memory: a huge page
@@ -222,8 +223,9 @@ class SveRequest(Record, kw_only=True):
 class CpuRequest(Record, kw_only=True):
     """A request for features of the vCPUs other than SVE.
 
-    The guest gets ``mte`` and ``pvtime`` where the host has them, unless they are False. A host
-    that lacks one of the others is an error.
+    The guest gets ``mte``, ``pauth`` and ``pvtime`` where the host has them, unless they are False.
+    A host that lacks one of the others is an error. ``ids`` are fields of ID registers with the
+    values that the guest reads, as {"ID_AA64ISAR0_EL1.SHA3": 0}.
 
     Raises: UsageError, when two requests contradict each other.
     """
@@ -234,8 +236,18 @@ class CpuRequest(Record, kw_only=True):
     aarch32: bool = False  # the guest starts in 32-bit state
     mte: bool = True
     pvtime: bool = True
+    pauth: bool = True  # pointer authentication
+    ids: dict[str, int] = made(dict)
 
     def __post_init__(self) -> None:
+        for name, value in self.ids.items():
+            register, dot, field = name.partition(".")
+            if not (register and dot and field and name.isprintable() and len(name) <= MOST_NAME):
+                raise UsageError(f"`cpu.ids`: {name[:MOST_NAME]!r} is not REGISTER.FIELD")
+            if not 0 <= value <= UINT64:
+                raise UsageError(f"`cpu.ids`: {name}={value:#x} needs a number of 64 bits")
+        if self.ids and self.aarch32:
+            raise UsageError("`cpu.ids` and `cpu.aarch32`: KVM fixes the ID registers of both")
         if self.e2h0 and not self.nested:
             raise UsageError("`cpu.e2h0` is about the guest's EL2; give `cpu.nested` too")
         if self.aarch32 and self.nested:

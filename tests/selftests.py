@@ -25,6 +25,7 @@ KVM: Final = "tools/testing/selftests/kvm"
 WANTED: Final = (
     f"{FP}/", f"{KVM}/", "tools/testing/selftests/rseq/", "tools/testing/selftests/kselftest",
     "tools/include/", "tools/lib/rbtree.c", "tools/arch/arm64/", "arch/arm64/tools/",
+    "arch/arm64/kernel/cpufeature.c",
 )  # fmt: skip
 
 NO_LIBC: Final = ("-nostdlib", "-no-pie")  # the tests proper bring a _start of their own

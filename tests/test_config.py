@@ -89,7 +89,7 @@ def test_config_refuses_a_machine_that_no_host_can_make(
     ("request_", "words"),
     [({"e2h0": True}, "give `cpu.nested` too"), ({"aarch32": True, "nested": True}, "contradict")],
 )
-def test_cpu_request_refuses_contradictions(request_: dict[str, bool], words: str) -> None:
+def test_cpu_request_refuses_contradictions(request_: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         CpuRequest(**request_)
 

@@ -21,7 +21,7 @@ ROOMS = (
     # a machine's description, guest memory, terminals: no KVM
     "config", "memory", "terminal", "sandbox",
     # no KVM
-    "arm64", "devices", "boot",
+    "arm64", "cpumodel", "devices", "boot",
     # nothing but KVM
     "kvm",
     # a Config becomes a machine, and runs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,11 @@ from pyvmm.base.units import parse_cpulist, parse_memory, parse_number, read_nam
 from pyvmm.commands._options import added
 from pyvmm.config import IRQCHIPS, CpuRequest
 from pyvmm.errors import UsageError
+
+if TYPE_CHECKING:
+    from pyvmm.cpumodel.model import CpuModel
+
+HOST = "host"  # --cpu: the host's own CPU
 
 # arm_config() converts them.
 arm_options = added(
@@ -25,6 +30,15 @@ arm_options = added(
     ),
     click.option("--pmu", is_flag=True, help="Give the guest a performance monitor."),
     click.option("--disable-mte", is_flag=True, help="Hide memory tagging from the guest."),
+    click.option("--no-pauth", is_flag=True, help="Hide pointer authentication from the guest."),
+    click.option(
+        "--cpu", metavar="MODEL|host", default="host",
+        help="The guest's CPU: a file that `pyvmm cpu common` wrote, or the host's own.",
+    ),
+    click.option(
+        "--cpu-id", multiple=True, metavar="FIELD=VALUE",
+        help="The value of a field of an ID register: ID_AA64ISAR0_EL1.SHA3=0; repeatable.",
+    ),
     click.option("--no-pvtime", is_flag=True, help="Hide stolen time from the guest."),
     click.option(
         "--nested", is_flag=True, help="Start the guest at EL2, so that it can be a hypervisor."
@@ -54,8 +68,22 @@ _PARSED: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-def arm_config(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of Config that the options set.
+def cpu_model(options: dict[str, Any]) -> CpuModel | None:
+    """Return the CPU model that options ask for; None for the host's own CPU.
+
+    Raises: UsageError.
+    """
+    if options["cpu"] == HOST and not options["cpu_id"]:
+        return None
+    # lazily: few runs have a model
+    from pyvmm.cpumodel.model import CpuModel, parse_field, read_model
+
+    model = CpuModel() if options["cpu"] == HOST else read_model(Path(options["cpu"]))
+    return model.replace(fields=model.fields | dict(map(parse_field, options["cpu_id"])))
+
+
+def arm_config(options: dict[str, Any], model: CpuModel | None) -> dict[str, Any]:
+    """Return the arguments of Config that the options set, with that CPU model.
 
     Raises: UsageError, for text that cannot be read.
     """
@@ -71,6 +99,8 @@ def arm_config(options: dict[str, Any]) -> dict[str, Any]:
             **{name: options[name] for name in ("pmu", "nested", "e2h0", "aarch32")},
             mte=not options["disable_mte"],
             pvtime=not options["no_pvtime"],
+            pauth=not options["no_pauth"] and (model is None or model.pauth is not False),
+            ids={} if model is None else model.fields,
         ),
     }
     for option, (argument, read) in _PARSED.items():

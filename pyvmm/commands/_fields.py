@@ -20,6 +20,8 @@ OPTIONS = {
     "sve.max_vl": "--sve-max-vl=",
     "cpu.mte": "--disable-mte ",
     "cpu.pvtime": "--no-pvtime ",
+    "cpu.pauth": "--no-pauth ",
+    "cpu.ids": "--cpu-id ",
     "fast_mmio": "--no-fast-mmio ",
     "timer_hz": "--override-bad-firmware-cntfrq ",
     "ttys": "--tty ",

@@ -19,8 +19,8 @@ from pyvmm.commands._outer import outer_facts
 from pyvmm.errors import EXIT_HOST, EXIT_OK, HostError, VmmError
 from pyvmm.host.settings import HostSettings
 from pyvmm.kvm.system import System
-from pyvmm.machine.facts import REGISTERS, Fact, kvm_facts, machine_facts
-from pyvmm.snapshot.hostlimits import registers_here
+from pyvmm.machine.facts import REGISTERS, WRITABLE, Fact, kvm_facts, machine_facts
+from pyvmm.snapshot.hostlimits import registers_here, writable_here
 
 SCHEMA = 1
 OUTER_VARIABLE = "PYVMM_DOCTOR_OUTER"  # carries the outer machine's facts into the host
@@ -78,7 +78,7 @@ def show(facts: Iterable[Fact]) -> None:
     console = Console(highlight=False)
     facts = list(facts)
     for topic in dict.fromkeys(fact.topic for fact in facts):
-        if topic == REGISTERS:
+        if topic in (REGISTERS, WRITABLE):
             continue
         chosen = [fact for fact in facts if fact.topic == topic]
         console.print(f"[bold]{topic}[/]")
@@ -145,6 +145,8 @@ def local_facts() -> Iterator[Fact]:
             yield from kvm_facts(system)
             for name, value in registers_here(system).items():
                 yield Fact(REGISTERS, name, value)
+            for name, value in writable_here(system).items():
+                yield Fact(WRITABLE, name, value)
     except HostError as error:
         yield Fact.of_error("kvm", "device", error)
 

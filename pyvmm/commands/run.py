@@ -11,7 +11,7 @@ import click
 
 from pyvmm.arm64 import vl
 from pyvmm.cli import Invocation
-from pyvmm.commands._armopts import arm_config, arm_options
+from pyvmm.commands._armopts import HOST, arm_config, arm_options, cpu_model
 from pyvmm.commands._deviceopts import device_configs, device_needs, device_options
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._lkvm import NO_PCI, LkvmCommand, lkvm_options
@@ -23,6 +23,8 @@ from pyvmm.host.share import Needs
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+    from pyvmm.cpumodel.model import CpuModel
 
 GUESTS = Path(__file__).parents[1] / "guests"
 
@@ -114,7 +116,10 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
     written = (options["dump_dtb"], options["save_on_exit"], options["trace"])
     outputs = [path for path in written if path is not None]
     saves = options["save_on_exit"] is not None
-    run_here_or_forward(where, _needs(config, outputs), config.ttys, saves=saves)
+    needs = _needs(config, outputs)
+    if options["cpu"] != HOST:
+        needs += Needs(reads=(Path(options["cpu"]),))
+    run_here_or_forward(where, needs, config.ttys, saves=saves)
     return _run(config, options, invocation.owns_process)
 
 
@@ -136,19 +141,12 @@ def _refuse_unsupported(options: dict[str, Any]) -> None:
 
 def _config(options: dict[str, Any]) -> Config:
     """Return the machine that the options describe."""
-    vls, max_vl = options["sve_vls"], options["sve_max_vl"]
+    model = cpu_model(options)
     named = {} if options["name"] is None else {"name": options["name"]}
     return Config(
         image=find_image(_one_image(options["image"], options["kernel"])),
         vcpus=options["cpus"],
-        sve=SveRequest(
-            required=options["sve"],
-            off=options["no_sve"],
-            vls=None if vls is None else vl.parse(vls, subject="--sve-vls"),
-            max_vl=None
-            if max_vl is None
-            else vl.parse_max(max_vl, subject="--sve-max-vl", list_subject="--sve-vls"),
-        ),
+        sve=_sve(options, model),
         params=options["params"],
         nodefaults=options["nodefaults"],
         console=options["console"],
@@ -158,9 +156,25 @@ def _config(options: dict[str, Any]) -> Config:
         virtio_transport=options["virtio_transport"],
         fast_mmio=not options["no_fast_mmio"],
         devices=device_configs(options),
-        **arm_config(options),
+        **arm_config(options, model),
         **named,
     )
+
+
+def _sve(options: dict[str, Any], model: CpuModel | None) -> SveRequest:
+    """Return the request for vector lengths: the options', else the CPU model's."""
+    vls, max_vl = options["sve_vls"], options["sve_max_vl"]
+    request = SveRequest(
+        required=options["sve"],
+        off=options["no_sve"],
+        vls=None if vls is None else vl.parse(vls, subject="--sve-vls"),
+        max_vl=None
+        if max_vl is None
+        else vl.parse_max(max_vl, subject="--sve-max-vl", list_subject="--sve-vls"),
+    )
+    if model is None or model.vls is None or request.wanted or request.off:
+        return request
+    return SveRequest(vls=model.vls) if model.vls else SveRequest(off=True)
 
 
 def _once_each(ttys: Sequence[int]) -> frozenset[int]:

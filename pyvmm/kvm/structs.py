@@ -262,4 +262,13 @@ VCPU_EVENTS = Struct(
     u32 reserved[12]
     """,
 )
+REG_MASK_RANGE = Struct(
+    "struct reg_mask_range",
+    """
+    u64 addr
+    u32 range
+    u32 reserved[13]
+    """,
+    newer="KVM_ARM_GET_REG_WRITABLE_MASKS",
+)
 INT = Struct("int", "s32 value")

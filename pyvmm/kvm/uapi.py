@@ -34,6 +34,10 @@ ARM_IRQ_TYPE_PPI = 2
 ARM_IRQ_VCPU_SHIFT = 16  # vCPU index, bits 7:0
 ARM_IRQ_VCPU_MASK = 0xFF
 
+# reg_mask_range.range of KVM_ARM_GET_REG_WRITABLE_MASKS, and how many masks it has
+ARM_FEATURE_ID_RANGE = 0
+ARM_FEATURE_ID_RANGE_SIZE = 3 * 8 * 8
+
 # kvm_msi.flags
 MSI_VALID_DEVID = 1 << 0
 

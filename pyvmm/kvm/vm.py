@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import struct
 from typing import TypeVar, overload
 
 from pyvmm.errors import KvmError
-from pyvmm.kvm import ioctls, uapi
+from pyvmm.kvm import ioctls, regs, uapi
+from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.device import AttributeFd, Device
 from pyvmm.kvm.native import address, native
 from pyvmm.kvm.structs import words
@@ -17,6 +20,9 @@ _Vcpu = TypeVar("_Vcpu", bound=Vcpu)
 
 _FIRST_SPI = 32  # INTIDs.  Source: GICv3 architecture (Arm IHI 0069), table 2-1
 _FIRST_PPI = 16
+# op1, CRm and op2 of the registers in KVM_ARM_FEATURE_ID_RANGE.  Source: asm/kvm.h (arm64),
+# KVM_ARM_FEATURE_ID_RANGE_IDX
+_FEATURE_IDS = tuple(itertools.product((0, 1, 3), range(8), range(8)))
 _BITMAP_WORD = 64  # KVM's dirty bitmaps are arrays of 64-bit words
 
 
@@ -53,6 +59,26 @@ class Vm(AttributeFd):
     def enable_cap(self, cap: int, *args: int) -> None:
         """Enable a capability, with up to four arguments."""
         ioctls.ENABLE_CAP.write(self.fd, cap=cap, args=args)
+
+    def writable_id_bits(self) -> dict[int, int]:
+        """Return the bits that may be changed before the first KVM_RUN, by ID register.
+
+        A register that is missing here is fixed; before Linux 6.7 all are.
+        Source: Documentation/virt/kvm/api.rst, KVM_ARM_GET_REG_WRITABLE_MASKS
+        """
+        ranges = self.check_extension(Cap.ARM_SUPPORTED_REG_MASK_RANGES)
+        if not ranges >> uapi.ARM_FEATURE_ID_RANGE & 1:
+            return {}
+        masks = bytearray(8 * uapi.ARM_FEATURE_ID_RANGE_SIZE)
+        ioctls.ARM_GET_REG_WRITABLE_MASKS.write(
+            self.fd, addr=address(masks), range=uapi.ARM_FEATURE_ID_RANGE
+        )
+        values = struct.unpack(f"<{uapi.ARM_FEATURE_ID_RANGE_SIZE}Q", masks)
+        return {
+            regs.sysreg(3, op1, 0, crm, op2): mask
+            for ((op1, crm, op2), mask) in zip(_FEATURE_IDS, values, strict=True)
+            if mask
+        }
 
     # Memory
 

@@ -137,6 +137,10 @@ def build(system: System, config: Config, hooks: Hooks, undo: ExitStack) -> Boar
         ImageError: the image cannot be booted.
     """
     board = assemble(system, config, plan(config, read_limits(system)), hooks, undo)
+    if config.cpu.ids:
+        from pyvmm.machine.idregs import set_id_registers  # lazily: few machines have a CPU model
+
+        set_id_registers(board.vm, board.vcpus, config.cpu.ids)
     # The image is loaded last. kvm-unit-tests checks a host's limits with an image that does not
     # exist: the error must be about the host, not the image.
     _load(board, config, hooks.log)
@@ -156,7 +160,7 @@ def assemble(system: System, config: Config, decided: Plan, hooks: Hooks, undo: 
     slots = MemorySlots(vm)
     slots.add(layout.RAM, memory.base, memory.size, memory.host_address)
     slots.save(layout.RAM, memory)
-    _enable_capabilities(system, vm, decided)
+    enable_capabilities(system, vm, decided)
     vcpus = make_vcpus(vm, decided, undo)
     irqchip = make_irqchip(vm, gic, config, len(vcpus), undo)
     init_pmus(vcpus, decided)
@@ -210,10 +214,12 @@ def _load(board: Board, config: Config, log: Callable[[str], None]) -> None:
     set_boot_registers(boot_cpu, image, board.plan)
 
 
-def _enable_capabilities(system: System, vm: Vm, decided: Plan) -> None:
+def enable_capabilities(system: System, vm: Vm, decided: Plan) -> None:
     """Enable optional capabilities of a VM, before its first vCPU."""
     if system.has(Cap.ARM_NISV_TO_USER):
         vm.enable_cap(Cap.ARM_NISV_TO_USER)  # undecodable accesses become exits
+    if system.has(Cap.ARM_WRITABLE_IMP_ID_REGS):
+        vm.enable_cap(Cap.ARM_WRITABLE_IMP_ID_REGS)  # MIDR_EL1, for guests of other hosts
     if Feature.MTE in decided.features:
         vm.enable_cap(Cap.ARM_MTE)
 

@@ -24,7 +24,9 @@ from pyvmm.machine.devices import MAKERS
 from pyvmm.machine.plan import GICV2_VCPUS, most_memory
 from pyvmm.machine.vcpus import host_features
 
-REGISTERS = "registers"  # a topic for programs: the registers of a vCPU with every feature
+# Topics for programs: the registers of a vCPU with every feature, and the bits of ID registers that
+# KVM lets a VMM change
+REGISTERS, WRITABLE = "registers", "writable_id_bits"
 Value = str | int | bool | list[int] | None
 
 MIDR = Path("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1")

@@ -194,7 +194,8 @@ def _features(config: Config, has: frozenset[Feature]) -> frozenset[Feature]:
             given.add(feature)
     if config.cpu.aarch32:  # KVM gives the others only to 64-bit guests
         return frozenset(given)
-    given |= {Feature.PAUTH} & has
+    if config.cpu.pauth:
+        given |= {Feature.PAUTH} & has
     if config.cpu.pvtime:
         given |= {Feature.PVTIME} & has
     # KVM refuses pages without tags as memory of a guest that has tags.  Pages of hugetlbfs hold

@@ -11,34 +11,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from enum import Enum
 
-from pyvmm.arm64 import sysregs, vl
-from pyvmm.arm64.bits import Bits
-from pyvmm.arm64.fields import decode
+from pyvmm.arm64 import idrules, sysregs, vl
 from pyvmm.arm64.idregs import IdAa64Mmfr3
 from pyvmm.base.records import Record
 from pyvmm.base.units import show_cpulist
 from pyvmm.kvm import regs
 from pyvmm.kvm.system import System
+from pyvmm.machine.board import enable_capabilities
 from pyvmm.machine.vcpus import make_vcpus
 from pyvmm.snapshot import restoreorder
 from pyvmm.snapshot.hostlimits import RestoreLimits
 from pyvmm.snapshot.restoreorder import Setting
 from pyvmm.snapshot.restorestate import Loss, differences, plan_of, write_registers
 from pyvmm.snapshot.state import State
-
-ABSENT = 0xF  # in a signed field: the CPU lacks the feature
-# Bits of ID registers that KVM sets by the VM's features.  Other rows report those features.
-# Source: Arm ARM DDI 0487, D23.2
-BY_FEATURE = {
-    "ID_AA64PFR0_EL1": 0xF << 32,  # SVE
-    "ID_AA64PFR1_EL1": 0xF << 8,  # MTE
-    "ID_AA64DFR0_EL1": 0xF << 8,  # PMUVer
-    "ID_DFR0_EL1": 0xF << 24,  # PerfMon
-    "ID_AA64ISAR1_EL1": 0xFF << 24 | 0xFF << 4,  # GPI, GPA, API, APA
-    "ID_AA64ISAR2_EL1": 0xFF << 8,  # APA3, GPA3
-    "ID_AA64ZFR0_EL1": (1 << 64) - 1,
-    "MPIDR_EL1": (1 << 64) - 1,  # the VMM's choice
-}
 
 
 class Compatibility(Enum):
@@ -183,21 +168,10 @@ def is_unused(reg_id: int, registers: Mapping[int, int]) -> bool:
 
 def _less(name: str, saved: int, found: int) -> Iterator[str]:
     """Yield the fields of an ID register in which the host offers less."""
-    for field, lo, size in _fields(name, saved):
-        was, now = (value >> lo & (1 << size) - 1 for value in (saved, found))
-        if (now + 1 & ABSENT if size == 4 else now) < (was + 1 & ABSENT if size == 4 else was):
-            yield f"{field} {was} to {now}"
-
-
-def _fields(name: str, value: int) -> Iterator[tuple[str, int, int]]:
-    """Yield name, lowest bit and width of each field: 4 bits each in an unknown register."""
-    decoded = decode(name, value)
-    if isinstance(decoded, Bits):
-        for field in type(decoded).fields():
-            yield field.name, field.lo, field.hi - field.lo + 1
-        return
-    for lo in range(0, 64, 4):
-        yield f"bits {lo + 3}:{lo}", lo, 4
+    for field in idrules.fields(name):
+        was, now = int(field.get(saved)), int(field.get(found))
+        if idrules.lacks(name, field, was, now):
+            yield f"{field.name} {was} to {now}"
 
 
 def predicted(state: State, limits: RestoreLimits) -> Iterator[Row]:
@@ -212,10 +186,23 @@ def predicted(state: State, limits: RestoreLimits) -> Iterator[Row]:
             loss = Loss(0, reg_id, "is missing on that host", missing=True)
             yield register_row(loss, registers)
         elif reg_id in restoreorder.IDENTIFICATION:
-            ignored = BY_FEATURE.get(restoreorder.name(reg_id), 0)
-            if (found ^ saved) & ~ignored:
-                here = found & ~ignored | saved & ignored
+            here = _after_write(reg_id, saved, found, state, limits)
+            if here != saved:
                 yield register_row(Loss(0, reg_id, "differs", found=here), registers)
+
+
+def _after_write(reg_id: int, saved: int, found: int, state: State, limits: RestoreLimits) -> int:
+    """Return what an ID register reads on that host after a restore wrote the saved value."""
+    name, writable = restoreorder.name(reg_id), limits.writable.get(reg_id, 0)
+    if name == "ID_AA64ZFR0_EL1" and not state.vls:
+        return saved  # 0 in a guest without SVE
+    here = found
+    for field in idrules.fields(name):
+        was, now = int(field.get(saved)), int(field.get(found))
+        written = field.mask & writable == field.mask and not idrules.lacks(name, field, was, now)
+        if written or idrules.is_by_feature(name, field.name):
+            here = field.put(here, was)
+    return here
 
 
 def tried(system: System, state: State) -> Iterator[Row]:
@@ -223,6 +210,7 @@ def tried(system: System, state: State) -> Iterator[Row]:
     plan = plan_of(state.replace(config=state.config.replace(devices=())))  # opens no file
     with ExitStack() as undo:
         vm = undo.enter_context(system.create_vm(plan.ipa_bits))
+        enable_capabilities(system, vm, plan)
         vcpu, saved = make_vcpus(vm, plan, undo)[0], state.vcpus[0]
         losses = write_registers(vcpu, saved)
         losses += differences(vcpu, saved, {loss.reg_id for loss in losses})

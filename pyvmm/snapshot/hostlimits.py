@@ -30,12 +30,14 @@ TOGETHER: Final = frozenset({Feature.PAUTH, Feature.PMU, Feature.PVTIME})
 class RestoreLimits(HostLimits):
     """The limits of a host for a saved machine.
 
-    ``registers`` are those of a vCPU with all features.
+    ``registers`` are those of a vCPU with all features, ``writable`` the bits of ID registers that
+    KVM lets a VMM change.
     """
 
     gics: frozenset[str]
     counter_hz: int
     registers: dict[int, int] = made(dict)
+    writable: dict[int, int] = made(dict)
 
 
 def limits_here(system: System) -> RestoreLimits:
@@ -66,6 +68,13 @@ def registers_here(system: System) -> dict[str, str]:
         for reg_id, value in found.items()
         if not isinstance(value, KvmError)
     }
+
+
+def writable_here(system: System) -> dict[str, str]:
+    """Return the bits of ID registers, by name, that this host's KVM lets a VMM change."""
+    with system.create_vm(min(read_limits(system).ipa_bits, ENOUGH_IPA)) as vm:
+        masks = vm.writable_id_bits()
+    return {restoreorder.name(reg_id): f"{mask:#x}" for reg_id, mask in masks.items()}
 
 
 def read_limits_file(path: Path) -> RestoreLimits:
@@ -99,8 +108,14 @@ def _from_document(document: Mapping[str, Any]) -> RestoreLimits:
             if all(kvm[key] is True for key in keys)
         ),
         counter_hz=int(kvm["counter_hz"]),
-        registers={
-            regs.lookup(name, sysregs.ENCODINGS): read_hexadecimal(value)
-            for name, value in document["registers"].items()
-        },
+        registers=_by_id(document["registers"]),
+        writable=_by_id(document.get("writable_id_bits", {})),
     )  # fmt: skip
+
+
+def _by_id(table: Mapping[str, str]) -> dict[int, int]:
+    """Return registers by id."""
+    return {
+        regs.lookup(name, sysregs.ENCODINGS): read_hexadecimal(value)
+        for name, value in table.items()
+    }

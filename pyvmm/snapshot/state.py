@@ -31,7 +31,7 @@ from pyvmm.snapshot.codec import (
     read_hexadecimal,
 )
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2  # 2: config.cpu has pauth and ids
 LARGEST_REGISTER: Final = regs.size(regs.U2048)
 MOST_REGISTERS: Final = 8192  # of a vCPU: KVM lists some 550
 PVTIME: Final = "pvtime"
@@ -203,7 +203,7 @@ class State(Record, kw_only=True):
                 f"{name}: its state has schema {schema}, this pyvmm reads up to {SCHEMA}",
                 hint="use the newer pyvmm that wrote it",
             )
-        if schema != SCHEMA or type(schema) is not int:
+        if type(schema) is not int or schema < 1:
             raise Damaged(f"{name}: its state is damaged: the schema is {str(schema)[:40]}")
         try:
             state = decode(cls, document, "state")

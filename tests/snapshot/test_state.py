@@ -14,7 +14,7 @@ from pyvmm.config import Config
 from pyvmm.errors import UsageError
 from pyvmm.kvm import regs
 from pyvmm.snapshot.codec import Damaged
-from pyvmm.snapshot.state import State
+from pyvmm.snapshot.state import SCHEMA, State
 from tests.snapshot import sample
 
 
@@ -93,9 +93,9 @@ def test_damage_names_a_field_on_one_printable_line(key: str) -> None:
 
 
 def test_state_of_a_newer_schema_is_refused() -> None:
-    document = through_json(sample.state()) | {"schema": 2}
+    document = through_json(sample.state()) | {"schema": SCHEMA + 1}
 
-    with pytest.raises(UsageError, match="schema 2, this pyvmm reads up to 1"):
+    with pytest.raises(UsageError, match=f"schema {SCHEMA + 1}, this pyvmm reads up to {SCHEMA}"):
         State.of(document, "x")
 
 
