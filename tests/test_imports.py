@@ -37,6 +37,7 @@ ROOMS = (
 
 # Rooms and modules that a room must not reach either, not even through other rooms.
 APART = {
+    "base": {"layout"},
     "arm64": {"kvm", "config"},
     "devices": {"kvm"},
     "boot": {"kvm"},
@@ -113,6 +114,14 @@ def room(module: str) -> str:
 
 
 MODULES = sorted(modules().keys() - {FACE})
+
+
+def test_contributing_draws_every_room() -> None:
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    picture = text.partition("## Layers")[2].split("```")[1]
+    drawn = {word.rstrip("/").replace("/", ".") for word in picture.split()}
+
+    assert not set(ROOMS) - drawn
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from pyvmm.errors import UsageError
-from pyvmm.layout import MIB
 
 _Value = TypeVar("_Value")
 
@@ -23,8 +22,8 @@ def parse_size(text: str) -> int:
     Raises: UsageError.
     """
     written = text.strip()
-    shift = _SHIFT.get(written[-1:].upper())
-    number = written if shift is None else written[:-1]
+    suffix = written[-1:].upper()
+    number = written[:-1] if suffix in _SHIFT else written
     if not (number.isascii() and number.isdigit()):
         raise UsageError(
             f"{text!r} is not a size",
@@ -32,7 +31,7 @@ def parse_size(text: str) -> int:
         )
     if len(number) > _SIZE_DIGITS:
         raise UsageError(f"{text} is larger than any memory")
-    return int(number) * MIB if shift is None else int(number) << shift
+    return int(number) << _SHIFT.get(suffix, _SHIFT["M"])
 
 
 def show_size(size: int) -> str:

@@ -23,6 +23,7 @@ from pyvmm.snapshot.reader import SnapshotFile, path_in_errors
 from pyvmm.snapshot.writer import Part, write_into, write_snapshot
 
 WORKERS: Final = min(4, os.cpu_count() or 1)
+LEVELS: Final = zstd.LEVELS
 PACKED_HINT: Final = "`pyvmm snapshot export` packs a snapshot with zstd"
 
 

@@ -10,14 +10,13 @@ from typing import Any
 import click
 
 from pyvmm.base.files import USUAL, replacing, write_all
-from pyvmm.boot import zstd
 from pyvmm.cli import say
 from pyvmm.commands._options import NEW_SNAPSHOT, STREAM, trust_option
 from pyvmm.errors import UsageError
 from pyvmm.snapshot.reader import SnapshotFile
+from pyvmm.snapshot.transfer import LEVELS, unpack
 from pyvmm.snapshot.transfer import export as packed
 from pyvmm.snapshot.transfer import flatten as write_flat
-from pyvmm.snapshot.transfer import unpack
 
 PATH = click.Path(path_type=Path)
 
@@ -41,7 +40,7 @@ def flatten(file: Path, out: Path, trust: bool) -> None:
 @click.argument("out", type=PATH)
 @trust_option
 @click.option(
-    "--level", type=click.IntRange(zstd.LEVELS[0], zstd.LEVELS[-1]), default=3, metavar="N",
+    "--level", type=click.IntRange(LEVELS[0], LEVELS[-1]), default=3, metavar="N",
     help="zstd's compression level, 1 (fast) to 19 (small).",
 )  # fmt: skip
 def export(file: Path, out: Path, trust: bool, level: int) -> None:
