@@ -115,7 +115,7 @@ class Session:
         self._results[title] = found
 
     def write(self, out: Path) -> None:
-        """Write bench.json and bench.md, and print the latter."""
+        """Write bench.json and bench.md, and print bench.md."""
         about = _about_machine() | self._about
         found = report.document(about, self._tables, self._results) | {"profile": self._profile}
         (out / "bench.json").write_text(json.dumps(found, indent=1) + "\n")

@@ -148,8 +148,8 @@ def pyvmm(invocation: Invocation, debug: bool) -> None:
 def main(arguments: Sequence[str] | None = None, *, owns_process: bool = False) -> int:
     """Run the command line (by default this process's) and return its exit code.
 
-    Only with ``owns_process`` does a command that runs a VM confine the process, for good. The
-    caller then does nothing but end.
+    With ``owns_process`` a command that runs a VM confines the process, which cannot be undone. The
+    caller must end after that.
     """
     _keep_standard_descriptors()
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -217,8 +217,8 @@ def _unseen(error: VmmError) -> str | None:
     is_named = any(len(word) > 2 and word in error.message for word in sys.argv[1:])
     if cause.errno == errno.EROFS or (cause.errno == errno.ENOENT and not is_named):
         return (
-            "the emulated host shows a command only the files that it names, and those that it "
-            "reads read-only; PYVMM_HOST_FILES=all shows it all of yours"
+            "a command in the emulated host sees only the files that it names, and writes only "
+            "to those that it has to; PYVMM_HOST_FILES=all shows it all of your files"
         )
     return None
 

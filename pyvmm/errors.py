@@ -82,10 +82,10 @@ class KvmError(HostError):
 
 
 class GuestError(VmmError):
-    """Something the guest did that the machine cannot continue from."""
+    """An action of the guest after which the machine cannot continue."""
 
 
 class TimeoutExpired(VmmError):
-    """The end of Config's `timeout_s` before the guest's end."""
+    """A guest that did not end within Config's `timeout_s`."""
 
     exit_code = EXIT_TIMEOUT

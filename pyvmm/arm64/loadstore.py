@@ -290,7 +290,7 @@ _ATOMICS = ("ldadd", "ldclr", "ldeor", "ldset", "ldsmax", "ldsmin", "ldumax", "l
 
 
 def describe(instruction: int) -> str:
-    """Return an instruction as an assembler writes it; its kind, if that is all pyvmm knows."""
+    """Return an instruction as an assembler writes it, or its kind if pyvmm decodes no more."""
     if known := decode(instruction):
         return str(known)
     for mask, value, text in OTHERS:

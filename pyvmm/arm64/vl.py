@@ -27,8 +27,8 @@ _DECIMAL = r"0|[1-9][0-9]{0,8}"  # not compiled: most runs name no lengths
 class TextError(UsageError):
     """Text that is wrong on every host; ``meant`` are the lengths that the user may want.
 
-    ``subject`` is the option or field that has this text as its value. It is empty for a set by
-    itself. The hint names ``list_subject``, which takes a list of lengths.
+    ``subject`` is the option or field that has this text as its value. It is empty if the set
+    belongs to neither. The hint names ``list_subject``, which takes a list of lengths.
     """
 
     def __init__(

@@ -84,12 +84,12 @@ def runtime_dir(*below: str) -> Path:
 
 
 def state_path() -> Path:
-    """Return the directory of what pyvmm must remember (XDG_STATE_HOME/pyvmm)."""
+    """Return the directory of pyvmm's permanent state (XDG_STATE_HOME/pyvmm)."""
     return state_home() / "pyvmm"
 
 
 def state_home() -> Path:
-    """Return the user's directory of programs' states."""
+    """Return the directory in which the user's programs keep their state."""
     return _xdg("XDG_STATE_HOME") or _home() / ".local" / "state"
 
 
@@ -106,7 +106,7 @@ def _cache_path() -> Path:
 
 
 def _home() -> Path:
-    """Return the user's home directory: HOME, or the password database's if that is not a path."""
+    """Return the user's home directory: HOME if it is a path, else the password database's."""
     home = _xdg("HOME")
     if home is not None:
         return home

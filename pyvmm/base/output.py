@@ -20,7 +20,7 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Do the same with a message that may have further lines, which are indented."""
+    """Do the same with a message of several lines; indent all but the first."""
     return INDENTED.join(map(_escaped, _cut(text).split(INDENTED)))
 
 

@@ -25,13 +25,13 @@ def check_path(path: Path, name: str) -> None:
 def is_storage(mode: int) -> bool:
     """Return whether a file of that mode is a regular file or a block device.
 
-    To open another, such as a watchdog or a tape, can have effects.
+    To open another device, such as a watchdog or a tape, can have effects.
     """
     return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether UTF-8 has all of a text: not what other bytes on a command line become."""
+    """Return whether a text can be encoded in UTF-8; other bytes of a command line cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

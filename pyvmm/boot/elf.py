@@ -10,7 +10,7 @@ An ELF is one of these:
    applying them twice may be wrong.
 
 An image is untrusted: pyvmm checks its headers before it writes guest memory. No header makes pyvmm
-allocate or loop more than the file is long.
+allocate more bytes than the file has, or loop more often.
 
 pyvmm reads three structures of an ELF, which have a fixed layout. pyelftools would take four times
 as long as the rest of a guest's start.

@@ -182,7 +182,7 @@ def _check_whole_zimage(file: BinaryIO, head: bytes, name: str) -> None:
 
 
 def _check_initrd(file: BinaryIO, name: str, image: Placed, memory: GuestMemory) -> None:
-    """Refuse an initrd that Linux cannot use; other kernels may read anything."""
+    """Refuse an initrd that Linux cannot use; other kernels may read other formats."""
     from pyvmm.boot.wrapping import check_initrd  # imported lazily: the usual initrd needs none
 
     try:

@@ -64,7 +64,7 @@ class Decompressor:
 
 
 def read_legacy(file: BinaryIO) -> Iterator[bytes]:
-    """Unpack a legacy frame, up to the file's end or to bytes that are no block's size.
+    """Unpack a legacy frame; it ends with the file, or before a number that is no block size.
 
     Raises:
         Lz4Error: the data is damaged, or the file ends within it.

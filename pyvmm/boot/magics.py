@@ -163,7 +163,7 @@ def identify(head: bytes) -> tuple[str, str] | None:
 def refuse(file: BinaryIO, name: str, limit: int) -> None:
     """Refuse a file that cannot be an image; ``name`` is its name in messages.
 
-    A file of more than ``limit`` bytes is not searched for anything but zeros.
+    Only a file of at most ``limit`` bytes is read to its end, to find a file of zeros.
 
     Raises: ImageError, with what it is and what to do instead.
     """

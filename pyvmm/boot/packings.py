@@ -41,11 +41,11 @@ class Decompressor(Protocol):
 
     @property
     def needs_input(self) -> bool:
-        """Whether it has no more output without input."""
+        """Whether it can return more output only after more input."""
 
     @property
     def unused_data(self) -> bytes:
-        """The input behind the end of the stream."""
+        """The input after the end of the stream."""
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
         """Unpack at most ``max_length`` bytes."""

@@ -111,7 +111,7 @@ class Attached:
             return code if self._code is None else self._code
 
     def _open_outputs(self, undo: contextlib.ExitStack) -> None:
-        """Open the files that the options name for writing."""
+        """Open for writing the files that the options name."""
         extras = self._extras
         trace, saved, dump = extras.trace, extras.save_on_exit, extras.dump_dtb
         if trace is None and saved is None and dump is None:

@@ -70,7 +70,7 @@ def _file_and_words(option: str, text: str, known: tuple[str, ...]) -> tuple[Pat
         if word not in known:
             raise UsageError(
                 f"{option} {text}: {word!r} is not one of {', '.join(known)}",
-                hint="give a symbolic link to a file whose name has a comma",
+                hint="make a symbolic link to the file, and give the link: its name needs no comma",
             )
     return Path(path).absolute(), words  # a snapshot may be restored in another directory
 

@@ -13,8 +13,8 @@ from pyvmm.sandbox.outside import Outside
 class DtbDump(Closing):
     """The file that has the newest machine's device tree, also in a confined process.
 
-    Make it before the process is confined. With ``confined`` a process outside names each file.
-    A device or a pipe then stays open instead.
+    Make it before the process is confined. With ``confined`` a process outside the confinement
+    names each file; a device or a pipe has no name to get, and stays open.
 
     Raises: UsageError or HostError, if the file cannot be written.
     """

@@ -49,7 +49,7 @@ def _confinement() -> Iterator[Fact]:
     name = "QEMU's seccomp filter"
     without = [path.name for path, facts in everyone() if facts.get("sandbox") is False]
     if without:
-        yield Fact(TOPIC, name, None, f"{', '.join(without)}: QEMU has none", "use Debian's QEMU")
+        yield Fact(TOPIC, name, None, f"QEMU lacks it: {', '.join(without)}", "use Debian's QEMU")
     else:
         yield Fact(TOPIC, name, True)
 

@@ -78,7 +78,7 @@ def show(as_json: bool, document: Mapping[str, Any], lines: Iterable[str]) -> No
 
 
 def echo(line: str, *, err: bool = False) -> None:
-    """Print one line on stdout or stderr, whatever text of others is in it."""
+    """Print one line on stdout or stderr; escape what a terminal would obey."""
     click.echo(printable(line), err=err)
 
 

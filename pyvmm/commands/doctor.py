@@ -109,7 +109,7 @@ def _gather(where: HostSettings) -> list[Fact]:
 
 
 def confinement_facts() -> Iterator[Fact]:
-    """Yield what this machine can confine a running VM with."""
+    """Yield facts about the confinement of running VMs on this machine."""
     from pyvmm.sandbox import landlock, seccomp
 
     less = "VMs run less confined"
@@ -125,7 +125,7 @@ def confinement_facts() -> Iterator[Fact]:
 
 
 def local_facts() -> Iterator[Fact]:
-    """Yield facts about this machine's KVM; end with the first fatal lack."""
+    """Yield facts about this machine's KVM; stop after the first fatal lack."""
     if platform.machine() != host.ARM64:
         yield Fact(
             "kvm",

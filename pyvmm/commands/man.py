@@ -30,7 +30,10 @@ EXIT_CODES = (
 VARIABLES = (
     ("PYVMM_COMMAND_OPTION", "Every option: `PYVMM_RUN_MEM=512` is `pyvmm run --mem 512`."),
     ("PYVMM_HOST_IDLE", "Seconds without a command after which an emulated host ends."),
-    ("PYVMM_HOST_FILES", "all: commands in an emulated host see all files, not only the named."),
+    (
+        "PYVMM_HOST_FILES",
+        "all: commands in an emulated host see every file, not only the named ones.",
+    ),
     ("PYVMM_DEBIAN_MIRROR", "The URL of the Debian mirror, if apt's configuration names none."),
     ("XDG_CACHE_HOME", "Packages, kernels and saved hosts are in `pyvmm` below it."),
     ("XDG_RUNTIME_DIR", "The sockets of running VMs and hosts are in `pyvmm` below it."),

@@ -37,7 +37,7 @@ CHUNK: Final = 64 << 10
 
 
 class Peer:
-    """What a connection has beside its messages."""
+    """The resources of a connection, beside its messages."""
 
     def __init__(self) -> None:
         self.fds: list[int] = []  # that came with the request; closed after it
@@ -205,7 +205,7 @@ class _Client:
         self._take()
 
     def _disconnect(self) -> None:
-        """End the connection after the client's unread bytes, which would discard the reply.
+        """Read the client's last bytes, and end the connection: unread bytes discard the reply.
 
         Both directions are shut down first, so that this loop ends.
         """

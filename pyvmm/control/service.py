@@ -90,7 +90,7 @@ class Service:
         The VM then continues if "resume" is true. Else it stays paused until the client, which
         gives the file its name, sends "stop". If the client disconnects first, it continues.
 
-        With "parents", the paths of a snapshot and its parents, whose descriptors follow, only
+        "parents" are the paths of a snapshot and its parents; their descriptors follow. Then only
         changes since that snapshot are written. With "track" KVM tracks changes from now on.
         """
         machine, peer = self._machine(), request["peer"]

@@ -8,8 +8,8 @@
         def _(self, value: int) -> None:
             ...
 
-A register without handlers holds the last value written. ``rtc.LR`` is a device's value of it, an
-attribute like any other. ``Pl031.LR`` is the declaration, with ``offset``, ``meaning`` and the
+A register without handlers holds the last value written. ``rtc.LR`` is the register's value in one
+device: a normal attribute. ``Pl031.LR`` is the declaration, with ``offset``, ``meaning`` and the
 rest: emulation, traces and explanations use it.
 
 Width rules, for accesses of 1, 2, 4 or 8 bytes:

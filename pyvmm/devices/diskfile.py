@@ -1,7 +1,8 @@
 """A disk's file or block device: opened, locked, read and written in place.
 
-An operation handles its whole range or raises OSError. No operation moves a file offset, so
-threads may run them in parallel. The file's size at the start, ``size``, is the limit of accesses.
+An operation handles its whole range or raises OSError. No operation moves a file offset, so threads
+may run them in parallel. ``size`` is the file's size when it was opened: every access must end
+before it.
 """
 
 from __future__ import annotations
@@ -300,7 +301,7 @@ class _Span:
             self._own.append(self._rest[0])
 
     def copy(self, other: memoryview, *, into: bool) -> None:
-        """Copy ``other`` to the position, or with ``into`` from the position to it; move on."""
+        """Copy ``other`` to the position, or with ``into`` back; then advance the position."""
         done = 0
         while done < len(other):
             count = min(len(self._rest[0]), len(other) - done)

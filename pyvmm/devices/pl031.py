@@ -20,7 +20,7 @@ HOST_SECONDS = 1 << 40  # a bound of any host's time since 1970
 
 
 class FastPath(Protocol):
-    """Completes a guest's accesses without `Pl031`, as published."""
+    """Completes a guest's accesses without `Pl031`, from the state that `Pl031` publishes."""
 
     def publish(self, offset: int, alarm_at: int, registers: Sequence[int]) -> None:
         """Take over the clock's state, before its interrupt line changes; with its lock.
@@ -42,7 +42,7 @@ class Pl031(Device):
     compatible = ("arm,pl031", "arm,primecell")
 
     DR = Reg(0x000, "seconds now", ro=True)
-    MR = Reg(0x004, "the alarm is when DR becomes this")
+    MR = Reg(0x004, "the alarm is due when DR reaches this")
     LR = Reg(0x008, "set the clock, seconds")
     CR = Reg(0x00C, "bit 0: running; cannot be stopped", ro=True, reset=1)
     IMSC = Reg(0x010, "bit 0: the alarm interrupts")
@@ -92,7 +92,7 @@ class Pl031(Device):
             self._publish()
 
     def next_alarm(self) -> float | None:
-        """Return the time of ``clock`` for the next `tick`; None without a possible interrupt."""
+        """Return when `tick` must run next, by ``clock``; None if no interrupt is possible."""
         with self.lock:
             return self.alarm_at if self.IMSC and not self.RIS else None
 

@@ -14,9 +14,9 @@ No input is lost: the line has flow control, and a character leaves it when the 
 - The reason is Linux's driver, which drops the values of some reads. serial8250_do_startup() resets
   the FIFO, reads LSR and RBR twice to clear them, and then enables the interrupt. autoconfig() and
   the shutdown end with a reset and a read of RBR.
-- A guest polls if it has read LSR or RBR HOLD_READS times since the reset. A console reads LSR
-  once for each byte that it sends. So a read of LSR counts POLL_READS times if the guest has sent
-  nothing since its last one.
+- A guest polls if it has read LSR or RBR HOLD_READS times since the reset. A console reads LSR once
+  for each byte that it sends. So a read of LSR counts POLL_READS times if the guest has sent
+  nothing since the read before.
 - Without a reset nothing waits: a guest that only polls gets its input at once.
 """
 
@@ -95,7 +95,7 @@ ALL_READABLE = 0xFF  # in `FastPath.publish`: no register's read has a side effe
 
 
 class FastPath(Protocol):
-    """Completes a guest's accesses without `Uart8250.mmio_read` and `mmio_write`, as published.
+    """Completes a guest's accesses without `Uart8250`, from the state that `Uart8250` publishes.
 
     The port calls it with its lock held. machine/fastpath.py has a picture of the parts.
     """
@@ -105,8 +105,8 @@ class FastPath(Protocol):
 
         Bit n of byte 0 of ``registers`` says that a read of register n has no side effect. Byte n
         is then the value that it returns; register 0 returns 0. ``complete_thr``: until the next
-        call, a write of THR only transmits its byte. ``coalesce_thr``: no read by the guest changes
-        that.
+        call, a write of THR only transmits its byte. ``coalesce_thr``: also after any read by the
+        guest.
 
         Returns: whether this call ends the permission of coalesced writes.
         """
@@ -416,7 +416,7 @@ class Uart8250(Device):
             self._collect()
 
     def _readable(self) -> int:
-        """Return the registers in bytes 1 to 7, and in byte 0 the set free of side effects."""
+        """Return the registers in bytes 1 to 7; byte 0 has a bit for each without read effects."""
         pending = self._pending()
         free = 1 << 3 | 1 << 4 | 1 << 7  # LCR, MCR, SCR
         shown = self._shown()

@@ -1,7 +1,7 @@
 """Connecting to a new session in an emulated host, on a free port.
 
 A port's earlier session may still be ending its command.  So the client waits for the new
-session's hello before it sends anything; without one it tries the next port.
+session's hello before it sends anything; if no hello comes, it tries the next port.
 
 Every running VM has a port.  When all are in use, the client adds some, up to PORTS.  A few are
 reserved for commands that control VMs.

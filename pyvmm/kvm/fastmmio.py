@@ -119,7 +119,7 @@ class FastMmio:
         return InterruptBits(self._lib, self._state, number)
 
     def clock(self) -> ClockRegisters:
-        """Return the state of the PL031, for what it publishes."""
+        """Return the PL031's state for C, to which the device publishes."""
         return ClockRegisters(self._state.rtc)
 
     def has_tx(self, number: int) -> bool:

@@ -173,7 +173,7 @@ class Vm(AttributeFd):
         )
 
     def irqfd(self, fd: int, gsi: int, *, flags: int = 0, resample_fd: int = -1) -> None:
-        """Make an eventfd raise the interrupt of a GSI; by default GSI n is SPI n.
+        """Raise the interrupt of a GSI when an eventfd is signalled; by default GSI n is SPI n.
 
         With ``resample_fd`` the interrupt is level-triggered. It stays raised until the guest has
         handled it; then KVM lowers it and signals ``resample_fd``. The flag IRQFD_FLAG_DEASSIGN
@@ -193,7 +193,7 @@ class Vm(AttributeFd):
     def ioeventfd(
         self, fd: int, addr: int, length: int, *, datamatch: int | None = None, flags: int = 0
     ) -> None:
-        """Make guest writes to an address signal an eventfd, without an exit to user space.
+        """Signal an eventfd at a guest's write to an address, without an exit to user space.
 
         ``length`` is 1, 2, 4 or 8 bytes, or 0 for any. With ``datamatch`` only writes of that value
         signal. The flag IOEVENTFD_FLAG_DEASSIGN, with the same arguments, ends this.

@@ -388,8 +388,8 @@ class Machine(Closing):
     def say_why(self, *, sure: bool = False) -> None:
         """Log one line about why the guest makes no progress, if pyvmm can see it; once a run.
 
-        With ``sure`` the line must name a cause. Otherwise it may only describe a guest without
-        output. Stops the vCPUs for a moment; do not call it in a vCPU's thread.
+        With ``sure`` the line must name a cause. Without ``sure`` it can also be a description of a
+        guest without output. Stops the vCPUs for a moment; do not call it in a vCPU's thread.
         """
         from pyvmm.machine.diagnosis.rules import diagnose
 

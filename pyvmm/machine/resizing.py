@@ -124,7 +124,7 @@ class Resizing:
         self._has_balloon().stop_hinting()
 
     def resize_memory(self, size: int) -> None:
-        """Ask the guest to plug or unplug memory up to that size, with its RAM.
+        """Ask the guest to plug or unplug memory until it has that size, RAM included.
 
         Raises: UsageError, if there is no room for it.
         """

@@ -145,7 +145,7 @@ class GuestMemory(Closing):
         return done
 
     def load_from(self, gpa: int, length: int, file: BinaryIO, offset: int) -> int:
-        """Load from any file, as load() does; without a descriptor its data is copied first."""
+        """Load from any file, as load() does; a file without a descriptor is copied first."""
         try:
             return self.load(gpa, length, file.fileno(), offset)
         except io.UnsupportedOperation:

@@ -1,1 +1,1 @@
-"""The confinement of a process that runs a guest: what it may still open and ask the kernel."""
+"""The confinement of a process that runs a guest: its files and its system calls."""

@@ -1,4 +1,4 @@
-"""A file that gets its name from a process of its own, because the one that writes is confined.
+"""A file that a confined process writes, and another process names.
 
 The right to rename a file in a directory is the right to replace and remove any other file there.
 """
@@ -41,7 +41,7 @@ class Outside(Replacement):
         theirs.close()
 
     def commit(self) -> None:
-        """Have the file flushed and named.  Raises: UsageError or HostError."""
+        """Let the process flush and name the file.  Raises: UsageError or HostError."""
         self._order(COMMIT)
 
     def renew(self) -> None:
@@ -59,7 +59,7 @@ class Outside(Replacement):
             self.fd = -1
 
     def _order(self, order: bytes) -> list[int]:
-        """Have an order obeyed, and return the descriptors that come with the reply."""
+        """Send an order, and return the descriptors that come with the reply."""
         try:
             self._ours.sendall(order)
             reply, fds, _, _ = socket.recv_fds(self._ours, NUMBER, 1, socket.MSG_CMSG_CLOEXEC)

@@ -120,7 +120,7 @@ class Header(Record, kw_only=True):
 
     @property
     def bare_identity(self) -> str:
-        """The identity that the snapshot has, or had, without a mark."""
+        """The identity of the same snapshot without a mark."""
         return self.unpack(self.replace(mark=None).pack())[1]
 
     def pack(self) -> bytes:

@@ -312,7 +312,7 @@ class ForeignParent(UsageError):
 
 
 def beside(path: Path, snapshot: Path) -> bool:
-    """Return whether a file lies in a snapshot's directory; hidden files never do.
+    """Return whether a file lies in a snapshot's directory; hidden files do not count.
 
     In a home directory, those are the files with the user's settings.
     """

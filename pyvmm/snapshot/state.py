@@ -117,7 +117,7 @@ class Events(Record, kw_only=True):
 
     @classmethod
     def of(cls, events: VcpuEvents) -> Events:
-        """Return KVM's events; KVM never reports an external abort as pending."""
+        """Return the events that KVM reported; it never reports an external abort as pending."""
         return cls(**{name: getattr(events, name) for name in cls.record_fields})
 
     def for_kvm(self) -> VcpuEvents:

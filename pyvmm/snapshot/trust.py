@@ -82,7 +82,7 @@ def admitted(
 def _foreign(
     snapshot: SnapshotFile, config: Config, given: Sequence[DeviceConfig]
 ) -> Iterator[Outside]:
-    """Yield what the snapshot names, was not given again, and may not be opened."""
+    """Yield the named files that may not be opened, except those that are given again."""
     again = {_kind(device) for device in given}
     for one in outside(config):
         near = one.what != HUGETLBFS and beside(one.path, snapshot.path)
@@ -95,7 +95,7 @@ def _kind(device: DeviceConfig) -> str:
 
 
 def _replaced(config: Config, given: Sequence[DeviceConfig]) -> Config:
-    """Return the Config with the given devices' files in place of the saved, kind by kind."""
+    """Return the Config with the given devices' files in place of the saved ones."""
     devices = list(config.devices)
     for kind in (Disk, Pmem):
         new = [device for device in given if isinstance(device, kind)]

@@ -80,7 +80,7 @@ def write_snapshot(
 
 
 def finish(fd: int, path: Path) -> tuple[str, tuple[str, ...]]:
-    """Mark a complete snapshot as this user's, before the caller calls it ``path``.
+    """Mark a complete snapshot as this user's, before the caller renames it to ``path``.
 
     A confined process has no access to the key, nor to the directory. So its client does this.
 

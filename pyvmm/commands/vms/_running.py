@@ -227,7 +227,7 @@ def report(
 
 
 def readable(reply: Message, read: Callable[[Message], T]) -> T:
-    """Return what a function reads from a VM's reply: after an escape, a guest chose the reply.
+    """Return ``read(reply)``; the reply is untrusted, because a guest that escaped can choose it.
 
     Raises: HostError, if the reply lacks a part, or a part has another type.
     """
@@ -274,7 +274,7 @@ def _is_list(infos: object) -> bool:
 
 
 def _is_answer(info: object) -> bool:
-    """Return whether an answer describes a VM, or says why that VM does not."""
+    """Return whether an answer describes a VM, or has the reason why the VM did not answer."""
     if not isinstance(info, dict) or not isinstance(info.get("name"), str):
         return False
     if info.get("ok") is True:

@@ -295,7 +295,7 @@ class VirtioBalloon(VirtioDevice):
             self._news.notify_all()
 
     def _take_hint(self, chain: Chain) -> None:
-        """Handle a command id, which names the round of the next hints, or a hint."""
+        """Handle a hint, or the command id of the round that the next hints belong to."""
         with self.guard:
             if self.free_page_vq.owns(chain):
                 if chain.readable:

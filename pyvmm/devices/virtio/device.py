@@ -371,7 +371,7 @@ class VirtioDevice:
             self.look_into_queues()
 
     def reset(self) -> None:
-        """Reset the device; drop the chains in work."""
+        """Reset the device; drop the chains that it works on."""
         self.status = self.driver_features = 0
         for queue in self.queues:
             queue.reset()

@@ -54,7 +54,7 @@ class InterruptBits(Protocol):
 
 
 class LockedInterruptBits:
-    """The bits of InterruptStatus where every user holds the transport's lock."""
+    """The bits of InterruptStatus, kept in Python; every user holds the transport's lock."""
 
     def __init__(self) -> None:
         self._bits = 0

@@ -377,7 +377,7 @@ class Virtqueue:
         return QueueError(f"{self.name} {what}")
 
     def _fence(self) -> None:
-        """Order every access to guest RAM before this against every one after it.
+        """Act as a full memory barrier: no access to guest RAM moves across this call.
 
         It releases a lock and acquires it again. On arm64 these are a Store-Release and a
         Load-Acquire, which stay in order and together are a full barrier (Arm DDI 0487, B2.3,

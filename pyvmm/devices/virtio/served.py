@@ -15,12 +15,12 @@ followers: one thread waits for kicks, and takes requests in the order of the qu
       |                 v
       +--- SERVES AS LEADER, returns it
 
-If no request waits for I/O, as with a disk in the page cache, a single thread is fastest. It
-serves as leader, and interrupts the guest once for all requests found together. If requests wait,
-the device overlaps them: several are in flight. Overlapping begins when two requests waited within
-`WAIT_WINDOW` requests: one alone may have been preempted. It ends `OVERLAP` requests after the
-last such pair. A request known to take long calls `step_back`. A request that waited interrupts
-the guest as soon as the device returns it.
+If no request waits for I/O, as with a disk in the page cache, a single thread is fastest. It serves
+as leader, and interrupts the guest once for all requests found together. If requests wait, the
+device overlaps them: several are in flight. Overlapping begins when two requests waited within
+`WAIT_WINDOW` requests: one alone may have been preempted. It ends `OVERLAP` requests after the last
+such pair. `serve` calls `step_back` for a request that is known to take long. A request that waited
+interrupts the guest as soon as the device returns it.
 
 With a data path (loan.py), the leader lends the queue instead of waiting for a kick. Then Python
 sees only the requests that the data path does not know.

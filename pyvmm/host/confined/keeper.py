@@ -77,7 +77,7 @@ def main() -> None:
 
 
 def _probe() -> dict[str, str]:
-    """Try what a keeper needs."""
+    """Try the system calls that a keeper needs."""
     try:
         mounts.isolate(network=False)
         with tempfile.TemporaryDirectory() as name:

@@ -18,7 +18,7 @@ from pyvmm.host.parts.tools import Tool
 
 
 class Launched(Record):
-    """A QEMU, and why it is not confined."""
+    """A started QEMU, and the reason if it is not confined."""
 
     pid: int
     refusal: str | None = None
@@ -34,8 +34,8 @@ def launch(
 ) -> Launched:
     """Start QEMU confined if this machine can do that, else as a usual process of the user.
 
-    ``arguments`` makes QEMU's arguments for a directory that it shares. A confined QEMU opens,
-    beside that, its own files, ``reads`` and ``writes``.
+    ``arguments`` makes QEMU's arguments for a directory that it shares. A confined QEMU can also
+    open ``reads`` and ``writes``, which are its own files.
     """
     if tool.root is None:
         reason = "a QEMU of your own may need any file"
@@ -63,7 +63,7 @@ def refusal() -> str | None:
     try:
         found: str | None = json.loads(done.stdout).get("refusal")
     except ValueError:
-        return "the process that tries it ended"
+        return "the process that tries the confinement ended"
     return found
 
 

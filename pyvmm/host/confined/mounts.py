@@ -41,7 +41,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def isolate(*, network: bool) -> None:
-    """Give this process, which has one thread, its own mounts, and without ``network`` no network.
+    """Give this process, which has one thread, its own mounts; without ``network``, no network.
 
     A process that is not root also gets its own user namespace, in which it may mount.
 

@@ -139,7 +139,7 @@ def _copy(path: Path, at: Path) -> None:
 
 
 def _make_directories(path: Path) -> None:
-    """Make a directory, unless something that is mounted has it."""
+    """Make a directory, unless a mounted directory has it already."""
     if not isdir(path):
         path.mkdir(parents=True)
 

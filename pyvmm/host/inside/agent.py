@@ -1,7 +1,7 @@
 """Process 1 of the emulated host: a fork server with pyvmm loaded.
 
 It waits for clients on the virtio-serial ports and forks a session for each (session.py).  A client
-that needs more ports has QEMU add them; the kernel's uevents announce them to the agent.  It
+that needs more ports makes QEMU add them; the kernel's uevents announce them to the agent.  It
 powers the host off after some idle time.  init.sh starts it at a cold boot.  It runs in the saved
 host already: a start from the saved state resumes its loop.
 """

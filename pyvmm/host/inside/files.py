@@ -88,7 +88,7 @@ def _listed(directory: Path) -> list[os.DirEntry[str]]:
 def _show(source: os.DirEntry[str], target: Path) -> None:
     """Give an entry at the top of a tree its own path.
 
-    The mount is this process's own.  The point below it is seen by all.
+    Only this process sees the mount. All processes see the directory below it.
     """
     if source.is_symlink():
         if not os.path.lexists(target):

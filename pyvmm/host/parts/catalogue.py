@@ -1,7 +1,7 @@
 """Kernels and QEMUs from Debian's suites: finding the suite that has a version, and unpacking it.
 
-The unpacked version is checked against the request: a suite may have moved on, and a package's
-version may differ from that of the program in it.
+The unpacked version is checked against the request: a suite may have a newer package by now, and
+the program in a package may report another version.
 """
 
 from __future__ import annotations

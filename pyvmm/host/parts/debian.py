@@ -152,7 +152,7 @@ class Suite:
         ]
 
     def lacking(self, specs: Iterable[str]) -> dict[str, list[str]]:
-        """Return the dependencies of packages that this suite lacks, by package."""
+        """Return the dependencies that this suite lacks, by the package that needs them."""
         self._prepare()
         wanted = list(specs)
         found: dict[str, list[str]] = {}

@@ -2,7 +2,7 @@
 
 A *tree* is a directory with unpacked Debian packages.  The tree of a kernel or a QEMU has the
 unpacked version in its name, not the requested one: linux-7.2.13-1-sid.  So each version has its
-own tree, which is found even after its suite has moved on.
+own tree, which is found even after its suite got a newer one.
 
 Every command in an emulated host imports this module: it reads a few small files.
 """
@@ -115,8 +115,8 @@ def cached(product: Product) -> list[Tree]:
 def find(product: Product, choice: str) -> Tree | None:
     """Return the tree in the cache for a choice, which is a version or a suite.
 
-    A version means the newest match in the cache.  A suite means its contents when pyvmm last read
-    them.
+    A version means the newest match in the cache.  A suite's newest version is that of its lists
+    when pyvmm last read them.
     """
     if choice not in SUITES:
         return next((t for t in cached(product) if matches(choice, t.version)), None)

@@ -230,7 +230,7 @@ def elsewhere(looks: Looks) -> str | None:
 
 
 def neutral(looks: Looks) -> str | None:
-    """Describe what the first vCPU that is on does, without a judgement."""
+    """Describe the state of the first vCPU that is on; name no cause."""
     vcpu = next(_running(looks), None)
     if vcpu is None:
         return None

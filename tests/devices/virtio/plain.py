@@ -58,7 +58,7 @@ class Bits:
 
 
 class PlainPath:
-    """A disk whose queue is lent to C; its interrupt is an eventfd that nobody reads."""
+    """A disk whose queue is lent to C; its interrupt is an eventfd that no thread reads."""
 
     def __init__(self, device: VirtioBlk, native: Native) -> None:
         self.bits = Bits(native)
