@@ -241,6 +241,11 @@ def say(message: str, hint: str | None = None) -> None:
     click.echo(text, err=True)
 
 
+def echo(line: str, *, err: bool = False) -> None:
+    """Print one line on stdout or stderr; escape what a terminal would obey."""
+    click.echo(printable(line), err=err)
+
+
 def _print_traceback() -> None:
     import traceback  # lazily: rarely needed
 

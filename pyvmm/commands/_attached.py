@@ -20,8 +20,7 @@ from pyvmm.arm64 import vl
 from pyvmm.base.loop import Loop
 from pyvmm.base.records import Record
 from pyvmm.base.units import show_size
-from pyvmm.cli import say
-from pyvmm.commands._output import echo
+from pyvmm.cli import echo, say
 from pyvmm.config import Config
 from pyvmm.control.sockets import Claim
 from pyvmm.errors import EXIT_SIGNAL, HostError, VmmError

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from pyvmm.base.output import printable
+from pyvmm.cli import echo
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
@@ -75,11 +76,6 @@ def show(as_json: bool, document: Mapping[str, Any], lines: Iterable[str]) -> No
         return
     for line in lines:
         echo(line)
-
-
-def echo(line: str, *, err: bool = False) -> None:
-    """Print one line on stdout or stderr; escape what a terminal would obey."""
-    click.echo(printable(line), err=err)
 
 
 def counted(count: int, noun: str) -> str:

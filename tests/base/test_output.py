@@ -14,7 +14,7 @@ from pyvmm.base.output import LONGEST, printable, printable_lines
 COMMANDS = Path(__file__).parents[2] / "pyvmm" / "commands"
 # Functions that print text of pyvmm alone, JSON, or the guest's console with click.echo.
 PLAIN = {
-    "_output.show", "_output.echo", "_output.LiveTable.print_line", "man.man",
+    "_output.show", "_output.LiveTable.print_line", "man.man",
     "completion.completion", "version.version", "repro/__init__._run_matrix", "repro/__init__.show",
     "repro/__init__.run_capsule", "sve/check.show", "snapshot/show.show", "doctor.doctor",
     "_several._show", "_attached.Attached._on_key",
@@ -62,7 +62,7 @@ def test_message_and_traceback_hold_no_escape_sequence(debug: tuple[str, ...]) -
 
 
 def test_commands_print_text_of_others_through_the_filter() -> None:
-    """Find each call of click.echo; a new one belongs into PLAIN, or calls _output.echo."""
+    """Find each call of click.echo; a new one belongs into PLAIN, or calls cli.echo."""
     found = set()
     for path in COMMANDS.rglob("*.py"):
         name = str(path.relative_to(COMMANDS).with_suffix(""))

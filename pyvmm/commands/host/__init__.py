@@ -13,9 +13,10 @@ from typing import Any
 import click
 
 from pyvmm.base.dirs import cache_dir, remove_cache, size_on_disk
+from pyvmm.cli import echo
 from pyvmm.commands._hostopts import emulated_options
 from pyvmm.commands._options import json_option
-from pyvmm.commands._output import echo, show
+from pyvmm.commands._output import show
 from pyvmm.commands.host import _list
 from pyvmm.errors import EXIT_HOST, EXIT_OK
 from pyvmm.host import forward

@@ -12,10 +12,10 @@ import click
 from click.core import ParameterSource
 
 from pyvmm.base.files import write_whole
+from pyvmm.cli import echo
 from pyvmm.commands._fields import spell
 from pyvmm.commands._hostopts import host_options
 from pyvmm.commands._options import FILE, added, file_option, json_option
-from pyvmm.commands._output import echo
 from pyvmm.commands.repro import _report
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import KERNEL_SUITES, QEMU_SUITES, HostSettings

@@ -13,9 +13,10 @@ import click
 
 from pyvmm.arm64 import vl
 from pyvmm.base.units import parse_number, parse_size, show_size
+from pyvmm.cli import echo
 from pyvmm.commands import _output as output
 from pyvmm.commands._options import json_option, trust_option
-from pyvmm.commands._output import counted, echo
+from pyvmm.commands._output import counted
 from pyvmm.commands.registers.addresses import (
     address_options,
     table_lines,

@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from pyvmm.arm64 import cpuid, vl
+from pyvmm.cli import echo
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._options import FILE, json_option
-from pyvmm.commands._output import echo, show
+from pyvmm.commands._output import show
 from pyvmm.commands.sve._probe import probe_here
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.host.settings import HostSettings

@@ -17,9 +17,10 @@ import click
 from pyvmm.arm64.vl import VlSet
 from pyvmm.base.files import write_whole
 from pyvmm.base.signals import handling
+from pyvmm.cli import echo
 from pyvmm.commands._hostopts import CHOICE, settings_of
 from pyvmm.commands._options import file_option, json_option
-from pyvmm.commands._output import echo, show
+from pyvmm.commands._output import show
 from pyvmm.commands.run import complete_image, find_image, run
 from pyvmm.commands.sweep._line import command, query
 from pyvmm.commands.sweep._table import SweepTable

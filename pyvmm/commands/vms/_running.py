@@ -9,10 +9,10 @@ import click
 
 from pyvmm import host
 from pyvmm.base.records import Record, made
-from pyvmm.cli import say
+from pyvmm.cli import echo, say
 from pyvmm.commands._fields import spell
 from pyvmm.commands._options import added, json_option
-from pyvmm.commands._output import echo, show
+from pyvmm.commands._output import show
 from pyvmm.control import client
 from pyvmm.control.wire import (
     Message,

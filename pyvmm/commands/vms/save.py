@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 
 from pyvmm.base.units import show_size
-from pyvmm.cli import say
+from pyvmm.cli import echo, say
 from pyvmm.commands._hostopts import own_key
 from pyvmm.commands._options import EXISTING_FILE, NEW_SNAPSHOT, json_option
-from pyvmm.commands._output import echo, show
+from pyvmm.commands._output import show
 from pyvmm.commands.vms._running import Vm, chosen, document, exit_code, readable, successes
 from pyvmm.control.wire import Message
 from pyvmm.errors import VmmError
