@@ -148,7 +148,7 @@ def _end_in_time(phases: Phases, exits: Exits, out: str, linux: bool) -> None:
     from pyvmm.terminal.stdio import Output
 
     # The run confines itself before the end; pathlib is not loaded.
-    file = open(out, "w", encoding="ascii")  # noqa: PTH123, SIM115
+    file = open(out, "w", encoding="ascii")  # noqa: PTH123, SIM115 - see above
     enter, write = Vcpu.run, Output.write
     said = bytearray()
     found: dict[str, Any] = {}

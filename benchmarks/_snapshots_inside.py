@@ -214,7 +214,7 @@ def measure_qemu(qemu: Qemu, guest: Guest, path: Path, mib: int, rounds: int) ->
             with qemu.started(mib, *qmp, *source) as process:
                 _read_until(process, b"" if number else FILLED)
                 new = path.with_suffix(".new")
-                saves.append(timed(lambda: migrate(monitor, new)))  # noqa: B023
+                saves.append(timed(lambda: migrate(monitor, new)))  # noqa: B023 - called at once
             new.replace(path)
     restores = []
     for _ in range(rounds):

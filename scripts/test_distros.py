@@ -27,9 +27,9 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pyvmm.errors import HostError  # noqa: E402 - found through the line above
-from pyvmm.host.parts.debian import KEYRING, mirror  # noqa: E402
-from pyvmm.host.parts.tools import TOOLS_SUITE, tree  # noqa: E402
-from pyvmm.host.progress import Progress  # noqa: E402
+from pyvmm.host.parts.debian import KEYRING, mirror  # noqa: E402 - likewise
+from pyvmm.host.parts.tools import TOOLS_SUITE, tree  # noqa: E402 - likewise
+from pyvmm.host.progress import Progress  # noqa: E402 - likewise
 
 SUITES: Final = ("bookworm", "trixie")
 PACKAGES: Final = ("python3", "python3-venv", "make", "git", "ca-certificates")

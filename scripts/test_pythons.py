@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from pyvmm.errors import HostError  # noqa: E402 - found by the line above
-from pyvmm.host.parts.tools import Tool, through_loader, tree  # noqa: E402
-from pyvmm.host.progress import Progress  # noqa: E402
+from pyvmm.host.parts.tools import Tool, through_loader, tree  # noqa: E402 - likewise
+from pyvmm.host.progress import Progress  # noqa: E402 - likewise
 
 VERSIONS = ("3.11", "3.12", "3.13", "3.14")
 SUITES = {"3.11": "bookworm", "3.13": "trixie", "3.14": "forky", "3.15": "sid"}

@@ -50,7 +50,7 @@ class Machine:
         self.vls = state.vls
         self.vcpus = [SnapshotVcpu(vcpu) for vcpu in state.vcpus]
         self.resizing = Resizing(RAM_SIZE, virtio)
-        self.resizing.statistics = lambda timeout_s=0.0: None  # type: ignore[method-assign]
+        self.resizing.statistics = lambda timeout_s=0.0: None  # type: ignore[method-assign]  # no guest replies
         self.memory = SimpleNamespace(host_address=RAM_BASE, size=RAM_SIZE)
         self.board = SimpleNamespace(irqchip=SimpleNamespace(gic=None))
         uart: Any = self.live.devices["uart0"]

@@ -75,7 +75,7 @@ def check(data: bytes) -> None:
             return U64
 
         try:
-            emulate(vcpu, _exit(word, vcpu, kind, given), board, access)  # type: ignore[arg-type]
+            emulate(vcpu, _exit(word, vcpu, kind, given), board, access)  # type: ignore[arg-type]  # fakes
         except NotEmulated as error:
             assert error.message and not made
             return

@@ -68,7 +68,7 @@ def check(data: bytes) -> None:
 def _carry(connection: Any) -> None:
     streams = client._Streams(stdin=null(), stdout=null(), stderr=null())
     session = client._Session(RUNNING, connection, streams, Terminal(null()))
-    session._sender = SimpleNamespace(start=lambda: None)  # type: ignore[assignment]
+    session._sender = SimpleNamespace(start=lambda: None)  # type: ignore[assignment]  # a fake
     session._tty_out = null()
     try:
         assert session.carry(b"") in range(256)

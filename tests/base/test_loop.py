@@ -168,14 +168,14 @@ def test_close_restores_the_signal_handlers() -> None:
 
 
 def test_close_leaves_no_descriptor_open_and_can_be_repeated() -> None:
-    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names
 
     loop = Loop()
     loop.on_signal(signal.SIGUSR1, loop.stop)
     loop.close()
     loop.close()
 
-    assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - names
 
 
 def test_run_raises_the_error_of_a_callback(loop: Loop) -> None:

@@ -57,8 +57,8 @@ def run_confined(monkeypatch: pytest.MonkeyPatch, out: int, secret: Path, **extr
     config = Config(image=Path("guest"), name="it", ttys=frozenset({0}))
 
     def make(attached: Attached, restorer: object = None) -> Machine:
-        attached._machine = Machine(config, attached._output)  # type: ignore[assignment]
-        return attached._machine  # type: ignore[return-value]
+        attached._machine = Machine(config, attached._output)  # type: ignore[assignment]  # a fake
+        return attached._machine  # type: ignore[return-value]  # a fake
 
     monkeypatch.setattr(Attached, "_make", make)
     with Output(out) as output:

@@ -96,10 +96,10 @@ def test_host_limit_is_reported_before_a_missing_image(tmp_path: Path) -> None:
 
 def test_refused_machine_leaves_nothing_open(boot: Boot) -> None:
     boot("store").close()  # opens what stays open
-    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names
 
     for options in ({"vcpus": 100_000}, {"memory": 1 << 60}, {"initrd": Path("/nonexistent")}):
         with pytest.raises((HostError, ImageError)):
             boot("store", **options)
 
-    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - names

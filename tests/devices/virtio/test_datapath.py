@@ -436,7 +436,7 @@ def test_loan_serves_in_c_all_that_it_should(tmp_path: Path) -> None:
         served.append(sum(back.counts[name] for name in ("reads", "writes", "flushes")))
         return back
 
-    disk.path.path.take_back = counted  # type: ignore[method-assign, assignment]
+    disk.path.path.take_back = counted  # type: ignore[method-assign, assignment]  # counts
     driver = disk.rig.driver
     driver.start(queues=1)
     ram, ring = driver.ram, driver.rings[0]
