@@ -68,7 +68,9 @@ def show(fd: int, size: int) -> bytes:
     got = b""
     while len(got) < size:
         assert select.select([fd], [], [], ENOUGH_S)[0], f"nothing comes after {got!r}"
-        got += os.read(fd, size - len(got))
+        data = os.read(fd, size - len(got))
+        assert data, f"it hung up after {len(got)} bytes of {size}"
+        got += data
     return got
 
 

@@ -22,6 +22,7 @@ import pytest
 from pyvmm.base.loop import Loop
 from pyvmm.errors import HostError
 from pyvmm.terminal import line as lines
+from pyvmm.terminal import pty as ptys
 from pyvmm.terminal.line import OUTER_VARIABLE
 from pyvmm.terminal.pty import TYPED, record
 from pyvmm.terminal.terminals import Terminals
@@ -176,7 +177,8 @@ def test_stalled_reader_blocks_the_guest_until_the_end_of_the_run() -> None:
         os.close(terminal)
 
 
-def test_output_before_the_end_is_shown() -> None:
+def test_output_before_the_end_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ptys, "GRACE_S", 3600.0)  # the reader may be slow
     data = random.Random(8).randbytes(200_000)
     made = Terminals({1})
     terminal = open_terminal(made.paths[1])
