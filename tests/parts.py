@@ -55,12 +55,12 @@ USERS: Final = ("-m", "e2e and not kvm and not matrix", "--durations=10")
 # The longest first.
 PARTS: Final = (
     # The pyvmm command as a user types it; then the guests: bare-metal ones and Linux.
-    Part("e2e", PYTEST, (*USERS, "--ignore=tests/guests")),
+    Part("e2e", PYTEST, (*USERS, "tests/e2e")),
     Part("guests", PYTEST, (*USERS, "tests/guests")),
     # Tests that need /dev/kvm: here on arm64, else inside the emulated host.
     Part("kvm", (PYTHON, "-m", "tests.in_host")),
     # Tests that run anywhere.
-    Part("units", PYTEST, ("-m", "not kvm and not e2e and not matrix")),
+    Part("units", PYTEST, ("-m", "not kvm and not e2e and not matrix", "--ignore=tests/e2e")),
     Part("lint", checks=(
         (str(BIN / "ruff"), "format", "--check", "."), (str(BIN / "ruff"), "check", "."),
         (str(BIN / "mypy"),),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from tests.parts import Part, run_everything, run_one
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider")
 DEADLINE_S = 120.0
+USERS_MARK = re.compile(r"^[^#\n]*pytest\.mark\.e2e\b", re.MULTILINE)
+# A file with no unit test.
+WHOLE_FILE = re.compile(r"^pytestmark = (\[[^]]*|.*)pytest\.mark\.(e2e|matrix)\b", re.MULTILINE)
 # A run of tests that ignores an interruption, with a host that only a signal ends.
 DEAF = """
 import json, os, signal, subprocess, sys, time
@@ -214,6 +218,16 @@ def test_part_of_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) 
     assert run_one("unit", []) == 2
 
     assert "no part unit; parts: e2e, guests, kvm, units, lint" in capsys.readouterr().err
+
+
+def test_marked_files_are_in_the_directories_that_their_parts_collect() -> None:
+    """The parts collect no other files: to import all of them takes long."""
+    files = {path: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    users = {path.parent.name for path, text in files.items() if re.search(USERS_MARK, text)}
+    apart = [path for path in files if path.parent == ROOT / "tests/e2e"]
+
+    assert users == {"e2e", "guests"}
+    assert [path for path in apart if not re.search(WHOLE_FILE, files[path])] == []
 
 
 def interrupt_when_there(path: Path) -> None:
