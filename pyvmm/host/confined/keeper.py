@@ -47,6 +47,7 @@ class Order(Record):
     alive: int  # the lock that QEMU holds until it ends
     reads: list[str]
     writes: list[str]
+    linger_s: float = LINGER_S  # how long a tree remains when its client was killed
 
 
 def main() -> None:
@@ -71,7 +72,8 @@ def main() -> None:
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     try:
-        Keeper(listener, room / order.sockets.lstrip("/") / SHARE).serve_until_end(process)
+        share = room / order.sockets.lstrip("/") / SHARE
+        Keeper(listener, share, order.linger_s).serve_until_end(process)
     finally:
         Path(order.listen).unlink(missing_ok=True)
 
@@ -173,9 +175,10 @@ class _Client:
 class Keeper:
     """The trees of the commands that run."""
 
-    def __init__(self, listener: socket.socket, share: Path) -> None:
+    def __init__(self, listener: socket.socket, share: Path, linger_s: float) -> None:
         self._listener = listener
         self._share = share
+        self._linger_s = linger_s
         self._clients: set[_Client] = set()
 
     def serve_until_end(self, process: int) -> None:
@@ -225,7 +228,7 @@ class Keeper:
             selector.unregister(client.connection)
             client.connection.close()
             if not is_done:
-                client.ends_at = time.monotonic() + LINGER_S
+                client.ends_at = time.monotonic() + self._linger_s
 
     def _grant(self, client: _Client, line: bytes) -> dict[str, str]:
         """Make the tree of a request, and return the reply."""

@@ -44,7 +44,7 @@ def launch(
         order = keeper.Order(
             command=command, sockets=str(sockets), listen=str(listener(sockets)), alive=alive,
             reads=[str(path) for path in (tool.root, *reads)],
-            writes=[str(path) for path in writes],
+            writes=[str(path) for path in writes], linger_s=keeper.LINGER_S,
         )  # fmt: skip
         reply = _keep(order, tool, sockets, alive)
         if "pid" in reply:
