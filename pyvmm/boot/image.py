@@ -81,7 +81,7 @@ def load_image(
             unpacked, inner = _unwrap(uki.linux, section, memory.size, notes.append)
             wrappings += ("unified kernel image", *inner)
         label = f"{name} ({', '.join(wrappings)})" if wrappings else name
-        placed = _place(unpacked, label, memory, aarch32)
+        placed = _place(unpacked, label, memory, aarch32, notes.append)
     own = None if uki is None else uki.initrd
     if own and initrd is not None:
         notes.append(f"`initrd` replaces the initrd in {name}")
@@ -127,8 +127,10 @@ def _read_uki(file: BinaryIO, name: str) -> Uki | None:
     return read_uki(file, name)
 
 
-def _place(file: BinaryIO, name: str, memory: GuestMemory, aarch32: bool) -> Placed:
-    """Load an unpacked image to its address."""
+def _place(
+    file: BinaryIO, name: str, memory: GuestMemory, aarch32: bool, log: Callable[[str], None]
+) -> Placed:
+    """Load an unpacked image to its address; ``log`` gets a line if it may be no kernel."""
     head = _head(file)
     elf = head.startswith(ELF_MAGIC)
     if aarch32 and (elf or linux.is_linux(head)):
@@ -144,11 +146,16 @@ def _place(file: BinaryIO, name: str, memory: GuestMemory, aarch32: bool) -> Pla
             from pyvmm.boot.magics import refuse_module
 
             refuse_module(file, name)
-        return load_elf(file, name, memory)
+        placed = load_elf(file, name, memory)
+        if placed.details:  # it was moved: built for another machine, or for any
+            _check_uboot(file, name, None, log)
+        return placed
     if linux.is_linux(head):
         header = linux.read_header(head, name)
         linux.check_whole(file, name)
         start = memory.base + header.text_offset
+        if not head.startswith(EFI_MAGIC):  # U-Boot has this header too
+            _check_uboot(file, name, start, log)
         placed = _load_at(file, name, memory, start, header.image_size)
         return placed.replace(kind="Linux Image", flags=header.flags)
     offset = layout.KERNEL_OFFSET_32 if aarch32 else layout.KERNEL_OFFSET
@@ -162,6 +169,7 @@ def _place(file: BinaryIO, name: str, memory: GuestMemory, aarch32: bool) -> Pla
         from pyvmm.boot.magics import refuse  # imported lazily: an ELF or Linux Image needs none
 
         refuse(file, name, memory.size)
+        _check_uboot(file, name, memory.base + offset, log)
     return _load_at(file, name, memory, memory.base + offset).replace(kind=kind)
 
 
@@ -179,6 +187,15 @@ def _check_whole_zimage(file: BinaryIO, head: bytes, name: str) -> None:
         raise DamagedImage(
             f"{name} is truncated: its header says {end - start:#x} bytes, the file has {size:#x}"
         )
+
+
+def _check_uboot(file: BinaryIO, name: str, place: int | None, log: Callable[[str], None]) -> None:
+    """Refuse U-Boot of other machines, or log that it may be one."""
+    from pyvmm.boot import uboot  # imported lazily: few images are flat binaries
+
+    note = uboot.check(file, name, place)
+    if note is not None:
+        log(note)
 
 
 def _check_initrd(file: BinaryIO, name: str, image: Placed, memory: GuestMemory) -> None:

@@ -70,17 +70,17 @@ def read_header(head: bytes, name: str) -> LinuxHeader:
 
 
 def check_whole(file: BinaryIO, name: str) -> None:
-    """Refuse an Image that ends before the sections of its EFI header do.
+    """Refuse an Image that ends before its EFI header, or before the sections that this names.
 
     image_size cannot show this: it includes .bss, which is not in the file. An Image without the
     EFI header cannot be checked.
 
     Raises: ImageError.
     """
-    expected, size = pe.raw_end(file), file.seek(0, io.SEEK_END)
+    (part, expected), size = pe.raw_end(file), file.seek(0, io.SEEK_END)
     if size < expected:
         raise DamagedImage(
-            f"{name} is truncated: its sections end at byte {expected:#x}, the file at {size:#x}"
+            f"{name} is truncated: its {part} at byte {expected:#x}, the file at {size:#x}"
         )
 
 

@@ -10,8 +10,10 @@ Source: each format's specification; for text, file(1)'s set of characters.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from pyvmm.boot import pe
@@ -26,7 +28,6 @@ DISK = "a disk: give it with `devices.disk`"
 RAW_DISK = f"{CONVERT}: give that with `devices.disk`"
 UNPACK = "unpack it with `{}`, and give the kernel that it holds"
 UBOOT = "cut off its header with `tail -c +65`"
-UBOOT_START = b"\x0a\0\0\x14\x1f\x20\x03\xd5"
 UBOOT_INITRD = f"{UBOOT}, then give it with `initrd`"
 ARCHIVE = "Linux reads a cpio archive, packed or not, or a file system"
 KERNEL = "a kernel: give it as the image"
@@ -55,8 +56,8 @@ MAGICS: tuple[tuple[str, str, tuple[tuple[int, bytes], ...]], ...] = (
     ("an Android vendor boot image", UNPACK.format("unpack_bootimg"), ((0, b"VNDRBOOT"),)),
     ("UEFI firmware (EDK2)", FIRMWARE, ((40, b"_FVH"),)),
     ("UEFI firmware (EDK2)", FIRMWARE, ((0x1028, b"_FVH"),)),  # the first volume, behind a branch
-    # start.S: b reset; nop; the address that it is linked for
-    ("U-Boot, linked for address 0", FIRMWARE, ((0, UBOOT_START), (8, bytes(8)))),
+    ("a boot image for Allwinner's boot ROM", FIRMWARE, ((4, b"eGON.BT0"),)),
+    ("a boot image for Rockchip's boot ROM", FIRMWARE, ((0, b"\x3b\x8c\xdc\xfc\xbe\x9f\x9d\x51"),)),
     # initrds, packages and archives
     ("an initramfs (a cpio archive)", INITRD, ((0, b"070701"),)),
     ("an initramfs (a cpio archive)", INITRD, ((0, b"070702"),)),
@@ -98,16 +99,43 @@ MAGICS: tuple[tuple[str, str, tuple[tuple[int, bytes], ...]], ...] = (
 )  # fmt: skip
 
 FDT_MAGIC = b"\xd0\x0d\xfe\xed"
-FIT_NODE = b"\0\0\0\x01images\0\0"  # FDT_BEGIN_NODE and the node's name
+# Source: Devicetree Specification 0.4, 5.4 "Structure Block"
+FDT_WORD = struct.Struct(">I")
+FDT_STRUCTURE = 8  # the offset of off_dt_struct
+FDT_BEGIN_NODE, FDT_END_NODE, FDT_PROP, FDT_NOP = 1, 2, 3, 4
 TEXT = bytes({7, 8, 9, 10, 12, 13, 27, *range(0x20, 0x100)} - {0x7F})  # as file(1) defines it
 
 
 def _fdt(head: bytes) -> tuple[str, str] | None:
     if not head.startswith(FDT_MAGIC):
         return None
-    if FIT_NODE in head:
+    if b"images" in _fdt_nodes(head):
         return "a U-Boot FIT image", UNPACK.format("dumpimage -T flat_dt -p 0 -o Image")
     return "a device tree blob", "pyvmm makes the guest's device tree itself: give a kernel"
+
+
+def _fdt_nodes(head: bytes) -> Iterator[bytes]:
+    """Yield the names of the nodes below the root, as far as ``head`` goes."""
+    with contextlib.suppress(struct.error):  # the end of the head
+        (at,) = FDT_WORD.unpack_from(head, FDT_STRUCTURE)
+        depth = 0
+        while True:
+            (token,) = FDT_WORD.unpack_from(head, at)
+            at += FDT_WORD.size
+            if token == FDT_BEGIN_NODE:
+                end = head.find(b"\0", at)
+                if end < 0:
+                    return
+                if depth == 1:
+                    yield head[at:end]
+                depth += 1
+                at = end // 4 * 4 + 4
+            elif token == FDT_PROP:
+                at += 2 * FDT_WORD.size + -(-FDT_WORD.unpack_from(head, at)[0] // 4) * 4
+            elif token == FDT_END_NODE:
+                depth -= 1
+            elif token != FDT_NOP:
+                return
 
 
 def _pe(head: bytes) -> tuple[str, str] | None:

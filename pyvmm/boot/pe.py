@@ -5,6 +5,7 @@ Source: Microsoft, PE Format.
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -27,9 +28,22 @@ def read_machine(file: BinaryIO) -> int | None:
     return None if found is None else found[0]
 
 
-def raw_end(file: BinaryIO) -> int:
-    """Return where the last section of a PE file ends in the file; 0, if it is no PE file."""
-    return max((offset + size for _, _, size, offset in read_sections(file) if size), default=0)
+def raw_end(file: BinaryIO) -> tuple[str, int]:
+    """Return which part of a PE file reaches furthest, and where it ends; 0 for any other file."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(OFFSET.size)
+    at = OFFSET.unpack(head)[0] if len(head) == OFFSET.size and head.startswith(DOS_MAGIC) else 0
+    if at and at + HEADER.size > size:
+        return "EFI header ends", at + HEADER.size
+    found = _read_header(file)
+    if found is None:
+        return "EFI header ends", 0
+    table = file.tell() + found[1] * SECTION.size
+    if table > size:
+        return "EFI header ends", table
+    ends = (offset + size for _, _, size, offset in read_sections(file) if size)
+    return "sections end", max(ends, default=0)
 
 
 def read_sections(file: BinaryIO) -> Iterator[tuple[bytes, int, int, int]]:

@@ -63,8 +63,8 @@ def fit(directory: Path) -> bytes:
 
 
 def dtb(directory: Path) -> bytes:
-    """Return a device tree blob, with a node that is called like one of a FIT image's."""
-    source = b"/dts-v1/; / { images-of { }; };"
+    """Return a device tree blob, with nodes that are called like one of a FIT image's."""
+    source = b"/dts-v1/; / { p = [00 01 02]; images-of { images { }; }; };"
     return run(directory, "dtc", "-I", "dts", "-O", "dtb", given=source)
 
 
@@ -115,6 +115,16 @@ def pe(machine: int) -> bytes:
     """Return the head of an EFI program."""
     dos = b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x40)
     return (dos + b"PE\0\0" + struct.pack("<HH", machine, 0)).ljust(0x400, b"\0")
+
+
+UBOOT_VERSION = b"U-Boot %s2025.01-3 (Jun 24 2026 - 09:07:15 +0000)\0"
+
+
+def uboot_start(address: int, *, stage: str = "") -> bytes:
+    """Return U-Boot for arm64: its start code, and its version."""
+    code = KERNEL * 4 + UBOOT_VERSION % stage.encode()
+    end = 40 + len(code) & ~7
+    return struct.pack("<2I4Q", 0x1400_000A, 0xD503_201F, address, end, end, end + 0x1000) + code
 
 
 def mbr() -> bytes:
@@ -192,8 +202,12 @@ REFUSED: tuple[tuple[str, Callable[[Path], bytes], str, str], ...] = (
     ("zeros", fixed(bytes(1 << 20)), "is all zeros", "check how the file was made"),
     ("EDK2", at((0, bytes(40)), (40, b"_FVH")), "UEFI firmware", "QEMU's virt machine"),
     ("EDK2 code", at((0, b"\0\x04\0\x14"), (0x1028, b"_FVH")), "UEFI firmware", "the kernel"),
-    ("U-Boot", fixed(bytes.fromhex("0a0000141f2003d5") + bytes(8) + KERNEL), "U-Boot, linked",
+    ("U-Boot", fixed(uboot_start(0)), "U-Boot 2025.01-3, which is linked for address 0x0",
      "QEMU's virt machine"),
+    ("U-Boot SPL", fixed(bytes(0x620) + uboot_start(0x4A00_0000, stage="SPL ")),
+     "U-Boot SPL 2025.01-3, which is linked for address 0x4a000000", "QEMU's virt machine"),
+    ("Allwinner", at((0, b"\x16\0\0\xeaeGON.BT0")), "Allwinner's boot ROM", "the kernel"),
+    ("Rockchip", at((0, bytes.fromhex("3b8cdcfcbe9f9d51"))), "Rockchip's boot ROM", "the kernel"),
     ("bzImage", at((0x202, b"HdrS")), "a Linux kernel for x86", "a kernel for arm64"),
     ("RISC-V", at((0x38, b"RSC\x05")), "a Linux kernel for RISC-V", "a kernel for arm64"),
     ("PE x86", fixed(pe(0x8664)), "an EFI program for x86-64, not", "a kernel for arm64"),

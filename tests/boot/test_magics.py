@@ -212,6 +212,17 @@ def test_load_image_refuses_a_linux_image_that_ends_within_its_sections(
         load_image(path, memory)
 
 
+@pytest.mark.parametrize("length", [64, 80, 110])
+def test_load_image_refuses_a_linux_image_that_ends_within_its_efi_header(
+    tmp_path: Path, memory: GuestMemory, length: int
+) -> None:
+    path = tmp_path / "Image"
+    path.write_bytes(with_efi_header(linux(), raw=len(linux()))[:length])
+
+    with pytest.raises(ImageError, match=r"Image is truncated: its EFI header ends at byte 0x"):
+        load_image(path, memory)
+
+
 def test_load_image_accepts_a_linux_image_shorter_than_its_image_size(
     tmp_path: Path, memory: GuestMemory
 ) -> None:

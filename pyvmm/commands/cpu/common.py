@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from pyvmm.commands._output import aligned, counted, echo
+from pyvmm.cli import echo
+from pyvmm.commands._output import aligned, counted
 from pyvmm.commands.cpu._hosts import read_hosts
 from pyvmm.cpumodel.common import Common
 from pyvmm.cpumodel.common import common as common_of
