@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,9 @@ from pyvmm.arm64.control import Sctlr, Tcr
 from pyvmm.arm64.pstate import Mode, Pstate
 from pyvmm.arm64.sysregs import ENCODINGS
 from pyvmm.devices.bus import Bus
+from pyvmm.devices.device import Device
+from pyvmm.devices.pl031 import Pl031
+from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.errors import GuestError
 from pyvmm.kvm import regs
 from pyvmm.kvm.caps import Cap
@@ -73,12 +76,30 @@ class Recorder:
         self.log.append((offset, length, value))
 
 
+class Watched(Recorder):
+    """A device of pyvmm, new for each program; the log has the values that it returns."""
+
+    def __init__(self, make: Callable[[], Device]) -> None:
+        super().__init__()
+        self.make = make
+        self.inner = make()
+
+    def mmio_read(self, offset: int, length: int) -> int:
+        value = self.inner.mmio_read(offset, length)
+        self.log.append((offset, length, value))
+        return value
+
+    def mmio_write(self, offset: int, length: int, value: int) -> None:
+        self.log.append((offset, length, value))
+        self.inner.mmio_write(offset, length, value)
+
+
 class Lab:
     """A guest with every form's programs, a recording device, and pyvmm's handler of exits."""
 
-    def __init__(self, made: Guest, sve: bool) -> None:
+    def __init__(self, made: Guest, sve: bool, device: Recorder | None) -> None:
         self.made = made
-        self.device, self.done = Recorder(), Recorder()
+        self.device, self.done = device or Recorder(), Recorder()
         self.results: list[Any] = []
         bus = Bus()
         bus.add(DEVICE, self.device)
@@ -123,7 +144,7 @@ class Lab:
 
 
 @contextmanager
-def lab(*code: str, sve: bool = False) -> Iterator[Lab]:
+def lab(*code: str, sve: bool = False, device: Recorder | None = None) -> Iterator[Lab]:
     """Make a lab with these programs, each at a multiple of STEP."""
     padded = [(programs.code_of(program) + END).ljust(STEP, b"\0") for program in code]
     features = {VcpuFeature.PSCI_0_2} | ({VcpuFeature.SVE} if sve else set())
@@ -132,7 +153,7 @@ def lab(*code: str, sve: bool = False) -> Iterator[Lab]:
         if sve:
             made.vcpu.finalize(VcpuFeature.SVE)
         made.vcpu.set_one_reg(regs.lookup("CPACR_EL1", ENCODINGS), 0x33 << 16)
-        yield Lab(made, sve)
+        yield Lab(made, sve, device)
 
 
 def halves() -> list[str]:
@@ -175,6 +196,38 @@ def test_access_without_syndrome_does_what_plain_instructions_do(sve: bool) -> N
             assert form == plain, name
             assert form[0], name
     assert made.handler.counts[0].others[ExitReason.ARM_NISV] > len(NAMES) / 2
+
+
+def clock() -> Device:
+    return Pl031(lambda level: None, clock=lambda: 0x8765_4321)
+
+
+def uart() -> Device:
+    made = Uart8250(lambda level: None, lambda data: None)
+    made.receive(bytes(range(0x80, 0x90)))
+    return made
+
+
+@pytest.mark.kvm
+@pytest.mark.parametrize(("make", "offset"), [(clock, 0x10), (clock, 0xFE0), (uart, 0)])
+def test_device_of_a_guest_sees_what_plain_instructions_do(
+    make: Callable[[], Device], offset: int
+) -> None:
+    device = Watched(make)
+    seen = set()
+    with lab(*halves(), device=device) as made:
+        at = dict.fromkeys(("X0", "SP_EL1"), DEVICE.base + offset)
+        for number, name in enumerate(NAMES):
+            results = []
+            for program in (number, len(NAMES) + number):
+                device.inner = make()
+                results.append((*made.run(program * STEP, **at), device.inner.state()))
+
+            assert not made.results, name
+            assert results[0] == results[1], name
+            log, _, state = results[0]
+            seen.add(f"{log} {state}")
+    assert len(seen) > len(NAMES) / 4
 
 
 @pytest.mark.kvm
@@ -242,6 +295,7 @@ def test_instruction_completes_the_branch_before_it() -> None:
         leave = vcpu.run()
         assert leave.reason == ExitReason.ARM_NISV
         assert Pstate(vcpu.get_one_reg(regs.PSTATE)).BTYPE == 1
+        vcpu.set_one_reg(regs.PSTATE, EL1.replace(SS=1))  # a step that the guest has not finished
 
         emulate(vcpu, leave, made.board, lambda leave: 0)
 
@@ -307,6 +361,14 @@ def test_access_partly_to_ram_ends_the_run(at: int) -> None:
 
 
 @pytest.mark.kvm
+def test_access_of_one_byte_to_ram_ends_the_run() -> None:
+    with lab(PAIR) as made:
+        mapped = map_memory(made.made)
+
+        assert "also accesses RAM" in refusal(made, **mapped, X0=RAM_BASE + RAM_SIZE - 1)
+
+
+@pytest.mark.kvm
 def test_access_to_pages_with_different_permissions_ends_the_run() -> None:
     with lab(PAIR) as made:
         equal = map_memory(made.made, pages=(0x403, 0x403))
@@ -324,6 +386,7 @@ def test_access_to_pages_with_different_permissions_ends_the_run() -> None:
     ("damage", "words"),
     [
         ("code", "is not the access that KVM reports"),
+        ("code before", "is not the access that KVM reports"),
         ("direction", "is not the access that KVM reports"),
         ("tables", "its instruction cannot be read: virtual address 0x80000000: level 1"),
         ("el2", "EL2"),
@@ -340,6 +403,8 @@ def test_instruction_changed_since_the_exit_ends_the_run(damage: str, words: str
         assert leave.reason == ExitReason.ARM_NISV
         if damage == "code":
             memory.write(RAM_BASE, programs.code_of("a9010801  stp x1, x2, [x0, #16]"))
+        elif damage == "code before":  # it ends where the access that KVM reports begins
+            memory.write(RAM_BASE, programs.code_of("a93f0801  stp x1, x2, [x0, #-16]"))
         elif damage == "direction":
             memory.write(RAM_BASE, programs.code_of("a9400801  ldp x1, x2, [x0]"))
         elif damage == "tables":
