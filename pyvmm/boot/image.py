@@ -11,6 +11,7 @@ Source: Linux, Documentation/arch/arm64/booting.rst and arch/arm/booting.rst.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import stat
@@ -35,6 +36,7 @@ KIND, ET_REL = 16, b"\x01\0"  # the offset of e_type; the type of an object that
 HEAD = 64  # bytes, enough of a file to recognize its format
 NEWC = b"070701"  # the usual initrd: a cpio archive
 LINUX = ("Linux Image", "vmlinux")  # the kinds of image that may be Linux
+SPECIAL = "it is not a regular file"
 BANNER = b"Linux version "  # in every kernel.  Source: Linux, init/version.c
 
 # A zImage: 32-bit Arm Linux, little-endian.  Its magic, and where it starts and ends.  One with an
@@ -223,13 +225,15 @@ def _open(path: str | Path, role: str) -> BinaryIO:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
+        if isinstance(error, OSError) and error.errno == errno.ENXIO:  # a socket
+            reason = SPECIAL
         raise ImageError(f"{sentence}: {reason}") from error
     status = os.fstat(fd)
     problem = None
     if stat.S_ISDIR(status.st_mode):
         problem = "it is a directory"
     elif not stat.S_ISREG(status.st_mode):
-        problem = "it is not a regular file"
+        problem = SPECIAL
     elif status.st_size == 0:
         problem = "it is empty"
     if problem is not None:

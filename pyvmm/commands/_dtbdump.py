@@ -26,10 +26,10 @@ class DtbDump(Closing):
         self._has_written = False
         if not confined:
             return
-        if not path.exists() or path.is_file():
-            self._new = Outside(path)
-            return
         try:
+            if not path.exists() or path.is_file():
+                self._new = Outside(path)
+                return
             self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         except OSError as error:
             raise cannot_write(path, error) from error

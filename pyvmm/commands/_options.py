@@ -16,7 +16,20 @@ Option = Callable[[Any], Any]
 STREAM = Path("-")
 
 
-class NewSnapshot(click.Path):
+class FileName(click.Path):
+    """The type of a file's name. An empty one would be the current directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse an empty name."""
+        if value == "":
+            raise UsageError(
+                f"{param.opts[-1] if param else 'file'}: the file's name is empty",
+                hint="a shell's variable without a value gives an empty name",
+            )
+        return super().convert(value, param, ctx)
+
+
+class NewSnapshot(FileName):
     """The type of a snapshot to write: it is a file, because its first page is written last."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -30,7 +43,7 @@ class NewSnapshot(click.Path):
         return path
 
 
-FILE = click.Path(dir_okay=False, path_type=Path)
+FILE = FileName(dir_okay=False, path_type=Path)
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 NEW_SNAPSHOT = NewSnapshot(dir_okay=False, path_type=Path)
 

@@ -15,7 +15,7 @@ from pyvmm.commands._armopts import HOST, arm_config, arm_options, cpu_model
 from pyvmm.commands._deviceopts import device_configs, device_needs, device_options
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._lkvm import NO_PCI, LkvmCommand, lkvm_options
-from pyvmm.commands._options import NEW_SNAPSHOT, no_sandbox
+from pyvmm.commands._options import FILE, NEW_SNAPSHOT, FileName, no_sandbox
 from pyvmm.config import Config, SveRequest
 from pyvmm.errors import HostError, ImageError, UsageError
 from pyvmm.host.settings import HostSettings
@@ -50,7 +50,7 @@ def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[Com
 )  # fmt: skip
 @click.option("-c", "--cpus", type=int, show_default="CPUs online", help="vCPUs.")
 @click.option("-p", "--params", default="", metavar="TEXT", help="Kernel command line.")
-@click.option("-i", "--initrd", type=click.Path(path_type=Path), help="Initial RAM disk.")
+@click.option("-i", "--initrd", type=FileName(path_type=Path), help="Initial RAM disk.")
 @click.option("--name", metavar="NAME", show_default="guest-PID", help="The guest's name.")
 @click.option("--sve", is_flag=True, help="Require SVE, with all of the host's vector lengths.")
 @click.option("--sve-vls", metavar="BITS,...", help="Exactly these SVE vector lengths: 128,256.")
@@ -59,7 +59,7 @@ def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[Com
 @click.option("--timeout", type=float, metavar="SECONDS", help="End the guest after SECONDS.")
 @click.option("-v", "--verbose", is_flag=True, help="Describe the machine on stderr.")
 @click.option(
-    "--dump-dtb", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    "--dump-dtb", type=FILE, metavar="FILE",
     help="Write the device tree blob to FILE.",
 )  # fmt: skip
 @click.option("--no-fast-mmio", is_flag=True, help="Handle every device access in Python.")
@@ -90,7 +90,7 @@ def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[Com
     help="Save the guest to FILE when a signal, key or timeout ends it, for `pyvmm restore`.",
 )  # fmt: skip
 @click.option(
-    "--trace", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    "--trace", type=FILE, metavar="FILE",
     help="Write a trace of every VM exit to FILE, for ui.perfetto.dev.",
 )  # fmt: skip
 @click.option("--reboot", is_flag=True, help="Start the guest again when it resets.")
@@ -190,13 +190,38 @@ def _one_image(argument: str | None, option: str | None) -> str:
     name = argument if option is None else option
     if name is None:
         raise UsageError("no image to boot", hint=f"pyvmm run IMAGE; {_bundled_hint()}")
+    if not name:
+        raise UsageError(
+            "the image's name is empty",
+            hint="a shell's variable without a value gives an empty name",
+        )
     return name
 
 
 def find_image(name: str) -> Path:
     """Return the file of that name, or the guest of pyvmm with that name."""
-    bundled = GUESTS / name
-    return bundled if name in bundled_guests() and not Path(name).exists() else Path(name)
+    path = Path(name)
+    return GUESTS / name if name in bundled_guests() and not _is_there(path) else path
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether a file exists. An emulated host sees no other.
+
+    Raises: UsageError, with the kernel's reason, unless this is that the file does not exist.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise UsageError(
+                f"{path} is a symbolic link to {path.readlink()}, which does not exist"
+            ) from None
+        return False
+    except OSError as error:
+        raise UsageError(f"Unable to open {path}: {error.strerror}") from error
+    except ValueError:  # a NUL, which the configuration refuses
+        return False
+    return True
 
 
 def _needs(config: Config, outputs: list[Path]) -> Needs:
@@ -205,7 +230,7 @@ def _needs(config: Config, outputs: list[Path]) -> Needs:
     inputs = [path for path in given if path is not None and path.parent != GUESTS]
     needs = Needs(reads=tuple(inputs), creates=tuple(outputs)) + device_needs(config.devices)
     reads, updates = (
-        tuple(path for path in paths if path.exists()) for paths in (needs.reads, needs.updates)
+        tuple(path for path in paths if _is_there(path)) for paths in (needs.reads, needs.updates)
     )
     return Needs(reads=reads, updates=updates, creates=needs.creates)
 
@@ -250,9 +275,7 @@ def _run(config: Config, options: dict[str, Any], owns_process: bool) -> int:
     try:
         return run_attached(config, extras)
     except ImageError as error:
-        if config.image.exists():
+        if _is_there(config.image):
             raise
         # kvm-unit-tests looks for these words: only the image was missing.
-        raise ImageError(
-            f"Fatal: Unable to open kernel {config.image}", hint=_bundled_hint()
-        ) from error
+        raise ImageError(f"Fatal: {error.message}", hint=_bundled_hint()) from error

@@ -162,8 +162,12 @@ def _check_choice(product: Product, value: str) -> None:
     field = f"`{product.field}`="
     known = ", ".join(product.suites)
     if is_path(value):
-        if not Path(value).exists():
-            raise UsageError(f"{field}{value}: no such file", hint=f"or one of {known}")
+        try:
+            Path(value).stat()
+        except OSError as error:
+            raise UsageError(
+                f"{field}{value}: {error.strerror}", hint=f"or one of {known}"
+            ) from error
     elif VERSION.fullmatch(value):
         if not suites_for(product, value):
             raise UsageError(

@@ -57,7 +57,7 @@ def test_no_file_appears_for_a_machine_that_is_not_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture(params=["/dev/full", "missing/tree.dtb"])
+@pytest.fixture(params=["/dev/full", "missing/tree.dtb", "x" * 300])
 def unwritable(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     yield tmp_path / request.param
 

@@ -18,6 +18,7 @@ from pyvmm import cli, host, layout
 from pyvmm.commands._lkvm import ALREADY_SO, REFUSED, SHORT
 from pyvmm.commands.run import GUESTS, bundled_guests, find_image
 from tests import programs
+from tests.privileges import bound_by_modes
 from tests.tty import ENOUGH_S, Terminal
 
 Capture = pytest.CaptureFixture[str]
@@ -65,6 +66,61 @@ def test_mistake_is_refused_in_one_message(
     assert message.startswith("pyvmm: ")
     assert words in message
     assert len(hint) <= 1
+
+
+LONG = "x" * 300  # no file system has such a name
+
+
+@pytest.mark.parametrize("option", [[], ["-k"], ["-i"], ["-d"], ["--pmem"], ["--hugetlbfs"]])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (LONG, f"{LONG}: File name too long"),
+        ("loop", "loop: Too many levels of symbolic links"),
+        ("dangling", "dangling is a symbolic link to nowhere, which does not exist"),
+        ("closed/file", "closed/file: Permission denied"),
+    ],
+    ids=["long", "loop", "dangling", "closed"],
+)
+def test_file_that_cannot_be_reached_is_refused_with_the_reason(
+    option: list[str], name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    Path("dangling").symlink_to("nowhere")
+    Path("closed").mkdir(mode=0)
+    image = [] if option in ([], ["-k"]) else ["echo"]
+
+    with bound_by_modes():
+        code = cli.main(["run", *option, name, *image])
+
+    assert code == 2
+    message = capsys.readouterr().err
+    assert words in message.partition("\n")[0]
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([""], "the image's name is empty"),
+        (["-k", ""], "the image's name is empty"),
+        *(
+            ([option, "", "echo"], f"{option}: the file's name is empty")
+            for option in ("--initrd", "--dump-dtb", "--trace", "--save-on-exit")
+        ),
+    ],
+)
+def test_empty_name_is_not_the_current_directory(
+    arguments: list[str], words: str, capsys: Capture
+) -> None:
+    code = cli.main(["run", *arguments])
+
+    assert code == 2
+    message, hint = capsys.readouterr().err.splitlines()
+    assert words in message
+    assert "variable" in hint
 
 
 @pytest.mark.parametrize(
