@@ -191,7 +191,7 @@ def identify(head: bytes) -> tuple[str, str] | None:
 def refuse(file: BinaryIO, name: str, limit: int) -> None:
     """Refuse a file that cannot be an image; ``name`` is its name in messages.
 
-    Only a file of at most ``limit`` bytes is read to its end, to find a file of zeros.
+    In a file of more than ``limit`` bytes, the guest's RAM, only the head is searched.
 
     Raises: ImageError, with what it is and what to do instead.
     """
@@ -199,8 +199,11 @@ def refuse(file: BinaryIO, name: str, limit: int) -> None:
     file.seek(0)
     head = file.read(HEAD)
     found = identify(head)
-    if found is None and size <= limit and not any(head) and _all_zeros(file):
-        found = "all zeros", "check how the file was made or copied"
+    if found is None and not any(head):
+        if size <= limit and _all_zeros(file):
+            found = "all zeros", "check how the file was made or copied"
+        elif size > limit > 0:
+            found = "larger than the guest's RAM, and begins with zeros", DISK
     if found is not None:
         raise ImageError(f"{name} is {found[0]}", hint=found[1])
 

@@ -329,8 +329,12 @@ def test_load_image_refuses_an_image_larger_than_ram_without_reading_it(
     path.touch()
     os.truncate(path, 1 << 40)
 
-    with pytest.raises(ImageError, match=r"0x80080000 to 0x10080080000, outside RAM"):
+    with pytest.raises(
+        ImageError, match="larger than the guest's RAM, and begins with z"
+    ) as caught:
         load_image(path, memory)
+
+    assert caught.value.hint == "a disk: give it with `devices.disk`"
 
 
 def test_load_image_hints_at_enough_ram(tmp_path: Path, memory: GuestMemory) -> None:
