@@ -24,6 +24,9 @@ from pyvmm.sandbox import files, landlock, seccomp
 from pyvmm.sandbox.landlock import Rule
 
 PR_SET_NO_NEW_PRIVS: Final = 38  # Source: linux/prctl.h
+# A core has the guest's memory.  If it goes to a program (core_pattern), only a limit of 1 prevents
+# it; a file needs more than that.  Source: Linux, fs/coredump.c
+NO_CORE: Final = 1
 # Source: linux/capability.h
 CAPABILITY_VERSION: Final = 0x2008_0522
 DAC_OVERRIDE: Final = 1 << 1
@@ -67,8 +70,9 @@ def confine(
     """
     if len(os.listdir("/proc/self/task")) > 1:  # noqa: PTH208 - only their number
         raise VmmError("the process has several threads: confine it before they start")
+    if resource.getrlimit(resource.RLIMIT_CORE)[1]:  # else only root could raise it
+        resource.setrlimit(resource.RLIMIT_CORE, (NO_CORE, NO_CORE))
     kept = _give_up_privileges(DAC_OVERRIDE if reboot else 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core has the guest's memory
     lacks: list[str] = []
     version = calls = 0
     try:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import errno
+import os
+import resource
+import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from pyvmm import cli
+from pyvmm.base.computer import describe_inside
 from pyvmm.commands._attached import Extras, run_attached
 from pyvmm.commands.run import GUESTS
 from pyvmm.config import Config
 from pyvmm.devices.exit import ExitRegister
 from pyvmm.machine.machine import Machine
+from pyvmm.sandbox.confine import confine
 from tests.sandbox.escape import in_child, refused, without_landlock
 
 pytestmark = pytest.mark.kvm
@@ -53,6 +60,39 @@ def test_vcpu_thread_is_refused_everything(
 
 
 RUN = ["run", "exit", "-c1", "-m16"]
+
+
+@pytest.mark.skipif(describe_inside() is None, reason="core_pattern belongs to all of this machine")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sets core_pattern")
+def test_core_goes_to_no_program() -> None:
+    """Without confinement a limit of 0 bytes prevents a file, and no program."""
+    pattern = Path("/proc/sys/kernel/core_pattern")
+    before, cores = pattern.read_text(), Path("/run/pyvmm-test-cores")
+    cores.mkdir()
+
+    def crash(confined: bool) -> str:
+        pid = os.fork()
+        if pid == 0:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, resource.RLIM_INFINITY))
+            if confined:
+                confine(Config(image=Path("guest")))
+            os.kill(os.getpid(), signal.SIGSEGV)
+        os.waitpid(pid, 0)
+        return str(pid)
+
+    try:
+        pattern.write_text(f"|/usr/bin/busybox touch {cores}/%p")
+        crash(confined=True)
+        free = crash(confined=False)
+        deadline = time.monotonic() + 60
+        while not list(cores.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        found = [path.name for path in cores.iterdir()]
+    finally:
+        pattern.write_text(before)
+        shutil.rmtree(cores)
+
+    assert found == [free]
 
 
 def no_new_privileges() -> str:
