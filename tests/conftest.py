@@ -71,7 +71,7 @@ def _have_filter() -> None:
         # Ignored: these are constants to all but tests.
         program.MACHINE = made.machine  # type: ignore[misc]
         program.CODE, program.CALLS = made.code, made.calls  # type: ignore[misc]
-        program.PIDS = made.pids  # type: ignore[misc]
+        program.PIDS, program.OPENS = made.pids, made.opens  # type: ignore[misc]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

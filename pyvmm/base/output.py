@@ -41,7 +41,10 @@ def _escape(code: int) -> str:
 
 
 def discard_stdout() -> None:
-    """Send standard output to /dev/null, so that Python does not fail to flush it at exit."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
+    """Send standard output nowhere, so that Python does not fail to flush it at exit.
+
+    A confined process cannot open /dev/null to write.
+    """
+    nowhere = os.memfd_create("nowhere")
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

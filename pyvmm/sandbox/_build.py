@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from pyvmm.base.records import Record
-from pyvmm.sandbox.table import OWN_PID, TABLE, UNKNOWN, Row, When
+from pyvmm.sandbox.table import O_CHANGE, OWN_PID, TABLE, UNKNOWN, Row, When
 
 LIBRARY: Final = "libseccomp.so.2"
 ALLOW: Final = 0x7FFF_0000
@@ -30,6 +30,7 @@ PLACE: Final = 0x6469_7000  # stands for the process's id: an argument that no r
 
 INSTRUCTION: Final = struct.Struct("=HBBI")  # struct sock_filter: code, jt, jf, k
 JUMP_IF_EQUAL: Final = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
+AND: Final = 0x54  # BPF_ALU | BPF_AND | BPF_K
 PAGE: Final = Path(__file__).with_name("program.py")
 PER_LINE: Final = 5
 
@@ -40,6 +41,7 @@ class Program(Record):
     machine: str
     code: bytes
     pids: tuple[int, ...]  # the instructions whose constant is the process's id
+    opens: tuple[int, ...]  # those whose constant are the flags that openat must not have
     calls: int  # that it allows, some with conditions
 
 
@@ -69,11 +71,14 @@ def make(machine: str, rows: Iterable[Row] = TABLE) -> Program:
         code = made.export()
     finally:
         made.close()
-    pids = tuple(
-        index for index, (operation, _, _, constant) in enumerate(INSTRUCTION.iter_unpack(code))
-        if operation == JUMP_IF_EQUAL and constant == PLACE
-    )  # fmt: skip
-    return Program(machine, code, pids, len(made.calls))
+    pids, opens = _places(code, JUMP_IF_EQUAL, PLACE), _places(code, AND, O_CHANGE)
+    return Program(machine, code, pids, opens, len(made.calls))
+
+
+def _places(code: bytes, operation: int, constant: int) -> tuple[int, ...]:
+    """Return the numbers of the instructions with that operation and constant."""
+    every = enumerate(INSTRUCTION.iter_unpack(code))
+    return tuple(n for n, (found, _, _, k) in every if (found, k) == (operation, constant))
 
 
 class _Filter:
@@ -132,8 +137,9 @@ def source(program: Program) -> Iterator[str]:
     """Yield the lines of program.py."""
     yield '"""The seccomp filter: made from table.py by `python -m pyvmm.sandbox._build`.'
     yield ""
-    yield "CODE is classic BPF, an array of struct sock_filter. The instructions PIDS compare with"
-    yield "the process's own id. Source: linux/filter.h."
+    yield "CODE is classic BPF, an array of struct sock_filter. A run replaces the constants of the"
+    yield "instructions PIDS, the process's own id, and OPENS, the flags that openat must not have."
+    yield "Source: linux/filter.h."
     yield '"""'
     yield ""
     yield "from typing import Final"
@@ -141,6 +147,7 @@ def source(program: Program) -> Iterator[str]:
     yield f'MACHINE: Final = "{program.machine}"'
     yield f"CALLS: Final = {program.calls}"
     yield f"PIDS: Final[tuple[int, ...]] = {program.pids!r}"
+    yield f"OPENS: Final[tuple[int, ...]] = {program.opens!r}"
     yield "CODE: Final = bytes.fromhex("
     yield '    """'
     words = [program.code[at : at + 8].hex() for at in range(0, len(program.code), 8)]

@@ -81,7 +81,7 @@ def confine(
     except landlock.Absent as absent:
         lacks.append(str(absent))
     try:
-        calls = seccomp.restrict()
+        calls = seccomp.restrict(writes=reboot)
     except seccomp.Absent as absent:
         lacks.append(str(absent))
     names = tuple(name for bit, name in NAMES.items() if kept & bit)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from pyvmm.config import Config
-from pyvmm.sandbox.landlock import DEVICE, MAKE, READ, READ_WRITE, WRITE_FILE, Rule
+from pyvmm.sandbox.landlock import DEVICE, MAKE, READ, READ_WRITE, Rule
 
 PACKAGE: Final = Path(__file__).parents[1]
 KVM: Final = Path("/dev/kvm")
@@ -23,7 +23,6 @@ ALWAYS: Final = (
                                           "/sys/devices/system/cpu",
                                           "/sys/firmware/devicetree/base",
                                           "/sys/class/dmi/id/product_name")),
-    Rule(Path(os.devnull), WRITE_FILE),
 )  # fmt: skip
 # To make the machine again
 REBOOT: Final = tuple(

@@ -39,10 +39,10 @@ def has_filters() -> bool:
     return number is not None and _libc.syscall(number, GET_ACTION_AVAIL, 0, action) == 0
 
 
-def restrict() -> int:
+def restrict(*, writes: bool = False) -> int:
     """Allow the calls of the table alone, in every thread; return how many calls those are.
 
-    The process needs no_new_privs.
+    Only a process that ``writes`` may open files to write. It needs no_new_privs.
 
     Raises:
         Absent: nothing has been restricted.
@@ -52,8 +52,11 @@ def restrict() -> int:
     if machine != program.MACHINE:
         raise Absent(f"pyvmm has a seccomp filter for {program.MACHINE}, and this is {machine}")
     code = bytearray(program.CODE)
-    for index in program.PIDS:
-        struct.pack_into("=I", code, index * INSTRUCTION + CONSTANT, os.getpid())
+    constants = dict.fromkeys(program.PIDS, os.getpid())
+    if writes:
+        constants |= dict.fromkeys(program.OPENS, os.O_TRUNC)
+    for index, constant in constants.items():
+        struct.pack_into("=I", code, index * INSTRUCTION + CONSTANT, constant)
     instructions = (ctypes.c_char * len(code)).from_buffer(code)
     # struct sock_fprog
     filters = struct.pack("@HP", len(code) // INSTRUCTION, ctypes.addressof(instructions))

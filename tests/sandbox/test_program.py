@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -29,7 +30,8 @@ def made() -> _build.Program:
 def shipped() -> _build.Program:
     found: dict[str, object] = {}
     exec(SHIPPED, found)  # program.py itself may have been replaced: see tests/conftest.py
-    return _build.Program(*(found[name] for name in ("MACHINE", "CODE", "PIDS", "CALLS")))  # type: ignore[arg-type]  # of exec'd code
+    names = ("MACHINE", "CODE", "PIDS", "OPENS", "CALLS")
+    return _build.Program(*(found[name] for name in names))  # type: ignore[arg-type]  # exec'd code
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +69,14 @@ def arguments_of(condition: When | None) -> list[int]:
     return values
 
 
-def patched(found: _build.Program) -> bytes:
+def patched(found: _build.Program, *, writes: bool = False) -> bytes:
     """Return the code with a process's id, as a run loads it."""
     code = bytearray(found.code)
-    for index in found.pids:
-        code[index * 8 + 4 : index * 8 + 8] = PID.to_bytes(4, "little")
+    constants = [(index, PID) for index in found.pids]
+    if writes:
+        constants += [(index, os.O_TRUNC) for index in found.opens]
+    for index, constant in constants:
+        code[index * 8 + 4 : index * 8 + 8] = constant.to_bytes(4, "little")
     return bytes(code)
 
 
@@ -144,6 +149,26 @@ def is_met(condition: When | None, values: list[int]) -> bool:
     return True
 
 
+@pytest.mark.parametrize("writes", [False, True])
+def test_program_lets_only_a_rebooting_vm_open_files_to_write(
+    writes: bool, shipped: _build.Program, numbers: dict[str, int]
+) -> None:
+    code = patched(shipped, writes=writes)
+    flags = {
+        os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY: True, os.O_PATH: True, os.O_DIRECTORY: True,
+        os.O_RDWR: writes, os.O_WRONLY: writes, os.O_RDONLY | os.O_CREAT: writes,
+        os.O_RDWR | os.O_TMPFILE: writes, os.O_RDONLY | os.O_TRUNC: False,
+        os.O_RDWR | os.O_TRUNC: False,
+    }  # fmt: skip
+
+    found = {
+        flag: bpf.decision(code, MACHINE, numbers["openat"], 0, 0, flag) == bpf.ALLOW
+        for flag in flags
+    }
+
+    assert found == flags
+
+
 def test_program_kills_a_process_that_calls_as_another_architecture(
     shipped: _build.Program,
 ) -> None:
@@ -151,4 +176,4 @@ def test_program_kills_a_process_that_calls_as_another_architecture(
 
 
 def test_run_on_this_machine_has_a_filter() -> None:
-    assert program.CALLS > 50 and program.PIDS
+    assert program.CALLS > 50 and program.PIDS and program.OPENS
