@@ -46,7 +46,8 @@ NOT_FOR_A_RUN = (
     "pyvmm.terminal.line", "pyvmm.terminal.pty", "pyvmm.base.files", "pyvmm.boot.wrapping",
     "pyvmm.boot.zstd", "pyvmm.boot.lz4", "pyvmm.boot.lzo", "pyvmm.boot.packings",
     "pyvmm.boot.magics", "pyvmm.kvm.hints", "pyvmm.memory.hugetlbfs", "pyvmm.control.server",
-    "pyvmm.control.service", "pyvmm.control.wire", "pyvmm.commands._output",
+    "pyvmm.control.service", "pyvmm.control.wire", "pyvmm.commands._output", "pyvmm.sandbox._build",
+    "pyvmm.sandbox.table", "pyvmm.sandbox.outside",
 )  # fmt: skip
 
 
