@@ -127,7 +127,7 @@ def test_same_value_needs_no_support_of_the_kernel() -> None:
     ("asked", "words"),
     [
         ({SHA2: 7}, "this host has less"),
-        ({"ID_AA64MMFR0_EL1.BigEnd": 0}, "cannot change the field"),
+        ({"ID_AA64MMFR0_EL1.ASIDBits": 0}, "cannot change the field"),
     ],
 )
 def test_refusal_names_the_field(asked: dict[str, int], words: str) -> None:
