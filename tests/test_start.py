@@ -47,7 +47,7 @@ NOT_FOR_A_RUN = (
     "pyvmm.boot.zstd", "pyvmm.boot.lz4", "pyvmm.boot.lzo", "pyvmm.boot.packings",
     "pyvmm.boot.magics", "pyvmm.kvm.hints", "pyvmm.memory.hugetlbfs", "pyvmm.control.server",
     "pyvmm.control.service", "pyvmm.control.wire", "pyvmm.commands._output", "pyvmm.sandbox._build",
-    "pyvmm.sandbox.table", "pyvmm.sandbox.outside",
+    "pyvmm.sandbox.table", "pyvmm.sandbox.outside", "pyvmm.debugger", "pyvmm.control.debugging",
 )  # fmt: skip
 
 

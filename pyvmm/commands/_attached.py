@@ -23,7 +23,7 @@ from pyvmm.base.units import show_size
 from pyvmm.cli import echo, say
 from pyvmm.config import Config
 from pyvmm.control.sockets import Claim
-from pyvmm.errors import EXIT_SIGNAL, HostError, VmmError
+from pyvmm.errors import EXIT_FAILED, EXIT_SIGNAL, HostError, VmmError
 from pyvmm.kvm.exits import Exit
 from pyvmm.machine.machine import Machine
 from pyvmm.memory.ram import warn_of_size
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pyvmm.base.files import Replacement
     from pyvmm.commands._dtbdump import DtbDump
     from pyvmm.control.server import Server
+    from pyvmm.debugger.server import DebugServer
     from pyvmm.machine.trace import ExitTrace
     from pyvmm.snapshot.restorer import Restorer
 
@@ -51,6 +52,8 @@ class Extras(Record):
     save_on_exit: Path | None = None
     trace: Path | None = None
     sandbox: bool = False
+    gdb: str | None = None  # where to listen for debuggers; empty: at the default socket
+    gdb_wait: bool = False
 
 
 def run_attached(config: Config, extras: Extras) -> int:
@@ -80,6 +83,7 @@ class Attached:
         self._terminal = Terminal(STDIN)
         self._machine: Machine
         self._server: Server | None = None  # None before the control socket's first client
+        self._debugger: DebugServer | None = None  # None before the first debugger
         self._keyboard: Input
         self._loop: Loop
 
@@ -95,9 +99,11 @@ class Attached:
             claim = undo.enter_context(Claim(self._config.name))
             with self._make(restorer=self._extras.restorer) as machine:
                 self._attach(claim, undo)
+                if self._extras.gdb is not None or self._extras.gdb_wait:
+                    self._listen_for_debuggers(claim, undo)
                 if self._extras.sandbox:
                     self._confine(claim)
-                code = machine.run(self._loop)
+                code = self._run(machine)
             while self._reboot and machine.was_reset:
                 before = machine
                 with self._make() as machine:
@@ -106,8 +112,46 @@ class Attached:
                         machine.pause()
                     self._keyboard.put_back(before.console.unread)
                     self._connect()
-                    code = machine.run(self._loop, deadline)
+                    if self._debugger is not None:
+                        self._debugger.adopt()
+                    code = self._run(machine, deadline)
             return code if self._code is None else self._code
+
+    def _run(self, machine: Machine, *deadline: float | None) -> int:
+        """Run a machine to its end, and report that to a debugger, unless the guest reboots."""
+        code = EXIT_FAILED
+        try:
+            code = machine.run(self._loop, *deadline)
+            return code
+        except VmmError as error:
+            code = error.exit_code
+            raise
+        finally:
+            if self._debugger is not None and not (self._reboot and machine.was_reset):
+                self._debugger.close(code)
+
+    def _listen_for_debuggers(self, claim: Claim, undo: contextlib.ExitStack) -> None:
+        """Listen for debuggers before the process is confined; with --gdb-wait the guest waits."""
+        from pyvmm.control.debugging import OUTER_VARIABLE, SUFFIX, DebugListener
+
+        outer = os.environ.get(OUTER_VARIABLE)
+        place = f"@{outer}" if outer else self._extras.gdb or str(claim.path.with_suffix(SUFFIX))
+        listener = undo.enter_context(DebugListener(place))
+        undo.callback(self._loop.unwatch, listener.socket.fileno())
+        listener.serve(self._loop, lambda connection: self._debug_server().serve(connection))
+        if not outer:
+            say(f"for a debugger: target remote {listener.address}")
+        if self._extras.gdb_wait:
+            self._machine.holder = "`gdb_wait`"
+            self._machine.pause()
+
+    def _debug_server(self) -> DebugServer:
+        """Return the server of debuggers, made at its first use."""
+        if self._debugger is None:
+            from pyvmm.debugger.server import DebugServer
+
+            self._debugger = DebugServer(self._loop, lambda: self._machine, self._stop)
+        return self._debugger
 
     def _open_outputs(self, undo: contextlib.ExitStack) -> None:
         """Open for writing the files that the options name."""
@@ -219,7 +263,7 @@ class Attached:
             from pyvmm.control.service import Service
 
             self._loop.unwatch(listener)
-            service = Service(lambda: self._machine, self._stop, since)
+            service = Service(lambda: self._machine, self._stop, since, self._debug_server)
             self._server = Server(self._loop, claim, service.handlers)
 
         self._loop.watch(listener, serve)

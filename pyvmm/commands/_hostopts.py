@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from pyvmm import host
-from pyvmm.cli import Invocation
+from pyvmm.cli import Invocation, say
 from pyvmm.commands._options import added
 from pyvmm.errors import HostError
 from pyvmm.host.settings import (
@@ -118,12 +118,13 @@ def run_here_or_forward(
     *,
     saves: bool = False,
     restores: bool = False,
+    gdb: str | None = None,
 ) -> None:
     """Run the command in an emulated host and exit, unless it runs on this machine's KVM.
 
     The command gets the files that it ``needs``. ``ttys`` are the numbers of the
     guest's terminals on ptys. A command that ``saves`` or ``restores`` snapshots reads the key of
-    their marks.
+    their marks. ``gdb`` is where debuggers of the guest connect on this machine.
 
     Raises: HostError, if neither is possible, or the emulated host cannot see a file.
     """
@@ -133,7 +134,14 @@ def run_here_or_forward(
         needs += own_key(make=saves)
     invocation = click.get_current_context().find_object(Invocation)
     arguments = invocation.arguments if invocation else []
-    raise SystemExit(host.forward(where, ["pyvmm", *arguments], needs, ttys))
+    argv = ["pyvmm", *arguments]
+    if gdb is None:
+        raise SystemExit(host.forward(where, argv, needs, ttys))
+    from pyvmm.control.debugging import DebugListener  # lazily: rarely used
+
+    with DebugListener(gdb) as listener:
+        say(f"for a debugger: target remote {listener.address}")
+        raise SystemExit(host.forward(where, argv, needs, ttys, listener))
 
 
 def own_key(*, make: bool) -> Needs:

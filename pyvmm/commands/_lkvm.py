@@ -23,7 +23,7 @@ REFUSED = {
     "--firmware": NO_FIRMWARE,
     "--flash": NO_FIRMWARE,
     "--firmware-address": NO_FIRMWARE,
-    "--debug-single-step": "there is no single-stepping yet",
+    "--debug-single-step": "a debugger steps: `pyvmm gdb NAME`",
     "--debug-ioport": "arm64 has no I/O ports",
     "--debug-iodelay": "I/O cannot be delayed yet",
 }
@@ -48,7 +48,7 @@ class LkvmCommand(click.Command):
         Raises: UsageError, for one of these options.
         """
         try:
-            rest = super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, _with_optional_values(args))
         except click.NoSuchOption as error:
             name = SHORT.get(error.option_name, error.option_name)
             if name in REFUSED:
@@ -60,3 +60,14 @@ class LkvmCommand(click.Command):
             if os.environ.get(variable):
                 raise UsageError(f"{variable}: {reason}", hint="unset it")
         return rest
+
+
+def _with_optional_values(args: list[str]) -> list[str]:
+    """Return arguments in which --gdb takes the next word only if that is a port.
+
+    click would take any word, as in `--gdb IMAGE`.
+    """
+    return [
+        f"{word}=" if word == "--gdb" and not following.isdigit() else word
+        for word, following in zip(args, [*args, ""][1:], strict=True)
+    ]

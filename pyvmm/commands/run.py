@@ -93,6 +93,12 @@ def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[Com
     "--trace", type=FILE, metavar="FILE",
     help="Write a trace of every VM exit to FILE, for ui.perfetto.dev.",
 )  # fmt: skip
+@click.option(
+    "--gdb", is_flag=False, flag_value="", metavar="[=PORT|PATH]",
+    help="Take a debugger at a TCP port of 127.0.0.1, or a Unix socket (default: NAME.gdb beside "
+    "the control socket). `pyvmm gdb NAME` needs no --gdb.",
+)  # fmt: skip
+@click.option("--gdb-wait", is_flag=True, help="Run nothing until a debugger continues the guest.")
 @click.option("--reboot", is_flag=True, help="Start the guest again when it resets.")
 @no_sandbox
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
@@ -119,7 +125,8 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
     needs = _needs(config, outputs)
     if options["cpu"] != HOST:
         needs += Needs(reads=(Path(options["cpu"]),))
-    run_here_or_forward(where, needs, config.ttys, saves=saves)
+    gdb = _debugger_place(options, config)
+    run_here_or_forward(where, needs, config.ttys, saves=saves, gdb=gdb)
     return _run(config, options, invocation.owns_process)
 
 
@@ -175,6 +182,20 @@ def _sve(options: dict[str, Any], model: CpuModel | None) -> SveRequest:
     if model is None or model.vls is None or request.wanted or request.off:
         return request
     return SveRequest(vls=model.vls) if model.vls else SveRequest(off=True)
+
+
+def _debugger_place(options: dict[str, Any], config: Config) -> str | None:
+    """Return where debuggers connect, or None without --gdb and --gdb-wait."""
+    place: str | None = options["gdb"]
+    if place is None and not options["gdb_wait"]:
+        return None
+    if place:
+        return place
+    from pyvmm.base.dirs import runtime_dir  # lazily: rarely used
+    from pyvmm.control.debugging import SUFFIX
+    from pyvmm.control.sockets import VMS
+
+    return str(runtime_dir(VMS) / f"{config.name}{SUFFIX}")
 
 
 def _once_each(ttys: Sequence[int]) -> frozenset[int]:
@@ -271,6 +292,8 @@ def _run(config: Config, options: dict[str, Any], owns_process: bool) -> int:
         save_on_exit=options["save_on_exit"],
         trace=options["trace"],
         sandbox=owns_process and not options["no_sandbox"],
+        gdb=options["gdb"],
+        gdb_wait=options["gdb_wait"],
     )
     try:
         return run_attached(config, extras)

@@ -110,7 +110,7 @@ def ask(path: Path, request: Message) -> Message:
         HostError: the VM does not answer, or belongs to another user.
     """
     with socket.socket(socket.AF_UNIX) as connection:
-        return _ask_on(connection, path, request)
+        return ask_on(connection, path, request)
 
 
 def save(path: Path, request: Message) -> Message:
@@ -134,18 +134,18 @@ def save(path: Path, request: Message) -> Message:
             parent = undo.enter_context(SnapshotFile.open(Path(request["parent"]), trust=True))
             chain = parent.chain()[::-1]
         asked = request | {"parents": [os.path.realpath(file.path) for file in chain]}
-        reply = _ask_on(connection, path, asked, [new.fd, *(file.fd for file in chain)])
+        reply = ask_on(connection, path, asked, [new.fd, *(file.fd for file in chain)])
         if reply["ok"]:
             reply["identity"], told = finish(new.fd, file)
             warnings = reply.get("warnings")
             reply["warnings"] = [*(warnings if isinstance(warnings, list) else ()), *told]
             new.commit()
             if request.get("resume") is not True:
-                _ask_on(connection, path, {"do": "stop"})
+                ask_on(connection, path, {"do": "stop"})
         return reply
 
 
-def _ask_on(
+def ask_on(
     connection: socket.socket, path: Path, request: Message, fds: Sequence[int] = ()
 ) -> Message:
     """Ask on a connection, which is made by the first request; see ``ask``."""
@@ -154,7 +154,7 @@ def _ask_on(
     connection.settimeout(TIMEOUT_S)
     try:
         if not _is_connected(connection):
-            _connect(connection, path)
+            connect(connection, path)
             if not is_trusted(connection):
                 raise HostError(f"{path} belongs to another user", hint="remove it")
         with contextlib.suppress(BrokenPipeError):  # it has hung up, perhaps after a reply
@@ -182,7 +182,7 @@ def timeout_of(request: Message) -> float:
     return SAVE_S if request.get("do") == "save" else TIMEOUT_S
 
 
-def _connect(connection: socket.socket, path: Path) -> None:
+def connect(connection: socket.socket, path: Path) -> None:
     """Connect; wait while the socket's backlog is full."""
     deadline = time.monotonic() + TIMEOUT_S
     while True:

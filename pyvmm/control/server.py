@@ -42,6 +42,8 @@ class Peer:
     def __init__(self) -> None:
         self.fds: list[int] = []  # that came with the request; closed after it
         self.on_close: Callable[[], None] | None = None  # called once, when the connection ends
+        # Takes over the connection after the reply, with bytes that have been read already
+        self.take_over: Callable[[socket.socket, bytes], None] | None = None
 
     def close_fds(self) -> None:
         """Close the descriptors that no handler has taken."""
@@ -200,9 +202,19 @@ class _Client:
         if self._last:
             self._disconnect()
             return
+        if self._peer.take_over is not None:
+            self._hand_over(self._peer.take_over)
+            return
         self._loop.unwatch(self._connection.fileno())
         self._loop.watch(self._connection.fileno(), self._read)
         self._take()
+
+    def _hand_over(self, take_over: Callable[[socket.socket, bytes], None]) -> None:
+        """Give the connection to a function, for another protocol."""
+        self._loop.cancel(self._timer)
+        self._loop.unwatch(self._connection.fileno())
+        self._gone(self)
+        take_over(self._connection, bytes(self._request))
 
     def _disconnect(self) -> None:
         """Read the client's last bytes, and end the connection: unread bytes discard the reply.

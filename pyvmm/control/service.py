@@ -21,11 +21,12 @@ from pyvmm.snapshot.save import save
 
 if TYPE_CHECKING:
     from pyvmm.arm64.translation import Read
+    from pyvmm.debugger.server import DebugServer
     from pyvmm.machine.vcpus import MachineVcpu
 
 VERBS: Final = (
     "info", "stop", "pause", "resume", "save", "stat", "registers", "devices", "sysrq", "balloon",
-    "memory", "translate", "page-tables",
+    "memory", "translate", "page-tables", "gdb",
 )  # fmt: skip
 BLOCK: Final = 512  # bytes, of st_blocks.  Source: stat(3type)
 IN_RAM: Final = ("Rss:", "Shared_Hugetlb:", "Private_Hugetlb:")
@@ -35,15 +36,20 @@ class Service:
     """The request handlers of a VM.
 
     ``machine`` returns the machine, which a reboot replaces. ``stop`` ends the VM. ``since`` is the
-    monotonic time of its start.
+    monotonic time of its start. ``debugger`` returns the server of debuggers.
     """
 
     def __init__(
-        self, machine: Callable[[], Machine], stop: Callable[[], None], since: float
+        self,
+        machine: Callable[[], Machine],
+        stop: Callable[[], None],
+        since: float,
+        debugger: Callable[[], DebugServer] | None = None,
     ) -> None:
         self._machine = machine
         self._stop = stop
         self._since = since
+        self._debugger = debugger
 
     @property
     def handlers(self) -> dict[str, Handler]:
@@ -81,6 +87,10 @@ class Service:
         """Resume the vCPUs."""
         machine = self._machine()
         before = machine.is_paused
+        if machine.holder:
+            raise UsageError(
+                f"{machine.holder} has stopped the VM", hint="continue or detach in the debugger"
+            )
         machine.resume()
         return {"was_paused": before}
 
@@ -103,6 +113,11 @@ class Service:
             check_path(Path(path), "`parent`")
         if len(peer.fds) != 1 + len(parents):
             raise UsageError("the request lacks the descriptors of its files")
+        if machine.breakpoints:
+            raise UsageError(
+                f"a debugger has {machine.breakpoints} breakpoints in the guest's memory",
+                hint="stop the guest in the debugger first",
+            )
         fd, *fds = peer.fds
         begin = time.monotonic()
         with contextlib.ExitStack() as undo:
@@ -202,6 +217,15 @@ class Service:
         start = _address(request.get("from", 0))
         with self._addresses(request) as (vcpu, read):
             return page_tables(vcpu, read, start)
+
+    def gdb(self, request: Message) -> Message:
+        """Stop the VM for a debugger: after the reply the connection has gdb's protocol."""
+        if self._debugger is None:
+            raise UsageError("this VM takes no debugger")
+        server = self._debugger()
+        server.check()
+        request["peer"].take_over = server.serve
+        return {}
 
     @contextlib.contextmanager
     def _addresses(self, request: Message) -> Iterator[tuple[MachineVcpu, Read]]:

@@ -71,7 +71,7 @@ def running() -> Iterator[Path]:
             yield path
             continue
         with contextlib.suppress(OSError, HostError):
-            _remove_stale(path)
+            remove_stale(path)
         path.with_suffix(".lock").unlink(missing_ok=True)
         os.close(lock)
 
@@ -114,7 +114,7 @@ def _listen(path: Path) -> socket.socket:
     """Make a listening socket at ``path``; the caller holds the lock."""
     fresh = path.with_suffix(".new")
     for left in (path, fresh):
-        _remove_stale(left)
+        remove_stale(left)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listener.bind(os.fsencode(fresh))
@@ -127,7 +127,7 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-def _remove_stale(path: Path) -> None:
+def remove_stale(path: Path) -> None:
     """Remove a dead VM's socket; raise an error for any other file."""
     try:
         mode = path.lstat().st_mode

@@ -34,6 +34,13 @@ def regime_of(vcpu: Cpu) -> Regime:
 
     Raises: VmmError, for AArch32, and for EL2 without E2H while its MMU is on.
     """
+    try:
+        return _regime(vcpu)
+    except KeyError as error:  # a saved vCPU may lack it
+        raise VmmError(f"vCPU {vcpu.id} has no {error.args[0]}") from error
+
+
+def _regime(vcpu: Cpu) -> Regime:
     pstate = Pstate(vcpu.get_one_reg(regs.PSTATE))
     if pstate.nRW:
         raise VmmError(f"vCPU {vcpu.id} is in AArch32, whose page tables pyvmm does not read")
@@ -114,7 +121,7 @@ def _describe(vcpu: Cpu, regime: Regime) -> Callable[[int], dict[str, Any]]:
     """Return the function that decodes attributes with a vCPU's registers."""
     at_el2 = Pstate(vcpu.get_one_reg(regs.PSTATE)).M in (Mode.EL2t, Mode.EL2h)
     level = "EL2" if at_el2 else "EL1"
-    mair = vcpu.sysreg[f"MAIR_{level}"]
+    mair = vcpu.sysreg.get(f"MAIR_{level}", 0)
     tcr2 = Tcr2(vcpu.sysreg.get(f"TCR2_{level}", 0))
     known: dict[int, dict[str, Any]] = {}
 

@@ -17,6 +17,7 @@ from pyvmm.errors import HostError
 from pyvmm.host.settings import HostSettings as HostSettings
 
 if TYPE_CHECKING:
+    from pyvmm.host.bridges import Listener
     from pyvmm.host.share import Needs
 
 DEVICE: Final = Path("/dev/kvm")
@@ -80,11 +81,12 @@ def forward(
     argv: list[str],
     needs: Needs | None = None,
     ttys: Iterable[int] = (),
+    debuggers: Listener | None = None,
 ) -> int:
     """Run a command line in the emulated host of these settings and return its exit code.
 
     The command sees the files that it ``needs``, by default all. ``ttys`` are the numbers of its
-    guest's terminals that appear as ptys of this machine.
+    guest's terminals that appear as ptys of this machine. ``debuggers`` of its guest connect here.
 
     Raises:
         HostError: the host cannot be made or started, ended during the command, or cannot see
@@ -103,8 +105,8 @@ def forward(
     instance = Instance(settings, progress)
     found = instance.ensure()
     try:
-        return run_with_ttys(found, argv, ttys, needs)
+        return run_with_ttys(found, argv, ttys, needs, debuggers)
     except Unreachable:  # it was being stopped, or its idle time was over
         running.wait_for_end(found)
     found = instance.ensure()
-    return run_with_ttys(found, argv, ttys, needs)
+    return run_with_ttys(found, argv, ttys, needs, debuggers)

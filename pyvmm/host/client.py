@@ -85,10 +85,11 @@ def run(
 
 
 @contextlib.contextmanager
-def bridged(running: Running, argv: list[str], end: socket.socket) -> Iterator[None]:
+def bridged(running: Running, argv: list[str], end: socket.socket) -> Iterator[threading.Thread]:
     """Run ``argv`` in the host during the block; a socket is its standard input and output.
 
-    The socket is closed when the command ends.  The command is ended when the block ends.
+    The socket is closed when the command ends, and then the thread ends that is yielded.  The
+    command is ended when the block ends.
 
     Raises:
         Unreachable, HostError: the host ended before it had the command.
@@ -100,7 +101,7 @@ def bridged(running: Running, argv: list[str], end: socket.socket) -> Iterator[N
         thread = threading.Thread(target=_bridge, args=(session, rest, end), daemon=True)
         thread.start()
         try:
-            yield
+            yield thread
         finally:
             session.hang_up()
             thread.join()

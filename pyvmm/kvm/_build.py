@@ -60,6 +60,7 @@ uint32_t pyvmm_device_attrs(int fd, unsigned long request, uint32_t group, const
                             uint32_t count, uint64_t *values, int *error);
 int pyvmm_irq_line(int vm, uint32_t irq, int level);
 int pyvmm_sve_set_vl(unsigned long limit, uint64_t *rdvl);
+void pyvmm_sync_code(void *start, size_t size);
 uint64_t pyvmm_counter_frequency(void);
 
 #define PYVMM_UARTS ...

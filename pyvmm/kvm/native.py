@@ -44,6 +44,15 @@ def counter_frequency() -> int:
     return int(native().lib.pyvmm_counter_frequency())
 
 
+def sync_code(view: memoryview) -> None:
+    """Make instructions that were written to memory visible to all CPUs.
+
+    Source: Arm ARM DDI 0487, B2.2 "Concurrent modification and execution of instructions".
+    """
+    ffi, lib = native().ffi, native().lib
+    lib.pyvmm_sync_code(ffi.from_buffer(view), len(view))
+
+
 def address(buffer: bytearray) -> int:
     """Return the buffer's address in this process, valid until it is resized or freed."""
     ffi = native().ffi

@@ -87,6 +87,12 @@ static int pyvmm_sve_set_vl(unsigned long limit, uint64_t *rdvl)
 	return result & PR_SVE_VL_LEN_MASK;
 }
 
+/* Make instructions that were written as data visible to all CPUs. */
+static void pyvmm_sync_code(void *start, size_t size)
+{
+	__builtin___clear_cache((char *)start, (char *)start + size);
+}
+
 /* Returns the frequency of the system counter in Hz, as firmware has set it. */
 static uint64_t pyvmm_counter_frequency(void)
 {

@@ -24,6 +24,7 @@ from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.machine.board import Board
 from pyvmm.machine.counts import ExitCounts
 from pyvmm.machine.fastpath import FastPaths
+from pyvmm.machine.vcpus import MachineVcpu
 
 if TYPE_CHECKING:
     from pyvmm.devices.virtio.mmio import VirtioMmio
@@ -33,9 +34,12 @@ if TYPE_CHECKING:
 ISS_WNR = 1 << 6  # the access was a write.  Source: Arm DDI 0487, ESR_EL1, ISS for a Data Abort
 # Faster than the class's attributes
 MMIO, INTR, ARM_NISV = ExitReason.MMIO, ExitReason.INTR, ExitReason.ARM_NISV
+DEBUG = ExitReason.DEBUG
 
 # Gets the vCPU's number and its access to an address without a device or memory.
 OnUnclaimed = Callable[[int, Exit], None]
+# Gets a vCPU and its debug exit.
+OnDebug = Callable[[MachineVcpu, Exit], None]
 
 
 class ExitHandler:
@@ -47,7 +51,7 @@ class ExitHandler:
 
     __slots__ = (
         "_board", "_bus", "_end", "_fast", "_has_ended", "_on_unclaimed", "_virtio", "counts",
-        "was_reset",
+        "on_debug", "was_reset",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +65,7 @@ class ExitHandler:
     ) -> None:
         self.counts = {vcpu.id: ExitCounts() for vcpu in board.vcpus}
         self.was_reset = False
+        self.on_debug: OnDebug | None = None  # handles KVM_EXIT_DEBUG, in the vCPU's thread
         self._board = board
         self._bus = board.bus
         self._virtio = board.virtio
@@ -112,6 +117,9 @@ class ExitHandler:
             why = self._emulate(vcpu, leave)
             if not why:
                 return
+        if leave.reason == DEBUG and self.on_debug is not None:
+            self.on_debug(self._board.vcpus[vcpu.id], leave)
+            return
         if leave.reason != INTR:
             if not self._has_ended():
                 self.was_reset = is_system_event(leave, SystemEvent.RESET)

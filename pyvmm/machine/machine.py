@@ -31,7 +31,7 @@ from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.machine.board import Board, Hooks, RtcAlarm, build
 from pyvmm.machine.console import Console
 from pyvmm.machine.counts import Counts
-from pyvmm.machine.exits import ExitHandler, OnUnclaimed
+from pyvmm.machine.exits import ExitHandler, OnDebug, OnUnclaimed
 from pyvmm.machine.fastpath import FastPaths
 from pyvmm.machine.plan import Plan
 from pyvmm.machine.resizing import Resizing
@@ -145,6 +145,8 @@ class Machine(Closing):
             self.counts = Counts(list(self._exits.counts.values()), self.board.stats, self._fast)
             self._log = log
             self.has_said_why = False  # see say_why
+            self.holder = ""  # the debugger that has stopped the guest, in words
+            self.breakpoints = 0  # instructions of the guest that a debugger has replaced
             self.resets = 0  # of the guest, in earlier machines of the same run
             self._follows_silence = False  # the machine before this one had no output
             self._virtual_time: int | None = None  # the counter of a paused guest
@@ -185,6 +187,31 @@ class Machine(Closing):
     def plan(self) -> Plan:
         """The vCPUs, memory, address bits and vector lengths that the host gave the Config."""
         return self.board.plan
+
+    def debug(self, on_debug: OnDebug | None) -> None:
+        """Handle debug exits (KVM_EXIT_DEBUG) by a function, in the vCPU's thread; None: no more.
+
+        While the guest is paused.
+        """
+        self._exits.on_debug = on_debug
+        if on_debug is None:
+            self._runner.release()
+            self._runner.choose(None)
+
+    def hold(self, vcpu_id: int) -> None:
+        """Park a vCPU in its own thread until ``choose``, whoever resumes the guest."""
+        self._runner.hold(vcpu_id)
+
+    def choose(self, vcpu_ids: frozenset[int] | None) -> None:
+        """Choose which vCPUs of a paused guest run when it is resumed: these, or all."""
+        self._runner.release()
+        self._runner.choose(vcpu_ids)
+
+    def reset(self) -> None:
+        """End the run as the guest's own reset does."""
+        if not self.has_ended:
+            self._exits.was_reset = True
+        self.stop()
 
     @property
     def vls(self) -> VlSet:

@@ -49,6 +49,8 @@ class Runner(Generic[V]):
         self._going = False  # read without the lock at every exit; False parks a thread
         self._started = False
         self._paused = False
+        self._held: set[int] = set()  # the vCPUs that a debugger has stopped
+        self._chosen: frozenset[int] | None = None  # the only vCPUs that may run
         self._alive = 0  # threads that have not left
         self._parked = 0
         self._result: Result | None = None
@@ -62,7 +64,7 @@ class Runner(Generic[V]):
             if self._started:
                 raise RuntimeError("started twice")
             self._started = True
-            self._going = self._result is None and not self._paused
+            self._update()
             self._alive = len(self._threads)
         for number, thread in enumerate(self._threads):
             try:
@@ -85,8 +87,40 @@ class Runner(Generic[V]):
         """Resume parked vCPUs."""
         with self._changed:
             self._paused = False
-            self._going = self._started and self._result is None
-            self._changed.notify_all()
+            self._update()
+
+    def hold(self, vcpu_id: int) -> None:
+        """Park a vCPU before its next run, until ``release``; in its own thread."""
+        with self._changed:
+            self._held.add(vcpu_id)
+            self._update()
+
+    def release(self) -> None:
+        """Let the vCPUs that were held run again."""
+        with self._changed:
+            self._held.clear()
+            self._update()
+
+    def choose(self, vcpu_ids: frozenset[int] | None) -> None:
+        """Let only these vCPUs run, or all; while all are parked."""
+        with self._changed:
+            self._chosen = vcpu_ids
+            self._update()
+
+    def _update(self) -> None:
+        """Decide anew which threads run; the caller has the lock."""
+        self._going = (
+            self._started
+            and self._result is None
+            and not self._paused
+            and not self._held
+            and self._chosen is None
+        )
+        self._changed.notify_all()
+
+    def _may_run(self, vcpu: V) -> bool:
+        chosen = self._chosen is None or vcpu.id in self._chosen
+        return not self._paused and chosen and vcpu.id not in self._held
 
     def end(self, result: Result) -> None:
         """End the run with a result; the first one counts. Safe from any thread."""
@@ -134,7 +168,7 @@ class Runner(Generic[V]):
         """Run a vCPU until the end, in its own thread."""
         try:
             self._stay_on_cpus()
-            while self._going or self._wait_while_paused():
+            while self._going or self._wait_while_paused(vcpu):
                 self._step(vcpu)
         except BaseException as error:  # also of a bug: it must end the VM, not hang it
             self.end(error)
@@ -153,12 +187,12 @@ class Runner(Generic[V]):
                 hint="choose among the CPUs that taskset -p $$ shows",
             ) from error
 
-    def _wait_while_paused(self) -> bool:
-        """Park while paused; return False when the run is over."""
+    def _wait_while_paused(self, vcpu: V) -> bool:
+        """Park while paused or not chosen; return False when the run is over."""
         with self._changed:
             self._parked += 1
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._paused or self._result is not None)
+            self._changed.wait_for(lambda: self._result is not None or self._may_run(vcpu))
             self._parked -= 1
             return self._result is None
 

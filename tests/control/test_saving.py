@@ -124,7 +124,7 @@ def test_vm_continues_when_its_client_dies_before_the_rename(
 ) -> None:
     fake, path = vm
     with socket.socket(socket.AF_UNIX) as connection, target.open("wb") as new:
-        client._connect(connection, path)
+        client.connect(connection, path)
         request = {"do": "save", "file": str(target), "parents": []}
         client._send(connection, pack(request), [new.fileno()])
         connection.recv(1000)

@@ -56,7 +56,7 @@ def path() -> Iterator[Path]:
 def connect(path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(120)
-    client._connect(connection, path)
+    client.connect(connection, path)
     return connection
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from pyvmm.commands.registers.addresses import (
 )
 from pyvmm.commands.registers.show import PARTS, show_matching, show_registers
 from pyvmm.debugger import addresses
-from pyvmm.errors import GuestError, UsageError
+from pyvmm.debugger.saved import read_memory
+from pyvmm.errors import UsageError
 from pyvmm.machine.registerdump import VcpuRegisters
 from pyvmm.snapshot.format import PAGE
 from pyvmm.snapshot.gic import CPU
@@ -113,11 +115,7 @@ def show(
 def _show_addresses(snapshot: Snapshot, number: int, virtual: int | None, as_json: bool) -> None:
     """Print where a virtual address is, or all page tables if it is None."""
     vcpu = snapshot.vcpus[_checked(snapshot, number)]
-
-    def read(gpa: int, length: int) -> bytes:
-        if not any(area.base <= gpa and gpa + length <= area.end for area in snapshot.state.memory):
-            raise GuestError(f"{length:#x} bytes at guest address {gpa:#x} are not in memory")
-        return snapshot.read(gpa, length)
+    read = partial(read_memory, snapshot)
 
     if virtual is not None:
         found = addresses.translation(vcpu, read, virtual)
