@@ -190,6 +190,7 @@ class Attached:
             self._config,
             self._output.write,
             set_blocking=self._output.set_blocking,
+            direct=self._output.direct() if self._config.console == "virtio" else None,
             on_unclaimed=_show_unclaimed if self._extras.debug_mmio else None,
             log=self._say,
             restorer=restorer,
@@ -242,7 +243,10 @@ class Attached:
             return
         undo.enter_context(self._terminal)
         self._keyboard = Input(
-            self._loop, lambda data: self._machine.console.send(data), self._on_key
+            self._loop,
+            lambda data: self._machine.console.send(data),
+            self._on_key,
+            read=lambda fd: self._machine.console.read(fd),
         )
         self._loop.on_signal(signal.SIGCONT, self._take_terminal)
         self._loop.on_signal(signal.SIGWINCH, self._resize)

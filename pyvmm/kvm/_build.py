@@ -43,6 +43,7 @@ INCLUDES = """
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <time.h>
@@ -78,6 +79,7 @@ struct pyvmm_uart {
 struct pyvmm_isr {
     uint64_t address;
     uint32_t bits;
+    ...;
 };
 struct pyvmm_rtc {
     uint64_t base;
@@ -98,6 +100,8 @@ struct pyvmm_fast_mmio {
 void pyvmm_fast_mmio_init(struct pyvmm_fast_mmio *fast);
 void pyvmm_isr_set(struct pyvmm_fast_mmio *fast, int number, uint32_t bits);
 void pyvmm_isr_clear(struct pyvmm_fast_mmio *fast, int number, uint32_t bits);
+void pyvmm_set_doorbell(struct pyvmm_fast_mmio *fast, int number, uint32_t queue,
+                        int (*serve)(void *device), void *device);
 int pyvmm_has_tx(struct pyvmm_fast_mmio *fast, int number);
 size_t pyvmm_take_tx(struct pyvmm_fast_mmio *fast, int number, uint8_t *bytes, size_t size);
 int pyvmm_wait_tx(struct pyvmm_fast_mmio *fast, int number, int stop, int min_ms, int max_ms);
@@ -125,7 +129,7 @@ void pyvmm_vcpu_use_fast_mmio(struct pyvmm_vcpu *vcpu, struct pyvmm_fast_mmio *f
 HERE = Path(__file__).parent
 DATA_PATH = HERE / "datapath"
 SOURCES = (
-    *(DATA_PATH / name for name in ("datapath.h", "splitqueue.c", "blk.c")),
+    *(DATA_PATH / name for name in ("datapath.h", "splitqueue.c", "blk.c", "console.c", "rng.c")),
     *(HERE / name for name in ("fastmmio.c", "run.c")),
 )
 

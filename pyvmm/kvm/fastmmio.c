@@ -4,6 +4,7 @@
  *	accesses that no device claims;
  *	16550A UARTs: reads without a side effect, transmitted bytes, writes that change nothing;
  *	virtio-mmio: InterruptStatus and InterruptACK, which a driver uses at each interrupt;
+ *	virtio-mmio: doorbells whose device has a data path for exits;
  *	the PL031 real-time clock: reads, and writes that change nothing, until its alarm is due.
  *
  * C also takes the bytes that guests write to a UART without an exit, from KVM's ring of coalesced
@@ -25,6 +26,7 @@
 #define PYVMM_UART_IER 1
 #define PYVMM_UART_IER_BITS 0x0f /* the writable bits */
 #define PYVMM_VIRTIO_STATUS_TO_ACK 4 /* from InterruptStatus to InterruptACK */
+#define PYVMM_VIRTIO_NOTIFY_TO_STATUS 0x10 /* from QueueNotify to InterruptStatus */
 #define PYVMM_RTC_SIZE 0x20 /* bytes of registers, without the identification */
 #define PYVMM_RTC_DR 0x00
 #define PYVMM_RTC_IMSC 0x10
@@ -55,6 +57,11 @@ struct pyvmm_uart {
 struct pyvmm_isr {
 	uint64_t address; /* of InterruptStatus */
 	uint32_t bits;
+
+	/* A doorbell that C may answer; serve returns whether it did.  It stays so while vCPUs run. */
+	uint32_t queue; /* the value that rings it */
+	int (*serve)(void *device); /* or NULL */
+	void *device;
 };
 
 /*
@@ -175,6 +182,29 @@ static void pyvmm_isr_clear(struct pyvmm_fast_mmio *fast, int number, uint32_t b
 	__atomic_fetch_and(&fast->isr[number].bits, ~bits, __ATOMIC_SEQ_CST);
 }
 
+/* Serve the doorbell of a queue in C, or no more (NULL); while no vCPU runs. */
+static void pyvmm_set_doorbell(struct pyvmm_fast_mmio *fast, int number, uint32_t queue,
+			       int (*serve)(void *device), void *device)
+{
+	struct pyvmm_isr *isr = &fast->isr[number];
+
+	isr->queue = queue;
+	isr->serve = serve;
+	isr->device = device;
+}
+
+/* Serve the device whose doorbell this exit rings, if its data path can. */
+static int pyvmm_complete_doorbell(struct pyvmm_isr *isr, struct kvm_run *run)
+{
+	uint32_t queue;
+
+	if (!isr->serve || !run->mmio.is_write || run->mmio.len != sizeof(queue) ||
+	    run->mmio.phys_addr != isr->address - PYVMM_VIRTIO_NOTIFY_TO_STATUS)
+		return 0;
+	memcpy(&queue, run->mmio.data, sizeof(queue));
+	return queue == isr->queue && isr->serve(isr->device);
+}
+
 static int pyvmm_complete_isr(struct pyvmm_fast_mmio *fast, int number, struct kvm_run *run)
 {
 	struct pyvmm_isr *isr = &fast->isr[number];
@@ -268,7 +298,7 @@ static int pyvmm_complete_rtc(struct pyvmm_rtc *rtc, struct kvm_run *run)
 /*
  * Complete an MMIO exit, if C can.  Returns whether it did.  counts has pairs, reads and writes:
  * one for each UART, one for interrupt status registers, one for unclaimed accesses, one for the
- * real-time clock.  *unclaimed becomes the address of an unclaimed access.
+ * real-time clock, one for doorbells.  *unclaimed becomes the address of an unclaimed access.
  */
 static int pyvmm_complete_mmio(struct pyvmm_fast_mmio *fast, struct kvm_run *run, uint64_t *counts,
 			       uint64_t *unclaimed)
@@ -277,11 +307,16 @@ static int pyvmm_complete_mmio(struct pyvmm_fast_mmio *fast, struct kvm_run *run
 	struct pyvmm_uart *uart;
 	uint32_t n;
 
-	for (n = 0; n < fast->isrs; n++)
+	for (n = 0; n < fast->isrs; n++) {
 		if (pyvmm_complete_isr(fast, n, run)) {
 			counts[2 * PYVMM_UARTS + run->mmio.is_write]++;
 			return 1;
 		}
+		if (pyvmm_complete_doorbell(&fast->isr[n], run)) {
+			counts[2 * (PYVMM_UARTS + 3) + run->mmio.is_write]++;
+			return 1;
+		}
+	}
 	if (pyvmm_complete_rtc(&fast->rtc, run)) {
 		counts[2 * (PYVMM_UARTS + 2) + run->mmio.is_write]++;
 		return 1;

@@ -33,6 +33,15 @@ class InterruptBits:
         """Set more bits."""
         self._lib.pyvmm_isr_set(self._state, self._number, bits)
 
+    def serve_doorbell(self, queue: int, serve: Any, device: Any) -> None:
+        """Let C serve a queue's doorbell: with ``device``, a function in C; while no vCPU runs."""
+        self._lib.pyvmm_set_doorbell(self._state, self._number, queue, serve, device)
+
+    def leave_doorbell(self) -> None:
+        """Let Python serve the doorbell again; while no vCPU runs."""
+        null = native().ffi.NULL
+        self._lib.pyvmm_set_doorbell(self._state, self._number, 0, null, null)
+
     @property
     def address(self) -> int:
         """The address of the bits in this process, for a data path in C."""

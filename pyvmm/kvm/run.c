@@ -117,7 +117,7 @@ struct pyvmm_vcpu {
 
 	struct pyvmm_fast_mmio *fast; /* completes exits without Python; may be NULL */
 	uint32_t attention; /* transmitted bytes wait, or a UART has no exits left */
-	uint64_t completed[2 * (PYVMM_UARTS + 3)]; /* see pyvmm_complete_mmio */
+	uint64_t completed[2 * (PYVMM_UARTS + 4)]; /* see pyvmm_complete_mmio */
 	uint64_t unclaimed; /* the address of the last access that no device claims */
 };
 

@@ -244,8 +244,8 @@ class Vcpu(AttributeFd):
     def completed_mmio(self) -> tuple[list[int], list[int]]:
         """Return the numbers of reads and of writes that C completed.
 
-        One number for each UART, then one each for interrupt status, for unclaimed accesses and for
-        the real-time clock.
+        One number for each UART, then one each for interrupt status, for unclaimed accesses, for
+        the real-time clock and for doorbells.
         """
         counts = list(self._state.completed)
         return counts[::2], counts[1::2]

@@ -23,6 +23,13 @@ class Console:
         """Send input to the guest; return how many bytes it had room for."""
         return self._terminals[terminal].receive(data)
 
+    def read(self, fd: int) -> int:
+        """Read input for the console from a descriptor, without waiting; return the bytes read.
+
+        With 0 there may be input, which ``send`` must get.
+        """
+        return 0 if isinstance(self._console, Uart8250) else self._console.read(fd)
+
     @property
     def unread(self) -> bytes:
         """The input that a serial console holds until the guest reads it."""

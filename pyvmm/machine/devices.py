@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyvmm import layout
 from pyvmm.base.loop import Loop
@@ -29,11 +29,6 @@ from pyvmm.layout import Region
 from pyvmm.machine.plan import Plan
 from pyvmm.machine.slots import MemorySlots
 from pyvmm.memory.map import MemoryMap
-
-if TYPE_CHECKING:
-    from pyvmm.devices.virtio.blk import VirtioBlk
-    from pyvmm.kvm.datapath.disk import DiskPath
-    from pyvmm.kvm.native import Native
 
 
 class Site(Record, kw_only=True):
@@ -149,30 +144,6 @@ def make_devices(
         MAKERS[type(one)](one, Site(memory=memory, slots=slots, window=window, undo=undo, log=log))
         for one, window in zip(asked, decided.windows, strict=True)
     ]
-
-
-def disk_path(
-    device: VirtioBlk, irq_fd: int, isr: int, extension: Native | None = None
-) -> DiskPath:
-    """Make the data path of a disk; see DiskPath.
-
-    Python handles the writes of a driver without flushes: each must be durable when it ends.
-    """
-    from pyvmm.devices.virtio.blk import F_FLUSH
-    from pyvmm.kvm.datapath.disk import DiskPath
-    from pyvmm.memory.map import regions
-
-    (queue,) = device.queues
-    return DiskPath(
-        device.disk,
-        regions(queue.memory),
-        kick_fd=device.kick_fd,
-        irq_fd=irq_fd,
-        isr=isr,
-        threads=device.threads,
-        may_write=lambda: not device.disk.read_only and device.has(F_FLUSH),
-        extension=extension,
-    )
 
 
 class IrqFd:

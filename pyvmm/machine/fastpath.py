@@ -31,8 +31,8 @@ from __future__ import annotations
 import mmap
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 from pyvmm import layout
@@ -40,13 +40,14 @@ from pyvmm.devices.pl031 import Pl031
 from pyvmm.devices.uart8250 import ALL_READABLE, REGISTERS, Uart8250
 from pyvmm.kvm import uapi
 from pyvmm.kvm.caps import Cap
-from pyvmm.kvm.fastmmio import NONE_LEFT, UNLIMITED, FastMmio, InterruptBits
+from pyvmm.kvm.fastmmio import NONE_LEFT, UNLIMITED, FastMmio
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.kvm.vm import Vm
 from pyvmm.memory.ram import GuestMemory
 
 if TYPE_CHECKING:
     from pyvmm.devices.virtio.mmio import VirtioMmio
+    from pyvmm.terminal.direct import Direct
 
 EXITS_FIRST: Final = 16  # C completes so many before a UART gets its page and coalesced writes
 MIN_WAIT_MS: Final = 2  # between two polls of the ring while there is output
@@ -174,23 +175,6 @@ class FastUart:
             self._uart.send_out()
 
 
-@contextmanager
-def _disk_path(transport: VirtioMmio, bits: InterruptBits) -> Iterator[None]:
-    """Serve a disk's reads, writes and flushes in C."""
-    from pyvmm.devices.virtio.blk import VirtioBlk
-    from pyvmm.machine.devices import IrqFd, disk_path
-
-    disk, irq = transport.device, transport.irq
-    assert isinstance(disk, VirtioBlk)
-    assert isinstance(irq, IrqFd)
-    with disk_path(disk, irq.fd, bits.address) as path:
-        disk.use_data_path(path)
-        try:
-            yield
-        finally:
-            disk.use_data_path(None)
-
-
 class FastPaths:
     """The fast paths of a machine, from its first run on. Close them before its vCPUs."""
 
@@ -202,13 +186,14 @@ class FastPaths:
         uarts: Sequence[Uart8250],
         slots: Sequence[VirtioMmio] = (),
         rtc: Pl031 | None = None,
+        direct: Direct | None = None,
         *,
         complete_unclaimed: bool,
     ) -> None:
         """Begin. C completes accesses outside ``claimed``, if ``complete_unclaimed``.
 
         ``slots`` are the virtio devices from the first slot of the map on. ``rtc`` is the real-time
-        clock.
+        clock. A virtio console's output may go to ``direct``.
         """
         claimed_ranges = [(region.base, region.end) for region in claimed]
         bases = [layout.uart(number).base for number in range(len(uarts))]
@@ -241,8 +226,9 @@ class FastPaths:
                 bits = self._fast.interrupt_bits(number)
                 transport.use_interrupt_bits(bits)
                 undo.callback(transport.use_interrupt_bits, None)
-                if transport.device.name == "virtio-blk":
-                    undo.enter_context(_disk_path(transport, bits))
+                from pyvmm.machine.datapaths import data_path
+
+                undo.enter_context(data_path(transport, bits, direct))
             if rtc is not None:
                 rtc.use_fast_path(self._fast.clock())
                 undo.callback(rtc.use_fast_path, None)
@@ -283,8 +269,8 @@ class FastPaths:
     def completed_by(self, vcpu: Vcpu) -> dict[str, int]:
         """Count the exits of one vCPU that C completed, by cause."""
         reads, writes = vcpu.completed_mmio()
-        uarts = [f"uart{number}" for number in range(len(reads) - 3)]
-        names = [*uarts, "virtio interrupt", "unclaimed", layout.RTC.name]
+        uarts = [f"uart{number}" for number in range(len(reads) - 4)]
+        names = [*uarts, "virtio interrupt", "unclaimed", layout.RTC.name, "virtio doorbell"]
         counts = {f"{name} read": count for name, count in zip(names, reads, strict=True)}
         counts |= {f"{name} write": count for name, count in zip(names, writes, strict=True)}
         return {cause: count for cause, count in counts.items() if count}

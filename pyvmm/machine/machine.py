@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from pyvmm.machine.diagnosis.rules import Look
     from pyvmm.machine.dirty import DirtyPages
     from pyvmm.machine.trace import ExitTrace
+    from pyvmm.terminal.direct import Direct
 
 KVM = "/dev/kvm"
 STDOUT = 1
@@ -98,6 +99,7 @@ class Machine(Closing):
         output: Callable[[bytes], None] = write_to_stdout,
         *,
         set_blocking: Callable[[bool], None] = _do_nothing,
+        direct: Direct | None = None,
         on_unclaimed: OnUnclaimed | None = None,
         log: Callable[[str], None] = _do_nothing,
         restorer: Restorer | None = None,
@@ -110,8 +112,9 @@ class Machine(Closing):
         ``on_unclaimed`` with each access to an address without a device, ``log`` with a line about
         a faulty guest driver.
         ``set_blocking`` is called with False before the vCPUs stop or pause: from then on
-        ``output`` must return at once. It is called with True when they run again. ``trace``
-        gets every exit.
+        ``output`` must return at once. It is called with True when they run again. A virtio
+        console's output may go to ``direct`` instead (terminal.stdio.Output.direct). ``trace`` gets
+        every exit.
         """
         self.config = config
         self.before_time_out: Callable[[], None] = _do_nothing  # called before a timeout
@@ -134,7 +137,11 @@ class Machine(Closing):
                 self.board.plan.memory, (transport.device for transport in self.board.virtio)
             )
             self._set_output_blocking = set_blocking
-            self._fast = self._make_fast_paths(undo, on_unclaimed) if config.fast_mmio else None
+            self._fast: FastPaths | None = None
+            if config.fast_mmio:
+                if config.console == "virtio" and 0 in config.ttys:
+                    direct = self.terminals.direct(0)
+                self._fast = self._make_fast_paths(undo, on_unclaimed, direct)
             self._exits = ExitHandler(
                 self.board,
                 self._fast,
@@ -159,7 +166,9 @@ class Machine(Closing):
             undo.callback(self._runner.close)
             self._undo = undo.pop_all()
 
-    def _make_fast_paths(self, undo: ExitStack, on_unclaimed: OnUnclaimed | None) -> FastPaths:
+    def _make_fast_paths(
+        self, undo: ExitStack, on_unclaimed: OnUnclaimed | None, direct: Direct | None
+    ) -> FastPaths:
         board = self.board
         fast = FastPaths(
             board.vm,
@@ -169,6 +178,7 @@ class Machine(Closing):
             board.uarts,
             board.virtio,
             board.rtc,
+            direct,
             complete_unclaimed=on_unclaimed is None,
         )
         undo.callback(fast.close)

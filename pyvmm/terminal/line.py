@@ -45,6 +45,7 @@ class Line:
             while not (done := self.output.drain(GRACE_S)) and self.output.written > before:
                 before = self.output.written
         if done:  # otherwise a thread still writes to it
+            self.output.close_direct()
             for fd in {self.reader, self._writer}:
                 os.close(fd)
 

@@ -14,10 +14,13 @@ import termios
 import threading
 from collections.abc import Callable
 from enum import Enum
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pyvmm.base.closing import Closing
 from pyvmm.base.loop import Loop
+
+if TYPE_CHECKING:  # imported lazily: few consoles use it
+    from pyvmm.terminal.direct import Direct
 
 ESCAPE = 0x01  # Ctrl-A
 KEYS_HELP = """\
@@ -103,6 +106,8 @@ class Output(Closing):
     few milliseconds. Only that thread
     waits for a full pipe or a stopped terminal. A guest that prints faster waits once ROOM bytes
     are pending. After a failed write, ``error`` has the reason, and ``on_gone`` is called.
+
+    Code in C writes output too, by `direct`, while nothing is pending here.
     """
 
     ROOM = 256 << 10  # bytes
@@ -120,9 +125,22 @@ class Output(Closing):
         self._is_blocking = True  # writers wait for room
         self._ending = False
         self._thread = threading.Thread(target=self._pump, name="output", daemon=True)
+        self._direct: Direct | None = None
+
+    def direct(self) -> Direct | None:
+        """Return a descriptor for code in C, if there is one; it is open until the end.
+
+        The first output comes by `write`: that may start what carries it on.
+        """
+        from pyvmm.terminal.direct import Direct, open_again
+
+        if self._direct is None and (fd := open_again(self._fd)) is not None:
+            self._direct = Direct(fd, bytearray(b"\1"))
+        return self._direct
 
     def __exit__(self, *error: object) -> None:
-        self.drain(self.GRACE_S if error[0] else None)
+        if self.drain(self.GRACE_S if error[0] else None):
+            self.close_direct()
 
     def write(self, data: bytes) -> None:
         """Take output of the guest; safe from any thread."""
@@ -133,6 +151,8 @@ class Output(Closing):
                 return
             was_empty = not self._pending
             self._pending += data
+            if self._direct is not None:
+                self._direct.busy[0] = 1
             if self._thread.ident is None:
                 self._thread.start()
             if was_empty or b"\n" in data:
@@ -147,6 +167,7 @@ class Output(Closing):
     def close(self) -> None:
         """Write the pending output, and end the thread; idempotent."""
         self.drain(None)
+        self.close_direct()
 
     def drain(self, grace_s: float | None) -> bool:
         """Write the pending output, waiting at most ``grace_s`` seconds (None: without limit).
@@ -162,6 +183,12 @@ class Output(Closing):
         self._thread.join(grace_s)
         return not self._thread.is_alive()
 
+    def close_direct(self) -> None:
+        """Close the descriptor of `direct`, which no code in C may use any more; idempotent."""
+        if self._direct is not None:
+            os.close(self._direct.fd)
+            self._direct = None
+
     def _pump(self) -> None:
         """Write output until closed and empty, in the output's thread."""
         while block := self._take():
@@ -173,6 +200,9 @@ class Output(Closing):
                 if self.on_gone is not None:
                     self.on_gone()
                 return
+            with self._changed:
+                if self._direct is not None and not self._pending:
+                    self._direct.busy[0] = 0
 
     def _take(self) -> bytes:
         """Wait for a line or GATHER_S, and return the pending output; empty at the end."""
@@ -185,6 +215,8 @@ class Output(Closing):
             return block
 
     def _worth_writing(self) -> bool:
+        if self._direct is not None:  # C waits
+            return True
         return self._ending or b"\n" in self._pending or len(self._pending) >= self.BLOCK
 
     def _write_all(self, block: bytes) -> None:
@@ -247,6 +279,8 @@ class Input:
     ``receive`` takes bytes for the guest and returns how many it accepted. After it refused some,
     ``resume`` must be called (from any thread) when there is room. ``split`` separates the keys for
     pyvmm, and ``on_key`` gets them. By default only a terminal has keys: nobody typed other input.
+    Input without keys may bypass this process: ``read`` reads a descriptor for the guest, without
+    waiting, and returns the number of bytes. With 0, `receive` gets the input.
     """
 
     CHUNK = 4096  # bytes read at once
@@ -260,12 +294,14 @@ class Input:
         on_key: Callable[[Key], None],
         fd: int = 0,
         split: Splitter | None = None,
+        read: Callable[[int], int] | None = None,
     ) -> None:
         self._loop = loop
         self._receive = receive
         self._on_key = on_key
         self._fd = fd
         self._split = split or (Escapes().split if os.isatty(fd) else _without_keys)
+        self._read_direct = read if self._split is _without_keys else None
         self._backlog = bytearray()
         self._watching = False
         self._ended = False
@@ -291,6 +327,8 @@ class Input:
         self._backlog[:0] = data
 
     def _read(self) -> None:
+        if self._read_direct is not None and not self._backlog and self._read_direct(self._fd):
+            return
         try:
             data = os.read(self._fd, self.CHUNK)
         except BlockingIOError:

@@ -15,6 +15,7 @@ from pyvmm.base.loop import Loop
 from pyvmm.terminal.stdio import Input, Key
 
 if TYPE_CHECKING:
+    from pyvmm.terminal.direct import Direct
     from pyvmm.terminal.line import Line
 
 
@@ -65,6 +66,10 @@ class Terminals(Closing):
     def outputs(self) -> Mapping[int, Callable[[bytes], None]]:
         """The function that takes each terminal's output; it blocks if the reader stalls."""
         return {number: line.write for number, line in self._lines.items()}
+
+    def direct(self, number: int) -> Direct | None:
+        """Return a terminal's descriptor for code in C; see Output.direct."""
+        return self._lines[number].output.direct()
 
     def set_blocking(self, blocking: bool) -> None:
         """Set whether writers wait for slow readers: vCPUs that are being stopped must not wait."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 from pyvmm.devices.state import StateField
-from pyvmm.devices.virtio.device import ConfigField, Feature, QueueSpec, VirtioDevice
+from pyvmm.devices.virtio.device import ConfigField, Feature, QueueSpec
+from pyvmm.devices.virtio.exitserved import ExitPath, ExitServed, TakenBack
 from pyvmm.devices.virtio.queue import Chain, QueueError, Virtqueue
 from pyvmm.memory.ram import Memory
 
@@ -33,7 +35,21 @@ def after(delay_s: float, action: Callable[[], None]) -> Callable[[], None]:
     return timer.cancel
 
 
-class VirtioConsole(VirtioDevice):
+class InputPath(ExitPath, Protocol):
+    """A console's data path, which takes input too while it has the queues."""
+
+    @property
+    def has_transmitted(self) -> bool:
+        """Whether the guest has output bytes during the loan."""
+
+    def receive(self, data: bytes) -> int:
+        """Put input into the guest's buffers; return the number of bytes taken."""
+
+    def read(self, fd: int) -> int:
+        """Read input into the guest's buffers, without waiting; return the number of bytes."""
+
+
+class VirtioConsole(ExitServed):
     """One port: ``output`` gets the guest's output, `receive` takes its input.
 
     ``output`` may block: then the kicking vCPU waits in its exit, as at a UART. So exits serve
@@ -48,6 +64,9 @@ class VirtioConsole(VirtioDevice):
     and drops their input (in_intr() of the same file). It reads the terminal's size only later,
     after a configuration change: so the device signals one at once. Input waits at most WAIT_S for
     a driver without output, and not at all for a driver without F_SIZE.
+
+    With a data path (kvm/datapath/console.c), C outputs what the host takes at once, and puts
+    input into the guest's buffers. Python does the rest: it waits for the host and for the guest.
     """
 
     device_id = 3
@@ -82,11 +101,43 @@ class VirtioConsole(VirtioDevice):
         self._waits_left = 0  # waits for the driver to be ready; 0: it is
         self._cancel: Callable[[], None] | None = None  # cancels the wait
         self._printed = False  # the driver has transmitted since the wait began
-        self.has_transmitted = False
+        self._has_transmitted = False
+        self._input: InputPath | None = None  # the data path
         self._output_lock = threading.Lock()  # held from taking a chain to the end of its output
+
+    def use_input_path(self, path: InputPath | None) -> None:
+        """Lend the queues to ``path`` from the next kick on; None: never."""
+        self.use_data_path(path)
+        self._input = path
+
+    @property
+    def has_transmitted(self) -> bool:
+        """Whether the guest has sent output."""
+        return self._has_transmitted or (self._input is not None and self._input.has_transmitted)
+
+    @property
+    def ready_for_input(self) -> bool:
+        """Whether the driver is ready for input."""
+        return not self._waits_left
 
     def receive(self, data: bytes) -> int:
         """Put input into the guest's buffers; return the number of bytes taken."""
+        taken = self._input.receive(data) if self._input is not None else 0
+        return taken if taken == len(data) else taken + self._receive(data[taken:])
+
+    def read(self, fd: int) -> int:
+        """Read input into the guest's buffers, without waiting; return the number of bytes.
+
+        With 0 there may be input, which `receive` must get.
+        """
+        return self._input.read(fd) if self._input is not None else 0
+
+    def taken_back(self, back: TakenBack) -> None:
+        """Note whether the guest has sent output; with the lock."""
+        if back.chains or back.skip:
+            self._printed = self._has_transmitted = True
+
+    def _receive(self, data: bytes) -> int:
         taken = 0
         with self.guard:
             while taken < len(data) and (chain := self._next_input()) is not None:
@@ -97,6 +148,7 @@ class VirtioConsole(VirtioDevice):
             if not self._starved:
                 self.receiveq.disable_kicks()
             self.signal(self.receiveq)
+            self.lend_queues()
         return taken
 
     def resize(self, cols: int, rows: int) -> None:
@@ -122,7 +174,7 @@ class VirtioConsole(VirtioDevice):
 
     def deactivate(self) -> None:
         """Stop waiting for the driver."""
-        self._waits_left = 0
+        self._waits_left = self.skip = 0
         if self._cancel is not None:
             self._cancel()
             self._cancel = None
@@ -142,7 +194,7 @@ class VirtioConsole(VirtioDevice):
     def write_config(self, offset: int, length: int, value: int) -> None:
         """Output a character of the driver's emergency write."""
         if offset == type(self).emerg_wr.offset:
-            self.has_transmitted = True
+            self._has_transmitted = True
             self.defer(functools.partial(self.output, bytes([value & 0xFF])))
 
     def _next_input(self) -> Chain | None:
@@ -183,17 +235,23 @@ class VirtioConsole(VirtioDevice):
         """Output the queued chains in order."""
         with self._output_lock:
             while (chain := self.pop(self.transmitq)) is not None:
-                self._printed = self.has_transmitted = True
+                self._printed = self._has_transmitted = True
                 try:
                     self._output_chain(chain)
                 finally:  # release guest RAM even after an error
                     self.push(self.transmitq, chain, 0)
+            with self.guard:
+                self.skip = 0
+                self.lend_queues()
 
     def _output_chain(self, chain: Chain) -> None:
         if chain.writable:
             with self.lock:
                 self.fail(f"transmitq chain {chain.head} has a writable buffer")
+        skip, self.skip = self.skip, 0
         for data in chain.pieces(OUTPUT_BLOCK):
             if not self.transmitq.owns(chain):  # after a reset or a stop
                 break
-            self.output(data)
+            if skip < len(data):
+                self.output(data[skip:])
+            skip = max(0, skip - len(data))

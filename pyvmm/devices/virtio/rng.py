@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 
-from pyvmm.devices.virtio.device import QueueSpec, VirtioDevice
+from pyvmm.devices.virtio.device import QueueSpec
+from pyvmm.devices.virtio.exitserved import ExitServed
 from pyvmm.devices.virtio.queue import Virtqueue
 
 MOST = 64 << 10  # bytes of a request, at most; a driver that wants more asks again
 
 
-class VirtioRng(VirtioDevice):
+class VirtioRng(ExitServed):
     """An entropy source that fills buffers from getrandom(2), as /dev/urandom does.
 
-    The kicking vCPU does this: getrandom(2) does not block.
+    The kicking vCPU does this: getrandom(2) does not block. Mostly C does it (kvm/datapath/rng.c).
     """
 
     device_id = 4
@@ -33,3 +34,5 @@ class VirtioRng(VirtioDevice):
                     self.fail(f"requestq chain {chain.head} must have writable buffers only")
             self.count(requests=1, bytes=written)
             self.push(queue, chain, written)
+        with self.lock:
+            self.lend_queues()

@@ -23,7 +23,6 @@
 #define PYVMM_BLK_OUT 1
 #define PYVMM_BLK_FLUSH 4
 #define PYVMM_SECTOR 512
-#define PYVMM_INT_VRING 1
 
 /* The threads, and what they know of a disk's speed */
 struct pyvmm_blk_threads {
@@ -144,15 +143,10 @@ static int pyvmm_blk_parse(const struct pyvmm_blk *blk, struct pyvmm_blk_request
 /* Take the next request.  Returns 1, 0 without one, or a negative number for one of Python's. */
 static int pyvmm_blk_take(struct pyvmm_blk *blk, struct pyvmm_blk_request *request)
 {
-	struct pyvmm_split_queue *queue = &blk->queue;
-	uint16_t waiting = queue->waiting, last_avail = queue->last_avail;
-	int found = waiting ? 1 : pyvmm_queue_enable_kicks(queue);
+	int found = pyvmm_queue_next(&blk->queue, &request->chain);
 
-	if (found > 0)
-		found = pyvmm_queue_pop(queue, &request->chain);
 	if (found > 0 && !pyvmm_blk_parse(blk, request)) {
-		queue->last_avail = last_avail;
-		queue->waiting = waiting;
+		pyvmm_queue_put_back(&blk->queue);
 		return PYVMM_TOO_LONG;
 	}
 	return found;
@@ -204,13 +198,7 @@ static uint64_t pyvmm_clock_ns(clockid_t clock)
 /* Interrupt the driver, if it wants that; with the lock. */
 static void pyvmm_blk_signal(struct pyvmm_blk *blk)
 {
-	uint64_t one = 1;
-
-	if (!pyvmm_queue_needs_interrupt(&blk->queue))
-		return;
-	__atomic_fetch_or((uint32_t *)(uintptr_t)blk->isr, PYVMM_INT_VRING, __ATOMIC_SEQ_CST);
-	while (write(blk->irq, &one, sizeof(one)) < 0 && errno == EINTR)
-		;
+	pyvmm_queue_signal(&blk->queue, blk->isr, blk->irq);
 }
 
 /* Wake a leader that waits for the doorbell, because the loan ends; with the lock. */

@@ -86,8 +86,43 @@ struct pyvmm_blk {
 	uint64_t own[80]; /* struct pyvmm_blk_threads */
 };
 
+/* A virtio console, and the loan of its queues; see console.c */
+struct pyvmm_console {
+	struct pyvmm_split_queue receiveq;
+	struct pyvmm_split_queue transmitq;
+
+	int output; /* a descriptor that never blocks */
+	int irq; /* an eventfd: the interrupt */
+	uint64_t isr; /* the address of the interrupt status register */
+	uint64_t busy; /* the address of a byte: 0 if all earlier output is in the descriptor */
+	uint32_t takes_input; /* the driver is ready for it */
+	uint64_t skip; /* bytes of transmitq's next chain that are output */
+
+	/* Since the queues were lent */
+	uint64_t chains; /* output */
+	uint64_t sent; /* bytes output */
+
+	uint64_t own[8]; /* struct pyvmm_console_own */
+};
+
+/* A virtio entropy device, and the loan of its queue; see rng.c */
+struct pyvmm_rng {
+	struct pyvmm_split_queue queue;
+
+	int irq;
+	uint64_t isr;
+	uint64_t most; /* bytes of a request, at most */
+
+	/* Since the queue was lent */
+	uint64_t requests;
+	uint64_t bytes;
+
+	uint64_t own[8]; /* struct pyvmm_rng_own */
+};
+
 int pyvmm_queue_place(struct pyvmm_split_queue *queue);
 int pyvmm_queue_enable_kicks(struct pyvmm_split_queue *queue);
+void pyvmm_queue_disable_kicks(struct pyvmm_split_queue *queue);
 int pyvmm_queue_pop(struct pyvmm_split_queue *queue, struct pyvmm_chain *chain);
 void pyvmm_queue_push(struct pyvmm_split_queue *queue, uint16_t head, uint32_t written);
 int pyvmm_queue_needs_interrupt(struct pyvmm_split_queue *queue);
@@ -97,3 +132,15 @@ int pyvmm_blk_lend(struct pyvmm_blk *blk);
 void pyvmm_blk_serve(struct pyvmm_blk *blk);
 void pyvmm_blk_take_back(struct pyvmm_blk *blk);
 void pyvmm_blk_close(struct pyvmm_blk *blk);
+
+void pyvmm_console_init(struct pyvmm_console *console);
+int pyvmm_console_lend(struct pyvmm_console *console);
+int pyvmm_console_transmit(void *console);
+uint64_t pyvmm_console_receive(struct pyvmm_console *console, const uint8_t *data, uint64_t size);
+uint64_t pyvmm_console_read(struct pyvmm_console *console, int fd);
+void pyvmm_console_take_back(struct pyvmm_console *console);
+
+void pyvmm_rng_init(struct pyvmm_rng *rng);
+int pyvmm_rng_lend(struct pyvmm_rng *rng);
+int pyvmm_rng_serve(void *rng);
+void pyvmm_rng_take_back(struct pyvmm_rng *rng);

@@ -17,6 +17,9 @@
 #define PYVMM_DESC_WRITE 2
 #define PYVMM_DESC_INDIRECT 4
 #define PYVMM_NO_INTERRUPT 1
+#define PYVMM_NO_NOTIFY 1
+
+#define PYVMM_INT_VRING 1 /* of InterruptStatus: used buffers */
 
 /* Rings as 16-bit words: flags, idx, the entries, the other side's event index */
 #define PYVMM_FLAGS 0
@@ -112,6 +115,13 @@ int pyvmm_queue_enable_kicks(struct pyvmm_split_queue *queue)
 	return pyvmm_queue_has_chains(queue);
 }
 
+/* Suppress kicks; with EVENT_IDX an event index in the past does so already. */
+void pyvmm_queue_disable_kicks(struct pyvmm_split_queue *queue)
+{
+	if (!queue->event_idx)
+		__atomic_store_n(pyvmm_used(queue, PYVMM_FLAGS), PYVMM_NO_NOTIFY, __ATOMIC_RELAXED);
+}
+
 /* Add a descriptor's buffer.  Returns 1, PYVMM_BROKEN or PYVMM_TOO_LONG. */
 static int pyvmm_chain_add(const struct pyvmm_split_queue *queue, struct pyvmm_chain *chain,
 			   const struct pyvmm_desc *desc)
@@ -194,6 +204,21 @@ int pyvmm_queue_pop(struct pyvmm_split_queue *queue, struct pyvmm_chain *chain)
 	return found;
 }
 
+/* Do as pyvmm_queue_pop, but ask for a kick if there is no chain. */
+static int pyvmm_queue_next(struct pyvmm_split_queue *queue, struct pyvmm_chain *chain)
+{
+	int found = queue->waiting ? 1 : pyvmm_queue_enable_kicks(queue);
+
+	return found > 0 ? pyvmm_queue_pop(queue, chain) : found;
+}
+
+/* Put the chain of the last pop back into the ring. */
+static void pyvmm_queue_put_back(struct pyvmm_split_queue *queue)
+{
+	queue->last_avail--;
+	queue->waiting++;
+}
+
 /* Return a chain with that many bytes written to it. */
 void pyvmm_queue_push(struct pyvmm_split_queue *queue, uint16_t head, uint32_t written)
 {
@@ -218,4 +243,16 @@ int pyvmm_queue_needs_interrupt(struct pyvmm_split_queue *queue)
 			 PYVMM_NO_INTERRUPT);
 	event = __atomic_load_n(pyvmm_avail(queue, PYVMM_RING + queue->size), __ATOMIC_RELAXED);
 	return (uint16_t)(queue->used_idx - event - 1) < (uint16_t)(queue->used_idx - old);
+}
+
+/* Interrupt the driver for pushed chains, if it wants that. */
+static void pyvmm_queue_signal(struct pyvmm_split_queue *queue, uint64_t isr, int irq)
+{
+	uint64_t one = 1;
+
+	if (!pyvmm_queue_needs_interrupt(queue))
+		return;
+	__atomic_fetch_or((uint32_t *)(uintptr_t)isr, PYVMM_INT_VRING, __ATOMIC_SEQ_CST);
+	while (write(irq, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
 }

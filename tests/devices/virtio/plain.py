@@ -15,11 +15,15 @@ from cffi import FFI
 from pyvmm.devices.virtio.blk import VirtioBlk
 from pyvmm.kvm._build import DATA_PATH, data_path_declarations
 from pyvmm.kvm.native import Native
-from pyvmm.machine.devices import disk_path
+from pyvmm.machine.datapaths import disk_path
 
 SOURCE: Final = Path(__file__).with_name("plain.c")
 CHECKS: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
 GCC: Final = "gcc"
+OWN: Final = """
+void plain_random_from(uint64_t next);
+void plain_random(uint8_t *buffer, size_t size);
+"""
 
 
 def can_build() -> bool:
@@ -31,7 +35,7 @@ def can_build() -> bool:
 def plain(*options: str) -> Native:
     """Build the data path, and load it."""
     ffi = FFI()
-    ffi.cdef(data_path_declarations())
+    ffi.cdef(data_path_declarations() + OWN)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "plain.so"
         command = [GCC, "-D_GNU_SOURCE", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]

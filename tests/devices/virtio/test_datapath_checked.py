@@ -1,6 +1,6 @@
 """The data path's tests with AddressSanitizer and UndefinedBehaviorSanitizer, in their own process.
 
-The matrix runs 10,000 cases of each kind.
+The matrix runs 10,000 cases of each kind: queues, disks, consoles and entropy devices.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from tests.devices.virtio.test_datapath import CASES, CHECKED
 
 pytestmark = pytest.mark.skipif(not can_build(), reason="no compiler for this machine")
 
-TESTS: Final = Path(__file__).with_name("test_datapath.py")
+TESTS: Final = tuple(
+    str(Path(__file__).with_name(f"test_datapath{name}.py")) for name in ("", "_exits")
+)
 
 
 def library(name: str) -> str:
@@ -38,9 +40,9 @@ def test_data_path_has_no_undefined_behaviour(cases: int) -> None:
         "LD_PRELOAD": library("libasan.so"),
         "ASAN_OPTIONS": "detect_leaks=0",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
     done = subprocess.run(
-        [*command, "-k", "does_as or stays or serves", "--timeout", "3600"],
+        [*command, "-k", "does_as or stays or serves or exits", "--timeout", "3600"],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
