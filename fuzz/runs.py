@@ -13,7 +13,7 @@ from fuzz.seeds import write
 from fuzz.target import CORPUS, HERE, TARGETS
 
 BUILD: Final = Path("build/fuzz")
-C_TARGETS: Final = {"fastmmio": 1024}  # the files of fuzz/c, and the most bytes of an input
+C_TARGETS: Final = {"datapath": 1024, "fastmmio": 1024}  # of fuzz/c: the most bytes of an input
 PYTHON: Final = os.path.relpath(sys.executable) if "/.venv/" in sys.executable else sys.executable
 
 
