@@ -88,7 +88,9 @@ def build(into: Path, progress: Progress) -> None:
     (into / "Image").write_bytes(image.read_bytes())
     modules = kernel.find(str(image.parents[1]), progress)
     sizes = [f"-DOUT_SIZE={OUT_SIZE}", f"-DIN_SIZE={IN_SIZE}"]
-    for name, wanted in (("block", "virtio_blk"), ("console", "virtio_console")):
+    for name, wanted in (
+        ("block", "virtio_blk"), ("console", "virtio_console"), ("entropy", "virtio_rng"),
+    ):  # fmt: skip
         _compile(f"{name}.c", into / name, ["-O2", "-static", *sizes], progress)
         init = (into / name).read_bytes()
         archive = _initrd(init, modules.modules(("virtio_mmio", wanted)))

@@ -271,9 +271,25 @@ def console() -> Part:
     ])  # fmt: skip
 
 
+def entropy() -> Part:
+    """Measure a Linux guest's reads of its entropy device."""
+    theirs = ("-object", "rng-random,id=r,filename=/dev/urandom",
+              "-device", "virtio-rng-device,rng=r")  # fmt: skip
+    ours = linux_guest(1, "entropy-initrd", QUIET, "--rng")
+    peer = qemu_linux_guest(1, "entropy-initrd", f"console=ttyAMA0 {QUIET}", *theirs)
+    tasks = [
+        task("entropy pyvmm", "requests", pyvmm("Image", *ours)),
+        task("entropy qemu", "requests", qemu("Image", *peer)),
+    ]
+    return Part(tasks, [
+        Row("64 bytes from the entropy device", THOUSAND, Cell("entropy pyvmm", "entropy"),
+            Cell("entropy qemu", "entropy")),
+    ])  # fmt: skip
+
+
 # The part that each word of the command line measures: with counted instructions, in real time
 COUNTED: Final[Mapping[str, Callable[[], Part]]] = {
     "exits": exits, "start": start, "linux": linux, "smp": smp_more, "disk": disk,
-    "console": console,
+    "console": console, "entropy": entropy,
 }  # fmt: skip
 TIMED: Final[Mapping[str, Callable[[], Part]]] = {"smp": smp, "console": console}
