@@ -14,8 +14,9 @@
 
 #define PYVMM_BLK_HELPERS (PYVMM_BLK_THREADS - 1)
 #define PYVMM_BLK_STACK (256 << 10)
-#define PYVMM_BLK_LARGE (256 << 10) /* bytes: a larger request does not delay the next */
+#define PYVMM_BLK_LARGE (256 << 10) /* bytes: a larger request does not delay others that wait */
 #define PYVMM_BLK_SLOW_NS 50000 /* off the CPU: a request that took longer has waited for I/O */
+#define PYVMM_BLK_COPIED (64 << 10) /* bytes: so many more may take as long again */
 #define PYVMM_BLK_WINDOW 8 /* requests: two waits this close together mean I/O, not preemption */
 #define PYVMM_BLK_OVERLAP 64 /* requests that overlap after the last such pair */
 
@@ -212,13 +213,14 @@ static void pyvmm_blk_wake_leader(struct pyvmm_blk *blk)
 }
 
 /* Note how long a request took; with the lock.  Returns whether it waited for I/O. */
-static int pyvmm_blk_note_time(struct pyvmm_blk *blk, uint32_t type, uint64_t took, uint64_t busy)
+static int pyvmm_blk_note_time(struct pyvmm_blk *blk, const struct pyvmm_blk_request *request,
+			       uint64_t took, uint64_t busy)
 {
 	struct pyvmm_blk_threads *own = pyvmm_blk_threads(blk);
-	int slow = took > PYVMM_BLK_SLOW_NS;
+	int slow = took > PYVMM_BLK_SLOW_NS * (1 + request->bytes / PYVMM_BLK_COPIED);
 	int waited = own->measured && took > busy && took - busy > PYVMM_BLK_SLOW_NS;
 
-	if (type == PYVMM_BLK_FLUSH)
+	if (request->header.type == PYVMM_BLK_FLUSH)
 		own->flush_is_slow = slow;
 	if (slow)
 		own->measured = PYVMM_BLK_OVERLAP;
@@ -268,7 +270,7 @@ static void pyvmm_blk_serve_one(struct pyvmm_blk *blk, struct pyvmm_blk_request 
 	took = pyvmm_clock_ns(CLOCK_MONOTONIC) - took;
 	pthread_mutex_lock(&own->lock);
 	own->in_flight--;
-	waited = pyvmm_blk_note_time(blk, request->header.type, took, measured ? busy : took);
+	waited = pyvmm_blk_note_time(blk, request, took, measured ? busy : took);
 	if (done) {
 		*request->status = 0;
 		pyvmm_queue_push(&blk->queue, request->chain.head, request->chain.writable_size);
@@ -315,8 +317,8 @@ static int pyvmm_blk_leads_on(struct pyvmm_blk *blk, const struct pyvmm_blk_requ
 {
 	struct pyvmm_blk_threads *own = pyvmm_blk_threads(blk);
 
-	if (!own->overlap && request->bytes <= PYVMM_BLK_LARGE &&
-	    !(request->header.type == PYVMM_BLK_FLUSH && own->flush_is_slow))
+	if (!own->overlap && !(request->header.type == PYVMM_BLK_FLUSH && own->flush_is_slow) &&
+	    (request->bytes <= PYVMM_BLK_LARGE || !(blk->queue.waiting || own->since_wait)))
 		return 1;
 	if (own->overlap)
 		own->overlap--;

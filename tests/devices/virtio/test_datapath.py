@@ -465,15 +465,17 @@ def test_failure_beside_a_sleeping_leader_reaches_python(tmp_path: Path) -> None
     ram, ring = driver.ram, driver.rings[0]
     buffers = [Buffer(ram.take(0x80000), 0x80000, True)] * 10  # so much takes some time
     found = []
-    for sector in [
-        0,
-        (size - 10 * 0x80000) // 512,
-    ] * 8:  # each makes another thread the leader; the second ones fail
-        header, status = ram.put(struct.pack("<IIQ", 0, 0, sector)), ram.put(b"\xff")
-        ring.add(Buffer(header, 16), *buffers, Buffer(status, 1, True))
+    # Another request waits, so each large one makes another thread the leader. That one sleeps
+    # when the second large ones fail.
+    for sector in [0, (size - 10 * 0x80000) // 512] * 8:
+        statuses = []
+        for place, data in ((sector, buffers), (0, [Buffer(ram.take(512), 512, True)])):
+            header, status = ram.put(struct.pack("<IIQ", 0, 0, place)), ram.put(b"\xff")
+            ring.publish(ring.chain([Buffer(header, 16), *data, Buffer(status, 1, True)]))
+            statuses.append(status)
         os.eventfd_write(disk.rig.device.kick_fd, 1)  # like a doorbell: without the lock
         disk.wait()
-        found.append(ram.read(status, "<B"))
+        found.append([ram.read(status, "<B") for status in statuses])
 
-    assert found == [0, 1] * 8
+    assert found == [[0, 0], [1, 0]] * 8
     disk.close()
