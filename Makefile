@@ -64,8 +64,9 @@ test-interrupted:
 
 # Measure pyvmm beside Debian's QEMU: build/bench.json and build/bench.md.  BENCH chooses, as `make
 # bench BENCH=exits`: see docs/benchmarks.md.  Real times need a machine that does nothing else.
+# LKVM=PATH measures an lkvm for arm64, too.  KEEP=1 puts the figures into benchmarks/last.json.
 bench: dev guests
-	$(BIN)/python -m benchmarks $(BENCH)
+	LKVM="$(LKVM)" KEEP=$(KEEP) $(BIN)/python -m benchmarks $(BENCH)
 
 # Refuse an arm64 machine whose /dev/kvm cannot be opened, before anything is downloaded.
 can-run:

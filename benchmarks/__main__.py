@@ -1,10 +1,13 @@
 """``python -m benchmarks``: boot hosts, measure in them, and write the results.
 
-Words on the command line choose what to measure; by default everything.
+Words on the command line choose what to measure; by default everything. Variables of the
+environment: LKVM is the path of an lkvm for arm64, which is measured too; KEEP=1 puts the figures
+into last.json.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -15,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks import hosts, outside, parts, profile, report, rows, snapshots
+from benchmarks import hosts, last, outside, parts, profile, report, rows, snapshots
 from benchmarks.report import Table
 from pyvmm.host import HostSettings, is_local
 from pyvmm.host.progress import Progress
@@ -40,6 +43,7 @@ ABOUT_SNAPSHOTS: Final = (
     "touched. pyvmm's save ends when the file is on the disk (fsync), and a restore checks it by "
     "SHA-256. QEMU's migration to a file does neither."
 )
+KEEP: Final = "KEEP"
 ABOUT_OUTSIDE: Final = "Real time on the outer machine, from a command's start to its end."
 
 
@@ -51,18 +55,21 @@ def main(arguments: Sequence[str]) -> int:
     chosen = list(arguments) or list(WORDS)
     if is_local(HostSettings()):
         sys.exit("benchmarks need the emulated host of an x86-64 machine")
+    lkvm = os.environ.get(parts.LKVM_VARIABLE)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=OUT.absolute()) as scratch:
-        session = Session(Path(scratch), Progress())
+        session = Session(Path(scratch), Path(lkvm) if lkvm else None, Progress())
         session.measure(chosen)
     session.write(OUT)
+    session.compare(keep=os.environ.get(KEEP) == "1")
     return 0
 
 
 class Session:
     """One run of benchmarks: its results so far, and the hosts they come from."""
 
-    def __init__(self, files: Path, progress: Progress) -> None:
+    def __init__(self, files: Path, lkvm: Path | None, progress: Progress) -> None:
         self._files = files
+        self._lkvm = lkvm
         self._progress = progress
         self._about: dict[str, str] = {}
         self._tables: list[Table] = []
@@ -74,7 +81,7 @@ class Session:
         counted = [rows.COUNTED[word]() for word in rows.COUNTED if word in chosen]
         timed = [rows.TIMED[word]() for word in rows.TIMED if word in chosen]
         if counted or timed or {PROFILE, SNAPSHOTS} & set(chosen):
-            parts.build(self._files, self._progress)
+            parts.build(self._files, self._lkvm, self._progress)
         if counted or PROFILE in chosen:
             self._in_counted(counted, profiled=PROFILE in chosen)
         if timed or SNAPSHOTS in chosen:
@@ -85,22 +92,24 @@ class Session:
     def _in_counted(self, chosen: Sequence[rows.Part], *, profiled: bool) -> None:
         wanted = [rows.check(), *chosen]
         with hosts.counted(HostSettings(), self._files, self._progress) as host:
-            self._about |= _about(host)
-            tasks = [task for part in wanted for task in part.tasks]
-            found = hosts.measure(host, tasks, counted=True)
+            self._about |= _about(host, self._lkvm)
+            found = hosts.measure(host, self._tasks(wanted), counted=True)
             self._profile = profile.measure(host, self._files) if profiled else None
         self._add(COUNTED, ABOUT_COUNTED, _rows(wanted), found, counted=True)
 
     def _in_timed(self, chosen: Sequence[rows.Part], *, snapshot: bool) -> None:
         with hosts.timed(HostSettings(), self._files, self._progress) as host:
-            self._about |= _about(host)
+            self._about |= _about(host, self._lkvm)
             if chosen:
-                tasks = [task for part in chosen for task in part.tasks]
-                found = hosts.measure(host, tasks, counted=False)
+                found = hosts.measure(host, self._tasks(chosen), counted=False)
                 self._add(TIMED, ABOUT_TIMED, _rows(chosen), found)
             if snapshot:
                 saved = snapshots.measure(host, OUT.absolute())
                 self._add(SNAPSHOTS.capitalize(), ABOUT_SNAPSHOTS, snapshots.rows(), saved)
+
+    def _tasks(self, wanted: Iterable[rows.Part]) -> list[dict[str, Any]]:
+        lkvm = self._lkvm is not None
+        return [task for part in wanted for task in part.tasks_of(lkvm=lkvm)]
 
     def _add(
         self,
@@ -111,7 +120,8 @@ class Session:
         *,
         counted: bool = False,
     ) -> None:
-        self._tables.append(Table(title, about, report.measured(wanted, found, counted=counted)))
+        measured = report.measured(wanted, found, counted=counted)
+        self._tables.append(Table(title, about, measured, counted))
         self._results[title] = found
 
     def write(self, out: Path) -> None:
@@ -124,6 +134,15 @@ class Session:
             text += "\n" + profile.markdown(self._profile)
         (out / "bench.md").write_text(text)
         print(text)
+
+    def compare(self, *, keep: bool) -> None:
+        """Say what got worse since the figures in the tree; ``keep``: then replace these."""
+        before = last.read()
+        found = list(last.worse(before, self._tables))
+        since = before.get("about", {}).get("pyvmm", "no run")
+        print(f"Worse than {last.FILE.name} ({since}):", *(found or ["nothing"]), sep="\n- ")
+        if keep:
+            last.keep(before, _about_machine() | self._about, self._tables)
 
 
 def _rows(chosen: Iterable[rows.Part]) -> list[rows.Row]:
@@ -148,16 +167,22 @@ def _about_machine() -> dict[str, str]:
     }
 
 
-def _about(host: Running) -> dict[str, Any]:
+def _about(host: Running, lkvm: Path | None) -> dict[str, Any]:
     """Return the host of the measurements, and what pyvmm is compared with."""
     peer = parts.peer(Progress(quiet=True)) / ".packages"
     packages = [line for line in peer.read_text().split() if line.startswith("qemu-system-arm")]
-    return {
+    ours = {} if lkvm is None else {"lkvm": f"{_version(lkvm)}, in the same host"}
+    return ours | {
         "host": f"{host.description}, Linux {host.facts['kernel']}: all of it is modelled",
         "guest": "Debian 12's cloud kernel, 256 MiB; or a program of benchmarks/programs",
         "peer": f"{packages[0]}, -accel kvm, in the same host",
         "C floor": "benchmarks/programs/floor.c, a loop around KVM_RUN",
     }
+
+
+def _version(lkvm: Path) -> str:
+    """Return the checksum of an lkvm: its own version is that of the headers beside it."""
+    return f"the program with SHA-256 {hashlib.sha256(lkvm.read_bytes()).hexdigest()[:16]}"
 
 
 if __name__ == "__main__":

@@ -24,11 +24,16 @@ from pyvmm.host.progress import Progress
 
 PROGRAMS: Final = Path(__file__).with_name("programs")
 SUITE: Final = "bookworm"  # of the guest's kernel and of the peer
+LKVM_VARIABLE: Final = "LKVM"  # of the environment: the path of an lkvm for arm64
+EM_AARCH64: Final = b"\xb7\0"  # e_machine, little endian.  Source: ELF for the Arm 64-bit, 5.1
 CLOUD_KERNEL: Final = re.compile(r"linux-image-.*-cloud-arm64$")
 NUMBERS: Final = {"WORK": WORK, "FILL": FILL, "STEP": 50_000}  # macros of the guests, too
 FREESTANDING: Final = ("-O2", "-ffreestanding", "-nostdlib", "-static", "-mgeneral-regs-only",
                        "-mstrict-align", "-fno-stack-protector", "-Wl,--build-id=none",
                        "-Wl,-z,noexecstack", "-Wl,-z,max-page-size=4096")  # fmt: skip
+
+
+PL031_IMSC: Final = 0x10  # the interrupt mask.  Source: Arm DDI 0224C, table 3-1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,8 @@ PYVMM: Final = Board(
         "ARRIVED": "status & 0x01",  # LSR.DR
         "FIFO": f"READ8({layout.UART.base + 2:#x}) = 1",  # FCR
         "RESET": f"READ8({layout.UART.base + 2:#x}) = 3",
-        "RTC": f"{layout.RTC.base:#x}",
+        "RTC_READ": f"READ32({layout.RTC.base:#x})",
+        "RTC_WRITE": f"READ32({layout.RTC.base + PL031_IMSC:#x}) = 0",
         "HOLE": f"{layout.FLASH.base:#x}",
     },
 )
@@ -64,14 +70,34 @@ QEMU: Final = Board(
         "READY": "!(status & 0x20)",  # UARTFR.TXFF
         "ARRIVED": "!(status & 0x10)",  # UARTFR.RXFE
         "FIFO": "READ32(0x900002c) = 0x70",  # UARTLCR_H: 8 bits, FEN
-        "RTC": "0x9010000",
+        "RTC_READ": "READ32(0x9010000)",
+        "RTC_WRITE": f"READ32({0x901_0000 + PL031_IMSC:#x}) = 0",
         "HOLE": "0xa010000",
+    },
+)
+# lkvm has pyvmm's map, and an MC146818: a register to select and a register of data.  It hands a
+# guest that polls its UART no input, so the guest takes none.
+# Source: kvmtool, hw/rtc.c and arm/include/arm-common/kvm-arch.h
+HEAD: Final = ".head"  # a flat image begins with its entry
+LKVM: Final = Board(
+    "lkvm",
+    PYVMM.text + 0x1000,
+    {name: text for name, text in PYVMM.macros.items() if name not in ("FIFO", "RESET")}
+    | {
+        "RTC_READ": f"READ8({layout.RTC.base + 1:#x})",
+        "RTC_WRITE": f"READ8({layout.RTC.base:#x}) = 0",
+        "START": f'"{HEAD}"',
     },
 )
 
 
-def build(into: Path, progress: Progress) -> None:
-    """Build every file that runs inside the host: guests, kernel, initrd, and the floor."""
+def build(into: Path, lkvm: Path | None, progress: Progress) -> None:
+    """Build every file that runs inside the host: guests, kernel, initrd, and the floor.
+
+    Raises: HostError, also if ``lkvm`` is not a program for arm64.
+    """
+    if lkvm is not None:
+        copy_lkvm(lkvm, into, progress)
     peer_archive(peer(progress), into / "peer.tar")
     for board in (PYVMM, QEMU):
         _guest("exits.c", into / f"exits-{board.name}", board, progress)
@@ -97,10 +123,31 @@ def build(into: Path, progress: Progress) -> None:
         (into / f"{name}-initrd").write_bytes(archive)
 
 
-def _guest(source: str, out: Path, board: Board, progress: Progress) -> None:
+def _guest(
+    source: str, out: Path, board: Board, progress: Progress, more: Iterable[str] = ()
+) -> None:
     macros = [f"-D{name}={value}" for name, value in (board.macros | NUMBERS).items()]
     link = [f"-Wl,-Ttext={board.text:#x}", "-Wl,--no-warn-rwx-segments"]
-    _compile(source, out, [*FREESTANDING, *macros, *link], progress)
+    _compile(source, out, [*FREESTANDING, *macros, *link, *more], progress)
+
+
+def copy_lkvm(program: Path, into: Path, progress: Progress) -> None:
+    """Copy lkvm, and build the guest that it runs: it loads no ELF.
+
+    Raises: HostError.
+    """
+    try:
+        content = program.read_bytes()
+    except OSError as error:
+        raise HostError(f"{LKVM_VARIABLE}={program}: {error.strerror}") from error
+    if content[:4] != b"\x7fELF" or content[18:20] != EM_AARCH64:
+        raise HostError(f"{LKVM_VARIABLE}={program}: not a program for arm64")
+    (into / "lkvm").write_bytes(content)
+    (into / "lkvm").chmod(0o755)
+    elf = into / "exits-lkvm.elf"
+    head = f"-Wl,--section-start={HEAD}={PYVMM.text:#x}"
+    _guest("exits.c", elf, LKVM, progress, [head])
+    tools.cross("objcopy", progress).run(["-O", "binary", str(elf), str(into / "exits-lkvm")])
 
 
 def _linux_stub(into: Path, progress: Progress) -> None:

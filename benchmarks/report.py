@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from benchmarks.rows import Cell, Row
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 COLUMNS: Final = {
     "pyvmm": "pyvmm", "plain": "--no-fast-mmio", "peer": "QEMU", "ratio": "pyvmm / QEMU",
-    "floor": "C floor",
+    "lkvm": "lkvm", "lkvm_ratio": "pyvmm / lkvm", "floor": "C floor",
 }  # fmt: skip
 
 Results = Mapping[str, Sequence[Mapping[str, float]]]
@@ -25,6 +25,7 @@ class Table:
     title: str
     about: str
     rows: list[dict[str, Any]]
+    counted: bool = False
 
 
 def value(results: Results, cell: Cell | None, scale: float) -> float | None:
@@ -43,7 +44,7 @@ def measured(rows: Iterable[Row], results: Results, *, counted: bool) -> list[di
         ours = value(results, row.ours, unit.scale)
         if ours is None:
             continue
-        peer = value(results, row.peer, unit.scale)
+        peer, lkvm = (value(results, cell, unit.scale) for cell in (row.peer, row.lkvm))
         found.append({
             "row": row.title,
             "unit": unit.counted if counted else unit.timed,
@@ -51,6 +52,8 @@ def measured(rows: Iterable[Row], results: Results, *, counted: bool) -> list[di
             "plain": value(results, row.plain, unit.scale),
             "peer": peer,
             "ratio": ours / peer if peer else None,
+            "lkvm": lkvm,
+            "lkvm_ratio": ours / lkvm if lkvm else None,
             "floor": value(results, row.floor, unit.scale),
             "runs": len(results[row.ours.task]),
         })  # fmt: skip
@@ -71,7 +74,7 @@ def document(
 
 def markdown(about: Mapping[str, str], tables: Sequence[Table]) -> str:
     """Return the report for people."""
-    lines = ["# pyvmm beside QEMU", ""]
+    lines = ["# pyvmm beside QEMU and lkvm", ""]
     lines += [f"- {name}: {text}" for name, text in about.items()]
     for table in tables:
         lines += ["", f"## {table.title}", "", table.about, "", *_table(table.rows)]

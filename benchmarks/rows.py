@@ -15,6 +15,7 @@ PEER_LIBRARIES: Final = ":".join(
     for path in ("lib/aarch64-linux-gnu", "usr/lib/aarch64-linux-gnu",
                  "usr/lib/aarch64-linux-gnu/pulseaudio")
 )  # fmt: skip
+LKVM: Final = f"{INSIDE}/lkvm"  # there only if the user has given one
 QUIET, LOG = "quiet", "loglevel=7"
 SMP: Final = (1, 2, 4)
 WORK: Final = 200_000_000  # instructions of the guest that checks the counter
@@ -53,6 +54,7 @@ class Row:
     peer: Cell | None = None
     floor: Cell | None = None
     plain: Cell | None = None  # pyvmm with --no-fast-mmio
+    lkvm: Cell | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,10 @@ class Part:
 
     tasks: list[dict[str, Any]]
     rows: list[Row]
+
+    def tasks_of(self, *, lkvm: bool) -> list[dict[str, Any]]:
+        """Return the tasks; those of lkvm only if there is one."""
+        return [task for task in self.tasks if lkvm or task["argv"][0] != LKVM]
 
 
 def pyvmm(image: str, *options: str) -> list[str]:
@@ -78,10 +84,17 @@ def qemu(image: str, *options: str, serial: str = "stdio") -> list[str]:
     ]  # fmt: skip
 
 
+def lkvm(image: str, *options: str) -> list[str]:
+    """Return the command of lkvm for the same machine. A word of the guest reaches stdout only."""
+    return [LKVM, "run", "--network", "mode=none", "--irqchip", "gicv3", "--virtio-transport",
+            "mmio", "--loglevel=warning", *options, "-k", f"{INSIDE}/{image}"]  # fmt: skip
+
+
 def task(name: str, kind: str, argv: list[str], times: int = 1, **more: str) -> dict[str, Any]:
     """Make a task for inside.py."""
     # Nothing is searched for in the user's home: that would be a wait for 9p.
-    environment = {"PYTHONPATH": LIBRARY, "PYTHONNOUSERSITE": "1", "HOME": "/"}
+    home = INSIDE if argv[0] == LKVM else "/"  # lkvm makes a directory there
+    environment = {"PYTHONPATH": LIBRARY, "PYTHONNOUSERSITE": "1", "HOME": home}
     return {"name": name, "kind": kind, "argv": argv, "times": times, "environment": environment,
             **more}  # fmt: skip
 
@@ -124,12 +137,14 @@ def exits() -> Part:
         task("exits pyvmm", "lines", pyvmm("exits-pyvmm", *SMALL)),
         task("exits plain", "lines", pyvmm("exits-pyvmm", "--no-fast-mmio", *SMALL)),
         task("exits qemu", "lines", qemu("exits-qemu", *QEMU_SMALL)),
+        task("exits lkvm", "lines_out", lkvm("exits-lkvm", *SMALL)),
         *floors,
     ]
     return Part(tasks, [
         Row(title, THOUSAND, Cell("exits pyvmm", name),
             None if name == "byte_in_after_reset" else Cell("exits qemu", name),
-            Cell(f"floor {floor}") if floor else None, Cell("exits plain", name))
+            Cell(f"floor {floor}") if floor else None, Cell("exits plain", name),
+            Cell("exits lkvm", name) if not name.startswith("byte_in") else None)
         for name, title, floor in (
             ("unclaimed_read", "MMIO read that no device claims", "read"),
             ("unclaimed_write", "MMIO write that no device claims", "write"),
@@ -151,16 +166,18 @@ def start() -> Part:
         task("first image pyvmm free", "first", pyvmm("first-linux", *SMALL, "--no-sandbox"), 3),
         task("first elf pyvmm", "first", pyvmm("first-pyvmm", *SMALL), 3),
         task("first elf qemu", "first", qemu("first-qemu", *QEMU_SMALL), 3),
+        task("first image lkvm", "first", lkvm("first-linux", *SMALL), 3),
         task("first floor", "first", [f"{INSIDE}/floor", "first"], 3),
     ]
-    peer, floor = Cell("first elf qemu"), Cell("first floor")
+    peer, floor, lkvms = Cell("first elf qemu"), Cell("first floor"), Cell("first image lkvm")
     rows = [
         Row("process start to a Linux Image's first store", MILLION, Cell("first image pyvmm"),
-            peer, floor),
-        Row("the same with --no-sandbox", MILLION, Cell("first image pyvmm free"), peer, floor),
+            peer, floor, lkvm=lkvms),
+        Row("the same with --no-sandbox", MILLION, Cell("first image pyvmm free"), peer, floor,
+            lkvm=lkvms),
         Row("process start to an ELF's first store", MILLION, Cell("first elf pyvmm"), peer, floor),
         Row("RSS with a tiny guest", MEMORY, Cell("first image pyvmm", "rss_kib"),
-            Cell("first elf qemu", "rss_kib")),
+            Cell("first elf qemu", "rss_kib"), lkvm=lkvms._replace(value="rss_kib")),
     ]  # fmt: skip
     return Part(tasks, rows)
 
@@ -198,6 +215,7 @@ def boots(counts: tuple[int, ...]) -> Part:
             tasks += [
                 task(f"linux {name} {vcpus} pyvmm", "linux", pyvmm("Image", *ours)),
                 task(f"linux {name} {vcpus} qemu", "linux", qemu("Image", *theirs)),
+                task(f"linux {name} {vcpus} lkvm", "linux", lkvm("Image", *ours)),
             ]
         plain = pyvmm("Image", "--no-fast-mmio", *linux_guest(vcpus, "initrd", LOG))
         tasks.append(task(f"linux log {vcpus} plain", "linux", plain))
@@ -207,11 +225,13 @@ def boots(counts: tuple[int, ...]) -> Part:
 
 def _boot_rows(vcpus: int) -> list[Row]:
     def row(title: str, unit: Unit, boot: str, value: str = "spent") -> Row:
-        ours, peer, plain = (
-            Cell(f"linux {boot} {vcpus} {who}", value) for who in ("pyvmm", "qemu", "plain")
+        ours, peer, plain, lkvms = (
+            Cell(f"linux {boot} {vcpus} {who}", value) for who in ("pyvmm", "qemu", "plain", "lkvm")
         )
         many = f"{vcpus} vCPU{'s' if vcpus > 1 else ''}"
-        return Row(f"{title}, {many}", unit, ours, peer, None, plain if boot == "log" else None)
+        return Row(
+            f"{title}, {many}", unit, ours, peer, None, plain if boot == "log" else None, lkvms
+        )
 
     return [
         row("exec to Linux's init, quiet", MILLION, "quiet"),
@@ -235,9 +255,11 @@ def disk() -> Part:
     tasks = [
         task("disk pyvmm", "disk", pyvmm("Image", *ours), disk=place),
         task("disk qemu", "disk", qemu("Image", *peer), disk=place),
+        task("disk lkvm", "disk", lkvm("Image", *ours), disk=place),
     ]
     return Part(tasks, [
-        Row(title, THOUSAND, Cell("disk pyvmm", name), Cell("disk qemu", name))
+        Row(title, THOUSAND, Cell("disk pyvmm", name), Cell("disk qemu", name),
+            lkvm=Cell("disk lkvm", name))
         for name, title in (
             ("random_read", "4 KiB read of a disk"),
             ("random_write", "4 KiB write of a disk"),
@@ -259,9 +281,11 @@ def console() -> Part:
     tasks = [
         task("console pyvmm", "console", pyvmm("Image", *ours), 3),
         task("console qemu", "console", qemu("Image", *peer, serial="none"), 3),
+        task("console lkvm", "console_out", lkvm("Image", *ours), 3),
     ]
     return Part(tasks, [
-        Row(title, unit, Cell("console pyvmm", name), Cell("console qemu", name))
+        Row(title, unit, Cell("console pyvmm", name), Cell("console qemu", name),
+            lkvm=Cell("console lkvm", name) if name.startswith("out") else None)
         for name, title, unit in (
             ("out", "KiB out by the virtio console", THOUSAND),
             ("in", "KiB in by the virtio console", THOUSAND),

@@ -1,7 +1,7 @@
 /*
  * Measures one access of each kind: a guest without an operating system that times itself by the
- * virtual counter and prints lines of NAME TICKS COUNT on its serial port.  After it has printed
- * "input" it reads COUNT bytes and one more; then it switches off.
+ * virtual counter and prints lines of NAME TICKS COUNT on its serial port.  With -DFIFO it then
+ * prints "input" and reads COUNT bytes and one more.  At the end it switches off.
  *
  * -DUART     address of the UART's data: stores and loads of a byte
  * -DSTATUS   expression that reads the UART's status
@@ -10,7 +10,7 @@
  * -DFIFO     statement that switches the UART's FIFOs on
  * -DRESET    statement that resets the receive FIFO, if input survives that: then the guest reads
  *            RESETS more bytes, one after each reset
- * -DRTC      address of a PL031
+ * -DRTC_READ, -DRTC_WRITE  accesses of the real-time clock
  * -DHOLE     address without a device
  */
 
@@ -52,6 +52,7 @@ static void put(u8 byte)
 	READ8(UART) = byte;
 }
 
+#ifdef FIFO
 static void get(void)
 {
 	u32 status;
@@ -61,6 +62,7 @@ static void get(void)
 	while (!(ARRIVED));
 	(void)READ8(UART);
 }
+#endif
 
 static void put_number(u64 value)
 {
@@ -95,6 +97,7 @@ static void report(const char *name, u64 ticks, u64 count)
 		report(name, now() - before, COUNT);          \
 	} while (0)
 
+#ifdef FIFO
 static void take_input(void)
 {
 	u64 before;
@@ -116,6 +119,7 @@ static void take_input(void)
 	report("byte_in_after_reset", now() - before, RESETS);
 #endif
 }
+#endif
 
 void guest_main(void)
 {
@@ -127,18 +131,24 @@ void guest_main(void)
 	TIME("hvc", call(PSCI_VERSION));
 	TIME("unclaimed_read", (void)READ32(HOLE));
 	TIME("unclaimed_write", READ32(HOLE) = 1);
-	TIME("rtc_read", (void)READ32(RTC));
-	TIME("rtc_write", READ32(RTC + 0x10) = 0); /* interrupt mask */
+	TIME("rtc_read", (void)RTC_READ);
+	TIME("rtc_write", RTC_WRITE);
 	TIME("status_read", (void)STATUS);
 	TIME("polled_byte", put('.'));
 	put('\n');
+#ifdef FIFO
 	take_input();
+#endif
 	call(SYSTEM_OFF);
 	for (;;)
 		;
 }
 
-asm(".pushsection .text.start, \"ax\"\n"
+#ifndef START
+#define START ".text.start"
+#endif
+
+asm(".pushsection " START ", \"ax\"\n"
     ".globl _start\n"
     "_start:\n"
     "	adrp	x1, stack_end\n"

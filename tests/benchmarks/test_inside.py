@@ -54,3 +54,26 @@ def test_run_shows_the_output_of_a_command_that_ends_without_the_word() -> None:
         run.wait_for(b"yes")
 
     run.end()
+
+
+# A guest's words; the second comes when the first has been read.
+CONSOLE = """
+import array, fcntl, os, termios
+os.write(1, b"\\nout\\n.")
+unread = array.array("i", [1])
+while unread[0]:
+    fcntl.ioctl(1, termios.FIONREAD, unread)
+os.write(1, b".\\nin\\n")
+"""
+
+
+def test_console_out_measures_only_the_way_out() -> None:
+    found = inside.console_out(task(CONSOLE))
+
+    assert set(found) == {"out", "out_rate"}
+
+
+def test_lines_out_gives_the_guest_no_input() -> None:
+    says = "print('frequency 1000000000 1'); print('hvc 20 10', end='\\n' + input())"
+
+    assert inside.lines_out(task(f"input = str; {says}")) == {"hvc": 2.0}

@@ -14,6 +14,7 @@ RESULTS = {
     "ours": [{"spent": 3e6}, {"spent": 5e6}, {"spent": 400e6}],
     "theirs": [{"spent": 10e6}],
     "least": [{"spent": 1e6}],
+    "lkvms": [{"spent": 2e6}],
     "memory": [{"rss_kib": 2048.0}],
 }
 ROW = Row("a start", MILLION, Cell("ours"), Cell("theirs"), Cell("least"))
@@ -49,6 +50,16 @@ def test_measured_without_a_peer_has_no_ratio() -> None:
     assert (found["pyvmm"], found["peer"], found["ratio"]) == (2, None, None)
 
 
+def test_measured_compares_with_lkvm_where_there_is_one() -> None:
+    row = Row("a start", MILLION, Cell("ours"), lkvm=Cell("lkvms"))
+
+    (found,) = report.measured([row], RESULTS, counted=True)
+    (alone,) = report.measured([ROW], RESULTS, counted=True)
+
+    assert (found["lkvm"], found["lkvm_ratio"]) == (2, 2.5)
+    assert (alone["lkvm"], alone["lkvm_ratio"]) == (None, None)
+
+
 @pytest.fixture
 def table() -> Table:
     return Table("Starts", "By counting.", report.measured([ROW], RESULTS, counted=True))
@@ -58,7 +69,7 @@ def test_markdown_shows_only_columns_that_have_numbers(table: Table) -> None:
     text = report.markdown({"machine": "a computer"}, [table])
 
     assert text.splitlines() == [
-        "# pyvmm beside QEMU", "",
+        "# pyvmm beside QEMU and lkvm", "",
         "- machine: a computer", "",
         "## Starts", "",
         "By counting.", "",
@@ -83,6 +94,6 @@ def test_markdown_shows_three_digits_or_all_before_the_point(number: float, show
 def test_document_is_json_with_every_runs_numbers(table: Table) -> None:
     found = json.loads(json.dumps(report.document({"host": "h"}, [table], {"Starts": RESULTS})))
 
-    assert found["schema"] == 2
+    assert found["schema"] == 3
     assert found["tables"]["Starts"]["rows"][0]["pyvmm"] == 5
     assert found["results"]["Starts"]["ours"] == RESULTS["ours"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import chain
 
 import pytest
@@ -23,7 +24,9 @@ def part(request: pytest.FixtureRequest) -> Part:
 
 
 def used(wanted: list[Row]) -> set[str]:
-    cells = chain.from_iterable((row.ours, row.peer, row.floor, row.plain) for row in wanted)
+    cells = chain.from_iterable(
+        (row.ours, row.peer, row.floor, row.plain, row.lkvm) for row in wanted
+    )
     return {cell.task for cell in cells if cell}
 
 
@@ -54,6 +57,25 @@ def test_peer_gets_the_same_guest_as_pyvmm() -> None:
         ):
             assert ours[ours.index(option) + 1] == theirs[theirs.index(peers) + 1] == value
         assert ours[-1] == theirs[-1] == f"{rows.INSIDE}/Image"
+
+
+def test_part_has_tasks_of_lkvm_only_with_an_lkvm(part: Part) -> None:
+    without = part.tasks_of(lkvm=False)
+
+    assert rows.LKVM not in {task["argv"][0] for task in without}
+    assert part.tasks_of(lkvm=True) == part.tasks
+    assert used([dataclasses.replace(row, lkvm=None) for row in part.rows]) == {
+        task["name"] for task in without
+    }
+
+
+def test_lkvm_gets_the_options_of_pyvmm() -> None:
+    tasks = {task["name"]: task["argv"] for task in rows.linux().tasks}
+
+    ours, lkvms = (tasks[f"linux log 1 {who}"] for who in ("pyvmm", "lkvm"))
+    ours, image = ours[ours.index("run") + 1 : -1], ours[-1]
+
+    assert lkvms[-len(ours) - 2 :] == [*ours, "-k", image]
 
 
 def test_every_result_of_snapshots_has_rows() -> None:
