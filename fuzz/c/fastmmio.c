@@ -16,6 +16,16 @@
 
 #include "../../pyvmm/kvm/fastmmio.c"
 
+static uint32_t raised[PYVMM_UARTS]; /* the interrupt lines: a change must be one */
+
+static int pyvmm_irq_line(int vm, uint32_t irq, int level)
+{
+	if (vm != -1 || irq >= PYVMM_UARTS || (level != 0 && level != 1) || raised[irq] == (uint32_t)level)
+		abort();
+	raised[irq] = level;
+	return 0;
+}
+
 #define PAGE 4096
 #define ENTRIES ((PAGE - sizeof(struct kvm_coalesced_mmio_ring)) / sizeof(struct kvm_coalesced_mmio))
 #define BASE 0x1000000ull
@@ -125,7 +135,8 @@ static void access_mmio(struct pyvmm_fast_mmio *fast, struct kvm_run *run)
 	for (int n = 0; n < 8; n++)
 		run->mmio.data[n] = byte();
 	uart = uart_of(run->mmio.phys_addr);
-	sends = uart >= 0 && fast->uart[uart].base && run->mmio.is_write && fast->uart[uart].complete_thr;
+	sends = uart >= 0 && fast->uart[uart].base && run->mmio.is_write &&
+		(fast->uart[uart].complete_thr || fast->uart[uart].lent);
 	done = pyvmm_complete_mmio(fast, run, counts, &unclaimed);
 	if (done && sends)
 		send(uart, run->mmio.data[0]);
@@ -135,10 +146,27 @@ static void access_mmio(struct pyvmm_fast_mmio *fast, struct kvm_run *run)
 	require(!unclaimed || (done && unclaimed == run->mmio.phys_addr));
 }
 
+/* Lend a transmitter's interrupt, or take it back: then the line is as its registers say. */
+static void lend(struct pyvmm_fast_mmio *fast, int number, int emptied)
+{
+	struct pyvmm_uart *uart = &fast->uart[number];
+	int state = pyvmm_retake_uart(fast, number);
+
+	if (state < 0) {
+		raised[number] = emptied && uart->registers >> 8 & PYVMM_UART_IER_THRI;
+		pyvmm_lend_uart(fast, number, emptied, raised[number]);
+		return;
+	}
+	require((state >> 9 & 1) == (int)raised[number]);
+	require(raised[number] == ((state >> 8 & 1) && state & PYVMM_UART_IER_THRI));
+}
+
 static void publish(struct pyvmm_fast_mmio *fast)
 {
-	struct pyvmm_uart *uart = &fast->uart[byte() % PYVMM_UARTS];
+	int number = byte() % PYVMM_UARTS;
+	struct pyvmm_uart *uart = &fast->uart[number];
 
+	pyvmm_retake_uart(fast, number); /* as Python does before it changes anything */
 	uart->registers = word();
 	uart->complete_thr = byte() & 1;
 	uart->exits_left = (int8_t)byte() % 8;
@@ -156,9 +184,14 @@ static void setup(struct pyvmm_fast_mmio *fast)
 		fast->region[n].base = BASE + n * STEP;
 		fast->region[n].end = fast->region[n].base + (n & 1 ? 0x200 : 8);
 	}
-	for (int n = 0; n < PYVMM_UARTS; n++)
+	for (int n = 0; n < PYVMM_UARTS; n++) {
 		if (uarts >> n & 1)
 			fast->uart[n].base = BASE + n * STEP;
+		fast->uart[n].vm = -1;
+		fast->uart[n].irq = n;
+		fast->uart[n].exits_first = 16;
+		raised[n] = 0;
+	}
 	fast->isrs = byte() % (PYVMM_ISRS + 1);
 	for (uint32_t n = 0; n < fast->isrs; n++)
 		fast->isr[n].address = BASE + n * STEP + 0x60;
@@ -197,6 +230,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 			break;
 		case 4:
 			take(fast, uart, word() & 0x1fff);
+			if (operation & 8)
+				lend(fast, uart, byte() & 1);
 			break;
 		case 5:
 			pyvmm_isr_set(fast, byte() % PYVMM_ISRS, word());

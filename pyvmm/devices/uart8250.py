@@ -114,6 +114,15 @@ class FastPath(Protocol):
     def sent(self) -> bytes:
         """Take the bytes that the guest has written to THR by the fast path."""
 
+    def lend(self, *, thr_emptied: bool, raised: bool) -> None:
+        """Own IER, the condition of THRI and the interrupt line until `retake`, or decline.
+
+        No other interrupt can become pending, and a write of THR transmits its byte.
+        """
+
+    def retake(self) -> tuple[int, bool, bool] | None:
+        """End the loan; return IER, the condition of THRI and the line, or None without a loan."""
+
 
 class Uart8250(Device):
     """One port: ``output`` gets the guest's output, `receive` takes its input.
@@ -126,7 +135,8 @@ class Uart8250(Device):
 
     A wide read reads each register in turn; a wide write writes its first register only. With a
     ``fast_path`` many accesses never reach this class. The fast path's owner calls `collect` and
-    `send_out` for its bytes.
+    `send_out` for its bytes. While only the transmitter can interrupt, the fast path owns that
+    interrupt: each method that uses the state takes it back first.
     """
 
     register_size = 1
@@ -180,16 +190,28 @@ class Uart8250(Device):
 
     def mmio_read(self, offset: int, length: int) -> int:
         """Return a guest's read, which may make room for input."""
-        value = super().mmio_read(offset, 1)
-        for number in range(1, length):
-            value |= super().mmio_read(offset + number, 1) << 8 * number
+        value = 0
+        with self.lock:
+            lent = self._retake()
+            for number in range(length):
+                if (reader := self._readers.get(offset + number)) is not None:
+                    value |= (reader(self) & 0xFF) << 8 * number
+            if lent:
+                self._publish()
+                self._lend()
         if self._room_due:
             self._tell_room()
         return value
 
     def mmio_write(self, offset: int, length: int, value: int) -> None:
         """Handle a guest's write; output its bytes before this returns."""
-        super().mmio_write(offset, length, value)
+        with self.lock:
+            lent = self._retake()
+            if (writer := self._writers.get(offset)) is not None:
+                writer(self, value & 0xFF)
+            if lent:
+                self._publish()
+                self._lend()
         if self._sent:
             self.send_out()
         if self._room_due:
@@ -198,18 +220,25 @@ class Uart8250(Device):
     def use_fast_path(self, fast_path: FastPath | None) -> None:
         """Use that fast path from now on, or none."""
         with self.lock:
+            self._retake()
             self.fast_path = fast_path
             self._publish()
+            self._lend()
 
     def collect(self) -> None:
-        """Take the bytes from the fast path; `send_out` outputs them."""
+        """Take the bytes and the state from the fast path; `send_out` outputs the bytes."""
         with self.lock:
+            lent = self._retake()
             self._collect()
+            if lent:
+                self._publish()
+                self._lend()
 
     def receive(self, data: bytes) -> int:
         """Put host input on the line; return the number of bytes taken."""
         taken = 0
         with self.lock:
+            self._retake()
             self._starved = False
             while taken < len(data) and (room := FIFO_DEPTH - len(self.line)) > 0:
                 part = data[taken : taken + room]
@@ -217,11 +246,13 @@ class Uart8250(Device):
                 taken += len(part)
                 self._update()
             self._starved = taken < len(data)
+            self._lend()
         return taken
 
     def receive_break(self) -> bool:
         """Put a break on the line; return False if there is no room."""
         with self.lock:
+            self._retake()
             room = len(self.line) < FIFO_DEPTH
             if room:
                 self.line.append(LSR_BI << 8)
@@ -402,6 +433,7 @@ class Uart8250(Device):
         if raised != self._raised:
             self._raised = raised
             self.irq(raised)
+        self._lend()
 
     def _publish(self) -> None:
         """Publish to the fast path, if there is one, the accesses that it may complete."""
@@ -435,6 +467,22 @@ class Uart8250(Device):
         status = LSR_IDLE | LSR_DR if shown else LSR_IDLE
         values = (free, self.IER, iir, self.LCR, self.MCR, status, self.MSR, self.SCR)
         return int.from_bytes(values, "little")
+
+    def _lend(self) -> None:
+        """Lend the transmitter's interrupt, if no other one can become pending by the guest."""
+        if self.fast_path is None or self._shown() or self.hold or self.line or self.fifo:
+            return
+        if self.MCR & MCR_LOOP or self.LCR & LCR_DLAB or self.MSR & MSR_DELTA:
+            return
+        if self.LSR == LSR_IDLE:
+            self.fast_path.lend(thr_emptied=self.thr_emptied, raised=self._raised)
+
+    def _retake(self) -> bool:
+        """Take back what is lent; return whether it was."""
+        if self.fast_path is None or (state := self.fast_path.retake()) is None:
+            return False
+        self.IER, self.thr_emptied, self._raised = state
+        return True
 
     def _collect(self) -> None:
         """Take the bytes from the fast path; with the lock."""

@@ -74,6 +74,9 @@ struct pyvmm_uart {
     uint64_t registers;
     uint32_t complete_thr;
     int32_t exits_left;
+    uint32_t irq;
+    int32_t vm;
+    int32_t exits_first;
     ...;
 };
 struct pyvmm_isr {
@@ -98,6 +101,8 @@ struct pyvmm_fast_mmio {
     ...;
 };
 void pyvmm_fast_mmio_init(struct pyvmm_fast_mmio *fast);
+void pyvmm_lend_uart(struct pyvmm_fast_mmio *fast, int number, int thr_emptied, int raised);
+int pyvmm_retake_uart(struct pyvmm_fast_mmio *fast, int number);
 void pyvmm_isr_set(struct pyvmm_fast_mmio *fast, int number, uint32_t bits);
 void pyvmm_isr_clear(struct pyvmm_fast_mmio *fast, int number, uint32_t bits);
 void pyvmm_set_doorbell(struct pyvmm_fast_mmio *fast, int number, uint32_t queue,

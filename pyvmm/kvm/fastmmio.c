@@ -2,7 +2,8 @@
  * MMIO exits that C completes without Python:
  *
  *	accesses that no device claims;
- *	16550A UARTs: reads without a side effect, transmitted bytes, writes that change nothing;
+ *	16550A UARTs: reads without a side effect, transmitted bytes, writes that change nothing, and
+ *	the transmitter's interrupt (IER, IIR) while it is lent;
  *	virtio-mmio: InterruptStatus and InterruptACK, which a driver uses at each interrupt;
  *	virtio-mmio: doorbells whose device has a data path for exits;
  *	the PL031 real-time clock: reads, and writes that change nothing, until its alarm is due.
@@ -25,6 +26,11 @@
 #define PYVMM_UART_THR 0
 #define PYVMM_UART_IER 1
 #define PYVMM_UART_IER_BITS 0x0f /* the writable bits */
+#define PYVMM_UART_IER_THRI 0x02
+#define PYVMM_UART_IIR 2
+#define PYVMM_UART_IIR_NO_INT 0x01
+#define PYVMM_UART_IIR_THRI 0x02
+#define PYVMM_UART_IIR_FIFO_ENABLED 0xc0
 #define PYVMM_VIRTIO_STATUS_TO_ACK 4 /* from InterruptStatus to InterruptACK */
 #define PYVMM_VIRTIO_NOTIFY_TO_STATUS 0x10 /* from QueueNotify to InterruptStatus */
 #define PYVMM_RTC_SIZE 0x20 /* bytes of registers, without the identification */
@@ -48,6 +54,16 @@ struct pyvmm_uart {
 	uint32_t tx_first;
 	uint32_t tx_count;
 	uint8_t tx[PYVMM_TX_SIZE]; /* transmitted bytes that Python has not taken: a ring */
+	/*
+	 * The transmitter's interrupt.  While it is lent, C owns IER (byte 1 of registers) and these:
+	 * no other interrupt can be pending, and each write of THR is completed.  Used with the lock.
+	 */
+	uint32_t lent;
+	uint32_t thr_emptied; /* the condition of THRI */
+	uint32_t raised; /* the interrupt line */
+	uint32_t irq; /* its number for KVM_IRQ_LINE */
+	int32_t vm; /* a file descriptor */
+	int32_t exits_first; /* exits_left, once THRI is disabled */
 };
 
 /*
@@ -76,7 +92,8 @@ struct pyvmm_rtc {
 };
 
 struct pyvmm_fast_mmio {
-	pthread_mutex_t lock; /* over every tx ring, and the consumer's end of the coalesced ring */
+	/* over every tx ring, the consumer's end of the coalesced ring, and what is lent */
+	pthread_mutex_t lock;
 	struct kvm_coalesced_mmio_ring *ring;
 	uint32_t entries;
 	uint32_t complete_unclaimed; /* whether C completes accesses outside all regions */
@@ -87,6 +104,8 @@ struct pyvmm_fast_mmio {
 	struct pyvmm_isr isr[PYVMM_ISRS];
 	struct pyvmm_rtc rtc;
 };
+
+static int pyvmm_irq_line(int vm, uint32_t irq, int level);
 
 static void pyvmm_fast_mmio_init(struct pyvmm_fast_mmio *fast)
 {
@@ -223,6 +242,103 @@ static int pyvmm_complete_isr(struct pyvmm_fast_mmio *fast, int number, struct k
 	return 1;
 }
 
+static uint8_t pyvmm_uart_byte(const struct pyvmm_uart *uart, int number)
+{
+	return uart->registers >> 8 * number;
+}
+
+static int pyvmm_thri_is_pending(const struct pyvmm_uart *uart)
+{
+	return uart->thr_emptied && pyvmm_uart_byte(uart, PYVMM_UART_IER) & PYVMM_UART_IER_THRI;
+}
+
+/* Publish a change of what is lent, and then set the interrupt line; with the lock. */
+static void pyvmm_update_lent(struct pyvmm_uart *uart, uint8_t ier)
+{
+	uint32_t raised = uart->thr_emptied && ier & PYVMM_UART_IER_THRI;
+	uint64_t iir = pyvmm_uart_byte(uart, PYVMM_UART_IIR) & PYVMM_UART_IIR_FIFO_ENABLED;
+	uint64_t registers = uart->registers;
+
+	registers &= ~(1ull << PYVMM_UART_IIR | 0xffull << 8 * PYVMM_UART_IER |
+		       0xffull << 8 * PYVMM_UART_IIR);
+	registers |= (uint64_t)ier << 8 * PYVMM_UART_IER;
+	if (raised) /* a read of IIR has a side effect */
+		registers |= (iir | PYVMM_UART_IIR_THRI) << 8 * PYVMM_UART_IIR;
+	else
+		registers |= (iir | PYVMM_UART_IIR_NO_INT) << 8 * PYVMM_UART_IIR |
+			     1ull << PYVMM_UART_IIR;
+	__atomic_store_n(&uart->registers, registers, __ATOMIC_RELEASE);
+	if (raised != uart->raised)
+		pyvmm_irq_line(uart->vm, uart->irq, raised);
+	uart->raised = raised;
+}
+
+static void pyvmm_lend_uart(struct pyvmm_fast_mmio *fast, int number, int thr_emptied, int raised)
+{
+	struct pyvmm_uart *uart = &fast->uart[number];
+
+	pthread_mutex_lock(&fast->lock);
+	uart->thr_emptied = thr_emptied;
+	uart->raised = raised;
+	uart->lent = 1;
+	pthread_mutex_unlock(&fast->lock);
+}
+
+/* End the loan.  Returns IER, the condition of THRI in bit 8 and the line in bit 9; -1: not lent. */
+static int pyvmm_retake_uart(struct pyvmm_fast_mmio *fast, int number)
+{
+	struct pyvmm_uart *uart = &fast->uart[number];
+	int state = -1;
+
+	pthread_mutex_lock(&fast->lock);
+	if (uart->lent)
+		state = pyvmm_uart_byte(uart, PYVMM_UART_IER) | uart->thr_emptied << 8 |
+			uart->raised << 9;
+	uart->lent = 0;
+	pthread_mutex_unlock(&fast->lock);
+	return state;
+}
+
+/* Complete a read of IIR that shows THRI, and so ends it. */
+static int pyvmm_complete_thri(struct pyvmm_fast_mmio *fast, struct pyvmm_uart *uart,
+			       uint64_t offset, struct kvm_run *run)
+{
+	int done = 0;
+
+	if (offset != PYVMM_UART_IIR || run->mmio.len != 1)
+		return 0;
+	pthread_mutex_lock(&fast->lock);
+	if (uart->lent && pyvmm_thri_is_pending(uart)) {
+		memset(run->mmio.data, 0, sizeof(run->mmio.data));
+		run->mmio.data[0] = pyvmm_uart_byte(uart, PYVMM_UART_IIR);
+		uart->thr_emptied = 0;
+		pyvmm_update_lent(uart, pyvmm_uart_byte(uart, PYVMM_UART_IER));
+		done = 1;
+	}
+	pthread_mutex_unlock(&fast->lock);
+	return done;
+}
+
+/* Complete a write of IER.  To enable THRI while THR is empty, as it always is, interrupts. */
+static int pyvmm_complete_ier(struct pyvmm_fast_mmio *fast, struct pyvmm_uart *uart, uint8_t value)
+{
+	int done;
+
+	value &= PYVMM_UART_IER_BITS;
+	pthread_mutex_lock(&fast->lock);
+	done = uart->lent;
+	if (done) {
+		if (value & ~pyvmm_uart_byte(uart, PYVMM_UART_IER) & PYVMM_UART_IER_THRI)
+			uart->thr_emptied = 1;
+		__atomic_store_n(&uart->exits_left,
+				 value & PYVMM_UART_IER_THRI ? -1 : uart->exits_first,
+				 __ATOMIC_RELAXED);
+		pyvmm_update_lent(uart, value);
+	}
+	pthread_mutex_unlock(&fast->lock);
+	return done;
+}
+
 /* Count an exit.  Returns whether Python must handle it. */
 static int pyvmm_was_last_exit(struct pyvmm_uart *uart)
 {
@@ -254,6 +370,12 @@ static int pyvmm_keeps_ier(struct pyvmm_uart *uart, uint64_t offset, uint8_t val
 	       (value & PYVMM_UART_IER_BITS) == (registers >> 8 * PYVMM_UART_IER & 0xff);
 }
 
+static int pyvmm_completes_thr(struct pyvmm_uart *uart)
+{
+	return __atomic_load_n(&uart->lent, __ATOMIC_RELAXED) ||
+	       __atomic_load_n(&uart->complete_thr, __ATOMIC_ACQUIRE);
+}
+
 static int pyvmm_complete_uart_write(struct pyvmm_fast_mmio *fast, struct pyvmm_uart *uart,
 				     uint64_t offset, struct kvm_run *run)
 {
@@ -261,12 +383,20 @@ static int pyvmm_complete_uart_write(struct pyvmm_fast_mmio *fast, struct pyvmm_
 
 	if (pyvmm_keeps_ier(uart, offset, run->mmio.data[0]))
 		return 1;
-	if (offset != PYVMM_UART_THR || !__atomic_load_n(&uart->complete_thr, __ATOMIC_ACQUIRE) ||
-	    pyvmm_was_last_exit(uart))
+	if (offset == PYVMM_UART_IER)
+		return pyvmm_complete_ier(fast, uart, run->mmio.data[0]);
+	if (offset != PYVMM_UART_THR || !pyvmm_completes_thr(uart) || pyvmm_was_last_exit(uart))
 		return 0;
 	pthread_mutex_lock(&fast->lock);
-	pyvmm_drain_coalesced(fast);
-	done = pyvmm_coalesced_is_empty(fast) && pyvmm_put_tx(uart, run->mmio.data[0]);
+	done = pyvmm_completes_thr(uart);
+	if (done) {
+		pyvmm_drain_coalesced(fast);
+		done = pyvmm_coalesced_is_empty(fast) && pyvmm_put_tx(uart, run->mmio.data[0]);
+	}
+	if (done && uart->lent && !uart->thr_emptied) {
+		uart->thr_emptied = 1;
+		pyvmm_update_lent(uart, pyvmm_uart_byte(uart, PYVMM_UART_IER));
+	}
 	pthread_mutex_unlock(&fast->lock);
 	return done;
 }
@@ -326,7 +456,8 @@ static int pyvmm_complete_mmio(struct pyvmm_fast_mmio *fast, struct kvm_run *run
 		if (uart->base && address - uart->base < PYVMM_UART_SIZE) {
 			if (!(run->mmio.is_write ?
 			      pyvmm_complete_uart_write(fast, uart, address - uart->base, run) :
-			      pyvmm_complete_uart_read(uart, address - uart->base, run)))
+			      pyvmm_complete_uart_read(uart, address - uart->base, run) ||
+				      pyvmm_complete_thri(fast, uart, address - uart->base, run)))
 				return 0;
 			break;
 		}

@@ -123,6 +123,26 @@ class FastMmio:
         """
         return self._state.uart[number]
 
+    def set_line(self, number: int, vm_fd: int, irq: int, exits_first: int) -> None:
+        """Name a UART's interrupt, before it is lent. ``irq`` is a number from spi().
+
+        When C disables THRI, it sets ``exits_left`` to ``exits_first``.
+        """
+        uart = self._state.uart[number]
+        uart.vm, uart.irq, uart.exits_first = vm_fd, irq, exits_first
+
+    def lend(self, number: int, *, thr_emptied: bool, raised: bool) -> None:
+        """Let C own the UART's IER and the transmitter's interrupt, until it is retaken.
+
+        No other interrupt may become pending, and a write of THR must only transmit.
+        """
+        self._lib.pyvmm_lend_uart(self._state, number, thr_emptied, raised)
+
+    def retake(self, number: int) -> tuple[int, bool, bool] | None:
+        """Take back what was lent: IER, THRI's condition and the line; None: it was not lent."""
+        state = int(self._lib.pyvmm_retake_uart(self._state, number))
+        return None if state < 0 else (state & 0xFF, bool(state >> 8 & 1), bool(state >> 9 & 1))
+
     def interrupt_bits(self, number: int) -> InterruptBits:
         """Return the interrupt status of that virtio device."""
         return InterruptBits(self._lib, self._state, number)

@@ -254,16 +254,23 @@ def _description(
 def _make_uarts_and_rtc(vm: Vm, outputs: Mapping[int, Output]) -> tuple[list[Uart8250], Pl031]:
     """Make the devices of lkvm's map; a UART without an output drops its bytes."""
 
-    def line(number: int | None) -> Callable[[bool], None]:
-        assert number is not None
-        irq = spi(number)
+    def line(irq: int) -> Callable[[bool], None]:
         return lambda level: vm.irq_line(irq, level)
 
     uarts = [
-        Uart8250(line(layout.uart(index).spi), outputs.get(index, _drop))
-        for index in range(layout.UART_COUNT)
+        Uart8250(line(irq), outputs.get(index, _drop)) for index, irq in enumerate(uart_lines())
     ]
-    return uarts, Pl031(line(layout.RTC.spi))
+    return uarts, Pl031(line(_line_of(layout.RTC)))
+
+
+def uart_lines() -> list[int]:
+    """Return the interrupts of the UARTs, for `Vm.irq_line`."""
+    return [_line_of(layout.uart(index)) for index in range(layout.UART_COUNT)]
+
+
+def _line_of(region: layout.Region) -> int:
+    assert region.spi is not None
+    return spi(region.spi)
 
 
 def _make_virtio(

@@ -12,7 +12,14 @@ guest can see it. A guest's access takes the first step that fits:
     2 a store to THR, coalesced           KVM's ring ----+             no exit
     3 a load without a side effect        C: registers   |             exit to C
     4 a store that only transmits         C: tx ring <---+             exit to C
-    5 anything else                       Uart8250.mmio_read, _write   exit to Python
+    5 THRI: IER, IIR, THR, while lent     C: what is lent              exit to C
+    6 anything else                       Uart8250.mmio_read, _write   exit to Python
+
+A driver that sends by interrupts makes step 5 and Uart8250 each the owner of the transmitter's
+interrupt in turn:
+
+    Uart8250 --- lend(): only THRI can become pending, no page, no coalesced writes ---> C
+    Uart8250 <-- retake(): an access of step 6, input, a flush ------------------------- C
 
 A byte that the guest sends is in KVM's ring, then in the tx ring of C (kvm/fastmmio.c), then in
 Uart8250. `collect` moves it to Uart8250, and `send_out` outputs it.
@@ -85,8 +92,19 @@ class Page:
 class FastUart:
     """The fast path of one UART: its registers in C, and at times in a page of the guest."""
 
-    def __init__(self, vm: Vm, fast: FastMmio, number: int, uart: Uart8250, slot: int) -> None:
-        """Prepare for `Uart8250.use_fast_path`. ``slot`` -1: no page."""
+    def __init__(
+        self,
+        vm: Vm,
+        fast: FastMmio,
+        number: int,
+        uart: Uart8250,
+        slot: int,
+        line: int | None = None,
+    ) -> None:
+        """Prepare for `Uart8250.use_fast_path`. ``slot`` -1: no page.
+
+        ``line`` is the UART's interrupt, a number from spi(). Without it C never owns that.
+        """
         self._vm = vm
         self._fast = fast
         self._number = number
@@ -94,6 +112,9 @@ class FastUart:
         self._base = layout.uart(number).base
         self._slot = slot
         self._state = fast.uart(number)
+        self._lends = line is not None
+        if line is not None:
+            fast.set_line(number, vm.fd, line, EXITS_FIRST)
         self._registers = 0
         self._eligible = False  # it may get a page and coalesced writes
         self._coalesced = False
@@ -143,6 +164,16 @@ class FastUart:
         self._eligible = eligible
         return withdrawn
 
+    def lend(self, *, thr_emptied: bool, raised: bool) -> None:
+        """Let C own the transmitter's interrupt, unless the page shows IER; see FastPath."""
+        is_mapped = self._page is not None and self._page.is_mapped
+        if self._lends and self._thread is not None and not is_mapped and not self._coalesced:
+            self._fast.lend(self._number, thr_emptied=thr_emptied, raised=raised)
+
+    def retake(self) -> tuple[int, bool, bool] | None:
+        """Take back what C owned."""
+        return self._fast.retake(self._number) if self._lends else None
+
     def sent(self) -> bytes:
         """Take what the guest has sent since the last call."""
         data = self._fast.take_tx(self._number)
@@ -187,13 +218,15 @@ class FastPaths:
         slots: Sequence[VirtioMmio] = (),
         rtc: Pl031 | None = None,
         direct: Direct | None = None,
+        lines: Sequence[int] = (),
         *,
         complete_unclaimed: bool,
     ) -> None:
         """Begin. C completes accesses outside ``claimed``, if ``complete_unclaimed``.
 
         ``slots`` are the virtio devices from the first slot of the map on. ``rtc`` is the real-time
-        clock. A virtio console's output may go to ``direct``.
+        clock. A virtio console's output may go to ``direct``. ``lines`` are the interrupts of the
+        UARTs, which C may then own.
         """
         claimed_ranges = [(region.base, region.end) for region in claimed]
         bases = [layout.uart(number).base for number in range(len(uarts))]
@@ -218,7 +251,8 @@ class FastPaths:
             self._fast_uarts: list[FastUart] = []
             for number, uart in enumerate(uarts):
                 slot = last_slot - number if has_pages else -1
-                fast_uart = FastUart(vm, self._fast, number, uart, slot)
+                line = lines[number] if lines else None
+                fast_uart = FastUart(vm, self._fast, number, uart, slot, line)
                 undo.callback(fast_uart.close)
                 uart.use_fast_path(fast_uart)
                 self._fast_uarts.append(fast_uart)
