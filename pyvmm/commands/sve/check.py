@@ -12,6 +12,7 @@ from pyvmm.arm64 import vl
 from pyvmm.base.computer import kind_of_machine
 from pyvmm.base.files import write_whole
 from pyvmm.base.output import printable
+from pyvmm.cli import echo
 from pyvmm.commands import _output
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._options import file_option, json_option
@@ -54,7 +55,7 @@ def check(
         facts = obtained(sve_host)
         if not as_json:
             for name, value in facts.items():
-                _output.echo(f"{name:8}  {value}")
+                echo(f"{name:8}  {value}")
         results = []
         for result in runner.run(system, sve_host, cases):
             results.append(result)
@@ -81,7 +82,7 @@ def show(result: CaseResult, verbose: bool) -> None:
     first, *more = report.lines(result, verbose)
     click.echo(paint(printable(first), result.verdict))
     for line in more:
-        _output.echo(line)
+        echo(line)
     sys.stdout.flush()
 
 
