@@ -28,6 +28,7 @@ STORMS = 100
 
 RAM_SIZE = 4 * MIB
 BUFFERS = 0x4000  # bytes at the start of RAM that descriptors point at
+DIFFERENT = 128  # pages or requests of a case: to draw one takes longer than to handle it
 
 Rig = test_balloon.Rig | test_mem.Rig
 KINDS = ("balloon", "mem")
@@ -57,19 +58,19 @@ def plausible(kind: str, rng: random.Random) -> bytes:
     """Return buffers' contents, some of them valid."""
     if kind == "balloon":
         first = RAM_BASE // PAGE
-        pages = (rng.choice([first + rng.randrange(2000), rng.randrange(4), rng.randrange(1 << 32)])
-                 for _ in range(BUFFERS // 4))  # fmt: skip
-        return b"".join(struct.pack("<I", page) for page in pages)
+        pages = [rng.choice([first + rng.randrange(2000), rng.randrange(4), rng.randrange(1 << 32)])
+                 for _ in range(DIFFERENT)]  # fmt: skip
+        return struct.pack(f"<{BUFFERS // 4}I", *rng.choices(pages, k=BUFFERS // 4))
     request = struct.Struct("<H6xQH6x")
-    data = b"".join(
+    requests = [
         request.pack(
             rng.choice([0, 0, 1, 1, 2, 3, 4]),
             ADDR + rng.randrange(-1, BLOCKS + 1) * BLOCK + rng.choice([0, 0, 0, 0, 1]),
             rng.choice([0, 1, 1, 1, 2, 3, 0xFFFF]),
         )
-        for _ in range(BUFFERS // request.size)
-    )
-    return data.ljust(BUFFERS, b"\0")
+        for _ in range(DIFFERENT)
+    ]
+    return b"".join(rng.choices(requests, k=BUFFERS // request.size)).ljust(BUFFERS, b"\0")
 
 
 def wish(rig: Rig, rng: random.Random) -> None:
