@@ -194,7 +194,7 @@ def test_command_ends_when_its_host_hangs(pyvmm: Pyvmm) -> None:
     assert code == 128 + number
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def frozen(pyvmm: Pyvmm) -> Iterator[dict[str, Any]]:
     """Run a VM called mv1 in a host with its own runtime directory, and stop the host's process."""
     with own_runtime_dir("frozen"):
