@@ -51,10 +51,10 @@ def test_running_vm_is_saved_and_continues_from_its_file(pyvmm: Pyvmm, tmp_path:
 
 def test_several_vms_continue_from_one_file(pyvmm: Pyvmm, tmp_path: Path) -> None:
     file = tmp_path / "demo.snap"
-    begun = pyvmm("run", *GUEST, "--name", "many", "--timeout", "3", "--save-on-exit", str(file))
+    begun = pyvmm("run", *GUEST, "--name", "many", "--timeout", "1", "--save-on-exit", str(file))
     assert begun.returncode == 124, begun.stderr
 
-    done = pyvmm("restore", str(file), "--count", "2", "--memory", "lazy", "--timeout", "3")
+    done = pyvmm("restore", str(file), "--count", "2", "--memory", "lazy", "--timeout", "1")
 
     assert done.returncode == 124, done.stdout
     said = [line for line in done.stdout.splitlines() if "did not end" in line]
@@ -99,7 +99,7 @@ def test_snapshot_opens_a_disk_elsewhere_for_its_own_user_alone(
     file.parent.mkdir()
     for path in (disk, moved):
         path.write_bytes(b"mine" * (1 << 18))
-    ended = ("--timeout", "3")
+    ended = ("--timeout", "1")
     begun = pyvmm("run", *GUEST, "-d", str(disk), *ended, "--save-on-exit", str(file))
     assert begun.returncode == 124, begun.stderr
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests import programs
-from tests.e2e.conftest import FIRST_S, Pyvmm
+from tests.e2e.conftest import FIRST_S, Done, Pyvmm
 from tests.tty import Terminal
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(FIRST_S), pytest.mark.usefixtures("emulated")]
@@ -35,10 +37,27 @@ NEUTRAL = {
 }
 
 
-def lines(pyvmm: Pyvmm, image: Path, *options: str) -> list[str]:
-    """Return the lines on stderr of a guest that its timeout ends, without the last."""
-    done = pyvmm("run", "-c1", "-m16", *options, str(image))
-    *said, last = done.stderr.splitlines()
+Ended = Mapping[str, Done]
+
+
+@pytest.fixture(scope="module")
+def ended(emulated: None, pyvmm: Pyvmm, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    """Run each program until its timeout, three at a time: most of that time is waiting."""
+    directory = tmp_path_factory.mktemp("stuck")
+
+    def run(program: str, *options: str) -> Done:
+        return pyvmm("run", "-c1", "-m16", *options, str(programs.write(program, directory)))
+
+    with ThreadPoolExecutor(3) as pool:
+        # Longer than pyvmm waits before it looks.
+        running = {program: pool.submit(run, program, "--timeout", "8") for program in NEUTRAL}
+        running |= {program: pool.submit(run, program, "--timeout", "2") for program in SURE}
+        return {program: done.result() for program, done in running.items()}
+
+
+def line(done: Done) -> str:
+    """Return the line on stderr of a guest that its timeout ended, before the last."""
+    said, last = done.stderr.splitlines()
 
     assert (done.stdout, done.returncode) == ("", 124), done.stderr
     assert last.startswith("pyvmm: the guest did not end within ")
@@ -46,10 +65,10 @@ def lines(pyvmm: Pyvmm, image: Path, *options: str) -> list[str]:
 
 
 @pytest.mark.parametrize("program", SURE)
-def test_timeout_reports_why_a_guest_is_stuck(program: str, pyvmm: Pyvmm, tmp_path: Path) -> None:
-    (line,) = lines(pyvmm, programs.write(program, tmp_path), "--timeout", "2")
+def test_timeout_reports_why_a_guest_is_stuck(program: str, ended: Ended) -> None:
+    said = line(ended[program])
 
-    assert re.fullmatch(f"pyvmm: {SURE[program]}", line), line
+    assert re.fullmatch(f"pyvmm: {SURE[program]}", said), said
 
 
 def test_access_without_a_device_is_reported_when_python_handles_it(
@@ -57,9 +76,9 @@ def test_access_without_a_device_is_reported_when_python_handles_it(
 ) -> None:
     image = programs.write("poll QEMU's UART", tmp_path)
 
-    (line,) = lines(pyvmm, image, "--timeout", "2", "--no-fast-mmio")
+    said = line(pyvmm("run", "-c1", "-m16", "--timeout", "2", "--no-fast-mmio", str(image)))
 
-    assert re.fullmatch(f"pyvmm: {SURE[image.name]}", line), line
+    assert re.fullmatch(f"pyvmm: {SURE[image.name]}", said), said
 
 
 def test_run_reports_once_and_early_why_a_guest_is_silent(pyvmm: Pyvmm, tmp_path: Path) -> None:
@@ -77,13 +96,11 @@ def test_run_reports_once_and_early_why_a_guest_is_silent(pyvmm: Pyvmm, tmp_path
 
 
 @pytest.mark.parametrize("program", NEUTRAL)
-def test_run_reports_nothing_when_a_silent_guest_works_or_waits(
-    program: str, pyvmm: Pyvmm, tmp_path: Path
-) -> None:
-    """Its time is longer than pyvmm waits before it looks: only the timeout describes it."""
-    (line,) = lines(pyvmm, programs.write(program, tmp_path), "--timeout", "8")
+def test_run_reports_nothing_when_a_silent_guest_works_or_waits(program: str, ended: Ended) -> None:
+    """Only the timeout describes it."""
+    said = line(ended[program])
 
-    assert re.fullmatch(f"pyvmm: {NEUTRAL[program]}", line), line
+    assert re.fullmatch(f"pyvmm: {NEUTRAL[program]}", said), said
 
 
 @pytest.mark.parametrize(
