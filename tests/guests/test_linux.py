@@ -10,12 +10,17 @@ from pathlib import Path
 import pytest
 
 from tests import linux, selftests
+from tests.guests.control import check_control
 from tests.linux import PROMPT, Session
 
 # The first command may have to fetch kernels, and to make and boot the emulated host.
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 EARLYCON = "earlycon=uart8250,mmio,0x1000000"
+NAME = "named-linux"
+# Typed before the emulated host has the command.
+COMMAND = b"echo 0123456789abcdefghijklmnopqrstuvwxyz $((40 + 2))"
+ANSWER = b"0123456789abcdefghijklmnopqrstuvwxyz 42\r\n"
 
 Boot = Callable[..., Session]
 
@@ -38,10 +43,21 @@ def boot(pyvmm_cmd: list[str], initrd: Path) -> Boot:
     return boot_kernel
 
 
-def test_linux_boots_to_its_shell_with_sve_and_switches_off(boot: Boot) -> None:
-    options = ["-c", "2", "--sve-vls=128,256", "--pmu"]
+def boot_log(guest: Session) -> str:
+    """Type a line before the boot, and return the boot's log if the shell gets the whole line."""
+    guest.type(COMMAND + b"\n")
+    log = guest.wait_for(b"\n" + ANSWER)
+    assert COMMAND + b"\r\n" in log
+    guest.wait_for(PROMPT)
+    return log.decode()
+
+
+def test_linux_boots_to_its_shell_with_sve_is_controlled_and_switches_off(
+    boot: Boot, pyvmm_cmd: list[str]
+) -> None:
+    options = ["-c", "2", "--sve-vls=128,256", "--pmu", "--name", NAME]
     with boot(linux.image("6.1"), *options, params=EARLYCON) as guest:
-        log = guest.wait_for(PROMPT).decode()
+        log = boot_log(guest)
 
         assert "Machine model: pyvmm" in log
         assert "printk: bootconsole [uart8250] enabled" in log
@@ -52,6 +68,7 @@ def test_linux_boots_to_its_shell_with_sve_and_switches_off(boot: Boot) -> None:
         assert selftests.probed(guest.shell("/fp/sve-probe-vls")) == [128, 256]
         assert guest.shell("cat /proc/cmdline") == f"console=ttyS0 root=/dev/vda rw {EARLYCON}"
         assert "armv8_pmuv3" in guest.shell("ls /sys/bus/event_source/devices")
+        check_control(guest, pyvmm_cmd, NAME)
         guest.type(b"poweroff -f\n")
         assert guest.end() == 0
 
@@ -61,7 +78,7 @@ def test_linux_sees_no_sve_when_it_is_off_and_resets(boot: Boot, tmp_path: Path)
     packed.write_bytes(gzip.compress(linux.image("6.1").read_bytes(), 1))
 
     with boot(packed, "-c", "1", "--no-sve", "--irqchip=gicv3-its", "-m", "256@4G") as guest:
-        guest.wait_for(PROMPT)
+        boot_log(guest)
 
         assert guest.shell("grep -cw sve /proc/cpuinfo") == "0"
         assert "100000000-10fffffff : System RAM" in guest.shell("cat /proc/iomem")

@@ -81,6 +81,7 @@ def assert_shell_gets_all(command: list[str]) -> None:
     assert COMMANDS + b"\r\n" in printed
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("words", ["quiet", EARLYCON], ids=["quiet", "earlycon"])
 def test_line_sent_before_the_boot_reaches_the_shell_whole(
     pyvmm_cmd: list[str], initrd: Path, words: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import time
@@ -28,26 +27,6 @@ def initrd(fp: Path, tmp_path: Path) -> Path:
     path = tmp_path / "initrd"
     path.write_bytes(linux.initramfs({**linux.virtio_modules("6.1"), **selftests.in_guest(fp)}))
     return path
-
-
-def test_stress_recipe_of_the_kernel_tree_works_unchanged(
-    pyvmm_cmd: list[str], initrd: Path, tmp_path: Path
-) -> None:
-    """Source: tools/testing/selftests/arm64/fp/README, with pyvmm for lkvm."""
-    (tmp_path / "Image").symlink_to(linux.image("6.1"))
-    recipe = "run --console=virtio -pconsole=hvc0 --sve Image"
-    environment = {**os.environ, "PYVMM_RUN_INITRD": str(initrd)}
-
-    with Session([*pyvmm_cmd, *recipe.split()], cwd=tmp_path, env=environment) as guest:
-        guest.wait_for(PROMPT)
-
-        assert guest.shell("grep -cw sve /proc/cpuinfo") == guest.shell("nproc")
-        assert selftests.probed(guest.shell("/fp/sve-probe-vls"))[0] == 128
-        said = guest.shell("timeout 2 /fp/vlset --inherit 16 /fp/sve-test")
-        assert "Vector length:\t128 bits\n" in said
-        assert "no error" in said
-        guest.type(b"poweroff -f\n")
-        assert guest.end() == 0
 
 
 @pytest.mark.matrix

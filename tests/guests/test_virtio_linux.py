@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from types import MappingProxyType
 import pytest
 
 from pyvmm.layout import MIB
-from tests import linux
+from tests import linux, selftests
 from tests.linux import PROMPT, Session
 
 # The first command may have to fetch kernels, and to make and boot the emulated host.
@@ -22,6 +23,7 @@ SIZE = 16 * MIB
 BLOCK = 64 << 10  # bytes
 STALL_S = 1
 FLOW_S = 600.0
+TYPED = b"typed before there was a driver"
 
 Boot = Callable[..., Session]
 
@@ -41,22 +43,46 @@ def boot(pyvmm_cmd: list[str], tmp_path: Path) -> Boot:
     return boot_kernel
 
 
-@pytest.mark.parametrize(
-    "transport", ["mmio", pytest.param("mmio-legacy", marks=pytest.mark.matrix)]
-)
-def test_linux_has_a_shell_on_its_virtio_console(boot: Boot, transport: str) -> None:
-    with boot("6.1", "-c", "2", f"--virtio-transport={transport}") as guest:
-        guest.type(b"echo typed before there was a driver\n")
-        guest.wait_for(b"init: 6.1.")
-        guest.wait_for(PROMPT)
-        guest.wait_for(b"typed before there was a driver")
-        guest.wait_for(PROMPT)
+def check_driver(guest: Session, *, modern: bool) -> None:
+    """Check that the console's driver has the input from before its start, and its features."""
+    guest.wait_for(b"init: 6.1.")
+    guest.wait_for(PROMPT)
+    guest.wait_for(TYPED)
+    guest.wait_for(PROMPT)
+    assert "hvc0" in guest.shell("cat /proc/consoles")
+    assert "Edge      virtio0" in guest.shell("cat /proc/interrupts")
+    features = guest.shell("cat /sys/bus/virtio/devices/virtio0/features")
+    negotiated = {bit for bit, value in enumerate(features) if value == "1"}
+    assert negotiated == {0, 28, 29} | ({32} if modern else set())
 
-        assert "hvc0" in guest.shell("cat /proc/consoles")
-        assert "Edge      virtio0" in guest.shell("cat /proc/interrupts")
-        features = guest.shell("cat /sys/bus/virtio/devices/virtio0/features")
-        negotiated = {bit for bit, value in enumerate(features) if value == "1"}
-        assert negotiated == {0, 28, 29} | ({32} if transport == "mmio" else set())
+
+@pytest.mark.matrix
+def test_linux_has_a_shell_on_its_virtio_console_of_the_legacy_transport(boot: Boot) -> None:
+    with boot("6.1", "-c", "2", "--virtio-transport=mmio-legacy") as guest:
+        guest.type(b"echo " + TYPED + b"\n")
+        check_driver(guest, modern=False)
+        guest.type(b"poweroff -f\n")
+        assert guest.end() == 0
+
+
+def test_stress_recipe_of_the_kernel_tree_works_unchanged(
+    pyvmm_cmd: list[str], fp: Path, tmp_path: Path
+) -> None:
+    """Source: tools/testing/selftests/arm64/fp/README, with pyvmm for lkvm."""
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(linux.initramfs({**linux.virtio_modules("6.1"), **selftests.in_guest(fp)}))
+    (tmp_path / "Image").symlink_to(linux.image("6.1"))
+    recipe = "run --console=virtio -pconsole=hvc0 --sve Image"
+    environment = {**os.environ, "PYVMM_RUN_INITRD": str(initrd)}
+
+    with Session([*pyvmm_cmd, *recipe.split()], cwd=tmp_path, env=environment) as guest:
+        guest.type(b"echo " + TYPED + b"\n")
+        check_driver(guest, modern=True)
+        assert guest.shell("grep -cw sve /proc/cpuinfo") == guest.shell("nproc")
+        assert selftests.probed(guest.shell("/fp/sve-probe-vls"))[0] == 128
+        said = guest.shell("timeout 2 /fp/vlset --inherit 16 /fp/sve-test")
+        assert "Vector length:\t128 bits\n" in said
+        assert "no error" in said
         guest.type(b"poweroff -f\n")
         assert guest.end() == 0
 

@@ -1,4 +1,4 @@
-"""A Linux guest controlled from outside: pause, registers, sysrq."""
+"""Checks of a Linux guest that another command controls: pause, registers, sysrq."""
 
 from __future__ import annotations
 
@@ -6,31 +6,14 @@ import itertools
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
-import pytest
-
-from tests import linux
-from tests.linux import PROMPT, Session
-
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+from tests.linux import Session
 
 Tell = Callable[..., str]
 
 PAUSE_S = 6.0
-NAME = "paused-linux"
 TICKER = "(while sleep 1; do cut -d' ' -f1 /proc/uptime >>/ticks; done) &"
-
-
-@pytest.fixture
-def guest(pyvmm_cmd: list[str], tmp_path: Path) -> Iterator[Session]:
-    initrd = tmp_path / "initrd"
-    initrd.write_bytes(linux.initramfs())
-    machine = ["--name", NAME, "-c", "2", "-m", "256", "-i", str(initrd), "-pquiet"]
-    with Session([*pyvmm_cmd, "run", *machine, str(linux.image("6.1"))]) as session:
-        session.wait_for(PROMPT)
-        yield session
 
 
 def uptime(guest: Session) -> float:
@@ -41,10 +24,14 @@ def real_time(guest: Session) -> int:
     return int(guest.shell("cat /sys/class/rtc/rtc0/since_epoch"))
 
 
-def test_guest_is_paused_read_and_sent_a_sysrq(guest: Session, pyvmm_cmd: list[str]) -> None:
+def check_control(guest: Session, command: list[str], name: str) -> None:
+    """Check what pause, resume and debug do with a running guest of that name."""
+
     def tell(*words: str) -> str:
-        command = [*pyvmm_cmd, *words, "-n", NAME]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        done = subprocess.run(
+            [*command, *words, "-n", name], check=True, capture_output=True, text=True
+        )
+        return done.stdout
 
     check_that_no_time_passes_in_a_pause(guest, tell)
     check_that_registers_are_those_of_a_kernel(tell)
