@@ -60,5 +60,5 @@ def _program(program: str, package: str, fetch: bool) -> Fact:
     if path is not None:
         return Fact(TOPIC, program, path)
     if program in PROGRAMS and fetch:
-        return Fact(TOPIC, program, f"not installed; Debian {TOOLS_SUITE}'s goes into the cache")
+        return Fact(TOPIC, program, f"not installed; pyvmm unpacks Debian {TOOLS_SUITE}'s")
     return Fact(TOPIC, program, None, f"{program} is not installed", f"apt-get install {package}")

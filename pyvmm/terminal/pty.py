@@ -1,4 +1,4 @@
-"""Pseudo-terminals, and the thread that carries bytes between one and the guest's end.
+"""Pseudo-terminals, and the thread that carries bytes between a pty and the guest's end.
 
 The guest's end is a stream socket. The guest's output comes over it unchanged. Input and the
 terminal's size go over it in records, which Records takes apart.

@@ -124,7 +124,7 @@ class BalloonPages:
         return found
 
     def _prefer_huge_pages(self, area: int, prefer: bool) -> None:
-        """Allow an area huge pages, or forbid them, in at most SMALL_AREAS areas."""
+        """Allow or forbid huge pages in an area; forbid them in at most SMALL_AREAS areas."""
         if prefer and area not in self._small:
             return
         if not prefer and (
