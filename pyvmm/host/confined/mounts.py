@@ -19,7 +19,6 @@ MS_NODEV: Final = 4
 MS_BIND: Final = 1 << 12
 MS_REC: Final = 1 << 14
 MS_UNBINDABLE: Final = 1 << 17
-MS_PRIVATE: Final = 1 << 18
 MS_SLAVE: Final = 1 << 19
 MNT_DETACH: Final = 2  # Source: linux/fs.h
 ATTR_RDONLY: Final = 1
