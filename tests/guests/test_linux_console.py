@@ -70,13 +70,14 @@ def boot_and_compare(command: list[str]) -> int:
 # port to send, and a power-off does not wait for that worker.
 COMMANDS = b"echo 0123456789abcdefghijklmnopqrstuvwxyz $((40 + 2)); sleep 1; poweroff -f"
 SENT = COMMANDS + b"\n"
+BOOT_S = 1200.0  # for one boot with 4 vCPUs on a busy machine
 ANSWER = b"0123456789abcdefghijklmnopqrstuvwxyz 42\r\n"
 
 
 def assert_shell_gets_all(command: list[str]) -> None:
     with Session(command) as guest:
         guest.type(SENT)
-        printed = guest.wait_for(b"\n" + ANSWER)
+        printed = guest.wait_for(b"\n" + ANSWER, timeout_s=BOOT_S)
         assert guest.end() == 0
     assert COMMANDS + b"\r\n" in printed
 
