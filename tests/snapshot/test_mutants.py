@@ -11,6 +11,7 @@ import ctypes
 import json
 import os
 import random
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,10 @@ def prepare(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def watched(directory: Path) -> Iterator[Callable[[], int]]:
-    """Yield a function that returns how many bytes of events inotify has for a directory.
+def watched(directory: Path) -> Iterator[Callable[[], list[bytes]]]:
+    """Yield a function that returns the files of a directory that inotify has events for.
+
+    Events of the directory itself do not count: another process may list it.
 
     Source: linux/inotify.h.
     """
@@ -105,11 +108,17 @@ def watched(directory: Path) -> Iterator[Callable[[], int]]:
     fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
     assert libc.inotify_add_watch(fd, os.fsencode(directory), IN_ALL_EVENTS) >= 0
 
-    def events() -> int:
+    def events() -> list[bytes]:
         try:
-            return len(os.read(fd, 1 << 16))
+            data = os.read(fd, 1 << 16)
         except BlockingIOError:
-            return 0
+            return []
+        names = []
+        while data:
+            (length,) = struct.unpack_from("=12xI", data)
+            names.append(data[16 : 16 + length].rstrip(b"\0"))
+            data = data[16 + length :]
+        return [name for name in names if name]
 
     try:
         yield events
