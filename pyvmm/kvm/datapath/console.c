@@ -155,10 +155,14 @@ uint64_t pyvmm_console_read(struct pyvmm_console *console, int fd)
 	struct pyvmm_chain chain;
 	uint64_t taken = 0;
 	ssize_t done;
+	int room = 1;
 
 	pthread_mutex_lock(&own->lock);
 	while (taken < PYVMM_CONSOLE_TURN && poll(&poll_fd, 1, 0) > 0 &&
-	       poll_fd.revents & POLLIN && pyvmm_console_room(console, &chain)) {
+	       poll_fd.revents & POLLIN) {
+		room = pyvmm_console_room(console, &chain);
+		if (!room)
+			break;
 		done = readv(fd, chain.buffer, chain.writable);
 		if (done <= 0) {
 			pyvmm_queue_put_back(&console->receiveq);
@@ -168,7 +172,7 @@ uint64_t pyvmm_console_read(struct pyvmm_console *console, int fd)
 		taken += done;
 	}
 	if (taken)
-		pyvmm_console_end_input(console, 1);
+		pyvmm_console_end_input(console, room);
 	pthread_mutex_unlock(&own->lock);
 	return taken;
 }
