@@ -19,6 +19,7 @@ from pyvmm.repro import cases, replay
 from pyvmm.repro.capsule import FORMAT, MANIFEST, Capsule
 
 SEPARATOR = b"\xff\xfe"
+CASES = cases.all_cases()  # imported here: the time of the first input is limited
 
 
 def check(data: bytes) -> None:
@@ -66,7 +67,7 @@ def seeds() -> Iterator[bytes]:
         "host": {"kernel": "6.1", "qemu": "7.2", "cpu": "max", "append": ""}, "pyvmm": "0.1.0",
         "verdict": "fine", "exit_code": 0, "why": ["it is"], "members": {},
     }  # fmt: skip
-    for reproduction in cases.all_cases():
+    for reproduction in CASES:
         text = json.dumps({**manifest, "reproduction": reproduction}, separators=(",", ":"))
         yield text.encode()
         yield text.encode() + SEPARATOR + b"\x7fELF"
