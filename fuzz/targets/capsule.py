@@ -56,7 +56,7 @@ def _archive(data: bytes) -> bytes:
 def mutate(data: bytes, most: int, seed: int) -> bytes | None:
     """Change the manifest."""
     first, separator, rest = data.partition(SEPARATOR)
-    changed = mutated(first, most - len(rest), seed)
+    changed = mutated(first, most - len(separator) - len(rest), seed)
     return None if changed is None else changed + separator + rest
 
 

@@ -63,7 +63,7 @@ def _memory(pattern: bytes) -> bytes:
 def mutate(data: bytes, most: int, seed: int) -> bytes | None:
     """Change the header's JSON."""
     first, separator, rest = data.partition(SEPARATOR)
-    changed = mutated(first, most - len(rest), seed)
+    changed = mutated(first, most - len(separator) - len(rest), seed)
     return None if changed is None else changed + separator + rest
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,19 @@ def test_target_handles_its_stored_inputs_and_seeds(name: str) -> None:
     assert len(inputs) > 1
     for data in (*inputs, *target.seeds(), b"", b"\0"):
         target.check(data)
+
+
+@pytest.mark.parametrize("name", [name for name in TARGETS if hasattr(load(name), "mutate")])
+def test_mutation_is_as_long_as_allowed_at_most(name: str) -> None:
+    """atheris ends at a longer one."""
+    target = load(name)
+    mutate: Callable[[bytes, int, int], bytes | None] = vars(target)["mutate"]
+    for data in target.seeds():
+        for spare in (-5, -1, 0, 1, 2, 3, 20):
+            most = len(data) + spare
+            for seed in range(20):
+                changed = mutate(data, most, seed)
+                assert changed is None or len(changed) <= most
 
 
 @pytest.mark.parametrize("name", C_TARGETS)
