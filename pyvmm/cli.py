@@ -14,11 +14,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import click
-
+from pyvmm.base.deferral import rarely_used_modules_deferred
 from pyvmm.base.output import discard_stdout, printable, printable_lines
 from pyvmm.base.records import Record
 from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, EXIT_SIGNAL, EXIT_USAGE, VmmError
+
+with rarely_used_modules_deferred():
+    import click
 
 # The reasons why standard output cannot be written; errors of other files have a file name.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)

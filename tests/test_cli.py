@@ -210,8 +210,8 @@ def test_finding_a_verb_imports_no_other_verb() -> None:
     )
 
     assert done.stdout.splitlines()[1] == (
-        "['pyvmm.base', 'pyvmm.base.output', 'pyvmm.base.records', 'pyvmm.cli', 'pyvmm.commands', "
-        "'pyvmm.commands.version', 'pyvmm.errors']"
+        "['pyvmm.base', 'pyvmm.base.deferral', 'pyvmm.base.output', 'pyvmm.base.records', "
+        "'pyvmm.cli', 'pyvmm.commands', 'pyvmm.commands.version', 'pyvmm.errors']"
     )
 
 

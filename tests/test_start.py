@@ -35,7 +35,7 @@ HEAVY = (
     "elftools", "rich", "asyncio", "importlib.metadata", "email", "logging", "argparse", "qemu",
     "subprocess", "tempfile", "random", "hashlib", "shutil", "lzma", "bz2", "concurrent.futures",
     "multiprocessing", "http", "xml", "unittest", "statistics", "distributed", "hypothesis",
-    "dataclasses", "json", "traceback", "textwrap", "zlib", "tty",
+    "dataclasses", "json", "traceback", "textwrap", "zlib", "tty", "inspect", "uuid", "datetime",
 )  # fmt: skip
 NOT_FOR_A_RUN = (
     "pyvmm.snapshot", "pyvmm.svecheck", "pyvmm.sweep", "pyvmm.repro", "pyvmm.machine.registerdump",

@@ -153,6 +153,7 @@ def test_outer_facts_name_what_is_missing_and_where_to_get_it(
 
 def test_machine_of_another_architecture_is_a_fatal_lack(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr("pyvmm.host.machine", lambda: "riscv64")
 
     (fact,) = doctor.local_facts()
 
@@ -165,6 +166,7 @@ def test_machine_without_kvm_gets_a_diagnosis_and_code_3(
     form: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr("pyvmm.host.machine", lambda: "riscv64")
     monkeypatch.delenv(host.INSIDE_VARIABLE, raising=False)
 
     code = cli.main(["doctor", "--host", "local", *form])
@@ -237,6 +239,7 @@ def test_arm64_machine_whose_kvm_cannot_be_opened_gets_the_remedy_and_no_emulate
     device.mkdir()
     monkeypatch.setattr(host, "DEVICE", device)
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr("pyvmm.host.machine", lambda: "aarch64")
     monkeypatch.delenv(host.INSIDE_VARIABLE, raising=False)
     monkeypatch.setattr(host, "forward", lambda *_: pytest.fail("an emulated host was started"))
 
@@ -254,6 +257,7 @@ def test_arm64_machine_without_kvm_reports_the_reason_beside_its_emulated_host(
 ) -> None:
     monkeypatch.setattr(host, "DEVICE", tmp_path / "kvm")
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr("pyvmm.host.machine", lambda: "aarch64")
 
     (fact,) = [fact for fact in outer_facts() if fact.name == "KVM"]
 

@@ -409,6 +409,7 @@ def test_arm64_machine_whose_kvm_cannot_be_opened_gets_the_remedy_and_no_emulate
     device.mkdir()
     monkeypatch.setattr(host, "DEVICE", device)
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr("pyvmm.host.machine", lambda: "aarch64")
     monkeypatch.delenv(host.INSIDE_VARIABLE, raising=False)
     monkeypatch.setenv("PYVMM_HOST", "auto")
     monkeypatch.setattr(host, "forward", lambda *_: pytest.fail("an emulated host was started"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import platform
 import pwd
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from pyvmm.host import HostSettings, access
 @pytest.fixture(autouse=True)
 def arm64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulate an arm64 machine with a usable KVM, outside an emulated host."""
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr("pyvmm.host.machine", lambda: "aarch64")
     monkeypatch.setattr(host, "DEVICE", tmp_path / "kvm")
     (tmp_path / "kvm").touch()
     monkeypatch.delenv(host.INSIDE_VARIABLE, raising=False)
@@ -49,7 +48,7 @@ def test_inside_an_emulated_host_every_command_is_local(monkeypatch: pytest.Monk
 
 
 def test_local_host_is_refused_on_another_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr("pyvmm.host.machine", lambda: "x86_64")
 
     assert not host.is_local(HostSettings())
     with pytest.raises(HostError, match="this machine is x86_64"):
@@ -87,7 +86,7 @@ def test_automatic_emulated_host_is_explained_by_the_missing_device(
 def test_emulated_host_on_another_architecture_is_not_explained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr("pyvmm.host.machine", lambda: "x86_64")
     said: list[str] = []
 
     host.say_why_emulated(HostSettings(), said.append)

@@ -186,6 +186,7 @@ def test_host_that_cannot_be_used_exits_with_3(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    monkeypatch.setattr("pyvmm.host.machine", lambda: "riscv64")
     monkeypatch.delenv(host.INSIDE_VARIABLE, raising=False)
 
     codes = [
