@@ -26,7 +26,7 @@ from tests.devices.virtio.plain import CHECKS, can_build
 
 pytestmark = pytest.mark.skipif(not can_build(), reason="no compiler for this machine")
 
-CASES: Final = int(os.environ.get("PYVMM_UART_CASES", "300"))
+CASES: Final = int(os.environ.get("PYVMM_UART_CASES", "200"))
 CHECKED: Final = "PYVMM_UART_CHECKED"  # set: build the C code with sanitizers
 IRQ: Final = 32
 RDI_AND_THRI: Final = 0x03
@@ -213,6 +213,7 @@ steps = st.lists(
 )  # fmt: skip
 
 
+@pytest.mark.timeout(600)  # each case has a thread; the machine may be busy
 @settings(max_examples=CASES, deadline=None)
 @given(steps)
 def test_guest_and_user_see_the_same_with_the_interrupt_in_c(script: list[Step]) -> None:
