@@ -47,6 +47,7 @@ VERBS = {
     "balloon": Verb("vms.balloon", "Take memory back from guests, or return it."),
     "memory": Verb("vms.memory", "Plug or unplug memory of a running guest."),
     "debug": Verb("vms.debug", "Show VMs' registers, page tables or devices, or send a sysrq."),
+    "dump": Verb("vms.dump", "Write a running VM's memory and registers as a core file."),
     "gdb": Verb("gdb", "Debug a VM or a snapshot with gdb or lldb."),
     "snapshot": Verb("snapshot", "Show, compare and move snapshots."),
     "sve": Verb("sve", "Show, explain and check SVE vector lengths."),

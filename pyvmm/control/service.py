@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from pyvmm.base.paths import check_path
 from pyvmm.control.server import Handler
 from pyvmm.control.wire import SCHEMA, Message
-from pyvmm.errors import UsageError, VmmError
+from pyvmm.errors import HostError, UsageError, VmmError
 from pyvmm.machine.counts import totals
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.resizing import STATISTICS_S
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 VERBS: Final = (
     "info", "stop", "pause", "resume", "save", "stat", "registers", "devices", "sysrq", "balloon",
-    "memory", "translate", "page-tables", "gdb",
+    "memory", "translate", "page-tables", "gdb", "dump", "backtrace",
 )  # fmt: skip
 BLOCK: Final = 512  # bytes, of st_blocks.  Source: stat(3type)
 IN_RAM: Final = ("Rss:", "Shared_Hugetlb:", "Private_Hugetlb:")
@@ -207,6 +207,29 @@ class Service:
         with self._addresses(request) as (vcpu, read):
             return translation(vcpu, read, address)
 
+    def backtrace(self, request: Message) -> Message:
+        """Return PC and the return addresses of one vCPU, "vcpu", or of all."""
+        from pyvmm.debugger.backtrace import call_chain
+
+        machine = self._machine()
+        memory = machine.board.addressable
+        number, count = request.get("vcpu"), machine.plan.vcpus
+        if number is not None and not (type(number) is int and 0 <= number < count):
+            raise _no_vcpu(number, count)
+        with machine.paused():
+            return {
+                "backtraces": {
+                    vcpu.id: [
+                        f"{address:#x}"
+                        for address in call_chain(
+                            vcpu, lambda gpa, size: bytes(memory.view(gpa, size))
+                        )
+                    ]
+                    for vcpu in machine.vcpus
+                    if number in (None, vcpu.id)
+                }
+            }
+
     def page_tables(self, request: Message) -> Message:
         """Return what the page tables of the vCPU "vcpu" map from the address "from" on.
 
@@ -217,6 +240,29 @@ class Service:
         start = _address(request.get("from", 0))
         with self._addresses(request) as (vcpu, read):
             return page_tables(vcpu, read, start)
+
+    def dump(self, request: Message) -> Message:
+        """Write a core file to the descriptor that comes with the request; the VM pauses."""
+        from pyvmm.debugger.corefile import Piece, write_core
+        from pyvmm.snapshot.save import complete_accesses
+
+        machine, peer = self._machine(), request["peer"]
+        if len(peer.fds) != 1:
+            raise UsageError("the request lacks the descriptor of its file")
+        memories = list(machine.board.slots.saved.values())
+        pieces = [Piece(one.base, one.size, [(one.base, one.end)]) for one in memories]
+
+        def read(gpa: int, length: int) -> bytes:
+            return next(one for one in memories if one.contains(gpa, length)).read(gpa, length)
+
+        with machine.paused():
+            if machine.has_started and not machine.has_ended:
+                complete_accesses(machine.board)
+            try:
+                core = write_core(peer.fds[0], machine.vcpus, machine.vls, pieces, read)
+            except OSError as error:
+                raise HostError(f"the core file cannot be written: {error.strerror}") from error
+        return {"size": core.size, "has_vmcoreinfo": core.has_vmcoreinfo}
 
     def gdb(self, request: Message) -> Message:
         """Stop the VM for a debugger: after the reply the connection has gdb's protocol."""

@@ -35,7 +35,8 @@ class MadeUp(Target):
     is_live = True
 
     def __init__(self) -> None:
-        self.cpus = tuple(MadeUpCpu(sample.vcpu(n)) for n in range(2))
+        self.saved = tuple(MadeUpCpu(sample.vcpu(n)) for n in range(2))
+        self.cpus = self.saved
         for cpu in self.cpus:
             for name in ("SCTLR_EL1", "TCR_EL1", "TTBR0_EL1", "TTBR1_EL1"):
                 cpu.set_one_reg(regs.lookup(name, _encodings()), 0)

@@ -169,6 +169,7 @@ def test_hardware_breakpoint_stops_before_its_instruction(tmp_path: Path, undo: 
 @pytest.mark.parametrize(
     ("kind", "name", "instruction"),
     [(2, "watch", STORE), (3, "rwatch", LOAD), (4, "awatch", STORE)],
+    ids=["write", "read", "access"],
 )
 def test_watchpoint_stops_at_an_access(
     tmp_path: Path, undo: ExitStack, kind: int, name: str, instruction: int
@@ -212,7 +213,9 @@ def state_in_the_handler(rig: Rig, debugger: Debugger) -> list[int]:
         assert time.monotonic() < deadline, hex(debugger.register(PC))
 
 
-@pytest.mark.parametrize("pstate", [UNMASKED, Pstate.of(M=Mode.EL1h, Z=1, I=1, D=1)])
+@pytest.mark.parametrize(
+    "pstate", [UNMASKED, Pstate.of(M=Mode.EL1h, Z=1, I=1, D=1)], ids=["unmasked", "masked"]
+)
 def test_guests_own_brk_is_delivered_as_the_cpu_does(
     tmp_path: Path, undo: ExitStack, pstate: int
 ) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
 
 from pyvmm.base.units import parse_number, show_size
-from pyvmm.commands._options import added
+from pyvmm.commands._options import EXISTING_FILE, added
+from pyvmm.debugger.symbols import Symbols
 
 MOST_RANGES = 100_000  # shown: tables with loops map the whole address space in small pages
 MOST_REQUESTS = 64
@@ -21,6 +22,13 @@ def _address(text: str) -> int:
     return parse_number(text, "an address") % LIMIT
 
 
+symbols_option = click.option(
+    "--symbols", type=EXISTING_FILE, metavar="FILE",
+    help="Name addresses by an ELF file's symbols (an image, vmlinux), or a System.map.",
+)  # fmt: skip
+backtrace_option = click.option(
+    "--backtrace", is_flag=True, help="Show the vCPUs' calls, by their frame records."
+)
 address_options = added(
     click.option(
         "--translate", type=_address, metavar="ADDR",
@@ -76,6 +84,17 @@ def table_lines(reply: Reply) -> Iterator[str]:
         yield f"tables outside memory: {reply['unreadable_tables']}"
     if not reply["is_complete"]:
         yield "more is mapped: the tables may contain loops"
+
+
+def backtrace_lines(
+    backtraces: Mapping[str, Sequence[str]], names: Symbols | None
+) -> Iterator[str]:
+    """Yield the calls of each vCPU, the newest first."""
+    for vcpu, addresses in backtraces.items():
+        yield f"vCPU {vcpu}:"
+        for number, text in enumerate(addresses):
+            name = names.name(int(text, 16)) if names is not None else ""
+            yield f"  #{number:<2} {text:>18}  {name}".rstrip()
 
 
 def _access(found: Reply) -> Iterator[str]:

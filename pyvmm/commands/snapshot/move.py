@@ -43,12 +43,19 @@ def flatten(file: Path, out: Path, trust: bool) -> None:
     "--level", type=click.IntRange(LEVELS[0], LEVELS[-1]), default=3, metavar="N",
     help="zstd's compression level, 1 (fast) to 19 (small).",
 )  # fmt: skip
-def export(file: Path, out: Path, trust: bool, level: int) -> None:
+@click.option(
+    "--core", is_flag=True,
+    help="Write an ELF core file of the guest's physical memory instead, for drgn, crash and gdb.",
+)  # fmt: skip
+def export(file: Path, out: Path, trust: bool, level: int, core: bool) -> None:
     """Pack a snapshot with zstd, to move it.
 
     An incremental snapshot becomes one that needs no other. OUT may be - for standard output:
     `pyvmm snapshot export a.snap - | ssh there pyvmm snapshot import - a.snap`.
     """
+    if core:
+        _export_core(file, out, trust)
+        return
     if out == STREAM and sys.stdout.isatty():
         raise UsageError("a terminal cannot show a packed snapshot", hint="name a file")
     place = Path.cwd() if out == STREAM else Path(os.path.realpath(out)).parent
@@ -63,6 +70,27 @@ def export(file: Path, out: Path, trust: bool, level: int) -> None:
             for piece in pieces:
                 write_all(fd, piece, done)
                 done += len(piece)
+
+
+def _export_core(file: Path, out: Path, trust: bool) -> None:
+    """Write a snapshot as a core file."""
+    from pyvmm.commands.vms.dump import NO_VMCOREINFO  # lazily: rarely used
+    from pyvmm.debugger.corefile import Piece, write_core
+    from pyvmm.snapshot.snapshot import Snapshot
+
+    if out == STREAM:
+        raise UsageError("-: a core file is sparse, and needs a file", hint="name a file")
+    with Snapshot(file, trust=trust) as snapshot:
+        stored = snapshot.file.stored()
+        areas = snapshot.state.memory
+        pieces = [
+            Piece(area.base, area.size, [r for r in stored if r[0] < area.end and r[1] > area.base])
+            for area in areas
+        ]
+        with replacing(out, USUAL & ~0o077) as fd:
+            done = write_core(fd, snapshot.vcpus, snapshot.state.vls, pieces, snapshot.read)
+    if not done.has_vmcoreinfo:
+        say(*NO_VMCOREINFO)
 
 
 @click.command("import")

@@ -20,13 +20,18 @@ from pyvmm.commands._options import json_option, trust_option
 from pyvmm.commands._output import counted
 from pyvmm.commands.registers.addresses import (
     address_options,
+    backtrace_lines,
+    backtrace_option,
+    symbols_option,
     table_lines,
     translation_lines,
     whole_tables,
 )
 from pyvmm.commands.registers.show import PARTS, show_matching, show_registers
 from pyvmm.debugger import addresses
+from pyvmm.debugger.backtrace import call_chain
 from pyvmm.debugger.saved import read_memory
+from pyvmm.debugger.symbols import Symbols
 from pyvmm.errors import UsageError
 from pyvmm.machine.registerdump import VcpuRegisters
 from pyvmm.snapshot.format import PAGE
@@ -73,13 +78,15 @@ def _length(text: str) -> int:
 @click.option(
     "--memory", type=_where, metavar="ADDR,LEN", help="Only guest memory, LEN bytes at ADDR."
 )
+@backtrace_option
+@symbols_option
 @address_options
 @trust_option
 @json_option
 def show(
     file: Path, vcpu: int | None, part: str, regs: str | None, whole: bool,
-    memory: tuple[int, int] | None, translate: int | None, page_tables: bool, trust: bool,
-    as_json: bool,
+    memory: tuple[int, int] | None, translate: int | None, page_tables: bool, backtrace: bool,
+    symbols: Path | None, trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Show the contents of a snapshot.
 
@@ -87,9 +94,12 @@ def show(
     devices and interrupt controller, and every register of each vCPU, with Arm's names and fields.
     State and memory are checked before they are shown.
     """
-    if (memory is not None) + (translate is not None) + page_tables > 1:
-        raise UsageError("give one of --memory, --translate and --page-tables")
+    if (memory is not None) + (translate is not None) + page_tables + backtrace > 1:
+        raise UsageError("give one of --memory, --backtrace, --translate and --page-tables")
     with Snapshot(file, trust=trust) as snapshot:
+        if backtrace:
+            _show_calls(snapshot, vcpu, None if symbols is None else Symbols.open(symbols), as_json)
+            return
         if translate is not None or page_tables:
             _show_addresses(snapshot, vcpu or 0, translate, as_json)
             return
@@ -110,6 +120,19 @@ def show(
             if vcpu is None and part == "all":
                 _print(lines(snapshot))
             _print(line for one in chosen for line in show_registers(one, part))
+
+
+def _show_calls(
+    snapshot: Snapshot, number: int | None, names: Symbols | None, as_json: bool
+) -> None:
+    """Print the calls of one vCPU or of all."""
+    numbers = range(len(snapshot.vcpus)) if number is None else [_checked(snapshot, number)]
+    read = partial(read_memory, snapshot)
+    found = {
+        str(vcpu): [f"{address:#x}" for address in call_chain(snapshot.vcpus[vcpu], read)]
+        for vcpu in numbers
+    }
+    output.show(as_json, {"schema": SCHEMA, "backtraces": found}, backtrace_lines(found, names))
 
 
 def _show_addresses(snapshot: Snapshot, number: int, virtual: int | None, as_json: bool) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 
 from pyvmm.commands.registers.addresses import (
     address_options,
+    backtrace_lines,
+    backtrace_option,
+    symbols_option,
     table_lines,
     translation_lines,
     whole_tables,
@@ -17,6 +21,7 @@ from pyvmm.commands.registers.addresses import (
 from pyvmm.commands.registers.show import PARTS, show_registers
 from pyvmm.commands.vms._running import Vm, ask_all, chosen, report, send, vm_options
 from pyvmm.control.wire import Message
+from pyvmm.debugger.symbols import Symbols
 from pyvmm.errors import UsageError
 
 
@@ -28,6 +33,8 @@ from pyvmm.errors import UsageError
     "--whole", is_flag=True, help="Show Z, P and FFR at the vCPU's longest vector length."
 )
 @click.option("--devices", is_flag=True, help="Show the virtio devices and their queues.")
+@backtrace_option
+@symbols_option
 @address_options
 @click.option(
     "-s", "--sysrq", metavar="KEY", help="Send the sysrq key KEY, such as t, to a Linux guest."
@@ -37,21 +44,22 @@ from pyvmm.errors import UsageError
 def debug(
     name: str | None, everything: bool, as_json: bool, dump: bool, vcpu: int | None,
     part: str, whole: bool, devices: bool, translate: int | None, page_tables: bool,
-    sysrq: str | None, nmi: int | None,
+    backtrace: bool, symbols: Path | None, sysrq: str | None, nmi: int | None,
 ) -> int:  # fmt: skip
     """Show VMs' registers, page tables or devices, or send a sysrq.
 
     -d pauses the VM for a moment, and shows every register of each vCPU that KVM lists, with Arm's
-    names and fields. --translate and --page-tables pause it too, and use vCPU 0 without --vcpu.
+    names and fields. --backtrace, --translate and --page-tables pause it too; the last two use vCPU
+    0 without --vcpu.
     -s sends BREAK and the key to the guest's serial console.
     """
     if nmi is not None:
         raise UsageError("--nmi: KVM has no NMI to send to an arm64 guest")
-    asked = (dump, devices, page_tables, translate is not None, sysrq is not None)
+    asked = (dump, devices, page_tables, backtrace, translate is not None, sysrq is not None)
     if sum(asked) != 1:
         raise UsageError(
-            "give one of -d (registers), --devices, --translate ADDR, --page-tables and "
-            "-s KEY (sysrq)"
+            "give one of -d (registers), --devices, --backtrace, --translate ADDR, --page-tables "
+            "and -s KEY (sysrq)"
         )
     if sysrq is not None:
         if len(sysrq) != 1 or not sysrq.isascii():
@@ -62,6 +70,9 @@ def debug(
     request: Message = {"do": "registers", "vcpu": vcpu, "whole": whole}
     if devices:
         request = {"do": "devices"}
+    names = None if symbols is None else Symbols.open(symbols)
+    if backtrace:
+        request = {"do": "backtrace", "vcpu": vcpu}
     if translate is not None:
         request = {"do": "translate", "vcpu": vcpu or 0, "address": translate}
     found = chosen(name, everything)
@@ -69,10 +80,10 @@ def debug(
         replies = [_page_tables(vm, vcpu or 0) for vm in found.vms]
     else:
         replies = ask_all(found.vms, request)
-    return report(found, replies, as_json, partial(_lines, part=part))
+    return report(found, replies, as_json, partial(_lines, part=part, names=names))
 
 
-def _lines(reply: Message, part: str) -> Iterator[str]:
+def _lines(reply: Message, part: str, names: Symbols | None) -> Iterator[str]:
     """Yield a VM's devices, addresses, or the registers and exits to pyvmm of each vCPU."""
     yield f"{reply['name']}:"
     if "ranges" in reply:
@@ -81,11 +92,16 @@ def _lines(reply: Message, part: str) -> Iterator[str]:
     if "virtual" in reply:
         yield from translation_lines(reply)
         return
+    if "backtraces" in reply:
+        yield from backtrace_lines(reply["backtraces"], names)
+        return
     if "devices" in reply:
         yield from show_devices(reply["devices"])
         return
     for registers in reply["vcpus"]:
         yield from show_registers(registers, part)
+        if names is not None and (name := names.name(int(registers["registers"]["PC"], 16))):
+            yield f"  PC is in {name}"
         causes = ", ".join(f"{cause} {count}" for cause, count in registers["exits"].items())
         yield f"  exits    {causes or 'none'}"
 
