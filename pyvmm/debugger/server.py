@@ -50,8 +50,12 @@ class DebugServer:
             return
         connection.setblocking(False)
         made = _Connection(self._loop, connection, self._gone)
+        try:
+            target = LiveTarget(self._machine, self._loop, made.stopped, self._quit)
+        except VmmError:  # KVM refuses: the guest goes on
+            connection.close()
+            return
         self._connection = made
-        target = LiveTarget(self._machine, self._loop, made.stopped, self._quit)
         made.start(target, first)
 
     def adopt(self) -> None:
@@ -115,7 +119,11 @@ class _Connection:
         self._feed(data)
 
     def _feed(self, data: bytes) -> None:
-        self._session.feed(data)
+        try:
+            self._session.feed(data)
+        except Exception:  # a bug must not end the VM: the debugger loses its connection
+            self._close()
+            return
         self._flush()
         if self._session.is_over or len(self._unsent) > MOST_UNSENT:
             self._close()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm import cli, host, layout
-from pyvmm.commands._lkvm import ALREADY_SO, REFUSED, SHORT
+from pyvmm.commands._lkvm import ALREADY_SO, REFUSED, SHORT, _with_optional_values
 from pyvmm.commands.run import GUESTS, bundled_guests, find_image
 from tests import programs
 from tests.privileges import bound_by_modes
@@ -421,3 +421,18 @@ def test_arm64_machine_whose_kvm_cannot_be_opened_gets_the_remedy_and_no_emulate
     assert f"{device} cannot be opened: Is a directory [EISDIR]" in said
     assert "hint: " in said
     assert "--host emulated" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "parsed"),
+    [
+        (["--gdb", "hello"], ["--gdb=", "hello"]),
+        (["--gdb", "./guest.elf"], ["--gdb=", "./guest.elf"]),
+        (["hello", "--gdb"], ["hello", "--gdb="]),
+        (["--gdb", "1234", "hello"], ["--gdb", "1234", "hello"]),
+        (["--gdb=/tmp/s", "hello"], ["--gdb=/tmp/s", "hello"]),
+        ([], []),
+    ],
+)
+def test_gdb_takes_only_a_port_as_its_next_word(words: list[str], parsed: list[str]) -> None:
+    assert _with_optional_values(words) == parsed

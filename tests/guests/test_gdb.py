@@ -21,7 +21,7 @@ WALK = f"""
 gdb.execute("hbreak stored")
 gdb.execute("continue")
 answer["stored"] = number("$pc")
-vl = number("$vg") * 8
+vl = number("$vg") * 64
 answer["vl"] = vl
 gdb.execute("unset tdesc filename")
 answer["sizes"] = [gdb.parse_and_eval("$z0").type.sizeof * 8]
