@@ -50,5 +50,16 @@ def gdb(progress: Progress) -> Tool:
     return Tool(command, {"PYTHONHOME": str(root / "usr")})
 
 
+def lldb(progress: Progress) -> Tool:
+    """Return lldb, with its Python."""
+    installed = shutil.which("lldb")
+    if installed:
+        return Tool((installed,))
+    root = tree("lldb", TOOLS_SUITE, ["lldb"], progress)
+    (binary,) = root.glob("usr/lib/llvm-*/bin/lldb")
+    command = through_loader(root, str(binary.relative_to(root)))
+    return Tool(command, {"PYTHONHOME": str(root / "usr")})
+
+
 if __name__ == "__main__":
     sys.exit(tools.main(sys.argv[1:], find))

@@ -23,6 +23,11 @@ IN_G = (CORE, FPU, SVE)  # the features whose registers the packet g has; others
 SP, CPSR, VG = "sp", "cpsr", "vg"
 MASKS = ("pauth_dmask", "pauth_cmask", "pauth_dmask_high", "pauth_cmask_high")
 
+VECTORS = ("svev", "svep", "aarch64v")  # types of vector registers
+# Attributes that lldb understands, and gdb ignores
+LLDB_VECTOR = ' encoding="vector" format="vector-uint8"'
+LLDB_GENERIC = {"pc": "pc", "sp": "sp", "x29": "fp", "x30": "ra", "cpsr": "flags"}
+
 # Arm's names of the timers, whose ids have other encodings
 _TIMERS = {reg_id: name for name, reg_id in regs.TIMERS.items()}
 _GROUPS = (regs.SYSREG, regs.DEMUX)
@@ -96,6 +101,10 @@ def describe(registers: Sequence[Reg]) -> str:
         lines += _types(here)
         for register in here:
             more = ' group="system" save-restore="no"' if feature == SYSTEM else ""
+            if register.kind in VECTORS:
+                more = LLDB_VECTOR
+            elif register.name in LLDB_GENERIC:
+                more = f' generic="{LLDB_GENERIC[register.name]}"'
             lines.append(
                 f'<reg name="{register.name}" bitsize="{register.bits}" type="{register.kind}" '
                 f'regnum="{number}"{more}/>'
@@ -111,7 +120,7 @@ def _types(registers: Sequence[Reg]) -> Iterator[str]:
         bits = next(register.bits for register in registers if register.kind == kind)
         if kind == "svep":
             yield f'<vector id="svep" type="uint8" count="{bits // 8}"/>'
-        elif kind in ("svev", "aarch64v"):
+        elif kind in VECTORS:
             yield from _vector(kind, bits)
 
 

@@ -301,11 +301,6 @@ class LiveTarget(Target):
 
     # The end
 
-    def end(self) -> None:
-        """End the VM."""
-        self._release()
-        self._quit()
-
     def detach(self) -> None:
         """Leave the VM as it was: without breakpoints, and running if it ran."""
         self._release()

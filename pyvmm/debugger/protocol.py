@@ -381,12 +381,8 @@ class Session:
     def _attached(self, _: str) -> bytes:
         return ATTACHED
 
-    def _kill(self, _: str) -> None:
-        self._send(pack(OK))  # vKill has a reply; after k nobody reads it
-        self.is_over = True
-        self._target.end()
-
     def _detach(self, _: str) -> bytes:
+        """Handle detach, and kill too: lldb kills when it quits. `monitor quit` ends the VM."""
         self.close()
         return OK
 
@@ -460,13 +456,13 @@ _NAMED: Final[dict[str, Handler]] = {
     "vCont?": _S._can_continue,
     "vCont": _S._continue_many,
     "vCtrlC": _S._interrupt,
-    "vKill": _S._kill,
+    "vKill": _S._detach,
     "vMustReplyEmpty": _S._nothing,
 }
 # Commands of one letter; what follows it is the argument
 _LETTERS: Final[dict[str, Handler]] = {
     "?": _S._why, "c": _S._continue, "C": _S._continue_with, "D": _S._detach, "g": _S._read_all,
-    "G": _S._write_all, "H": _S._select, "k": _S._kill, "m": _S._read_memory,
+    "G": _S._write_all, "H": _S._select, "k": _S._detach, "m": _S._read_memory,
     "M": _S._write_memory, "p": _S._read_one, "P": _S._write_one, "s": _S._step,
     "S": _S._step_with, "T": _S._is_alive, "X": _S._write_binary, "z": _S._remove,
     "Z": _S._insert,

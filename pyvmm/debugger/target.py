@@ -63,9 +63,6 @@ class Target(Protocol):
     def remove(self, point: Point) -> None:
         """Remove a point, if it is there."""
 
-    def end(self) -> None:
-        """End the machine."""
-
     def detach(self) -> None:
         """Leave the machine as it was before the debugger came."""
 
@@ -95,9 +92,6 @@ class Frozen(Target):
 
     def remove(self, point: Point) -> None:
         """Do nothing: there are no points."""
-
-    def end(self) -> None:
-        """Do nothing: there is no machine to end."""
 
     def detach(self) -> None:
         """Do nothing: nothing was changed."""

@@ -75,9 +75,6 @@ class MadeUp(Target):
     def remove(self, point: Point) -> None:
         self.asked.append(("remove", point))
 
-    def end(self) -> None:
-        self.asked.append("end")
-
     def detach(self) -> None:
         self.asked.append("detach")
 

@@ -242,8 +242,9 @@ def test_monitor_prints_lines_and_errors(talk: Conversation) -> None:
     assert b"no such command" in bytes.fromhex(wrong[1:].decode())
 
 
-def test_detach_ends_the_conversation_once(talk: Conversation) -> None:
-    assert talk.ask("D") == b"OK"
+@pytest.mark.parametrize("packet", ["D", "D;1", "k", "vKill;1"])
+def test_detach_and_kill_end_the_conversation_once(talk: Conversation, packet: str) -> None:
+    assert talk.ask(packet) == b"OK"
     talk.session.close()
     assert talk.replies("g") == []
 
@@ -293,4 +294,4 @@ def test_no_client_makes_the_session_fail(sent: list[bytes], noise: bytes) -> No
         talk.sent.clear()
     talk.session.close()
     check: Any = target(talk).asked
-    assert check.count("detach") + check.count("end") == 1
+    assert check.count("detach") == 1
