@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pyvmm.commands._dtbdump import DtbDump
     from pyvmm.control.server import Server
     from pyvmm.debugger.server import DebugServer
+    from pyvmm.debugger.symbols import Symbols
     from pyvmm.machine.trace import ExitTrace
     from pyvmm.snapshot.restorer import Restorer
 
@@ -54,6 +55,7 @@ class Extras(Record):
     sandbox: bool = False
     gdb: str | None = None  # where to listen for debuggers; empty: at the default socket
     gdb_wait: bool = False
+    symbols: Path | None = None  # names addresses in errors
 
 
 def run_attached(config: Config, extras: Extras) -> int:
@@ -84,6 +86,7 @@ class Attached:
         self._machine: Machine
         self._server: Server | None = None  # None before the control socket's first client
         self._debugger: DebugServer | None = None  # None before the first debugger
+        self._symbols: Symbols | None = None
         self._keyboard: Input
         self._loop: Loop
 
@@ -125,6 +128,8 @@ class Attached:
             return code
         except VmmError as error:
             code = error.exit_code
+            if self._symbols is not None:
+                error.message = self._symbols.annotate(error.message)
             raise
         finally:
             if self._debugger is not None and not (self._reboot and machine.was_reset):
@@ -154,8 +159,12 @@ class Attached:
         return self._debugger
 
     def _open_outputs(self, undo: contextlib.ExitStack) -> None:
-        """Open for writing the files that the options name."""
+        """Open for writing the files that the options name, and read the symbols."""
         extras = self._extras
+        if extras.symbols is not None:
+            from pyvmm.debugger.symbols import Symbols
+
+            self._symbols = Symbols.open(extras.symbols)
         trace, saved, dump = extras.trace, extras.save_on_exit, extras.dump_dtb
         if trace is None and saved is None and dump is None:
             return

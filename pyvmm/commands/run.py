@@ -15,7 +15,7 @@ from pyvmm.commands._armopts import HOST, arm_config, arm_options, cpu_model
 from pyvmm.commands._deviceopts import device_configs, device_needs, device_options
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._lkvm import NO_PCI, LkvmCommand, lkvm_options
-from pyvmm.commands._options import FILE, NEW_SNAPSHOT, FileName, no_sandbox
+from pyvmm.commands._options import EXISTING_FILE, FILE, NEW_SNAPSHOT, FileName, no_sandbox
 from pyvmm.config import Config, SveRequest
 from pyvmm.errors import HostError, ImageError, UsageError
 from pyvmm.host.settings import HostSettings
@@ -98,6 +98,10 @@ def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[Com
     help="Take a debugger at a TCP port of 127.0.0.1, or a Unix socket (default: NAME.gdb beside "
     "the control socket). `pyvmm gdb NAME` needs no --gdb.",
 )  # fmt: skip
+@click.option(
+    "--symbols", type=EXISTING_FILE, metavar="FILE",
+    help="Name addresses in errors by an ELF file's symbols, or a System.map.",
+)  # fmt: skip
 @click.option("--gdb-wait", is_flag=True, help="Run nothing until a debugger continues the guest.")
 @click.option("--reboot", is_flag=True, help="Start the guest again when it resets.")
 @no_sandbox
@@ -126,6 +130,8 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
     if options["cpu"] != HOST:
         needs += Needs(reads=(Path(options["cpu"]),))
     gdb = _debugger_place(options, config)
+    if options["symbols"] is not None:
+        needs += Needs(reads=(options["symbols"],))
     run_here_or_forward(where, needs, config.ttys, saves=saves, gdb=gdb)
     return _run(config, options, invocation.owns_process)
 
@@ -294,6 +300,7 @@ def _run(config: Config, options: dict[str, Any], owns_process: bool) -> int:
         sandbox=owns_process and not options["no_sandbox"],
         gdb=options["gdb"],
         gdb_wait=options["gdb_wait"],
+        symbols=options["symbols"],
     )
     try:
         return run_attached(config, extras)

@@ -15,6 +15,7 @@ from pyvmm.errors import UsageError
 
 ELF_MAGIC: Final = b"\x7fELF"
 _LINE: Final = re.compile(r"([0-9a-fA-F]{8,16}) ([A-Za-z]) (\S+)(?:\s.*)?")
+_PC: Final = re.compile(r"\bat PC (0x[0-9a-f]{1,16})\b")
 NAMED: Final = ("STT_FUNC", "STT_OBJECT", "STT_NOTYPE")
 FARTHEST: Final = 1 << 24  # bytes after a symbol: what is farther belongs to something else
 MAPPING: Final = re.compile(r"\$[xd](\..*)?")  # Source: AAELF64, "Mapping symbols"
@@ -57,6 +58,15 @@ class Symbols:
             return ""
         offset = address - self._addresses[at]
         return f"{self._names[at]}+{offset:#x}" if offset else self._names[at]
+
+    def annotate(self, message: str) -> str:
+        """Return a message in which each "at PC 0x..." has the symbol too."""
+
+        def named(match: re.Match[str]) -> str:
+            name = self.name(int(match[1], 16))
+            return f"{match[0]} in {name}" if name else match[0]
+
+        return _PC.sub(named, message)
 
 
 def _of_elf(path: Path) -> Iterable[tuple[int, str]]:

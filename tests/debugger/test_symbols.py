@@ -64,3 +64,11 @@ def test_file_without_symbols_is_refused(tmp_path: Path, content: bytes, words: 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read"):
         Symbols.open(tmp_path / "none")
+
+
+def test_message_gets_the_symbol_of_its_pc() -> None:
+    names = Symbols([(0x8008_0000, "_start"), (0x8008_0100, "main")])
+
+    told = names.annotate("vCPU 0 at PC 0x80080104 left KVM; vCPU 1 at PC 0x10")
+
+    assert told == "vCPU 0 at PC 0x80080104 in main+0x4 left KVM; vCPU 1 at PC 0x10"
