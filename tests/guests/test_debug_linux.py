@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import subprocess
@@ -16,6 +17,7 @@ from tests.guests.debuggers import PATIENCE, gdb
 
 pytestmark = [pytest.mark.e2e, pytest.mark.matrix, pytest.mark.timeout(1200)]
 
+GZIP = b"\x1f\x8b"
 SERVED = re.compile(r"target remote (\S+)")
 LOOK = """
 answer["banner"] = gdb.execute("x/s {banner}", to_string=True)
@@ -56,10 +58,17 @@ def shell(
 
 @pytest.fixture(scope="module")
 def symbols(shell: linux.Session) -> dict[str, int]:
-    """Return the addresses of some symbols, from the guest's kallsyms."""
-    wanted = "linux_banner|__arm64_sys_execve|init_task"
-    lines = shell.shell(f"grep -wE '{wanted}' /proc/kallsyms").splitlines()
-    return {line.split()[2]: int(line.split()[0], 16) for line in lines}
+    """Return the addresses of some symbols.
+
+    Functions are in the guest's kallsyms. Data is not: linux_banner is found in the Image, which
+    Linux maps as a whole from _text on.
+    """
+    lines = shell.shell("grep -wE '_text|__arm64_sys_execve' /proc/kallsyms").splitlines()
+    found = {line.split()[2]: int(line.split()[0], 16) for line in lines}
+    content = linux.image("6.1").read_bytes()
+    if content.startswith(GZIP):
+        content = gzip.decompress(content)
+    return {**found, "linux_banner": found["_text"] + content.index(b"Linux version 6")}
 
 
 def test_linux_banner_is_where_the_page_tables_say(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.host.progress import Progress
+from tests import tools
 from tests.guests.debuggers import PATIENCE, gdb, gdb_command, symbols
 
 SOURCE = Path(__file__).with_name("debugged.S")
@@ -130,3 +133,38 @@ def test_guest_goes_on_when_gdb_is_killed_and_takes_another(
         os.killpg(debugger.pid, signal.SIGKILL)
 
     assert run.wait(PATIENCE) == 0xE8  # lane 0 of Z1 is 1000, as without a debugger
+
+
+def test_lldb_breaks_reads_vectors_and_steps(
+    run: subprocess.Popen[bytes], guest: Path, place: Path
+) -> None:
+    at = symbols(guest)
+    lines = (
+        f"settings set plugin.process.gdb-remote.packet-timeout {PATIENCE}",
+        f"target create {guest}", f"process connect unix-connect://{place}",
+        "breakpoint set -n stored", "continue", "register read pc vg z1",
+        "thread step-inst", "register read pc", "breakpoint delete -f",
+        f"breakpoint set -H -a {at['shortest']:#x}", "continue", "register read pc vg",
+        "register read z1", "breakpoint delete -f", "process detach",
+    )  # fmt: skip
+    tool = tools.lldb(Progress())
+    words = [word for line in lines for word in ("-o", line)]
+    done = subprocess.run(
+        [*tool.command, "--no-lldbinit", "-b", *words],
+        env={**os.environ, **tool.environment},
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+    )
+
+    shown = done.stdout
+    for name in ("stored", "shortest"):
+        assert f"pc = {at[name]:#018x}" in shown, shown + done.stderr
+    assert f"pc = {at['stored'] + 4:#018x}" in shown
+    assert "vg = 0x0000000000000020" in shown  # 2048 bits
+    assert "vg = 0x0000000000000002" in shown
+    lanes = struct.pack("<64I", *(1000 + 3 * n for n in range(64)))
+    for length in (256, 16):
+        text = " ".join(f"0x{byte:02x}" for byte in lanes[:length])
+        assert f"z1 = {{{text}}}" in shown, shown
+    assert run.wait(PATIENCE) == 0xE8
