@@ -25,7 +25,7 @@ from pyvmm.arm64.translation import (
 from pyvmm.base.records import Record
 from pyvmm.errors import GuestError
 
-TABLES = 1024  # that one walk reads
+TABLES = 64  # that one walk reads: an emulated host takes a second or two for them
 RANGES = 10_000  # that one walk returns
 
 AP_EL0, AP_READ_ONLY = 1 << 6, 1 << 7

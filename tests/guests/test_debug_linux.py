@@ -17,6 +17,8 @@ from tests.guests.debuggers import PATIENCE, gdb
 
 pytestmark = [pytest.mark.e2e, pytest.mark.matrix, pytest.mark.timeout(1200)]
 
+KALLSYMS = re.compile(r"([0-9a-f]{16}) \w (\w+)")
+HEAD = 0x1_0000
 GZIP = b"\x1f\x8b"
 SERVED = re.compile(r"target remote (\S+)")
 LOOK = """
@@ -61,14 +63,16 @@ def symbols(shell: linux.Session) -> dict[str, int]:
     """Return the addresses of some symbols.
 
     Functions are in the guest's kallsyms. Data is not: linux_banner is found in the Image, which
-    Linux maps as a whole from _text on.
+    Linux maps as a whole. Source: Linux, arch/arm64/kernel/vmlinux.lds.S: _stext is 64 KiB from
+    the Image's beginning.
     """
-    lines = shell.shell("grep -wE '_text|__arm64_sys_execve' /proc/kallsyms").splitlines()
-    found = {line.split()[2]: int(line.split()[0], 16) for line in lines}
+    shown = shell.shell("grep -wE '_stext|__arm64_sys_execve' /proc/kallsyms")
+    found = {name: int(value, 16) for value, name in KALLSYMS.findall(shown)}
+    assert set(found) == {"_stext", "__arm64_sys_execve"}, shown
     content = linux.image("6.1").read_bytes()
     if content.startswith(GZIP):
         content = gzip.decompress(content)
-    return {**found, "linux_banner": found["_text"] + content.index(b"Linux version 6")}
+    return {**found, "linux_banner": found["_stext"] - HEAD + content.index(b"Linux version 6")}
 
 
 def test_linux_banner_is_where_the_page_tables_say(

@@ -12,7 +12,7 @@ from pyvmm.commands._options import EXISTING_FILE, added
 from pyvmm.debugger.symbols import Symbols
 
 MOST_RANGES = 100_000  # shown: tables with loops map the whole address space in small pages
-MOST_REQUESTS = 64
+MOST_REQUESTS = 256
 LIMIT = 1 << 64
 
 Reply = dict[str, Any]
