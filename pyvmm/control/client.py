@@ -36,6 +36,7 @@ from pyvmm.errors import EXIT_USAGE, HostError, VmmError
 
 TIMEOUT_S: Final = 10.0  # for a reply
 SAVE_S: Final = 3600.0  # for a snapshot
+STOP_S: Final = 60.0  # for a debugger's connection, before it stops a VM on a busy host
 END_S: Final = 20.0  # for the VM's end after a stop request
 CHUNK: Final = 1 << 20
 
@@ -197,7 +198,8 @@ def ask_on(
 
 def timeout_of(request: Message) -> float:
     """Return how many seconds the reply may take; saving a large memory takes long."""
-    return SAVE_S if str(request.get("do")) in OPENING else TIMEOUT_S
+    verb = str(request.get("do"))
+    return SAVE_S if verb in OPENING else STOP_S if verb == "gdb" else TIMEOUT_S
 
 
 def connect(connection: socket.socket, path: Path) -> None:

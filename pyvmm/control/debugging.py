@@ -140,6 +140,8 @@ def dial(name: str) -> socket.socket:
             if path is None:
                 raise UsageError(f"no VM called {name} is running")
             connect(connection, path)
+            if not is_trusted(connection):
+                raise HostError(f"{path} belongs to another user", hint="remove it")
             reply = ask_on(connection, path, {"do": "gdb"})
             if not reply["ok"]:
                 raise VmmError(reply["error"], hint=reply["hint"])

@@ -38,6 +38,9 @@ LOAD = 0xF940_0044  # ldr x4, [x2]
 MRS_DAIF, MSR_DAIFCLR, MSR_DAIFSET = 0xD53B_4220, 0xD503_42FF, 0xD503_42DF
 # mrs x5, esr_el1; mrs x6, elr_el1; mrs x7, spsr_el1; b .
 HANDLER = (0xD538_5205, 0xD538_4026, 0xD538_4007, SPIN)
+# CPACR_EL1.ZEN and FPEN, ZCR_EL1.LEN
+ENABLE_SVE = (0xD2A0_0663, 0xD518_1043, 0xD280_01E3, 0xD518_1203, 0xD503_3FDF)
+ZERO_Z0, COUNT_Z0 = 0x25F8_C000, 0x25E0_C020  # dup z0.d, #0; add z0.d, z0.d, #1
 UNMASKED = Pstate.of(M=Mode.EL1h)
 NZCV = 0xF000_0000
 VBAR = regs.lookup("VBAR_EL1", ENCODINGS)
@@ -124,6 +127,28 @@ def test_step_executes_one_instruction(tmp_path: Path, undo: ExitStack) -> None:
         places.append((debugger.register(PC) - rig.entry, debugger.register(1)))
 
     assert places == [(4 if n % 2 else 0, (n + 1) // 2) for n in range(1, 21)]
+
+
+def test_thousand_steps_of_vector_code_end_where_the_guest_would(
+    tmp_path: Path, undo: ExitStack
+) -> None:
+    rig = Rig(tmp_path, undo, (*ENABLE_SVE, ZERO_Z0, COUNT_Z0, 0x17FF_FFFF))
+    if not rig.machine.vls:
+        pytest.skip("the host has no SVE")
+    loop = rig.entry + 4 * len(ENABLE_SVE) + 4
+    debugger = rig.start()
+    debugger.ask(f"Z1,{loop:x},4")
+    debugger.ask("vCont;c")
+    debugger.ask(f"z1,{loop:x},4")
+    debugger.ask("qXfer:features:read:target.xml:0,10")  # now at the length that the guest has set
+    longest = max(rig.machine.vls) // 64
+
+    for step in range(1, 1001):
+        debugger.step()
+        if step % 125 == 0:
+            lanes = struct.unpack(f"<{longest}Q", bytes.fromhex(debugger.ask("p22").decode()))
+            assert debugger.register(PC) == loop + 4 * (step % 2)
+            assert lanes == ((step + 1) // 2,) * longest
 
 
 def test_software_breakpoint_stops_and_is_not_in_memory(tmp_path: Path, undo: ExitStack) -> None:

@@ -111,9 +111,9 @@ def test_gdb_reads_the_banner_and_breaks_in_a_system_call(
             )
         finally:
             server.terminate()
+            shell.type(b"\x03")
     assert "Linux version 6.1" in found["banner"]
     assert (found["threads"], found["pc"]) == (2, function)
-    shell.type(b"\x03")
     shell.wait_for(linux.PROMPT)
     assert shell.shell("echo alive") == "alive"  # the guest goes on
 
