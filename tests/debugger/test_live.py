@@ -129,6 +129,7 @@ def test_step_executes_one_instruction(tmp_path: Path, undo: ExitStack) -> None:
     assert places == [(4 if n % 2 else 0, (n + 1) // 2) for n in range(1, 21)]
 
 
+@pytest.mark.timeout(1200)
 def test_thousand_steps_of_vector_code_end_where_the_guest_would(
     tmp_path: Path, undo: ExitStack
 ) -> None:

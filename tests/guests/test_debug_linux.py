@@ -121,7 +121,7 @@ def test_gdb_reads_the_banner_and_breaks_in_a_system_call(
 def test_drgn_reads_a_core_of_the_kernel(
     shell: linux.Session, symbols: dict[str, int], pyvmm_cmd: list[str], tmp_path: Path
 ) -> None:
-    pytest.importorskip("drgn")
+    pytest.importorskip("drgn", reason="pip install drgn")
     core = tmp_path / "core"
     done = subprocess.run(
         [*pyvmm_cmd, "dump", "look", str(core)], capture_output=True, text=True, timeout=PATIENCE
