@@ -1,4 +1,4 @@
-/* hello: starts at EL1, prints a line on the UART, and ends the VM by PSCI SYSTEM_OFF. */
+/* hello: starts at EL1 or EL2, prints a line on the UART, and ends the VM by PSCI SYSTEM_OFF. */
 
 #include "guest.h"
 

@@ -22,10 +22,12 @@ DEFINITIONS: tuple[tuple[str, Callable[[Any], int], str], ...] = (
     ("VIRTIO_BASE", lambda m: m.virtio(0).base, "the first virtio-mmio device"),
     ("VIRTIO_SPI", lambda m: m.virtio(0).spi, "its interrupt, an edge"),
     ("EXIT_BASE", lambda m: m.EXIT.base, "a 32-bit write of N ends the VM with code N"),
-    ("GICD_BASE", lambda m: m.GICD.base, "GICv3 distributor"),
+    ("GICD_BASE", lambda m: m.GICD.base, "distributor"),
+    ("GICC_BASE", lambda m: m.GICC.base, "a GICv2's CPU interface"),
     ("GICR_SIZE", lambda m: m.GICR_SIZE, "RD_base and SGI_base frames of one vCPU"),
     ("GICR_END", lambda m: m.gicr(1).end, "redistributors end here, in vCPU order"),
     ("PPI_TIMER_VIRT", lambda m: m.PPI_TIMER_VIRT, "virtual timer"),
+    ("PPI_TIMER_HYP_VIRT", lambda m: m.PPI_TIMER_HYP_VIRT, "EL2's virtual timer"),
     ("RAM_BASE", lambda m: m.RAM_BASE, ""),
     ("KERNEL_OFFSET", lambda m: m.KERNEL_OFFSET, "where the guests are linked, from RAM_BASE"),
     ("DTB_ALIGN", lambda m: m.DTB_ALIGN, "no device tree lies below this offset into RAM"),
@@ -47,7 +49,7 @@ def header(layout: ModuleType) -> str:
     lines = ["/* Generated from pyvmm/layout.py by layout_h.py. */", "#pragma once", ""]
     for name, value, meaning in DEFINITIONS:
         comment = f"  /* {meaning} */" if meaning else ""
-        lines.append(f"#define {name:<16}{value(layout):#010x}{comment}")
+        lines.append(f"#define {name:<19}{value(layout):#010x}{comment}")
     return "\n".join(lines) + "\n"
 
 

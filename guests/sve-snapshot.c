@@ -85,7 +85,7 @@ void irq(uint32_t intid)
 		cpu->pings++;
 		return;
 	}
-	if (intid != PPI(PPI_TIMER_VIRT)) {
+	if (intid != virtual_timer_intid()) {
 		fail("spurious interrupt %u", intid);
 		return;
 	}
@@ -216,7 +216,7 @@ static void run_rounds(uint64_t context)
 		vl = sve_set_len(len);
 	gic_init_cpu();
 	gic_enable(SGI_PING);
-	gic_enable(PPI(PPI_TIMER_VIRT));
+	gic_enable(virtual_timer_intid());
 	start_timer(cpu);
 	cpu->up = true;
 	while (!rounds || cpu->rounds < rounds || cpu_index()) {

@@ -23,7 +23,7 @@ void irq(uint32_t intid)
 	uint64_t compare = read_sysreg(CNTV_CVAL_EL0);
 
 	last = counter();
-	if (intid != PPI(PPI_TIMER_VIRT))
+	if (intid != virtual_timer_intid())
 		panic("tick %u: spurious interrupt %u\n", ticks, intid);
 	if (ticks == TICKS)
 		panic("an interrupt after the timer was stopped\n");
@@ -54,7 +54,7 @@ int main(void)
 	period = frequency * TICK_MS / 1000;
 	gic_init();
 	gic_init_cpu();
-	gic_enable(PPI(PPI_TIMER_VIRT));
+	gic_enable(virtual_timer_intid());
 
 	start = counter();
 	set_timer(start + period);

@@ -9,7 +9,12 @@
 
 void cpu_init(void)
 {
-	write_sysreg(CNTKCTL_EVNTEN | CNTKCTL_EVNTI(15), CNTKCTL_EL1);
+	uint64_t events = CNTKCTL_EVNTEN | CNTKCTL_EVNTI(15);
+
+	if (cpu_has_el1_names())
+		write_sysreg(events, CNTKCTL_EL1);
+	else
+		write_sysreg(events, CNTHCTL_EL2);	/* the same bits */
 }
 
 unsigned int cpu_count(void)

@@ -1,4 +1,4 @@
-/* The two things guests want of the device tree, found in one walk. */
+/* What guests want of the device tree, found in one walk. */
 
 #include "fdt.h"
 #include "panic.h"
@@ -19,6 +19,7 @@ struct fdt_header {
 
 static const char *bootargs = "";
 static unsigned int cpus;
+static bool psci_by_smc, gicv2;
 
 static uint32_t be32(uint32_t value)
 {
@@ -84,6 +85,10 @@ void fdt_init(const void *dtb)
 			name = strings + be32(cell[1]);
 			if (depth == 2 && equal(parent, "chosen") && equal(name, "bootargs"))
 				bootargs = (const char *)(cell + 2);
+			if (depth == 2 && equal(parent, "psci") && equal(name, "method"))
+				psci_by_smc = equal((const char *)(cell + 2), "smc");
+			if (depth == 2 && starts_with(parent, "intc@") && equal(name, "compatible"))
+				gicv2 = equal((const char *)(cell + 2), "arm,cortex-a15-gic");
 			cell = skip(cell + 2, be32(cell[0]));
 			break;
 		case FDT_NOP:
@@ -97,6 +102,16 @@ void fdt_init(const void *dtb)
 unsigned int fdt_count_cpus(void)
 {
 	return cpus;
+}
+
+bool fdt_has_gicv2(void)
+{
+	return gicv2;
+}
+
+bool fdt_psci_is_smc(void)
+{
+	return psci_by_smc;
 }
 
 static bool ends_word(char c)

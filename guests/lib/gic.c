@@ -1,7 +1,12 @@
-/* GICv3 as far as the guests use it.  Source: Arm IHI 0069, chapter 12. */
+/*
+ * GICv3 as far as the guests use it, and the choice of a GICv2 on a machine that has one.
+ * Source: Arm IHI 0069, chapter 12.
+ */
 
 #include "cpu.h"
+#include "fdt.h"
 #include "gic.h"
+#include "gicv2.h"
 #include "panic.h"
 
 #define GICD_CTLR		0x0000
@@ -57,6 +62,10 @@ void gic_init(void)
 {
 	uint32_t intids = ((readl(GICD_BASE + GICD_TYPER) & 0x1f) + 1) * 32;
 
+	if (fdt_has_gicv2()) {
+		gicv2_init();
+		return;
+	}
 	if (intids > INTID_SPECIAL)
 		intids = INTID_SPECIAL;
 	distributor_write_ctlr(0);
@@ -81,8 +90,13 @@ static void check_affinity(uintptr_t rd, unsigned int index)
 void gic_init_cpu(void)
 {
 	unsigned int index = cpu_index();
-	uintptr_t rd = redistributor(index);
+	uintptr_t rd;
 
+	if (fdt_has_gicv2()) {
+		gicv2_init_cpu();
+		return;
+	}
+	rd = redistributor(index);
 	check_affinity(rd, index);
 	writel(readl(rd + GICR_WAKER) & ~GICR_WAKER_SLEEP, rd + GICR_WAKER);
 	wait_while(rd + GICR_WAKER, GICR_WAKER_ASLEEP);
@@ -106,6 +120,10 @@ void gic_enable(uint32_t intid)
 {
 	uintptr_t frame = GICD_BASE;
 
+	if (fdt_has_gicv2()) {
+		gicv2_enable(intid);
+		return;
+	}
 	if (intid < SPI(0))
 		frame = redistributor(cpu_index()) + GICR_SGI_BASE;
 	else
@@ -125,6 +143,10 @@ void gic_send_sgi(uint32_t intid, unsigned int index)
 	uint64_t mpidr = cpu_mpidr(index);
 	uint64_t target = 1ull << (mpidr & 0xf);
 
+	if (fdt_has_gicv2()) {
+		gicv2_send_sgi(intid, index);
+		return;
+	}
 	dsb();					/* what the handler will read comes first */
 	write_sysreg((mpidr >> 16 & 0xff) << 32 | (uint64_t)intid << 24 |
 		     (mpidr >> 8 & 0xff) << 16 | target, ICC_SGI1R_EL1);
@@ -133,14 +155,35 @@ void gic_send_sgi(uint32_t intid, unsigned int index)
 
 void gic_send_sgi_to_others(uint32_t intid)
 {
+	if (fdt_has_gicv2()) {
+		gicv2_send_sgi_to_others(intid);
+		return;
+	}
 	dsb();
 	write_sysreg(ICC_SGI1R_IRM | (uint64_t)intid << 24, ICC_SGI1R_EL1);
 	isb();
 }
 
+static void irq_main_v2(void)
+{
+	uint32_t acknowledged = gicv2_acknowledge();
+
+	dsb();
+	irq(gicv2_intid(acknowledged));
+	if (gicv2_intid(acknowledged) < INTID_SPECIAL) {
+		isb();
+		gicv2_end(acknowledged);
+	}
+}
+
 /* Called by start.S with interrupts masked. */
 void irq_main(void)
 {
+	if (fdt_has_gicv2()) {
+		irq_main_v2();
+		return;
+	}
+
 	uint32_t intid = read_sysreg(ICC_IAR1_EL1) & 0xffffff;
 
 	dsb();					/* the acknowledgement is complete */

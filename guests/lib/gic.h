@@ -1,10 +1,16 @@
 /* GICv3: every interrupt in group 1, one priority. */
 #pragma once
 
-#include "common.h"
+#include "cpu.h"
 
 #define PPI(n)			(16 + (n))
 #define SPI(n)			(32 + (n))
+
+/* With VHE the virtual timer's registers are those of EL2's own virtual timer. */
+static inline uint32_t virtual_timer_intid(void)
+{
+	return PPI(cpu_is_at_el2() && cpu_has_el1_names() ? PPI_TIMER_HYP_VIRT : PPI_TIMER_VIRT);
+}
 
 void gic_init(void);				/* once, before gic_init_cpu() of any vCPU */
 void gic_init_cpu(void);			/* on every vCPU that takes interrupts */

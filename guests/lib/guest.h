@@ -1,5 +1,5 @@
 /*
- * The guests' runtime: an EL1 with caches on, a console, parameters, vCPUs and interrupts.
+ * The guests' runtime: an EL1 or EL2 with caches on, a console, parameters, vCPUs and interrupts.
  *
  * A guest includes this header.  A file here includes the headers that it uses.  Calls go down,
  * but for main() and irq(), which are the guest's:
@@ -7,9 +7,11 @@
  *	smp		start of other vCPUs
  *	start.S		entry of every vCPU, exception vectors
  *	runtime		from the boot vCPU's entry to main()
- *	gic  fdt  virtio
+ *	gic  virtio
+ *	gicv2
  *	cpu		vCPUs by number
  *	psci
+ *	fdt
  *	panic
  *	print
  *	uart  memory

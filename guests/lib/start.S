@@ -22,7 +22,18 @@
 #define TCR		(32 | 1 << 8 | 1 << 10 | 3 << 12 | 32 << 16 | 1 << 23 | 2 << 30)
 
 /* The bits that are RES1 in Armv8.0, SA, and the three switches: M, C, I */
-#define SCTLR		(0x30d00800 | 1 << 3 | 1 << 0 | 1 << 2 | 1 << 12)
+#define SCTLR_SWITCHES	(1 << 3 | 1 << 0 | 1 << 2 | 1 << 12)
+#define SCTLR		(0x30d00800 | SCTLR_SWITCHES)
+
+/*
+ * EL2 with VHE: the names of EL1's registers mean EL2's own, and the code is the same as for EL1.
+ * EL2 without VHE: other names and layouts, and interrupts come by IMO, FMO and AMO.
+ * Source: Arm DDI 0487, D23 (HCR_EL2, TCR_EL2, SCTLR_EL2).
+ */
+#define HCR_VHE		(1 << 34 | 1 << 31 | 1 << 27)		/* E2H, RW, TGE */
+#define HCR_NVHE	(1 << 31 | 1 << 5 | 1 << 4 | 1 << 3)	/* RW, AMO, IMO, FMO */
+#define TCR_NVHE	(32 | 1 << 8 | 1 << 10 | 3 << 12 | 1 << 23 | 1 << 31)
+#define SCTLR_NVHE	(0x30c50830 | SCTLR_SWITCHES)
 
 	.section .text.entry, "ax"
 
@@ -54,6 +65,17 @@ secondary_entry:
 	br	x1
 
 enable_mmu:
+	mrs	x9, CurrentEL
+	cmp	x9, #(2 << 2)
+	b.ne	enable_mmu_el1
+	mrs	x9, id_aa64mmfr1_el1
+	ubfx	x9, x9, #8, #4			/* VH */
+	cbz	x9, enable_mmu_nvhe
+	mov	x9, #(HCR_VHE & 0xffff0000)
+	movk	x9, #(HCR_VHE >> 32), lsl #32
+	msr	hcr_el2, x9
+	isb
+enable_mmu_el1:
 	adrp	x9, vectors
 	add	x9, x9, :lo12:vectors
 	msr	vbar_el1, x9
@@ -76,6 +98,32 @@ enable_mmu:
 	isb
 	ret
 
+enable_mmu_nvhe:
+	mov	x9, #(HCR_NVHE & 0xffff)
+	movk	x9, #(HCR_NVHE >> 16), lsl #16
+	msr	hcr_el2, x9
+	adrp	x9, vectors_nvhe
+	add	x9, x9, :lo12:vectors_nvhe
+	msr	vbar_el2, x9
+	mov	x9, #MAIR
+	msr	mair_el2, x9
+	mov	x9, #(TCR_NVHE & 0xffff)
+	movk	x9, #(TCR_NVHE >> 16), lsl #16
+	msr	tcr_el2, x9
+	adrp	x9, translation_table
+	add	x9, x9, :lo12:translation_table
+	msr	ttbr0_el2, x9
+	isb
+	tlbi	alle2
+	ic	iallu
+	dsb	nsh
+	isb
+	mov	x9, #(SCTLR_NVHE & 0xffff)
+	movk	x9, #(SCTLR_NVHE >> 16), lsl #16
+	msr	sctlr_el2, x9
+	isb
+	ret
+
 /* This vCPU's number, from Aff2.Aff1.Aff0 as KVM assigns them, into TPIDR_EL1; sp by it. */
 set_stack:
 	mrs	x9, mpidr_el1
@@ -92,22 +140,27 @@ set_stack:
 	mov	sp, x9
 	ret
 
-	.macro	fatal
+	.macro	fatal table
 	.balign	0x80
-	mov	x20, #(. - vectors)
+	mov	x20, #(. - \table)
 	b	fatal_exception
 	.endm
 
+	.macro	table name, irq
 	.balign	0x800
-vectors:
-	.rept	5			/* from SP_EL0, and a synchronous one from SP_EL1 */
-	fatal
+\name:
+	.rept	5			/* from SP_EL0, and a synchronous one from this EL */
+	fatal	\name
 	.endr
 	.balign	0x80
-	b	irq_exception
-	.rept	10			/* FIQ and SError from SP_EL1, everything from EL0 */
-	fatal
+	b	\irq
+	.rept	10			/* FIQ and SError from this EL, everything from EL0 */
+	fatal	\name
 	.endr
+	.endm
+
+	table	vectors, irq_exception
+	table	vectors_nvhe, irq_exception_nvhe
 
 /* No way back: the registers are given up, and the stack too, which may be the cause. */
 fatal_exception:
@@ -115,7 +168,8 @@ fatal_exception:
 	mov	x0, x20
 	b	exception_main
 
-irq_exception:
+	.macro	take_irq name, el
+\name:
 	sub	sp, sp, #192
 	stp	x0, x1, [sp, #0]
 	stp	x2, x3, [sp, #16]
@@ -127,15 +181,15 @@ irq_exception:
 	stp	x14, x15, [sp, #112]
 	stp	x16, x17, [sp, #128]
 	stp	x18, x29, [sp, #144]
-	mrs	x0, elr_el1
-	mrs	x1, spsr_el1
+	mrs	x0, elr_\el
+	mrs	x1, spsr_\el
 	stp	x30, x0, [sp, #160]
 	str	x1, [sp, #176]
 	bl	irq_main
 	ldp	x30, x0, [sp, #160]
 	ldr	x1, [sp, #176]
-	msr	elr_el1, x0
-	msr	spsr_el1, x1
+	msr	elr_\el, x0
+	msr	spsr_\el, x1
 	ldp	x0, x1, [sp, #0]
 	ldp	x2, x3, [sp, #16]
 	ldp	x4, x5, [sp, #32]
@@ -148,6 +202,10 @@ irq_exception:
 	ldp	x18, x29, [sp, #144]
 	add	sp, sp, #192
 	eret
+	.endm
+
+	take_irq irq_exception, el1
+	take_irq irq_exception_nvhe, el2
 
 	.section .rodata
 	.balign	64

@@ -88,6 +88,8 @@ static const struct bank {
 
 bool sve_enable(void)
 {
+	if (!cpu_has_el1_names())
+		panic("at EL2 the SVE guests need VHE\n");
 	if (!PFR0_SVE(read_sysreg(ID_AA64PFR0_EL1)))
 		return false;
 	write_sysreg(CPACR_FPEN | CPACR_ZEN, CPACR_EL1);

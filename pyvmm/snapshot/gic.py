@@ -41,7 +41,8 @@ class Use(Enum):
 class Row(Record):
     """One register, or registers at ``offset``, ``offset + step``, ... for many INTIDs.
 
-    ``each`` is the number of INTIDs in one register; 0 means one register.
+    ``each`` is the number of INTIDs in one register; 0 means one register.  ``elsewhere`` has the
+    bits that another row restores: they are written as 0.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Row(Record):
     step: int = 4
     use: Use = Use.RESTORE
     may_lack: bool = False  # a GIC with fewer priority bits lacks it
+    elsewhere: int = 0
 
 
 class Part(Record, kw_only=True):
@@ -160,13 +162,21 @@ V2_DIST: Final = Part(
         *_by_intid("GICD_", 0, (*SETTINGS, *STATES)),
     ),
 )
+# A pending SGI has the CPUs that sent it, in GICD_SPENDSGIR.  A write to GICD_ISPENDR would add the
+# vCPU itself to them.  Source: Linux, __set_pending() in arch/arm64/kvm/vgic/vgic-mmio.c
+V2_SGIS: Final = 0xFFFF
+V2_PRIVATE_STATES: Final = tuple(
+    row.replace(elsewhere=V2_SGIS) if row.name == "GICD_ISPENDR" else row
+    for row in _by_intid("GICD_", 0, STATES)
+)
 V2_PRIVATE: Final = Part(
     name="private",
     group=VgicGroup.DIST_REGS,
     per_vcpu=True,
     rows=(
         Row("GICD_ICENABLER", 0x180, use=Use.CLEAR),
-        *_by_intid("GICD_", 0, (*SETTINGS, *STATES)),
+        *_by_intid("GICD_", 0, SETTINGS),
+        *V2_PRIVATE_STATES,
         *(Row(f"GICD_SPENDSGIR{n}", 0xF20 + 4 * n) for n in range(4)),
     ),
 )
@@ -348,7 +358,7 @@ def _restore_part(
         elif number in saved and (
             use is Use.RESTORE or (use is Use.RESTORE_IF_CHANGED and here[number] != saved[number])
         ):
-            values[number] = saved[number]
+            values[number] = saved[number] & ~place.row.elsewhere
     gic.write(part, vcpu, values)
 
 
