@@ -24,6 +24,7 @@ from pyvmm.host.share import Needs
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from pyvmm.commands._attached import Extras
     from pyvmm.cpumodel.model import CpuModel
 
 GUESTS = Path(__file__).parents[1] / "guests"
@@ -90,6 +91,11 @@ def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[Com
     help="Save the guest to FILE when a signal, key or timeout ends it, for `pyvmm restore`.",
 )  # fmt: skip
 @click.option(
+    "--migrate-on-prompt", is_flag=True,
+    help="When the guest prints 'Now migrate the VM', save it, restore it in a new process, and "
+    "press a key: for the migration tests of kvm-unit-tests.",
+)  # fmt: skip
+@click.option(
     "--trace", type=FILE, metavar="FILE",
     help="Write a trace of every VM exit to FILE, for ui.perfetto.dev.",
 )  # fmt: skip
@@ -125,7 +131,7 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
         raise _with_advice(error, where) from None
     written = (options["dump_dtb"], options["save_on_exit"], options["trace"])
     outputs = [path for path in written if path is not None]
-    saves = options["save_on_exit"] is not None
+    saves = options["save_on_exit"] is not None or options["migrate_on_prompt"]
     needs = _needs(config, outputs)
     if options["cpu"] != HOST:
         needs += Needs(reads=(Path(options["cpu"]),))
@@ -140,6 +146,11 @@ def _refuse_unsupported(options: dict[str, Any]) -> None:
     """Refuse lkvm's values that pyvmm does not support yet."""
     if options["reboot"] and options["ttys"]:
         raise UsageError("--reboot and --tty do not work together yet: a new machine has new ptys")
+    if options["migrate_on_prompt"]:
+        for option in ("ttys", "reboot", "save_on_exit"):
+            if options[option]:
+                name = {"ttys": "tty"}.get(option, option).replace("_", "-")
+                raise UsageError(f"--migrate-on-prompt and --{name} do not work together")
     if options["console"] == "hv":
         raise UsageError("--console hv: PowerPC only", hint="use serial or virtio")
     if options["virtio_transport"] not in ("mmio", "mmio-legacy"):
@@ -288,7 +299,7 @@ def _with_advice(error: vl.TextError, where: HostSettings) -> UsageError:
 
 def _run(config: Config, options: dict[str, Any], owns_process: bool) -> int:
     # Imported lazily: a command that is forwarded does not need them.
-    from pyvmm.commands._attached import Extras, run_attached
+    from pyvmm.commands._attached import Extras
 
     extras = Extras(
         verbose=options["verbose"] or options["loglevel"] in ("info", "debug"),
@@ -302,6 +313,18 @@ def _run(config: Config, options: dict[str, Any], owns_process: bool) -> int:
         gdb_wait=options["gdb_wait"],
         symbols=options["symbols"],
     )
+    if options["migrate_on_prompt"]:
+        from pyvmm.commands._migrating import Migrating
+
+        again = ("--no-sandbox",) if options["no_sandbox"] else ()
+        migrating = Migrating(config.name, config.timeout_s, again)
+        return migrating.run(lambda saved: _run_to_end(config, extras.replace(save_on_exit=saved)))
+    return _run_to_end(config, extras)
+
+
+def _run_to_end(config: Config, extras: Extras) -> int:
+    from pyvmm.commands._attached import run_attached
+
     try:
         return run_attached(config, extras)
     except ImageError as error:

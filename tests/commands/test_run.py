@@ -49,6 +49,8 @@ def never_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
         (["-k", "other"], "two images, image and -k other"),
         (["--console", "hv"], "--console hv: PowerPC only"),
         (["--irqchip", "gicv2m"], "--irqchip gicv2m: its messages need PCI"),
+        (["--migrate-on-prompt", "--reboot"], "--migrate-on-prompt and --reboot do not work"),
+        (["--migrate-on-prompt", "--tty", "1"], "--migrate-on-prompt and --tty do not work"),
         (["--network", "mode=user"], "--network mode=user: there is no virtio network device yet"),
         (["--tty", "4"], "--tty 4: a guest has terminals 0 to 3"),
         (["--tty=-1"], "--tty -1: a guest has terminals 0 to 3"),

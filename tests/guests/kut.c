@@ -2,7 +2,8 @@
  * Behaves like a test of kvm-unit-tests that is built for kvmtool: a flat image without a header,
  * with the first 16550A as console.  It ends by PSCI after the line that the runner searches for.
  *
- * Prints its command line and its initrd, and "EXIT: STATUS=n" for a command line "status=n".
+ * Prints its command line and its initrd, and "EXIT: STATUS=n" for a command line "status=n".  With
+ * "migrate=n" it first asks for n migrations, as the migration tests do.
  */
 
 typedef unsigned char u8;
@@ -25,6 +26,23 @@ static void put(const char *text, const char *end)
 {
 	for (; end ? text < end : *text; text++)
 		asm volatile("strb %w0, [%1]" : : "r"(*text), "r"(0x01000000ul) : "memory");
+}
+
+static u8 uart(u64 offset)
+{
+	u8 value;
+
+	asm volatile("ldrb %w0, [%1]" : "=r"(value) : "r"(0x01000000ul + offset) : "memory");
+	return value;
+}
+
+static void ask_for_migration(void)
+{
+	put("Now migrate the VM, then press a key to continue...\n", 0);
+	while (!(uart(5) & 1))			/* LSR.DR */
+		;
+	uart(0);
+	put("Migration complete\n", 0);
 }
 
 static u32 be32(const u8 *p)
@@ -80,8 +98,12 @@ __attribute__((used, noreturn)) void run(const u8 *fdt)
 	put(bootargs, 0);
 	put("\nENV: ", 0);
 	put((const char *)initrd_start, (const char *)initrd_end);
-	put("\n\nEXIT: STATUS=", 0);
-	put(bootargs[0] == 's' ? bootargs + 7 : "1", 0);
+	put("\n", 0);
+	if (bootargs[0] == 'm')
+		for (char n = bootargs[8]; n > '0'; n--)
+			ask_for_migration();
+	put("\nEXIT: STATUS=", 0);
+	put(bootargs[0] == 's' ? bootargs + 7 : bootargs[0] == 'm' ? "0" : "1", 0);
 	put("\n", 0);
 	asm volatile("hvc #0" : : "r"(function));
 	for (;;)

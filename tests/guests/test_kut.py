@@ -95,6 +95,27 @@ def test_test_with_several_cpus_runs_without_params(runner: Run, flat: Path) -> 
     assert done.returncode == 0
 
 
+@pytest.mark.parametrize("migrations", [1, 3])
+def test_guest_is_migrated_at_each_of_its_prompts(runner: Run, flat: Path, migrations: int) -> None:
+    done = runner(flat, "--params", f"migrate={migrations}", before=("--migrate-on-prompt",))
+
+    asked = "Now migrate the VM, then press a key to continue..."
+    assert done.stdout.splitlines() == [
+        f"ARGS: migrate={migrations}", "ENV: KERNEL_VERSION=6", "ERRATA_FORCE=y", "",
+        *(asked, "Migration complete") * migrations, "", "EXIT: STATUS=0",
+    ]  # fmt: skip
+    assert done.stderr == ""
+    assert done.returncode == 0
+
+
+def test_migration_ends_at_the_timeout(runner: Run, flat: Path) -> None:
+    options = ("--migrate-on-prompt", "--timeout", "0.1")
+
+    done = runner(flat, "--params", "migrate=9", before=options)
+
+    assert done.returncode == 124
+
+
 def test_missing_kernel_is_the_only_error_of_the_runners_check(runner: Run) -> None:
     done = runner(NO_FILE, "--irqchip=gicv3", "--pmu")
 
