@@ -286,3 +286,26 @@ def test_unknown_cpu_is_refused_with_qemus_message(pyvmm: Pyvmm) -> None:
     assert "z80" in done.stderr
     assert "Traceback" not in done.stderr
     assert not any(host["cpu"].startswith("z80") for host in pyvmm.hosts())
+
+
+SCRIPT = r"""
+set -e
+cat <(echo one) /dev/stdin <<<two
+echo three >/dev/stdout
+echo four >/dev/stderr
+name=$(mktemp) && rm "$name"
+timeout -k 1s --foreground 5 echo five
+getopt -o g: -l group: -- --group six
+pyvmm version
+sh -c 'command -v pyvmm'
+"""
+
+
+def test_host_has_what_the_scripts_of_kvm_unit_tests_need(pyvmm: Pyvmm) -> None:
+    done = pyvmm("host", "exec", "--", "bash", "-c", SCRIPT)
+
+    *first, version, path = done.stdout.splitlines()
+    assert first == ["one", "two", "three", "five", " --group 'six' --"], done.stderr
+    assert version == pyvmm("version").stdout.strip()
+    assert path == "/usr/bin/pyvmm"
+    assert (done.stderr, done.returncode) == ("four\n", 0)

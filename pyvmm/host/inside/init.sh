@@ -32,6 +32,11 @@ $b mount -o move /dev dev
 $b mkdir -p dev/pts dev/shm
 $b mount -t devpts -o mode=620,ptmxmode=666 devpts dev/pts
 $b mount -t tmpfs -o mode=1777 shm dev/shm
+# As udev makes them.
+$b ln -s /proc/self/fd dev/fd
+$b ln -s /proc/self/fd/0 dev/stdin
+$b ln -s /proc/self/fd/1 dev/stdout
+$b ln -s /proc/self/fd/2 dev/stderr
 export HOME=/ PATH=/usr/bin:/usr/sbin PYTHONPATH=/run/pyvmm/lib TMPDIR=/run/tmp LANG=C.UTF-8
 # In QEMU the CPU's SHA-256 instructions are half as fast as the code they replace.
 export OPENSSL_armcap=0

@@ -9,26 +9,30 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Final
 
 from pyvmm.base.dirs import cache_dir
-from pyvmm.host.parts.debian import Suite
+from pyvmm.host.parts.debian import Package, Suite
 from pyvmm.host.parts.tools import TOOLS_SUITE, Tool, packaged, python311, trees_dir
 from pyvmm.host.progress import Progress
 
-# Beside Python: libraries that pyvmm loads for packed images and snapshots.
+# Beside Python: libraries that pyvmm loads for packed images and snapshots.  And what scripts need
+# that busybox lacks: bash, and the timeout of coreutils.
 PACKAGES: Final = tuple(
     f"{name}:arm64"
     for name in (
         "python3.11", "python3-cffi-backend", "busybox-static", "libzstd1", "liblz4-1", "liblzo2-2",
+        "bash", "coreutils",
     )
 )  # fmt: skip
 # Dependencies of python3.11 for maintainer scripts, and for modules that pyvmm never imports.
 NOT_NEEDED: Final = re.compile(
     r"(dpkg|tar|media-types|readline-common|python3(-minimal)?|libpython3-stdlib|debconf"
-    r"|libtirpc.*|libnsl2|libk.*|libgssapi.*|libdb5.3|libsqlite3-0|libcom-err2|gcc-12-base)$"
+    r"|libtirpc.*|libnsl2|libk.*|libgssapi.*|libdb5.3|libsqlite3-0|libcom-err2|gcc-12-base"
+    r"|base-files|debianutils|lib(acl1|attr1|gmp10|selinux1|pcre2-8-0))$"
 )
 DISTRIBUTION: Final = "pyvmm-arm64"
 # The root has Debian's arm64 backend of cffi. Only builds need the rest of the package.
@@ -38,13 +42,28 @@ COMPILED: Final = frozenset({"cffi"})
 MOUNTPOINTS: Final = tuple(f"usr/{name}" for name in ("src", "local", "share"))
 # busybox's programs for `pyvmm host shell` and `pyvmm host exec`.
 APPLETS: Final = tuple(
-    """ash awk cat chmod chown clear cmp cp cut date dd df diff dmesg du echo env false find free
-    grep gunzip gzip head hexdump hostname id insmod kill killall less ln ls lsmod md5sum mkdir
-    mknod modprobe more mount mv nproc od pidof ps pwd readlink realpath rm rmdir rmmod sed seq
-    setsid sh sha256sum sleep sort stat strings stty sync tail tar taskset tee test time timeout
-    top touch tr true tty umount uname uniq uptime usleep vi wc which xargs xxd yes""".split()  # noqa: SIM905 - a table, one word an applet
+    """ash awk basename cat chmod chown clear cmp comm cp cut date dd df diff dirname dmesg du echo
+    env expr false find flock fold free getopt grep gunzip gzip head hexdump hostname id insmod kill
+    killall less ln ls lsmod md5sum mkdir mkfifo mknod mktemp modprobe more mount mv nproc od paste
+    pidof ps pwd readlink realpath rm rmdir rmmod sed seq setsid sh sha256sum sleep sort stat
+    strings stty sync tac tail tar taskset tee test time timeout top touch tr true tty umount
+    uname uniq uptime usleep vi wc which xargs xxd yes""".split()  # noqa: SIM905 - a table, one word an applet
 )
 SITE: Final = "usr/lib/python3/dist-packages"
+
+
+# The programs of coreutils that the root takes; busybox has the others.
+COREUTILS: Final = frozenset({"timeout"})  # busybox's lacks --foreground
+# `pyvmm` in every shell of the host.  The agent itself runs `pyvmm ...` without it.
+PYVMM: Final = """#!/usr/bin/python3
+import sys
+
+sys.path.insert(0, "/run/pyvmm/lib")
+
+from pyvmm.cli import main
+
+sys.exit(main(owns_process=True))
+"""
 
 
 def image(progress: Progress) -> Path:
@@ -93,12 +112,26 @@ def _python_tree(progress: Progress) -> Path:
             for p in source.closure(PACKAGES)
             if not NOT_NEEDED.match(p.name) and (p.arch == "arm64" or p.name.startswith("python"))
         ]
-        source.unpack(wanted, into, progress)
+        source.unpack([p for p in wanted if p.name != "coreutils"], into, progress)
+        _add_coreutils([p for p in wanted if p.name == "coreutils"], source, into, progress)
         _arrange(into)
 
     recipe = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:8]
     path = trees_dir() / f"python-arm64-{TOOLS_SUITE}-{recipe}"
     return progress.cached("getting Python for arm64", path, build)
+
+
+def _add_coreutils(
+    packages: Sequence[Package], source: Suite, tree: Path, progress: Progress
+) -> None:
+    """Add the few programs of coreutils that the root takes."""
+    apart = tree / ".coreutils"
+    source.unpack(packages, apart, progress)
+    for name in COREUTILS:
+        (found,) = apart.glob(f"**/bin/{name}")
+        (tree / "usr/bin").mkdir(parents=True, exist_ok=True)
+        shutil.move(found, tree / "usr/bin" / name)
+    shutil.rmtree(apart)
 
 
 def _arrange(tree: Path) -> None:
@@ -121,7 +154,9 @@ def _arrange(tree: Path) -> None:
 
 
 def _add_links(programs: Path) -> None:
-    """Make the link python3, and a link to busybox for each applet."""
+    """Make the link python3, `pyvmm`, and a link to busybox for each applet."""
+    (programs / "pyvmm").write_text(PYVMM)
+    (programs / "pyvmm").chmod(0o755)
     (programs / "python3").unlink(missing_ok=True)
     (programs / "python3").symlink_to("python3.11")
     for applet in APPLETS:
