@@ -164,6 +164,16 @@ DIRTY_LOG = Struct(
     u64 dirty_bitmap
     """,
 )
+COPY_MTE_TAGS = Struct(
+    "struct kvm_arm_copy_mte_tags",
+    """
+    u64 guest_ipa
+    u64 length
+    u64 addr
+    u64 flags
+    u64 reserved[2]
+    """,
+)
 MP_STATE = Struct("struct kvm_mp_state", "u32 mp_state")
 GUEST_DEBUG = Struct(
     "struct kvm_guest_debug",

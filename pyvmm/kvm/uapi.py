@@ -15,6 +15,8 @@ CREATE_DEVICE_TEST = 1  # a flag of KVM_CREATE_DEVICE: check only
 
 # kvm_userspace_memory_region.flags
 MEM_LOG_DIRTY_PAGES = 1 << 0
+ARM_TAGS_TO_GUEST = 0  # flags of KVM_ARM_MTE_COPY_TAGS
+ARM_TAGS_FROM_GUEST = 1
 MEM_READONLY = 1 << 1
 
 # kvm_irqfd.flags

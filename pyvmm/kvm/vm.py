@@ -23,6 +23,7 @@ _FIRST_PPI = 16
 # op1, CRm and op2 of the registers in KVM_ARM_FEATURE_ID_RANGE.  Source: asm/kvm.h (arm64),
 # KVM_ARM_FEATURE_ID_RANGE_IDX
 _FEATURE_IDS = tuple(itertools.product((0, 1, 3), range(8), range(8)))
+TAG_GRANULE = 16  # bytes of memory with one tag.  Source: Arm ARM DDI 0487, D10, "Allocation Tags"
 _BITMAP_WORD = 64  # KVM's dirty bitmaps are arrays of 64-bit words
 
 
@@ -111,6 +112,30 @@ class Vm(AttributeFd):
         bitmap = bytearray(-(-pages // _BITMAP_WORD) * 8)
         ioctls.GET_DIRTY_LOG.write(self.fd, slot=slot, dirty_bitmap=address(bitmap))
         return bytes(bitmap)
+
+    def read_tags(self, gpa: int, length: int) -> bytearray:
+        """Return the memory tags of whole host pages: a byte for each granule of 16 bytes."""
+        tags = bytearray(length // TAG_GRANULE)
+        self._copy_tags(gpa, length, tags, uapi.ARM_TAGS_FROM_GUEST)
+        return tags
+
+    def write_tags(self, gpa: int, length: int, tags: bytearray) -> None:
+        """Set the memory tags of whole host pages: a byte for each granule of 16 bytes."""
+        if len(tags) != length // TAG_GRANULE:
+            raise ValueError(f"{len(tags)} tags for {length} bytes")
+        self._copy_tags(gpa, length, tags, uapi.ARM_TAGS_TO_GUEST)
+
+    def _copy_tags(self, gpa: int, length: int, tags: bytearray, flags: int) -> None:
+        """Copy tags.  The kernel may stop after some pages, and returns how many bytes it did."""
+        done = 0
+        while done < length:
+            done += ioctls.ARM_MTE_COPY_TAGS.write(
+                self.fd,
+                guest_ipa=gpa + done,
+                length=length - done,
+                addr=address(tags) + done // TAG_GRANULE,
+                flags=flags,
+            )
 
     def register_coalesced_mmio(self, addr: int, size: int) -> None:
         """Coalesce guest writes to that range in the ring that FastMmio.take_tx drains."""

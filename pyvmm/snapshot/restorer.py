@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
@@ -19,12 +19,15 @@ from pyvmm.kvm.system import System
 from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.machine.board import Board, Hooks, assemble
 from pyvmm.machine.machine import Machine, write_to_stdout
+from pyvmm.machine.plan import Feature
+from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.check import Compatibility, machine_rows, register_row
 from pyvmm.snapshot.hostlimits import limits_here
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.restorememory import fill, map_into
 from pyvmm.snapshot.restorestate import Loss, RestoreReport, plan_of, restore_state
 from pyvmm.snapshot.state import State
+from pyvmm.snapshot.tags import tag_memories, write_tags
 from pyvmm.snapshot.trust import admitted
 
 NANOSECONDS: Final = 1_000_000_000
@@ -79,6 +82,15 @@ class Restorer(Closing):
         self.state: State
         self.file, self.state = admitted(path, given, trust=trust)
         self._undo.enter_context(self.file)
+        if Feature.MTE in self.state.features:  # KVM refuses the pages of files for its memory
+            if reading is Reading.LAZY:
+                self._undo.close()
+                raise UsageError(
+                    f"{path}: the guest has memory tags (MTE): its memory cannot be mapped from a "
+                    "file",
+                    hint=f"use `reading`={Reading.EAGER.value}",
+                )
+            self.reading = Reading.EAGER
         self.config = self.state.config
 
     def close(self) -> None:
@@ -134,7 +146,12 @@ class Restorer(Closing):
 
     def _fill(self, board: Board) -> None:
         """Restore the guest's memory; the snapshot must have the same areas."""
-        memories = board.slots.saved
+        with ExitStack() as undo:
+            tags = tag_memories(board, undo)
+            self._read({**board.slots.saved, **tags})
+            write_tags(board.vm, tags)
+
+    def _read(self, memories: Mapping[str, GuestMemory]) -> None:
         here = {name: (memory.base, memory.size) for name, memory in memories.items()}
         saved = {area.name: (area.base, area.size) for area in self.state.memory}
         if here != saved:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -29,11 +29,13 @@ from pyvmm.machine.board import Board
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.plan import Feature
 from pyvmm.machine.vcpus import MachineVcpu, features_of
+from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot import restoreorder
 from pyvmm.snapshot.gic import gic_registers, save_gic, save_tables
 from pyvmm.snapshot.pages import changed
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.state import Area, Clock, Events, State, Taken, VcpuState
+from pyvmm.snapshot.tags import read_tags, tag_memories
 from pyvmm.snapshot.writer import Part, finish, write_snapshot
 
 DRAINS = 100  # attempts to complete the devices' requests
@@ -49,8 +51,12 @@ class Saved(Record):
 MIDR_EL1 = regs.lookup("MIDR_EL1", sysregs.ENCODINGS)
 
 
-def save_state(board: Board, config: Config, virtual: int) -> State:
+def save_state(
+    board: Board, config: Config, virtual: int, memories: Mapping[str, GuestMemory]
+) -> State:
     """Return a machine's state; no vCPU runs, and its virtual counter is ``virtual``.
+
+    ``memories`` are the areas of memory to save, by name.
 
     The caller holds still().
 
@@ -58,11 +64,6 @@ def save_state(board: Board, config: Config, virtual: int) -> State:
         KvmError: the kernel refuses a read.
         VmmError: snapshots do not support a feature of the machine.
     """
-    if Feature.MTE in board.plan.features:
-        raise VmmError(
-            "the guest has memory tags (MTE), which snapshots do not store",
-            hint="run the guest with `cpu.mte`=False",
-        )
     save_tables(board.irqchip)
     vcpus = tuple(save_vcpu(board, vcpu, virtual) for vcpu in board.vcpus)
     return State(
@@ -75,8 +76,7 @@ def save_state(board: Board, config: Config, virtual: int) -> State:
         ipa_bits=board.plan.ipa_bits,
         features=board.plan.features,
         memory=tuple(
-            Area(name=name, base=memory.base, size=memory.size)
-            for name, memory in board.slots.saved.items()
+            Area(name=name, base=memory.base, size=memory.size) for name, memory in memories.items()
         ),
         vcpus=vcpus,
         gic=save_gic(gic_registers(board), board.irqchip.name),
@@ -113,9 +113,12 @@ def save(
         if machine.has_started:
             complete_accesses(board)
         undo.enter_context(still(board))
-        state = save_state(board, machine.config, machine.virtual_time)
+        tags = tag_memories(board, undo)
+        areas = {**board.slots.saved, **tags}
+        state = save_state(board, machine.config, machine.virtual_time, areas)
         dirty.collect()
-        memories = list(board.slots.saved.values())
+        read_tags(board, tags)
+        memories = list(areas.values())
         if parent is None:
             parts = [Part(memory) for memory in memories]
         elif isinstance(parent, Path):

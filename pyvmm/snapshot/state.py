@@ -31,10 +31,14 @@ from pyvmm.snapshot.codec import (
     read_hexadecimal,
 )
 
-SCHEMA: Final = 2  # 2: config.cpu has pauth and ids
+SCHEMA: Final = 2  # 2: areas of tags; config.cpu has pauth and ids
 LARGEST_REGISTER: Final = regs.size(regs.U2048)
 MOST_REGISTERS: Final = 8192  # of a vCPU: KVM lists some 550
 PVTIME: Final = "pvtime"
+# The areas of memory tags: see tags.py.  No guest has so many address bits.
+TAGS: Final = "-tags"  # the end of an area's name
+TAGS_BASE: Final = 1 << 51
+TAGS_SHARE: Final = 32  # bytes of memory for a byte of tags
 # Items of a state's lists: some times what a save writes
 MOST_ITEMS: Final = {"warnings": 100, "memory": 100, "devices": 100}
 MOST_BLOCKS: Final = 4  # of GIC registers for each vCPU, and as many shared ones
@@ -203,7 +207,7 @@ class State(Record, kw_only=True):
                 f"{name}: its state has schema {schema}, this pyvmm reads up to {SCHEMA}",
                 hint="use the newer pyvmm that wrote it",
             )
-        if type(schema) is not int or schema < 1:
+        if type(schema) is not int or not 0 < schema <= SCHEMA:
             raise Damaged(f"{name}: its state is damaged: the schema is {str(schema)[:40]}")
         try:
             state = decode(cls, document, "state")
@@ -231,7 +235,10 @@ def _check(state: State) -> None:
     names = [area.name for area in areas]
     if len(set(names)) != len(names) or RAM not in names:
         raise Damaged("state.memory: it lacks RAM, or has two areas with the same name")
+    _check_tags(state)
     for area in areas:
+        if area.name.endswith(TAGS):
+            continue
         if not 32 <= state.ipa_bits <= 52 or area.size <= 0 or area.end > 1 << state.ipa_bits:
             raise Damaged(f"state.memory: {area.name} is outside the guest's addresses")
     for below, above in itertools.pairwise(areas):
@@ -242,6 +249,26 @@ def _check(state: State) -> None:
     for block in state.gic.blocks:
         if block.vcpu is not None and not 0 <= block.vcpu < len(state.vcpus):
             raise Damaged(f"state.gic: registers of vCPU {block.vcpu}, which does not exist")
+
+
+def has_tags(name: str) -> bool:
+    """Return whether the guest may tag the memory of that name; stolen time has no tags."""
+    return name != PVTIME
+
+
+def _check_tags(state: State) -> None:
+    """Check that memory has its tags in an area, if the guest has tags.
+
+    Raises: Damaged.
+    """
+    found = {area.name: (area.base, area.size) for area in state.memory if area.name.endswith(TAGS)}
+    expected = {
+        area.name + TAGS: (TAGS_BASE + area.base // TAGS_SHARE, area.size // TAGS_SHARE)
+        for area in state.memory
+        if Feature.MTE in state.features and not area.name.endswith(TAGS) and has_tags(area.name)
+    }
+    if found != expected:
+        raise Damaged("state.memory: the areas of memory tags differ from those of memory")
 
 
 learn(State)

@@ -39,6 +39,32 @@ def test_gicv2_host_runs_saves_and_restores_a_guest(pyvmm: Pyvmm, tmp_path: Path
     assert shown["state"]["gic"]["kind"] == "gicv2"
 
 
+def test_mte_host_runs_saves_and_restores_a_guest_with_its_tags(
+    pyvmm: Pyvmm, tmp_path: Path
+) -> None:
+    host = ("--host-model", "mte")
+    saved = tmp_path / "guest.snap"
+    right = "16384 granules have their tags, and a wrong tag is a fault"
+
+    begun = pyvmm("run", *host, "mte", "-m", "32", "--timeout", "5", "--save-on-exit", str(saved),
+                  timeout=FIRST_S)  # fmt: skip
+    restored = pyvmm("restore", *host, str(saved), input="q")
+    lazily = pyvmm("restore", *host, "--memory", "lazy", str(saved), input="q")
+
+    assert (begun.returncode, begun.stdout.strip()) == (124, right), begun.stderr
+    assert (restored.returncode, restored.stdout.strip()) == (0, right), restored.stderr
+    assert lazily.returncode == 2
+    assert "its memory cannot be mapped from a file" in message(lazily)
+    assert "ram-tags" in pyvmm("snapshot", "show", str(saved)).stdout
+
+
+def test_nested_host_runs_a_guest_at_el2(pyvmm: Pyvmm) -> None:
+    done = pyvmm("run", "--host-model", "nested", "--nested", "hello", timeout=FIRST_S)
+
+    assert done.stdout.startswith("Hello from EL2 on vCPU 0")
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
 @pytest.mark.parametrize(
     ("options", "words", "hint"),
     [

@@ -16,7 +16,7 @@ from tests.guests.conftest import GUESTS, flat_image, loadable
 
 NAMES = (
     "hello", "exit", "sve-vls", "sve-zcr", "zcr-el12", "sve-math", "sve-snapshot", "smp", "timer",
-    "echo", "virtio-console", "id-registers",
+    "echo", "virtio-console", "id-registers", "mte",
 )  # fmt: skip
 # SVE instructions in guests/sve/access.S
 ACCESS = 32 * 2 + 16 * 2 + 8 + 1
