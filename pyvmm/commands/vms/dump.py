@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 
 from pyvmm.base.units import show_size
-from pyvmm.cli import say
+from pyvmm.cli import echo, say
 from pyvmm.commands._options import FILE, json_option
-from pyvmm.commands._output import echo, show
+from pyvmm.commands._output import show
 from pyvmm.commands.vms._running import chosen, document, exit_code, readable, successes
 from pyvmm.host import share
 from pyvmm.host.share import Needs
