@@ -125,7 +125,7 @@ static void take(struct pyvmm_fast_mmio *fast, int uart, size_t size)
 static void access_mmio(struct pyvmm_fast_mmio *fast, struct kvm_run *run)
 {
 	static const uint32_t lengths[] = { 1, 2, 4, 8 };
-	uint64_t counts[2 * (PYVMM_UARTS + 2)] = { 0 }, unclaimed = 0, total = 0;
+	uint64_t counts[2 * (PYVMM_UARTS + 4)] = { 0 }, unclaimed = 0, total = 0;
 	uint8_t kind = byte();
 	int uart, done, sends;
 
@@ -140,7 +140,7 @@ static void access_mmio(struct pyvmm_fast_mmio *fast, struct kvm_run *run)
 	done = pyvmm_complete_mmio(fast, run, counts, &unclaimed);
 	if (done && sends)
 		send(uart, run->mmio.data[0]);
-	for (size_t n = 0; n < 2 * (PYVMM_UARTS + 2); n++)
+	for (size_t n = 0; n < 2 * (PYVMM_UARTS + 4); n++)
 		total += counts[n];
 	require(total == (uint64_t)!!done);
 	require(!unclaimed || (done && unclaimed == run->mmio.phys_addr));

@@ -105,13 +105,14 @@ void plain_isrs(struct pyvmm_fast_mmio *fast, uint32_t bits)
 {
 	pyvmm_isr_set(fast, 0, bits);
 	pyvmm_isr_clear(fast, 0, bits);
+	pyvmm_set_doorbell(fast, 0, 0, NULL, NULL);
 }
 
 /* A guest's access.  Returns whether C completes it; *value is what it writes or reads. */
 int plain_access(struct pyvmm_fast_mmio *fast, uint64_t address, uint32_t length, int is_write,
 		 uint64_t *value)
 {
-	uint64_t counts[2 * (PYVMM_UARTS + 3)] = { 0 }, unclaimed = 0;
+	uint64_t counts[2 * (PYVMM_UARTS + 4)] = { 0 }, unclaimed = 0;
 	struct kvm_run run = { .exit_reason = KVM_EXIT_MMIO };
 	int done;
 

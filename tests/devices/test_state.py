@@ -11,9 +11,10 @@ import pytest
 
 from pyvmm.devices.device import Device
 from pyvmm.devices.exit import ExitRegister
+from pyvmm.devices.pc16550d import IER_RDI, LCR_DLAB, LSR_BI
 from pyvmm.devices.pl031 import Pl031
 from pyvmm.devices.state import StateError
-from pyvmm.devices.uart8250 import IER_RDI, LCR_DLAB, LSR_BI, Uart8250
+from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.layout import RAM_BASE
 from pyvmm.memory.ram import GuestMemory

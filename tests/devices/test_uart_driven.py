@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyvmm.devices.uart8250 import FIFO_DEPTH
+from pyvmm.devices.pc16550d import FIFO_DEPTH
 from tests.devices.uart import (
     DLL,
     DLM,

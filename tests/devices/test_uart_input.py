@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from pyvmm.devices.uart8250 import FIFO_DEPTH, HOLD_READS
+from pyvmm.devices.pc16550d import FIFO_DEPTH
+from pyvmm.devices.uart8250 import HOLD_READS
 from tests.devices.uart import FCR, IER, IIR, LSR, RBR, RDI, RLSI, THR, TIMEOUT, Port
 
 # Receiving
