@@ -86,7 +86,7 @@ def load(start: Callable[[], Session]) -> Iterator[Session]:
             "/sbin/mke2fs -q -t ext4 -b 4096 /dev/vda && mount /dev/vda /mnt && echo ok"
         )
         assert made == "ok"
-        guest.shell(f"({LOAD}) & load=$!")
+        guest.shell(f">/log; ({LOAD}) & load=$!")
         turns(guest, 2)
         yield guest
 
