@@ -22,6 +22,13 @@ from tests.sandbox.attempts import (
 )
 
 
+def has_landlock() -> bool:
+    try:
+        return landlock.abi() > 0
+    except landlock.Absent:
+        return False
+
+
 def attempts(secret: Path) -> Attempts:
     """Return the attempts, by name; each raises OSError if it is refused."""
     return {

@@ -25,6 +25,7 @@ from tests.sandbox import bpf
 from tests.sandbox.attempts import BY_LANDLOCK, Attempts
 from tests.sandbox.escape import (
     attempts,
+    has_landlock,
     in_child,
     in_thread,
     outcomes,
@@ -42,13 +43,6 @@ MACHINE = os.uname().machine
 # uretprobe and uprobe, which filters do not see.  Source: Linux, kernel/seccomp.c, since v6.14
 UNFILTERED = (335, 336) if MACHINE == "x86_64" else ()
 DENIED = ("Operation not permitted", "Permission denied")
-
-
-def has_landlock() -> bool:
-    try:
-        return landlock.abi() > 0
-    except landlock.Absent:
-        return False
 
 
 def has_seccomp() -> bool:
