@@ -73,7 +73,7 @@ def test_run_says_what_confines_it_on_each_kernel(kernel: str, pyvmm: Pyvmm) -> 
     assert "no capabilities" in line and re.search(r"seccomp \(\d+ system calls\)", line)
     (abi,) = re.findall(r"Landlock ABI (\d+)", line) or ["0"]
     assert (int(abi) >= ABIS[kernel], bool(int(abi))) == (True, bool(ABIS[kernel]))
-    assert (f"pyvmm: {NEVER_BUILT}" in done.stderr) is not ABIS[kernel] > 0
+    assert (f"pyvmm: {NEVER_BUILT}" in done.stderr) == (ABIS[kernel] == 0)
 
 
 def test_run_says_that_the_kernel_leaves_landlock_out(pyvmm: Pyvmm) -> None:
