@@ -39,6 +39,7 @@ def test_gicv2_host_runs_saves_and_restores_a_guest(pyvmm: Pyvmm, tmp_path: Path
     assert shown["state"]["gic"]["kind"] == "gicv2"
 
 
+@pytest.mark.matrix  # another kernel and another QEMU: 200 MB
 def test_mte_host_runs_saves_and_restores_a_guest_with_its_tags(
     pyvmm: Pyvmm, tmp_path: Path
 ) -> None:
@@ -58,7 +59,10 @@ def test_mte_host_runs_saves_and_restores_a_guest_with_its_tags(
     assert "ram-tags" in pyvmm("snapshot", "show", str(saved)).stdout
 
 
+@pytest.mark.matrix  # as above
 def test_nested_host_runs_a_guest_at_el2(pyvmm: Pyvmm) -> None:
+    pyvmm("host", "start", "--host-model", "nested", timeout=FIRST_S)
+
     done = pyvmm("run", "--host-model", "nested", "--nested", "hello", timeout=FIRST_S)
 
     assert done.stdout.startswith("Hello from EL2 on vCPU 0")
