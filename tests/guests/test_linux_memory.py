@@ -35,7 +35,7 @@ DEADLINE_S = "120"  # seconds: a deadline for a guest to plug or unplug
 TURN = "until mkdir /t/turn 2>/dev/null; do sleep 0.1; done"
 LOAD = (
     f"(while true; do {TURN}; dd if=/dev/urandom of=/t/load bs=1M count=16 2>/dev/null;"
-    " md5sum /t/load >/dev/null; rmdir /t/turn; sleep 1; done) &"
+    " md5sum /t/load >/dev/null; rmdir /t/turn; sleep 0.2; done) &"
 )
 
 
@@ -109,7 +109,6 @@ class Guest:
             if needed - mib <= resident <= needed + small + mib:
                 return resident, needed
             assert time.monotonic() < deadline, (resident, needed, small)
-            time.sleep(0.5)  # leave the CPUs to the guest
 
     def total(self) -> int:
         """Return MemTotal in MiB."""
@@ -321,7 +320,7 @@ def check_plugging(guest: Guest, room: int) -> None:
     guest.wait_for_total(before + room)
 
     guest.shell("mount -o remount,size=80% /t")
-    guest.shell("dd if=/dev/urandom of=/t/kept bs=1M count=20 2>/dev/null")
+    guest.shell("dd if=/dev/urandom of=/t/kept bs=1M count=50 2>/dev/null")
     sums = guest.shell("md5sum /t/kept")
     count = room - 30
     guest.shell(f"dd if=/dev/zero of=/t/big bs=1M count={count} 2>/dev/null")
