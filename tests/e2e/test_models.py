@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,14 @@ def emulated_only() -> None:
     """Skip on a machine that runs guests itself."""
     if is_local(HostSettings()):
         pytest.skip("commands run on this machine's own KVM")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stopped(pyvmm: Pyvmm) -> Iterator[None]:
+    """Stop these hosts at the end: other tests expect the default one alone."""
+    yield
+    for model in ("gicv2", "mte", "nested"):
+        pyvmm("host", "stop", "--host-model", model)
 
 
 def test_gicv2_host_runs_saves_and_restores_a_guest(pyvmm: Pyvmm, tmp_path: Path) -> None:
