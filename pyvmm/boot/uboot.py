@@ -13,7 +13,6 @@ import struct
 from typing import BinaryIO
 
 from pyvmm.base.records import Record
-from pyvmm.boot.magics import FIRMWARE
 from pyvmm.errors import ImageError
 from pyvmm.layout import MIB
 
@@ -70,6 +69,8 @@ def check(file: BinaryIO, name: str, place: int | None) -> str | None:
         return (
             f"{name} contains {found.version}. U-Boot for another machine does not run on pyvmm's"
         )
+    from pyvmm.boot.magics import FIRMWARE  # imported lazily: only for a refusal
+
     raise ImageError(
         f"{name} is {found.version}, which is linked for address {found.address:#x}", hint=FIRMWARE
     )

@@ -17,7 +17,7 @@ PLAIN = {
     "_output.show", "_output.LiveTable.print_line", "man.man",
     "completion.completion", "version.version", "repro/__init__._run_matrix", "repro/__init__.show",
     "repro/__init__.run_capsule", "sve/check.show", "snapshot/show.show", "doctor.doctor",
-    "_several._show", "_attached.Attached._on_key",
+    "_several._show", "_attached.Attached._on_key", "cpu/common.common",
 }  # fmt: skip
 
 

@@ -33,7 +33,7 @@ DEVICES: Final = ("null", "zero", "random", "urandom")
 CAPABILITIES: Final = (
     mounts.CAP_CHOWN, mounts.CAP_DAC_OVERRIDE, mounts.CAP_FOWNER, mounts.CAP_FSETID,
 )  # fmt: skip
-LINGER_S: Final = 30.0  # the time of a command whose client was killed, for example to save
+LINGER_S: Final = 120.0  # the time of a command whose client was killed, for example to save
 LONGEST: Final = 1 << 20  # bytes of a request
 DONE: Final = b"done"
 
