@@ -46,6 +46,7 @@ class Machine:
         virtio = [mmio.device for mmio in self.live.virtio]
         self.config = state.config
         self.is_paused = False
+        self.holder = ""
         self.plan = SimpleNamespace(vcpus=len(state.vcpus), features=state.features)
         self.vls = state.vls
         self.vcpus = [SnapshotVcpu(vcpu) for vcpu in state.vcpus]
