@@ -53,7 +53,9 @@ class Machine:
         self.resizing = Resizing(RAM_SIZE, virtio)
         self.resizing.statistics = lambda timeout_s=0.0: None  # type: ignore[method-assign]  # no guest replies
         self.memory = SimpleNamespace(host_address=RAM_BASE, size=RAM_SIZE)
-        self.board = SimpleNamespace(irqchip=SimpleNamespace(gic=None))
+        self.board = SimpleNamespace(
+            irqchip=SimpleNamespace(gic=None), addressable=self.live.memory
+        )
         uart: Any = self.live.devices["uart0"]
         self.console = Console(uart, [uart])
         self.counts = SimpleNamespace(
