@@ -113,7 +113,6 @@ def output(tool: Tool, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.e2e
 @pytest.mark.timeout(300)
 def test_gdb_shows_a_snapshot(place: str) -> None:
     lines = ("set architecture aarch64", f"target remote {place}", "info threads", "x/2i $pc",
@@ -128,7 +127,6 @@ def test_gdb_shows_a_snapshot(place: str) -> None:
     assert "detached" in shown
 
 
-@pytest.mark.e2e
 @pytest.mark.matrix
 @pytest.mark.timeout(600)
 def test_lldb_shows_a_snapshot(place: str) -> None:
