@@ -31,7 +31,7 @@ PHASES = (
     ("stolen time", "pyvmm.machine.board", "make_pvtime"),
     ("devices and the bus", "pyvmm.machine.board", "_make_uarts_and_rtc"),
     ("devices and the bus", "pyvmm.machine.board", "_make_bus"),
-    ("KVM's statistics", "pyvmm.machine.board", "KernelCounts.__init__"),
+    ("KVM's statistics", "pyvmm.machine.board", "open_stats"),
     ("the image", "pyvmm.machine.board", "load_image"),
     ("the device tree", "pyvmm.machine.board", "machine_dtb"),
     ("registers to start with", "pyvmm.machine.board", "set_boot_registers"),
