@@ -33,7 +33,8 @@ TOOLS = ROOT / "build/tools"  # wrappers that `make test` writes
 def pytest_configure(config: pytest.Config) -> None:
     """Give the run a runtime directory of its own, and make commands under test react to Ctrl-C.
 
-    A shell starts its background jobs with SIGINT ignored, and commands under test inherit that.
+    A SIGTERM ends the run as Ctrl-C does. A shell starts its background jobs with SIGINT ignored,
+    and commands under test inherit that.
     """
     own = contextlib.ExitStack()
     own.enter_context(own_runtime_dir("tests"))
@@ -47,6 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, usual)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # fixtures end, and their hosts
 
 
 def _never_confine() -> None:
