@@ -157,6 +157,7 @@ static void lend(struct pyvmm_fast_mmio *fast, int number, int emptied)
 		pyvmm_lend_uart(fast, number, emptied, raised[number]);
 		return;
 	}
+	require(uart->complete_thr == (state >> 8 & 1 || !(state & PYVMM_UART_IER_THRI)));
 	require((state >> 9 & 1) == (int)raised[number]);
 	require(raised[number] == ((state >> 8 & 1) && state & PYVMM_UART_IER_THRI));
 }

@@ -25,7 +25,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from pyvmm.devices.device import Device, Irq, Reg
 from pyvmm.devices.pc16550d import (
@@ -62,44 +62,13 @@ from pyvmm.devices.pc16550d import (
     MSR_RI,
 )
 from pyvmm.devices.state import StateField
+from pyvmm.devices.uartfastpath import FastPath
 
 # Input that waits after a reset of the FIFO
 HOLD_READS = 256  # reads of LSR and RBR: more than the lines a kernel prints during the startup
 POLL_READS = 32  # the weight of a read of LSR by a guest that polls
 
-REGISTERS = 8  # bytes
 MUCH = 4096  # bytes sent but not output; with this many, vCPUs wait
-ALL_READABLE = 0xFF  # in `FastPath.publish`: no register's read has a side effect
-
-
-class FastPath(Protocol):
-    """Completes a guest's accesses without `Uart8250`, from the state that `Uart8250` publishes.
-
-    The port calls it with its lock held. machine/fastpath.py has a picture of the parts.
-    """
-
-    def publish(self, registers: int, *, complete_thr: bool, coalesce_thr: bool) -> bool:
-        """Take over the port's state, before its interrupt line changes.
-
-        Bit n of byte 0 of ``registers`` says that a read of register n has no side effect. Byte n
-        is then the value that it returns; register 0 returns 0. ``complete_thr``: until the next
-        call, a write of THR only transmits its byte. ``coalesce_thr``: also after any read by the
-        guest.
-
-        Returns: whether this call ends the permission of coalesced writes.
-        """
-
-    def sent(self) -> bytes:
-        """Take the bytes that the guest has written to THR by the fast path."""
-
-    def lend(self, *, thr_emptied: bool, raised: bool) -> None:
-        """Own IER, the condition of THRI and the interrupt line until `retake`, or decline.
-
-        No other interrupt can become pending, and a write of THR transmits its byte.
-        """
-
-    def retake(self) -> tuple[int, bool, bool] | None:
-        """End the loan; return IER, the condition of THRI and the line, or None without a loan."""
 
 
 class Uart8250(Device):
@@ -454,6 +423,11 @@ class Uart8250(Device):
             return
         if self.LSR == LSR_IDLE:
             self.fast_path.lend(thr_emptied=self.thr_emptied, raised=self._raised)
+
+    def end_loan(self) -> None:
+        """Take back what is lent, if it is, and publish it; with the lock."""
+        if self._retake():
+            self._publish()
 
     def _retake(self) -> bool:
         """Take back what is lent; return whether it was."""

@@ -284,16 +284,24 @@ static void pyvmm_lend_uart(struct pyvmm_fast_mmio *fast, int number, int thr_em
 	pthread_mutex_unlock(&fast->lock);
 }
 
-/* End the loan.  Returns IER, the condition of THRI in bit 8 and the line in bit 9; -1: not lent. */
+/*
+ * End the loan.  Returns IER, the condition of THRI in bit 8 and the line in bit 9; -1: not lent.
+ * Until Python publishes, C completes no write of THR that must set the condition.
+ */
 static int pyvmm_retake_uart(struct pyvmm_fast_mmio *fast, int number)
 {
 	struct pyvmm_uart *uart = &fast->uart[number];
 	int state = -1;
+	uint8_t ier;
 
 	pthread_mutex_lock(&fast->lock);
-	if (uart->lent)
-		state = pyvmm_uart_byte(uart, PYVMM_UART_IER) | uart->thr_emptied << 8 |
-			uart->raised << 9;
+	if (uart->lent) {
+		ier = pyvmm_uart_byte(uart, PYVMM_UART_IER);
+		state = ier | uart->thr_emptied << 8 | uart->raised << 9;
+		__atomic_store_n(&uart->complete_thr,
+				 uart->thr_emptied || !(ier & PYVMM_UART_IER_THRI),
+				 __ATOMIC_RELEASE);
+	}
 	uart->lent = 0;
 	pthread_mutex_unlock(&fast->lock);
 	return state;

@@ -44,7 +44,8 @@ from typing import TYPE_CHECKING, Final
 
 from pyvmm import layout
 from pyvmm.devices.pl031 import Pl031
-from pyvmm.devices.uart8250 import ALL_READABLE, REGISTERS, Uart8250
+from pyvmm.devices.uart8250 import Uart8250
+from pyvmm.devices.uartfastpath import ALL_READABLE, REGISTERS
 from pyvmm.kvm import uapi
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.fastmmio import NONE_LEFT, UNLIMITED, FastMmio
@@ -185,6 +186,7 @@ class FastUart:
         if self._state.exits_left != NONE_LEFT:
             return
         with self._uart.lock:
+            self._uart.end_loan()  # C may have enabled THRI, and must not while KVM coalesces
             self._state.exits_left = UNLIMITED
             if not self._eligible:  # any longer
                 return

@@ -28,7 +28,7 @@ from pyvmm.errors import EXIT_OK, KvmError, TimeoutExpired, VmmError
 from pyvmm.kvm import regs
 from pyvmm.kvm.system import System
 from pyvmm.kvm.vcpu import Vcpu
-from pyvmm.machine.board import Board, Hooks, RtcAlarm, build
+from pyvmm.machine.board import Board, Hooks, RtcAlarm, build, uart_lines
 from pyvmm.machine.console import Console
 from pyvmm.machine.counts import Counts
 from pyvmm.machine.exits import ExitHandler, OnDebug, OnUnclaimed
@@ -179,6 +179,7 @@ class Machine(Closing):
             board.virtio,
             board.rtc,
             direct,
+            uart_lines(),
             complete_unclaimed=on_unclaimed is None,
         )
         undo.callback(fast.close)

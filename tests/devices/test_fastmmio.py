@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pyvmm.devices import pc16550d, uart8250
+from pyvmm.devices import pc16550d, uartfastpath
 from pyvmm.devices.pl031 import Pl031
 from pyvmm.devices.uart8250 import Uart8250
 from pyvmm.devices.virtio.mmio import VirtioMmio
@@ -16,7 +16,7 @@ def test_register_offsets_in_c_match_the_devices() -> None:
     found = re.findall(r"^#define PYVMM_((?:UART|VIRTIO|RTC)_\w+) (\w+)", source, re.MULTILINE)
 
     assert {name: int(value, 0) for name, value in found} == {
-        "UART_SIZE": uart8250.REGISTERS,
+        "UART_SIZE": uartfastpath.REGISTERS,
         "UART_THR": Uart8250.THR.offset,
         "UART_IER": Uart8250.IER.offset,
         "UART_IER_BITS": pc16550d.IER_BITS,

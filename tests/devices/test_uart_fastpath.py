@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyvmm.devices.uart8250 import ALL_READABLE, Uart8250
+from pyvmm.devices.uart8250 import Uart8250
+from pyvmm.devices.uartfastpath import ALL_READABLE
 
 THR, IER, FCR, LCR, MCR, LSR = 0, 1, 2, 3, 4, 5
 

@@ -272,6 +272,56 @@ def test_state_is_current_after_a_flush(guest: FastGuest) -> None:
     assert guest.uart.is_raised
 
 
+def test_byte_sent_while_the_loan_ends_interrupts(
+    guest: FastGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest.write(THR, ord("."))
+    guest.write(IER, RDI_AND_THRI)
+    assert guest.read(IIR) == THRI
+    assert not guest.level()
+    retake = guest.c.retake
+
+    def retake_beside_a_vcpu(number: int) -> tuple[int, bool, bool] | None:
+        monkeypatch.undo()
+        state = retake(number)
+        completed.append(guest.c.write(THR, 1, ord("x")))
+        return state
+
+    completed: list[bool] = []
+    monkeypatch.setattr(guest.c, "retake", retake_beside_a_vcpu)
+    guest.flush()  # as the thread that outputs does every few milliseconds
+    if completed == [False]:
+        Guest.write(guest, THR, ord("x"))
+
+    assert guest.level()
+    guest.flush()
+    assert guest.output == b".x"
+
+
+def test_loan_ends_before_kvm_coalesces(guest: FastGuest) -> None:
+    guest.write(THR, ord("."))
+    guest.write(IER, 0x01)
+    guest.c.uart(0).exits_left = NONE_LEFT
+
+    guest.fast.speed_up()
+    guest.write(IER, RDI_AND_THRI)  # by another vCPU, before the first one's access
+    assert guest.read(IIR) == THRI
+    guest.write(THR, ord("x"))
+
+    assert not guest.vm.coalesces
+    assert guest.level()
+
+
+def test_loan_that_enabled_thri_keeps_kvm_from_coalescing(guest: FastGuest) -> None:
+    guest.write(THR, ord("."))
+    guest.write(IER, RDI_AND_THRI)
+    guest.c.uart(0).exits_left = NONE_LEFT  # read before another vCPU's write of IER
+
+    guest.fast.speed_up()
+
+    assert not guest.vm.coalesces
+
+
 def test_polled_output_gets_coalesced_again_after_a_program_has_sent(guest: FastGuest) -> None:
     guest.write(THR, ord("."))
     send(guest, b"x" * 65)
