@@ -21,7 +21,7 @@ from pyvmm.host.capture import capture
 from pyvmm.host.parts import trees
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running, stop
-from pyvmm.host.share import ALL
+from pyvmm.host.share import ALL, Needs
 from pyvmm.host.start import boot, fetch, fresh, plan_for, publish, signals_unwind, start
 
 PATIENCE_S: Final = 3600.0
@@ -74,14 +74,21 @@ def measure(host: Running, tasks: Sequence[dict[str, Any]], *, counted: bool) ->
     return found
 
 
-def drive(host: Running, driver: str, arguments: Sequence[str], data: bytes = b"") -> bytes:
+def drive(
+    host: Running,
+    driver: str,
+    arguments: Sequence[str],
+    data: bytes = b"",
+    needs: Needs | None = None,
+) -> bytes:
     """Run a driver in a host and return its output; its pyvmm is the host's.
 
-    The locale is C: translations would be searched for among the user's files, through 9p.
+    By default it sees none of the user's files: Python would search for modules among them, through
+    9p. The locale is C, because translations would be searched for in the same way.
     """
     script = f'cd {INSIDE} && LC_ALL=C exec python3 -m benchmarks.{driver} "$@"'
     command = ["sh", "-c", script, "sh", *arguments]
-    return capture(host, command, data, timeout_s=PATIENCE_S, needs=ALL)
+    return capture(host, command, data, timeout_s=PATIENCE_S, needs=needs)
 
 
 def _boot_counted(settings: HostSettings, sockets: Path, progress: Progress) -> Running:
@@ -111,13 +118,11 @@ def _stopped(host: Running) -> Iterator[Running]:
 
 def _prepare(host: Running, files: Path) -> None:
     """Allow every user to count and to read KVM's statistics; copy the files into memory."""
-    # Debian's kernel lets only root count and read debugfs.  Python would search for modules among
-    # the user's own, through 9p.
-    allow = (f"echo -1 >{PARANOID} && "
-             f"mount -t debugfs -o mode=755 debugfs {KVM_STATS.parent} && "
-             "for packages in /usr/local/lib/python3*/dist-packages; do "
-             "[ ! -d $packages ] || mount -t tmpfs tmpfs $packages; done")  # fmt: skip
-    capture(host, ["sh", "-c", allow], b"", as_root=True, needs=ALL)
+    # Debian's kernel lets only root count and read debugfs.  Each command has a copy of init's
+    # mounts, so the mount has to be init's.
+    allow = f"echo -1 >{PARANOID} && mount -t debugfs -o mode=755 debugfs {KVM_STATS.parent}"
+    in_init = ["busybox", "nsenter", "-t", "1", "-m", "sh", "-c", allow]
+    capture(host, in_init, b"", as_root=True)
     drivers = " ".join(str(Path(__file__).with_name(name).absolute()) for name in DRIVERS)
     unpack = (f"mkdir -p {INSIDE}/peer {INSIDE}/benchmarks && cd {INSIDE} && cp {files}/* . && "
               f"cp {drivers} benchmarks && tar -xf peer.tar -C peer && rm peer.tar")  # fmt: skip

@@ -19,6 +19,7 @@ from benchmarks.rows import SECONDS, Cell, Row, Unit
 from pyvmm.host.parts.tools import TOOLS_SUITE, tree
 from pyvmm.host.progress import Progress
 from pyvmm.host.running import Running
+from pyvmm.host.share import ALL
 from tests import linux
 
 INIT = b"""#!/bin/busybox sh
@@ -75,7 +76,7 @@ def measure(host: Running, scratch: Path) -> Results:
         for guest, mib, place in CASES:
             say(f"snapshots of a {guest} guest with {mib} MiB on {place}, {ROUNDS} times each ...")
             arguments = [str(work), str(qemu), guest, str(mib), place, str(ROUNDS)]
-            case = json.loads(drive(host, "_snapshots_inside", arguments))
+            case = json.loads(drive(host, "_snapshots_inside", arguments, needs=ALL))
             say(json.dumps(case))
             found |= results(guest, mib, place, case)
         return found
