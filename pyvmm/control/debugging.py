@@ -1,4 +1,4 @@
-"""A debugger's way to a running VM: its control socket, or a listener of `run --gdb`.
+"""A debugger's way to a running VM: its control socket, or the listener that `run` makes for gdb.
 
 ``python3 -m pyvmm.control.debugging NAME`` carries standard input and output to the VM with that
 name, ``@NAME`` to the abstract socket with that name. Clients outside an emulated host use it.

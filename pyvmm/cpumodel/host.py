@@ -1,18 +1,17 @@
-"""A host's CPU as its guests see it, in the JSON that ``pyvmm doctor --json`` prints there."""
+"""A host's CPU as its guests see it, in the JSON that ``pyvmm doctor`` prints there."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
 from pyvmm.arm64 import idrules, vl
 from pyvmm.arm64.bits import Field
+from pyvmm.base.documents import read_document
 from pyvmm.base.records import Record, made
-from pyvmm.errors import UsageError
 
-LARGEST: Final = 1 << 20  # bytes of a document
-HOW: Final = "use the JSON that `pyvmm doctor --json` prints on that host"
+WHAT: Final = "the JSON that `pyvmm doctor` prints"
+HOW: Final = "use what `pyvmm doctor` prints on that host as JSON"
 # The fields that say which algorithm pointer authentication has, and their names
 PAUTH: Final = {
     ("ID_AA64ISAR1_EL1", "APA"): "QARMA5",
@@ -54,14 +53,7 @@ def read_host(path: Path) -> CpuHost:
 
     Raises: UsageError, if the file holds something else, or an older pyvmm wrote it.
     """
-    try:
-        with path.open("rb") as file:
-            document = json.loads(file.read(LARGEST + 1))
-        return of_document(document)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}", hint=HOW) from error
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UsageError(f"{path}: not the JSON that `pyvmm doctor` prints", hint=HOW) from None
+    return read_document(path, of_document, WHAT, HOW)
 
 
 def of_document(document: dict[str, Any]) -> CpuHost:

@@ -20,8 +20,8 @@ HELP = (
     "exits             what the vCPUs have left KVM for",
     "translate ADDR    where a virtual address is, by the vCPU's page tables",
     "physical on|off   whether memory commands use physical addresses",
-    "save FILE         save the VM to FILE; needs --no-sandbox",
-    "reset             reset the VM, as the guest can itself; --reboot starts it again",
+    "save FILE         save the VM to FILE, unless the VM is confined",
+    "reset             reset the VM, as the guest can itself",
     "quit              end the VM",
 )
 
@@ -86,7 +86,7 @@ def _save(machine: Machine, file: Path) -> Iterator[str]:
         name = machine.config.name
         raise UsageError(
             f"{error.message} (a confined VM opens no files)",
-            hint=f"run `pyvmm save --resume {name} {file}` in another terminal",
+            hint=f"run `pyvmm save {name} {file}` in another terminal; `resume` keeps the VM",
         ) from error
     yield f"saved {file}: {saved.identity[:12]}"
     yield from saved.warnings

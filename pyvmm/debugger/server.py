@@ -1,6 +1,6 @@
 """The debugger's connections to a running VM, served by the VM's loop: one at a time.
 
-A socket comes from the VM's control socket, or from the listener of `run --gdb`.
+A socket comes from the VM's control socket, or from the listener that `run` makes for gdb.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ FCNTL: Final = {"F_DUPFD": 0, "F_GETFD": 1, "F_SETFD": 2, "F_GETFL": 3, "F_DUPFD
 F_SETFL: Final = 4
 # Source: asm-generic/fcntl.h; arm64 has the same.
 O_TRUNC: Final = 0o1000
-O_CHANGE: Final = 0o1103  # O_ACCMODE, O_CREAT, O_TRUNC; with --reboot the filter has O_TRUNC here
+O_CHANGE: Final = 0o1103  # O_ACCMODE, O_CREAT, O_TRUNC; for a VM that reboots, O_TRUNC alone
 O_ASYNC: Final = 0o20000
 BLOCK: Final = {
     "BLKGETSIZE64": 0x8008_1272, "BLKSSZGET": 0x1268, "BLKPBSZGET": 0x127B, "BLKZEROOUT": 0x127F,
@@ -119,8 +119,8 @@ TABLE: Final = (
     Row(
         "main",
         "openat",
-        "to read what Landlock allows; with --reboot also to write, without O_TRUNC, which "
-        "Landlock allows before Linux 6.2",
+        "to read what Landlock allows; if the VM reboots, also to write, without O_TRUNC, "
+        "which Landlock allows before Linux 6.2",
         (When(2, 0, O_CHANGE),),
     ),
     Row(

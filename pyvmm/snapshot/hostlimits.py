@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
 from pyvmm.arm64 import sysregs
+from pyvmm.base.documents import read_document
 from pyvmm.base.records import made
-from pyvmm.errors import KvmError, UsageError
+from pyvmm.cpumodel.host import HOW, WHAT
+from pyvmm.errors import KvmError
 from pyvmm.kvm import native, regs
 from pyvmm.kvm.system import System
 from pyvmm.machine.board import read_limits
@@ -21,8 +22,6 @@ from pyvmm.snapshot import restoreorder
 from pyvmm.snapshot.codec import read_hexadecimal
 
 ENOUGH_IPA: Final = 40  # address bits of a VM that never runs
-LARGEST: Final = 1 << 20  # bytes of a document
-HOW: Final = "use the JSON that `pyvmm doctor` prints on that host"
 # Features that combine with any other.  The rest exclude something: the probed vCPU lacks them.
 TOGETHER: Final = frozenset({Feature.PAUTH, Feature.PMU, Feature.PVTIME})
 
@@ -82,14 +81,7 @@ def read_limits_file(path: Path) -> RestoreLimits:
 
     Raises: UsageError, if it holds something else, or an older pyvmm wrote it.
     """
-    try:
-        with path.open("rb") as file:
-            document = json.loads(file.read(LARGEST + 1))
-        return _from_document(document)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}", hint=HOW) from error
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise UsageError(f"{path}: not the JSON that `pyvmm doctor` prints", hint=HOW) from None
+    return read_document(path, _from_document, WHAT, HOW)
 
 
 def _from_document(document: Mapping[str, Any]) -> RestoreLimits:

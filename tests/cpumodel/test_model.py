@@ -163,4 +163,4 @@ def test_host_of_an_older_pyvmm_is_refused(part: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not the JSON that `pyvmm doctor` prints") as refused:
         read_host(written(tmp_path / "h", older))
 
-    assert refused.value.hint == "use the JSON that `pyvmm doctor --json` prints on that host"
+    assert refused.value.hint == "use what `pyvmm doctor` prints on that host as JSON"
