@@ -27,6 +27,8 @@ def read_document(path: Path, decode: Callable[[Any], T], what: str, hint: str) 
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}", hint=hint) from error
     try:
+        if len(data) > LARGEST:
+            raise ValueError
         return decode(json.loads(data))
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(f"{path}: not {what}", hint=hint) from None
