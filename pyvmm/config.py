@@ -288,6 +288,7 @@ class Config(Record, kw_only=True):
     name: str = made(lambda: f"guest-{os.getpid()}")
     timeout_s: float | None = None
     fast_mmio: bool = True
+    vmgenid: bool = True  # a VM generation ID
 
     def __post_init__(self) -> None:
         if self.vcpus is not None and self.vcpus < 1:

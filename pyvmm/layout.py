@@ -10,6 +10,8 @@
                   | pvtime                      |  64 bytes a vCPU
      0x0103_0000  +-----------------------------+
                   | exit register               |  a 32-bit write of N ends the VM with code N
+     0x0104_0000  +-----------------------------+
+                  | VM generation ID            |  16 bytes, SPI 222, edge
      0x0200_0000  +-----------------------------+
                   | CFI flash (reserved)        |  16 MiB
      0x0300_0000  +-----------------------------+
@@ -29,7 +31,7 @@
                   +-----------------------------+  IPA limit
 
 Source: kvmtool, arm/include/arm-common/kvm-arch.h, whose map guests built for lkvm expect;
-the exit register is pyvmm's own, in a hole of that map.
+the exit register and the VM generation ID are pyvmm's own, in a hole of that map.
 """
 
 from __future__ import annotations
@@ -63,6 +65,7 @@ UART = Region("uart", 0x0100_0000, 0x1000, spi=0)  # the first of UART_COUNT
 RTC = Region("rtc", 0x0101_0000, 0x1000, spi=223)
 PVTIME = Region("pvtime", 0x0102_0000, 64 * KIB)  # PVTIME_SIZE a vCPU
 EXIT = Region("exit", 0x0103_0000, 0x1000)
+VMGENID = Region("vmgenid", 0x0104_0000, 64 * KIB, spi=222)  # a page of any host
 FLASH = Region("flash", 0x0200_0000, 16 * MIB)
 VIRTIO = Region("virtio", 0x0300_0000, 0x200, spi=4)  # the first of VIRTIO_COUNT
 GICD = Region("gicd", 0x3FFF_0000, 64 * KIB)

@@ -16,6 +16,7 @@ def regions(vcpus: int) -> list[layout.Region]:
         layout.RTC,
         layout.PVTIME,
         layout.EXIT,
+        layout.VMGENID,
         layout.FLASH,
         *(layout.virtio(index) for index in range(layout.VIRTIO_COUNT)),
         layout.its(vcpus),

@@ -30,6 +30,7 @@ GIC_PPI = 1
 IRQ_TYPE_EDGE_RISING = 1
 IRQ_TYPE_LEVEL_HIGH = 4
 
+VMGENID_SIZE = 16  # bytes
 APB_CLOCK_HZ = 24_000_000  # the clock of the PL031's bus; nothing depends on it
 
 # Linux truncates bootargs to this size, NUL included.
@@ -51,6 +52,7 @@ class MachineDescription(Record, kw_only=True):
     uarts: int = layout.UART_COUNT
     rtc: bool = True
     exit_register: bool = True
+    vmgenid: bool = False
     virtio: int = 0  # the number of devices, in the first slots
     pmu: bool = False
     gicv2: bool = False
@@ -100,6 +102,13 @@ def machine_tree(machine: MachineDescription) -> dict[str, fdt.Property | fdt.No
         from pyvmm.devices.virtio.mmio import VirtioMmio  # lazily: a plain machine has none
 
         tree[_path(VirtioMmio, slot)] = device_node(VirtioMmio, slot)
+    if machine.vmgenid:
+        region = layout.VMGENID
+        tree[f"{region.name}@{region.base:x}"] = {
+            "compatible": "microsoft,vmgenid",
+            "reg": fdt.u64(region.base, VMGENID_SIZE),
+            "interrupts": (GIC_SPI, region.spi or 0, IRQ_TYPE_EDGE_RISING),
+        }
     if machine.exit_register:
         tree[_path(ExitRegister, layout.EXIT)] = device_node(ExitRegister, layout.EXIT)
     return tree

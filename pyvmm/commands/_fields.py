@@ -23,6 +23,7 @@ OPTIONS = {
     "cpu.pauth": "--no-pauth ",
     "cpu.ids": "--cpu-id ",
     "fast_mmio": "--no-fast-mmio ",
+    "vmgenid": "--no-vmgenid ",
     "timer_hz": "--override-bad-firmware-cntfrq ",
     "ttys": "--tty ",
     "timeout_s": "--timeout ",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,10 @@ def again(*names: str, metavar: str) -> Option:
     help="Restore N VMs, NAME-1 to NAME-N, without a terminal.",
 )  # fmt: skip
 @click.option(
+    "--clone", is_flag=True,
+    help="Restore a VM beside the one that was saved, with a name of its own: NAME-PID.",
+)  # fmt: skip
+@click.option(
     "--memory", type=click.Choice(["lazy", "eager"]), show_default="lazy, but eager through 9p",
     help="lazy: read memory on first use, and check the file while the guest runs. eager: read and "
     "check all memory first.",
@@ -84,7 +89,8 @@ def restore(invocation: Invocation, /, where: HostSettings, file: Path, **option
     with snapshot:
         opened = [*parents(snapshot), *outside(state.config)]
     config = state.config
-    config = config.replace(name=options["name"] or config.name, timeout_s=options["timeout"])
+    clone = f"{config.name}-{os.getpid()}" if options["clone"] else config.name
+    config = config.replace(name=options["name"] or clone, timeout_s=options["timeout"])
     saved_to = options["save_on_exit"]
     needs = Needs(
         reads=(file, *(one.path for one in opened)),
@@ -92,9 +98,14 @@ def restore(invocation: Invocation, /, where: HostSettings, file: Path, **option
     ) + device_needs(config.devices)
     ttys = config.ttys if options["count"] == 1 else frozenset()
     run_here_or_forward(where, needs, ttys, saves=saved_to is not None, restores=True)
+    if options["count"] > 1 and saved_to:
+        raise UsageError("--count and --save-on-exit contradict each other: there is one file")
+    if options["clone"] or options["count"] > 1:
+        from pyvmm.snapshot.clones import warning  # lazily: most restores continue one VM
+
+        if found := warning(state):
+            say(f"{file}: {found}")
     if options["count"] > 1:
-        if saved_to:
-            raise UsageError("--count and --save-on-exit contradict each other: there is one file")
         return run_several(file, config.name, options)
     for one in opened:
         say(f"{file} opens {one}")

@@ -64,6 +64,10 @@ def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[Com
     help="Write the device tree blob to FILE.",
 )  # fmt: skip
 @click.option("--no-fast-mmio", is_flag=True, help="Handle every device access in Python.")
+@click.option(
+    "--no-vmgenid", is_flag=True,
+    help="Leave out the VM generation ID, which tells the guest that it is a clone.",
+)  # fmt: skip
 @click.option("--debug-mmio", is_flag=True, help="Show accesses outside RAM and devices on stderr.")
 @click.option(
     "--console", type=click.Choice(["serial", "virtio", "hv"]), default="serial",
@@ -179,6 +183,7 @@ def _config(options: dict[str, Any]) -> Config:
         timeout_s=options["timeout"],
         virtio_transport=options["virtio_transport"],
         fast_mmio=not options["no_fast_mmio"],
+        vmgenid=not options["no_vmgenid"],
         devices=device_configs(options),
         **arm_config(options, model),
         **named,

@@ -43,6 +43,7 @@ from pyvmm.machine.vcpus import (
     online_cpus,
     set_boot_registers,
 )
+from pyvmm.machine.vmgenid import GenerationId
 from pyvmm.memory.ram import GuestMemory, Memory
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Board(Record, kw_only=True, frozen=False):
     addressable: Memory  # RAM, and the memory of devices
     slots: MemorySlots
     pvtime: GuestMemory | None
+    vmgenid: GenerationId | None
     vcpus: list[MachineVcpu]
     irqchip: Irqchip
     uarts: list[Uart8250]
@@ -165,6 +167,7 @@ def assemble(system: System, config: Config, decided: Plan, hooks: Hooks, undo: 
     irqchip = make_irqchip(vm, gic, config, len(vcpus), undo)
     init_pmus(vcpus, decided)
     pvtime = make_pvtime(vcpus, decided, slots, undo)
+    vmgenid = GenerationId(vm, slots, undo) if decided.vmgenid else None
     uarts, rtc = _make_uarts_and_rtc(vm, {**hooks.terminals, 0: hooks.output})
     console: Uart8250 | VirtioConsole = uarts[0]
     addressable: Memory = memory
@@ -184,6 +187,7 @@ def assemble(system: System, config: Config, decided: Plan, hooks: Hooks, undo: 
         addressable=addressable,
         slots=slots,
         pvtime=pvtime,
+        vmgenid=vmgenid,
         vcpus=vcpus,
         irqchip=irqchip,
         uarts=uarts,
@@ -248,6 +252,7 @@ def _description(
         nested=config.cpu.nested,
         aarch32=config.cpu.aarch32,
         virtio=len(config.devices) + (config.console == "virtio"),
+        vmgenid=config.vmgenid,
     )
 
 

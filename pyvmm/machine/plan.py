@@ -62,6 +62,7 @@ class Plan(Record, kw_only=True):
     vls: vl.VlSet
     features: frozenset[Feature] = frozenset()
     windows: tuple[layout.Region, ...] = ()
+    vmgenid: bool = False
 
 
 def plan(config: Config, host: HostLimits) -> Plan:
@@ -83,6 +84,7 @@ def plan(config: Config, host: HostLimits) -> Plan:
         vls=vls,
         features=_features(config, host.features),
         windows=windows,
+        vmgenid=config.vmgenid,
     )
 
 

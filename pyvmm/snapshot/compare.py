@@ -22,7 +22,7 @@ from pyvmm.snapshot.codec import encode
 from pyvmm.snapshot.format import BLOCK, PAGE
 from pyvmm.snapshot.reader import Placed, SnapshotFile
 from pyvmm.snapshot.snapshot import Snapshot, SnapshotVcpu
-from pyvmm.snapshot.state import PVTIME
+from pyvmm.snapshot.state import RENEWED
 
 # Parts of the state that differ between two saves of one machine, and the reason.
 EXPECTED: Final = {
@@ -33,7 +33,6 @@ EXPECTED: Final = {
 }
 TICKS: Final = "counters keep counting"
 RECOMPUTED: Final = "bits that KVM recomputes"
-STOLEN_TIME: Final = "stolen time, which the host writes"
 
 
 class Detail(NamedTuple):
@@ -237,10 +236,10 @@ def _gic(a: Snapshot, b: Snapshot) -> Iterator[Change]:
 
 
 def _memory(a: Snapshot, b: Snapshot) -> Iterator[MemoryChange]:
-    stolen = [area for s in (a, b) for area in s.state.memory if area.name == PVTIME]
+    renewed = [area for s in (a, b) for area in s.state.memory if area.name in RENEWED]
     for low, high in differing_memory(a.file, b.file):
-        expected = any(area.base <= low and high <= area.end for area in stolen)
-        yield MemoryChange(low, high, STOLEN_TIME if expected else "")
+        names = [area.name for area in renewed if area.base <= low and high <= area.end]
+        yield MemoryChange(low, high, RENEWED[names[0]] if names else "")
 
 
 def differing_memory(a: SnapshotFile, b: SnapshotFile) -> list[Range]:

@@ -238,6 +238,16 @@ def names(kind: str, part: str, nr_irqs: int) -> dict[int, str]:
     return {}
 
 
+def uses_spi(state: GicState, spi: int) -> bool:
+    """Return whether a saved guest has enabled a shared interrupt."""
+    name, offset, each = STATES[0]
+    assert name == "ISENABLER"
+    intid = FIRST_SPI + spi
+    number = offset + intid // each * 4
+    values = [block.registers.get(number, 0) for block in state.blocks if block.part == DIST.name]
+    return any(value >> intid % each & 1 for value in values)
+
+
 class GicRegisters:
     """Access to a GIC's registers by part, vCPU and number, for use while no vCPU runs."""
 

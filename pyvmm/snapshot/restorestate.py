@@ -79,6 +79,7 @@ def plan_of(state: State) -> Plan:
         ipa_bits=state.ipa_bits,
         vls=state.vls,
         features=state.features,
+        vmgenid=any(area.name == layout.VMGENID.name for area in state.memory),
         windows=layout.windows((d.window_size() for d in config.devices), ram_end),
     )
 

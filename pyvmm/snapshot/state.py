@@ -16,7 +16,7 @@ from pyvmm.errors import UsageError
 from pyvmm.kvm import regs
 from pyvmm.kvm.uapi import MpState, VcpuFeature
 from pyvmm.kvm.vcpu import VcpuEvents
-from pyvmm.layout import RAM
+from pyvmm.layout import PVTIME, RAM, VMGENID
 from pyvmm.machine.plan import Feature
 from pyvmm.snapshot.codec import (
     Damaged,
@@ -31,10 +31,14 @@ from pyvmm.snapshot.codec import (
     read_hexadecimal,
 )
 
-SCHEMA: Final = 2  # 2: areas of tags; config.cpu has pauth and ids
+SCHEMA: Final = 3  # 2: areas of tags; config.cpu has pauth and ids. 3: the VM generation ID
 LARGEST_REGISTER: Final = regs.size(regs.U2048)
 MOST_REGISTERS: Final = 8192  # of a vCPU: KVM lists some 550
-PVTIME: Final = "pvtime"
+# Memory that pyvmm's or KVM's writes change, by name, and what it holds
+RENEWED: Final = {
+    PVTIME.name: "stolen time, which the host writes",
+    VMGENID.name: "the VM generation ID, new after each restore",
+}
 # The areas of memory tags: see tags.py.  No guest has so many address bits.
 TAGS: Final = "-tags"  # the end of an area's name
 TAGS_BASE: Final = 1 << 51
@@ -252,8 +256,8 @@ def _check(state: State) -> None:
 
 
 def has_tags(name: str) -> bool:
-    """Return whether the guest may tag the memory of that name; stolen time has no tags."""
-    return name != PVTIME
+    """Return whether the guest may tag the memory of that name."""
+    return name not in RENEWED
 
 
 def _check_tags(state: State) -> None:

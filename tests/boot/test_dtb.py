@@ -168,6 +168,15 @@ def test_exit_register_has_a_node(libfdt: Libfdt) -> None:
     assert wide(register, "reg") == (layout.EXIT.base, layout.EXIT.size)
 
 
+def test_generation_id_has_a_node_with_an_edge(libfdt: Libfdt) -> None:
+    """The node is that of Linux's Documentation/devicetree/bindings/rng/microsoft,vmgenid.yaml."""
+    found = node(libfdt.tree(machine_dtb(PLAIN.replace(vmgenid=True))), "vmgenid@1040000")
+
+    assert found["compatible"] == b"microsoft,vmgenid\0"
+    assert wide(found, "reg") == (layout.VMGENID.base, 16)
+    assert cells(found, "interrupts") == (0, layout.VMGENID.spi, 1)
+
+
 def test_psci_node_has_the_hvc_method(libfdt: Libfdt) -> None:
     psci = node(libfdt.tree(machine_dtb(PLAIN)), "psci")
 

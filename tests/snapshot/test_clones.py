@@ -1,0 +1,36 @@
+"""The warning about clones that give the same random numbers."""
+
+from __future__ import annotations
+
+from pyvmm import layout
+from pyvmm.snapshot.clones import warning
+from pyvmm.snapshot.state import Area, GicBlock, State
+from tests.snapshot import sample
+
+SAME = "each clone gives the random numbers that the others give"
+
+
+def with_id(enabled: int) -> State:
+    """Return a guest with a VM generation ID, and with those of SPI 192 to 223 enabled."""
+    state = sample.state()
+    region = layout.VMGENID
+    area = Area(name=region.name, base=region.base, size=region.size)
+    dist = GicBlock(part="dist", vcpu=None, registers={0x100 + 4 * 7: enabled})
+    others = tuple(block for block in state.gic.blocks if block.part != "dist")
+    gic = state.gic.replace(blocks=(*others, dist))
+    return state.replace(memory=(*state.memory, area), gic=gic)
+
+
+def test_guest_without_the_device_is_named() -> None:
+    assert warning(sample.state()) == f"the guest has no VM generation ID: {SAME}"
+
+
+def test_guest_without_a_driver_is_named() -> None:
+    assert warning(with_id(0xFFFF_FFFF & ~(1 << 30))) == (
+        "the guest does not use its VM generation ID, as Linux 6.10 and later do: "
+        f"{SAME}, until it gets other entropy"
+    )
+
+
+def test_guest_whose_driver_has_the_interrupt_needs_no_warning() -> None:
+    assert warning(with_id(1 << 30)) == ""
