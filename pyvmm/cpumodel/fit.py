@@ -21,7 +21,7 @@ class Fit(Enum):
     FIXED = "KVM cannot change it"
 
 
-class Part(Record):
+class PartFit(Record):
     """One part of a model on one host; ``has`` and ``asked`` are values as text."""
 
     name: str
@@ -43,20 +43,20 @@ def value_of(host: CpuHost, register: str, field: Field) -> int:
     return int(field.get(host.registers.get(register, 0)))
 
 
-def fit(model: CpuModel, host: CpuHost) -> Iterator[Part]:
+def fit(model: CpuModel, host: CpuHost) -> Iterator[PartFit]:
     """Yield how the host gives each part of the model."""
     for name, asked in model.fields.items():
         register, field = find_field(name)
         has = value_of(host, register, field)
         shown = (idrules.show(register, field, value) for value in (has, asked))
-        yield Part(name, _fit(register, field, has, asked, host), *shown)
+        yield PartFit(name, _fit(register, field, has, asked, host), *shown)
     if model.vls is not None:
         yield _lengths(model.vls, host.vls)
     if model.pauth is not None:
         fits = Fit.SAME if bool(host.pauth) == model.pauth else Fit.CHANGED
         lacks = model.pauth and not host.pauth
         words = ("none", "some")
-        yield Part("pointer authentication", Fit.LACKS if lacks else fits,
+        yield PartFit("pointer authentication", Fit.LACKS if lacks else fits,
                    host.pauth or "none", words[model.pauth])  # fmt: skip
 
 
@@ -68,9 +68,9 @@ def _fit(register: str, field: Field, has: int, asked: int, host: CpuHost) -> Fi
     return Fit.CHANGED if host.can_write(register, field) else Fit.FIXED
 
 
-def _lengths(asked: vl.VlSet, has: vl.VlSet) -> Part:
+def _lengths(asked: vl.VlSet, has: vl.VlSet) -> PartFit:
     shown = (vl.show(vls) or "none" for vls in (has, asked))
     if asked == has:
-        return Part("SVE vector lengths", Fit.SAME, *shown)
+        return PartFit("SVE vector lengths", Fit.SAME, *shown)
     legal = not asked or vl.is_legal(asked, has)
-    return Part("SVE vector lengths", Fit.CHANGED if legal else Fit.LACKS, *shown)
+    return PartFit("SVE vector lengths", Fit.CHANGED if legal else Fit.LACKS, *shown)

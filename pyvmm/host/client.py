@@ -35,9 +35,9 @@ from pyvmm.host.wire import (
     CHUNK,
     LENGTH,
     STDIN_WINDOW,
+    CommandRequest,
     Frame,
     FrameReader,
-    Request,
     WireError,
     pack,
 )
@@ -297,7 +297,7 @@ def _signals(wake: int) -> Iterator[None]:
 
 def request_for(
     running: Running, argv: list[str], terminals: list[int], tree: str | None = None
-) -> Request:
+) -> CommandRequest:
     """Return the request to run ``argv`` in the host as if it ran here.
 
     ``tree`` is the name of the files that it sees; the default is all of them.
@@ -309,7 +309,7 @@ def request_for(
     os.umask(umask)
     groups = [*os.getgroups(), *([OVERFLOW_GID] if tree and os.getuid() else [])]
     cwd = "/" if tree == NO_TREE else str(Path.cwd())
-    return Request(
+    return CommandRequest(
         argv=argv, cwd=cwd, uid=os.getuid(), gid=os.getgid(), groups=groups, tree=tree,
         umask=umask, environment=environment, start_id=running.start_id, now_ns=time.time_ns(),
         entropy=os.urandom(32).hex(), idle_s=_idle_s(),

@@ -28,7 +28,7 @@ from pyvmm.host.wire import (
     NONCE_SIZE,
     PORTS,
     RESERVED,
-    Request,
+    CommandRequest,
     Synchroniser,
 )
 
@@ -83,7 +83,7 @@ def connected(
         time.sleep(0.05)
 
 
-def greet(running: Running, connection: socket.socket, request: Request) -> bytes:
+def greet(running: Running, connection: socket.socket, request: CommandRequest) -> bytes:
     """Send the request to a session; return the output that came with its answer.
 
     Raises:

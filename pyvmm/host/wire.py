@@ -53,7 +53,7 @@ class Frame(IntEnum):
     EXIT = 20  # agent: u8, the command's exit code; the last frame
 
 
-class Request(Record):
+class CommandRequest(Record):
     """A command that a client asks for, and the surroundings that it sees."""
 
     argv: list[str]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from pyvmm.base.records import Record
-from pyvmm.sandbox.table import O_CHANGE, OWN_PID, TABLE, UNKNOWN, Row, When
+from pyvmm.sandbox.table import O_CHANGE, OWN_PID, TABLE, UNKNOWN, SeccompRule, When
 
 LIBRARY: Final = "libseccomp.so.2"
 ALLOW: Final = 0x7FFF_0000
@@ -56,7 +56,7 @@ class _Comparison(ctypes.Structure):
     )
 
 
-def make(machine: str, rows: Iterable[Row] = TABLE) -> Program:
+def make(machine: str, rows: Iterable[SeccompRule] = TABLE) -> Program:
     """Return the filter for an architecture, as uname(2) names it.
 
     Raises: OSError, without libseccomp, or if it refuses a rule.
@@ -98,7 +98,7 @@ class _Filter:
     def close(self) -> None:
         self._library.seccomp_release(self._filter)
 
-    def allow(self, call: str, row: Row) -> None:
+    def allow(self, call: str, row: SeccompRule) -> None:
         if not row.when:
             self.add(ALLOW, call)
         for condition in row.when:

@@ -23,8 +23,8 @@ class When(NamedTuple):
     also: When | None = None  # a condition on another argument
 
 
-class Row(NamedTuple):
-    """Calls, the threads that make them, and the reason; ``when`` restricts the calls."""
+class SeccompRule(NamedTuple):
+    """Allowed calls, the threads that make them, and the reason; ``when`` restricts the calls."""
 
     threads: str
     calls: str
@@ -57,73 +57,75 @@ BLOCK: Final = {
 }  # fmt: skip
 
 TABLE: Final = (
-    Row("vCPUs, main", "ioctl", "KVM", (When(1, KVM, TYPE),)),
-    Row(
+    SeccompRule("vCPUs, main", "ioctl", "KVM", (When(1, KVM, TYPE),)),
+    SeccompRule(
         "main, output, pty",
         "ioctl",
         f"terminals, as {', '.join(TERMINAL)}: not TIOCSTI, which types into the user's shell",
         tuple(When(1, value) for value in TERMINAL.values()),
     ),
-    Row("disks", "ioctl", ", ".join(BLOCK), tuple(When(1, value) for value in BLOCK.values())),
-    Row(
+    SeccompRule(
+        "disks", "ioctl", ", ".join(BLOCK), tuple(When(1, value) for value in BLOCK.values())
+    ),
+    SeccompRule(
         "all",
         "read write readv writev pread64 pwrite64 preadv pwritev preadv2 pwritev2 lseek close",
         "files that are open: disks, the console, eventfds, snapshots, the trace",
     ),
-    Row(
+    SeccompRule(
         "all",
         "futex sched_yield clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday "
         "restart_syscall",
         "locks and clocks",
     ),
-    Row(
+    SeccompRule(
         "all",
         "mmap munmap mprotect mremap madvise brk msync memfd_create mincore",
         "memory: Python's, guest RAM, the balloon, pmem",
     ),
-    Row(
+    SeccompRule(
         "all",
         "rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack rt_sigpending",
         "signals that end or kick a thread",
     ),
-    Row(
+    SeccompRule(
         "all",
         "set_robust_list rseq exit exit_group gettid getpid getppid getuid geteuid getgid getegid "
         "getpgid getrandom uname sysinfo getrusage getcwd sched_getaffinity getcpu wait4",
         "what libc and Python ask",
     ),
-    Row("main, vCPUs", "tgkill kill", "signals to this process alone", (When(0, OWN_PID),)),
-    Row(
+    SeccompRule("main, vCPUs", "tgkill kill", "signals to this process alone", (When(0, OWN_PID),)),
+    SeccompRule(
         "main, vCPUs, disks",
         "clone",
         "a thread: of a vCPU, a device, the output, the check of a snapshot",
         (When(0, CLONE_THREAD, CLONE_THREAD | CLONE_NEW),),
     ),
-    Row("new threads", "prctl", "PR_SET_NAME: a thread's name", (When(0, PR_SET_NAME),)),
-    Row(
+    SeccompRule("new threads", "prctl", "PR_SET_NAME: a thread's name", (When(0, PR_SET_NAME),)),
+    SeccompRule(
         "main, vCPUs",
         "sched_setaffinity sched_setscheduler prlimit64",
         "of the caller: the CPUs of a vCPU; limits",
         (When(0, 0),),
     ),
-    Row(
+    SeccompRule(
         "main, uart, pty, output",
         "ppoll poll pselect6 select epoll_pwait epoll_wait epoll_ctl epoll_create1 eventfd2 pipe2",
         "waiting for input, timers and other threads",
     ),
-    Row(
+    SeccompRule(
         "main, pty",
         "accept4 recvfrom recvmsg sendto sendmsg shutdown getsockopt getsockname getpeername",
         "sockets that are open: control clients and terminals",
     ),
-    Row(
+    SeccompRule(
         "main",
         "openat",
         "to read what Landlock allows; if the VM reboots, also to write, without O_TRUNC, "
         "which Landlock allows before Linux 6.2",
         (When(2, 0, O_CHANGE),),
     ),
-    Row(
+    SeccompRule(
         "main",
         "fcntl",
         f"{', '.join(FCNTL)}, F_SETFL without O_ASYNC: not F_SETOWN, which sends signals to others",
@@ -132,13 +134,13 @@ TABLE: Final = (
             When(1, F_SETFL, also=When(2, 0, O_ASYNC)),
         ),
     ),
-    Row(
+    SeccompRule(
         "main",
         "faccessat faccessat2 fstat newfstatat stat lstat statx statfs fstatfs readlinkat "
         "readlink getdents64 flock dup dup3 dup2 umask",
         "files' names and attributes; getdents64 needs an open directory",
     ),
-    Row(
+    SeccompRule(
         "main",
         "unlinkat unlink fsync fdatasync sync_file_range fallocate ftruncate fadvise64",
         "snapshots, the trace, disks, the control socket's end; Landlock decides where",

@@ -35,7 +35,7 @@ class Compatibility(Enum):
     IMPOSSIBLE = "impossible"
 
 
-class Row(Record):
+class CheckedPart(Record):
     """One part of the machine that was checked."""
 
     name: str
@@ -49,7 +49,7 @@ class Row(Record):
         )
 
 
-def machine_rows(state: State, limits: RestoreLimits) -> Iterator[Row]:
+def machine_rows(state: State, limits: RestoreLimits) -> Iterator[CheckedPart]:
     """Check all that needs no VM."""
     yield _at_most("vCPUs", len(state.vcpus), limits.max_vcpus)
     yield _at_most("guest physical address bits", state.ipa_bits, limits.ipa_bits)
@@ -65,29 +65,31 @@ def machine_rows(state: State, limits: RestoreLimits) -> Iterator[Row]:
     yield from _cpus(state, limits)
 
 
-def _needed(name: str, given: bool, reason: str) -> Row:
+def _needed(name: str, given: bool, reason: str) -> CheckedPart:
     """Return the row of a part that a machine cannot run without."""
-    return Row(name, Compatibility.OK if given else Compatibility.IMPOSSIBLE, reason)
+    return CheckedPart(name, Compatibility.OK if given else Compatibility.IMPOSSIBLE, reason)
 
 
-def _at_most(name: str, needed: int, most: int) -> Row:
+def _at_most(name: str, needed: int, most: int) -> CheckedPart:
     return _needed(name, needed <= most, f"{needed}, this host supports up to {most}")
 
 
-def _lengths(state: State, limits: RestoreLimits) -> Row:
+def _lengths(state: State, limits: RestoreLimits) -> CheckedPart:
     vls = state.vls
     if not vls:
-        return Row("SVE", Compatibility.OK, "the guest has none")
+        return CheckedPart("SVE", Compatibility.OK, "the guest has none")
     if vl.is_legal(vls, limits.vls):
-        return Row("SVE", Compatibility.OK, f"{vl.show(vls)} bits")
+        return CheckedPart("SVE", Compatibility.OK, f"{vl.show(vls)} bits")
     if not limits.vls:
         reason = "this host has no SVE"
     else:
         reason = f"{vl.why_not(vls, limits.vls)}; this host has {vl.show(limits.vls)}"
-    return Row("SVE", Compatibility.IMPOSSIBLE, f"the guest has {vl.show(vls)} bits: {reason}")
+    return CheckedPart(
+        "SVE", Compatibility.IMPOSSIBLE, f"the guest has {vl.show(vls)} bits: {reason}"
+    )
 
 
-def _cpus(state: State, limits: RestoreLimits) -> Iterator[Row]:
+def _cpus(state: State, limits: RestoreLimits) -> Iterator[CheckedPart]:
     """Check the host's CPUs that vCPUs are bound to; most machines have no such set."""
     asked = state.config.vcpu_affinity
     if asked is not None and limits.cpus:
@@ -95,38 +97,38 @@ def _cpus(state: State, limits: RestoreLimits) -> Iterator[Row]:
         reason = f"vCPUs run on {show_cpulist(asked)}"
         if lacking:
             reason += f", and this host has no CPU {show_cpulist(lacking)}"
-        yield Row("CPUs", Compatibility.REFUSED if lacking else Compatibility.OK, reason)
+        yield CheckedPart("CPUs", Compatibility.REFUSED if lacking else Compatibility.OK, reason)
 
 
-def _frequency(state: State, limits: RestoreLimits) -> Row:
+def _frequency(state: State, limits: RestoreLimits) -> CheckedPart:
     name, hz = "timer frequency", state.clock.hz
     if hz == limits.counter_hz:
-        return Row(name, Compatibility.OK, f"{hz} Hz")
+        return CheckedPart(name, Compatibility.OK, f"{hz} Hz")
     speed = limits.counter_hz / hz
     reason = (
         f"the guest's counter runs at {hz} Hz and this host's at {limits.counter_hz}: "
         f"the guest's time would run {speed:.4g} times as fast"
     )
-    return Row(name, Compatibility.REFUSED, reason)
+    return CheckedPart(name, Compatibility.REFUSED, reason)
 
 
 # Registers
 
 
-def register_row(loss: Loss, registers: Mapping[int, int]) -> Row:
+def register_row(loss: Loss, registers: Mapping[int, int]) -> CheckedPart:
     """Return the verdict on the loss of one of a vCPU's saved ``registers``."""
     name, reason = restoreorder.name(loss.reg_id), loss.reason
     if why := _why_harmless(loss, name, registers):
-        return Row(name, Compatibility.HARMLESS, f"{reason}: {why}")
+        return CheckedPart(name, Compatibility.HARMLESS, f"{reason}: {why}")
     if loss.reg_id in restoreorder.IDENTIFICATION and loss.found is not None:
         saved = registers[loss.reg_id]
         reason += f", was {saved:#x} and is {loss.found:#x} here"
         less = ", ".join(_less(name, saved, loss.found))
         if not less:
             reason += ": this host offers all of it, and more"
-            return Row(name, Compatibility.HARMLESS, reason)
+            return CheckedPart(name, Compatibility.HARMLESS, reason)
         reason += f", which is less: {less}"
-    return Row(name, Compatibility.REFUSED, reason)
+    return CheckedPart(name, Compatibility.REFUSED, reason)
 
 
 def _why_harmless(loss: Loss, name: str, registers: Mapping[int, int]) -> str:
@@ -174,7 +176,7 @@ def _less(name: str, saved: int, found: int) -> Iterator[str]:
             yield f"{field.name} {was} to {now}"
 
 
-def predicted(state: State, limits: RestoreLimits) -> Iterator[Row]:
+def predicted(state: State, limits: RestoreLimits) -> Iterator[CheckedPart]:
     """Check registers against another host, which is known by its RestoreLimits alone."""
     registers = state.vcpus[0].registers
     for reg_id, saved in registers.items():
@@ -205,7 +207,7 @@ def _after_write(reg_id: int, saved: int, found: int, state: State, limits: Rest
     return here
 
 
-def tried(system: System, state: State) -> Iterator[Row]:
+def tried(system: System, state: State) -> Iterator[CheckedPart]:
     """Check registers on this host: write them all to a vCPU of a VM that never runs."""
     plan = plan_of(state.replace(config=state.config.replace(devices=())))  # opens no file
     with ExitStack() as undo:
@@ -218,7 +220,9 @@ def tried(system: System, state: State) -> Iterator[Row]:
             yield register_row(loss, saved.registers)
 
 
-def summary(rows: Iterable[Row]) -> Row:
+def summary(rows: Iterable[CheckedPart]) -> CheckedPart:
     """Return one row for all registers that do not differ."""
     differing = len(list(rows))
-    return Row("registers", Compatibility.OK, f"all but {differing}" if differing else "all")
+    return CheckedPart(
+        "registers", Compatibility.OK, f"all but {differing}" if differing else "all"
+    )

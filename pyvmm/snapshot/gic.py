@@ -38,7 +38,7 @@ class Use(Enum):
     CLEAR = "not saved: written as all ones, before the register that sets the same bits"
 
 
-class Row(Record):
+class RegisterSpec(Record):
     """One register, or registers at ``offset``, ``offset + step``, ... for many INTIDs.
 
     ``each`` is the number of INTIDs in one register; 0 means one register.  ``elsewhere`` has the
@@ -63,17 +63,19 @@ class Part(Record, kw_only=True):
     name: str
     group: int
     per_vcpu: bool = False
-    rows: tuple[Row, ...]
+    rows: tuple[RegisterSpec, ...]
 
 
-def _icc(name: str, *, may_lack: bool = False) -> Row:
-    return Row(name, sysregs.ENCODINGS[name], may_lack=may_lack)
+def _icc(name: str, *, may_lack: bool = False) -> RegisterSpec:
+    return RegisterSpec(name, sysregs.ENCODINGS[name], may_lack=may_lack)
 
 
-def _by_intid(prefix: str, base: int, table: Iterable[tuple[str, int, int]]) -> Iterator[Row]:
+def _by_intid(
+    prefix: str, base: int, table: Iterable[tuple[str, int, int]]
+) -> Iterator[RegisterSpec]:
     """Yield rows for many INTIDs: name, offset, and INTIDs in one register."""
     for name, offset, each in table:
-        yield Row(prefix + name, base + offset, each)
+        yield RegisterSpec(prefix + name, base + offset, each)
 
 
 # GICD_* and GICR_* have the same layout.
@@ -85,13 +87,13 @@ DIST: Final = Part(
     name="dist",
     group=VgicGroup.DIST_REGS,
     rows=(
-        Row("GICD_IIDR", 0x0008),  # selects the revision that the kernel emulates
-        Row("GICD_CTLR", 0x0000),
-        Row("GICD_STATUSR", 0x0010),
-        Row("GICD_TYPER", 0x0004, use=Use.CHECK),
+        RegisterSpec("GICD_IIDR", 0x0008),  # selects the revision that the kernel emulates
+        RegisterSpec("GICD_CTLR", 0x0000),
+        RegisterSpec("GICD_STATUSR", 0x0010),
+        RegisterSpec("GICD_TYPER", 0x0004, use=Use.CHECK),
         *_by_intid("GICD_", 0, SETTINGS),
-        Row("GICD_IROUTER", 0x6000, 1, step=8),
-        Row("GICD_IROUTER+4", 0x6004, 1, step=8),
+        RegisterSpec("GICD_IROUTER", 0x6000, 1, step=8),
+        RegisterSpec("GICD_IROUTER+4", 0x6004, 1, step=8),
         *_by_intid("GICD_", 0, STATES),
     ),
 )
@@ -100,15 +102,15 @@ REDIST: Final = Part(
     group=VgicGroup.REDIST_REGS,
     per_vcpu=True,
     rows=(
-        Row("GICR_ICENABLER0", 0x10180, use=Use.CLEAR),  # a reset leaves SGIs enabled
-        Row("GICR_WAKER", 0x0014),
-        Row("GICR_STATUSR", 0x0010),
+        RegisterSpec("GICR_ICENABLER0", 0x10180, use=Use.CLEAR),  # a reset leaves SGIs enabled
+        RegisterSpec("GICR_WAKER", 0x0014),
+        RegisterSpec("GICR_STATUSR", 0x0010),
         # Before CTLR.EnableLPIs, which makes the kernel read the tables at these addresses.
-        Row("GICR_PROPBASER", 0x0070, use=Use.RESTORE_IF_CHANGED),
-        Row("GICR_PROPBASER+4", 0x0074, use=Use.RESTORE_IF_CHANGED),
-        Row("GICR_PENDBASER", 0x0078, use=Use.RESTORE_IF_CHANGED),
-        Row("GICR_PENDBASER+4", 0x007C, use=Use.RESTORE_IF_CHANGED),
-        Row("GICR_CTLR", 0x0000),
+        RegisterSpec("GICR_PROPBASER", 0x0070, use=Use.RESTORE_IF_CHANGED),
+        RegisterSpec("GICR_PROPBASER+4", 0x0074, use=Use.RESTORE_IF_CHANGED),
+        RegisterSpec("GICR_PENDBASER", 0x0078, use=Use.RESTORE_IF_CHANGED),
+        RegisterSpec("GICR_PENDBASER+4", 0x007C, use=Use.RESTORE_IF_CHANGED),
+        RegisterSpec("GICR_CTLR", 0x0000),
         *_by_intid("GICR_", SGI_BASE, (*SETTINGS, *STATES)),
     ),
 )
@@ -131,34 +133,37 @@ CPU: Final = Part(
 SPI_LINES: Final = Part(
     name="lines of SPIs",
     group=VgicGroup.LEVEL_INFO,
-    rows=(Row("lines", 0, 32, step=32),),
+    rows=(RegisterSpec("lines", 0, 32, step=32),),
 )
 PPI_LINES: Final = Part(
     name="lines of PPIs",
     group=VgicGroup.LEVEL_INFO,
     per_vcpu=True,
-    rows=(Row("lines", 0, 32, step=32),),
+    rows=(RegisterSpec("lines", 0, 32, step=32),),
 )
 ITS: Final = Part(
     name="its",
     group=VgicGroup.ITS_REGS,
     rows=(
-        Row("GITS_IIDR", 0x0004),
-        Row("GITS_CBASER", 0x0080, use=Use.RESTORE_IF_CHANGED),
-        Row("GITS_CREADR", 0x0090),
-        Row("GITS_CWRITER", 0x0088),
-        *(Row(f"GITS_BASER{n}", 0x0100 + 8 * n, use=Use.RESTORE_IF_CHANGED) for n in range(8)),
-        Row("GITS_CTLR", 0x0000),  # after the tables: see _restore_part()
+        RegisterSpec("GITS_IIDR", 0x0004),
+        RegisterSpec("GITS_CBASER", 0x0080, use=Use.RESTORE_IF_CHANGED),
+        RegisterSpec("GITS_CREADR", 0x0090),
+        RegisterSpec("GITS_CWRITER", 0x0088),
+        *(
+            RegisterSpec(f"GITS_BASER{n}", 0x0100 + 8 * n, use=Use.RESTORE_IF_CHANGED)
+            for n in range(8)
+        ),
+        RegisterSpec("GITS_CTLR", 0x0000),  # after the tables: see _restore_part()
     ),
 )
 V2_DIST: Final = Part(
     name="dist",
     group=VgicGroup.DIST_REGS,
     rows=(
-        Row("GICD_IIDR", 0x008),  # since Linux 4.20 a write makes the groups writable
-        Row("GICD_CTLR", 0x000),
-        Row("GICD_TYPER", 0x004, use=Use.CHECK),
-        Row("GICD_ITARGETSR", 0x800, 4),
+        RegisterSpec("GICD_IIDR", 0x008),  # since Linux 4.20 a write makes the groups writable
+        RegisterSpec("GICD_CTLR", 0x000),
+        RegisterSpec("GICD_TYPER", 0x004, use=Use.CHECK),
+        RegisterSpec("GICD_ITARGETSR", 0x800, 4),
         *_by_intid("GICD_", 0, (*SETTINGS, *STATES)),
     ),
 )
@@ -174,10 +179,10 @@ V2_PRIVATE: Final = Part(
     group=VgicGroup.DIST_REGS,
     per_vcpu=True,
     rows=(
-        Row("GICD_ICENABLER", 0x180, use=Use.CLEAR),
+        RegisterSpec("GICD_ICENABLER", 0x180, use=Use.CLEAR),
         *_by_intid("GICD_", 0, SETTINGS),
         *V2_PRIVATE_STATES,
-        *(Row(f"GICD_SPENDSGIR{n}", 0xF20 + 4 * n) for n in range(4)),
+        *(RegisterSpec(f"GICD_SPENDSGIR{n}", 0xF20 + 4 * n) for n in range(4)),
     ),
 )
 V2_CPU: Final = Part(
@@ -185,11 +190,11 @@ V2_CPU: Final = Part(
     group=VgicGroup.CPU_REGS,
     per_vcpu=True,
     rows=(
-        Row("GICC_CTLR", 0x00),
-        Row("GICC_PMR", 0x04),
-        Row("GICC_BPR", 0x08),
-        Row("GICC_ABPR", 0x1C),
-        *(Row(f"GICC_APR{n}", 0xD0 + 4 * n, may_lack=n > 0) for n in range(4)),
+        RegisterSpec("GICC_CTLR", 0x00),
+        RegisterSpec("GICC_PMR", 0x04),
+        RegisterSpec("GICC_BPR", 0x08),
+        RegisterSpec("GICC_ABPR", 0x1C),
+        *(RegisterSpec(f"GICC_APR{n}", 0xD0 + 4 * n, may_lack=n > 0) for n in range(4)),
     ),
 )
 
@@ -204,37 +209,37 @@ PARTS: Final[dict[str, tuple[Part, ...]]] = {
 ROUNDED: Final = {"GICR_PROPBASER": 0xF80, "GICR_PENDBASER": 0xF80}
 
 
-class Place(NamedTuple):
+class GicRegister(NamedTuple):
     """One register: its row, its number in its part, and its name."""
 
-    row: Row
+    row: RegisterSpec
     number: int
     name: str
 
 
 @functools.cache
-def places(part: Part, nr_irqs: int) -> tuple[Place, ...]:
+def registers_of(part: Part, nr_irqs: int) -> tuple[GicRegister, ...]:
     """Return every register of a part, in restore order."""
-    return tuple(_places(part, nr_irqs))
+    return tuple(_each_register(part, nr_irqs))
 
 
-def _places(part: Part, nr_irqs: int) -> Iterator[Place]:
+def _each_register(part: Part, nr_irqs: int) -> Iterator[GicRegister]:
     first, last = (0, FIRST_SPI) if part.per_vcpu else (FIRST_SPI, nr_irqs)
     for row in part.rows:
         if not row.each:
-            yield Place(row, row.offset, row.name)
+            yield GicRegister(row, row.offset, row.name)
             continue
         low, plus, high = row.name.partition("+")
         for intid in range(first, last, row.each):
             index = intid // row.each
-            yield Place(row, row.offset + index * row.step, f"{low}{index}{plus}{high}")
+            yield GicRegister(row, row.offset + index * row.step, f"{low}{index}{plus}{high}")
 
 
 def names(kind: str, part: str, nr_irqs: int) -> dict[int, str]:
     """Return the names of a part's registers by number; empty for an unknown part."""
     for known in PARTS.get(kind, ()):
         if known.name == part:
-            return {place.number: place.name for place in places(known, nr_irqs)}
+            return {register.number: register.name for register in registers_of(known, nr_irqs)}
     return {}
 
 
@@ -314,8 +319,8 @@ def save_gic(gic: GicRegisters, kind: str) -> GicState:
     for part in gic.parts:
         for vcpu in gic.vcpus(part):
             rows = {
-                place.number: place.row
-                for place in places(part, gic.nr_irqs) if place.row.use is not Use.CLEAR
+                register.number: register.row
+                for register in registers_of(part, gic.nr_irqs) if register.row.use is not Use.CLEAR
             }  # fmt: skip
             registers = {}
             for number, found in gic.read(part, vcpu, rows).items():
@@ -356,9 +361,9 @@ def _restore_part(
 ) -> None:
     here = _reset_values(gic, part, vcpu)
     values: dict[int, int] = {}
-    for place in places(part, gic.nr_irqs):
-        number, use = place.number, place.row.use
-        if place.name == "GITS_CTLR":
+    for register in registers_of(part, gic.nr_irqs):
+        number, use = register.number, register.row.use
+        if register.name == "GITS_CTLR":
             gic.write(part, vcpu, values)
             values = {}
             assert irqchip.its is not None
@@ -368,16 +373,16 @@ def _restore_part(
         elif number in saved and (
             use is Use.RESTORE or (use is Use.RESTORE_IF_CHANGED and here[number] != saved[number])
         ):
-            values[number] = saved[number] & ~place.row.elsewhere
+            values[number] = saved[number] & ~register.row.elsewhere
     gic.write(part, vcpu, values)
 
 
 def _reset_values(gic: GicRegisters, part: Part, vcpu: int | None) -> dict[int, int]:
     """Return the reset values of registers that are written only if they differ."""
     changing = [
-        place.number
-        for place in places(part, gic.nr_irqs)
-        if place.row.use is Use.RESTORE_IF_CHANGED
+        register.number
+        for register in registers_of(part, gic.nr_irqs)
+        if register.row.use is Use.RESTORE_IF_CHANGED
     ]
     return values_of(gic.read(part, vcpu, changing))
 
@@ -398,7 +403,7 @@ def values_of(read: Mapping[int, int | KvmError]) -> dict[int, int]:
 def _differences(
     gic: GicRegisters, part: Part, vcpu: int | None, saved: dict[int, int]
 ) -> Iterator[str]:
-    here = {place.number: place.name for place in places(part, gic.nr_irqs)}
+    here = {register.number: register.name for register in registers_of(part, gic.nr_irqs)}
     found = values_of(gic.read(part, vcpu, [number for number in here if number in saved]))
     for number, value in found.items():
         if (value ^ saved[number]) & ~ROUNDED.get(here[number], 0):

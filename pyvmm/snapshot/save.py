@@ -36,7 +36,7 @@ from pyvmm.snapshot.pages import changed
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.state import Area, Clock, Events, State, Taken, VcpuState
 from pyvmm.snapshot.tags import read_tags, tag_memories
-from pyvmm.snapshot.writer import Part, finish, write_snapshot
+from pyvmm.snapshot.writer import MemoryToSave, finish, write_snapshot
 
 DRAINS = 100  # attempts to complete the devices' requests
 
@@ -120,12 +120,12 @@ def save(
         read_tags(board, tags)
         memories = list(areas.values())
         if parent is None:
-            parts = [Part(memory) for memory in memories]
+            parts = [MemoryToSave(memory) for memory in memories]
         elif isinstance(parent, Path):
             parent = undo.enter_context(SnapshotFile.open(parent, trust=True))
         if parent is not None:
             _check_parent(state, parent)
-            parts = [Part(memory, changed(memory, parent, dirty)) for memory in memories]
+            parts = [MemoryToSave(memory, changed(memory, parent, dirty)) for memory in memories]
         new = undo.enter_context(Replacement(path, PRIVATE)) if fd is None else None
         bare = identity = write_snapshot(
             path, state.document(), parts, parent=parent, fd=fd if new is None else new.fd

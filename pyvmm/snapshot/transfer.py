@@ -20,7 +20,7 @@ from pyvmm.snapshot.format import BLOCK, PAGE, Header, read_exactly
 from pyvmm.snapshot.mark import own_key
 from pyvmm.snapshot.pages import not_zero
 from pyvmm.snapshot.reader import SnapshotFile, path_in_errors
-from pyvmm.snapshot.writer import Part, write_into, write_snapshot
+from pyvmm.snapshot.writer import MemoryToSave, write_into, write_snapshot
 
 WORKERS: Final = min(4, os.cpu_count() or 1)
 LEVELS: Final = zstd.LEVELS
@@ -38,7 +38,9 @@ def flatten(snapshot: SnapshotFile, path: Path) -> str:
         HostError: the disk is full.
     """
     key = own_key() if snapshot.is_own else None  # a stranger's snapshot gets no mark
-    return write_snapshot(path, snapshot.document, [Part(snapshot, snapshot.stored())], key=key)
+    return write_snapshot(
+        path, snapshot.document, [MemoryToSave(snapshot, snapshot.stored())], key=key
+    )
 
 
 def export(snapshot: SnapshotFile, place: Path, level: int) -> Iterator[bytes]:
@@ -56,7 +58,7 @@ def export(snapshot: SnapshotFile, place: Path, level: int) -> Iterator[bytes]:
     key = own_key() if snapshot.is_own else None
     try:
         with tempfile.TemporaryFile(dir=place, prefix=".pyvmm-export-") as file:
-            parts = [Part(snapshot, snapshot.stored())]
+            parts = [MemoryToSave(snapshot, snapshot.stored())]
             write_into(file.fileno(), snapshot.document, parts, key=key)
             fd = os.dup(file.fileno())
     except OSError as error:

@@ -34,7 +34,7 @@ from pyvmm.snapshot.reader import SnapshotFile, in_threads
 MOST_LEFT: Final = 3  # files that a warning names
 
 
-class Part(NamedTuple):
+class MemoryToSave(NamedTuple):
     """Guest memory to save: these ranges of guest addresses, by default all of a GuestMemory."""
 
     memory: pages.MemorySource
@@ -53,7 +53,7 @@ class _Layout(Record):
 def write_snapshot(
     path: Path,
     document: dict[str, Any],
-    parts: Sequence[Part],
+    parts: Sequence[MemoryToSave],
     *,
     parent: SnapshotFile | None = None,
     key: bytes | None = None,
@@ -112,7 +112,7 @@ def finish(fd: int, path: Path) -> tuple[str, tuple[str, ...]]:
 def write_into(
     fd: int,
     document: dict[str, Any],
-    parts: Sequence[Part],
+    parts: Sequence[MemoryToSave],
     parent: Parent | None = None,
     key: bytes | None = None,
 ) -> str:
@@ -165,7 +165,7 @@ def _reference(parent: SnapshotFile, child: Path) -> Parent:
     )
 
 
-def _lay_out(start: int, parts: Sequence[Part], *, keep_zero: bool) -> _Layout:
+def _lay_out(start: int, parts: Sequence[MemoryToSave], *, keep_zero: bool) -> _Layout:
     """Lay the file out; ``start`` is the offset of the index.
 
     Memory that fills whole aligned blocks gets aligned blocks in the file, so that a host with
@@ -200,7 +200,7 @@ def _lay_out(start: int, parts: Sequence[Part], *, keep_zero: bool) -> _Layout:
 
 
 def _contents(
-    parts: Sequence[Part], keep_zero: bool
+    parts: Sequence[MemoryToSave], keep_zero: bool
 ) -> Iterator[tuple[pages.MemorySource, list[Range], list[Range]]]:
     """Yield each part's memory, the ranges to store, and the ranges to mark as zero."""
     for memory, ranges in parts:

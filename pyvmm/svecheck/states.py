@@ -32,7 +32,7 @@ STATES: dict[str, tuple[str, Callable[[Bench], Vcpu]]] = {
 Cell = tuple[str, Promise]  # the outcome of a call in one state, and the promise
 
 
-class Row(Record):
+class StateRow(Record):
     """A call, and its outcome in each of STATES; None is not checked."""
 
     name: str
@@ -86,46 +86,49 @@ _ABSENT = ("EINVAL", doc.FINALIZE_ABSENT)
 _FINAL = ("ok", doc.RUNS)
 
 
-def _access(name: str, words: str, registers: Mapping[str, int], *cells: Cell) -> tuple[Row, Row]:
+def _access(
+    name: str, words: str, registers: Mapping[str, int], *cells: Cell
+) -> tuple[StateRow, StateRow]:
     """Return the rows for reading registers, and for writing their own values."""
     return (
-        Row(f"get-{name}", f"read {words}", partial(_get, registers), (_NO_INIT, *cells)),
-        Row(f"set-{name}", f"write {words}", partial(_set, registers), (_NO_INIT, *cells)),
+        StateRow(f"get-{name}", f"read {words}", partial(_get, registers), (_NO_INIT, *cells)),
+        StateRow(f"set-{name}", f"write {words}", partial(_set, registers), (_NO_INIT, *cells)),
     )
 
 
 ROWS = (
-    Row("run", "KVM_RUN", _run,
+    StateRow("run", "KVM_RUN", _run,
         (("ENOEXEC", doc.RUN_NEEDS_INIT), ("ok", doc.RUNS),
          ("EPERM", doc.RUN_NEEDS_FINALIZE), _FINAL)),
-    Row("list", "KVM_GET_REG_LIST", lambda vcpu: outcome(vcpu.get_reg_list),
+    StateRow("list", "KVM_GET_REG_LIST", lambda vcpu: outcome(vcpu.get_reg_list),
         (_NO_INIT, ("ok", doc.LISTS), ("EPERM", doc.LIST_NEEDS_FINALIZE),
          ("ok", doc.LISTS))),
-    Row("list-of-none", "KVM_GET_REG_LIST with n=0", _count,
+    StateRow("list-of-none", "KVM_GET_REG_LIST with n=0", _count,
         (_NO_INIT, ("E2BIG", doc.LIST_TOO_BIG), ("EPERM", doc.LIST_NEEDS_FINALIZE),
          ("E2BIG", doc.LIST_TOO_BIG))),
     *_access("core", "X0, X30, SP, PC, PSTATE, FPSR, FPCR", ids.CORE, _CORE, _CORE, _CORE),
     *_access("sysregs", "MPIDR_EL1, ID_AA64PFR0_EL1, ID_AA64ZFR0_EL1", ids.SYSREGS,
              _SYSREG, _SYSREG, _SYSREG),
     *_access("zcr", "ZCR_EL1", {"ZCR_EL1": ids.ZCR_EL1}, _NO_SVE, _SYSREG, _SYSREG),
-    Row("get-vls", "read KVM_REG_ARM64_SVE_VLS", partial(_get, ids.VLS),
+    StateRow("get-vls", "read KVM_REG_ARM64_SVE_VLS", partial(_get, ids.VLS),
         (_NO_INIT, _NO_SVE, ("ok", doc.VLS_READABLE), ("ok", doc.VLS_READABLE))),
-    Row("set-vls", "write KVM_REG_ARM64_SVE_VLS with its own value", partial(_set, ids.VLS),
+    StateRow("set-vls", "write KVM_REG_ARM64_SVE_VLS with its own value", partial(_set, ids.VLS),
         (_NO_INIT, _NO_SVE, ("ok", doc.VLS_WRITABLE), ("EPERM", doc.VLS_IMMUTABLE))),
-    Row("set-wrong-vls", "write an empty set",
+    StateRow("set-wrong-vls", "write an empty set",
         lambda vcpu: outcome(lambda: vcpu.set_one_reg(regs.SVE_VLS, 0)),
         (_NO_INIT, _NO_SVE, ("EINVAL", doc.INVALID_SET), ("EPERM", doc.VLS_IMMUTABLE))),
     *_access("sve", "slice 0 of Z0-Z31, P0-P15 and FFR", ids.Z_P_FFR, _NO_SVE, _EARLY, _FINAL),
     *_access("surplus", "slices 1 to 31 of Z0-Z31, P0-P15 and FFR", ids.SURPLUS,
              _NO_SVE, _SLICE, _SLICE),
     *_access("v", "V0 to V31", ids.V, _OK_V, _NO_V, _NO_V),
-    Row("get-mp-state", "KVM_GET_MP_STATE", lambda vcpu: outcome(vcpu.get_mp_state),
+    StateRow("get-mp-state", "KVM_GET_MP_STATE", lambda vcpu: outcome(vcpu.get_mp_state),
         (None, _FINAL, _FINAL, _FINAL)),
-    Row("get-events", "KVM_GET_VCPU_EVENTS", lambda vcpu: outcome(vcpu.get_vcpu_events),
+    StateRow("get-events", "KVM_GET_VCPU_EVENTS", lambda vcpu: outcome(vcpu.get_vcpu_events),
         (None, _FINAL, _FINAL, _FINAL)),
-    Row("finalize-others", "FINALIZE every number but SVE's, -1 to 32", _finalize_others,
+    StateRow("finalize-others", "FINALIZE every number but SVE's, -1 to 32", _finalize_others,
         (_NO_INIT, _ABSENT, _ABSENT, _ABSENT)),
-    Row("finalize", "FINALIZE SVE", lambda vcpu: outcome(lambda: vcpu.finalize(VcpuFeature.SVE)),
+    StateRow("finalize", "FINALIZE SVE",
+        lambda vcpu: outcome(lambda: vcpu.finalize(VcpuFeature.SVE)),
         (_NO_INIT, _ABSENT, ("ok", doc.FINALIZE), ("EPERM", doc.FINALIZE_TWICE))),
 )  # fmt: skip
 

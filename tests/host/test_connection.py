@@ -20,10 +20,10 @@ from pyvmm.errors import HostError
 from pyvmm.host import connection, qemu
 from pyvmm.host.connection import Unreachable, connected, greet
 from pyvmm.host.running import Running
-from pyvmm.host.wire import FIRST_PORTS, HELLO, MAGIC, NONCE_SIZE, RESERVED, Request
+from pyvmm.host.wire import FIRST_PORTS, HELLO, MAGIC, NONCE_SIZE, RESERVED, CommandRequest
 from tests.host.conftest import python
 
-REQUEST = Request(
+REQUEST = CommandRequest(
     argv=["true"], cwd="/", uid=0, gid=0, groups=[], umask=0, environment={}, start_id="",
     now_ns=0, entropy="", idle_s=0,
 )  # fmt: skip

@@ -15,7 +15,7 @@ import pytest
 from pyvmm import layout
 from pyvmm.config import Balloon, Config, Hotplug
 from pyvmm.control.service import resident
-from pyvmm.devices.virtio.mem import Request, Response, VirtioMem
+from pyvmm.devices.virtio.mem import RequestType, ResponseType, VirtioMem
 from pyvmm.errors import HostError
 from pyvmm.kvm import regs
 from pyvmm.kvm.exits import Exit
@@ -60,7 +60,7 @@ class Rig:
     def _note(self, vcpu: int, leave: Exit) -> None:
         self.unclaimed.append(leave.address)
 
-    def request(self, kind: Request, block: int, count: int = 1) -> int:
+    def request(self, kind: RequestType, block: int, count: int = 1) -> int:
         ram = self.driver.ram
         data = struct.pack("<H6xQH6x", kind, self.mem.blocks.address(block), count)
         answer = ram.take(10)
@@ -95,7 +95,7 @@ def test_memory_lies_above_ram_with_a_gap(stack: ExitStack, tmp_path: Path) -> N
 
 def test_guest_can_use_plugged_memory(stack: ExitStack, tmp_path: Path) -> None:
     rig = Rig(stack, tmp_path, "load")
-    assert rig.request(Request.PLUG, 3) == Response.ACK
+    assert rig.request(RequestType.PLUG, 3) == ResponseType.ACK
     assert rig.machine.resizing.size == 16 * MIB + BLOCK
     place = rig.mem.blocks.address(4) - 4
     with rig.mem.blocks.view(place, 4) as view:
@@ -112,10 +112,10 @@ def test_unplugged_memory_reads_as_zero(
     rig = Rig(stack, tmp_path, "load")
     place = rig.mem.blocks.address(3)
     if was_plugged:
-        rig.request(Request.PLUG, 2, 3)
+        rig.request(RequestType.PLUG, 2, 3)
         with rig.mem.blocks.view(place, 4) as view:
             view[:] = struct.pack("<I", 77)
-        assert rig.request(Request.UNPLUG, 3) == Response.ACK
+        assert rig.request(RequestType.UNPLUG, 3) == ResponseType.ACK
 
     assert rig.run(x2=layout.EXIT.base, x3=place) == 0
     assert rig.unclaimed == [place]
@@ -139,9 +139,9 @@ def test_blocks_can_be_plugged_while_the_guest_runs(stack: ExitStack, tmp_path: 
     rig.machine.start()
 
     for _ in range(20):
-        assert rig.request(Request.PLUG, 0, BLOCKS) == Response.ACK
-        assert rig.request(Request.UNPLUG, 0, BLOCKS) == Response.ACK
-    rig.request(Request.PLUG, 5)
+        assert rig.request(RequestType.PLUG, 0, BLOCKS) == ResponseType.ACK
+        assert rig.request(RequestType.UNPLUG, 0, BLOCKS) == ResponseType.ACK
+    rig.request(RequestType.PLUG, 5)
     with rig.mem.blocks.view(place, 4) as view:
         view[:] = struct.pack("<I", 99)
     rig.machine._runner.join()
@@ -166,7 +166,7 @@ def test_hostile_balloon_driver_stops_its_device_and_no_other(
         hostile.start(queues=5, size=16)
 
     assert len(rig.lines) == 4
-    assert rig.request(Request.PLUG, 0, BLOCKS) == Response.ACK
+    assert rig.request(RequestType.PLUG, 0, BLOCKS) == ResponseType.ACK
     place = rig.mem.blocks.address(0)
     with rig.mem.blocks.view(place, 4) as view:
         view[:] = struct.pack("<I", 42)
@@ -175,7 +175,7 @@ def test_hostile_balloon_driver_stops_its_device_and_no_other(
 
 def test_memory_in_the_balloon_returns_to_the_host(stack: ExitStack, tmp_path: Path) -> None:
     rig = Rig(stack, tmp_path, "load")
-    rig.request(Request.PLUG, 0, BLOCKS)
+    rig.request(RequestType.PLUG, 0, BLOCKS)
     size = BLOCKS * BLOCK
     with rig.mem.blocks.view(rig.mem.addr, size) as view:
         view[:] = b"\xff" * size
@@ -202,9 +202,9 @@ def test_plugged_blocks_and_balloon_are_restored_from_a_snapshot(
     stack: ExitStack, tmp_path: Path, reading: Reading
 ) -> None:
     rig = Rig(stack, tmp_path, "load")
-    rig.request(Request.PLUG, 1)
-    rig.request(Request.PLUG, 4, 3)
-    rig.request(Request.UNPLUG, 6)
+    rig.request(RequestType.PLUG, 1)
+    rig.request(RequestType.PLUG, 4, 3)
+    rig.request(RequestType.UNPLUG, 6)
     place = rig.mem.blocks.address(5)
     with rig.mem.blocks.view(place, 4) as view:
         view[:] = struct.pack("<I", 55)

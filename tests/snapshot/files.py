@@ -13,7 +13,7 @@ from pyvmm.snapshot.format import BLOCK, PAGE
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.restorememory import fill, map_into
 from pyvmm.snapshot.state import State
-from pyvmm.snapshot.writer import Part, write_snapshot
+from pyvmm.snapshot.writer import MemoryToSave, write_snapshot
 
 BASE = 0x8000_0000
 SIZE = 4 * BLOCK
@@ -41,7 +41,7 @@ def save(
     ranges: list[Range] | None = None,
     parent: SnapshotFile | None = None,
 ) -> str:
-    return write_snapshot(path, DOCUMENT, [Part(memory, ranges)], parent=parent)
+    return write_snapshot(path, DOCUMENT, [MemoryToSave(memory, ranges)], parent=parent)
 
 
 def restored(path: Path, how: str = "eager") -> bytes:
@@ -53,5 +53,5 @@ def restored(path: Path, how: str = "eager") -> bytes:
 
 def save_machine(path: Path, state: State, memory: GuestMemory | None = None) -> str:
     """Write a snapshot of a machine; without ``memory`` its memory is zero."""
-    parts = [] if memory is None else [Part(memory)]
+    parts = [] if memory is None else [MemoryToSave(memory)]
     return write_snapshot(path, state.document(), parts)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from pyvmm.memory.ram import GuestMemory
-from pyvmm.snapshot.writer import Part, write_snapshot
+from pyvmm.snapshot.writer import MemoryToSave, write_snapshot
 from tests.snapshot.files import BASE, SIZE, noise
 
 SEED = 1
@@ -24,7 +24,7 @@ def main(path: Path) -> None:
         for _ in sys.stdin:
             child = os.fork()
             while not child:
-                write_snapshot(path, {"seed": SEED}, [Part(memory)])
+                write_snapshot(path, {"seed": SEED}, [MemoryToSave(memory)])
             print(child, flush=True)
             os.waitpid(child, 0)
             print("dead", flush=True)

@@ -13,7 +13,7 @@ from pyvmm.config import CpuRequest
 from pyvmm.kvm import regs
 from pyvmm.kvm.uapi import VcpuFeature
 from pyvmm.machine.plan import Feature
-from pyvmm.snapshot.gic import PARTS, places
+from pyvmm.snapshot.gic import PARTS, registers_of
 from pyvmm.snapshot.state import GicBlock, GicState, State
 from tests.devices import live
 from tests.snapshot import sample
@@ -38,7 +38,9 @@ def _with_gic(state: State, kind: str) -> State:
     """Return the state with every register of that GIC; each has another value."""
     blocks = []
     for part in PARTS[kind]:
-        found = {place.number: 0x11 * n for n, place in enumerate(places(part, NR_IRQS))}
+        found = {
+            register.number: 0x11 * n for n, register in enumerate(registers_of(part, NR_IRQS))
+        }
         owners = range(len(state.vcpus)) if part.per_vcpu else [None]
         blocks += [GicBlock(part=part.name, vcpu=owner, registers=found) for owner in owners]
     config = state.config.replace(irqchip=kind)

@@ -12,7 +12,7 @@ from pyvmm.arm64 import sysregs
 from pyvmm.errors import UsageError
 from pyvmm.kvm import regs
 from pyvmm.machine.plan import Feature
-from pyvmm.snapshot.check import Compatibility, Row, machine_rows, predicted, register_row
+from pyvmm.snapshot.check import CheckedPart, Compatibility, machine_rows, predicted, register_row
 from pyvmm.snapshot.hostlimits import RestoreLimits, read_limits_file
 from pyvmm.snapshot.restorestate import Loss, RestoreReport
 from pyvmm.snapshot.state import State
@@ -31,7 +31,7 @@ FULL = RestoreLimits(
 )
 
 
-def rows(state: State, **other: Any) -> dict[str, Row]:
+def rows(state: State, **other: Any) -> dict[str, CheckedPart]:
     limits = FULL.replace(**other)
     return {row.name: row for row in machine_rows(state, limits)}
 

@@ -18,7 +18,7 @@ from pyvmm.snapshot.format import BLOCK, PAGE
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.snapshot import Snapshot
 from pyvmm.snapshot.state import GicBlock, State
-from pyvmm.snapshot.writer import Part, write_snapshot
+from pyvmm.snapshot.writer import MemoryToSave, write_snapshot
 from tests.snapshot import sample
 from tests.snapshot.files import noise, save_machine
 
@@ -234,7 +234,7 @@ def test_compare_of_parent_and_child_reports_the_changed_page(
     dirty = [(RAM_BASE + 2 * BLOCK, RAM_BASE + 2 * BLOCK + PAGE)]
     with SnapshotFile.open(tmp_path / "a") as parent:
         write_snapshot(
-            tmp_path / "b", sample.state().document(), [Part(memory, dirty)], parent=parent
+            tmp_path / "b", sample.state().document(), [MemoryToSave(memory, dirty)], parent=parent
         )
 
     with Snapshot(tmp_path / "a") as left, Snapshot(tmp_path / "b") as right:

@@ -19,7 +19,7 @@ from pyvmm.errors import HostError, UsageError
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.format import PAGE
 from pyvmm.snapshot.reader import SnapshotFile
-from pyvmm.snapshot.writer import Part, write_snapshot
+from pyvmm.snapshot.writer import MemoryToSave, write_snapshot
 from tests.snapshot import saver
 from tests.snapshot.files import BASE, SIZE, noise, restored, save, write_scene
 
@@ -65,7 +65,7 @@ def is_refused(path: Path) -> bool:
 def test_killed_save_leaves_the_old_file_or_a_complete_one(path: Path, memory: GuestMemory) -> None:
     memory.write(BASE, noise(saver.LENGTH, 0))
     began = time.perf_counter()
-    write_snapshot(path, {"seed": 0}, [Part(memory)])
+    write_snapshot(path, {"seed": 0}, [MemoryToSave(memory)])
     took, dice, seeds = time.perf_counter() - began, random.Random(5), set()
     broken = left_most = 0
     with subprocess.Popen(
@@ -88,7 +88,7 @@ def test_killed_save_leaves_the_old_file_or_a_complete_one(path: Path, memory: G
     assert saver.SEED in seeds
     assert broken
     assert left_most == 1  # each save removes what the one before left
-    write_snapshot(path, {"seed": 0}, [Part(memory)])
+    write_snapshot(path, {"seed": 0}, [MemoryToSave(memory)])
     assert not debris(path)
 
 
@@ -240,7 +240,7 @@ def test_two_saves_to_one_name_leave_one_complete_file(path: Path) -> None:
         with GuestMemory(BASE, SIZE) as memory:
             memory.write(BASE, noise(saver.LENGTH, seed))
             for _ in range(8):
-                write_snapshot(path, {"seed": seed}, [Part(memory)])
+                write_snapshot(path, {"seed": seed}, [MemoryToSave(memory)])
 
     threads = [threading.Thread(target=save_often, args=(seed,)) for seed in (1, 2)]
     for thread in threads:
@@ -265,11 +265,11 @@ def test_save_does_not_remove_the_file_of_another_running_save(
         def view(self, gpa: int, length: int) -> memoryview:
             if not seen:
                 seen.append([])
-                write_snapshot(path, {"seed": 2}, [Part(memory)])
+                write_snapshot(path, {"seed": 2}, [MemoryToSave(memory)])
                 seen[0] = debris(path)
             return memory.view(gpa, length)
 
-    write_snapshot(path, {"seed": 1}, [Part(Slow(), [(BASE, BASE + SIZE)])])
+    write_snapshot(path, {"seed": 1}, [MemoryToSave(Slow(), [(BASE, BASE + SIZE)])])
 
     assert len(seen[0]) == 1  # the slow one's, still there
     with SnapshotFile.open(path) as snapshot:

@@ -18,7 +18,7 @@ from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.format import BLOCK, PAGE
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.restorememory import fill, map_into
-from pyvmm.snapshot.writer import Part, write_snapshot
+from pyvmm.snapshot.writer import MemoryToSave, write_snapshot
 from tests.snapshot.files import (
     BASE,
     DOCUMENT,
@@ -130,7 +130,7 @@ def test_file_stores_two_memories(memory: GuestMemory, path: Path) -> None:
     with GuestMemory(BASE + SIZE, BLOCK) as beside, GuestMemory(BASE + SIZE, BLOCK) as other:
         memory.write(BASE + SIZE - PAGE, noise(PAGE))
         beside.write(BASE + SIZE, noise(PAGE))
-        write_snapshot(path, DOCUMENT, [Part(memory), Part(beside)])
+        write_snapshot(path, DOCUMENT, [MemoryToSave(memory), MemoryToSave(beside)])
         with SnapshotFile.open(path) as snapshot, GuestMemory(BASE, SIZE) as back:
             fill(snapshot, [back, other])
 

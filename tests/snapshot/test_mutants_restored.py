@@ -25,7 +25,7 @@ from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.gic import PARTS
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.save import save
-from pyvmm.snapshot.writer import Part, write_snapshot
+from pyvmm.snapshot.writer import MemoryToSave, write_snapshot
 from tests import programs
 from tests.devices import live
 from tests.sandbox.escape import in_child
@@ -111,7 +111,7 @@ def test_restore_runs_or_refuses_any_mutated_state(
 
     with GuestMemory(RAM_BASE, MIB) as memory, watched(secret.parent) as events:
         memory.write(RAM_BASE, rings)
-        parts = [Part(memory)]
+        parts = [MemoryToSave(memory)]
         write_snapshot(path, document, parts)
         code, said = restored(path)
         assert (code, said.splitlines()[-1]) == (TIMED_OUT, IN_TIME), said

@@ -12,7 +12,7 @@ from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._options import json_option
 from pyvmm.commands._output import aligned, counted, show
 from pyvmm.commands.cpu._hosts import host_here, read_hosts
-from pyvmm.cpumodel.fit import Fit, Part, fit
+from pyvmm.cpumodel.fit import Fit, PartFit, fit
 from pyvmm.cpumodel.model import CpuModel, parse_field, read_model
 from pyvmm.errors import EXIT_FAILED, EXIT_OK, UsageError
 from pyvmm.host.settings import HostSettings
@@ -65,7 +65,7 @@ def read_cpu(words: Sequence[str]) -> tuple[CpuModel, tuple[Path, ...]]:
     return model.replace(fields=model.fields | single), tuple(files)
 
 
-def document(parts: Mapping[str, list[Part]]) -> dict[str, Any]:
+def document(parts: Mapping[str, list[PartFit]]) -> dict[str, Any]:
     """Return the JSON document."""
     return {
         "schema": SCHEMA,
@@ -84,7 +84,7 @@ def document(parts: Mapping[str, list[Part]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def lines(parts: Mapping[str, list[Part]]) -> Iterator[str]:
+def lines(parts: Mapping[str, list[PartFit]]) -> Iterator[str]:
     """Yield the answer as text: the parts that differ, those that fail first."""
     for name, found in parts.items():
         failed = [part for part in found if not part.is_given]

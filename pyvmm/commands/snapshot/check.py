@@ -13,7 +13,7 @@ from pyvmm.commands._output import aligned, show
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.host.settings import HostSettings
 from pyvmm.host.share import Needs
-from pyvmm.snapshot.check import Compatibility, Row, machine_rows, predicted, summary, tried
+from pyvmm.snapshot.check import CheckedPart, Compatibility, machine_rows, predicted, summary, tried
 from pyvmm.snapshot.hostlimits import limits_here, read_limits_file
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.state import State
@@ -48,7 +48,7 @@ def check(where: HostSettings, file: Path, probe: Path | None, as_json: bool) ->
     return EXIT_OK if all(row.allows(False) for row in rows) else EXIT_FAILED
 
 
-def _rows_here(state: State) -> list[Row]:
+def _rows_here(state: State) -> list[CheckedPart]:
     from pyvmm.kvm.system import System
 
     with System.open() as system:
@@ -59,7 +59,7 @@ def _rows_here(state: State) -> list[Row]:
     return [*rows, summary(registers), *registers]
 
 
-def _document(file: Path, rows: Iterable[Row]) -> dict[str, object]:
+def _document(file: Path, rows: Iterable[CheckedPart]) -> dict[str, object]:
     return {
         "schema": SCHEMA,
         "file": str(file),
@@ -67,5 +67,5 @@ def _document(file: Path, rows: Iterable[Row]) -> dict[str, object]:
     }
 
 
-def _cells(row: Row) -> tuple[str, str, str]:
+def _cells(row: CheckedPart) -> tuple[str, str, str]:
     return row.name, row.compatibility.value, row.reason

@@ -42,7 +42,7 @@ vm_options = added(
 )
 
 
-class Place(Record):
+class VmHost(Record):
     """An emulated host that runs VMs; None is this machine."""
 
     running: Running | None
@@ -82,7 +82,7 @@ class Place(Record):
 class Vm(Record):
     """A running VM: its place, and its description of itself."""
 
-    place: Place
+    place: VmHost
     info: Message
 
     @property
@@ -110,7 +110,7 @@ def ask_all(vms: Sequence[Vm], request: Message, needs: Needs | None = None) -> 
     """
     places = {id(vm.place): vm.place for vm in vms}
 
-    def ask_at(place: Place) -> Iterator[Message]:
+    def ask_at(place: VmHost) -> Iterator[Message]:
         there = [vm.name for vm in vms if vm.place is place]
         try:
             replies = place.ask([{"vm": name, "request": request} for name in there], needs)
@@ -246,14 +246,14 @@ def document(vms: list[Message], failures: Sequence[Message] = ()) -> Message:
     return {"schema": SCHEMA, "vms": vms, "hosts_not_answering": silent}
 
 
-def _places() -> Iterator[Place]:
-    yield Place(None)
+def _places() -> Iterator[VmHost]:
+    yield VmHost(None)
     if host.describe_inside() is None:
         for running in all_running():
-            yield Place(running)
+            yield VmHost(running)
 
 
-def _vms_at(place: Place) -> list[Vm] | HostError:
+def _vms_at(place: VmHost) -> list[Vm] | HostError:
     """Return the VMs at a place, or why its emulated host does not answer."""
     try:
         (reply,) = place.ask([{"vm": None}])

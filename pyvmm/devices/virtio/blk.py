@@ -55,7 +55,7 @@ class Failed(Exception):
         self.status = status
 
 
-class Request(NamedTuple):
+class BlockRequest(NamedTuple):
     """A parsed request: the guest's data, and the room for the device's data.
 
     A NamedTuple, as each request makes one: a Record takes longer to make.
@@ -152,39 +152,39 @@ class VirtioBlk(ServedDevice):
         request.status[0] = status
         return job.chain.writable_size
 
-    def _read(self, request: Request) -> Done:
+    def _read(self, request: BlockRequest) -> Done:
         offset = self._place(request.sector, request.room_size)
         self.disk.read(request.room, offset)
         return request.room_size, {"reads": 1, "bytes_read": request.room_size}
 
-    def _write(self, request: Request) -> Done:
+    def _write(self, request: BlockRequest) -> Done:
         self._refuse_if_read_only()
         offset = self._place(request.sector, request.given_size)
         self.disk.write(request.given, offset, durable=not self.has(F_FLUSH))
         return 0, {"writes": 1, "bytes_written": request.given_size}
 
-    def _flush(self, request: Request) -> Done:
+    def _flush(self, request: BlockRequest) -> Done:
         self.disk.flush()
         return 0, {"flushes": 1}
 
-    def _get_id(self, request: Request) -> Done:
+    def _get_id(self, request: BlockRequest) -> Done:
         if request.room_size < ID_BYTES:
             raise Failed(S_IOERR, "no room for the id")
         return scatter(self.serial.ljust(ID_BYTES, b"\0"), request.room), {}
 
-    def _discard(self, request: Request) -> Done:
+    def _discard(self, request: BlockRequest) -> Done:
         ranges = self._ranges(request, MOST_DISCARD, 0)
         for offset, length, _ in ranges:
             self.disk.discard(offset, length)
         return 0, {"discards": 1, "bytes_discarded": sum(length for _, length, _ in ranges)}
 
-    def _write_zeroes(self, request: Request) -> Done:
+    def _write_zeroes(self, request: BlockRequest) -> Done:
         ranges = self._ranges(request, MOST_ZEROES, RANGE_F_UNMAP)
         for offset, length, flags in ranges:
             self.disk.zero(offset, length, may_unmap=bool(flags & RANGE_F_UNMAP))
         return 0, {"zeroings": 1, "bytes_zeroed": sum(length for _, length, _ in ranges)}
 
-    def _ranges(self, request: Request, most: int, allowed: int) -> list[tuple[int, int, int]]:
+    def _ranges(self, request: BlockRequest, most: int, allowed: int) -> list[tuple[int, int, int]]:
         """Return a request's checked ranges: offset, length, flags."""
         self._refuse_if_read_only()
         count, rest = divmod(request.given_size, RANGE.size)
@@ -211,7 +211,7 @@ class VirtioBlk(ServedDevice):
             raise Failed(S_IOERR, "the disk is read-only")
 
 
-HANDLERS: dict[int, Callable[[VirtioBlk, Request], Done]] = {
+HANDLERS: dict[int, Callable[[VirtioBlk, BlockRequest], Done]] = {
     T_IN: VirtioBlk._read,
     T_OUT: VirtioBlk._write,
     T_FLUSH: VirtioBlk._flush,
@@ -226,7 +226,7 @@ WORDS = {
 }  # fmt: skip
 
 
-def _take_apart(chain: Chain) -> Request:
+def _take_apart(chain: Chain) -> BlockRequest:
     """Parse a chain, however it is divided into buffers.
 
     Raises: QueueError, for a chain without a header or room for a status.
@@ -244,7 +244,7 @@ def _take_apart(chain: Chain) -> Request:
         given = _cut(chain.readable, HEADER.size, chain.readable_size)
     room = chain.writable[:-1] if len(last) == 1 else _cut(chain.writable, 0, room_size)
     type_, _, sector = HEADER.unpack(head)
-    return Request(
+    return BlockRequest(
         type_, sector, given, chain.readable_size - HEADER.size, room, room_size, last[-1:]
     )
 
@@ -269,7 +269,7 @@ def _clear(views: list[memoryview], start: int) -> None:
             view[at : at + part] = ZEROES[:part]
 
 
-def _words(request: Request) -> str:
+def _words(request: BlockRequest) -> str:
     what = WORDS.get(request.type, "request")
     size = request.given_size + request.room_size
     return f"{what} at sector {request.sector}" + (f", {size} bytes" if size else "")

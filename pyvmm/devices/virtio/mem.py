@@ -30,7 +30,7 @@ REQUEST = struct.Struct("<H6xQH6x")  # struct virtio_mem_req: type, addr, nb_blo
 RESPONSE = struct.Struct("<H6xH")  # struct virtio_mem_resp: type, state
 
 
-class Request(IntEnum):
+class RequestType(IntEnum):
     """A request's type.  Source: linux/virtio_mem.h, VIRTIO_MEM_REQ_*"""
 
     PLUG = 0
@@ -39,7 +39,7 @@ class Request(IntEnum):
     STATE = 3
 
 
-class Response(IntEnum):
+class ResponseType(IntEnum):
     """A response's type.  Source: linux/virtio_mem.h, VIRTIO_MEM_RESP_*"""
 
     ACK = 0
@@ -164,16 +164,16 @@ class VirtioMem(VirtioDevice):
         kind, address, count = REQUEST.unpack(chain.read())
         state = State.PLUGGED
         match kind:
-            case Request.PLUG:
+            case RequestType.PLUG:
                 response = self._plug(address, count)
-            case Request.UNPLUG:
+            case RequestType.UNPLUG:
                 response = self._unplug(address, count)
-            case Request.UNPLUG_ALL:
+            case RequestType.UNPLUG_ALL:
                 response = self._unplug_all()
-            case Request.STATE:
+            case RequestType.STATE:
                 response, state = self._state(address, count)
             case _:
-                response = Response.ERROR
+                response = ResponseType.ERROR
         return chain.write(RESPONSE.pack(response, state))
 
     def _first(self, address: int, count: int) -> int | None:
@@ -182,46 +182,46 @@ class VirtioMem(VirtioDevice):
         valid = not rest and count > 0 and block >= 0 and block + count <= self.blocks.blocks
         return block if valid else None
 
-    def _plug(self, address: int, count: int) -> Response:
+    def _plug(self, address: int, count: int) -> ResponseType:
         first = self._first(address, count)
         if first is None or self.blocks.plugged_among(first, count):
-            return Response.ERROR
+            return ResponseType.ERROR
         if self.plugged_size + count * self.block_size > self.requested_size:
-            return Response.NACK
+            return ResponseType.NACK
         if not self._map(first, count, True):
-            return Response.BUSY
+            return ResponseType.BUSY
         self.blocks.set_plugged(first, count, True)
         self.plugged_size = self.blocks.plugged_size
-        return Response.ACK
+        return ResponseType.ACK
 
-    def _unplug(self, address: int, count: int) -> Response:
+    def _unplug(self, address: int, count: int) -> ResponseType:
         first = self._first(address, count)
         if first is None or self.blocks.plugged_among(first, count) < count:
-            return Response.ERROR
+            return ResponseType.ERROR
         return self._unplug_run(first, count)
 
-    def _unplug_all(self) -> Response:
+    def _unplug_all(self) -> ResponseType:
         for first, count in list(self.blocks.runs()):
             response = self._unplug_run(first, count)
-            if response != Response.ACK:
+            if response != ResponseType.ACK:
                 return response
-        return Response.ACK
+        return ResponseType.ACK
 
-    def _unplug_run(self, first: int, count: int) -> Response:
+    def _unplug_run(self, first: int, count: int) -> ResponseType:
         if not self._map(first, count, False):
-            return Response.BUSY
+            return ResponseType.BUSY
         self.blocks.set_plugged(first, count, False)
         self.plugged_size = self.blocks.plugged_size
-        return Response.ACK
+        return ResponseType.ACK
 
-    def _state(self, address: int, count: int) -> tuple[Response, State]:
+    def _state(self, address: int, count: int) -> tuple[ResponseType, State]:
         first = self._first(address, count)
         if first is None:
-            return Response.ERROR, State.UNPLUGGED
+            return ResponseType.ERROR, State.UNPLUGGED
         plugged = self.blocks.plugged_among(first, count)
         if plugged == count:
-            return Response.ACK, State.PLUGGED
-        return Response.ACK, State.MIXED if plugged else State.UNPLUGGED
+            return ResponseType.ACK, State.PLUGGED
+        return ResponseType.ACK, State.MIXED if plugged else State.UNPLUGGED
 
     def _map(self, first: int, count: int, plug: bool) -> bool:
         """Map or unmap blocks; after an error return False, and log the first one."""

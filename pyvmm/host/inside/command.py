@@ -25,7 +25,7 @@ from pyvmm.base.computer import TREE_VARIABLE
 from pyvmm.base.output import printable
 from pyvmm.host.inside import files
 from pyvmm.host.share import WHOLE
-from pyvmm.host.wire import Request
+from pyvmm.host.wire import CommandRequest
 
 ENTRY: Final = ("pyvmm.cli", "main")
 NOT_FOUND: Final = 127
@@ -37,7 +37,7 @@ RUNTIME_DIRS: Final = Path("/run/user")
 PR_SET_DUMPABLE: Final = 4  # Source: Linux, include/uapi/linux/prctl.h
 
 
-def run_command(request: Request, fds: list[int], slave: int) -> NoReturn:
+def run_command(request: CommandRequest, fds: list[int], slave: int) -> NoReturn:
     """Run the command in this forked process, and end."""
     code = 1
     try:
@@ -61,7 +61,7 @@ def run_command(request: Request, fds: list[int], slave: int) -> NoReturn:
         os._exit(code)
 
 
-def _set_up(request: Request, fds: list[int], slave: int) -> None:
+def _set_up(request: CommandRequest, fds: list[int], slave: int) -> None:
     """Set the user's identity, directory, environment and standard streams."""
     signal.set_wakeup_fd(-1)
     for caught in (signal.SIGCHLD, signal.SIGIO):
@@ -113,7 +113,7 @@ def _stream(fd: int, mode: str, *, line_buffering: bool) -> TextIO:
     return io.TextIOWrapper(raw, encoding="utf-8", errors=errors, line_buffering=line_buffering)
 
 
-def _start(request: Request) -> int:
+def _start(request: CommandRequest) -> int:
     """Run the command in this interpreter and return its exit code, or execute it."""
     argv = request.argv
     paths = request.environment.get("PYTHONPATH", "").split(os.pathsep)

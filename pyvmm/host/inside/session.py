@@ -30,9 +30,9 @@ from pyvmm.host.wire import (
     MAGIC,
     MAX_REQUEST,
     NONCE_SIZE,
+    CommandRequest,
     Frame,
     FrameReader,
-    Request,
     Synchroniser,
     WireError,
     pack,
@@ -77,7 +77,7 @@ class _Child(Record, frozen=False):
 class Session:
     """The traffic between a command and its client."""
 
-    def __init__(self, port: int, request: Request) -> None:
+    def __init__(self, port: int, request: CommandRequest) -> None:
         self._port = port
         self._frames = FrameReader()
         self._to_client = bytearray()
@@ -236,7 +236,7 @@ class Session:
         self._signal(signal.SIGKILL)
 
 
-def _greeting(port: int) -> tuple[bytes, Request, bytes]:
+def _greeting(port: int) -> tuple[bytes, CommandRequest, bytes]:
     """Wait for a client's greeting; return its nonce, its request and the bytes after it."""
     deadline = time.monotonic() + GREETING_S
     finder = Synchroniser(MAGIC)
@@ -273,7 +273,7 @@ def _wait_for(port: int, event: int, deadline: float | None = None) -> None:
         raise ClientGone
 
 
-def _parse_greeting(data: bytes) -> tuple[bytes, Request, bytes] | None:
+def _parse_greeting(data: bytes) -> tuple[bytes, CommandRequest, bytes] | None:
     start = NONCE_SIZE + LENGTH.size
     if len(data) < start:
         return None
@@ -283,7 +283,7 @@ def _parse_greeting(data: bytes) -> tuple[bytes, Request, bytes] | None:
     if len(data) < start + length:
         return None
     fields: dict[str, Any] = json.loads(data[start : start + length])
-    return data[:NONCE_SIZE], Request(**fields), data[start + length :]
+    return data[:NONCE_SIZE], CommandRequest(**fields), data[start + length :]
 
 
 def _read(port: int) -> bytes:
@@ -293,7 +293,7 @@ def _read(port: int) -> bytes:
         return b""
 
 
-def _prepare(request: Request) -> OSError | None:
+def _prepare(request: CommandRequest) -> OSError | None:
     """Prepare the host for a command: clock and random pool once per start, then the files.
 
     The session answers the client after this, so the client detects a host that hangs here.
@@ -315,7 +315,7 @@ def _prepare(request: Request) -> OSError | None:
     return None
 
 
-def _spawn(request: Request) -> _Child:
+def _spawn(request: CommandRequest) -> _Child:
     """Fork the command; its descriptors are pipes, or a terminal where the client has one."""
     child = _Child(0)
     child_fds: list[int] = []

@@ -106,7 +106,7 @@ Looks = Sequence[Look]
 Rule = Callable[[Looks], str | None]
 
 
-class Place(NamedTuple):
+class ForeignRegion(NamedTuple):
     """A part of another machine's map; ``here`` is pyvmm's address of the same part."""
 
     base: int
@@ -116,8 +116,8 @@ class Place(NamedTuple):
     here: int
 
 
-def _qemu(base: int, size: int, part: str, here: int) -> Place:
-    return Place(base, size, "QEMU's virt machine", part, here)
+def _qemu(base: int, size: int, part: str, here: int) -> ForeignRegion:
+    return ForeignRegion(base, size, "QEMU's virt machine", part, here)
 
 
 # The maps of machines overlap: the first row that contains an address counts.  Sources: QEMU,
@@ -125,12 +125,12 @@ def _qemu(base: int, size: int, part: str, here: int) -> Place:
 # and BCM2711 peripherals; Arm, Fixed Virtual Platforms reference (100966), "Base Platform memory
 # map".
 PLACES: Final = (
-    Place(0x3F8, 8, "lkvm of before 2021", "UART", layout.UART.base),
-    Place(0x3F20_1000, 0x1000, "a Raspberry Pi 3", "UART", layout.UART.base),
-    Place(0x3F21_5000, 0x1000, "a Raspberry Pi 3", "UART", layout.UART.base),
-    Place(0xFE20_1000, 0x1000, "a Raspberry Pi 4", "UART", layout.UART.base),
-    Place(0xFE21_5000, 0x1000, "a Raspberry Pi 4", "UART", layout.UART.base),
-    Place(0x1C09_0000, 0x1_0000, "Arm's FVP", "UART", layout.UART.base),
+    ForeignRegion(0x3F8, 8, "lkvm of before 2021", "UART", layout.UART.base),
+    ForeignRegion(0x3F20_1000, 0x1000, "a Raspberry Pi 3", "UART", layout.UART.base),
+    ForeignRegion(0x3F21_5000, 0x1000, "a Raspberry Pi 3", "UART", layout.UART.base),
+    ForeignRegion(0xFE20_1000, 0x1000, "a Raspberry Pi 4", "UART", layout.UART.base),
+    ForeignRegion(0xFE21_5000, 0x1000, "a Raspberry Pi 4", "UART", layout.UART.base),
+    ForeignRegion(0x1C09_0000, 0x1_0000, "Arm's FVP", "UART", layout.UART.base),
     _qemu(0x0800_0000, 0x2_0000, "interrupt controller", layout.GICD.base),
     _qemu(0x080A_0000, 0xF6_0000, "GIC redistributors", layout.GICD.base),
     _qemu(0x0900_0000, 0x1000, "UART", layout.UART.base),
@@ -291,7 +291,7 @@ def _new_exits(looks: Looks, vcpu: VcpuLook) -> dict[str, int]:
     return {cause: count - before.get(cause, 0) for cause, count in vcpu.exits.items()}
 
 
-def _known_place(address: int) -> Place | None:
+def _known_place(address: int) -> ForeignRegion | None:
     return next((p for p in PLACES if p.base <= address < p.base + p.size), None)
 
 

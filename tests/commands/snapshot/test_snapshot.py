@@ -16,7 +16,7 @@ from pyvmm.layout import MIB, RAM_BASE
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.format import PAGE
 from pyvmm.snapshot.reader import SnapshotFile
-from pyvmm.snapshot.writer import Part, write_snapshot
+from pyvmm.snapshot.writer import MemoryToSave, write_snapshot
 from tests.snapshot import sample
 from tests.snapshot.files import save_machine
 
@@ -245,7 +245,7 @@ def test_flatten_writes_one_file(path: Path, memory: GuestMemory, capsys: Captur
     child, flat = path.with_name("child.snap"), path.with_name("flat.snap")
     memory.write(RAM_BASE, b"!")
     with SnapshotFile.open(path) as parent:
-        dirty = Part(memory, [(RAM_BASE, RAM_BASE + PAGE)])
+        dirty = MemoryToSave(memory, [(RAM_BASE, RAM_BASE + PAGE)])
         write_snapshot(child, sample.state().document(), [dirty], parent=parent)
 
     assert "  parent     " in run(capsys, "show", child)[1]

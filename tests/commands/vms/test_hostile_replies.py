@@ -10,7 +10,7 @@ import pytest
 
 from pyvmm.commands.vms import _running
 from pyvmm.commands.vms._guestmemory import ask_and_wait, missing_of_balloon
-from pyvmm.commands.vms._running import Found, Place, Vm, ask_all, report
+from pyvmm.commands.vms._running import Found, Vm, VmHost, ask_all, report
 from pyvmm.commands.vms.stat import lines
 from pyvmm.control.wire import INFO, WireError, is_info, pack, parse_reply
 from pyvmm.errors import EXIT_HOST, HostError
@@ -20,7 +20,7 @@ GOOD = {"name": "it", "pid": 1, "state": "running", "image": "i", "vcpus": 1, "m
         "sve_vls": []}  # fmt: skip
 
 
-class Fake(Place):
+class Fake(VmHost):
     """A place whose VMs all send the same reply."""
 
     reply: Any = None
@@ -88,7 +88,7 @@ def test_malformed_answer_of_an_emulated_host_is_an_error(
     answers: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(_running, "capture", lambda *_, **__: answers)
-    place = Place(Running(tmp_path / "6.1", "", 1, {}))
+    place = VmHost(Running(tmp_path / "6.1", "", 1, {}))
 
     with pytest.raises(HostError, match="the emulated host"):
         place.ask([{"vm": None}])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pyvmm.commands.vms import _running
-from pyvmm.commands.vms._running import Found, Place, Vm, ask_all, chosen
+from pyvmm.commands.vms._running import Found, Vm, VmHost, ask_all, chosen
 from pyvmm.commands.vms.debug import show_devices
 from pyvmm.commands.vms.list import lines as list_lines
 from pyvmm.commands.vms.stat import _look
@@ -22,10 +22,10 @@ from pyvmm.memory.ram import GuestMemory
 from tests.devices.virtio.driver import RAM_SIZE, Buffer
 from tests.devices.virtio.rig import DeviceRig
 
-HERE = Place(None)
+HERE = VmHost(None)
 
 
-class Elsewhere(Place):
+class Elsewhere(VmHost):
     """A fake emulated host."""
 
     @property
@@ -37,7 +37,7 @@ INFO = {"ok": True, "state": "running", "pid": 7, "vcpus": 2, "memory_bytes": 64
         "sve_vls": [128, 256]}  # fmt: skip
 
 
-def vm(name: str, place: Place = HERE) -> Vm:
+def vm(name: str, place: VmHost = HERE) -> Vm:
     return Vm(place, {**INFO, "name": name})
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from pyvmm.devices.state import StateError
-from pyvmm.devices.virtio.mem import Request, Response, State, VirtioMem
+from pyvmm.devices.virtio.mem import RequestType, ResponseType, State, VirtioMem
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.errors import HostError
 from pyvmm.layout import MIB, RAM_BASE
@@ -95,7 +95,7 @@ def test_guest_plugs_the_requested_blocks(rig: Rig) -> None:
 
     assert rig.config(REQUESTED_SIZE) == 4 * BLOCK
     assert rig.driver.acknowledge() & 2
-    assert rig.ask(Request.PLUG, 3, 4)[0] == Response.ACK
+    assert rig.ask(RequestType.PLUG, 3, 4)[0] == ResponseType.ACK
     assert rig.config(PLUGGED_SIZE) == 4 * BLOCK
     assert rig.shown == {3, 4, 5, 6}
     assert rig.memory.contains(ADDR + 3 * BLOCK, 4 * BLOCK)
@@ -104,32 +104,32 @@ def test_guest_plugs_the_requested_blocks(rig: Rig) -> None:
 def test_plug_beyond_the_requested_size_is_denied(rig: Rig) -> None:
     rig.mem.request(2 * BLOCK)
 
-    assert rig.ask(Request.PLUG, 0, 3)[0] == Response.NACK
-    assert rig.ask(Request.PLUG, 0, 2)[0] == Response.ACK
-    assert rig.ask(Request.PLUG, 5, 1)[0] == Response.NACK
+    assert rig.ask(RequestType.PLUG, 0, 3)[0] == ResponseType.NACK
+    assert rig.ask(RequestType.PLUG, 0, 2)[0] == ResponseType.ACK
+    assert rig.ask(RequestType.PLUG, 5, 1)[0] == ResponseType.NACK
     assert rig.shown == {0, 1}
 
 
 def test_unplugged_memory_is_inaccessible(rig: Rig) -> None:
     rig.mem.request(BLOCK)
-    rig.ask(Request.PLUG, 0, 1)
+    rig.ask(RequestType.PLUG, 0, 1)
     with rig.memory.view(ADDR, 4) as view:
         view[:] = b"data"
 
-    assert rig.ask(Request.UNPLUG, 0, 1)[0] == Response.ACK
+    assert rig.ask(RequestType.UNPLUG, 0, 1)[0] == ResponseType.ACK
     assert not rig.memory.contains(ADDR, 1)
     assert rig.shown == set()
     assert rig.config(PLUGGED_SIZE) == 0
-    rig.ask(Request.PLUG, 0, 1)
+    rig.ask(RequestType.PLUG, 0, 1)
     assert bytes(rig.memory.view(ADDR, 4)) == bytes(4)
 
 
 def test_unplug_all_unplugs_every_block(rig: Rig) -> None:
     rig.mem.request(BLOCKS * BLOCK)
     for first, count in ((0, 1), (4, 3), (15, 1)):
-        rig.ask(Request.PLUG, first, count)
+        rig.ask(RequestType.PLUG, first, count)
 
-    assert rig.ask(Request.UNPLUG_ALL)[0] == Response.ACK
+    assert rig.ask(RequestType.UNPLUG_ALL)[0] == ResponseType.ACK
     assert rig.shown == set()
     assert rig.mem.info()["plugged_bytes"] == 0
 
@@ -137,20 +137,20 @@ def test_unplug_all_unplugs_every_block(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("kind", "block", "count", "offset"),
     [
-        (Request.PLUG, 0, 0, 0),
-        (Request.PLUG, 0, 1, 4096),
-        (Request.PLUG, -1, 1, 0),
-        (Request.PLUG, -1, 2, 0),
-        (Request.PLUG, BLOCKS, 1, 0),
-        (Request.PLUG, BLOCKS - 1, 2, 0),
-        (Request.PLUG, 0, 0xFFFF, 0),
-        (Request.PLUG, 1, 2, 0),
-        (Request.UNPLUG, 0, 1, 0),
-        (Request.UNPLUG, 2, 2, 0),
-        (Request.UNPLUG, 2, 0, 0),
-        (Request.UNPLUG, 2, 1, 1),
-        (Request.STATE, 0, 0, 0),
-        (Request.STATE, BLOCKS, 1, 0),
+        (RequestType.PLUG, 0, 0, 0),
+        (RequestType.PLUG, 0, 1, 4096),
+        (RequestType.PLUG, -1, 1, 0),
+        (RequestType.PLUG, -1, 2, 0),
+        (RequestType.PLUG, BLOCKS, 1, 0),
+        (RequestType.PLUG, BLOCKS - 1, 2, 0),
+        (RequestType.PLUG, 0, 0xFFFF, 0),
+        (RequestType.PLUG, 1, 2, 0),
+        (RequestType.UNPLUG, 0, 1, 0),
+        (RequestType.UNPLUG, 2, 2, 0),
+        (RequestType.UNPLUG, 2, 0, 0),
+        (RequestType.UNPLUG, 2, 1, 1),
+        (RequestType.STATE, 0, 0, 0),
+        (RequestType.STATE, BLOCKS, 1, 0),
         (4, 0, 1, 0),
         (0xFFFF, 0, 1, 0),
     ],
@@ -159,38 +159,38 @@ def test_invalid_request_is_an_error_and_changes_nothing(
     rig: Rig, kind: int, block: int, count: int, offset: int
 ) -> None:
     rig.mem.request(BLOCKS * BLOCK)
-    rig.ask(Request.PLUG, 2, 1)
+    rig.ask(RequestType.PLUG, 2, 1)
 
-    assert rig.ask(kind, block, count, offset)[0] == Response.ERROR
+    assert rig.ask(kind, block, count, offset)[0] == ResponseType.ERROR
     assert rig.shown == {2}
     assert not rig.lines
 
 
 def test_state_request_returns_the_state_of_blocks(rig: Rig) -> None:
     rig.mem.request(BLOCKS * BLOCK)
-    rig.ask(Request.PLUG, 2, 3)
+    rig.ask(RequestType.PLUG, 2, 3)
 
-    assert rig.ask(Request.STATE, 2, 3) == (Response.ACK, State.PLUGGED)
-    assert rig.ask(Request.STATE, 5, 4) == (Response.ACK, State.UNPLUGGED)
-    assert rig.ask(Request.STATE, 1, 2) == (Response.ACK, State.MIXED)
+    assert rig.ask(RequestType.STATE, 2, 3) == (ResponseType.ACK, State.PLUGGED)
+    assert rig.ask(RequestType.STATE, 5, 4) == (ResponseType.ACK, State.UNPLUGGED)
+    assert rig.ask(RequestType.STATE, 1, 2) == (ResponseType.ACK, State.MIXED)
 
 
 def test_response_is_busy_when_the_host_cannot_map(rig: Rig) -> None:
     rig.mem.request(2 * BLOCK)
     rig.refuse = True
 
-    assert rig.ask(Request.PLUG, 0, 1)[0] == Response.BUSY
-    assert rig.ask(Request.PLUG, 0, 1)[0] == Response.BUSY
+    assert rig.ask(RequestType.PLUG, 0, 1)[0] == ResponseType.BUSY
+    assert rig.ask(RequestType.PLUG, 0, 1)[0] == ResponseType.BUSY
     assert rig.mem.info()["plugged_bytes"] == 0
     assert len(rig.lines) == 1
     assert "no slots are left" in rig.lines[0]
     rig.refuse = False
-    assert rig.ask(Request.PLUG, 0, 1)[0] == Response.ACK
+    assert rig.ask(RequestType.PLUG, 0, 1)[0] == ResponseType.ACK
 
 
 def test_reset_leaves_plugged_blocks_unchanged(rig: Rig) -> None:
     rig.mem.request(BLOCK)
-    rig.ask(Request.PLUG, 1, 1)
+    rig.ask(RequestType.PLUG, 1, 1)
     with rig.memory.view(ADDR + BLOCK, 4) as view:
         view[:] = b"kept"
 
@@ -229,7 +229,7 @@ def test_request_of_another_size_stops_the_device(rig: Rig, readable: int, writa
     assert rig.driver.status & NEEDS_RESET
     assert len(rig.lines) == 1
     rig.start()
-    assert rig.ask(Request.STATE, 0, 1) == (Response.ACK, State.UNPLUGGED)
+    assert rig.ask(RequestType.STATE, 0, 1) == (ResponseType.ACK, State.UNPLUGGED)
 
 
 # Snapshots
@@ -237,8 +237,8 @@ def test_request_of_another_size_stops_the_device(rig: Rig, readable: int, writa
 
 def test_restored_memory_has_its_plugged_blocks(rig: Rig) -> None:
     rig.mem.request(4 * BLOCK)
-    rig.ask(Request.PLUG, 2, 1)
-    rig.ask(Request.PLUG, 9, 2)
+    rig.ask(RequestType.PLUG, 2, 1)
+    rig.ask(RequestType.PLUG, 9, 2)
     state = json.loads(json.dumps(rig.mmio.state()))
     with GuestMemory(RAM_BASE, RAM_SIZE) as ram:
         ram.write(RAM_BASE, rig.driver.ram.memory.read(RAM_BASE, RAM_SIZE))
