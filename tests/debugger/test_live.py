@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -415,7 +416,7 @@ def test_no_bytes_of_a_client_harm_the_guest(tmp_path: Path, undo: ExitStack) ->
     for _ in range(300):
         ours, theirs = socket.socketpair()
         with ours:
-            rig.loop.call(lambda theirs=theirs: rig.server.serve(theirs))  # type: ignore[misc]
+            rig.loop.call(partial(rig.server.serve, theirs))
             ours.settimeout(1)
             try:
                 for _ in range(rng.randrange(4)):
