@@ -36,7 +36,7 @@ _SYSTEM: Final[dict[str, str]] = {
     "OSLSR_EL1": "DBGOSLSR",
 }  # fmt: skip
 
-# Those that keep their name, without the exception level
+# Registers whose AArch32 name is the AArch64 name without _EL0 or _EL1
 _SAME: Final = re.compile(
     r"(SCTLR|CPACR|ACTLR|TTBR[01]|PAR|VBAR|CONTEXTIDR|CSSELR|CLIDR|CTR|AIDR|MIDR|MPIDR|REVIDR"
     r"|CNTKCTL|CNTFRQ|DISR|ID_(PFR|DFR|AFR|MMFR|ISAR)\d|MVFR\d|ICC_(?!SRE_EL[23])\w+"

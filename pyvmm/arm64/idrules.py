@@ -147,7 +147,7 @@ def _gaps(known: tuple[Field, ...]) -> Iterator[Field]:
 
 
 def lacks(register: str, field: Field, promised: int, has: int) -> bool:
-    """Return whether a host that ``has`` a value cannot keep what ``promised`` says."""
+    """Return whether a host that ``has`` a value cannot give what the value ``promised`` says."""
     return promised != has and combined(register, field, promised, has) != promised
 
 

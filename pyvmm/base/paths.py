@@ -25,7 +25,7 @@ def check_path(path: Path, name: str) -> None:
 def is_storage(mode: int) -> bool:
     """Return whether a file of that mode is a regular file or a block device.
 
-    To open another device, such as a watchdog or a tape, can have effects.
+    Opening another device, such as a watchdog or a tape, can have side effects.
     """
     return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
 

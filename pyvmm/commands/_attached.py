@@ -182,7 +182,7 @@ class Attached:
         if dump is not None:
             from pyvmm.commands._dtbdump import DtbDump
 
-            confined = extras.sandbox and extras.reboot  # the first tree is written before that
+            confined = extras.sandbox and extras.reboot  # the first tree is written before
             self._dump = undo.enter_context(DtbDump(dump, confined=confined))
 
     def _finish_saved(self, fd: int) -> None:

@@ -145,9 +145,9 @@ def run_here_or_forward(
 
 
 def own_key(*, make: bool) -> Needs:
-    """Return the key of this user's snapshots as a need; with ``make`` it exists after that.
+    """Return the Needs of a command that uses the key of this user's snapshots.
 
-    A command in the emulated host reads it, but need not write beside it.
+    With ``make`` the key is made if it is missing: a command in the emulated host can only read it.
 
     Raises: HostError, if the host cannot see it: each command there would make another one.
     """

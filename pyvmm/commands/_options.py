@@ -51,7 +51,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 trust_option = click.option(
     "--trust", is_flag=True,
-    help="Open all files that the snapshot names, though you did not save it here.",
+    help="Open all files that the snapshot names, even if you did not save it here.",
 )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def _confinement() -> Iterator[Fact]:
     if (reason := refusal()) is None:
         yield Fact(TOPIC, name, value)
     else:
-        remedy = "docs/security.md says what an escape from the emulated host then has"
+        remedy = "docs/security.md says what an escape from the emulated host can then reach"
         yield Fact(TOPIC, name, None, f"QEMU cannot be confined: {reason}", remedy)
     name = "QEMU's seccomp filter"
     without = [path.name for path, facts in everyone() if facts.get("sandbox") is False]

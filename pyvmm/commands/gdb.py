@@ -50,7 +50,7 @@ FOLLOW_LENGTH = (
 )  # fmt: skip
 @click.option(
     "--serve", is_flag=True,
-    help="Start no debugger: print where one can connect, until Ctrl-C.",
+    help="Start no debugger: print an address, and accept one there until Ctrl-C.",
 )  # fmt: skip
 @trust_option
 def gdb(
@@ -59,7 +59,7 @@ def gdb(
 ) -> int:  # fmt: skip
     """Debug a VM or a snapshot with gdb or lldb.
 
-    NAME is a running VM: it stops while a debugger is connected, and goes on when it detaches or
+    NAME is a running VM: it stops while a debugger is connected, and continues when it detaches or
     ends. FILE is a snapshot: it is read-only, and needs no KVM. ARGS are the debugger's.
     """
     command = [] if serve else _debugger(debugger)

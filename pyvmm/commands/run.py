@@ -105,7 +105,7 @@ def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[Com
 )  # fmt: skip
 @click.option(
     "--gdb", is_flag=False, flag_value="", metavar="[=PORT|PATH]",
-    help="Take a debugger at a TCP port of 127.0.0.1, or a Unix socket (default: NAME.gdb beside "
+    help="Accept a debugger at a TCP port of 127.0.0.1, or a Unix socket (default: NAME.gdb beside "
     "the control socket). `pyvmm gdb NAME` needs no --gdb.",
 )  # fmt: skip
 @click.option(
@@ -248,9 +248,9 @@ def find_image(name: str) -> Path:
 
 
 def _is_there(path: Path) -> bool:
-    """Return whether a file exists. An emulated host sees no other.
+    """Return whether a file exists.
 
-    Raises: UsageError, with the kernel's reason, unless this is that the file does not exist.
+    Raises: UsageError, with the kernel's reason, if pyvmm cannot find out.
     """
     try:
         path.stat()

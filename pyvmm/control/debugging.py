@@ -160,7 +160,7 @@ def _await(connection: socket.socket, address: str) -> None:
             return
         except OSError as error:
             if time.monotonic() > deadline:
-                raise HostError(f"the VM takes no debugger: {error.strerror}") from error
+                raise HostError(f"the VM accepts no debugger: {error.strerror}") from error
             time.sleep(0.1)
 
 

@@ -217,7 +217,8 @@ class _Client:
         take_over(self._connection, bytes(self._request))
 
     def _disconnect(self) -> None:
-        """Read the client's last bytes, and end the connection: unread bytes discard the reply.
+        """Read the client's last bytes, and end the connection: unread bytes would discard the
+        reply.
 
         Both directions are shut down first, so that this loop ends.
         """

@@ -265,9 +265,9 @@ class Service:
         return {"size": core.size, "has_vmcoreinfo": core.has_vmcoreinfo}
 
     def gdb(self, request: Message) -> Message:
-        """Stop the VM for a debugger: after the reply the connection has gdb's protocol."""
+        """Stop the VM for a debugger: after the reply the connection carries gdb's protocol."""
         if self._debugger is None:
-            raise UsageError("this VM takes no debugger")
+            raise UsageError("this VM accepts no debugger")
         server = self._debugger()
         server.check()
         request["peer"].take_over = server.serve

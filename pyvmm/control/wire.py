@@ -92,7 +92,7 @@ def failure(error: str, hint: str | None = None, exit_code: int = EXIT_FAILED) -
 
 
 def failure_of(error: VmmError) -> Message:
-    """Make the failure reply of an error."""
+    """Make the reply that reports an error."""
     return failure(error.message, error.hint, error.exit_code)
 
 

@@ -131,7 +131,7 @@ def _lengths(
 def _pauth(hosts: Mapping[str, CpuHost], losses: dict[str, list[Loss]]) -> bool:
     """Return whether all hosts have the same pointer authentication.
 
-    Keys and signatures of another algorithm are of no use: then no guest gets the feature.
+    A host cannot use keys and signatures of another algorithm: then no guest gets the feature.
     """
     kinds = {host.pauth for host in hosts.values()}
     if len(kinds) == 1:

@@ -266,7 +266,7 @@ class LiveTarget(Target):
         self._stop()
 
     def _cause(self, vcpu: MachineVcpu, leave: Exit) -> Stop | None:
-        """Return why a vCPU stops; None if it goes on."""
+        """Return why a vCPU stops; None if it continues."""
         syndrome = leave.fields["hsr"]
         cause = syndrome >> EC_SHIFT & 0x3F
         if cause == WATCHPOINT:

@@ -303,7 +303,7 @@ class Session:
         self._is_running = True
 
     def _go(self, action: Action, text: str) -> None:
-        """Continue or step: the vCPU of Hc, or all; a step moves one."""
+        """Continue the vCPU of Hc, or all of them; or step one vCPU."""
         if text:
             pc = next(one for one in self._registers if one.name == "pc")
             self._write_one(
@@ -360,7 +360,7 @@ class Session:
         self._acknowledges = False
 
     def _transfer(self, text: str) -> bytes:
-        """Handle qXfer: a part of the target description, made anew at its beginning."""
+        """Return a part of the target description (qXfer); make it again for the first part."""
         name, operation, annex, where = text.split(":")
         if (name, operation) != ("features", "read"):
             return UNKNOWN

@@ -52,14 +52,14 @@ class DebugServer:
         made = _Connection(self._loop, connection, self._gone)
         try:
             target = LiveTarget(self._machine, self._loop, made.stopped, self._quit)
-        except VmmError:  # KVM refuses: the guest goes on
+        except VmmError:  # KVM refuses: the guest continues
             connection.close()
             return
         self._connection = made
         made.start(target, first)
 
     def adopt(self) -> None:
-        """Go on with a new machine after a reset."""
+        """Continue with a new machine after a reset."""
         if self._connection is not None:
             self._connection.adopt()
 
@@ -97,7 +97,7 @@ class _Connection:
         self._flush()
 
     def adopt(self) -> None:
-        """Go on with a new machine."""
+        """Continue with a new machine."""
         self._target.adopt()
 
     def end(self, code: int) -> None:

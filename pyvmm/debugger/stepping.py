@@ -1,7 +1,7 @@
 """Single steps without interrupts: a step ends in the program, not in an interrupt handler.
 
 KVM on arm64 cannot hold interrupts back (KVM_GUESTDBG_BLOCKIRQ is for x86). So they are masked in
-PSTATE for the step. An instruction that reads or changes the masks itself steps without that.
+PSTATE for the step. They are not masked for an instruction that reads or changes the masks itself.
 """
 
 from __future__ import annotations

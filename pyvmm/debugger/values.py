@@ -29,7 +29,7 @@ class Vectors(Record):
 
 
 def vectors(cpu: Cpu, vls: lengths.VlSet) -> Vectors:
-    """Return a vCPU's vector lengths, of which it has ``vls``."""
+    """Return the vector lengths of a vCPU that has ``vls``, with the one in use."""
     if not vls:
         return Vectors(vls, 0)
     zcrs = {name: cpu.sysreg[name] for name in ("ZCR_EL1", "ZCR_EL2") if name in cpu.sysreg}
@@ -107,7 +107,7 @@ def _limit(register: Reg, has: Vectors) -> int:
 def write(cpu: Cpu, register: Reg, data: bytes, has: Vectors) -> None:
     """Write a register; bits that the debugger does not see stay as they are.
 
-    Raises: VmmError, if KVM refuses, or the register only describes others.
+    Raises: VmmError, if KVM refuses, or the register is computed from others.
     """
     value = int.from_bytes(data, "little")
     if register.name == VG or register.name in MASKS:

@@ -110,7 +110,7 @@ class DiskFile:
             self._bounce(buffers, offset, flags)
 
     def _bounce(self, buffers: Buffers, offset: int, write_flags: int | None = None) -> None:
-        """Read through an aligned buffer, as O_DIRECT requires; with ``write_flags`` write."""
+        """Read, or with ``write_flags`` write, through an aligned buffer, as O_DIRECT requires."""
         with (
             _Span(buffers) as span,
             mmap.mmap(-1, BOUNCE) as room,
@@ -301,7 +301,7 @@ class _Span:
             self._own.append(self._rest[0])
 
     def copy(self, other: memoryview, *, into: bool) -> None:
-        """Copy ``other`` to the position, or with ``into`` back; then advance the position."""
+        """Copy ``other`` to the position, or with ``into`` the reverse; advance the position."""
         done = 0
         while done < len(other):
             count = min(len(self._rest[0]), len(other) - done)
@@ -314,7 +314,7 @@ class _Span:
 
 
 def _transfer(fd: int, span: _Span, offset: int, write_flags: int | None = None) -> None:
-    """Read until the buffers are full; with ``write_flags`` write all of them."""
+    """Read until the buffers are full, or with ``write_flags`` write all of their bytes."""
     while span.left:
         if write_flags is None:
             count = os.preadv(fd, span.rest, offset)

@@ -153,7 +153,7 @@ class Pl031(Device):
             self._update()
 
     def _set_alarm(self) -> None:
-        """Compute the time of the next match; the current second counts."""
+        """Compute the time of the next match, which may be the current second."""
         second = math.floor(self.clock())
         self.alarm_at = second + ((self.MR - second - self.offset) & SECONDS)
         self._rearmed = True

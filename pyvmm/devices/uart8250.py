@@ -16,7 +16,7 @@ No input is lost: the line has flow control, and a character leaves it when the 
   the shutdown end with a reset and a read of RBR.
 - A guest polls if it has read LSR or RBR HOLD_READS times since the reset. A console reads LSR once
   for each byte that it sends. So a read of LSR counts POLL_READS times if the guest has sent
-  nothing since the read before.
+  nothing since the previous read.
 - Without a reset nothing waits: a guest that only polls gets its input at once.
 """
 
@@ -416,7 +416,7 @@ class Uart8250(Device):
         return int.from_bytes(values, "little")
 
     def _lend(self) -> None:
-        """Lend the transmitter's interrupt, if no other one can become pending by the guest."""
+        """Lend the transmitter's interrupt, if the guest's accesses can cause no other one."""
         if self.fast_path is None or self._shown() or self.hold or self.line or self.fifo:
             return
         if self.MCR & MCR_LOOP or self.LCR & LCR_DLAB or self.MSR & MSR_DELTA:

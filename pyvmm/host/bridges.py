@@ -84,7 +84,7 @@ def _bridge(running: Running, stack: ExitStack) -> tuple[str, str]:
 def forwarded(running: Running, listener: Listener, name: str) -> Iterator[None]:
     """Forward debuggers that connect to a listener during the block to a VM in a host.
 
-    ``name`` is the VM's for `pyvmm.control.debugging`.
+    ``name`` is the VM's name, as `pyvmm.control.debugging` takes it.
     """
     command = ["python3", "-m", DEBUGGING, name]
 

@@ -39,7 +39,7 @@ def capture(
 
     With ``as_root`` the command is root inside, for example to load a module.  A new file among the
     user's still belongs to the user, because QEMU runs as the user.  A command that controls VMs
-    (``control``) may have a reserved port.  The command sees the files that it ``needs``, and by
+    (``control``) may use a reserved port.  The command sees the files that it ``needs``, and by
     default none.
 
     Raises:

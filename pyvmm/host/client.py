@@ -88,7 +88,7 @@ def run(
 def bridged(running: Running, argv: list[str], end: socket.socket) -> Iterator[threading.Thread]:
     """Run ``argv`` in the host during the block; a socket is its standard input and output.
 
-    The socket is closed when the command ends, and then the thread ends that is yielded.  The
+    When the command ends, the socket is closed, and the yielded thread ends.  The
     command is ended when the block ends.
 
     Raises:

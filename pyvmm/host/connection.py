@@ -50,7 +50,7 @@ def connected(
     """Connect to a session on a free port that is ready for a request.
 
     ``timeout_s`` limits the wait for one; the default is PORT_TIMEOUT_S.  A command that controls
-    VMs (``control``) may have a reserved port.
+    VMs (``control``) may use a reserved port.
 
     Raises:
         Unreachable: the host has ended, or is ending.

@@ -74,7 +74,7 @@ struct pyvmm_isr {
 	uint64_t address; /* of InterruptStatus */
 	uint32_t bits;
 
-	/* A doorbell that C may answer; serve returns whether it did.  It stays so while vCPUs run. */
+	/* A doorbell that C may serve; serve returns whether it did.  It stays so while vCPUs run. */
 	uint32_t queue; /* the value that rings it */
 	int (*serve)(void *device); /* or NULL */
 	void *device;

@@ -26,7 +26,7 @@ class Console:
     def read(self, fd: int) -> int:
         """Read input for the console from a descriptor, without waiting; return the bytes read.
 
-        With 0 there may be input, which ``send`` must get.
+        If it returns 0, there may be input that only ``send`` can take.
         """
         return 0 if isinstance(self._console, Uart8250) else self._console.read(fd)
 

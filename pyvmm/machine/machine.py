@@ -210,7 +210,7 @@ class Machine(Closing):
             self._runner.choose(None)
 
     def hold(self, vcpu_id: int) -> None:
-        """Park a vCPU in its own thread until ``choose``, whoever resumes the guest."""
+        """Park a vCPU in its own thread until ``choose``, even if the guest is resumed."""
         self._runner.hold(vcpu_id)
 
     def choose(self, vcpu_ids: frozenset[int] | None) -> None:
@@ -455,14 +455,14 @@ class Machine(Closing):
         )
 
     def follow(self, before: Machine) -> None:
-        """Continue the run of a machine that was reset: its sizes, and what was said of it."""
+        """Continue the run of a machine that was reset: its sizes, and what was logged about it."""
         self.resizing.adopt(before.resizing)
         self.resets = before.resets + 1
         self.has_said_why = before.has_said_why
         self._follows_silence = before.is_silent
 
     def _report_reset(self) -> None:
-        """Log that the machine before this one was reset without output, unless more was said."""
+        """Log that the last machine was reset without output, unless another line says more."""
         from pyvmm.machine.diagnosis.rules import resets_silently
 
         if self._follows_silence and not self.has_said_why:
@@ -490,7 +490,7 @@ class Machine(Closing):
         return self.config.timeout_s if deadline is None else deadline - time.monotonic()
 
     def _time_out(self) -> None:
-        """End the run. A guest that resets meanwhile is ended as it starts again, if it does."""
+        """End the run. If the guest resets meanwhile and starts again, the new machine ends."""
         self.say_why()
         if not self.was_reset:
             self.before_time_out()

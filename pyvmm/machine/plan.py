@@ -33,7 +33,7 @@ REQUESTS = {
     "nested": (Feature.EL2, "that takes Linux v6.16 with kvm-arm.mode=nested, and a CPU with "
                "FEAT_NV2"),
     "e2h0": (Feature.E2H0, "that takes a CPU with FEAT_E2H0"),
-    "aarch32": (Feature.AARCH32, "its CPUs are 64-bit only there"),
+    "aarch32": (Feature.AARCH32, "its CPUs run guest kernels in AArch64 only"),
 }  # fmt: skip
 
 

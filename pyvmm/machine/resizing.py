@@ -112,7 +112,7 @@ class Resizing:
 
         Raises:
             UsageError: there is no balloon.
-            VmmError: the guest's driver reports no free pages, or is reporting now.
+            VmmError: the guest's driver cannot report free pages, or a report is in progress.
         """
         balloon = self._has_balloon()
         if not balloon.start_hinting():

@@ -60,9 +60,8 @@ def confine(
 ) -> Confinement:
     """Confine this process, which has made the machine of that Config.
 
-    With ``reboot`` it may make the machine again, and root may open files that their modes forbid
-    it. ``rules`` allow more files. Where the kernel lacks a part, the rest is applied: see the
-    result.
+    With ``reboot`` it may make the machine again, and root may open files despite their modes.
+    ``rules`` allow more files. Where the kernel lacks a part, the rest is applied: see the result.
 
     Raises:
         VmmError: the process has several threads already.

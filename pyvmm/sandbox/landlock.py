@@ -1,6 +1,7 @@
 """Landlock: a thread, and the threads it starts, open only files that a rule allows.
 
-The kernel's ABI decides which access rights it knows. A right that it does not know stays free.
+The kernel's ABI decides which access rights it knows. A right that it does not know stays
+unrestricted.
 
 Source: Linux, Documentation/userspace-api/landlock.rst; include/uapi/linux/landlock.h.
 """

@@ -120,9 +120,9 @@ class SnapshotFile(Closing):
     def alone(cls, path: Path) -> Self:
         """Open one file without its parents; errors have its path."""
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # to open a device can have effects
+            if not stat.S_ISREG(path.stat().st_mode):  # opening a device can have side effects
                 raise UsageError(f"{path}: not a regular file")
-            # O_NONBLOCK: the open of a pipe would wait for its writer.
+            # O_NONBLOCK: opening a pipe would wait for its writer.
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise UsageError(f"{path}: cannot be read: {error.strerror}") from error

@@ -57,7 +57,7 @@ def parents(snapshot: SnapshotFile) -> Iterator[Outside]:
 def admitted(
     path: Path, given: Sequence[DeviceConfig] = (), *, trust: bool = False
 ) -> tuple[SnapshotFile, State]:
-    """Open a snapshot to restore it; in the state's Config the ``given`` disks replace the saved.
+    """Open a snapshot to restore it; ``given`` disks replace those of the state's Config.
 
     Raises: UsageError, if it names files that it may not open, or is damaged.
     """

@@ -105,7 +105,7 @@ def finish(fd: int, path: Path) -> tuple[str, tuple[str, ...]]:
     if left := left_beside(path):  # they hold the memory of guests
         names = " ".join(str(one) for one in left[:MOST_LEFT])
         more = f" and {len(left) - MOST_LEFT} more" if len(left) > MOST_LEFT else ""
-        warnings.append(f"left by a save that was killed, if none is running: {names}{more}")
+        warnings.append(f"left by a killed save (unless a save is running now): {names}{more}")
     return identity, tuple(warnings)
 
 
@@ -169,7 +169,7 @@ def _lay_out(start: int, parts: Sequence[MemoryToSave], *, keep_zero: bool) -> _
     """Lay the file out; ``start`` is the offset of the index.
 
     Memory that fills whole aligned blocks gets aligned blocks in the file, so that a host with
-    larger pages can map it.  The rest comes before, page by page.
+    larger pages can map it.  The other memory comes before that, page by page.
     """
     small: list[tuple[Range, pages.MemorySource]] = []
     large: list[tuple[Range, pages.MemorySource]] = []

@@ -54,7 +54,7 @@ class RunResult(Record):
 
 
 class Watcher(Record):
-    """Callbacks: one gets each result, the other at intervals the numbers of running runs."""
+    """Callbacks: for each result, and at intervals for the numbers of the running runs."""
 
     finished: Callable[[RunResult], None] = lambda result: None
     running: Callable[[set[int]], None] = lambda numbers: None

@@ -1,7 +1,7 @@
 """A second descriptor of a guest's output, for code in C: writes to it never block.
 
 A pipe or a terminal is opened once more: O_NONBLOCK belongs to the opening, and the first one is
-shared with other processes. A file is not: its second opening would begin at its first byte.
+shared with other processes. A file is not opened again: that would write from its first byte on.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ class Output(Closing):
     def direct(self) -> Direct | None:
         """Return a descriptor for code in C, if there is one; it is open until the end.
 
-        The first output comes by `write`: that may start what carries it on.
+        ``busy`` is 1 until the first output has passed through `write`, which may start its reader.
         """
         from pyvmm.terminal.direct import Direct, open_again
 
@@ -280,7 +280,7 @@ class Input:
     ``resume`` must be called (from any thread) when there is room. ``split`` separates the keys for
     pyvmm, and ``on_key`` gets them. By default only a terminal has keys: nobody typed other input.
     Input without keys may bypass this process: ``read`` reads a descriptor for the guest, without
-    waiting, and returns the number of bytes. With 0, `receive` gets the input.
+    waiting, and returns the number of bytes. If it returns 0, `receive` gets the input.
     """
 
     CHUNK = 4096  # bytes read at once

@@ -138,5 +138,5 @@ def test_dial_of_a_listener_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> Non
     found[0].close()
 
     monkeypatch.setattr(debugging, "START_S", 0.2)
-    with pytest.raises(HostError, match="takes no debugger"):
+    with pytest.raises(HostError, match="accepts no debugger"):
         dial(f"@{name}")

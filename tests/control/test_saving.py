@@ -163,7 +163,7 @@ def test_save_without_a_usable_key_warns(
     of_vm, of_key, of_left = reply["warnings"]
     assert of_vm == "of the VM"
     assert of_key.startswith(f"the snapshot has no mark of yours ({key} is not a key of 32 bytes")
-    assert of_left == f"left by a save that was killed, if none is running: {left}"
+    assert of_left == f"left by a killed save (unless a save is running now): {left}"
 
 
 def test_what_is_no_snapshot_gets_no_name(

@@ -128,7 +128,7 @@ class VirtioConsole(ExitServed):
     def read(self, fd: int) -> int:
         """Read input into the guest's buffers, without waiting; return the number of bytes.
 
-        With 0 there may be input, which `receive` must get.
+        If it returns 0, there may be input that only `receive` can take.
         """
         return self._input.read(fd) if self._input is not None else 0
 

@@ -43,7 +43,7 @@ class ExitPath(Protocol):
         """
 
     def take_back(self, queues: Sequence[Virtqueue]) -> TakenBack:
-        """End the loan, wait for the chain in work, and update ``queues``."""
+        """End the loan, wait for the chain in progress, and update ``queues``."""
 
 
 class ExitServed(VirtioDevice):

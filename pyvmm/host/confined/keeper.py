@@ -3,7 +3,7 @@
 QEMU's root has its program, the saved host, its sockets, and a directory of trees (tree.py). The
 keeper still sees all of the user's files. A command outside connects to the keeper and names its
 files; the keeper makes a tree of them, and removes it when the command has ended. QEMU cannot
-reach the keeper's socket. The keeper ends with QEMU, and QEMU with it.
+reach the keeper's socket. If QEMU or the keeper ends, the other one ends too.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _prepare(order: Order) -> Path:
         path.mkdir(exist_ok=True)
     mounts.isolate(network=False)
     mounts.mount("room", room, "tmpfs", mounts.MS_NOSUID | mounts.MS_NODEV, OPTIONS)
-    mounts.mount("none", room, None, mounts.MS_UNBINDABLE)  # a tree of all files leaves it out
+    mounts.mount("none", room, None, mounts.MS_UNBINDABLE)  # so a tree of all files lacks it
     tree.show([(Path(path), False) for path in order.reads], room)
     tree.show([(Path(path), True) for path in (*order.writes, order.sockets)], room)
     for name in DEVICES:

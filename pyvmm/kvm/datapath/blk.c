@@ -29,7 +29,7 @@
 struct pyvmm_blk_threads {
 	pthread_mutex_t lock; /* over all of struct pyvmm_blk, too */
 	pthread_cond_t no_leader; /* wakes a follower; also: the loan has ended */
-	pthread_cond_t quiet; /* nothing is in flight, and nobody leads */
+	pthread_cond_t quiet; /* nothing is in flight, and no thread leads */
 	uint32_t lent;
 	uint32_t has_leader;
 	uint32_t sleeps; /* the leader waits for the doorbell */

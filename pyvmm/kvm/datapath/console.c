@@ -32,7 +32,7 @@ void pyvmm_console_init(struct pyvmm_console *console)
 	pthread_mutex_init(&pyvmm_console_own(console)->lock, NULL);
 }
 
-/* Remove bytes from the begin of some buffers.  Returns how many buffers are used up. */
+/* Remove bytes from the beginning of some buffers.  Returns how many buffers are used up. */
 static int pyvmm_skip(struct iovec *buffer, int buffers, uint64_t bytes)
 {
 	int n;
@@ -191,7 +191,7 @@ int pyvmm_console_lend(struct pyvmm_console *console)
 	return placed;
 }
 
-/* End the loan, after the chains and the input in work. */
+/* Wait for the chains and the input in progress, and end the loan. */
 void pyvmm_console_take_back(struct pyvmm_console *console)
 {
 	struct pyvmm_console_own *own = pyvmm_console_own(console);

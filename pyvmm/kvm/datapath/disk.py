@@ -50,8 +50,8 @@ class DiskPath(Closing):
 
     ``memory`` are the MemoryRegions of its driver's buffers. ``kick_fd`` and ``irq_fd`` are the
     eventfds of the doorbell and of the interrupt. ``isr`` is the address of InterruptStatus in this
-    process. All of them must live as long. C serves writes if ``may_write`` returns True at the
-    begin of a loan. ``extension`` is for tests without KVM.
+    process. All of them must live as long as this object. C serves writes if ``may_write`` returns
+    True at the beginning of a loan. ``extension`` is for tests without KVM.
     """
 
     def __init__(

@@ -38,7 +38,7 @@ class ExitPath:
         raise NotImplementedError
 
     def take_back(self, queues: Sequence[SplitQueue]) -> Ended:
-        """End the loan, wait for the chain in work, and update the queues."""
+        """End the loan, wait for the chain in progress, and update the queues."""
         raise NotImplementedError
 
     def ring(self) -> bool:
@@ -51,8 +51,8 @@ class ConsolePath(ExitPath):
 
     ``memory`` are the MemoryRegions of its driver's buffers. ``output_fd`` never blocks; C uses it
     while the byte in ``busy`` is 0. ``irq_fd`` is the eventfd of the interrupt, ``isr`` the address
-    of InterruptStatus in this process. All of them must live as long. ``extension`` is for tests
-    without KVM.
+    of InterruptStatus in this process. All of them must live as long as this object. ``extension``
+    is for tests without KVM.
     """
 
     doorbell = 1  # transmitq

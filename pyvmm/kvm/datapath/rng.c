@@ -102,7 +102,7 @@ int pyvmm_rng_lend(struct pyvmm_rng *rng)
 	return placed;
 }
 
-/* End the loan, after the requests in work. */
+/* Wait for the requests in progress, and end the loan. */
 void pyvmm_rng_take_back(struct pyvmm_rng *rng)
 {
 	struct pyvmm_rng_own *own = pyvmm_rng_own(rng);
