@@ -20,7 +20,7 @@ from pyvmm.arm64.fields import FIELDS
 
 
 class Rule(Enum):
-    """How two values of a field combine."""
+    """The rule by which two values of a field combine."""
 
     LOWER = "the lower value promises less"
     SIGNED = "the lower value promises less, and 0xf is below 0"

@@ -169,7 +169,7 @@ def _refuse_foreign_files(path: Path, fd: int, was: os.stat_result) -> None:
     for directory, names, files, at in os.fwalk(dir_fd=fd):
         for name in (*names, *files):
             if os.lstat(name, dir_fd=at).st_uid != was.st_uid:
-                os.fchmod(fd, stat.S_IMODE(was.st_mode))  # restored, for the next check
+                os.fchmod(fd, stat.S_IMODE(was.st_mode))  # the next run must refuse it too
                 raise HostError(
                     f"other users could write to {path}, and {path / directory / name} is not "
                     f"yours",

@@ -37,7 +37,7 @@ PORT = "use a kernel for arm64"
 # What a file is, what to do instead, and its magics: (offset, bytes); all of them must match.
 # The first row that matches counts.
 MAGICS: tuple[tuple[str, str, tuple[tuple[int, bytes], ...]], ...] = (
-    # kernels: image.py boots arm64 kernels before it reads this table, which finds them as initrds
+    # kernels: the rows for arm64 match only an initrd, because image.py boots such images
     ("an arm64 Linux Image", KERNEL, ((56, b"ARM\x64"),)),
     ("an EFI zboot image", KERNEL, ((0, b"MZ"), (4, b"zimg"))),
     ("a 32-bit Arm zImage", KERNEL, ((0x24, b"\x18\x28\x6f\x01"),)),

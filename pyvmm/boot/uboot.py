@@ -47,7 +47,7 @@ def _address(content: bytes) -> int | None:
     """Return the address that arm64 start code is linked for."""
     for at in range(8, min(START, len(content) - OFFSETS.size), 8):
         text, end, bss, bss_end = OFFSETS.unpack_from(content, at)
-        # The device tree, and nothing else of that size, may follow the end.
+        # Only the device tree follows the end, so U-Boot is most of the file.
         is_size = len(content) // 4 < end <= len(content)
         if not text % TEXT_ALIGN and is_size and bss <= bss_end:
             return int(text)

@@ -73,5 +73,5 @@ def added(*options: Option) -> Callable[[_Command], _Command]:
 
 no_sandbox = click.option(
     "--no-sandbox", is_flag=True,
-    help="Leave the VM's process its rights (files, system calls), to debug pyvmm.",
+    help="Do not confine the VM's process (files, system calls), to debug pyvmm.",
 )  # fmt: skip

@@ -127,7 +127,7 @@ def _listening(made: socket.socket, address: object, shown: str) -> socket.socke
 def dial(name: str) -> socket.socket:
     """Connect to a VM of this machine as a debugger; the VM stops.
 
-    ``name`` is a VM's, or after @ an abstract socket's, for which this waits.
+    ``name`` is a VM's. After @ it is an abstract socket's: this waits for the socket.
 
     Raises: VmmError.
     """

@@ -52,7 +52,7 @@ class Peer:
 
 
 class Server:
-    """Serves the clients of one VM from a loop; ``close`` before the loop ends."""
+    """A server of one VM's clients, in a loop; ``close`` it before the loop ends."""
 
     def __init__(self, loop: Loop, claim: Claim, handlers: Mapping[str, Handler]) -> None:
         self._loop = loop

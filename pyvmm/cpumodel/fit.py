@@ -13,7 +13,7 @@ from pyvmm.cpumodel.model import CpuModel, find_field
 
 
 class Fit(Enum):
-    """How a host gives one part of a model."""
+    """A host's ability to give one part of a model."""
 
     SAME = "the same"
     CHANGED = "KVM changes it"

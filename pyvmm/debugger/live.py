@@ -139,7 +139,7 @@ class LiveTarget(Target):
         self._write(gpa, wanted)
 
     def _write(self, gpa: int, data: bytes | bytearray) -> None:
-        """Write memory by the kernel, see GuestMemory.load(), and make instructions of it valid."""
+        """Write memory as GuestMemory.load() does; make instructions visible to all CPUs."""
         with self._machine().board.addressable.view(gpa, len(data)) as view:
             os.pwrite(self._scratch, data, 0)
             try:

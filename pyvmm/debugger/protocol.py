@@ -423,7 +423,7 @@ def _pair(text: str) -> tuple[int, int]:
 
 
 def _thread(text: str) -> int:
-    """Read a thread's number, which may be -1; p1.2 has a process before it."""
+    """Read a thread's number, which may be -1; in p1.2 a process's number precedes it."""
     number = text.rpartition(".")[2].removeprefix("p")
     return -1 if number == "-1" else _hex(number)
 

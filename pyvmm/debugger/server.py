@@ -21,7 +21,7 @@ MOST_UNSENT = 4 << 20  # bytes: a client that reads so little is disconnected
 
 
 class DebugServer:
-    """Serves one debugger of a VM. ``machine`` returns the machine, ``quit_`` ends the VM."""
+    """The server of a VM's debugger. ``machine`` returns the machine, ``quit_`` ends the VM."""
 
     def __init__(
         self, loop: Loop, machine: Callable[[], Machine], quit_: Callable[[], None]

@@ -58,7 +58,7 @@ class Target(Protocol):
         """Stop all vCPUs soon."""
 
     def insert(self, point: Point, cpu: Cpu) -> None:
-        """Insert a point; a vCPU's page tables have its address.  Raises: VmmError."""
+        """Insert a point; the page tables of ``cpu`` translate its address.  Raises: VmmError."""
 
     def remove(self, point: Point) -> None:
         """Remove a point, if it is there."""

@@ -20,7 +20,7 @@ HOST_SECONDS = 1 << 40  # a bound of any host's time since 1970
 
 
 class FastPath(Protocol):
-    """Completes a guest's accesses without `Pl031`, from the state that `Pl031` publishes."""
+    """Code that completes accesses without `Pl031`, from the state that `Pl031` publishes."""
 
     def publish(self, offset: int, alarm_at: int, registers: Sequence[int]) -> None:
         """Take over the clock's state, before its interrupt line changes; with its lock.

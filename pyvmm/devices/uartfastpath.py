@@ -9,7 +9,7 @@ ALL_READABLE = 0xFF  # in `FastPath.publish`: no register's read has a side effe
 
 
 class FastPath(Protocol):
-    """Completes a guest's accesses without `Uart8250`, from the state that `Uart8250` publishes.
+    """Code that completes accesses without `Uart8250`, from the state that it publishes.
 
     The port calls it with its lock held. machine/fastpath.py has a picture of the parts.
     """
@@ -19,8 +19,8 @@ class FastPath(Protocol):
 
         Bit n of byte 0 of ``registers`` says that a read of register n has no side effect. Byte n
         is then the value that it returns; register 0 returns 0. ``complete_thr``: until the next
-        call, a write of THR only transmits its byte. ``coalesce_thr``: also after any read by the
-        guest.
+        call, a write of THR only transmits its byte. ``coalesce_thr``: this stays true after any
+        read by the guest.
 
         Returns: whether this call ends the permission of coalesced writes.
         """

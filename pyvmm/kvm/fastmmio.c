@@ -67,8 +67,8 @@ struct pyvmm_uart {
 };
 
 /*
- * The interrupt status register of a virtio device.  The interrupt must be an edge: then reading
- * the bits and acknowledging them changes nothing else.
+ * The interrupt status register of a virtio device.  The interrupt must be edge-triggered: then a
+ * read or an acknowledgement of the bits has no other effect.
  */
 struct pyvmm_isr {
 	uint64_t address; /* of InterruptStatus */

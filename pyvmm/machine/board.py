@@ -94,7 +94,7 @@ class Board(Record, kw_only=True, frozen=False):
 
 
 class RtcAlarm:
-    """Raises the alarm of the real-time clock in time, by a timer of a loop."""
+    """A timer of a loop that raises the alarm of the real-time clock in time."""
 
     def __init__(self, rtc: Pl031, loop: Loop) -> None:
         self._rtc = rtc

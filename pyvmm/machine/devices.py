@@ -178,7 +178,7 @@ def plug_in(
 
 
 class Doorbells:
-    """Delivers doorbells (writes to QueueNotify) without an exit of the vCPU that rings.
+    """The delivery of doorbells (writes to QueueNotify) without an exit of the ringing vCPU.
 
     A loop serves them, or the threads of a device that has its own. When delivery is off, and for
     queues served by exits, QueueNotify is an ordinary register.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class DirtyPages:
-    """Tracks written pages of RAM.  No vCPU runs while a method is called.
+    """The pages of RAM that were written.  No vCPU runs while a method is called.
 
     ``since`` is the identity of the snapshot that the writes are counted from; None before
     tracking starts.

@@ -43,7 +43,7 @@ OnDebug = Callable[[MachineVcpu, Exit], None]
 
 
 class ExitHandler:
-    """Runs vCPUs to their exits and handles these, each in the vCPU's own thread.
+    """A runner of vCPUs to their exits, and handler of these, in each vCPU's own thread.
 
     ``end`` is called with what ends the run: the first call counts. ``was_reset`` says that the
     guest ended the run by asking for a reset.

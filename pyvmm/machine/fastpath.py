@@ -24,11 +24,11 @@ interrupt in turn:
 A byte that the guest sends is in KVM's ring, then in the tx ring of C (kvm/fastmmio.c), then in
 Uart8250. `collect` moves it to Uart8250, and `send_out` outputs it.
 
-To set up the page and the ring costs about as much as 16 exits. So a UART gets them after 16 exits
-that they would have saved. C completes these exits. It also completes later ones, on a host whose
-pages hold more than one UART. KVM signals neither a read of the page nor a coalesced write. So a
-thread polls the ring, and a vCPU that exits to Python first outputs all earlier bytes
-(`FastPaths.attend`).
+Setting up the page and the ring costs about as much as 16 exits. So a UART gets the page and the
+ring after 16 exits that they would have saved. C completes these exits. On a host whose pages hold
+more than one UART, C completes the later ones too. KVM signals neither a read of the page nor a
+coalesced write. So a thread polls the ring, and a vCPU that exits to Python first outputs all
+earlier bytes (`FastPaths.attend`).
 
 Source: Linux, Documentation/virt/kvm/api.rst, KVM_REGISTER_COALESCED_MMIO, KVM_MEM_READONLY.
 """
@@ -104,7 +104,8 @@ class FastUart:
     ) -> None:
         """Prepare for `Uart8250.use_fast_path`. ``slot`` -1: no page.
 
-        ``line`` is the UART's interrupt, a number from spi(). Without it C never owns that.
+        ``line`` is the UART's interrupt, a number from spi(). Without it C never owns the
+        interrupt.
         """
         self._vm = vm
         self._fast = fast

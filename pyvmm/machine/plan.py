@@ -30,9 +30,9 @@ class Feature(Enum):
 # The features that fields of CpuRequest ask for, and why a host may lack each.
 REQUESTS = {
     "pmu": (Feature.PMU, "its kernel drives no PMU"),
-    "nested": (Feature.EL2, "that takes Linux v6.16 with kvm-arm.mode=nested, and a CPU with "
+    "nested": (Feature.EL2, "that needs Linux v6.16 with kvm-arm.mode=nested, and a CPU with "
                "FEAT_NV2"),
-    "e2h0": (Feature.E2H0, "that takes a CPU with FEAT_E2H0"),
+    "e2h0": (Feature.E2H0, "that needs a CPU with FEAT_E2H0"),
     "aarch32": (Feature.AARCH32, "its CPUs run guest kernels in AArch64 only"),
 }  # fmt: skip
 

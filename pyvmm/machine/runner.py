@@ -21,7 +21,7 @@ V = TypeVar("V", bound=Vcpu)
 
 
 class Runner(Generic[V]):
-    """Runs vCPUs, each in a thread of its own, until the first result.
+    """The threads that run vCPUs, one for each, until the first result.
 
     ``step`` runs a vCPU once and handles its exit, in the vCPU's thread; an exception it raises is
     the result. ``on_end`` is called at the result, and must end whatever a step waits for.

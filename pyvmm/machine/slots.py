@@ -40,7 +40,7 @@ class Slot(Record):
 
 
 class MemorySlots:
-    """Numbers a VM's memory slots and records them.
+    """The memory slots of a VM, with their numbers.
 
     ``slots`` is replaced as a whole: an iteration sees the slots of one moment. ``saved`` is the
     memory that snapshots contain, by name.

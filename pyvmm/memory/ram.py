@@ -158,8 +158,8 @@ class GuestMemory(Closing):
     def log_writes(self) -> None:
         """Record from now on which pages this process may write; see `written`.
 
-        Making a view counts as a write. C logs its own writes, at ``log_word``: the log keeps its
-        address, and no request may be in flight meanwhile.
+        Making a view counts as a write. C logs its own writes at the address in ``log_word``. So
+        the log never moves, and no request may be in flight during this call.
         """
         pages = self.size // mmap.PAGESIZE
         if self._written is None:

@@ -31,7 +31,7 @@ MANIFEST: Final = "manifest.json"
 LARGEST: Final = 32 << 20  # bytes, of the archive and of each member
 MOST: Final = 16  # members
 NAME: Final = re.compile(r"(files|module)/[a-z0-9][a-z0-9_.-]{0,60}")
-TIME: Final = (1980, 1, 1, 0, 0, 0)  # the same capsule is the same bytes
+TIME: Final = (1980, 1, 1, 0, 0, 0)  # fixed: equal capsules have equal bytes
 # The required fields of a manifest, and their types
 FIELDS: Final[dict[str, type]] = {
     "reproduction": str, "options": dict, "seed": int, "host": dict, "machine": str, "pyvmm": str,

@@ -22,7 +22,8 @@
 
 #define LEN			0xfUL		/* ZCR_ELx.LEN */
 #define PFR0_SVE(pfr0)		((pfr0) >> 32 & 0xf)
-/* By encoding: if E2H is 1, the name is another register.  Source: Arm DDI 0487, D23. */
+/* By encoding: if E2H is 1, the name CPTR_EL2 selects another register.  Source: Arm DDI 0487, D23.
+*/
 #define CPTR_EL2		sys_reg(3, 4, 1, 1, 2)
 
 enum { HACK, CONTROL };

@@ -56,7 +56,7 @@ class Rule(Record):
 
 
 class Absent(Exception):
-    """This kernel has no Landlock, or does not use it."""
+    """A kernel without Landlock, or one that does not use it."""
 
 
 def abi() -> int:

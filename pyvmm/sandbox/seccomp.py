@@ -29,7 +29,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Absent(Exception):
-    """The kernel has no filters, or pyvmm none for this architecture."""
+    """A kernel without filters, or an architecture for which pyvmm has none."""
 
 
 def has_filters() -> bool:

@@ -105,7 +105,7 @@ TABLE: Final = (
     SeccompRule(
         "main, vCPUs",
         "sched_setaffinity sched_setscheduler prlimit64",
-        "of the caller: the CPUs of a vCPU; limits",
+        "of the calling process: the CPUs of a vCPU, limits",
         (When(0, 0),),
     ),
     SeccompRule(
@@ -121,8 +121,8 @@ TABLE: Final = (
     SeccompRule(
         "main",
         "openat",
-        "to read what Landlock allows; if the VM reboots, also to write, without O_TRUNC, "
-        "which Landlock allows before Linux 6.2",
+        "to read what Landlock allows; if the VM reboots, also to write, but without O_TRUNC, "
+        "which Landlock cannot refuse before Linux 6.2",
         (When(2, 0, O_CHANGE),),
     ),
     SeccompRule(

@@ -149,7 +149,7 @@ class Snapshot(Closing):
         )  # fmt: skip
 
     def _check(self) -> None:
-        """Check memory ranges and registers, which the file's hashes do not.
+        """Check memory ranges and registers, which the file's hashes cannot check.
 
         Raises: Damaged.
         """

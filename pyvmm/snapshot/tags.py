@@ -46,7 +46,7 @@ def tag_memories(board: Board, undo: ExitStack) -> dict[str, GuestMemory]:
 
 
 def read_tags(board: Board, memories: Mapping[str, GuestMemory]) -> None:
-    """Read the guest's tags into their memories; no vCPU runs.
+    """Read the guest's tags into the memories for tags; no vCPU runs.
 
     Raises: KvmError.
     """
@@ -59,7 +59,7 @@ def read_tags(board: Board, memories: Mapping[str, GuestMemory]) -> None:
 
 
 def write_tags(vm: Vm, memories: Mapping[str, GuestMemory]) -> None:
-    """Give the guest the tags in their memories; its own memory is restored.
+    """Write the tags in the memories for tags to the guest, whose own memory is restored already.
 
     Pages without a tag keep that of new memory, 0.  Raises: KvmError.
     """

@@ -85,7 +85,7 @@ def _answer(future: Future[Probe]) -> Probe:
     except VmmError:
         raise
     except Exception as error:  # an executor or its worker may raise any
-        raise HostError(f"no host can be asked: {type(error).__name__}: {error}") from error
+        raise HostError(f"cannot ask the hosts: {type(error).__name__}: {error}") from error
 
 
 def drive(

@@ -103,11 +103,11 @@ class Pty:
 
 
 class Carrier(Closing):
-    """Carries bytes between a pty and ``guest``, until the guest's end is closed.
+    """A carrier of bytes between a pty and ``guest``, until the guest's end is closed.
 
-    ``start`` starts the thread that does it.
+    ``start`` starts its thread.
 
-    A reader that stalls blocks the guest's end and loses nothing. While no process has the pty
+    If a reader stalls, the guest's end blocks and no output is lost. While no process has the pty
     open, the guest's output is dropped, as on an unconnected line. A context manager; at its end
     a reader gets the rest, unless it reads nothing for GRACE_S.
     """
@@ -236,7 +236,7 @@ def record(kind: int, payload: bytes) -> bytes:
 
 
 class Records:
-    """Decodes records from a stream of bytes; ``on_size`` gets columns and rows."""
+    """A decoder of records in a stream of bytes; ``on_size`` gets columns and rows."""
 
     def __init__(self) -> None:
         self.on_size: Callable[[int, int], None] | None = None

@@ -100,7 +100,7 @@ class Terminal(Closing):
 
 
 class Output(Closing):
-    """Carries a guest's output to a descriptor, without blocking a vCPU for each byte.
+    """A writer of a guest's output to a descriptor, which blocks no vCPU for each byte.
 
     A thread of its own, which starts with the first byte, writes the bytes, after a newline or a
     few milliseconds. Only that thread
@@ -246,7 +246,7 @@ Splitter = Callable[[bytes], tuple[bytes, list[Key]]]
 
 
 class Escapes:
-    """Splits input into bytes for the guest and keys for pyvmm."""
+    """A splitter of input: bytes for the guest, and keys for pyvmm."""
 
     def __init__(self) -> None:
         self._escaped = False
@@ -274,7 +274,7 @@ class Escapes:
 
 
 class Input:
-    """Carries input to the guest, no faster than the guest reads it.
+    """A reader of input for the guest, no faster than the guest reads it.
 
     ``receive`` takes bytes for the guest and returns how many it accepted. After it refused some,
     ``resume`` must be called (from any thread) when there is room. ``split`` separates the keys for

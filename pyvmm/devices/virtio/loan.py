@@ -1,8 +1,8 @@
 """The loan of a device's queue to code that serves requests without Python.
 
-One side owns the queue at a time. The device's threads lend it when Python has no request left. A
-thread that takes the device's lock takes the queue back first. So code that holds the lock needs no
-knowledge of the loan:
+One side owns the queue at a time. The device's threads lend the queue when Python has no request
+left. A thread that takes the device's lock takes the queue back first. So code that holds the lock
+needs no knowledge of the loan:
 
                     the leader lends it
     Python owns -----------------------------> the data path owns

@@ -165,7 +165,7 @@ class ServedDevice(VirtioDevice):
         try:
             threading.Thread(target=self._work, name=name, daemon=True).start()
         except RuntimeError as error:
-            self.report(f"{error}; requests wait until there is one")
+            self.report(f"{error}; requests wait until a thread is free")
             return False
         self._started += 1
         return True

@@ -252,7 +252,7 @@ def _greeting(port: int) -> tuple[bytes, CommandRequest, bytes]:
 
 
 def _say(port: int, marker: bytes) -> None:
-    """Write all of a marker to a client, which may not read yet."""
+    """Write a whole marker to a client; wait if it does not read yet."""
     deadline = time.monotonic() + GREETING_S
     while marker:
         _wait_for(port, select.POLLOUT, deadline)

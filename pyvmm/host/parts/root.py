@@ -19,8 +19,8 @@ from pyvmm.host.parts.debian import Package, Suite
 from pyvmm.host.parts.tools import TOOLS_SUITE, Tool, packaged, python311, trees_dir
 from pyvmm.host.progress import Progress
 
-# Beside Python: libraries that pyvmm loads for packed images and snapshots.  And what scripts need
-# that busybox lacks: bash, and the timeout of coreutils.
+# Beside Python: libraries that pyvmm loads for packed images and snapshots.  And programs that
+# scripts need and busybox lacks: bash, and the timeout of coreutils.
 PACKAGES: Final = tuple(
     f"{name}:arm64"
     for name in (

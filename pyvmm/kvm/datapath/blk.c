@@ -2,9 +2,9 @@
  * Requests of a virtio block device, served without Python: reads, writes and flushes.
  *
  * The queue is lent: by pyvmm_blk_lend until pyvmm_blk_take_back, which Python calls before it
- * touches the queue or the device's state.  In between one thread leads: it waits for doorbells and
- * takes requests.  Mostly it also serves them, and interrupts the driver once for all requests found
- * together.  If requests wait for I/O, it first makes another thread the leader.
+ * touches the queue or the device's state.  In between, one thread leads: it waits for doorbells
+ * and takes requests.  Mostly it also serves them, and interrupts the driver once for all requests
+ * found together.  If requests wait for I/O, it first makes another thread the leader.
  *
  * C ends the loan itself at a request that it does not know, which stays in the ring; and at one
  * that fails, which Python serves again from its head.
@@ -141,7 +141,7 @@ static int pyvmm_blk_parse(const struct pyvmm_blk *blk, struct pyvmm_blk_request
 	return 0;
 }
 
-/* Take the next request.  Returns 1, 0 without one, or a negative number for one of Python's. */
+/* Take the next request.  Returns 1, 0 if there is none, < 0 if Python must serve it. */
 static int pyvmm_blk_take(struct pyvmm_blk *blk, struct pyvmm_blk_request *request)
 {
 	int found = pyvmm_queue_next(&blk->queue, &request->chain);

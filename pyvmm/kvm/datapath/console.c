@@ -2,8 +2,8 @@
  * A virtio console's output and input, without Python.
  *
  * Both queues are lent: by pyvmm_console_lend until pyvmm_console_take_back, which Python calls
- * before it touches the queues or the device's state.  In between a vCPU that rings transmitq's
- * doorbell outputs the chains in its exit, and the loop's thread puts input into receiveq.
+ * before it touches the queues or the device's state.  In between, a vCPU rings transmitq's
+ * doorbell and outputs the chains in its exit. The loop's thread puts input into receiveq.
  *
  * The descriptor of the output never blocks.  If it has no room for all of a chain, the chain stays
  * in the ring with a note of how much is output, and Python continues: it has a buffer, and knows
