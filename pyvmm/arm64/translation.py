@@ -84,8 +84,8 @@ class Regime(Record):
 class Translation(Record):
     """A guest physical address.
 
-    Pages with equal ``attributes`` have equal permissions and memory types: bits 63:0 are those of
-    the page's or block's descriptor, bits 68:64 those of bits 63:59 of all tables above it.
+    Pages with equal ``attributes`` have equal permissions and memory types: bits 63:0 come from the
+    page's or block's descriptor. Bits 68:64 combine bits 63:59 of all tables above it.
     """
 
     address: int

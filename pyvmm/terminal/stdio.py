@@ -51,7 +51,7 @@ class Terminal(Closing):
 
     @property
     def usable(self) -> bool:
-        """Whether reading ``fd`` cannot stop the process: no terminal, or a terminal it owns."""
+        """Whether ``fd`` is no terminal, or this process may read it without being stopped."""
         if not os.isatty(self._fd):
             return True
         try:

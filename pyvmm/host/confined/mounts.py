@@ -105,7 +105,7 @@ def keep_capabilities(*kept: int) -> None:
     Raises: OSError.
     """
     if os.geteuid():
-        return  # another user than root has none then
+        return  # users other than root have none then
     for number in range(LAST_CAPABILITY + 1):
         if number not in kept and _libc.prctl(PR_CAPBSET_READ, number, 0, 0, 0) == 1:
             _check(_libc.prctl(PR_CAPBSET_DROP, number, 0, 0, 0), "prctl(PR_CAPBSET_DROP)")
