@@ -53,8 +53,8 @@ class RunResult(Record):
         return text.decode(errors="replace").rstrip().rpartition("\n")[2].strip()
 
 
-class Watcher(Record):
-    """Callbacks: for each result, and at intervals for the numbers of the running runs."""
+class Callbacks(Record):
+    """Functions to call: for each result, and at intervals for the numbers of the running runs."""
 
     finished: Callable[[RunResult], None] = lambda result: None
     running: Callable[[set[int]], None] = lambda numbers: None
@@ -89,7 +89,7 @@ def _answer(future: Future[Probe]) -> Probe:
 
 
 def drive(
-    runs: Sequence[Run], crew: Crew, watcher: Watcher, interrupted: Event, *, fail_fast: bool
+    runs: Sequence[Run], crew: Crew, callbacks: Callbacks, interrupted: Event, *, fail_fast: bool
 ) -> list[RunResult]:
     """Perform the runs; return a result for each, in the order of the plan."""
     futures = {crew.submit(perform, run): run for run in runs}
@@ -100,7 +100,7 @@ def drive(
     def take(future: Future[RunOutput]) -> None:
         result = judge(futures[future], future)
         results[result.run.number] = result
-        watcher.finished(result)
+        callbacks.finished(result)
 
     while waiting:
         done, waiting = wait(waiting, REFRESH_S, FIRST_COMPLETED)
@@ -114,7 +114,7 @@ def drive(
             for future in [future for future in waiting if future.cancelled()]:
                 take(future)
                 waiting.remove(future)
-        watcher.running({futures[future].number for future in waiting if future.running()})
+        callbacks.running({futures[future].number for future in waiting if future.running()})
     return [results[run.number] for run in runs]
 
 

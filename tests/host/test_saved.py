@@ -92,7 +92,7 @@ def test_key_changes_with_the_contents_of_a_suite() -> None:
 
 def remember_sid(package: str) -> None:
     offer = trees.Offer("linux-image-x-arm64", package)
-    trees.remember(trees.Look("sid", 0.0, {"linux": (offer,)}))
+    trees.remember(trees.SuiteContents("sid", 0.0, {"linux": (offer,)}))
 
 
 def test_key_does_not_depend_on_the_kind_of_host() -> None:

@@ -190,7 +190,7 @@ def test_start_reports_an_old_look_at_a_suite(
 ) -> None:
     fake = Fake(monkeypatch, make_sockets(runtime_dir() / "host"))
     monkeypatch.setattr(qemu, "restore", lambda sockets, state: None)
-    trees.remember(trees.Look("sid", time.time() - 33 * 86400, {}))
+    trees.remember(trees.SuiteContents("sid", time.time() - 33 * 86400, {}))
 
     running = start.start(HostSettings(kernel="sid"), [], fake.sockets, Progress())
 

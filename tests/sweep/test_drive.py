@@ -13,7 +13,7 @@ from pyvmm.commands.sweep._line import command, query
 from pyvmm.errors import HostError
 from pyvmm.host.settings import HostSettings
 from pyvmm.sweep.crew import Crew, local
-from pyvmm.sweep.drive import RunResult, RunVerdict, Watcher, ask_hosts, drive
+from pyvmm.sweep.drive import Callbacks, RunResult, RunVerdict, ask_hosts, drive
 from pyvmm.sweep.plan import Guest, Run, plan
 from tests.sweep.fake import POWERS, PROBE
 
@@ -28,7 +28,9 @@ def runs(image: str, timeout_s: float | None = None) -> list[Run]:
 
 def driven(image: str, *, jobs: int = 2, fail_fast: bool = False, **guest: Any) -> list[RunResult]:
     with local(jobs) as crew:
-        return drive(runs(image, **guest), crew, Watcher(), threading.Event(), fail_fast=fail_fast)
+        return drive(
+            runs(image, **guest), crew, Callbacks(), threading.Event(), fail_fast=fail_fast
+        )
 
 
 def test_results_are_in_the_order_of_the_plan() -> None:
@@ -79,7 +81,9 @@ def test_interruption_keeps_finished_results() -> None:
         interrupted.set()
 
     with local(1) as crew:
-        results = drive(runs("hang@128,256"), crew, Watcher(finished), interrupted, fail_fast=False)
+        results = drive(
+            runs("hang@128,256"), crew, Callbacks(finished), interrupted, fail_fast=False
+        )
 
     assert [result.verdict for result in results] == [
         RunVerdict.PASSED, RunVerdict.STOPPED, RunVerdict.STOPPED
@@ -101,7 +105,7 @@ class Breaking(Executor):
 
 
 def test_run_that_its_executor_fails_has_a_result() -> None:
-    results = drive(runs("hello"), Crew(Breaking()), Watcher(), threading.Event(), fail_fast=True)
+    results = drive(runs("hello"), Crew(Breaking()), Callbacks(), threading.Event(), fail_fast=True)
 
     assert [result.verdict for result in results] == [
         RunVerdict.BROKEN, RunVerdict.STOPPED, RunVerdict.BROKEN

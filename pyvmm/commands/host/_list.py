@@ -14,7 +14,7 @@ from pyvmm.commands._output import aligned
 from pyvmm.errors import HostError
 from pyvmm.host.models import MODELS
 from pyvmm.host.parts import trees
-from pyvmm.host.parts.trees import Look, Tree
+from pyvmm.host.parts.trees import SuiteContents, Tree
 from pyvmm.host.progress import Progress
 from pyvmm.host.saved import everyone
 from pyvmm.host.settings import LINUX, QEMU, SUITES, Product, matches
@@ -105,7 +105,7 @@ def _row(
     }
 
 
-def _choose(product: Product, suite: str, has: list[str], seen: Look | None) -> list[str]:
+def _choose(product: Product, suite: str, has: list[str], seen: SuiteContents | None) -> list[str]:
     """Return values for --host-kernel or --host-qemu: the suite's series, then its name."""
     expected = [version for version, known in product.suites.items() if known == suite]
     if seen is None:

@@ -30,7 +30,7 @@ from pyvmm.host.progress import Progress
 from pyvmm.host.settings import KINDS, HostSettings
 from pyvmm.sweep import report
 from pyvmm.sweep.crew import Crew, dask, local
-from pyvmm.sweep.drive import RunResult, Watcher, ask_hosts, drive
+from pyvmm.sweep.drive import Callbacks, RunResult, ask_hosts, drive
 from pyvmm.sweep.plan import Guest, Run, alternatives, host_name, parse_cpus, parse_sets, plan
 
 # Options of `pyvmm run` that the sweep sets itself, and beginnings of others.
@@ -218,10 +218,10 @@ class Sweep:
                 report.write_log(self._logs, result)
             table.finished(result)
 
-        watcher = Watcher(finished, table.running)
+        callbacks = Callbacks(finished, table.running)
         with table.showing():
             fail_fast = self._options["fail_fast"]
-            return drive(runs, crew, watcher, self._stop, fail_fast=fail_fast)
+            return drive(runs, crew, callbacks, self._stop, fail_fast=fail_fast)
 
     def _report(self, results: Sequence[RunResult], hosts: report.Hosts) -> None:
         if self._options["junit"] is not None:

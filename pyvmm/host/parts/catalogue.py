@@ -15,7 +15,7 @@ from typing import Final
 from pyvmm.errors import HostError
 from pyvmm.host.parts import trees
 from pyvmm.host.parts.debian import Suite, SuiteMissingError, machine_arch
-from pyvmm.host.parts.trees import Look, Offer, Tree
+from pyvmm.host.parts.trees import Offer, SuiteContents, Tree
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import LINUX, QEMU, SUITES, Product, matches, suites_for
 
@@ -26,7 +26,7 @@ KERNELS: Final = re.compile(r"linux-image-\d[^-]*(-\d[^-]*)?-arm64")
 Unpack = Callable[[Suite, Offer, Path], str]
 
 
-def look(suite: str) -> Look:
+def look(suite: str) -> SuiteContents:
     """Read a suite's package lists; fetch them again if they are older than ten minutes.
 
     Raises:
@@ -37,14 +37,14 @@ def look(suite: str) -> Look:
     try:
         kernels = _kernels(source)
     except SuiteMissingError as error:
-        trees.remember(Look(suite, time.time(), {}, error.mirror, gone=True))
+        trees.remember(SuiteContents(suite, time.time(), {}, error.mirror, gone=True))
         raise
     found = source.versions([*kernels, f"{trees.QEMU_PACKAGE}:{machine_arch()}"])
     offers = [Offer(*pair) for pair in found]
     offers.sort(key=lambda offer: trees.order(offer.package), reverse=True)
     of_qemu = tuple(offer for offer in offers if offer.name == trees.QEMU_PACKAGE)
     of_linux = tuple(offer for offer in offers if offer.name != trees.QEMU_PACKAGE)
-    seen = Look(suite, time.time(), {LINUX.name: of_linux, QEMU.name: of_qemu})
+    seen = SuiteContents(suite, time.time(), {LINUX.name: of_linux, QEMU.name: of_qemu})
     trees.remember(seen)
     return seen
 

@@ -70,7 +70,7 @@ class Offer(NamedTuple):
         return upstream(self.package)
 
 
-class Look(Record):
+class SuiteContents(Record):
     """The contents of a suite when its package lists were last read, newest first."""
 
     suite: str
@@ -135,25 +135,25 @@ def chosen(settings: HostSettings) -> list[Tree | None]:
     return [find(product, choice) for product, choice in choices if not is_path(choice)]
 
 
-def look(suite: str) -> Look | None:
+def look(suite: str) -> SuiteContents | None:
     """Return a suite's contents as pyvmm last read them, or None if it never did."""
     try:
         found = json.loads(_look_path(suite).read_text())
         offers = {
             name: tuple(Offer(*offer) for offer in pairs) for name, pairs in found["offers"].items()
         }
-        return Look(suite, float(found["seen"]), offers, found["mirror"], found["gone"])
+        return SuiteContents(suite, float(found["seen"]), offers, found["mirror"], found["gone"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def remember(seen: Look) -> None:
+def remember(seen: SuiteContents) -> None:
     """Write a suite's contents to the cache, for commands that do not read the mirror."""
     document = {name: value for name, value in vars(seen).items() if name != "suite"}
     write_whole(_look_path(seen.suite), f"{json.dumps(document, indent=1)}\n".encode())
 
 
-def old_looks(settings: HostSettings) -> list[Look]:
+def old_looks(settings: HostSettings) -> list[SuiteContents]:
     """Return the contents of the settings' suites that pyvmm last read long ago."""
     looks = [look(choice) for choice in {settings.kernel, settings.qemu} if choice in SUITES]
     return [seen for seen in looks if seen is not None and seen.days > OLD_DAYS]

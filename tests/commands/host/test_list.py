@@ -15,7 +15,7 @@ from pyvmm.errors import HostError
 from pyvmm.host import saved
 from pyvmm.host.parts import catalogue, trees
 from pyvmm.host.parts.debian import SuiteMissingError
-from pyvmm.host.parts.trees import Look, Offer
+from pyvmm.host.parts.trees import Offer, SuiteContents
 from pyvmm.host.progress import Progress
 from pyvmm.host.settings import LINUX, QEMU, SUITES
 from tests.host.conftest import add_tree
@@ -28,13 +28,13 @@ def own_directories(own: Path) -> None:
     """Give every test its own cache."""
 
 
-def seen(suite: str, *kernels: str, gone: bool = False, age: float = 0) -> Look:
+def seen(suite: str, *kernels: str, gone: bool = False, age: float = 0) -> SuiteContents:
     """Record what a suite had that many seconds ago."""
     offers = {
         "linux": tuple(Offer("linux-image-x-arm64", package) for package in kernels),
         "qemu": (Offer("qemu-system-arm", "1:11.1.3+ds-1"),),
     }
-    return Look(suite, time.time() - age, {} if gone else offers, "http://m.example", gone)
+    return SuiteContents(suite, time.time() - age, {} if gone else offers, "http://m.example", gone)
 
 
 def listed(*options: str) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def test_age_is_shown_in_days_hours_or_minutes(age: float, words: str) -> None:
 def test_refresh_reads_every_suite_and_accepts_a_missing_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def look(suite: str) -> Look:
+    def look(suite: str) -> SuiteContents:
         if suite == "bullseye":
             raise SuiteMissingError(suite, "http://m.example")
         trees.remember(seen(suite, "7.2.13-1"))
@@ -166,7 +166,7 @@ def test_refresh_reads_every_suite_and_accepts_a_missing_one(
 def test_refresh_without_a_mirror_shows_known_versions_and_exits_with_3(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def look(suite: str) -> Look:
+    def look(suite: str) -> SuiteContents:
         raise HostError("Could not resolve 'm.example'")
 
     trees.remember(seen("sid", "7.2.13-1"))

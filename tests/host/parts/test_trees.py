@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pyvmm.host.parts import trees
-from pyvmm.host.parts.trees import Look, Offer
+from pyvmm.host.parts.trees import Offer, SuiteContents
 from pyvmm.host.settings import LINUX, QEMU, HostSettings
 from tests.host.conftest import add_tree
 
@@ -18,7 +18,9 @@ DAY = 86400
 def remember(suite: str, *packages: str, age_days: float = 0, gone: bool = False) -> None:
     """Remember a look at a suite, some days ago."""
     offers = {"linux": tuple(Offer("linux-image-x-arm64", package) for package in packages)}
-    trees.remember(Look(suite, time.time() - age_days * DAY, offers, "http://m.example", gone))
+    trees.remember(
+        SuiteContents(suite, time.time() - age_days * DAY, offers, "http://m.example", gone)
+    )
 
 
 def test_find_returns_the_newest_cached_match_for_a_version() -> None:
