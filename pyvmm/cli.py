@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pyvmm.base.deferral import rarely_used_modules_deferred
+from pyvmm.base.deferral import import_pathlib, rarely_used_modules_deferred
 from pyvmm.base.output import discard_stdout, printable, printable_lines
 from pyvmm.base.records import Record
 from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, EXIT_SIGNAL, EXIT_USAGE, VmmError
@@ -88,6 +88,7 @@ class LazyGroup(click.Group):
         if cmd_name not in self.verbs:
             return None
         verb = self.verbs[cmd_name]
+        import_pathlib()
         module = importlib.import_module(f"pyvmm.commands.{verb.module}")
         command = getattr(module, verb.function or cmd_name)
         if not gc.isenabled():  # __main__.py disabled it; what is loaded stays

@@ -9,6 +9,7 @@ import os
 
 import click
 
+from pyvmm.base.deferral import short_options_unguessed
 from pyvmm.commands._options import added
 from pyvmm.errors import UsageError
 
@@ -48,7 +49,8 @@ class LkvmCommand(click.Command):
         Raises: UsageError, for one of these options.
         """
         try:
-            rest = super().parse_args(ctx, _with_optional_values(args))
+            with short_options_unguessed():
+                rest = super().parse_args(ctx, _with_optional_values(args))
         except click.NoSuchOption as error:
             name = SHORT.get(error.option_name, error.option_name)
             if name in REFUSED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gettext
 import inspect
 import json
 import subprocess
@@ -62,7 +63,8 @@ def test_click_gets_the_real_ones_when_it_uses_them(found: dict[str, object]) ->
 
 @pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["snapshot", "--help"]])
 def test_help_is_the_same_without_stand_ins(words: list[str]) -> None:
-    plain = "import sys, inspect, uuid, datetime; from pyvmm import cli; sys.exit(cli.main())"
+    modules = ", ".join(DEFERRED)
+    plain = f"import sys, {modules}; from pyvmm import cli; sys.exit(cli.main())"
 
     assert run("-m", "pyvmm", *words) == run("-c", plain, *words)
 
@@ -86,6 +88,65 @@ def test_commands_have_no_option_of_a_type_that_needs_a_stand_in() -> None:
 @pytest.mark.parametrize("text", ["", "Give it.", "  two\twords ", "a\n    b\n\n", "\n  x\n   y"])
 def test_cleandoc_is_that_of_inspect(text: str) -> None:
     assert one_line_cleandoc(text) == inspect.cleandoc(text)
+
+
+@pytest.mark.parametrize("value", [parameters, "".upper, print, len, cli.Verb, 1, None])
+def test_isfunction_is_that_of_inspect(value: object) -> None:
+    assert deferral.isfunction(value) == inspect.isfunction(value)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_messages_are_those_of_gettext_without_translations(number: int) -> None:
+    real = gettext.NullTranslations()
+
+    assert deferral.untranslated("Usage:") == real.gettext("Usage:")
+    found = deferral.untranslated_number("a file", "files", number)
+    assert found == real.ngettext("a file", "files", number)
+
+
+PATHS = """
+import sys
+sys.path += {path!r}
+from pyvmm.base.deferral import import_pathlib
+import_pathlib()
+from pathlib import Path
+print("urllib.parse" in sys.modules)
+print(Path("/a b").as_uri())
+import urllib.parse
+print(urllib.parse.urlsplit("http://x/y").path)
+"""
+
+
+def test_pathlib_comes_without_urllib_and_finds_it_when_it_is_used() -> None:
+    # -S: the finder of an editable installation imports pathlib before
+    assert run("-IS", "-c", PATHS.format(path=sys.path)).split() == ["False", "file:///a%20b", "/y"]
+
+
+GUESSES = """
+import sys
+from pyvmm import cli
+import click
+command = cli.pyvmm.get_command(click.Context(cli.pyvmm), "run")
+command.make_context("run", ["-c", "2", "-m", "64", "image"])
+print("difflib" in sys.modules)
+"""
+
+
+def test_short_options_are_read_without_difflib() -> None:
+    assert run("-c", GUESSES) == "False\n"
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_mistyped_long_option_gets_the_guess_of_click(loaded: bool) -> None:
+    code = "import difflib; " if loaded else ""
+    code += (
+        "import sys; from pyvmm import cli; sys.exit(cli.main(['run', '-c', '1', '--cpsu', '2']))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+    assert done.returncode == 2
+    assert "--cpus" in done.stderr.splitlines()[0]
 
 
 def test_loaded_modules_are_not_replaced() -> None:
