@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 HERE: Final = Path(__file__).parent
-CONSOLE_SCRIPT: Final = "import sys; from pyvmm.__main__ import main; sys.exit(main())"
+CONSOLE_SCRIPT: Final = "from pyvmm.__main__ import entry; entry()"
 INTERPRETER: Final = "import time; print(time.process_time_ns())"
 
 

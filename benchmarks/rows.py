@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 INSIDE: Final = "/run/tmp/bench"  # the directory of the files, in the host's memory
-PYVMM: Final = ("python3", "-c", "import sys; from pyvmm.__main__ import main; sys.exit(main())")
+PYVMM: Final = ("python3", "-c", "from pyvmm.__main__ import entry; entry()")
 LIBRARY: Final = "/run/pyvmm/lib"
 LOADER: Final = f"{INSIDE}/peer/lib/ld-linux-aarch64.so.1"
 PEER_LIBRARIES: Final = ":".join(
