@@ -197,6 +197,18 @@ def test_exec_has_python_with_pyvmm(pyvmm: Pyvmm) -> None:
     assert (done.stdout, done.stderr) == ("aarch64 True\n", "")
 
 
+def test_pyvmm_in_a_shell_of_the_host_imports_nothing_of_the_users(
+    pyvmm: Pyvmm, tmp_path: Path
+) -> None:
+    (tmp_path / "click.py").write_text("raise SystemExit(9)\n")
+    script = f"cd {tmp_path} && PYTHONPATH={tmp_path} pyvmm --version"
+
+    done = pyvmm("host", "exec", "--", "sh", "-c", script)
+
+    assert done.stdout.startswith("pyvmm "), done.stderr
+    assert done.returncode == 0
+
+
 def test_hosts_started_from_one_state_have_different_random_numbers_and_the_right_time(
     pyvmm: Pyvmm,
 ) -> None:

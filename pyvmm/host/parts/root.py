@@ -54,15 +54,16 @@ SITE: Final = "usr/lib/python3/dist-packages"
 
 # The programs of coreutils that the root takes; busybox has the others.
 COREUTILS: Final = frozenset({"timeout"})  # busybox's lacks --foreground
-# `pyvmm` in every shell of the host.  The agent itself runs `pyvmm ...` without it.
-PYVMM: Final = """#!/usr/bin/python3
+# `pyvmm` in every shell of the host.  The agent itself runs `pyvmm ...` without it.  With -I and -S
+# Python searches for modules among the host's own, not through 9p among the user's.
+PYVMM: Final = f"""#!/usr/bin/python3 -IS
 import sys
 
-sys.path.insert(0, "/run/pyvmm/lib")
+sys.path += ["/run/pyvmm/lib", "/{SITE}"]
 
-from pyvmm.cli import main
+from pyvmm.__main__ import entry
 
-sys.exit(main(owns_process=True))
+entry()
 """
 
 
