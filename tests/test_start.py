@@ -36,6 +36,7 @@ HEAVY = (
     "subprocess", "tempfile", "random", "hashlib", "shutil", "lzma", "bz2", "concurrent.futures",
     "multiprocessing", "http", "xml", "unittest", "statistics", "distributed", "hypothesis",
     "dataclasses", "json", "traceback", "textwrap", "zlib", "tty", "inspect", "uuid", "datetime",
+    "gettext", "locale", "urllib", "difflib",
 )  # fmt: skip
 NOT_FOR_A_RUN = (
     "pyvmm.snapshot", "pyvmm.svecheck", "pyvmm.sweep", "pyvmm.repro", "pyvmm.machine.registerdump",
