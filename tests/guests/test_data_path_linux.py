@@ -147,6 +147,7 @@ def test_data_is_whole_whatever_takes_the_queues_back(
         finish(guest, disk)
 
 
+@pytest.mark.matrix  # 80 s
 def test_incremental_saves_amid_io_are_whole(
     start: Callable[[], Session], pyvmm_cmd: list[str], tell: Tell, disk: Path, tmp_path: Path
 ) -> None:
