@@ -141,6 +141,8 @@ class FastUart:
     def publish(self, registers: int, *, complete_thr: bool, coalesce_thr: bool) -> bool:
         """Take over the UART's state; see FastPath."""
         state = self._state
+        if not complete_thr:  # before a vCPU can read in IIR that its next byte interrupts
+            state.complete_thr = False
         self._registers = registers
         state.registers = registers
         if self._thread is None and self._uart.has_transmitted:

@@ -298,6 +298,35 @@ def test_byte_sent_while_the_loan_ends_interrupts(
     assert guest.output == b".x"
 
 
+def test_byte_sent_while_iir_is_published_interrupts(
+    guest: FastGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest.write(THR, ord("."))
+    guest.uart.receive(b"a")  # while it waits, Python owns the transmitter's interrupt
+    guest.write(IER, 0x02)
+    state = guest.c.uart(0)
+
+    class BesideAVcpu:
+        """The UART's state in C, with a vCPU that sends a byte once IIR shows no interrupt."""
+
+        def __setattr__(self, name: str, value: int) -> None:
+            setattr(state, name, value)
+            if name == "registers" and guest.c.read(IIR, 1) == NO_INT:
+                monkeypatch.undo()
+                completed.append(guest.c.write(THR, 1, ord("x")))
+
+    completed: list[bool] = []
+    monkeypatch.setattr(guest.fast, "_state", BesideAVcpu())
+    assert guest.read(IIR) == THRI
+    if completed == [False]:
+        Guest.write(guest, THR, ord("x"))
+
+    assert len(completed) == 1
+    assert guest.level()
+    guest.flush()
+    assert guest.output == b".x"
+
+
 def test_loan_ends_before_kvm_coalesces(guest: FastGuest) -> None:
     guest.write(THR, ord("."))
     guest.write(IER, 0x01)
