@@ -84,6 +84,9 @@ def restore(invocation: Invocation, /, where: HostSettings, file: Path, **option
     saved FILE on this machine, if they lie beside FILE, if you give them again, or with --trust.
     """
     invocation.debug |= options["debug"]
+    saved_to = options["save_on_exit"]
+    if options["count"] > 1 and saved_to:
+        raise UsageError("--count and --save-on-exit contradict each other: there is one file")
     given = (*map(read_disk, options["disk"]), *map(read_pmem, options["pmem"]))
     snapshot, state = admitted(file, given, trust=options["trust"])
     with snapshot:
@@ -91,15 +94,12 @@ def restore(invocation: Invocation, /, where: HostSettings, file: Path, **option
     config = state.config
     clone = f"{config.name}-{os.getpid()}" if options["clone"] else config.name
     config = config.replace(name=options["name"] or clone, timeout_s=options["timeout"])
-    saved_to = options["save_on_exit"]
     needs = Needs(
         reads=(file, *(one.path for one in opened)),
         creates=(saved_to,) if saved_to else (),
     ) + device_needs(config.devices)
     ttys = config.ttys if options["count"] == 1 else frozenset()
     run_here_or_forward(where, needs, ttys, saves=saved_to is not None, restores=True)
-    if options["count"] > 1 and saved_to:
-        raise UsageError("--count and --save-on-exit contradict each other: there is one file")
     if options["clone"] or options["count"] > 1:
         from pyvmm.snapshot.clones import warning  # lazily: most restores continue one VM
 

@@ -1,13 +1,18 @@
-"""``pyvmm restore``: what it refuses before it starts anything."""
+"""``pyvmm restore``: what it refuses before it starts anything, and the names of clones."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pyvmm.cli import main
-from pyvmm.config import Disk
+from pyvmm.commands import _attached
+from pyvmm.commands import restore as command
+from pyvmm.config import Config, Disk
+from pyvmm.snapshot.clones import warning
 from tests.snapshot import sample
 from tests.snapshot.files import save_machine
 
@@ -47,3 +52,61 @@ def test_snapshot_is_not_written_to_standard_output(
 
     assert "hint: name a file; `pyvmm snapshot export FILE -`" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["a.snap"]
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of the VMs that `restore` runs here; none of them runs."""
+    found: list[str] = []
+
+    def run_attached(config: Config, _: object) -> int:
+        found.append(config.name)
+        return 0
+
+    def run_several(_: Path, name: str, options: dict[str, Any]) -> int:
+        found.extend(f"{name}-{number + 1}" for number in range(options["count"]))
+        return 0
+
+    monkeypatch.setattr(command, "run_here_or_forward", lambda *_, **__: None)
+    monkeypatch.setattr(_attached, "run_attached", run_attached)
+    monkeypatch.setattr(command, "run_several", run_several)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], ["sample"]),
+        (["--name", "other"], ["other"]),
+        (["--clone"], [f"sample-{os.getpid()}"]),
+        (["--clone", "--name", "other"], ["other"]),
+        (["--count", "2"], ["sample-1", "sample-2"]),
+        (["--count", "2", "--clone"], [f"sample-{os.getpid()}-1", f"sample-{os.getpid()}-2"]),
+        (["--count", "2", "--name", "other"], ["other-1", "other-2"]),
+    ],
+    ids=" ".join,
+)
+def test_clones_have_names_of_their_own_and_a_warning(
+    tmp_path: Path, capsys: Capture, names: list[str], words: list[str], expected: list[str]
+) -> None:
+    path = tmp_path / "a.snap"
+    save_machine(path, sample.state())
+    is_clone = "--clone" in words or "--count" in words
+
+    assert main(["restore", str(path), *words]) == 0
+
+    assert names == expected
+    found = f"pyvmm: {path}: {warning(sample.state())}\n"
+    assert capsys.readouterr().err == (found if is_clone else "")
+
+
+def test_clones_cannot_be_saved_to_one_file(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.snap"
+    save_machine(path, sample.state())
+    monkeypatch.setattr(command, "run_here_or_forward", None)  # it may boot a host first
+
+    assert main(["restore", str(path), "--count", "2", "--save-on-exit", f"{path}.end"]) == 2
+
+    assert "--count and --save-on-exit contradict each other" in capsys.readouterr().err
