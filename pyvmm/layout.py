@@ -65,7 +65,7 @@ UART = Region("uart", 0x0100_0000, 0x1000, spi=0)  # the first of UART_COUNT
 RTC = Region("rtc", 0x0101_0000, 0x1000, spi=223)
 PVTIME = Region("pvtime", 0x0102_0000, 64 * KIB)  # PVTIME_SIZE a vCPU
 EXIT = Region("exit", 0x0103_0000, 0x1000)
-VMGENID = Region("vmgenid", 0x0104_0000, 64 * KIB, spi=222)  # a page of any host
+VMGENID = Region("vmgenid", 0x0104_0000, 64 * KIB, spi=222)  # VMGENID_SIZE, in a page of any host
 FLASH = Region("flash", 0x0200_0000, 16 * MIB)
 VIRTIO = Region("virtio", 0x0300_0000, 0x200, spi=4)  # the first of VIRTIO_COUNT
 GICD = Region("gicd", 0x3FFF_0000, 64 * KIB)
@@ -75,6 +75,7 @@ PCI_ECAM = Region("pci-ecam", 0x4000_0000, 256 * MIB)
 UART_COUNT = 4
 VIRTIO_COUNT = 64
 PVTIME_SIZE = 64
+VMGENID_SIZE = 16
 GICR_SIZE = 128 * KIB  # RD_base and SGI_base frames of one vCPU
 ITS_SIZE = 128 * KIB
 NR_IRQS = 256  # INTIDs the GIC implements: 16 SGIs, 16 PPIs, SPI 0 to 223

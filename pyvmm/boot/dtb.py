@@ -30,7 +30,6 @@ GIC_PPI = 1
 IRQ_TYPE_EDGE_RISING = 1
 IRQ_TYPE_LEVEL_HIGH = 4
 
-VMGENID_SIZE = 16  # bytes
 APB_CLOCK_HZ = 24_000_000  # the clock of the PL031's bus; nothing depends on it
 
 # Linux truncates bootargs to this size, NUL included.
@@ -106,7 +105,7 @@ def machine_tree(machine: MachineDescription) -> dict[str, fdt.Property | fdt.No
         region = layout.VMGENID
         tree[f"{region.name}@{region.base:x}"] = {
             "compatible": "microsoft,vmgenid",
-            "reg": fdt.u64(region.base, VMGENID_SIZE),
+            "reg": fdt.u64(region.base, layout.VMGENID_SIZE),
             "interrupts": (GIC_SPI, region.spi or 0, IRQ_TYPE_EDGE_RISING),
         }
     if machine.exit_register:

@@ -18,7 +18,6 @@ from pyvmm.kvm.vm import Vm, spi
 from pyvmm.machine.slots import MemorySlots
 from pyvmm.memory.ram import GuestMemory
 
-SIZE: Final = 16  # bytes
 SPI: Final = layout.VMGENID.spi or 0
 
 
@@ -37,13 +36,20 @@ class GenerationId:
     @property
     def value(self) -> bytes:
         """The current value."""
-        return self._memory.read(layout.VMGENID.base, SIZE)
+        return self._memory.read(layout.VMGENID.base, layout.VMGENID_SIZE)
 
-    def renew(self, *, interrupt: bool) -> None:
-        """Change the value; interrupt the guest, if it uses that. Its GIC must be restored."""
+    def renew(self) -> None:
+        """Change the value, and interrupt the guest; its GIC is restored, and no vCPU has run.
+
+        The interrupt stays pending if the guest has masked it, as Linux does while it is suspended.
+        Without a driver nothing stays: the guest has not made the interrupt edge-triggered.
+
+        Linux reads the value through an uncached mapping, which sees no later write in the host's
+        cache. KVM cleans the cache when the guest first accesses the page.
+        """
         self._choose()
-        for level in (True, False) if interrupt else ():
+        for level in (True, False):
             self._vm.irq_line(spi(SPI), level)
 
     def _choose(self) -> None:
-        self._memory.write(layout.VMGENID.base, os.urandom(SIZE))
+        self._memory.write(layout.VMGENID.base, os.urandom(layout.VMGENID_SIZE))

@@ -80,7 +80,8 @@ def _by_intid(
 
 # GICD_* and GICR_* have the same layout.
 SETTINGS: Final = ("IGROUPR", 0x080, 32), ("ICFGR", 0xC00, 16), ("IPRIORITYR", 0x400, 4)
-STATES: Final = ("ISENABLER", 0x100, 32), ("ISPENDR", 0x200, 32), ("ISACTIVER", 0x300, 32)
+ISENABLER: Final = ("ISENABLER", 0x100, 32)
+STATES: Final = ISENABLER, ("ISPENDR", 0x200, 32), ("ISACTIVER", 0x300, 32)
 SGI_BASE: Final = 0x10000  # of a redistributor
 
 DIST: Final = Part(
@@ -245,8 +246,7 @@ def names(kind: str, part: str, nr_irqs: int) -> dict[int, str]:
 
 def uses_spi(state: GicState, spi: int) -> bool:
     """Return whether a saved guest has enabled a shared interrupt."""
-    name, offset, each = STATES[0]
-    assert name == "ISENABLER"
+    _, offset, each = ISENABLER
     intid = FIRST_SPI + spi
     number = offset + intid // each * 4
     values = [block.registers.get(number, 0) for block in state.blocks if block.part == DIST.name]

@@ -8,7 +8,7 @@ import pytest
 
 from pyvmm import layout
 from pyvmm.machine.machine import Machine
-from pyvmm.machine.vmgenid import SIZE, SPI
+from pyvmm.machine.vmgenid import SPI
 from pyvmm.snapshot.gic import DIST, FIRST_SPI, gic_registers, values_of
 from pyvmm.snapshot.restorer import restore
 from pyvmm.snapshot.save import save
@@ -27,7 +27,8 @@ EDGE = 2 << INTID % 16 * 2
 def value(machine: Machine) -> bytes:
     """Return what the guest reads."""
     assert machine.board.vmgenid is not None
-    found = machine.board.slots.saved[layout.VMGENID.name].read(layout.VMGENID.base, SIZE)
+    memory = machine.board.slots.saved[layout.VMGENID.name]
+    found = memory.read(layout.VMGENID.base, layout.VMGENID_SIZE)
     assert found == machine.board.vmgenid.value
     return found
 
@@ -49,9 +50,13 @@ def test_value_is_new_after_each_restore(boot: Boot, tmp_path: Path) -> None:
     assert all(len(set(found)) > 1 for found in values)
 
 
-def test_guest_that_uses_it_is_interrupted_once_by_a_restore(boot: Boot, tmp_path: Path) -> None:
+@pytest.mark.parametrize("enabled", [BIT, 0], ids=["enabled", "masked"])
+def test_restore_interrupts_a_guest_that_has_a_driver(
+    boot: Boot, tmp_path: Path, enabled: int
+) -> None:
+    """A suspended Linux has masked its interrupts, and takes those that are pending later."""
     machine = boot("wait")
-    gic_registers(machine.board).write(DIST, None, {ICFGR: EDGE, ISENABLER: BIT})
+    gic_registers(machine.board).write(DIST, None, {ICFGR: EDGE, ISENABLER: enabled})
     save(machine, tmp_path / "snap")
     assert not is_pending(machine)
 
@@ -59,7 +64,9 @@ def test_guest_that_uses_it_is_interrupted_once_by_a_restore(boot: Boot, tmp_pat
         assert is_pending(again)
 
 
-def test_guest_that_does_not_use_it_has_nothing_pending(boot: Boot, tmp_path: Path) -> None:
+def test_restore_leaves_nothing_pending_in_a_guest_without_a_driver(
+    boot: Boot, tmp_path: Path
+) -> None:
     save(boot("wait"), tmp_path / "snap")
 
     with restore(tmp_path / "snap", lambda data: None) as again:
