@@ -7,7 +7,7 @@ from pathlib import Path
 from pyvmm.config import Config, SveRequest
 from pyvmm.kvm import regs
 from pyvmm.kvm.uapi import MpState, VcpuFeature
-from pyvmm.layout import MIB, PVTIME, RAM_BASE
+from pyvmm.layout import MIB, PVTIME, RAM_BASE, VMGENID
 from pyvmm.machine.plan import Feature
 from pyvmm.snapshot.state import (
     Area,
@@ -24,6 +24,7 @@ VLS = frozenset({128, 256})
 FEATURES = frozenset({VcpuFeature.PSCI_0_2, VcpuFeature.SVE})
 MPIDR = regs.sysreg(3, 0, 0, 0, 5)
 ZCR = regs.sysreg(3, 0, 1, 2, 0)
+GENERATION_ID = Area(name=VMGENID.name, base=VMGENID.base, size=VMGENID.size)
 NEEDED = (regs.PC, regs.PSTATE, regs.SVE_VLS)
 
 

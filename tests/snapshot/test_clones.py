@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pyvmm import layout
 from pyvmm.snapshot.clones import warning
-from pyvmm.snapshot.state import Area, GicBlock, State
+from pyvmm.snapshot.state import GicBlock, State
 from tests.snapshot import sample
 
 SAME = "each clone gives the random numbers that the others give"
@@ -13,12 +12,10 @@ SAME = "each clone gives the random numbers that the others give"
 def with_id(enabled: int) -> State:
     """Return a guest with a VM generation ID, and with those of SPI 192 to 223 enabled."""
     state = sample.state()
-    region = layout.VMGENID
-    area = Area(name=region.name, base=region.base, size=region.size)
     dist = GicBlock(part="dist", vcpu=None, registers={0x100 + 4 * 7: enabled})
     others = tuple(block for block in state.gic.blocks if block.part != "dist")
     gic = state.gic.replace(blocks=(*others, dist))
-    return state.replace(memory=(*state.memory, area), gic=gic)
+    return state.replace(memory=(*state.memory, sample.GENERATION_ID), gic=gic)
 
 
 def test_guest_without_the_device_is_named() -> None:

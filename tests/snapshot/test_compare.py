@@ -11,13 +11,13 @@ import pytest
 from pyvmm.arm64 import sysregs
 from pyvmm.kvm import regs
 from pyvmm.kvm.uapi import MpState
-from pyvmm.layout import MIB, PVTIME, RAM_BASE
+from pyvmm.layout import MIB, PVTIME, RAM_BASE, VMGENID, Region
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.compare import Change, Comparison, MemoryChange, compare
 from pyvmm.snapshot.format import BLOCK, PAGE
 from pyvmm.snapshot.reader import SnapshotFile
 from pyvmm.snapshot.snapshot import Snapshot
-from pyvmm.snapshot.state import GicBlock, State
+from pyvmm.snapshot.state import RENEWED, GicBlock, State
 from pyvmm.snapshot.writer import MemoryToSave, write_snapshot
 from tests.snapshot import sample
 from tests.snapshot.files import noise, save_machine
@@ -241,14 +241,18 @@ def test_compare_of_parent_and_child_reports_the_changed_page(
         assert compare(left, right).memory == (MemoryChange(*dirty[0]),)
 
 
-def test_compare_expects_stolen_time_to_differ(tmp_path: Path) -> None:
-    with GuestMemory(PVTIME.base, PVTIME.size) as memory:
-        save_machine(tmp_path / "a", sample.state(), memory)
-        memory.write(PVTIME.base + 8, b"\1")
-        save_machine(tmp_path / "b", sample.state(), memory)
+@pytest.mark.parametrize("region", [PVTIME, VMGENID], ids=lambda region: region.name)
+def test_compare_expects_renewed_memory_to_differ(tmp_path: Path, region: Region) -> None:
+    state = sample.state()
+    state = state.replace(memory=(*state.memory, sample.GENERATION_ID))
+    with GuestMemory(region.base, region.size) as memory:
+        save_machine(tmp_path / "a", state, memory)
+        memory.write(region.base + 8, b"\1")
+        save_machine(tmp_path / "b", state, memory)
 
     with Snapshot(tmp_path / "a") as left, Snapshot(tmp_path / "b") as right:
         found = compare(left, right)
 
-    assert len(found.memory) == 1
+    (change,) = found.memory
+    assert change.expected == RENEWED[region.name]
     assert not found.differ

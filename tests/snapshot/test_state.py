@@ -14,6 +14,7 @@ from pyvmm.config import Config
 from pyvmm.errors import UsageError
 from pyvmm.kvm import regs
 from pyvmm.snapshot.codec import Damaged
+from pyvmm.snapshot.restorestate import plan_of
 from pyvmm.snapshot.state import SCHEMA, State
 from tests.snapshot import sample
 
@@ -97,6 +98,30 @@ def test_state_of_a_newer_schema_is_refused() -> None:
 
     with pytest.raises(UsageError, match=f"schema {SCHEMA + 1}, this pyvmm reads up to {SCHEMA}"):
         State.of(document, "x")
+
+
+def older(schema: int) -> Any:
+    """Return the sample as a pyvmm with that schema wrote it."""
+    document = through_json(sample.state()) | {"schema": schema}
+    del document["config"]["vmgenid"]
+    if schema == 1:
+        del document["config"]["cpu"]["pauth"], document["config"]["cpu"]["ids"]
+    return document
+
+
+@pytest.mark.parametrize("schema", [1, 2])
+def test_state_of_an_older_schema_is_a_machine_without_a_generation_id(schema: int) -> None:
+    state = State.of(older(schema), "x")
+
+    assert state == sample.state().replace(schema=schema)
+    assert not plan_of(state).vmgenid
+
+
+def test_area_of_the_generation_id_is_one_of_the_machine() -> None:
+    state = sample.state()
+    state = state.replace(memory=(*state.memory, sample.GENERATION_ID))
+
+    assert plan_of(State.of(through_json(state), "x")).vmgenid
 
 
 def test_missing_field_of_an_older_document_takes_its_default() -> None:

@@ -39,7 +39,7 @@ def right() -> Area:
 
 
 def test_state_of_a_guest_with_tags_has_their_area() -> None:
-    state = with_tags(right())
+    state = with_tags(right(), sample.GENERATION_ID)  # which has no tags
 
     assert State.of(state.document(), "x").memory == state.memory
 
