@@ -27,8 +27,9 @@ def main() -> int:
 def entry() -> None:
     """Run the command line and end the process; leave the freeing of its memory to the kernel.
 
-    Python would free each object: 12 million instructions. atexit calls the first registered
-    function last. So the process ends after all others, and after all threads but daemons.
+    Python would free each object: 12 million instructions. It joins all threads but daemons, and
+    then calls the functions of atexit, the last registered first. So _end() comes after those of
+    pyvmm. It skips only functions that were registered before pyvmm was imported.
     """
     codes: list[int] = []
     atexit.register(_end, codes)
