@@ -46,7 +46,7 @@ def again(*names: str, metavar: str) -> Option:
 )  # fmt: skip
 @click.option(
     "--clone", is_flag=True,
-    help="Restore a VM beside the one that was saved, with a name of its own: NAME-PID.",
+    help="Restore a VM beside the one that was saved, with another name: --name, or NAME-PID.",
 )  # fmt: skip
 @click.option(
     "--memory", type=click.Choice(["lazy", "eager"]), show_default="lazy, but eager through 9p",

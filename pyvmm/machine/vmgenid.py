@@ -1,7 +1,7 @@
 """The VM generation ID: 16 random bytes that change each time a snapshot is restored.
 
-Two guests from one snapshot have the same state of their random number generators. Linux's driver
-(drivers/virt/vmgenid.c, with a device tree since v6.10) reseeds its own when the bytes change.
+The random number generators of two guests from one snapshot are in the same state. Linux's driver
+(drivers/virt/vmgenid.c, with a device tree since v6.10) reseeds the kernel's when the bytes change.
 
 Source: Linux, Documentation/devicetree/bindings/rng/microsoft,vmgenid.yaml; Microsoft, "Virtual
 Machine Generation ID".

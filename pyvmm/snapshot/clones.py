@@ -9,16 +9,16 @@ from pyvmm.snapshot.state import State
 
 
 def warning(state: State) -> str:
-    """Return why clones of a guest give the same random numbers, or an empty text.
+    """Return why clones of a guest generate the same random numbers, or an empty text.
 
     A guest notices that it is a clone by its VM generation ID: see machine/vmgenid.py.
     """
-    same = "each clone gives the random numbers that the others give"
+    same = "clones generate the same random numbers"
     if all(area.name != layout.VMGENID.name for area in state.memory):
         return f"the guest has no VM generation ID: {same}"
     if not uses_spi(state.gic, SPI):
         return (
-            f"the guest does not use its VM generation ID, as Linux 6.10 and later do: {same}, "
-            "until it gets other entropy"
+            f"the guest does not use its VM generation ID (Linux does since 6.10): {same}, "
+            "until they get other entropy"
         )
     return ""

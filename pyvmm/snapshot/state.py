@@ -34,7 +34,7 @@ from pyvmm.snapshot.codec import (
 SCHEMA: Final = 3  # 2: areas of tags; config.cpu has pauth and ids. 3: the VM generation ID
 LARGEST_REGISTER: Final = regs.size(regs.U2048)
 MOST_REGISTERS: Final = 8192  # of a vCPU: KVM lists some 550
-# Memory that pyvmm's or KVM's writes change, by name, and what it holds
+# Memory that KVM or pyvmm writes, by name, and what it holds
 RENEWED: Final = {
     PVTIME.name: "stolen time, which the host writes",
     VMGENID.name: "the VM generation ID, new after each restore",
@@ -104,7 +104,7 @@ class Clock(Record, kw_only=True):
 
 
 class Area(Record, kw_only=True):
-    """A range of guest physical memory: RAM, or the stolen time of vCPUs."""
+    """A range of guest physical memory, or the tags of one."""
 
     name: str
     base: Hex

@@ -1,4 +1,4 @@
-"""The warning about clones that give the same random numbers."""
+"""The warning about clones that generate the same random numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pyvmm.snapshot.clones import warning
 from pyvmm.snapshot.state import GicBlock, State
 from tests.snapshot import sample
 
-SAME = "each clone gives the random numbers that the others give"
+SAME = "clones generate the same random numbers"
 
 
 def with_id(enabled: int) -> State:
@@ -24,8 +24,8 @@ def test_guest_without_the_device_is_named() -> None:
 
 def test_guest_without_a_driver_is_named() -> None:
     assert warning(with_id(0xFFFF_FFFF & ~(1 << 30))) == (
-        "the guest does not use its VM generation ID, as Linux 6.10 and later do: "
-        f"{SAME}, until it gets other entropy"
+        "the guest does not use its VM generation ID (Linux does since 6.10): "
+        f"{SAME}, until they get other entropy"
     )
 
 
