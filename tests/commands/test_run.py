@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from pyvmm import cli, host, layout
+from pyvmm.commands import run
 from pyvmm.commands._lkvm import ALREADY_SO, REFUSED, SHORT, _with_optional_values
 from pyvmm.commands.run import GUESTS, bundled_guests, find_image
+from pyvmm.config import Config
 from tests import programs
 from tests.privileges import bound_by_modes
 from tests.tty import ENOUGH_S, Terminal
@@ -68,6 +70,19 @@ def test_mistake_is_refused_in_one_message(
     assert message.startswith("pyvmm: ")
     assert words in message
     assert len(hint) <= 1
+
+
+@pytest.mark.parametrize(("words", "has"), [([], True), (["--no-vmgenid"], False)])
+def test_no_vmgenid_leaves_the_generation_id_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], has: bool
+) -> None:
+    found: list[Config] = []
+    monkeypatch.setattr(run, "run_here_or_forward", lambda *_, **__: None)
+    monkeypatch.setattr(run, "_run", lambda config, *_: found.append(config))
+
+    cli.main(["run", *words, str(programs.write("spin", tmp_path))])
+
+    assert [config.vmgenid for config in found] == [has]
 
 
 LONG = "x" * 300  # no file system has such a name

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
+from pyvmm.layout import NR_IRQS
 from pyvmm.snapshot.clones import warning
+from pyvmm.snapshot.gic import PARTS, names
 from pyvmm.snapshot.state import GicBlock, State
 from tests.snapshot import sample
 
@@ -31,3 +35,8 @@ def test_guest_without_a_driver_is_named() -> None:
 
 def test_guest_whose_driver_has_the_interrupt_needs_no_warning() -> None:
     assert warning(with_id(1 << 30)) == ""
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_snapshot_of_each_gic_has_the_enable_bit_that_the_warning_reads(kind: str) -> None:
+    assert names(kind, "dist", NR_IRQS)[0x100 + 4 * 7] == "GICD_ISENABLER7"
