@@ -84,7 +84,7 @@ def drive(
     """Run a driver in a host and return its output; its pyvmm is the host's.
 
     By default it sees none of the user's files: Python would search for modules among them, through
-    9p. The locale is C, because translations would be searched for in the same way.
+    9p. The locale is C, so that no program searches for translations.
     """
     script = f'cd {INSIDE} && LC_ALL=C exec python3 -m benchmarks.{driver} "$@"'
     command = ["sh", "-c", script, "sh", *arguments]
