@@ -38,17 +38,17 @@ class GenerationId:
         """The current value."""
         return self._memory.read(layout.VMGENID.base, layout.VMGENID_SIZE)
 
-    def renew(self) -> None:
+    def renew(self, *, interrupt: bool) -> None:
         """Change the value, and interrupt the guest; its GIC is restored, and no vCPU has run.
 
         The interrupt stays pending if the guest has masked it, as Linux does while it is suspended.
-        Without a driver nothing stays: the guest has not made the interrupt edge-triggered.
+        Nothing stays in a Linux without a driver, which has made it level-triggered.
 
         Linux reads the value through an uncached mapping, which sees no later write in the host's
         cache. KVM cleans the cache when the guest first accesses the page.
         """
         self._choose()
-        for level in (True, False):
+        for level in (True, False) if interrupt else ():
             self._vm.irq_line(spi(SPI), level)
 
     def _choose(self) -> None:

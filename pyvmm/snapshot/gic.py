@@ -79,7 +79,8 @@ def _by_intid(
 
 
 # GICD_* and GICR_* have the same layout.
-SETTINGS: Final = ("IGROUPR", 0x080, 32), ("ICFGR", 0xC00, 16), ("IPRIORITYR", 0x400, 4)
+IPRIORITYR: Final = ("IPRIORITYR", 0x400, 4)
+SETTINGS: Final = ("IGROUPR", 0x080, 32), ("ICFGR", 0xC00, 16), IPRIORITYR
 ISENABLER: Final = ("ISENABLER", 0x100, 32)
 STATES: Final = ISENABLER, ("ISPENDR", 0x200, 32), ("ISACTIVER", 0x300, 32)
 SGI_BASE: Final = 0x10000  # of a redistributor
@@ -246,11 +247,24 @@ def names(kind: str, part: str, nr_irqs: int) -> dict[int, str]:
 
 def uses_spi(state: GicState, spi: int) -> bool:
     """Return whether a saved guest has enabled a shared interrupt."""
-    _, offset, each = ISENABLER
+    return _of_spi(state, ISENABLER, spi) != 0
+
+
+def sets_up_spi(state: GicState, spi: int) -> bool:
+    """Return whether a saved guest has enabled a shared interrupt, or given it a priority.
+
+    Linux gives one to each interrupt at its start, and masks them all while it is suspended.
+    """
+    return uses_spi(state, spi) or _of_spi(state, IPRIORITYR, spi) != 0
+
+
+def _of_spi(state: GicState, table: tuple[str, int, int], spi: int) -> int:
+    """Return what a table of GICD registers has about a shared interrupt."""
+    _, offset, each = table
     intid = FIRST_SPI + spi
-    number = offset + intid // each * 4
+    number, width = offset + intid // each * 4, 32 // each
     values = [block.registers.get(number, 0) for block in state.blocks if block.part == DIST.name]
-    return any(value >> intid % each & 1 for value in values)
+    return sum(values) >> intid % each * width & (1 << width) - 1
 
 
 class GicRegisters:

@@ -21,6 +21,8 @@ BIT = 1 << INTID % 32
 ISENABLER = 0x100 + INTID // 32 * 4
 ISPENDR = 0x200 + INTID // 32 * 4
 ICFGR = 0xC00 + INTID // 16 * 4
+IPRIORITYR = 0x400 + INTID // 4 * 4
+PRIORITY = 0xA0 << INTID % 4 * 8
 EDGE = 2 << INTID % 16 * 2
 
 
@@ -50,13 +52,15 @@ def test_value_is_new_after_each_restore(boot: Boot, tmp_path: Path) -> None:
     assert all(len(set(found)) > 1 for found in values)
 
 
-@pytest.mark.parametrize("enabled", [BIT, 0], ids=["enabled", "masked"])
+@pytest.mark.parametrize(
+    "setup", [{ISENABLER: BIT}, {IPRIORITYR: PRIORITY}], ids=["enabled", "masked"]
+)
 def test_restore_interrupts_a_guest_that_has_a_driver(
-    boot: Boot, tmp_path: Path, enabled: int
+    boot: Boot, tmp_path: Path, setup: dict[int, int]
 ) -> None:
     """A suspended Linux has masked its interrupts, and takes those that are pending later."""
     machine = boot("wait")
-    gic_registers(machine.board).write(DIST, None, {ICFGR: EDGE, ISENABLER: enabled})
+    gic_registers(machine.board).write(DIST, None, {ICFGR: EDGE, **setup})
     save(machine, tmp_path / "snap")
     assert not is_pending(machine)
 
@@ -68,6 +72,17 @@ def test_restore_leaves_nothing_pending_in_a_guest_without_a_driver(
     boot: Boot, tmp_path: Path
 ) -> None:
     save(boot("wait"), tmp_path / "snap")
+
+    with restore(tmp_path / "snap", lambda data: None) as again:
+        assert not is_pending(again)
+
+
+def test_restore_leaves_nothing_pending_in_a_linux_without_a_driver(
+    boot: Boot, tmp_path: Path
+) -> None:
+    machine = boot("wait")
+    gic_registers(machine.board).write(DIST, None, {ICFGR: 0, IPRIORITYR: PRIORITY})
+    save(machine, tmp_path / "snap")
 
     with restore(tmp_path / "snap", lambda data: None) as again:
         assert not is_pending(again)
