@@ -35,6 +35,11 @@ def test_regions_lie_apart_and_below_ram(vcpus: int) -> None:
     assert all(region.end <= layout.RAM_BASE for region in everything)
 
 
+def test_interrupt_below_the_generation_ids_is_of_no_device() -> None:
+    assert layout.VMGENID.spi is not None
+    assert layout.VMGENID.spi - 1 not in [region.spi for region in regions(1)]
+
+
 def test_spis_are_distinct_and_implemented() -> None:
     spis = [region.spi for region in regions(1) if region.spi is not None]
 

@@ -19,6 +19,7 @@ from pyvmm.machine.slots import MemorySlots
 from pyvmm.memory.ram import GuestMemory
 
 SPI: Final = layout.VMGENID.spi or 0
+UNUSED_SPI: Final = SPI - 1  # of no device
 
 
 class GenerationId:

@@ -79,8 +79,8 @@ def _by_intid(
 
 
 # GICD_* and GICR_* have the same layout.
-IPRIORITYR: Final = ("IPRIORITYR", 0x400, 4)
-SETTINGS: Final = ("IGROUPR", 0x080, 32), ("ICFGR", 0xC00, 16), IPRIORITYR
+ICFGR: Final = ("ICFGR", 0xC00, 16)
+SETTINGS: Final = ("IGROUPR", 0x080, 32), ICFGR, ("IPRIORITYR", 0x400, 4)
 ISENABLER: Final = ("ISENABLER", 0x100, 32)
 STATES: Final = ISENABLER, ("ISPENDR", 0x200, 32), ("ISACTIVER", 0x300, 32)
 SGI_BASE: Final = 0x10000  # of a redistributor
@@ -250,12 +250,13 @@ def uses_spi(state: GicState, spi: int) -> bool:
     return _of_spi(state, ISENABLER, spi) != 0
 
 
-def sets_up_spi(state: GicState, spi: int) -> bool:
-    """Return whether a saved guest has enabled a shared interrupt, or given it a priority.
+def sets_up_spi(state: GicState, spi: int, unused: int) -> bool:
+    """Return whether a saved guest has enabled a shared interrupt, or set it up and masked it.
 
-    Linux gives one to each interrupt at its start, and masks them all while it is suspended.
+    Linux masks its interrupts while it is suspended. A driver has then made this one an edge or a
+    level, unlike an ``unused`` interrupt.
     """
-    return uses_spi(state, spi) or _of_spi(state, IPRIORITYR, spi) != 0
+    return uses_spi(state, spi) or _of_spi(state, ICFGR, spi) != _of_spi(state, ICFGR, unused)
 
 
 def _of_spi(state: GicState, table: tuple[str, int, int], spi: int) -> int:

@@ -20,7 +20,7 @@ from pyvmm.kvm.vcpu import Vcpu
 from pyvmm.machine.board import Board, Hooks, assemble
 from pyvmm.machine.machine import Machine, write_to_stdout
 from pyvmm.machine.plan import Feature
-from pyvmm.machine.vmgenid import SPI
+from pyvmm.machine.vmgenid import SPI, UNUSED_SPI
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.check import Compatibility, machine_rows, register_row
 from pyvmm.snapshot.gic import sets_up_spi
@@ -114,7 +114,7 @@ class Restorer(Closing):
         self._fill(board)
         self.report = restore_state(board, self.state, self._may_lose, force=self.force)
         if board.vmgenid is not None:
-            board.vmgenid.renew(interrupt=sets_up_spi(self.state.gic, SPI))
+            board.vmgenid.renew(interrupt=sets_up_spi(self.state.gic, SPI, UNUSED_SPI))
         return board
 
     def virtual_now(self) -> int:
