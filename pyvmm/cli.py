@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pyvmm.base.deferral import import_pathlib, rarely_used_modules_deferred
-from pyvmm.base.output import discard_stdout, printable, printable_lines
+from pyvmm.base.output import discard_stderr, discard_stdout, printable, printable_lines
 from pyvmm.base.records import Record
 from pyvmm.errors import EXIT_FAILED, EXIT_HOST, EXIT_OK, EXIT_SIGNAL, EXIT_USAGE, VmmError
 
@@ -243,7 +243,10 @@ def say(message: str, hint: str | None = None) -> None:
     text = f"pyvmm: {printable_lines(fields.spell(message))}"
     if hint:
         text += f"\n  hint: {printable_lines(fields.spell(hint))}"
-    click.echo(text, err=True)
+    try:
+        click.echo(text, err=True)
+    except OSError:  # a full disk: the exit code still tells
+        discard_stderr()
 
 
 def echo(line: str, *, err: bool = False) -> None:

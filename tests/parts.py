@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, Final, NoReturn
 
-from pyvmm.base.output import discard_stdout
+from pyvmm.base.output import discard_stderr, discard_stdout
 from tests.reporting import Outcome
 from tests.runtime import end_hosts_of
 from tests.summary import PartResult, Result, ended, read_results, summary
@@ -221,8 +221,10 @@ class Lines:
                 discard_stdout()
                 text = f"pyvmm: cannot write to stdout: {error.strerror}\n{text}"
         if self.lost is not None:
-            with contextlib.suppress(OSError):
+            try:
                 print(text, file=sys.stderr, flush=True)
+            except OSError:
+                discard_stderr()
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.conftest import ROOT
 
 LATE = """
 import atexit, threading, time
@@ -82,3 +86,13 @@ def test_output_that_cannot_be_written_is_an_error() -> None:
 
     assert done.returncode == 120  # Python's
     assert b"No space left on device" in done.stderr
+
+
+@pytest.mark.parametrize("lost", [["stderr"], ["stdout", "stderr"]], ids="-".join)
+def test_exit_code_stays_if_stderr_cannot_be_written(lost: list[str]) -> None:
+    command = [sys.executable, "-m", "pyvmm", "snapshot", "show", "/no/such/file"]
+    with Path("/dev/full").open("wb") as full:
+        streams: dict[str, Any] = dict.fromkeys(lost, full)
+        done = subprocess.run(command, **streams, cwd=ROOT)
+
+    assert done.returncode == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Final
+from typing import Final, TextIO
 
 LONGEST: Final = 2000  # characters of a message, or of a line of output
 INDENTED: Final = "\n  "  # starts a further line of a message
@@ -41,10 +41,17 @@ def _escape(code: int) -> str:
 
 
 def discard_stdout() -> None:
-    """Send standard output nowhere, so that Python does not fail to flush it at exit.
+    """Send standard output nowhere, so that Python does not fail to flush it at exit."""
+    _discard(sys.stdout)
 
-    A confined process cannot open /dev/null to write.
-    """
+
+def discard_stderr() -> None:
+    """Send standard error nowhere, so that Python does not fail to flush it at exit."""
+    _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    # A confined process cannot open /dev/null to write.
     nowhere = os.memfd_create("nowhere")
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
