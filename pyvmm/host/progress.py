@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pyvmm.base.dirs import cached
-from pyvmm.base.output import printable
+from pyvmm.base.output import discard_stderr, printable
 
 REFRESH_S = 0.2
 
@@ -58,20 +58,28 @@ class Progress:
         finally:
             stop.set()
             thread.join()
-            self._stream.write("\r\033[K")
+            self._write("\r\033[K")
 
     def _follow(self, directory: Path, total: int, stop: threading.Event) -> None:
         while not stop.wait(REFRESH_S):
             arrived = sum(_size(f) for f in directory.rglob("*"))
             percent = min(100, 100 * arrived // max(total, 1))
-            self._stream.write(
+            self._write(
                 f"\r\033[Kpyvmm:   {arrived / 1e6:.1f} of {total / 1e6:.1f} MB ({percent} %)"
             )
-            self._stream.flush()
 
     def _line(self, text: str) -> None:
         if not self._quiet:
-            print(printable(text), file=self._stream, flush=True)
+            self._write(f"{printable(text)}\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:  # a full disk stops no step
+            self._quiet = True
+            if self._stream is sys.stderr:
+                discard_stderr()
 
 
 def _size(path: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,18 @@ def test_step_prints_its_name_and_duration() -> None:
         r"pyvmm: making the root \.\.\.\npyvmm: making the root: done in \d+\.\d s\n",
         out.getvalue(),
     )
+
+
+def test_step_continues_if_its_messages_cannot_be_written() -> None:
+    done = []
+    with Path("/dev/full").open("w") as full:
+        progress = Progress(full)
+        with progress.step("making the root"), progress.watch(Path(), 1):
+            done.append(1)
+        with suppress(OSError):
+            full.close()
+
+    assert done
 
 
 def test_step_that_fails_does_not_print_done() -> None:
