@@ -14,6 +14,18 @@ LARGEST: Final = 1 << 20  # bytes of a document
 T = TypeVar("T")
 
 
+def read_limited(path: Path, hint: str) -> bytes:
+    """Return the bytes of a file, at most one more than the largest document has.
+
+    Raises: UsageError, with that hint.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(LARGEST + 1)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}", hint=hint) from error
+
+
 def read_document(path: Path, decode: Callable[[Any], T], what: str, hint: str) -> T:
     """Return what ``decode`` makes of the JSON in a file; ``what`` names what the file must be.
 
@@ -21,11 +33,7 @@ def read_document(path: Path, decode: Callable[[Any], T], what: str, hint: str) 
 
     Raises: UsageError, with that hint.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST + 1)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}", hint=hint) from error
+    data = read_limited(path, hint)
     try:
         if len(data) > LARGEST:
             raise ValueError

@@ -18,13 +18,13 @@ from typing import Any, Final
 
 from pyvmm.arm64 import idrules, vl
 from pyvmm.arm64.bits import Field
+from pyvmm.base.documents import LARGEST, read_limited
 from pyvmm.base.records import Record, made
 from pyvmm.base.units import parse_number
 from pyvmm.errors import UsageError
 
 FORMAT: Final = "pyvmm CPU model"
 SCHEMA: Final = 1
-LARGEST: Final = 1 << 20  # bytes of a file
 MOST_HOSTS: Final = 1000
 HOW: Final = "let `pyvmm cpu common` write a model"
 
@@ -114,11 +114,7 @@ def read_model(path: Path) -> CpuModel:
 
     Raises: UsageError, if the file is damaged or not a model, or a newer pyvmm wrote it.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST + 1)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}", hint=HOW) from error
+    data = read_limited(path, HOW)
     try:
         document = json.loads(data) if len(data) <= LARGEST else None
     except (ValueError, RecursionError):
