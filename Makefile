@@ -116,8 +116,8 @@ tools: $(VENV)/.ready
 
 test-tools: tools
 	@$(BIN)/python -m pyvmm.host.parts.tools $(TOOLS) aarch64-linux-gnu-objdump
-	@$(BIN)/python -m tests.tools $(TOOLS) dtc mandoc tmux mke2fs e2fsck debugfs cpio busybox zstd \
-		pzstd xz bzip2 lz4 lzop mkimage
+	@$(BIN)/python -m tests.tools $(TOOLS) dtc mandoc tmux mke2fs e2fsck debugfs cpio busybox gcc \
+		zstd pzstd xz bzip2 lz4 lzop mkimage
 
 # Build dist/: the sdist, and from it the wheel of this machine's architecture.
 wheel: dev

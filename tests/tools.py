@@ -5,8 +5,10 @@ A program that is not installed comes from Debian, unpacked in the cache.
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+from pathlib import Path
 from typing import Final
 
 from pyvmm.host.parts import tools
@@ -32,11 +34,30 @@ PACKAGES: Final = {
     "zstd": ("zstd", "usr/bin"),
 }
 
+HEADERS: Final = Path("/usr/include")
+
 
 def find(program: str, progress: Progress) -> Tool:
     """Return one of the programs."""
+    if program == "gcc":
+        return gcc(progress)
     package, directory = PACKAGES[program]
     return tools.packaged(program, package, progress, directory)
+
+
+def gcc(progress: Progress, headers: Path = HEADERS) -> Tool:
+    """Return a compiler for this machine, with the C library's and the kernel's headers.
+
+    The headers of this machine are below ``headers``.
+    """
+    installed = shutil.which("gcc")
+    if installed and all((headers / name).exists() for name in ("stdlib.h", "linux/kvm.h")):
+        return Tool((installed,))
+    root = tree("gcc", TOOLS_SUITE, ["gcc", "libc6-dev"], progress)
+    # gcc starts other programs of the tree, so no loader; they run with this machine's C library.
+    libraries = root / "usr/lib" / tools.TRIPLETS[os.uname().machine]
+    command = (f"{root}/usr/bin/gcc", f"--sysroot={root}")
+    return Tool(command, {"LD_LIBRARY_PATH": str(libraries)})
 
 
 def gdb(progress: Progress) -> Tool:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import functools
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from cffi import FFI
-
 from pyvmm.kvm._build import HERE
-from tests.devices.virtio.plain import GCC
+from tests.devices.builtc import load
 
 SOURCE: Final = Path(__file__).with_name("plainmmio.c")
 DECLARATIONS: Final = """
@@ -37,14 +33,7 @@ int plain_coalesce(void *fast, uint64_t address, uint8_t value);
 @functools.cache
 def plain(*options: str) -> tuple[Any, Any]:
     """Build the code, and load it; return cffi's FFI and the library."""
-    ffi = FFI()
-    ffi.cdef(DECLARATIONS)
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "plainmmio.so"
-        command = [GCC, "-D_GNU_SOURCE", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]
-        command += [*options, "-shared", "-fPIC", "-pthread", f"-I{HERE}", "-o", str(out)]
-        subprocess.run([*command, str(SOURCE)], check=True)
-        return ffi, ffi.dlopen(str(out))
+    return load(SOURCE, DECLARATIONS, f"-I{HERE}", *options)
 
 
 class PlainUart:

@@ -4,44 +4,26 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Final
-
-from cffi import FFI
 
 from pyvmm.devices.virtio.blk import VirtioBlk
 from pyvmm.kvm._build import DATA_PATH, data_path_declarations
 from pyvmm.kvm.native import Native
 from pyvmm.machine.datapaths import disk_path
+from tests.devices.builtc import load
 
 SOURCE: Final = Path(__file__).with_name("plain.c")
-CHECKS: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
-GCC: Final = "gcc"
 OWN: Final = """
 void plain_random_from(uint64_t next);
 void plain_random(uint8_t *buffer, size_t size);
 """
 
 
-def can_build() -> bool:
-    """Return whether this machine has a compiler."""
-    return shutil.which(GCC) is not None
-
-
 @functools.cache
 def plain(*options: str) -> Native:
     """Build the data path, and load it."""
-    ffi = FFI()
-    ffi.cdef(data_path_declarations() + OWN)
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "plain.so"
-        command = [GCC, "-D_GNU_SOURCE", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]
-        command += [*options, "-shared", "-fPIC", "-pthread", f"-I{DATA_PATH}"]
-        subprocess.run([*command, "-o", str(out), str(SOURCE)], check=True)
-        return Native(ffi, ffi.dlopen(str(out)))
+    return Native(*load(SOURCE, data_path_declarations() + OWN, f"-I{DATA_PATH}", *options))
 
 
 class Bits:

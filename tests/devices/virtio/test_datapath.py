@@ -29,12 +29,11 @@ from pyvmm.kvm.native import Native
 from pyvmm.layout import MIB, RAM_BASE
 from pyvmm.memory.map import MemoryMap, PluggableMemory, regions
 from pyvmm.memory.ram import GuestMemory
+from tests.devices.builtc import CHECKS
 from tests.devices.virtio.driver import NEEDS_RESET, Buffer
-from tests.devices.virtio.plain import CHECKS, PlainPath, can_build, plain
+from tests.devices.virtio.plain import PlainPath, plain
 from tests.devices.virtio.rig import ENOUGH_S, DeviceRig
 from tests.devices.virtio.test_fuzz import Scribbler
-
-pytestmark = pytest.mark.skipif(not can_build(), reason="no compiler for this machine")
 
 CASES = int(os.environ.get("PYVMM_DATA_PATH_CASES", "300"))
 CHECKED = "PYVMM_DATA_PATH_CHECKED"  # set: build the C code with sanitizers

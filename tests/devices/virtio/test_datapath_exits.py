@@ -31,12 +31,10 @@ from pyvmm.memory.ram import GuestMemory
 from pyvmm.terminal.stdio import Output
 from tests.devices.virtio.conftest import RECEIVEQ, TRANSMITQ
 from tests.devices.virtio.driver import NEEDS_RESET, Buffer, Driver, Ring
-from tests.devices.virtio.plain import Bits, can_build
+from tests.devices.virtio.plain import Bits
 from tests.devices.virtio.rig import ENOUGH_S
 from tests.devices.virtio.test_datapath import CASES, extension
 from tests.devices.virtio.test_fuzz import Scribbler
-
-pytestmark = pytest.mark.skipif(not can_build(), reason="no compiler for this machine")
 
 RAM_SIZE = 0x20000
 BUFFERS = 0x8000

@@ -18,7 +18,7 @@ from pyvmm.host.parts.tools import Tool, write_wrapper
 from pyvmm.host.parts.trees import PACKAGES, Offer
 from pyvmm.host.progress import Progress
 from tests.host.conftest import list_packages
-from tests.tools import find
+from tests.tools import find, gcc
 
 QUIET = Progress(quiet=True)
 SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ.get('MARK')]))"
@@ -141,6 +141,28 @@ def test_main_writes_a_wrapper_for_each_program(
 
     found = {path.name: path.read_text().split()[-2] for path in tmp_path.iterdir()}
     assert found == {"dtc": "/opt/bin/dtc", "tmux": "/opt/bin/tmux"}
+
+
+def test_compiler_without_headers_is_replaced_by_one_of_debian(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    installed = tmp_path / "installed/gcc"
+    installed.parent.mkdir()
+    installed.write_text("")
+    installed.chmod(0o755)
+    monkeypatch.setenv("PATH", str(installed.parent))
+    monkeypatch.setattr("tests.tools.tree", lambda *_: tmp_path / "tree")
+    headers = tmp_path / "include"
+
+    assert gcc(QUIET, headers).command == (
+        f"{tmp_path}/tree/usr/bin/gcc",
+        f"--sysroot={tmp_path}/tree",
+    )
+
+    for name in ("stdlib.h", "linux/kvm.h"):
+        (headers / name).parent.mkdir(parents=True, exist_ok=True)
+        (headers / name).write_text("")
+    assert gcc(QUIET, headers).command == (str(installed),)
 
 
 def test_tree_has_the_packages_without_unneeded_ones(
