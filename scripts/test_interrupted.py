@@ -59,6 +59,8 @@ def main() -> int:
     """Try the chosen moments; return 0 if all succeeded."""
     numbers = [int(word) for word in sys.argv[1:]] or range(1, len(MOMENTS) + 1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # clean up first
+    # A shell starts a background job with SIGINT ignored, and make would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     failed = 0
     for number in numbers:
         with tempfile.TemporaryDirectory(prefix="interrupted-") as scratch:
