@@ -56,7 +56,8 @@ def gcc(progress: Progress, headers: Path = HEADERS) -> Tool:
     root = tree("gcc", TOOLS_SUITE, ["gcc", "libc6-dev"], progress)
     # gcc starts other programs of the tree, so no loader; they run with this machine's C library.
     libraries = root / "usr/lib" / tools.TRIPLETS[os.uname().machine]
-    command = (f"{root}/usr/bin/gcc", f"--sysroot={root}")
+    programs = root / "usr/bin"  # gcc would find the assembler by PATH alone
+    command = (f"{programs}/gcc", f"-B{programs}/", f"--sysroot={root}")
     return Tool(command, {"LD_LIBRARY_PATH": str(libraries)})
 
 

@@ -205,7 +205,7 @@ class Attached:
             restorer=restorer,
             trace=self._trace,
         )
-        self._machine.before_time_out = self._save_on_exit
+        self._machine.before_time_out = self._save_on_exit if self._saved is not None else None
         try:
             for line in restorer.report.lines() if restorer is not None else ():
                 say(f"not as it was saved: {line}")
@@ -305,9 +305,8 @@ class Attached:
             self._machine.console.resize(*os.get_terminal_size(STDIN))
 
     def _save_on_exit(self) -> None:
-        """Save the guest before it is ended, with --save-on-exit; a failure ends the run."""
-        if self._saved is None:
-            return
+        """Save the paused guest before it is ended, with --save-on-exit; a failure ends the run."""
+        assert self._saved is not None
         from pyvmm.snapshot.save import save  # lazily: rarely used
 
         try:
@@ -322,9 +321,12 @@ class Attached:
         if self._reboot and self._machine.was_reset:
             self._code = code
         self._reboot = False
-        if not self._machine.has_ended:
+        if self._saved is None or self._machine.has_ended:
+            self._machine.stop(code)
+            return
+        with self._machine.paused():  # no instruction runs between the save and the end
             self._save_on_exit()
-        self._machine.stop(code)
+            self._machine.stop(code)
 
     def _on_key(self, key: Key) -> None:
         if key is Key.STOP:

@@ -120,7 +120,10 @@ class Service:
             )
         fd, *fds = peer.fds
         begin = time.monotonic()
-        with contextlib.ExitStack() as undo:
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as resuming:
+            if not machine.is_paused:
+                machine.pause()
+                resuming.callback(_resume, machine)
             parent = None
             if fds:
                 del peer.fds[1:]
@@ -128,9 +131,8 @@ class Service:
                 parent = undo.enter_context(SnapshotFile.of_chain(chain))
             track = request.get("track") is True
             saved = save(machine, Path(file), parent=parent, track=track, fd=fd)
-        if request.get("resume") is not True and not machine.is_paused:
-            machine.pause()
-            peer.on_close = lambda: None if machine.has_ended else machine.resume()
+            if request.get("resume") is not True:  # no instruction runs between this and "stop"
+                peer.on_close = resuming.pop_all().close
         return {
             "file": file,
             "identity": saved.identity,
@@ -351,6 +353,11 @@ def _bytes(number: object) -> int:
     if type(number) is not int or abs(number) >= 1 << 64:
         raise UsageError(f"{str(number)[:40]} is not a number of bytes")
     return number
+
+
+def _resume(machine: Machine) -> None:
+    if not machine.has_ended:
+        machine.resume()
 
 
 def _resident(machine: Machine) -> int:

@@ -52,6 +52,7 @@ STDOUT = 1
 
 SILENT_S = 5.0  # without output, before pyvmm looks for the reason
 APART_S = 0.05  # between two looks at a guest
+LOOKS = 4  # how many times a guest is looked at again before it is only described
 
 
 def write_to_stdout(data: bytes) -> None:
@@ -117,7 +118,7 @@ class Machine(Closing):
         every exit.
         """
         self.config = config
-        self.before_time_out: Callable[[], None] = _do_nothing  # called before a timeout
+        self.before_time_out: Callable[[], None] | None = None  # called while paused
         with ExitStack() as undo:
             self._restorer = undo.enter_context(restorer) if restorer is not None else None
             system = undo.enter_context(System.open(kvm))
@@ -386,7 +387,8 @@ class Machine(Closing):
                 return self.run(own, deadline)
         if deadline is not None and deadline <= time.monotonic():
             self._report_reset()
-            self.before_time_out()
+            if self.before_time_out is not None:
+                self.before_time_out()
             self.stop(self._expired())
             return self.result()
         with ExitStack() as undo:
@@ -427,7 +429,8 @@ class Machine(Closing):
         """Log one line about why the guest makes no progress, if pyvmm can see it; once a run.
 
         With ``sure`` the line must name a cause. Without ``sure`` it can also be a description of a
-        guest without output. Stops the vCPUs for a moment; do not call it in a vCPU's thread.
+        guest without output: then the guest gets some more time to show a cause, for its vCPUs may
+        just have started. Stops the vCPUs for moments; do not call it in a vCPU's thread.
         """
         from pyvmm.machine.diagnosis.rules import diagnose
 
@@ -436,9 +439,15 @@ class Machine(Closing):
         try:
             if self.is_paused or (self.has_ended and not self.was_reset):
                 return
-            first = self._look()
-            time.sleep(APART_S)
-            why = diagnose([first, self._look()], silent=self.is_silent, sure=sure)
+            why, second = None, self._look()
+            for again in range(1 if sure else LOOKS):
+                first = second
+                time.sleep(APART_S)
+                second = self._look()
+                last = again == LOOKS - 1
+                why = diagnose([first, second], silent=self.is_silent, sure=sure or not last)
+                if why is not None:
+                    break
         except KvmError:  # KVM has no such register: nothing is known
             return
         finally:
@@ -492,9 +501,12 @@ class Machine(Closing):
     def _time_out(self) -> None:
         """End the run. If the guest resets meanwhile and starts again, the new machine ends."""
         self.say_why()
-        if not self.was_reset:
+        if self.before_time_out is None or self.was_reset:
+            self.stop(self._expired())
+            return
+        with self.paused():  # no instruction runs between a save and the end
             self.before_time_out()
-        self.stop(self._expired())
+            self.stop(self._expired())
 
     def _expired(self) -> TimeoutExpired:
         return TimeoutExpired(f"the guest did not end within {self.config.timeout_s:g} s")

@@ -9,6 +9,7 @@ import pytest
 from pyvmm.arm64.control import Tcr
 from pyvmm.kvm import regs
 from pyvmm.layout import MIB
+from pyvmm.machine.diagnosis.rules import Look
 from pyvmm.machine.machine import Machine
 from tests.machine.conftest import SYSTEM_RESET, Boot, let_reset
 
@@ -25,6 +26,28 @@ def test_machine_reports_once_why_a_guest_makes_no_progress(boot: Boot) -> None:
     machine.say_why()
 
     assert said == ["vCPU 0 faults for ever at 0x200: it has no exception vectors (VBAR_EL1 is 0)"]
+
+
+def test_guest_that_has_just_started_gets_time_to_show_the_cause(
+    boot: Boot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    machine = boot("undefined", log=said.append)
+    start_until_said(machine, said)
+    (cause,) = said
+    machine.has_said_why, looks, look = False, [0], machine._look
+
+    def look_late() -> Look:
+        looks[0] += 1
+        found = look()
+        if looks[0] > 2:
+            return found
+        return found.replace(vcpus=tuple(v.replace(pc=0x8008_0000, esr=0) for v in found.vcpus))
+
+    monkeypatch.setattr(machine, "_look", look_late)
+    machine.say_why()
+
+    assert said == [cause, cause]
 
 
 def test_machine_reports_why_a_guest_hangs_at_virtual_addresses(boot: Boot) -> None:

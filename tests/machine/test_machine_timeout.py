@@ -20,6 +20,17 @@ def test_timeout_ends_a_guest_that_runs_on(boot: Boot) -> None:
         machine.run()
 
 
+def test_guest_runs_nothing_between_a_save_and_its_timeout(boot: Boot) -> None:
+    counted: list[int] = []
+    machine = boot("count", timeout_s=0.3)
+    machine.before_time_out = lambda: counted.append(machine.vcpus[0].get_one_reg(regs.X(1)))
+
+    with pytest.raises(TimeoutExpired):
+        machine.run()
+
+    assert counted == [machine.vcpus[0].get_one_reg(regs.X(1))]
+
+
 def test_run_whose_time_ran_out_earlier_ends_before_the_guest_starts(boot: Boot) -> None:
     calls: list[str] = []
     machine = boot("spin", timeout_s=2.5)

@@ -72,6 +72,7 @@ def _set_up(request: CommandRequest, fds: list[int], slave: int) -> None:
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
     for number, fd in enumerate(fds):
         os.dup2(fd, number)
+        os.fchown(fd, request.uid, request.gid)  # for programs that open /dev/stdout
     os.closerange(3, 256)
     _reopen_streams()
     if request.tree is not None:

@@ -152,12 +152,10 @@ def test_compiler_without_headers_is_replaced_by_one_of_debian(
     installed.chmod(0o755)
     monkeypatch.setenv("PATH", str(installed.parent))
     monkeypatch.setattr("tests.tools.tree", lambda *_: tmp_path / "tree")
-    headers = tmp_path / "include"
+    headers, tree = tmp_path / "include", tmp_path / "tree"
 
-    assert gcc(QUIET, headers).command == (
-        f"{tmp_path}/tree/usr/bin/gcc",
-        f"--sysroot={tmp_path}/tree",
-    )
+    command = gcc(QUIET, headers).command
+    assert command == (f"{tree}/usr/bin/gcc", f"-B{tree}/usr/bin/", f"--sysroot={tree}")
 
     for name in ("stdlib.h", "linux/kvm.h"):
         (headers / name).parent.mkdir(parents=True, exist_ok=True)
