@@ -30,6 +30,7 @@ MOST_CPUS = 100_000  # of a host: CPU numbers have at most five digits
 BLOCK = 2 * MIB  # the smallest block of plugged memory: a huge page
 BLOCKS = 1024  # the most blocks by default: each is a memory slot of KVM
 
+VHOST_VSOCK = Path("/dev/vhost-vsock")
 PMEM_UNIT = 2 * MIB  # Linux maps devices' memory in subsections (SUBSECTION_SHIFT)
 
 
@@ -38,12 +39,15 @@ class DeviceConfig(Record, kw_only=True):
 
     ``single``: a machine has at most one. ``modern``: it needs a transport that is not legacy.
     ``unmaps``: it returns memory to the host, unlike a hugetlbfs. ``maps_file``: it maps a file.
+    ``vhost``: its back end has all of guest memory. ``nodes``: the device files that it opens.
     """
 
     single: ClassVar[bool] = False
     modern: ClassVar[bool] = False
     unmaps: ClassVar[bool] = False
     maps_file: ClassVar[bool] = False
+    vhost: ClassVar[bool] = False
+    nodes: ClassVar[tuple[Path, ...]] = ()
 
     def __str__(self) -> str:
         """Return the field and its value, as errors show the device."""
@@ -129,6 +133,28 @@ class Rng(DeviceConfig, kw_only=True):
     def __str__(self) -> str:
         """Return the field and its value."""
         return "`devices.rng`"
+
+
+class Vsock(DeviceConfig, kw_only=True):
+    """Sockets between the guest and its host; ``cid`` is the guest's address.
+
+    Raises: UsageError, for a CID that no guest can have.
+    """
+
+    single: ClassVar[bool] = True
+    modern: ClassVar[bool] = True
+    vhost: ClassVar[bool] = True
+    nodes: ClassVar[tuple[Path, ...]] = (VHOST_VSOCK,)
+
+    cid: int
+
+    def __post_init__(self) -> None:
+        if not 2 < self.cid < 0xFFFF_FFFF:  # Source: linux/vm_sockets.h, VMADDR_CID_HOST, _ANY
+            raise UsageError(f"{self}: guests have CIDs from 3 to {0xFFFF_FFFE}")
+
+    def __str__(self) -> str:
+        """Return the field and its value."""
+        return f"`devices.vsock`={self.cid}"
 
 
 class Balloon(DeviceConfig, kw_only=True):
@@ -349,6 +375,10 @@ class Config(Record, kw_only=True):
             raise UsageError(f"{device}: there can be only one")
         if device.modern and self.virtio_transport == "mmio-legacy":
             raise UsageError(f"{device}: the legacy transport has no such device")
+        if device.vhost and any(isinstance(other, Hotplug) for other in self.devices):
+            raise UsageError(
+                f"{device} and `devices.hotplug`: vhost would have the memory that is not plugged"
+            )
         if device.unmaps and self.hugetlbfs is not None:
             raise UsageError(
                 f"{device} and `hugetlbfs`: the guest cannot return pages of a hugetlbfs",

@@ -9,7 +9,7 @@ import click
 
 from pyvmm.base.units import parse_size, read_named
 from pyvmm.commands._options import added
-from pyvmm.config import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng
+from pyvmm.config import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng, Vsock
 from pyvmm.errors import UsageError
 from pyvmm.host.share import Needs
 
@@ -31,6 +31,10 @@ device_options = added(
         help="Give the guest a file as persistent memory; repeatable.",
     ),
     click.option("--rng", is_flag=True, help="Give the guest a source of entropy."),
+    click.option(
+        "--vsock", type=int, metavar="CID",
+        help="Give the guest sockets (AF_VSOCK) to its host, with that address: 3 or higher.",
+    ),
 )  # fmt: skip
 
 
@@ -89,6 +93,8 @@ def device_configs(options: dict[str, Any]) -> tuple[DeviceConfig, ...]:
     devices += map(read_pmem, options["pmem"])
     if options["rng"]:
         devices.append(Rng())
+    if options["vsock"] is not None:
+        devices.append(Vsock(cid=options["vsock"]))
     return tuple(devices)
 
 

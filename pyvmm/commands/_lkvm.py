@@ -19,7 +19,6 @@ NO_FIRMWARE = "guests start at their entry point, without firmware"
 
 REFUSED = {
     "--9p": NO_VIRTIO,
-    "--vsock": NO_VIRTIO,
     "--force-pci": NO_PCI,
     "--firmware": NO_FIRMWARE,
     "--flash": NO_FIRMWARE,

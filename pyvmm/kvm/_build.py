@@ -82,6 +82,7 @@ struct pyvmm_uart {
 struct pyvmm_isr {
     uint64_t address;
     uint32_t bits;
+    uint32_t always;
     ...;
 };
 struct pyvmm_rtc {

@@ -73,6 +73,7 @@ struct pyvmm_uart {
 struct pyvmm_isr {
 	uint64_t address; /* of InterruptStatus */
 	uint32_t bits;
+	uint32_t always; /* bits that each read has; written while no vCPU runs */
 
 	/* A doorbell that C may serve; serve returns whether it did.  It stays so while vCPUs run. */
 	uint32_t queue; /* the value that rings it */
@@ -236,7 +237,7 @@ static int pyvmm_complete_isr(struct pyvmm_fast_mmio *fast, int number, struct k
 		memcpy(&bits, run->mmio.data, sizeof(bits));
 		pyvmm_isr_clear(fast, number, bits);
 	} else {
-		bits = __atomic_load_n(&isr->bits, __ATOMIC_SEQ_CST);
+		bits = __atomic_load_n(&isr->bits, __ATOMIC_SEQ_CST) | isr->always;
 		memcpy(run->mmio.data, &bits, sizeof(bits));
 	}
 	return 1;

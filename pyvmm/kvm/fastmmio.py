@@ -27,11 +27,16 @@ class InterruptBits:
 
     def get(self) -> int:
         """Return the bits that are set."""
-        return int(self._state.isr[self._number].bits)
+        state = self._state.isr[self._number]
+        return int(state.bits | state.always)
 
     def set(self, bits: int) -> None:
         """Set more bits."""
         self._lib.pyvmm_isr_set(self._state, self._number, bits)
+
+    def always_set(self, bits: int) -> None:
+        """Let each read have these bits, whatever is cleared; while no vCPU runs."""
+        self._state.isr[self._number].always = bits
 
     def serve_doorbell(self, queue: int, serve: Any, device: Any) -> None:
         """Let C serve a queue's doorbell: with ``device``, a function in C; while no vCPU runs."""

@@ -18,7 +18,7 @@ from typing import Any
 from pyvmm import layout
 from pyvmm.base.loop import Loop
 from pyvmm.base.records import Record
-from pyvmm.config import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng
+from pyvmm.config import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng, Vsock
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.devices.virtio.served import ServedDevice
@@ -117,6 +117,16 @@ def _make_rng(asked: Rng, site: Site) -> VirtioDevice:
     return VirtioRng(site.memory, site.log)
 
 
+def _make_vsock(asked: Vsock, site: Site) -> VirtioDevice:
+    """Take the CID, which the kernel keeps for this machine."""
+    from pyvmm.devices.virtio.vsock import VhostVsock, VirtioVsock
+
+    (node,) = asked.nodes
+    backend = VhostVsock(asked.cid, node)
+    site.undo.callback(backend.close)
+    return VirtioVsock(site.memory, site.log, backend, asked.cid)
+
+
 # The function that makes each kind of device from its DeviceConfig
 MAKERS: dict[type[DeviceConfig], Callable[[Any, Site], VirtioDevice]] = {
     Balloon: _make_balloon,
@@ -124,6 +134,7 @@ MAKERS: dict[type[DeviceConfig], Callable[[Any, Site], VirtioDevice]] = {
     Disk: _make_disk,
     Pmem: _make_pmem,
     Rng: _make_rng,
+    Vsock: _make_vsock,
 }
 
 
@@ -172,6 +183,7 @@ def plug_in(
         number = layout.virtio(slot).spi
         assert number is not None
         vm.irqfd(fd, number)
+        device.call_fd = fd
         undo.callback(device.stop)  # the device holds views of guest RAM
         transports.append(VirtioMmio(device, IrqFd(fd), legacy=transport == "mmio-legacy"))
     return transports
@@ -192,18 +204,27 @@ class Doorbells:
             address = layout.virtio(slot).base + VirtioMmio.QueueNotify.offset
             device = transport.device
             for queue, spec in enumerate(device.queue_specs):
-                if isinstance(device, ServedDevice):
-                    fd = os.dup(device.kick_fd)  # the device closes its own fd
-                    self._undo.callback(os.close, fd)
-                    self._connect(fd, address, queue)
+                doorbell = device.doorbell_fd(queue)
+                if doorbell is not None:
+                    self._connect(self._own(doorbell), address, queue)
                 elif not spec.by_exit:
                     self._watch(transport, address, queue)
             if isinstance(device, ServedDevice):
                 device.listen()
+            for watched, handler in device.watched().items():
+                fd = self._own(watched)
+                loop.watch(fd, handler)
+                self._undo.callback(loop.unwatch, fd)
 
     def stop(self) -> None:
         """Stop delivering; idempotent."""
         self._undo.close()
+
+    def _own(self, fd: int) -> int:
+        """Return a copy of a descriptor, which its device may close."""
+        copy = os.dup(fd)
+        self._undo.callback(os.close, copy)
+        return copy
 
     def _watch(self, transport: VirtioMmio, address: int, queue: int) -> None:
         fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

@@ -295,6 +295,8 @@ class Machine(Closing):
                 # The counter belongs to the VM: any vCPU sets it.
                 self.vcpus[0].set_one_reg(regs.TIMER_CNT, self._virtual_time)
                 self._virtual_time = None
+            for transport in self.board.virtio:
+                transport.device.proceed()
             self._release()
 
     def _release(self) -> None:

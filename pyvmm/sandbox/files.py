@@ -47,5 +47,6 @@ def of_reboot(config: Config) -> Iterator[Rule]:
     for device in config.devices:
         access = READ if getattr(device, "read_only", False) else READ_WRITE
         yield from (Rule(path, access) for path in device.files())
+        yield from (Rule(path, DEVICE) for path in device.nodes)
     if config.hugetlbfs is not None:
         yield Rule(config.hugetlbfs, MAKE)

@@ -36,6 +36,7 @@ class SeccompRule(NamedTuple):
 CLONE_THREAD: Final = 0x0001_0000
 CLONE_NEW: Final = 0x7E02_0000  # the flags of new namespaces
 PR_SET_NAME: Final = 15  # Source: linux/prctl.h
+VHOST: Final = 0xAF00  # Source: linux/vhost.h, VHOST_VIRTIO
 KVM: Final = 0xAE00  # the type of KVM's ioctls.  Source: linux/kvm.h, KVMIO
 TYPE: Final = 0xFF00
 
@@ -58,6 +59,12 @@ BLOCK: Final = {
 
 TABLE: Final = (
     SeccompRule("vCPUs, main", "ioctl", "KVM", (When(1, KVM, TYPE),)),
+    SeccompRule(
+        "vCPUs, main",
+        "ioctl",
+        "vhost: it has this process's memory, not another's",
+        (When(1, VHOST, TYPE),),
+    ),
     SeccompRule(
         "main, output, pty",
         "ioctl",

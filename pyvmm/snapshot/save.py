@@ -104,12 +104,15 @@ def save(
     Raises:
         VmmError: the guest has ended, or a device's requests do not end.
         HostError: the kernel refuses a read, or the disk is full.
-        UsageError: the file cannot be written, or the parent belongs to another machine.
+        UsageError: the file cannot be written, the parent belongs to another machine, or a device
+            prevents ``track``.
     """
     with machine.paused(), ExitStack() as undo:
         if machine.has_ended:
             raise VmmError("the guest has ended: it cannot be saved")
         board, dirty = machine.board, machine.dirty
+        if track:
+            _refuse_to_track(board)
         if machine.has_started:
             complete_accesses(board)
         undo.enter_context(still(board))
@@ -137,6 +140,16 @@ def save(
         if track or dirty.since is not None:
             dirty.start(bare)
     return Saved(identity, (*state.warnings, *told))
+
+
+def _refuse_to_track(board: Board) -> None:
+    """Refuse to log writes if a device's back end writes without a log."""
+    for transport in board.virtio:
+        if transport.device.writes_unlogged:
+            raise UsageError(
+                f"`track`: {transport.device.name} writes guest memory without a log",
+                hint="leave it out: a save with `parent` then compares all pages",
+            )
 
 
 def _check_parent(state: State, parent: SnapshotFile) -> None:

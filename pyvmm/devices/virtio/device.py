@@ -137,6 +137,8 @@ class VirtioDevice:
     state_fields: ClassVar[tuple[StateField, ...]] = ()
     gives_memory: ClassVar[bool] = False  # its restore maps memory, in which queues may lie
     counted: ClassVar[tuple[str, ...]] = ()  # names of ``counts``, for `pyvmm stat`
+    writes_unlogged: ClassVar[bool] = False  # guest memory is written without GuestMemory's log
+    always_set: ClassVar[int] = 0  # bits of InterruptStatus that each read has
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -148,6 +150,7 @@ class VirtioDevice:
         self.log = log
         self.legacy = False  # set by the transport
         self.interrupt: Callable[[int], None] = _no_transport  # set by the transport
+        self.call_fd = -1  # an eventfd that pulses the interrupt; set by the machine
         self.queues = [Virtqueue(memory, spec.name, spec.max_size) for spec in self.queue_specs]
         self.status = 0
         self.driver_features = 0
@@ -174,6 +177,9 @@ class VirtioDevice:
 
     def drain(self) -> None:
         """Return every chain taken; without the lock, while no vCPU runs."""
+
+    def proceed(self) -> None:
+        """Continue after `drain`, before vCPUs run; without the lock."""
 
     def own_state(self) -> dict[str, Any]:
         """Return the state beyond ``state_fields``, for JSON; with the lock."""
@@ -243,8 +249,15 @@ class VirtioDevice:
         for queue in self.queues:
             self.signal(queue)  # for requests completed before
             queue.disable()
-        broken = f"{self.name}: the guest's driver is broken, its device stops: {what}"
-        self._log_few(next(self._complaints), broken)
+        self._need_reset(f"the guest's driver is broken, its device stops: {what}")
+
+    def give_up(self, what: str) -> None:
+        """Stop until a reset, because the host refuses what the device needs; with the lock."""
+        self._need_reset(f"the device stops: {what}")
+
+    def _need_reset(self, why: str) -> None:
+        self.status |= STATUS_NEEDS_RESET
+        self._log_few(next(self._complaints), f"{self.name}: {why}")
         if self.status & STATUS_DRIVER_OK:
             self.interrupt(INT_CONFIG)
 
@@ -263,6 +276,14 @@ class VirtioDevice:
         self._deferred.append(action)
 
     # For the machine
+
+    def doorbell_fd(self, queue: int) -> int | None:
+        """Return an eventfd whose signal has that queue served, if the device has one."""
+        return None
+
+    def watched(self) -> dict[int, Callable[[], None]]:
+        """Return descriptors, and what the machine's loop calls when each is readable."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """Return the state of a drained device, for JSON; with the lock, while no vCPU runs."""

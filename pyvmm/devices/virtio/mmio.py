@@ -52,16 +52,19 @@ class InterruptBits(Protocol):
     def clear(self, bits: int) -> None:
         """Clear bits."""
 
+    def always_set(self, bits: int) -> None:
+        """Let each read have these bits, whatever is cleared."""
+
 
 class LockedInterruptBits:
     """The bits of InterruptStatus, kept in Python; every user holds the transport's lock."""
 
     def __init__(self) -> None:
-        self._bits = 0
+        self._bits = self._always = 0
 
     def get(self) -> int:
         """Return the bits that are set."""
-        return self._bits
+        return self._bits | self._always
 
     def set(self, bits: int) -> None:
         """Set more bits."""
@@ -70,6 +73,10 @@ class LockedInterruptBits:
     def clear(self, bits: int) -> None:
         """Clear bits."""
         self._bits &= ~bits
+
+    def always_set(self, bits: int) -> None:
+        """Let each read have these bits, whatever is cleared."""
+        self._always = bits
 
 
 class VirtioMmio(Device):
@@ -132,6 +139,7 @@ class VirtioMmio(Device):
         self.irq = irq
         # InterruptStatus is a copy for snapshots.
         self._reasons: InterruptBits = LockedInterruptBits()
+        self._reasons.always_set(device.always_set)
         bank = LEGACY if legacy else MODERN
         self.select_bank(bank)
         self.Version = VERSIONS[bank]
@@ -162,6 +170,7 @@ class VirtioMmio(Device):
         with self.lock:
             before, self._reasons = self._reasons, bits or LockedInterruptBits()
             self._reasons.set(before.get())
+            self._reasons.always_set(self.device.always_set)
 
     def state(self) -> dict[str, Any]:
         """Return the state of the transport's registers and of the device."""

@@ -217,6 +217,12 @@ class Virtqueue:
                 self.ready = False
                 raise StateError(f"{where}: {error.message}") from None
 
+    def adopt(self, last_avail: int) -> None:
+        """Continue where another server of the rings stopped, which has returned every chain."""
+        self.last_avail = last_avail
+        self.used_idx = self.signalled = self._used[IDX]
+        self.waiting = self.out = 0
+
     def pop(self) -> Chain | None:
         """Take the next available chain, or None.
 

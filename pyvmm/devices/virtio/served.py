@@ -99,6 +99,10 @@ class ServedDevice(VirtioDevice):
         """
         raise NotImplementedError
 
+    def doorbell_fd(self, queue: int) -> int | None:
+        """Return the eventfd that the leader waits for."""
+        return self.kick_fd
+
     def notify(self, queue: Virtqueue) -> None:
         """Make the leader serve the driver's new requests."""
         with self.lock:

@@ -23,7 +23,10 @@ from pyvmm.host.progress import Progress
 from pyvmm.host.settings import LINUX, is_path
 
 PARTS: Final = re.compile(r"linux-(image|binary|modules|base)-\d.*-arm64$")
-MODULES: Final = ("virtio_mmio", "virtio_blk", "virtio_console", "erofs", "9p", "9pnet_virtio")
+MODULES: Final = (
+    "virtio_mmio", "virtio_blk", "virtio_console", "erofs", "9p", "9pnet_virtio",
+    "vhost_vsock",  # for guests with --vsock
+)  # fmt: skip
 # Ends with the version of Debian's package: "#1 SMP Debian 6.1.176-1 (".
 BANNER: Final = re.compile(rb"Linux version \d[^\n\0]* Debian (\d\S*) \(")
 ARM64_MAGIC: Final = (0x38, b"ARM\x64")  # Source: Documentation/arch/arm64/booting.rst

@@ -42,6 +42,9 @@ class Bits:
     def clear(self, bits: int) -> None:
         self.word[0] &= ~bits & 0xFFFF_FFFF
 
+    def always_set(self, bits: int) -> None:
+        assert not bits, "no device with a data path has such bits"
+
 
 class PlainPath:
     """A disk whose queue is lent to C; its interrupt is an eventfd that no thread reads."""
