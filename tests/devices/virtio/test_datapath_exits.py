@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pyvmm.devices.virtio.console import VirtioConsole
-from pyvmm.devices.virtio.device import QueueSpec
+from pyvmm.devices.virtio.device import INT_VRING, QueueSpec
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.devices.virtio.rng import MOST, VirtioRng
 from pyvmm.kvm.datapath.exits import ConsolePath, ExitPath, RngPath
@@ -296,6 +296,21 @@ class Stream:
         return bytes(data)
 
 
+def what_the_driver_wants(ring: Ring) -> bytes:
+    """Return the flags, index and event index that tell the device when to interrupt."""
+    event = ring.avail + 4 + 2 * ring.size
+    return ring.ram.memory.read(ring.avail, 4) + ring.ram.memory.read(event, 2)
+
+
+def without_interrupts(seen: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what depends on the moment when the device looks at the available ring.
+
+    Buffers of a hostile driver can lie in that ring. Then the device itself changes it: Python
+    looks after each chain, C after all chains of a kick.
+    """
+    return {**seen, "isr": seen["isr"] & ~INT_VRING, "interrupted": None}
+
+
 def use_rng(side: RngSide, seed: int) -> dict[str, Any]:
     rng = random.Random(seed)
     side.ram.write(RAM_BASE, rng.randbytes(0x10000))
@@ -306,7 +321,10 @@ def use_rng(side: RngSide, seed: int) -> dict[str, Any]:
         ring.set_no_interrupt(rng.random() < 0.3)
         ring.set_used_event(rng.choice([ring.idx, rng.randrange(1 << 16)]))
         submit(ring, rng, True, bool(side.driver.features & 1 << 28))
+        wanted_then = what_the_driver_wants(ring)
         side.kick(0)
+        if what_the_driver_wants(ring) != wanted_then:
+            return without_interrupts(side.result())
         if rng.random() < 0.05:
             side.start(1, wanted)
         if side.device.status & NEEDS_RESET and rng.random() < 0.5:
