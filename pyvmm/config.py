@@ -31,6 +31,7 @@ BLOCK = 2 * MIB  # the smallest block of plugged memory: a huge page
 BLOCKS = 1024  # the most blocks by default: each is a memory slot of KVM
 
 VHOST_VSOCK = Path("/dev/vhost-vsock")
+MOST_TAG = 36  # bytes.  Source: VIRTIO 1.2, 5.11.4
 PMEM_UNIT = 2 * MIB  # Linux maps devices' memory in subsections (SUBSECTION_SHIFT)
 
 
@@ -40,6 +41,7 @@ class DeviceConfig(Record, kw_only=True):
     ``single``: a machine has at most one. ``modern``: it needs a transport that is not legacy.
     ``unmaps``: it returns memory to the host, unlike a hugetlbfs. ``maps_file``: it maps a file.
     ``vhost``: its back end has all of guest memory. ``nodes``: the device files that it opens.
+    ``shares_memory``: its back end is another process.
     """
 
     single: ClassVar[bool] = False
@@ -48,6 +50,7 @@ class DeviceConfig(Record, kw_only=True):
     maps_file: ClassVar[bool] = False
     vhost: ClassVar[bool] = False
     nodes: ClassVar[tuple[Path, ...]] = ()
+    shares_memory: ClassVar[bool] = False
 
     def __str__(self) -> str:
         """Return the field and its value, as errors show the device."""
@@ -155,6 +158,37 @@ class Vsock(DeviceConfig, kw_only=True):
     def __str__(self) -> str:
         """Return the field and its value."""
         return f"`devices.vsock`={self.cid}"
+
+
+class Share(DeviceConfig, kw_only=True):
+    """A directory, which the guest mounts by ``tag`` as a virtiofs.
+
+    ``program`` is the command of virtiofsd, without arguments.
+
+    Raises: UsageError, for a tag that is empty or too long.
+    """
+
+    modern: ClassVar[bool] = True
+    vhost: ClassVar[bool] = True
+    shares_memory: ClassVar[bool] = True
+
+    path: Path
+    tag: str
+    read_only: bool = False
+    program: tuple[str, ...] = ("virtiofsd",)
+
+    def __post_init__(self) -> None:
+        check_path(self.path, "`devices.share`")
+        if not 0 < len(self.tag.encode()) <= MOST_TAG or "\0" in self.tag:
+            raise UsageError(f"{self}: a tag has 1 to {MOST_TAG} bytes")
+
+    def __str__(self) -> str:
+        """Return the field and its value."""
+        return f"`devices.share`={self.path},{self.tag}{',ro' * self.read_only}"
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the directory."""
+        return (self.path,)
 
 
 class Balloon(DeviceConfig, kw_only=True):
@@ -344,6 +378,11 @@ class Config(Record, kw_only=True):
                 check_path(path, f"`{field}`")
         self._check_choices()
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether guest memory is shared with other processes."""
+        return any(device.shares_memory for device in self.devices)
+
     def _check_choices(self) -> None:
         for field, choices in CHOICES.items():
             chosen = getattr(self, field)
@@ -379,6 +418,8 @@ class Config(Record, kw_only=True):
             raise UsageError(
                 f"{device} and `devices.hotplug`: vhost would have the memory that is not plugged"
             )
+        if device.shares_memory and self.hugetlbfs is not None:
+            raise UsageError(f"{device} and `hugetlbfs` do not work together yet")
         if device.unmaps and self.hugetlbfs is not None:
             raise UsageError(
                 f"{device} and `hugetlbfs`: the guest cannot return pages of a hugetlbfs",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from pyvmm.base.units import parse_size, read_named
 from pyvmm.commands._options import added
-from pyvmm.config import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng, Vsock
+from pyvmm.config import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng, Share, Vsock
 from pyvmm.errors import UsageError
 from pyvmm.host.share import Needs
+
+VIRTIOFSD: Final = "PYVMM_VIRTIOFSD"  # the variable that has the command of virtiofsd
 
 # device_configs() converts them.
 device_options = added(
@@ -31,6 +35,10 @@ device_options = added(
         help="Give the guest a file as persistent memory; repeatable.",
     ),
     click.option("--rng", is_flag=True, help="Give the guest a source of entropy."),
+    click.option(
+        "--share", multiple=True, metavar="DIR,TAG[,ro]",
+        help="Give the guest a directory (virtio-fs), which it mounts by TAG; repeatable.",
+    ),
     click.option(
         "--vsock", type=int, metavar="CID",
         help="Give the guest sockets (AF_VSOCK) to its host, with that address: 3 or higher.",
@@ -65,6 +73,31 @@ def read_pmem(text: str) -> Pmem:
     return Pmem(path=path, read_only="ro" in words)
 
 
+def read_share(text: str) -> Share:
+    """Read a value of --share.
+
+    Raises: UsageError.
+    """
+    path, *words = text.split(",")
+    read_only = words[1:] == ["ro"]
+    if not path or len(words) != 1 + read_only:
+        raise UsageError(f"--share {text}: not DIR,TAG or DIR,TAG,ro")
+    given = shlex.split(os.environ.get(VIRTIOFSD, ""))
+    program = {"program": tuple(given)} if given else {}
+    return Share(path=Path(path).absolute(), tag=words[0], read_only=read_only, **program)
+
+
+def forwarded_programs() -> Needs:
+    """Get the arm64 program that --share needs in an emulated host, and name it there."""
+    from pyvmm.host.parts.tools import virtiofsd  # lazily: rarely used
+    from pyvmm.host.progress import Progress
+
+    tool = virtiofsd(Progress(), "arm64")
+    assert tool.root is not None
+    os.environ[VIRTIOFSD] = shlex.join(tool.command)
+    return Needs(reads=(tool.root,))
+
+
 def _file_and_words(option: str, text: str, known: tuple[str, ...]) -> tuple[Path, list[str]]:
     path, *words = text.split(",")
     if not path:
@@ -93,6 +126,7 @@ def device_configs(options: dict[str, Any]) -> tuple[DeviceConfig, ...]:
     devices += map(read_pmem, options["pmem"])
     if options["rng"]:
         devices.append(Rng())
+    devices += map(read_share, options["share"])
     if options["vsock"] is not None:
         devices.append(Vsock(cid=options["vsock"]))
     return tuple(devices)

@@ -45,8 +45,8 @@ OPTIONS = {
 _SAME = """
 cpu.pmu cpu.nested cpu.e2h0 cpu.aarch32 irqchip params nodefaults console virtio_transport
 kaslr_seed vcpu_affinity hugetlbfs name devices.pmem devices.rng devices.balloon devices.hotplug
-devices.vsock dump_dtb save_on_exit trace reboot parent track force clock host cpus jobs scheduler
-logs junit trust zcr control hack arm seconds leave_out rounds hold_ms page cpu
+devices.share devices.vsock dump_dtb save_on_exit trace reboot parent track force clock host cpus
+jobs scheduler logs junit trust zcr control hack arm seconds leave_out rounds hold_ms page cpu
 """
 OPTIONS |= {field: f"--{field.rpartition('.')[2].replace('_', '-')} " for field in _SAME.split()}
 

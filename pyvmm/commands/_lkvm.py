@@ -13,12 +13,11 @@ from pyvmm.base.deferral import short_options_unguessed
 from pyvmm.commands._options import added
 from pyvmm.errors import UsageError
 
-NO_VIRTIO = "there is no such virtio device yet"
 NO_PCI = "there is no PCI yet"
 NO_FIRMWARE = "guests start at their entry point, without firmware"
 
 REFUSED = {
-    "--9p": NO_VIRTIO,
+    "--9p": "pyvmm shares directories by virtio-fs: --share DIR,TAG",
     "--force-pci": NO_PCI,
     "--firmware": NO_FIRMWARE,
     "--flash": NO_FIRMWARE,

@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pyvmm import host
 from pyvmm.arm64 import vl
 from pyvmm.cli import Invocation
 from pyvmm.commands._armopts import HOST, arm_config, arm_options, cpu_model
-from pyvmm.commands._deviceopts import device_configs, device_needs, device_options
+from pyvmm.commands._deviceopts import (
+    device_configs,
+    device_needs,
+    device_options,
+    forwarded_programs,
+)
 from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._lkvm import NO_PCI, LkvmCommand, lkvm_options
 from pyvmm.commands._options import EXISTING_FILE, FILE, NEW_SNAPSHOT, FileName, no_sandbox
@@ -27,6 +33,12 @@ if TYPE_CHECKING:
     from pyvmm.commands._attached import Extras
     from pyvmm.cpumodel.model import CpuModel
 
+# Options that --share excludes, with the reasons
+NOT_WITH_SHARE = {
+    "reboot": "virtiofsd ends with its machine",
+    "save_on_exit": "virtiofsd's open files are not in a snapshot",
+    "migrate_on_prompt": "virtiofsd's open files are not in a snapshot",
+}
 GUESTS = Path(__file__).parents[1] / "guests"
 
 
@@ -139,6 +151,8 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
     needs = _needs(config, outputs)
     if options["cpu"] != HOST:
         needs += Needs(reads=(Path(options["cpu"]),))
+    if options["share"] and not host.is_local(where):
+        needs += forwarded_programs()
     gdb = _debugger_place(options, config)
     if options["symbols"] is not None:
         needs += Needs(reads=(options["symbols"],))
@@ -150,6 +164,9 @@ def _refuse_unsupported(options: dict[str, Any]) -> None:
     """Refuse lkvm's values that pyvmm does not support yet."""
     if options["reboot"] and options["ttys"]:
         raise UsageError("--reboot and --tty do not work together yet: a new machine has new ptys")
+    for name, why in NOT_WITH_SHARE.items():
+        if options["share"] and options[name]:
+            raise UsageError(f"--{name.replace('_', '-')} and --share do not work together: {why}")
     if options["migrate_on_prompt"]:
         for option in ("ttys", "reboot", "save_on_exit"):
             if options[option]:

@@ -24,6 +24,7 @@ from pyvmm.devices.bus import Bus
 from pyvmm.devices.exit import ExitRegister
 from pyvmm.devices.pl031 import Pl031
 from pyvmm.devices.uart8250 import Uart8250
+from pyvmm.errors import VmmError
 from pyvmm.kvm import regs, sve
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.stats import Stats
@@ -66,6 +67,7 @@ class Hooks(Record, kw_only=True):
     output: Output  # the console's
     terminals: Mapping[int, Output]  # of the UARTs, by their numbers
     log: Callable[[str], None]  # a line about the image or a faulty guest driver
+    fail: Callable[[VmmError], None]  # ends the run, because a device cannot go on
 
 
 class Board(Record, kw_only=True, frozen=False):
@@ -157,7 +159,12 @@ def assemble(system: System, config: Config, decided: Plan, hooks: Hooks, undo: 
     vm = undo.enter_context(system.create_vm(decided.ipa_bits))
     gic = choose_irqchip(vm, config)
     memory = undo.enter_context(
-        GuestMemory(config.ram_base, decided.memory, huge_pages=config.hugetlbfs)
+        GuestMemory(
+            config.ram_base,
+            decided.memory,
+            huge_pages=config.hugetlbfs,
+            shared=config.shares_memory,
+        )
     )
     slots = MemorySlots(vm)
     slots.add(layout.RAM, memory.base, memory.size, memory.host_address)
@@ -290,7 +297,13 @@ def _make_virtio(
     from pyvmm.machine.devices import make_devices
 
     devices = make_devices(
-        config.devices, decided, memory=memory, slots=slots, undo=undo, log=hooks.log
+        config.devices,
+        decided,
+        memory=memory,
+        slots=slots,
+        undo=undo,
+        log=hooks.log,
+        fail=hooks.fail,
     )
     if config.console != "virtio":
         return devices, None

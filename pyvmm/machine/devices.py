@@ -18,11 +18,11 @@ from typing import Any
 from pyvmm import layout
 from pyvmm.base.loop import Loop
 from pyvmm.base.records import Record
-from pyvmm.config import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng, Vsock
+from pyvmm.config import Balloon, DeviceConfig, Disk, Hotplug, Pmem, Rng, Share, Vsock
 from pyvmm.devices.virtio.device import VirtioDevice
 from pyvmm.devices.virtio.mmio import VirtioMmio
 from pyvmm.devices.virtio.served import ServedDevice
-from pyvmm.errors import HostError
+from pyvmm.errors import HostError, VmmError
 from pyvmm.kvm import uapi
 from pyvmm.kvm.vm import Vm
 from pyvmm.layout import Region
@@ -43,6 +43,7 @@ class Site(Record, kw_only=True):
     window: Region
     undo: ExitStack
     log: Callable[[str], None]
+    fail: Callable[[VmmError], None]
 
 
 # Imported lazily: most machines have few of these devices.
@@ -127,6 +128,18 @@ def _make_vsock(asked: Vsock, site: Site) -> VirtioDevice:
     return VirtioVsock(site.memory, site.log, backend, asked.cid)
 
 
+def _make_share(asked: Share, site: Site) -> VirtioDevice:
+    """Start the daemon that serves the directory."""
+    from pyvmm.devices.vhost.user import VhostUser
+    from pyvmm.devices.virtio.fs import VirtioFs
+    from pyvmm.machine.daemons import virtiofsd
+
+    daemon = virtiofsd(asked)
+    site.undo.callback(daemon.close)
+    backend = VhostUser(daemon.connection, "virtiofsd")
+    return VirtioFs(site.memory, site.log, backend, asked.tag, site.fail)
+
+
 # The function that makes each kind of device from its DeviceConfig
 MAKERS: dict[type[DeviceConfig], Callable[[Any, Site], VirtioDevice]] = {
     Balloon: _make_balloon,
@@ -135,6 +148,7 @@ MAKERS: dict[type[DeviceConfig], Callable[[Any, Site], VirtioDevice]] = {
     Pmem: _make_pmem,
     Rng: _make_rng,
     Vsock: _make_vsock,
+    Share: _make_share,
 }
 
 
@@ -146,13 +160,17 @@ def make_devices(
     slots: MemorySlots,
     undo: ExitStack,
     log: Callable[[str], None],
+    fail: Callable[[VmmError], None],
 ) -> list[VirtioDevice]:
     """Make the devices, in order.
 
     Raises: HostError, if this machine cannot provide what one of them needs.
     """
     return [
-        MAKERS[type(one)](one, Site(memory=memory, slots=slots, window=window, undo=undo, log=log))
+        MAKERS[type(one)](
+            one,
+            Site(memory=memory, slots=slots, window=window, undo=undo, log=log, fail=fail),
+        )
         for one, window in zip(asked, decided.windows, strict=True)
     ]
 

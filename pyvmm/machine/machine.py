@@ -128,6 +128,7 @@ class Machine(Closing):
                 output=outputs.get(0, output),
                 terminals=outputs,
                 on_exit=lambda code: self._runner.end(code),
+                fail=lambda error: self._runner.end(error),
                 log=log,
             )
             make = restorer.build if restorer is not None else build

@@ -19,7 +19,7 @@ class MemoryRegion(Record):
     """A piece of memory in this process, for code in C.
 
     ``plugged`` has a byte for each block, 1 if it may be used. ``log`` is the address of a
-    GuestMemory's ``log_word``.
+    GuestMemory's ``log_word``. ``fd`` is the file of shared memory, which begins at ``offset``.
     """
 
     base: int
@@ -28,6 +28,8 @@ class MemoryRegion(Record):
     plugged: bytearray | None = None
     block_size: int = 0
     log: int = 0
+    fd: int = -1
+    offset: int = 0
 
 
 class PluggableMemory(Closing):
@@ -177,7 +179,9 @@ def regions(memory: Memory) -> list[MemoryRegion]:
         return [MemoryRegion(memory.base, memory.size, memory.host_address)]
     assert isinstance(memory, GuestMemory)
     log = ctypes.addressof(memory.log_word)
-    return [MemoryRegion(memory.base, memory.size, memory.host_address, log=log)]
+    return [
+        MemoryRegion(memory.base, memory.size, memory.host_address, log=log, fd=memory.shared_fd)
+    ]
 
 
 def _nowhere(gpa: int, length: int) -> OutOfRange:

@@ -19,6 +19,7 @@ from pyvmm.layout import MIB
 # Source: asm-generic/mman.h, the same on arm64 and x86; in the mmap module from Python 3.13 on
 MAP_NORESERVE = 0x4000
 
+MADV_REMOVE = 9  # Source: asm-generic/mman-common.h; pages of a shared file read as zero after it
 _MAP_FIXED = 0x10  # Source: Linux, asm-generic/mman-common.h
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
@@ -62,12 +63,19 @@ class GuestMemory(Closing):
     OutOfRange = OutOfRange
 
     def __init__(
-        self, base: int, size: int, *, huge_pages: Path | None = None, field: str = "memory"
+        self,
+        base: int,
+        size: int,
+        *,
+        huge_pages: Path | None = None,
+        shared: bool = False,
+        field: str = "memory",
     ) -> None:
         """Map ``size`` bytes for the guest physical addresses from ``base``.
 
-        With ``huge_pages``, the mount point of a hugetlbfs, all pages are from there. Errors name
-        ``field`` of the Config, which requests the memory.
+        With ``huge_pages``, the mount point of a hugetlbfs, all pages are from there. ``shared``
+        memory is a file without a name, ``shared_fd``, for processes that serve the guest. Errors
+        name ``field`` of the Config, which requests the memory.
 
         Raises:
             UsageError: ``base`` or ``size`` is not a whole number of host pages.
@@ -82,12 +90,16 @@ class GuestMemory(Closing):
         self.size = size
         self.end = base + size
         self._is_hugetlbfs = huge_pages is not None
+        self.shared_fd = -1
         self._backed: list[tuple[int, int]] = []
         if huge_pages is None:
             self._mapping = _map(size + HUGE_PAGE, field)  # with room to align
             start = _address(self._mapping)
             self.host_address = (start + HUGE_PAGE - 1) & -HUGE_PAGE
             self._offset = self.host_address - start
+            if shared:
+                self.shared_fd = _sealed_file(size)
+                self._map_shared()
         else:
             from pyvmm.memory import hugetlbfs
 
@@ -108,6 +120,9 @@ class GuestMemory(Closing):
         """
         self._ram.release()
         self._mapping.close()
+        if self.shared_fd >= 0:
+            os.close(self.shared_fd)
+            self.shared_fd = -1
 
     def contains(self, gpa: int, length: int) -> bool:
         """Return whether all of the ``length`` bytes at ``gpa`` are RAM."""
@@ -183,7 +198,7 @@ class GuestMemory(Closing):
     @property
     def takes_files(self) -> bool:
         """Whether files can be mapped into this memory."""
-        return not self._is_hugetlbfs
+        return not self._is_hugetlbfs and self.shared_fd < 0
 
     @property
     def backed(self) -> list[tuple[int, int]]:
@@ -215,6 +230,13 @@ class GuestMemory(Closing):
                 f"cannot map {length:#x} bytes of a file to guest address {gpa:#x}: {reason}",
                 hint="raise the limit in /proc/sys/vm/max_map_count",
             )
+
+    def _map_shared(self) -> None:
+        """Replace the private pages by those of the shared file."""
+        access, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | _MAP_FIXED
+        where = (self.host_address, self.size, access, flags, self.shared_fd, 0)
+        if _libc_mmap()(*where) == _MAP_FAILED:
+            raise HostError(f"cannot map shared memory: {os.strerror(ctypes.get_errno())}")
 
     def zero(self, gpa: int, length: int) -> None:
         """Set ``length`` bytes to zero; whole pages are returned to the host instead."""
@@ -261,6 +283,9 @@ class GuestMemory(Closing):
     def _return_pages(self, gpa: int, length: int) -> None:
         """Return whole pages to the host; they read as zero from then on."""
         self._log(gpa, length)
+        if self.shared_fd >= 0:
+            self._advise(MADV_REMOVE, gpa, length)
+            return
         if not self._backed:
             # Source: madvise(2): private anonymous pages read as zero after MADV_DONTNEED.
             self._advise(mmap.MADV_DONTNEED, gpa, length)
@@ -306,6 +331,24 @@ def _libc_mmap() -> Callable[..., int | None]:
     function.argtypes = (pointer, size, number, number, number, ctypes.c_int64)
     function.restype = pointer
     return function
+
+
+def _sealed_file(size: int) -> int:
+    """Return a file in memory that no process can truncate: a truncated one would end the VM."""
+    import fcntl  # lazily: few guests have shared memory
+
+    fd = os.memfd_create("guest-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, size)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+                    | fcntl.F_SEAL_SEAL)  # fmt: skip
+    except OSError as error:
+        os.close(fd)
+        raise HostError(
+            f"cannot make {_mib(size)} of shared memory: {error.strerror}",
+            hint=_describe_host_memory(),
+        ) from error
+    return fd
 
 
 def _address(mapping: mmap.mmap) -> int:

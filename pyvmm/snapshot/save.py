@@ -107,6 +107,7 @@ def save(
         UsageError: the file cannot be written, the parent belongs to another machine, or a device
             prevents ``track``.
     """
+    _refuse_devices(machine.board)
     with machine.paused(), ExitStack() as undo:
         if machine.has_ended:
             raise VmmError("the guest has ended: it cannot be saved")
@@ -140,6 +141,16 @@ def save(
         if track or dirty.since is not None:
             dirty.start(bare)
     return Saved(identity, (*state.warnings, *told))
+
+
+def _refuse_devices(board: Board) -> None:
+    """Refuse to save a machine with a device whose state is elsewhere."""
+    for transport in board.virtio:
+        device = transport.device
+        if device.unsaveable:
+            raise UsageError(
+                f"a VM with {device.name} ({device.backing}) cannot be saved: {device.unsaveable}"
+            )
 
 
 def _refuse_to_track(board: Board) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pyvmm.commands._deviceopts import read_disk, read_pmem
-from pyvmm.config import Disk, Pmem
+from pyvmm.commands._deviceopts import read_disk, read_pmem, read_share
+from pyvmm.config import Config, Disk, Hotplug, Pmem, Share, Vsock
 from pyvmm.errors import UsageError
 from pyvmm.layout import MIB
 
@@ -37,6 +37,39 @@ def test_pmem_option_reads_file_and_ro() -> None:
     assert read_pmem("/a,ro") == Pmem(path=Path("/a"), read_only=True)
     with pytest.raises(UsageError, match=r"^--pmem /a,direct: 'direct' is not one of ro"):
         read_pmem("/a,direct")
+
+
+def test_share_option_reads_directory_tag_and_ro(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_share("src,tag") == Share(path=HERE / "src", tag="tag")
+    assert read_share("/src,tag,ro") == Share(path=Path("/src"), tag="tag", read_only=True)
+    monkeypatch.setenv("PYVMM_VIRTIOFSD", "'/a loader' /virtiofsd")
+    assert read_share("/src,tag").program == ("/a loader", "/virtiofsd")
+
+
+@pytest.mark.parametrize("text", ["", "a", ",tag", "a,", "a,tag,rw", "a,tag,ro,x", "a," + 37 * "t"])
+def test_malformed_share_option_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=r"^(--share |`devices\.share`=)"):
+        read_share(text)
+
+
+@pytest.mark.parametrize("cid", [-1, 0, 1, 2, 0xFFFF_FFFF, 1 << 32])
+def test_cid_that_no_guest_can_have_is_refused(cid: int) -> None:
+    with pytest.raises(UsageError, match=rf"^`devices\.vsock`={cid}: guests have CIDs from 3"):
+        Vsock(cid=cid)
+
+
+@pytest.mark.parametrize("device", [Vsock(cid=3), Share(path=Path("/src"), tag="tag")])
+def test_device_with_a_vhost_back_end_is_refused_beside_pluggable_memory(
+    device: Vsock | Share,
+) -> None:
+    with pytest.raises(UsageError, match=r"`devices\.hotplug`: vhost would have the memory"):
+        Config(image=Path("guest"), devices=(Hotplug(size=64 * MIB), device))
+
+
+def test_shared_directory_is_refused_on_huge_pages() -> None:
+    share = Share(path=Path("/src"), tag="tag")
+    with pytest.raises(UsageError, match="`hugetlbfs` do not work together"):
+        Config(image=Path("guest"), devices=(share,), hugetlbfs=Path("/huge"))
 
 
 @pytest.mark.parametrize("size", [0, 1000, 2 * MIB + 4096])

@@ -19,10 +19,26 @@ BASE = 0x8000_0000
 SIZE = 0x40_0000 + 0x1_0000  # no multiple of 2 MiB, which the kernel would align
 
 
-@pytest.fixture
-def memory() -> Iterator[GuestMemory]:
-    with GuestMemory(BASE, SIZE) as memory:
+@pytest.fixture(params=["private", "shared"])
+def memory(request: pytest.FixtureRequest) -> Iterator[GuestMemory]:
+    with GuestMemory(BASE, SIZE, shared=request.param == "shared") as memory:
         yield memory
+
+
+def test_shared_memory_is_one_file_for_every_process() -> None:
+    with GuestMemory(BASE, SIZE, shared=True) as memory:
+        memory.write(BASE + 5, b"here")
+        assert os.pread(memory.shared_fd, 4, 5) == b"here"
+
+        os.pwrite(memory.shared_fd, b"there", SIZE - 5)
+        assert memory.read(memory.end - 5, 5) == b"there"
+
+
+@pytest.mark.parametrize("size", [0, SIZE - 4096, SIZE + 4096])
+def test_no_process_can_change_the_size_of_shared_memory(size: int) -> None:
+    """An access past the end of a shorter file would kill the VM."""
+    with GuestMemory(BASE, SIZE, shared=True) as memory, pytest.raises(PermissionError):
+        os.ftruncate(memory.shared_fd, size)
 
 
 def test_memory_starts_zero(memory: GuestMemory) -> None:

@@ -112,10 +112,13 @@ class VhostDevice(VirtioDevice):
         with self.lock:
             if self._closed:
                 return
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self.error_fd)
+            _clear(self.error_fd)
             if self._served is not None:
                 self.fail(f"{self.backend.name} finds a ring or a buffer that breaks the rules")
+
+    def lost(self) -> None:
+        """Note that the back end is gone, with the queues; with the lock."""
+        self._served = None
 
     def describe(self) -> dict[str, Any]:
         """Return what every device says; the back end has the indices while it serves."""
@@ -128,6 +131,8 @@ class VhostDevice(VirtioDevice):
         if self._served is not None or not self.has_driver:
             return
         rings = {index: self._ring(index) for index in self.theirs if self.queues[index].ready}
+        for ring in rings.values():  # virtiofsd 1.13 fails at a kick before the ring is complete
+            _clear(ring.kick_fd)
         try:
             pieces = regions(self.memory)
             self.backend.start(self.driver_features & self.backend.features, pieces, rings)
@@ -166,3 +171,9 @@ class VhostDevice(VirtioDevice):
         """Return the address in this process of a part of a queue, which `enable` has checked."""
         piece = next(p for p in regions(self.memory) if p.base <= gpa < p.base + p.size)
         return piece.host_address + gpa - piece.base
+
+
+def _clear(fd: int) -> None:
+    """Take the signals of an eventfd."""
+    with contextlib.suppress(BlockingIOError):
+        os.eventfd_read(fd)

@@ -137,6 +137,7 @@ class VirtioDevice:
     state_fields: ClassVar[tuple[StateField, ...]] = ()
     gives_memory: ClassVar[bool] = False  # its restore maps memory, in which queues may lie
     counted: ClassVar[tuple[str, ...]] = ()  # names of ``counts``, for `pyvmm stat`
+    unsaveable: ClassVar[str] = ""  # why a snapshot cannot have the device's state
     writes_unlogged: ClassVar[bool] = False  # guest memory is written without GuestMemory's log
     always_set: ClassVar[int] = 0  # bits of InterruptStatus that each read has
 

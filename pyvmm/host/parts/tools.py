@@ -34,6 +34,13 @@ TOOLS_SUITE: Final = "bookworm"
 PYTHON: Final[tuple[int, int]] = (sys.version_info.major, sys.version_info.minor)
 
 SANITIZERS: Final = ("asan8", "atomic1", "gomp1", "hwasan0", "itm1", "lsan0", "stdc++6", "tsan2")
+DAEMONS_SUITE: Final = "trixie"  # bookworm has only the virtiofsd of QEMU, which is gone since
+# uidmap and what it needs: for users without root who map several ids
+DAEMONS_NOT_NEEDED: Final = frozenset({
+    "gcc-14-base", "libacl1", "libattr1", "libaudit-common", "libaudit1", "libbsd0", "libbz2-1.0",
+    "libcrypt1", "libmd0", "libpam0g", "libpcre2-8-0", "libselinux1", "libsemanage-common",
+    "libsemanage2", "libsepol2", "libsubid5", "uidmap",
+})  # fmt: skip
 CROSS_PREFIX: Final = "aarch64-linux-gnu-"
 CROSS_NOT_NEEDED: Final = frozenset(f"lib{name}-arm64-cross" for name in SANITIZERS)
 
@@ -191,6 +198,15 @@ def packaged(program: str, package: str, progress: Progress, directory: str = "u
         return Tool((installed,))
     root = tree(package, TOOLS_SUITE, [package], progress)
     return Tool(through_loader(root, f"{directory}/{program}"))
+
+
+def virtiofsd(progress: Progress, arch: str = "") -> Tool:
+    """Return Debian's virtiofsd, for this machine or for another Debian architecture."""
+    wanted = f"virtiofsd:{arch}" if arch else "virtiofsd"
+    name = f"virtiofsd-{arch}" if arch else "virtiofsd"
+    root = tree(name, DAEMONS_SUITE, [wanted], progress, drop=NOT_NEEDED | DAEMONS_NOT_NEEDED)
+    machine = {"": None, "arm64": "aarch64", "amd64": "x86_64"}[arch]
+    return Tool(through_loader(root, "usr/libexec/virtiofsd", machine=machine), root=root)
 
 
 def python311(progress: Progress) -> Tool:

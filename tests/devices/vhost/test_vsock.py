@@ -17,7 +17,7 @@ from pyvmm.devices.virtio.vsock import VhostVsock, VirtioVsock
 from pyvmm.errors import HostError
 from pyvmm.layout import MIB, RAM_BASE
 from pyvmm.memory.ram import GuestMemory
-from tests.devices.virtio.driver import DRIVER_OK, NEEDS_RESET, Buffer, Driver
+from tests.devices.virtio.driver import DRIVER_OK, F_EVENT_IDX, NEEDS_RESET, Buffer, Driver
 from tests.devices.virtio.rig import ENOUGH_S
 
 RX, TX, EVENT = range(3)
@@ -51,7 +51,7 @@ class Peer:
         self.interrupts += 1
 
     def start(self) -> None:
-        self.driver.negotiate()
+        self.driver.negotiate(~F_EVENT_IDX)  # an interrupt for each buffer
         self.driver.rings = [self.driver.make_ring(index) for index in range(3)]
         for queue in (RX, EVENT):
             for _ in range(8):
