@@ -34,6 +34,8 @@ PACKAGES: Final = {
     "zstd": ("zstd", "usr/bin"),
 }
 
+# The tree's C library needs its own loader, but /lib64 in the tree is a link to this machine's.
+UNDEFINED: Final = ("-Wl,--allow-shlib-undefined",)
 HEADERS: Final = Path("/usr/include")
 
 
@@ -57,7 +59,7 @@ def gcc(progress: Progress, headers: Path = HEADERS) -> Tool:
     # gcc starts other programs of the tree, so no loader; they run with this machine's C library.
     libraries = root / "usr/lib" / tools.TRIPLETS[os.uname().machine]
     programs = root / "usr/bin"  # gcc would find the assembler by PATH alone
-    command = (f"{programs}/gcc", f"-B{programs}/", f"--sysroot={root}")
+    command = (f"{programs}/gcc", f"-B{programs}/", f"--sysroot={root}", *UNDEFINED)
     return Tool(command, {"LD_LIBRARY_PATH": str(libraries)})
 
 

@@ -215,7 +215,7 @@ def test_machine_with_kvm_reports_every_topic(capsys: Capture) -> None:
     assert document["kvm"]["gicv3"] or document["kvm"]["gicv2"]
     assert document["kvm"]["guest_physical_address_bits"] >= 32
     kinds = document["kvm"]["virtio_devices"].split(", ")
-    assert kinds == ["balloon", "console", "disk", "hotplug", "pmem", "rng"]
+    assert kinds == ["balloon", "console", "disk", "hotplug", "pmem", "rng", "share", "vsock"]
     assert document["capabilities"].keys() == Cap.__members__.keys()
     has_sve = document["capabilities"]["ARM_SVE"] > 0
     assert bool(document["kvm"]["sve_vector_lengths"]) == has_sve

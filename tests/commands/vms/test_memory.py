@@ -205,7 +205,9 @@ def test_stat_shows_the_guests_memory_statistics() -> None:
     assert list(statistics_lines({**INFO, "guest_memory": None})) == []
 
 
-OPTIONS: dict[str, Any] = {"hotplug": None, "balloon": False, "rng": False}
+OPTIONS: dict[str, Any] = {
+    "hotplug": None, "balloon": False, "rng": False, "share": (), "vsock": None,
+}  # fmt: skip
 
 
 def test_run_accepts_hotplug_and_balloon() -> None:
@@ -233,5 +235,5 @@ def test_run_refuses_an_invalid_hotplug(text: str, words: str) -> None:
 
 def _all(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options, with defaults for other devices."""
-    nothing = {"hotplug": None, "balloon": False, "disk": (), "pmem": (), "rng": False}
+    nothing = {**OPTIONS, "disk": (), "pmem": ()}
     return nothing | options

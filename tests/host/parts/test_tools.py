@@ -155,7 +155,7 @@ def test_compiler_without_headers_is_replaced_by_one_of_debian(
     headers, tree = tmp_path / "include", tmp_path / "tree"
 
     command = gcc(QUIET, headers).command
-    assert command == (f"{tree}/usr/bin/gcc", f"-B{tree}/usr/bin/", f"--sysroot={tree}")
+    assert command[:3] == (f"{tree}/usr/bin/gcc", f"-B{tree}/usr/bin/", f"--sysroot={tree}")
 
     for name in ("stdlib.h", "linux/kvm.h"):
         (headers / name).parent.mkdir(parents=True, exist_ok=True)
