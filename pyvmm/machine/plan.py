@@ -27,13 +27,14 @@ class Feature(Enum):
     AARCH32 = "32-bit state in EL1"
 
 
-# The features that fields of CpuRequest ask for, and why a host may lack each.
+# The features that fields of CpuRequest ask for, why a host may lack each, and one that has it.
 REQUESTS = {
-    "pmu": (Feature.PMU, "its kernel drives no PMU"),
+    "pmu": (Feature.PMU, "its kernel drives no PMU", "`host`=emulated"),
     "nested": (Feature.EL2, "that needs Linux v6.16 with kvm-arm.mode=nested, and a CPU with "
-               "FEAT_NV2"),
-    "e2h0": (Feature.E2H0, "that needs a CPU with FEAT_E2H0"),
-    "aarch32": (Feature.AARCH32, "its CPUs run guest kernels in AArch64 only"),
+               "FEAT_NV2", "`host.model`=nested"),
+    "e2h0": (Feature.E2H0, "that needs a CPU with FEAT_E2H0", "`host.model`=nested"),
+    "aarch32": (Feature.AARCH32, "its CPUs run guest kernels in AArch64 only",
+                "`host.model`=max"),
 }  # fmt: skip
 
 
@@ -187,11 +188,12 @@ def _check_affinity(config: Config, host: HostLimits) -> None:
 def _features(config: Config, has: frozenset[Feature]) -> frozenset[Feature]:
     """Choose the vCPUs' features among those of the host."""
     given = set()
-    for field, (feature, reason) in REQUESTS.items():
+    for field, (feature, reason, elsewhere) in REQUESTS.items():
         if getattr(config.cpu, field):
             if feature not in has:
                 raise HostError(
-                    f"`cpu.{field}`: this host's KVM gives guests no {feature.value}: {reason}"
+                    f"`cpu.{field}`: this host's KVM gives guests no {feature.value}: {reason}",
+                    hint=f"an emulated host has it: {elsewhere}",
                 )
             given.add(feature)
     if config.cpu.aarch32:  # KVM gives the others only to 64-bit guests

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from pyvmm import layout
-from pyvmm.config import Config, DeviceConfig, Rng, SveRequest
+from pyvmm.config import Config, CpuRequest, DeviceConfig, Rng, SveRequest
 from pyvmm.errors import HostError
 from pyvmm.layout import GIB, MIB
 from pyvmm.machine.plan import HostLimits, check, choose, most_memory, plan, room_for_vcpus
@@ -121,6 +121,25 @@ def test_largest_memory_is_accepted() -> None:
     assert plan(config(memory=most), HOST).ipa_bits == 40
     with pytest.raises(HostError):
         plan(config(memory=most + 4096), HOST)
+
+
+@pytest.mark.parametrize(
+    ("field", "lack", "elsewhere"),
+    [
+        ("pmu", "no performance monitor: its kernel drives no PMU", "`host`=emulated"),
+        ("nested", "no EL2: that needs Linux v6.16", "`host.model`=nested"),
+        ("aarch32", "no 32-bit state in EL1: its CPUs run guest kernels", "`host.model`=max"),
+    ],
+)
+def test_lacking_feature_is_refused_with_the_reason_and_a_host_that_has_it(
+    field: str, lack: str, elsewhere: str
+) -> None:
+    request: Any = {field: True}
+
+    with pytest.raises(HostError, match=rf"`cpu\.{field}`: .* gives guests {lack}") as caught:
+        plan(config(cpu=CpuRequest(**request)), HOST)
+
+    assert caught.value.hint == f"an emulated host has it: {elsewhere}"
 
 
 def test_illegal_set_is_refused_with_the_nearest_sets() -> None:
