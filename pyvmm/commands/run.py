@@ -23,7 +23,7 @@ from pyvmm.commands._hostopts import host_options, run_here_or_forward
 from pyvmm.commands._lkvm import NO_PCI, LkvmCommand, lkvm_options
 from pyvmm.commands._options import EXISTING_FILE, FILE, NEW_SNAPSHOT, FileName, no_sandbox
 from pyvmm.config import Config, SveRequest
-from pyvmm.errors import HostError, ImageError, UsageError
+from pyvmm.errors import HostError, ImageError, UsageError, VmmError
 from pyvmm.host.settings import HostSettings
 from pyvmm.host.share import Needs
 
@@ -40,6 +40,8 @@ NOT_WITH_SHARE = {
     "migrate_on_prompt": "virtiofsd's open files are not in a snapshot",
 }
 GUESTS = Path(__file__).parents[1] / "guests"
+# Log levels at which an error is its reason alone: kvm-unit-tests shows the last line.
+WITHOUT_HINTS = ("error", "warning")
 
 
 def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[CompletionItem]:
@@ -99,8 +101,8 @@ def complete_image(_: click.Context, __: click.Parameter, text: str) -> list[Com
 )  # fmt: skip
 @click.option("--nodefaults", is_flag=True, help="Use only --params as the kernel command line.")
 @click.option(
-    "--loglevel", type=click.Choice(["error", "warning", "info", "debug"]), default="warning",
-    help="info and debug mean --verbose; the others change nothing.",
+    "--loglevel", type=click.Choice([*WITHOUT_HINTS, "info", "debug"]),
+    help="error and warning leave the hints of errors out; info and debug mean --verbose.",
 )  # fmt: skip
 @click.option(
     "--save-on-exit", type=NEW_SNAPSHOT, metavar="FILE",
@@ -140,6 +142,15 @@ def run(invocation: Invocation, /, where: HostSettings, **options: Any) -> int:
     with pyvmm, such as sve-vls. A file may be packed: gzip, zstd, xz, lzma, bzip2, lz4, lzo, zboot.
     """
     invocation.debug |= options["debug"]
+    try:
+        return _checked(invocation, where, options)
+    except VmmError as error:
+        if options["loglevel"] in WITHOUT_HINTS:
+            error.hint = None
+        raise
+
+
+def _checked(invocation: Invocation, where: HostSettings, options: dict[str, Any]) -> int:
     _refuse_unsupported(options)
     try:
         config = _config(options)

@@ -215,6 +215,22 @@ def test_kvm_unit_tests_command_line_is_accepted(capsys: Capture) -> None:
     assert "-c 0" in capsys.readouterr().err  # the only error in it
 
 
+@pytest.mark.parametrize(
+    ("level", "lines"), [("error", 1), ("warning", 1), ("info", 2), ("debug", 2), (None, 2)]
+)
+def test_error_has_a_hint_unless_the_log_level_leaves_it_out(
+    level: str | None, lines: int, capsys: Capture
+) -> None:
+    levels = [] if level is None else ["--loglevel", level]
+
+    code = cli.main(["run", "--console", "hv", *levels, "image"])
+
+    said = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert said[0] == "pyvmm: --console hv: PowerPC only"
+    assert len(said) == lines
+
+
 def test_environment_variables_set_options(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
