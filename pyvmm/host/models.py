@@ -36,6 +36,7 @@ MODELS: Final[dict[str, HostModel]] = {
     "max": HostModel(about="every SVE length from 128 to 2048", cpu="max"),
     "hole-384": HostModel(about="every SVE length but 384", cpu="max,sve384=off"),
     "no-sve": HostModel(about="neither SVE nor SME", cpu="max,sve=off"),
+    "sme-only": HostModel(about="SME without SVE", cpu="max,sve=off,sme=on", qemu="10"),
     "gicv2": HostModel(about="a GICv2 in place of a GICv3", machine="gic-version=2"),
     "mte": HostModel(about="memory tags", machine="mte=on", kernel="6.12", qemu="10"),
     "nested": HostModel(

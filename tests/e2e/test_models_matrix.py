@@ -34,6 +34,7 @@ CPUS = {
     "max": Cpu(vls.EVERY, aarch32=True),
     "hole-384": Cpu(tuple(n for n in vls.EVERY if n != 384), aarch32=True),
     "no-sve": Cpu((), aarch32=True),
+    "sme-only": Cpu((), aarch32=True),
 }
 # Hosts for features other than SVE: tests/e2e/test_models.py
 OTHERS = {"gicv2", "mte", "nested"}
