@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pyvmm.host.models import MODELS
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 README_LINES = 200  # fewer than that
@@ -70,3 +72,20 @@ def test_every_file_that_contributing_names_exists() -> None:
 
     assert named
     assert not [path for path in named if not (ROOT / path).exists()]
+
+
+def test_every_test_and_ready_made_host_that_the_docs_name_exists() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    tests = set(re.findall(r"\btests/[\w/]+\.py\b", text))
+    models = set(re.findall(r"--host-model[ =]([a-z][a-z0-9,-]*[a-z0-9])", text))
+
+    assert tests
+    assert not [path for path in tests if not (ROOT / path).exists()]
+    assert {name for names in models for name in names.split(",")} <= {*MODELS}
+
+
+def test_every_ready_made_host_is_in_the_docs() -> None:
+    page = (ROOT / "docs/emulated-host.md").read_text(encoding="utf-8")
+
+    rows = re.findall(r"^\| `([a-z0-9][a-z0-9-]+)` \| [^|]+ \|$", page, re.MULTILINE)
+    assert rows == [*MODELS]
