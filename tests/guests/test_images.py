@@ -131,10 +131,24 @@ FLAVOURS = [
 def test_kernel_of_another_flavour_boots(
     package: str, suite: str, word: str, pyvmm_cmd: list[str], initrd: Path
 ) -> None:
-    image = linux.flavour(package, suite)
+    check_flavour(linux.flavour(package, suite), word, [*pyvmm_cmd, "run"], initrd)
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("host", ["6.12", "7.2"], indirect=True)
+def test_kernel_with_16_kib_pages_boots_on_newer_hosts(
+    host: list[str], pyvmm_cmd: list[str], initrd: Path
+) -> None:
+    image = linux.flavour("linux-image-arm64-16k", "trixie")
+
+    check_flavour(image, "16k", [*pyvmm_cmd, "run", *host], initrd)
+
+
+def check_flavour(image: Path, word: str, command: list[str], initrd: Path) -> None:
+    """Boot a kernel to its shell, and check the flavour in its name."""
     options = ["-c", "2", "-m", "256", "-i", str(initrd), "-p", "quiet"]
 
-    with Session([*pyvmm_cmd, "run", *options, str(image)]) as guest:
+    with Session([*command, *options, str(image)]) as guest:
         guest.wait_for(PROMPT)
 
         assert word in guest.shell("uname -r").split("-")
