@@ -1,7 +1,8 @@
 """``pyvmm run --migrate-on-prompt``: migrate a guest whenever it asks for that on its console.
 
 The migration tests of kvm-unit-tests print a prompt, and wait for a key. Each time the guest's
-process saves it and ends. A new process restores it, and the guest gets the key.
+process saves it and ends. A new process restores it, and the guest gets the key. A test that skips
+its migration waits as well, and is served in the same way.
 
 Source: kvm-unit-tests, lib/migrate.c and scripts/arch-run.bash (run_migration).
 """
@@ -21,7 +22,8 @@ from pyvmm import cli
 from pyvmm.base.signals import handling
 from pyvmm.errors import EXIT_FAILED, EXIT_SIGNAL
 
-PROMPT: Final = b"Now migrate the VM"
+# A test that skips itself waits for a key too, after the second text.
+PROMPTS: Final = (b"Now migrate the VM", b"Skipped VM migration")
 KEY: Final = b"\n"
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAVED: Final = EXIT_SIGNAL + signal.SIGTERM  # the exit code of a guest that was saved
@@ -88,7 +90,7 @@ class Migrating:
             sys.stdout.buffer.write(data)
             sys.stdout.flush()
             tail = (tail + data)[-CHUNK:]
-            if not asked and PROMPT in tail:
+            if not asked and any(prompt in tail for prompt in PROMPTS):
                 asked = True
                 os.kill(self._child, signal.SIGTERM)
         os.close(reading)

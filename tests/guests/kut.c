@@ -3,7 +3,8 @@
  * with the first 16550A as console.  It ends by PSCI after the line that the runner searches for.
  *
  * Prints its command line and its initrd, and "EXIT: STATUS=n" for a command line "status=n".  With
- * "migrate=n" it first asks for n migrations, as the migration tests do.
+ * "migrate=n" it first asks for n migrations, as the migration tests do.  With "migrate=-" it skips
+ * its migration, as such a test does when it lacks something.
  */
 
 typedef unsigned char u8;
@@ -36,13 +37,24 @@ static u8 uart(u64 offset)
 	return value;
 }
 
-static void ask_for_migration(void)
+static void wait_for_key(void)
 {
-	put("Now migrate the VM, then press a key to continue...\n", 0);
 	while (!(uart(5) & 1))			/* LSR.DR */
 		;
 	uart(0);
+}
+
+static void ask_for_migration(void)
+{
+	put("Now migrate the VM, then press a key to continue...\n", 0);
+	wait_for_key();
 	put("Migration complete\n", 0);
+}
+
+static void skip_migration(void)
+{
+	put("Skipped VM migration (quiet)\n", 0);
+	wait_for_key();
 }
 
 static u32 be32(const u8 *p)
@@ -99,7 +111,9 @@ __attribute__((used, noreturn)) void run(const u8 *fdt)
 	put("\nENV: ", 0);
 	put((const char *)initrd_start, (const char *)initrd_end);
 	put("\n", 0);
-	if (bootargs[0] == 'm')
+	if (bootargs[0] == 'm' && bootargs[8] == '-')
+		skip_migration();
+	else if (bootargs[0] == 'm')
 		for (char n = bootargs[8]; n > '0'; n--)
 			ask_for_migration();
 	put("\nEXIT: STATUS=", 0);

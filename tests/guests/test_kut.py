@@ -108,6 +108,13 @@ def test_guest_is_migrated_at_each_of_its_prompts(runner: Run, flat: Path, migra
     assert done.returncode == 0
 
 
+def test_guest_that_skips_its_migration_gets_its_key_too(runner: Run, flat: Path) -> None:
+    done = runner(flat, "--params", "migrate=-", before=("--migrate-on-prompt",))
+
+    assert done.stdout.splitlines()[-3:] == ["Skipped VM migration (quiet)", "", "EXIT: STATUS=0"]
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
 def test_migration_ends_at_the_timeout(runner: Run, flat: Path) -> None:
     options = ("--migrate-on-prompt", "--timeout", "0.1")
 
