@@ -72,7 +72,9 @@ def test_mistake_is_refused_in_one_message(
     assert len(hint) <= 1
 
 
-@pytest.mark.parametrize(("words", "has"), [([], True), (["--no-vmgenid"], False)])
+@pytest.mark.parametrize(
+    ("words", "has"), [([], True), (["--no-vmgenid"], False), (["--migrate-on-prompt"], False)]
+)
 def test_no_vmgenid_leaves_the_generation_id_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], has: bool
 ) -> None:
