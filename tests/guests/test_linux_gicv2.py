@@ -119,3 +119,20 @@ def test_linux_uses_every_device_before_and_after_a_restore(
 
     shown = json.loads(tell(pyvmm_cmd, "snapshot", "show", "--json", str(file)))
     assert shown["state"]["gic"]["kind"] == "gicv2"
+
+
+def test_each_of_eight_vcpus_gets_its_interrupts_and_a_ninth_is_refused(
+    host: tuple[str, list[str]], pyvmm_cmd: list[str]
+) -> None:
+    _, where = host
+
+    done = subprocess.run(
+        [*pyvmm_cmd, "run", *where, "-c", "8", "smp"], capture_output=True, text=True
+    )
+    refused = subprocess.run(
+        [*pyvmm_cmd, "run", *where, "-c", "9", "smp"], capture_output=True, text=True
+    )
+
+    assert (done.stdout.splitlines()[-1], done.stderr, done.returncode) == ("8 vCPUs", "", 0)
+    assert "-c 9: this host gives one VM at most 8 vCPUs" in refused.stderr
+    assert (refused.stdout, refused.returncode) == ("", 3)
