@@ -33,7 +33,7 @@ def test_restored_shell_keeps_its_state(pyvmm_cmd: list[str], tmp_path: Path, co
         assert guest.shell("echo $known $(cat /file) $(pidof sleep | wc -w)") == "before kept 1"
         assert 0 <= int(guest.shell("date +%s")) - before < 60
         assert guest.shell("dmesg | grep -ci 'detected stalls\\|soft lockup\\|Oops:'") == "0"
-        guest.type(b"\x01x")
+        guest.type(b"poweroff -f\n")
         assert guest.end() == 0
 
 
