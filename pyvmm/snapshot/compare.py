@@ -1,4 +1,4 @@
-"""The differences between two snapshots: registers by name and lane, devices, memory.
+"""The differences between two snapshots: registers by name and lane, devices, memory and its tags.
 
 Even two saves of one stopped machine differ in some parts, such as counters and the time of the
 save.  Such a difference is listed with the reason why it is expected.
@@ -7,7 +7,9 @@ save.  Such a difference is listed with the reason why it is expected.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from operator import ne
 from typing import Any, Final, NamedTuple
 
 from pyvmm.arm64 import sysregs
@@ -16,13 +18,15 @@ from pyvmm.arm64.fields import decode
 from pyvmm.arm64.lanes import Predicate, Vector
 from pyvmm.base.records import Record
 from pyvmm.kvm import regs
-from pyvmm.memory.ranges import Range, merged, runs
+from pyvmm.kvm.vm import TAG_GRANULE
+from pyvmm.memory.ranges import Range, clipped, merged, runs
 from pyvmm.snapshot import gic, pages, restoreorder
 from pyvmm.snapshot.codec import encode
 from pyvmm.snapshot.format import BLOCK, PAGE
 from pyvmm.snapshot.reader import Placed, SnapshotFile
 from pyvmm.snapshot.snapshot import Snapshot, SnapshotVcpu
-from pyvmm.snapshot.state import RENEWED
+from pyvmm.snapshot.state import RENEWED, TAGS_BASE, TAGS_SHARE
+from pyvmm.snapshot.tags import unpack
 
 # Parts of the state that differ between two saves of one machine, and the reason.
 EXPECTED: Final = {
@@ -33,6 +37,8 @@ EXPECTED: Final = {
 }
 TICKS: Final = "counters keep counting"
 RECOMPUTED: Final = "bits that KVM recomputes"
+PER_PAGE: Final = PAGE // TAG_GRANULE  # tags
+FIRST_TAGS: Final = 4  # granules that a TagChange lists
 
 
 class Detail(NamedTuple):
@@ -65,17 +71,35 @@ class MemoryChange(Record):
     expected: str = ""
 
 
+class TagChange(Record):
+    """A range of guest memory, in whole pages, whose memory tags (MTE) differ.
+
+    ``granules`` is the number of granules with another tag; ``first`` are the first of them.
+    """
+
+    start: int
+    end: int
+    granules: int
+    first: tuple[Detail, ...]
+
+
 class Comparison(Record):
     """All differences between two snapshots."""
 
     changes: tuple[Change, ...]
     memory: tuple[MemoryChange, ...]
+    tags: tuple[TagChange, ...] = ()
+
+    @property
+    def found(self) -> bool:
+        """Whether there is any difference."""
+        return bool(self.changes or self.memory or self.tags)
 
     @property
     def differ(self) -> bool:
         """Whether there is an unexpected difference."""
         everything: list[Change | MemoryChange] = [*self.changes, *self.memory]
-        return not all(change.expected for change in everything)
+        return bool(self.tags) or not all(change.expected for change in everything)
 
 
 def compare(a: Snapshot, b: Snapshot) -> Comparison:
@@ -84,7 +108,10 @@ def compare(a: Snapshot, b: Snapshot) -> Comparison:
     Raises: UsageError, if memory that must be read is damaged.
     """
     changes = [*_machine(a, b), *_vcpus(a, b), *_gic(a, b), *_devices(a, b)]
-    return Comparison(tuple(changes), tuple(_memory(a, b)))
+    ranges = differing_memory(a.file, b.file)
+    memory = clipped(ranges, 0, TAGS_BASE)
+    tags = clipped(ranges, TAGS_BASE, 1 << 64)
+    return Comparison(tuple(changes), tuple(_memory(a, b, memory)), tuple(_tags(a, b, tags)))
 
 
 # The machine, the devices: documents
@@ -235,11 +262,35 @@ def _gic(a: Snapshot, b: Snapshot) -> Iterator[Change]:
 # Memory
 
 
-def _memory(a: Snapshot, b: Snapshot) -> Iterator[MemoryChange]:
+def _memory(a: Snapshot, b: Snapshot, ranges: Iterable[Range]) -> Iterator[MemoryChange]:
     renewed = [area for s in (a, b) for area in s.state.memory if area.name in RENEWED]
-    for low, high in differing_memory(a.file, b.file):
+    for low, high in ranges:
         names = [area.name for area in renewed if area.base <= low and high <= area.end]
         yield MemoryChange(low, high, RENEWED[names[0]] if names else "")
+
+
+def _tags(a: Snapshot, b: Snapshot, ranges: Iterable[Range]) -> Iterator[TagChange]:
+    """Yield the memory whose tags differ; ``ranges`` are those of the areas of tags."""
+    for low, high in ranges:
+        for start in range(low, high, BLOCK):
+            length = min(BLOCK, high - start)
+            left, right = (unpack(s.file.read(start, length)) for s in (a, b))
+            flags = bytes(map(ne, left, right))
+            base = (start - TAGS_BASE) * TAGS_SHARE
+            pages = (any(flags[at : at + PER_PAGE]) for at in range(0, len(flags), PER_PAGE))
+            for first, last in runs(bytes(pages), base, PAGE):
+                at = (first - base) // TAG_GRANULE
+                end = (last - base) // TAG_GRANULE
+                different = (n for n in range(at, end) if flags[n])
+                yield TagChange(
+                    first,
+                    last,
+                    sum(flags[at:end]),
+                    tuple(
+                        Detail(f"{base + n * TAG_GRANULE:#x}", f"{left[n]:x}", f"{right[n]:x}")
+                        for n in islice(different, FIRST_TAGS)
+                    ),
+                )
 
 
 def differing_memory(a: SnapshotFile, b: SnapshotFile) -> list[Range]:

@@ -13,7 +13,7 @@ import click
 from pyvmm.commands._options import json_option, trust_option
 from pyvmm.commands._output import counted, show
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
-from pyvmm.snapshot.compare import Change, Comparison, MemoryChange, compare, page_count
+from pyvmm.snapshot.compare import Change, Comparison, MemoryChange, TagChange, compare, page_count
 from pyvmm.snapshot.format import PAGE
 from pyvmm.snapshot.snapshot import Snapshot
 
@@ -39,7 +39,7 @@ def diff(a: Path, b: Path, strict: bool, trust: bool, as_json: bool) -> int:
     """
     with Snapshot(a, trust=trust) as left, Snapshot(b, trust=trust) as right:
         found = compare(left, right)
-    differ = found.differ or (strict and bool(found.changes or found.memory))
+    differ = found.differ or (strict and found.found)
     show(as_json, document(a, b, found, differ), lines(a, b, found))
     return EXIT_FAILED if differ else EXIT_OK
 
@@ -61,12 +61,18 @@ def document(a: Path, b: Path, found: Comparison, differ: bool) -> dict[str, Any
              "expected": change.expected or None}
             for change in found.memory
         ],
+        "tags": [
+            {"start": f"{change.start:#x}", "end": f"{change.end:#x}",
+             "granules": change.granules,
+             "first": [{"address": name, "a": a, "b": b} for name, a, b in change.first]}
+            for change in found.tags
+        ],
     }  # fmt: skip
 
 
 def lines(a: Path, b: Path, found: Comparison) -> Iterator[str]:
     """Yield the differences as text."""
-    if not found.changes and not found.memory:
+    if not found.found:
         yield f"{a} and {b} are the same"
         return
     unexpected = (change for change in found.changes if not change.expected)
@@ -76,6 +82,7 @@ def lines(a: Path, b: Path, found: Comparison) -> Iterator[str]:
             yield from _change(change)
     memory = tuple(change for change in found.memory if not change.expected)
     yield from _memory(memory)
+    yield from _tags(found.tags)
     yield from _expected(found)
 
 
@@ -103,6 +110,22 @@ def _memory(memory: tuple[MemoryChange, ...]) -> Iterator[str]:
         yield f"  {change.start:#x}-{change.end:#x}  {counted(pages, 'page')}"
     if len(memory) > RANGES:
         yield f"  and {len(memory) - RANGES} more"
+
+
+def _tags(tags: tuple[TagChange, ...]) -> Iterator[str]:
+    if not tags:
+        return
+    granules = sum(change.granules for change in tags)
+    yield f"memory tags: {counted(granules, 'granule')} in {counted(len(tags), 'range')} of pages"
+    for change in tags[:RANGES]:
+        first = ", ".join(f"{name} {a} -> {b}" for name, a, b in change.first)
+        more = ", ..." if change.granules > len(change.first) else ""
+        yield (
+            f"  {change.start:#x}-{change.end:#x}  {counted(change.granules, 'granule')}: "
+            f"{first}{more}"
+        )
+    if len(tags) > RANGES:
+        yield f"  and {len(tags) - RANGES} more"
 
 
 def _expected(found: Comparison) -> Iterator[str]:
