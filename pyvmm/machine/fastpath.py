@@ -226,12 +226,13 @@ class FastPaths:
         lines: Sequence[int] = (),
         *,
         complete_unclaimed: bool,
+        pages: bool = True,
     ) -> None:
         """Begin. C completes accesses outside ``claimed``, if ``complete_unclaimed``.
 
         ``slots`` are the virtio devices from the first slot of the map on. ``rtc`` is the real-time
         clock. A virtio console's output may go to ``direct``. ``lines`` are the interrupts of the
-        UARTs, which C may then own.
+        UARTs, which C may then own. Without ``pages`` the memory slots never change.
         """
         claimed_ranges = [(region.base, region.end) for region in claimed]
         bases = [layout.uart(number).base for number in range(len(uarts))]
@@ -250,7 +251,7 @@ class FastPaths:
         )
         self._vcpus = vcpus
         self._uarts = uarts
-        has_pages = layout.UART.size == mmap.PAGESIZE and vm.has(Cap.READONLY_MEM)
+        has_pages = pages and layout.UART.size == mmap.PAGESIZE and vm.has(Cap.READONLY_MEM)
         last_slot = vm.check_extension(Cap.NR_MEMSLOTS) - 1  # RAM has the first
         with ExitStack() as undo:
             self._fast_uarts: list[FastUart] = []

@@ -33,10 +33,10 @@ from pyvmm.machine.console import Console
 from pyvmm.machine.counts import Counts
 from pyvmm.machine.exits import ExitHandler, OnDebug, OnUnclaimed
 from pyvmm.machine.fastpath import FastPaths
-from pyvmm.machine.plan import Plan
+from pyvmm.machine.plan import Feature, Plan
 from pyvmm.machine.resizing import Resizing
 from pyvmm.machine.runner import Runner
-from pyvmm.machine.vcpus import MachineVcpu
+from pyvmm.machine.vcpus import MachineVcpu, read_counter
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.terminal.terminals import Terminals
 
@@ -183,6 +183,10 @@ class Machine(Closing):
             direct,
             uart_lines(),
             complete_unclaimed=on_unclaimed is None,
+            # When a slot goes, KVM unmaps all that a guest hypervisor has mapped for its own
+            # guests, 1 GiB after the other of all its address bits: minutes in an emulated host.
+            # Source: Linux, arch/arm64/kvm/mmu.c, kvm_arch_flush_shadow_memslot()
+            pages=Feature.EL2 not in board.plan.features,
         )
         undo.callback(fast.close)
         return fast
@@ -311,7 +315,7 @@ class Machine(Closing):
         """Return the guest's counter; before a restored guest starts, its saved counter."""
         if self._restorer is not None and not self._started:
             return self._restorer.virtual_now()
-        return self.vcpus[0].get_one_reg(regs.TIMER_CNT)
+        return read_counter(self.vcpus[0], self.plan)
 
     @property
     def has_ended(self) -> bool:

@@ -53,6 +53,7 @@ BOOT_PSTATE_32 = 0xD3
 SCTLR_EE = 1 << 25
 SCTLR_EL1 = regs.sysreg(3, 0, 1, 0, 0)
 SCTLR_EL2 = regs.sysreg(3, 4, 1, 0, 0)
+CNTVOFF_EL2 = regs.sysreg(3, 4, 14, 0, 3)
 # R1 of a 32-bit kernel with a device tree.  Source: as above
 NO_MACHINE_TYPE = 0xFFFF_FFFF
 
@@ -137,6 +138,18 @@ def make_pvtime(
     for vcpu in vcpus:
         vcpu.set_pvtime(region.base + vcpu.id * layout.PVTIME_SIZE)
     return memory
+
+
+def read_counter(vcpu: Vcpu, decided: Plan) -> int:
+    """Return the virtual counter of the VM, as a write to TIMER_CNT sets it.
+
+    KVM reads TIMER_CNT as the vCPU's EL1 sees it: a guest hypervisor that runs a guest has moved it
+    by CNTVOFF_EL2.  A write sets the counter without that offset.
+    Source: Linux, arch/arm64/kvm/arch_timer.c, timer_get_offset() and timer_set_offset().
+    """
+    count = vcpu.get_one_reg(regs.TIMER_CNT)
+    offset = vcpu.get_one_reg(CNTVOFF_EL2) if Feature.EL2 in decided.features else 0
+    return (count + offset) & (1 << 64) - 1
 
 
 def set_boot_registers(vcpu: Vcpu, image: LoadedImage, decided: Plan) -> None:

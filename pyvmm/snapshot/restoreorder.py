@@ -63,6 +63,11 @@ IDENTIFICATION: Final = _space(0, [0]) | _space(1, [0]) | _space(3, [0])
 # clears bits of both (set_pmreg() in sys_regs.c).  A write of all ones here, and then of the *SET
 # register, works on every kernel.
 PMU_CLEARING: Final = _named("PMCNTENCLR_EL0", "PMINTENCLR_EL1", "PMOVSCLR_EL0")
+# The timers of EL2.  They compare with the same counters.
+EL2_TIMERS: Final = _named("CNTHP_CVAL_EL2", "CNTHV_CVAL_EL2")
+TIMER_CTLS: Final = frozenset({regs.TIMER_CTL, regs.PTIMER_CTL}) | _named(
+    "CNTHP_CTL_EL2", "CNTHV_CTL_EL2"
+)
 TIMER_ISTATUS: Final = 1 << 2  # CNT*_CTL: the timer condition is met; read-only for the guest
 
 CLASSES: Final = (
@@ -87,9 +92,9 @@ CLASSES: Final = (
     ),
     RegisterClass(
         name="timers",
-        ids=frozenset({regs.TIMER_CVAL, regs.TIMER_CTL, regs.PTIMER_CVAL, regs.PTIMER_CTL}),
+        ids=frozenset({regs.TIMER_CVAL, regs.PTIMER_CVAL}) | TIMER_CTLS | EL2_TIMERS,
         # Linux 7.2 computes it when the vCPU runs.
-        ignored={regs.TIMER_CTL: TIMER_ISTATUS, regs.PTIMER_CTL: TIMER_ISTATUS},
+        ignored=dict.fromkeys(TIMER_CTLS, TIMER_ISTATUS),
     ),
     RegisterClass(name="PMU, cleared first", ids=PMU_CLEARING, setting=Setting.CLEAR),
     RegisterClass(

@@ -28,7 +28,7 @@ from pyvmm.kvm.uapi import MpState, VcpuFeature
 from pyvmm.machine.board import Board
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.plan import Feature
-from pyvmm.machine.vcpus import MachineVcpu, features_of
+from pyvmm.machine.vcpus import CNTVOFF_EL2, MachineVcpu, features_of
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot import restoreorder
 from pyvmm.snapshot.gic import gic_registers, save_gic, save_tables
@@ -246,7 +246,8 @@ def complete_accesses(board: Board) -> None:
 
 def _stop_counters(registers: dict[int, int], virtual: int) -> None:
     """Set the saved counters back to the moment when the guest stopped: they keep counting."""
-    since = registers[regs.TIMER_CNT] - virtual
+    since = registers[regs.TIMER_CNT] + registers.get(CNTVOFF_EL2, 0) - virtual
+    since &= (1 << 64) - 1  # the offset of a guest hypervisor may be negative
     registers[regs.TIMER_CNT] = virtual
     if regs.PTIMER_CNT in registers:
         registers[regs.PTIMER_CNT] = max(0, registers[regs.PTIMER_CNT] - since)

@@ -22,7 +22,7 @@ from pyvmm.kvm import regs
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.uapi import MpState
 from pyvmm.layout import MIB
-from pyvmm.machine.fastpath import EXITS_FIRST, FastPaths
+from pyvmm.machine.fastpath import EXITS_FIRST, FastPaths, Page
 from pyvmm.machine.machine import Machine
 from tests import programs
 from tests.kvm import guest as tiny
@@ -92,7 +92,9 @@ def script(rng: random.Random) -> list[Step]:
     return steps
 
 
-def play(steps: list[Step], rng: random.Random, *, fast: bool) -> tuple[Seen, int]:
+def play(
+    steps: list[Step], rng: random.Random, *, fast: bool, pages: bool = True
+) -> tuple[Seen, int]:
     """Run a guest that makes these accesses, with input at its marks; return its exits."""
     seen, out = Seen(), bytearray()
     with tiny.guest("script") as made, ExitStack() as undo:
@@ -106,8 +108,9 @@ def play(steps: list[Step], rng: random.Random, *, fast: bool) -> tuple[Seen, in
         paths = None
         if fast:
             paths = FastPaths(
-                made.vm, made.vcpus, [region for region, _ in bus], [uart], complete_unclaimed=True
-            )
+                made.vm, made.vcpus, [region for region, _ in bus], [uart], complete_unclaimed=True,
+                pages=pages,
+            )  # fmt: skip
             undo.callback(paths.close)
         exits = 0
         for _ in range(sum(what == AT_MARK for what, _, _ in steps)):
@@ -170,6 +173,19 @@ def test_polled_output_makes_no_exits() -> None:
     assert seen.output == [b"x" * 500]
     assert set(seen.reads) == {0x60}
     assert exits < EXITS_FIRST
+
+
+def test_polled_output_changes_no_memory_slot_without_pages(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = [(READS[1], LSR, 0), (WRITES[1], THR, ord("x"))] * 500
+    mapped: list[bool] = []
+    monkeypatch.setattr(Page, "map", lambda _, on: mapped.append(on))
+
+    seen, _ = play([*steps, (AT_MARK, 0, 0)], random.Random(0), fast=True, pages=False)
+
+    assert seen.output == [b"x" * 500]
+    assert mapped == []
 
 
 def test_line_of_a_console_that_has_no_interrupts_makes_no_exits() -> None:

@@ -7,6 +7,7 @@ import pytest
 from pyvmm.arm64 import sysregs
 from pyvmm.errors import KvmError
 from pyvmm.kvm import regs
+from pyvmm.machine.vcpus import CNTVOFF_EL2
 from pyvmm.snapshot import restoreorder, restorestate, save
 from pyvmm.snapshot.restoreorder import Setting
 from tests.snapshot import sample
@@ -39,6 +40,8 @@ def reg(name: str) -> int:
         ("TIMER_CNT", "counters"),
         ("TIMER_CVAL", "timers"),
         ("PTIMER_CTL", "timers"),
+        ("CNTHV_CTL_EL2", "timers"),
+        ("CNTHP_CVAL_EL2", "timers"),
         ("PMOVSCLR_EL0", "PMU, cleared first"),
         ("PMOVSSET_EL0", "system"),
         ("SCTLR_EL1", "system"),
@@ -80,6 +83,7 @@ def test_registers_are_restored_before_those_that_depend_on_them() -> None:
         ("TIMER_CNT", 1, 2, False),
         ("TIMER_CTL", 5, 1, False),
         ("TIMER_CTL", 5, 4, True),
+        ("CNTHV_CTL_EL2", 5, 1, False),
         ("PMCR_EL0", 0x4101_30A8, 0x30A8, False),
         ("PMCR_EL0", 0x30A8, 0x28A8, True),
     ],
@@ -145,3 +149,17 @@ def test_save_warns_of_registers_of_an_unknown_class() -> None:
 
     assert f"{NEWER:#x}" in line
     assert "does not know" in line
+
+
+@pytest.mark.parametrize("offset", [0, 700, -700], ids=["no offset", "later", "earlier"])
+def test_saved_counters_are_those_of_the_vm_whatever_cntvoff_is(offset: int) -> None:
+    offset &= (1 << 64) - 1  # a guest hypervisor has set it for the guest that it runs
+    registers = {
+        regs.TIMER_CNT: (5_000 - offset) & (1 << 64) - 1,
+        regs.PTIMER_CNT: 9_000,
+        CNTVOFF_EL2: offset,
+    }
+
+    save._stop_counters(registers, 4_900)
+
+    assert registers == {regs.TIMER_CNT: 4_900, regs.PTIMER_CNT: 8_900, CNTVOFF_EL2: offset}
