@@ -24,7 +24,9 @@ def test_model_is_a_host_of_its_own_by_one_word(name: str) -> None:
 def test_given_settings_take_the_place_of_the_models() -> None:
     chosen = models.combined("nested", {"kernel": "6.12", "append": ""})
 
-    assert HostSettings(**chosen) == HostSettings(kernel="6.12", qemu=MODELS["nested"].qemu)
+    assert HostSettings(**chosen) == HostSettings(
+        kernel="6.12", qemu=MODELS["nested"].qemu, cpu=MODELS["nested"].cpu
+    )
 
 
 def test_without_a_model_the_given_settings_are_all() -> None:

@@ -66,7 +66,8 @@ def test_list_has_the_ready_made_hosts_with_their_settings() -> None:
     (nested,) = [model for model in listed()["models"] if model["name"] == "nested"]
 
     assert nested == {
-        "name": "nested", "kernel": "7.2", "qemu": "11", "cpu": "max,sve2048=on", "machine": "",
+        "name": "nested", "kernel": "7.2", "qemu": "11", "cpu": "max,sve2048=on,lpa2=off",
+        "machine": "",
         "append": "kvm-arm.mode=nested", "about": "guests at EL2",
     }  # fmt: skip
     (line,) = [line for line in text() if line.startswith("gicv2 ")]
