@@ -1,6 +1,6 @@
 /* sve-math: daxpy, strlen and a matrix product equal scalar code at every vector length. */
 
-#include "guest.h"
+#include "sve/length.h"
 
 /*
  * -p kernel=daxpy|strlen|matmul   run only this one
@@ -10,7 +10,6 @@
  * the virtual counter (CNTFRQ_EL0 of them are a second).
  */
 
-#define LENS			16
 #define ROUNDS			20		/* the fastest counts */
 #define DAXPY_N			1999		/* no multiple of any vector's doubles */
 #define STRING_SIZE		4096
@@ -18,17 +17,12 @@
 #define GUARD			32		/* doubles: as many as the longest vector holds */
 #define POISON			0xa5a5a5a5a5a5a5a5
 
-#define PFR0_SVE(pfr0)		((pfr0) >> 32 & 0xf)
-#define CPACR_FPEN		(3 << 20)
-#define CPACR_ZEN		(3 << 16)
-
 /* sve-math-kernels.S; for C a double is 64 bits */
 void sve_daxpy(uint64_t n, const uint64_t *x, uint64_t *y, const uint64_t *a);
 void scalar_daxpy(uint64_t n, const uint64_t *x, uint64_t *y, const uint64_t *a);
 uint64_t sve_strlen(const char *s);
 void sve_matmul(uint64_t n, const uint64_t *a, const uint64_t *b, uint64_t *c);
 void scalar_matmul(uint64_t n, const uint64_t *a, const uint64_t *b, uint64_t *c);
-uint64_t sve_rdvl(void);
 
 static uint64_t left[DAXPY_N + MATRIX_N * MATRIX_N];
 static uint64_t right[DAXPY_N + MATRIX_N * MATRIX_N];
@@ -207,9 +201,7 @@ static bool run_at_each_length(const struct kernel *kernel)
 	current = kernel->name;
 	kernel->prepare();
 	for (unsigned int len = 0; len < LENS; len++) {
-		write_sysreg(len, ZCR_EL1);
-		isb();
-		if (sve_rdvl() == last)		/* this LEN selects no other length */
+		if (sve_set_len(len) == last)		/* this LEN selects no other length */
 			continue;
 		last = sve_rdvl();
 		good = run(kernel) && good;
@@ -222,12 +214,10 @@ int main(void)
 	const char *only = param("kernel");
 	bool good = true, found = false;
 
-	if (!PFR0_SVE(read_sysreg(ID_AA64PFR0_EL1))) {
+	if (!sve_enable()) {
 		print("SVE: not implemented\n");
 		return 0;
 	}
-	write_sysreg(CPACR_FPEN | CPACR_ZEN, CPACR_EL1);
-	isb();
 	for (const struct kernel *k = kernels; k < kernels + ARRAY_SIZE(kernels); k++) {
 		if (only && !param_is("kernel", k->name))
 			continue;

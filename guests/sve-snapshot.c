@@ -145,8 +145,8 @@ static void check_length(struct cpu *cpu, unsigned int vl)
 
 	if (sve_rdvl() != vl)
 		fail("RDVL is %lu bytes, not %u", sve_rdvl(), vl);
-	if ((read_sysreg(ZCR_EL1) & LEN_MAX) != len)
-		fail("ZCR_EL1.LEN is %lu, not %u", read_sysreg(ZCR_EL1) & LEN_MAX, len);
+	if ((sve_zcr() & LEN_MAX) != len)
+		fail("ZCR_EL1.LEN is %lu, not %u", sve_zcr() & LEN_MAX, len);
 	longest = sve_set_len(LEN_MAX);
 	if (longest != cpu->longest)
 		fail("there are %u bytes of vector length, not %u", longest, cpu->longest);

@@ -61,7 +61,7 @@ static uint32_t probe_lens(void)
 	for (unsigned int len = 0; len < LENS; len++) {
 		unsigned int vl = sve_set_len(len);
 		uint32_t allowed = lens & ((2u << len) - 1);
-		uint64_t zcr = read_sysreg(ZCR_EL1);
+		uint64_t zcr = sve_zcr();
 
 		if (!allowed || vl != (longest(allowed) + 1) * 16)
 			fail("ZCR_EL1.LEN=%u selects %u bits", len, vl * 8);

@@ -36,7 +36,7 @@ static void fill(struct filling *filling)
 /* LEN reads back as written, also after the host had the CPU. */
 static uint32_t check_len(unsigned int len)
 {
-	uint64_t zcr = read_sysreg(ZCR_EL1);
+	uint64_t zcr = sve_zcr();
 
 	if ((zcr & LEN_MAX) == len)
 		return 0;
@@ -94,7 +94,7 @@ int main(void)
 	unsigned int cpus = cpu_count();
 	uint32_t failures = 0, lengths = 0;
 
-	if (!PFR0_SVE(read_sysreg(ID_AA64PFR0_EL1))) {
+	if (!sve_enable()) {
 		print("SVE: not implemented\n");
 		return 0;
 	}

@@ -28,7 +28,7 @@ static void set_len(unsigned int len)
 {
 	unsigned int vl = sve_set_len(len);
 
-	print("len %u zcr %lu vl %u\n", len, read_sysreg(ZCR_EL1), vl);
+	print("len %u zcr %lu vl %u\n", len, sve_zcr(), vl);
 }
 
 static void fill(struct filling *filling)
@@ -36,14 +36,14 @@ static void fill(struct filling *filling)
 	filling->vl = filling->kept = sve_rdvl();
 	filling->round++;
 	sve_fill(filling);
-	print("filled vl %u zcr %lu\n", filling->vl, read_sysreg(ZCR_EL1));
+	print("filled vl %u zcr %lu\n", filling->vl, sve_zcr());
 }
 
 static void check(const struct filling *filling)
 {
 	uint32_t wrong = sve_check(filling);
 
-	print("checked %u vl %lu zcr %lu\n", wrong, sve_rdvl(), read_sysreg(ZCR_EL1));
+	print("checked %u vl %lu zcr %lu\n", wrong, sve_rdvl(), sve_zcr());
 }
 
 int main(void)

@@ -14,7 +14,8 @@
 #define INNER_SHAREABLE	(3 << 8)
 #define AF		(1 << 10)
 #define PXN		(1 << 53)
-#define UXN		(1 << 54)
+#define UXN		(1 << 54)		/* at EL2 without VHE: XN */
+#define AP_RES1		(1 << 6)		/* at EL2 without VHE, where there is no EL0 */
 
 #define MAIR		0xff00			/* 0: Device-nGnRnE, 1: Normal, write-back */
 
@@ -110,8 +111,8 @@ enable_mmu_nvhe:
 	mov	x9, #(TCR_NVHE & 0xffff)
 	movk	x9, #(TCR_NVHE >> 16), lsl #16
 	msr	tcr_el2, x9
-	adrp	x9, translation_table
-	add	x9, x9, :lo12:translation_table
+	adrp	x9, translation_table_nvhe
+	add	x9, x9, :lo12:translation_table_nvhe
 	msr	ttbr0_el2, x9
 	isb
 	tlbi	alle2
@@ -208,12 +209,17 @@ fatal_exception:
 	take_irq irq_exception_nvhe, el2
 
 	.section .rodata
+	.macro	blocks name, device, ram
 	.balign	64
-translation_table:
-	.quad	BLOCK | ATTR_DEVICE | AF | PXN | UXN
+\name:
+	.quad	BLOCK | ATTR_DEVICE | AF | \device
 	.fill	(RAM_BASE >> 30) - 1, 8, 0
-	.quad	RAM_BASE | BLOCK | ATTR_NORMAL | INNER_SHAREABLE | AF | UXN
+	.quad	RAM_BASE | BLOCK | ATTR_NORMAL | INNER_SHAREABLE | AF | \ram
 	.fill	4 - (RAM_BASE >> 30) - 1, 8, 0
+	.endm
+
+	blocks	translation_table, PXN | UXN, UXN
+	blocks	translation_table_nvhe, AP_RES1 | UXN, AP_RES1
 
 	.section .stacks, "aw", %nobits
 	.balign	16

@@ -6,6 +6,7 @@
 /* Registers the assembler knows only by encoding.  Source: Arm DDI 0487, D23. */
 #define ID_AA64ZFR0_EL1		S3_0_C0_C4_4
 #define ZCR_EL1			S3_0_C1_C2_0
+#define ZCR_EL2			S3_4_C1_C2_0
 #define ICC_PMR_EL1		S3_0_C4_C6_0
 #define ICC_SGI1R_EL1		S3_0_C12_C11_5
 #define ICC_IAR1_EL1		S3_0_C12_C12_0

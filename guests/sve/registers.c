@@ -6,9 +6,6 @@
 #define GUARD			32		/* bytes after the longest register */
 #define POISON			0xa5
 
-#define CPACR_FPEN		(3 << 20)
-#define CPACR_ZEN		(3 << 16)
-
 /* access.S */
 void sve_load_z(uint64_t number, const void *from);
 void sve_store_z(uint64_t number, void *to);
@@ -85,24 +82,6 @@ static const struct bank {
 };
 
 #define for_each_bank(bank)	for (bank = banks; bank < banks + ARRAY_SIZE(banks); bank++)
-
-bool sve_enable(void)
-{
-	if (!cpu_has_el1_names())
-		panic("at EL2 the SVE guests need VHE\n");
-	if (!PFR0_SVE(read_sysreg(ID_AA64PFR0_EL1)))
-		return false;
-	write_sysreg(CPACR_FPEN | CPACR_ZEN, CPACR_EL1);
-	isb();
-	return true;
-}
-
-unsigned int sve_set_len(unsigned int len)
-{
-	write_sysreg(len, ZCR_EL1);
-	isb();
-	return sve_rdvl();
-}
 
 void sve_fill(const struct filling *filling)
 {
