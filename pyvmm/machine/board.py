@@ -156,9 +156,12 @@ def assemble(system: System, config: Config, decided: Plan, hooks: Hooks, undo: 
 
     Raises: HostError, if the host cannot provide what the Config requests.
     """
+    # Freed after the VM: while it exists, KVM unmaps at each munmap() all that a guest hypervisor
+    # has mapped for its own guests.  Source: Linux, arch/arm64/kvm/mmu.c, kvm_unmap_gfn_range()
+    memories = undo.enter_context(ExitStack())
     vm = undo.enter_context(system.create_vm(decided.ipa_bits))
     gic = choose_irqchip(vm, config)
-    memory = undo.enter_context(
+    memory = memories.enter_context(
         GuestMemory(
             config.ram_base,
             decided.memory,
@@ -173,8 +176,8 @@ def assemble(system: System, config: Config, decided: Plan, hooks: Hooks, undo: 
     vcpus = make_vcpus(vm, decided, undo)
     irqchip = make_irqchip(vm, gic, config, len(vcpus), undo)
     init_pmus(vcpus, decided)
-    pvtime = make_pvtime(vcpus, decided, slots, undo)
-    vmgenid = GenerationId(vm, slots, undo) if decided.vmgenid else None
+    pvtime = make_pvtime(vcpus, decided, slots, memories)
+    vmgenid = GenerationId(vm, slots, memories) if decided.vmgenid else None
     uarts, rtc = _make_uarts_and_rtc(vm, {**hooks.terminals, 0: hooks.output})
     console: Uart8250 | VirtioConsole = uarts[0]
     addressable: Memory = memory

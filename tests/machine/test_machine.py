@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from pyvmm.kvm import regs
 from pyvmm.kvm.caps import Cap
 from pyvmm.kvm.exits import Exit
 from pyvmm.kvm.system import System
+from pyvmm.memory.ram import GuestMemory
 from tests.machine.conftest import SYSTEM_OFF, SYSTEM_RESET, Boot, Screen
 
 pytestmark = pytest.mark.kvm
@@ -34,6 +36,24 @@ def test_psci_off_and_reset_end_the_run_with_code_0(boot: Boot, function: int) -
 
     assert machine.run() == 0
     assert machine.was_reset == (function == SYSTEM_RESET)
+
+
+def test_memory_is_freed_after_the_vm(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = boot("spin")
+    vm = Path(f"/proc/self/fd/{machine.board.vm.fd}")
+    vm_is_open: list[bool] = []
+    free = GuestMemory.close
+
+    def note(memory: GuestMemory) -> None:
+        vm_is_open.append(vm.exists())
+        free(memory)
+
+    monkeypatch.setattr(GuestMemory, "close", note)
+
+    machine.close()
+
+    assert len(vm_is_open) == len(machine.board.slots.saved)
+    assert not any(vm_is_open)
 
 
 def test_boot_cpu_finds_the_device_tree_in_x0(boot: Boot) -> None:
