@@ -12,7 +12,15 @@ from pyvmm import layout
 from pyvmm.config import Config, CpuRequest, DeviceConfig, Rng, SveRequest
 from pyvmm.errors import HostError
 from pyvmm.layout import GIB, MIB
-from pyvmm.machine.plan import HostLimits, check, choose, most_memory, plan, room_for_vcpus
+from pyvmm.machine.plan import (
+    Feature,
+    HostLimits,
+    check,
+    choose,
+    most_memory,
+    plan,
+    room_for_vcpus,
+)
 from tests.arm64.lengths import FULL_512, POWERS_512, hosts, kernel_accepts, sets
 
 HOST = HostLimits(max_vcpus=512, ipa_bits=40, vls=frozenset({128, 256, 512}))
@@ -233,3 +241,26 @@ def test_choose_refuses_a_request_for_sve_where_the_host_has_none(
         choose(request_, frozenset())
 
     assert caught.value.message == f"{option}: this host has no SVE"
+
+
+@pytest.mark.parametrize(
+    ("asked", "has", "words"),
+    [
+        (CpuRequest(nested=True), set(), "`cpu.nested`: this host's KVM gives guests no EL2: that"),
+        (
+            CpuRequest(nested=True, e2h0=True),
+            {Feature.EL2},
+            "`cpu.e2h0`: this host's KVM gives guests no EL2 without VHE: that needs a CPU with",
+        ),
+        (CpuRequest(aarch32=True), {Feature.EL2}, "`cpu.aarch32`: this host's KVM gives guests no"),
+        (CpuRequest(pmu=True), {Feature.MTE}, "`cpu.pmu`: this host's KVM gives guests no"),
+    ],
+    ids=["nested", "e2h0", "aarch32", "pmu"],
+)
+def test_feature_that_the_host_lacks_is_refused_with_the_reason(
+    asked: CpuRequest, has: set[Feature], words: str
+) -> None:
+    with pytest.raises(HostError) as caught:
+        plan(config(cpu=asked), HOST.replace(features=frozenset(has)))
+
+    assert caught.value.message.startswith(words)
