@@ -49,10 +49,11 @@ def test_gicv2_host_runs_saves_and_restores_a_guest(pyvmm: Pyvmm, tmp_path: Path
 
 
 @pytest.mark.matrix  # another kernel and another QEMU: 200 MB
+@pytest.mark.parametrize("kernel", ["6.1", "6.12", "7.2"])
 def test_mte_host_runs_saves_and_restores_a_guest_with_its_tags(
-    pyvmm: Pyvmm, tmp_path: Path
+    kernel: str, pyvmm: Pyvmm, tmp_path: Path
 ) -> None:
-    host = ("--host-model", "mte")
+    host = ("--host-model", "mte", "--host-kernel", kernel)
     saved = tmp_path / "guest.snap"
     right = "16384 granules have their tags, and a wrong tag is a fault"
 
@@ -66,6 +67,7 @@ def test_mte_host_runs_saves_and_restores_a_guest_with_its_tags(
     assert lazily.returncode == 2
     assert "its memory cannot be mapped from a file" in message(lazily)
     assert "ram-tags" in pyvmm("snapshot", "show", str(saved)).stdout
+    pyvmm("host", "stop", *host)
 
 
 @pytest.mark.matrix  # as above
