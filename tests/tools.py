@@ -82,7 +82,8 @@ def lldb(progress: Progress) -> Tool:
     root = tree("lldb", TOOLS_SUITE, ["lldb"], progress)
     (binary,) = root.glob("usr/lib/llvm-*/bin/lldb")
     command = through_loader(root, str(binary.relative_to(root)))
-    return Tool(command, {"PYTHONHOME": str(root / "usr")})
+    (modules,) = root.glob("usr/lib/llvm-*/lib/python3/dist-packages")
+    return Tool(command, {"PYTHONHOME": str(root / "usr"), "PYTHONPATH": str(modules)})
 
 
 if __name__ == "__main__":

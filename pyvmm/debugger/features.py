@@ -76,6 +76,13 @@ def layout(reg_list: Iterable[int], vl: int, has_pauth: bool) -> list[Reg]:
     return [*found, *_system(reg_list)]
 
 
+def resized(register: Reg, vl: int) -> Reg:
+    """Return a register as it is at another vector length, in bits."""
+    if register.feature != SVE or register.kind not in VECTORS:
+        return register
+    return register.replace(bits=vl if register.kind == "svev" else vl // 8)
+
+
 def _system(reg_list: Iterable[int]) -> Iterator[Reg]:
     fixed = regs.fixed()
     for name in _CORE_SYSTEM:

@@ -56,6 +56,7 @@ class Session:
         self._acknowledges = True
         self._is_running = False
         self._physical = False  # memory commands use physical addresses
+        self._follows = False  # the debugger takes the size of vectors from vg: lldb does
         self._general, self._resumed = 0, -1  # the vCPUs of Hg and Hc; -1: all
         self._last = Stop(0, Signal.TRAP)
         self._registers: list[Reg] = []
@@ -147,7 +148,7 @@ class Session:
     def _say_length(self) -> None:
         """Say that the vector length differs from the description's."""
         has = values.vectors(self._cpu, self._target.vls)
-        if has.current != self._described:
+        if has.current != self._described and not self._follows:
             self._print(
                 f"pyvmm: the vector length of vCPU {self._cpu.id} is {has.current} bits now; gdb "
                 f"shows {self._described} until `unset tdesc filename`\n"
@@ -156,8 +157,15 @@ class Session:
     def _read(self, registers: Iterable[Reg]) -> list[bytes | None]:
         return values.read(self._cpu, registers, values.vectors(self._cpu, self._target.vls))
 
+    def _sized(self, registers: Iterable[Reg]) -> list[Reg]:
+        """Return registers with the sizes that the debugger gives them at this moment."""
+        if not self._follows:
+            return list(registers)
+        current = values.vectors(self._cpu, self._target.vls).current
+        return [features.resized(register, current) for register in registers]
+
     def _read_all(self, _: str) -> bytes:
-        chosen = [one for one in self._registers if one.feature in features.IN_G]
+        chosen = self._sized(one for one in self._registers if one.feature in features.IN_G)
         return b"".join(
             b"xx" * (one.bits // 8) if value is None else value.hex().encode()
             for one, value in zip(chosen, self._read(chosen), strict=True)
@@ -167,7 +175,7 @@ class Session:
         self._check_writable()
         data = bytes.fromhex(text)
         has = values.vectors(self._cpu, self._target.vls)
-        for one in self._registers:
+        for one in self._sized(self._registers):
             if one.feature not in features.IN_G or len(data) < one.bits // 8:
                 break
             if one.name != features.VG:
@@ -176,14 +184,14 @@ class Session:
         return OK
 
     def _read_one(self, text: str) -> bytes:
-        register = self._registers[_hex(text)]
+        (register,) = self._sized([self._registers[_hex(text)]])
         (value,) = self._read([register])
         return b"xx" * (register.bits // 8) if value is None else value.hex().encode()
 
     def _write_one(self, text: str) -> bytes:
         self._check_writable()
         number, equals, data = text.partition("=")
-        register = self._registers[_hex(number)]
+        (register,) = self._sized([self._registers[_hex(number)]])
         value = bytes.fromhex(data)
         if not equals or len(value) != register.bits // 8:
             raise Malformed
@@ -373,6 +381,8 @@ class Session:
         return (b"m" if offset + len(part) < len(self._description) else b"l") + part
 
     def _host(self, _: str) -> bytes:
+        """Handle qHostInfo, which lldb alone sends."""
+        self._follows = True
         return HOST.encode()
 
     def _process(self, _: str) -> bytes:

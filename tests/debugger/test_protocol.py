@@ -106,6 +106,23 @@ def test_registers_have_the_bits_of_the_length_in_use(talk: Conversation) -> Non
     assert len(everything) == 33 * 8 + 4 + 32 * 32 + 8 + 17 * 4 + 8
 
 
+def test_lldb_gets_vectors_of_the_length_in_use_without_a_note(talk: Conversation) -> None:
+    talk.ask("qHostInfo")
+    talk.replies("c")
+    target(talk).cpus[0].set_one_reg(ZCR, 0)
+
+    talk.session.stopped(Stop(0, Signal.TRAP))
+
+    (stop,) = talk.taken()
+    assert stop is not None
+    assert stop.startswith(b"T05")
+    assert talk.ask(f"p{Z0:x}") == b"01" * 16
+    assert talk.ask(f"P{Z0:x}={'ab' * 16}") == b"OK"
+    assert talk.ask(f"p{Z0:x}") == b"ab" * 16
+    everything = bytes.fromhex(talk.ask("g").decode())
+    assert len(everything) == 33 * 8 + 4 + 32 * 16 + 8 + 17 * 2 + 8
+
+
 def test_write_of_a_vector_keeps_the_bits_beyond_the_length(talk: Conversation) -> None:
     cpu = target(talk).cpus[0]
     cpu.set_one_reg(ZCR, 0)

@@ -142,7 +142,7 @@ def test_lldb_breaks_reads_vectors_and_steps(
     lines = (
         f"settings set plugin.process.gdb-remote.packet-timeout {PATIENCE}",
         f"target create {guest}", f"process connect unix-connect://{place}",
-        "breakpoint set -n stored", "continue", "register read pc vg z1",
+        "breakpoint set -n stored -K 0", "continue", "register read pc vg z1",
         "thread step-inst", "register read pc", "breakpoint delete -f",
         f"breakpoint set -H -a {at['shortest']:#x}", "continue", "register read pc vg",
         "register read z1", "breakpoint delete -f", "process detach",

@@ -127,6 +127,7 @@ def _start(request: CommandRequest) -> int:
         sys.argv = [argv[2], *argv[3:]]
         sys.path[:0] = [request.cwd]
         sys.path += [p for p in paths if p]
+        sys.modules.pop(argv[2], None)  # runpy warns about a module that is imported already
         runpy.run_module(argv[2], run_name="__main__", alter_sys=True)
         return 0
     os.environ["PYTHONPATH"] = os.pathsep.join([LIBRARY, *(p for p in paths if p)])
