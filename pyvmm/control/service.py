@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from pyvmm.base.paths import check_path
 from pyvmm.control.server import Handler
 from pyvmm.control.wire import SCHEMA, Message
-from pyvmm.errors import HostError, UsageError, VmmError
+from pyvmm.errors import GuestError, HostError, UsageError, VmmError
 from pyvmm.machine.counts import totals
 from pyvmm.machine.machine import Machine
 from pyvmm.machine.resizing import STATISTICS_S
@@ -21,12 +21,13 @@ from pyvmm.snapshot.save import save
 
 if TYPE_CHECKING:
     from pyvmm.arm64.translation import Read
+    from pyvmm.debugger.corefile import Piece
     from pyvmm.debugger.server import DebugServer
     from pyvmm.machine.vcpus import MachineVcpu
 
 VERBS: Final = (
     "info", "stop", "pause", "resume", "save", "stat", "registers", "devices", "sysrq", "balloon",
-    "memory", "translate", "page-tables", "gdb", "dump", "backtrace",
+    "memory", "translate", "page-tables", "gdb", "dump", "backtrace", "names",
 )  # fmt: skip
 BLOCK: Final = 512  # bytes, of st_blocks.  Source: stat(3type)
 IN_RAM: Final = ("Rss:", "Shared_Hugetlb:", "Private_Hugetlb:")
@@ -210,27 +211,58 @@ class Service:
             return translation(vcpu, read, address)
 
     def backtrace(self, request: Message) -> Message:
-        """Return PC and the return addresses of one vCPU, "vcpu", or of all."""
+        """Return PC and the return addresses of one vCPU, "vcpu", or of all.
+
+        "code" has the instructions around PC.
+        """
         from pyvmm.debugger.backtrace import call_chain
+        from pyvmm.debugger.disassembly import code_around
 
         machine = self._machine()
         memory = machine.board.addressable
         number, count = request.get("vcpu"), machine.plan.vcpus
         if number is not None and not (type(number) is int and 0 <= number < count):
             raise _no_vcpu(number, count)
+
+        def read(gpa: int, size: int) -> bytes:
+            return bytes(memory.view(gpa, size))
+
         with machine.paused():
-            return {
-                "backtraces": {
-                    vcpu.id: [
-                        f"{address:#x}"
-                        for address in call_chain(
-                            vcpu, lambda gpa, size: bytes(memory.view(gpa, size))
-                        )
-                    ]
-                    for vcpu in machine.vcpus
-                    if number in (None, vcpu.id)
-                }
-            }
+            chosen = [vcpu for vcpu in machine.vcpus if number in (None, vcpu.id)]
+            chains = {vcpu.id: call_chain(vcpu, read) for vcpu in chosen}
+            codes = {vcpu.id: code_around(vcpu, read) for vcpu in chosen}
+        return {
+            "backtraces": {vcpu: [f"{at:#x}" for at in chain] for vcpu, chain in chains.items()},
+            "code": {vcpu: code.to_json() for vcpu, code in codes.items() if code is not None},
+        }
+
+    def names(self, request: Message) -> Message:
+        """Return the names that a Linux guest's own symbol table has for "addresses"."""
+        from pyvmm.debugger.kallsyms import MOST_ADDRESSES, find_names
+
+        wanted = request.get("addresses")
+        if not isinstance(wanted, list) or len(wanted) > MOST_ADDRESSES:
+            raise UsageError(f"`addresses`: not a list of at most {MOST_ADDRESSES}")
+        addresses = [_address(one) for one in wanted]
+        machine = self._machine()
+        pieces, read = self._memory()
+        with machine.paused():
+            found = find_names(pieces, read, machine.vcpus, addresses)
+        return {"names": {f"{address:#x}": name for address, name in found.items()}}
+
+    def _memory(self) -> tuple[list[Piece], Read]:
+        """Return the pieces of guest memory, and a function that reads them."""
+        from pyvmm.debugger.corefile import Piece
+
+        memories = list(self._machine().board.slots.saved.values())
+
+        def read(gpa: int, length: int) -> bytes:
+            found = next((one for one in memories if one.contains(gpa, length)), None)
+            if found is None:
+                raise GuestError(f"{length:#x} bytes at guest address {gpa:#x} are not in memory")
+            return found.read(gpa, length)
+
+        return [Piece(one.base, one.size, [(one.base, one.end)]) for one in memories], read
 
     def page_tables(self, request: Message) -> Message:
         """Return what the page tables of the vCPU "vcpu" map from the address "from" on.
@@ -245,18 +277,13 @@ class Service:
 
     def dump(self, request: Message) -> Message:
         """Write a core file to the descriptor that comes with the request; the VM pauses."""
-        from pyvmm.debugger.corefile import Piece, write_core
+        from pyvmm.debugger.corefile import write_core
         from pyvmm.snapshot.save import complete_accesses
 
         machine, peer = self._machine(), request["peer"]
         if len(peer.fds) != 1:
             raise UsageError("the request lacks the descriptor of its file")
-        memories = list(machine.board.slots.saved.values())
-        pieces = [Piece(one.base, one.size, [(one.base, one.end)]) for one in memories]
-
-        def read(gpa: int, length: int) -> bytes:
-            return next(one for one in memories if one.contains(gpa, length)).read(gpa, length)
-
+        pieces, read = self._memory()
         with machine.paused():
             if machine.has_started and not machine.has_ended:
                 complete_accesses(machine.board)

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterable, Iterator, Sequence
 
 from pyvmm.debugger.addresses import Cpu
+from pyvmm.debugger.corefile import Piece
 from pyvmm.debugger.protocol import Session
 from pyvmm.debugger.target import Frozen
 from pyvmm.errors import GuestError, UsageError
@@ -53,6 +54,15 @@ def read_memory(snapshot: Snapshot, gpa: int, length: int) -> bytes:
     if not any(area.base <= gpa and gpa + length <= area.end for area in areas):
         raise GuestError(f"{length:#x} bytes at guest address {gpa:#x} are not in memory")
     return snapshot.read(gpa, length)
+
+
+def pieces_of(snapshot: Snapshot) -> list[Piece]:
+    """Return the pieces of a snapshot's guest memory."""
+    stored = snapshot.file.stored()
+    return [
+        Piece(area.base, area.size, [r for r in stored if r[0] < area.end and r[1] > area.base])
+        for area in snapshot.state.memory
+    ]
 
 
 def converse(target: SavedTarget, connection: socket.socket) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
+from pyvmm.base.records import Record
 from pyvmm.errors import UsageError
 
 ELF_MAGIC: Final = b"\x7fELF"
@@ -19,6 +20,28 @@ _PC: Final = re.compile(r"\bat PC (0x[0-9a-f]{1,16})\b")
 NAMED: Final = ("STT_FUNC", "STT_OBJECT", "STT_NOTYPE")
 FARTHEST: Final = 1 << 24  # bytes after a symbol: what is farther belongs to something else
 MAPPING: Final = re.compile(r"\$[xd](\..*)?")  # Source: AAELF64, "Mapping symbols"
+
+
+class Names(Protocol):
+    """Names of addresses."""
+
+    def name(self, address: int) -> str:
+        """Return an address as a symbol and an offset, start_kernel+0x1c; empty if unknown."""
+
+
+class Known(Record):
+    """The names of some addresses."""
+
+    names: Mapping[int, str]
+
+    def name(self, address: int) -> str:
+        """Return the name of an address; empty if unknown."""
+        return self.names.get(address, "")
+
+
+def shown(name: str, offset: int) -> str:
+    """Return a symbol and an offset, start_kernel+0x1c."""
+    return f"{name}+{offset:#x}" if offset else name
 
 
 class Symbols:
@@ -56,8 +79,7 @@ class Symbols:
         at = bisect_right(self._addresses, address) - 1
         if at < 0 or address - self._addresses[at] > FARTHEST:
             return ""
-        offset = address - self._addresses[at]
-        return f"{self._names[at]}+{offset:#x}" if offset else self._names[at]
+        return shown(self._names[at], address - self._addresses[at])
 
     def annotate(self, message: str) -> str:
         """Return a message in which each "at PC 0x..." has the symbol too."""

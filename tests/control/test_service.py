@@ -31,3 +31,12 @@ def test_save_refuses_a_path_that_no_file_can_have(request_: dict[str, Any], wor
 
     with pytest.raises(UsageError, match=words):
         service.save({**request_, "peer": Peer()})
+
+
+@pytest.mark.parametrize("addresses", [None, "0x1", [1] * 5000, ["0x1"], [-1], [1 << 64], [True]])
+def test_names_refuses_what_is_no_list_of_addresses(addresses: Any) -> None:
+    unused: Any = None
+    service = Service(lambda: unused, lambda: None, 0.0)
+
+    with pytest.raises(UsageError, match=r"`addresses`|is not an address"):
+        service.names({"addresses": addresses})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import groupby
@@ -12,6 +13,8 @@ import click
 
 from pyvmm.commands._options import json_option, trust_option
 from pyvmm.commands._output import counted, show
+from pyvmm.commands.registers.addresses import symbols_option
+from pyvmm.debugger.symbols import Names, Symbols
 from pyvmm.errors import EXIT_FAILED, EXIT_OK
 from pyvmm.snapshot.compare import Change, Comparison, MemoryChange, TagChange, compare, page_count
 from pyvmm.snapshot.format import PAGE
@@ -21,15 +24,19 @@ SCHEMA = 1
 DETAILS = 8  # lanes or fields that are shown
 LONG = 40  # characters of a value: longer ones are shown by lanes or fields
 RANGES = 32  # of memory that are shown
+# Registers that may have an address of the guest's code or data
+ADDRESSES = re.compile(r"X\d+|PC|SP_EL\d|ELR_EL\d|FAR_EL\d|VBAR_EL\d")
+VALUE = re.compile(r"0x[0-9a-f]{1,16}\b")
 
 
 @click.command()
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("--strict", is_flag=True, help="Count expected differences too.")
+@symbols_option
 @trust_option
 @json_option
-def diff(a: Path, b: Path, strict: bool, trust: bool, as_json: bool) -> int:
+def diff(a: Path, b: Path, strict: bool, symbols: Path | None, trust: bool, as_json: bool) -> int:
     """Show the differences between two snapshots, and exit with 1 if there are any.
 
     Compare registers with their fields and lanes, the interrupt controller, devices, the machine,
@@ -37,10 +44,11 @@ def diff(a: Path, b: Path, strict: bool, trust: bool, as_json: bool) -> int:
     machine have them, for example in counters. They are listed apart, and do not affect the exit
     code.
     """
+    names = None if symbols is None else Symbols.open(symbols)
     with Snapshot(a, trust=trust) as left, Snapshot(b, trust=trust) as right:
         found = compare(left, right)
     differ = found.differ or (strict and found.found)
-    show(as_json, document(a, b, found, differ), lines(a, b, found))
+    show(as_json, document(a, b, found, differ), lines(a, b, found, names))
     return EXIT_FAILED if differ else EXIT_OK
 
 
@@ -70,8 +78,8 @@ def document(a: Path, b: Path, found: Comparison, differ: bool) -> dict[str, Any
     }  # fmt: skip
 
 
-def lines(a: Path, b: Path, found: Comparison) -> Iterator[str]:
-    """Yield the differences as text."""
+def lines(a: Path, b: Path, found: Comparison, names: Names | None = None) -> Iterator[str]:
+    """Yield the differences as text; ``names`` name the addresses in general registers."""
     if not found.found:
         yield f"{a} and {b} are the same"
         return
@@ -80,6 +88,8 @@ def lines(a: Path, b: Path, found: Comparison) -> Iterator[str]:
         yield where
         for change in changes:
             yield from _change(change)
+            if names is not None and ADDRESSES.fullmatch(change.name):
+                yield from _named(change, names)
     memory = tuple(change for change in found.memory if not change.expected)
     yield from _memory(memory)
     yield from _tags(found.tags)
@@ -99,6 +109,15 @@ def _change(change: Change) -> Iterator[str]:
         start = " " * len(start)
     if len(change.details) > DETAILS:
         yield f"{start}and {len(change.details) - DETAILS} more"
+
+
+def _named(change: Change, names: Names) -> Iterator[str]:
+    """Yield a line with the symbols of a register's values, if it has any."""
+    texts = [value if value is not None else "" for value in (change.a, change.b)]
+    numbers = [VALUE.match(text) for text in texts]
+    found = [names.name(int(match[0], 16)) if match else "" for match in numbers]
+    if any(found):
+        yield f"  {'':17} {found[0] or 'no symbol'} -> {found[1] or 'no symbol'}"
 
 
 def _memory(memory: tuple[MemoryChange, ...]) -> Iterator[str]:

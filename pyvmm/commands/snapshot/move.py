@@ -75,18 +75,14 @@ def export(file: Path, out: Path, trust: bool, level: int, core: bool) -> None:
 def _export_core(file: Path, out: Path, trust: bool) -> None:
     """Write a snapshot as a core file."""
     from pyvmm.commands.vms.dump import NO_VMCOREINFO  # lazily: rarely used
-    from pyvmm.debugger.corefile import Piece, write_core
+    from pyvmm.debugger.corefile import write_core
+    from pyvmm.debugger.saved import pieces_of
     from pyvmm.snapshot.snapshot import Snapshot
 
     if out == STREAM:
         raise UsageError("-: a core file is sparse, and needs a file", hint="name a file")
     with Snapshot(file, trust=trust) as snapshot:
-        stored = snapshot.file.stored()
-        areas = snapshot.state.memory
-        pieces = [
-            Piece(area.base, area.size, [r for r in stored if r[0] < area.end and r[1] > area.base])
-            for area in areas
-        ]
+        pieces = pieces_of(snapshot)
         with replacing(out, USUAL & ~0o077) as fd:
             done = write_core(fd, snapshot.vcpus, snapshot.state.vls, pieces, snapshot.read)
     if not done.has_vmcoreinfo:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import islice
@@ -22,6 +22,8 @@ from pyvmm.commands.registers.addresses import (
     address_options,
     backtrace_lines,
     backtrace_option,
+    kallsyms_option,
+    named_in,
     symbols_option,
     table_lines,
     translation_lines,
@@ -30,14 +32,16 @@ from pyvmm.commands.registers.addresses import (
 from pyvmm.commands.registers.show import PARTS, show_matching, show_registers
 from pyvmm.debugger import addresses
 from pyvmm.debugger.backtrace import call_chain
-from pyvmm.debugger.saved import read_memory
-from pyvmm.debugger.symbols import Symbols
+from pyvmm.debugger.saved import pieces_of, read_memory
+from pyvmm.debugger.symbols import Known, Names, Symbols
 from pyvmm.errors import UsageError
 from pyvmm.machine.registerdump import VcpuRegisters
 from pyvmm.snapshot.format import PAGE
 from pyvmm.snapshot.gic import CPU
 from pyvmm.snapshot.snapshot import GICV2, GicPart, Snapshot
 from pyvmm.snapshot.trust import Outside, outside, parents
+
+NamesOf = Callable[[Sequence[int]], Names | None]
 
 SCHEMA = 1
 ROW = 16  # bytes in a line of memory
@@ -80,13 +84,14 @@ def _length(text: str) -> int:
 )
 @backtrace_option
 @symbols_option
+@kallsyms_option
 @address_options
 @trust_option
 @json_option
 def show(
     file: Path, vcpu: int | None, part: str, regs: str | None, whole: bool,
     memory: tuple[int, int] | None, translate: int | None, page_tables: bool, backtrace: bool,
-    symbols: Path | None, trust: bool, as_json: bool,
+    symbols: Path | None, kallsyms: bool, trust: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Show the contents of a snapshot.
 
@@ -97,8 +102,12 @@ def show(
     if (memory is not None) + (translate is not None) + page_tables + backtrace > 1:
         raise UsageError("give one of --memory, --backtrace, --translate and --page-tables")
     with Snapshot(file, trust=trust) as snapshot:
+        if symbols is not None:
+            names: NamesOf = constantly(Symbols.open(symbols))
+        else:
+            names = partial(_own_names, snapshot) if kallsyms else constantly(None)
         if backtrace:
-            _show_calls(snapshot, vcpu, None if symbols is None else Symbols.open(symbols), as_json)
+            _show_calls(snapshot, vcpu, names, as_json)
             return
         if translate is not None or page_tables:
             _show_addresses(snapshot, vcpu or 0, translate, as_json)
@@ -120,19 +129,42 @@ def show(
             if vcpu is None and part == "all":
                 _print(lines(snapshot))
             _print(line for one in chosen for line in show_registers(one, part))
+            pcs = {one["vcpu"]: int(one["registers"]["PC"], 16) for one in chosen}
+            found_names = names(list(pcs.values()))
+            for number, pc in pcs.items():
+                if found_names is not None and (name := found_names.name(pc)):
+                    echo(f"vCPU {number}: PC is in {name}")
 
 
-def _show_calls(
-    snapshot: Snapshot, number: int | None, names: Symbols | None, as_json: bool
-) -> None:
-    """Print the calls of one vCPU or of all."""
+def constantly(names: Names | None) -> NamesOf:
+    """Return a function that returns the same names for all addresses."""
+    return lambda addresses: names
+
+
+def _own_names(snapshot: Snapshot, addresses: Sequence[int]) -> Names:
+    """Return the names of addresses that the guest's own symbol table has."""
+    from pyvmm.debugger.kallsyms import find_names
+
+    read = partial(read_memory, snapshot)
+    return Known(find_names(pieces_of(snapshot), read, snapshot.vcpus, addresses))
+
+
+def _show_calls(snapshot: Snapshot, number: int | None, names: NamesOf, as_json: bool) -> None:
+    """Print the calls of one vCPU or of all, and the instructions around PC."""
+    from pyvmm.debugger.disassembly import code_around
+
     numbers = range(len(snapshot.vcpus)) if number is None else [_checked(snapshot, number)]
     read = partial(read_memory, snapshot)
-    found = {
-        str(vcpu): [f"{address:#x}" for address in call_chain(snapshot.vcpus[vcpu], read)]
+    chains = {vcpu: call_chain(snapshot.vcpus[vcpu], read) for vcpu in numbers}
+    codes = {
+        str(vcpu): code.to_json()
         for vcpu in numbers
+        if (code := code_around(snapshot.vcpus[vcpu], read)) is not None
     }
-    output.show(as_json, {"schema": SCHEMA, "backtraces": found}, backtrace_lines(found, names))
+    found = {str(vcpu): [f"{at:#x}" for at in chain] for vcpu, chain in chains.items()}
+    named = names(named_in(found.values()))
+    document = {"schema": SCHEMA, "backtraces": found, "code": codes}
+    output.show(as_json, document, backtrace_lines(found, codes, named))
 
 
 def _show_addresses(snapshot: Snapshot, number: int, virtual: int | None, as_json: bool) -> None:

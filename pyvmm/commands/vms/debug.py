@@ -11,15 +11,26 @@ import click
 
 from pyvmm.commands.registers.addresses import (
     address_options,
+    addresses_in,
     backtrace_lines,
     backtrace_option,
+    kallsyms_option,
+    known,
     symbols_option,
     table_lines,
     translation_lines,
     whole_tables,
 )
 from pyvmm.commands.registers.show import PARTS, show_registers
-from pyvmm.commands.vms._running import Vm, ask_all, chosen, report, send, vm_options
+from pyvmm.commands.vms._running import (
+    Vm,
+    ask_all,
+    chosen,
+    readable,
+    report,
+    send,
+    vm_options,
+)
 from pyvmm.control.wire import Message
 from pyvmm.debugger.symbols import Symbols
 from pyvmm.errors import UsageError
@@ -35,6 +46,7 @@ from pyvmm.errors import UsageError
 @click.option("--devices", is_flag=True, help="Show the virtio devices and their queues.")
 @backtrace_option
 @symbols_option
+@kallsyms_option
 @address_options
 @click.option(
     "-s", "--sysrq", metavar="KEY", help="Send the sysrq key KEY, such as t, to a Linux guest."
@@ -44,7 +56,7 @@ from pyvmm.errors import UsageError
 def debug(
     name: str | None, everything: bool, as_json: bool, dump: bool, vcpu: int | None,
     part: str, whole: bool, devices: bool, translate: int | None, page_tables: bool,
-    backtrace: bool, symbols: Path | None, sysrq: str | None, nmi: int | None,
+    backtrace: bool, symbols: Path | None, kallsyms: bool, sysrq: str | None, nmi: int | None,
 ) -> int:  # fmt: skip
     """Show VMs' registers, page tables or devices, or send a sysrq.
 
@@ -80,6 +92,8 @@ def debug(
         replies = [_page_tables(vm, vcpu or 0) for vm in found.vms]
     else:
         replies = ask_all(found.vms, request)
+    if kallsyms and names is None:
+        replies = [_with_names(*pair) for pair in zip(found.vms, replies, strict=True)]
     return report(found, replies, as_json, partial(_lines, part=part, names=names))
 
 
@@ -93,17 +107,28 @@ def _lines(reply: Message, part: str, names: Symbols | None) -> Iterator[str]:
         yield from translation_lines(reply)
         return
     if "backtraces" in reply:
-        yield from backtrace_lines(reply["backtraces"], names)
+        codes = reply.get("code", {})
+        yield from backtrace_lines(reply["backtraces"], codes, names or known(reply))
         return
     if "devices" in reply:
         yield from show_devices(reply["devices"])
         return
+    named = names or known(reply)
     for registers in reply["vcpus"]:
         yield from show_registers(registers, part)
-        if names is not None and (name := names.name(int(registers["registers"]["PC"], 16))):
+        if named is not None and (name := named.name(int(registers["registers"]["PC"], 16))):
             yield f"  PC is in {name}"
         causes = ", ".join(f"{cause} {count}" for cause, count in registers["exits"].items())
         yield f"  exits    {causes or 'none'}"
+
+
+def _with_names(vm: Vm, reply: Message) -> Message:
+    """Return a reply with the names of its addresses, from the guest's memory."""
+    if not reply["ok"]:
+        return reply
+    wanted = readable(reply, addresses_in)
+    found = vm.ask({"do": "names", "addresses": wanted})
+    return {**reply, "names": found["names"]} if found["ok"] else found
 
 
 def _page_tables(vm: Vm, vcpu: int) -> Message:

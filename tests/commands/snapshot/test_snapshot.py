@@ -12,6 +12,7 @@ import pytest
 from pyvmm.cli import main
 from pyvmm.commands.snapshot.show import hex_lines
 from pyvmm.config import Disk
+from pyvmm.kvm import regs
 from pyvmm.layout import MIB, RAM_BASE
 from pyvmm.memory.ram import GuestMemory
 from pyvmm.snapshot.format import PAGE
@@ -186,6 +187,20 @@ def test_diff_exits_with_1_and_shows_differences(
     assert "rtc\n" in out
     assert "  offset            0 -> 1\n" in out
     assert "memory: 1 page in 1 range\n  0x80080000-0x80081000  1 page\n" in out
+
+
+def test_diff_and_show_name_addresses_with_symbols(
+    path: Path, memory: GuestMemory, tmp_path: Path, capsys: Capture
+) -> None:
+    state, b, symbols = sample.state(), tmp_path / "b.snap", tmp_path / "System.map"
+    state.vcpus[0].registers[regs.PC] += 0x10
+    save_machine(b, state, memory)
+    symbols.write_text("0000000080080000 T start\n")
+
+    assert "start -> start+0x10" in run(capsys, "diff", path, b, "--symbols", symbols)[1]
+    assert "vCPU 0: PC is in start+0x10" in run(capsys, "show", b, "--symbols", symbols)[1]
+    calls = run(capsys, "show", b, "--backtrace", "--symbols", symbols)[1]
+    assert "0x80080010  start+0x10" in calls
 
 
 def test_expected_diff_exits_with_0_unless_strict(
