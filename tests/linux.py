@@ -95,6 +95,27 @@ def flavour(package: str, suite: str) -> Path:
     return found
 
 
+def debug_files(package: str, suite: str) -> Path:
+    """Return a directory with the vmlinux and the System.map of a flavour().
+
+    The rest of its -dbg package, a GiB of modules, is not unpacked.
+    """
+
+    def build(into: Path) -> None:
+        source = Suite(suite)
+        wanted = f"{package}-dbg"
+        found = [p for p in source.closure([f"{wanted}:arm64"]) if p.name.startswith("linux-image")]
+        for deb in source.download(found, into / ".debs", Progress()):
+            command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE) as files:
+                take = ["tar", "-x", "-C", str(into), "--wildcards", "./usr/lib/debug/boot/*"]
+                subprocess.run(take, stdin=files.stdout, stderr=subprocess.DEVNULL)
+            deb.unlink()
+
+    tree = cached(tools.trees_dir() / f"{package}-dbg-{suite}", build)
+    return tree / "usr/lib/debug/boot"
+
+
 def ukify(out: Path, kernel: Path, initrd: Path, cmdline: str) -> Path:
     """Make a unified kernel image by Debian's ukify, with the stub of systemd."""
     specs = ("systemd-ukify", "python3-pefile", "systemd-boot-efi:arm64")
@@ -147,7 +168,7 @@ class Session:
     """A guest in a process of its own; a test types, and waits for output."""
 
     def __init__(self, command: list[str], **options: Any) -> None:
-        self.output = b""
+        self.output, self.errors = b"", b""  # the errors are there after end()
         streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self._process: subprocess.Popen[bytes] = subprocess.Popen(command, **{**streams, **options})
 
@@ -186,7 +207,7 @@ class Session:
 
     def end(self, timeout_s: float = 60.0) -> int:
         """Wait for the end and return the exit code."""
-        out, _ = self._process.communicate(timeout=timeout_s)
+        out, self.errors = self._process.communicate(timeout=timeout_s)
         self.output += out
         return self._process.returncode
 

@@ -5,7 +5,7 @@ A program that is not installed comes from Debian, unpacked in the cache.
 
 from __future__ import annotations
 
-import os
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -37,6 +37,8 @@ PACKAGES: Final = {
 # The tree's C library needs its own loader, but /lib64 in the tree is a link to this machine's.
 UNDEFINED: Final = ("-Wl,--allow-shlib-undefined",)
 HEADERS: Final = Path("/usr/include")
+# Debian 12's crash finds no tasks in Debian 12's kernel 6.1.176, and its QEMU does not run this one
+CRASH_SUITE: Final = "trixie"
 
 
 def find(program: str, progress: Progress) -> Tool:
@@ -57,7 +59,7 @@ def gcc(progress: Progress, headers: Path = HEADERS) -> Tool:
         return Tool((installed,))
     root = tree("gcc", TOOLS_SUITE, ["gcc", "libc6-dev"], progress)
     # gcc starts other programs of the tree, so no loader; they run with this machine's C library.
-    libraries = root / "usr/lib" / tools.TRIPLETS[os.uname().machine]
+    libraries = root / "usr/lib" / tools.TRIPLETS[platform.machine()]
     programs = root / "usr/bin"  # gcc would find the assembler by PATH alone
     command = (f"{programs}/gcc", f"-B{programs}/", f"--sysroot={root}", *UNDEFINED)
     return Tool(command, {"LD_LIBRARY_PATH": str(libraries)})
@@ -84,6 +86,18 @@ def lldb(progress: Progress) -> Tool:
     command = through_loader(root, str(binary.relative_to(root)))
     (modules,) = root.glob("usr/lib/llvm-*/lib/python3/dist-packages")
     return Tool(command, {"PYTHONHOME": str(root / "usr"), "PYTHONPATH": str(modules)})
+
+
+def crash(progress: Progress) -> Tool:
+    """Return crash for arm64; elsewhere QEMU's user mode runs it."""
+    if platform.machine() == "aarch64" and (installed := shutil.which("crash")):
+        return Tool((installed,))
+    root = tree("crash-arm64", CRASH_SUITE, ["crash:arm64"], progress)
+    command = through_loader(root, "usr/bin/crash", machine="aarch64")
+    if platform.machine() == "aarch64":
+        return Tool(command)
+    emulator = tree("qemu-user", CRASH_SUITE, ["qemu-user"], progress)
+    return Tool((str(emulator / "usr/bin/qemu-aarch64"), *command))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ Linux guest they need VMCOREINFO, which the kernel keeps in its memory.
     notes: per vCPU NT_PRSTATUS, NT_FPREGSET, NT_ARM_SVE; then VMCOREINFO
     memory, from a page boundary on; zero pages are holes
 
+p_align is 0, as in /proc/vmcore: crash takes a file with another value for one of netdump, in which
+it does not look for the beginning of memory.
+
 Source: System V ABI, "ELF header" and "Note Section"; Linux, arch/arm64/include/uapi/asm/ptrace.h,
 include/linux/elfcore.h, kernel/vmcore_info.c.
 """
@@ -87,7 +90,7 @@ def write_core(
     offsets = []
     for piece in memory:
         offsets.append(offset)
-        where = (offset, 0, piece.base, piece.size, piece.size, PAGE)
+        where = (offset, 0, piece.base, piece.size, piece.size, 0)
         headers.append(PHDR.pack(PT_LOAD, RWX, *where))
         offset = _aligned(offset + piece.size, PAGE)
     ehdr = EHDR.pack(

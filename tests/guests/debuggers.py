@@ -46,7 +46,9 @@ def gdb_command(*options: str) -> tuple[list[str], dict[str, str]]:
     return [*tool.command, *usual, *options], {**os.environ, **tool.environment}
 
 
-def gdb(place: str, script: str, where: Path, elf: Path | None = None) -> dict[str, Any]:
+def gdb(
+    place: str, script: str, where: Path, elf: Path | None = None, timeout_s: float = 2 * PATIENCE
+) -> dict[str, Any]:
     """Run a Python script in a gdb that is connected to a place; return its answer."""
     path, out = where / "script.py", where / "answer.json"
     out.unlink(missing_ok=True)
@@ -55,7 +57,7 @@ def gdb(place: str, script: str, where: Path, elf: Path | None = None) -> dict[s
     options = ["-batch", "-ex", f"target remote {place}", "-x", str(path)]
     command, environment = gdb_command(*([str(elf)] if elf else []), *options)
     done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=2 * PATIENCE
+        command, env=environment, capture_output=True, text=True, timeout=timeout_s
     )
     assert out.exists(), done.stdout + done.stderr
     return {**json.loads(out.read_text()), "printed": done.stdout + done.stderr}
