@@ -67,6 +67,21 @@ def emulated(own_runtime_directory: None, pyvmm: Pyvmm) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture(scope="module")
+def nested(pyvmm: Pyvmm) -> Iterator[tuple[str, ...]]:
+    """Return the options of a host with guests at EL2.
+
+    It ends with the module's tests: others expect the default host alone.
+    """
+    if is_local(HostSettings()):
+        pytest.skip("commands run on this machine's own KVM")
+    options = ("--host-model", "nested")
+    started = pyvmm("host", "start", *options, timeout=FIRST_S)
+    assert started.returncode == 0, started.stderr
+    yield options
+    pyvmm("host", "stop", *options)
+
+
 @pytest.fixture(scope="package")
 def at_rest(emulated: None, pyvmm: Pyvmm) -> list[str]:
     """Return the processes of an idle host."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from pyvmm.host import HostSettings, is_local
 from tests.e2e.conftest import FIRST_S, Pyvmm
 
 pytestmark = [
@@ -17,21 +15,9 @@ pytestmark = [
     pytest.mark.timeout(FIRST_S),
 ]
 
-HOST = ("--host-model", "nested")
 AT_EL2 = pytest.mark.parametrize(
     "el2", [("--nested",), ("--nested", "--e2h0")], ids=["VHE", "no VHE"]
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def host(pyvmm: Pyvmm) -> Iterator[None]:
-    """Start the host, and stop it at the end: other tests expect the default one alone."""
-    if is_local(HostSettings()):
-        pytest.skip("commands run on this machine's own KVM")
-    started = pyvmm("host", "start", *HOST, timeout=FIRST_S)
-    assert started.returncode == 0, started.stderr
-    yield
-    pyvmm("host", "stop", *HOST)
 
 
 class Case(NamedTuple):
@@ -60,8 +46,10 @@ CASES = [
 
 @AT_EL2
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.arguments.split()[0])
-def test_bundled_guest_works_at_el2(case: Case, el2: tuple[str, ...], pyvmm: Pyvmm) -> None:
-    done = pyvmm("run", *HOST, *el2, *case.arguments.split(), input=case.typed)
+def test_bundled_guest_works_at_el2(
+    case: Case, el2: tuple[str, ...], nested: tuple[str, ...], pyvmm: Pyvmm
+) -> None:
+    done = pyvmm("run", *nested, *el2, *case.arguments.split(), input=case.typed)
 
     assert (done.returncode, done.stderr) == (case.code, "")
     assert done.stdout.endswith(case.end), done.stdout
@@ -69,13 +57,13 @@ def test_bundled_guest_works_at_el2(case: Case, el2: tuple[str, ...], pyvmm: Pyv
 
 @AT_EL2
 def test_guest_at_el2_continues_from_its_snapshot(
-    el2: tuple[str, ...], pyvmm: Pyvmm, tmp_path: Path
+    el2: tuple[str, ...], nested: tuple[str, ...], pyvmm: Pyvmm, tmp_path: Path
 ) -> None:
     saved = tmp_path / "guest.snap"
     guest = ("sve-snapshot", "-c", "3", "-m", "16", "-p", "patience=60")
 
-    begun = pyvmm("run", *HOST, *el2, *guest, "--timeout", "8", "--save-on-exit", str(saved))
-    restored = pyvmm("restore", *HOST, str(saved), input="csq")
+    begun = pyvmm("run", *nested, *el2, *guest, "--timeout", "8", "--save-on-exit", str(saved))
+    restored = pyvmm("restore", *nested, str(saved), input="csq")
 
     assert (begun.returncode, begun.stdout) == (124, "at work\n"), begun.stderr
     assert restored.returncode == 0, restored.stdout + restored.stderr

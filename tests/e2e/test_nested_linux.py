@@ -5,12 +5,10 @@ An L1 that runs an L2 is saved, ended, and restored in a new process.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pyvmm.host import HostSettings, is_local
 from tests import l1, linux
 from tests.e2e.conftest import FIRST_S, Pyvmm
 from tests.linux import Session
@@ -21,21 +19,9 @@ pytestmark = [
     pytest.mark.timeout(3 * FIRST_S),
 ]
 
-HOST = ("--host-model", "nested")
 KERNEL = "7.2"
 PROMPT = b"~ # "
 WORDS = "quiet cryptomgr.notests norandmaps"
-
-
-@pytest.fixture(scope="module")
-def host(pyvmm: Pyvmm) -> Iterator[None]:
-    """Start the host, and stop it at the end: other tests expect the default one alone."""
-    if is_local(HostSettings()):
-        pytest.skip("commands run on this machine's own KVM")
-    started = pyvmm("host", "start", *HOST, timeout=FIRST_S)
-    assert started.returncode == 0, started.stderr
-    yield
-    pyvmm("host", "stop", *HOST)
 
 
 class Shell(Session):
@@ -49,11 +35,11 @@ class Shell(Session):
 
 
 def test_linux_as_l1_runs_guests_of_its_own_and_is_restored_while_it_runs_one(
-    host: None, pyvmm: Pyvmm, pyvmm_cmd: list[str], tmp_path: Path
+    nested: tuple[str, ...], pyvmm: Pyvmm, pyvmm_cmd: list[str], tmp_path: Path
 ) -> None:
     initrd, saved = tmp_path / "l1.img", tmp_path / "l1.snap"
     usr = l1.make(KERNEL, initrd)
-    run = [*pyvmm_cmd, "run", *HOST, "--nested", "-c", "1", "-m", "1G", "--name", "test-l1",
+    run = [*pyvmm_cmd, "run", *nested, "--nested", "-c", "1", "-m", "1G", "--name", "test-l1",
            "-d", f"{usr},ro", "-i", str(initrd), "-p", WORDS, str(linux.image(KERNEL))]  # fmt: skip
 
     with Shell(run) as shell:
@@ -68,7 +54,7 @@ def test_linux_as_l1_runs_guests_of_its_own_and_is_restored_while_it_runs_one(
         assert done.returncode == 0, done.stderr
         shell.end(FIRST_S)
 
-    with Shell([*pyvmm_cmd, "restore", *HOST, "--trust", str(saved)]) as shell:
+    with Shell([*pyvmm_cmd, "restore", *nested, "--trust", str(saved)]) as shell:
         shell.type(b"sq")
         ended = shell.wait_for(PROMPT, FIRST_S).decode()
         assert ended.count("failures=0") == 2
