@@ -51,8 +51,6 @@ KVM = "/dev/kvm"
 STDOUT = 1
 
 SILENT_S = 5.0  # without output, before pyvmm looks for the reason
-APART_S = 0.05  # between two looks at a guest
-LOOKS = 4  # how many times a guest is looked at again before it is only described
 
 
 def write_to_stdout(data: bytes) -> None:
@@ -436,25 +434,16 @@ class Machine(Closing):
         """Log one line about why the guest makes no progress, if pyvmm can see it; once a run.
 
         With ``sure`` the line must name a cause. Without ``sure`` it can also be a description of a
-        guest without output: then the guest gets some more time to show a cause, for its vCPUs may
-        just have started. Stops the vCPUs for moments; do not call it in a vCPU's thread.
+        guest without output. Stops the vCPUs for moments; do not call it in a vCPU's thread.
         """
-        from pyvmm.machine.diagnosis.rules import diagnose
+        from pyvmm.machine.diagnosis.looking import explain
 
         if self.has_said_why or not self._pausing.acquire(blocking=False):
             return  # another thread has stopped the guest
         try:
             if self.is_paused or (self.has_ended and not self.was_reset):
                 return
-            why, second = None, self._look()
-            for again in range(1 if sure else LOOKS):
-                first = second
-                time.sleep(APART_S)
-                second = self._look()
-                last = again == LOOKS - 1
-                why = diagnose([first, second], silent=self.is_silent, sure=sure or not last)
-                if why is not None:
-                    break
+            why = explain(self._look, lambda: self.is_silent, sure=sure)
         except KvmError:  # KVM has no such register: nothing is known
             return
         finally:
