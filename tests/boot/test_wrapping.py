@@ -18,6 +18,7 @@ from pyvmm.boot.wrapping import unwrap
 from pyvmm.errors import HostError, ImageError
 from pyvmm.layout import MIB
 from tests.boot.packing import zboot, zstd_compress
+from tests.conftest import tool
 
 IMAGE = bytes(range(256)) * 2000
 LIMIT = 16 * MIB
@@ -150,5 +151,12 @@ def test_unwrap_accepts_the_gzip_programs_output(tmp_path: Path) -> None:
 
 @given(noise=st.binary(max_size=300), magic=st.sampled_from([b"\x1f\x8b\x08", zstd.MAGIC]))
 def test_unwrap_refuses_noise_behind_a_magic(noise: bytes, magic: bytes) -> None:
-    with pytest.raises(ImageError):
-        unwrapped(magic + noise + zlib.crc32(noise).to_bytes(4, "big"), limit=MIB)
+    """Some noise is a frame of a few bytes: then the format's own program reads the same."""
+    packed = magic + noise + zlib.crc32(noise).to_bytes(4, "big")
+    try:
+        content, *_ = unwrapped(packed, limit=MIB)
+    except ImageError:
+        return
+    program = "zstd" if magic == zstd.MAGIC else "gzip"
+    done = subprocess.run([tool(program), "-dc"], input=packed, capture_output=True, check=True)
+    assert content == done.stdout

@@ -30,6 +30,7 @@ READY: Final = "pyvmm-agent: ready"
 IDLE_FILE: Final = Path("/run/pyvmm/idle_s")  # written by sessions
 IDLE_S: Final = 900.0
 DEVICE: Final = Path("/dev/kvm")
+VHOST_VSOCK: Final = Path("/dev/vhost-vsock")
 KVM_CREATE_VM: Final = 0xAE01  # _IO(KVMIO, 0x01).  Source: uapi/linux/kvm.h
 SMALLEST_VM: Final = 32  # bits of guest physical address, KVM's minimum
 DESCRIPTORS: Final = (1024, 1 << 16)  # soft and hard limit for a command; a vCPU has two
@@ -51,8 +52,10 @@ def main() -> None:
     """Serve clients until the idle time is over, then power off."""
     _preload()
     resource.setrlimit(resource.RLIMIT_NOFILE, DESCRIPTORS)
-    if DEVICE.exists():  # commands run as the user, who is in no group inside
-        DEVICE.chmod(0o666)
+    for node in (DEVICE, VHOST_VSOCK):
+        if node.exists():  # commands run as the user, who is in no group inside
+            node.chmod(0o666)
+    if DEVICE.exists():
         keep_vm_open(DEVICE)
     wakeup = _wakeup_pipe()
     agent = Agent(wakeup)

@@ -30,7 +30,7 @@ def is_alive(process: int) -> bool:
     """Return whether a process runs; a zombie does not."""
     try:
         status = Path(f"/proc/{process}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it may end between open and read
         return False
     return status.rpartition(")")[2].split()[0] != "Z"
 
